@@ -1,0 +1,100 @@
+"""Any audio file -> a mono float32 waveform at the encoder's rate. The only place that decodes or resamples."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+# Annotations are rounded to milliseconds or so; an end this far past the file's own is no error.
+SEGMENT_TOLERANCE_S = 0.1
+
+
+class AudioError(ValueError):
+    """A file cannot be read as audio; the message is one line: the file, then what is wrong."""
+
+
+def read_audio(
+    path: str | Path, sample_rate: int, start_s: float | None = None, end_s: float | None = None
+) -> np.ndarray:
+    """Read a file, or its segment [start_s, end_s), as a mono waveform at `sample_rate`.
+
+    Reads what libsndfile reads: WAV in every kind (PCM 8 to 32 bit, float, double, ADPCM, mu-law, extensible),
+    FLAC, Ogg, MP3, AIFF and more, at any rate. Channels are averaged; the rate is converted by soxr in its
+    high quality (band-limited), as ``librosa.load(path, sr=sample_rate)`` does.
+
+    Args:
+        path: the file.
+        sample_rate: in Hz.
+        start_s, end_s: in seconds; None is the file's beginning or end. Only this part is read.
+
+    Returns:
+        (samples,) float32, nominally in [-1, 1], at least one sample.
+
+    Raises:
+        AudioError: the file is missing, empty, broken, truncated or no audio, holds NaN or infinity, or
+            does not contain the segment.
+    """
+    path = Path(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            file_rate = file.samplerate
+            first, last = _segment(file, path, start_s, end_s)
+            _refuse_truncated(file, path)
+            if first:
+                file.seek(first)
+            samples = file.read(last - first, dtype="float32", always_2d=True)  # (frames, channels)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError(f"{path}: {_cause(path, error)}") from error
+    if len(samples) < last - first:
+        raise AudioError(f"{path}: truncated: {len(samples):,} of {last - first:,} samples could be read")
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{path}: holds NaN or infinite samples")
+    waveform = samples.mean(axis=1, dtype=np.float32)
+    if file_rate != sample_rate:
+        waveform = soxr.resample(waveform, file_rate, sample_rate, quality="HQ")
+    if not len(waveform):
+        raise AudioError(f"{path}: only {last - first} samples at {file_rate} Hz, too short to resample")
+    return waveform
+
+
+def _segment(file: soundfile.SoundFile, path: Path, start_s: float | None, end_s: float | None) -> tuple[int, int]:
+    """The segment as frames [first, last) of the file."""
+    duration_s = file.frames / file.samplerate
+    if not file.frames:
+        raise AudioError(f"{path}: holds no samples (a header without audio)")
+    start = 0.0 if start_s is None else start_s
+    end = duration_s if end_s is None else end_s
+    if not 0 <= start < end:
+        raise AudioError(f"{path}: segment {start:.3f}-{end:.3f} s is empty or reversed")
+    if end > duration_s + SEGMENT_TOLERANCE_S:
+        raise AudioError(f"{path}: segment {start:.3f}-{end:.3f} s ends after the audio ({duration_s:.3f} s)")
+    first, last = round(start * file.samplerate), min(round(end * file.samplerate), file.frames)
+    if first >= last:
+        raise AudioError(f"{path}: segment {start:.3f}-{end:.3f} s holds no samples of the audio ({duration_s:.3f} s)")
+    return first, last
+
+
+def _refuse_truncated(file: soundfile.SoundFile, path: Path) -> None:
+    """libsndfile shortens a WAV or AIFF whose end is missing without an error, and only says so in its log."""
+    announced = re.search(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    if announced is None:
+        return
+    promised, present = map(int, announced.groups())
+    # A size close to 2^32 is what programs write that stream to a pipe; they never learn the length.
+    if present < promised < 0x7FFFF000:
+        raise AudioError(f"{path}: truncated: {present:,} of {promised:,} bytes of audio are there")
+
+
+def _cause(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return "not found"
+    if path.is_dir():
+        return "is a folder, not an audio file"
+    if not path.stat().st_size:
+        return "empty file (0 bytes)"
+    # libsndfile repeats the path in front of its message.
+    return f"cannot be read as audio ({str(getattr(error, 'error_string', error)).strip().rstrip('.')})"

@@ -1,0 +1,249 @@
+"""AudioSep weights: find, verify and read them. The only place that knows checkpoint formats.
+
+A checkpoint is opened with ``weights_only=True`` (or as safetensors), so nothing in it can run code, and
+its encoder and FiLM tensors are taken strictly: one that is missing, misshapen or not finite is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_PATH = PROJECT_ROOT / "pretrained_models" / "AudioSep" / "pytorch_model.bin"
+DEFAULT_URL = (
+    "https://huggingface.co/nielsr/audiosep-demo/resolve/9188caa202a0d31845367e4dad8bb5549eddb4ba/pytorch_model.bin"
+)
+KNOWN_RELEASES = {
+    "37f1691fb067e2575f1ad1cfbfe44b7b3da18e52f33fcb2b0937b72952f11ba1": "nielsr/audiosep-demo pytorch_model.bin",
+    "f8cda01bfd0ebd141eef45d41db7a3ada23a56568465840d3cff04b8010ce82c": "AudioSep audiosep_base_4M_steps.ckpt",
+}
+CLAP_SHA256 = "51c68f12f9d7ea25fdaaccf741ec7f81e93ee594455410f3bca4f47f88d8e006"
+# The tensor that tells where in a file the separator is: its name without the prefix.
+ANCHOR = "base.bn0.weight"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names the file, the cause and the way out in one line."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Encoder and FiLM tensors by their official name without prefix, and where they come from.
+
+    `identity` is ``sha256:<hex>`` of the file, or ``random:<seed>``; `release` names the known release
+    it equals, ``"unknown"``, or ``"untrained"``.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    identity: str
+    release: str
+
+
+def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
+    """Read the tensors named in `shapes` from a checkpoint, or draw them for ``random:SEED``.
+
+    Args:
+        checkpoint: a ``.bin``/``.ckpt``/``.pt`` or ``.safetensors`` file, ``"random:SEED"``, or None for
+            ``pretrained_models/AudioSep/pytorch_model.bin``.
+        shapes: name without prefix -> shape of every tensor wanted.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, or lacks the tensors.
+    """
+    if isinstance(checkpoint, str) and checkpoint.startswith("random:"):
+        return _random_weights(checkpoint, shapes)
+    path = Path(checkpoint) if checkpoint is not None else DEFAULT_PATH
+    _refuse_what_is_no_checkpoint(path)
+    # The checksum comes first: a known wrong file gets its true name instead of a parser's complaint.
+    sha256 = file_sha256(path)
+    if sha256 == CLAP_SHA256:
+        raise _clap_error(path)
+    tensors = _select(_read(path), shapes, path)
+    return Weights(tensors, f"sha256:{sha256}", KNOWN_RELEASES.get(sha256, "unknown"))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, computed once: remembered in ``<path>.sha256.json`` with the file's size and time.
+
+    A note that cannot be written (a read-only folder) only costs the next run the seconds of computing it.
+    """
+    stat = path.stat()
+    state = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    note = path.with_name(path.name + ".sha256.json")
+    try:
+        remembered = json.loads(note.read_text())
+        if {key: remembered[key] for key in state} == state:
+            return str(remembered["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        remembered = None  # no note, or not ours: compute
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    try:
+        note.write_text(json.dumps({**state, "sha256": digest.hexdigest()}) + "\n")
+    except OSError as error:
+        print(f"note: the checkpoint's checksum could not be remembered in {note}: {error.strerror}")
+    return digest.hexdigest()
+
+
+def download_command(path: Path = DEFAULT_PATH) -> str:
+    """The shell line that fetches the default checkpoint; run again, it goes on where it stopped."""
+    return f"curl -L -C - --create-dirs -o {path} {DEFAULT_URL}"
+
+
+def _random_weights(checkpoint: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
+    """Untrained weights: He-normal convolutions, lightly perturbed BatchNorm, a generator per tensor name.
+
+    NumPy's PCG64 stream is the same on every machine, so ``random:SEED`` names one encoder everywhere.
+    """
+    seed_text = checkpoint.removeprefix("random:")
+    if not seed_text.isdecimal() or int(seed_text) >= 2**32:
+        raise CheckpointError(f"--checkpoint {checkpoint}: give random: a seed from 0 to 4294967295, as in random:0")
+    seed = int(seed_text)
+    batch_norms = {name.rpartition(".")[0] for name in shapes if name.endswith(".running_var")}
+    tensors = {}
+    for name, shape in shapes.items():
+        bits = np.random.PCG64(seed ^ zlib.crc32(name.encode("utf-8")))
+        z = np.random.Generator(bits).standard_normal(shape).astype(np.float32)
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and module in batch_norms:
+            value = np.float32(1) + np.float32(0.1) * z
+        elif kind == "weight":
+            value = z * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        elif kind == "running_var":
+            value = np.exp(np.float32(0.2) * z)
+        else:  # biases and running means
+            value = np.float32(0.1) * z
+        tensors[name] = torch.from_numpy(value)
+    return Weights(tensors, f"random:{seed}", "untrained")
+
+
+def _refuse_what_is_no_checkpoint(path: Path) -> None:
+    """Catch by their first bytes the files that people have instead of a checkpoint."""
+    if not path.exists():
+        raise CheckpointError(
+            f"checkpoint {path} not found. Get it with: {download_command()}   "
+            "(or try the pipeline untrained with --checkpoint random:0)"
+        )
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is a folder. Give the file itself, such as {path}/pytorch_model.bin")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise CheckpointError(f"checkpoint {path} is empty (0 bytes). Delete it and fetch it: {download_command()}")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"checkpoint {path} is a Git LFS pointer, not the weights. Run 'git lfs pull', or: {download_command()}"
+        )
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointError(f"checkpoint {path} is a web page, not weights. Fetch it again: {download_command()}")
+
+
+def _read(path: Path) -> object:
+    """Whatever tensors and containers the file holds, without running anything in it."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_safetensors(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        # torch refuses here both what could run code and what is no pickle at all.
+        if _mentions_clap(path):
+            raise _clap_error(path) from error
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "GLOBAL" in str(error):
+            raise CheckpointError(
+                f"checkpoint {path} holds Python objects that would run code when opened; refused, and nothing was "
+                f"run. Use the published weights: {download_command()}"
+            ) from error
+        raise _damaged(path, error) from error
+    except (RuntimeError, SafetensorError, EOFError, KeyError, ValueError, IndexError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+    return CheckpointError(
+        f"checkpoint {path} ({path.stat().st_size:,} bytes) is truncated or not a checkpoint ({first_line}). "
+        f"Delete it and fetch it: {download_command()}"
+    )
+
+
+def _clap_error(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {path} is a CLAP checkpoint (AudioSep's text encoder), not the separator whose features are "
+        f"extracted. Give pytorch_model.bin or audiosep_base_4M_steps.ckpt: {download_command()}"
+    )
+
+
+def _mentions_clap(path: Path) -> bool:
+    """Whether the names pickled in a zip checkpoint are CLAP's; read as bytes, never unpickled."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        pickled = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    return b"audio_branch." in pickled and ANCHOR.encode() not in pickled
+
+
+def _state_dicts(content: object, depth: int = 3) -> list[Mapping[str, torch.Tensor]]:
+    """Every mapping in the file, outermost first, that holds tensors by name."""
+    if not isinstance(content, Mapping) or depth == 0:
+        return []
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and torch.is_tensor(value)}
+    found = [tensors] if tensors else []
+    for value in content.values():
+        found += _state_dicts(value, depth - 1)
+    return found
+
+
+def _select(content: object, shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, torch.Tensor]:
+    """The wanted tensors as float32, under whichever prefix they stand; strictly."""
+    state_dicts = _state_dicts(content)
+    places = [
+        (state, key.removesuffix(ANCHOR))
+        for state in state_dicts
+        for key in state
+        if key == ANCHOR or key.endswith("." + ANCHOR)
+    ]
+    if not places:
+        if any("audio_branch." in key for state in state_dicts for key in state):
+            raise _clap_error(path)
+        raise CheckpointError(
+            f"checkpoint {path} has no AudioSep separator in it (no tensor named ...{ANCHOR}). "
+            f"Give the published weights: {download_command()}"
+        )
+    # A wrapper may hold copies (an averaged model beside the model): take the official prefix where there is a choice.
+    state, prefix = next((place for place in places if place[1] == "ss_model."), places[0])
+    selected, problems = {}, []
+    for name, shape in shapes.items():
+        tensor = state.get(prefix + name)
+        if tensor is None:
+            problems.append(f"{prefix}{name} is missing")
+        elif tuple(tensor.shape) != tuple(shape):
+            problems.append(f"{prefix}{name} has shape {tuple(tensor.shape)} instead of {tuple(shape)}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{prefix}{name} has type {tensor.dtype} instead of a floating-point one")
+        elif not torch.isfinite(tensor).all():
+            problems.append(f"{prefix}{name} holds NaN or infinite values")
+        elif name.endswith("running_var") and (tensor < 0).any():
+            problems.append(f"{prefix}{name} holds negative variances")
+        else:
+            # A copy, so that a memory-mapped file of a gigabyte is let go.
+            selected[name] = tensor.detach().to(torch.float32).clone()
+    if problems:
+        raise CheckpointError(
+            f"checkpoint {path} does not fit AudioSep's ResUNet30 encoder; {len(problems)} of {len(shapes)} tensors "
+            f"are wrong: {'; '.join(problems)}. Fetch the published weights: {download_command()}"
+        )
+    return selected

@@ -1,0 +1,263 @@
+"""What every script shares: its flags, its messages, and errors as one line with exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.clips import DatasetError, Task
+from common.config import ConfigError, load_config
+from common.files import OutputError
+
+# configuration key -> flag, metavar, help
+EXTRACT_FLAGS = {
+    "data_root": ("--data-root", "FOLDER", "the unpacked data set"),
+    "checkpoint": ("--checkpoint", "FILE", "AudioSep weights, or random:SEED for an untrained encoder"),
+    "features": ("--output", "FILE", "the feature file to write"),
+    "layer": ("--layer", "NAME", "pre_conv, encoder_block1 to encoder_block6, or bottleneck"),
+    "pool": ("--pool", "NAME", "mean, std or max over time and frequency"),
+    "condition": ("--condition", "WHAT", "none, zero, or a .npy or .pt file of a 512-d CLAP embedding"),
+    "precision": ("--precision", "NAME", "fp32"),
+    "device": ("--device", "NAME", "auto, cpu, cuda or cuda:N"),
+    "workers": ("--workers", "N", "threads that decode audio; 0 is one a core"),
+}
+CLASSIFY_FLAGS = {
+    "features": ("--features", "FILE", "the feature file to read"),
+    "output_dir": ("--output-dir", "FOLDER", "where results, pictures and trained heads go"),
+    "epochs": ("--epochs", "N", "epochs; the last one is kept"),
+    "batch_size": ("--batch-size", "N", "clips a step"),
+    "learning_rate": ("--learning-rate", "X", "Adam's learning rate"),
+    "hidden_dim": ("--hidden-dim", "N", "width of the three-layer head"),
+    "feature_dim": ("--feature-dim", "N", "numbers a clip that the feature file must have"),
+    "train_test_split": ("--train-test-split", "X", "share of test clips where there are no official folds or splits"),
+    "random_seed": ("--seed", "N", "seed of weights, order and random splits"),
+    "device": ("--device", "NAME", "auto, cpu, cuda or cuda:N"),
+}
+
+
+class UsageError(ValueError):
+    """A flag's value cannot be used; the message is one line."""
+
+
+def extract_main(task: Task, argv: Sequence[str] | None = None) -> None:
+    """Run a task's extraction script: clips of the data root -> feature file."""
+    run(lambda: _extract(task, argv))
+
+
+def classify_main(task: Task, argv: Sequence[str] | None = None) -> None:
+    """Run a task's classification script: feature file -> scores, pictures, trained heads."""
+    run(lambda: _classify(task, argv))
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; what a user can mend ends as one line on stderr and exit status 2, Ctrl-C with 130."""
+    # A job scheduler's polite stop deserves the same care as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        main()
+    except KeyboardInterrupt as interrupt:
+        text = str(interrupt) or "interrupted"
+        status = 130
+    except _expected_errors() as error:
+        text = f"error: {error}"
+        status = 2
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        text = f"error: {what}{error.strerror or error}"
+        status = 2
+    else:
+        return
+    print(" ".join(text.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """The errors that say what a user can do; any other is a defect, and shows its traceback."""
+    from common.checkpoint import CheckpointError
+    from common.extract import ExtractionError
+    from common.features import FeatureFileError
+    from common.splits import SplitError
+    from common.train import FitError
+
+    own = (UsageError, ConfigError, DatasetError, OutputError)
+    return (*own, CheckpointError, ExtractionError, FeatureFileError, SplitError, FitError)
+
+
+def _parse(
+    task: Task, description: str, flags: dict[str, tuple[str, str, str]], argv: Sequence[str] | None
+) -> tuple[dict[str, Any], argparse.Namespace]:
+    """The effective configuration, and the flags as given (None where not)."""
+    task_config = task.folder / "config.yaml"
+    defaults = load_config(task_config)
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    for key, (flag, metavar, text) in flags.items():
+        default = _default_path(task, key) if defaults[key] is None else defaults[key]
+        parser.add_argument(flag, dest=key, metavar=metavar, help=f"{text} (default: {default})".replace("%", "%%"))
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="one's own YAML over common/config.yaml and the task's"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that was made with other settings")
+    given = parser.parse_args(argv)
+    flag_values = {key: getattr(given, key) for key in flags if getattr(given, key) is not None}
+    return load_config(task_config, given.config, flag_values), given
+
+
+def _default_path(task: Task, key: str) -> Path:
+    return task.folder / task.features_file if key == "features" else task.folder
+
+
+def _device(config: dict[str, Any], given: argparse.Namespace):  # -> torch.device
+    """The device to use: one asked for by flag must exist, the configuration's CUDA is a wish."""
+    import torch
+
+    from common.encoder import resolve_device
+
+    if given.device is None and config["device"].startswith("cuda") and not torch.cuda.is_available():
+        print("no CUDA GPU here: computing on the CPU")
+        return torch.device("cpu")
+    try:
+        return resolve_device(config["device"])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _extract(task: Task, argv: Sequence[str] | None) -> None:
+    config, given = _parse(task, f"Extract AudioSep embeddings of {task.title}.", EXTRACT_FLAGS, argv)
+    root = Path(config["data_root"])
+    clips = task.read_clips(root)
+    from common.checkpoint import CheckpointError
+    from common.encoder import CHANNELS, POOLS, load_encoder
+    from common.extract import extract
+
+    for key, known in (("layer", tuple(CHANNELS)), ("pool", POOLS)):
+        if config[key] not in known:
+            raise UsageError(f"--{key} {config[key]} is unknown; choose one of {', '.join(known)}")
+    device = _device(config, given)
+    classes, folds = len({clip.class_name for clip in clips}), {clip.fold for clip in clips} - {None}
+    in_folds = f", {len(folds)} fold{'s' * (len(folds) != 1)}" if folds else ""
+    print(f"{task.title}: {len(clips):,} clips, {classes} classes{in_folds} in {root}")
+    try:
+        encoder = load_encoder(config["checkpoint"], device, config["precision"], config["condition"])
+    except CheckpointError:
+        raise
+    except ValueError as error:  # the condition or the precision
+        raise UsageError(str(error)) from error
+    info = encoder.info
+    print(
+        f"encoder: {info['checkpoint'][:19]}, {_release(info['release'])}; {config['layer']}, {config['pool']} pool, "
+        f"condition {info['condition'][:19]}, {info['precision']} on {device}"
+    )
+    extract(
+        clips,
+        root,
+        encoder,
+        Path(config["features"] or _default_path(task, "features")),
+        dataset=task.name,
+        class_order=task.class_names,
+        layer=config["layer"],
+        pool=config["pool"],
+        workers=config["workers"] or None,
+        overwrite=given.overwrite,
+    )
+
+
+def _release(release: str) -> str:
+    return {
+        "untrained": "untrained (random weights): its scores say nothing about AudioSep",
+        "unknown": "a checkpoint unknown to this project (not one of the published releases)",
+    }.get(release, f"known release {release}")
+
+
+def _classify(task: Task, argv: Sequence[str] | None) -> None:
+    description = f"Train the linear and the three-layer head on AudioSep embeddings of {task.title}."
+    config, given = _parse(task, description, CLASSIFY_FLAGS, argv)
+    import numpy as np
+
+    from common.features import FeatureSet
+    from common.heads import HEADS, TrainedHead
+    from common.plots import plot_confusion
+    from common.results import head_record, refuse_other_results, run_record, save_record
+    from common.splits import Split, make_splits
+    from common.train import check_fittable, fit_heads
+
+    path = Path(config["features"] or _default_path(task, "features"))
+    folder = Path(config["output_dir"] or task.folder)
+    features = FeatureSet.load(path)
+    source = {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    config["device"] = str(_device(config, given))
+    features = _recognise(task, features, path, config)
+    check_fittable(features, str(path))
+    splits, protocol = make_splits(features, config["train_test_split"], config["random_seed"])
+    if not given.overwrite:
+        refuse_other_results(folder / "result.json", config, source["sha256"])
+
+    import torch
+
+    # Beside the scored heads one that learns from every clip: the head to keep and use.
+    everything = Split("all clips", np.arange(len(features)), np.arange(0))
+    settings = {key: config[key] for key in ("epochs", "batch_size", "learning_rate", "hidden_dim")}
+    provenance = {key: value for key, value in features.meta.items() if key not in ("failed", "samples")}
+    labels = np.concatenate([features.labels.numpy()[split.test] for split in splits])
+    records = {}
+    for kind in HEADS:
+        *scored, final = fit_heads(
+            kind,
+            features,
+            [*splits, everything],
+            **settings,
+            seed=config["random_seed"],
+            device=torch.device(config["device"]),
+        )
+        predictions = [
+            (head.split.name, len(head.split.train), head.test_logits.argmax(dim=1).numpy()) for head in scored
+        ]
+        records[kind] = head_record(predictions, labels, len(features.class_names))
+        trained = TrainedHead(kind, final.module, final.mean, final.scale, features.class_names, provenance)
+        trained.save(folder / task.head_files[kind])
+        title = f"{task.title}, {kind.replace('_', '-')} head: {records[kind]['mean']['accuracy']:.1%} ({protocol})"
+        confusion = np.array(records[kind]["confusion"])
+        plot_confusion(confusion, features.class_names, title, folder / f"confusion_{kind}.png")
+    meta = {**source, "clips": len(features), "class_names": features.class_names, **provenance}
+    record = run_record(task.name, protocol, config, meta, records)
+    save_record(record, folder)
+    _print_scores(task, record, len(splits))
+    print(f"-> {folder}: result.json, result.csv, confusion_*.png, {', '.join(task.head_files.values())}")
+
+
+def _recognise(task: Task, features, path: Path, config: dict[str, Any]):  # FeatureSet -> FeatureSet
+    """Check that the features belong to this task; complete a file of the original project's where possible."""
+    if features.meta.get("dataset", task.name) != task.name:
+        raise UsageError(f"{path} holds features of {features.meta['dataset']}, not of {task.name}; give --features")
+    if features.features.shape[1] != config["feature_dim"]:
+        raise UsageError(
+            f"{path} has {features.features.shape[1]} numbers a clip, the configuration says "
+            f"{config['feature_dim']}; if that is meant, give --feature-dim {features.features.shape[1]}"
+        )
+    if not features.meta:
+        recognised = task.recognise(features)
+        print(f"{path} holds no provenance: which encoder made it, and from what audio, is not recorded")
+        if recognised is not None:
+            features, sentence = recognised
+            print(sentence)
+    return features
+
+
+def _print_scores(task: Task, record: dict[str, Any], n_splits: int) -> None:
+    print(
+        f"\n{task.title}: {record['features']['clips']:,} clips, {len(record['features']['class_names'])} classes, "
+        f"{record['protocol']}"
+    )
+    print(f"{'head':<13}{'accuracy %':>14}{'macro-F1 %':>14}")
+    for kind, scored in record["heads"].items():
+        cells = [f"{100 * scored['mean'][score]:.1f}" for score in ("accuracy", "macro_f1")]
+        if n_splits > 1:
+            deviations = [scored["std"][score] for score in ("accuracy", "macro_f1")]
+            cells = [f"{cell} ± {100 * deviation:.1f}" for cell, deviation in zip(cells, deviations, strict=True)]
+        print(f"{kind.replace('_', '-'):<13}{cells[0]:>14}{cells[1]:>14}")
+    spread = f"mean ± standard deviation over {n_splits} folds; " if n_splits > 1 else ""
+    print(f"({spread}last of {record['config']['epochs']} epochs; scaler and head see training clips only)")

@@ -1,0 +1,107 @@
+"""What a data set is to the rest of the project: a list of clips, and the task that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from common.features import FeatureSet
+
+
+class DatasetError(ValueError):
+    """A data set is not laid out as expected; the message is one line that says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One labelled piece of audio: a file, or a segment of it.
+
+    Attributes:
+        path: the audio file.
+        class_name: the label as text.
+        split: ``"train"``, ``"valid"`` or ``"test"`` where the data set has an official one.
+        fold: official cross-validation fold, from 1.
+        group: what must not stand on two sides of a split: source recording, patient, speaker.
+        start_s, end_s: the segment in seconds; None is the file's beginning or end.
+    """
+
+    path: Path
+    class_name: str
+    split: str | None = None
+    fold: int | None = None
+    group: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+
+    def clip_id(self, root: Path) -> str:
+        """The path relative to the data root, with the segment where the clip is one."""
+        name = self.path.relative_to(root).as_posix()
+        return name if self.start_s is None and self.end_s is None else f"{name}#{self.start_s}-{self.end_s}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream task: how its clips are read, and under which names its files are kept.
+
+    Attributes:
+        name: short name, as in ``esc50``.
+        title: the data set's own name.
+        folder: the task's folder; its config.yaml lies there, and its files land there.
+        read_clips: data root -> clips; raises DatasetError for a wrong layout.
+        class_names: every class in the official order; None where the data decide (speakers).
+        features_file: name of the extracted features.
+        head_files: head name -> name of its trained file.
+        recognise: completes a feature file that holds less than ours, such as the original project's;
+            returns it with a sentence that says what was recognised, or None where it was not.
+    """
+
+    name: str
+    title: str
+    folder: Path
+    read_clips: Callable[[Path], list[Clip]]
+    class_names: tuple[str, ...] | None
+    features_file: str
+    head_files: dict[str, str]
+    recognise: Callable[[FeatureSet], tuple[FeatureSet, str] | None] = lambda features: None
+
+
+def layout_error(root: Path, title: str, expected: str, usual_folder: str) -> DatasetError:
+    """The error for a data root that does not hold what a data set's official archive holds."""
+    if not root.exists():
+        return DatasetError(
+            f"data root {root} does not exist. Unpack {title} there, or give its folder ({expected} in it): --data-root"
+        )
+    if not root.is_dir():
+        return DatasetError(f"data root {root} is a file; give the folder of {title} ({expected} in it): --data-root")
+    if (root / usual_folder).is_dir():
+        return DatasetError(
+            f"data root {root} is one folder too high for {title}: give --data-root {root / usual_folder}"
+        )
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
+    found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
+    return DatasetError(f"data root {root} is not laid out as {title}: expected {expected}; found {found}")
+
+
+def read_metadata(path: Path, columns: tuple[str, ...], title: str):  # -> pandas.DataFrame
+    """A data set's official CSV with all of `columns` present and filled; text as text, numbers as numbers."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is not the CSV of {title}: {str(error).strip()}; unpack it again") from error
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise DatasetError(
+            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} of {title}'s official CSV "
+            f"(it has {', '.join(map(str, table.columns[:10]))}); unpack it again"
+        )
+    empty = table[list(columns)].isna().any(axis=1)
+    if empty.any():
+        raise DatasetError(f"{path} row {int(empty.idxmax()) + 2} has an empty field; unpack {title} again")
+    if table.empty:
+        raise DatasetError(f"{path} lists no clips; unpack {title} again")
+    return table

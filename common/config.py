@@ -1,0 +1,90 @@
+"""The experiment configuration: common/config.yaml, the task's config.yaml, one's own file, the flags."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+COMMON_CONFIG = Path(__file__).resolve().with_name("config.yaml")
+PATHS = ("checkpoint", "data_root", "features", "output_dir")
+# Of the numbers in the configuration: the smallest and largest that make sense.
+RANGES = {
+    "batch_size": (1, 2**20),
+    "learning_rate": (1e-12, 1e3),
+    "epochs": (1, 10**6),
+    "hidden_dim": (1, 2**16),
+    "feature_dim": (1, 2**16),
+    "train_test_split": (0.01, 0.99),
+    "random_seed": (0, 2**32 - 1),
+    "workers": (0, 1024),
+}
+
+
+class ConfigError(ValueError):
+    """A configuration file or flag is wrong; the message is one line."""
+
+
+def load_config(task_config: Path, own: Path | None = None, flags: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Merge the configurations, later ones over earlier: common, the task's, `own`, `flags`.
+
+    Relative paths in files count from the project's root, those in `flags` from the working directory.
+
+    Raises:
+        ConfigError: a file is missing or no YAML mapping, a key is unknown, or a value has a wrong type or range.
+    """
+    config = _read(COMMON_CONFIG)
+    sources = [(str(task_config), _read(task_config))]
+    if own is not None:
+        sources.append((str(own), _read(own)))
+    for source, values in [*sources, ("the command line", dict(flags or {}))]:
+        for key, value in values.items():
+            if key not in config:
+                near = difflib.get_close_matches(key, config, 1)
+                hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(config)}"
+                raise ConfigError(f"{source}: unknown key {key}; {hint}")
+            config[key] = _check(key, value, source)
+    for key in PATHS:
+        value = config[key]
+        if value is not None and not value.startswith("random:"):
+            given_as_flag = key in (flags or {})
+            config[key] = str((Path.cwd() if given_as_flag else PROJECT_ROOT) / Path(value).expanduser())
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"configuration {path} not found") from error
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"configuration {path} cannot be read: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration {path} must be a list of 'key: value' lines")
+    return {str(key): value for key, value in values.items()}
+
+
+def _check(key: str, value: Any, source: str) -> Any:
+    """The value with its right type; YAML reads 1e-3 as text, for one."""
+    if key not in RANGES:
+        if value is not None and not isinstance(value, (str, Path)):
+            raise ConfigError(f"{source}: {key} must be text, not {value!r}")
+        return None if value is None else str(value)
+    low, high = RANGES[key]
+    kind = float if isinstance(low, float) else int
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        number = None
+    if isinstance(value, bool) or number is None or number != float(value) or not low <= number <= high:
+        raise ConfigError(
+            f"{source}: {key} must be {'a number' if kind is float else 'a whole number'} "
+            f"from {low:g} to {high:g}, not {value!r}"
+        )
+    return number

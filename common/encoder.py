@@ -1,0 +1,513 @@
+"""AudioSep's ResUNet30 encoder as a frozen feature extractor: waveforms in, embeddings out.
+
+Source: Liu et al., "Separate Anything You Describe" (AudioSep), https://arxiv.org/abs/2308.05037, and its code
+https://github.com/Audio-AGI/AudioSep, ``models/resunet.py``, class ``ResUNet30_Base``:
+
+    magnitude of STFT -> bn0 -> last bin dropped -> pre_conv -> encoder_block1..6 -> conv_block7a ("bottleneck")
+
+A block is ``shortcut(x) + conv2(lrelu(bn2(conv1(lrelu(bn1(x) + beta1))) + beta2))`` and a floor-mode average
+pooling. The betas are FiLM's, computed from a text or audio condition; without a condition they are 0.
+BatchNorm is frozen, so it is folded here, in float64, into one multiplication and addition (bn1) and into
+conv1 (bn2); the betas join the additions.
+
+One mechanism serves batches of any lengths and clips of any length: the *tile*, a run of frames of one clip.
+A clip of up to `SINGLE_TILE_FRAMES` frames is one tile; a longer one is cut into cores, each computed with a
+halo as wide as the receptive field. Tiles padded to a common width are set to zero beyond the clip's own end
+before each convolution, which is what the convolution's own zero padding does for a clip alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import pickle
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.checkpoint import Weights, load_weights
+
+SAMPLE_RATE = 32_000  # Hz
+N_FFT = 2048  # samples
+HOP_LENGTH = 320  # samples: 100 frames a second
+N_BINS = N_FFT // 2 + 1
+MIN_POWER = 1e-10
+BN_EPS = 1e-5
+LEAKY_SLOPE = 0.01
+CONDITION_SIZE = 512
+
+# name in LAYERS, official name, channels in, channels out, pooling (time, frequency)
+BLOCKS = (
+    ("encoder_block1", "encoder_block1", 32, 32, (2, 2)),
+    ("encoder_block2", "encoder_block2", 32, 64, (2, 2)),
+    ("encoder_block3", "encoder_block3", 64, 128, (2, 2)),
+    ("encoder_block4", "encoder_block4", 128, 256, (2, 2)),
+    ("encoder_block5", "encoder_block5", 256, 384, (2, 2)),
+    ("encoder_block6", "encoder_block6", 384, 384, (1, 2)),
+    ("bottleneck", "conv_block7a", 384, 384, (1, 1)),
+)
+PRE_CONV_CHANNELS = 32
+LAYERS = ("pre_conv", *(block[0] for block in BLOCKS))
+CHANNELS = dict(zip(LAYERS, (PRE_CONV_CHANNELS, *(block[3] for block in BLOCKS)), strict=True))
+POOLS = ("mean", "std", "max")
+PRECISIONS = ("fp32",)
+
+FRAMES_PER_COLUMN = 32  # five poolings of 2 in time
+MIN_SAMPLES = (FRAMES_PER_COLUMN - 1) * HOP_LENGTH  # 9,920: the shortest waveform that leaves one column
+# Receptive field in frames either side, rounded up to whole columns: 126 at block 6, 64 more at the bottleneck.
+HALO_FRAMES = dict.fromkeys(LAYERS, 128) | {"bottleneck": 192}
+# Up to 10.24 s a clip is computed in one piece; the widest tile (core + two halos) then bounds the memory.
+SINGLE_TILE_FRAMES = 1024
+CORE_FRAMES = 768
+# Tiles a batch on a GPU. On a CPU larger batches bring nothing, and one tile at a time makes a clip's
+# embedding the same to the last bit in any company.
+GPU_TILE_BATCH = 16
+
+
+def weight_shapes() -> dict[str, tuple[int, ...]]:
+    """Official name without prefix -> shape of every tensor that the encoder and its FiLM layers use."""
+
+    def batch_norm(name: str, channels: int) -> dict[str, tuple[int, ...]]:
+        return {f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")}
+
+    shapes: dict[str, tuple[int, ...]] = batch_norm("base.bn0", N_BINS)
+    shapes |= {"base.pre_conv.weight": (PRE_CONV_CHANNELS, 1, 1, 1), "base.pre_conv.bias": (PRE_CONV_CHANNELS,)}
+    for _, name, channels_in, channels_out, _ in BLOCKS:
+        block = f"base.{name}.conv_block1"
+        shapes |= batch_norm(f"{block}.bn1", channels_in) | batch_norm(f"{block}.bn2", channels_out)
+        shapes[f"{block}.conv1.weight"] = (channels_out, channels_in, 3, 3)
+        shapes[f"{block}.conv2.weight"] = (channels_out, channels_out, 3, 3)
+        if channels_in != channels_out:
+            shapes[f"{block}.shortcut.weight"] = (channels_out, channels_in, 1, 1)
+            shapes[f"{block}.shortcut.bias"] = (channels_out,)
+        for beta, channels in (("beta1", channels_in), ("beta2", channels_out)):
+            shapes[f"film.{name}->conv_block1->{beta}.weight"] = (channels, CONDITION_SIZE)
+            shapes[f"film.{name}->conv_block1->{beta}.bias"] = (channels,)
+    return shapes
+
+
+def load_encoder(
+    checkpoint: str | Path | None = None,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    condition: str | Path | np.ndarray | torch.Tensor | None = None,
+) -> AudioSepEncoder:
+    """Build the frozen encoder, ready to embed.
+
+    Args:
+        checkpoint: a weights file, ``"random:SEED"`` for an untrained encoder, or None for the default file.
+        device: ``"auto"`` (CUDA when there is one, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``...
+        precision: ``"fp32"``: true float32, also on a GPU (no TF32).
+        condition: None or ``"none"`` (every FiLM beta 0), ``"zero"`` (the betas of an all-zero condition), or
+            a 512-d embedding as array, tensor, or path of a ``.npy`` or ``.pt`` file.
+
+    Raises:
+        CheckpointError: the weights cannot be used (a ValueError).
+        ValueError: an unknown precision or device, or a condition of another size.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    embedding, condition_identity = _read_condition(condition)
+    weights = load_weights(checkpoint, weight_shapes())
+    encoder = AudioSepEncoder(weights, embedding, condition_identity, precision)
+    resolved = resolve_device(device)
+    if resolved.type == "cpu":
+        _keep_freed_memory()
+    return encoder.to(resolved, memory_format=torch.channels_last)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks for the next layer instead of returning them to the system.
+
+    Otherwise every activation is a fresh mapping, and half the time on a CPU goes into its page faults.
+    Elsewhere (macOS, Windows, musl) there is no mallopt and nothing to do.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold, never = -1, -3, 2**31 - 1
+        mallopt(m_mmap_threshold, never)
+        mallopt(m_trim_threshold, never)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``"auto"`` or a device name -> a torch.device that exists here; ValueError otherwise."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is unknown; give auto, cpu, cuda or cuda:N") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device!r} is not here ({torch.cuda.device_count()} CUDA GPUs); give auto or cpu")
+    return resolved
+
+
+def _read_condition(condition: str | Path | np.ndarray | torch.Tensor | None) -> tuple[torch.Tensor | None, str]:
+    """The 512-d float64 condition (None for no FiLM) and the name under which the record of a run keeps it."""
+    if condition is None or (isinstance(condition, str) and condition == "none"):
+        return None, "none"
+    if isinstance(condition, str) and condition == "zero":
+        return torch.zeros(CONDITION_SIZE, dtype=torch.float64), "zero"
+    what = "condition"
+    if isinstance(condition, (str, Path)):
+        path = Path(condition)
+        what = f"condition {path}"
+        if not path.is_file():
+            raise ValueError(f"{what} not found; give none, zero, or a .npy or .pt file of {CONDITION_SIZE} numbers")
+        try:
+            condition = (
+                np.load(path, allow_pickle=False)
+                if path.suffix == ".npy"
+                else torch.load(path, map_location="cpu", weights_only=True)
+            )
+        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{what} cannot be read as .npy or .pt: {str(error).splitlines()[0][:120]}") from error
+    if not isinstance(condition, (np.ndarray, torch.Tensor)):
+        raise ValueError(f"{what} holds a {type(condition).__name__}; it must be one array of {CONDITION_SIZE} numbers")
+    values = torch.as_tensor(condition).detach().to("cpu", torch.float64).squeeze()
+    if values.shape != (CONDITION_SIZE,):
+        raise ValueError(f"{what} has shape {tuple(condition.shape)}; it must hold {CONDITION_SIZE} numbers")
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{what} holds NaN or infinite values")
+    return values, "sha256:" + hashlib.sha256(values.to(torch.float32).numpy().tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Frames [first, last) of clip `clip`, computed for its core [core_start, core_end); all but the clip's
+    own end are multiples of 32, so that the poolings of a tile fall where the clip's own do."""
+
+    clip: int
+    first: int
+    last: int
+    core_start: int
+    core_end: int
+
+    @property
+    def frames(self) -> int:
+        return self.last - self.first
+
+    def columns(self, level: int) -> slice:
+        """The core's positions within the tile after `level` poolings in time."""
+        first = self.first >> level
+        return slice((self.core_start >> level) - first, (self.core_end >> level) - first)
+
+
+class _Block(nn.Module):
+    """One residual block with its BatchNorms and betas folded; the pooling is the caller's."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.empty(channels_in, 1, 1))
+        self.register_buffer("shift", torch.empty(channels_in, 1, 1))
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
+
+    def forward(self, x: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        """(B, channels_in, time, frequency) -> (B, channels_out, time, frequency)."""
+        activated = F.leaky_relu_(torch.addcmul(self.shift, x, self.scale), LEAKY_SLOPE)
+        hidden = F.leaky_relu_(self.conv1(_zero_beyond(activated, lengths)), LEAKY_SLOPE)
+        del activated
+        residual = self.conv2(_zero_beyond(hidden, lengths))
+        del hidden
+        return residual.add_(x if self.shortcut is None else self.shortcut(x))
+
+
+def _zero_beyond(x: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """Set each item's positions from its own length on to zero, in place."""
+    for item, length in zip(x, lengths, strict=True):
+        if length < x.shape[2]:
+            item[:, length:] = 0
+    return x
+
+
+class AudioSepEncoder(nn.Module):
+    """The frozen encoder. Build it with `load_encoder`.
+
+    Attributes:
+        sample_rate: 32000, in Hz.
+        embedding_size: 384.
+        info: what the record of a run keeps: checkpoint, release, condition, precision.
+    """
+
+    sample_rate = SAMPLE_RATE
+    embedding_size = CHANNELS["encoder_block6"]
+
+    def __init__(
+        self, weights: Weights, condition: torch.Tensor | None, condition_identity: str, precision: str
+    ) -> None:
+        super().__init__()
+        self.info = {
+            "encoder": "AudioSep ResUNet30",
+            "checkpoint": weights.identity,
+            "release": weights.release,
+            "condition": condition_identity,
+            "precision": precision,
+        }
+        self.register_buffer("window", torch.hann_window(N_FFT, periodic=True))
+        self.register_buffer("bn0_scale", torch.empty(N_BINS - 1))
+        self.register_buffer("bn0_shift", torch.empty(N_BINS - 1))
+        self.pre_conv = nn.Conv2d(1, PRE_CONV_CHANNELS, 1)
+        self.blocks = nn.ModuleList(_Block(channels_in, channels_out) for _, _, channels_in, channels_out, _ in BLOCKS)
+        self._fold(weights.tensors, condition)
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def _fold(self, tensors: dict[str, torch.Tensor], condition: torch.Tensor | None) -> None:
+        """Fill the module from the official tensors; float64 until the last step."""
+
+        def batch_norm(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+            weight, bias, mean, var = (
+                tensors[f"{name}.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")
+            )
+            scale = weight / torch.sqrt(var + BN_EPS)
+            return scale, bias - mean * scale
+
+        def beta(block: str, name: str) -> torch.Tensor | float:
+            film = f"film.{block}->conv_block1->{name}"
+            if condition is None:
+                return 0.0
+            return tensors[f"{film}.weight"].double() @ condition + tensors[f"{film}.bias"].double()
+
+        scale, shift = batch_norm("base.bn0")
+        self.bn0_scale.copy_(scale[:-1])
+        self.bn0_shift.copy_(shift[:-1])
+        self.pre_conv.weight.copy_(tensors["base.pre_conv.weight"])
+        self.pre_conv.bias.copy_(tensors["base.pre_conv.bias"])
+        for module, (_, name, *_) in zip(self.blocks, BLOCKS, strict=True):
+            block = f"base.{name}.conv_block1"
+            scale, shift = batch_norm(f"{block}.bn1")
+            module.scale.copy_(scale[:, None, None])
+            module.shift.copy_((shift + beta(name, "beta1"))[:, None, None])
+            scale, shift = batch_norm(f"{block}.bn2")
+            module.conv1.weight.copy_(tensors[f"{block}.conv1.weight"].double() * scale[:, None, None, None])
+            module.conv1.bias.copy_(shift + beta(name, "beta2"))
+            module.conv2.weight.copy_(tensors[f"{block}.conv2.weight"])
+            if module.shortcut is not None:
+                module.shortcut.weight.copy_(tensors[f"{block}.shortcut.weight"])
+                module.shortcut.bias.copy_(tensors[f"{block}.shortcut.bias"])
+
+    @property
+    def device(self) -> torch.device:
+        return self.window.device
+
+    def embed(
+        self, waveforms: Sequence[np.ndarray | torch.Tensor], layer: str = "encoder_block6", pool: str = "mean"
+    ) -> torch.Tensor:
+        """Embed waveforms: one layer's output pooled over time and frequency.
+
+        Args:
+            waveforms: 1-D floating-point arrays or tensors, mono, 32 kHz, in [-1, 1], of any lengths of at least
+                one sample. One shorter than 9,920 samples (0.31 s) is zero-padded to that.
+            layer: one of LAYERS.
+            pool: ``"mean"``, ``"std"`` (population) or ``"max"``.
+
+        Returns:
+            float32 tensor (N, channels of the layer: 384 by default) on the CPU, in the order given; a clip's
+            row is the same alone and in any company.
+
+        Raises:
+            ValueError: a waveform is empty, not 1-D, not floating-point, or holds NaN or infinity; or an
+                unknown layer or pool.
+        """
+        return self.embed_grid(waveforms, (layer,), (pool,))[layer, pool]
+
+    def embed_layers(
+        self, waveforms: Sequence[np.ndarray | torch.Tensor], pool: str = "mean"
+    ) -> dict[str, torch.Tensor]:
+        """Like `embed`, for every layer from one forward pass: layer -> (N, channels of that layer)."""
+        grid = self.embed_grid(waveforms, LAYERS, (pool,))
+        return {layer: grid[layer, pool] for layer in LAYERS}
+
+    @torch.inference_mode()
+    def embed_grid(
+        self, waveforms: Sequence[np.ndarray | torch.Tensor], layers: Sequence[str], pools: Sequence[str]
+    ) -> dict[tuple[str, str], torch.Tensor]:
+        """Every combination of `layers` and `pools` from one forward pass: (layer, pool) -> (N, channels)."""
+        for name, known in [(layer, LAYERS) for layer in layers] + [(pool, POOLS) for pool in pools]:
+            if name not in known:
+                raise ValueError(f"{name!r} is unknown; choose one of {', '.join(known)}")
+        checked = [_check_waveform(waveform, index) for index, waveform in enumerate(_check_sequence(waveforms))]
+        halo = max((HALO_FRAMES[layer] for layer in layers), default=0)
+        tiles = [
+            tile
+            for clip, waveform in enumerate(checked)
+            for tile in _plan_tiles(clip, 1 + len(waveform) // HOP_LENGTH, halo)
+        ]
+        moments: dict[tuple[int, str], list[_Moments]] = {
+            (clip, layer): [] for clip in range(len(checked)) for layer in layers
+        }
+        with self._true_float32():
+            for batch in self._batches(tiles):
+                for layer, level, output in self._forward(batch, checked, layers):
+                    for tile, item in zip(batch, output, strict=True):
+                        own = item[:, tile.columns(level)]  # (channels, time, frequency)
+                        if own.shape[1]:
+                            moments[tile.clip, layer].append(_Moments.of(own, pools))
+        # Tiles of one width share a batch, so a clip's parts may come in any order; their sums are in float64.
+        merged = {key: _Moments.merge(parts) for key, parts in moments.items()}
+        return {
+            (layer, pool): torch.stack([merged[clip, layer].pooled(pool) for clip in range(len(checked))])
+            if checked
+            else torch.empty(0, CHANNELS[layer])
+            for layer in layers
+            for pool in pools
+        }
+
+    def _batches(self, tiles: list[_Tile]) -> Iterator[list[_Tile]]:
+        """Tiles to compute together: singly on a CPU, tiles of one padded width together on a GPU."""
+        if self.device.type == "cpu":
+            yield from ([tile] for tile in tiles)
+            return
+        by_width: dict[int, list[_Tile]] = {}
+        for tile in tiles:
+            by_width.setdefault(_padded_width(tile), []).append(tile)
+        for same_width in by_width.values():
+            for start in range(0, len(same_width), GPU_TILE_BATCH):
+                yield same_width[start : start + GPU_TILE_BATCH]
+
+    def _forward(
+        self, batch: list[_Tile], waveforms: list[torch.Tensor], layers: Sequence[str]
+    ) -> Iterator[tuple[str, int, torch.Tensor]]:
+        """Compute a batch of tiles; yield (layer, poolings in time so far, (B, channels, time, frequency))."""
+        lengths = [tile.frames for tile in batch]
+        width = lengths[0] if len(batch) == 1 and self.device.type == "cpu" else max(map(_padded_width, batch))
+        samples = torch.stack([_samples(waveforms[tile.clip], tile, width) for tile in batch]).to(self.device)
+        x = self.pre_conv(self._normalised_magnitude(samples)[:, None])  # (B, 32, time, 1024)
+        if "pre_conv" in layers:
+            yield "pre_conv", 0, x
+        level = 0
+        for module, (layer, _, _, _, pooling) in zip(self.blocks, BLOCKS, strict=True):
+            if not set(LAYERS[LAYERS.index(layer) :]) & set(layers):
+                return
+            x = module(x, [length >> level for length in lengths])
+            if pooling != (1, 1):
+                x = F.avg_pool2d(x, pooling)
+            level += pooling[0] - 1
+            if layer in layers:
+                yield layer, level, x
+
+    def _normalised_magnitude(self, samples: torch.Tensor) -> torch.Tensor:
+        """(B, samples), already reflect-padded -> bn0 of the magnitude without the last bin: (B, frames, 1024)."""
+        spectrum = torch.stft(samples, N_FFT, HOP_LENGTH, window=self.window, center=False, return_complex=True)
+        spectrum = torch.view_as_real(spectrum[:, : N_BINS - 1])  # (B, 1024, frames, 2)
+        magnitude = spectrum.square().sum(-1).clamp_(min=MIN_POWER).sqrt_().transpose(1, 2)
+        return torch.addcmul(self.bn0_shift, magnitude, self.bn0_scale)
+
+    @contextlib.contextmanager
+    def _true_float32(self) -> Iterator[None]:
+        """cuDNN would round float32 convolutions to TF32 by default, and may choose algorithms by timing them."""
+        if self.device.type == "cpu":
+            yield
+            return
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Count, mean, sum of squared deviations and maximum per channel; float64 on the CPU."""
+
+    count: int
+    mean: torch.Tensor
+    squares: torch.Tensor | None
+    maximum: torch.Tensor | None
+
+    @staticmethod
+    def of(values: torch.Tensor, pools: Sequence[str]) -> _Moments:
+        """Of (channels, time, frequency); only what `pools` needs."""
+        count = values.shape[1] * values.shape[2]
+        squares = maximum = None
+        if "std" in pools:
+            variance, mean = torch.var_mean(values, dim=(1, 2), correction=0)
+            squares = variance.double().cpu() * count
+        else:
+            mean = values.mean(dim=(1, 2))
+        if "max" in pools:
+            maximum = values.amax(dim=(1, 2)).double().cpu()
+        return _Moments(count, mean.double().cpu(), squares, maximum)
+
+    @staticmethod
+    def merge(parts: list[_Moments]) -> _Moments:
+        """Of disjoint parts together (Chan et al. 1979, the parallel form of the variance)."""
+        count = sum(part.count for part in parts)
+        mean = sum(part.mean * (part.count / count) for part in parts)
+        squares = maximum = None
+        if parts[0].squares is not None:
+            squares = sum(part.squares + part.count * (part.mean - mean).square() for part in parts)
+        if parts[0].maximum is not None:
+            maximum = torch.stack([part.maximum for part in parts]).amax(dim=0)
+        return _Moments(count, mean, squares, maximum)
+
+    def pooled(self, pool: str) -> torch.Tensor:
+        """(channels,) float32."""
+        values = {"mean": self.mean, "max": self.maximum}.get(pool)
+        return (values if values is not None else (self.squares / self.count).sqrt()).to(torch.float32)
+
+
+def _plan_tiles(clip: int, frames: int, halo: int) -> list[_Tile]:
+    """Cut a clip of `frames` frames into tiles whose cores cover it without overlap."""
+    if frames <= SINGLE_TILE_FRAMES:
+        return [_Tile(clip, 0, frames, 0, frames)]
+    # The frames after the last whole column join the last core: alone they would make a tile that owns nothing.
+    starts = range(0, frames - frames % FRAMES_PER_COLUMN, CORE_FRAMES)
+    ends = [*starts[1:], frames]
+    return [
+        _Tile(clip, max(0, start - halo), min(frames, end + halo), start, end)
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _padded_width(tile: _Tile) -> int:
+    return -(-tile.frames // FRAMES_PER_COLUMN) * FRAMES_PER_COLUMN
+
+
+def _samples(waveform: torch.Tensor, tile: _Tile, width: int) -> torch.Tensor:
+    """The samples under `width` frames from the tile's first, as the STFT of the whole clip would see them:
+    reflected at the clip's ends, zeros where the clip has no such frame."""
+    start = tile.first * HOP_LENGTH - N_FFT // 2
+    end = start + (tile.frames - 1) * HOP_LENGTH + N_FFT
+    before, after = max(0, -start), max(0, end - len(waveform))
+    inner = waveform[max(0, start) : end]
+    # Reflection needs more samples than it mirrors; a tile is at least 32 frames, so a slice holds enough.
+    padded = F.pad(inner[None], (before, after), mode="reflect")[0] if before or after else inner
+    return F.pad(padded, (0, (width - tile.frames) * HOP_LENGTH))
+
+
+def _check_sequence(waveforms: Sequence[np.ndarray | torch.Tensor]) -> Sequence[np.ndarray | torch.Tensor]:
+    if isinstance(waveforms, (np.ndarray, torch.Tensor)) and waveforms.ndim == 1:
+        raise ValueError("waveforms is one 1-D array; give a sequence of them: embed([waveform])")
+    return waveforms
+
+
+def _check_waveform(waveform: np.ndarray | torch.Tensor, index: int) -> torch.Tensor:
+    """A finite 1-D float32 CPU tensor of at least MIN_SAMPLES, or a ValueError that says what to do."""
+    if not isinstance(waveform, (np.ndarray, torch.Tensor)):
+        raise ValueError(f"waveform {index} is a {type(waveform).__name__}; give a 1-D float32 array or tensor")
+    samples = torch.as_tensor(waveform)
+    if samples.ndim != 1:
+        raise ValueError(
+            f"waveform {index} has shape {tuple(samples.shape)}; give a 1-D array (average the channels to mono first)"
+        )
+    if not samples.is_floating_point():
+        raise ValueError(
+            f"waveform {index} has type {samples.dtype}; give float32 in [-1, 1] (16-bit integers: divide by 32768)"
+        )
+    if not len(samples):
+        raise ValueError(f"waveform {index} is empty; give at least one sample")
+    samples = samples.detach().to("cpu", torch.float32)
+    if not torch.isfinite(samples).all():
+        raise ValueError(f"waveform {index} holds NaN or infinite samples; repair or leave out this clip")
+    return F.pad(samples, (0, max(0, MIN_SAMPLES - len(samples))))

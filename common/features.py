@@ -1,0 +1,145 @@
+"""FeatureSet: the embeddings of a data set's clips with their labels, folds and provenance, as one .pt file."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.files import write_atomically
+
+
+class FeatureFileError(ValueError):
+    """A feature file cannot be used; the message names the file, the cause and the way out in one line."""
+
+
+@dataclass
+class FeatureSet:
+    """Embeddings and all that the later steps need to know of them.
+
+    Attributes:
+        features: (N, D) float32.
+        labels: (N,) int64, indices into `class_names`; -1 throughout where the file holds none.
+        class_names: C names.
+        clip_ids: N paths relative to the data root (with the segment, where a clip is one).
+        folds: (N,) int64, official folds from 1; None where there are none.
+        splits: N of ``"train"``, ``"valid"``, ``"test"``; None where there are none.
+        groups: N names of the recording, patient or speaker; None where unknown.
+        meta: provenance (encoder, layer, pool, condition, precision, sample rate, versions, data set,
+            fingerprint of the clip list, counts, failed clips); empty for the original project's files.
+    """
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    class_names: list[str]
+    clip_ids: list[str]
+    folds: torch.Tensor | None = None
+    splits: list[str] | None = None
+    groups: list[str] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def save(self, path: str | Path) -> None:
+        """Write atomically, as a plain dict that ``torch.load(path, weights_only=True)`` opens."""
+        content = {
+            "features": self.features.contiguous(),
+            "labels": self.labels.contiguous(),
+            "class_names": list(self.class_names),
+            "clip_ids": list(self.clip_ids),
+            "folds": self.folds,
+            "splits": self.splits,
+            "groups": self.groups,
+            "meta": self.meta,
+        }
+        # Through a buffer: torch.save would write the file's own name into it, and equal runs would differ.
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomically(Path(path), buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path) -> FeatureSet:
+        """Read and check a file written by `save`, or one of the original project's.
+
+        Those hold only ``features`` and ``labels``, or ``features`` and ``keys``; their classes are named by
+        number and their clips by ``keys`` or row.
+
+        Raises:
+            FeatureFileError: missing, damaged, not a feature file, or its parts do not fit together.
+        """
+        path = Path(path)
+        content = _read(path)
+        features = content.get("features")
+        if not torch.is_tensor(features) or features.ndim != 2 or not features.is_floating_point():
+            raise FeatureFileError(f"{path} is no feature file: it has no 2-D floating-point tensor 'features'")
+        rows = len(features)
+        if not rows:
+            raise FeatureFileError(f"{path} holds no clips; extract the features again")
+        labels = content.get("labels", content.get("label"))
+        if labels is None and "keys" not in content:
+            raise FeatureFileError(f"{path} is no feature file: it has neither 'labels' nor 'keys'")
+        labels = torch.full((rows,), -1) if labels is None else _labels(labels, path)
+        class_names = content.get("class_names")
+        if class_names is None:
+            class_names = [str(label) for label in range(max(0, int(labels.max()) + 1))] if len(labels) else []
+        clip_ids = content.get("clip_ids", content.get("keys", [f"row {row}" for row in range(rows)]))
+        folds = content.get("folds")
+        loaded = cls(
+            features.to(torch.float32),
+            labels,
+            list(class_names),
+            [str(clip_id) for clip_id in clip_ids],
+            None if folds is None else torch.as_tensor(folds).to(torch.int64),
+            content.get("splits"),
+            content.get("groups"),
+            content.get("meta", {}),
+        )
+        loaded._check(path)
+        return loaded
+
+    def _check(self, path: Path) -> None:
+        parts = {name: getattr(self, name) for name in ("labels", "clip_ids", "folds", "splits", "groups")}
+        for name, values in parts.items():
+            if values is not None and len(values) != len(self):
+                raise FeatureFileError(
+                    f"{path} is damaged: {len(self)} rows of features but {len(values)} {name}; extract again"
+                )
+        if int(self.labels.max()) >= len(self.class_names):
+            raise FeatureFileError(
+                f"{path} is damaged: label {int(self.labels.max())} but only {len(self.class_names)} class names"
+            )
+
+
+def _labels(labels: Any, path: Path) -> torch.Tensor:
+    try:
+        values = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FeatureFileError(f"{path}: 'labels' are not numbers; extract the features again") from error
+    if values.ndim != 1 or values.is_floating_point() or bool((values < 0).any()):
+        raise FeatureFileError(f"{path}: 'labels' must be one non-negative integer a row; extract the features again")
+    return values.to(torch.int64)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise FeatureFileError(f"{path} not found; run the task's extract_*.py first, or give another: --features")
+    if not path.is_file():
+        raise FeatureFileError(f"{path} is a folder; give a feature file: --features")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FeatureFileError(
+            f"{path} is no feature file, or holds Python objects that would run code when opened; refused"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
+        raise FeatureFileError(f"{path} is damaged or no feature file ({cause}); extract again") from error
+    if not isinstance(content, dict):
+        raise FeatureFileError(f"{path} is no feature file: it holds a {type(content).__name__}, not a dict")
+    return content

@@ -1,0 +1,103 @@
+"""The two heads that are trained on frozen embeddings, and the file in which a trained one is kept."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.files import write_atomically
+
+
+class LinearClassifier(nn.Sequential):
+    """D -> C: the linear probe."""
+
+    def __init__(self, feature_dim: int, n_classes: int, hidden_dim: int = 256) -> None:
+        del hidden_dim  # the same signature for every head
+        super().__init__(nn.Linear(feature_dim, n_classes))
+
+
+class ThreeLayerClassifier(nn.Sequential):
+    """D -> 256 -> ReLU -> 256 -> ReLU -> C."""
+
+    def __init__(self, feature_dim: int, n_classes: int, hidden_dim: int = 256) -> None:
+        super().__init__(
+            nn.Linear(feature_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, n_classes),
+        )
+
+
+HEADS: dict[str, type[nn.Sequential]] = {"linear": LinearClassifier, "three_layer": ThreeLayerClassifier}
+
+
+class HeadFileError(ValueError):
+    """A file does not hold a trained head; the message is one line."""
+
+
+@dataclass
+class TrainedHead:
+    """A trained head with what it needs to be used: scaler, class names and the encoder it was trained on.
+
+    Attributes:
+        kind: a key of HEADS.
+        module: on the CPU, in eval mode.
+        mean, scale: (D,) float64, the scaler's: ``(embedding - mean) / scale``.
+        class_names: C names, in the order of the logits.
+        encoder: provenance of the embeddings (checkpoint, layer, pool, condition...).
+    """
+
+    kind: str
+    module: nn.Sequential
+    mean: np.ndarray
+    scale: np.ndarray
+    class_names: list[str]
+    encoder: dict[str, Any]
+
+    @torch.inference_mode()
+    def logits(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """(N, D) embeddings as the encoder gives them -> (N, C) logits."""
+        scaled = (embeddings.double() - torch.from_numpy(self.mean)) / torch.from_numpy(self.scale)
+        return self.module(scaled.float())
+
+    def predict(self, embeddings: torch.Tensor) -> list[str]:
+        """(N, D) embeddings -> N class names."""
+        return [self.class_names[index] for index in self.logits(embeddings).argmax(dim=1).tolist()]
+
+    def save(self, path: str | Path) -> None:
+        """Write atomically, as a plain dict that ``torch.load(path, weights_only=True)`` opens."""
+        hidden_dim = self.module[0].out_features if len(self.module) > 1 else 0
+        content = {
+            "head": self.kind,
+            "hidden_dim": hidden_dim,
+            # Copies: a state dict's own tensors alias the live weights.
+            "state_dict": {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()},
+            "scaler_mean": torch.from_numpy(self.mean.copy()),
+            "scaler_scale": torch.from_numpy(self.scale.copy()),
+            "class_names": list(self.class_names),
+            "encoder": self.encoder,
+        }
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        write_atomically(Path(path), buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path) -> TrainedHead:
+        """Read a file written by `save`; HeadFileError where it is none."""
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            mean, scale = content["scaler_mean"].numpy(), content["scaler_scale"].numpy()
+            module = HEADS[content["head"]](len(mean), len(content["class_names"]), content["hidden_dim"])
+            module.load_state_dict(content["state_dict"])
+        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+            cause = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+            raise HeadFileError(f"{path} is no trained head of this project ({cause})") from error
+        return cls(content["head"], module.eval(), mean, scale, content["class_names"], content["encoder"])

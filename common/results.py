@@ -1,0 +1,96 @@
+"""The record of a run: every printed number and what it was made from; result.json and result.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import platform
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.files import OutputError, write_atomically
+from common.metrics import confusion_matrix, scores
+
+SCORES = ("accuracy", "macro_f1")
+CSV_COLUMNS = ("head", "split", "seed", "n_train", "n_test", *SCORES)
+
+
+def head_record(splits: list[tuple[str, int, np.ndarray]], labels: np.ndarray, n_classes: int) -> dict[str, Any]:
+    """The scores of one head.
+
+    Args:
+        splits: (name, training rows, predicted class of each test row) with the true ones in `labels`.
+        labels: true classes of all test rows, split after split.
+
+    Returns:
+        ``splits``: scores of each; ``mean`` and ``std`` (population) over them; ``confusion``: counts over
+        all splits, row: true class.
+    """
+    rows, start = [], 0
+    for name, n_train, predictions in splits:
+        truth = labels[start : start + len(predictions)]
+        start += len(predictions)
+        rows.append({"split": name, "n_train": n_train, "n_test": len(truth), **scores(truth, predictions, n_classes)})
+    values = {score: [row[score] for row in rows] for score in SCORES}
+    predicted = np.concatenate([predictions for _, _, predictions in splits])
+    return {
+        "splits": rows,
+        "mean": {score: float(np.mean(values[score])) for score in SCORES},
+        "std": {score: float(np.std(values[score])) for score in SCORES},
+        "confusion": confusion_matrix(labels, predicted, n_classes).tolist(),
+    }
+
+
+def run_record(
+    task: str, protocol: str, config: dict[str, Any], features: dict[str, Any], heads: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Everything of a run: `config` is the effective configuration, `features` the feature file and its meta."""
+    return {
+        "task": task,
+        "protocol": protocol,
+        "config": config,
+        "features": features,
+        "heads": heads,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy", "scikit-learn")},
+        },
+    }
+
+
+def refuse_other_results(path: Path, config: dict[str, Any], features_sha256: str) -> None:
+    """OutputError if `path` holds the record of a run that this one would replace by different numbers."""
+    if not path.exists():
+        return
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        before = {**earlier["config"], "features' content": earlier["features"]["sha256"]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path} is not a record of this project; --overwrite replaces it") from error
+    now = {**config, "features' content": features_sha256}
+    different = [f"{key} was {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]
+    if different:
+        raise OutputError(
+            f"{path} holds the results of another run ({'; '.join(different)}); "
+            "--overwrite replaces them, --output-dir writes elsewhere"
+        )
+
+
+def save_record(record: dict[str, Any], folder: Path) -> None:
+    """Write result.json, and result.csv with one row per head and split."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, CSV_COLUMNS)
+    table.writeheader()
+    for head, scored in record["heads"].items():
+        for row in scored["splits"]:
+            table.writerow({"head": head, "seed": record["config"]["random_seed"], **row})
+    write_atomically(folder / "result.csv", text.getvalue().encode())
+    write_atomically(folder / "result.json", (json.dumps(record, indent=1) + "\n").encode())

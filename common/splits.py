@@ -1,0 +1,85 @@
+"""Which rows train and which rows test: the data set's own folds or splits, or a seeded random one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.model_selection import train_test_split
+
+from common.features import FeatureSet
+
+
+class SplitError(ValueError):
+    """The data cannot be split for a fair score; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One division of the rows: fitted on `train`, scored on `test`; int64 indices into the FeatureSet."""
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+
+
+def make_splits(features: FeatureSet, test_share: float, seed: int) -> tuple[list[Split], str]:
+    """The data set's official division where the features hold one, else a stratified random one.
+
+    Returns:
+        The splits, and a phrase that names the protocol, such as ``"official folds 1, 2, 10"``.
+
+    Raises:
+        SplitError: a single fold, or a fold or side without a class.
+    """
+    if features.folds is not None:
+        return _folds(features)
+    if features.splits is not None and {"train", "test"} <= set(features.splits):
+        sides = np.array(features.splits)
+        splits = [Split("test", np.flatnonzero(sides == "train"), np.flatnonzero(sides == "test"))]
+        protocol = "official train and test split"
+    else:
+        splits = [_random(features, test_share, seed)]
+        protocol = (
+            f"random {test_share:.0%} test split, stratified, seed {seed} (related clips may stand on both sides)"
+        )
+    for split in splits:
+        _refuse_missing_classes(features, split.train, f"the training side of the {protocol}")
+    return splits, protocol
+
+
+def _folds(features: FeatureSet) -> tuple[list[Split], str]:
+    folds = features.folds.numpy()
+    present = np.unique(folds).tolist()
+    if len(present) == 1:
+        raise SplitError(
+            f"only fold {present[0]} is present: cross-validation over the official folds needs two or more; "
+            "extract the features of the whole data set"
+        )
+    for fold in present:
+        _refuse_missing_classes(features, np.flatnonzero(folds == fold), f"fold {fold}")
+    splits = [Split(f"fold {fold}", np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in present]
+    whole = present == list(range(present[0], present[-1] + 1)) and len(present) > 2
+    return splits, f"official folds {f'{present[0]}-{present[-1]}' if whole else ', '.join(map(str, present))}"
+
+
+def _random(features: FeatureSet, test_share: float, seed: int) -> Split:
+    labels = features.labels.numpy()
+    rows = np.arange(len(labels))
+    alone = [features.class_names[label] for label, count in Counter(labels.tolist()).items() if count < 2]
+    if alone:
+        raise SplitError(f"class {alone[0]} has a single clip: it cannot both train and test; add clips or folds")
+    try:
+        train, test = train_test_split(rows, test_size=test_share, random_state=seed, stratify=labels)
+    except ValueError as error:
+        raise SplitError(f"{len(rows)} clips cannot be split {test_share:.0%} for testing by class: {error}") from error
+    return Split("random", np.sort(train), np.sort(test))
+
+
+def _refuse_missing_classes(features: FeatureSet, rows: np.ndarray, where: str) -> None:
+    counts = np.bincount(features.labels.numpy()[rows], minlength=len(features.class_names))
+    missing = [name for name, count in zip(features.class_names, counts, strict=True) if not count]
+    if missing:
+        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise SplitError(f"{where} has no clip of class {names}; every class must occur there for a fair score")

@@ -1,0 +1,212 @@
+"""Scaler + head -> predictions. All divisions of the data are fitted together, as one stack of heads.
+
+The heads of K divisions are K independent problems of one shape: their weights are stacked to (K, in, out),
+every step is one batched matrix product, and Adam acts on each number by itself. So the stack learns what K
+separate runs would; `tests/test_train.py` holds it to that, and to torch.optim.Adam.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from common.features import FeatureSet
+from common.heads import HEADS
+from common.progress import progress_bar
+from common.splits import Split
+
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPS = 1e-8
+
+
+class FitError(ValueError):
+    """The features cannot be fitted or scored; the message is one line."""
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A head fitted on one split's training rows.
+
+    Attributes:
+        split: the split.
+        module: the head, on the CPU, in eval mode.
+        mean, scale: (D,) float64 of the scaler, fitted on the training rows alone.
+        test_logits: (len(split.test), C) float32.
+        train_loss: mean cross-entropy of every epoch.
+    """
+
+    split: Split
+    module: nn.Sequential
+    mean: np.ndarray
+    scale: np.ndarray
+    test_logits: torch.Tensor
+    train_loss: list[float]
+
+
+def check_fittable(features: FeatureSet, name: str) -> None:
+    """Raise FitError, naming the file `name`, where no head can honestly be trained on these features."""
+    bad = ~torch.isfinite(features.features).all(dim=1)
+    if bad.any():
+        first = features.clip_ids[int(bad.nonzero()[0])]
+        raise FitError(f"{name}: {int(bad.sum())} rows hold NaN or infinite features (first: {first}); extract again")
+    if int(features.labels.min()) < 0:
+        raise FitError(f"{name} holds no labels, only keys; extract the features again with this project's scripts")
+    present = features.labels.unique()
+    if len(present) < 2:
+        raise FitError(
+            f"{name}: all {len(features):,} labels are {features.class_names[int(present[0])]!r}; there is nothing to "
+            "classify. The labels were read wrongly or the data are of one class: extract the features again"
+        )
+    if len(features) < len(features.class_names):
+        raise FitError(
+            f"{name}: {len(features)} clips are fewer than its {len(features.class_names)} classes; "
+            "extract the features of the whole data set"
+        )
+
+
+def fit_heads(
+    kind: str,
+    features: FeatureSet,
+    splits: Sequence[Split],
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    hidden_dim: int,
+    seed: int,
+    device: torch.device,
+) -> list[FittedHead]:
+    """Fit one head a split with Adam and cross-entropy for a fixed number of epochs; the last epoch is kept.
+
+    The scaler (StandardScaler) and the head see training rows only; test rows are touched once, at the end.
+    Every head has the same initial weights and its own order of clips, drawn from the seed and its split's
+    name, so it does not matter which other splits are fitted beside it.
+
+    Args:
+        kind: a key of HEADS.
+        batch_size: the last batch of an epoch holds what is left.
+
+    Returns:
+        The fitted heads in the order of `splits`.
+    """
+    # Longest first, so that heads with batches left in an epoch are always the first rows of the stack.
+    order = sorted(range(len(splits)), key=lambda index: -len(splits[index].train))
+    stack = _Stack(kind, features, [splits[index] for index in order], hidden_dim, seed, device)
+    losses = []
+    with progress_bar(total=epochs, desc=f"fitting {kind}", unit="epoch", leave=False) as bar:
+        for _ in range(epochs):
+            losses.append(stack.epoch(batch_size, learning_rate))
+            bar.update()
+    fitted = stack.finish([list(history) for history in zip(*losses, strict=True)])
+    return [fitted[order.index(index)] for index in range(len(splits))]
+
+
+class _Stack:
+    """K heads of one kind and the data they learn from."""
+
+    def __init__(
+        self, kind: str, features: FeatureSet, splits: list[Split], hidden_dim: int, seed: int, device: torch.device
+    ) -> None:
+        self.kind, self.hidden_dim, self.splits, self.device = kind, hidden_dim, splits, device
+        self.n_classes = len(features.class_names)
+        self.labels = features.labels.to(device)
+        raw = features.features.double().numpy()
+        self.scalers = [StandardScaler().fit(raw[split.train]) for split in splits]
+        scaled = [torch.from_numpy(scaler.transform(raw)).float() for scaler in self.scalers]
+        self.scaled = torch.stack(scaled).to(device)  # (K, N, D)
+        self.orders = [_generator(seed, split.name) for split in splits]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = HEADS[kind](raw.shape[1], self.n_classes, hidden_dim)
+        # Per linear layer: weight (K, in, out) and bias (K, 1, out).
+        self.parameters = [
+            parameter.to(device).repeat(len(splits), 1, 1).requires_grad_()
+            for layer in module
+            if isinstance(layer, nn.Linear)
+            for parameter in (layer.weight.detach().t(), layer.bias.detach())
+        ]
+        self.adam = _Adam(self.parameters, len(splits))
+
+    def epoch(self, batch_size: int, learning_rate: float) -> list[float]:
+        """One pass over every head's training rows; its mean loss for each head."""
+        sizes = [len(split.train) for split in self.splits]
+        rows = torch.zeros(len(sizes), sizes[0], dtype=torch.int64)
+        for head, (split, generator) in enumerate(zip(self.splits, self.orders, strict=True)):
+            shuffled = torch.randperm(sizes[head], generator=generator)
+            rows[head, : sizes[head]] = torch.from_numpy(split.train)[shuffled]
+        rows = rows.to(self.device)
+        total = torch.zeros(len(sizes), device=self.device)
+        heads = torch.arange(len(sizes), device=self.device)[:, None]
+        remaining = torch.tensor(sizes, device=self.device)[:, None]
+        places = torch.arange(batch_size, device=self.device)
+        for start in range(0, sizes[0], batch_size):
+            active = sum(size > start for size in sizes)
+            batch = rows[:active, start : start + batch_size]
+            logits = self._forward(self.scaled[heads[:active], batch], active)
+            loss = F.cross_entropy(logits.flatten(0, 1), self.labels[batch].flatten(), reduction="none")
+            # A head's last batch may be shorter than its neighbours': what is beyond its rows counts nothing.
+            own = (places[: batch.shape[1]] < remaining[:active] - start).float()
+            summed = (loss.view(active, -1) * own).sum(dim=1)
+            gradients = torch.autograd.grad((summed / own.sum(dim=1)).sum(), self.parameters)
+            self.adam.step(gradients, learning_rate, active)
+            total[:active] += summed.detach()
+        return (total / remaining[:, 0]).tolist()
+
+    def _forward(self, x: torch.Tensor, active: int) -> torch.Tensor:
+        """(active, B, D) -> (active, B, C)."""
+        for index in range(0, len(self.parameters), 2):
+            weight, bias = self.parameters[index][:active], self.parameters[index + 1][:active]
+            x = torch.baddbmm(bias, x if index == 0 else F.relu(x), weight)
+        return x
+
+    def finish(self, train_loss: list[list[float]]) -> list[FittedHead]:
+        return [self._fitted(head, split, train_loss[head]) for head, split in enumerate(self.splits)]
+
+    @torch.no_grad()
+    def _fitted(self, head: int, split: Split, train_loss: list[float]) -> FittedHead:
+        scaler = self.scalers[head]
+        module = HEADS[self.kind](len(scaler.mean_), self.n_classes, self.hidden_dim)
+        layers = [layer for layer in module if isinstance(layer, nn.Linear)]
+        for layer, weight, bias in zip(layers, self.parameters[::2], self.parameters[1::2], strict=True):
+            layer.weight.copy_(weight[head].t())
+            layer.bias.copy_(bias[head, 0])
+        test = self.scaled[head, torch.from_numpy(split.test).to(self.device)].cpu()
+        logits = module.eval()(test)
+        return FittedHead(split, module.requires_grad_(False), scaler.mean_, scaler.scale_, logits, train_loss)
+
+
+class _Adam:
+    """Adam (Kingma & Ba 2015) on stacked parameters, of which only the first `active` heads may step.
+
+    torch.optim.Adam keeps one step count for a whole tensor and moves every part of it by momentum; heads
+    whose epoch has fewer batches must stand still.
+    """
+
+    def __init__(self, parameters: list[torch.Tensor], heads: int) -> None:
+        self.parameters = parameters
+        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+        self.steps = torch.zeros(heads, 1, 1, device=parameters[0].device, dtype=torch.float64)
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[torch.Tensor], learning_rate: float, active: int) -> None:
+        beta1, beta2 = ADAM_BETAS
+        self.steps[:active] += 1
+        step_size = (learning_rate / (1 - beta1 ** self.steps[:active])).float()
+        correction = (1 - beta2 ** self.steps[:active]).sqrt().float()
+        for parameter, gradient, (first, second) in zip(self.parameters, gradients, self.moments, strict=True):
+            g, m, v = gradient[:active], first[:active], second[:active]
+            m.lerp_(g, 1 - beta1)
+            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            parameter[:active].sub_(m / (v.sqrt() / correction).add_(ADAM_EPS) * step_size)
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    """A stream of random numbers of its own for every seed and split name."""
+    entropy = np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy) >> 1)

@@ -1,0 +1,80 @@
+"""ESC-50 (Piczak 2015): 2,000 environmental recordings of 5 s, 50 classes, 5 official folds.
+
+https://github.com/karolpiczak/ESC-50; clips cut from one source recording stand in one fold.
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from common.clips import Clip, DatasetError, Task, layout_error, read_metadata
+from common.features import FeatureSet
+
+TITLE = "ESC-50"
+# In the order of the official target numbers 0 to 49.
+CLASS_NAMES = (
+    "dog", "rooster", "pig", "cow", "frog", "cat", "hen", "insects", "sheep", "crow",
+    "rain", "sea_waves", "crackling_fire", "crickets", "chirping_birds",
+    "water_drops", "wind", "pouring_water", "toilet_flush", "thunderstorm",
+    "crying_baby", "sneezing", "clapping", "breathing", "coughing",
+    "footsteps", "laughing", "brushing_teeth", "snoring", "drinking_sipping",
+    "door_wood_knock", "mouse_click", "keyboard_typing", "door_wood_creaks", "can_opening",
+    "washing_machine", "vacuum_cleaner", "clock_alarm", "clock_tick", "glass_breaking",
+    "helicopter", "chainsaw", "siren", "car_horn", "engine", "train", "church_bells", "airplane", "fireworks",
+    "hand_saw",
+)  # fmt: skip
+FILENAME = re.compile(r"(?P<fold>[1-5])-(?P<source>\d+)-(?P<take>[A-Z])-(?P<target>\d+)\.wav")
+
+
+def read_clips(root: Path) -> list[Clip]:
+    """Every row of meta/esc50.csv as a clip; folds are the official 1-5, groups the source recordings.
+
+    Raises:
+        DatasetError: another layout, or a row at odds with its file's name, as in altered copies of the CSV.
+    """
+    if not (root / "meta" / "esc50.csv").is_file() or not (root / "audio").is_dir():
+        raise layout_error(root, TITLE, "audio/*.wav and meta/esc50.csv", "ESC-50-master")
+    columns = ("filename", "fold", "target", "category", "src_file")
+    meta = read_metadata(root / "meta" / "esc50.csv", columns, TITLE)
+    for line, row in enumerate(meta.itertuples(), start=2):
+        name = FILENAME.fullmatch(str(row.filename))
+        facts = name and (int(name["fold"]), int(name["target"]))
+        if facts != (row.fold, row.target) or CLASS_NAMES.index(row.category) != row.target:
+            raise DatasetError(
+                f"{root / 'meta' / 'esc50.csv'} line {line} ({row.filename}: fold {row.fold}, target {row.target}, "
+                f"{row.category}) is not the official row; unpack the official archive again"
+            )
+    return [
+        Clip(root / "audio" / row.filename, row.category, fold=int(row.fold), group=str(row.src_file))
+        for row in meta.itertuples()
+    ]
+
+
+def recognise(features: FeatureSet) -> tuple[FeatureSet, str] | None:
+    """Give the original project's file the official folds: its 2,000 rows stand in the order of esc50.csv,
+    which is sorted by file name and so by fold, with 8 clips of every class in every 400 rows."""
+    if len(features) != 2000 or features.folds is not None:
+        return None
+    counts = torch.stack([rows.bincount(minlength=50) for rows in features.labels.split(400)])
+    if counts.shape != (5, 50) or not (counts == 8).all():
+        return None
+    folds = torch.arange(2000) // 400 + 1
+    sentence = (
+        "recognised as all of ESC-50 in the order of esc50.csv (8 clips of every class in every 400 rows): "
+        "rows take the official folds 1-5"
+    )
+    return replace(features, folds=folds, class_names=list(CLASS_NAMES)), sentence
+
+
+TASK = Task(
+    name="esc50",
+    title=TITLE,
+    folder=Path(__file__).resolve().parent,
+    read_clips=read_clips,
+    class_names=CLASS_NAMES,
+    features_file="esc50_features_audiosep.pt",
+    head_files={"linear": "esc50_linear_classifier.pt", "three_layer": "esc50_three_classifier.pt"},
+    recognise=recognise,
+)

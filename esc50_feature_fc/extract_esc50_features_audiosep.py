@@ -1,0 +1,7 @@
+"""Extract AudioSep embeddings of ESC-50: 2,000 clips of 5 s, 50 classes, 5 folds."""
+
+from common.cli import extract_main
+from esc50_feature_fc.esc50 import TASK
+
+if __name__ == "__main__":
+    extract_main(TASK)
