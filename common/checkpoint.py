@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -19,6 +18,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
+
+from common.files import DamagedFileError, UnsafeFileError, load_torch
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PATH = PROJECT_ROOT / "pretrained_models" / "AudioSep" / "pytorch_model.bin"
@@ -155,29 +156,19 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
 def _read(path: Path) -> object:
     """Whatever tensors and containers the file holds, without running anything in it."""
     try:
-        if path.suffix == ".safetensors":
-            return load_safetensors(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        # torch refuses here both what could run code and what is no pickle at all.
+        return load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path, mmap=True)
+    except UnsafeFileError as error:
         if _mentions_clap(path):
             raise _clap_error(path) from error
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error) or "GLOBAL" in str(error):
-            raise CheckpointError(
-                f"checkpoint {path} holds Python objects that would run code when opened; refused, and nothing was "
-                f"run. Use the published weights: {download_command()}"
-            ) from error
-        raise _damaged(path, error) from error
-    except (RuntimeError, SafetensorError, EOFError, KeyError, ValueError, IndexError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-    return CheckpointError(
-        f"checkpoint {path} ({path.stat().st_size:,} bytes) is truncated or not a checkpoint ({first_line}). "
-        f"Delete it and fetch it: {download_command()}"
-    )
+        raise CheckpointError(
+            f"checkpoint {path} holds Python objects that would run code when opened; refused, and nothing was "
+            f"run. Use the published weights: {download_command()}"
+        ) from error
+    except (DamagedFileError, SafetensorError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} ({path.stat().st_size:,} bytes) is truncated or not a checkpoint ({error}). "
+            f"Delete it and fetch it: {download_command()}"
+        ) from error
 
 
 def _clap_error(path: Path) -> CheckpointError:

@@ -8,11 +8,18 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.clips import DatasetError, Task
 from common.config import ConfigError, load_config
 from common.files import OutputError
+
+# The rest of common imports torch and is imported where it is used: --help should not take seconds.
+if TYPE_CHECKING:
+    import torch
+
+    from common.features import FeatureSet
+    from common.splits import Split
 
 # configuration key -> flag, metavar, help
 EXTRACT_FLAGS = {
@@ -60,6 +67,8 @@ def run(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
+    except SystemExit:  # --help, or a flag that argparse refuses
+        raise
     except KeyboardInterrupt as interrupt:
         text = str(interrupt) or "interrupted"
         status = 130
@@ -111,7 +120,7 @@ def _default_path(task: Task, key: str) -> Path:
     return task.folder / task.features_file if key == "features" else task.folder
 
 
-def _device(config: dict[str, Any], given: argparse.Namespace):  # -> torch.device
+def _device(config: dict[str, Any], given: argparse.Namespace) -> torch.device:
     """The device to use: one asked for by flag must exist, the configuration's CUDA is a wish."""
     import torch
 
@@ -176,14 +185,10 @@ def _release(release: str) -> str:
 def _classify(task: Task, argv: Sequence[str] | None) -> None:
     description = f"Train the linear and the three-layer head on AudioSep embeddings of {task.title}."
     config, given = _parse(task, description, CLASSIFY_FLAGS, argv)
-    import numpy as np
-
     from common.features import FeatureSet
-    from common.heads import HEADS, TrainedHead
-    from common.plots import plot_confusion
-    from common.results import head_record, refuse_other_results, run_record, save_record
-    from common.splits import Split, make_splits
-    from common.train import check_fittable, fit_heads
+    from common.results import earlier_record
+    from common.splits import make_splits
+    from common.train import check_fittable
 
     path = Path(config["features"] or _default_path(task, "features"))
     folder = Path(config["output_dir"] or task.folder)
@@ -193,10 +198,33 @@ def _classify(task: Task, argv: Sequence[str] | None) -> None:
     features = _recognise(task, features, path, config)
     check_fittable(features, str(path))
     splits, protocol = make_splits(features, config["train_test_split"], config["random_seed"])
-    if not given.overwrite:
-        refuse_other_results(folder / "result.json", config, source["sha256"])
+    record = None if given.overwrite else earlier_record(folder / "result.json", config, source["sha256"])
+    if record is None:
+        record = _fit_and_save(task, features, splits, protocol, config, source, folder)
+    else:
+        print(f"{folder / 'result.json'} is there already, of the same features and settings; --overwrite fits again")
+    _print_scores(task, record)
+    print(f"-> {folder}: result.json, result.csv, confusion_*.png, {', '.join(task.head_files.values())}")
 
+
+def _fit_and_save(
+    task: Task,
+    features: FeatureSet,
+    splits: list[Split],
+    protocol: str,
+    config: dict[str, Any],
+    source: dict[str, str],
+    folder: Path,
+) -> dict[str, Any]:
+    """Fit both heads on every split, write all of a run's files into `folder`, and return its record."""
+    import numpy as np
     import torch
+
+    from common.heads import HEADS, TrainedHead
+    from common.plots import plot_confusion
+    from common.results import head_record, run_record, save_record
+    from common.splits import Split
+    from common.train import fit_heads
 
     # Beside the scored heads one that learns from every clip: the head to keep and use.
     everything = Split("all clips", np.arange(len(features)), np.arange(0))
@@ -225,11 +253,10 @@ def _classify(task: Task, argv: Sequence[str] | None) -> None:
     meta = {**source, "clips": len(features), "class_names": features.class_names, **provenance}
     record = run_record(task.name, protocol, config, meta, records)
     save_record(record, folder)
-    _print_scores(task, record, len(splits))
-    print(f"-> {folder}: result.json, result.csv, confusion_*.png, {', '.join(task.head_files.values())}")
+    return record
 
 
-def _recognise(task: Task, features, path: Path, config: dict[str, Any]):  # FeatureSet -> FeatureSet
+def _recognise(task: Task, features: FeatureSet, path: Path, config: dict[str, Any]) -> FeatureSet:
     """Check that the features belong to this task; complete a file of the original project's where possible."""
     if features.meta.get("dataset", task.name) != task.name:
         raise UsageError(f"{path} holds features of {features.meta['dataset']}, not of {task.name}; give --features")
@@ -247,7 +274,8 @@ def _recognise(task: Task, features, path: Path, config: dict[str, Any]):  # Fea
     return features
 
 
-def _print_scores(task: Task, record: dict[str, Any], n_splits: int) -> None:
+def _print_scores(task: Task, record: dict[str, Any]) -> None:
+    n_splits = len(record["heads"]["linear"]["splits"])
     print(
         f"\n{task.title}: {record['features']['clips']:,} clips, {len(record['features']['class_names'])} classes, "
         f"{record['protocol']}"

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from common.features import FeatureSet
 
 
@@ -85,7 +87,7 @@ def layout_error(root: Path, title: str, expected: str, usual_folder: str) -> Da
     return DatasetError(f"data root {root} is not laid out as {title}: expected {expected}; found {found}")
 
 
-def read_metadata(path: Path, columns: tuple[str, ...], title: str):  # -> pandas.DataFrame
+def read_metadata(path: Path, columns: tuple[str, ...], title: str) -> pd.DataFrame:
     """A data set's official CSV with all of `columns` present and filled; text as text, numbers as numbers."""
     import pandas as pd
 
@@ -101,7 +103,7 @@ def read_metadata(path: Path, columns: tuple[str, ...], title: str):  # -> panda
         )
     empty = table[list(columns)].isna().any(axis=1)
     if empty.any():
-        raise DatasetError(f"{path} row {int(empty.idxmax()) + 2} has an empty field; unpack {title} again")
+        raise DatasetError(f"{path} line {int(empty.idxmax()) + 2} has an empty field; unpack {title} again")
     if table.empty:
         raise DatasetError(f"{path} lists no clips; unpack {title} again")
     return table

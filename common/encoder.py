@@ -21,7 +21,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import pickle
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.checkpoint import Weights, load_weights
+from common.files import load_torch
 
 SAMPLE_RATE = 32_000  # Hz
 N_FFT = 2048  # samples
@@ -166,12 +166,8 @@ def _read_condition(condition: str | Path | np.ndarray | torch.Tensor | None) ->
         if not path.is_file():
             raise ValueError(f"{what} not found; give none, zero, or a .npy or .pt file of {CONDITION_SIZE} numbers")
         try:
-            condition = (
-                np.load(path, allow_pickle=False)
-                if path.suffix == ".npy"
-                else torch.load(path, map_location="cpu", weights_only=True)
-            )
-        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            condition = np.load(path, allow_pickle=False) if path.suffix == ".npy" else load_torch(path)
+        except (OSError, ValueError, EOFError) as error:
             raise ValueError(f"{what} cannot be read as .npy or .pt: {str(error).splitlines()[0][:120]}") from error
     if not isinstance(condition, (np.ndarray, torch.Tensor)):
         raise ValueError(f"{what} holds a {type(condition).__name__}; it must be one array of {CONDITION_SIZE} numbers")

@@ -31,7 +31,7 @@ from common.audio import AudioError, read_audio
 from common.clips import Clip, DatasetError
 from common.encoder import CHANNELS, AudioSepEncoder
 from common.features import FeatureSet
-from common.files import OutputError, exclusive, write_atomically
+from common.files import DamagedFileError, OutputError, exclusive, load_torch, save_torch, write_atomically
 from common.progress import progress_bar
 
 SAVE_EVERY_S = 20.0
@@ -187,17 +187,20 @@ class _Rows:
             "samples": self.samples[indices],
             "failed": {index: self.failed[index] for index in self.unsaved if index in self.failed},
         }
-        buffer = io.BytesIO()
-        torch.save(chunk, buffer)
         # A row stands in one chunk, so its first index makes a name that no other chunk has.
-        write_atomically(partial / f"chunk-{self.unsaved[0]:09d}.pt", buffer.getvalue())
+        save_torch(chunk, partial / f"chunk-{self.unsaved[0]:09d}.pt")
         self.unsaved.clear()
 
     def read_chunks(self, partial: Path) -> int:
         """Take over the chunks of an earlier run; how many rows that is."""
         count = 0
         for path in sorted(partial.glob("chunk-*.pt")):
-            chunk = torch.load(path, weights_only=True)
+            try:
+                chunk = load_torch(path)
+            except DamagedFileError as error:
+                print(f"{path} is damaged ({error}); its clips are computed again")
+                path.unlink()
+                continue
             self.features[chunk["indices"]] = chunk["features"]
             self.samples[chunk["indices"]] = chunk["samples"]
             self.failed |= chunk["failed"]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import pickle
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common.files import write_atomically
+from common.files import DamagedFileError, UnsafeFileError, load_torch, save_torch
 
 
 class FeatureFileError(ValueError):
@@ -58,10 +55,7 @@ class FeatureSet:
             "groups": self.groups,
             "meta": self.meta,
         }
-        # Through a buffer: torch.save would write the file's own name into it, and equal runs would differ.
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        write_atomically(Path(path), buffer.getvalue())
+        save_torch(content, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureSet:
@@ -132,14 +126,11 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FeatureFileError(f"{path} is a folder; give a feature file: --features")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise FeatureFileError(
-            f"{path} is no feature file, or holds Python objects that would run code when opened; refused"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
-        raise FeatureFileError(f"{path} is damaged or no feature file ({cause}); extract again") from error
+        content = load_torch(path)
+    except UnsafeFileError as error:
+        raise FeatureFileError(f"{path} holds Python objects that would run code when opened; refused") from error
+    except DamagedFileError as error:
+        raise FeatureFileError(f"{path} is damaged or no feature file ({error}); extract again") from error
     if not isinstance(content, dict):
         raise FeatureFileError(f"{path} is no feature file: it holds a {type(content).__name__}, not a dict")
     return content

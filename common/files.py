@@ -1,12 +1,19 @@
-"""Writing files so that nothing is lost: whole or not at all, and by one process at a time."""
+"""Files on disk: written whole or not at all, by one process at a time, and read without running anything."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import os
+import pickle
+import pickletools
+import struct
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -33,6 +40,69 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def save_torch(content: Any, path: Path) -> None:
+    """``torch.save``, atomically; equal contents give equal bytes."""
+    import torch
+
+    # Through a buffer: torch.save would write the file's own name into it.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+class DamagedFileError(ValueError):
+    """A file is cut short or of another kind; the message is the cause alone."""
+
+
+class UnsafeFileError(ValueError):
+    """A file holds Python objects that would run code if they were restored; nothing of it was."""
+
+
+def load_torch(path: Path, mmap: bool = False) -> Any:
+    """``torch.load`` with ``weights_only=True`` on the CPU, its many ways to fail told apart.
+
+    Args:
+        mmap: map the file where its format allows, so that a large file's unused tensors are never read.
+
+    Raises:
+        UnsafeFileError: the file asks for more than tensors and plain containers.
+        DamagedFileError: it cannot be parsed.
+        OSError: it cannot be opened.
+    """
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        # torch refuses here both what could run code and what is no pickle at all.
+        unsupported = "Unsupported global" in str(error) or "Unsupported class" in str(error)
+        if unsupported or _names_a_callable(path):
+            raise UnsafeFileError(_first_line(error)) from error
+        raise DamagedFileError(_first_line(error)) from error
+    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
+        raise DamagedFileError(_first_line(error)) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # what reading a zip that was cut short can end in
+            raise
+        raise DamagedFileError(_first_line(error)) from error
+
+
+def _names_a_callable(path: Path) -> bool:
+    """Whether a bare pickle asks for an object by its module and name; its opcodes are read, not run."""
+    with path.open("rb") as file:
+        if file.read(1) != b"\x80":
+            return False
+        file.seek(0)
+        try:
+            return any(opcode.name in ("GLOBAL", "STACK_GLOBAL") for opcode, _, _ in pickletools.genops(file))
+        except ValueError:
+            return False
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
 @contextlib.contextmanager

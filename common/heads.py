@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.files import write_atomically
+from common.files import DamagedFileError, UnsafeFileError, load_torch, save_torch
 
 
 class LinearClassifier(nn.Sequential):
@@ -85,19 +83,16 @@ class TrainedHead:
             "class_names": list(self.class_names),
             "encoder": self.encoder,
         }
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        write_atomically(Path(path), buffer.getvalue())
+        save_torch(content, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> TrainedHead:
         """Read a file written by `save`; HeadFileError where it is none."""
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_torch(Path(path))
             mean, scale = content["scaler_mean"].numpy(), content["scaler_scale"].numpy()
             module = HEADS[content["head"]](len(mean), len(content["class_names"]), content["hidden_dim"])
             module.load_state_dict(content["state_dict"])
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
-            cause = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-            raise HeadFileError(f"{path} is no trained head of this project ({cause})") from error
+        except (OSError, DamagedFileError, UnsafeFileError, RuntimeError, KeyError, TypeError) as error:
+            raise HeadFileError(f"{path} is no trained head of this project ({error})") from error
         return cls(content["head"], module.eval(), mean, scale, content["class_names"], content["encoder"])

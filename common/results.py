@@ -18,6 +18,17 @@ from common.files import OutputError, write_atomically
 from common.metrics import confusion_matrix, scores
 
 SCORES = ("accuracy", "macro_f1")
+# What a finished record must share with a run to stand for it, beside the content of the features.
+SETTINGS = (
+    "batch_size",
+    "learning_rate",
+    "epochs",
+    "hidden_dim",
+    "feature_dim",
+    "train_test_split",
+    "random_seed",
+    "device",
+)
 CSV_COLUMNS = ("head", "split", "seed", "n_train", "n_test", *SCORES)
 
 
@@ -66,22 +77,27 @@ def run_record(
     }
 
 
-def refuse_other_results(path: Path, config: dict[str, Any], features_sha256: str) -> None:
-    """OutputError if `path` holds the record of a run that this one would replace by different numbers."""
+def earlier_record(path: Path, config: dict[str, Any], features_sha256: str) -> dict[str, Any] | None:
+    """The record at `path` if it is of the same features and configuration; None if there is none.
+
+    Raises:
+        OutputError: it holds the results of another run, which this one would replace.
+    """
     if not path.exists():
-        return
+        return None
     try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        before = {**earlier["config"], "features' content": earlier["features"]["sha256"]}
+        record = json.loads(path.read_text(encoding="utf-8"))
+        before = {key: record["config"][key] for key in SETTINGS} | {"features": record["features"]["sha256"]}
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path} is not a record of this project; --overwrite replaces it") from error
-    now = {**config, "features' content": features_sha256}
-    different = [f"{key} was {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]
+    now = {key: config[key] for key in SETTINGS} | {"features": features_sha256}
+    different = [f"{key} was {before[key]}, now {now[key]}" for key in now if before[key] != now[key]]
     if different:
         raise OutputError(
             f"{path} holds the results of another run ({'; '.join(different)}); "
             "--overwrite replaces them, --output-dir writes elsewhere"
         )
+    return record
 
 
 def save_record(record: dict[str, Any], folder: Path) -> None:

@@ -189,7 +189,7 @@ URBANSOUND8K_FORMATS = (
     (96_000, 2, "PCM_24"),
     (22_050, 1, "PCM_U8"),
     (11_025, 1, "IMA_ADPCM"),
-    (48_000, 2, "FLOAT"),
+    (48_000, 2, "PCM_32"),  # no float: libsndfile writes the time of day into float WAVs
 )
 
 

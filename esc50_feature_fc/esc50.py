@@ -3,14 +3,17 @@
 https://github.com/karolpiczak/ESC-50; clips cut from one source recording stand in one fold.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from common.clips import Clip, DatasetError, Task, layout_error, read_metadata
-from common.features import FeatureSet
+
+if TYPE_CHECKING:
+    from common.features import FeatureSet
 
 TITLE = "ESC-50"
 # In the order of the official target numbers 0 to 49.
@@ -40,8 +43,8 @@ def read_clips(root: Path) -> list[Clip]:
     meta = read_metadata(root / "meta" / "esc50.csv", columns, TITLE)
     for line, row in enumerate(meta.itertuples(), start=2):
         name = FILENAME.fullmatch(str(row.filename))
-        facts = name and (int(name["fold"]), int(name["target"]))
-        if facts != (row.fold, row.target) or CLASS_NAMES.index(row.category) != row.target:
+        facts = name and (int(name["fold"]), int(name["target"]), row.category)
+        if facts != (row.fold, row.target, dict(enumerate(CLASS_NAMES)).get(row.target)):
             raise DatasetError(
                 f"{root / 'meta' / 'esc50.csv'} line {line} ({row.filename}: fold {row.fold}, target {row.target}, "
                 f"{row.category}) is not the official row; unpack the official archive again"
@@ -55,6 +58,8 @@ def read_clips(root: Path) -> list[Clip]:
 def recognise(features: FeatureSet) -> tuple[FeatureSet, str] | None:
     """Give the original project's file the official folds: its 2,000 rows stand in the order of esc50.csv,
     which is sorted by file name and so by fold, with 8 clips of every class in every 400 rows."""
+    import torch
+
     if len(features) != 2000 or features.folds is not None:
         return None
     counts = torch.stack([rows.bincount(minlength=50) for rows in features.labels.split(400)])

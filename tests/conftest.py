@@ -1,0 +1,100 @@
+"""Fixtures: an untrained encoder, and small data sets in the official layouts."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from common.clips import Clip
+from common.encoder import AudioSepEncoder, load_encoder
+from common.features import FeatureSet
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+SHARED = PROJECT_ROOT.parent / "shared"
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the samples and golden outputs are not beside the project"
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
+
+
+@pytest.fixture(scope="session")
+def encoder() -> AudioSepEncoder:
+    return load_encoder("random:2024", device="cpu")
+
+
+def noise(seed: int, samples: int) -> np.ndarray:
+    """Quiet white noise, float32."""
+    return (0.1 * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
+
+
+def write_wav(path: Path, seed: int = 0, seconds: float = 0.35, rate: int = 32_000, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, noise(seed, round(seconds * rate)), rate, **options)
+    return path
+
+
+@pytest.fixture
+def clips(tmp_path: Path) -> tuple[Path, list[Clip]]:
+    """A data root with 12 short clips of 3 classes in 2 folds, of different lengths."""
+    root = tmp_path / "audio"
+    listed = [
+        Clip(
+            write_wav(root / f"fold{index % 2 + 1}" / f"clip{index:02d}.wav", index, 0.3 + 0.03 * index),
+            "abc"[index % 3],
+            fold=index % 2 + 1,
+            group=f"source{index // 2}",
+        )
+        for index in range(12)
+    ]
+    return root, listed
+
+
+@pytest.fixture
+def esc50_root(tmp_path: Path) -> Path:
+    """ESC-50's layout with 2 classes, 5 folds, one short clip a class and fold."""
+    root = tmp_path / "ESC-50-master"
+    rows = [
+        (f"{fold}-{1000 + fold}-A-{target}.wav", fold, target, name, "True", 1000 + fold, "A")
+        for fold in range(1, 6)
+        for target, name in ((0, "dog"), (10, "rain"))
+    ]
+    for row in rows:
+        write_wav(root / "audio" / row[0], seed=1000 * row[1] + row[2], seconds=0.32, rate=44_100)
+    write_csv(
+        root / "meta" / "esc50.csv", ("filename", "fold", "target", "category", "esc10", "src_file", "take"), rows
+    )
+    return root
+
+
+def write_csv(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+
+
+def made_up_features(
+    n_classes: int = 4, per_fold: int = 6, folds: int = 3, size: int = 384, seed: int = 0
+) -> FeatureSet:
+    """Features of overlapping classes: every fold holds `per_fold` clips of each class."""
+    rng = np.random.default_rng(seed)
+    labels = np.tile(np.repeat(np.arange(n_classes), per_fold), folds)
+    centres = rng.standard_normal((n_classes, size))
+    values = 5 + 0.35 * centres[labels] + rng.standard_normal((len(labels), size))
+    return FeatureSet(
+        torch.from_numpy(values).float(),
+        torch.from_numpy(labels),
+        [f"class {label}" for label in range(n_classes)],
+        [f"clip{row}.wav" for row in range(len(labels))],
+        torch.from_numpy(np.repeat(np.arange(1, folds + 1), n_classes * per_fold)),
+    )

@@ -1,0 +1,58 @@
+"""The encoder written out plainly, in float64 and for one clip at a time: what the fast one is held against.
+
+No folding, no tiles, no masks: torch's own BatchNorm in eval mode, every layer under its official name.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from common.checkpoint import load_weights
+from common.encoder import BLOCKS, weight_shapes
+
+Tensors = dict[str, torch.Tensor]
+
+
+def plain_layers(
+    waveform: np.ndarray, checkpoint: str = "random:2024", condition: np.ndarray | None = None
+) -> dict[str, torch.Tensor]:
+    """layer -> its whole output (channels, time, frequency) for one waveform of at least 9,920 samples."""
+    tensors = {name: value.double() for name, value in load_weights(checkpoint, weight_shapes()).tensors.items()}
+    samples = torch.from_numpy(waveform.astype(np.float64))
+    window = torch.hann_window(2048, periodic=True, dtype=torch.float64)
+    spectrum = torch.stft(samples, 2048, 320, window=window, center=True, pad_mode="reflect", return_complex=True)
+    power = spectrum.real**2 + spectrum.imag**2
+    magnitude = torch.sqrt(torch.clamp(power, 1e-10, np.inf))[None, :, :, None]  # (1, 1025, time, 1)
+    x = _batch_norm(magnitude, tensors, "base.bn0").permute(0, 3, 2, 1)  # (1, 1, time, 1025)
+    x = F.conv2d(x[..., :-1], tensors["base.pre_conv.weight"], tensors["base.pre_conv.bias"])
+    layers = {"pre_conv": x[0]}
+    for layer, name, _, _, pooling in BLOCKS:
+        x = F.avg_pool2d(_block(x, tensors, name, condition), pooling)
+        layers[layer] = x[0]
+    return layers
+
+
+def _batch_norm(x: torch.Tensor, tensors: Tensors, name: str) -> torch.Tensor:
+    weight, bias, mean, var = (tensors[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var"))
+    return F.batch_norm(x, mean, var, weight, bias, training=False, eps=1e-5)
+
+
+def _block(x: torch.Tensor, tensors: Tensors, name: str, condition: np.ndarray | None) -> torch.Tensor:
+    block = f"base.{name}.conv_block1"
+
+    def beta(which: str) -> torch.Tensor:
+        if condition is None:
+            return torch.zeros(1, 1, 1)
+        film = f"film.{name}->conv_block1->{which}"
+        vector = torch.from_numpy(condition.astype(np.float64))
+        return F.linear(vector, tensors[f"{film}.weight"], tensors[f"{film}.bias"])[:, None, None]
+
+    first = F.leaky_relu(_batch_norm(x, tensors, f"{block}.bn1") + beta("beta1"), 0.01)
+    hidden = F.conv2d(first, tensors[f"{block}.conv1.weight"], padding=1)
+    second = F.leaky_relu(_batch_norm(hidden, tensors, f"{block}.bn2") + beta("beta2"), 0.01)
+    residual = F.conv2d(second, tensors[f"{block}.conv2.weight"], padding=1)
+    if f"{block}.shortcut.weight" in tensors:
+        x = F.conv2d(x, tensors[f"{block}.shortcut.weight"], tensors[f"{block}.shortcut.bias"])
+    return x + residual

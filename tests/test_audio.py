@@ -1,0 +1,176 @@
+"""Audio: the same sound from every format and rate; segments; broken files named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+from conftest import noise, write_wav
+
+from common.audio import AudioError, read_audio
+
+RATE = 32_000
+KINDS = [
+    ("WAV", "PCM_U8"),
+    ("WAV", "PCM_16"),
+    ("WAV", "PCM_24"),
+    ("WAV", "PCM_32"),
+    ("WAV", "FLOAT"),
+    ("WAV", "DOUBLE"),
+    ("WAV", "ULAW"),
+    ("WAV", "IMA_ADPCM"),
+    ("WAV", "MS_ADPCM"),
+    ("WAVEX", "PCM_16"),
+    ("WAVEX", "PCM_24"),
+    ("FLAC", "PCM_16"),
+    ("OGG", "VORBIS"),
+    ("MP3", "MPEG_LAYER_III"),
+    ("AIFF", "PCM_16"),
+]
+
+
+def tone(rate: int, seconds: float = 1.0, frequency: float = 440.0) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate)
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    length = min(len(one), len(other))
+    return float(np.corrcoef(one[:length], other[:length])[0, 1])
+
+
+@pytest.mark.parametrize(("container", "subtype"), KINDS)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_every_kind_of_file(container: str, subtype: str, channels: int, tmp_path: Path) -> None:
+    path = tmp_path / "sound.bin"  # the content decides, not the name
+    samples = np.tile(tone(44_100)[:, None], (1, channels))
+    soundfile.write(path, samples, 44_100, format=container, subtype=subtype)
+    waveform = read_audio(path, RATE)
+    assert waveform.dtype == np.float32
+    assert waveform.ndim == 1
+    assert abs(len(waveform) - RATE) < 0.05 * RATE  # ADPCM and MP3 come in blocks
+    assert correlation(waveform, tone(RATE)) > 0.99
+
+
+@pytest.mark.parametrize(
+    "rate", [4_000, 8_000, 11_024, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000, 192_000]
+)
+def test_every_rate_keeps_length_pitch_and_level(rate: int, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "tone.wav", tone(rate), rate, subtype="FLOAT")
+    waveform = read_audio(tmp_path / "tone.wav", RATE)
+    assert abs(len(waveform) - RATE) <= 1
+    middle = slice(RATE // 8, -RATE // 8)
+    assert np.abs(waveform[middle] - tone(RATE)[: len(waveform)][middle]).max() < 2e-3
+
+
+def test_what_the_lower_rate_cannot_hold_is_filtered_out(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "high.wav", tone(96_000, frequency=20_000), 96_000, subtype="FLOAT")
+    assert np.abs(read_audio(tmp_path / "high.wav", RATE)[1000:-1000]).max() < 1e-3  # not aliased to 12 kHz
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_equals_librosa(rate: int, tmp_path: Path) -> None:
+    samples = np.stack([noise(1, rate), noise(2, rate)], axis=1)
+    soundfile.write(tmp_path / "noise.wav", samples, rate, subtype="PCM_16")
+    expected, _ = librosa.load(tmp_path / "noise.wav", sr=RATE, mono=True)
+    np.testing.assert_allclose(read_audio(tmp_path / "noise.wav", RATE), expected, atol=1e-6)
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    samples = np.stack([noise(seed, 5_000) for seed in range(3)], axis=1)
+    soundfile.write(tmp_path / "three.wav", samples, RATE, subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(tmp_path / "three.wav", RATE), samples.mean(axis=1), atol=1e-7)
+
+
+def test_a_segment_is_that_part(tmp_path: Path) -> None:
+    samples = noise(1, 3 * RATE)
+    soundfile.write(tmp_path / "long.wav", samples, RATE, subtype="FLOAT")
+    path = tmp_path / "long.wav"
+    assert np.array_equal(read_audio(path, RATE, 0.5, 1.25), samples[16_000:40_000])
+    assert np.array_equal(read_audio(path, RATE, start_s=2.0), samples[64_000:])
+    assert np.array_equal(read_audio(path, RATE, end_s=0.1), samples[:3_200])
+    assert np.array_equal(read_audio(path, RATE, 2.5, 3.05), samples[80_000:])  # annotations are rounded
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "words"),
+    [
+        (1.0, 1.0, "reversed"),
+        (2.0, 1.0, "reversed"),
+        (-1.0, 1.0, "reversed"),
+        (0.0, 4.0, "after the audio"),
+        (3.01, 3.05, "no samples"),
+    ],
+)
+def test_segments_that_are_not_there(start_s: float, end_s: float, words: str, tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "three.wav", seconds=3.0)
+    with pytest.raises(AudioError, match=words):
+        read_audio(path, RATE, start_s, end_s)
+
+
+def test_one_sample_is_enough(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "one.wav", np.array([0.5]), RATE)
+    assert len(read_audio(tmp_path / "one.wav", RATE)) == 1
+
+
+def broken(tmp_path: Path, kind: str) -> Path:
+    path = tmp_path / "broken.wav"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "zero-length":
+        soundfile.write(path, np.zeros(0), RATE)
+    elif kind in ("NaN", "infinite"):
+        soundfile.write(path, np.array([0.0, np.nan if kind == "NaN" else np.inf]), RATE, subtype="FLOAT")
+    elif kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("this is a text file, whatever its name says")
+    elif kind == "header only":
+        path.write_bytes(write_wav(tmp_path / "whole.wav").read_bytes()[:30])
+    elif kind == "too short to resample":
+        soundfile.write(path, np.array([0.1]), 192_000)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing", "not found"),
+        ("folder", "folder"),
+        ("empty", "empty file"),
+        ("zero-length", "no samples"),
+        ("NaN", "NaN"),
+        ("infinite", "NaN or infinite"),
+        ("text", "cannot be read as audio"),
+        ("header only", ""),
+        ("too short to resample", "too short"),
+    ],
+)
+def test_broken_files_are_named_with_the_cause(kind: str, words: str, tmp_path: Path) -> None:
+    path = broken(tmp_path, kind)
+    with pytest.raises(AudioError) as error:
+        read_audio(path, RATE)
+    assert str(path) in str(error.value)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("container", "subtype"), [kind for kind in KINDS if kind[1] != "DOUBLE"])
+def test_truncated_files_are_refused(container: str, subtype: str, tmp_path: Path) -> None:
+    """As an interrupted download or unpacking leaves them; half of the sound is not the sound."""
+    path = tmp_path / "cut"
+    soundfile.write(path, noise(1, 44_100), 44_100, format=container, subtype=subtype)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(AudioError):
+        read_audio(path, RATE)
+
+
+def test_a_streamed_wav_whose_header_does_not_know_its_length(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "piped.wav", seconds=0.5)
+    content = bytearray(path.read_bytes())
+    content[4:8] = content[40:44] = b"\xff\xff\xff\xff"
+    path.write_bytes(content)
+    assert len(read_audio(path, RATE)) == RATE // 2

@@ -1,0 +1,278 @@
+"""Checkpoints: every wrapping read alike and strictly; every wrong file named in one line; nothing executed."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SHARED, needs_shared, noise
+from safetensors.torch import save_file
+
+from common import checkpoint as checkpoint_module
+from common.checkpoint import CheckpointError, file_sha256, load_weights
+from common.encoder import load_encoder, weight_shapes
+
+SHAPES = weight_shapes()
+
+
+@pytest.fixture(scope="module")
+def tensors() -> dict[str, torch.Tensor]:
+    return load_weights("random:2024", SHAPES).tensors
+
+
+def with_other_keys(tensors: dict[str, torch.Tensor], prefix: str = "ss_model.") -> dict[str, torch.Tensor]:
+    """A state dict as published: the decoder, the STFT and the text encoder stand in it too."""
+    state = {prefix + name: value for name, value in tensors.items()}
+    state[f"{prefix}base.bn0.num_batches_tracked"] = torch.tensor(0)
+    state[f"{prefix}base.decoder_block1.conv1.weight"] = torch.randn(3, 3)
+    state[f"{prefix}base.stft.conv_real.weight"] = torch.full((2, 2), torch.nan)  # not needed: not looked at
+    state["query_encoder.model.audio_branch.bn0.weight"] = torch.randn(64)
+    state["query_encoder.model.text_branch.embeddings.word_embeddings.weight"] = torch.randn(5, 2)
+    return state
+
+
+WRAPPINGS = {
+    "plain": lambda tensors: with_other_keys(tensors),
+    "lightning": lambda tensors: {
+        "epoch": 3,
+        "global_step": 4_000_000,
+        "pytorch-lightning_version": "1.9.0",
+        "state_dict": with_other_keys(tensors),
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}}],
+        "lr_schedulers": [],
+    },
+    "model": lambda tensors: {"model": with_other_keys(tensors)},
+    "no prefix": lambda tensors: with_other_keys(tensors, ""),
+    "other prefix": lambda tensors: with_other_keys(tensors, "module.ss_model."),
+    "half precision": lambda tensors: with_other_keys({name: value.half() for name, value in tensors.items()}),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_every_wrapping_gives_the_same_weights(tensors, wrapping: str, legacy: bool, tmp_path: Path) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(WRAPPINGS[wrapping](tensors), path, _use_new_zipfile_serialization=not legacy)
+    loaded = load_weights(path, SHAPES)
+    assert loaded.release == "unknown"
+    assert loaded.identity == f"sha256:{file_sha256(path)}"
+    assert loaded.tensors.keys() == tensors.keys()
+    for name, value in tensors.items():
+        expected = value.half().float() if wrapping == "half precision" else value
+        assert torch.equal(loaded.tensors[name], expected), name
+
+
+def test_safetensors(tensors, tmp_path: Path) -> None:
+    save_file({f"ss_model.{name}": value for name, value in tensors.items()}, tmp_path / "model.safetensors")
+    loaded = load_weights(tmp_path / "model.safetensors", SHAPES)
+    assert all(torch.equal(loaded.tensors[name], value) for name, value in tensors.items())
+
+
+@needs_shared
+@pytest.mark.parametrize("wrapping", ["plain", "lightning", "model"])
+def test_the_described_wrappings_embed_alike(wrapping: str, tensors, tmp_path: Path) -> None:
+    """Every key of the description is in the file, the other parts of the network with their real shapes."""
+    description = json.loads((SHARED / "golden" / "keys_and_shapes.json").read_text())["wrappings"][wrapping]
+    state = {
+        name: tensors.get(name.removeprefix(description["prefix"]), torch.zeros(tensor["shape"]))
+        for name, tensor in {**description["other_keys"], **description["keys"]}.items()
+    }
+    content = {**dict.fromkeys(description.get("top_level", ()), 0)}
+    for key in description["path"]:
+        content[key] = state
+    torch.save(content or state, tmp_path / "weights.bin")
+    waveform = noise(0, 12_000)
+    loaded = load_encoder(tmp_path / "weights.bin", "cpu").embed([waveform])
+    assert torch.equal(loaded, load_encoder("random:2024", "cpu").embed([waveform]))
+
+
+def test_random_weights_are_reproducible() -> None:
+    first, again, other = (load_weights(f"random:{seed}", SHAPES) for seed in (7, 7, 8))
+    assert (first.identity, first.release) == ("random:7", "untrained")
+    assert all(torch.equal(first.tensors[name], again.tensors[name]) for name in SHAPES)
+    assert not any(torch.equal(first.tensors[name], other.tensors[name]) for name in SHAPES)
+    # As drawn on x86-64 Linux with NumPy 2.2; the stream of numbers must be the same everywhere.
+    expected = torch.tensor([1.0080152750, 1.0253859758, 0.9722805023])
+    assert torch.allclose(first.tensors["base.bn0.weight"][:3], expected, rtol=1e-6)
+    expected = torch.tensor([0.0277830120, 0.0392293595, -0.0057674339])
+    assert torch.allclose(
+        first.tensors["base.encoder_block6.conv_block1.conv2.weight"].flatten()[-3:], expected, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("spelling", ["random:", "random:-1", "random:x", "random:4294967296"])
+def test_bad_seeds(spelling: str) -> None:
+    with pytest.raises(CheckpointError, match="as in random:0"):
+        load_weights(spelling, SHAPES)
+
+
+def problem(path: Path) -> str:
+    """The one line that a file gets."""
+    with pytest.raises(CheckpointError) as error:
+        load_weights(path, SHAPES)
+    message = str(error.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
+
+
+def test_wrong_tensors_are_all_named(tensors, tmp_path: Path) -> None:
+    state = with_other_keys(tensors)
+    del state["ss_model.base.pre_conv.bias"]
+    state["ss_model.base.encoder_block3.conv_block1.conv1.weight"] = torch.zeros(2, 3)
+    state["ss_model.base.encoder_block5.conv_block1.bn1.running_mean"] = torch.full((256,), torch.nan)
+    state["ss_model.base.bn0.running_var"] = -tensors["base.bn0.running_var"]
+    state["ss_model.film.encoder_block1->conv_block1->beta1.bias"] = torch.zeros(32, dtype=torch.int64)
+    torch.save(state, tmp_path / "model.bin")
+    message = problem(tmp_path / "model.bin")
+    for words in (
+        "5 of",
+        "base.pre_conv.bias is missing",
+        "conv1.weight has shape (2, 3) instead of (128, 64, 3, 3)",
+        "running_mean holds NaN",
+        "running_var holds negative variances",
+        "beta1.bias has type torch.int64",
+    ):
+        assert words in message
+
+
+def test_a_missing_file_says_how_to_get_it(tmp_path: Path) -> None:
+    message = problem(tmp_path / "pytorch_model.bin")
+    assert "curl" in message
+    assert checkpoint_module.DEFAULT_URL in message
+    assert "random:0" in message
+
+
+def test_no_checkpoint_means_the_default_path(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checkpoint_module, "DEFAULT_PATH", tmp_path / "here.bin")
+    with pytest.raises(CheckpointError, match=r"here\.bin not found"):
+        load_weights(None, SHAPES)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:37f1\nsize 957000000\n", "Git LFS pointer"),
+        (b"\n<!DOCTYPE html><html>Not found</html>", "web page"),
+        (b"PK\x03\x04 cut short", "truncated"),
+        (b"\x80\x02}q\x00X\x03", "truncated"),
+        (b"some text that is no checkpoint", "truncated or not a checkpoint"),
+    ],
+    ids=["empty", "lfs", "html", "zip cut short", "pickle cut short", "text"],
+)
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_files_that_are_no_checkpoint(content: bytes, words: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(content)
+    assert words in problem(path)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_truncated_checkpoints(kind: str, share: float, tensors, tmp_path: Path) -> None:
+    path = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.bin")
+    if kind == "safetensors":
+        save_file({f"ss_model.{name}": value for name, value in tensors.items()}, path)
+    else:
+        torch.save(with_other_keys(tensors), path, _use_new_zipfile_serialization=kind == "zip")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert "truncated" in problem(path)
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    assert "folder" in problem(tmp_path)
+
+
+def test_a_checkpoint_without_a_separator(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
+    assert "no AudioSep separator" in problem(tmp_path / "other.pt")
+    torch.save([1, 2, 3], tmp_path / "list.pt")
+    assert "no AudioSep separator" in problem(tmp_path / "list.pt")
+
+
+class Payload:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return (Path.touch, (self.marker,))
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "bare pickle"])
+def test_code_in_a_checkpoint_is_refused_and_not_run(kind: str, tensors, tmp_path: Path) -> None:
+    marker, path = tmp_path / "executed", tmp_path / "evil.ckpt"
+    content = {"state_dict": with_other_keys(tensors), "hyper_parameters": Payload(marker)}
+    if kind == "bare pickle":
+        path.write_bytes(pickle.dumps({"state_dict": {}, "hyper_parameters": Payload(marker)}))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    assert "would run code" in problem(path)
+    assert not marker.exists()
+
+
+def test_clap_by_its_tensors(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"model.audio_branch.bn0.weight": torch.zeros(64)}}, tmp_path / "clap.pt")
+    assert "CLAP" in problem(tmp_path / "clap.pt")
+
+
+def test_clap_by_its_names_where_it_cannot_be_unpickled(tmp_path: Path) -> None:
+    import numpy as np
+
+    content = {"epoch": np.float64(15), "state_dict": {"module.audio_branch.bn0.weight": torch.zeros(64)}}
+    torch.save(content, tmp_path / "clap.pt")
+    assert "CLAP" in problem(tmp_path / "clap.pt")
+
+
+def test_clap_by_its_checksum(monkeypatch, tmp_path: Path) -> None:
+    path = tmp_path / "renamed.bin"
+    path.write_bytes(b"anything")
+    monkeypatch.setattr(checkpoint_module, "CLAP_SHA256", file_sha256(path))
+    assert "CLAP" in problem(path)
+
+
+def test_a_known_release_is_named(tensors, monkeypatch, tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    torch.save(with_other_keys(tensors), path)
+    monkeypatch.setitem(checkpoint_module.KNOWN_RELEASES, file_sha256(path), "the test release")
+    assert load_weights(path, SHAPES).release == "the test release"
+
+
+def test_the_checksum_is_remembered_until_the_file_changes(monkeypatch, tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"one")
+    first = file_sha256(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module.hashlib, "sha256", None)  # not called again
+        assert file_sha256(path) == first
+    path.write_bytes(b"three")
+    assert file_sha256(path) != first
+    (tmp_path / "model.bin.sha256.json").write_text("not JSON")
+    assert file_sha256(path) != first
+
+
+def test_a_checksum_that_cannot_be_remembered_is_no_error(monkeypatch, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"one")
+
+    def refuse(*_args, **_options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert len(file_sha256(path)) == 64
+    assert "Permission denied" in capsys.readouterr().out
+
+
+def test_a_zip_of_something_else(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "archive.bin", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert "not a checkpoint" in problem(tmp_path / "archive.bin")
