@@ -194,7 +194,8 @@ def _classify(task: Task, argv: Sequence[str] | None) -> None:
     folder = Path(config["output_dir"] or task.folder)
     features = FeatureSet.load(path)
     source = {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    config["device"] = str(_device(config, given))
+    # What the encoder was is in the features' own record, not in today's configuration.
+    config = {key: config[key] for key in CLASSIFY_FLAGS} | {"device": str(_device(config, given))}
     features = _recognise(task, features, path, config)
     check_fittable(features, str(path))
     splits, protocol = make_splits(features, config["train_test_split"], config["random_seed"])

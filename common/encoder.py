@@ -10,10 +10,9 @@ pooling. The betas are FiLM's, computed from a text or audio condition; without 
 BatchNorm is frozen, so it is folded here, in float64, into one multiplication and addition (bn1) and into
 conv1 (bn2); the betas join the additions.
 
-One mechanism serves batches of any lengths and clips of any length: the *tile*, a run of frames of one clip.
-A clip of up to `SINGLE_TILE_FRAMES` frames is one tile; a longer one is cut into cores, each computed with a
-halo as wide as the receptive field. Tiles padded to a common width are set to zero beyond the clip's own end
-before each convolution, which is what the convolution's own zero padding does for a clip alone.
+One mechanism serves batches of any lengths and clips of any length: the tile (see `common.tiles`). Tiles padded
+to a common width are set to zero beyond the clip's own end before each convolution, which is what the
+convolution's own zero padding does for a clip alone.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ import ctypes
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +31,7 @@ from torch import nn
 
 from common.checkpoint import Weights, load_weights
 from common.files import load_torch
+from common.tiles import FRAMES_PER_COLUMN, Moments, Tile, plan_tiles
 
 SAMPLE_RATE = 32_000  # Hz
 N_FFT = 2048  # samples
@@ -59,13 +58,9 @@ CHANNELS = dict(zip(LAYERS, (PRE_CONV_CHANNELS, *(block[3] for block in BLOCKS))
 POOLS = ("mean", "std", "max")
 PRECISIONS = ("fp32",)
 
-FRAMES_PER_COLUMN = 32  # five poolings of 2 in time
 MIN_SAMPLES = (FRAMES_PER_COLUMN - 1) * HOP_LENGTH  # 9,920: the shortest waveform that leaves one column
 # Receptive field in frames either side, rounded up to whole columns: 126 at block 6, 64 more at the bottleneck.
 HALO_FRAMES = dict.fromkeys(LAYERS, 128) | {"bottleneck": 192}
-# Up to 10.24 s a clip is computed in one piece; the widest tile (core + two halos) then bounds the memory.
-SINGLE_TILE_FRAMES = 1024
-CORE_FRAMES = 768
 # Tiles a batch on a GPU. On a CPU larger batches bring nothing, and one tile at a time makes a clip's
 # embedding the same to the last bit in any company.
 GPU_TILE_BATCH = 16
@@ -177,27 +172,6 @@ def _read_condition(condition: str | Path | np.ndarray | torch.Tensor | None) ->
     if not torch.isfinite(values).all():
         raise ValueError(f"{what} holds NaN or infinite values")
     return values, "sha256:" + hashlib.sha256(values.to(torch.float32).numpy().tobytes()).hexdigest()
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """Frames [first, last) of clip `clip`, computed for its core [core_start, core_end); all but the clip's
-    own end are multiples of 32, so that the poolings of a tile fall where the clip's own do."""
-
-    clip: int
-    first: int
-    last: int
-    core_start: int
-    core_end: int
-
-    @property
-    def frames(self) -> int:
-        return self.last - self.first
-
-    def columns(self, level: int) -> slice:
-        """The core's positions within the tile after `level` poolings in time."""
-        first = self.first >> level
-        return slice((self.core_start >> level) - first, (self.core_end >> level) - first)
 
 
 class _Block(nn.Module):
@@ -340,9 +314,9 @@ class AudioSepEncoder(nn.Module):
         tiles = [
             tile
             for clip, waveform in enumerate(checked)
-            for tile in _plan_tiles(clip, 1 + len(waveform) // HOP_LENGTH, halo)
+            for tile in plan_tiles(clip, 1 + len(waveform) // HOP_LENGTH, halo)
         ]
-        moments: dict[tuple[int, str], list[_Moments]] = {
+        moments: dict[tuple[int, str], list[Moments]] = {
             (clip, layer): [] for clip in range(len(checked)) for layer in layers
         }
         with self._true_float32():
@@ -351,9 +325,9 @@ class AudioSepEncoder(nn.Module):
                     for tile, item in zip(batch, output, strict=True):
                         own = item[:, tile.columns(level)]  # (channels, time, frequency)
                         if own.shape[1]:
-                            moments[tile.clip, layer].append(_Moments.of(own, pools))
+                            moments[tile.clip, layer].append(Moments.of(own, pools))
         # Tiles of one width share a batch, so a clip's parts may come in any order; their sums are in float64.
-        merged = {key: _Moments.merge(parts) for key, parts in moments.items()}
+        merged = {key: Moments.merge(parts) for key, parts in moments.items()}
         return {
             (layer, pool): torch.stack([merged[clip, layer].pooled(pool) for clip in range(len(checked))])
             if checked
@@ -362,24 +336,26 @@ class AudioSepEncoder(nn.Module):
             for pool in pools
         }
 
-    def _batches(self, tiles: list[_Tile]) -> Iterator[list[_Tile]]:
+    def _batches(self, tiles: list[Tile]) -> Iterator[list[Tile]]:
         """Tiles to compute together: singly on a CPU, tiles of one padded width together on a GPU."""
         if self.device.type == "cpu":
             yield from ([tile] for tile in tiles)
             return
-        by_width: dict[int, list[_Tile]] = {}
+        by_width: dict[int, list[Tile]] = {}
         for tile in tiles:
-            by_width.setdefault(_padded_width(tile), []).append(tile)
+            by_width.setdefault(tile.padded_frames, []).append(tile)
         for same_width in by_width.values():
             for start in range(0, len(same_width), GPU_TILE_BATCH):
                 yield same_width[start : start + GPU_TILE_BATCH]
 
     def _forward(
-        self, batch: list[_Tile], waveforms: list[torch.Tensor], layers: Sequence[str]
+        self, batch: list[Tile], waveforms: list[torch.Tensor], layers: Sequence[str]
     ) -> Iterator[tuple[str, int, torch.Tensor]]:
         """Compute a batch of tiles; yield (layer, poolings in time so far, (B, channels, time, frequency))."""
         lengths = [tile.frames for tile in batch]
-        width = lengths[0] if len(batch) == 1 and self.device.type == "cpu" else max(map(_padded_width, batch))
+        width = (
+            lengths[0] if len(batch) == 1 and self.device.type == "cpu" else max(tile.padded_frames for tile in batch)
+        )
         samples = torch.stack([_samples(waveforms[tile.clip], tile, width) for tile in batch]).to(self.device)
         x = self.pre_conv(self._normalised_magnitude(samples)[:, None])  # (B, 32, time, 1024)
         if "pre_conv" in layers:
@@ -412,65 +388,7 @@ class AudioSepEncoder(nn.Module):
             yield
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Count, mean, sum of squared deviations and maximum per channel; float64 on the CPU."""
-
-    count: int
-    mean: torch.Tensor
-    squares: torch.Tensor | None
-    maximum: torch.Tensor | None
-
-    @staticmethod
-    def of(values: torch.Tensor, pools: Sequence[str]) -> _Moments:
-        """Of (channels, time, frequency); only what `pools` needs."""
-        count = values.shape[1] * values.shape[2]
-        squares = maximum = None
-        if "std" in pools:
-            variance, mean = torch.var_mean(values, dim=(1, 2), correction=0)
-            squares = variance.double().cpu() * count
-        else:
-            mean = values.mean(dim=(1, 2))
-        if "max" in pools:
-            maximum = values.amax(dim=(1, 2)).double().cpu()
-        return _Moments(count, mean.double().cpu(), squares, maximum)
-
-    @staticmethod
-    def merge(parts: list[_Moments]) -> _Moments:
-        """Of disjoint parts together (Chan et al. 1979, the parallel form of the variance)."""
-        count = sum(part.count for part in parts)
-        mean = sum(part.mean * (part.count / count) for part in parts)
-        squares = maximum = None
-        if parts[0].squares is not None:
-            squares = sum(part.squares + part.count * (part.mean - mean).square() for part in parts)
-        if parts[0].maximum is not None:
-            maximum = torch.stack([part.maximum for part in parts]).amax(dim=0)
-        return _Moments(count, mean, squares, maximum)
-
-    def pooled(self, pool: str) -> torch.Tensor:
-        """(channels,) float32."""
-        values = {"mean": self.mean, "max": self.maximum}.get(pool)
-        return (values if values is not None else (self.squares / self.count).sqrt()).to(torch.float32)
-
-
-def _plan_tiles(clip: int, frames: int, halo: int) -> list[_Tile]:
-    """Cut a clip of `frames` frames into tiles whose cores cover it without overlap."""
-    if frames <= SINGLE_TILE_FRAMES:
-        return [_Tile(clip, 0, frames, 0, frames)]
-    # The frames after the last whole column join the last core: alone they would make a tile that owns nothing.
-    starts = range(0, frames - frames % FRAMES_PER_COLUMN, CORE_FRAMES)
-    ends = [*starts[1:], frames]
-    return [
-        _Tile(clip, max(0, start - halo), min(frames, end + halo), start, end)
-        for start, end in zip(starts, ends, strict=True)
-    ]
-
-
-def _padded_width(tile: _Tile) -> int:
-    return -(-tile.frames // FRAMES_PER_COLUMN) * FRAMES_PER_COLUMN
-
-
-def _samples(waveform: torch.Tensor, tile: _Tile, width: int) -> torch.Tensor:
+def _samples(waveform: torch.Tensor, tile: Tile, width: int) -> torch.Tensor:
     """The samples under `width` frames from the tile's first, as the STFT of the whole clip would see them:
     reflected at the clip's ends, zeros where the clip has no such frame."""
     start = tile.first * HOP_LENGTH - N_FFT // 2

@@ -13,6 +13,7 @@ from conftest import SHARED, needs_shared, noise
 from plain_encoder import plain_layers
 
 from common import encoder as encoder_module
+from common import tiles
 from common.encoder import BLOCKS, CHANNELS, LAYERS, MIN_SAMPLES, POOLS, AudioSepEncoder, load_encoder
 
 CONDITION = np.random.default_rng(5).standard_normal(512)
@@ -109,8 +110,8 @@ def test_tiles_equal_one_piece(encoder: AudioSepEncoder, frames: int, monkeypatc
     whole = encoder.embed_grid([waveform], LAYERS, POOLS)
     # Every tile has its full halo, so small cores test the same cut as large ones; the clip is too short for
     # tiles that have a halo on both sides, which the next test has.
-    monkeypatch.setattr(encoder_module, "SINGLE_TILE_FRAMES", 64)
-    monkeypatch.setattr(encoder_module, "CORE_FRAMES", 32)
+    monkeypatch.setattr(tiles, "SINGLE_TILE_FRAMES", 64)
+    monkeypatch.setattr(tiles, "CORE_FRAMES", 32)
     tiled = encoder.embed_grid([waveform], LAYERS, POOLS)
     for key, reference in whole.items():
         assert relative(tiled[key], reference) < 1e-6, key
@@ -119,10 +120,10 @@ def test_tiles_equal_one_piece(encoder: AudioSepEncoder, frames: int, monkeypatc
 @pytest.mark.parametrize("batched", [False, True])
 def test_long_clips_in_tiles_equal_one_piece(encoder: AudioSepEncoder, batched: bool, monkeypatch) -> None:
     waveform = noise(4, 1_300 * 320 + 77)
-    monkeypatch.setattr(encoder_module, "SINGLE_TILE_FRAMES", 10_000)
+    monkeypatch.setattr(tiles, "SINGLE_TILE_FRAMES", 10_000)
     whole = encoder.embed_layers([waveform])
-    monkeypatch.setattr(encoder_module, "SINGLE_TILE_FRAMES", 1024)
-    monkeypatch.setattr(encoder_module, "CORE_FRAMES", 448)
+    monkeypatch.setattr(tiles, "SINGLE_TILE_FRAMES", 1024)
+    monkeypatch.setattr(tiles, "CORE_FRAMES", 448)
     if batched:
         monkeypatch.setattr(AudioSepEncoder, "_batches", in_padded_batches)
     tiled = encoder.embed_layers([waveform])
@@ -134,8 +135,8 @@ def test_a_narrower_halo_would_be_noticed(encoder: AudioSepEncoder, monkeypatch)
     """The tolerance of the tests above means something: 96 frames are not enough."""
     waveform = noise(4, 700 * 320)
     whole = encoder.embed([waveform])
-    monkeypatch.setattr(encoder_module, "SINGLE_TILE_FRAMES", 64)
-    monkeypatch.setattr(encoder_module, "CORE_FRAMES", 256)
+    monkeypatch.setattr(tiles, "SINGLE_TILE_FRAMES", 64)
+    monkeypatch.setattr(tiles, "CORE_FRAMES", 256)
     monkeypatch.setitem(encoder_module.HALO_FRAMES, "encoder_block6", 96)
     assert relative(encoder.embed([waveform]), whole) > 1e-5
 
