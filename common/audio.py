@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import soundfile
 import soxr
 
+# What recorders and converters use; a header that says otherwise is damaged, and would cost gigabytes to resample.
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 # Annotations are rounded to milliseconds or so; an end this far past the file's own is no error.
 SEGMENT_TOLERANCE_S = 0.1
 
@@ -42,6 +45,8 @@ def read_audio(
     try:
         with soundfile.SoundFile(path) as file:
             file_rate = file.samplerate
+            if not MIN_RATE <= file_rate <= MAX_RATE:
+                raise AudioError(f"{path}: its header claims {file_rate:,} samples a second; the file is damaged")
             first, last = _segment(file, path, start_s, end_s)
             _refuse_truncated(file, path)
             if first:
@@ -55,10 +60,34 @@ def read_audio(
         raise AudioError(f"{path}: holds NaN or infinite samples")
     waveform = samples.mean(axis=1, dtype=np.float32)
     if file_rate != sample_rate:
-        waveform = soxr.resample(waveform, file_rate, sample_rate, quality="HQ")
+        try:
+            waveform = soxr.resample(waveform, file_rate, sample_rate, quality="HQ")
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise AudioError(f"{path}: cannot be resampled from {file_rate:,} Hz ({error})") from error
     if not len(waveform):
         raise AudioError(f"{path}: only {last - first} samples at {file_rate} Hz, too short to resample")
     return waveform
+
+
+def audio_stamp(path: str | Path) -> int:
+    """A number that changes with a file's content: of its size, and of 4 kB at its start, middle and end.
+
+    Raises:
+        AudioError: the file cannot be opened.
+    """
+    block = 4096
+    try:
+        with Path(path).open("rb") as file:
+            size = file.seek(0, 2)
+            stamp = hashlib.blake2b(str(size).encode(), digest_size=8)
+            for start in (0, (size - block) // 2, size - block):
+                file.seek(max(0, start))
+                stamp.update(file.read(block))
+    except OSError as error:
+        raise AudioError(
+            f"{path}: {'not found' if isinstance(error, FileNotFoundError) else error.strerror}"
+        ) from error
+    return int.from_bytes(stamp.digest(), "little", signed=True)
 
 
 def _segment(file: soundfile.SoundFile, path: Path, start_s: float | None, end_s: float | None) -> tuple[int, int]:

@@ -101,8 +101,8 @@ def file_sha256(path: Path) -> str:
 
 
 def download_command(path: Path = DEFAULT_PATH) -> str:
-    """The shell line that fetches the default checkpoint; run again, it goes on where it stopped."""
-    return f"curl -L -C - --create-dirs -o {path} {DEFAULT_URL}"
+    """The shell line that fetches the default checkpoint, over whatever lies there."""
+    return f"curl -L --create-dirs -o {path} {DEFAULT_URL}"
 
 
 def _random_weights(checkpoint: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
@@ -139,12 +139,14 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
             f"checkpoint {path} not found. Get it with: {download_command()}   "
             "(or try the pipeline untrained with --checkpoint random:0)"
         )
-    if not path.is_file():
+    if path.is_dir():
         raise CheckpointError(f"checkpoint {path} is a folder. Give the file itself, such as {path}/pytorch_model.bin")
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is no regular file. Give the weights: {download_command()}")
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
-        raise CheckpointError(f"checkpoint {path} is empty (0 bytes). Delete it and fetch it: {download_command()}")
+        raise CheckpointError(f"checkpoint {path} is empty (0 bytes). Fetch it again: {download_command()}")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(
             f"checkpoint {path} is a Git LFS pointer, not the weights. Run 'git lfs pull', or: {download_command()}"
@@ -167,7 +169,7 @@ def _read(path: Path) -> object:
     except (DamagedFileError, SafetensorError) as error:
         raise CheckpointError(
             f"checkpoint {path} ({path.stat().st_size:,} bytes) is truncated or not a checkpoint ({error}). "
-            f"Delete it and fetch it: {download_command()}"
+            f"Fetch it again: {download_command()}"
         ) from error
 
 

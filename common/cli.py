@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.clips import DatasetError, Task
 from common.config import ConfigError, load_config
-from common.files import OutputError
+from common.files import OutputError, exclusive
 
 # The rest of common imports torch and is imported where it is used: --help should not take seconds.
 if TYPE_CHECKING:
@@ -45,6 +45,10 @@ CLASSIFY_FLAGS = {
     "random_seed": ("--seed", "N", "seed of weights, order and random splits"),
     "device": ("--device", "NAME", "auto, cpu, cuda or cuda:N"),
 }
+
+
+# What a feature file's record says clip by clip; a result's record points to the file instead.
+PER_CLIP = ("failed", "samples", "audio_stamps")
 
 
 class UsageError(ValueError):
@@ -110,7 +114,7 @@ def _parse(
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="one's own YAML over common/config.yaml and the task's"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that was made with other settings")
+    parser.add_argument("--overwrite", action="store_true", help="files made with other settings may be replaced")
     given = parser.parse_args(argv)
     flag_values = {key: getattr(given, key) for key in flags if getattr(given, key) is not None}
     return load_config(task_config, given.config, flag_values), given
@@ -199,13 +203,14 @@ def _classify(task: Task, argv: Sequence[str] | None) -> None:
     features = _recognise(task, features, path, config)
     check_fittable(features, str(path))
     splits, protocol = make_splits(features, config["train_test_split"], config["random_seed"])
-    record = None if given.overwrite else earlier_record(folder / "result.json", config, source["sha256"])
-    if record is None:
-        record = _fit_and_save(task, features, splits, protocol, config, source, folder)
-    else:
-        print(f"{folder / 'result.json'} is there already, of the same features and settings; --overwrite fits again")
+    with exclusive(folder / f".{task.name}_results.lock", f"results into {folder}"):
+        record = earlier_record(folder, config, source["sha256"], given.overwrite)
+        if record is None:
+            record = _fit_and_save(task, features, splits, protocol, config, source, folder)
+        else:
+            print(f"{folder / 'result.json'} is there already, of the same features and settings. Nothing to do.")
     _print_scores(task, record)
-    print(f"-> {folder}: result.json, result.csv, confusion_*.png, {', '.join(task.head_files.values())}")
+    print(f"-> {folder}: {', '.join(['result.json', *record['files']])}")
 
 
 def _fit_and_save(
@@ -227,10 +232,12 @@ def _fit_and_save(
     from common.splits import Split
     from common.train import fit_heads
 
+    # The record comes last: without it, files of a fit that was cut short pass for nothing.
+    (folder / "result.json").unlink(missing_ok=True)
     # Beside the scored heads one that learns from every clip: the head to keep and use.
     everything = Split("all clips", np.arange(len(features)), np.arange(0))
     settings = {key: config[key] for key in ("epochs", "batch_size", "learning_rate", "hidden_dim")}
-    provenance = {key: value for key, value in features.meta.items() if key not in ("failed", "samples")}
+    provenance = {key: value for key, value in features.meta.items() if key not in PER_CLIP}
     labels = np.concatenate([features.labels.numpy()[split.test] for split in splits])
     records = {}
     for kind in HEADS:
@@ -246,13 +253,16 @@ def _fit_and_save(
             (head.split.name, len(head.split.train), head.test_logits.argmax(dim=1).numpy()) for head in scored
         ]
         records[kind] = head_record(predictions, labels, len(features.class_names))
+        for row, head in zip(records[kind]["splits"], scored, strict=True):
+            row["train_loss"] = head.train_loss
         trained = TrainedHead(kind, final.module, final.mean, final.scale, features.class_names, provenance)
         trained.save(folder / task.head_files[kind])
         title = f"{task.title}, {kind.replace('_', '-')} head: {records[kind]['mean']['accuracy']:.1%} ({protocol})"
         confusion = np.array(records[kind]["confusion"])
         plot_confusion(confusion, features.class_names, title, folder / f"confusion_{kind}.png")
     meta = {**source, "clips": len(features), "class_names": features.class_names, **provenance}
-    record = run_record(task.name, protocol, config, meta, records)
+    files = ["result.csv", *(f"confusion_{kind}.png" for kind in HEADS), *task.head_files.values()]
+    record = run_record(task.name, protocol, config, meta, records, files)
     save_record(record, folder)
     return record
 

@@ -87,8 +87,8 @@ def layout_error(root: Path, title: str, expected: str, usual_folder: str) -> Da
     return DatasetError(f"data root {root} is not laid out as {title}: expected {expected}; found {found}")
 
 
-def read_metadata(path: Path, columns: tuple[str, ...], title: str) -> pd.DataFrame:
-    """A data set's official CSV with all of `columns` present and filled; text as text, numbers as numbers."""
+def read_metadata(path: Path, columns: tuple[str, ...], whole_numbers: tuple[str, ...], title: str) -> pd.DataFrame:
+    """A data set's official CSV with all of `columns` present and filled, those of `whole_numbers` as int64."""
     import pandas as pd
 
     try:
@@ -104,6 +104,16 @@ def read_metadata(path: Path, columns: tuple[str, ...], title: str) -> pd.DataFr
     empty = table[list(columns)].isna().any(axis=1)
     if empty.any():
         raise DatasetError(f"{path} line {int(empty.idxmax()) + 2} has an empty field; unpack {title} again")
+    for column in whole_numbers:
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        wrong = numbers.isna() | (numbers % 1 != 0)
+        if wrong.any():
+            row = int(wrong.idxmax())
+            raise DatasetError(
+                f"{path} line {row + 2}: {column} must be a whole number, not {table[column][row]!r}; "
+                f"unpack {title} again"
+            )
+        table[column] = numbers.astype("int64")
     if table.empty:
         raise DatasetError(f"{path} lists no clips; unpack {title} again")
     return table

@@ -11,7 +11,9 @@ import yaml
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 COMMON_CONFIG = Path(__file__).resolve().with_name("config.yaml")
-PATHS = ("checkpoint", "data_root", "features", "output_dir")
+PATHS = ("checkpoint", "condition", "data_root", "features", "output_dir")
+NOT_PATHS = ("none", "zero")  # what a condition may be beside a file
+MAY_BE_NULL = ("data_root", "features", "output_dir")
 # Of the numbers in the configuration: the smallest and largest that make sense.
 RANGES = {
     "batch_size": (1, 2**20),
@@ -50,10 +52,16 @@ def load_config(task_config: Path, own: Path | None = None, flags: Mapping[str, 
             config[key] = _check(key, value, source)
     for key in PATHS:
         value = config[key]
-        if value is not None and not value.startswith("random:"):
-            given_as_flag = key in (flags or {})
-            config[key] = str((Path.cwd() if given_as_flag else PROJECT_ROOT) / Path(value).expanduser())
+        if value is not None and value not in NOT_PATHS and not value.startswith("random:"):
+            config[key] = str((Path.cwd() if key in (flags or {}) else PROJECT_ROOT) / _expand_user(key, value))
     return config
+
+
+def _expand_user(key: str, value: str) -> Path:
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{key} {value}: {error}") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -73,14 +81,14 @@ def _read(path: Path) -> dict[str, Any]:
 def _check(key: str, value: Any, source: str) -> Any:
     """The value with its right type; YAML reads 1e-3 as text, for one."""
     if key not in RANGES:
-        if value is not None and not isinstance(value, (str, Path)):
-            raise ConfigError(f"{source}: {key} must be text, not {value!r}")
+        if not isinstance(value, (str, Path)) and not (value is None and key in MAY_BE_NULL):
+            raise ConfigError(f"{source}: {key} must be text, not {'null' if value is None else repr(value)}")
         return None if value is None else str(value)
     low, high = RANGES[key]
     kind = float if isinstance(low, float) else int
     try:
         number = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = None
     if isinstance(value, bool) or number is None or number != float(value) or not low <= number <= high:
         raise ConfigError(

@@ -166,6 +166,11 @@ def _read_condition(condition: str | Path | np.ndarray | torch.Tensor | None) ->
             raise ValueError(f"{what} cannot be read as .npy or .pt: {str(error).splitlines()[0][:120]}") from error
     if not isinstance(condition, (np.ndarray, torch.Tensor)):
         raise ValueError(f"{what} holds a {type(condition).__name__}; it must be one array of {CONDITION_SIZE} numbers")
+    real = condition.is_floating_point() if torch.is_tensor(condition) else condition.dtype.kind == "f"
+    if not real:
+        raise ValueError(f"{what} holds numbers of type {condition.dtype}; it must hold floating-point ones")
+    if isinstance(condition, np.ndarray):
+        condition = np.ascontiguousarray(condition, dtype=np.float64)
     values = torch.as_tensor(condition).detach().to("cpu", torch.float64).squeeze()
     if values.shape != (CONDITION_SIZE,):
         raise ValueError(f"{what} has shape {tuple(condition.shape)}; it must hold {CONDITION_SIZE} numbers")
@@ -301,7 +306,7 @@ class AudioSepEncoder(nn.Module):
         grid = self.embed_grid(waveforms, LAYERS, (pool,))
         return {layer: grid[layer, pool] for layer in LAYERS}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def embed_grid(
         self, waveforms: Sequence[np.ndarray | torch.Tensor], layers: Sequence[str], pools: Sequence[str]
     ) -> dict[tuple[str, str], torch.Tensor]:
@@ -353,9 +358,7 @@ class AudioSepEncoder(nn.Module):
     ) -> Iterator[tuple[str, int, torch.Tensor]]:
         """Compute a batch of tiles; yield (layer, poolings in time so far, (B, channels, time, frequency))."""
         lengths = [tile.frames for tile in batch]
-        width = (
-            lengths[0] if len(batch) == 1 and self.device.type == "cpu" else max(tile.padded_frames for tile in batch)
-        )
+        width = max(tile.padded_frames for tile in batch)
         samples = torch.stack([_samples(waveforms[tile.clip], tile, width) for tile in batch]).to(self.device)
         x = self.pre_conv(self._normalised_magnitude(samples)[:, None])  # (B, 32, time, 1024)
         if "pre_conv" in layers:
@@ -401,8 +404,12 @@ def _samples(waveform: torch.Tensor, tile: Tile, width: int) -> torch.Tensor:
 
 
 def _check_sequence(waveforms: Sequence[np.ndarray | torch.Tensor]) -> Sequence[np.ndarray | torch.Tensor]:
-    if isinstance(waveforms, (np.ndarray, torch.Tensor)) and waveforms.ndim == 1:
-        raise ValueError("waveforms is one 1-D array; give a sequence of them: embed([waveform])")
+    """One array is ambiguous: is (2, samples) two clips, or one in stereo?"""
+    if isinstance(waveforms, (np.ndarray, torch.Tensor)):
+        how = "embed([waveform])" if waveforms.ndim == 1 else "embed(list(waveforms)), once they are mono"
+        raise ValueError(
+            f"waveforms is one array of shape {tuple(waveforms.shape)}; give a sequence of 1-D ones: {how}"
+        )
     return waveforms
 
 
@@ -410,18 +417,19 @@ def _check_waveform(waveform: np.ndarray | torch.Tensor, index: int) -> torch.Te
     """A finite 1-D float32 CPU tensor of at least MIN_SAMPLES, or a ValueError that says what to do."""
     if not isinstance(waveform, (np.ndarray, torch.Tensor)):
         raise ValueError(f"waveform {index} is a {type(waveform).__name__}; give a 1-D float32 array or tensor")
-    samples = torch.as_tensor(waveform)
-    if samples.ndim != 1:
+    if waveform.ndim != 1:
         raise ValueError(
-            f"waveform {index} has shape {tuple(samples.shape)}; give a 1-D array (average the channels to mono first)"
+            f"waveform {index} has shape {tuple(waveform.shape)}; give a 1-D array (average the channels to mono first)"
         )
-    if not samples.is_floating_point():
+    if not (waveform.is_floating_point() if torch.is_tensor(waveform) else waveform.dtype.kind == "f"):
         raise ValueError(
-            f"waveform {index} has type {samples.dtype}; give float32 in [-1, 1] (16-bit integers: divide by 32768)"
+            f"waveform {index} has type {waveform.dtype}; give float32 in [-1, 1] (16-bit integers: divide by 32768)"
         )
-    if not len(samples):
+    if not len(waveform):
         raise ValueError(f"waveform {index} is empty; give at least one sample")
-    samples = samples.detach().to("cpu", torch.float32)
+    if isinstance(waveform, np.ndarray):  # of any strides, byte order and floating-point width
+        waveform = torch.from_numpy(np.ascontiguousarray(waveform, dtype=np.float32))
+    samples = waveform.detach().to("cpu", torch.float32)
     if not torch.isfinite(samples).all():
         raise ValueError(f"waveform {index} holds NaN or infinite samples; repair or leave out this clip")
     return F.pad(samples, (0, max(0, MIN_SAMPLES - len(samples))))

@@ -1,56 +1,39 @@
-"""Clips + encoder -> FeatureSet: decoding ahead, saving as it goes, resuming, and naming what failed.
-
-While a run is under way its finished rows lie in ``<output>.partial/`` as chunks, each written whole or not
-at all; the next run with the same settings goes on from them. The finished file takes their place.
-"""
+"""Clips + encoder -> FeatureSet: decoding ahead, saving as it goes, resuming, and naming what failed."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
-import json
+import itertools
 import os
 import platform
-import shutil
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
 import torch
 
-from common.audio import AudioError, read_audio
+from common.audio import AudioError, audio_stamp, read_audio
 from common.clips import Clip, DatasetError
 from common.encoder import CHANNELS, AudioSepEncoder
-from common.features import FeatureSet
-from common.files import DamagedFileError, OutputError, exclusive, load_torch, save_torch, write_atomically
+from common.features import FeatureFileError, FeatureSet
+from common.files import OutputError, exclusive, remove_leftovers, write_atomically
+from common.partial import Rows, changed_files, difference_in_words, discard, resume
 from common.progress import progress_bar
 
 SAVE_EVERY_S = 20.0
 MAX_WORKERS = 16
 # Clips a call of the encoder. One on a CPU: larger batches bring nothing there, and rows do not wait for others.
 CPU_BATCH, GPU_BATCH = 1, 64
-# What a finished file must share with a run to stand for it. The versions are kept too, but only as a record.
-SETTINGS = (
-    "dataset",
-    "encoder",
-    "checkpoint",
-    "condition",
-    "precision",
-    "layer",
-    "pool",
-    "sample_rate",
-    "clips",
-    "clip_list",
-)
 
 
 class ExtractionError(ValueError):
@@ -73,7 +56,7 @@ def extract(
     """Embed every clip and save the FeatureSet under `output`.
 
     Interrupted at any moment, even by ``kill -9``, the same call goes on and gives the same file to the last
-    bit. A finished file with the same settings returns at once; clips that failed in it are tried again.
+    bit. A finished file of the same settings and audio returns at once; clips that failed in it are tried again.
 
     Args:
         clips: in the order of the file's rows.
@@ -85,10 +68,11 @@ def extract(
             are kept, so labels are contiguous.
         layer, pool: as in `AudioSepEncoder.embed`.
         workers: threads that decode ahead; None is one a core, at most 16.
-        overwrite: replace a file, or unfinished work, made with other settings.
+        overwrite: a file, or unfinished work, made with other settings or of other audio may be replaced.
 
     Raises:
-        OutputError: another run writes the same output, or other settings made it and `overwrite` is not set.
+        OutputError: another run writes the same output; other settings or other audio made it and `overwrite` is
+            not set; or it cannot be written (what is done is kept).
         ExtractionError: every clip failed.
         DatasetError: two clips have the same id.
         KeyboardInterrupt: interrupted; its text says what is kept.
@@ -104,108 +88,43 @@ def extract(
         "clips": len(clips),
         "clip_list": _fingerprint(clips, clip_ids),
     }
-    rows = _Rows.empty(len(clips), CHANNELS[layer])
-    if output.exists() and not overwrite:
-        existing = FeatureSet.load(output)
-        _refuse_other_settings(output, existing, settings, clips, clip_ids)
-        if not existing.meta["failed"]:
-            print(f"{output} is there already, made with the same settings: {len(existing):,} clips. Nothing to do.")
-            return existing
-        print(f"{output}: {len(existing.meta['failed'])} clips failed in the last run; trying them again")
-        rows.adopt(existing, clip_ids)
+    finished = _standing(output, settings, clips, clip_ids, overwrite)
+    if finished is not None and not _worth_another_try(finished, encoder):
+        print(f"{output} is there already, made with the same settings: {len(finished):,} clips. Nothing to do.")
+        return finished
 
     partial = output.with_name(output.name + ".partial")
     with exclusive(partial / "lock", str(output)):
-        _resume(partial, {**settings, "device": encoder.device.type}, rows, overwrite)
+        remove_leftovers(output)
+        rows = Rows.empty(len(clips), CHANNELS[layer])
+        # Looked at again: another run may have finished it in the meantime.
+        finished = _standing(output, settings, clips, clip_ids, overwrite)
+        if finished is not None:
+            rows.adopt(finished, clip_ids)
         try:
+            resume(partial, {**settings, "device": encoder.device.type}, rows, clips, overwrite)
             _compute(clips, encoder, rows, partial, layer, pool, workers or min(MAX_WORKERS, os.cpu_count() or 1))
+            features = _assemble(clips, clip_ids, rows, settings, encoder, class_order)
+            failed_csv = _write_failures(output, features.meta["failed"])
+            if len(features):
+                features.save(output)
         except OSError as error:
-            kept = len(clips) - len(rows.pending()) - len(rows.unsaved)
             raise OutputError(
-                f"cannot save work in {partial}: {error.strerror}; {kept:,} of {len(clips):,} clips are kept: "
+                f"cannot write {error.filename or partial}: {error.strerror}; "
+                f"{rows.embedded() - len(rows.unsaved):,} of {len(clips):,} clips are kept in {partial}: "
                 "mend that, and the same command goes on from there"
             ) from error
-        features = _assemble(clips, clip_ids, rows, settings, encoder, class_order)
-        failed_csv = _write_failures(output, features.meta["failed"])
-        if not len(features):
-            raise ExtractionError(
-                f"all {len(clips):,} clips failed, so nothing was saved; the first: {features.meta['failed'][0][1]} "
-                f"(all reasons: {failed_csv})"
-            )
-        features.save(output)
-    # After the lock is let go: Windows keeps files that are in use.
-    shutil.rmtree(partial, ignore_errors=True)
+        discard(partial)
+    with contextlib.suppress(OSError):  # another run is there already
+        partial.rmdir()
+    if not len(features):
+        reason = features.meta["failed"][0][1]
+        raise ExtractionError(
+            f"all {len(clips):,} clips failed, so nothing was saved; the first: {reason} (all reasons: {failed_csv})"
+        )
     failed = f", {len(features.meta['failed'])} failed (named in {failed_csv})" if failed_csv else ""
     print(f"{len(features):,} of {len(clips):,} clips{failed}, {time.monotonic() - started:.1f} s -> {output}")
     return features
-
-
-@dataclass
-class _Rows:
-    """What has been computed so far, by clip index.
-
-    `samples` holds the waveform's length once a clip is embedded, and 0 before; `failed` the reason where it
-    cannot be. `unsaved` are the indices that no chunk holds yet.
-    """
-
-    features: torch.Tensor  # (N, D)
-    samples: torch.Tensor  # (N,) int64
-    failed: dict[int, str]
-    unsaved: list[int]
-
-    @classmethod
-    def empty(cls, rows: int, size: int) -> _Rows:
-        return cls(torch.zeros(rows, size), torch.zeros(rows, dtype=torch.int64), {}, [])
-
-    def pending(self) -> list[int]:
-        return [index for index in (self.samples == 0).nonzero()[:, 0].tolist() if index not in self.failed]
-
-    def add(self, index: int, embedding: torch.Tensor, samples: int) -> None:
-        self.features[index] = embedding
-        self.samples[index] = samples
-        self.unsaved.append(index)
-
-    def fail(self, index: int, reason: str) -> None:
-        self.failed[index] = reason
-        self.unsaved.append(index)
-
-    def adopt(self, existing: FeatureSet, clip_ids: list[str]) -> None:
-        """Take over the rows of a finished file."""
-        place = {clip_id: index for index, clip_id in enumerate(clip_ids)}
-        indices = torch.tensor([place[clip_id] for clip_id in existing.clip_ids])
-        self.features[indices] = existing.features
-        self.samples[indices] = existing.meta["samples"]
-
-    def save_chunk(self, partial: Path) -> None:
-        """Write the unsaved rows as one more chunk."""
-        if not self.unsaved:
-            return
-        indices = torch.tensor(self.unsaved)
-        chunk = {
-            "indices": indices,
-            "features": self.features[indices],
-            "samples": self.samples[indices],
-            "failed": {index: self.failed[index] for index in self.unsaved if index in self.failed},
-        }
-        # A row stands in one chunk, so its first index makes a name that no other chunk has.
-        save_torch(chunk, partial / f"chunk-{self.unsaved[0]:09d}.pt")
-        self.unsaved.clear()
-
-    def read_chunks(self, partial: Path) -> int:
-        """Take over the chunks of an earlier run; how many rows that is."""
-        count = 0
-        for path in sorted(partial.glob("chunk-*.pt")):
-            try:
-                chunk = load_torch(path)
-            except DamagedFileError as error:
-                print(f"{path} is damaged ({error}); its clips are computed again")
-                path.unlink()
-                continue
-            self.features[chunk["indices"]] = chunk["features"]
-            self.samples[chunk["indices"]] = chunk["samples"]
-            self.failed |= chunk["failed"]
-            count += len(chunk["indices"])
-        return count
 
 
 def _unique_ids(clips: Sequence[Clip], root: Path) -> list[str]:
@@ -225,56 +144,53 @@ def _fingerprint(clips: Sequence[Clip], clip_ids: list[str]) -> str:
     return f"sha256:{listing.hexdigest()}"
 
 
-def _difference(earlier: dict[str, Any], settings: dict[str, Any]) -> str:
-    """What differs, in words; empty where nothing does. The clip list counts with its number of clips."""
-    return "; ".join(
-        f"{key} was {earlier.get(key, 'not recorded')}, now {value}"
-        for key, value in settings.items()
-        if key in (*SETTINGS, "device") and earlier.get(key) != value
-    )
+def _standing(
+    output: Path, settings: dict[str, Any], clips: Sequence[Clip], clip_ids: list[str], overwrite: bool
+) -> FeatureSet | None:
+    """The file at `output` if it is what this run would make; None if there is none, or it may be replaced."""
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; give the file to write: --output {output / 'features.pt'}")
+    if not output.exists():
+        return None
+    try:
+        existing = FeatureSet.load(output)
+        reason = _why_it_cannot_stand(existing, settings, clips, clip_ids)
+    except FeatureFileError as error:
+        existing, reason = None, f"cannot be read ({error})"
+    if reason and not overwrite:
+        raise OutputError(f"{output} {reason}; --overwrite replaces it")
+    return None if reason else existing
 
 
-def _refuse_other_settings(
-    output: Path, existing: FeatureSet, settings: dict[str, Any], clips: Sequence[Clip], clip_ids: list[str]
-) -> None:
-    if not existing.meta:
-        raise OutputError(f"{output} was not made by this project (no provenance in it); --overwrite replaces it")
-    difference = _difference(existing.meta, settings)
+def _why_it_cannot_stand(
+    existing: FeatureSet, settings: dict[str, Any], clips: Sequence[Clip], clip_ids: list[str]
+) -> str:
+    if "audio_stamps" not in existing.meta:
+        return "was not made by this project (no provenance in it)"
+    difference = difference_in_words(existing.meta, settings)
     if difference:
-        raise OutputError(f"{output} was made with other settings ({difference}); --overwrite replaces it")
-    if existing.meta["audio_bytes"] != _audio_bytes(clips, clip_ids, existing.clip_ids):
-        raise OutputError(f"audio files have changed since {output} was made; --overwrite extracts them again")
+        return f"was made with other settings ({difference})"
+    place = {clip_id: index for index, clip_id in enumerate(clip_ids)}
+    stamps = zip((place[clip_id] for clip_id in existing.clip_ids), existing.meta["audio_stamps"].tolist(), strict=True)
+    changed = changed_files(clips, dict(stamps))
+    return f"was made of other audio ({len(changed)} files have changed, such as {changed[0]})" if changed else ""
 
 
-def _audio_bytes(clips: Sequence[Clip], clip_ids: list[str], embedded: list[str]) -> int:
-    """Bytes of the embedded clips' files: notices audio that was replaced after its features were made."""
-    wanted = set(embedded)
-    sizes = {clip.path: 0 for clip, clip_id in zip(clips, clip_ids, strict=True) if clip_id in wanted}
-    return sum(path.stat().st_size for path in sizes if path.exists())
-
-
-def _resume(partial: Path, settings: dict[str, Any], rows: _Rows, overwrite: bool) -> None:
-    """Take over the unfinished work of the same settings. `settings` name the kind of device too: rows from a
-    CPU and from a GPU agree to 1e-6 but not to the last bit, and one file should be one thing."""
-    note = partial / "settings.json"
-    if note.exists():
-        difference = _difference(json.loads(note.read_text()), settings)
-        if not difference:
-            count = rows.read_chunks(partial)
-            if count:
-                print(f"going on: {count:,} of {len(rows.samples):,} clips were done before")
-            return
-        if not overwrite:
-            raise OutputError(f"{partial} holds unfinished work of other settings ({difference}); --overwrite drops it")
-        for chunk in partial.glob("chunk-*.pt"):
-            chunk.unlink()
-    write_atomically(note, json.dumps(settings, indent=1).encode())
+def _worth_another_try(finished: FeatureSet, encoder: AudioSepEncoder) -> bool:
+    failed = len(finished.meta["failed"])
+    if failed and finished.meta["device"] != encoder.device.type:
+        # Rows from a CPU and from a GPU agree to 1e-6 but not to the last bit: one file, one kind of device.
+        print(f"{failed} clips failed in the last run, on {finished.meta['device']}; not tried again on another device")
+        return False
+    if failed:
+        print(f"{failed} clips failed in the last run; trying them again")
+    return bool(failed)
 
 
 def _compute(
     clips: Sequence[Clip],
     encoder: AudioSepEncoder,
-    rows: _Rows,
+    rows: Rows,
     partial: Path,
     layer: str,
     pool: str,
@@ -291,19 +207,20 @@ def _compute(
         started = time.monotonic()
         try:
             for batch in _in_batches(decoded, batch_size):
-                readable = {index: result for index, result in batch if isinstance(result, np.ndarray)}
-                for index, result in batch:
-                    if index not in readable:
-                        rows.fail(index, str(result))
-                        bar.write(f"failed: {result}", file=sys.stderr)
-                embeddings = encoder.embed(list(readable.values()), layer, pool)
-                for (index, waveform), embedding in zip(readable.items(), embeddings, strict=True):
+                readable = [decoded for decoded in batch if decoded.waveform is not None]
+                embeddings = encoder.embed([decoded.waveform for decoded in readable], layer, pool)
+                for (index, waveform, stamp, _), embedding in zip(readable, embeddings, strict=True):
                     if torch.isfinite(embedding).all():
-                        rows.add(index, embedding, len(waveform))
+                        rows.add(index, embedding, len(waveform), stamp)
                     else:
                         peak = float(np.abs(waveform).max())
-                        rows.fail(index, f"{clips[index].path}: its embedding overflows (peak amplitude {peak:.3g})")
+                        rows.failed[index] = f"{clips[index].path}: its embedding overflows (peak {peak:.3g})"
                     audio_s += len(waveform) / encoder.sample_rate
+                for index, _, _, problem in batch:
+                    if problem:
+                        rows.failed[index] = problem
+                    if index in rows.failed:
+                        bar.write(f"failed: {rows.failed[index]}", file=sys.stderr)
                 bar.set_postfix_str(f"{audio_s / (time.monotonic() - started):.0f} s of audio/s", refresh=False)
                 bar.update(len(batch))
                 if time.monotonic() - saved_at > SAVE_EVERY_S:
@@ -312,49 +229,54 @@ def _compute(
         except KeyboardInterrupt as error:
             pool_of_threads.shutdown(wait=False, cancel_futures=True)
             rows.save_chunk(partial)
-            done = len(clips) - len(rows.pending())
             raise KeyboardInterrupt(
-                f"interrupted: {done:,} of {len(clips):,} clips are kept; the same command goes on from there"
+                f"interrupted: {rows.embedded():,} of {len(clips):,} clips are kept; the same command goes on from there"
             ) from error
         rows.save_chunk(partial)
 
 
+class _Decoded(NamedTuple):
+    """A clip's waveform and its file's stamp, or what is wrong with it."""
+
+    index: int
+    waveform: np.ndarray | None
+    stamp: int
+    problem: str
+
+
+def _decode(index: int, clip: Clip, sample_rate: int) -> _Decoded:
+    try:
+        # The stamp first: a file that is replaced meanwhile is then noticed by the next run.
+        stamp = audio_stamp(clip.path)
+        return _Decoded(index, read_audio(clip.path, sample_rate, clip.start_s, clip.end_s), stamp, "")
+    except AudioError as error:
+        return _Decoded(index, None, 0, str(error))
+    except OSError as error:  # not the output's fault, as it would look further up
+        return _Decoded(index, None, 0, f"{clip.path}: {error.strerror}")
+
+
 def _decode_ahead(
     clips: Sequence[Clip], pending: Sequence[int], sample_rate: int, threads: ThreadPoolExecutor, ahead: int
-) -> Iterator[tuple[int, np.ndarray | AudioError]]:
-    """(index, waveform or what is wrong) in the order of `pending`, with `ahead` clips decoding meanwhile."""
-
-    def decode(index: int) -> tuple[int, np.ndarray | AudioError]:
-        clip = clips[index]
-        try:
-            return index, read_audio(clip.path, sample_rate, clip.start_s, clip.end_s)
-        except AudioError as error:
-            return index, error
-
-    waiting: deque[Future] = deque()
+) -> Iterator[_Decoded]:
+    """The pending clips in their order, with `ahead` of them decoding meanwhile."""
+    waiting: deque[Future[_Decoded]] = deque()
     for index in pending:
-        waiting.append(threads.submit(decode, index))
+        waiting.append(threads.submit(_decode, index, clips[index], sample_rate))
         if len(waiting) > ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def _in_batches(items: Iterator[tuple[int, Any]], size: int) -> Iterator[list[tuple[int, Any]]]:
-    batch: list[tuple[int, Any]] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+def _in_batches(items: Iterator[_Decoded], size: int) -> Iterator[list[_Decoded]]:
+    while batch := list(itertools.islice(items, size)):
         yield batch
 
 
 def _assemble(
     clips: Sequence[Clip],
     clip_ids: list[str],
-    rows: _Rows,
+    rows: Rows,
     settings: dict[str, Any],
     encoder: AudioSepEncoder,
     class_order: Sequence[str] | None,
@@ -378,7 +300,7 @@ def _assemble(
         "counts": {"clips": len(clips), "extracted": len(kept), "failed": len(failed)},
         "failed": failed,
         "samples": rows.samples[kept],
-        "audio_bytes": _audio_bytes(clips, clip_ids, embedded),
+        "audio_stamps": rows.stamps[kept],
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "soundfile", "soxr")},

@@ -79,35 +79,50 @@ class FeatureSet:
         if labels is None and "keys" not in content:
             raise FeatureFileError(f"{path} is no feature file: it has neither 'labels' nor 'keys'")
         labels = torch.full((rows,), -1) if labels is None else _labels(labels, path)
-        class_names = content.get("class_names")
-        if class_names is None:
-            class_names = [str(label) for label in range(max(0, int(labels.max()) + 1))] if len(labels) else []
+        if len(labels) != rows:
+            raise _uneven(path, rows, len(labels), "labels")
+        if "class_names" not in content and int(labels.max()) > 10 * rows:
+            raise FeatureFileError(f"{path}: labels up to {int(labels.max())} for {rows} rows are no class numbers")
+        class_names = content.get("class_names", [str(label) for label in range(int(labels.max()) + 1)])
         clip_ids = content.get("clip_ids", content.get("keys", [f"row {row}" for row in range(rows)]))
         folds = content.get("folds")
-        loaded = cls(
-            features.to(torch.float32),
+        return cls(
+            features.detach().to(torch.float32),
             labels,
-            list(class_names),
-            [str(clip_id) for clip_id in clip_ids],
-            None if folds is None else torch.as_tensor(folds).to(torch.int64),
-            content.get("splits"),
-            content.get("groups"),
-            content.get("meta", {}),
+            _names(class_names, "class_names", int(labels.max()) + 1, path, exactly=False),
+            _names(clip_ids, "clip_ids", rows, path),
+            None if folds is None else _folds(folds, rows, path),
+            _optional_names(content, "splits", rows, path),
+            _optional_names(content, "groups", rows, path),
+            content["meta"] if isinstance(content.get("meta"), dict) else {},
         )
-        loaded._check(path)
-        return loaded
 
-    def _check(self, path: Path) -> None:
-        parts = {name: getattr(self, name) for name in ("labels", "clip_ids", "folds", "splits", "groups")}
-        for name, values in parts.items():
-            if values is not None and len(values) != len(self):
-                raise FeatureFileError(
-                    f"{path} is damaged: {len(self)} rows of features but {len(values)} {name}; extract again"
-                )
-        if int(self.labels.max()) >= len(self.class_names):
-            raise FeatureFileError(
-                f"{path} is damaged: label {int(self.labels.max())} but only {len(self.class_names)} class names"
-            )
+
+def _uneven(path: Path, rows: int, count: int, what: str) -> FeatureFileError:
+    return FeatureFileError(f"{path} is damaged: {rows} rows of features but {count} {what}; extract again")
+
+
+def _names(values: Any, what: str, count: int, path: Path, exactly: bool = True) -> list[str]:
+    """A list of `count` texts, or of at least so many."""
+    if not isinstance(values, (list, tuple)):
+        raise FeatureFileError(f"{path} is damaged: {what} is a {type(values).__name__}, not a list; extract again")
+    if not exactly and len(values) < count:
+        raise FeatureFileError(f"{path} is damaged: label {count - 1} but only {len(values)} class names")
+    if exactly and len(values) != count:
+        raise _uneven(path, count, len(values), what)
+    return [str(value) for value in values]
+
+
+def _optional_names(content: dict[str, Any], what: str, rows: int, path: Path) -> list[str] | None:
+    return None if content.get(what) is None else _names(content[what], what, rows, path)
+
+
+def _folds(folds: Any, rows: int, path: Path) -> torch.Tensor:
+    if not torch.is_tensor(folds) or folds.ndim != 1 or folds.is_floating_point():
+        raise FeatureFileError(f"{path} is damaged: folds are no 1-D tensor of whole numbers; extract again")
+    if len(folds) != rows:
+        raise _uneven(path, rows, len(folds), "folds")
+    return folds.to(torch.int64)
 
 
 def _labels(labels: Any, path: Path) -> torch.Tensor:
@@ -124,7 +139,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise FeatureFileError(f"{path} not found; run the task's extract_*.py first, or give another: --features")
     if not path.is_file():
-        raise FeatureFileError(f"{path} is a folder; give a feature file: --features")
+        raise FeatureFileError(f"{path} is a folder, not a feature file")
     try:
         content = load_torch(path)
     except UnsafeFileError as error:

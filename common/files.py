@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import io
 import os
 import pickle
@@ -37,9 +38,17 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # name the file that was wanted, not the temporary one
+            error.filename, error.filename2 = str(path), None
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of writes to `path` that were killed; to be called by whoever holds its lock."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def save_torch(content: Any, path: Path) -> None:
@@ -107,7 +116,10 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def exclusive(lock_path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file for the block; OutputError at once if another process does. A killed process lets go."""
+    """Hold the lock file for the block, then remove it; OutputError at once if another process holds it.
+
+    A process that is killed lets go of its lock.
+    """
     lock_path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_path)
     try:
@@ -117,4 +129,7 @@ def exclusive(lock_path: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # Windows removes no open file; there the empty file stays, and does no harm.
+        with contextlib.suppress(PermissionError):
+            lock_path.unlink(missing_ok=True)
         lock.release()

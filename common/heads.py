@@ -60,7 +60,7 @@ class TrainedHead:
     class_names: list[str]
     encoder: dict[str, Any]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def logits(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(N, D) embeddings as the encoder gives them -> (N, C) logits."""
         scaled = (embeddings.double() - torch.from_numpy(self.mean)) / torch.from_numpy(self.scale)

@@ -17,7 +17,7 @@ def plot_confusion(confusion: np.ndarray, class_names: list[str], title: str, pa
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     names = [name.replace("_", " ") for name in class_names]
     size = min(5 + 0.22 * n_classes, 40)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")  # no pyplot: there may be no display
+    figure = Figure(figsize=(1.1 * size + 1.5, size), layout="constrained")  # no pyplot: there may be no display
     axes = figure.subplots()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
     font = 10 if n_classes <= 20 else 7

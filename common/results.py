@@ -59,15 +59,22 @@ def head_record(splits: list[tuple[str, int, np.ndarray]], labels: np.ndarray, n
 
 
 def run_record(
-    task: str, protocol: str, config: dict[str, Any], features: dict[str, Any], heads: dict[str, dict[str, Any]]
+    task: str,
+    protocol: str,
+    config: dict[str, Any],
+    features: dict[str, Any],
+    heads: dict[str, dict[str, Any]],
+    files: list[str],
 ) -> dict[str, Any]:
-    """Everything of a run: `config` is the effective configuration, `features` the feature file and its meta."""
+    """Everything of a run: `config` is the effective configuration, `features` the feature file and its meta,
+    `files` what was written beside result.json."""
     return {
         "task": task,
         "protocol": protocol,
         "config": config,
         "features": features,
         "heads": heads,
+        "files": files,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": {
@@ -77,33 +84,40 @@ def run_record(
     }
 
 
-def earlier_record(path: Path, config: dict[str, Any], features_sha256: str) -> dict[str, Any] | None:
-    """The record at `path` if it is of the same features and configuration; None if there is none.
+def earlier_record(
+    folder: Path, config: dict[str, Any], features_sha256: str, overwrite: bool = False
+) -> dict[str, Any] | None:
+    """The record in `folder` if it is of the same features and configuration and its files are all there;
+    None if there is none, or it may be replaced.
 
     Raises:
-        OutputError: it holds the results of another run, which this one would replace.
+        OutputError: it is of another run, and `overwrite` is not set.
     """
+    path = folder / "result.json"
     if not path.exists():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         before = {key: record["config"][key] for key in SETTINGS} | {"features": record["features"]["sha256"]}
+        complete = bool(record["heads"]) and all((folder / name).is_file() for name in record["files"])
     except (ValueError, KeyError, TypeError) as error:
+        if overwrite:
+            return None
         raise OutputError(f"{path} is not a record of this project; --overwrite replaces it") from error
     now = {key: config[key] for key in SETTINGS} | {"features": features_sha256}
     different = [f"{key} was {before[key]}, now {now[key]}" for key in now if before[key] != now[key]]
-    if different:
+    if different and not overwrite:
         raise OutputError(
             f"{path} holds the results of another run ({'; '.join(different)}); "
             "--overwrite replaces them, --output-dir writes elsewhere"
         )
-    return record
+    return record if complete and not different else None
 
 
 def save_record(record: dict[str, Any], folder: Path) -> None:
     """Write result.json, and result.csv with one row per head and split."""
     text = io.StringIO()
-    table = csv.DictWriter(text, CSV_COLUMNS)
+    table = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore")
     table.writeheader()
     for head, scored in record["heads"].items():
         for row in scored["splits"]:

@@ -1,6 +1,6 @@
 """Clips cut into tiles of frames, and what is pooled of the tiles put together again.
 
-A clip of up to SINGLE_TILE_FRAMES is one tile. A longer one is cut into cores; each is computed with a halo as
+A clip of up to MAX_TILE_FRAMES is one tile. A longer one is cut into cores; each is computed with a halo as
 wide as the receptive field on either side, and only the core's own output is pooled. So clips of any length
 need bounded memory, and the parts add up to what one piece would give.
 """
@@ -13,9 +13,7 @@ from dataclasses import dataclass
 import torch
 
 FRAMES_PER_COLUMN = 32  # the encoder's five poolings of 2 in time
-# Up to 10.24 s a clip is computed in one piece; the widest tile (core + two halos) then bounds the memory.
-SINGLE_TILE_FRAMES = 1024
-CORE_FRAMES = 768
+MAX_TILE_FRAMES = 1024  # 10.24 s; the widest tile bounds the memory
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,10 @@ class Tile:
 
     @property
     def padded_frames(self) -> int:
-        """The width at which this tile can share a batch with others, in whole columns."""
-        return -(-self.frames // FRAMES_PER_COLUMN) * FRAMES_PER_COLUMN
+        """The width at which the tile is computed: one of 16 in whole columns, at most an eighth of an octave
+        too wide. Few widths share batches on a GPU, and leave few gaps of odd sizes in a CPU's memory."""
+        step = max(FRAMES_PER_COLUMN, (1 << (self.frames - 1).bit_length()) // 8)
+        return -(-self.frames // step) * step
 
     def columns(self, level: int) -> slice:
         """The core's positions within the tile after `level` poolings in time."""
@@ -46,10 +46,10 @@ class Tile:
 
 def plan_tiles(clip: int, frames: int, halo: int) -> list[Tile]:
     """Cut a clip of `frames` frames into tiles whose cores cover it without overlap."""
-    if frames <= SINGLE_TILE_FRAMES:
+    if frames <= MAX_TILE_FRAMES:
         return [Tile(clip, 0, frames, 0, frames)]
     # The frames after the last whole column join the last core: alone they would make a tile that owns nothing.
-    starts = range(0, frames - frames % FRAMES_PER_COLUMN, CORE_FRAMES)
+    starts = range(0, frames - frames % FRAMES_PER_COLUMN, MAX_TILE_FRAMES - 2 * halo)
     ends = [*starts[1:], frames]
     return [
         Tile(clip, max(0, start - halo), min(frames, end + halo), start, end)

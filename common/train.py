@@ -7,7 +7,8 @@ separate runs would; `tests/test_train.py` holds it to that, and to torch.optim.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,8 @@ def check_fittable(features: FeatureSet, name: str) -> None:
             f"{name}: all {len(features):,} labels are {features.class_names[int(present[0])]!r}; there is nothing to "
             "classify. The labels were read wrongly or the data are of one class: extract the features again"
         )
+    if len(features.features.unique(dim=0)) == 1:
+        raise FitError(f"{name}: all {len(features):,} rows of features are the same; extract the features again")
     if len(features) < len(features.class_names):
         raise FitError(
             f"{name}: {len(features)} clips are fewer than its {len(features.class_names)} classes; "
@@ -99,12 +102,25 @@ def fit_heads(
     order = sorted(range(len(splits)), key=lambda index: -len(splits[index].train))
     stack = _Stack(kind, features, [splits[index] for index in order], hidden_dim, seed, device)
     losses = []
-    with progress_bar(total=epochs, desc=f"fitting {kind}", unit="epoch", leave=False) as bar:
+    bar = progress_bar(total=epochs, desc=f"fitting {kind}", unit="epoch", leave=False)
+    with bar, _one_thread():
         for _ in range(epochs):
             losses.append(stack.epoch(batch_size, learning_rate))
             bar.update()
     fitted = stack.finish([list(history) for history in zip(*losses, strict=True)])
     return [fitted[order.index(index)] for index in range(len(splits))]
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Batches of 8 are too small to share: a second thread gains little alone, and on a busy machine each of the
+    thousands of steps would wait for it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Stack:

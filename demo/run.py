@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from common.cli import run
 from demo.generate import generate_esc50, generate_urbansound8k
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -33,22 +34,23 @@ they say nothing about AudioSep. For the real thing, get the weights and a data 
 """
 
 
-def main() -> int:
+def main() -> None:
     print(BANNER, flush=True)
     table = [("task", "clips", "classes", "protocol", "linear %", "three-layer %")]
     for title, generate, folder, extract_script, classify_script in TASKS:
         root, results = DEMO / folder, DEMO / "results" / folder
         features = results / "features.pt"
         generate(root)
+        # --overwrite: what an earlier version of the demo left here is nobody's work.
         for script, flags in (
-            (extract_script, ["--data-root", root, "--checkpoint", "random:0", "--output", features]),
-            (classify_script, ["--features", features, "--output-dir", results]),
+            (extract_script, ["--data-root", root, "--checkpoint", "random:0", "--output", features, "--overwrite"]),
+            (classify_script, ["--features", features, "--output-dir", results, "--overwrite"]),
         ):
             shown = [str(flag).replace(f"{PROJECT_ROOT}/", "") for flag in flags]
             print(f"$ python {script} {' '.join(shown)}", flush=True)
             status = subprocess.run([sys.executable, PROJECT_ROOT / script, *flags], check=False).returncode
             if status:
-                return status
+                sys.exit(status)
         record = json.loads((results / "result.json").read_text())
         accuracies = [f"{100 * head['mean']['accuracy']:.1f}" for head in record["heads"].values()]
         features_record = record["features"]
@@ -59,8 +61,7 @@ def main() -> int:
     print("Demo scores (accuracy; untrained encoder, generated sounds):")
     for row in table:
         print("  ".join(str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

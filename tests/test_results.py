@@ -37,7 +37,7 @@ def test_scores_by_hand() -> None:
 def record() -> dict:
     predictions = [("fold 1", 4, np.array([0, 1, 1])), ("fold 2", 3, np.array([0, 0, 1, 1]))]
     head = head_record(predictions, np.array([0, 1, 0, 0, 1, 1, 1]), 2)
-    return run_record("esc50", "official folds 1, 2", CONFIG, {"sha256": "abc", "clips": 7}, {"linear": head})
+    return run_record("esc50", "official folds 1, 2", CONFIG, {"sha256": "abc", "clips": 7}, {"linear": head}, [])
 
 
 def test_a_heads_record() -> None:
@@ -60,17 +60,19 @@ def test_files_hold_what_the_record_holds(tmp_path: Path) -> None:
 
 
 def test_an_earlier_record_stands_for_an_equal_run_only(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    assert earlier_record(path, CONFIG, "abc") is None
-    save_record(record(), tmp_path)
-    assert earlier_record(path, CONFIG, "abc")["task"] == "esc50"
+    assert earlier_record(tmp_path, CONFIG, "abc") is None
+    save_record({**record(), "files": ["head.pt"]}, tmp_path)
+    assert earlier_record(tmp_path, CONFIG, "abc") is None  # without its head it is no finished run
+    (tmp_path / "head.pt").touch()
+    assert earlier_record(tmp_path, CONFIG, "abc")["task"] == "esc50"
     with pytest.raises(OutputError, match="epochs was 2, now 3"):
-        earlier_record(path, {**CONFIG, "epochs": 3}, "abc")
+        earlier_record(tmp_path, {**CONFIG, "epochs": 3}, "abc")
+    assert earlier_record(tmp_path, {**CONFIG, "epochs": 3}, "abc", overwrite=True) is None
     with pytest.raises(OutputError, match="features was abc, now def"):
-        earlier_record(path, CONFIG, "def")
-    path.write_text("{}")
+        earlier_record(tmp_path, CONFIG, "def")
+    (tmp_path / "result.json").write_text("{}")
     with pytest.raises(OutputError, match="not a record"):
-        earlier_record(path, CONFIG, "abc")
+        earlier_record(tmp_path, CONFIG, "abc")
 
 
 @pytest.mark.parametrize("n_classes", [2, 50])

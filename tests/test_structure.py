@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "plots": {"files", "metrics"},
     "results": {"files", "metrics"},
     "train": {"features", "heads", "progress", "splits"},
-    "extract": {"audio", "clips", "encoder", "features", "files", "progress"},
+    "partial": {"audio", "clips", "features", "files"},
+    "extract": {"audio", "clips", "encoder", "features", "files", "partial", "progress"},
 }
 
 

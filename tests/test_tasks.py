@@ -59,6 +59,16 @@ def test_urbansound8k(tmp_path: Path) -> None:
     assert (clip.class_name, clip.fold, clip.group) == ("dog_bark", 10, "7")
 
 
+def test_a_number_written_with_a_decimal_point(tmp_path: Path) -> None:
+    """pandas reads a whole column as floating-point where one editor has written 3.0."""
+    root = urbansound8k_root(
+        tmp_path,
+        ("7-3-0-1.wav", 7, 0.0, 4.0, 1, "10.0", "3.0", "dog_bark"),
+        ("8-3-0-1.wav", 8, 0.0, 4.0, 1, 1, 3, "dog_bark"),
+    )
+    assert urbansound8k.read_clips(root)[0].clip_id(root) == "audio/fold10/7-3-0-1.wav"
+
+
 @pytest.mark.parametrize(
     "row",
     [
@@ -121,6 +131,8 @@ def test_damaged_metadata(esc50_root: Path) -> None:
         ("filename,fold\na,1\n", "lacks the columns target, category, src_file"),
         (whole.splitlines()[0] + "\n", "lists no clips"),
         (whole.replace(",dog,", ",,", 1), "line 2 has an empty field"),
+        (whole.replace(",1,0,dog", ",1.5,0,dog", 1), "line 2: fold must be a whole number"),
+        (whole.replace(",1,0,dog", ",one,0,dog", 1), "line 2: fold must be a whole number, not 'one'"),
     ):
         path.write_text(content)
         with pytest.raises(DatasetError, match=words):

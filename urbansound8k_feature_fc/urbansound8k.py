@@ -32,7 +32,8 @@ def read_clips(root: Path) -> list[Clip]:
     metadata = root / "metadata" / "UrbanSound8K.csv"
     if not metadata.is_file() or not (root / "audio").is_dir():
         raise layout_error(root, TITLE, "audio/fold1 to fold10 and metadata/UrbanSound8K.csv", "UrbanSound8K")
-    meta = read_metadata(metadata, ("slice_file_name", "fsID", "fold", "classID", "class"), TITLE)
+    columns = ("slice_file_name", "fsID", "fold", "classID", "class")
+    meta = read_metadata(metadata, columns, ("fsID", "fold", "classID"), TITLE)
     meta = meta.rename(columns={"class": "class_name"})  # a keyword cannot be a row's attribute
     for line, row in enumerate(meta.itertuples(), start=2):
         official = row.classID in range(10) and row.class_name == CLASS_NAMES[row.classID] and row.fold in range(1, 11)
