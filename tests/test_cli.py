@@ -259,6 +259,8 @@ def test_ctrl_c_keeps_the_work(stop: signal.Signals, esc50_root: Path, tmp_path:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A test run in the background of a shell ignores SIGINT, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (tmp_path / "features.pt.partial" / "settings.json").exists() and process.poll() is None:
         time.sleep(0.02)
