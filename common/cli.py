@@ -287,6 +287,9 @@ def _load_features(task: Task, config: dict[str, Any]) -> tuple[FeatureSet, Path
             f"{folder} holds none of {names}; run the task's extract_*.py first, or give --features FOLDER"
         )
     parts = [FeatureSet.load(path) for path in paths]
+    for part, path in zip(parts, paths, strict=True):
+        if not part.meta.get("dataset", task.name).startswith(task.name):
+            raise _stranger(task, path, part.meta["dataset"])
     together = hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
     features = FeatureSet.join(parts, [str(path) for path in paths], task.class_names)
     return features, folder, {"file": ", ".join(map(str, paths)), "sha256": together}
@@ -348,10 +351,15 @@ def _fit_and_save(
     return record
 
 
+def _stranger(task: Task, path: Path, dataset: str) -> UsageError:
+    because = f": {task.only_its_own}" if task.only_its_own else ""
+    return UsageError(f"{path} holds features of {dataset}, not of {task.name}{because}; give others with --features")
+
+
 def _recognise(task: Task, features: FeatureSet, path: Path, config: dict[str, Any]) -> FeatureSet:
     """Check that the features belong to this task; complete a file of the original project's where possible."""
     if features.meta.get("dataset", task.name) != task.name:
-        raise UsageError(f"{path} holds features of {features.meta['dataset']}, not of {task.name}; give --features")
+        raise _stranger(task, path, features.meta["dataset"])
     if features.features.shape[1] != config["feature_dim"]:
         raise UsageError(
             f"{path} has {features.features.shape[1]} numbers a clip, the configuration says "

@@ -81,6 +81,7 @@ class Task:
         results_folder: where results and trained heads go; None is `folder`.
         data_folder: the data root below data/ where config.yaml names none, as for one of several variants.
         more_features_files: further files of which classification puts its features together.
+        only_its_own: why features of another data set cannot be classified, where that needs saying.
         flags: flags of the classification script that only this task has.
         prepare: (features, values of `flags`, seed) -> the features to fit and score, rows chosen and splits made,
             and the protocol in words where these no longer are the data set's own.
@@ -98,6 +99,7 @@ class Task:
     results_folder: Path | None = None
     data_folder: str = ""
     more_features_files: tuple[str, ...] = ()
+    only_its_own: str = ""
     flags: tuple[Flag, ...] = ()
     prepare: Callable[[FeatureSet, Mapping[str, Any], int], tuple[FeatureSet, str]] = as_it_is
     scores: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None = None

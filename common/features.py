@@ -12,6 +12,9 @@ import torch
 
 from common.files import DamagedFileError, UnsafeFileError, load_torch, save_torch
 
+# Of a file's meta: how its embeddings were computed.
+ENCODER_SETTINGS = ("encoder", "checkpoint", "release", "condition", "precision", "layer", "pool", "sample_rate")
+
 
 class FeatureFileError(ValueError):
     """A feature file cannot be used; the message names the file, the cause and the way out in one line."""
@@ -54,7 +57,7 @@ class FeatureSet:
         """
         first = parts[0]
         for part, name in zip(parts, names, strict=True):
-            for key in ("checkpoint", "condition", "precision", "layer", "pool", "sample_rate"):
+            for key in ENCODER_SETTINGS:
                 if part.meta.get(key) != first.meta.get(key):
                     raise FeatureFileError(
                         f"{name} and {names[0]} were made with other settings ({key}: {part.meta.get(key)} and "
@@ -75,7 +78,7 @@ class FeatureSet:
             None,
             chained("splits"),
             chained("groups"),
-            first.meta,
+            {key: first.meta[key] for key in ENCODER_SETTINGS if key in first.meta},
         )
 
     def rows(self, indices: np.ndarray) -> FeatureSet:

@@ -110,6 +110,7 @@ def task(subset: str, features_file: str) -> Task:
         class_names=None,  # the speakers
         features_file=features_file,
         head_files={"linear": "librispeech_linear_classifier.pt", "three_layer": "librispeech_three_classifier.pt"},
+        only_its_own="its speakers are others, and a head has no class for a speaker whom it never heard",
         flags=(
             Flag("--split", "utterance: 80/20 within every speaker; or by whole chapters", ("utterance", "chapter")),
         ),

@@ -94,8 +94,11 @@ def joined(*splits: str) -> FeatureSet:
 def test_files_are_put_together_with_one_numbering() -> None:
     features = joined("train", "valid", "test")
     assert features.class_names == ["bass", "synth_lead", "vocal"]
-    assert [features.class_names[label] for label in features.labels] == [name for names in PARTS.values() for name in names]
+    assert [features.class_names[label] for label in features.labels] == [
+        name for names in PARTS.values() for name in names
+    ]
     assert Counter(features.splits) == {"train": 4, "valid": 2, "test": 3}
+    assert features.meta == {"checkpoint": "random:0"}
 
 
 def test_files_of_two_encoders_are_refused() -> None:
