@@ -6,12 +6,13 @@ import argparse
 import hashlib
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.clips import DatasetError, Task
-from common.config import ConfigError, load_config
+from common.clips import DatasetError, DatasetNote, Task
+from common.config import PROJECT_ROOT, ConfigError, load_config
 from common.files import OutputError, exclusive
 
 # The rest of common imports torch and is imported where it is used: --help should not take seconds.
@@ -55,12 +56,15 @@ class UsageError(ValueError):
     """A flag's value cannot be used; the message is one line."""
 
 
-def extract_main(task: Task, argv: Sequence[str] | None = None) -> None:
+Variants = tuple[str, dict[str, Task]]  # a flag, and the task that each of its values stands for
+
+
+def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> None:
     """Run a task's extraction script: clips of the data root -> feature file."""
     run(lambda: _extract(task, argv))
 
 
-def classify_main(task: Task, argv: Sequence[str] | None = None) -> None:
+def classify_main(task: Task | Variants, argv: Sequence[str] | None = None) -> None:
     """Run a task's classification script: feature file -> scores, pictures, trained heads."""
     run(lambda: _classify(task, argv))
 
@@ -70,7 +74,10 @@ def run(main: Callable[[], None]) -> None:
     # A job scheduler's polite stop deserves the same care as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        main()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DatasetNote)
+            warnings.showwarning = _show_warning
+            main()
     except SystemExit:  # --help, or a flag that argparse refuses
         raise
     except KeyboardInterrupt as interrupt:
@@ -89,6 +96,12 @@ def run(main: Callable[[], None]) -> None:
     sys.exit(status)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    """A note about the data as one line; any other warning with its place, as Python shows it."""
+    place = "note: " if issubclass(category, DatasetNote) else f"{filename}:{lineno}: {category.__name__}: "
+    print(f"{place}{message}", file=sys.stderr)
+
+
 def _expected_errors() -> tuple[type[Exception], ...]:
     """The errors that say what a user can do; any other is a defect, and shows its traceback."""
     from common.checkpoint import CheckpointError
@@ -102,12 +115,27 @@ def _expected_errors() -> tuple[type[Exception], ...]:
 
 
 def _parse(
-    task: Task, description: str, flags: dict[str, tuple[str, str, str]], argv: Sequence[str] | None
-) -> tuple[dict[str, Any], argparse.Namespace]:
-    """The effective configuration, and the flags as given (None where not)."""
+    variants: Task | Variants, what: str, flags: dict[str, tuple[str, str, str]], argv: Sequence[str] | None
+) -> tuple[list[Task], dict[str, Any], argparse.Namespace]:
+    """The tasks that are meant, the effective configuration, and the flags as given (None where not).
+
+    The configuration holds the values of a task's own flags too.
+    """
+    variant_flag, tasks = ("", {"": variants}) if isinstance(variants, Task) else variants
+    task = next(iter(tasks.values()))
     task_config = task.folder / "config.yaml"
     defaults = load_config(task_config)
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=f"{what} of {task.title}.", allow_abbrev=False)
+    if variant_flag:
+        titles = "; ".join(f"{name}: {variant.title}" for name, variant in tasks.items())
+        choices = [*tasks, "both"] if len(tasks) == 2 else list(tasks)
+        default = next(iter(tasks))
+        parser.add_argument(variant_flag, dest="variant", choices=choices, help=f"{titles} (default: {default})")
+    own_flags = task.flags if flags is CLASSIFY_FLAGS else ()
+    for flag in own_flags:
+        kind = {"choices": flag.choices} if flag.choices else {"action": "store_true"}
+        default = f" (default: {flag.choices[0]})" if flag.choices else ""
+        parser.add_argument(flag.name, help=flag.help + default, **kind)
     for key, (flag, metavar, text) in flags.items():
         default = _default_path(task, key) if defaults[key] is None else defaults[key]
         parser.add_argument(flag, dest=key, metavar=metavar, help=f"{text} (default: {default})".replace("%", "%%"))
@@ -117,11 +145,24 @@ def _parse(
     parser.add_argument("--overwrite", action="store_true", help="files made with other settings may be replaced")
     given = parser.parse_args(argv)
     flag_values = {key: getattr(given, key) for key in flags if getattr(given, key) is not None}
-    return load_config(task_config, given.config, flag_values), given
+    config = load_config(task_config, given.config, flag_values)
+    for flag in own_flags:
+        key = flag.name.removeprefix("--").replace("-", "_")
+        value = getattr(given, key)
+        config[key] = flag.choices[0] if value is None else value
+    chosen = (given.variant if variant_flag else None) or next(iter(tasks))
+    if chosen != "both":
+        return [tasks[chosen]], config, given
+    for key in ("data_root", "features", "output_dir"):
+        if key in flag_values:
+            raise UsageError(f"{flags[key][0]} names one place, {variant_flag} both means two; give one of them")
+    return list(tasks.values()), config, given
 
 
 def _default_path(task: Task, key: str) -> Path:
-    return task.folder / task.features_file if key == "features" else task.folder
+    if key == "data_root":
+        return PROJECT_ROOT / "data" / task.data_folder
+    return task.folder / task.features_file if key == "features" else task.results_folder or task.folder
 
 
 def _device(config: dict[str, Any], given: argparse.Namespace) -> torch.device:
@@ -139,9 +180,14 @@ def _device(config: dict[str, Any], given: argparse.Namespace) -> torch.device:
         raise UsageError(str(error)) from error
 
 
-def _extract(task: Task, argv: Sequence[str] | None) -> None:
-    config, given = _parse(task, f"Extract AudioSep embeddings of {task.title}.", EXTRACT_FLAGS, argv)
-    root = Path(config["data_root"])
+def _extract(variants: Task | Variants, argv: Sequence[str] | None) -> None:
+    tasks, config, given = _parse(variants, "Extract AudioSep embeddings", EXTRACT_FLAGS, argv)
+    for task in tasks:
+        _extract_one(task, config, given)
+
+
+def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) -> None:
+    root = Path(config["data_root"] or _default_path(task, "data_root"))
     clips = task.read_clips(root)
     from common.checkpoint import CheckpointError
     from common.encoder import CHANNELS, POOLS, load_encoder
@@ -186,23 +232,29 @@ def _release(release: str) -> str:
     }.get(release, f"known release {release}")
 
 
-def _classify(task: Task, argv: Sequence[str] | None) -> None:
-    description = f"Train the linear and the three-layer head on AudioSep embeddings of {task.title}."
-    config, given = _parse(task, description, CLASSIFY_FLAGS, argv)
-    from common.features import FeatureSet
+def _classify(variants: Task | Variants, argv: Sequence[str] | None) -> None:
+    what = "Train the linear and the three-layer head on AudioSep embeddings"
+    tasks, config, given = _parse(variants, what, CLASSIFY_FLAGS, argv)
+    for task in tasks:
+        _classify_one(task, dict(config), given)
+
+
+def _classify_one(task: Task, config: dict[str, Any], given: argparse.Namespace) -> None:
     from common.results import earlier_record
     from common.splits import make_splits
     from common.train import check_fittable
 
-    path = Path(config["features"] or _default_path(task, "features"))
-    folder = Path(config["output_dir"] or task.folder)
-    features = FeatureSet.load(path)
-    source = {"file": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    folder = Path(config["output_dir"] or _default_path(task, "output_dir"))
+    features, path, source = _load_features(task, config)
     # What the encoder was is in the features' own record, not in today's configuration.
-    config = {key: config[key] for key in CLASSIFY_FLAGS} | {"device": str(_device(config, given))}
+    about_encoder = EXTRACT_FLAGS.keys() - CLASSIFY_FLAGS.keys()
+    config = {key: value for key, value in config.items() if key not in about_encoder}
+    config["device"] = str(_device(config, given))
     features = _recognise(task, features, path, config)
+    features, own_protocol = task.prepare(features, config, config["random_seed"])
     check_fittable(features, str(path))
     splits, protocol = make_splits(features, config["train_test_split"], config["random_seed"])
+    protocol = own_protocol or protocol
     with exclusive(folder / f".{task.name}_results.lock", f"results into {folder}"):
         record = earlier_record(folder, config, source["sha256"], given.overwrite)
         if record is None:
@@ -211,6 +263,36 @@ def _classify(task: Task, argv: Sequence[str] | None) -> None:
             print(f"{folder / 'result.json'} is there already, of the same features and settings. Nothing to do.")
     _print_scores(task, record)
     print(f"-> {folder}: {', '.join(['result.json', *record['files']])}")
+
+
+def _load_features(task: Task, config: dict[str, Any]) -> tuple[FeatureSet, Path, dict[str, str]]:
+    """The features to classify, the path that names them in messages, and where they come from.
+
+    A task of several files takes those that are there, from the folder that --features names.
+    """
+    from common.features import FeatureSet
+
+    def sha256(path: Path) -> str:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    if not task.more_features_files:
+        path = Path(config["features"] or _default_path(task, "features"))
+        features = FeatureSet.load(path)
+        return features, path, {"file": str(path), "sha256": sha256(path)}
+    folder = Path(config["features"] or task.folder)
+    paths = [folder / name for name in (task.features_file, *task.more_features_files) if (folder / name).exists()]
+    if not paths:
+        names = ", ".join((task.features_file, *task.more_features_files))
+        raise UsageError(
+            f"{folder} holds none of {names}; run the task's extract_*.py first, or give --features FOLDER"
+        )
+    parts = [FeatureSet.load(path) for path in paths]
+    for part, path in zip(parts, paths, strict=True):
+        if not part.meta.get("dataset", task.name).startswith(task.name):
+            raise _stranger(task, path, part.meta["dataset"])
+    together = hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
+    features = FeatureSet.join(parts, [str(path) for path in paths], task.class_names)
+    return features, folder, {"file": ", ".join(map(str, paths)), "sha256": together}
 
 
 def _fit_and_save(
@@ -227,6 +309,7 @@ def _fit_and_save(
     import torch
 
     from common.heads import HEADS, TrainedHead
+    from common.metrics import majority_predictions
     from common.plots import plot_confusion
     from common.results import head_record, run_record, save_record
     from common.splits import Split
@@ -234,43 +317,49 @@ def _fit_and_save(
 
     # The record comes last: without it, files of a fit that was cut short pass for nothing.
     (folder / "result.json").unlink(missing_ok=True)
-    # Beside the scored heads one that learns from every clip: the head to keep and use.
+    # Beside heads that each miss a fold, one that learns from every clip: the head to keep and use.
     everything = Split("all clips", np.arange(len(features)), np.arange(0))
+    fits = [*splits, everything] if len(splits) > 1 else splits
     settings = {key: config[key] for key in ("epochs", "batch_size", "learning_rate", "hidden_dim")}
     provenance = {key: value for key, value in features.meta.items() if key not in PER_CLIP}
     labels = np.concatenate([features.labels.numpy()[split.test] for split in splits])
     records = {}
     for kind in HEADS:
-        *scored, final = fit_heads(
-            kind,
-            features,
-            [*splits, everything],
-            **settings,
-            seed=config["random_seed"],
-            device=torch.device(config["device"]),
-        )
+        device = torch.device(config["device"])
+        fitted = fit_heads(kind, features, fits, **settings, seed=config["random_seed"], device=device)
+        scored, final = fitted[: len(splits)], fitted[-1]
         predictions = [
             (head.split.name, len(head.split.train), head.test_logits.argmax(dim=1).numpy()) for head in scored
         ]
-        records[kind] = head_record(predictions, labels, len(features.class_names))
+        records[kind] = head_record(predictions, labels, len(features.class_names), task.scores)
         for row, head in zip(records[kind]["splits"], scored, strict=True):
-            row["train_loss"] = head.train_loss
+            row |= {"epoch": head.epoch, "train_loss": head.train_loss, "valid_accuracy": head.valid_accuracy}
         trained = TrainedHead(kind, final.module, final.mean, final.scale, features.class_names, provenance)
         trained.save(folder / task.head_files[kind])
         title = f"{task.title}, {kind.replace('_', '-')} head: {records[kind]['mean']['accuracy']:.1%} ({protocol})"
         confusion = np.array(records[kind]["confusion"])
         plot_confusion(confusion, features.class_names, title, folder / f"confusion_{kind}.png")
+    always = [
+        (split.name, len(split.train), majority_predictions(features.labels.numpy()[split.train], len(split.test)))
+        for split in splits
+    ]
+    majority = head_record(always, labels, len(features.class_names), task.scores)
     meta = {**source, "clips": len(features), "class_names": features.class_names, **provenance}
     files = ["result.csv", *(f"confusion_{kind}.png" for kind in HEADS), *task.head_files.values()]
-    record = run_record(task.name, protocol, config, meta, records, files)
+    record = run_record(task.name, protocol, config, meta, records, majority, files)
     save_record(record, folder)
     return record
+
+
+def _stranger(task: Task, path: Path, dataset: str) -> UsageError:
+    because = f": {task.only_its_own}" if task.only_its_own else ""
+    return UsageError(f"{path} holds features of {dataset}, not of {task.name}{because}; give others with --features")
 
 
 def _recognise(task: Task, features: FeatureSet, path: Path, config: dict[str, Any]) -> FeatureSet:
     """Check that the features belong to this task; complete a file of the original project's where possible."""
     if features.meta.get("dataset", task.name) != task.name:
-        raise UsageError(f"{path} holds features of {features.meta['dataset']}, not of {task.name}; give --features")
+        raise _stranger(task, path, features.meta["dataset"])
     if features.features.shape[1] != config["feature_dim"]:
         raise UsageError(
             f"{path} has {features.features.shape[1]} numbers a clip, the configuration says "
@@ -291,12 +380,22 @@ def _print_scores(task: Task, record: dict[str, Any]) -> None:
         f"\n{task.title}: {record['features']['clips']:,} clips, {len(record['features']['class_names'])} classes, "
         f"{record['protocol']}"
     )
-    print(f"{'head':<13}{'accuracy %':>14}{'macro-F1 %':>14}")
-    for kind, scored in record["heads"].items():
-        cells = [f"{100 * scored['mean'][score]:.1f}" for score in ("accuracy", "macro_f1")]
+    names = list(record["majority_class"]["mean"])
+    print(f"{'head':<15}" + "".join(f"{_score_title(name):>16}" for name in names))
+    for kind, scored in (*record["heads"].items(), ("majority_class", record["majority_class"])):
+        cells = [f"{100 * scored['mean'][name]:.1f}" for name in names]
         if n_splits > 1:
-            deviations = [scored["std"][score] for score in ("accuracy", "macro_f1")]
-            cells = [f"{cell} ± {100 * deviation:.1f}" for cell, deviation in zip(cells, deviations, strict=True)]
-        print(f"{kind.replace('_', '-'):<13}{cells[0]:>14}{cells[1]:>14}")
+            cells = [f"{cell} ± {100 * scored['std'][name]:.1f}" for cell, name in zip(cells, names, strict=True)]
+        print(f"{kind.replace('_', '-'):<15}" + "".join(f"{cell:>16}" for cell in cells))
     spread = f"mean ± standard deviation over {n_splits} folds; " if n_splits > 1 else ""
-    print(f"({spread}last of {record['config']['epochs']} epochs; scaler and head see training clips only)")
+    epochs = f"last of {record['config']['epochs']} epochs"
+    if record["heads"]["linear"]["splits"][0]["valid_accuracy"]:
+        chosen = " and ".join(
+            f"{head['splits'][0]['epoch']} ({kind.replace('_', '-')})" for kind, head in record["heads"].items()
+        )
+        epochs = f"of {record['config']['epochs']} epochs, {chosen} chosen on validation clips"
+    print(f"({spread}{epochs}; scaler and head see training clips only)")
+
+
+def _score_title(name: str) -> str:
+    return {"macro_f1": "macro-F1", "icbhi_score": "ICBHI score"}.get(name, name) + " %"

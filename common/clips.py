@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
     from common.features import FeatureSet
+
+
+class DatasetNote(UserWarning):
+    """Something about a data set that its user should know, and that stops nothing."""
 
 
 class DatasetError(ValueError):
@@ -45,6 +50,21 @@ class Clip:
 
 
 @dataclass(frozen=True)
+class Flag:
+    """A flag of one task's classification script alone; a switch where it has no choices."""
+
+    name: str
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+def as_it_is(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tuple[FeatureSet, str]:
+    """What `Task.prepare` does where nothing is to be prepared."""
+    del options, seed
+    return features, ""
+
+
+@dataclass(frozen=True)
 class Task:
     """A downstream task: how its clips are read, and under which names its files are kept.
 
@@ -58,6 +78,14 @@ class Task:
         head_files: head name -> name of its trained file.
         recognise: completes a feature file that holds less than ours, such as the original project's;
             returns it with a sentence that says what was recognised, or None where it was not.
+        results_folder: where results and trained heads go; None is `folder`.
+        data_folder: the data root below data/ where config.yaml names none, as for one of several variants.
+        more_features_files: further files of which classification puts its features together.
+        only_its_own: why features of another data set cannot be classified, where that needs saying.
+        flags: flags of the classification script that only this task has.
+        prepare: (features, values of `flags`, seed) -> the features to fit and score, rows chosen and splits made,
+            and the protocol in words where these no longer are the data set's own.
+        scores: (labels, predictions) -> scores beside accuracy and macro-F1.
     """
 
     name: str
@@ -68,6 +96,13 @@ class Task:
     features_file: str
     head_files: dict[str, str]
     recognise: Callable[[FeatureSet], tuple[FeatureSet, str] | None] = lambda features: None
+    results_folder: Path | None = None
+    data_folder: str = ""
+    more_features_files: tuple[str, ...] = ()
+    only_its_own: str = ""
+    flags: tuple[Flag, ...] = ()
+    prepare: Callable[[FeatureSet, Mapping[str, Any], int], tuple[FeatureSet, str]] = as_it_is
+    scores: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None = None
 
 
 def layout_error(root: Path, title: str, expected: str, usual_folder: str) -> DatasetError:

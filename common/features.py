@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from common.files import DamagedFileError, UnsafeFileError, load_torch, save_torch
+
+# Of a file's meta: how its embeddings were computed.
+ENCODER_SETTINGS = ("encoder", "checkpoint", "release", "condition", "precision", "layer", "pool", "sample_rate")
 
 
 class FeatureFileError(ValueError):
@@ -42,6 +47,59 @@ class FeatureSet:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @classmethod
+    def join(cls, parts: Sequence[FeatureSet], names: Sequence[str], class_order: Sequence[str] | None) -> FeatureSet:
+        """The rows of several files, named for errors, of one encoder and one set of classes.
+
+        Raises:
+            FeatureFileError: they were not made alike.
+        """
+        first = parts[0]
+        for part, name in zip(parts, names, strict=True):
+            for key in ENCODER_SETTINGS:
+                if part.meta.get(key) != first.meta.get(key):
+                    raise FeatureFileError(
+                        f"{name} and {names[0]} were made with other settings ({key}: {part.meta.get(key)} and "
+                        f"{first.meta.get(key)}); extract them alike"
+                    )
+        present = {name for part in parts for name in part.class_names}
+        class_names = [name for name in class_order or sorted(present) if name in present]
+
+        def chained(what: str) -> list[str] | None:
+            lists = [getattr(part, what) for part in parts]
+            return None if None in lists else [value for values in lists for value in values]
+
+        return cls(
+            torch.cat([part.features for part in parts]),
+            torch.cat([torch.tensor([class_names.index(n) for n in part.class_names])[part.labels] for part in parts]),
+            class_names,
+            chained("clip_ids"),
+            None,
+            chained("splits"),
+            chained("groups"),
+            {key: first.meta[key] for key in ENCODER_SETTINGS if key in first.meta},
+        )
+
+    def rows(self, indices: np.ndarray) -> FeatureSet:
+        """The FeatureSet of these rows alone; classes that no longer occur are dropped, labels stay contiguous."""
+        picked = torch.as_tensor(indices)
+        present = self.labels[picked].unique()
+        labels = torch.searchsorted(present, self.labels[picked])
+
+        def pick(values: list[str] | None) -> list[str] | None:
+            return None if values is None else [values[index] for index in indices]
+
+        return replace(
+            self,
+            features=self.features[picked],
+            labels=labels,
+            class_names=[self.class_names[label] for label in present.tolist()],
+            clip_ids=pick(self.clip_ids),
+            folds=None if self.folds is None else self.folds[picked],
+            splits=pick(self.splits),
+            groups=pick(self.groups),
+        )
 
     def save(self, path: str | Path) -> None:
         """Write atomically, as a plain dict that ``torch.load(path, weights_only=True)`` opens."""

@@ -18,3 +18,25 @@ def scores(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> dict[
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> np.ndarray:
     """(C, C) counts; row: true class, column: predicted class."""
     return sklearn_confusion_matrix(labels, predictions, labels=range(n_classes))
+
+
+def majority_predictions(train_labels: np.ndarray, n_test: int) -> np.ndarray:
+    """(n_test,) the most frequent class of the training labels: what no head should fall below."""
+    return np.full(n_test, np.bincount(train_labels).argmax())
+
+
+def icbhi_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """Sensitivity, specificity and their mean, the ICBHI score; class 0 is normal, all others abnormal.
+
+    As the challenge and the field compute them (for one, ``get_score`` of https://github.com/raymin0223/patch-mix):
+    specificity is the share of normal clips found normal; sensitivity the share of abnormal clips found to be of
+    exactly their class, so that a crackle taken for a wheeze is a miss. NaN where there is no such clip.
+    """
+    hits, normal = predictions == labels, labels == 0
+    specificity = float(hits[normal].mean()) if normal.any() else float("nan")
+    sensitivity = float(hits[~normal].mean()) if (~normal).any() else float("nan")
+    return {
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "icbhi_score": (sensitivity + specificity) / 2,
+    }

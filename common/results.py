@@ -7,6 +7,7 @@ import io
 import json
 import platform
 import sys
+from collections.abc import Callable
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -17,27 +18,21 @@ import numpy as np
 from common.files import OutputError, write_atomically
 from common.metrics import confusion_matrix, scores
 
-SCORES = ("accuracy", "macro_f1")
-# What a finished record must share with a run to stand for it, beside the content of the features.
-SETTINGS = (
-    "batch_size",
-    "learning_rate",
-    "epochs",
-    "hidden_dim",
-    "feature_dim",
-    "train_test_split",
-    "random_seed",
-    "device",
-)
-CSV_COLUMNS = ("head", "split", "seed", "n_train", "n_test", *SCORES)
+CSV_COLUMNS = ("head", "split", "seed", "n_train", "n_test")
 
 
-def head_record(splits: list[tuple[str, int, np.ndarray]], labels: np.ndarray, n_classes: int) -> dict[str, Any]:
+def head_record(
+    splits: list[tuple[str, int, np.ndarray]],
+    labels: np.ndarray,
+    n_classes: int,
+    more_scores: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None = None,
+) -> dict[str, Any]:
     """The scores of one head.
 
     Args:
         splits: (name, training rows, predicted class of each test row) with the true ones in `labels`.
         labels: true classes of all test rows, split after split.
+        more_scores: (labels, predictions) -> scores beside accuracy and macro-F1.
 
     Returns:
         ``splits``: scores of each; ``mean`` and ``std`` (population) over them; ``confusion``: counts over
@@ -47,13 +42,14 @@ def head_record(splits: list[tuple[str, int, np.ndarray]], labels: np.ndarray, n
     for name, n_train, predictions in splits:
         truth = labels[start : start + len(predictions)]
         start += len(predictions)
-        rows.append({"split": name, "n_train": n_train, "n_test": len(truth), **scores(truth, predictions, n_classes)})
-    values = {score: [row[score] for row in rows] for score in SCORES}
+        scored = scores(truth, predictions, n_classes) | (more_scores(truth, predictions) if more_scores else {})
+        rows.append({"split": name, "n_train": n_train, "n_test": len(truth), **scored})
+    values = {score: [row[score] for row in rows] for score in scored}
     predicted = np.concatenate([predictions for _, _, predictions in splits])
     return {
         "splits": rows,
-        "mean": {score: float(np.mean(values[score])) for score in SCORES},
-        "std": {score: float(np.std(values[score])) for score in SCORES},
+        "mean": {score: float(np.mean(values[score])) for score in values},
+        "std": {score: float(np.std(values[score])) for score in values},
         "confusion": confusion_matrix(labels, predicted, n_classes).tolist(),
     }
 
@@ -64,16 +60,19 @@ def run_record(
     config: dict[str, Any],
     features: dict[str, Any],
     heads: dict[str, dict[str, Any]],
+    majority_class: dict[str, Any],
     files: list[str],
 ) -> dict[str, Any]:
     """Everything of a run: `config` is the effective configuration, `features` the feature file and its meta,
-    `files` what was written beside result.json."""
+    `majority_class` the scores of always naming the most frequent training class, `files` what was written beside
+    result.json."""
     return {
         "task": task,
         "protocol": protocol,
         "config": config,
         "features": features,
         "heads": heads,
+        "majority_class": majority_class,
         "files": files,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -96,15 +95,16 @@ def earlier_record(
     path = folder / "result.json"
     if not path.exists():
         return None
+    settings = [key for key in config if key not in ("features", "output_dir")]
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        before = {key: record["config"][key] for key in SETTINGS} | {"features": record["features"]["sha256"]}
+        before = {key: record["config"][key] for key in settings} | {"features": record["features"]["sha256"]}
         complete = bool(record["heads"]) and all((folder / name).is_file() for name in record["files"])
     except (ValueError, KeyError, TypeError) as error:
         if overwrite:
             return None
         raise OutputError(f"{path} is not a record of this project; --overwrite replaces it") from error
-    now = {key: config[key] for key in SETTINGS} | {"features": features_sha256}
+    now = {key: config[key] for key in settings} | {"features": features_sha256}
     different = [f"{key} was {before[key]}, now {now[key]}" for key in now if before[key] != now[key]]
     if different and not overwrite:
         raise OutputError(
@@ -117,9 +117,10 @@ def earlier_record(
 def save_record(record: dict[str, Any], folder: Path) -> None:
     """Write result.json, and result.csv with one row per head and split."""
     text = io.StringIO()
-    table = csv.DictWriter(text, CSV_COLUMNS, extrasaction="ignore")
+    scores_of_all = next(iter(record["heads"].values()))["mean"]
+    table = csv.DictWriter(text, (*CSV_COLUMNS, *scores_of_all), extrasaction="ignore")
     table.writeheader()
-    for head, scored in record["heads"].items():
+    for head, scored in (*record["heads"].items(), ("majority_class", record["majority_class"])):
         for row in scored["splits"]:
             table.writerow({"head": head, "seed": record["config"]["random_seed"], **row})
     write_atomically(folder / "result.csv", text.getvalue().encode())

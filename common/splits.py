@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from common.features import FeatureSet
 
@@ -17,11 +18,13 @@ class SplitError(ValueError):
 
 @dataclass(frozen=True)
 class Split:
-    """One division of the rows: fitted on `train`, scored on `test`; int64 indices into the FeatureSet."""
+    """One division of the rows, as int64 indices into the FeatureSet: fitted on `train`, the epoch chosen on
+    `valid` (the last one where it is empty), scored on `test`."""
 
     name: str
     train: np.ndarray
     test: np.ndarray
+    valid: np.ndarray = field(default_factory=lambda: np.arange(0))
 
 
 def make_splits(features: FeatureSet, test_share: float, seed: int) -> tuple[list[Split], str]:
@@ -37,8 +40,8 @@ def make_splits(features: FeatureSet, test_share: float, seed: int) -> tuple[lis
         return _folds(features)
     if features.splits is not None and {"train", "test"} <= set(features.splits):
         sides = np.array(features.splits)
-        splits = [Split("test", np.flatnonzero(sides == "train"), np.flatnonzero(sides == "test"))]
-        protocol = "official train and test split"
+        splits = [Split("test", *(np.flatnonzero(sides == side) for side in ("train", "test", "valid")))]
+        protocol = "official train, valid and test split" if len(splits[0].valid) else "official train and test split"
     else:
         splits = [_random(features, test_share, seed)]
         protocol = (
@@ -47,6 +50,23 @@ def make_splits(features: FeatureSet, test_share: float, seed: int) -> tuple[lis
     for split in splits:
         _refuse_missing_classes(features, split.train, f"the training side of the {protocol}")
     return splits, protocol
+
+
+def hold_out_groups(features: FeatureSet, rows: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """About `share` of `rows` as whole groups, so that what is held out is related to nothing that stays;
+    the classes in proportion as far as groups allow. Every class stays represented among the others, or SplitError.
+    """
+    labels, groups = features.labels.numpy()[rows], np.array(features.groups)[rows]
+    if len(set(groups)) < 2:
+        raise SplitError(f"all {len(rows)} training clips are of one group ({groups[0]}): none can be held out")
+    n_splits = min(round(1 / share), len(set(groups)))
+    folds = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():  # of a class with fewer clips than parts, which is no matter here
+        warnings.simplefilter("ignore", UserWarning)
+        _, held_out = next(folds.split(rows, labels, groups))
+    held_out = rows[np.sort(held_out)]
+    _refuse_missing_classes(features, np.setdiff1d(rows, held_out), "what is left for training")
+    return held_out
 
 
 def _folds(features: FeatureSet) -> tuple[list[Split], str]:

@@ -40,6 +40,8 @@ class FittedHead:
         mean, scale: (D,) float64 of the scaler, fitted on the training rows alone.
         test_logits: (len(split.test), C) float32.
         train_loss: mean cross-entropy of every epoch.
+        valid_accuracy: of every epoch; empty where the split holds no validation rows.
+        epoch: the epoch whose weights these are, from 1.
     """
 
     split: Split
@@ -48,6 +50,8 @@ class FittedHead:
     scale: np.ndarray
     test_logits: torch.Tensor
     train_loss: list[float]
+    valid_accuracy: list[float]
+    epoch: int
 
 
 def check_fittable(features: FeatureSet, name: str) -> None:
@@ -85,9 +89,11 @@ def fit_heads(
     seed: int,
     device: torch.device,
 ) -> list[FittedHead]:
-    """Fit one head a split with Adam and cross-entropy for a fixed number of epochs; the last epoch is kept.
+    """Fit one head a split with Adam and cross-entropy.
 
-    The scaler (StandardScaler) and the head see training rows only; test rows are touched once, at the end.
+    The epoch of the highest validation accuracy is kept (the first of equals), or the last one where a split has
+    no validation rows. The scaler (StandardScaler) and the head see training rows only; test rows are touched
+    once, at the end.
     Every head has the same initial weights and its own order of clips, drawn from the seed and its split's
     name, so it does not matter which other splits are fitted beside it.
 
@@ -101,13 +107,12 @@ def fit_heads(
     # Longest first, so that heads with batches left in an epoch are always the first rows of the stack.
     order = sorted(range(len(splits)), key=lambda index: -len(splits[index].train))
     stack = _Stack(kind, features, [splits[index] for index in order], hidden_dim, seed, device)
-    losses = []
     bar = progress_bar(total=epochs, desc=f"fitting {kind}", unit="epoch", leave=False)
     with bar, _one_thread():
         for _ in range(epochs):
-            losses.append(stack.epoch(batch_size, learning_rate))
+            stack.epoch(batch_size, learning_rate)
             bar.update()
-    fitted = stack.finish([list(history) for history in zip(*losses, strict=True)])
+    fitted = stack.finish()
     return [fitted[order.index(index)] for index in range(len(splits))]
 
 
@@ -148,9 +153,13 @@ class _Stack:
             for parameter in (layer.weight.detach().t(), layer.bias.detach())
         ]
         self.adam = _Adam(self.parameters, len(splits))
+        self.train_loss: list[list[float]] = [[] for _ in splits]
+        self.valid_accuracy: list[list[float]] = [[] for _ in splits]
+        # Per head with validation rows: its weights and biases at the best epoch so far.
+        self.best: list[list[torch.Tensor]] = [[] for _ in splits]
 
-    def epoch(self, batch_size: int, learning_rate: float) -> list[float]:
-        """One pass over every head's training rows; its mean loss for each head."""
+    def epoch(self, batch_size: int, learning_rate: float) -> None:
+        """One pass over every head's training rows, and a look at its validation rows."""
         sizes = [len(split.train) for split in self.splits]
         rows = torch.zeros(len(sizes), sizes[0], dtype=torch.int64)
         for head, (split, generator) in enumerate(zip(self.splits, self.orders, strict=True)):
@@ -172,7 +181,25 @@ class _Stack:
             gradients = torch.autograd.grad((summed / own.sum(dim=1)).sum(), self.parameters)
             self.adam.step(gradients, learning_rate, active)
             total[:active] += summed.detach()
-        return (total / remaining[:, 0]).tolist()
+        for head, loss in enumerate((total / remaining[:, 0]).tolist()):
+            self.train_loss[head].append(loss)
+            self._validate(head)
+
+    @torch.no_grad()
+    def _validate(self, head: int) -> None:
+        """Note the accuracy on the head's validation rows, and its weights where none was as good before."""
+        valid = self.splits[head].valid
+        if not len(valid):
+            return
+        rows = torch.from_numpy(valid).to(self.device)
+        x = self.scaled[head, rows]
+        weights = [parameter[head] for parameter in self.parameters]
+        for index in range(0, len(weights), 2):
+            x = torch.addmm(weights[index + 1], x if index == 0 else F.relu(x), weights[index])
+        accuracy = float((x.argmax(dim=1) == self.labels[rows]).float().mean())
+        if accuracy > max(self.valid_accuracy[head], default=-1.0):
+            self.best[head] = [weight.detach().clone() for weight in weights]
+        self.valid_accuracy[head].append(accuracy)
 
     def _forward(self, x: torch.Tensor, active: int) -> torch.Tensor:
         """(active, B, D) -> (active, B, C)."""
@@ -181,20 +208,23 @@ class _Stack:
             x = torch.baddbmm(bias, x if index == 0 else F.relu(x), weight)
         return x
 
-    def finish(self, train_loss: list[list[float]]) -> list[FittedHead]:
-        return [self._fitted(head, split, train_loss[head]) for head, split in enumerate(self.splits)]
+    def finish(self) -> list[FittedHead]:
+        return [self._fitted(head, split) for head, split in enumerate(self.splits)]
 
     @torch.no_grad()
-    def _fitted(self, head: int, split: Split, train_loss: list[float]) -> FittedHead:
-        scaler = self.scalers[head]
+    def _fitted(self, head: int, split: Split) -> FittedHead:
+        scaler, accuracies = self.scalers[head], self.valid_accuracy[head]
+        weights = self.best[head] or [parameter[head] for parameter in self.parameters]
+        epoch = 1 + accuracies.index(max(accuracies)) if accuracies else len(self.train_loss[head])
         module = HEADS[self.kind](len(scaler.mean_), self.n_classes, self.hidden_dim)
         layers = [layer for layer in module if isinstance(layer, nn.Linear)]
-        for layer, weight, bias in zip(layers, self.parameters[::2], self.parameters[1::2], strict=True):
-            layer.weight.copy_(weight[head].t())
-            layer.bias.copy_(bias[head, 0])
+        for layer, weight, bias in zip(layers, weights[::2], weights[1::2], strict=True):
+            layer.weight.copy_(weight.t())
+            layer.bias.copy_(bias[0])
         test = self.scaled[head, torch.from_numpy(split.test).to(self.device)].cpu()
         logits = module.eval()(test)
-        return FittedHead(split, module.requires_grad_(False), scaler.mean_, scaler.scale_, logits, train_loss)
+        module.requires_grad_(False)
+        return FittedHead(split, module, scaler.mean_, scaler.scale_, logits, self.train_loss[head], accuracies, epoch)
 
 
 class _Adam:

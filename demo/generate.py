@@ -7,154 +7,42 @@ classes can be told apart mostly, not always. The same files to the last byte on
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+import json
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from demo.sounds import (
+    Sound,
+    baby,
+    bark,
+    breath,
+    children,
+    crow_of_a_rooster,
+    drill,
+    fan,
+    fire,
+    hammer,
+    horn,
+    idling,
+    in_room,
+    music,
+    note,
+    rain,
+    recording,
+    rotor,
+    saw,
+    shot,
+    sneeze,
+    speech,
+    ticks,
+    wail,
+    waves,
+)
 from esc50_feature_fc.esc50 import CLASS_NAMES as ESC50_CLASSES
+from nsynth_feature_fc.nsynth import FAMILIES as NSYNTH_FAMILIES
 from urbansound8k_feature_fc.urbansound8k import CLASS_NAMES as URBANSOUND8K_CLASSES
-
-Sound = Callable[[np.random.Generator, np.ndarray], np.ndarray]
-
-
-def harmonic(frequency: np.ndarray, time: np.ndarray, partials: int, roll_off: float = 1.0) -> np.ndarray:
-    """A tone of `partials` harmonics that follows the frequency (Hz) at each moment; none above Nyquist."""
-    step = time[1] - time[0]
-    phase = 2 * np.pi * np.cumsum(frequency) * step
-    tone = np.zeros_like(time)
-    for partial in range(1, partials + 1):
-        tone += np.where(frequency * partial < 0.45 / step, np.sin(partial * phase), 0) / partial**roll_off
-    return tone
-
-
-def coloured_noise(rng: np.random.Generator, time: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Noise of unit power between two frequencies (Hz), with soft edges."""
-    spectrum = np.fft.rfft(rng.standard_normal(len(time)))
-    frequency = np.fft.rfftfreq(len(time), time[1] - time[0])
-    gain = 1 / (1 + (low / np.maximum(frequency, 1)) ** 4) / (1 + (frequency / high) ** 4)
-    noise = np.fft.irfft(spectrum * gain, len(time))
-    return noise / (noise.std() + 1e-9)
-
-
-def pulses(time: np.ndarray, moments: np.ndarray, decay_s: float) -> np.ndarray:
-    """An envelope that jumps to 1 at each moment (s) and dies away."""
-    envelope = np.zeros_like(time)
-    for moment in moments:
-        since = time - moment
-        envelope = np.maximum(envelope, np.where(since >= 0, np.exp(-np.maximum(since, 0) / decay_s), 0))
-    return envelope
-
-
-def every(rng: np.random.Generator, time: np.ndarray, period_s: float, jitter: float = 0.0) -> np.ndarray:
-    """Moments a period apart, from a random start."""
-    moments = np.arange(rng.uniform(0, min(period_s, time[-1] / 2)), time[-1], period_s)
-    return moments + jitter * period_s * rng.standard_normal(len(moments))
-
-
-def bark(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    envelope = pulses(time, every(rng, time, rng.uniform(0.4, 0.9), 0.1), 0.07)
-    return envelope * harmonic(rng.uniform(350, 600) * (0.6 + 0.4 * envelope), time, 8)
-
-
-def crow_of_a_rooster(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    swing = np.abs(np.sin(np.pi * time * rng.uniform(0.5, 0.8)))
-    return swing * harmonic(rng.uniform(500, 700) * (1 + 0.7 * swing), time, 10)
-
-
-def rain(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    return coloured_noise(rng, time, 800, rng.uniform(6000, 12000))
-
-
-def waves(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    swell = 0.2 + np.sin(np.pi * time * rng.uniform(0.15, 0.3) + rng.uniform(0, 3)) ** 2
-    return swell * coloured_noise(rng, time, 60, rng.uniform(500, 1200))
-
-
-def fire(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    crackles = np.sort(rng.uniform(0, time[-1], int(rng.uniform(8, 20) * time[-1]) + 1))
-    return pulses(time, crackles, 0.004) * coloured_noise(rng, time, 1500, 9000)
-
-
-def baby(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    cry = np.clip(np.sin(2 * np.pi * time * rng.uniform(0.7, 1.1)), 0, 1) ** 0.5
-    vibrato = 1 + 0.03 * np.sin(2 * np.pi * 6 * time)
-    return cry * harmonic(rng.uniform(380, 520) * vibrato * (0.85 + 0.15 * cry), time, 6, 0.5)
-
-
-def sneeze(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    moment = np.array([rng.uniform(0.1, 0.6) * time[-1]])
-    return pulses(time, moment, 0.15) * coloured_noise(rng, time, rng.uniform(700, 1200), 5000)
-
-
-def ticks(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    return pulses(time, every(rng, time, rng.uniform(0.45, 0.55)), 0.006) * harmonic(
-        np.full_like(time, rng.uniform(1800, 2600)), time, 2
-    )
-
-
-def rotor(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    return pulses(time, every(rng, time, 1 / rng.uniform(11, 17)), 0.03) * coloured_noise(rng, time, 40, 700)
-
-
-def saw(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    throttle = 1 + 0.2 * np.sin(2 * np.pi * time * rng.uniform(0.2, 0.5))
-    return harmonic(rng.uniform(90, 130) * throttle, time, 30, 0.6)
-
-
-def fan(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    hum = harmonic(np.full_like(time, rng.uniform(48, 62)), time, 5)
-    return 0.5 * hum + coloured_noise(rng, time, 80, rng.uniform(800, 2000))
-
-
-def horn(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    low = rng.uniform(380, 440)
-    return sum(harmonic(np.full_like(time, tone), time, 8, 0.7) for tone in (low, 1.25 * low))
-
-
-def children(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    voices = np.zeros_like(time)
-    for _ in range(4):
-        shout = np.clip(np.sin(2 * np.pi * (time * rng.uniform(0.5, 1.5) + rng.uniform())), 0, 1)
-        voices += shout * harmonic(rng.uniform(300, 600) * (1 + 0.3 * shout), time, 5)
-    return voices
-
-
-def drill(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    whirr = harmonic(np.full_like(time, rng.uniform(180, 320)), time, 20, 0.3)
-    return whirr + coloured_noise(rng, time, 2000, 8000)
-
-
-def idling(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    return pulses(time, every(rng, time, 1 / rng.uniform(20, 30), 0.05), 0.02) * coloured_noise(rng, time, 30, 250)
-
-
-def shot(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    moment = np.array([rng.uniform(0.02, 0.3) * time[-1]])
-    return pulses(time, moment, rng.uniform(0.05, 0.12)) * coloured_noise(rng, time, 50, 4000)
-
-
-def hammer(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    return pulses(time, every(rng, time, 1 / rng.uniform(14, 22)), 0.012) * coloured_noise(rng, time, 400, 6000)
-
-
-def wail(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    sweep = np.sin(2 * np.pi * (time * rng.uniform(0.3, 0.6) + rng.uniform()))
-    return harmonic(rng.uniform(850, 1050) * (1 + 0.35 * sweep), time, 3)
-
-
-def music(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
-    key = rng.uniform(180, 260)
-    scale = key * 2 ** (np.array([0, 2, 4, 7, 9, 12]) / 12)
-    beat_s = rng.uniform(0.25, 0.4)
-    notes = scale[rng.integers(0, len(scale), int(time[-1] / beat_s) + 2)]
-    moments = np.arange(0, time[-1], beat_s)
-    melody = notes[(time / beat_s).astype(int)]
-    return pulses(time, moments, 0.25) * harmonic(melody, time, 6) + 0.3 * harmonic(
-        np.full_like(time, key / 2), time, 4
-    )
-
 
 # The ten classes of the ESC-10 subset, by their place in ESC-50.
 ESC50_SOUNDS: dict[str, Sound] = {
@@ -191,16 +79,6 @@ URBANSOUND8K_FORMATS = (
     (11_025, 1, "IMA_ADPCM"),
     (48_000, 2, "PCM_32"),  # no float: libsndfile writes the time of day into float WAVs
 )
-
-
-def recording(sound: Sound, rng: np.random.Generator, seconds: float, rate: int, snr_db: tuple[float, float]):
-    """(samples,) float64 in [-1, 1]: the sound in room noise, at a random level."""
-    time = np.arange(round(seconds * rate)) / rate
-    signal = sound(rng, time)
-    signal = signal / (signal.std() + 1e-9)
-    room = coloured_noise(rng, time, rng.uniform(20, 100), rng.uniform(1000, 6000))
-    mixture = signal + room * 10 ** (-rng.uniform(*snr_db) / 20)
-    return mixture / np.abs(mixture).max() * rng.uniform(0.1, 0.9)
 
 
 def generate_esc50(root: Path, recordings: int = 3) -> None:
@@ -250,3 +128,97 @@ def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
+
+
+def generate_icbhi(root: Path, patients: int = 30) -> None:
+    """Write ICBHI's layout: a recording of five cycles for each patient and place, the split list beside the folder."""
+    lines = []
+    for patient in range(patients):
+        rng = np.random.default_rng([920, patient])
+        ill = patient % 3 > 0
+        for place in ("Al", "Pr"):
+            stem = f"{101 + patient}_1b1_{place}_sc_Meditron"
+            rate, cycles, rows = 8_000, [], []
+            for _ in range(5):
+                crackles = ill and rng.uniform() < (0.8 if patient % 3 == 1 else 0.2)
+                wheezes = ill and rng.uniform() < (0.8 if patient % 3 == 2 else 0.2)
+                cycles.append(breath(rng, np.arange(round(rng.uniform(0.8, 1.3) * rate)) / rate, crackles, wheezes))
+                end = sum(map(len, cycles)) / rate
+                rows.append((round(end - len(cycles[-1]) / rate, 3), round(end, 3), int(crackles), int(wheezes)))
+            mixture = in_room(np.concatenate(cycles), rng, rate, (10, 25))
+            _write(root / f"{stem}.wav", mixture, rate, "PCM_16")
+            text = "".join("\t".join(map(str, row)) + "\n" for row in rows)
+            (root / f"{stem}.txt").write_text(text, encoding="utf-8")
+            lines.append(f"{stem}\t{'test' if patient % 5 in (1, 3) else 'train'}\n")
+    (root.parent / "ICBHI_challenge_train_test.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def generate_nsynth(root: Path, notes: int = 2) -> None:
+    """Write NSynth's layout: `notes` of every instrument, four instruments a family in train, one in valid and test."""
+    for split, instruments in (("train", range(4)), ("valid", range(4, 5)), ("test", range(5, 6))):
+        listing = {}
+        for family, name in enumerate(NSYNTH_FAMILIES):
+            for instrument in instruments if split == "train" or name != "synth_lead" else ():
+                for take in range(notes if split == "train" else 2 * notes):
+                    rng = np.random.default_rng([16, family, instrument, take])
+                    pitch, velocity = int(rng.integers(40, 80)), (50, 100)[take % 2]
+                    instrument_name = f"{name}_synthetic_{instrument:03d}"
+                    key = f"{instrument_name}-{pitch:03d}-{velocity:03d}"
+                    sound = note(rng, np.arange(64_000) / 16_000, family, instrument, pitch)
+                    _write(
+                        root / f"nsynth-{split}" / "audio" / f"{key}.wav",
+                        in_room(sound, rng, 16_000, (5, 25)),
+                        16_000,
+                        "PCM_16",
+                    )
+                    listing[key] = {
+                        "note_str": key,
+                        "instrument_str": instrument_name,
+                        "pitch": pitch,
+                        "velocity": velocity,
+                        "sample_rate": 16_000,
+                        "instrument_family": family,
+                        "instrument_family_str": name,
+                        "instrument_source": 2,
+                        "instrument_source_str": "synthetic",
+                    }
+        (root / f"nsynth-{split}" / "examples.json").write_text(json.dumps(listing, indent=1), encoding="utf-8")
+
+
+def generate_librispeech(root: Path, speakers: int = 8, utterances: int = 5) -> None:
+    """Write LibriSpeech's layout: train-clean-100 with two chapters a speaker, each in a room of its own."""
+    names = ["; a generated stand-in for SPEAKERS.TXT\n"]
+    for speaker in range(speakers):
+        speaker_id = 1000 + speaker
+        names.append(f"{speaker_id} | {'FM'[speaker % 2]} | train-clean-100  | 0.50  | Generated voice {speaker}\n")
+        for chapter in range(2):
+            folder = root / "train-clean-100" / str(speaker_id) / str(5000 + 2 * speaker + chapter)
+            for number in range(utterances):
+                rng = np.random.default_rng([100, speaker, chapter, number])
+                time = np.arange(round(rng.uniform(1.5, 2.5) * 16_000)) / 16_000
+                sound = speech(rng, time, speaker, rng.integers(0, 12, 6).tolist())
+                name = f"{speaker_id}-{folder.name}-{number:04d}.flac"
+                _write(folder / name, in_room(sound, rng, 16_000, (-2, 12)), 16_000, "PCM_16")
+    (root / "SPEAKERS.TXT").write_text("".join(names), encoding="utf-8")
+
+
+def generate_speech_commands(root: Path, speakers: int = 20) -> None:
+    """Write Speech Commands' layout: ten words by every speaker; a fifth of the speakers validate, a fifth test."""
+    lists: dict[str, list[str]] = {"validation_list.txt": [], "testing_list.txt": []}
+    for speaker in range(speakers):
+        for number, word in enumerate(("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")):
+            rng = np.random.default_rng([1000, speaker, number])
+            time = np.arange(16_000 if speaker % 4 else 13_000) / 16_000  # some are shorter than a second
+            sound = speech(rng, time, 50 + speaker, np.random.default_rng([4, number]).integers(0, 12, 2).tolist())
+            name = f"{word}/{speaker:08x}_nohash_0.wav"
+            _write(root / name, in_room(sound, rng, 16_000, (0, 15)), 16_000, "PCM_16")
+            if speaker % 5 < 2:
+                lists[("validation_list.txt", "testing_list.txt")[speaker % 5]].append(name)
+    _write(
+        root / "_background_noise_" / "white_noise.wav",
+        0.1 * np.random.default_rng(5).standard_normal(32_000),
+        16_000,
+        "PCM_16",
+    )
+    for name, rows in lists.items():
+        (root / name).write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import made_up_features
 
-from common.splits import SplitError, make_splits
+from common.splits import SplitError, hold_out_groups, make_splits
 
 
 def test_folds_present_in_the_data_are_used() -> None:
@@ -32,7 +32,8 @@ def test_official_train_and_test() -> None:
     features.folds = None
     features.splits = ["test" if row % 5 == 0 else "valid" if row % 5 == 1 else "train" for row in range(len(features))]
     (split,), protocol = make_splits(features, 0.2, 42)
-    assert protocol == "official train and test split"
+    assert protocol == "official train, valid and test split"
+    assert all(features.splits[row] == "valid" for row in split.valid)
     assert all(features.splits[row] == "train" for row in split.train)
     assert all(features.splits[row] == "test" for row in split.test)
 
@@ -79,3 +80,17 @@ def test_too_few_clips_for_the_share() -> None:
     features.folds = None
     with pytest.raises(SplitError, match="cannot be split"):
         make_splits(features, 0.2, 42)
+
+
+def test_held_out_groups_are_whole_and_leave_every_class() -> None:
+    features = made_up_features(per_fold=10)
+    features.groups = [f"group {row // 3}" for row in range(len(features))]
+    rows = np.arange(0, len(features), 2)
+    held_out = hold_out_groups(features, rows, 0.2, 42)
+    kept = np.setdiff1d(rows, held_out)
+    assert set(held_out) <= set(rows)
+    assert not {features.groups[row] for row in held_out} & {features.groups[row] for row in kept}
+    assert 0.1 < len(held_out) / len(rows) < 0.35
+    assert set(features.labels[kept].tolist()) == {0, 1, 2, 3}
+    assert np.array_equal(held_out, hold_out_groups(features, rows, 0.2, 42))
+    assert not np.array_equal(held_out, hold_out_groups(features, rows, 0.2, 1))

@@ -11,8 +11,13 @@ from conftest import SHARED, needs_shared, write_csv, write_wav
 
 from common.clips import DatasetError
 from common.features import FeatureSet
+from demo import generate
 from demo.generate import generate_esc50, generate_urbansound8k
 from esc50_feature_fc import esc50
+from icbhi_feature_fc import icbhi
+from key_word_spotting import speech_commands
+from nsynth_feature_fc import nsynth
+from speaker_recognition import librispeech
 from urbansound8k_feature_fc import urbansound8k
 
 
@@ -155,9 +160,9 @@ def test_the_published_order_is_recognised_and_no_other() -> None:
 
 
 def test_the_demos_data_sets_are_official_layouts_and_reproducible(tmp_path: Path) -> None:
-    for generate, module, folds in ((generate_esc50, esc50, 5), (generate_urbansound8k, urbansound8k, 10)):
+    for write, module, folds in ((generate_esc50, esc50, 5), (generate_urbansound8k, urbansound8k, 10)):
         for name in ("one", "another"):
-            generate(tmp_path / module.__name__ / name, recordings=1)
+            write(tmp_path / module.__name__ / name, recordings=1)
         one, another = (sorted((tmp_path / module.__name__ / name).rglob("*.*")) for name in ("one", "another"))
         assert [path.read_bytes() for path in one] == [path.read_bytes() for path in another]
         clips = module.read_clips(tmp_path / module.__name__ / "one")
@@ -165,3 +170,20 @@ def test_the_demos_data_sets_are_official_layouts_and_reproducible(tmp_path: Pat
             (fold, name) for fold in range(1, folds + 1) for name in {clip.class_name for clip in clips}
         }
         assert len({clip.class_name for clip in clips}) == 10
+
+
+def test_the_demos_other_data_sets_are_official_layouts(tmp_path: Path) -> None:
+    generate.generate_icbhi(tmp_path / "ICBHI_final_database", patients=10)
+    recordings = icbhi.read_recordings(tmp_path / "ICBHI_final_database")
+    assert {(clip.split, clip.class_name) for clip in recordings} == {
+        (split, name) for split in ("train", "test") for name in icbhi.RECORDING_CLASSES
+    }
+    assert len(icbhi.read_cycles(tmp_path / "ICBHI_final_database")) == 5 * len(recordings)
+    generate.generate_nsynth(tmp_path, notes=1)
+    families = {split: {clip.class_name for clip in nsynth.read_clips(tmp_path, split)} for split in nsynth.SPLITS}
+    assert families["train"] == set(nsynth.FAMILIES)
+    assert families["valid"] == families["test"] == set(nsynth.FAMILIES) - {"synth_lead"}
+    generate.generate_librispeech(tmp_path, speakers=2, utterances=1)
+    assert len({clip.group for clip in librispeech.read_clips(tmp_path, "train-clean-100")}) == 4
+    generate.generate_speech_commands(tmp_path / "commands", speakers=5)
+    assert {clip.split for clip in speech_commands.read_clips(tmp_path / "commands")} == {"train", "valid", "test"}

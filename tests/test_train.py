@@ -162,3 +162,33 @@ def test_gpu_equals_cpu(kind: str) -> None:
     on_gpu = fit_heads(kind, features, splits, device=torch.device("cuda"), **SETTINGS)
     for one, other in zip(fit(kind, features, splits), on_gpu, strict=True):
         assert torch.allclose(weights(one), weights(other), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_epoch_is_chosen_on_validation_rows(kind: str) -> None:
+    """The kept head is the one that a run of just so many epochs ends with, and test rows have no say."""
+    features = made_up_features()
+    features.labels[50:60] = features.labels[50:60].flip(0)  # so that validation does not only rise
+    rows = np.arange(len(features))
+    split = Split("one", rows[:50], rows[60:], rows[50:60])
+    (chosen,) = fit(kind, features, [split], epochs=8)
+    assert len(chosen.valid_accuracy) == 8
+    assert chosen.epoch == 1 + chosen.valid_accuracy.index(max(chosen.valid_accuracy))
+    (shorter,) = fit(kind, features, [replace(split, valid=rows[:0])], epochs=chosen.epoch)
+    assert shorter.epoch == chosen.epoch
+    assert torch.allclose(weights(chosen), weights(shorter), atol=1e-6)
+    garbage = features.features.clone()
+    garbage[60:] = 1e6
+    (dirty,) = fit(kind, replace(features, features=garbage), [split], epochs=8)
+    assert dirty.epoch == chosen.epoch
+    assert torch.equal(weights(dirty), weights(chosen))
+
+
+def test_heads_with_and_without_validation_share_a_stack() -> None:
+    features = made_up_features()
+    rows = np.arange(len(features))
+    splits = [Split("plain", rows[:40], rows[60:]), Split("validated", rows[:50], rows[60:], rows[50:60])]
+    for split, together in zip(splits, fit("linear", features, splits), strict=True):
+        (alone,) = fit("linear", features, [split])
+        assert torch.allclose(weights(together), weights(alone), atol=1e-6)
+        assert together.epoch == alone.epoch

@@ -1,0 +1,219 @@
+"""Synthetic sounds: a kind for every class of the demo, each recording with its own pitch, pace and noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+Sound = Callable[[np.random.Generator, np.ndarray], np.ndarray]
+
+
+def harmonic(frequency: np.ndarray, time: np.ndarray, partials: int, roll_off: float = 1.0) -> np.ndarray:
+    """A tone of `partials` harmonics that follows the frequency (Hz) at each moment; none above Nyquist."""
+    step = time[1] - time[0]
+    phase = 2 * np.pi * np.cumsum(frequency) * step
+    tone = np.zeros_like(time)
+    for partial in range(1, partials + 1):
+        tone += np.where(frequency * partial < 0.45 / step, np.sin(partial * phase), 0) / partial**roll_off
+    return tone
+
+
+def coloured_noise(rng: np.random.Generator, time: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Noise of unit power between two frequencies (Hz), with soft edges."""
+    spectrum = np.fft.rfft(rng.standard_normal(len(time)))
+    frequency = np.fft.rfftfreq(len(time), time[1] - time[0])
+    gain = 1 / (1 + (low / np.maximum(frequency, 1)) ** 4) / (1 + (frequency / high) ** 4)
+    noise = np.fft.irfft(spectrum * gain, len(time))
+    return noise / (noise.std() + 1e-9)
+
+
+def pulses(time: np.ndarray, moments: np.ndarray, decay_s: float) -> np.ndarray:
+    """An envelope that jumps to 1 at each moment (s) and dies away."""
+    envelope = np.zeros_like(time)
+    for moment in moments:
+        since = time - moment
+        envelope = np.maximum(envelope, np.where(since >= 0, np.exp(-np.maximum(since, 0) / decay_s), 0))
+    return envelope
+
+
+def every(rng: np.random.Generator, time: np.ndarray, period_s: float, jitter: float = 0.0) -> np.ndarray:
+    """Moments a period apart, from a random start."""
+    moments = np.arange(rng.uniform(0, min(period_s, time[-1] / 2)), time[-1], period_s)
+    return moments + jitter * period_s * rng.standard_normal(len(moments))
+
+
+def bark(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    envelope = pulses(time, every(rng, time, rng.uniform(0.4, 0.9), 0.1), 0.07)
+    return envelope * harmonic(rng.uniform(350, 600) * (0.6 + 0.4 * envelope), time, 8)
+
+
+def crow_of_a_rooster(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    swing = np.abs(np.sin(np.pi * time * rng.uniform(0.5, 0.8)))
+    return swing * harmonic(rng.uniform(500, 700) * (1 + 0.7 * swing), time, 10)
+
+
+def rain(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    return coloured_noise(rng, time, 800, rng.uniform(6000, 12000))
+
+
+def waves(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    swell = 0.2 + np.sin(np.pi * time * rng.uniform(0.15, 0.3) + rng.uniform(0, 3)) ** 2
+    return swell * coloured_noise(rng, time, 60, rng.uniform(500, 1200))
+
+
+def fire(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    crackles = np.sort(rng.uniform(0, time[-1], int(rng.uniform(8, 20) * time[-1]) + 1))
+    return pulses(time, crackles, 0.004) * coloured_noise(rng, time, 1500, 9000)
+
+
+def baby(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    cry = np.clip(np.sin(2 * np.pi * time * rng.uniform(0.7, 1.1)), 0, 1) ** 0.5
+    vibrato = 1 + 0.03 * np.sin(2 * np.pi * 6 * time)
+    return cry * harmonic(rng.uniform(380, 520) * vibrato * (0.85 + 0.15 * cry), time, 6, 0.5)
+
+
+def sneeze(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    moment = np.array([rng.uniform(0.1, 0.6) * time[-1]])
+    return pulses(time, moment, 0.15) * coloured_noise(rng, time, rng.uniform(700, 1200), 5000)
+
+
+def ticks(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    return pulses(time, every(rng, time, rng.uniform(0.45, 0.55)), 0.006) * harmonic(
+        np.full_like(time, rng.uniform(1800, 2600)), time, 2
+    )
+
+
+def rotor(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    return pulses(time, every(rng, time, 1 / rng.uniform(11, 17)), 0.03) * coloured_noise(rng, time, 40, 700)
+
+
+def saw(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    throttle = 1 + 0.2 * np.sin(2 * np.pi * time * rng.uniform(0.2, 0.5))
+    return harmonic(rng.uniform(90, 130) * throttle, time, 30, 0.6)
+
+
+def fan(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    hum = harmonic(np.full_like(time, rng.uniform(48, 62)), time, 5)
+    return 0.5 * hum + coloured_noise(rng, time, 80, rng.uniform(800, 2000))
+
+
+def horn(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    low = rng.uniform(380, 440)
+    return sum(harmonic(np.full_like(time, tone), time, 8, 0.7) for tone in (low, 1.25 * low))
+
+
+def children(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    voices = np.zeros_like(time)
+    for _ in range(4):
+        shout = np.clip(np.sin(2 * np.pi * (time * rng.uniform(0.5, 1.5) + rng.uniform())), 0, 1)
+        voices += shout * harmonic(rng.uniform(300, 600) * (1 + 0.3 * shout), time, 5)
+    return voices
+
+
+def drill(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    whirr = harmonic(np.full_like(time, rng.uniform(180, 320)), time, 20, 0.3)
+    return whirr + coloured_noise(rng, time, 2000, 8000)
+
+
+def idling(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    return pulses(time, every(rng, time, 1 / rng.uniform(20, 30), 0.05), 0.02) * coloured_noise(rng, time, 30, 250)
+
+
+def shot(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    moment = np.array([rng.uniform(0.02, 0.3) * time[-1]])
+    return pulses(time, moment, rng.uniform(0.05, 0.12)) * coloured_noise(rng, time, 50, 4000)
+
+
+def hammer(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    return pulses(time, every(rng, time, 1 / rng.uniform(14, 22)), 0.012) * coloured_noise(rng, time, 400, 6000)
+
+
+def wail(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    sweep = np.sin(2 * np.pi * (time * rng.uniform(0.3, 0.6) + rng.uniform()))
+    return harmonic(rng.uniform(850, 1050) * (1 + 0.35 * sweep), time, 3)
+
+
+def music(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+    key = rng.uniform(180, 260)
+    scale = key * 2 ** (np.array([0, 2, 4, 7, 9, 12]) / 12)
+    beat_s = rng.uniform(0.25, 0.4)
+    notes = scale[rng.integers(0, len(scale), int(time[-1] / beat_s) + 2)]
+    moments = np.arange(0, time[-1], beat_s)
+    melody = notes[(time / beat_s).astype(int)]
+    return pulses(time, moments, 0.25) * harmonic(melody, time, 6) + 0.3 * harmonic(
+        np.full_like(time, key / 2), time, 4
+    )
+
+
+def recording(
+    sound: Sound, rng: np.random.Generator, seconds: float, rate: int, snr_db: tuple[float, float]
+) -> np.ndarray:
+    """(samples,) float64 in [-1, 1]: so many seconds of the sound in a room."""
+    return in_room(sound(rng, np.arange(round(seconds * rate)) / rate), rng, rate, snr_db)
+
+
+def in_room(signal: np.ndarray, rng: np.random.Generator, rate: int, snr_db: tuple[float, float]) -> np.ndarray:
+    """(samples,) float64 in [-1, 1]: the signal in a room's noise, at a random level."""
+    time = np.arange(len(signal)) / rate
+    signal = signal / (signal.std() + 1e-9)
+    room = coloured_noise(rng, time, rng.uniform(20, 100), rng.uniform(1000, 6000))
+    mixture = signal + room * 10 ** (-rng.uniform(*snr_db) / 20)
+    return mixture / np.abs(mixture).max() * rng.uniform(0.1, 0.9)
+
+
+def breath(rng: np.random.Generator, time: np.ndarray, crackles: bool, wheezes: bool) -> np.ndarray:
+    """One breathing cycle: noise that swells twice, with clicks or a whistle where asked for."""
+    swell = np.abs(np.sin(2 * np.pi * np.arange(len(time)) / len(time)))
+    sound = swell * coloured_noise(rng, time, 100, rng.uniform(400, 900))
+    if crackles:
+        moments = time[0] + np.sort(rng.uniform(0, time[-1] - time[0], 12))
+        sound += 3 * pulses(time, moments, 0.008) * coloured_noise(rng, time, 300, 1200)
+    if wheezes:
+        sound += 1.5 * swell * harmonic(np.full_like(time, rng.uniform(250, 500)), time, 3)
+    return sound
+
+
+def note(rng: np.random.Generator, time: np.ndarray, family: int, instrument: int, pitch: int) -> np.ndarray:
+    """A note whose harmonics, attack and noise are its family's, varied a little by instrument."""
+    timbre, own = np.random.default_rng([1, family]), np.random.default_rng([2, family, instrument])
+    roll_off, decay_s, breathy = timbre.uniform(0.3, 2), timbre.uniform(0.2, 3), timbre.choice([0, 0, 0.3])
+    odd_only = timbre.uniform() < 0.3
+    frequency = np.full_like(time, 440 * 2 ** ((pitch - 69) / 12))
+    vibrato = 1 + timbre.choice([0, 0.01]) * np.sin(2 * np.pi * 5 * time)
+    tone = harmonic(frequency * vibrato, time, 12, roll_off * own.uniform(0.8, 1.2))
+    if odd_only:
+        tone -= 0.8 * harmonic(2 * frequency * vibrato, time, 6, roll_off) / 2**roll_off
+    envelope = np.exp(-time / (decay_s * own.uniform(0.7, 1.4))) * (time < 3)
+    return envelope * (tone + breathy * coloured_noise(rng, time, 500, 5000))
+
+
+def vowel(time: np.ndarray, pitch: np.ndarray, formants: tuple[float, float], tract: float) -> np.ndarray:
+    """A voiced sound: harmonics of the pitch (Hz) under two formants (Hz), scaled by the speaker's tract."""
+    step = time[1] - time[0]
+    phase = 2 * np.pi * np.cumsum(pitch) * step
+    sound = np.zeros_like(time)
+    for partial in range(1, 30):
+        frequency = pitch.mean() * partial
+        gain = sum(1 / (1 + ((frequency - formant * tract) / 120) ** 2) for formant in formants)
+        if frequency < 0.45 / step:
+            sound += gain * np.sin(partial * phase)
+    return sound
+
+
+def speech(rng: np.random.Generator, time: np.ndarray, speaker: int, syllables: list[int]) -> np.ndarray:
+    """Syllables, each a vowel of its own, in a speaker's pitch and vocal tract."""
+    voice = np.random.default_rng([3, speaker])
+    pitch_hz, tract = voice.uniform(90, 240), voice.uniform(0.85, 1.2)
+    vowels = [(700, 1200), (300, 2300), (350, 800), (550, 1800), (450, 1000), (650, 1700)]
+    edges = np.linspace(0, len(time), len(syllables) + 1).astype(int)
+    sound = np.zeros_like(time)
+    for start, end, syllable in zip(edges[:-1], edges[1:], syllables, strict=True):
+        span = time[start:end]
+        melody = pitch_hz * (1 + 0.1 * rng.uniform(-1, 1) + 0.05 * np.linspace(1, -1, len(span)))
+        shape = np.sin(np.pi * np.arange(len(span)) / len(span)) ** 0.5
+        sound[start:end] = shape * vowel(span, melody, vowels[syllable % len(vowels)], tract)
+        if syllable >= len(vowels):  # begins with a hiss
+            hiss = coloured_noise(rng, span, 3000, 7500) * np.exp(-(span - span[0]) / 0.06)
+            sound[start:end] += 0.5 * hiss
+    return sound

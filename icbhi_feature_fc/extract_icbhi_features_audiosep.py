@@ -1,0 +1,7 @@
+"""Extract AudioSep embeddings of ICBHI 2017: 920 recordings, or with --level cycle their 6,898 breathing cycles."""
+
+from common.cli import extract_main
+from icbhi_feature_fc.icbhi import LEVELS
+
+if __name__ == "__main__":
+    extract_main(LEVELS)

@@ -1,0 +1,199 @@
+"""ICBHI 2017 (Rocha et al. 2019): 920 recordings of breathing, 126 patients, 6,898 annotated breathing cycles.
+
+https://bhichallenge.med.auth.gr. Two tasks: recordings, normal or abnormal (a crackle or a wheeze in any cycle);
+and cycles, the challenge's own: normal, crackle, wheeze or both. Split: the official 60/40 one.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.clips import Clip, DatasetError, DatasetNote, Flag, Task, layout_error
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from common.features import FeatureSet
+
+TITLE = "ICBHI 2017"
+SPLIT_FILE = "ICBHI_challenge_train_test.txt"
+SPLIT_URL = f"https://bhichallenge.med.auth.gr/sites/default/files/ICBHI_final_database/{SPLIT_FILE}"
+RECORDING_CLASSES = ("normal", "abnormal")
+VALID_SHARE = 0.2  # of the training patients
+CYCLE_CLASSES = ("normal", "crackle", "wheeze", "both")  # the index is crackles + 2 * wheezes
+# Patient, recording, chest location, channels, device; the first four name a recording: for one of them, the
+# split file and the archive disagree about the device.
+STEM = re.compile(r"(?P<key>(?P<patient>[12]\d\d)_[^_]+_(Tc|[APL][lr])_(sc|mc))_(?P<device>\w+)")
+
+
+def read_recordings(root: Path) -> list[Clip]:
+    """Every recording as a clip: abnormal if any of its cycles has a crackle or a wheeze; groups are patients."""
+    return [
+        Clip(path, RECORDING_CLASSES[any(label != "normal" for _, _, label in cycles)], split=split, group=patient)
+        for path, split, patient, cycles in _read(root)
+    ]
+
+
+def read_cycles(root: Path) -> list[Clip]:
+    """Every annotated breathing cycle as a clip of its own: that segment of its recording; groups are patients."""
+    return [
+        Clip(path, label, split=split, group=patient, start_s=start_s, end_s=end_s)
+        for path, split, patient, cycles in _read(root)
+        for start_s, end_s, label in cycles
+    ]
+
+
+def _read(root: Path) -> list[tuple[Path, str, str, list[tuple[float, float, str]]]]:
+    """(audio file, split, patient, cycles) of every recording, by name.
+
+    Raises:
+        DatasetError: another layout; a recording without annotation or split; a bad annotation row.
+    """
+    recordings = sorted(root.glob("*.wav")) if root.is_dir() else []
+    if not recordings:
+        raise layout_error(root, TITLE, "920 *.wav with a *.txt beside each", "ICBHI_final_database")
+    splits = _read_splits(root)
+    rows = []
+    for path in recordings:
+        name = STEM.fullmatch(path.stem)
+        if name is None:
+            raise DatasetError(
+                f"{path} is not named as an ICBHI recording (patient_index_location_mode_device.wav, such as "
+                "101_1b1_Al_sc_Meditron.wav); take it out of the folder"
+            )
+        if name["key"] not in splits:
+            raise DatasetError(f"{path} is not in the official split {SPLIT_FILE}; take it out, or get {SPLIT_URL}")
+        rows.append((path, splits[name["key"]], name["patient"], _read_cycles(path.with_suffix(".txt"))))
+    _note_strangers(root, recordings)
+    return rows
+
+
+def _read_splits(root: Path) -> dict[str, str]:
+    """The first four fields of a recording's name -> train or test, from the official list."""
+    for path in (root / SPLIT_FILE, root.parent / SPLIT_FILE):
+        if path.is_file():
+            break
+    else:
+        raise DatasetError(
+            f"{SPLIT_FILE} is neither in {root} nor beside it (it is a file of its own, not in the archive); "
+            f"get it: curl -kL -o {root / SPLIT_FILE} {SPLIT_URL}"
+        )
+    splits = {}
+    for line, row in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not row.strip():
+            continue
+        fields = row.split()
+        name = STEM.fullmatch(fields[0])
+        if len(fields) != 2 or name is None or fields[1] not in ("train", "test"):
+            raise DatasetError(
+                f"{path} line {line} ({row.strip()[:60]!r}) is not 'recording<TAB>train|test'; get {SPLIT_URL}"
+            )
+        splits[name["key"]] = fields[1]
+    return splits
+
+
+def _read_cycles(path: Path) -> list[tuple[float, float, str]]:
+    """(start, end, class) of every cycle: rows of four numbers, start_s end_s crackles wheezes, without header."""
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing: the recording beside it has no annotation; unpack {TITLE} again")
+    cycles = []
+    for line, row in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        fields = row.split()
+        if not fields:
+            continue
+        try:
+            start_s, end_s, crackles, wheezes = map(float, fields)
+            label = CYCLE_CLASSES[{0.0: 0, 1.0: 1}[crackles] + 2 * {0.0: 0, 1.0: 1}[wheezes]]
+            well_formed = 0 <= start_s < end_s
+        except (ValueError, KeyError):
+            well_formed = False
+        if not well_formed:
+            raise DatasetError(
+                f"{path} line {line} ({row.strip()[:60]!r}) is no annotation: four numbers are expected, start and "
+                f"end in seconds, crackles and wheezes 0 or 1; unpack {TITLE} again"
+            )
+        cycles.append((start_s, end_s, label))
+    if not cycles:
+        raise DatasetError(f"{path} is empty: no breathing cycle is annotated; unpack {TITLE} again")
+    return cycles
+
+
+def _note_strangers(root: Path, recordings: list[Path]) -> None:
+    """Name the text files that are no recording's annotation: they are left alone, not guessed at."""
+    stems = {path.stem for path in recordings}
+    strangers = sorted(path.name for path in root.glob("*.txt") if path.stem not in stems and path.name != SPLIT_FILE)
+    if strangers:
+        shown = ", ".join(strangers[:4]) + (f" and {len(strangers) - 4} more" if len(strangers) > 4 else "")
+        warnings.warn(f"text files that annotate no recording here are left alone: {shown}", DatasetNote, stacklevel=3)
+
+
+def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tuple[FeatureSet, str]:
+    """Hold out a fifth of the training patients for the choice of epoch; with --patient-disjoint, first drop the
+    training recordings of patients who are in the test set too."""
+    import numpy as np
+
+    from common.splits import hold_out_groups
+
+    if features.splits is None or features.groups is None:
+        return features, ""  # not extracted by this project
+    splits, groups = np.array(features.splits), np.array(features.groups)
+    both = sorted(set(groups[splits == "train"]) & set(groups[splits == "test"]))
+    dropped = (splits == "train") & np.isin(groups, both)
+    protocol = "no patient on both sides"
+    if both and options["patient_disjoint"]:
+        warnings.warn(
+            f"--patient-disjoint: {dropped.sum()} training clips of patients {', '.join(both)} are left out",
+            DatasetNote,
+            stacklevel=2,
+        )
+        features = features.rows(np.flatnonzero(~dropped))
+        splits = splits[~dropped]
+    elif both:
+        warnings.warn(
+            f"patients {', '.join(both)} are on both sides of the official split; --patient-disjoint drops their "
+            f"{dropped.sum()} training clips",
+            DatasetNote,
+            stacklevel=2,
+        )
+        protocol = f"patients {', '.join(both)} on both sides"
+    splits[hold_out_groups(features, np.flatnonzero(splits == "train"), VALID_SHARE, seed)] = "valid"
+    protocol = f"official 60/40 split, {protocol}; validation on a fifth of the training patients"
+    return replace(features, splits=splits.tolist()), protocol
+
+
+def scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+    """The challenge's own: sensitivity, specificity and the ICBHI score."""
+    from common.metrics import icbhi_scores
+
+    return icbhi_scores(labels, predictions)
+
+
+FOLDER = Path(__file__).resolve().parent
+PATIENT_DISJOINT = Flag("--patient-disjoint", "drop the training recordings of patients who are in the test set too")
+RECORDINGS = Task(
+    name="icbhi",
+    title=f"{TITLE}, recordings (normal, abnormal)",
+    folder=FOLDER,
+    read_clips=read_recordings,
+    class_names=RECORDING_CLASSES,
+    features_file="icbhi_features_audiosep.pt",
+    head_files={"linear": "icbhi_linear_classifier.pt", "three_layer": "icbhi_three_classifier.pt"},
+    flags=(PATIENT_DISJOINT,),
+    prepare=prepare,
+    scores=scores,
+)
+CYCLES = replace(
+    RECORDINGS,
+    name="icbhi_cycles",
+    title=f"{TITLE}, breathing cycles (normal, crackle, wheeze, both)",
+    read_clips=read_cycles,
+    class_names=CYCLE_CLASSES,
+    features_file="icbhi_cycle_features_audiosep.pt",
+    results_folder=FOLDER / "cycle_results",
+)
+LEVELS = ("--level", {"recording": RECORDINGS, "cycle": CYCLES})

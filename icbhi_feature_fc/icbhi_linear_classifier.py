@@ -1,0 +1,7 @@
+"""Train the linear and the three-layer head on ICBHI embeddings; report the official 60/40 split's scores."""
+
+from common.cli import classify_main
+from icbhi_feature_fc.icbhi import LEVELS
+
+if __name__ == "__main__":
+    classify_main(LEVELS)

@@ -1,0 +1,128 @@
+"""LibriSpeech (Panayotov et al. 2015): read English, 16 kHz; here to recognise and to verify speakers.
+
+https://www.openslr.org/12; train-clean-100 has 251 speakers, dev-clean and test-clean 40 others each.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.clips import Clip, DatasetError, DatasetNote, Flag, Task, layout_error
+
+if TYPE_CHECKING:
+    from common.features import FeatureSet
+
+TITLE = "LibriSpeech"
+TEST_SHARE = 0.2
+SUBSETS = ("train-clean-100", "dev-clean", "test-clean")
+
+
+def read_clips(root: Path, subset: str) -> list[Clip]:
+    """Every utterance of a subset, labelled by its speaker; groups are chapters, the recording sessions.
+
+    Raises:
+        DatasetError: the subset is not unpacked under `root`, or holds a speaker who is not SPEAKERS.TXT's.
+    """
+    if not (root / subset).is_dir() or not (root / "SPEAKERS.TXT").is_file():
+        if root.name in SUBSETS:
+            raise DatasetError(f"data root {root} is one subset; give the folder that holds it: {root.parent}")
+        raise layout_error(root, TITLE, f"SPEAKERS.TXT and {subset}/<speaker>/<chapter>/*.flac", "LibriSpeech")
+    speakers = read_speakers(root / "SPEAKERS.TXT")
+    clips = []
+    for path in sorted((root / subset).glob("*/*/*.flac")):
+        speaker, chapter = path.parent.parent.name, path.parent.name
+        if not path.name.startswith(f"{speaker}-{chapter}-"):
+            raise DatasetError(f"{path} does not belong into {path.parent}; unpack {subset} again")
+        if speakers.get(speaker) != subset:
+            raise DatasetError(
+                f"{path}: speaker {speaker} is not in {subset} by {root / 'SPEAKERS.TXT'}"
+                f"{f' (but in {speakers[speaker]})' if speaker in speakers else ''}; unpack {subset} again"
+            )
+        clips.append(Clip(path, speaker, group=f"{speaker}-{chapter}"))
+    if not clips:
+        raise DatasetError(f"{root / subset} holds no <speaker>/<chapter>/*.flac; unpack {subset} again")
+    return clips
+
+
+def read_speakers(path: Path) -> dict[str, str]:
+    """Speaker id -> subset, from SPEAKERS.TXT: ``ID | SEX | SUBSET | MINUTES | NAME``, comments after ``;``.
+
+    A name may hold the separator (speaker 60 is ``|CBW|Simon``), so only four of them count.
+    """
+    speakers = {}
+    for line, row in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not row.strip() or row.startswith(";"):
+            continue
+        fields = [field.strip() for field in row.split("|", 4)]
+        if len(fields) != 5 or not fields[0].isdecimal():
+            raise DatasetError(f"{path} line {line} ({row[:60]!r}) is not 'ID | SEX | SUBSET | MINUTES | NAME'")
+        speakers[fields[0]] = fields[2]
+    return speakers
+
+
+def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tuple[FeatureSet, str]:
+    """Split by utterance (as the features are: a seeded random split follows) or by chapter.
+
+    By chapter, about a fifth of every speaker's utterances test, in whole chapters, so that no recording session
+    is on both sides; speakers with one chapter are named and left out.
+    """
+    if options["split"] == "utterance":
+        return features, ""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    labels, chapters = features.labels.numpy(), np.array(features.groups)
+    splits = np.array(["train"] * len(features), dtype=object)
+    alone = []
+    for label, speaker in enumerate(features.class_names):
+        own = np.unique(chapters[labels == label])
+        if len(own) < 2:
+            alone.append(speaker)
+            splits[labels == label] = ""
+            continue
+        wanted = TEST_SHARE * (labels == label).sum()
+        for chapter in rng.permutation(own)[:-1]:  # one stays for training
+            splits[chapters == chapter] = "test"
+            if ((splits == "test") & (labels == label)).sum() >= wanted:
+                break
+    if alone:
+        warnings.warn(
+            f"{len(alone)} speakers with a single chapter are left out: {', '.join(alone)}", DatasetNote, stacklevel=2
+        )
+    kept = np.flatnonzero(splits != "")
+    prepared = replace(features, splits=splits.tolist()).rows(kept)
+    left_out = f"; {len(alone)} speakers with one chapter left out" if alone else ""
+    return prepared, f"about {TEST_SHARE:.0%} test, by whole chapters, seed {seed}{left_out}"
+
+
+def task(subset: str, features_file: str) -> Task:
+    """The task of extracting one subset."""
+    return Task(
+        name=f"librispeech_{subset}",
+        title=f"{TITLE} {subset}",
+        folder=Path(__file__).resolve().parent,
+        read_clips=partial(read_clips, subset=subset),
+        class_names=None,  # the speakers
+        features_file=features_file,
+        head_files={"linear": "librispeech_linear_classifier.pt", "three_layer": "librispeech_three_classifier.pt"},
+        only_its_own="its speakers are others, and a head has no class for a speaker whom it never heard",
+        flags=(
+            Flag("--split", "utterance: 80/20 within every speaker; or by whole chapters", ("utterance", "chapter")),
+        ),
+        prepare=prepare,
+    )
+
+
+TRAIN_CLEAN_100 = task("train-clean-100", "librispeech_trainclean100_features.pt")
+OTHERS = (
+    "--subset",
+    {
+        "test-clean": task("test-clean", "librispeech_testclean_features.pt"),
+        "dev-clean": task("dev-clean", "librispeech_devclean_features.pt"),
+    },
+)

@@ -1,0 +1,195 @@
+"""ICBHI: labels from numbers, the official split and its counts, patients on one side, the challenge's scores."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SHARED, needs_shared, write_wav
+
+from common.clips import DatasetError, DatasetNote
+from common.features import FeatureSet
+from common.metrics import icbhi_scores, majority_predictions
+from common.splits import SplitError, make_splits
+from icbhi_feature_fc.icbhi import CYCLE_CLASSES, SPLIT_FILE, prepare, read_cycles, read_recordings
+
+ROWS = {  # recording -> annotation, split
+    "101_1b1_Al_sc_Meditron": ("0.5\t1.5\t0\t0\n1.5\t2.25\t0\t0\n", "train"),
+    "102_1b1_Ar_sc_Meditron": ("0.0\t1.0\t0\t0\n1.0\t2.0\t1\t0\n", "train"),
+    "103_2b2_Ar_mc_LittC2SE": ("0.0\t1.0\t0\t1\n", "test"),
+    "104_1b1_Al_sc_Litt3200": ("0.0\t1.0\t1\t1\n\n", "test"),
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "ICBHI_final_database"
+    for seed, (stem, (annotation, _)) in enumerate(ROWS.items()):
+        write_wav(root / f"{stem}.wav", seed, seconds=2.5, rate=4_000)
+        (root / f"{stem}.txt").write_text(annotation)
+    (tmp_path / SPLIT_FILE).write_text("".join(f"{stem}\t{split}\r\n" for stem, (_, split) in ROWS.items()))
+    return root
+
+
+def test_recordings(root: Path) -> None:
+    clips = read_recordings(root)
+    assert [clip.class_name for clip in clips] == ["normal", "abnormal", "abnormal", "abnormal"]
+    assert [clip.split for clip in clips] == ["train", "train", "test", "test"]
+    assert [clip.group for clip in clips] == ["101", "102", "103", "104"]
+
+
+def test_cycles(root: Path) -> None:
+    clips = read_cycles(root)
+    assert [clip.class_name for clip in clips] == ["normal", "normal", "normal", "crackle", "wheeze", "both"]
+    assert (clips[1].start_s, clips[1].end_s) == (1.5, 2.25)
+    assert clips[1].clip_id(root) == "101_1b1_Al_sc_Meditron.wav#1.5-2.25"
+
+
+def test_the_device_in_the_split_file_does_not_matter(root: Path) -> None:
+    """For one recording the official list and the archive disagree about it."""
+    path = root.parent / SPLIT_FILE
+    path.write_text(path.read_text().replace("103_2b2_Ar_mc_LittC2SE", "103_2b2_Ar_mc_Meditron"))
+    assert read_recordings(root)[2].split == "test"
+
+
+def test_the_split_file_may_lie_in_the_folder(root: Path) -> None:
+    (root.parent / SPLIT_FILE).rename(root / SPLIT_FILE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is no stranger there
+        assert len(read_recordings(root)) == 4
+
+
+def test_text_files_that_annotate_nothing_are_named_and_left_alone(root: Path) -> None:
+    (root / "filename_format.txt").write_text("crackle wheeze")
+    with pytest.warns(DatasetNote, match=r"left alone: filename_format\.txt"):
+        assert len(read_recordings(root)) == 4
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "start\tend\tcrackles\twheezes",
+        "0.0\t1.0\t0",
+        "0.0\t1.0\t2\t0",
+        "1.0\t0.5\t0\t0",
+        "-1\t0.5\t0\t0",
+        "0\t1\tcrackle\t0",
+        "nan\t1\t0\t0",
+    ],
+)
+def test_bad_rows_are_named(row: str, root: Path) -> None:
+    (root / "102_1b1_Ar_sc_Meditron.txt").write_text(f"0.0\t1.0\t0\t0\n{row}\n")
+    with pytest.raises(DatasetError, match=r"102_1b1_Ar_sc_Meditron.txt line 2 .* is no annotation"):
+        read_recordings(root)
+
+
+def test_missing_and_empty_annotations_are_named(root: Path) -> None:
+    (root / "102_1b1_Ar_sc_Meditron.txt").write_text("")
+    with pytest.raises(DatasetError, match=r"102_1b1_Ar_sc_Meditron.txt is empty"):
+        read_cycles(root)
+    (root / "102_1b1_Ar_sc_Meditron.txt").unlink()
+    with pytest.raises(DatasetError, match=r"102_1b1_Ar_sc_Meditron.txt is missing"):
+        read_cycles(root)
+
+
+def test_recordings_that_are_not_in_the_split(root: Path) -> None:
+    write_wav(root / "105_1b1_Tc_sc_Meditron.wav", rate=4_000)
+    with pytest.raises(DatasetError, match=r"105_1b1_Tc_sc_Meditron.wav is not in the official split"):
+        read_recordings(root)
+    (root / "105_1b1_Tc_sc_Meditron.wav").rename(root / "notes.wav")
+    with pytest.raises(DatasetError, match=r"notes.wav is not named as an ICBHI recording"):
+        read_recordings(root)
+
+
+def test_no_split_file_and_a_wrong_folder(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="one folder too high"):
+        read_recordings(tmp_path)
+    (tmp_path / SPLIT_FILE).write_text("101_1b1_Al_sc_Meditron validation\n")
+    with pytest.raises(DatasetError, match=r"line 1 .* is not 'recording<TAB>train.test'"):
+        read_recordings(root)
+    (tmp_path / SPLIT_FILE).unlink()
+    with pytest.raises(DatasetError, match="get it: curl"):
+        read_recordings(root)
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory) -> Path:
+    """The whole data set without its sound: annotations with the official counts of every recording."""
+    folder = tmp_path_factory.mktemp("official")
+    root = folder / "ICBHI_final_database"
+    root.mkdir()
+    for row in pd.read_csv(SHARED / "facts" / "icbhi_recordings.csv").itertuples():
+        (root / f"{row.stem_on_disk}.wav").touch()
+        kinds = [(0, 0)] * row.normal + [(1, 0)] * row.crackle + [(0, 1)] * row.wheeze + [(1, 1)] * row.both
+        lines = [f"{start}\t{start + 1}\t{crackles}\t{wheezes}\n" for start, (crackles, wheezes) in enumerate(kinds)]
+        (root / f"{row.stem_on_disk}.txt").write_text("".join(lines))
+    (folder / SPLIT_FILE).write_bytes((SHARED / "real_audio" / SPLIT_FILE).read_bytes())
+    return root
+
+
+@needs_shared
+def test_the_official_counts(official: Path) -> None:
+    recordings = Counter((clip.split, clip.class_name) for clip in read_recordings(official))
+    assert recordings == {
+        ("train", "normal"): 160,
+        ("train", "abnormal"): 379,
+        ("test", "normal"): 127,
+        ("test", "abnormal"): 254,
+    }
+    cycles = Counter((clip.split, clip.class_name) for clip in read_cycles(official))
+    assert [cycles["train", name] for name in CYCLE_CLASSES] == [2063, 1215, 501, 363]
+    assert [cycles["test", name] for name in CYCLE_CLASSES] == [1579, 649, 385, 143]
+
+
+def features_of(clips: list) -> FeatureSet:
+    names = sorted({clip.class_name for clip in clips})
+    return FeatureSet(
+        torch.zeros(len(clips), 2),
+        torch.tensor([names.index(clip.class_name) for clip in clips]),
+        names,
+        [clip.path.name for clip in clips],
+        splits=[clip.split for clip in clips],
+        groups=[clip.group for clip in clips],
+    )
+
+
+@needs_shared
+@pytest.mark.parametrize("disjoint", [False, True])
+def test_validation_patients_train_nothing(official: Path, disjoint: bool) -> None:
+    features = features_of(read_recordings(official))
+    with pytest.warns(DatasetNote, match=r"patients? 156, 218|156, 218"):
+        prepared, protocol = prepare(features, {"patient_disjoint": disjoint}, 42)
+    assert ("no patient on both sides" if disjoint else "patients 156, 218 on both sides") in protocol
+    (split,), protocol = make_splits(prepared, 0.2, 42)
+    assert protocol == "official train, valid and test split"
+    groups = np.array(prepared.groups)
+    train, valid, test = (set(groups[rows]) for rows in (split.train, split.valid, split.test))
+    assert not train & valid
+    assert 10 <= len(valid) <= 22  # of 79 training patients
+    assert (train | valid) & test == (set() if disjoint else {"156", "218"})
+    assert len(split.train) + len(split.valid) == (526 if disjoint else 539)
+    assert len(split.test) == 381
+
+
+def test_one_training_patient_cannot_validate(root: Path) -> None:
+    features = features_of(read_recordings(root)[1:])
+    with pytest.raises(SplitError, match="of one group"):
+        prepare(features, {"patient_disjoint": False}, 42)
+
+
+def test_scores_by_hand() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 2, 3])
+    predictions = np.array([0, 0, 0, 1, 1, 2, 2, 0])  # a crackle taken for a wheeze is a miss
+    scores = icbhi_scores(labels, predictions)
+    assert scores == {"sensitivity": 0.5, "specificity": 0.75, "icbhi_score": 0.625}
+    assert np.isnan(icbhi_scores(np.array([0, 0]), np.array([0, 0]))["sensitivity"])
+
+
+def test_the_majority_is_the_training_sides() -> None:
+    assert majority_predictions(np.array([2, 2, 1]), 4).tolist() == [2, 2, 2, 2]
+    assert icbhi_scores(np.array([0, 1]), majority_predictions(np.array([0, 0, 1]), 2))["icbhi_score"] == 0.5
