@@ -114,7 +114,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     return (*own, CheckpointError, ExtractionError, FeatureFileError, SplitError, FitError)
 
 
-def _parse(
+def parse_flags(
     variants: Task | Variants, what: str, flags: dict[str, tuple[str, str, str]], argv: Sequence[str] | None
 ) -> tuple[list[Task], dict[str, Any], argparse.Namespace]:
     """The tasks that are meant, the effective configuration, and the flags as given (None where not).
@@ -131,7 +131,7 @@ def _parse(
         choices = [*tasks, "both"] if len(tasks) == 2 else list(tasks)
         default = next(iter(tasks))
         parser.add_argument(variant_flag, dest="variant", choices=choices, help=f"{titles} (default: {default})")
-    own_flags = task.flags if flags is CLASSIFY_FLAGS else ()
+    own_flags = () if flags is EXTRACT_FLAGS else task.flags
     for flag in own_flags:
         kind = {"choices": flag.choices} if flag.choices else {"action": "store_true"}
         default = f" (default: {flag.choices[0]})" if flag.choices else ""
@@ -181,7 +181,7 @@ def _device(config: dict[str, Any], given: argparse.Namespace) -> torch.device:
 
 
 def _extract(variants: Task | Variants, argv: Sequence[str] | None) -> None:
-    tasks, config, given = _parse(variants, "Extract AudioSep embeddings", EXTRACT_FLAGS, argv)
+    tasks, config, given = parse_flags(variants, "Extract AudioSep embeddings", EXTRACT_FLAGS, argv)
     for task in tasks:
         _extract_one(task, config, given)
 
@@ -234,7 +234,7 @@ def _release(release: str) -> str:
 
 def _classify(variants: Task | Variants, argv: Sequence[str] | None) -> None:
     what = "Train the linear and the three-layer head on AudioSep embeddings"
-    tasks, config, given = _parse(variants, what, CLASSIFY_FLAGS, argv)
+    tasks, config, given = parse_flags(variants, what, CLASSIFY_FLAGS, argv)
     for task in tasks:
         _classify_one(task, dict(config), given)
 

@@ -57,12 +57,7 @@ class FeatureSet:
         """
         first = parts[0]
         for part, name in zip(parts, names, strict=True):
-            for key in ENCODER_SETTINGS:
-                if part.meta.get(key) != first.meta.get(key):
-                    raise FeatureFileError(
-                        f"{name} and {names[0]} were made with other settings ({key}: {part.meta.get(key)} and "
-                        f"{first.meta.get(key)}); extract them alike"
-                    )
+            part.require_same_encoder(first, name, names[0])
         present = {name for part in parts for name in part.class_names}
         class_names = [name for name in class_order or sorted(present) if name in present]
 
@@ -80,6 +75,15 @@ class FeatureSet:
             chained("groups"),
             {key: first.meta[key] for key in ENCODER_SETTINGS if key in first.meta},
         )
+
+    def require_same_encoder(self, other: FeatureSet, name: str, other_name: str) -> None:
+        """Raise FeatureFileError, with the names of the two files, where their embeddings cannot be compared."""
+        for key in ENCODER_SETTINGS:
+            if self.meta.get(key) != other.meta.get(key):
+                raise FeatureFileError(
+                    f"{name} and {other_name} were made with other settings ({key}: {self.meta.get(key)} and "
+                    f"{other.meta.get(key)}); extract them alike"
+                )
 
     def rows(self, indices: np.ndarray) -> FeatureSet:
         """The FeatureSet of these rows alone; classes that no longer occur are dropped, labels stay contiguous."""

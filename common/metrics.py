@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, roc_curve
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 
@@ -40,3 +40,26 @@ def icbhi_scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float
         "specificity": specificity,
         "icbhi_score": (sensitivity + specificity) / 2,
     }
+
+
+def equal_error_rate(same: np.ndarray, similarity: np.ndarray) -> float:
+    """The error rate at the threshold where false acceptances and false rejections are equally frequent.
+
+    Args:
+        same: (N,) bool, whether a trial is of one speaker.
+        similarity: (N,), higher where the two sides are more alike.
+    """
+    false_accept, true_accept, _ = roc_curve(same, similarity, drop_intermediate=False)
+    gap = (1 - true_accept) - false_accept  # falls from 1 to -1
+    after = int(np.argmax(gap <= 0))
+    # On the line between the two thresholds at which the rates cross.
+    share = gap[after - 1] / (gap[after - 1] - gap[after])
+    return float(false_accept[after - 1] + share * (false_accept[after] - false_accept[after - 1]))
+
+
+def min_dcf(same: np.ndarray, similarity: np.ndarray, p_target: float) -> float:
+    """The least normalised detection cost over all thresholds, misses and false alarms costing 1 each
+    (NIST speaker recognition evaluations): 1 is what deciding without listening costs."""
+    false_accept, true_accept, _ = roc_curve(same, similarity, drop_intermediate=False)
+    cost = p_target * (1 - true_accept) + (1 - p_target) * false_accept
+    return float(cost.min() / min(p_target, 1 - p_target))

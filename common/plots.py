@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from sklearn.metrics import DetCurveDisplay
 
 from common.files import write_atomically
 
@@ -29,6 +30,28 @@ def plot_confusion(confusion: np.ndarray, class_names: list[str], title: str, pa
         text = str(confusion[row, column])
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font - 1 - (n_classes > 20))
     figure.colorbar(image, ax=axes, label="share of the true class", fraction=0.04, pad=0.02)
+    _save(figure, path)
+
+
+def plot_det(same: np.ndarray, similarities: dict[str, np.ndarray], title: str, path: Path) -> None:
+    """Draw the detection error trade-off of several scorings of the same trials, on normal-deviate axes.
+
+    Args:
+        same: (N,) bool, whether a trial is of one speaker.
+        similarities: name -> (N,) scores.
+    """
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
+    for name, similarity in similarities.items():
+        DetCurveDisplay.from_predictions(same, similarity, name=name, ax=axes)
+    axes.plot([-3, 3], [-3, 3], color="grey", linewidth=0.7, linestyle=":", label="equal error rate")
+    axes.set(xlabel="false acceptance rate", ylabel="false rejection rate", title=title, aspect="equal")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right")
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     write_atomically(path, buffer.getvalue())

@@ -1,0 +1,131 @@
+"""Speaker verification: are two utterances of one speaker? Decided by the cosine of their embeddings, untrained."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common import cli
+from common.clips import DatasetError, Flag
+from speaker_recognition.librispeech import OTHERS, TRAIN_CLEAN_100
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from common.features import FeatureSet
+
+TRIALS = 20_000  # of either kind, at most
+P_TARGETS = (0.01, 0.05)
+STATISTICS = {"train-clean-100": TRAIN_CLEAN_100, "dev-clean": OTHERS[1]["dev-clean"]}
+TASK = replace(
+    OTHERS[1]["test-clean"],
+    results_folder=TRAIN_CLEAN_100.folder / "verification",
+    flags=(
+        Flag("--statistics", "the subset that standardises and whitens; its speakers are others", tuple(STATISTICS)),
+    ),
+)
+FLAGS = {key: cli.CLASSIFY_FLAGS[key] for key in ("features", "output_dir", "random_seed")}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Make the trials, score them in three ways, print and save the error rates and the DET plot."""
+    cli.run(lambda: _verify(argv))
+
+
+def _verify(argv: Sequence[str] | None) -> None:
+    _, config, _ = cli.parse_flags(TASK, "Verify speakers by the cosine of AudioSep embeddings", FLAGS, argv)
+
+    from common.features import FeatureSet
+    from common.files import write_atomically
+    from common.metrics import equal_error_rate, min_dcf
+    from common.plots import plot_det
+
+    path = Path(config["features"] or TASK.folder / TASK.features_file)
+    statistics_path = path.parent / STATISTICS[config["statistics"]].features_file
+    features, statistics = FeatureSet.load(path), FeatureSet.load(statistics_path)
+    features.require_same_encoder(statistics, str(path), str(statistics_path))
+    if set(features.class_names) & set(statistics.class_names):
+        raise DatasetError(f"{path} and {statistics_path} share speakers; the statistics must come from others")
+    pairs, same = make_trials(features, config["random_seed"])
+    similarities = {
+        name: cosine(embeddings, pairs)
+        for name, embeddings in transformed(features.features.double().numpy(), statistics).items()
+    }
+    folder = Path(config["output_dir"] or TASK.results_folder)
+    rows = [(int(label), features.clip_ids[a], features.clip_ids[b]) for label, (a, b) in zip(same, pairs, strict=True)]
+    text = io.StringIO()
+    csv.writer(text).writerows([("same_speaker", "clip_a", "clip_b"), *rows])
+    write_atomically(folder / "trials.csv", text.getvalue().encode())
+    title = f"{TASK.title}, {len(same):,} cross-chapter trials"
+    plot_det(same, similarities, title, folder / "det.png")
+    scores = {
+        name: {"equal_error_rate": equal_error_rate(same, similarity)}
+        | {f"min_dcf_{p_target}": min_dcf(same, similarity, p_target) for p_target in P_TARGETS}
+        for name, similarity in similarities.items()
+    }
+    counts = {"speakers": len(features.class_names), "same": int(same.sum()), "different": int((~same).sum())}
+    provenance = {key: value for key, value in features.meta.items() if key not in cli.PER_CLIP}
+    record = {"trials": counts, "scores": scores, "seed": config["random_seed"], "statistics": str(statistics_path)}
+    record |= {"features": {"file": str(path), **provenance}}
+    write_atomically(folder / "verification.json", (json.dumps(record, indent=1) + "\n").encode())
+    print(f"\n{TASK.title}: {counts['speakers']} speakers, {counts['same']:,} trials of one speaker in two chapters,")
+    print(f"{counts['different']:,} of two speakers; statistics from {config['statistics']}")
+    print(f"{'cosine of embeddings':<22}{'EER %':>8}" + "".join(f"{f'minDCF({p})':>14}" for p in P_TARGETS))
+    for name, row in scores.items():
+        rate, *costs = row.values()
+        print(f"{name:<22}{100 * rate:>8.1f}" + "".join(f"{cost:>14.3f}" for cost in costs))
+    print(f"-> {folder}: verification.json, trials.csv, det.png")
+
+
+def make_trials(features: FeatureSet, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of rows (N, 2) and whether each is of one speaker (N,): as many of either kind, at most TRIALS each.
+
+    A pair of one speaker spans two chapters, so that the recording session cannot give it away.
+
+    Raises:
+        DatasetError: no speaker has two chapters, or there is only one speaker.
+    """
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    labels = features.labels.numpy()
+    chapters = np.unique(np.array(features.groups), return_inverse=True)[1]
+    first, second = np.triu_indices(len(labels), k=1)
+    one_speaker = labels[first] == labels[second]
+    same = np.flatnonzero(one_speaker & (chapters[first] != chapters[second]))
+    different = np.flatnonzero(~one_speaker)
+    count = min(TRIALS, len(same), len(different))
+    if not count:
+        raise DatasetError("no trials can be made: verification needs two speakers, and one of them in two chapters")
+    picked = np.sort(np.concatenate([rng.choice(kind, count, replace=False) for kind in (same, different)]))
+    return np.stack([first[picked], second[picked]], axis=1), one_speaker[picked]
+
+
+def transformed(embeddings: np.ndarray, statistics: FeatureSet) -> dict[str, np.ndarray]:
+    """The embeddings (N, D) as they are, standardised, and whitened, by the statistics of other speakers.
+
+    The covariance is shrunk as Ledoit and Wolf (2004) derive, since its smallest directions are noise.
+    """
+    import numpy as np
+    from sklearn.covariance import LedoitWolf
+    from sklearn.preprocessing import StandardScaler
+
+    reference = statistics.features.double().numpy()
+    scaler = StandardScaler().fit(reference)
+    standardised = scaler.transform(embeddings)
+    eigenvalues, eigenvectors = np.linalg.eigh(LedoitWolf().fit(scaler.transform(reference)).covariance_)
+    whitened = standardised @ eigenvectors / np.sqrt(eigenvalues)
+    return {"raw": embeddings, "standardised": standardised, "whitened": whitened}
+
+
+def cosine(embeddings: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """(N,) cosine similarity of each pair of rows."""
+    import numpy as np
+
+    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return np.einsum("nd,nd->n", unit[pairs[:, 0]], unit[pairs[:, 1]])

@@ -1,0 +1,107 @@
+"""Speaker verification: trials across chapters, error rates by hand, statistics of other speakers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.clips import DatasetError
+from common.features import FeatureSet
+from common.metrics import equal_error_rate, min_dcf
+from speaker_recognition.verification import main, make_trials, transformed
+
+
+def speakers(first: int, count: int, chapters: int = 2, utterances: int = 6, seed: int = 0) -> FeatureSet:
+    """Embeddings around a centre a speaker, in an offset and correlated space."""
+    rng = np.random.default_rng(seed)
+    rows = [(s, c) for s in range(count) for c in range(chapters) for _ in range(utterances)]
+    centres = np.random.default_rng([1, first]).standard_normal((count, 16))
+    mixing = np.random.default_rng(2).standard_normal((16, 16)) * np.geomspace(1, 30, 16)
+    values = (centres[[s for s, _ in rows]] + 0.5 * rng.standard_normal((len(rows), 16))) @ mixing + 100
+    return FeatureSet(
+        torch.from_numpy(values).float(),
+        torch.tensor([s for s, _ in rows]),
+        [str(first + s) for s in range(count)],
+        [f"{first + s}-{c}-{row}" for row, (s, c) in enumerate(rows)],
+        groups=[f"{first + s}-{c}" for s, c in rows],
+        meta={"checkpoint": "random:0"},
+    )
+
+
+def test_error_rates_by_hand() -> None:
+    same = np.array([True] * 4 + [False] * 4)
+    assert equal_error_rate(same, np.array([5, 6, 7, 8, 1, 2, 3, 4.0])) == 0
+    assert equal_error_rate(same, np.array([4, 6, 7, 8, 1, 2, 3, 5.0])) == pytest.approx(0.25)
+    assert equal_error_rate(same, np.zeros(8)) == pytest.approx(0.5)
+    assert min_dcf(same, np.array([5, 6, 7, 8, 1, 2, 3, 4.0]), 0.01) == 0
+    assert min_dcf(same, np.zeros(8), 0.01) == pytest.approx(1)
+    # One false alarm costs 99 / 4 misses here, so refusing the impostor at the price of a miss is best.
+    assert min_dcf(same, np.array([4, 6, 7, 8, 1, 2, 3, 5.0]), 0.01) == pytest.approx(0.25)
+
+
+def test_trials_cross_chapters_and_are_fixed() -> None:
+    features = speakers(1, 5)
+    pairs, same = make_trials(features, 42)
+    labels, groups = features.labels.numpy(), np.array(features.groups)
+    assert ((labels[pairs[:, 0]] == labels[pairs[:, 1]]) == same).all()
+    assert (groups[pairs[same, 0]] != groups[pairs[same, 1]]).all()
+    assert same.sum() == (~same).sum() == 5 * 36
+    assert len({tuple(pair) for pair in pairs.tolist()}) == len(pairs)
+    again, _ = make_trials(features, 42)
+    other, _ = make_trials(features, 43)
+    assert np.array_equal(pairs, again)
+    assert not np.array_equal(pairs, other)
+
+
+def test_trials_that_cannot_be_made() -> None:
+    for features in (speakers(1, 5, chapters=1), speakers(1, 1)):
+        with pytest.raises(DatasetError, match="no trials can be made"):
+            make_trials(features, 42)
+
+
+def test_whitening_is_of_the_other_speakers() -> None:
+    statistics = speakers(100, 40, utterances=20)
+    whitened = transformed(statistics.features.double().numpy(), statistics)["whitened"]
+    covariance = np.cov(whitened.T)
+    assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 1e-6
+    assert (np.diag(covariance) < 1.2).all()
+    assert (np.diag(covariance) > 0.3).all()  # shrinkage keeps the smallest directions small
+
+
+def test_the_script(tmp_path: Path, capsys) -> None:
+    speakers(1, 8).save(tmp_path / "librispeech_testclean_features.pt")
+    speakers(100, 40, seed=3).save(tmp_path / "librispeech_trainclean100_features.pt")
+    flags = ["--features", str(tmp_path / "librispeech_testclean_features.pt"), "--output-dir", str(tmp_path / "out")]
+    main(flags)
+    record = json.loads((tmp_path / "out" / "verification.json").read_text())
+    rates = {name: row["equal_error_rate"] for name, row in record["scores"].items()}
+    assert rates["whitened"] < rates["raw"]
+    printed = capsys.readouterr().out
+    assert all(f"{100 * rate:.1f}" in printed for rate in rates.values())
+    with (tmp_path / "out" / "trials.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == record["trials"]["same"] + record["trials"]["different"]
+    assert (tmp_path / "out" / "det.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_scripts_refusals(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "librispeech_testclean_features.pt"
+    speakers(1, 8).save(path)
+
+    def refused() -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(["--features", str(path), "--output-dir", str(tmp_path / "out")])
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+
+    assert "librispeech_trainclean100_features.pt not found" in refused()
+    speakers(1, 40).save(tmp_path / "librispeech_trainclean100_features.pt")
+    assert "share speakers" in refused()
+    other = speakers(100, 40)
+    other.meta["checkpoint"] = "random:1"
+    other.save(tmp_path / "librispeech_trainclean100_features.pt")
+    assert "other settings (checkpoint" in refused()
