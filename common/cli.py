@@ -37,7 +37,7 @@ EXTRACT_FLAGS = {
 CLASSIFY_FLAGS = {
     "features": ("--features", "FILE", "the feature file to read"),
     "output_dir": ("--output-dir", "FOLDER", "where results, pictures and trained heads go"),
-    "epochs": ("--epochs", "N", "epochs; the last one is kept"),
+    "epochs": ("--epochs", "N", "epochs; the best on validation clips is kept, or the last where there are none"),
     "batch_size": ("--batch-size", "N", "clips a step"),
     "learning_rate": ("--learning-rate", "X", "Adam's learning rate"),
     "hidden_dim": ("--hidden-dim", "N", "width of the three-layer head"),
