@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import pickletools
+import re
 import struct
 import tempfile
 import zipfile
@@ -86,16 +87,15 @@ def load_torch(path: Path, mmap: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         # torch refuses here both what could run code and what is no pickle at all.
-        unsupported = "Unsupported global" in str(error) or "Unsupported class" in str(error)
-        if unsupported or _names_a_callable(path):
-            raise UnsafeFileError(_first_line(error)) from error
-        raise DamagedFileError(_first_line(error)) from error
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE) or _names_a_callable(path):
+            raise UnsafeFileError(_cause(error)) from error
+        raise DamagedFileError(_cause(error)) from error
     except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
-        raise DamagedFileError(_first_line(error)) from error
+        raise DamagedFileError(_cause(error)) from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # what reading a zip that was cut short can end in
             raise
-        raise DamagedFileError(_first_line(error)) from error
+        raise DamagedFileError(_cause(error)) from error
 
 
 def _names_a_callable(path: Path) -> bool:
@@ -110,8 +110,12 @@ def _names_a_callable(path: Path) -> bool:
             return False
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+def _cause(error: Exception) -> str:
+    """The sentence of torch's paragraphs that says what is wrong with the file."""
+    text = str(error).strip() or type(error).__name__
+    own = re.search(r"WeightsUnpickler error: *(.*)", text)
+    cause = re.split(r"\. |\n", own.group(1) if own else text)[0].strip()
+    return cause[:120] or "no pickle of tensors"
 
 
 @contextlib.contextmanager

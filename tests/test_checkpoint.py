@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -164,14 +165,17 @@ def test_no_checkpoint_means_the_default_path(monkeypatch, tmp_path: Path) -> No
         (b"PK\x03\x04 cut short", "truncated"),
         (b"\x80\x02}q\x00X\x03", "truncated"),
         (b"some text that is no checkpoint", "truncated or not a checkpoint"),
+        (b"\x05\x9d\xff\x12 random bytes", "truncated or not a checkpoint"),
     ],
-    ids=["empty", "lfs", "html", "zip cut short", "pickle cut short", "text"],
+    ids=["empty", "lfs", "html", "zip cut short", "pickle cut short", "text", "random"],
 )
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
 def test_files_that_are_no_checkpoint(content: bytes, words: str, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(content)
-    assert words in problem(path)
+    message = problem(path)
+    assert words in message
+    assert "PyTorch 2.6" not in message  # torch's advice to load unsafely
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
@@ -201,19 +205,23 @@ def test_a_checkpoint_without_a_separator(tmp_path: Path) -> None:
 class Payload:
     """Runs a command when it is unpickled."""
 
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
+    def __init__(self, marker: Path, through_the_shell: bool) -> None:
+        self.marker, self.through_the_shell = marker, through_the_shell
 
     def __reduce__(self):
-        return (Path.touch, (self.marker,))
+        return (os.system, (f"touch {self.marker}",)) if self.through_the_shell else (Path.touch, (self.marker,))
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "bare pickle"])
-def test_code_in_a_checkpoint_is_refused_and_not_run(kind: str, tensors, tmp_path: Path) -> None:
+@pytest.mark.parametrize("through_the_shell", [False, True])
+def test_code_in_a_checkpoint_is_refused_and_not_run(
+    kind: str, through_the_shell: bool, tensors, tmp_path: Path
+) -> None:
     marker, path = tmp_path / "executed", tmp_path / "evil.ckpt"
-    content = {"state_dict": with_other_keys(tensors), "hyper_parameters": Payload(marker)}
+    payload = Payload(marker, through_the_shell)
+    content = {"state_dict": with_other_keys(tensors), "hyper_parameters": payload}
     if kind == "bare pickle":
-        path.write_bytes(pickle.dumps({"state_dict": {}, "hyper_parameters": Payload(marker)}))
+        path.write_bytes(pickle.dumps({"state_dict": {}, "hyper_parameters": payload}))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
     assert "would run code" in problem(path)
