@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import signal
 import sys
 import warnings
@@ -13,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from common.clips import DatasetError, DatasetNote, Task
 from common.config import PROJECT_ROOT, ConfigError, load_config
-from common.files import OutputError, exclusive
+from common.files import OutputError
 
 # The rest of common imports torch and is imported where it is used: --help should not take seconds.
 if TYPE_CHECKING:
     import torch
 
-    from common.features import FeatureSet
-    from common.splits import Split
 
 # configuration key -> flag, metavar, help
 EXTRACT_FLAGS = {
@@ -46,14 +43,6 @@ CLASSIFY_FLAGS = {
     "random_seed": ("--seed", "N", "seed of weights, order and random splits"),
     "device": ("--device", "NAME", "auto, cpu, cuda or cuda:N"),
 }
-
-
-# What a feature file's record says clip by clip; a result's record points to the file instead.
-PER_CLIP = ("failed", "samples", "audio_stamps")
-
-
-class UsageError(ValueError):
-    """A flag's value cannot be used; the message is one line."""
 
 
 Variants = tuple[str, dict[str, Task]]  # a flag, and the task that each of its values stands for
@@ -110,7 +99,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from common.splits import SplitError
     from common.train import FitError
 
-    own = (UsageError, ConfigError, DatasetError, OutputError)
+    own = (ConfigError, DatasetError, OutputError)
     return (*own, CheckpointError, ExtractionError, FeatureFileError, SplitError, FitError)
 
 
@@ -155,7 +144,7 @@ def parse_flags(
         return [tasks[chosen]], config, given
     for key in ("data_root", "features", "output_dir"):
         if key in flag_values:
-            raise UsageError(f"{flags[key][0]} names one place, {variant_flag} both means two; give one of them")
+            raise ConfigError(f"{flags[key][0]} names one place, {variant_flag} both means two; give one of them")
     return list(tasks.values()), config, given
 
 
@@ -177,7 +166,7 @@ def _device(config: dict[str, Any], given: argparse.Namespace) -> torch.device:
     try:
         return resolve_device(config["device"])
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise ConfigError(str(error)) from error
 
 
 def _extract(variants: Task | Variants, argv: Sequence[str] | None) -> None:
@@ -195,7 +184,7 @@ def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) 
 
     for key, known in (("layer", tuple(CHANNELS)), ("pool", POOLS)):
         if config[key] not in known:
-            raise UsageError(f"--{key} {config[key]} is unknown; choose one of {', '.join(known)}")
+            raise ConfigError(f"--{key} {config[key]} is unknown; choose one of {', '.join(known)}")
     device = _device(config, given)
     classes, folds = len({clip.class_name for clip in clips}), {clip.fold for clip in clips} - {None}
     in_folds = f", {len(folds)} fold{'s' * (len(folds) != 1)}" if folds else ""
@@ -205,7 +194,7 @@ def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) 
     except CheckpointError:
         raise
     except ValueError as error:  # the condition or the precision
-        raise UsageError(str(error)) from error
+        raise ConfigError(str(error)) from error
     info = encoder.info
     print(
         f"encoder: {info['checkpoint'][:19]}, {_release(info['release'])}; {config['layer']}, {config['pool']} pool, "
@@ -240,162 +229,9 @@ def _classify(variants: Task | Variants, argv: Sequence[str] | None) -> None:
 
 
 def _classify_one(task: Task, config: dict[str, Any], given: argparse.Namespace) -> None:
-    from common.results import earlier_record
-    from common.splits import make_splits
-    from common.train import check_fittable
+    from common.classify import classify
 
-    folder = Path(config["output_dir"] or _default_path(task, "output_dir"))
-    features, path, source = _load_features(task, config)
+    config["device"] = str(_device(config, given))
     # What the encoder was is in the features' own record, not in today's configuration.
     about_encoder = EXTRACT_FLAGS.keys() - CLASSIFY_FLAGS.keys()
-    config = {key: value for key, value in config.items() if key not in about_encoder}
-    config["device"] = str(_device(config, given))
-    features = _recognise(task, features, path, config)
-    features, own_protocol = task.prepare(features, config, config["random_seed"])
-    check_fittable(features, str(path))
-    splits, protocol = make_splits(features, config["train_test_split"], config["random_seed"])
-    protocol = own_protocol or protocol
-    with exclusive(folder / f".{task.name}_results.lock", f"results into {folder}"):
-        record = earlier_record(folder, config, source["sha256"], given.overwrite)
-        if record is None:
-            record = _fit_and_save(task, features, splits, protocol, config, source, folder)
-        else:
-            print(f"{folder / 'result.json'} is there already, of the same features and settings. Nothing to do.")
-    _print_scores(task, record)
-    print(f"-> {folder}: {', '.join(['result.json', *record['files']])}")
-
-
-def _load_features(task: Task, config: dict[str, Any]) -> tuple[FeatureSet, Path, dict[str, str]]:
-    """The features to classify, the path that names them in messages, and where they come from.
-
-    A task of several files takes those that are there, from the folder that --features names.
-    """
-    from common.features import FeatureSet
-
-    def sha256(path: Path) -> str:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
-    if not task.more_features_files:
-        path = Path(config["features"] or _default_path(task, "features"))
-        features = FeatureSet.load(path)
-        return features, path, {"file": str(path), "sha256": sha256(path)}
-    folder = Path(config["features"] or task.folder)
-    paths = [folder / name for name in (task.features_file, *task.more_features_files) if (folder / name).exists()]
-    if not paths:
-        names = ", ".join((task.features_file, *task.more_features_files))
-        raise UsageError(
-            f"{folder} holds none of {names}; run the task's extract_*.py first, or give --features FOLDER"
-        )
-    parts = [FeatureSet.load(path) for path in paths]
-    for part, path in zip(parts, paths, strict=True):
-        if not part.meta.get("dataset", task.name).startswith(task.name):
-            raise _stranger(task, path, part.meta["dataset"])
-    together = hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
-    features = FeatureSet.join(parts, [str(path) for path in paths], task.class_names)
-    return features, folder, {"file": ", ".join(map(str, paths)), "sha256": together}
-
-
-def _fit_and_save(
-    task: Task,
-    features: FeatureSet,
-    splits: list[Split],
-    protocol: str,
-    config: dict[str, Any],
-    source: dict[str, str],
-    folder: Path,
-) -> dict[str, Any]:
-    """Fit both heads on every split, write all of a run's files into `folder`, and return its record."""
-    import numpy as np
-    import torch
-
-    from common.heads import HEADS, TrainedHead
-    from common.metrics import majority_predictions
-    from common.plots import plot_confusion
-    from common.results import head_record, run_record, save_record
-    from common.splits import Split
-    from common.train import fit_heads
-
-    # The record comes last: without it, files of a fit that was cut short pass for nothing.
-    (folder / "result.json").unlink(missing_ok=True)
-    # Beside heads that each miss a fold, one that learns from every clip: the head to keep and use.
-    everything = Split("all clips", np.arange(len(features)), np.arange(0))
-    fits = [*splits, everything] if len(splits) > 1 else splits
-    settings = {key: config[key] for key in ("epochs", "batch_size", "learning_rate", "hidden_dim")}
-    provenance = {key: value for key, value in features.meta.items() if key not in PER_CLIP}
-    labels = np.concatenate([features.labels.numpy()[split.test] for split in splits])
-    records = {}
-    for kind in HEADS:
-        device = torch.device(config["device"])
-        fitted = fit_heads(kind, features, fits, **settings, seed=config["random_seed"], device=device)
-        scored, final = fitted[: len(splits)], fitted[-1]
-        predictions = [
-            (head.split.name, len(head.split.train), head.test_logits.argmax(dim=1).numpy()) for head in scored
-        ]
-        records[kind] = head_record(predictions, labels, len(features.class_names), task.scores)
-        for row, head in zip(records[kind]["splits"], scored, strict=True):
-            row |= {"epoch": head.epoch, "train_loss": head.train_loss, "valid_accuracy": head.valid_accuracy}
-        trained = TrainedHead(kind, final.module, final.mean, final.scale, features.class_names, provenance)
-        trained.save(folder / task.head_files[kind])
-        title = f"{task.title}, {kind.replace('_', '-')} head: {records[kind]['mean']['accuracy']:.1%} ({protocol})"
-        confusion = np.array(records[kind]["confusion"])
-        plot_confusion(confusion, features.class_names, title, folder / f"confusion_{kind}.png")
-    always = [
-        (split.name, len(split.train), majority_predictions(features.labels.numpy()[split.train], len(split.test)))
-        for split in splits
-    ]
-    majority = head_record(always, labels, len(features.class_names), task.scores)
-    meta = {**source, "clips": len(features), "class_names": features.class_names, **provenance}
-    files = ["result.csv", *(f"confusion_{kind}.png" for kind in HEADS), *task.head_files.values()]
-    record = run_record(task.name, protocol, config, meta, records, majority, files)
-    save_record(record, folder)
-    return record
-
-
-def _stranger(task: Task, path: Path, dataset: str) -> UsageError:
-    because = f": {task.only_its_own}" if task.only_its_own else ""
-    return UsageError(f"{path} holds features of {dataset}, not of {task.name}{because}; give others with --features")
-
-
-def _recognise(task: Task, features: FeatureSet, path: Path, config: dict[str, Any]) -> FeatureSet:
-    """Check that the features belong to this task; complete a file of the original project's where possible."""
-    if features.meta.get("dataset", task.name) != task.name:
-        raise _stranger(task, path, features.meta["dataset"])
-    if features.features.shape[1] != config["feature_dim"]:
-        raise UsageError(
-            f"{path} has {features.features.shape[1]} numbers a clip, the configuration says "
-            f"{config['feature_dim']}; if that is meant, give --feature-dim {features.features.shape[1]}"
-        )
-    if not features.meta:
-        recognised = task.recognise(features)
-        print(f"{path} holds no provenance: which encoder made it, and from what audio, is not recorded")
-        if recognised is not None:
-            features, sentence = recognised
-            print(sentence)
-    return features
-
-
-def _print_scores(task: Task, record: dict[str, Any]) -> None:
-    n_splits = len(record["heads"]["linear"]["splits"])
-    print(
-        f"\n{task.title}: {record['features']['clips']:,} clips, {len(record['features']['class_names'])} classes, "
-        f"{record['protocol']}"
-    )
-    names = list(record["majority_class"]["mean"])
-    print(f"{'head':<15}" + "".join(f"{_score_title(name):>16}" for name in names))
-    for kind, scored in (*record["heads"].items(), ("majority_class", record["majority_class"])):
-        cells = [f"{100 * scored['mean'][name]:.1f}" for name in names]
-        if n_splits > 1:
-            cells = [f"{cell} ± {100 * scored['std'][name]:.1f}" for cell, name in zip(cells, names, strict=True)]
-        print(f"{kind.replace('_', '-'):<15}" + "".join(f"{cell:>16}" for cell in cells))
-    spread = f"mean ± standard deviation over {n_splits} folds; " if n_splits > 1 else ""
-    epochs = f"last of {record['config']['epochs']} epochs"
-    if record["heads"]["linear"]["splits"][0]["valid_accuracy"]:
-        chosen = " and ".join(
-            f"{head['splits'][0]['epoch']} ({kind.replace('_', '-')})" for kind, head in record["heads"].items()
-        )
-        epochs = f"of {record['config']['epochs']} epochs, {chosen} chosen on validation clips"
-    print(f"({spread}{epochs}; scaler and head see training clips only)")
-
-
-def _score_title(name: str) -> str:
-    return {"macro_f1": "macro-F1", "icbhi_score": "ICBHI score"}.get(name, name) + " %"
+    classify(task, {key: value for key, value in config.items() if key not in about_encoder}, given.overwrite)

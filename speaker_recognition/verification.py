@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _verify(argv: Sequence[str] | None) -> None:
     _, config, _ = cli.parse_flags(TASK, "Verify speakers by the cosine of AudioSep embeddings", FLAGS, argv)
 
+    from common.classify import PER_CLIP
     from common.features import FeatureSet
     from common.files import write_atomically
     from common.metrics import equal_error_rate, min_dcf
@@ -69,7 +70,7 @@ def _verify(argv: Sequence[str] | None) -> None:
         for name, similarity in similarities.items()
     }
     counts = {"speakers": len(features.class_names), "same": int(same.sum()), "different": int((~same).sum())}
-    provenance = {key: value for key, value in features.meta.items() if key not in cli.PER_CLIP}
+    provenance = {key: value for key, value in features.meta.items() if key not in PER_CLIP}
     record = {"trials": counts, "scores": scores, "seed": config["random_seed"], "statistics": str(statistics_path)}
     record |= {"features": {"file": str(path), **provenance}}
     write_atomically(folder / "verification.json", (json.dumps(record, indent=1) + "\n").encode())
