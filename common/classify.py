@@ -44,7 +44,7 @@ def classify(task: Task, config: dict[str, Any], overwrite: bool) -> dict[str, A
     splits, protocol = make_splits(features, config["train_test_split"], config["random_seed"])
     protocol = own_protocol or protocol
     with exclusive(folder / f".{task.name}_results.lock", f"results into {folder}"):
-        record = earlier_record(folder, config, source["sha256"], overwrite)
+        record = earlier_record(folder, {"task": task.name, **config}, source["sha256"], overwrite)
         if record is None:
             record = _fit_and_save(task, features, splits, protocol, config, source, folder)
         else:
@@ -63,21 +63,24 @@ def _load_features(task: Task, config: dict[str, Any]) -> tuple[FeatureSet, Path
     def sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    if not task.more_features_files:
+    if not task.parts:
         path = Path(config["features"] or task.folder / task.features_file)
         features = FeatureSet.load(path)
         return features, path, {"file": str(path), "sha256": sha256(path)}
     folder = Path(config["features"] or task.folder)
-    paths = [folder / name for name in (task.features_file, *task.more_features_files) if (folder / name).exists()]
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; {task.title} takes several from one folder: --features {folder.parent}")
+    there = {dataset: folder / name for dataset, name in task.parts.items() if (folder / name).exists()}
+    paths = list(there.values())
     if not paths:
-        names = ", ".join((task.features_file, *task.more_features_files))
+        names = ", ".join(task.parts.values())
         raise ConfigError(
             f"{folder} holds none of {names}; run the task's extract_*.py first, or give --features FOLDER"
         )
     parts = [FeatureSet.load(path) for path in paths]
-    for part, path in zip(parts, paths, strict=True):
-        if not part.meta.get("dataset", task.name).startswith(task.name):
-            raise _stranger(task, path, part.meta["dataset"])
+    for part, (dataset, path) in zip(parts, there.items(), strict=True):
+        if part.meta.get("dataset", dataset) != dataset:
+            raise stranger(task, path, part.meta["dataset"], dataset)
     together = hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
     features = FeatureSet.join(parts, [str(path) for path in paths], task.class_names)
     return features, folder, {"file": ", ".join(map(str, paths)), "sha256": together}
@@ -122,9 +125,10 @@ def _fit_and_save(
         for split in splits
     ]
     majority = head_record(always, labels, len(features.class_names), task.scores)
-    meta = {**source, "clips": len(features), "class_names": features.class_names, **provenance}
+    meta = {**provenance, **source, "clips": len(features), "class_names": features.class_names}
     files = ["result.csv", *(f"confusion_{kind}.png" for kind in HEADS), *task.head_files.values()]
-    record = run_record(task.name, protocol, config, meta, records, majority, files)
+    settings_used = {"task": task.name, **config}
+    record = run_record(task.name, protocol, settings_used, meta, records, majority, files)
     save_record(record, folder)
     return record
 
@@ -132,7 +136,7 @@ def _fit_and_save(
 def _recognise(task: Task, features: FeatureSet, path: Path, config: dict[str, Any]) -> FeatureSet:
     """Check that the features belong to this task; complete a file of the original project's where possible."""
     if features.meta.get("dataset", task.name) != task.name:
-        raise _stranger(task, path, features.meta["dataset"])
+        raise stranger(task, path, features.meta["dataset"], task.name)
     if features.features.shape[1] != config["feature_dim"]:
         raise ConfigError(
             f"{path} has {features.features.shape[1]} numbers a clip, the configuration says "
@@ -147,9 +151,11 @@ def _recognise(task: Task, features: FeatureSet, path: Path, config: dict[str, A
     return features
 
 
-def _stranger(task: Task, path: Path, dataset: str) -> ConfigError:
-    because = f": {task.only_its_own}" if task.only_its_own else ""
-    return ConfigError(f"{path} holds features of {dataset}, not of {task.name}{because}; give others with --features")
+def stranger(task: Task, path: Path, found: str, wanted: str) -> ConfigError:
+    """The error for features of another data set than the task's."""
+    akin = found.partition("_")[0] == wanted.partition("_")[0]
+    because = f": {task.only_its_own}" if task.only_its_own and akin else ""
+    return ConfigError(f"{path} holds features of {found}, not of {wanted}{because}; give others with --features")
 
 
 def _print_scores(task: Task, record: dict[str, Any]) -> None:
@@ -161,9 +167,9 @@ def _print_scores(task: Task, record: dict[str, Any]) -> None:
     names = list(record["majority_class"]["mean"])
     print(f"{'head':<15}" + "".join(f"{_score_title(name):>16}" for name in names))
     for kind, scored in (*record["heads"].items(), ("majority_class", record["majority_class"])):
-        cells = [f"{100 * scored['mean'][name]:.1f}" for name in names]
+        cells = [_percent(scored["mean"][name]) for name in names]
         if n_splits > 1:
-            cells = [f"{cell} ± {100 * scored['std'][name]:.1f}" for cell, name in zip(cells, names, strict=True)]
+            cells = [f"{cell} ± {_percent(scored['std'][name])}" for cell, name in zip(cells, names, strict=True)]
         print(f"{kind.replace('_', '-'):<15}" + "".join(f"{cell:>16}" for cell in cells))
     spread = f"mean ± standard deviation over {n_splits} folds; " if n_splits > 1 else ""
     epochs = f"last of {record['config']['epochs']} epochs"
@@ -173,6 +179,10 @@ def _print_scores(task: Task, record: dict[str, Any]) -> None:
         )
         epochs = f"of {record['config']['epochs']} epochs, {chosen} chosen on validation clips"
     print(f"({spread}{epochs}; scaler and head see training clips only)")
+
+
+def _percent(score: float | None) -> str:
+    return "undefined" if score is None or score != score else f"{100 * score:.1f}"
 
 
 def _score_title(name: str) -> str:

@@ -127,6 +127,8 @@ def parse_flags(
         parser.add_argument(flag.name, help=flag.help + default, **kind)
     for key, (flag, metavar, text) in flags.items():
         default = _default_path(task, key) if defaults[key] is None else defaults[key]
+        if key == "features" and task.parts:
+            metavar, text, default = "FOLDER", f"where {', '.join(task.parts.values())} lie", task.folder
         parser.add_argument(flag, dest=key, metavar=metavar, help=f"{text} (default: {default})".replace("%", "%%"))
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="one's own YAML over common/config.yaml and the task's"
@@ -142,9 +144,10 @@ def parse_flags(
     chosen = (given.variant if variant_flag else None) or next(iter(tasks))
     if chosen != "both":
         return [tasks[chosen]], config, given
-    for key in ("data_root", "features", "output_dir"):
-        if key in flag_values:
-            raise ConfigError(f"{flags[key][0]} names one place, {variant_flag} both means two; give one of them")
+    one_folder = len({variant.data_folder for variant in tasks.values()}) == 1
+    for key in ("features", "output_dir") if one_folder else ("features", "output_dir", "data_root"):
+        if key in flags and config[key] is not None:
+            raise ConfigError(f"{flags[key][0]} (or {key}) names one place, {variant_flag} both means two; drop one")
     return list(tasks.values()), config, given
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +80,7 @@ class Task:
             returns it with a sentence that says what was recognised, or None where it was not.
         results_folder: where results and trained heads go; None is `folder`.
         data_folder: the data root below data/ where config.yaml names none, as for one of several variants.
-        more_features_files: further files of which classification puts its features together.
+        parts: data set -> file name of the features that classification puts together; none where it is one file.
         only_its_own: why features of another data set cannot be classified, where that needs saying.
         flags: flags of the classification script that only this task has.
         prepare: (features, values of `flags`, seed) -> the features to fit and score, rows chosen and splits made,
@@ -98,7 +98,7 @@ class Task:
     recognise: Callable[[FeatureSet], tuple[FeatureSet, str] | None] = lambda features: None
     results_folder: Path | None = None
     data_folder: str = ""
-    more_features_files: tuple[str, ...] = ()
+    parts: dict[str, str] = field(default_factory=dict)
     only_its_own: str = ""
     flags: tuple[Flag, ...] = ()
     prepare: Callable[[FeatureSet, Mapping[str, Any], int], tuple[FeatureSet, str]] = as_it_is

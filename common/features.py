@@ -58,6 +58,12 @@ class FeatureSet:
         first = parts[0]
         for part, name in zip(parts, names, strict=True):
             part.require_same_encoder(first, name, names[0])
+            strangers = set(part.class_names) - set(class_order or part.class_names)
+            if strangers:
+                raise FeatureFileError(
+                    f"{name} has classes that are not this data set's ({', '.join(sorted(strangers)[:5])}); extract it "
+                    "with this project"
+                )
         present = {name for part in parts for name in part.class_names}
         class_names = [name for name in class_order or sorted(present) if name in present]
 
@@ -73,7 +79,7 @@ class FeatureSet:
             None,
             chained("splits"),
             chained("groups"),
-            {key: first.meta[key] for key in ENCODER_SETTINGS if key in first.meta},
+            {key: first.meta[key] for key in ENCODER_SETTINGS if key in first.meta} | _counts(parts),
         )
 
     def require_same_encoder(self, other: FeatureSet, name: str, other_name: str) -> None:
@@ -158,6 +164,14 @@ class FeatureSet:
             _optional_names(content, "groups", rows, path),
             content["meta"] if isinstance(content.get("meta"), dict) else {},
         )
+
+
+def _counts(parts: Sequence[FeatureSet]) -> dict[str, Any]:
+    """The files' counts of clips, added up; nothing where one does not say."""
+    counts = [part.meta.get("counts") for part in parts]
+    if None in counts:
+        return {}
+    return {"counts": {key: sum(count[key] for count in counts) for key in counts[0]}}
 
 
 def _uneven(path: Path, rows: int, count: int, what: str) -> FeatureFileError:

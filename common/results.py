@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import platform
 import sys
 from collections.abc import Callable
@@ -98,7 +99,7 @@ def earlier_record(
     settings = [key for key in config if key not in ("features", "output_dir")]
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        before = {key: record["config"][key] for key in settings} | {"features": record["features"]["sha256"]}
+        before = {key: record["config"].get(key) for key in settings} | {"features": record["features"]["sha256"]}
         complete = bool(record["heads"]) and all((folder / name).is_file() for name in record["files"])
     except (ValueError, KeyError, TypeError) as error:
         if overwrite:
@@ -124,4 +125,14 @@ def save_record(record: dict[str, Any], folder: Path) -> None:
         for row in scored["splits"]:
             table.writerow({"head": head, "seed": record["config"]["random_seed"], **row})
     write_atomically(folder / "result.csv", text.getvalue().encode())
-    write_atomically(folder / "result.json", (json.dumps(record, indent=1) + "\n").encode())
+    # A score that is not defined (no clip of its kind) is null: JSON has no NaN.
+    text = json.dumps(_nan_to_none(record), indent=1, allow_nan=False)
+    write_atomically(folder / "result.json", (text + "\n").encode())
+
+
+def _nan_to_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _nan_to_none(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_nan_to_none(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -38,8 +38,14 @@ def make_splits(features: FeatureSet, test_share: float, seed: int) -> tuple[lis
     """
     if features.folds is not None:
         return _folds(features)
-    if features.splits is not None and {"train", "test"} <= set(features.splits):
+    if features.splits is not None:
         sides = np.array(features.splits)
+        missing = [side for side in ("train", "test") if side not in sides]
+        if missing:
+            raise SplitError(
+                f"the features hold no {' and no '.join(missing)} clips of the official split; "
+                "extract the features of the whole data set"
+            )
         splits = [Split("test", *(np.flatnonzero(sides == side) for side in ("train", "test", "valid")))]
         protocol = "official train, valid and test split" if len(splits[0].valid) else "official train and test split"
     else:
@@ -58,12 +64,20 @@ def hold_out_groups(features: FeatureSet, rows: np.ndarray, share: float, seed: 
     """
     labels, groups = features.labels.numpy()[rows], np.array(features.groups)[rows]
     if len(set(groups)) < 2:
-        raise SplitError(f"all {len(rows)} training clips are of one group ({groups[0]}): none can be held out")
-    n_splits = min(round(1 / share), len(set(groups)))
-    folds = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():  # of a class with fewer clips than parts, which is no matter here
-        warnings.simplefilter("ignore", UserWarning)
-        _, held_out = next(folds.split(rows, labels, groups))
+        raise SplitError(f"the {len(rows)} training clips are of one group or none: nothing can be held out")
+    folds = StratifiedGroupKFold(min(round(1 / share), len(set(groups))), shuffle=True, random_state=seed)
+    per_class = np.maximum(np.bincount(labels), 1)
+
+    def imbalance(part: np.ndarray) -> float:
+        return float(np.abs(np.bincount(labels[part], minlength=len(per_class)) / per_class - share).sum())
+
+    try:
+        with warnings.catch_warnings():  # of a class with fewer clips than parts, which is no matter here
+            warnings.simplefilter("ignore", UserWarning)
+            # Of the parts, each held out by no other, the one that comes closest to the share in every class.
+            held_out = min((part for _, part in folds.split(rows, labels, groups)), key=imbalance)
+    except ValueError as error:
+        raise SplitError(f"{len(rows)} training clips are too few to hold out whole groups: {error}") from error
     held_out = rows[np.sort(held_out)]
     _refuse_missing_classes(features, np.setdiff1d(rows, held_out), "what is left for training")
     return held_out

@@ -70,6 +70,12 @@ def _read(root: Path) -> list[tuple[Path, str, str, list[tuple[float, float, str
             raise DatasetError(f"{path} is not in the official split {SPLIT_FILE}; take it out, or get {SPLIT_URL}")
         rows.append((path, splits[name["key"]], name["patient"], _read_cycles(path.with_suffix(".txt"))))
     _note_strangers(root, recordings)
+    if len(rows) < len(splits):
+        warnings.warn(
+            f"{len(splits) - len(rows)} of the {len(splits)} recordings of the official split are missing in {root}",
+            DatasetNote,
+            stacklevel=3,
+        )
     return rows
 
 
@@ -140,7 +146,9 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
     from common.splits import hold_out_groups
 
     if features.splits is None or features.groups is None:
-        return features, ""  # not extracted by this project
+        if options["patient_disjoint"]:
+            raise DatasetError("--patient-disjoint: the feature file names no patients; extract it with this project")
+        return features, ""
     splits, groups = np.array(features.splits), np.array(features.groups)
     both = sorted(set(groups[splits == "train"]) & set(groups[splits == "test"]))
     dropped = (splits == "train") & np.isin(groups, both)

@@ -7,10 +7,13 @@ and no speaker (the hash in a file's name) is in two of them.
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from common.clips import Clip, DatasetError, Task, layout_error
+from common.clips import Clip, DatasetError, DatasetNote, Task, layout_error
 
 TITLE = "Speech Commands"
 NOISE_FOLDER = "_background_noise_"  # minutes of noise, not a word
@@ -18,23 +21,78 @@ LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 NAME = re.compile(r"(?P<speaker>[0-9a-f]+)_nohash_\d+\.wav")
 
 
-def read_clips(root: Path) -> list[Clip]:
+WORDS_V1 = [
+    "bed",
+    "bird",
+    "cat",
+    "dog",
+    "down",
+    "eight",
+    "five",
+    "four",
+    "go",
+    "happy",
+    "house",
+    "left",
+    "marvin",
+    "nine",
+    "no",
+    "off",
+    "on",
+    "one",
+    "right",
+    "seven",
+    "sheila",
+    "six",
+    "stop",
+    "three",
+    "tree",
+    "two",
+    "up",
+    "wow",
+    "yes",
+    "zero",
+]
+WORDS_V2 = sorted([*WORDS_V1, "backward", "follow", "forward", "learn", "visual"])
+
+
+def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]:
     """Every word file as a clip; what is in neither list is training data; groups are speakers.
 
+    Args:
+        words: the version's words; a folder of any other is refused, missing ones are named.
+        data_folder: how the folder of this version is usually called.
+
     Raises:
-        DatasetError: another layout, a file that is not named as the archive's are, or a listed one that is missing.
+        DatasetError: another layout or version, a file that is not named as the archive's are, or a listed one that
+            is missing.
     """
     missing = [name for name in LISTS.values() if not (root / name).is_file()]
-    words = (
+    folders = (
         sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] not in "._") if root.is_dir() else []
     )
-    if missing or not words:
-        raise layout_error(root, TITLE, "<word>/*.wav, validation_list.txt and testing_list.txt", "speech_commands")
+    if folders and missing and not (root / data_folder).is_dir():
+        raise DatasetError(f"{' and '.join(missing)} of {TITLE} are missing in {root}; unpack the archive there again")
+    if missing or not folders:
+        raise layout_error(root, TITLE, "<word>/*.wav, validation_list.txt and testing_list.txt", data_folder)
+    strangers = [folder.name for folder in folders if folder.name not in words]
+    if strangers:
+        other = " (words of v0.02: is it the other version's script?)" if set(strangers) <= set(WORDS_V2) else ""
+        raise DatasetError(
+            f"{root} holds folders that are no words of this version: {', '.join(strangers[:5])}{other}; take them out"
+        )
+    absent = sorted(set(words) - {folder.name for folder in folders})
+    if absent:
+        warnings.warn(
+            f"{len(absent)} of the {len(words)} words are missing in {root}: {', '.join(absent[:6])}...",
+            DatasetNote,
+            stacklevel=2,
+        )
     split_of = {
         listed: split for split, name in LISTS.items() for listed in (root / name).read_text(encoding="utf-8").split()
     }
     clips = []
-    for folder in words:
+    for folder in folders:
         for path in sorted(folder.glob("*.wav")):
             name = NAME.fullmatch(path.name)
             if name is None:
@@ -54,8 +112,8 @@ V1 = Task(
     name="speech_commands_v1",
     title=f"{TITLE} v0.01",
     folder=FOLDER,
-    read_clips=read_clips,
-    class_names=None,  # the words are the folders
+    read_clips=partial(read_clips, words=WORDS_V1, data_folder="speech_commands_v0.01"),
+    class_names=tuple(WORDS_V1),
     features_file="spc_features_audiosep_v1.pt",
     head_files={"linear": "spc_linear_classifier_v1.pt", "three_layer": "spc_three_classifier_v1.pt"},
     data_folder="speech_commands_v0.01",
@@ -65,6 +123,8 @@ V2 = replace(
     V1,
     name="speech_commands_v2",
     title=f"{TITLE} v0.02",
+    read_clips=partial(read_clips, words=WORDS_V2, data_folder="speech_commands_v0.02"),
+    class_names=tuple(WORDS_V2),
     features_file="spc_features_audiosep_v2.pt",
     head_files={"linear": "spc_linear_classifier_v2.pt", "three_layer": "spc_three_classifier_v2.pt"},
     data_folder="speech_commands_v0.02",

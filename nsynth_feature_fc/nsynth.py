@@ -80,9 +80,13 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
     import numpy as np
 
     del seed
+    if features.splits is None:
+        raise DatasetError("the feature files do not say which set a note is of; extract them with this project")
+    if options["families"] == "11" and options["train_on"] == "valid":
+        raise DatasetError("--families 11 needs the train set: synth_lead, the eleventh, does not occur in valid")
     sides, protocol = np.array(features.splits), "official train, valid and test sets"
     keep = np.ones(len(features), dtype=bool)
-    families = ""
+    families = ", 11 families (synth_lead has no test note: its F1 is 0)" if options["families"] == "11" else ""
     if options["families"] == "10" and "synth_lead" in features.class_names:
         keep &= features.labels.numpy() != features.class_names.index("synth_lead")
         families = ", 10 families (without synth_lead, which occurs in train alone)"
@@ -117,7 +121,7 @@ CLASSIFICATION = replace(
     task("train"),
     name="nsynth",
     title=TITLE,
-    more_features_files=("nsynth_valid_features.pt", "nsynth_test_features.pt"),
+    parts={f"nsynth_{split}": f"nsynth_{split}_features.pt" for split in SPLITS},
     head_files={"linear": "nsynth_linear_classifier.pt", "three_layer": "nsynth_three_classifier.pt"},
     flags=(
         Flag("--families", "instrument families: 10, or 11 with synth_lead, which no test note has", ("10", "11")),

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from common.features import FeatureSet
 
 TITLE = "LibriSpeech"
-TEST_SHARE = 0.2
 SUBSETS = ("train-clean-100", "dev-clean", "test-clean")
 
 
@@ -44,6 +43,14 @@ def read_clips(root: Path, subset: str) -> list[Clip]:
                 f"{f' (but in {speakers[speaker]})' if speaker in speakers else ''}; unpack {subset} again"
             )
         clips.append(Clip(path, speaker, group=f"{speaker}-{chapter}"))
+    missing = sorted(name for name, of in speakers.items() if of == subset and not (root / subset / name).is_dir())
+    if missing and clips:
+        warnings.warn(
+            f"{len(missing)} speakers of {subset} are missing in {root}: {', '.join(missing[:6])}"
+            f"{'...' if len(missing) > 6 else ''}",
+            DatasetNote,
+            stacklevel=2,
+        )
     if not clips:
         raise DatasetError(f"{root / subset} holds no <speaker>/<chapter>/*.flac; unpack {subset} again")
     return clips
@@ -75,6 +82,8 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
         return features, ""
     import numpy as np
 
+    if features.groups is None:
+        raise DatasetError("--split chapter: the feature file names no chapters; extract it with this project")
     rng = np.random.default_rng(seed)
     labels, chapters = features.labels.numpy(), np.array(features.groups)
     splits = np.array(["train"] * len(features), dtype=object)
@@ -85,7 +94,7 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
             alone.append(speaker)
             splits[labels == label] = ""
             continue
-        wanted = TEST_SHARE * (labels == label).sum()
+        wanted = options["train_test_split"] * (labels == label).sum()
         for chapter in rng.permutation(own)[:-1]:  # one stays for training
             splits[chapters == chapter] = "test"
             if ((splits == "test") & (labels == label)).sum() >= wanted:
@@ -95,9 +104,11 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
             f"{len(alone)} speakers with a single chapter are left out: {', '.join(alone)}", DatasetNote, stacklevel=2
         )
     kept = np.flatnonzero(splits != "")
+    if not len(kept):
+        raise DatasetError("--split chapter: no speaker has two chapters, so there is nothing to split")
     prepared = replace(features, splits=splits.tolist()).rows(kept)
     left_out = f"; {len(alone)} speakers with one chapter left out" if alone else ""
-    return prepared, f"about {TEST_SHARE:.0%} test, by whole chapters, seed {seed}{left_out}"
+    return prepared, f"about {options['train_test_split']:.0%} test, by whole chapters, seed {seed}{left_out}"
 
 
 def task(subset: str, features_file: str) -> Task:

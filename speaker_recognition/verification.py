@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from common import cli
 from common.clips import DatasetError, Flag
+from common.files import OutputError
 from speaker_recognition.librispeech import OTHERS, TRAIN_CLEAN_100
 
 if TYPE_CHECKING:
@@ -38,26 +40,38 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _verify(argv: Sequence[str] | None) -> None:
-    _, config, _ = cli.parse_flags(TASK, "Verify speakers by the cosine of AudioSep embeddings", FLAGS, argv)
+    _, config, given = cli.parse_flags(TASK, "Verify speakers by the cosine of AudioSep embeddings", FLAGS, argv)
 
-    from common.classify import PER_CLIP
+    from common.classify import PER_CLIP, stranger
     from common.features import FeatureSet
     from common.files import write_atomically
     from common.metrics import equal_error_rate, min_dcf
     from common.plots import plot_det
+    from common.train import check_fittable
 
     path = Path(config["features"] or TASK.folder / TASK.features_file)
     statistics_path = path.parent / STATISTICS[config["statistics"]].features_file
     features, statistics = FeatureSet.load(path), FeatureSet.load(statistics_path)
+    for file, task, loaded in ((path, TASK, features), (statistics_path, STATISTICS[config["statistics"]], statistics)):
+        if loaded.meta.get("dataset") != task.name:
+            raise stranger(task, file, str(loaded.meta.get("dataset", "an unknown data set")), task.name)
+        check_fittable(loaded, str(file))
+        if not loaded.features.any(dim=1).all():
+            raise DatasetError(f"{file} holds embeddings of length 0, which have no direction; extract it again")
     features.require_same_encoder(statistics, str(path), str(statistics_path))
     if set(features.class_names) & set(statistics.class_names):
         raise DatasetError(f"{path} and {statistics_path} share speakers; the statistics must come from others")
+    folder = Path(config["output_dir"] or TASK.results_folder)
+    settings = {"seed": config["random_seed"], "statistics": config["statistics"]} | {
+        f"{name}_sha256": hashlib.sha256(file.read_bytes()).hexdigest()
+        for name, file in (("features", path), ("statistics", statistics_path))
+    }
+    _refuse_other_results(folder / "verification.json", settings, given.overwrite)
     pairs, same = make_trials(features, config["random_seed"])
     similarities = {
         name: cosine(embeddings, pairs)
         for name, embeddings in transformed(features.features.double().numpy(), statistics).items()
     }
-    folder = Path(config["output_dir"] or TASK.results_folder)
     rows = [(int(label), features.clip_ids[a], features.clip_ids[b]) for label, (a, b) in zip(same, pairs, strict=True)]
     text = io.StringIO()
     csv.writer(text).writerows([("same_speaker", "clip_a", "clip_b"), *rows])
@@ -71,8 +85,8 @@ def _verify(argv: Sequence[str] | None) -> None:
     }
     counts = {"speakers": len(features.class_names), "same": int(same.sum()), "different": int((~same).sum())}
     provenance = {key: value for key, value in features.meta.items() if key not in PER_CLIP}
-    record = {"trials": counts, "scores": scores, "seed": config["random_seed"], "statistics": str(statistics_path)}
-    record |= {"features": {"file": str(path), **provenance}}
+    record = {"settings": settings, "trials": counts, "scores": scores}
+    record |= {"features": {"file": str(path), **provenance}, "statistics": str(statistics_path)}
     write_atomically(folder / "verification.json", (json.dumps(record, indent=1) + "\n").encode())
     print(f"\n{TASK.title}: {counts['speakers']} speakers, {counts['same']:,} trials of one speaker in two chapters,")
     print(f"{counts['different']:,} of two speakers; statistics from {config['statistics']}")
@@ -81,6 +95,20 @@ def _verify(argv: Sequence[str] | None) -> None:
         rate, *costs = row.values()
         print(f"{name:<22}{100 * rate:>8.1f}" + "".join(f"{cost:>14.3f}" for cost in costs))
     print(f"-> {folder}: verification.json, trials.csv, det.png")
+
+
+def _refuse_other_results(path: Path, settings: dict[str, object], overwrite: bool) -> None:
+    if overwrite or not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{path} is not a record of this project; --overwrite replaces it") from error
+    different = [
+        f"{key} was {before.get(key)}, now {value}" for key, value in settings.items() if before.get(key) != value
+    ]
+    if different:
+        raise OutputError(f"{path} holds other results ({'; '.join(different)}); --overwrite replaces them")
 
 
 def make_trials(features: FeatureSet, seed: int) -> tuple[np.ndarray, np.ndarray]:

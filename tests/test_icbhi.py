@@ -171,6 +171,7 @@ def test_validation_patients_train_nothing(official: Path, disjoint: bool) -> No
     train, valid, test = (set(groups[rows]) for rows in (split.train, split.valid, split.test))
     assert not train & valid
     assert 10 <= len(valid) <= 22  # of 79 training patients
+    assert 0.15 < len(split.valid) / (len(split.train) + len(split.valid)) < 0.25
     assert (train | valid) & test == (set() if disjoint else {"156", "218"})
     assert len(split.train) + len(split.valid) == (526 if disjoint else 539)
     assert len(split.test) == 381
@@ -178,8 +179,17 @@ def test_validation_patients_train_nothing(official: Path, disjoint: bool) -> No
 
 def test_one_training_patient_cannot_validate(root: Path) -> None:
     features = features_of(read_recordings(root)[1:])
-    with pytest.raises(SplitError, match="of one group"):
+    with pytest.raises(SplitError, match="of one group or none"):
         prepare(features, {"patient_disjoint": False}, 42)
+    features.groups = None
+    with pytest.raises(DatasetError, match="names no patients"):
+        prepare(features, {"patient_disjoint": True}, 42)
+
+
+def test_missing_recordings_are_counted(root: Path) -> None:
+    (root / "104_1b1_Al_sc_Litt3200.wav").unlink()
+    with pytest.warns(DatasetNote, match="1 of the 4 recordings of the official split are missing"):
+        assert len(read_recordings(root)) == 3
 
 
 def test_scores_by_hand() -> None:

@@ -102,6 +102,9 @@ def test_files_are_put_together_with_one_numbering() -> None:
 
 
 def test_files_of_two_encoders_are_refused() -> None:
+    foreign = FeatureSet(torch.zeros(2, 3), torch.tensor([0, 1]), ["0", "1"], ["a", "b"])
+    with pytest.raises(FeatureFileError, match=r"valid\.pt has classes that are not this data set's \(0, 1\)"):
+        FeatureSet.join([foreign], ["valid.pt"], FAMILIES)
     parts = [features_of("train", ["bass"]), features_of("test", ["bass"], "random:1")]
     with pytest.raises(FeatureFileError, match=r"test\.pt and train\.pt were made with other settings \(checkpoint"):
         FeatureSet.join(parts, ["train.pt", "test.pt"], FAMILIES)
@@ -114,7 +117,9 @@ def test_ten_families_or_eleven() -> None:
     assert "without synth_lead" in protocol
     features, protocol = prepare(joined("train", "valid", "test"), {"families": "11", "train_on": "train"}, 42)
     assert features.class_names == ["bass", "synth_lead", "vocal"]
-    assert protocol == "official train, valid and test sets"
+    assert protocol.startswith("official train, valid and test sets, 11 families")
+    with pytest.raises(DatasetError, match="--families 11 needs the train set"):
+        prepare(joined("valid", "test"), {"families": "11", "train_on": "valid"}, 42)
 
 
 def test_training_on_valid_says_so() -> None:

@@ -86,10 +86,32 @@ def speakers(chapters: dict[str, list[int]]) -> FeatureSet:
     )
 
 
+BY_CHAPTER = {"split": "chapter", "train_test_split": 0.2}
+
+
+def test_chapters_that_cannot_be_split() -> None:
+    features = speakers({"7": [50], "8": [30]})
+    with pytest.raises(DatasetError, match="no speaker has two chapters"), pytest.warns(DatasetNote):
+        librispeech.prepare(features, BY_CHAPTER, 42)
+    features.groups = None
+    with pytest.raises(DatasetError, match="names no chapters"):
+        librispeech.prepare(features, BY_CHAPTER, 42)
+
+
+def test_words_of_the_other_version(commands: Path) -> None:
+    write_wav(commands / "visual" / "0a_nohash_0.wav")
+    with pytest.raises(DatasetError, match=r"no words of this version: visual \(words of v0.02"):
+        speech_commands.V1.read_clips(commands)
+    with pytest.warns(DatasetNote, match="32 of the 35 words are missing"):
+        assert len(speech_commands.V2.read_clips(commands)) == 7
+    assert (len(speech_commands.WORDS_V1), len(speech_commands.WORDS_V2)) == (30, 35)
+
+
+@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
 def test_no_chapter_on_both_sides() -> None:
     features = speakers({"7": [50, 40, 5, 5], "8": [30, 30], "9": [80], "10": [1, 99]})
     with pytest.warns(DatasetNote, match="1 speakers with a single chapter are left out: 9"):
-        prepared, protocol = librispeech.prepare(features, {"split": "chapter"}, 42)
+        prepared, protocol = librispeech.prepare(features, BY_CHAPTER, 42)
     assert "1 speakers with one chapter left out" in protocol
     assert prepared.class_names == ["7", "8", "10"]
     assert len(prepared) == len(features) - 80
@@ -98,7 +120,7 @@ def test_no_chapter_on_both_sides() -> None:
     assert not set(groups[split.train]) & set(groups[split.test])
     for rows in (split.train, split.test):
         assert set(prepared.labels[rows].tolist()) == {0, 1, 2}
-    again, _ = librispeech.prepare(speakers({"7": [50, 40, 5, 5], "8": [30, 30]}), {"split": "chapter"}, 42)
+    again, _ = librispeech.prepare(speakers({"7": [50, 40, 5, 5], "8": [30, 30]}), BY_CHAPTER, 42)
     assert set(again.splits) == {"train", "test"}
 
 
@@ -113,7 +135,7 @@ def test_by_utterance_is_the_random_split() -> None:
 
 @pytest.fixture
 def commands(tmp_path: Path) -> Path:
-    root = tmp_path / "speech_commands"
+    root = tmp_path / "speech_commands_v0.01"
     for word in ("yes", "no"):
         for speaker in ("0a", "1b", "2c"):
             write_wav(root / word / f"{speaker}_nohash_0.wav", rate=16_000)
@@ -123,32 +145,35 @@ def commands(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
 def test_words_and_lists(commands: Path) -> None:
-    clips = speech_commands.read_clips(commands)
+    clips = speech_commands.V1.read_clips(commands)
     assert Counter((clip.class_name, clip.split) for clip in clips) == {
         (word, split): 1 for word in ("yes", "no") for split in ("train", "valid", "test")
     }
     assert {clip.group for clip in clips if clip.split == "valid"} == {"1b"}
 
 
+@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
 def test_wrong_speech_commands(commands: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="one folder too high"):
-        speech_commands.read_clips(tmp_path)
+        speech_commands.V1.read_clips(tmp_path)
     (commands / "yes" / "2c_nohash_0.wav").unlink()
     with pytest.raises(DatasetError, match=r"1 files of the official lists are missing .*yes/2c_nohash_0.wav"):
-        speech_commands.read_clips(commands)
+        speech_commands.V1.read_clips(commands)
     write_wav(commands / "yes" / "2c_nohash_0.wav")
     write_wav(commands / "no" / "recording 7.wav")
     with pytest.raises(DatasetError, match="is not named as"):
-        speech_commands.read_clips(commands)
+        speech_commands.V1.read_clips(commands)
     (commands / "testing_list.txt").unlink()
-    with pytest.raises(DatasetError, match="testing_list"):
-        speech_commands.read_clips(commands)
+    with pytest.raises(DatasetError, match=r"^testing_list.txt of Speech Commands are missing"):
+        speech_commands.V1.read_clips(commands)
 
 
 @needs_shared
+@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
 def test_the_real_samples() -> None:
-    clips = speech_commands.read_clips(SHARED / "real_audio" / "speech_commands")
+    clips = speech_commands.V1.read_clips(SHARED / "real_audio" / "speech_commands")
     assert len(clips) == 240
     sides = {split: {clip.group for clip in clips if clip.split == split} for split in ("train", "valid", "test")}
     assert all(sides.values())

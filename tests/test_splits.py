@@ -52,6 +52,14 @@ def test_a_random_split_is_stratified_seeded_and_says_what_it_is() -> None:
     assert not np.array_equal(split.test, other.test)
 
 
+def test_an_official_split_without_a_side_is_refused() -> None:
+    features = made_up_features()
+    features.folds = None
+    features.splits = ["train"] * len(features)
+    with pytest.raises(SplitError, match="no test clips of the official split"):
+        make_splits(features, 0.2, 42)
+
+
 def test_one_fold_is_refused() -> None:
     features = made_up_features()
     features.folds[:] = 4

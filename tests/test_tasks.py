@@ -172,6 +172,7 @@ def test_the_demos_data_sets_are_official_layouts_and_reproducible(tmp_path: Pat
         assert len({clip.class_name for clip in clips}) == 10
 
 
+@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
 def test_the_demos_other_data_sets_are_official_layouts(tmp_path: Path) -> None:
     generate.generate_icbhi(tmp_path / "ICBHI_final_database", patients=10)
     recordings = icbhi.read_recordings(tmp_path / "ICBHI_final_database")
@@ -186,4 +187,4 @@ def test_the_demos_other_data_sets_are_official_layouts(tmp_path: Path) -> None:
     generate.generate_librispeech(tmp_path, speakers=2, utterances=1)
     assert len({clip.group for clip in librispeech.read_clips(tmp_path, "train-clean-100")}) == 4
     generate.generate_speech_commands(tmp_path / "commands", speakers=5)
-    assert {clip.split for clip in speech_commands.read_clips(tmp_path / "commands")} == {"train", "valid", "test"}
+    assert {clip.split for clip in speech_commands.V1.read_clips(tmp_path / "commands")} == {"train", "valid", "test"}

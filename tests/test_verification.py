@@ -29,7 +29,10 @@ def speakers(first: int, count: int, chapters: int = 2, utterances: int = 6, see
         [str(first + s) for s in range(count)],
         [f"{first + s}-{c}-{row}" for row, (s, c) in enumerate(rows)],
         groups=[f"{first + s}-{c}" for s, c in rows],
-        meta={"checkpoint": "random:0"},
+        meta={
+            "checkpoint": "random:0",
+            "dataset": "librispeech_test-clean" if first < 100 else "librispeech_train-clean-100",
+        },
     )
 
 
@@ -100,8 +103,20 @@ def test_the_scripts_refusals(tmp_path: Path, capsys) -> None:
 
     assert "librispeech_trainclean100_features.pt not found" in refused()
     speakers(1, 40).save(tmp_path / "librispeech_trainclean100_features.pt")
+    assert "holds features of librispeech_test-clean, not of librispeech_train-clean-100" in refused()
+    sharing = speakers(1, 40)
+    sharing.meta["dataset"] = "librispeech_train-clean-100"
+    sharing.save(tmp_path / "librispeech_trainclean100_features.pt")
     assert "share speakers" in refused()
     other = speakers(100, 40)
     other.meta["checkpoint"] = "random:1"
     other.save(tmp_path / "librispeech_trainclean100_features.pt")
     assert "other settings (checkpoint" in refused()
+    zero = speakers(100, 40)
+    zero.features[3] = 0
+    zero.save(tmp_path / "librispeech_trainclean100_features.pt")
+    assert "length 0" in refused()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "verification.json").write_text('{"settings": {"seed": 1}}')
+    speakers(100, 40).save(tmp_path / "librispeech_trainclean100_features.pt")
+    assert "holds other results (seed was 1, now 42" in refused()
