@@ -106,7 +106,7 @@ def generate_urbansound8k(root: Path, recordings: int = 3) -> None:
             for take in range(recordings):
                 rng = np.random.default_rng([8000, fold, class_id, take])
                 source = 200_000 + (fold * 10 + class_id) * 10 + take
-                seconds = round(rng.uniform(0.3, 2.5), 2)
+                seconds = round(rng.uniform(0.3, 1.6), 2)
                 salience = int(rng.integers(1, 3))
                 rate, channels, subtype = URBANSOUND8K_FORMATS[rng.integers(len(URBANSOUND8K_FORMATS))]
                 filename = f"{source}-{class_id}-0-0.wav"
@@ -130,7 +130,7 @@ def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 
-def generate_icbhi(root: Path, patients: int = 30) -> None:
+def generate_icbhi(root: Path, patients: int = 24) -> None:
     """Write ICBHI's layout: a recording of five cycles for each patient and place, the split list beside the folder."""
     lines = []
     for patient in range(patients):
@@ -154,12 +154,12 @@ def generate_icbhi(root: Path, patients: int = 30) -> None:
 
 
 def generate_nsynth(root: Path, notes: int = 2) -> None:
-    """Write NSynth's layout: `notes` of every instrument, four instruments a family in train, one in valid and test."""
-    for split, instruments in (("train", range(4)), ("valid", range(4, 5)), ("test", range(5, 6))):
+    """Write NSynth's layout: `notes` of every instrument, three instruments a family in train, one in valid and in test."""
+    for split, instruments in (("train", range(3)), ("valid", range(3, 4)), ("test", range(4, 5))):
         listing = {}
         for family, name in enumerate(NSYNTH_FAMILIES):
             for instrument in instruments if split == "train" or name != "synth_lead" else ():
-                for take in range(notes if split == "train" else 2 * notes):
+                for take in range(notes if split == "train" else notes + 1):
                     rng = np.random.default_rng([16, family, instrument, take])
                     pitch, velocity = int(rng.integers(40, 80)), (50, 100)[take % 2]
                     instrument_name = f"{name}_synthetic_{instrument:03d}"
