@@ -81,6 +81,18 @@ def test_segments_of_one_file_are_clips_of_their_own(run, tmp_path, encoder) -> 
     assert torch.equal(features.features, encoder.embed([samples[:16_000], samples[16_000:48_000]]))
 
 
+def interrupt_before_the_end(run, monkeypatch) -> None:
+    """Stop a run when every row is computed and saved, but not yet put together."""
+
+    def stop(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(extract_module, "_assemble", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+
+
 # Nothing lost
 
 
@@ -226,10 +238,7 @@ def test_other_audio_of_the_same_size_is_noticed(run, clips) -> None:
 
 
 def test_audio_that_changes_between_two_parts_of_a_run(run, clips, tmp_path, monkeypatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(extract_module, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run()
+    interrupt_before_the_end(run, monkeypatch)
     write_wav(clips[1][3].path, seed=99, seconds=0.5)
     run()
     run(output=tmp_path / "fresh.pt")
@@ -257,10 +266,7 @@ def test_damaged_unfinished_work(run, tmp_path) -> None:
 
 
 def test_a_damaged_chunk_is_computed_again(run, tmp_path, monkeypatch, capsys) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(extract_module, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run()
+    interrupt_before_the_end(run, monkeypatch)
     for chunk in (tmp_path / "features.pt.partial").glob("chunk-*.pt"):
         chunk.write_bytes(b"damaged")
     assert len(run()) == 12
@@ -280,10 +286,7 @@ def test_a_file_without_provenance_is_not_overwritten(run, tmp_path) -> None:
 
 
 def test_unfinished_work_of_other_settings_is_refused(run, tmp_path, encoder, monkeypatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(extract_module, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run()
+    interrupt_before_the_end(run, monkeypatch)
     with pytest.raises(OutputError, match=r"unfinished work of other settings \(pool was mean, now max"):
         run(pool="max")
     features = run(pool="max", overwrite=True)
@@ -331,10 +334,7 @@ def test_failed_clips_are_tried_again(run, clips, tmp_path) -> None:
 def test_failed_clips_are_tried_again_when_a_run_goes_on(run, clips, tmp_path, monkeypatch) -> None:
     content = clips[1][2].path.read_bytes()
     clips[1][2].path.write_bytes(b"")
-    with monkeypatch.context() as patch:
-        patch.setattr(extract_module, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run()
+    interrupt_before_the_end(run, monkeypatch)
     clips[1][2].path.write_bytes(content)
     assert len(run()) == 12
 
@@ -402,10 +402,7 @@ def test_a_read_only_folder(run, tmp_path, monkeypatch) -> None:
 
 def test_chunks_and_settings_are_readable_files(run, tmp_path, monkeypatch) -> None:
     """Whoever finds a .partial folder can see what it is."""
-    with monkeypatch.context() as patch:
-        patch.setattr(extract_module, "_assemble", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            run()
+    interrupt_before_the_end(run, monkeypatch)
     partial = tmp_path / "features.pt.partial"
     assert json.loads((partial / "settings.json").read_text())["checkpoint"] == "random:2024"
     chunks = [torch.load(path, weights_only=True) for path in partial.glob("chunk-*.pt")]
