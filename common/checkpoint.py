@@ -6,7 +6,6 @@ its encoder and FiLM tensors are taken strictly: one that is missing, misshapen 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 import zlib
@@ -19,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 
-from common.files import DamagedFileError, UnsafeFileError, load_torch
+from common.files import DamagedFileError, UnsafeFileError, load_torch, sha256_of
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PATH = PROJECT_ROOT / "pretrained_models" / "AudioSep" / "pytorch_model.bin"
@@ -89,15 +88,12 @@ def file_sha256(path: Path) -> str:
             return str(remembered["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         remembered = None  # no note, or not ours: compute
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
+    sha256 = sha256_of(path)
     try:
-        note.write_text(json.dumps({**state, "sha256": digest.hexdigest()}) + "\n")
+        note.write_text(json.dumps({**state, "sha256": sha256}) + "\n")
     except OSError as error:
         print(f"note: the checkpoint's checksum could not be remembered in {note}: {error.strerror}")
-    return digest.hexdigest()
+    return sha256
 
 
 def download_command(path: Path = DEFAULT_PATH) -> str:

@@ -12,7 +12,7 @@ import torch
 from common.clips import Task
 from common.config import ConfigError
 from common.features import FeatureSet
-from common.files import exclusive
+from common.files import exclusive, sha256_of
 from common.heads import HEADS, TrainedHead
 from common.metrics import majority_predictions
 from common.plots import plot_confusion
@@ -44,7 +44,7 @@ def classify(task: Task, config: dict[str, Any], overwrite: bool) -> dict[str, A
     splits, protocol = make_splits(features, config["train_test_split"], config["random_seed"])
     protocol = own_protocol or protocol
     with exclusive(folder / f".{task.name}_results.lock", f"results into {folder}"):
-        record = earlier_record(folder, {"task": task.name, **config}, source["sha256"], overwrite)
+        record = earlier_record(folder, task.name, config, source["sha256"], overwrite)
         if record is None:
             record = _fit_and_save(task, features, splits, protocol, config, source, folder)
         else:
@@ -59,14 +59,10 @@ def _load_features(task: Task, config: dict[str, Any]) -> tuple[FeatureSet, Path
 
     A task of several files takes those that are there, from the folder that --features names.
     """
-
-    def sha256(path: Path) -> str:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-
     if not task.parts:
         path = Path(config["features"] or task.folder / task.features_file)
         features = FeatureSet.load(path)
-        return features, path, {"file": str(path), "sha256": sha256(path)}
+        return features, path, {"file": str(path), "sha256": sha256_of(path)}
     folder = Path(config["features"] or task.folder)
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; {task.title} takes several from one folder: --features {folder.parent}")
@@ -81,7 +77,7 @@ def _load_features(task: Task, config: dict[str, Any]) -> tuple[FeatureSet, Path
     for part, (dataset, path) in zip(parts, there.items(), strict=True):
         if part.meta.get("dataset", dataset) != dataset:
             raise stranger(task, path, part.meta["dataset"], dataset)
-    together = hashlib.sha256("".join(map(sha256, paths)).encode()).hexdigest()
+    together = hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest()
     features = FeatureSet.join(parts, [str(path) for path in paths], task.class_names)
     return features, folder, {"file": ", ".join(map(str, paths)), "sha256": together}
 
@@ -127,8 +123,7 @@ def _fit_and_save(
     majority = head_record(always, labels, len(features.class_names), task.scores)
     meta = {**provenance, **source, "clips": len(features), "class_names": features.class_names}
     files = ["result.csv", *(f"confusion_{kind}.png" for kind in HEADS), *task.head_files.values()]
-    settings_used = {"task": task.name, **config}
-    record = run_record(task.name, protocol, settings_used, meta, records, majority, files)
+    record = run_record(task.name, protocol, config, meta, records, majority, files)
     save_record(record, folder)
     return record
 

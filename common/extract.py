@@ -27,7 +27,7 @@ from common.clips import Clip, DatasetError
 from common.encoder import CHANNELS, AudioSepEncoder
 from common.features import FeatureFileError, FeatureSet
 from common.files import OutputError, exclusive, remove_leftovers, write_atomically
-from common.partial import Rows, changed_files, difference_in_words, discard, resume
+from common.partial import Rows, changed_files, difference, discard, resume
 from common.progress import progress_bar
 
 SAVE_EVERY_S = 20.0
@@ -167,9 +167,9 @@ def _why_it_cannot_stand(
 ) -> str:
     if "audio_stamps" not in existing.meta:
         return "was not made by this project (no provenance in it)"
-    difference = difference_in_words(existing.meta, settings)
-    if difference:
-        return f"was made with other settings ({difference})"
+    different = difference(existing.meta, settings)
+    if different:
+        return f"was made with other settings ({different})"
     place = {clip_id: index for index, clip_id in enumerate(clip_ids)}
     stamps = zip((place[clip_id] for clip_id in existing.clip_ids), existing.meta["audio_stamps"].tolist(), strict=True)
     changed = changed_files(clips, dict(stamps))

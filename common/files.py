@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import hashlib
 import io
 import os
 import pickle
@@ -13,7 +14,7 @@ import re
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,24 @@ from filelock import FileLock, Timeout
 
 class OutputError(ValueError):
     """An output may not be written: another run holds it, or it was made with other settings."""
+
+
+def difference_in_words(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Which of today's settings an earlier run had otherwise; empty where none."""
+    return "; ".join(
+        f"{key} was {earlier.get(key, 'not recorded')}, now {value}"
+        for key, value in now.items()
+        if earlier.get(key) != value
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -7,6 +7,7 @@ all; the next run with the same settings goes on from them.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from common.audio import AudioError, audio_stamp
 from common.clips import Clip
 from common.features import FeatureSet
-from common.files import DamagedFileError, OutputError, load_torch, save_torch, write_atomically
+from common.files import DamagedFileError, OutputError, difference_in_words, load_torch, save_torch, write_atomically
 
 # What a finished file must share with a run to stand for it. The versions are kept too, but only as a record.
 SETTINGS = (
@@ -84,8 +85,8 @@ class Rows:
             "samples": self.samples[indices],
             "stamps": self.stamps[indices],
         }
-        # A row stands in one chunk, so its first index makes a name that no other chunk has.
-        save_torch(chunk, partial / f"chunk-{self.unsaved[0]:09d}.pt")
+        # Never the name of another chunk: a clip whose audio changed stands in an old one too, beside good rows.
+        save_torch(chunk, partial / f"chunk-{time.time_ns()}.pt")
         self.unsaved.clear()
 
     def read_chunks(self, partial: Path, clips: Sequence[Clip]) -> int:
@@ -110,13 +111,10 @@ class Rows:
         return count
 
 
-def difference_in_words(earlier: dict[str, Any], settings: dict[str, Any]) -> str:
-    """What differs, in words; empty where nothing does. The clip list counts with its number of clips."""
-    return "; ".join(
-        f"{key} was {earlier.get(key, 'not recorded')}, now {value}"
-        for key, value in settings.items()
-        if key in (*SETTINGS, "device") and earlier.get(key) != value
-    )
+def difference(earlier: dict[str, Any], settings: dict[str, Any]) -> str:
+    """What differs of the settings that count, in words; empty where nothing does."""
+    counting = {key: value for key, value in settings.items() if key in (*SETTINGS, "device")}
+    return difference_in_words(earlier, counting)
 
 
 def changed_files(clips: Sequence[Clip], stamps: dict[int, int]) -> list[Path]:
@@ -137,16 +135,16 @@ def resume(partial: Path, settings: dict[str, Any], rows: Rows, clips: Sequence[
     note = partial / "settings.json"
     if note.exists():
         try:
-            difference = difference_in_words(json.loads(note.read_text()), settings)
+            different = difference(json.loads(note.read_text()), settings)
         except (ValueError, AttributeError) as error:
-            difference = f"its settings cannot be read: {error}"
-        if not difference:
+            different = f"its settings cannot be read: {error}"
+        if not different:
             count = rows.read_chunks(partial, clips)
             if count:
                 print(f"going on: {count:,} of {len(clips):,} clips were done before")
             return
         if not overwrite:
-            raise OutputError(f"{partial} holds unfinished work of other settings ({difference}); --overwrite drops it")
+            raise OutputError(f"{partial} holds unfinished work of other settings ({different}); --overwrite drops it")
         for chunk in partial.glob("chunk-*.pt"):
             chunk.unlink()
     write_atomically(note, json.dumps(settings, indent=1).encode())

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from common.files import OutputError, write_atomically
+from common.files import OutputError, difference_in_words, write_atomically
 from common.metrics import confusion_matrix, scores
 
 CSV_COLUMNS = ("head", "split", "seed", "n_train", "n_test")
@@ -85,9 +85,9 @@ def run_record(
 
 
 def earlier_record(
-    folder: Path, config: dict[str, Any], features_sha256: str, overwrite: bool = False
+    folder: Path, task: str, config: dict[str, Any], features_sha256: str, overwrite: bool = False
 ) -> dict[str, Any] | None:
-    """The record in `folder` if it is of the same features and configuration and its files are all there;
+    """The record in `folder` if it is of the same task, features and configuration and its files are all there;
     None if there is none, or it may be replaced.
 
     Raises:
@@ -96,20 +96,19 @@ def earlier_record(
     path = folder / "result.json"
     if not path.exists():
         return None
-    settings = [key for key in config if key not in ("features", "output_dir")]
+    settings = {key: value for key, value in config.items() if key not in ("features", "output_dir")}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        before = {key: record["config"].get(key) for key in settings} | {"features": record["features"]["sha256"]}
+        before = {**record["config"], "task": record["task"], "features": record["features"]["sha256"]}
         complete = bool(record["heads"]) and all((folder / name).is_file() for name in record["files"])
     except (ValueError, KeyError, TypeError) as error:
         if overwrite:
             return None
         raise OutputError(f"{path} is not a record of this project; --overwrite replaces it") from error
-    now = {key: config[key] for key in settings} | {"features": features_sha256}
-    different = [f"{key} was {before[key]}, now {now[key]}" for key in now if before[key] != now[key]]
+    different = difference_in_words(before, {"task": task, **settings, "features": features_sha256})
     if different and not overwrite:
         raise OutputError(
-            f"{path} holds the results of another run ({'; '.join(different)}); "
+            f"{path} holds the results of another run ({different}); "
             "--overwrite replaces them, --output-dir writes elsewhere"
         )
     return record if complete and not different else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -107,27 +106,24 @@ def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]
     return clips
 
 
-FOLDER = Path(__file__).resolve().parent
-V1 = Task(
-    name="speech_commands_v1",
-    title=f"{TITLE} v0.01",
-    folder=FOLDER,
-    read_clips=partial(read_clips, words=WORDS_V1, data_folder="speech_commands_v0.01"),
-    class_names=tuple(WORDS_V1),
-    features_file="spc_features_audiosep_v1.pt",
-    head_files={"linear": "spc_linear_classifier_v1.pt", "three_layer": "spc_three_classifier_v1.pt"},
-    data_folder="speech_commands_v0.01",
-    results_folder=FOLDER / "results_v1",
-)
-V2 = replace(
-    V1,
-    name="speech_commands_v2",
-    title=f"{TITLE} v0.02",
-    read_clips=partial(read_clips, words=WORDS_V2, data_folder="speech_commands_v0.02"),
-    class_names=tuple(WORDS_V2),
-    features_file="spc_features_audiosep_v2.pt",
-    head_files={"linear": "spc_linear_classifier_v2.pt", "three_layer": "spc_three_classifier_v2.pt"},
-    data_folder="speech_commands_v0.02",
-    results_folder=FOLDER / "results_v2",
-)
+def task(version: str, release: str, words: list[str]) -> Task:
+    """The task of one version, such as ``"v1"`` of release ``"v0.01"``."""
+    folder, data_folder = Path(__file__).resolve().parent, f"speech_commands_{release}"
+    return Task(
+        name=f"speech_commands_{version}",
+        title=f"{TITLE} {release}",
+        folder=folder,
+        read_clips=partial(read_clips, words=words, data_folder=data_folder),
+        class_names=tuple(words),
+        features_file=f"spc_features_audiosep_{version}.pt",
+        head_files={
+            "linear": f"spc_linear_classifier_{version}.pt",
+            "three_layer": f"spc_three_classifier_{version}.pt",
+        },
+        data_folder=data_folder,
+        results_folder=folder / f"results_{version}",
+    )
+
+
+V1, V2 = task("v1", "v0.01", WORDS_V1), task("v2", "v0.02", WORDS_V2)
 VERSIONS = ("--version", {"v1": V1, "v2": V2})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from common import cli
 from common.clips import DatasetError, Flag
-from common.files import OutputError
+from common.files import OutputError, difference_in_words, sha256_of
 from speaker_recognition.librispeech import OTHERS, TRAIN_CLEAN_100
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _verify(argv: Sequence[str] | None) -> None:
     _, config, given = cli.parse_flags(TASK, "Verify speakers by the cosine of AudioSep embeddings", FLAGS, argv)
-
     from common.classify import PER_CLIP, stranger
     from common.features import FeatureSet
     from common.files import write_atomically
@@ -63,8 +61,7 @@ def _verify(argv: Sequence[str] | None) -> None:
         raise DatasetError(f"{path} and {statistics_path} share speakers; the statistics must come from others")
     folder = Path(config["output_dir"] or TASK.results_folder)
     settings = {"seed": config["random_seed"], "statistics": config["statistics"]} | {
-        f"{name}_sha256": hashlib.sha256(file.read_bytes()).hexdigest()
-        for name, file in (("features", path), ("statistics", statistics_path))
+        f"{name}_sha256": sha256_of(file) for name, file in (("features", path), ("statistics", statistics_path))
     }
     _refuse_other_results(folder / "verification.json", settings, given.overwrite)
     pairs, same = make_trials(features, config["random_seed"])
@@ -104,11 +101,9 @@ def _refuse_other_results(path: Path, settings: dict[str, object], overwrite: bo
         before = json.loads(path.read_text(encoding="utf-8"))["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path} is not a record of this project; --overwrite replaces it") from error
-    different = [
-        f"{key} was {before.get(key)}, now {value}" for key, value in settings.items() if before.get(key) != value
-    ]
+    different = difference_in_words(before, settings)
     if different:
-        raise OutputError(f"{path} holds other results ({'; '.join(different)}); --overwrite replaces them")
+        raise OutputError(f"{path} holds other results ({different}); --overwrite replaces them")
 
 
 def make_trials(features: FeatureSet, seed: int) -> tuple[np.ndarray, np.ndarray]:

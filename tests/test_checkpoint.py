@@ -260,7 +260,7 @@ def test_the_checksum_is_remembered_until_the_file_changes(monkeypatch, tmp_path
     path.write_bytes(b"one")
     first = file_sha256(path)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_module.hashlib, "sha256", None)  # not called again
+        patch.setattr(checkpoint_module, "sha256_of", None)  # not called again
         assert file_sha256(path) == first
     path.write_bytes(b"three")
     assert file_sha256(path) != first

@@ -227,6 +227,19 @@ def test_changed_audio_is_noticed(run, clips) -> None:
     assert run(overwrite=True).meta["samples"][3] == 16_000
 
 
+def test_a_changed_clip_does_not_cost_the_rows_that_were_saved_with_it(
+    run, clips, encoder, monkeypatch, capsys
+) -> None:
+    interrupt_before_the_end(run, monkeypatch)
+    write_wav(clips[1][0].path, seed=99, seconds=0.5)  # the first row of the only chunk
+    interrupt_before_the_end(run, monkeypatch)
+    monkeypatch.setattr(type(encoder), "embed", None)  # not called again, but for no clips
+    monkeypatch.setattr(extract_module, "_compute", lambda *_: None)
+    capsys.readouterr()
+    assert len(run()) == 12
+    assert "going on: 12 of 12 clips" in capsys.readouterr().out
+
+
 def test_other_audio_of_the_same_size_is_noticed(run, clips) -> None:
     run()
     for clip in clips[1]:

@@ -61,19 +61,19 @@ def test_files_hold_what_the_record_holds(tmp_path: Path) -> None:
 
 
 def test_an_earlier_record_stands_for_an_equal_run_only(tmp_path: Path) -> None:
-    assert earlier_record(tmp_path, CONFIG, "abc") is None
+    assert earlier_record(tmp_path, "esc50", CONFIG, "abc") is None
     save_record({**record(), "files": ["head.pt"]}, tmp_path)
-    assert earlier_record(tmp_path, CONFIG, "abc") is None  # without its head it is no finished run
+    assert earlier_record(tmp_path, "esc50", CONFIG, "abc") is None  # without its head it is no finished run
     (tmp_path / "head.pt").touch()
-    assert earlier_record(tmp_path, CONFIG, "abc")["task"] == "esc50"
+    assert earlier_record(tmp_path, "esc50", CONFIG, "abc")["task"] == "esc50"
     with pytest.raises(OutputError, match="epochs was 2, now 3"):
-        earlier_record(tmp_path, {**CONFIG, "epochs": 3}, "abc")
-    assert earlier_record(tmp_path, {**CONFIG, "epochs": 3}, "abc", overwrite=True) is None
+        earlier_record(tmp_path, "esc50", {**CONFIG, "epochs": 3}, "abc")
+    assert earlier_record(tmp_path, "esc50", {**CONFIG, "epochs": 3}, "abc", overwrite=True) is None
     with pytest.raises(OutputError, match="features was abc, now def"):
-        earlier_record(tmp_path, CONFIG, "def")
+        earlier_record(tmp_path, "esc50", CONFIG, "def")
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(OutputError, match="not a record"):
-        earlier_record(tmp_path, CONFIG, "abc")
+        earlier_record(tmp_path, "esc50", CONFIG, "abc")
 
 
 @pytest.mark.parametrize("n_classes", [2, 50])
