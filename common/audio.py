@@ -69,6 +69,20 @@ def read_audio(
     return waveform
 
 
+def audio_duration_s(path: str | Path) -> float:
+    """How long a file plays, in seconds, by its header.
+
+    Raises:
+        AudioError: the file cannot be opened as audio.
+    """
+    path = Path(path)
+    try:
+        header = soundfile.info(path)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError(f"{path}: {_cause(path, error)}") from error
+    return header.frames / header.samplerate
+
+
 def audio_stamp(path: str | Path) -> int:
     """A number that changes with a file's content: of its size, and of 4 kB at its start, middle and end.
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.clips import DatasetError, DatasetNote, Task
+from common.clips import DatasetError, DatasetNote, Task, Variants
 from common.config import PROJECT_ROOT, ConfigError, load_config
 from common.files import OutputError
 
@@ -43,9 +43,6 @@ CLASSIFY_FLAGS = {
     "random_seed": ("--seed", "N", "seed of weights, order and random splits"),
     "device": ("--device", "NAME", "auto, cpu, cuda or cuda:N"),
 }
-
-
-Variants = tuple[str, dict[str, Task]]  # a flag, and the task that each of its values stands for
 
 
 def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> None:
@@ -110,16 +107,17 @@ def parse_flags(
 
     The configuration holds the values of a task's own flags too.
     """
-    variant_flag, tasks = ("", {"": variants}) if isinstance(variants, Task) else variants
-    task = next(iter(tasks.values()))
+    if isinstance(variants, Task):
+        variants = Variants({}, {(): variants})
+    task = next(iter(variants.tasks.values()))
     task_config = task.folder / "config.yaml"
     defaults = load_config(task_config)
-    parser = argparse.ArgumentParser(description=f"{what} of {task.title}.", allow_abbrev=False)
-    if variant_flag:
-        titles = "; ".join(f"{name}: {variant.title}" for name, variant in tasks.items())
-        choices = [*tasks, "both"] if len(tasks) == 2 else list(tasks)
-        default = next(iter(tasks))
-        parser.add_argument(variant_flag, dest="variant", choices=choices, help=f"{titles} (default: {default})")
+    titles = "; or of ".join(variant.title for variant in variants.tasks.values())
+    parser = argparse.ArgumentParser(description=f"{what} of {titles}.", allow_abbrev=False)
+    for place, (flag, text) in enumerate(variants.flags.items()):
+        values = list(dict.fromkeys(values[place] for values in variants.tasks))
+        default = f"{text} (default: {values[0]})"
+        parser.add_argument(flag, dest=f"variant{place}", choices=[*values, "both"], default=values[0], help=default)
     own_flags = () if flags is EXTRACT_FLAGS else task.flags
     for flag in own_flags:
         kind = {"choices": flag.choices} if flag.choices else {"action": "store_true"}
@@ -141,14 +139,19 @@ def parse_flags(
         key = flag.name.removeprefix("--").replace("-", "_")
         value = getattr(given, key)
         config[key] = flag.choices[0] if value is None else value
-    chosen = (given.variant if variant_flag else None) or next(iter(tasks))
-    if chosen != "both":
-        return [tasks[chosen]], config, given
-    one_folder = len({variant.data_folder for variant in tasks.values()}) == 1
-    for key in ("features", "output_dir") if one_folder else ("features", "output_dir", "data_root"):
-        if key in flags and config[key] is not None:
-            raise ConfigError(f"{flags[key][0]} (or {key}) names one place, {variant_flag} both means two; drop one")
-    return list(tasks.values()), config, given
+    wanted = [getattr(given, f"variant{place}") for place in range(len(variants.flags))]
+    tasks = [
+        variant
+        for values, variant in variants.tasks.items()
+        if all(choice in (value, "both") for choice, value in zip(wanted, values, strict=True))
+    ]
+    if len(tasks) > 1:
+        one_folder = len({variant.data_folder for variant in tasks}) == 1
+        flag = next(flag for flag, choice in zip(variants.flags, wanted, strict=True) if choice == "both")
+        for key in ("features", "output_dir") if one_folder else ("features", "output_dir", "data_root"):
+            if key in flags and config[key] is not None:
+                raise ConfigError(f"{flags[key][0]} (or {key}) names one place, {flag} both means several; drop one")
+    return tasks, config, given
 
 
 def _default_path(task: Task, key: str) -> Path:

@@ -105,6 +105,19 @@ class Task:
     scores: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None = None
 
 
+@dataclass(frozen=True)
+class Variants:
+    """The tasks that one script can do, and the flags that choose among them.
+
+    Attributes:
+        flags: flag -> its help; the first combination in `tasks` holds their defaults.
+        tasks: a value for each flag, in their order -> the task meant.
+    """
+
+    flags: dict[str, str]
+    tasks: dict[tuple[str, ...], Task]
+
+
 def layout_error(root: Path, title: str, expected: str, usual_folder: str) -> DatasetError:
     """The error for a data root that does not hold what a data set's official archive holds."""
     if not root.exists():

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.clips import Clip, DatasetError, DatasetNote, Flag, Task, layout_error
+from common.clips import Clip, DatasetError, DatasetNote, Flag, Task, Variants, layout_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -204,4 +204,7 @@ CYCLES = replace(
     features_file="icbhi_cycle_features_audiosep.pt",
     results_folder=FOLDER / "cycle_results",
 )
-LEVELS = ("--level", {"recording": RECORDINGS, "cycle": CYCLES})
+LEVELS = Variants(
+    {"--level": "whole recordings (normal, abnormal), or breathing cycles (normal, crackle, wheeze, both)"},
+    {("recording",): RECORDINGS, ("cycle",): CYCLES},
+)

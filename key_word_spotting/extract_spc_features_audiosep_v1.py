@@ -1,7 +1,7 @@
 """Extract AudioSep embeddings of Speech Commands v0.01: 64,721 clips of up to 1 s, 30 words."""
 
 from common.cli import extract_main
-from key_word_spotting.speech_commands import V1
+from key_word_spotting.speech_commands import V1_TASKS
 
 if __name__ == "__main__":
-    extract_main(V1)
+    extract_main(V1_TASKS)

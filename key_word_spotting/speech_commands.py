@@ -1,24 +1,29 @@
 """Speech Commands (Warden 2018): one-second words; 30 of them in v0.01, 35 in v0.02.
 
 https://arxiv.org/abs/1804.03209; the archives' own validation_list.txt and testing_list.txt make the splits,
-and no speaker (the hash in a file's name) is in two of them.
+and no speaker (the hash in a file's name) is in two of them. The task of ten commands, `_unknown_` and `_silence_`
+is tested on an archive of its own, as in TensorFlow Datasets' ``speech_commands`` and in HEAR.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from common.clips import Clip, DatasetError, DatasetNote, Task, layout_error
+from common.clips import Clip, DatasetError, DatasetNote, Task, Variants, layout_error
 
 TITLE = "Speech Commands"
 NOISE_FOLDER = "_background_noise_"  # minutes of noise, not a word
+NOISE_OF_VALIDATION = "running_tap"  # the noise file whose seconds validate; those of the others train
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 NAME = re.compile(r"(?P<speaker>[0-9a-f]+)_nohash_\d+\.wav")
-
+COMMANDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")
+SILENCE, UNKNOWN = "_silence_", "_unknown_"
 
 WORDS_V1 = [
     "bed",
@@ -106,6 +111,81 @@ def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]
     return clips
 
 
+def read_ten_commands(root: Path, words: Sequence[str], data_folder: str, test_folder: str) -> list[Clip]:
+    """The ten commands, any other word as ``_unknown_``, and every half second of noise a second of ``_silence_``.
+
+    Training and validation clips come from the version's archive, test clips from the test set's.
+
+    Args:
+        words, data_folder: as in `read_clips`.
+        test_folder: name of the test set's folder, which lies beside `root`.
+
+    Raises:
+        DatasetError: as `read_clips` does; no noise, no test set, or one without a class.
+    """
+    test = _read_test_set(root, test_folder)
+    clips = [
+        replace(clip, class_name=clip.class_name if clip.class_name in COMMANDS else UNKNOWN)
+        for clip in read_clips(root, words, data_folder)
+        if clip.split != "test"  # these clips are in the test set too, but for its silence
+    ]
+    silence = _read_silence(root / NOISE_FOLDER)
+    for split in ("train", "valid"):
+        if split not in {clip.split for clip in silence}:
+            warnings.warn(
+                f"{root / NOISE_FOLDER} has no {SILENCE} for {'training' if split == 'train' else 'validation'} "
+                f"({'no file but' if split == 'train' else 'no'} {NOISE_OF_VALIDATION}.wav)",
+                DatasetNote,
+                stacklevel=2,
+            )
+    return clips + silence + test
+
+
+def _read_silence(folder: Path) -> list[Clip]:
+    """Windows of 1 s every 0.5 s of each noise file; as in TensorFlow Datasets, without one that ends with the file."""
+    from common.audio import AudioError, audio_duration_s
+
+    clips = []
+    for path in sorted(folder.glob("*.wav")):
+        try:
+            duration_s = audio_duration_s(path)
+        except AudioError as error:
+            raise DatasetError(f"{error}; unpack {TITLE} again") from error
+        split = "valid" if path.stem == NOISE_OF_VALIDATION else "train"
+        windows = math.ceil(2 * (duration_s - 1))
+        clips += [
+            Clip(path, SILENCE, split=split, group=path.stem, start_s=window / 2, end_s=window / 2 + 1)
+            for window in range(windows)
+        ]
+    if not clips:
+        raise DatasetError(f"{folder} has no noise of over a second to cut {SILENCE} from; unpack {TITLE} again")
+    return clips
+
+
+def _read_test_set(root: Path, test_folder: str) -> list[Clip]:
+    """The archive of the ten-command task's test clips, in folders named as the classes; some end in .wav.wav."""
+    # Through the data root, so that a clip's name is relative to it.
+    folder = root / ".." / test_folder
+    usual = root.resolve().parent / test_folder
+    if not folder.is_dir():
+        raise DatasetError(
+            f"the ten-command task is tested on an archive of its own: unpack {test_folder}.tar.gz as {usual}"
+        )
+    classes = (*COMMANDS, SILENCE, UNKNOWN)
+    paths = {name: sorted((folder / name).glob("*.wav")) for name in classes}
+    empty = [name for name in classes if not paths[name]]
+    if empty:
+        raise DatasetError(f"{usual} has no .wav files of {', '.join(empty)}; unpack {test_folder}.tar.gz there again")
+    speakers = re.compile(r"([0-9a-f]{8})_nohash_")
+    clips = []
+    for name in classes:
+        for path in paths[name]:
+            speaker = speakers.search(path.name)
+            # A clip whose name tells no speaker, as of silence, is related to none.
+            clips.append(Clip(path, name, split="test", group=speaker[1] if speaker else f"{name}/{path.name}"))
+    return clips
+
+
 def task(version: str, release: str, words: list[str]) -> Task:
     """The task of one version, such as ``"v1"`` of release ``"v0.01"``."""
     folder, data_folder = Path(__file__).resolve().parent, f"speech_commands_{release}"
@@ -125,5 +205,28 @@ def task(version: str, release: str, words: list[str]) -> Task:
     )
 
 
+def ten_commands(version: str, release: str, words: list[str]) -> Task:
+    """The task of ten commands, unknown and silence, of one version."""
+    all_words = task(version, release, words)
+    test_folder = f"speech_commands_test_set_{release}"
+    return replace(
+        all_words,
+        name=f"{all_words.name}_12",
+        title=f"{all_words.title}, ten commands",
+        read_clips=partial(read_ten_commands, words=words, data_folder=all_words.data_folder, test_folder=test_folder),
+        class_names=(*COMMANDS, SILENCE, UNKNOWN),
+        features_file=f"spc_features_audiosep_{version}_12.pt",
+        head_files={kind: file.replace(".pt", "_12.pt") for kind, file in all_words.head_files.items()},
+        results_folder=all_words.folder / f"results_{version}_12",
+    )
+
+
 V1, V2 = task("v1", "v0.01", WORDS_V1), task("v2", "v0.02", WORDS_V2)
-VERSIONS = ("--version", {"v1": V1, "v2": V2})
+V1_12, V2_12 = ten_commands("v1", "v0.01", WORDS_V1), ten_commands("v2", "v0.02", WORDS_V2)
+TASK_FLAG = {"--task": "words: every word of the archive; 12: ten commands, unknown and silence"}
+V1_TASKS = Variants(TASK_FLAG, {("words",): V1, ("12",): V1_12})
+V2_TASKS = Variants(TASK_FLAG, {("words",): V2, ("12",): V2_12})
+VERSIONS = Variants(
+    {"--version": "v1 (v0.01, 30 words) or v2 (v0.02, 35 words)", **TASK_FLAG},
+    {("v1", "words"): V1, ("v2", "words"): V2, ("v1", "12"): V1_12, ("v2", "12"): V2_12},
+)

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.clips import Clip, DatasetError, DatasetNote, Flag, Task, layout_error
+from common.clips import Clip, DatasetError, DatasetNote, Flag, Task, Variants, layout_error
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -130,10 +130,11 @@ def task(subset: str, features_file: str) -> Task:
 
 
 TRAIN_CLEAN_100 = task("train-clean-100", "librispeech_trainclean100_features.pt")
-OTHERS = (
-    "--subset",
-    {
-        "test-clean": task("test-clean", "librispeech_testclean_features.pt"),
-        "dev-clean": task("dev-clean", "librispeech_devclean_features.pt"),
-    },
+OTHERS = {
+    "test-clean": task("test-clean", "librispeech_testclean_features.pt"),
+    "dev-clean": task("dev-clean", "librispeech_devclean_features.pt"),
+}
+OTHER_SUBSETS = Variants(
+    {"--subset": "test-clean, or dev-clean; the speakers of neither are in train-clean-100"},
+    {(name,): subset for name, subset in OTHERS.items()},
 )

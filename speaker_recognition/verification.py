@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 TRIALS = 20_000  # of either kind, at most
 P_TARGETS = (0.01, 0.05)
-STATISTICS = {"train-clean-100": TRAIN_CLEAN_100, "dev-clean": OTHERS[1]["dev-clean"]}
+STATISTICS = {"train-clean-100": TRAIN_CLEAN_100, "dev-clean": OTHERS["dev-clean"]}
 TASK = replace(
-    OTHERS[1]["test-clean"],
+    OTHERS["test-clean"],
     results_folder=TRAIN_CLEAN_100.folder / "verification",
     flags=(
         Flag("--statistics", "the subset that standardises and whitens; its speakers are others", tuple(STATISTICS)),

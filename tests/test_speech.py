@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import SHARED, needs_shared, write_wav
 
+from common.cli import classify_main, extract_main
 from common.clips import DatasetError, DatasetNote
 from common.features import FeatureSet
 from common.splits import make_splits
@@ -168,6 +170,98 @@ def test_wrong_speech_commands(commands: Path, tmp_path: Path) -> None:
     (commands / "testing_list.txt").unlink()
     with pytest.raises(DatasetError, match=r"^testing_list.txt of Speech Commands are missing"):
         speech_commands.V1.read_clips(commands)
+
+
+@pytest.fixture
+def ten_commands(tmp_path: Path) -> Path:
+    """Speech Commands v0.01 with all ten commands and two other words, and its test set beside it."""
+    root, test_set = tmp_path / "speech_commands_v0.01", tmp_path / "speech_commands_test_set_v0.01"
+    speakers = {"train": "0000000a", "valid": "0000000b", "test": "0000000c"}
+    for number, word in enumerate((*speech_commands.COMMANDS, "bed", "cat")):
+        for speaker in speakers.values():
+            write_wav(root / word / f"{speaker}_nohash_0.wav", number, rate=16_000)
+        folder = test_set / (word if word in speech_commands.COMMANDS else "_unknown_")
+        suffix = ".wav.wav" if word == "cat" else ".wav"
+        write_wav(folder / f"{word}_{speakers['test']}_nohash_0{suffix}", number, rate=16_000, format="WAV")
+    write_wav(test_set / "_silence_" / "0.wav", 99, rate=16_000)
+    for name, seconds in (("running_tap", 2.2), ("white_noise", 3.0)):
+        write_wav(root / "_background_noise_" / f"{name}.wav", 7, seconds, rate=16_000)
+    for split, name in speech_commands.LISTS.items():
+        words = (*speech_commands.COMMANDS, "bed", "cat")
+        (root / name).write_text("".join(f"{word}/{speakers[split]}_nohash_0.wav\n" for word in words))
+    return root
+
+
+@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
+def test_ten_commands_unknown_and_silence(ten_commands: Path) -> None:
+    clips = speech_commands.V1_12.read_clips(ten_commands)
+    counts = Counter((clip.class_name, clip.split) for clip in clips)
+    for split in ("train", "valid", "test"):
+        assert all(counts[command, split] == 1 for command in speech_commands.COMMANDS)
+        assert counts["_unknown_", split] == 2
+    # 3.0 s of noise hold windows at 0, 0.5, 1.0 and 1.5 s; the one at 2.0 s would end with the file.
+    assert [counts["_silence_", split] for split in ("train", "valid", "test")] == [4, 3, 1]
+    noise = [clip for clip in clips if clip.class_name == "_silence_" and clip.split == "train"]
+    assert [(clip.start_s, clip.end_s) for clip in noise] == [(0.0, 1.0), (0.5, 1.5), (1.0, 2.0), (1.5, 2.5)]
+    sides = [{clip.group for clip in clips if clip.split == split} for split in ("train", "valid", "test")]
+    assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
+    assert sides[2] == {"0000000c", "_silence_/0.wav"}
+    assert len({clip.clip_id(ten_commands) for clip in clips}) == len(clips)
+
+
+def test_the_windows_of_silence_are_those_of_tensorflow_datasets(tmp_path: Path) -> None:
+    # About the lengths of v0.02's noise files. TensorFlow Datasets counts 85,511 training and 10,102 validation
+    # clips, of which 84,843 and 9,981 are words.
+    lengths = {
+        "doing_the_dishes": 1_522_930,
+        "dude_miaowing": 988_891,
+        "exercise_bike": 980_062,
+        "pink_noise": 960_000,
+        "running_tap": 978_488,
+        "white_noise": 960_000,
+    }
+    for name, samples in lengths.items():
+        write_wav(tmp_path / f"{name}.wav", seconds=samples / 16_000, rate=16_000)
+    clips = speech_commands._read_silence(tmp_path)
+    expected = {name: len(range(0, samples - 16_000, 8_000)) for name, samples in lengths.items()}
+    assert Counter(clip.group for clip in clips) == expected
+    assert Counter(clip.split for clip in clips) == {"train": 85_511 - 84_843, "valid": 10_102 - 9_981}
+
+
+@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
+def test_a_ten_command_task_that_is_not_whole(ten_commands: Path, tmp_path: Path) -> None:
+    noise, test_set = ten_commands / "_background_noise_", tmp_path / "speech_commands_test_set_v0.01"
+    (noise / "running_tap.wav").rename(noise / "tap.wav")
+    with pytest.warns(DatasetNote, match="no _silence_ for validation"):
+        speech_commands.V1_12.read_clips(ten_commands)
+    (noise / "tap.wav").unlink()
+    (noise / "white_noise.wav").write_bytes(b"no audio")
+    with pytest.raises(DatasetError, match=r"white_noise.wav: cannot be read as audio"):
+        speech_commands.V1_12.read_clips(ten_commands)
+    (noise / "white_noise.wav").unlink()
+    with pytest.raises(DatasetError, match="has no noise of over a second"):
+        speech_commands.V1_12.read_clips(ten_commands)
+    (test_set / "_silence_" / "0.wav").unlink()
+    with pytest.raises(DatasetError, match=r"has no \.wav files of _silence_"):
+        speech_commands.V1_12.read_clips(ten_commands)
+    test_set.rename(tmp_path / "elsewhere")
+    with pytest.raises(DatasetError, match=r"unpack speech_commands_test_set_v0.01.tar.gz as .*test_set_v0.01$"):
+        speech_commands.V1_12.read_clips(ten_commands)
+
+
+@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
+def test_ten_commands_from_audio_to_scores(ten_commands: Path, tmp_path: Path) -> None:
+    features, results = tmp_path / "features.pt", tmp_path / "results"
+    root = ("--data-root", str(ten_commands), "--checkpoint", "random:2024", "--device", "cpu")
+    extract_main(speech_commands.V1_TASKS, ["--task", "12", *root, "--output", str(features)])
+    options = ("--epochs", "2", "--output-dir", str(results), "--features", str(features))
+    classify_main(speech_commands.VERSIONS, ["--version", "v1", "--task", "12", *options])
+    record = json.loads((results / "result.json").read_text())
+    assert record["features"]["class_names"] == [*speech_commands.COMMANDS, "_silence_", "_unknown_"]
+    assert record["protocol"] == "official train, valid and test split"
+    assert record["heads"]["linear"]["splits"][0]["n_test"] == 13
+    with pytest.raises(SystemExit):
+        classify_main(speech_commands.VERSIONS, ["--version", "v1", *options])  # the 30 words' features are others
 
 
 @needs_shared
