@@ -22,14 +22,12 @@ from common.files import DamagedFileError, UnsafeFileError, load_torch, sha256_o
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_PATH = PROJECT_ROOT / "pretrained_models" / "AudioSep" / "pytorch_model.bin"
-DEFAULT_URL = (
-    "https://huggingface.co/nielsr/audiosep-demo/resolve/9188caa202a0d31845367e4dad8bb5549eddb4ba/pytorch_model.bin"
-)
 KNOWN_RELEASES = {
     "37f1691fb067e2575f1ad1cfbfe44b7b3da18e52f33fcb2b0937b72952f11ba1": "nielsr/audiosep-demo pytorch_model.bin",
     "f8cda01bfd0ebd141eef45d41db7a3ada23a56568465840d3cff04b8010ce82c": "AudioSep audiosep_base_4M_steps.ckpt",
 }
 CLAP_SHA256 = "51c68f12f9d7ea25fdaaccf741ec7f81e93ee594455410f3bca4f47f88d8e006"
+DOWNLOAD = "python -m common.download weights"  # to DEFAULT_PATH
 # The tensor that tells where in a file the separator is: its name without the prefix.
 ANCHOR = "base.bn0.weight"
 
@@ -96,11 +94,6 @@ def file_sha256(path: Path) -> str:
     return sha256
 
 
-def download_command(path: Path = DEFAULT_PATH) -> str:
-    """The shell line that fetches the default checkpoint, over whatever lies there."""
-    return f"curl -L --create-dirs -o {path} {DEFAULT_URL}"
-
-
 def _random_weights(checkpoint: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
     """Untrained weights: He-normal convolutions, lightly perturbed BatchNorm, a generator per tensor name.
 
@@ -132,23 +125,23 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
     """Catch by their first bytes the files that people have instead of a checkpoint."""
     if not path.exists():
         raise CheckpointError(
-            f"checkpoint {path} not found. Get it with: {download_command()}   "
+            f"checkpoint {path} not found. Get it with: {DOWNLOAD} "
             "(or try the pipeline untrained with --checkpoint random:0)"
         )
     if path.is_dir():
         raise CheckpointError(f"checkpoint {path} is a folder. Give the file itself, such as {path}/pytorch_model.bin")
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} is no regular file. Give the weights: {download_command()}")
+        raise CheckpointError(f"checkpoint {path} is no regular file. Give the weights: {DOWNLOAD}")
     with path.open("rb") as file:
         head = file.read(64)
     if not head:
-        raise CheckpointError(f"checkpoint {path} is empty (0 bytes). Fetch it again: {download_command()}")
+        raise CheckpointError(f"checkpoint {path} is empty (0 bytes). Delete it, then: {DOWNLOAD}")
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(
-            f"checkpoint {path} is a Git LFS pointer, not the weights. Run 'git lfs pull', or: {download_command()}"
+            f"checkpoint {path} is a Git LFS pointer, not the weights. Run 'git lfs pull', or delete it, then: {DOWNLOAD}"
         )
     if head.lstrip()[:1] == b"<":
-        raise CheckpointError(f"checkpoint {path} is a web page, not weights. Fetch it again: {download_command()}")
+        raise CheckpointError(f"checkpoint {path} is a web page, not weights. Delete it, then: {DOWNLOAD}")
 
 
 def _read(path: Path) -> object:
@@ -160,19 +153,19 @@ def _read(path: Path) -> object:
             raise _clap_error(path) from error
         raise CheckpointError(
             f"checkpoint {path} holds Python objects that would run code when opened; refused, and nothing was "
-            f"run. Use the published weights: {download_command()}"
+            f"run. Use the published weights: {DOWNLOAD}"
         ) from error
     except (DamagedFileError, SafetensorError) as error:
         raise CheckpointError(
             f"checkpoint {path} ({path.stat().st_size:,} bytes) is truncated or not a checkpoint ({error}). "
-            f"Fetch it again: {download_command()}"
+            f"Delete it, then: {DOWNLOAD}"
         ) from error
 
 
 def _clap_error(path: Path) -> CheckpointError:
     return CheckpointError(
         f"checkpoint {path} is a CLAP checkpoint (AudioSep's text encoder), not the separator whose features are "
-        f"extracted. Give pytorch_model.bin or audiosep_base_4M_steps.ckpt: {download_command()}"
+        f"extracted. Give pytorch_model.bin or audiosep_base_4M_steps.ckpt: {DOWNLOAD}"
     )
 
 
@@ -210,7 +203,7 @@ def _select(content: object, shapes: Mapping[str, tuple[int, ...]], path: Path) 
             raise _clap_error(path)
         raise CheckpointError(
             f"checkpoint {path} has no AudioSep separator in it (no tensor named ...{ANCHOR}). "
-            f"Give the published weights: {download_command()}"
+            f"Give the published weights: {DOWNLOAD}"
         )
     # A wrapper may hold copies (an averaged model beside the model): take the official prefix where there is a choice.
     state, prefix = next((place for place in places if place[1] == "ss_model."), places[0])
@@ -233,6 +226,6 @@ def _select(content: object, shapes: Mapping[str, tuple[int, ...]], path: Path) 
     if problems:
         raise CheckpointError(
             f"checkpoint {path} does not fit AudioSep's ResUNet30 encoder; {len(problems)} of {len(shapes)} tensors "
-            f"are wrong: {'; '.join(problems)}. Fetch the published weights: {download_command()}"
+            f"are wrong: {'; '.join(problems)}. Fetch the published weights: {DOWNLOAD}"
         )
     return selected

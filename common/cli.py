@@ -93,10 +93,12 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from common.checkpoint import CheckpointError
     from common.extract import ExtractionError
     from common.features import FeatureFileError
+    from common.fetch import DownloadError
     from common.splits import SplitError
     from common.train import FitError
+    from common.unpack import UnpackError
 
-    own = (ConfigError, DatasetError, OutputError)
+    own = (ConfigError, DatasetError, OutputError, DownloadError, UnpackError)
     return (*own, CheckpointError, ExtractionError, FeatureFileError, SplitError, FitError)
 
 

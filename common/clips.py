@@ -118,11 +118,13 @@ class Variants:
     tasks: dict[tuple[str, ...], Task]
 
 
-def layout_error(root: Path, title: str, expected: str, usual_folder: str) -> DatasetError:
-    """The error for a data root that does not hold what a data set's official archive holds."""
+def layout_error(root: Path, title: str, expected: str, usual_folder: str, download: str) -> DatasetError:
+    """The error for a data root that does not hold what a data set's official archive holds; `download` is what
+    `python -m common.download` knows the data set by."""
     if not root.exists():
         return DatasetError(
-            f"data root {root} does not exist. Unpack {title} there, or give its folder ({expected} in it): --data-root"
+            f"data root {root} does not exist. Give the folder of {title} ({expected} in it) with --data-root, or "
+            f"get it: {download_command(download, root)}"
         )
     if not root.is_dir():
         return DatasetError(f"data root {root} is a file; give the folder of {title} ({expected} in it): --data-root")
@@ -132,7 +134,13 @@ def layout_error(root: Path, title: str, expected: str, usual_folder: str) -> Da
         )
     names = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
     found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
-    return DatasetError(f"data root {root} is not laid out as {title}: expected {expected}; found {found}")
+    get = f"; get it: {download_command(download, root)}" if not names else ""
+    return DatasetError(f"data root {root} is not laid out as {title}: expected {expected}; found {found}{get}")
+
+
+def download_command(download: str, root: Path) -> str:
+    """The command that gets a data set whose folder is `root`."""
+    return f"python -m common.download {download} --root {root.parent}"
 
 
 def read_metadata(path: Path, columns: tuple[str, ...], whole_numbers: tuple[str, ...], title: str) -> pd.DataFrame:

@@ -38,7 +38,7 @@ def read_clips(root: Path) -> list[Clip]:
         DatasetError: another layout, or a row at odds with its file's name, as in altered copies of the CSV.
     """
     if not (root / "meta" / "esc50.csv").is_file() or not (root / "audio").is_dir():
-        raise layout_error(root, TITLE, "audio/*.wav and meta/esc50.csv", "ESC-50-master")
+        raise layout_error(root, TITLE, "audio/*.wav and meta/esc50.csv", "ESC-50-master", "esc50")
     columns = ("filename", "fold", "target", "category", "src_file")
     meta = read_metadata(root / "meta" / "esc50.csv", columns, ("fold", "target"), TITLE)
     for line, row in enumerate(meta.itertuples(), start=2):

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.clips import Clip, DatasetError, DatasetNote, Flag, Task, Variants, layout_error
+from common.clips import Clip, DatasetError, DatasetNote, Flag, Task, Variants, download_command, layout_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 TITLE = "ICBHI 2017"
 SPLIT_FILE = "ICBHI_challenge_train_test.txt"
-SPLIT_URL = f"https://bhichallenge.med.auth.gr/sites/default/files/ICBHI_final_database/{SPLIT_FILE}"
 RECORDING_CLASSES = ("normal", "abnormal")
 VALID_SHARE = 0.2  # of the training patients
 CYCLE_CLASSES = ("normal", "crackle", "wheeze", "both")  # the index is crackles + 2 * wheezes
@@ -56,7 +55,7 @@ def _read(root: Path) -> list[tuple[Path, str, str, list[tuple[float, float, str
     """
     recordings = sorted(root.glob("*.wav")) if root.is_dir() else []
     if not recordings:
-        raise layout_error(root, TITLE, "920 *.wav with a *.txt beside each", "ICBHI_final_database")
+        raise layout_error(root, TITLE, "920 *.wav with a *.txt beside each", "ICBHI_final_database", "icbhi")
     splits = _read_splits(root)
     rows = []
     for path in recordings:
@@ -67,7 +66,7 @@ def _read(root: Path) -> list[tuple[Path, str, str, list[tuple[float, float, str
                 "101_1b1_Al_sc_Meditron.wav); take it out of the folder"
             )
         if name["key"] not in splits:
-            raise DatasetError(f"{path} is not in the official split {SPLIT_FILE}; take it out, or get {SPLIT_URL}")
+            raise DatasetError(f"{path} is not in the official split {SPLIT_FILE}; take it out of the folder")
         rows.append((path, splits[name["key"]], name["patient"], _read_cycles(path.with_suffix(".txt"))))
     _note_strangers(root, recordings)
     if len(rows) < len(splits):
@@ -87,7 +86,7 @@ def _read_splits(root: Path) -> dict[str, str]:
     else:
         raise DatasetError(
             f"{SPLIT_FILE} is neither in {root} nor beside it (it is a file of its own, not in the archive); "
-            f"get it: curl -kL -o {root / SPLIT_FILE} {SPLIT_URL}"
+            f"get it: {download_command('icbhi --only split', root)}"
         )
     splits = {}
     for line, row in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
@@ -97,7 +96,8 @@ def _read_splits(root: Path) -> dict[str, str]:
         name = STEM.fullmatch(fields[0])
         if len(fields) != 2 or name is None or fields[1] not in ("train", "test"):
             raise DatasetError(
-                f"{path} line {line} ({row.strip()[:60]!r}) is not 'recording<TAB>train|test'; get {SPLIT_URL}"
+                f"{path} line {line} ({row.strip()[:60]!r}) is not 'recording<TAB>train|test'; delete it and "
+                f"get it anew: {download_command('icbhi --only split', root)}"
             )
         splits[name["key"]] = fields[1]
     return splits

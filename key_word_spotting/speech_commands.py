@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from common.clips import Clip, DatasetError, DatasetNote, Task, Variants, layout_error
+from common.clips import Clip, DatasetError, DatasetNote, Task, Variants, download_command, layout_error
 
 TITLE = "Speech Commands"
 NOISE_FOLDER = "_background_noise_"  # minutes of noise, not a word
@@ -78,7 +78,8 @@ def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]
     if folders and missing and not (root / data_folder).is_dir():
         raise DatasetError(f"{' and '.join(missing)} of {TITLE} are missing in {root}; unpack the archive there again")
     if missing or not folders:
-        raise layout_error(root, TITLE, "<word>/*.wav, validation_list.txt and testing_list.txt", data_folder)
+        expected, version = "<word>/*.wav, validation_list.txt and testing_list.txt", data_folder.rpartition("_")[2]
+        raise layout_error(root, TITLE, expected, data_folder, f"speech_commands --only {version}")
     strangers = [folder.name for folder in folders if folder.name not in words]
     if strangers:
         other = " (words of v0.02: is it the other version's script?)" if set(strangers) <= set(WORDS_V2) else ""
@@ -169,7 +170,8 @@ def _read_test_set(root: Path, test_folder: str) -> list[Clip]:
     usual = root.resolve().parent / test_folder
     if not folder.is_dir():
         raise DatasetError(
-            f"the ten-command task is tested on an archive of its own: unpack {test_folder}.tar.gz as {usual}"
+            f"the ten-command task is tested on an archive of its own, and {usual} does not exist; get it: "
+            + download_command(f"speech_commands --only test-{test_folder.rpartition('_')[2]}", usual)
         )
     classes = (*COMMANDS, SILENCE, UNKNOWN)
     paths = {name: sorted((folder / name).glob("*.wav")) for name in classes}

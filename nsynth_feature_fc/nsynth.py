@@ -47,7 +47,8 @@ def read_clips(root: Path, split: str) -> list[Clip]:
     if not listing.is_file() or not (folder / "audio").is_dir():
         if (root / "examples.json").is_file():
             raise DatasetError(f"data root {root} is one set; give the folder that holds {folder.name}: {root.parent}")
-        raise layout_error(root, TITLE, f"{folder.name}/examples.json and {folder.name}/audio/*.wav", "nsynth")
+        expected = f"{folder.name}/examples.json and {folder.name}/audio/*.wav"
+        raise layout_error(root, TITLE, expected, "nsynth", f"nsynth --only {split}")
     try:
         with listing.open(encoding="utf-8") as file:
             notes = json.load(file, object_hook=_family_and_instrument)

@@ -30,7 +30,8 @@ def read_clips(root: Path, subset: str) -> list[Clip]:
     if not (root / subset).is_dir() or not (root / "SPEAKERS.TXT").is_file():
         if root.name in SUBSETS:
             raise DatasetError(f"data root {root} is one subset; give the folder that holds it: {root.parent}")
-        raise layout_error(root, TITLE, f"SPEAKERS.TXT and {subset}/<speaker>/<chapter>/*.flac", "LibriSpeech")
+        expected = f"SPEAKERS.TXT and {subset}/<speaker>/<chapter>/*.flac"
+        raise layout_error(root, TITLE, expected, "LibriSpeech", f"librispeech --only {subset}")
     speakers = read_speakers(root / "SPEAKERS.TXT")
     clips = []
     for path in sorted((root / subset).glob("*/*/*.flac")):

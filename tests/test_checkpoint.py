@@ -145,8 +145,7 @@ def test_wrong_tensors_are_all_named(tensors, tmp_path: Path) -> None:
 
 def test_a_missing_file_says_how_to_get_it(tmp_path: Path) -> None:
     message = problem(tmp_path / "pytorch_model.bin")
-    assert "curl" in message
-    assert checkpoint_module.DEFAULT_URL in message
+    assert "python -m common.download weights" in message
     assert "random:0" in message
 
 

@@ -136,7 +136,7 @@ def test_flags_override_ones_own_file(esc50_features: Path, tmp_path: Path) -> N
     ("flags", "words"),
     [
         (["--data-root", "nowhere"], "nowhere does not exist"),
-        (["--checkpoint", "nowhere.bin"], "nowhere.bin not found. Get it with: curl"),
+        (["--checkpoint", "nowhere.bin"], "nowhere.bin not found. Get it with: python -m common.download weights"),
         (["--checkpoint", "random:x"], "random:0"),
         (["--layer", "block6"], "choose one of pre_conv"),
         (["--pool", "median"], "choose one of mean, std, max"),

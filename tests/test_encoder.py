@@ -156,20 +156,20 @@ def test_cores_cover_a_clip_once_and_widths_are_few() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
-def test_a_minute_needs_little_memory() -> None:
-    """What ten minutes need, but for the waveform itself: 77 MB a copy."""
+def test_minutes_need_little_memory() -> None:
+    """Memory is bounded by the tiles: in one piece, two minutes would take several gigabytes."""
     script = """
 import numpy as np
 from common.encoder import load_encoder
 peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
 encoder = load_encoder("random:0", "cpu")
-waveform = (0.1 * np.random.default_rng(0).standard_normal(60 * 32_000)).astype(np.float32)
+waveform = (0.1 * np.random.default_rng(0).standard_normal(120 * 32_000)).astype(np.float32)
 before = peak()
 encoder.embed([waveform])
 print(peak() - before)
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert float(result.stdout) < 1300
+    assert float(result.stdout) < 1800
 
 
 @pytest.mark.parametrize("samples", [1, 2, 1_025, 9_919])

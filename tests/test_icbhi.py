@@ -113,7 +113,7 @@ def test_no_split_file_and_a_wrong_folder(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"line 1 .* is not 'recording<TAB>train.test'"):
         read_recordings(root)
     (tmp_path / SPLIT_FILE).unlink()
-    with pytest.raises(DatasetError, match="get it: curl"):
+    with pytest.raises(DatasetError, match=r"get it: python -m common\.download icbhi --only split --root "):
         read_recordings(root)
 
 

@@ -112,7 +112,7 @@ def test_altered_rows_of_esc50(row: tuple, tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", [esc50, urbansound8k])
 def test_wrong_layouts_say_what_was_expected_and_found(module, tmp_path: Path) -> None:
     title = module.TASK.title
-    with pytest.raises(DatasetError, match=f"does not exist. Unpack {title} there"):
+    with pytest.raises(DatasetError, match=f"does not exist. Give the folder of {title} "):
         module.read_clips(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match=r"expected audio/.* found nothing"):
         module.read_clips(tmp_path)

@@ -31,7 +31,8 @@ def read_clips(root: Path) -> list[Clip]:
     """
     metadata = root / "metadata" / "UrbanSound8K.csv"
     if not metadata.is_file() or not (root / "audio").is_dir():
-        raise layout_error(root, TITLE, "audio/fold1 to fold10 and metadata/UrbanSound8K.csv", "UrbanSound8K")
+        expected = "audio/fold1 to fold10 and metadata/UrbanSound8K.csv"
+        raise layout_error(root, TITLE, expected, "UrbanSound8K", "urbansound8k")
     columns = ("slice_file_name", "fsID", "fold", "classID", "class")
     meta = read_metadata(metadata, columns, ("fsID", "fold", "classID"), TITLE)
     meta = meta.rename(columns={"class": "class_name"})  # a keyword cannot be a row's attribute
