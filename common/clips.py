@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,10 @@ class DatasetNote(UserWarning):
 
 class DatasetError(ValueError):
     """A data set is not laid out as expected; the message is one line that says what to do."""
+
+
+class DatasetMissingError(DatasetError):
+    """A data set, or a part of it, is not there at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,8 @@ class Task:
         prepare: (features, values of `flags`, seed) -> the features to fit and score, rows chosen and splits made,
             and the protocol in words where these no longer are the data set's own.
         scores: (labels, predictions) -> scores beside accuracy and macro-F1.
+        official_counts: how many the whole data set has, by the names that `count` gives; as far as known.
+        official_overlap: groups that the data set's own division puts on two sides.
     """
 
     name: str
@@ -103,6 +110,22 @@ class Task:
     flags: tuple[Flag, ...] = ()
     prepare: Callable[[FeatureSet, Mapping[str, Any], int], tuple[FeatureSet, str]] = as_it_is
     scores: Callable[[np.ndarray, np.ndarray], dict[str, float]] | None = None
+    official_counts: Mapping[str, int] = field(default_factory=dict)
+    official_overlap: frozenset[str] = frozenset()
+
+
+def count(clips: Sequence[Clip]) -> Counter[str]:
+    """How many there are of everything: ``clips``, ``classes``, ``groups``, ``fold 1``, ``train``, ``class dog``."""
+    counts = Counter(clips=len(clips))
+    for clip in clips:
+        counts[f"class {clip.class_name}"] += 1
+        if clip.fold is not None:
+            counts[f"fold {clip.fold}"] += 1
+        if clip.split is not None:
+            counts[clip.split] += 1
+    counts["classes"] = len({clip.class_name for clip in clips})
+    counts["groups"] = len({clip.group for clip in clips} - {None})
+    return counts
 
 
 @dataclass(frozen=True)
@@ -118,24 +141,28 @@ class Variants:
     tasks: dict[tuple[str, ...], Task]
 
 
-def layout_error(root: Path, title: str, expected: str, usual_folder: str, download: str) -> DatasetError:
+def layout_error(root: Path, title: str, expected: str, usual_folder: str, download: str) -> DatasetMissingError:
     """The error for a data root that does not hold what a data set's official archive holds; `download` is what
     `python -m common.download` knows the data set by."""
     if not root.exists():
-        return DatasetError(
+        return DatasetMissingError(
             f"data root {root} does not exist. Give the folder of {title} ({expected} in it) with --data-root, or "
             f"get it: {download_command(download, root)}"
         )
     if not root.is_dir():
-        return DatasetError(f"data root {root} is a file; give the folder of {title} ({expected} in it): --data-root")
+        return DatasetMissingError(
+            f"data root {root} is a file; give the folder of {title} ({expected} in it): --data-root"
+        )
     if (root / usual_folder).is_dir():
-        return DatasetError(
+        return DatasetMissingError(
             f"data root {root} is one folder too high for {title}: give --data-root {root / usual_folder}"
         )
     names = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
     found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
-    get = f"; get it: {download_command(download, root)}" if not names else ""
-    return DatasetError(f"data root {root} is not laid out as {title}: expected {expected}; found {found}{get}")
+    return DatasetMissingError(
+        f"data root {root} is not laid out as {title}: expected {expected}; found {found}. "
+        f"If that is missing, get it: {download_command(download, root)}"
+    )
 
 
 def download_command(download: str, root: Path) -> str:

@@ -82,4 +82,10 @@ TASK = Task(
     features_file="esc50_features_audiosep.pt",
     head_files={"linear": "esc50_linear_classifier.pt", "three_layer": "esc50_three_classifier.pt"},
     recognise=recognise,
+    official_counts={
+        "clips": 2000,
+        **{f"fold {fold}": 400 for fold in range(1, 6)},
+        **{f"class {name}": 40 for name in CLASS_NAMES},
+    },
 )
+CHECKS = ((TASK,),)

@@ -194,6 +194,14 @@ RECORDINGS = Task(
     flags=(PATIENT_DISJOINT,),
     prepare=prepare,
     scores=scores,
+    official_counts={
+        "clips": 920,
+        "train": 539,
+        "test": 381,
+        "class normal": 287,
+        "class abnormal": 633,
+    },
+    official_overlap=frozenset({"156", "218"}),
 )
 CYCLES = replace(
     RECORDINGS,
@@ -203,7 +211,17 @@ CYCLES = replace(
     class_names=CYCLE_CLASSES,
     features_file="icbhi_cycle_features_audiosep.pt",
     results_folder=FOLDER / "cycle_results",
+    official_counts={
+        "clips": 6898,
+        "train": 4142,
+        "test": 2756,
+        "class normal": 3642,
+        "class crackle": 1864,
+        "class wheeze": 886,
+        "class both": 506,
+    },
 )
+CHECKS = ((RECORDINGS,), (CYCLES,))
 LEVELS = Variants(
     {"--level": "whole recordings (normal, abnormal), or breathing cycles (normal, crackle, wheeze, both)"},
     {("recording",): RECORDINGS, ("cycle",): CYCLES},

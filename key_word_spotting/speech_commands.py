@@ -15,7 +15,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from common.clips import Clip, DatasetError, DatasetNote, Task, Variants, download_command, layout_error
+from common.clips import (
+    Clip,
+    DatasetError,
+    DatasetMissingError,
+    DatasetNote,
+    Task,
+    Variants,
+    download_command,
+    layout_error,
+)
 
 TITLE = "Speech Commands"
 NOISE_FOLDER = "_background_noise_"  # minutes of noise, not a word
@@ -58,6 +67,13 @@ WORDS_V1 = [
     "zero",
 ]
 WORDS_V2 = sorted([*WORDS_V1, "backward", "follow", "forward", "learn", "visual"])
+
+
+WORD_COUNTS = {
+    "v0.01": {"clips": 64_721, "train": 51_088, "valid": 6_798, "test": 6_835},
+    "v0.02": {"clips": 105_829, "train": 84_843, "valid": 9_981, "test": 11_005},
+}
+COMMAND_COUNTS = {"v0.01": {"test": 3_081}, "v0.02": {"train": 85_511, "valid": 10_102, "test": 4_890}}
 
 
 def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]:
@@ -169,7 +185,7 @@ def _read_test_set(root: Path, test_folder: str) -> list[Clip]:
     folder = root / ".." / test_folder
     usual = root.resolve().parent / test_folder
     if not folder.is_dir():
-        raise DatasetError(
+        raise DatasetMissingError(
             f"the ten-command task is tested on an archive of its own, and {usual} does not exist; get it: "
             + download_command(f"speech_commands --only test-{test_folder.rpartition('_')[2]}", usual)
         )
@@ -204,6 +220,7 @@ def task(version: str, release: str, words: list[str]) -> Task:
         },
         data_folder=data_folder,
         results_folder=folder / f"results_{version}",
+        official_counts=WORD_COUNTS[release],
     )
 
 
@@ -220,6 +237,7 @@ def ten_commands(version: str, release: str, words: list[str]) -> Task:
         features_file=f"spc_features_audiosep_{version}_12.pt",
         head_files={kind: file.replace(".pt", "_12.pt") for kind, file in all_words.head_files.items()},
         results_folder=all_words.folder / f"results_{version}_12",
+        official_counts=COMMAND_COUNTS[release],
     )
 
 
@@ -232,3 +250,4 @@ VERSIONS = Variants(
     {"--version": "v1 (v0.01, 30 words) or v2 (v0.02, 35 words)", **TASK_FLAG},
     {("v1", "words"): V1, ("v2", "words"): V2, ("v1", "12"): V1_12, ("v2", "12"): V2_12},
 )
+V1_CHECKS, V2_CHECKS = ((V1,), (V1_12,)), ((V2,), (V2_12,))

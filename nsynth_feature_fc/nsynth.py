@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from common.features import FeatureSet
 
 TITLE = "NSynth"
-SPLITS = ("train", "valid", "test")
+NOTES = {"train": 289_205, "valid": 12_678, "test": 4_096}
+SPLITS = tuple(NOTES)
 # In the order of the official numbers 0 to 10. synth_lead occurs in train alone.
 FAMILIES = (
     "bass",
@@ -115,6 +116,7 @@ def task(split: str) -> Task:
         class_names=FAMILIES,
         features_file=f"nsynth_{split}_features.pt",
         head_files={},
+        official_counts={"clips": NOTES[split], **({} if split == "train" else {"class synth_lead": 0})},
     )
 
 
@@ -130,3 +132,4 @@ CLASSIFICATION = replace(
     ),
     prepare=prepare,
 )
+CHECKS = (tuple(task(split) for split in SPLITS),)

@@ -112,7 +112,7 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
     return prepared, f"about {options['train_test_split']:.0%} test, by whole chapters, seed {seed}{left_out}"
 
 
-def task(subset: str, features_file: str) -> Task:
+def task(subset: str, features_file: str, official_counts: Mapping[str, int]) -> Task:
     """The task of extracting one subset."""
     return Task(
         name=f"librispeech_{subset}",
@@ -127,15 +127,21 @@ def task(subset: str, features_file: str) -> Task:
             Flag("--split", "utterance: 80/20 within every speaker; or by whole chapters", ("utterance", "chapter")),
         ),
         prepare=prepare,
+        official_counts=official_counts,
     )
 
 
-TRAIN_CLEAN_100 = task("train-clean-100", "librispeech_trainclean100_features.pt")
+TRAIN_CLEAN_100 = task(
+    "train-clean-100",
+    "librispeech_trainclean100_features.pt",
+    {"clips": 28_539, "classes": 251, "groups": 585},
+)
 OTHERS = {
-    "test-clean": task("test-clean", "librispeech_testclean_features.pt"),
-    "dev-clean": task("dev-clean", "librispeech_devclean_features.pt"),
+    "test-clean": task("test-clean", "librispeech_testclean_features.pt", {"clips": 2620, "classes": 40}),
+    "dev-clean": task("dev-clean", "librispeech_devclean_features.pt", {"clips": 2703, "classes": 40}),
 }
 OTHER_SUBSETS = Variants(
     {"--subset": "test-clean, or dev-clean; the speakers of neither are in train-clean-100"},
     {(name,): subset for name, subset in OTHERS.items()},
 )
+CHECKS = ((TRAIN_CLEAN_100,), *((subset,) for subset in OTHERS.values()))

@@ -70,7 +70,7 @@ def test_rooms_import_what_they_may(room: str) -> None:
 
 def test_the_table_of_rooms_is_complete() -> None:
     rooms = {path.stem for path in COMMON.glob("[a-z]*.py")}
-    assert rooms == set(MAY_IMPORT) | {"classify", "cli", "download"}
+    assert rooms == set(MAY_IMPORT) | {"classify", "cli", "checkup", "doctor", "download"}
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)

@@ -22,6 +22,8 @@ CLASS_NAMES = (
     "street_music",
 )
 
+FOLD_SIZES = (873, 888, 925, 990, 936, 823, 838, 806, 816, 837)
+
 
 def read_clips(root: Path) -> list[Clip]:
     """Every row of metadata/UrbanSound8K.csv as a clip; folds are the official 1-10, groups the Freesound ids.
@@ -63,4 +65,12 @@ TASK = Task(
     class_names=CLASS_NAMES,
     features_file="urbansound8k_features_audiosep.pt",
     head_files={"linear": "urbansound8k_linear_classifier.pt", "three_layer": "urbansound8k_three_classifier.pt"},
+    official_counts={
+        "clips": 8732,
+        **{f"fold {fold}": clips for fold, clips in enumerate(FOLD_SIZES, start=1)},
+        **{f"class {name}": {"siren": 929, "car_horn": 429, "gun_shot": 374}.get(name, 1000) for name in CLASS_NAMES},
+    },
+    # Five Freesound recordings were cut into slices of several folds.
+    official_overlap=frozenset({"77751", "106905", "132016", "176638", "180937"}),
 )
+CHECKS = ((TASK,),)

@@ -1,0 +1,99 @@
+"""Is all well before a long run? python -m common.doctor [DATA_SET ...]: what was found, and how to mend it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from common.cli import run
+from common.clips import Task
+from common.config import PROJECT_ROOT, load_config
+
+MARKS = {"good": "✓", "note": "!", "bad": "✗"}
+PLAIN_MARKS = {"good": "ok", "note": "! ", "bad": "NO"}  # for terminals of few letters
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; ends with status 0 if nothing is bad, else 1."""
+    from common import checkup
+    from common.encoder import load_encoder, resolve_device
+
+    data_sets = checkup.data_sets()
+    parser = argparse.ArgumentParser(prog="python -m common.doctor", description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "names", nargs="*", metavar="DATA_SET", help=f"{', '.join(data_sets)} (default: all whose folder is there)"
+    )
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)"
+    )
+    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="where the one data set lies that is named")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    given = parser.parse_args(argv)
+    chosen = [name for name in data_sets if not given.names or any(name.startswith(want) for want in given.names)]
+    unknown = [want for want in given.names if not any(name.startswith(want) for name in data_sets)]
+    if unknown:
+        parser.error(f"{unknown[0]} is not known; choose from {', '.join(data_sets)}")
+    if given.data_root and len(chosen) != 1:
+        parser.error("--data-root is of one data set; name it")
+    try:
+        device = resolve_device(given.device)
+    except ValueError as error:
+        parser.error(str(error))
+    some_task = next(iter(data_sets.values()))[0][0]
+    checkpoint = given.checkpoint or load_config(some_task.folder / "config.yaml")["checkpoint"]
+
+    bad = _show("environment", checkup.check_environment(device))
+    bad += _show("encoder", [checkup.check_encoder(device)])
+    finding, encoder = checkup.check_checkpoint(checkpoint, device)
+    bad += _show("weights", [finding])
+    # Without the right weights, others tell how fast it goes.
+    encoder = encoder or load_encoder("random:0", device)
+    absent = []
+    for name in chosen:
+        divisions = data_sets[name]
+        is_named = bool(given.names)
+        if not is_named and not _root(divisions[0][0], None).is_dir():
+            absent.append(name)
+            continue
+        download = name.removesuffix("_v1").removesuffix("_v2")
+        for place, tasks in enumerate(divisions):
+            roots = [_root(task, given.data_root) for task in tasks]
+            is_wanted = place == 0
+            findings = checkup.check_division(tasks, roots, download, encoder, is_wanted)
+            bad += _show(f"{tasks[0].title if len(tasks) == 1 else name} in {roots[0]}", findings)
+    if absent:
+        print(f"not here, and not looked at: {', '.join(absent)}\n")
+    print(f"{bad} thing{'s' * (bad != 1)} to mend." if bad else "All is well.")
+    sys.exit(1 if bad else 0)
+
+
+def _root(task: Task, given: Path | None) -> Path:
+    configured = load_config(task.folder / "config.yaml")["data_root"]
+    return Path(os.path.abspath(given or configured or PROJECT_ROOT / "data" / task.data_folder))  # noqa: PTH100 - without ..
+
+
+def _show(title: str, findings: Iterable) -> int:
+    """Print findings as they come; how many are bad."""
+    encoding = sys.stdout.encoding or "ascii"
+    try:
+        "".join(MARKS.values()).encode(encoding)
+        marks = MARKS
+    except UnicodeEncodeError:
+        marks = PLAIN_MARKS
+    print(title)
+    bad, width = 0, 8
+    for finding in findings:
+        bad += finding.mark == "bad"
+        width = max(width, len(finding.what))
+        print(f"  {marks[finding.mark]} {finding.what:<{width}} {finding.found}", flush=True)
+        if finding.fix:
+            print(f"    {'':<{width}} -> {finding.fix}")
+    print()
+    return bad
+
+
+if __name__ == "__main__":
+    run(main)

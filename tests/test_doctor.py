@@ -1,0 +1,205 @@
+"""The doctor: all well on a whole data set, and each damage named with its mending."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import write_csv
+from plain_encoder import plain_layers
+
+from common import checkup
+from common.cli import run
+from common.doctor import main
+from demo import generate
+from esc50_feature_fc.esc50 import CLASS_NAMES
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All 2,000 clips of ESC-50 by name, a tenth of a second each; most are links to one file."""
+    root = tmp_path_factory.mktemp("data") / "ESC-50-master"
+    (root / "audio").mkdir(parents=True)
+    rows, first = [], None
+    for fold in range(1, 6):
+        for target, category in enumerate(CLASS_NAMES):
+            for take in range(8):
+                source = 100_000 + 1000 * fold + 10 * target + take
+                name = f"{fold}-{source}-A-{target}.wav"
+                rows.append((name, fold, target, category, "False", source, "A"))
+                if first is None:
+                    first = root / "audio" / name
+                    soundfile.write(first, 0.1 * np.random.default_rng(0).standard_normal(800), 8000)
+                else:
+                    os.link(first, root / "audio" / name)
+    header = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
+    write_csv(root / "meta" / "esc50.csv", header, rows)
+    return root
+
+
+@pytest.fixture
+def damaged(whole: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(whole, tmp_path / "ESC-50-master", copy_function=os.link))
+
+
+def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str]:
+    """The doctor's exit status and what it prints."""
+    with pytest.raises(SystemExit) as exit_:
+        run(lambda: main([*map(str, arguments), "--device", "cpu", "--checkpoint", "random:2024"]))
+    captured = capsys.readouterr()
+    return exit_.value.code, captured.out + captured.err
+
+
+def test_all_is_well(whole: Path, capsys) -> None:
+    status, printed = call(capsys, "esc50", "--data-root", whole)
+    assert "✗" not in printed
+    assert status == 0
+    assert printed.rstrip().endswith("All is well.")
+    for line in (
+        "✓ encoder  gives the known answer",
+        "! weights  random:2024 is untrained",
+        "✓ counts   2,000 clips, as published",
+        "✓ classes  50 classes of 40 clips",
+        "✓ files    2,000 files, none missing, none without a label",
+        "✓ audio    24 clips of 0.1 to 0.1 s decoded",
+        "✓ time     about 3 min of audio: extraction takes about",
+        "✓ splits   2,000 groups, none on two sides",
+    ):
+        assert line in printed
+
+
+def test_missing_and_extra_files(damaged: Path, capsys) -> None:
+    gone = damaged / "audio" / "3-103011-A-1.wav"
+    gone.rename(gone.with_name("9-1-A-0.wav"))
+    status, printed = call(capsys, "esc50", "--data-root", damaged)
+    assert status == 1
+    assert "✗ files    1 files are missing: audio/3-103011-A-1.wav" in printed
+    assert f"-> unpack it again: python -m common.download esc50 --root {damaged.parent}" in printed
+    (damaged / "audio" / "3-103012-A-1.wav").rename(gone)
+    os.link(gone, damaged / "audio" / "3-103012-A-1.wav")
+    os.link(gone, damaged / "audio" / "._3-103012-A-1.wav")  # what macOS leaves is no audio
+    status, printed = call(capsys, "esc50", "--data-root", damaged)
+    assert "✗ files    1 files have no label: audio/9-1-A-0.wav" in printed
+    assert "1 thing to mend." in printed
+
+
+def edit_metadata(root: Path, edit) -> None:
+    path = root / "meta" / "esc50.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.unlink()  # a link to the whole one's
+    path.write_text("".join(edit(lines)))
+
+
+def test_classes_and_counts(damaged: Path, capsys) -> None:
+    edit_metadata(damaged, lambda lines: [line for line in lines if ",rain," not in line and ",pig," not in line])
+    status, printed = call(capsys, "esc50", "--data-root", damaged)
+    assert status == 1
+    assert "clips 1,920 of 2,000, fold 1 384 of 400, fold 2 384 of 400, fold 3 384 of 400 and 4 more" in printed
+    assert "✗ classes  no clips of class pig, rain" in printed
+    assert "80 files have no label" in printed
+
+
+def test_one_class_only(damaged: Path, capsys) -> None:
+    edit_metadata(damaged, lambda lines: [lines[0], *(line for line in lines if ",dog," in line)])
+    status, printed = call(capsys, "esc50", "--data-root", damaged)
+    assert status == 1
+    assert "✗ classes  every clip is of class dog" in printed
+
+
+def test_a_recording_in_two_folds(damaged: Path, capsys) -> None:
+    edit_metadata(damaged, lambda lines: [line.replace(",102000,", ",101000,") for line in lines])
+    status, printed = call(capsys, "esc50", "--data-root", damaged)
+    assert status == 1
+    assert "✗ splits   1 groups stand on two sides of the division: 101000" in printed
+
+
+def test_files_that_are_no_audio(damaged: Path, capsys) -> None:
+    for path in (damaged / "audio").iterdir():
+        path.unlink()
+        path.write_bytes(b"<html>")
+    status, printed = call(capsys, "esc50", "--data-root", damaged)
+    assert status == 1
+    assert "✗ audio    24 of 24 clips cannot be read" in printed
+
+
+def test_another_layout_and_other_names(tmp_path: Path, capsys) -> None:
+    status, printed = call(capsys, "esc50", "--data-root", tmp_path / "nowhere")
+    assert status == 1
+    assert f"✗ labels   data root {tmp_path / 'nowhere'} does not exist" in printed
+    status, printed = call(capsys, "birds")
+    assert status == 2
+    assert "birds is not known; choose from esc50, icbhi" in printed
+    status, printed = call(capsys, "--data-root", tmp_path)
+    assert status == 2
+    assert "--data-root is of one data set" in printed
+
+
+def test_without_names_what_is_not_there_is_no_fault(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("common.doctor.PROJECT_ROOT", tmp_path)
+    status, printed = call(capsys)
+    assert status == 0
+    assert "not here, and not looked at: esc50, icbhi, librispeech, nsynth" in printed
+
+
+def test_three_sets_are_one_division(tmp_path: Path, capsys) -> None:
+    root = tmp_path / "nsynth"
+    generate.generate_nsynth(root, notes=1)
+    status, printed = call(capsys, "nsynth", "--data-root", root)
+    assert status == 1
+    assert "not the official numbers: clips 33 of 289,205" in printed
+    # synth_lead has no note in valid and test, and should have none.
+    assert "nsynth_valid classes 10 classes of 2 clips" in printed
+    assert "✓ splits 53 groups, none on two sides" in " ".join(printed.split())
+    listing = root / "nsynth-test" / "examples.json"
+    listing.write_text(listing.read_text().replace("bass_synthetic_004", "bass_synthetic_000"))
+    _, printed = call(capsys, "nsynth", "--data-root", root)
+    assert "1 groups stand on two sides of the division: bass_synthetic_000" in printed
+
+
+def test_what_is_only_a_part_is_no_fault(tmp_path: Path, capsys) -> None:
+    generate.generate_librispeech(tmp_path / "LibriSpeech", speakers=2, utterances=2)
+    _, printed = call(capsys, "librispeech", "--data-root", tmp_path / "LibriSpeech")
+    assert "! labels   data root" in printed  # test-clean and dev-clean are not there
+    assert "1 thing to mend." in printed  # the counts
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "weights.bin")
+    finding, encoder = checkup.check_checkpoint(tmp_path / "weights.bin", torch.device("cpu"))
+    assert encoder is None
+    assert finding.mark == checkup.BAD
+    assert "no AudioSep separator in it" in finding.found
+    assert "python -m common.download weights" in finding.fix
+
+
+def test_another_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert checkup.check_encoder(torch.device("cpu")).mark == checkup.GOOD
+    load = checkup.load_encoder
+    monkeypatch.setattr(checkup, "load_encoder", lambda *_: load("random:2025", "cpu"))
+    finding = checkup.check_encoder(torch.device("cpu"))
+    assert finding.mark == checkup.BAD
+    assert "pip install -r requirements.txt" in finding.fix
+
+
+def test_the_known_answer_is_the_plain_encoder_s() -> None:
+    waveform = (0.1 * np.random.default_rng(2024).standard_normal(48_000)).astype(np.float32)
+    embedding = plain_layers(waveform)["encoder_block6"].mean(dim=(1, 2))
+    answer = [*embedding[:6].tolist(), float(embedding.norm()), float(embedding.sum())]
+    np.testing.assert_allclose(answer, checkup.KNOWN_ANSWER, rtol=1e-5)
+
+
+def test_packages_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = {finding.what: finding for finding in checkup.check_environment(torch.device("cpu"))}
+    assert findings["packages"].mark == checkup.GOOD
+    monkeypatch.setattr(checkup, "version", lambda name: "0.1")
+    monkeypatch.setattr(checkup, "_available_memory", lambda: 10**9)
+    findings = {finding.what: finding for finding in checkup.check_environment(torch.device("cpu"))}
+    assert findings["packages"].mark == checkup.NOTE
+    assert "numpy 0.1 (tested: 2.2.6)" in findings["packages"].found
+    assert findings["memory"].mark == checkup.BAD
