@@ -186,13 +186,14 @@ def generate_nsynth(root: Path, notes: int = 2) -> None:
 
 
 def generate_librispeech(root: Path, speakers: int = 8, utterances: int = 5) -> None:
-    """Write LibriSpeech's layout: train-clean-100 with two chapters a speaker, each in a room of its own."""
+    """Write LibriSpeech's layout: two chapters a speaker, each in a room of its own; half as many other speakers in
+    test-clean."""
     names = ["; a generated stand-in for SPEAKERS.TXT\n"]
-    for speaker in range(speakers):
-        speaker_id = 1000 + speaker
-        names.append(f"{speaker_id} | {'FM'[speaker % 2]} | train-clean-100  | 0.50  | Generated voice {speaker}\n")
+    for speaker in range(speakers + speakers // 2):
+        speaker_id, subset = 1000 + speaker, "train-clean-100" if speaker < speakers else "test-clean"
+        names.append(f"{speaker_id} | {'FM'[speaker % 2]} | {subset:<16} | 0.50  | Generated voice {speaker}\n")
         for chapter in range(2):
-            folder = root / "train-clean-100" / str(speaker_id) / str(5000 + 2 * speaker + chapter)
+            folder = root / subset / str(speaker_id) / str(5000 + 2 * speaker + chapter)
             for number in range(utterances):
                 rng = np.random.default_rng([100, speaker, chapter, number])
                 time = np.arange(round(rng.uniform(1.5, 2.5) * 16_000)) / 16_000

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.cli import run
@@ -10,30 +12,52 @@ from demo import generate
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 DEMO = PROJECT_ROOT / "data" / "demo"
-# title, generator, data root, feature files and the scripts that extract them, classification script
+
+
+@dataclass(frozen=True)
+class DemoTask:
+    """What the demo does for one task.
+
+    Attributes:
+        title: its name in the table.
+        generate: writes the data set below a root.
+        folder: the data set's official folder.
+        extract: feature file -> the script that writes it.
+        classify: the script that reads them, and writes result.json.
+        verify: the script that verifies speakers on the last of the feature files, where there is one.
+    """
+
+    title: str
+    generate: Callable[[Path], None]
+    folder: str
+    extract: dict[str, str]
+    classify: str
+    verify: str = ""
+
+
 TASKS = (
-    (
+    DemoTask(
         "ESC-50",
         generate.generate_esc50,
         "ESC-50-master",
         {"features.pt": "esc50_feature_fc/extract_esc50_features_audiosep.py"},
         "esc50_feature_fc/esc50_linear_classifier.py",
     ),
-    (
+    DemoTask(
         "ICBHI recordings",
         generate.generate_icbhi,
         "ICBHI_final_database",
         {"features.pt": "icbhi_feature_fc/extract_icbhi_features_audiosep.py"},
         "icbhi_feature_fc/icbhi_linear_classifier.py",
     ),
-    (
+    DemoTask(
         "UrbanSound8K",
         generate.generate_urbansound8k,
         "UrbanSound8K",
         {"features.pt": "urbansound8k_feature_fc/extract_urbansound8k_features_audiosep.py"},
         "urbansound8k_feature_fc/urbansound8k_linear_classifier.py",
     ),
-    (
+    DemoTask(
         "NSynth",
         generate.generate_nsynth,
         "nsynth",
@@ -43,14 +67,18 @@ TASKS = (
         },
         "nsynth_feature_fc/train_nsynth_fc_classifiers_valid_test.py",
     ),
-    (
+    DemoTask(
         "LibriSpeech speakers",
         generate.generate_librispeech,
         "LibriSpeech",
-        {"features.pt": "speaker_recognition/extract_train-clean-100_features.py"},
+        {
+            "librispeech_trainclean100_features.pt": "speaker_recognition/extract_train-clean-100_features.py",
+            "librispeech_testclean_features.pt": "speaker_recognition/extract_testclean_librispeech_features.py",
+        },
         "speaker_recognition/librispeech_linear_classifier.py",
+        "speaker_recognition/librispeech_verification.py",
     ),
-    (
+    DemoTask(
         "Speech Commands v1",
         generate.generate_speech_commands,
         "speech_commands_v0.01",
@@ -77,21 +105,25 @@ def call(script: str, *flags: object) -> None:
 def main() -> None:
     print(BANNER, flush=True)
     table = [("task", "clips", "classes", "majority %", "linear %", "three-layer %")]
-    for title, write_data_set, folder, extract_scripts, classify_script in TASKS:
-        root, results = DEMO / folder, DEMO / "results" / folder
-        write_data_set(root)
+    for task in TASKS:
+        root, results = DEMO / task.folder, DEMO / "results" / task.folder
+        task.generate(root)
         # --overwrite: what an earlier version of the demo left here is nobody's work.
-        for file, script in extract_scripts.items():
+        for file, script in task.extract.items():
             call(script, "--data-root", root, "--checkpoint", "random:0", "--output", results / file, "--overwrite")
-        features = results / "features.pt" if "features.pt" in extract_scripts else results
+        files = [results / file for file in task.extract]
+        # NSynth's classification takes its three files by their names from one folder.
+        features = results if "nsynth_train_features.pt" in task.extract else files[0]
         # Half the usual epochs: small sets of generated sounds need no more, and a demo should be short.
-        call(classify_script, "--features", features, "--output-dir", results, "--epochs", 50, "--overwrite")
+        call(task.classify, "--features", features, "--output-dir", results, "--epochs", 50, "--overwrite")
+        if task.verify:
+            call(task.verify, "--features", files[-1], "--output-dir", results / "verification", "--overwrite")
         record = json.loads((results / "result.json").read_text())
         scored = (record["majority_class"], *record["heads"].values())
         accuracies = [f"{100 * head['mean']['accuracy']:.1f}" for head in scored]
         features_record = record["features"]
         classes = len(features_record["class_names"])
-        table.append((title, features_record["clips"], classes, *accuracies))
+        table.append((task.title, features_record["clips"], classes, *accuracies))
         print(flush=True)
     widths = [max(len(str(row[column])) for row in table) for column in range(len(table[0]))]
     print("Demo scores (accuracy; untrained encoder, generated sounds):")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import cli
-from common.clips import DatasetError, Flag
+from common.clips import DatasetError, Flag, Task
 from common.files import OutputError, difference_in_words, sha256_of
 from speaker_recognition.librispeech import OTHERS, TRAIN_CLEAN_100
 
@@ -40,22 +40,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _verify(argv: Sequence[str] | None) -> None:
     _, config, given = cli.parse_flags(TASK, "Verify speakers by the cosine of AudioSep embeddings", FLAGS, argv)
-    from common.classify import PER_CLIP, stranger
-    from common.features import FeatureSet
+    from common.classify import PER_CLIP
     from common.files import write_atomically
     from common.metrics import equal_error_rate, min_dcf
     from common.plots import plot_det
-    from common.train import check_fittable
 
     path = Path(config["features"] or TASK.folder / TASK.features_file)
     statistics_path = path.parent / STATISTICS[config["statistics"]].features_file
-    features, statistics = FeatureSet.load(path), FeatureSet.load(statistics_path)
-    for file, task, loaded in ((path, TASK, features), (statistics_path, STATISTICS[config["statistics"]], statistics)):
-        if loaded.meta.get("dataset") != task.name:
-            raise stranger(task, file, str(loaded.meta.get("dataset", "an unknown data set")), task.name)
-        check_fittable(loaded, str(file))
-        if not loaded.features.any(dim=1).all():
-            raise DatasetError(f"{file} holds embeddings of length 0, which have no direction; extract it again")
+    features, statistics = _load(path, TASK), _load(statistics_path, STATISTICS[config["statistics"]])
     features.require_same_encoder(statistics, str(path), str(statistics_path))
     if set(features.class_names) & set(statistics.class_names):
         raise DatasetError(f"{path} and {statistics_path} share speakers; the statistics must come from others")
@@ -69,12 +61,8 @@ def _verify(argv: Sequence[str] | None) -> None:
         name: cosine(embeddings, pairs)
         for name, embeddings in transformed(features.features.double().numpy(), statistics).items()
     }
-    rows = [(int(label), features.clip_ids[a], features.clip_ids[b]) for label, (a, b) in zip(same, pairs, strict=True)]
-    text = io.StringIO()
-    csv.writer(text).writerows([("same_speaker", "clip_a", "clip_b"), *rows])
-    write_atomically(folder / "trials.csv", text.getvalue().encode())
-    title = f"{TASK.title}, {len(same):,} cross-chapter trials"
-    plot_det(same, similarities, title, folder / "det.png")
+    _write_trials(features, pairs, same, folder / "trials.csv")
+    plot_det(same, similarities, f"{TASK.title}, {len(same):,} cross-chapter trials", folder / "det.png")
     scores = {
         name: {"equal_error_rate": equal_error_rate(same, similarity)}
         | {f"min_dcf_{p_target}": min_dcf(same, similarity, p_target) for p_target in P_TARGETS}
@@ -85,10 +73,39 @@ def _verify(argv: Sequence[str] | None) -> None:
     record = {"settings": settings, "trials": counts, "scores": scores}
     record |= {"features": {"file": str(path), **provenance}, "statistics": str(statistics_path)}
     write_atomically(folder / "verification.json", (json.dumps(record, indent=1) + "\n").encode())
+    _print_scores(record, folder)
+
+
+def _load(path: Path, task: Task) -> FeatureSet:
+    """The features of a subset, refused where they are of another or have no direction."""
+    from common.classify import stranger
+    from common.features import FeatureSet
+    from common.train import check_fittable
+
+    features = FeatureSet.load(path)
+    if features.meta.get("dataset") != task.name:
+        raise stranger(task, path, str(features.meta.get("dataset", "an unknown data set")), task.name)
+    check_fittable(features, str(path))
+    if not features.features.any(dim=1).all():
+        raise DatasetError(f"{path} holds embeddings of length 0, which have no direction; extract it again")
+    return features
+
+
+def _write_trials(features: FeatureSet, pairs: np.ndarray, same: np.ndarray, path: Path) -> None:
+    from common.files import write_atomically
+
+    rows = [(int(label), features.clip_ids[a], features.clip_ids[b]) for label, (a, b) in zip(same, pairs, strict=True)]
+    text = io.StringIO()
+    csv.writer(text).writerows([("same_speaker", "clip_a", "clip_b"), *rows])
+    write_atomically(path, text.getvalue().encode())
+
+
+def _print_scores(record: dict, folder: Path) -> None:
+    counts = record["trials"]
     print(f"\n{TASK.title}: {counts['speakers']} speakers, {counts['same']:,} trials of one speaker in two chapters,")
-    print(f"{counts['different']:,} of two speakers; statistics from {config['statistics']}")
+    print(f"{counts['different']:,} of two speakers; statistics from {record['settings']['statistics']}")
     print(f"{'cosine of embeddings':<22}{'EER %':>8}" + "".join(f"{f'minDCF({p})':>14}" for p in P_TARGETS))
-    for name, row in scores.items():
+    for name, row in record["scores"].items():
         rate, *costs = row.values()
         print(f"{name:<22}{100 * rate:>8.1f}" + "".join(f"{cost:>14.3f}" for cost in costs))
     print(f"-> {folder}: verification.json, trials.csv, det.png")
