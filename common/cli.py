@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
 import warnings
@@ -59,6 +60,9 @@ def run(main: Callable[[], None]) -> None:
     """Call `main`; what a user can mend ends as one line on stderr and exit status 2, Ctrl-C with 130."""
     # A job scheduler's polite stop deserves the same care as Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):  # a terminal of few letters is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", DatasetNote)

@@ -16,8 +16,8 @@ from common.cli import run
 from common.clips import DatasetNote
 from common.config import PROJECT_ROOT
 from common.fetch import DownloadError, differs, fetch
-from common.files import sha256_of
-from common.unpack import unpack
+from common.files import exclusive, sha256_of
+from common.unpack import remove_unpacked_leftovers, unpack
 
 ARCHIVES = Path(__file__).with_name("archives.yaml")
 WEIGHTS_FOLDER = PROJECT_ROOT / "pretrained_models" / "AudioSep"
@@ -50,11 +50,22 @@ class Archive:
 
     def found(self, root: Path) -> dict[str, int]:
         """How many files of each kind in `holds` are there."""
-        return {pattern: sum(1 for _ in (root / self.into).glob(pattern)) for pattern in self.holds}
+        return {
+            pattern: sum(1 for path in (root / self.into).glob(pattern) if not path.name.startswith("."))
+            for pattern in self.holds
+        }
+
+    def lacks(self, root: Path) -> list[str]:
+        """What is not all in place, in words. More than expected is for the doctor to see."""
+        return [
+            f"{found:,} instead of {self.holds[pattern]:,} {pattern}"
+            for pattern, found in self.found(root).items()
+            if found < self.holds[pattern]
+        ]
 
     def is_done(self, root: Path) -> bool:
         """Whether all that it holds is in place."""
-        return self.found(root) == self.holds if self.holds else (root / self.file).is_file()
+        return not self.lacks(root) if self.holds else (root / self.file).is_file()
 
     def state(self, root: Path) -> str:
         """What is there of it, in a word or two."""
@@ -99,9 +110,9 @@ def main(argv: Sequence[str] | None = None, archives: Path = ARCHIVES) -> None:
         return
     for _, root, wanted in plan:
         for archive in wanted:
-            _refuse_a_full_disk(archive, root)
             try:
-                get(archive, root)
+                with exclusive(root / f".{archive.file}.lock", str(root / archive.file)):
+                    get(archive, root)
             except KeyboardInterrupt:
                 raise KeyboardInterrupt("interrupted; what came is kept, and the same command goes on") from None
 
@@ -113,13 +124,15 @@ def get(archive: Archive, root: Path) -> None:
         DownloadError: it cannot be had, or is not what it should be.
         UnpackError: it is damaged or hostile.
     """
-    path = root / archive.file
+    path, folder = root / archive.file, root / archive.into
+    remove_unpacked_leftovers(path, folder)
     if archive.holds and archive.is_done(root):
-        print(f"{archive.file}: unpacked already in {root / archive.into}")
+        print(f"{archive.file}: unpacked already in {folder}")
         return
-    was_there = path.exists()
+    _refuse_a_full_disk(archive, root)
+    was_there, difference = path.exists(), ""
     if not was_there:
-        fetch(archive.resolved_url, path, None if archive.may_change else archive.checksum)
+        fetch(archive.resolved_url, path, None if archive.may_change else archive.checksum, archive.size)
     if archive.checksum is None:
         print(f"{path}: no checksum is published for it; its sha256 is {sha256_of(path)}")
     elif (was_there or archive.may_change) and (difference := differs(path, archive.checksum)):
@@ -131,23 +144,20 @@ def get(archive: Archive, root: Path) -> None:
             f"{path}: {difference}; its host may change it, so its content decides", DatasetNote, stacklevel=2
         )
     if not archive.holds:
-        print(f"{path}: there and verified" if archive.checksum else f"{path}: there")
+        print(f"{path}: there and verified" if archive.checksum and not difference else f"{path}: there")
         return
-    folder = root / archive.into
     files = unpack(path, folder, max_bytes=2 * archive.unpacked + 100_000_000)
-    wrong = [
-        f"{found:,} instead of {archive.holds[pattern]:,} {pattern}"
-        for pattern, found in archive.found(root).items()
-        if found != archive.holds[pattern]
-    ]
-    if wrong:
-        raise DownloadError(f"{path} was unpacked into {folder}, which now holds {', '.join(wrong)}: is it complete?")
+    if lacks := archive.lacks(root):
+        raise DownloadError(f"{path} was unpacked into {folder}, which now holds {', '.join(lacks)}: is it complete?")
     print(f"{files:,} files -> {folder}; {path} ({_bytes(path.stat().st_size)}) is no longer needed")
 
 
 def _root(name: str, given: Path | None) -> Path:
     if given is not None:
-        return given.expanduser().absolute()
+        try:
+            return given.expanduser().absolute()
+        except RuntimeError as error:
+            raise DownloadError(f"--root {given}: {error}") from error
     return WEIGHTS_FOLDER if name == "weights" else PROJECT_ROOT / "data"
 
 

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
 import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.files import exclusive, write_atomically
+from common.files import remove_leftovers, write_atomically
 from common.progress import progress_bar
 
 if TYPE_CHECKING:
     import requests
 
-BLOCK = 1 << 20  # bytes
+BLOCK = 1 << 16  # bytes
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses that another try may cure
 
 
@@ -55,36 +57,43 @@ class _Broken(Exception):
         self.pause_s = pause_s
 
 
-def fetch(url: str, path: Path, checksum: str | None = None, patience: Patience | None = None) -> None:
+def fetch(
+    url: str, path: Path, checksum: str | None = None, size: int | None = None, patience: Patience | None = None
+) -> None:
     """Download `url` to `path`; what an earlier attempt left in ``<path>.part`` is continued.
+
+    One process at a time may do this for one path; that is the caller's to see to.
 
     Args:
         checksum: ``"sha256:<hex>"`` or ``"md5:<hex>"`` of the whole file; None: what the server sent is believed
             once it is complete.
+        size: of the whole file in bytes, where it is known.
 
     Raises:
         DownloadError: the server refuses or was too often silent, or the file is another than expected. What came
             is kept for the next attempt, except where it is wrong.
-        OutputError: another process is downloading it.
     """
     part = path.with_name(path.name + ".part")
     note = part.with_name(part.name + ".json")
-    with exclusive(path.with_name(f".{path.name}.lock"), str(path)):
-        resumed = _download(url, part, note, patience or Patience())
-        if checksum and (difference := differs(part, checksum)) and resumed:
-            # Two files may have been glued together; a whole one decides.
-            print(f"{path.name}: {difference}; starting over", file=sys.stderr)
-            _discard(part, note)
-            _download(url, part, note, patience or Patience())
-            difference = differs(part, checksum)
-        if checksum and difference:
-            _discard(part, note)
-            raise DownloadError(
-                f"{url} is not the file that was expected: {difference}. A proxy or a sign-in page may stand "
-                "between; nothing was kept, try again later or from elsewhere"
-            )
-        part.replace(path)
-        note.unlink(missing_ok=True)
+    remove_leftovers(note)
+    resumed = _download(url, part, note, size, patience or Patience())
+    difference = differs(part, checksum) if checksum else ""
+    if difference and resumed:
+        # Two files may have been glued together; a whole one decides.
+        print(f"{path.name}: {difference}; starting over", file=sys.stderr)
+        _discard(part, note)
+        _download(url, part, note, size, patience or Patience())
+        difference = differs(part, checksum)
+    if difference:
+        _discard(part, note)
+        raise DownloadError(
+            f"{url} is not the file that was expected: {difference}. A proxy or a sign-in page may stand "
+            "between; nothing was kept, try again later or from elsewhere"
+        )
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())  # a crash of the machine must not leave a hole under the final name
+    part.replace(path)
+    note.unlink(missing_ok=True)
 
 
 def differs(path: Path, checksum: str) -> str:
@@ -94,7 +103,7 @@ def differs(path: Path, checksum: str) -> str:
     size = path.stat().st_size
     bar = progress_bar(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True, leave=False)
     with path.open("rb") as file, bar:
-        while block := file.read(4 * BLOCK):
+        while block := file.read(64 * BLOCK):
             digest.update(block)
             bar.update(len(block))
     if digest.hexdigest() == wanted:
@@ -102,25 +111,28 @@ def differs(path: Path, checksum: str) -> str:
     return f"its {algorithm} is {digest.hexdigest()}, not {wanted} ({size:,} bytes)"
 
 
-def _download(url: str, part: Path, note: Path, patience: Patience) -> bool:
+def _download(url: str, part: Path, note: Path, size: int | None, patience: Patience) -> bool:
     """Fill `part` with the whole of `url`; returns whether it was put together from several attempts."""
     import requests
 
     part.parent.mkdir(parents=True, exist_ok=True)
-    furthest, failures, attempts = _size(part), 0, 1 if _size(part) else 0
+    furthest, failures, attempts, started_over = _size(part), 0, 1 if _size(part) else 0, False
     with requests.Session() as session:
         # Compressed answers know no ranges, and would be counted in other bytes than the file's.
         session.headers["Accept-Encoding"] = "identity"
         while True:
             attempts += 1
             try:
-                _attempt(session, url, part, note, patience)
+                _attempt(session, url, part, note, size, patience)
             except _Broken as error:
-                failures = 0 if _size(part) > furthest else failures + 1
-                furthest = max(furthest, _size(part))
+                here = _size(part)
+                if here < furthest and not started_over:
+                    furthest, started_over = 0, True  # another file has taken the place of the old half
+                failures = 0 if here > furthest else failures + 1
+                furthest = max(furthest, here)
                 if failures >= patience.tries:
                     raise DownloadError(
-                        f"{url}: {error}, {failures} times in a row; {_size(part):,} bytes are kept, the same command "
+                        f"{url}: {error}, {failures} times in a row; {here:,} bytes are kept, the same command "
                         "goes on from there"
                     ) from error
                 pause_s = patience.backoff_s * 2 ** max(failures - 1, 0) if error.pause_s is None else error.pause_s
@@ -134,7 +146,7 @@ def _download(url: str, part: Path, note: Path, patience: Patience) -> bool:
                 return attempts > 1
 
 
-def _attempt(session: requests.Session, url: str, part: Path, note: Path, patience: Patience) -> None:
+def _attempt(session: requests.Session, url: str, part: Path, note: Path, size: int | None, patience: Patience) -> None:
     """One request: go on after the bytes that are there, or start over where the server cannot."""
     import requests
     import urllib3
@@ -151,29 +163,12 @@ def _attempt(session: requests.Session, url: str, part: Path, note: Path, patien
         with session.get(
             url, headers=headers, stream=True, timeout=(min(30, patience.stall_s), patience.stall_s)
         ) as got:
-            if got.status_code == 416 and "Range" in headers:
-                _discard(part, note)
-                raise _Broken("the server's file is no longer than what is here already, so it is another one")
-            _refuse(got, url)
-            start, total = _range(got)
-            etag = got.headers.get("ETag", "")
-            if start > have or (start and etag and before.get("etag") and etag != before["etag"]):
-                _discard(part, note)
-                raise _Broken("the server's file has changed")
-            validator = etag if etag and not etag.startswith("W/") else got.headers.get("Last-Modified", "")
-            free = shutil.disk_usage(part.parent).free
-            if total is not None and total - start > free:
-                raise DownloadError(f"{url} has {total - start:,} bytes to come, {part.parent} has room for {free:,}")
-            facts = {"url": url, "etag": etag, "validator": validator, "total": total}
-            write_atomically(note, json.dumps(facts).encode())
-            bar = progress_bar(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1000)
-            with part.open("r+b" if start else "wb") as file, bar:
-                file.seek(start)
-                file.truncate()
-                for block in got.raw.stream(BLOCK, decode_content=False):
-                    file.write(block)
-                    bar.update(len(block))
+            total = _receive(got, url, part, note, before, size)
+    except DownloadError:
+        raise
     except requests.exceptions.SSLError as error:
+        if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+            raise _Broken("the secure connection failed") from error
         raise DownloadError(
             f"{url}: the server's certificate cannot be verified; get the file in another way (a browser on another "
             f"network, say), put it as {part.with_suffix('')}, and run the same command again"
@@ -182,42 +177,91 @@ def _attempt(session: requests.Session, url: str, part: Path, note: Path, patien
         raise _Broken(_cause(error)) from error
     except requests.exceptions.RequestException as error:
         raise DownloadError(f"{url}: {error}") from error
-    except OSError as error:  # of the disk
-        error.filename = str(part)
-        raise
+    except OSError as error:
+        if error.errno is None:  # of requests, about certificates and proxies
+            raise DownloadError(f"{url}: {error}") from error
+        raise DownloadError(f"{part}: {error.strerror}; mend that, and the same command goes on") from error
+    except (ValueError, OverflowError) as error:
+        raise DownloadError(f"{url}: the server's answer makes no sense ({str(error)[:100]!r}); try later") from error
     if total is not None and _size(part) != total:
         raise _Broken(f"the connection ended after {_size(part):,} of {total:,} bytes")
 
 
+def _receive(
+    response: requests.Response, url: str, part: Path, note: Path, before: dict, size: int | None
+) -> int | None:
+    """Write what the server sends into `part`, after what is there where it says so; returns the whole file's size."""
+    have, headers = _size(part), response.headers
+    if response.status_code == 416 and have:
+        _discard(part, note)
+        raise _Broken("the server's file is no longer than what is here already, so it is another one")
+    _refuse(response, url)
+    start, total = _range(response)
+    validators = {"etag": headers.get("ETag", ""), "modified": headers.get("Last-Modified", ""), "total": total}
+    changed = [key for key, now in validators.items() if now and before.get(key) and now != before[key]]
+    if start is None or start > have or (start and changed):
+        _discard(part, note)
+        raise _Broken(
+            "the server's file has changed" if changed else "the server sends another part than was asked for"
+        )
+    total = total or (before.get("total") if start else None) or size
+    if size is not None and total != size:
+        raise DownloadError(f"{url} has {total:,} bytes, not the {size:,} of the file that is wanted; try later")
+    free = shutil.disk_usage(part.parent).free
+    if total is not None and total - start > free:
+        raise DownloadError(f"{url} has {total - start:,} bytes to come, {part.parent} has room for {free:,}")
+    if not start:
+        part.unlink(missing_ok=True)  # before the note is another one's
+    is_strong = validators["etag"] and not validators["etag"].startswith("W/")
+    validators["validator"] = validators["etag"] if is_strong else validators["modified"]
+    write_atomically(note, json.dumps({**validators, "url": url, "total": total}).encode())
+    bar = progress_bar(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1000)
+    with part.open("r+b" if start else "wb") as file, bar:
+        file.seek(start)
+        file.truncate()
+        # Small blocks: what is in one is lost when the connection breaks.
+        for block in response.raw.stream(BLOCK, decode_content=False):
+            file.write(block)
+            bar.update(len(block))
+    return total
+
+
 def _refuse(response: requests.Response, url: str) -> None:
-    """Raise for a status that brings no file."""
+    """Raise for an answer that brings no file."""
     import urllib3
 
     status = response.status_code
+    phrase = f" ({HTTPStatus(status).phrase})" if status in set(HTTPStatus) else ""
     if status in BUSY:
         asked = response.headers.get("Retry-After")
         try:
             pause_s = urllib3.Retry().parse_retry_after(asked) if asked else None
-        except urllib3.exceptions.InvalidHeader:
+        except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
             pause_s = None
-        raise _Broken(f"the server answers {status} ({response.reason})", pause_s)
+        raise _Broken(f"the server answers {status}{phrase}", pause_s)
+    moved = (
+        "If the file has moved, get it from its new place and put it where the download would have gone (--dry-run "
+        "names it); the same command then goes on"
+    )
     if status not in (200, 206):
-        raise DownloadError(
-            f"{url}: the server answers {status} ({response.reason}). If the file has moved, get it from its new place "
-            "and put it where the download would have gone (--dry-run names it); the same command then goes on"
-        )
+        raise DownloadError(f"{url}: the server answers {status}{phrase}. {moved}")
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise DownloadError(f"{url}: a web page comes instead of the file (a sign-in page?). {moved}")
 
 
-def _range(response: requests.Response) -> tuple[int, int | None]:
-    """The first byte that is sent, and how many the whole file has where the server says.
+def _range(response: requests.Response) -> tuple[int | None, int | None]:
+    """The first byte that is sent, None where that cannot be known, and how many the whole file has where it is said.
 
     The header decides, not the status: some servers send a range with status 200, or one that begins earlier.
     """
-    sent = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+    sent = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", response.headers.get("Content-Range", "").strip())
     if sent:
         return int(sent[1]), None if sent[2] == "*" else int(sent[2])
+    if response.status_code == 206:
+        return None, None
     length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdecimal() else None
+    is_known = re.fullmatch(r"\d{1,18}", length) and "Transfer-Encoding" not in response.headers
+    return 0, int(length) if is_known else None
 
 
 def _cause(error: Exception) -> str:
@@ -239,11 +283,14 @@ def _size(path: Path) -> int:
 
 
 def _read_note(note: Path) -> dict:
+    """What the last answer said of the file; nothing where the note is missing or not ours: the part starts over."""
     try:
-        content = json.loads(note.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}  # none yet, or cut short: the part is started over
-    return content if isinstance(content, dict) else {}
+        content = json.loads(note.read_text(encoding="ascii"))
+        texts = [content[key] for key in ("url", "etag", "modified", "validator")]
+        is_ours = all(isinstance(text, str) and text.isprintable() for text in texts)
+        return content if is_ours and isinstance(content["total"], (int, type(None))) else {}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}
 
 
 def _discard(part: Path, note: Path) -> None:

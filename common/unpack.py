@@ -6,10 +6,12 @@ Python's tarfile has (none before 3.10.12 and 3.11.4).
 
 from __future__ import annotations
 
+import errno
+import lzma
+import os
 import shutil
 import stat
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,7 +21,20 @@ from typing import IO, BinaryIO
 
 from common.progress import progress_bar
 
-TEMPORARY = ".unpacking."
+# What reading an archive ends in when its bytes are not what they should be.
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+)
 
 
 class UnpackError(ValueError):
@@ -29,7 +44,8 @@ class UnpackError(ValueError):
 def unpack(archive: Path, folder: Path, max_bytes: int) -> int:
     """Unpack a zip or (compressed) tar archive, then move what it holds into `folder`, over what is there.
 
-    Until the whole archive was read, nothing appears under its final name.
+    Until the whole archive was read, nothing appears under its final name, and no file ever appears there in part.
+    One process at a time may do this for one archive; that is the caller's to see to.
 
     Args:
         max_bytes: the most that the files may hold together.
@@ -39,25 +55,39 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> int:
 
     Raises:
         UnpackError: the archive is damaged, is of another kind, holds a path that leads out of the folder, a link, a
-            device, or more than `max_bytes`. Nothing of it stays.
+            device, or more than `max_bytes`; or it cannot be written. Nothing of it stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(f"{TEMPORARY}*"):  # of a run that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=folder))
+    remove_unpacked_leftovers(archive, folder)
+    temporary = _temporary(archive, folder)
     try:
+        temporary.mkdir()
         n_files = _unpack(archive, temporary, max_bytes)
-        _move_into(temporary, folder)
+        _move_into(temporary, folder, archive)
+    except OSError as error:
+        raise UnpackError(
+            f"{archive} cannot be unpacked into {folder}: {error.strerror or error}; mend that, and run the same "
+            "command again"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return n_files
 
 
+def remove_unpacked_leftovers(archive: Path, folder: Path) -> None:
+    """Remove what a killed run left of unpacking `archive`."""
+    if _temporary(archive, folder).exists():
+        shutil.rmtree(_temporary(archive, folder))
+
+
+def _temporary(archive: Path, folder: Path) -> Path:
+    return folder / f".unpacking.{archive.name}"
+
+
 def _unpack(archive: Path, folder: Path, max_bytes: int) -> int:
     n_files = n_bytes = 0
-    bar = progress_bar(
-        total=archive.stat().st_size, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, leave=False
-    )
+    size = archive.stat().st_size
+    bar = progress_bar(total=size, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, leave=False)
     try:
         with archive.open("rb") as raw, bar, _members(raw, archive) as members:
             for name, size, content in members:
@@ -72,15 +102,23 @@ def _unpack(archive: Path, folder: Path, max_bytes: int) -> int:
                     shutil.copyfileobj(source, file, 1 << 20)
                 n_files += 1
                 bar.update(raw.tell() - bar.n)
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UnpackError(f"{archive} is damaged ({error}); delete it and get it again") from error
+    except UnpackError:
+        raise
+    except DAMAGE as error:
+        raise _damaged(archive, error) from error
     except OSError as error:
-        if error.errno is not None:  # of the disk; gzip's and lzma's complaints about content have no number
-            raise
-        raise UnpackError(f"{archive} is damaged ({error}); delete it and get it again") from error
+        # Complaints of gzip and bz2 about the content have no number, those of offsets beyond the file this one.
+        if error.errno in (None, errno.EINVAL):
+            raise _damaged(archive, error) from error
+        raise
     if not n_files:
         raise UnpackError(f"{archive} holds no files; delete it and get it again")
     return n_files
+
+
+def _damaged(archive: Path, error: Exception) -> UnpackError:
+    cause = str(error) or type(error).__name__
+    return UnpackError(f"{archive} is damaged ({cause[:200]}); delete it and get it again")
 
 
 @contextmanager
@@ -103,8 +141,7 @@ def _zip_members(opened: zipfile.ZipFile, archive: Path) -> Iterator[tuple[str, 
     for info in opened.infolist():
         kind = stat.S_IFMT(info.external_attr >> 16)
         if info.is_dir():
-            _safe_parts(info.filename, archive)
-            continue
+            continue  # a file's folders are made for it
         if kind not in (0, stat.S_IFREG):
             raise _forbidden(archive, info.filename, "is a link or a device")
         yield info.filename, info.file_size, lambda info=info: opened.open(info)
@@ -112,9 +149,10 @@ def _zip_members(opened: zipfile.ZipFile, archive: Path) -> Iterator[tuple[str, 
 
 def _tar_members(opened: tarfile.TarFile, archive: Path) -> Iterator[tuple[str, int, object]]:
     for member in opened:
+        if member.size < 0:
+            raise _forbidden(archive, member.name, "has a negative size")
         if member.isdir():
-            _safe_parts(member.name, archive)
-            continue
+            continue  # a file's folders are made for it
         if not member.isreg():
             raise _forbidden(archive, member.name, "is a link or a device")
 
@@ -132,6 +170,8 @@ def _safe_parts(name: str, archive: Path) -> tuple[str, ...]:
     path = PurePosixPath(name)
     if path.is_absolute() or "\\" in name or "\0" in name or PureWindowsPath(name).drive or ".." in path.parts:
         raise _forbidden(archive, name, "leads out of the folder")
+    if not path.parts:
+        raise _forbidden(archive, name, "is no name of a file")
     return path.parts
 
 
@@ -141,12 +181,27 @@ def _forbidden(archive: Path, name: str, what: str) -> UnpackError:
     )
 
 
-def _move_into(source: Path, folder: Path) -> None:
-    """Move what is in `source` into `folder`; folders of the same name become one."""
-    for entry in sorted(source.iterdir()):
-        there = folder / entry.name
-        if entry.is_dir() and there.is_dir():
-            _move_into(entry, there)
-        else:
-            there.unlink(missing_ok=True)
-            shutil.move(entry, there)  # which copies where the folder there is a link to another disk
+def _move_into(source: Path, folder: Path, archive: Path) -> None:
+    """Move every file in `source` to its place in `folder`; folders of the same name become one."""
+    moves = [
+        (Path(parent) / name, folder / os.path.relpath(parent, source) / name)
+        for parent, _, names in os.walk(source)
+        for name in names
+    ]
+    for _, target in moves:
+        is_below_a_file = next(path for path in target.parents if path.exists()).is_file()
+        if target.is_dir() or is_below_a_file:
+            raise UnpackError(
+                f"{archive}: {target} would take the place of what is there; move that away, and try again"
+            )
+    for path, target in moves:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # The folder there is a link to another disk: a copy takes time, and only a whole one gets the name.
+            copied = target.with_name(f".{target.name}.tmp")
+            shutil.copyfile(path, copied)
+            copied.replace(target)

@@ -27,6 +27,7 @@ class Server(ThreadingHTTPServer):
         self.ranges: list[str | None] = []  # as asked for
         self.paths: list[str] = []
         self.etag = '"1"'
+        self.modified = ""
         self.url = f"http://127.0.0.1:{self.server_port}/archive.tar.gz"
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -58,23 +59,42 @@ class Handler(BaseHTTPRequestHandler):
             content = np.random.default_rng(2).bytes(len(content))
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked else 0
         condition = self.headers.get("If-Range")
-        if deed in ("no-ranges", "stuck") or (condition and condition != server.etag):
+        has_changed = condition and condition != (server.etag or server.modified)
+        if deed in ("no-ranges", "stuck") or (has_changed and deed != "heedless"):
             start = 0
         if start >= len(content) and start:
             self.send_response(416)
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if deed == "page":
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", "13")
+            self.end_headers()
+            self.wfile.write(b"<html></html>")
+            return
+        if deed == "nonsense":
+            self.send_response(302)
+            self.send_header("Location", "http://[::1/x")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if deed == "earlier":
             start = max(0, start - 1000)
         self.send_response(206 if start and deed != "range-as-200" else 200)
-        if start:
+        if deed == "no-total":
+            content = content[: start + 1000]
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/*")
+        elif start and deed != "206-bare":
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         if deed == "chunked":
             self.send_header("Transfer-Encoding", "chunked")
-        else:
+        elif deed != "no-length":
             self.send_header("Content-Length", str(len(content) - start))
-        self.send_header("ETag", server.etag)
+        for name, value in (("ETag", server.etag), ("Last-Modified", server.modified)):
+            if value:
+                self.send_header(name, value)
         self.end_headers()
         body = content[start:]
         if deed == "chunked":
@@ -82,8 +102,10 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(f"{len(body) // 2:x}\r\n".encode() + body[: len(body) // 2] + b"\r\n")
         elif deed in ("cut", "stuck"):
             self.wfile.write(body[: int(argument or len(body) // 2)])
-        elif deed == "stall":
+        elif deed == "no-length":
             self.wfile.write(body[: len(body) // 2])
+        elif deed == "stall":
+            self.wfile.write(body[: int(argument or len(body) // 2)])
             self.wfile.flush()
             time.sleep(1)
         else:

@@ -15,6 +15,7 @@ from loopback import Server, serving
 
 from common.cli import run
 from common.download import ARCHIVES, Archive, main
+from common.files import exclusive
 
 WORDS = {"./yes/a.wav": b"yes", "./no/b.wav": b"no", "./testing_list.txt": b"", "./validation_list.txt": b""}
 SOUNDS = {"sounds-master/audio/1.wav": b"1", "sounds-master/audio/2.wav": b"2", "sounds-master/list.csv": b"x"}
@@ -202,12 +203,41 @@ def test_a_full_disk_is_said_before(table: Path, server: Server, tmp_path: Path,
 )
 def test_a_hostile_archive(files, message: str, table: Path, server: Server, tmp_path: Path, capsys) -> None:
     sources = yaml.safe_load(table.read_text())
-    del sources["words"]["archives"][0]["checksum"]
+    del sources["words"]["archives"][0]["checksum"], sources["words"]["archives"][0]["size"]
     table.write_text(yaml.safe_dump(sources))
     server.files["words.tar.gz"] = tar_of(files)
     assert call(table, tmp_path / "data", "words") == 2
     assert message in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "data").rglob("*")} == {"words.tar.gz", "words_v1"}
+
+
+def test_two_runs_do_not_write_one_file(table: Path, server: Server, tmp_path: Path, capsys) -> None:
+    with exclusive(tmp_path / "data" / ".words.tar.gz.lock", "it"):
+        assert call(table, tmp_path / "data", "words") == 2
+    assert "another run is writing" in capsys.readouterr().err
+    assert not server.ranges
+
+
+def test_one_more_file_is_no_reason_to_fetch_again(table: Path, server: Server, tmp_path: Path, capsys) -> None:
+    root = tmp_path / "data"
+    assert call(table, root, "words") == 0
+    (root / "words.tar.gz").unlink()
+    for name in ("._a.wav", "mine.wav"):
+        (root / "words_v1" / "yes" / name).write_bytes(b"")
+    assert call(table, root, "words") == 0
+    assert len(server.ranges) == 1
+
+
+def test_what_a_killed_run_unpacked_makes_room(table: Path, server: Server, tmp_path: Path) -> None:
+    left = tmp_path / "data" / "words_v1" / ".unpacking.words.tar.gz"
+    left.mkdir(parents=True)
+    assert call(table, tmp_path / "data", "words") == 0
+    assert not left.exists()
+
+
+def test_a_root_that_nobody_has(table: Path, capsys) -> None:
+    assert call(table, Path("~nobody-of-this-name/data"), "words") == 2
+    assert "--root ~nobody-of-this-name/data: " in capsys.readouterr().err
 
 
 def test_an_interrupt_says_how_to_go_on(table: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import stat
 import tarfile
@@ -62,7 +63,7 @@ def test_folders_of_one_name_become_one(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
-    left = tmp_path / "data" / ".unpacking.abc" / "top"
+    left = tmp_path / "data" / ".unpacking.a" / "top"
     left.mkdir(parents=True)
     unpack(make_zip(tmp_path / "a", FILES), tmp_path / "data", LIMIT)
     assert not left.exists()
@@ -162,3 +163,73 @@ def test_a_web_page_is_no_archive(tmp_path: Path) -> None:
 def test_an_empty_archive(make, tmp_path: Path) -> None:
     with pytest.raises(UnpackError, match="holds no files"):
         unpack(make(tmp_path / "archive", {}), tmp_path / "data", LIMIT)
+
+
+@pytest.mark.parametrize("size", [-512, -513])
+def test_negative_sizes(size: int, tmp_path: Path) -> None:
+    info = tarfile.TarInfo("two")
+    info.size = size
+    whole = make_tar(tmp_path / "archive", {"one": b"1"})
+    with tarfile.open(whole) as opened:
+        one = opened.getmember("one").tobuf(tarfile.GNU_FORMAT)
+    (tmp_path / "archive").write_bytes(one + b"1".ljust(512, b"\0") + info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(UnpackError, match=r"has a negative size|is damaged"):
+        unpack(tmp_path / "archive", tmp_path / "data", LIMIT)
+
+
+@pytest.mark.parametrize("suffix", ["xz", "bz2", "gz"])
+def test_damage_in_every_compression(suffix: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "archive", f"w:{suffix}") as archive:
+        info = tarfile.TarInfo("one")
+        info.size = 50_000
+        archive.addfile(info, io.BytesIO(np.random.default_rng(0).bytes(50_000)))
+    whole = (tmp_path / "archive").read_bytes()
+    for place in range(100, len(whole), len(whole) // 7):
+        content = bytearray(whole)
+        content[place] ^= 255
+        (tmp_path / "archive").write_bytes(content)
+        with pytest.raises(UnpackError, match="is damaged"):
+            unpack(tmp_path / "archive", tmp_path / "data", LIMIT)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_names_of_damaged_bytes_and_of_nothing(tmp_path: Path) -> None:
+    archive = make_zip(tmp_path / "archive", {"tön.wav": b"1"})
+    archive.write_bytes(archive.read_bytes().replace("ö".encode(), b"\xff\xfe"))
+    with pytest.raises(UnpackError, match="is damaged"):
+        unpack(archive, tmp_path / "data", LIMIT)
+    with pytest.raises(UnpackError, match="is no name of a file"):
+        unpack(make_tar(tmp_path / "archive", {".": b"1"}), tmp_path / "data", LIMIT)
+
+
+@pytest.mark.parametrize(("there", "packed"), [("top/a/b", "top/a"), ("top/a", "top/a/b")])
+def test_files_and_folders_do_not_replace_each_other(there: str, packed: str, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / there).parent.mkdir(parents=True)
+    (data / there).write_bytes(b"mine")
+    archive = make_tar(tmp_path / "archive", {"first": b"1", packed: b"2"})
+    with pytest.raises(UnpackError, match="would take the place of what is there"):
+        unpack(archive, data, LIMIT)
+    assert present(data) == {there: b"mine"}
+
+
+def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
+    archive = make_tar(tmp_path / "archive", {"a": b"1", "a/b": b"2"})
+    with pytest.raises(UnpackError, match=r"archive cannot be unpacked into .*data: "):
+        unpack(archive, tmp_path / "data", LIMIT)
+    with pytest.raises(UnpackError, match=r"cannot be unpacked into .* name too long"):
+        unpack(make_tar(tmp_path / "archive", {"a" * 300: b"1"}), tmp_path / "data", LIMIT)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_a_folder_on_another_disk_gets_whole_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = Path.replace
+
+    def on_another_disk(path: Path, target: Path) -> Path:
+        if ".unpacking." in str(path):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", on_another_disk)
+    unpack(make_tar(tmp_path / "archive", FILES), tmp_path / "data", LIMIT)
+    assert present(tmp_path / "data") == FILES
