@@ -282,7 +282,7 @@ def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
     if shared - known:
         some = ", ".join(sorted(shared - known)[:NAMED])
         found = f"{len(shared - known)} groups stand on two sides of the division: {some}"
-        return Finding(BAD, "splits", found, "the data are altered; unpack the official archive again")
+        return Finding(BAD, "splits", found, "the data are altered: delete them and unpack the official archive again")
     also = f" but for {', '.join(sorted(shared))}, as published" if shared else ""
     return Finding(GOOD, "splits", f"{len(seen):,} groups, none on two sides{also}")
 

@@ -157,6 +157,9 @@ def layout_error(root: Path, title: str, expected: str, usual_folder: str, downl
         return DatasetMissingError(
             f"data root {root} is one folder too high for {title}: give --data-root {root / usual_folder}"
         )
+    for parent in (root.parent, root.parent.parent):
+        if parent.name == usual_folder:
+            return DatasetMissingError(f"data root {root} is a part of {title}; give all of it: --data-root {parent}")
     names = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
     found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
     return DatasetMissingError(

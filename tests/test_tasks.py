@@ -123,6 +123,13 @@ def test_wrong_layouts_say_what_was_expected_and_found(module, tmp_path: Path) -
         module.read_clips(tmp_path / "sounds" / "one.wav")
 
 
+@pytest.mark.parametrize(("module", "folder"), [(esc50, "ESC-50-master"), (urbansound8k, "UrbanSound8K")])
+def test_one_folder_too_low(module, folder: str, tmp_path: Path) -> None:
+    (tmp_path / folder / "audio").mkdir(parents=True)
+    with pytest.raises(DatasetError, match=f"is a part of .*; give all of it: --data-root {tmp_path / folder}$"):
+        module.read_clips(tmp_path / folder / "audio")
+
+
 def test_one_folder_too_high(esc50_root: Path) -> None:
     with pytest.raises(DatasetError, match=f"give --data-root {esc50_root}"):
         esc50.read_clips(esc50_root.parent)
