@@ -253,7 +253,7 @@ def _sample(task: Task, clips: Sequence[Clip], encoder: AudioSepEncoder) -> Iter
         GOOD,
         "time",
         f"about {_duration(audio_s)} of audio: extraction takes about {_duration(audio_s / speed)} here "
-        f"({speed:.0f} times real time), its file about {len(clips) * BYTES_A_CLIP / 1e6:.2g} MB",
+        f"({speed:.0f} times real time), its file {max(1, round(len(clips) * BYTES_A_CLIP / 1e6)):,} MB",
     )
 
 
