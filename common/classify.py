@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.clips import Task
 from common.config import ConfigError
 from common.features import FeatureSet
-from common.files import exclusive, sha256_of
-from common.heads import HEADS, TrainedHead
-from common.metrics import majority_predictions
-from common.plots import plot_confusion
-from common.results import earlier_record, head_record, run_record, save_record
-from common.splits import Split, make_splits
-from common.train import check_fittable, fit_heads
+from common.files import exclusive, sha256_of, write_atomically
+from common.heads import HEADS
+from common.plots import plot_confusion, plot_curves, plot_label_efficiency, plot_per_class
+from common.protocols import PROTOCOLS, ProtocolRun, run_protocol
+from common.recipes import recipe_for
+from common.results import earlier_record, run_record, save_predictions, save_record
+from common.splits import make_splits, random_split
+from common.tables import as_markdown, as_text, efficiency_table, percent, remarks, score_table
+from common.train import check_fittable
 
 # What a feature file's record says clip by clip; a result's record points to the file instead.
 PER_CLIP = ("failed", "samples", "audio_stamps")
@@ -36,20 +38,27 @@ def classify(task: Task, config: dict[str, Any], overwrite: bool) -> dict[str, A
     Raises:
         ConfigError, FeatureFileError, FitError, SplitError, DatasetError, OutputError: each with one line.
     """
+    # In numbers, since a later version's recipe of the same name may be another.
+    config = config | {f"recipe_{kind}": asdict(recipe_for(kind, config)) for kind in HEADS}
     folder = Path(config["output_dir"] or task.results_folder or task.folder)
     features, path, source = _load_features(task, config)
     features = _recognise(task, features, path, config)
-    features, own_protocol = task.prepare(features, config, config["random_seed"])
+    features, own_words = task.prepare(features, config, config["random_seed"])
     check_fittable(features, str(path))
-    splits, protocol = make_splits(features, config["train_test_split"], config["random_seed"])
-    protocol = own_protocol or protocol
+    for name in _protocols(config):  # refused before anything is written
+        divide = make_splits if name == "official" else random_split
+        divide(features, config["train_test_split"], config["random_seed"])
+    controls = {name: _control(task, features, name, config) for name in config["control_features"] or ()}
     with exclusive(folder / f".{task.name}_results.lock", f"results into {folder}"):
         record = earlier_record(folder, task.name, config, source["sha256"], overwrite)
         if record is None:
-            record = _fit_and_save(task, features, splits, protocol, config, source, folder)
+            record = _fit_and_save(task, features, own_words, config, source, controls, folder)
         else:
             print(f"{folder / 'result.json'} is there already, of the same features and settings. Nothing to do.")
     _print_scores(task, record)
+    if config["markdown"]:
+        write_atomically(folder / "result.md", _markdown(task, record).encode())
+        print(f"-> {folder / 'result.md'}")
     print(f"-> {folder}: {', '.join(['result.json', *record['files']])}")
     return record
 
@@ -82,50 +91,76 @@ def _load_features(task: Task, config: dict[str, Any]) -> tuple[FeatureSet, Path
     return features, folder, {"file": ", ".join(map(str, paths)), "sha256": together}
 
 
+def _protocols(config: dict[str, Any]) -> tuple[str, ...]:
+    return PROTOCOLS if config["protocol"] == "both" else (config["protocol"],)
+
+
+def _control(task: Task, features: FeatureSet, name: str, config: dict[str, Any]) -> FeatureSet:
+    """Other features of the same clips, in the same order and with the same division."""
+    other, path, _ = _load_features(task, {**config, "features": name})
+    if other.meta.get("dataset", task.name) != features.meta.get("dataset", task.name):
+        raise stranger(task, path, str(other.meta.get("dataset")), str(features.meta.get("dataset", task.name)))
+    place = {clip_id: row for row, clip_id in enumerate(other.clip_ids)}
+    missing = [clip_id for clip_id in features.clip_ids if clip_id not in place]
+    if missing:
+        raise ConfigError(
+            f"--control-features {path} lacks {len(missing)} of the clips (first: {missing[0]}); extract it from the "
+            "same data"
+        )
+    rows = [place[clip_id] for clip_id in features.clip_ids]
+    control = replace(features, features=other.features[rows])
+    check_fittable(control, str(path))
+    return control
+
+
 def _fit_and_save(
     task: Task,
     features: FeatureSet,
-    splits: list[Split],
-    protocol: str,
+    own_words: str,
     config: dict[str, Any],
     source: dict[str, str],
+    controls: dict[str, FeatureSet],
     folder: Path,
 ) -> dict[str, Any]:
-    """Fit both heads on every split, write all of a run's files into `folder`, and return its record."""
+    """Run the protocols, write all of a run's files into `folder`, and return its record."""
     # The record comes last: without it, files of a fit that was cut short pass for nothing.
     (folder / "result.json").unlink(missing_ok=True)
-    # Beside heads that each miss a fold, one that learns from every clip: the head to keep and use.
-    everything = Split("all clips", np.arange(len(features)), np.arange(0))
-    fits = [*splits, everything] if len(splits) > 1 else splits
-    settings = {key: config[key] for key in ("epochs", "batch_size", "learning_rate", "hidden_dim")}
     provenance = {key: value for key, value in features.meta.items() if key not in PER_CLIP}
-    labels = np.concatenate([features.labels.numpy()[split.test] for split in splits])
-    records = {}
-    for kind in HEADS:
-        device = torch.device(config["device"])
-        fitted = fit_heads(kind, features, fits, **settings, seed=config["random_seed"], device=device)
-        scored, final = fitted[: len(splits)], fitted[-1]
-        predictions = [
-            (head.split.name, len(head.split.train), head.test_logits.argmax(dim=1).numpy()) for head in scored
-        ]
-        records[kind] = head_record(predictions, labels, len(features.class_names), task.scores)
-        for row, head in zip(records[kind]["splits"], scored, strict=True):
-            row |= {"epoch": head.epoch, "train_loss": head.train_loss, "valid_accuracy": head.valid_accuracy}
-        trained = TrainedHead(kind, final.module, final.mean, final.scale, features.class_names, provenance)
-        trained.save(folder / task.head_files[kind])
-        title = f"{task.title}, {kind.replace('_', '-')} head: {records[kind]['mean']['accuracy']:.1%} ({protocol})"
-        confusion = np.array(records[kind]["confusion"])
-        plot_confusion(confusion, features.class_names, title, folder / f"confusion_{kind}.png")
-    always = [
-        (split.name, len(split.train), majority_predictions(features.labels.numpy()[split.train], len(split.test)))
-        for split in splits
-    ]
-    majority = head_record(always, labels, len(features.class_names), task.scores)
+    named = {Path(name).stem: control for name, control in controls.items()}
+    protocols, files = {}, ["result.csv"]
+    for name in _protocols(config):
+        run = run_protocol(name, features, config, own_words, task.scores, named, provenance)
+        protocols[name] = run.record
+        files += _save_run(task, name, run, features, folder)
+        if len(protocols) == 1:
+            for kind, head in run.heads.items():
+                head.save(folder / task.head_files[kind])
+                files.append(task.head_files[kind])
     meta = {**provenance, **source, "clips": len(features), "class_names": features.class_names}
-    files = ["result.csv", *(f"confusion_{kind}.png" for kind in HEADS), *task.head_files.values()]
-    record = run_record(task.name, protocol, config, meta, records, majority, files)
+    record = run_record(task.name, config, meta, protocols, files)
     save_record(record, folder)
     return record
+
+
+def _save_run(task: Task, name: str, run: ProtocolRun, features: FeatureSet, folder: Path) -> list[str]:
+    """Write a protocol's predictions and pictures; the files of the random one say so in their names."""
+    prefix = "" if name == "official" else f"{name}_"
+    files = save_predictions(run.outcomes, features, folder, prefix)
+    for kind in HEADS:
+        scored = run.record["heads"][kind]
+        accuracy = f"{scored['mean']['accuracy']:.1%}"
+        title = f"{task.title}, {kind.replace('_', '-')} head: {accuracy}\n{run.record['protocol']}"
+        names = features.class_names
+        plot_confusion(np.array(scored["confusion"]), names, title, folder / f"{prefix}confusion_{kind}.png")
+        plot_per_class(scored["per_class"], names, title, folder / f"{prefix}per_class_{kind}.png")
+        plot_curves(scored["splits"], title, folder / f"{prefix}curves_{kind}.png")
+        files += [f"{prefix}{picture}_{kind}.png" for picture in ("confusion", "per_class", "curves")]
+    if run.record["label_efficiency"]:
+        file = f"{prefix}label_efficiency.png"
+        title = f"{task.title}: how many labels are needed\n{run.record['protocol']}"
+        plot_label_efficiency(run.record["label_efficiency"], title, folder / file)
+        files.append(file)
+    return files
 
 
 def _recognise(task: Task, features: FeatureSet, path: Path, config: dict[str, Any]) -> FeatureSet:
@@ -153,32 +188,42 @@ def stranger(task: Task, path: Path, found: str, wanted: str) -> ConfigError:
     return ConfigError(f"{path} holds features of {found}, not of {wanted}{because}; give others with --features")
 
 
-def _print_scores(task: Task, record: dict[str, Any]) -> None:
-    n_splits = len(record["heads"]["linear"]["splits"])
-    print(
-        f"\n{task.title}: {record['features']['clips']:,} clips, {len(record['features']['class_names'])} classes, "
-        f"{record['protocol']}"
+def _titles(task: Task, record: dict[str, Any], protocol: dict[str, Any]) -> str:
+    seeds = len(protocol["seeds"])
+    return (
+        f"{task.title}: {record['features']['clips']:,} clips, {len(record['features']['class_names'])} classes, "
+        f"{protocol['protocol']}; {record['config']['recipe']} recipe, "
+        + (f"{seeds} seeds" if seeds > 1 else f"seed {protocol['seeds'][0]}")
     )
-    names = list(record["majority_class"]["mean"])
-    print(f"{'head':<15}" + "".join(f"{_score_title(name):>16}" for name in names))
-    for kind, scored in (*record["heads"].items(), ("majority_class", record["majority_class"])):
-        cells = [_percent(scored["mean"][name]) for name in names]
-        if n_splits > 1:
-            cells = [f"{cell} ± {_percent(scored['std'][name])}" for cell, name in zip(cells, names, strict=True)]
-        print(f"{kind.replace('_', '-'):<15}" + "".join(f"{cell:>16}" for cell in cells))
-    spread = f"mean ± standard deviation over {n_splits} folds; " if n_splits > 1 else ""
-    epochs = f"last of {record['config']['epochs']} epochs"
-    if record["heads"]["linear"]["splits"][0]["valid_accuracy"]:
-        chosen = " and ".join(
-            f"{head['splits'][0]['epoch']} ({kind.replace('_', '-')})" for kind, head in record["heads"].items()
-        )
-        epochs = f"of {record['config']['epochs']} epochs, {chosen} chosen on validation clips"
-    print(f"({spread}{epochs}; scaler and head see training clips only)")
 
 
-def _percent(score: float | None) -> str:
-    return "undefined" if score is None or score != score else f"{100 * score:.1f}"
+def _print_scores(task: Task, record: dict[str, Any]) -> None:
+    for protocol in record["protocols"].values():
+        print(f"\n{_titles(task, record, protocol)}")
+        print(as_text(score_table(protocol)))
+        for line in remarks(protocol):
+            print(line)
+        if protocol["label_efficiency"]:
+            print(as_text(efficiency_table(protocol)))
+    if len(record["protocols"]) == 2:
+        print(f"\n{_difference(record)}")
 
 
-def _score_title(name: str) -> str:
-    return {"macro_f1": "macro-F1", "icbhi_score": "ICBHI score"}.get(name, name) + " %"
+def _difference(record: dict[str, Any]) -> str:
+    official, random = (record["protocols"][name]["heads"] for name in PROTOCOLS)
+    table = [["head", "official", "random", "difference"]]
+    for kind in official:
+        scores = official[kind]["mean"]["accuracy"], random[kind]["mean"]["accuracy"]
+        flattery = f"{100 * (scores[1] - scores[0]):+.1f}"
+        table.append([kind.replace("_", "-"), percent(scores[0]), percent(scores[1]), flattery])
+    return as_text(table)
+
+
+def _markdown(task: Task, record: dict[str, Any]) -> str:
+    parts = []
+    for protocol in record["protocols"].values():
+        parts += [f"**{_titles(task, record, protocol)}** (percent)", as_markdown(score_table(protocol))]
+        parts.append("\n".join(f"- {line}" for line in remarks(protocol)))
+        if protocol["label_efficiency"]:
+            parts.append(as_markdown(efficiency_table(protocol)))
+    return "\n\n".join(parts) + "\n"

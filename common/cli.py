@@ -38,12 +38,29 @@ CLASSIFY_FLAGS = {
     "epochs": ("--epochs", "N", "epochs; the best on validation clips is kept, or the last where there are none"),
     "batch_size": ("--batch-size", "N", "clips a step"),
     "learning_rate": ("--learning-rate", "X", "Adam's learning rate"),
+    "protocol": ("--protocol", "NAME", "official, random (leaks related clips), or both"),
+    "recipe": ("--recipe", "NAME", "paper, or tuned: this project's best with the same heads"),
+    "scaler": ("--scaler", "NAME", "standard, whiten or none; the recipe's where not given"),
+    "whiten_eps": ("--whiten-eps", "X", "whitening's shrinkage, 0 to 1; chosen on validation clips where not given"),
+    "seeds": ("--seeds", "N", "repeat with N seeds"),
     "hidden_dim": ("--hidden-dim", "N", "width of the three-layer head"),
     "feature_dim": ("--feature-dim", "N", "numbers a clip that the feature file must have"),
     "train_test_split": ("--train-test-split", "X", "share of test clips where there are no official folds or splits"),
     "random_seed": ("--seed", "N", "seed of weights, order and random splits"),
     "device": ("--device", "NAME", "auto, cpu, cuda or cuda:N"),
 }
+CLASSIFY_SWITCHES = {
+    "refit": ("--no-refit", False, "keep the head that chose its epoch, without fitting on validation clips too"),
+    "probes": ("--probes", True, "logistic regression, nearest neighbours and nearest centroid beside the heads"),
+    "controls": ("--controls", True, "the heads on shuffled labels beside those on true ones"),
+    "markdown": ("--markdown", True, "write the table as Markdown too"),
+}
+CLASSIFY_LISTS = {
+    "control_features": ("--control-features", "FILE", "other features of the same clips, judged beside these"),
+    "label_fractions": ("--label-fractions", "X", "shares of the labels to learn from, such as 0.01 0.1 1"),
+}
+# What the tuned recipe brings itself, unless a flag says otherwise.
+RECIPE_KEYS = ("epochs", "batch_size", "learning_rate", "hidden_dim")
 
 
 def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> None:
@@ -134,12 +151,18 @@ def parse_flags(
         if key == "features" and task.parts:
             metavar, text, default = "FOLDER", f"where {', '.join(task.parts.values())} lie", task.folder
         parser.add_argument(flag, dest=key, metavar=metavar, help=f"{text} (default: {default})".replace("%", "%%"))
+    is_classification = flags is CLASSIFY_FLAGS
+    for key, (flag, value, text) in CLASSIFY_SWITCHES.items() if is_classification else ():
+        parser.add_argument(flag, dest=key, action="store_const", const=value, help=text)
+    for key, (flag, metavar, text) in CLASSIFY_LISTS.items() if is_classification else ():
+        parser.add_argument(flag, dest=key, nargs="+", metavar=metavar, help=f"{text} (default: none)")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="one's own YAML over common/config.yaml and the task's"
     )
     parser.add_argument("--overwrite", action="store_true", help="files made with other settings may be replaced")
     given = parser.parse_args(argv)
-    flag_values = {key: getattr(given, key) for key in flags if getattr(given, key) is not None}
+    keys = [*flags, *CLASSIFY_SWITCHES, *CLASSIFY_LISTS] if is_classification else list(flags)
+    flag_values = {key: getattr(given, key) for key in keys if getattr(given, key) is not None}
     config = load_config(task_config, given.config, flag_values)
     for flag in own_flags:
         key = flag.name.removeprefix("--").replace("-", "_")
@@ -244,6 +267,8 @@ def _classify_one(task: Task, config: dict[str, Any], given: argparse.Namespace)
     from common.classify import classify
 
     config["device"] = str(_device(config, given))
+    if config["recipe"] == "tuned":
+        config |= {key: None for key in RECIPE_KEYS if getattr(given, key) is None}
     # What the encoder was is in the features' own record, not in today's configuration.
     about_encoder = EXTRACT_FLAGS.keys() - CLASSIFY_FLAGS.keys()
     classify(task, {key: value for key, value in config.items() if key not in about_encoder}, given.overwrite)

@@ -13,7 +13,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 COMMON_CONFIG = Path(__file__).resolve().with_name("config.yaml")
 PATHS = ("checkpoint", "condition", "data_root", "features", "output_dir")
 NOT_PATHS = ("none", "zero")  # what a condition may be beside a file
-MAY_BE_NULL = ("data_root", "features", "output_dir")
+MAY_BE_NULL = ("data_root", "features", "output_dir", "scaler", "whiten_eps", "control_features", "label_fractions")
 # Of the numbers in the configuration: the smallest and largest that make sense.
 RANGES = {
     "batch_size": (1, 2**20),
@@ -24,7 +24,17 @@ RANGES = {
     "train_test_split": (0.01, 0.99),
     "random_seed": (0, 2**32 - 1),
     "workers": (0, 1024),
+    "seeds": (1, 1000),
+    "whiten_eps": (1e-9, 1.0),
+    "label_fraction": (1e-6, 1.0),  # each of label_fractions
 }
+CHOICES = {
+    "protocol": ("official", "random", "both"),
+    "recipe": ("paper", "tuned"),
+    "scaler": ("standard", "whiten", "none"),
+}
+SWITCHES = ("refit", "probes", "controls", "markdown")
+LISTS = ("control_features", "label_fractions")
 
 
 class ConfigError(ValueError):
@@ -50,10 +60,13 @@ def load_config(task_config: Path, own: Path | None = None, flags: Mapping[str, 
                 hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(config)}"
                 raise ConfigError(f"{source}: unknown key {key}; {hint}")
             config[key] = _check(key, value, source)
-    for key in PATHS:
+    for key in (*PATHS, "control_features"):
+        base = Path.cwd() if key in (flags or {}) else PROJECT_ROOT
         value = config[key]
-        if value is not None and value not in NOT_PATHS and not value.startswith("random:"):
-            config[key] = str((Path.cwd() if key in (flags or {}) else PROJECT_ROOT) / _expand_user(key, value))
+        if isinstance(value, list):
+            config[key] = [str(base / _expand_user(key, item)) for item in value]
+        elif value is not None and value not in NOT_PATHS and not value.startswith("random:"):
+            config[key] = str(base / _expand_user(key, value))
     return config
 
 
@@ -80,6 +93,20 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _check(key: str, value: Any, source: str) -> Any:
     """The value with its right type; YAML reads 1e-3 as text, for one."""
+    if value is None and key in MAY_BE_NULL:
+        return None
+    if key in CHOICES and value not in CHOICES[key]:
+        raise ConfigError(f"{source}: {key} must be one of {', '.join(CHOICES[key])}, not {value!r}")
+    if key in SWITCHES:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{source}: {key} must be true or false, not {value!r}")
+        return value
+    if key in LISTS:
+        if not isinstance(value, list):
+            raise ConfigError(f"{source}: {key} must be a list, not {value!r}")
+        if key == "label_fractions":
+            return [_check("label_fraction", item, source) for item in value]
+        return [str(item) for item in value]
     if key not in RANGES:
         if not isinstance(value, (str, Path)) and not (value is None and key in MAY_BE_NULL):
             raise ConfigError(f"{source}: {key} must be text, not {'null' if value is None else repr(value)}")

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from common.files import DamagedFileError, UnsafeFileError, load_torch, save_torch
+from common.scalers import Scaler
 
 
 class LinearClassifier(nn.Sequential):
@@ -48,23 +48,21 @@ class TrainedHead:
     Attributes:
         kind: a key of HEADS.
         module: on the CPU, in eval mode.
-        mean, scale: (D,) float64, the scaler's: ``(embedding - mean) / scale``.
+        scaler: what is done to embeddings before.
         class_names: C names, in the order of the logits.
         encoder: provenance of the embeddings (checkpoint, layer, pool, condition...).
     """
 
     kind: str
     module: nn.Sequential
-    mean: np.ndarray
-    scale: np.ndarray
+    scaler: Scaler
     class_names: list[str]
     encoder: dict[str, Any]
 
     @torch.no_grad()
     def logits(self, embeddings: torch.Tensor) -> torch.Tensor:
         """(N, D) embeddings as the encoder gives them -> (N, C) logits."""
-        scaled = (embeddings.double() - torch.from_numpy(self.mean)) / torch.from_numpy(self.scale)
-        return self.module(scaled.float())
+        return self.module(torch.from_numpy(self.scaler(embeddings.numpy())))
 
     def predict(self, embeddings: torch.Tensor) -> list[str]:
         """(N, D) embeddings -> N class names."""
@@ -78,8 +76,10 @@ class TrainedHead:
             "hidden_dim": hidden_dim,
             # Copies: a state dict's own tensors alias the live weights.
             "state_dict": {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()},
-            "scaler_mean": torch.from_numpy(self.mean.copy()),
-            "scaler_scale": torch.from_numpy(self.scale.copy()),
+            "scaler_mean": torch.from_numpy(self.scaler.mean.copy()),
+            "scaler_scale": torch.from_numpy(self.scaler.scale.copy()),
+            "scaler_rotation": None if self.scaler.rotation is None else torch.from_numpy(self.scaler.rotation.copy()),
+            "scaler_is_unit_length": self.scaler.is_unit_length,
             "class_names": list(self.class_names),
             "encoder": self.encoder,
         }
@@ -90,9 +90,15 @@ class TrainedHead:
         """Read a file written by `save`; HeadFileError where it is none."""
         try:
             content = load_torch(Path(path))
-            mean, scale = content["scaler_mean"].numpy(), content["scaler_scale"].numpy()
-            module = HEADS[content["head"]](len(mean), len(content["class_names"]), content["hidden_dim"])
+            rotation = content["scaler_rotation"]
+            scaler = Scaler(
+                content["scaler_mean"].numpy(),
+                content["scaler_scale"].numpy(),
+                None if rotation is None else rotation.numpy(),
+                content["scaler_is_unit_length"],
+            )
+            module = HEADS[content["head"]](len(scaler.mean), len(content["class_names"]), content["hidden_dim"])
             module.load_state_dict(content["state_dict"])
-        except (OSError, DamagedFileError, UnsafeFileError, RuntimeError, KeyError, TypeError) as error:
+        except (OSError, DamagedFileError, UnsafeFileError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise HeadFileError(f"{path} is no trained head of this project ({error})") from error
-        return cls(content["head"], module.eval(), mean, scale, content["class_names"], content["encoder"])
+        return cls(content["head"], module.eval(), scaler, content["class_names"], content["encoder"])

@@ -3,16 +3,44 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, roc_curve
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    precision_recall_fscore_support,
+    recall_score,
+    roc_curve,
+    top_k_accuracy_score,
+)
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
+TOP5_CLASSES = 30  # classes from which on the best five say something
 
-def scores(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> dict[str, float]:
-    """Accuracy and macro-F1, both in [0, 1]; a class never predicted has F1 0, one that never occurs counts too."""
-    return {
+
+def scores(
+    labels: np.ndarray, predictions: np.ndarray, n_classes: int, logits: np.ndarray | None = None
+) -> dict[str, float]:
+    """Scores in [0, 1].
+
+    Returns:
+        ``accuracy``; ``balanced_accuracy``, the mean recall of the classes that occur; ``macro_f1``, in which a class
+        never predicted has F1 0, and one that never occurs counts too; ``top5_accuracy`` where there are logits
+        (N, C) and 30 classes or more.
+    """
+    occurring = np.unique(labels)
+    scored = {
         "accuracy": float(accuracy_score(labels, predictions)),
+        "balanced_accuracy": float(recall_score(labels, predictions, labels=occurring, average="macro")),
         "macro_f1": float(f1_score(labels, predictions, labels=range(n_classes), average="macro", zero_division=0)),
     }
+    if logits is not None and n_classes >= TOP5_CLASSES:
+        scored["top5_accuracy"] = float(top_k_accuracy_score(labels, logits, k=5, labels=range(n_classes)))
+    return scored
+
+
+def per_class(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> dict[str, list[float]]:
+    """``precision``, ``recall``, ``f1`` and ``clips`` (of the true class) of every class; 0 where undefined."""
+    columns = precision_recall_fscore_support(labels, predictions, labels=range(n_classes), zero_division=0)
+    return {name: column.tolist() for name, column in zip(("precision", "recall", "f1", "clips"), columns, strict=True)}
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, n_classes: int) -> np.ndarray:

@@ -11,6 +11,8 @@ from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from common.features import FeatureSet
 
+VALID_SHARE = 0.2  # of the training clips, where a data set has no validation clips of its own
+
 
 class SplitError(ValueError):
     """The data cannot be split for a fair score; the message is one line."""
@@ -49,13 +51,57 @@ def make_splits(features: FeatureSet, test_share: float, seed: int) -> tuple[lis
         splits = [Split("test", *(np.flatnonzero(sides == side) for side in ("train", "test", "valid")))]
         protocol = "official train, valid and test split" if len(splits[0].valid) else "official train and test split"
     else:
-        splits = [_random(features, test_share, seed)]
-        protocol = (
-            f"random {test_share:.0%} test split, stratified, seed {seed} (related clips may stand on both sides)"
-        )
+        splits = [random_split(features, test_share, seed)]
+        protocol = f"random {test_share:.0%} test split, stratified"
     for split in splits:
         _refuse_missing_classes(features, split.train, f"the training side of the {protocol}")
     return splits, protocol
+
+
+def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Split, str]:
+    """The split with validation rows: its own, or a fifth of its training rows held out.
+
+    Held out are whole groups where they are known; else one whole fold where there are folds; else clips of every
+    class. Where none of these leaves all classes on the training side, nothing is.
+
+    Returns:
+        The split, and in words what validates.
+    """
+    if len(split.valid):
+        return split, "the official validation clips"
+    ways = []
+    if features.groups is not None:
+        ways.append((f"{VALID_SHARE:.0%} of the training clips, whole groups", _by_group))
+    elif features.folds is not None:
+        ways.append(("one of the training folds", _one_fold))
+    ways.append((f"{VALID_SHARE:.0%} of the training clips", _by_clip))
+    for words, hold_out in ways:
+        try:
+            valid = hold_out(features, split, seed)
+        except SplitError:
+            continue
+        return Split(split.name, np.setdiff1d(split.train, valid), split.test, valid), words
+    return split, "nothing: the last epoch is kept"
+
+
+def _by_group(features: FeatureSet, split: Split, seed: int) -> np.ndarray:
+    return hold_out_groups(features, split.train, VALID_SHARE, seed)
+
+
+def _one_fold(features: FeatureSet, split: Split, seed: int) -> np.ndarray:
+    folds = features.folds.numpy()
+    present = np.unique(folds[split.train])
+    if len(present) < 2:
+        raise SplitError("a single training fold cannot be spared")
+    after = present[present > folds[split.test[0]]] if len(split.test) else present[seed % len(present) :]
+    valid = split.train[folds[split.train] == (after[0] if len(after) else present[0])]
+    _refuse_missing_classes(features, np.setdiff1d(split.train, valid), "what is left for training")
+    return valid
+
+
+def _by_clip(features: FeatureSet, split: Split, seed: int) -> np.ndarray:
+    part = random_split(features.rows(split.train), VALID_SHARE, seed)
+    return split.train[part.test]
 
 
 def hold_out_groups(features: FeatureSet, rows: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -98,7 +144,13 @@ def _folds(features: FeatureSet) -> tuple[list[Split], str]:
     return splits, f"official folds {f'{present[0]}-{present[-1]}' if whole else ', '.join(map(str, present))}"
 
 
-def _random(features: FeatureSet, test_share: float, seed: int) -> Split:
+def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:
+    """A random share of the clips of every class for testing, whatever folds and groups there are: clips of one
+    recording, patient or speaker may stand on both sides, so that its score is higher than an honest one.
+
+    Raises:
+        SplitError: a class has a single clip, or too few clips in all.
+    """
     labels = features.labels.numpy()
     rows = np.arange(len(labels))
     alone = [features.class_names[label] for label, count in Counter(labels.tolist()).items() if count < 2]

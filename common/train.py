@@ -1,29 +1,38 @@
-"""Scaler + head -> predictions. All divisions of the data are fitted together, as one stack of heads.
+"""Scaler + head -> predictions. All heads of a kind, whatever their split and seed, are fitted together as one stack.
 
-The heads of K divisions are K independent problems of one shape: their weights are stacked to (K, in, out),
-every step is one batched matrix product, and Adam acts on each number by itself. So the stack learns what K
-separate runs would; `tests/test_train.py` holds it to that, and to torch.optim.Adam.
+K heads are K independent problems of one shape: their weights are stacked to (K, in, out), every step is one batched
+matrix product, and Adam acts on each number by itself. So the stack learns what K separate runs would;
+`tests/test_train.py` holds it to that, and to torch.optim.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
+import os
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.optim.adamw import adamw
 
 from common.features import FeatureSet
 from common.heads import HEADS
 from common.progress import progress_bar
+from common.recipes import Recipe
+from common.scalers import SHRINKAGES, Scaler, fit_scaler
 from common.splits import Split
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
+SCALED_BYTES = 4e9  # of scaled copies of the features that are kept at once
+CACHED_BYTES = 9_000_000  # of weights, gradients and moments that a CPU's cache holds
+GLOBAL_RNG = threading.Lock()  # torch initialises layers from its one global generator
 
 
 class FitError(ValueError):
@@ -31,26 +40,44 @@ class FitError(ValueError):
 
 
 @dataclass(frozen=True)
-class FittedHead:
-    """A head fitted on one split's training rows.
+class Job:
+    """One head to fit.
 
     Attributes:
-        split: the split.
-        module: the head, on the CPU, in eval mode.
-        mean, scale: (D,) float64 of the scaler, fitted on the training rows alone.
-        test_logits: (len(split.test), C) float32.
-        train_loss: mean cross-entropy of every epoch.
-        valid_accuracy: of every epoch; empty where the split holds no validation rows.
-        epoch: the epoch whose weights these are, from 1.
+        split: its rows.
+        seed: of its initial weights and of the order of clips.
+        keep: the epoch, from 1, whose weights are kept; None: the best on validation rows, or the last without any.
+        shrinkage: of whitening.
     """
 
     split: Split
+    seed: int
+    keep: int | None = None
+    shrinkage: float | None = None
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A head fitted on its job's training rows.
+
+    Attributes:
+        job: the job.
+        module: the head, on the CPU, in eval mode.
+        scaler: fitted on the training rows alone.
+        test_logits: (len(split.test), C) float32, of the kept epoch.
+        train_loss: mean cross-entropy of every epoch.
+        valid_accuracy: of every epoch; empty where the split holds no validation rows.
+        test_accuracy: of every epoch; written down for the record, and read by nothing here.
+        epoch: the epoch whose weights these are, from 1.
+    """
+
+    job: Job
     module: nn.Sequential
-    mean: np.ndarray
-    scale: np.ndarray
+    scaler: Scaler
     test_logits: torch.Tensor
     train_loss: list[float]
     valid_accuracy: list[float]
+    test_accuracy: list[float]
     epoch: int
 
 
@@ -77,51 +104,124 @@ def check_fittable(features: FeatureSet, name: str) -> None:
         )
 
 
-def fit_heads(
-    kind: str,
-    features: FeatureSet,
-    splits: Sequence[Split],
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    hidden_dim: int,
-    seed: int,
-    device: torch.device,
-) -> list[FittedHead]:
-    """Fit one head a split with Adam and cross-entropy.
+def fit_chosen(
+    kind: str, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device, refit: bool = True
+) -> list[tuple[FittedHead, FittedHead]]:
+    """Fit every job as a careful researcher would: choose on validation rows, then fit on these too.
 
-    The epoch of the highest validation accuracy is kept (the first of equals), or the last one where a split has
-    no validation rows. The scaler (StandardScaler) and the head see training rows only; test rows are touched
-    once, at the end.
-    Every head has the same initial weights and its own order of clips, drawn from the seed and its split's
-    name, so it does not matter which other splits are fitted beside it.
+    The epoch (and the strength of whitening, where the recipe leaves it open) is the one of the highest accuracy on
+    the job's validation rows. Then the head is fitted anew on training and validation rows, with a scaler of its own,
+    and kept at that epoch. Where the recipe's schedule keeps the last epoch, it is what counts, and validation rows
+    train at once if nothing else is to be chosen. A job without validation rows is fitted once, and kept at its last
+    epoch.
+
+    Returns:
+        For each job: the head that chose, and the head to score; twice the same one where nothing is fitted anew.
+    """
+    is_open = recipe.scaler == "whiten" and recipe.shrinkage is None
+    if recipe.is_cosine:
+        jobs = [replace(job, keep=recipe.epochs) for job in jobs]
+        if not is_open and refit:
+            whole = [replace(job, split=_all_train(job.split), shrinkage=recipe.shrinkage) for job in jobs]
+            return [(head, head) for head in fit_heads(kind, features, whole, recipe, device)]
+    choosing: list[FittedHead | None] = [None] * len(jobs)
+    for shrinkage in SHRINKAGES if is_open else (recipe.shrinkage,):
+        tried = fit_heads(kind, features, [replace(job, shrinkage=shrinkage) for job in jobs], recipe, device)
+        for index, head in enumerate(tried):
+            if choosing[index] is None or _best(head) > _best(choosing[index]):
+                choosing[index] = head
+    again = [index for index, job in enumerate(jobs) if refit and len(job.split.valid)]
+    whole = {
+        index: replace(choosing[index].job, split=_all_train(jobs[index].split), keep=choosing[index].epoch)
+        for index in again
+    }
+    refitted = dict(zip(again, fit_heads(kind, features, list(whole.values()), recipe, device), strict=True))
+    return [(head, refitted.get(index, head)) for index, head in enumerate(choosing)]
+
+
+def _all_train(split: Split) -> Split:
+    """The split with its validation rows among those that train."""
+    return replace(split, train=np.sort(np.concatenate([split.train, split.valid])), valid=np.arange(0))
+
+
+def _best(head: FittedHead) -> float:
+    """The validation accuracy of the epoch that is kept."""
+    return head.valid_accuracy[head.epoch - 1] if head.valid_accuracy else 0.0
+
+
+def fit_heads(
+    kind: str, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device
+) -> list[FittedHead]:
+    """Fit one head a job by the recipe.
+
+    The epoch of the highest validation accuracy is kept (the first of equals), or the job's own, or the last one.
+    The scaler and the head see training rows only. Every head's numbers are drawn from its own seed and its split's
+    name, so it does not matter which others are fitted beside it.
 
     Args:
         kind: a key of HEADS.
-        batch_size: the last batch of an epoch holds what is left.
 
     Returns:
-        The fitted heads in the order of `splits`.
+        The fitted heads in the order of `jobs`.
     """
-    # Longest first, so that heads with batches left in an epoch are always the first rows of the stack.
-    order = sorted(range(len(splits)), key=lambda index: -len(splits[index].train))
-    stack = _Stack(kind, features, [splits[index] for index in order], hidden_dim, seed, device)
-    bar = progress_bar(total=epochs, desc=f"fitting {kind}", unit="epoch", leave=False)
-    with bar, _one_thread():
-        for _ in range(epochs):
-            stack.epoch(batch_size, learning_rate)
-            bar.update()
-    fitted = stack.finish()
-    return [fitted[order.index(index)] for index in range(len(splits))]
+    # Longest first, so that heads with batches left in an epoch are always the first rows of a stack.
+    order = sorted(range(len(jobs)), key=lambda index: -len(jobs[index].split.train))
+    workers = (os.cpu_count() or 1) if device.type == "cpu" else 1
+    stacks = _stacks(kind, features, [jobs[index] for index in order], recipe, device, workers)
+    total, stop = recipe.epochs * len(jobs), threading.Event()
+    bar = progress_bar(total=total, desc=f"fitting {len(jobs)} x {kind}", unit="epoch", leave=False)
+
+    def fit(stack_jobs: Sequence[Job]) -> list[FittedHead]:
+        # A step's products are too small to share: each stack has a core of its own instead.
+        torch.set_num_threads(1)
+        stack = _Stack(kind, features, stack_jobs, recipe, device)
+        for _ in range(recipe.epochs):
+            if stop.is_set():
+                break
+            stack.epoch()
+            bar.update(len(stack_jobs))
+        return stack.finish()
+
+    with bar, _threads_restored(), ThreadPoolExecutor(min(workers, len(stacks)) or 1) as pool:
+        try:
+            fitted = [head for part in pool.map(fit, stacks) for head in part]
+        except BaseException:
+            stop.set()  # Ctrl-C must not wait for the other threads' last epoch
+            raise
+    return [fitted[order.index(index)] for index in range(len(jobs))]
+
+
+def _stacks(
+    kind: str, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device, workers: int
+) -> list[list[Job]]:
+    """The jobs in stacks that are fitted at once.
+
+    On a CPU, weights, gradients and moments of a stack should stay in its cache: beyond, a step waits for memory. The
+    scaled copies of the features, one for every set of training rows, must fit into memory.
+    """
+    size, n_classes, hidden = features.features.shape[1], len(features.class_names), recipe.hidden_dim
+    parameters = size * n_classes if kind == "linear" else (size + hidden + n_classes) * hidden
+    most = math.ceil(len(jobs) / workers)
+    if device.type == "cpu":
+        most = max(1, min(most, CACHED_BYTES // (16 * parameters)))
+    most_scaled = max(1, int(SCALED_BYTES / workers // max(1, 4 * features.features.numel())))
+    stacks: list[list[Job]] = []
+    for job in jobs:
+        keys = {_scaler_key(other) for other in stacks[-1]} | {_scaler_key(job)} if stacks else set()
+        if not stacks or len(stacks[-1]) >= most or len(keys) > most_scaled:
+            stacks.append([])
+        stacks[-1].append(job)
+    return stacks
+
+
+def _scaler_key(job: Job) -> tuple[bytes, float | None]:
+    """Jobs of equal keys scale alike."""
+    return job.split.train.tobytes(), job.shrinkage
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Batches of 8 are too small to share: a second thread gains little alone, and on a busy machine each of the
-    thousands of steps would wait for it."""
+def _threads_restored() -> Iterator[None]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -129,130 +229,230 @@ def _one_thread() -> Iterator[None]:
 
 
 class _Stack:
-    """K heads of one kind and the data they learn from."""
+    """K heads of one kind and the data they learn from; `jobs` come longest first."""
 
     def __init__(
-        self, kind: str, features: FeatureSet, splits: list[Split], hidden_dim: int, seed: int, device: torch.device
+        self, kind: str, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device
     ) -> None:
-        self.kind, self.hidden_dim, self.splits, self.device = kind, hidden_dim, splits, device
+        self.kind, self.jobs, self.recipe, self.device = kind, jobs, recipe, device
         self.n_classes = len(features.class_names)
         self.labels = features.labels.to(device)
-        raw = features.features.double().numpy()
-        self.scalers = [StandardScaler().fit(raw[split.train]) for split in splits]
-        scaled = [torch.from_numpy(scaler.transform(raw)).float() for scaler in self.scalers]
-        self.scaled = torch.stack(scaled).to(device)  # (K, N, D)
-        self.orders = [_generator(seed, split.name) for split in splits]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            module = HEADS[kind](raw.shape[1], self.n_classes, hidden_dim)
-        # Per linear layer: weight (K, in, out) and bias (K, 1, out).
-        self.parameters = [
-            parameter.to(device).repeat(len(splits), 1, 1).requires_grad_()
-            for layer in module
-            if isinstance(layer, nn.Linear)
-            for parameter in (layer.weight.detach().t(), layer.bias.detach())
-        ]
-        self.adam = _Adam(self.parameters, len(splits))
-        self.train_loss: list[list[float]] = [[] for _ in splits]
-        self.valid_accuracy: list[list[float]] = [[] for _ in splits]
-        # Per head with validation rows: its weights and biases at the best epoch so far.
-        self.best: list[list[torch.Tensor]] = [[] for _ in splits]
+        raw = features.features.numpy()
+        scalers: dict[tuple[bytes, float | None], Scaler] = {}
+        for job in jobs:
+            if _scaler_key(job) not in scalers:
+                rows = raw[job.split.train]
+                scalers[_scaler_key(job)] = fit_scaler(recipe.scaler, rows, job.shrinkage, recipe.is_unit_length)
+        self.scalers = [scalers[_scaler_key(job)] for job in jobs]
+        self.scaled = torch.stack([torch.from_numpy(scaler(raw)) for scaler in scalers.values()]).to(
+            device
+        )  # (S, N, D)
+        places = {key: place for place, key in enumerate(scalers)}
+        self.which = torch.tensor([places[_scaler_key(job)] for job in jobs], device=device)  # (K,)
+        self.orders = [_generator(job.seed, job.split.name) for job in jobs]
+        self.noises = [_generator(job.seed, f"{job.split.name}, noise", device) for job in jobs]
+        self.parameters = self._initial_parameters(raw.shape[1])
+        self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
+        steps = [recipe.epochs * math.ceil(len(job.split.train) / recipe.batch_size) for job in jobs]
+        self.optimizer = _Optimizer(self.parameters, self.gradients, recipe, steps)
+        self.train_loss: list[list[float]] = [[] for _ in jobs]
+        self.valid_accuracy: list[list[float]] = [[] for _ in jobs]
+        self.test_accuracy: list[list[float]] = [[] for _ in jobs]
+        self.kept: list[list[torch.Tensor]] = [[] for _ in jobs]  # weights and biases of the epoch to keep, so far
 
-    def epoch(self, batch_size: int, learning_rate: float) -> None:
-        """One pass over every head's training rows, and a look at its validation rows."""
-        sizes = [len(split.train) for split in self.splits]
+    def _initial_parameters(self, size: int) -> list[torch.Tensor]:
+        """Per linear layer: weight (K, in, out) and bias (K, 1, out); of each head as its seed draws them."""
+        drawn: dict[int, list[torch.Tensor]] = {}
+        for job in self.jobs:
+            if job.seed not in drawn:
+                with GLOBAL_RNG, torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(job.seed)
+                    module = HEADS[self.kind](size, self.n_classes, self.recipe.hidden_dim)
+                linear = [layer for layer in module if isinstance(layer, nn.Linear)]
+                pairs = [(layer.weight.detach().t(), layer.bias.detach()[None]) for layer in linear]
+                drawn[job.seed] = [parameter for pair in pairs for parameter in pair]
+        stacked = zip(*(drawn[job.seed] for job in self.jobs), strict=True)
+        return [torch.stack(parameters).to(self.device) for parameters in stacked]
+
+    @torch.no_grad()
+    def epoch(self) -> None:
+        """One pass over every head's training rows, and a look at its validation and test rows."""
+        batch_size, sizes = self.recipe.batch_size, [len(job.split.train) for job in self.jobs]
         rows = torch.zeros(len(sizes), sizes[0], dtype=torch.int64)
-        for head, (split, generator) in enumerate(zip(self.splits, self.orders, strict=True)):
+        for head, (job, generator) in enumerate(zip(self.jobs, self.orders, strict=True)):
             shuffled = torch.randperm(sizes[head], generator=generator)
-            rows[head, : sizes[head]] = torch.from_numpy(split.train)[shuffled]
+            rows[head, : sizes[head]] = torch.from_numpy(job.split.train)[shuffled]
         rows = rows.to(self.device)
         total = torch.zeros(len(sizes), device=self.device)
-        heads = torch.arange(len(sizes), device=self.device)[:, None]
         remaining = torch.tensor(sizes, device=self.device)[:, None]
         places = torch.arange(batch_size, device=self.device)
         for start in range(0, sizes[0], batch_size):
             active = sum(size > start for size in sizes)
             batch = rows[:active, start : start + batch_size]
-            logits = self._forward(self.scaled[heads[:active], batch], active)
-            loss = F.cross_entropy(logits.flatten(0, 1), self.labels[batch].flatten(), reduction="none")
             # A head's last batch may be shorter than its neighbours': what is beyond its rows counts nothing.
             own = (places[: batch.shape[1]] < remaining[:active] - start).float()
-            summed = (loss.view(active, -1) * own).sum(dim=1)
-            gradients = torch.autograd.grad((summed / own.sum(dim=1)).sum(), self.parameters)
-            self.adam.step(gradients, learning_rate, active)
-            total[:active] += summed.detach()
+            total[:active] += self._backward(self.scaled[self.which[:active, None], batch], self.labels[batch], own)
+            self.optimizer.step(active)
         for head, loss in enumerate((total / remaining[:, 0]).tolist()):
             self.train_loss[head].append(loss)
-            self._validate(head)
+            self._look(head)
+
+    def _backward(self, x: torch.Tensor, labels: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Fill the gradients of the mean cross-entropy of each head's own rows, written out: autograd would allocate
+        all of them anew at every step.
+
+        Args:
+            x: (A, B, D) scaled rows.
+            labels: (A, B).
+            own: (A, B), 1 for the rows that count.
+
+        Returns:
+            (A,) the summed cross-entropy.
+        """
+        active, n_layers = len(x), len(self.parameters) // 2
+        inputs, masks = [], []
+        for layer in range(n_layers):
+            x = x.relu_() if layer else x
+            x, mask = self._dropped(x, self.recipe.dropout if layer else self.recipe.input_dropout)
+            inputs.append(x)
+            masks.append(mask)
+            x = torch.baddbmm(self.parameters[2 * layer + 1][:active], x, self.parameters[2 * layer][:active])
+        log_likelihood = x.log_softmax(dim=2)
+        smoothing = self.recipe.label_smoothing
+        target = torch.full_like(x, smoothing / self.n_classes)
+        target.scatter_add_(2, labels[..., None], torch.full_like(x[..., :1], 1 - smoothing))
+        loss = -((target * log_likelihood).sum(dim=2) * own).sum(dim=1)
+        error = (log_likelihood.exp_() - target) * (own / own.sum(dim=1, keepdim=True))[..., None]  # (A, B, C)
+        for layer in reversed(range(n_layers)):
+            weight, bias = self.gradients[2 * layer][:active], self.gradients[2 * layer + 1][:active]
+            torch.bmm(inputs[layer].transpose(1, 2), error, out=weight)
+            torch.sum(error, dim=1, keepdim=True, out=bias)
+            if layer:
+                error = torch.bmm(error, self.parameters[2 * layer][:active].transpose(1, 2))
+                error *= inputs[layer] > 0 if masks[layer] is None else (inputs[layer] > 0) * masks[layer]
+        return loss
+
+    def _dropped(self, x: torch.Tensor, probability: float) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Dropout with each head's own random numbers: what is left, and the factors."""
+        if not probability:
+            return x, None
+        # Always for a whole batch, so that a head's numbers do not depend on how long its neighbours' last one is.
+        size = (self.recipe.batch_size, x.shape[2])
+        drawn = [torch.rand(size, generator=self.noises[head], device=x.device) for head in range(len(x))]
+        factors = (torch.stack(drawn)[:, : x.shape[1]] >= probability) / (1 - probability)
+        return x * factors, factors
 
     @torch.no_grad()
-    def _validate(self, head: int) -> None:
-        """Note the accuracy on the head's validation rows, and its weights where none was as good before."""
-        valid = self.splits[head].valid
-        if not len(valid):
-            return
-        rows = torch.from_numpy(valid).to(self.device)
-        x = self.scaled[head, rows]
-        weights = [parameter[head] for parameter in self.parameters]
-        for index in range(0, len(weights), 2):
-            x = torch.addmm(weights[index + 1], x if index == 0 else F.relu(x), weights[index])
-        accuracy = float((x.argmax(dim=1) == self.labels[rows]).float().mean())
-        if accuracy > max(self.valid_accuracy[head], default=-1.0):
-            self.best[head] = [weight.detach().clone() for weight in weights]
-        self.valid_accuracy[head].append(accuracy)
+    def _look(self, head: int) -> None:
+        """Note the accuracies after an epoch, and the weights where they are those to keep so far.
 
-    def _forward(self, x: torch.Tensor, active: int) -> torch.Tensor:
-        """(active, B, D) -> (active, B, C)."""
-        for index in range(0, len(self.parameters), 2):
-            weight, bias = self.parameters[index][:active], self.parameters[index + 1][:active]
-            x = torch.baddbmm(bias, x if index == 0 else F.relu(x), weight)
-        return x
+        What is kept depends on the job and the validation rows alone; the test accuracy is only written down.
+        """
+        job, epoch = self.jobs[head], len(self.train_loss[head])
+        weights = [parameter[head] for parameter in self.parameters]
+        before = max(self.valid_accuracy[head], default=-1.0)
+        if len(job.split.valid):
+            self.valid_accuracy[head].append(self._accuracy(head, weights, job.split.valid))
+        is_best = len(job.split.valid) and self.valid_accuracy[head][-1] > before
+        is_wanted = is_best if job.keep is None else epoch == job.keep
+        if is_wanted:
+            self.kept[head] = [weight.detach().clone() for weight in weights]
+        if len(job.split.test):
+            self.test_accuracy[head].append(self._accuracy(head, weights, job.split.test))
+
+    def _accuracy(self, head: int, weights: list[torch.Tensor], rows: np.ndarray) -> float:
+        index = torch.from_numpy(rows).to(self.device)
+        x = self.scaled[self.which[head], index]
+        for layer in range(0, len(weights), 2):
+            x = torch.addmm(weights[layer + 1], F.relu(x) if layer else x, weights[layer])
+        return float((x.argmax(dim=1) == self.labels[index]).float().mean())
 
     def finish(self) -> list[FittedHead]:
-        return [self._fitted(head, split) for head, split in enumerate(self.splits)]
+        return [self._fitted(head) for head in range(len(self.jobs))]
 
     @torch.no_grad()
-    def _fitted(self, head: int, split: Split) -> FittedHead:
-        scaler, accuracies = self.scalers[head], self.valid_accuracy[head]
-        weights = self.best[head] or [parameter[head] for parameter in self.parameters]
-        epoch = 1 + accuracies.index(max(accuracies)) if accuracies else len(self.train_loss[head])
-        module = HEADS[self.kind](len(scaler.mean_), self.n_classes, self.hidden_dim)
+    def _fitted(self, head: int) -> FittedHead:
+        job, accuracies = self.jobs[head], self.valid_accuracy[head]
+        weights = self.kept[head] or [parameter[head] for parameter in self.parameters]
+        epoch = len(self.train_loss[head])
+        if self.kept[head]:
+            epoch = job.keep or 1 + accuracies.index(max(accuracies))
+        module = HEADS[self.kind](len(self.scalers[head].mean), self.n_classes, self.recipe.hidden_dim)
         layers = [layer for layer in module if isinstance(layer, nn.Linear)]
         for layer, weight, bias in zip(layers, weights[::2], weights[1::2], strict=True):
             layer.weight.copy_(weight.t())
             layer.bias.copy_(bias[0])
-        test = self.scaled[head, torch.from_numpy(split.test).to(self.device)].cpu()
+        test = self.scaled[self.which[head], torch.from_numpy(job.split.test).to(self.device)].cpu()
         logits = module.eval()(test)
         module.requires_grad_(False)
-        return FittedHead(split, module, scaler.mean_, scaler.scale_, logits, self.train_loss[head], accuracies, epoch)
+        curves = (self.train_loss[head], accuracies, self.test_accuracy[head])
+        return FittedHead(job, module, self.scalers[head], logits, *curves, epoch)
 
 
-class _Adam:
-    """Adam (Kingma & Ba 2015) on stacked parameters, of which only the first `active` heads may step.
+class _Optimizer:
+    """torch's fused AdamW (Adam without decay) on stacked parameters, of which only the first `active` heads step.
 
-    torch.optim.Adam keeps one step count for a whole tensor and moves every part of it by momentum; heads
-    whose epoch has fewer batches must stand still.
+    Every head's slice is a parameter of its own, since heads whose epoch has fewer batches must stand still while the
+    others' moments and step counts go on.
     """
 
-    def __init__(self, parameters: list[torch.Tensor], heads: int) -> None:
-        self.parameters = parameters
-        self.moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
-        self.steps = torch.zeros(heads, 1, 1, device=parameters[0].device, dtype=torch.float64)
+    def __init__(
+        self,
+        parameters: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor],
+        recipe: Recipe,
+        total_steps: Sequence[int],
+    ) -> None:
+        self.recipe, self.total_steps, self.done = recipe, total_steps, [0] * len(total_steps)
+        self.n_parameters = len(parameters)
 
-    @torch.no_grad()
-    def step(self, gradients: Sequence[torch.Tensor], learning_rate: float, active: int) -> None:
-        beta1, beta2 = ADAM_BETAS
-        self.steps[:active] += 1
-        step_size = (learning_rate / (1 - beta1 ** self.steps[:active])).float()
-        correction = (1 - beta2 ** self.steps[:active]).sqrt().float()
-        for parameter, gradient, (first, second) in zip(self.parameters, gradients, self.moments, strict=True):
-            g, m, v = gradient[:active], first[:active], second[:active]
-            m.lerp_(g, 1 - beta1)
-            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-            parameter[:active].sub_(m / (v.sqrt() / correction).add_(ADAM_EPS) * step_size)
+        def slices(stacked: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            """Weights and biases in turn, head after head, each sharing the memory of the stack."""
+            return [each[head] for head in range(len(total_steps)) for each in stacked]
+
+        self.state = [
+            slices(parameters),
+            slices(gradients),
+            slices([torch.zeros_like(parameter) for parameter in parameters]),
+            slices([torch.zeros_like(parameter) for parameter in parameters]),
+            [torch.zeros((), device=parameters[0].device) for _ in slices(parameters)],
+        ]
+
+    def step(self, active: int) -> None:
+        """One step of the first `active` heads."""
+        recipe, n = self.recipe, self.n_parameters
+        if not recipe.is_cosine and not recipe.weight_decay:
+            self._adamw(slice(0, active * n), recipe.learning_rate, 0.0)
+        else:
+            for head in range(active):
+                progress = self.done[head] / self.total_steps[head]
+                fall = 0.5 * (1 + math.cos(math.pi * progress)) if recipe.is_cosine else 1.0
+                for first, decay in ((0, recipe.weight_decay), (1, 0.0)):  # weights, biases
+                    self._adamw(slice(head * n + first, (head + 1) * n, 2), fall * recipe.learning_rate, decay)
+        for head in range(active):
+            self.done[head] += 1
+
+    def _adamw(self, which: slice, learning_rate: float, weight_decay: float) -> None:
+        parameters, gradients, first, second, steps = (tensors[which] for tensors in self.state)
+        adamw(
+            parameters,
+            gradients,
+            first,
+            second,
+            [],
+            steps,
+            fused=True,
+            amsgrad=False,
+            beta1=ADAM_BETAS[0],
+            beta2=ADAM_BETAS[1],
+            lr=learning_rate,
+            weight_decay=weight_decay,
+            eps=ADAM_EPS,
+            maximize=False,
+        )
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
-    """A stream of random numbers of its own for every seed and split name."""
+def _generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A stream of random numbers of its own for every seed and name."""
     entropy = np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(entropy) >> 1)
+    return torch.Generator(device).manual_seed(int(entropy) >> 1)

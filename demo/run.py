@@ -119,7 +119,8 @@ def main() -> None:
         if task.verify:
             call(task.verify, "--features", files[-1], "--output-dir", results / "verification", "--overwrite")
         record = json.loads((results / "result.json").read_text())
-        scored = (record["majority_class"], *record["heads"].values())
+        protocol = record["protocols"]["official"]
+        scored = (protocol["majority_class"], *protocol["heads"].values())
         accuracies = [f"{100 * head['mean']['accuracy']:.1f}" for head in scored]
         features_record = record["features"]
         classes = len(features_record["class_names"])

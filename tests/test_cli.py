@@ -86,12 +86,15 @@ def test_from_audio_to_scores(esc50_root: Path, tmp_path: Path, monkeypatch) -> 
     record = json.loads((results / "result.json").read_text())
     assert record["config"]["epochs"] == 2
     assert "checkpoint" not in record["config"]  # the features' own record has it
-    assert all(len(row["train_loss"]) == 2 for row in record["heads"]["linear"]["splits"])
+    heads = record["protocols"]["official"]["heads"]
+    assert all(len(row["train_loss"]) == 2 for row in heads["linear"]["splits"])
     assert sorted(path.name for path in results.iterdir()) == sorted(["result.json", *record["files"]])
     assert record["features"]["checkpoint"] == "random:0"
-    for kind, head in record["heads"].items():
+    for kind, head in heads.items():
         row = next(line for line in classified.stdout.splitlines() if line.startswith(kind.replace("_", "-")))
-        assert f"{100 * head['mean']['accuracy']:.1f} ± {100 * head['std']['accuracy']:.1f}" in row
+        accuracy, _, to, _, over_folds = row.split()[1:6]
+        assert (accuracy, to) == (f"{100 * head['mean']['accuracy']:.1f}", "to")
+        assert over_folds == f"{100 * head['std_over_folds']['accuracy']:.1f}"
         assert np.array(head["confusion"]).sum() == 10
         assert (results / f"confusion_{kind}.png").is_file()
     embeddings = FeatureSet.load(features)
@@ -106,7 +109,7 @@ def test_the_same_command_twice_gives_the_same_numbers(esc50_features: Path, tmp
     for folder in ("one", "another"):
         result = call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / folder, "--epochs", 3)
         assert result.returncode == 0, result.stderr
-        records.append(json.loads((tmp_path / folder / "result.json").read_text())["heads"])
+        records.append(json.loads((tmp_path / folder / "result.json").read_text())["protocols"])
     assert records[0] == records[1]
     again = call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 3)
     assert "Nothing to do" in again.stdout
@@ -120,7 +123,7 @@ def test_the_same_command_twice_gives_the_same_numbers(esc50_features: Path, tmp
     forced = call(
         CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 4, "--overwrite"
     )
-    assert "last of 4 epochs" in forced.stdout
+    assert "Epoch (of 4) chosen on" in forced.stdout
 
 
 def test_flags_override_ones_own_file(esc50_features: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from conftest import made_up_features
 from torch import nn
 
 from common.heads import HeadFileError, LinearClassifier, ThreeLayerClassifier, TrainedHead
+from common.recipes import Recipe
 from common.splits import make_splits
-from common.train import fit_heads
+from common.train import Job, fit_heads
 
 
 def test_layers() -> None:
@@ -23,22 +24,17 @@ def test_layers() -> None:
     assert sizes == [(384, 256), (256, 256), (256, 50)]
 
 
+@pytest.mark.parametrize("scaler", ["standard", "whiten", "none"])
 @pytest.mark.parametrize("kind", ["linear", "three_layer"])
-def test_a_saved_head_predicts_as_before(kind: str, tmp_path: Path) -> None:
+def test_a_saved_head_predicts_as_before(kind: str, scaler: str, tmp_path: Path) -> None:
     features = made_up_features()
     splits, _ = make_splits(features, 0.2, 42)
-    fitted = fit_heads(
-        kind,
-        features,
-        splits,
-        epochs=2,
-        batch_size=8,
-        learning_rate=1e-3,
-        hidden_dim=16,
-        seed=0,
-        device=torch.device("cpu"),
-    )[0]
-    head = TrainedHead(kind, fitted.module, fitted.mean, fitted.scale, features.class_names, {"checkpoint": "random:0"})
+    recipe = Recipe(
+        epochs=2, batch_size=8, learning_rate=1e-3, hidden_dim=16, scaler=scaler, is_unit_length=scaler == "whiten"
+    )
+    job = Job(splits[0], seed=0, shrinkage=0.1)
+    (fitted,) = fit_heads(kind, features, [job], recipe, torch.device("cpu"))
+    head = TrainedHead(kind, fitted.module, fitted.scaler, features.class_names, {"checkpoint": "random:0"})
     head.save(tmp_path / "head.pt")
     torch.load(tmp_path / "head.pt", weights_only=True)
     with torch.no_grad():  # what was saved is a copy
@@ -48,7 +44,7 @@ def test_a_saved_head_predicts_as_before(kind: str, tmp_path: Path) -> None:
     assert torch.allclose(logits, fitted.test_logits, atol=1e-5)
     assert loaded.predict(features.features[:2])[0] in features.class_names
     assert (loaded.class_names, loaded.encoder, loaded.kind) == (features.class_names, {"checkpoint": "random:0"}, kind)
-    assert np.array_equal(loaded.mean, fitted.mean)
+    assert np.array_equal(loaded.scaler.mean, fitted.scaler.mean)
 
 
 def test_files_that_hold_no_head(tmp_path: Path) -> None:

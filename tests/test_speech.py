@@ -131,7 +131,7 @@ def test_by_utterance_is_the_random_split() -> None:
     prepared, protocol = librispeech.prepare(features, {"split": "utterance"}, 42)
     (split,), named = make_splits(prepared, 0.2, 42)
     assert protocol == ""
-    assert "related clips may stand on both sides" in named
+    assert named == "random 20% test split, stratified"
     assert prepared.labels[split.test].bincount().tolist() == [10, 12]
 
 
@@ -258,8 +258,9 @@ def test_ten_commands_from_audio_to_scores(ten_commands: Path, tmp_path: Path) -
     classify_main(speech_commands.VERSIONS, ["--version", "v1", "--task", "12", *options])
     record = json.loads((results / "result.json").read_text())
     assert record["features"]["class_names"] == [*speech_commands.COMMANDS, "_silence_", "_unknown_"]
-    assert record["protocol"] == "official train, valid and test split"
-    assert record["heads"]["linear"]["splits"][0]["n_test"] == 13
+    protocol = record["protocols"]["official"]
+    assert protocol["protocol"] == "official train, valid and test split"
+    assert protocol["heads"]["linear"]["splits"][0]["n_test"] == 13
     with pytest.raises(SystemExit):
         classify_main(speech_commands.VERSIONS, ["--version", "v1", *options])  # the 30 words' features are others
 

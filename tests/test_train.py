@@ -13,15 +13,35 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from common.features import FeatureSet
 from common.heads import HEADS
+from common.recipes import Recipe
+from common.scalers import SHRINKAGES, fit_scaler
 from common.splits import Split, make_splits
-from common.train import FitError, FittedHead, _generator, check_fittable, fit_heads
+from common.train import FitError, FittedHead, Job, _generator, check_fittable, fit_chosen, fit_heads
 
-SETTINGS = {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3, "hidden_dim": 32, "seed": 42}
+PAPER = Recipe(epochs=3, batch_size=8, learning_rate=1e-3, hidden_dim=32)
+TUNED = Recipe(
+    epochs=3,
+    batch_size=16,
+    learning_rate=1e-3,
+    hidden_dim=32,
+    scaler="whiten",
+    shrinkage=0.1,
+    is_unit_length=True,
+    weight_decay=0.5,
+    is_cosine=True,
+    input_dropout=0.1,
+    dropout=0.3,
+    label_smoothing=0.2,
+)
 CPU = torch.device("cpu")
+SEED = 42
 
 
-def fit(kind: str, features: FeatureSet, splits: list[Split], **changes) -> list[FittedHead]:
-    return fit_heads(kind, features, splits, device=CPU, **{**SETTINGS, **changes})
+def fit(
+    kind: str, features: FeatureSet, splits: list[Split], seed: int = SEED, recipe: Recipe = PAPER, **changes
+) -> list[FittedHead]:
+    jobs = [Job(split, seed, shrinkage=recipe.shrinkage) for split in splits]
+    return fit_heads(kind, features, jobs, replace(recipe, **changes), CPU)
 
 
 def uneven_splits(features: FeatureSet) -> list[Split]:
@@ -34,13 +54,15 @@ def weights(head: FittedHead) -> torch.Tensor:
     return torch.cat([parameter.flatten() for parameter in head.module.parameters()])
 
 
+@pytest.mark.parametrize("recipe", [PAPER, TUNED], ids=["paper", "tuned"])
 @pytest.mark.parametrize("kind", HEADS)
-def test_a_stack_learns_what_each_head_learns_alone(kind: str) -> None:
+def test_a_stack_learns_what_each_head_learns_alone(kind: str, recipe: Recipe, monkeypatch) -> None:
     features = made_up_features()
     splits = uneven_splits(features)
-    for split, together in zip(splits, fit(kind, features, splits), strict=True):
-        (alone,) = fit(kind, features, [split])
-        assert together.split is split
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one stack for all
+    for split, together in zip(splits, fit(kind, features, splits, recipe=recipe), strict=True):
+        (alone,) = fit(kind, features, [split], recipe=recipe)
+        assert together.job.split is split
         assert torch.allclose(weights(together), weights(alone), atol=1e-6)
         assert together.train_loss == pytest.approx(alone.train_loss, rel=1e-5)
 
@@ -54,11 +76,11 @@ def test_equals_plain_torch(kind: str) -> None:
         train = features.features[split.train].double().numpy()
         mean, std = train.mean(axis=0), train.std(axis=0)
         scaled = torch.from_numpy((train - mean) / std).float()
-        torch.manual_seed(SETTINGS["seed"])
-        module = HEADS[kind](384, 4, SETTINGS["hidden_dim"])
+        torch.manual_seed(SEED)
+        module = HEADS[kind](384, 4, PAPER.hidden_dim)
         optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
-        generator = _generator(SETTINGS["seed"], split.name)
-        for _ in range(SETTINGS["epochs"]):
+        generator = _generator(SEED, split.name)
+        for _ in range(PAPER.epochs):
             order = torch.randperm(len(split.train), generator=generator)
             data = TensorDataset(scaled[order], features.labels[split.train][order])
             for batch, labels in DataLoader(data, batch_size=8):
@@ -83,21 +105,22 @@ def test_the_same_seed_gives_the_same_numbers(kind: str) -> None:
         assert not torch.equal(one.test_logits, different.test_logits)
 
 
+@pytest.mark.parametrize("recipe", [PAPER, TUNED], ids=["paper", "tuned"])
 @pytest.mark.parametrize("kind", HEADS)
-def test_test_rows_change_no_fitted_number(kind: str) -> None:
+def test_test_rows_change_no_fitted_number(kind: str, recipe: Recipe) -> None:
     """Neither the scaler nor the head sees them: garbage in their place leaves every weight as it was."""
     features = made_up_features()
     rows = np.arange(len(features))
     split = Split("one", rows[:50], rows[50:])
-    (clean,) = fit(kind, features, [split])
+    (clean,) = fit(kind, features, [split], recipe=recipe)
     garbage = features.features.clone()
     garbage[50:] = 1e6 * torch.randn(len(rows) - 50, 384)
     labels = features.labels.clone()
     labels[50:] = labels[50:].flip(0)
-    (dirty,) = fit(kind, replace(features, features=garbage, labels=labels), [split])
+    (dirty,) = fit(kind, replace(features, features=garbage, labels=labels), [split], recipe=recipe)
     assert torch.equal(weights(clean), weights(dirty))
-    assert np.array_equal(clean.mean, dirty.mean)
-    assert np.array_equal(clean.scale, dirty.scale)
+    assert np.array_equal(clean.scaler.mean, dirty.scaler.mean)
+    assert np.array_equal(clean.scaler.scale, dirty.scaler.scale)
     assert clean.train_loss == dirty.train_loss
 
 
@@ -117,8 +140,8 @@ def test_the_scaler_is_of_the_training_rows() -> None:
     split = uneven_splits(features)[0]
     (fitted,) = fit("linear", features, [split])
     train = features.features[split.train].double()
-    assert torch.allclose(torch.from_numpy(fitted.mean), train.mean(dim=0))
-    assert torch.allclose(torch.from_numpy(fitted.scale), train.std(dim=0, correction=0))
+    assert torch.allclose(torch.from_numpy(fitted.scaler.mean), train.mean(dim=0))
+    assert torch.allclose(torch.from_numpy(fitted.scaler.scale), train.std(dim=0, correction=0))
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -126,7 +149,7 @@ def test_heads_learn(kind: str) -> None:
     features = made_up_features(per_fold=20)
     splits, _ = make_splits(features, 0.2, 42)
     for head in fit(kind, features, splits, epochs=20):
-        truth = features.labels[head.split.test]
+        truth = features.labels[head.job.split.test]
         assert (head.test_logits.argmax(dim=1) == truth).float().mean() > 0.8
         assert head.train_loss[-1] < 0.5 * head.train_loss[0]
 
@@ -159,7 +182,7 @@ def test_refusals() -> None:
 def test_gpu_equals_cpu(kind: str) -> None:
     features = made_up_features()
     splits, _ = make_splits(features, 0.2, 42)
-    on_gpu = fit_heads(kind, features, splits, device=torch.device("cuda"), **SETTINGS)
+    on_gpu = fit_heads(kind, features, [Job(split, SEED) for split in splits], PAPER, torch.device("cuda"))
     for one, other in zip(fit(kind, features, splits), on_gpu, strict=True):
         assert torch.allclose(weights(one), weights(other), atol=1e-4)
 
@@ -192,3 +215,137 @@ def test_heads_with_and_without_validation_share_a_stack() -> None:
         (alone,) = fit("linear", features, [split])
         assert torch.allclose(weights(together), weights(alone), atol=1e-6)
         assert together.epoch == alone.epoch
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_tuned_steps_equal_plain_torch(kind: str) -> None:
+    """Decay on weights alone, the cosine, smoothed labels: as torch does them (without dropout, which is random)."""
+    features = made_up_features()
+    recipe = replace(TUNED, input_dropout=0.0, dropout=0.0)
+    split = uneven_splits(features)[1]
+    (fitted,) = fit(kind, features, [split], recipe=recipe)
+    raw = features.features.numpy()
+    scaler = fit_scaler("whiten", raw[split.train], 0.1, is_unit_length=True)
+    scaled = torch.from_numpy(scaler(raw))
+    torch.manual_seed(SEED)
+    module = HEADS[kind](384, 4, recipe.hidden_dim)
+    groups = [
+        {"params": [p for p in module.parameters() if p.ndim == 2], "weight_decay": 0.5},
+        {"params": [p for p in module.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs * 5)  # 72 rows in 5 batches
+    generator = _generator(SEED, split.name)
+    for _ in range(recipe.epochs):
+        order = torch.from_numpy(split.train)[torch.randperm(len(split.train), generator=generator)]
+        for rows in order.split(recipe.batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(module(scaled[rows]), features.labels[rows], label_smoothing=0.2).backward()
+            optimizer.step()
+            schedule.step()
+    expected = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
+    assert (weights(fitted) - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_dropout_drops_its_share_and_keeps_the_mean(kind: str) -> None:
+    """A head that learns through dropout still learns, and is whole when it is asked."""
+    features = made_up_features(per_fold=20, size=24)
+    features.features[:] = 3 * features.features  # the scaler's to undo
+    splits, _ = make_splits(features, 0.2, 42)
+    for head in fit(kind, features, splits, recipe=TUNED, epochs=60):
+        truth = features.labels[head.job.split.test]
+        assert (head.test_logits.argmax(dim=1) == truth).float().mean() > 0.45  # chance is 0.25
+
+
+def validated(features: FeatureSet) -> Split:
+    rows = np.arange(len(features))
+    return Split("one", rows[:40], rows[56:], rows[40:56])
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_after_the_choice_the_head_is_fitted_on_validation_rows_too(kind: str) -> None:
+    features = made_up_features()
+    split = validated(features)
+    ((choosing, scored),) = fit_chosen(kind, features, [Job(split, SEED)], replace(PAPER, epochs=6), CPU)
+    assert scored.epoch == choosing.epoch
+    assert scored.job.split.train.tolist() == list(range(56))
+    whole = replace(split, train=np.arange(56), valid=np.arange(0))
+    # Constant steps: as many epochs as were chosen, no more, give the same head.
+    (alone,) = fit(kind, features, [whole], epochs=choosing.epoch)
+    assert torch.allclose(weights(scored), weights(alone), atol=1e-6)
+    assert np.allclose(scored.scaler.mean, features.features[:56].double().mean(dim=0))
+    ((first, same),) = fit_chosen(kind, features, [Job(split, SEED)], replace(PAPER, epochs=6), CPU, refit=False)
+    assert first is same
+    assert torch.equal(weights(first), weights(choosing))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_schedule_ends_where_it_ends(kind: str) -> None:
+    """With a cosine the last epoch is kept, and validation rows train at once."""
+    features = made_up_features()
+    split = validated(features)
+    ((first, scored),) = fit_chosen(kind, features, [Job(split, SEED)], TUNED, CPU)
+    assert first is scored
+    assert scored.epoch == TUNED.epochs
+    assert scored.job.split.train.tolist() == list(range(56))
+    ((_, held),) = fit_chosen(kind, features, [Job(split, SEED)], TUNED, CPU, refit=False)
+    assert held.job.split.train.tolist() == list(range(40))
+    assert held.epoch == TUNED.epochs
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_nothing_is_chosen_by_test_rows(kind: str) -> None:
+    """Epoch, strength of whitening and every weight stay as they are, whatever stands in the test rows."""
+    features = made_up_features()
+    split, recipe = validated(features), replace(TUNED, shrinkage=None, epochs=4)
+    ((_, scored),) = fit_chosen(kind, features, [Job(split, SEED)], recipe, CPU)
+    assert scored.job.shrinkage in SHRINKAGES
+    garbage, labels = features.features.clone(), features.labels.clone()
+    garbage[56:] = 1e3 * torch.randn(16, 384)
+    labels[56:] = labels[56:].roll(5)
+    dirty_features = replace(features, features=garbage, labels=labels)
+    ((_, dirty),) = fit_chosen(kind, dirty_features, [Job(split, SEED)], recipe, CPU)
+    assert (dirty.epoch, dirty.job.shrinkage) == (scored.epoch, scored.job.shrinkage)
+    assert torch.equal(weights(dirty), weights(scored))
+    paper = replace(PAPER, scaler="whiten", epochs=4)
+    ((choosing, _),) = fit_chosen(kind, features, [Job(split, SEED)], paper, CPU)
+    assert choosing.valid_accuracy[choosing.epoch - 1] == max(choosing.valid_accuracy)
+
+
+def test_the_strength_of_whitening_is_that_of_the_best_validation_accuracy() -> None:
+    features = made_up_features()
+    split, recipe = validated(features), replace(PAPER, scaler="whiten", epochs=4)
+    ((choosing, _),) = fit_chosen("linear", features, [Job(split, SEED)], recipe, CPU)
+    tried = {
+        shrinkage: max(
+            fit_heads("linear", features, [Job(split, SEED, shrinkage=shrinkage)], recipe, CPU)[0].valid_accuracy
+        )
+        for shrinkage in SHRINKAGES
+    }
+    assert max(choosing.valid_accuracy) == max(tried.values())
+    assert tried[choosing.job.shrinkage] == max(tried.values())
+
+
+def test_seeds_differ_and_large_sets_are_fitted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = made_up_features()
+    splits, _ = make_splits(features, 0.2, 42)
+    jobs = [Job(split, seed) for seed in (1, 2) for split in splits]
+    together = fit_heads("linear", features, jobs, PAPER, CPU)
+    assert not torch.equal(weights(together[0]), weights(together[3]))
+    monkeypatch.setattr("common.train.SCALED_BYTES", 1)  # room for one scaled copy at a time
+    for whole, part in zip(together, fit_heads("linear", features, jobs, PAPER, CPU), strict=True):
+        assert whole.job is part.job
+        assert torch.allclose(weights(whole), weights(part), atol=1e-6)
+
+
+def test_ctrl_c_ends_all_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = made_up_features()
+    splits, _ = make_splits(features, 0.2, 42)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("common.train._Stack.epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit("linear", features, splits, epochs=10**6)

@@ -1,0 +1,48 @@
+"""Cheap reference probes beside the heads: scikit-learn's, with its defaults, on the same rows and scaled alike."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+
+from common.features import FeatureSet
+from common.progress import progress_bar
+from common.recipes import Recipe
+from common.results import Outcome
+from common.scalers import fit_scaler
+from common.train import Job
+
+DEFAULT_SHRINKAGE = 0.1  # of whitening, which probes do not choose
+PROBES: dict[str, Callable[[], Any]] = {
+    "logistic_regression": lambda: LogisticRegression(max_iter=1000),
+    "nearest_neighbours": KNeighborsClassifier,
+    "nearest_centroid": NearestCentroid,
+}
+
+
+def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe) -> list[Outcome]:
+    """Fit a probe on each job's training and validation rows, and ask it for the test rows.
+
+    Args:
+        name: a key of PROBES.
+        recipe: whose scaler is used.
+    """
+    raw, labels, asked = features.features.numpy(), features.labels.numpy(), {}
+    outcomes = []
+    for job in progress_bar(iterable=jobs, desc=f"fitting {name}", unit="fit", leave=False):
+        train = np.sort(np.concatenate([job.split.train, job.split.valid]))
+        key = (train.tobytes(), job.split.test.tobytes())
+        if key not in asked:  # nothing in a probe is random: another seed says the same of the same rows
+            scaler = fit_scaler(recipe.scaler, raw[train], recipe.shrinkage or DEFAULT_SHRINKAGE, recipe.is_unit_length)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)
+                probe = PROBES[name]().fit(scaler(raw[train]), labels[train])
+            asked[key] = probe.predict(scaler(raw[job.split.test]))
+        outcomes.append(Outcome(job.seed, job.split.name, len(train), job.split.test, asked[key]))
+    return outcomes
