@@ -129,6 +129,9 @@ def _fit_and_save(
     named = {Path(name).stem: control for name, control in controls.items()}
     protocols, files = {}, ["result.csv"]
     for name in _protocols(config):
+        if protocols and not protocols["official"]["is_official"]:
+            print(f"{task.title} has no official division: its own protocol is the random one")
+            break
         run = run_protocol(name, features, config, own_words, task.scores, named, provenance)
         protocols[name] = run.record
         files += _save_run(task, name, run, features, folder)

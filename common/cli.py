@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 # configuration key -> flag, metavar, help
 EXTRACT_FLAGS = {
     "data_root": ("--data-root", "FOLDER", "the unpacked data set"),
-    "checkpoint": ("--checkpoint", "FILE", "AudioSep weights, or random:SEED for an untrained encoder"),
+    "checkpoint": (
+        "--checkpoint",
+        "FILE",
+        "AudioSep weights; controls: random:SEED (untrained encoder), logmel (no encoder)",
+    ),
     "features": ("--output", "FILE", "the feature file to write"),
     "layer": ("--layer", "NAME", "pre_conv, encoder_block1 to encoder_block6, or bottleneck"),
     "pool": ("--pool", "NAME", "mean, std or max over time and frequency"),
@@ -213,6 +217,9 @@ def _extract(variants: Task | Variants, argv: Sequence[str] | None) -> None:
 def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) -> None:
     root = Path(config["data_root"] or _default_path(task, "data_root"))
     clips = task.read_clips(root)
+    import torch
+
+    from common import logmel
     from common.checkpoint import CheckpointError
     from common.encoder import CHANNELS, POOLS, load_encoder
     from common.extract import extract
@@ -220,12 +227,16 @@ def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) 
     for key, known in (("layer", tuple(CHANNELS)), ("pool", POOLS)):
         if config[key] not in known:
             raise ConfigError(f"--{key} {config[key]} is unknown; choose one of {', '.join(known)}")
-    device = _device(config, given)
+    is_logmel = config["checkpoint"] == logmel.NAME
+    if is_logmel:
+        config = {**config, "layer": logmel.NAME, "pool": "mean+std", "device": "cpu"}
+    device = torch.device("cpu") if is_logmel else _device(config, given)
     classes, folds = len({clip.class_name for clip in clips}), {clip.fold for clip in clips} - {None}
     in_folds = f", {len(folds)} fold{'s' * (len(folds) != 1)}" if folds else ""
     print(f"{task.title}: {len(clips):,} clips, {classes} classes{in_folds} in {root}")
     try:
-        encoder = load_encoder(config["checkpoint"], device, config["precision"], config["condition"])
+        options = (config["checkpoint"], device, config["precision"], config["condition"])
+        encoder = logmel.LogMelStatistics() if is_logmel else load_encoder(*options)
     except CheckpointError:
         raise
     except ValueError as error:  # the condition or the precision
@@ -251,7 +262,7 @@ def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) 
 
 def _release(release: str) -> str:
     return {
-        "untrained": "untrained (random weights): its scores say nothing about AudioSep",
+        "untrained": "untrained: its scores say nothing about AudioSep",
         "unknown": "a checkpoint unknown to this project (not one of the published releases)",
     }.get(release, f"known release {release}")
 

@@ -12,7 +12,7 @@ import yaml
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 COMMON_CONFIG = Path(__file__).resolve().with_name("config.yaml")
 PATHS = ("checkpoint", "condition", "data_root", "features", "output_dir")
-NOT_PATHS = ("none", "zero")  # what a condition may be beside a file
+NOT_PATHS = ("none", "zero", "logmel")  # what a condition or a checkpoint may be beside a file
 MAY_BE_NULL = ("data_root", "features", "output_dir", "scaler", "whiten_eps", "control_features", "label_fractions")
 # Of the numbers in the configuration: the smallest and largest that make sense.
 RANGES = {

@@ -96,7 +96,7 @@ def extract(
     partial = output.with_name(output.name + ".partial")
     with exclusive(partial / "lock", str(output)):
         remove_leftovers(output)
-        rows = Rows.empty(len(clips), CHANNELS[layer])
+        rows = Rows.empty(len(clips), CHANNELS.get(layer, encoder.embedding_size))
         # Looked at again: another run may have finished it in the meantime.
         finished = _standing(output, settings, clips, clip_ids, overwrite)
         if finished is not None:

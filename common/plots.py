@@ -65,8 +65,9 @@ def plot_per_class(
     axes.barh(range(len(order)), 100 * f1[order], color="#3b6fb6", height=0.75)
     names = [f"{class_names[index].replace('_', ' ')} ({per_class['clips'][index]:,.0f})" for index in order]
     axes.set_yticks(range(len(order)), names, fontsize=8)
-    axes.axvline(100 * f1.mean(), color="black", linewidth=1, linestyle="--")
-    axes.text(100 * f1.mean(), len(order) - 0.4, f" mean {100 * f1.mean():.1f}", va="top", fontsize=8)
+    mean = f"mean of all classes: {100 * f1.mean():.1f}"
+    axes.axvline(100 * f1.mean(), color="black", linewidth=1, linestyle="--", label=mean, zorder=0)
+    axes.legend(loc="lower right", fontsize=8)
     for place, value in enumerate(100 * f1[order]):
         axes.text(value + 0.7, place, f"{value:.0f}", va="center", fontsize=7)
     axes.set(xlim=(0, 106), ylim=(len(order) - 0.3, -0.7), xlabel="F1, % (test clips in brackets)")

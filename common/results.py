@@ -62,7 +62,7 @@ def head_record(
         ``splits``: scores and facts of every split and seed. ``mean`` over all of them; ``std_over_folds``: of the
         folds' means over seeds, None with one fold; ``std_over_seeds``: of the seeds' means over folds, None with one
         seed (both population); ``interval``: 95 % of the mean accuracy, drawn by groups, None without enough of them.
-        ``per_class`` and ``confusion`` (counts, row: true class) over all splits and seeds.
+        ``per_class`` (``clips``: of one seed) and ``confusion`` (counts, row: true class) over all splits and seeds.
     """
     labels, n_classes = features.labels.numpy(), len(features.class_names)
     rows = []
@@ -74,12 +74,14 @@ def head_record(
         rows.append({**fit, **scored, **outcome.facts})
     truth = labels[np.concatenate([outcome.rows for outcome in outcomes])]
     predictions = np.concatenate([outcome.predictions for outcome in outcomes])
+    n_seeds = len({outcome.seed for outcome in outcomes})
+    classes = per_class(truth, predictions, n_classes)
     return {
         "mean": {score: float(np.mean([row[score] for row in rows])) for score in scored},
         "std_over_folds": _std_between(rows, "split", list(scored)),
         "std_over_seeds": _std_between(rows, "seed", list(scored)),
         "interval": accuracy_interval(*_hits(outcomes, features)),
-        "per_class": per_class(truth, predictions, n_classes),
+        "per_class": classes | {"clips": [clips / n_seeds for clips in classes["clips"]]},
         "confusion": confusion_matrix(truth, predictions, n_classes).tolist(),
         "splits": rows,
     }

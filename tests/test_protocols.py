@@ -240,6 +240,17 @@ def test_the_whole_command(tmp_path: Path) -> None:
     assert "holds the results of another run" in other_run.stderr
 
 
+def test_without_an_official_division_both_are_one(tmp_path: Path) -> None:
+    features = grouped_features(folds=None)
+    features.meta = {"dataset": "esc50"}
+    features.save(tmp_path / "features.pt")
+    flags = ("--features", tmp_path / "features.pt", "--output-dir", tmp_path / "results", "--feature-dim", 24)
+    result = classified(*flags, "--protocol", "both", "--epochs", 2)
+    assert "has no official division" in result.stdout
+    assert "WARNING: this split separates no recordings" in result.stdout
+    assert set(json.loads((tmp_path / "results" / "result.json").read_text())["protocols"]) == {"official"}
+
+
 def test_control_features_of_other_clips(tmp_path: Path) -> None:
     features = grouped_features()
     features.meta = {"dataset": "esc50"}

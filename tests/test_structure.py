@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "checkpoint": {"files"},
     "tiles": set(),
     "encoder": {"checkpoint", "files", "tiles"},
+    "logmel": {"encoder"},
     "features": {"files"},
     "scalers": set(),
     "recipes": set(),
