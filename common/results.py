@@ -109,7 +109,8 @@ def comparison_record(first: Sequence[Outcome], second: Sequence[Outcome], featu
     """The difference in accuracy of two heads on the same test clips: second minus first.
 
     Returns:
-        ``difference``, its 95 % ``interval``, and the ``p_value`` of a test that swaps the heads in whole groups.
+        ``difference``, its 95 % ``interval``, and the ``p_value`` of a test that swaps the heads in whole ``units``
+        (groups, or clips where groups are unknown).
     """
     hits, groups, splits = _hits(first, features)
     difference = _hits(second, features)[0] - hits
@@ -118,6 +119,7 @@ def comparison_record(first: Sequence[Outcome], second: Sequence[Outcome], featu
         "difference": float(np.mean(folds)),
         "interval": accuracy_interval(difference, groups, splits),
         "p_value": paired_p_value(difference, groups),
+        "units": "clips" if features.groups is None else "groups",
     }
 
 

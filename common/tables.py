@@ -89,7 +89,7 @@ def remarks(protocol: Mapping[str, Any]) -> list[str]:
         lines.append(f"{related:.1%} of the test clips have relatives that train, in the official division too.")
     compared = protocol["comparison"]
     p_value = compared["p_value"]
-    by = "" if p_value is None else f", p = {p_value:.2g} (heads swapped in whole groups)"
+    by = "" if p_value is None else f", p = {p_value:.2g} (heads swapped in whole {compared['units']})"
     lines.append(
         f"Three-layer minus linear: {100 * compared['difference']:+.1f} points, 95 % {_range(compared['interval'])}{by}."
     )
