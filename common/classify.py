@@ -15,9 +15,9 @@ from common.features import FeatureSet
 from common.files import exclusive, sha256_of, write_atomically
 from common.heads import HEADS
 from common.plots import plot_confusion, plot_curves, plot_label_efficiency, plot_per_class
-from common.protocols import PROTOCOLS, ProtocolRun, run_protocol
+from common.protocols import PROTOCOLS, SHUFFLED, ProtocolRun, run_protocol
 from common.recipes import recipe_for
-from common.results import earlier_record, run_record, save_predictions, save_record
+from common.results import earlier_record, remove_record, run_record, save_predictions, save_record
 from common.splits import make_splits, random_split
 from common.tables import as_markdown, as_text, efficiency_table, percent, remarks, score_table
 from common.train import check_fittable
@@ -38,6 +38,10 @@ def classify(task: Task, config: dict[str, Any], overwrite: bool) -> dict[str, A
     Raises:
         ConfigError, FeatureFileError, FitError, SplitError, DatasetError, OutputError: each with one line.
     """
+    if config["random_seed"] + config["seeds"] > 2**32:
+        raise ConfigError(f"--seeds {config['seeds']} from seed {config['random_seed']} on end beyond 4294967295")
+    if config["whiten_eps"] is not None and recipe_for("linear", config).scaler != "whiten":
+        raise ConfigError("--whiten-eps is the strength of whitening; add --scaler whiten, or --recipe tuned")
     # In numbers, since a later version's recipe of the same name may be another.
     config = config | {f"recipe_{kind}": asdict(recipe_for(kind, config)) for kind in HEADS}
     folder = Path(config["output_dir"] or task.results_folder or task.folder)
@@ -48,7 +52,7 @@ def classify(task: Task, config: dict[str, Any], overwrite: bool) -> dict[str, A
     for name in _protocols(config):  # refused before anything is written
         divide = make_splits if name == "official" else random_split
         divide(features, config["train_test_split"], config["random_seed"])
-    controls = {name: _control(task, features, name, config) for name in config["control_features"] or ()}
+    controls, config["control_sha256"] = _controls(task, features, config)
     with exclusive(folder / f".{task.name}_results.lock", f"results into {folder}"):
         record = earlier_record(folder, task.name, config, source["sha256"], overwrite)
         if record is None:
@@ -95,9 +99,23 @@ def _protocols(config: dict[str, Any]) -> tuple[str, ...]:
     return PROTOCOLS if config["protocol"] == "both" else (config["protocol"],)
 
 
-def _control(task: Task, features: FeatureSet, name: str, config: dict[str, Any]) -> FeatureSet:
+def _controls(task: Task, features: FeatureSet, config: dict[str, Any]) -> tuple[dict[str, FeatureSet], dict[str, str]]:
+    """The control features by name, and the checksums of their files."""
+    controls, checksums = {}, {}
+    for file in config["control_features"] or ():
+        control, path, source = _control(task, features, file, config)
+        name = path.stem if path.stem not in (*controls, SHUFFLED) else f"{path.parent.name}/{path.stem}"
+        if name in controls:
+            raise ConfigError(f"--control-features: two are called {name}; rename one")
+        controls[name], checksums[name] = control, source["sha256"]
+    return controls, checksums
+
+
+def _control(
+    task: Task, features: FeatureSet, file: str, config: dict[str, Any]
+) -> tuple[FeatureSet, Path, dict[str, str]]:
     """Other features of the same clips, in the same order and with the same division."""
-    other, path, _ = _load_features(task, {**config, "features": name})
+    other, path, source = _load_features(task, {**config, "features": file})
     if other.meta.get("dataset", task.name) != features.meta.get("dataset", task.name):
         raise stranger(task, path, str(other.meta.get("dataset")), str(features.meta.get("dataset", task.name)))
     place = {clip_id: row for row, clip_id in enumerate(other.clip_ids)}
@@ -110,7 +128,7 @@ def _control(task: Task, features: FeatureSet, name: str, config: dict[str, Any]
     rows = [place[clip_id] for clip_id in features.clip_ids]
     control = replace(features, features=other.features[rows])
     check_fittable(control, str(path))
-    return control
+    return control, path, source
 
 
 def _fit_and_save(
@@ -124,15 +142,14 @@ def _fit_and_save(
 ) -> dict[str, Any]:
     """Run the protocols, write all of a run's files into `folder`, and return its record."""
     # The record comes last: without it, files of a fit that was cut short pass for nothing.
-    (folder / "result.json").unlink(missing_ok=True)
+    remove_record(folder)
     provenance = {key: value for key, value in features.meta.items() if key not in PER_CLIP}
-    named = {Path(name).stem: control for name, control in controls.items()}
     protocols, files = {}, ["result.csv"]
     for name in _protocols(config):
         if protocols and not protocols["official"]["is_official"]:
             print(f"{task.title} has no official division: its own protocol is the random one")
             break
-        run = run_protocol(name, features, config, own_words, task.scores, named, provenance)
+        run = run_protocol(name, features, config, own_words, task.scores, controls, provenance)
         protocols[name] = run.record
         files += _save_run(task, name, run, features, folder)
         if len(protocols) == 1:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.clips import DatasetError, DatasetNote, Task, Variants
-from common.config import PROJECT_ROOT, ConfigError, load_config
+from common.config import PROJECT_ROOT, ConfigError, load_config, read_config
 from common.files import OutputError
 
 # The rest of common imports torch and is imported where it is used: --help should not take seconds.
@@ -45,7 +45,11 @@ CLASSIFY_FLAGS = {
     "protocol": ("--protocol", "NAME", "official, random (leaks related clips), or both"),
     "recipe": ("--recipe", "NAME", "paper, or tuned: this project's best with the same heads"),
     "scaler": ("--scaler", "NAME", "standard, whiten or none; the recipe's where not given"),
-    "whiten_eps": ("--whiten-eps", "X", "whitening's shrinkage, 0 to 1; chosen on validation clips where not given"),
+    "whiten_eps": (
+        "--whiten-eps",
+        "X",
+        "whitening's shrinkage, 0 to 1; the recipe's, or chosen on validation clips where not given",
+    ),
     "seeds": ("--seeds", "N", "repeat with N seeds"),
     "hidden_dim": ("--hidden-dim", "N", "width of the three-layer head"),
     "feature_dim": ("--feature-dim", "N", "numbers a clip that the feature file must have"),
@@ -168,6 +172,7 @@ def parse_flags(
     keys = [*flags, *CLASSIFY_SWITCHES, *CLASSIFY_LISTS] if is_classification else list(flags)
     flag_values = {key: getattr(given, key) for key in keys if getattr(given, key) is not None}
     config = load_config(task_config, given.config, flag_values)
+    given.chosen_keys = {*flag_values, *(read_config(given.config) if given.config else ())}
     for flag in own_flags:
         key = flag.name.removeprefix("--").replace("-", "_")
         value = getattr(given, key)
@@ -279,7 +284,7 @@ def _classify_one(task: Task, config: dict[str, Any], given: argparse.Namespace)
 
     config["device"] = str(_device(config, given))
     if config["recipe"] == "tuned":
-        config |= {key: None for key in RECIPE_KEYS if getattr(given, key) is None}
+        config |= {key: None for key in RECIPE_KEYS if key not in given.chosen_keys}
     # What the encoder was is in the features' own record, not in today's configuration.
     about_encoder = EXTRACT_FLAGS.keys() - CLASSIFY_FLAGS.keys()
     classify(task, {key: value for key, value in config.items() if key not in about_encoder}, given.overwrite)

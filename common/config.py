@@ -49,10 +49,10 @@ def load_config(task_config: Path, own: Path | None = None, flags: Mapping[str, 
     Raises:
         ConfigError: a file is missing or no YAML mapping, a key is unknown, or a value has a wrong type or range.
     """
-    config = _read(COMMON_CONFIG)
-    sources = [(str(task_config), _read(task_config))]
+    config = read_config(COMMON_CONFIG)
+    sources = [(str(task_config), read_config(task_config))]
     if own is not None:
-        sources.append((str(own), _read(own)))
+        sources.append((str(own), read_config(own)))
     for source, values in [*sources, ("the command line", dict(flags or {}))]:
         for key, value in values.items():
             if key not in config:
@@ -77,7 +77,8 @@ def _expand_user(key: str, value: str) -> Path:
         raise ConfigError(f"{key} {value}: {error}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """A configuration file's own keys and values; ConfigError where it cannot be read."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -82,20 +82,23 @@ def plot_curves(fits: Sequence[Mapping[str, Any]], title: str, path: Path) -> No
     Args:
         fits: of each: ``train_loss``, ``valid_accuracy`` (may be empty) and ``epoch``.
     """
-    has_valid = bool(fits[0]["valid_accuracy"])
+    has_valid = any(fit["valid_accuracy"] for fit in fits)
     figure = Figure(figsize=(7, 6 if has_valid else 3.5), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1 + has_valid, 1, sharex=True))
     curves = [("training loss", "train_loss", 1.0), ("validation accuracy, %", "valid_accuracy", 100.0)]
     for axes, (label, key, factor) in zip(panels, curves[: len(panels)], strict=True):
-        values = factor * np.array([fit[key] for fit in fits])  # (fits, epochs)
+        drawn = [fit for fit in fits if fit[key]]  # a split may have had no clips to validate on
+        values = factor * np.array([fit[key] for fit in drawn])  # (fits, epochs)
         epochs = np.arange(1, values.shape[1] + 1)
-        axes.plot(epochs, values.mean(axis=0), color="#3b6fb6", label=f"mean of {len(fits)}" if len(fits) > 1 else None)
-        if len(fits) > 1:
+        axes.plot(
+            epochs, values.mean(axis=0), color="#3b6fb6", label=f"mean of {len(drawn)}" if len(drawn) > 1 else None
+        )
+        if len(drawn) > 1:
             span = (values.min(axis=0), values.max(axis=0))
             axes.fill_between(epochs, *span, color="#3b6fb6", alpha=0.2, linewidth=0, label="least to most")
         for number, fit in enumerate(fits):
             axes.axvline(
-                fit["epoch"], color="#c0392b", linewidth=0.8, alpha=0.6, label=None if number else "epoch chosen"
+                fit["epoch"], color="#c0392b", linewidth=0.8, alpha=0.6, label=None if number else "epoch kept"
             )
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)

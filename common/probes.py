@@ -15,14 +15,13 @@ from common.features import FeatureSet
 from common.progress import progress_bar
 from common.recipes import Recipe
 from common.results import Outcome
-from common.scalers import fit_scaler
+from common.scalers import DEFAULT_SHRINKAGE, fit_scaler
 from common.train import Job
 
-DEFAULT_SHRINKAGE = 0.1  # of whitening, which probes do not choose
-PROBES: dict[str, Callable[[], Any]] = {
-    "logistic_regression": lambda: LogisticRegression(max_iter=1000),
-    "nearest_neighbours": KNeighborsClassifier,
-    "nearest_centroid": NearestCentroid,
+PROBES: dict[str, Callable[[int], Any]] = {  # of the number of training rows
+    "logistic_regression": lambda _: LogisticRegression(max_iter=1000),
+    "nearest_neighbours": lambda n_train: KNeighborsClassifier(min(5, n_train)),
+    "nearest_centroid": lambda _: NearestCentroid(),
 }
 
 
@@ -42,7 +41,7 @@ def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Reci
             scaler = fit_scaler(recipe.scaler, raw[train], recipe.shrinkage or DEFAULT_SHRINKAGE, recipe.is_unit_length)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
-                probe = PROBES[name]().fit(scaler(raw[train]), labels[train])
+                probe = PROBES[name](len(train)).fit(scaler(raw[train]), labels[train])
             asked[key] = probe.predict(scaler(raw[job.split.test]))
         outcomes.append(Outcome(job.seed, job.split.name, len(train), job.split.test, asked[key]))
     return outcomes

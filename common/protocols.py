@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from common.train import FittedHead, Job, fit_chosen, fit_heads
 
 MoreScores = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 PROTOCOLS = ("official", "random")
+SHUFFLED = "shuffled_labels"
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,14 @@ def run_protocol(
     others = dict(controls)
     if config["controls"]:
         shuffled = np.random.default_rng(config["random_seed"]).permutation(len(features))
-        others["shuffled_labels"] = replace(features, labels=features.labels[torch.from_numpy(shuffled)])
+        others[SHUFFLED] = replace(features, labels=features.labels[torch.from_numpy(shuffled)])
     for control, other in others.items():
         for kind in HEADS:
             fitted = fit_chosen(kind, other, jobs, recipe_for(kind, config), device, config["refit"])
-            record["controls"][f"{control}, {kind}"] = judged([_outcome(*pair) for pair in fitted])
+            each = [_outcome(*pair) for pair in fitted]
+            if control == SHUFFLED:  # what was written down while fitting is against shuffled labels
+                each = [replace(outcome, facts={}) for outcome in each]
+            record["controls"][f"{control}, {kind}"] = judged(each)
     for fraction in config["label_fractions"] or ():
         fewer = [_with_fewer_labels(features, job, fraction) for job in jobs]
         for kind in HEADS:
@@ -108,7 +113,7 @@ def run_protocol(
 
 def _jobs(name: str, features: FeatureSet, test_share: float, seeds: Sequence[int]) -> tuple[list[Job], str, str]:
     """Every split with every seed, its validation rows held out; the protocol in words; what validates, in words."""
-    jobs = []
+    jobs, validations = [], Counter()
     if name == "official":
         splits, words = make_splits(features, test_share, seeds[0])
     if name == "random" or words.startswith("random"):
@@ -120,12 +125,16 @@ def _jobs(name: str, features: FeatureSet, test_share: float, seeds: Sequence[in
         for seed in seeds:
             split, validation = with_validation(unrelated, random_split(unrelated, test_share, seed), seed)
             jobs.append(Job(split, seed))
+            validations[validation] += 1
+    else:
+        for seed in seeds:
+            for split in splits:
+                validated, validation = with_validation(features, split, seed)
+                jobs.append(Job(validated, seed))
+                validations[validation] += 1
+    if len(validations) == 1:
         return jobs, words, validation
-    for seed in seeds:
-        for split in splits:
-            validated, validation = with_validation(features, split, seed)
-            jobs.append(Job(validated, seed))
-    return jobs, words, validation
+    return jobs, words, ", or ".join(f"{each} ({n} of {len(jobs)} fits)" for each, n in validations.items())
 
 
 def _chooses_epoch(config: Mapping[str, Any], jobs: Sequence[Job]) -> bool:

@@ -114,11 +114,13 @@ def comparison_record(first: Sequence[Outcome], second: Sequence[Outcome], featu
     """
     hits, groups, splits = _hits(first, features)
     difference = _hits(second, features)[0] - hits
+    sizes = {split: int((splits == split).sum()) for split in np.unique(splits)}
+    weights = np.array([1 / sizes[split] for split in splits])  # every fold counts alike, as in the difference
     folds = [difference[splits == split].mean() for split in np.unique(splits)]
     return {
         "difference": float(np.mean(folds)),
         "interval": accuracy_interval(difference, groups, splits),
-        "p_value": paired_p_value(difference, groups),
+        "p_value": paired_p_value(weights * difference, groups),
         "units": "clips" if features.groups is None else "groups",
     }
 
@@ -175,6 +177,19 @@ def earlier_record(
             "--overwrite replaces them, --output-dir writes elsewhere"
         )
     return record if complete and not different else None
+
+
+def remove_record(folder: Path) -> None:
+    """Remove the results of an earlier run with every file that it names, so that none of them passes for a new one's."""
+    path = folder / "result.json"
+    try:
+        names = [*json.loads(path.read_text(encoding="utf-8"))["files"], "result.md"]
+    except (OSError, ValueError, LookupError, TypeError):
+        names = []  # there is none, or not ours
+    path.unlink(missing_ok=True)
+    for name in names:
+        if Path(name).name == name:  # nothing outside the folder, whatever the record says
+            (folder / name).unlink(missing_ok=True)
 
 
 def all_heads(protocol: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -247,4 +262,4 @@ def _nan_to_none(value: Any) -> Any:
         return {key: _nan_to_none(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_nan_to_none(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

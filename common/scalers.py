@@ -8,7 +8,8 @@ import numpy as np
 from sklearn.preprocessing import StandardScaler
 
 SCALERS = ("standard", "whiten", "none")
-SHRINKAGES = (0.003, 0.01, 0.03, 0.1, 0.3)  # those that validation data choose from
+SHRINKAGES = (0.3, 0.1, 0.03, 0.01, 0.003)  # those that validation data choose from; of equals, the first
+DEFAULT_SHRINKAGE = 0.1  # where nothing can choose
 BLOCK = 1 << 16  # rows that are scaled at a time, so that float64 copies of large sets stay small
 
 

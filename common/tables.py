@@ -65,9 +65,8 @@ def remarks(protocol: Mapping[str, Any]) -> list[str]:
     if protocol["chooses_epoch"]:
         lines.append(f"Epoch (of {of_epochs}) chosen on {protocol['validation']}{again}: {chosen}.")
     else:
-        lines.append(
-            f"The last epoch is kept ({chosen}), on all training{' and validation' * protocol['refit']} clips."
-        )
+        on = "all training and validation clips" if protocol["refit"] else "training clips alone"
+        lines.append(f"The last epoch is kept ({chosen}), after learning from {on}.")
     for kind, scored in heads.items():
         shrinkages = sorted({row["shrinkage"] for row in scored["splits"]} - {None})
         if len(shrinkages) > 1:

@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from common.features import FeatureSet
 from common.heads import HEADS
 from common.progress import progress_bar
 from common.recipes import Recipe
-from common.scalers import SHRINKAGES, Scaler, fit_scaler
+from common.scalers import DEFAULT_SHRINKAGE, SHRINKAGES, Scaler, fit_scaler
 from common.splits import Split
 
 ADAM_BETAS = (0.9, 0.999)
@@ -126,8 +127,11 @@ def fit_chosen(
             return [(head, head) for head in fit_heads(kind, features, whole, recipe, device)]
     choosing: list[FittedHead | None] = [None] * len(jobs)
     for shrinkage in SHRINKAGES if is_open else (recipe.shrinkage,):
-        tried = fit_heads(kind, features, [replace(job, shrinkage=shrinkage) for job in jobs], recipe, device)
-        for index, head in enumerate(tried):
+        asked = [
+            replace(job, shrinkage=shrinkage if len(job.split.valid) or not is_open else DEFAULT_SHRINKAGE)
+            for job in jobs
+        ]
+        for index, head in enumerate(fit_heads(kind, features, asked, recipe, device)):
             if choosing[index] is None or _best(head) > _best(choosing[index]):
                 choosing[index] = head
     again = [index for index, job in enumerate(jobs) if refit and len(job.split.valid)]
@@ -169,17 +173,19 @@ def fit_heads(
     workers = (os.cpu_count() or 1) if device.type == "cpu" else 1
     stacks = _stacks(kind, features, [jobs[index] for index in order], recipe, device, workers)
     total, stop = recipe.epochs * len(jobs), threading.Event()
+    scaled = _ScaledFeatures(features, stacks, recipe, device)
     bar = progress_bar(total=total, desc=f"fitting {len(jobs)} x {kind}", unit="epoch", leave=False)
 
     def fit(stack_jobs: Sequence[Job]) -> list[FittedHead]:
         # A step's products are too small to share: each stack has a core of its own instead.
         torch.set_num_threads(1)
-        stack = _Stack(kind, features, stack_jobs, recipe, device)
+        stack = _Stack(kind, features, stack_jobs, recipe, device, scaled)
         for _ in range(recipe.epochs):
             if stop.is_set():
                 break
             stack.epoch()
             bar.update(len(stack_jobs))
+        scaled.let_go(stack_jobs)
         return stack.finish()
 
     with bar, _threads_restored(), ThreadPoolExecutor(min(workers, len(stacks)) or 1) as pool:
@@ -219,6 +225,35 @@ def _scaler_key(job: Job) -> tuple[bytes, float | None]:
     return job.split.train.tobytes(), job.shrinkage
 
 
+class _ScaledFeatures:
+    """Scalers and scaled features (N, D) by set of training rows, made once and shared until no stack needs them."""
+
+    def __init__(
+        self, features: FeatureSet, stacks: Sequence[Sequence[Job]], recipe: Recipe, device: torch.device
+    ) -> None:
+        self.raw, self.recipe, self.device, self.lock = features.features.numpy(), recipe, device, threading.Lock()
+        self.needed = Counter(key for jobs in stacks for key in {_scaler_key(job) for job in jobs})
+        self.made: dict[tuple[bytes, float | None], tuple[Scaler, torch.Tensor]] = {}
+
+    def get(self, job: Job) -> tuple[Scaler, torch.Tensor]:
+        """The scaler fitted on the job's training rows, and all features scaled by it."""
+        key = _scaler_key(job)
+        with self.lock:  # one at a time: float64 copies of a large set take gigabytes
+            if key not in self.made:
+                rows, recipe = self.raw[job.split.train], self.recipe
+                scaler = fit_scaler(recipe.scaler, rows, job.shrinkage, recipe.is_unit_length)
+                self.made[key] = scaler, torch.from_numpy(scaler(self.raw)).to(self.device)
+            return self.made[key]
+
+    def let_go(self, jobs: Sequence[Job]) -> None:
+        """A stack has ended; what no other needs is freed."""
+        with self.lock:
+            for key in {_scaler_key(job) for job in jobs}:
+                self.needed[key] -= 1
+                if not self.needed[key]:
+                    self.made.pop(key, None)
+
+
 @contextlib.contextmanager
 def _threads_restored() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -232,26 +267,26 @@ class _Stack:
     """K heads of one kind and the data they learn from; `jobs` come longest first."""
 
     def __init__(
-        self, kind: str, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device
+        self,
+        kind: str,
+        features: FeatureSet,
+        jobs: Sequence[Job],
+        recipe: Recipe,
+        device: torch.device,
+        shared: _ScaledFeatures,
     ) -> None:
         self.kind, self.jobs, self.recipe, self.device = kind, jobs, recipe, device
         self.n_classes = len(features.class_names)
         self.labels = features.labels.to(device)
-        raw = features.features.numpy()
-        scalers: dict[tuple[bytes, float | None], Scaler] = {}
-        for job in jobs:
-            if _scaler_key(job) not in scalers:
-                rows = raw[job.split.train]
-                scalers[_scaler_key(job)] = fit_scaler(recipe.scaler, rows, job.shrinkage, recipe.is_unit_length)
-        self.scalers = [scalers[_scaler_key(job)] for job in jobs]
-        self.scaled = torch.stack([torch.from_numpy(scaler(raw)) for scaler in scalers.values()]).to(
-            device
-        )  # (S, N, D)
-        places = {key: place for place, key in enumerate(scalers)}
+        self.scalers = [shared.get(job)[0] for job in jobs]
+        distinct = {_scaler_key(job): shared.get(job)[1] for job in jobs}
+        # (S, N, D); one alone is not copied
+        self.scaled = torch.stack(list(distinct.values())) if len(distinct) > 1 else next(iter(distinct.values()))[None]
+        places = {key: place for place, key in enumerate(distinct)}
         self.which = torch.tensor([places[_scaler_key(job)] for job in jobs], device=device)  # (K,)
         self.orders = [_generator(job.seed, job.split.name) for job in jobs]
         self.noises = [_generator(job.seed, f"{job.split.name}, noise", device) for job in jobs]
-        self.parameters = self._initial_parameters(raw.shape[1])
+        self.parameters = self._initial_parameters(features.features.shape[1])
         self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
         steps = [recipe.epochs * math.ceil(len(job.split.train) / recipe.batch_size) for job in jobs]
         self.optimizer = _Optimizer(self.parameters, self.gradients, recipe, steps)
@@ -336,10 +371,13 @@ class _Stack:
         """Dropout with each head's own random numbers: what is left, and the factors."""
         if not probability:
             return x, None
-        # Always for a whole batch, so that a head's numbers do not depend on how long its neighbours' last one is.
-        size = (self.recipe.batch_size, x.shape[2])
-        drawn = [torch.rand(size, generator=self.noises[head], device=x.device) for head in range(len(x))]
-        factors = (torch.stack(drawn)[:, : x.shape[1]] >= probability) / (1 - probability)
+        drawn = x.new_zeros(x.shape)
+        for head in range(len(x)):
+            # Always for a whole batch, so that a head's numbers do not depend on how long its neighbours' last one is.
+            size = (min(self.recipe.batch_size, len(self.jobs[head].split.train)), x.shape[2])
+            own = torch.rand(size, generator=self.noises[head], device=x.device)[: x.shape[1]]
+            drawn[head, : len(own)] = own
+        factors = (drawn >= probability) / (1 - probability)
         return x * factors, factors
 
     @torch.no_grad()
@@ -377,13 +415,19 @@ class _Stack:
         epoch = len(self.train_loss[head])
         if self.kept[head]:
             epoch = job.keep or 1 + accuracies.index(max(accuracies))
-        module = HEADS[self.kind](len(self.scalers[head].mean), self.n_classes, self.recipe.hidden_dim)
+        with GLOBAL_RNG:
+            module = HEADS[self.kind](len(self.scalers[head].mean), self.n_classes, self.recipe.hidden_dim)
         layers = [layer for layer in module if isinstance(layer, nn.Linear)]
         for layer, weight, bias in zip(layers, weights[::2], weights[1::2], strict=True):
             layer.weight.copy_(weight.t())
             layer.bias.copy_(bias[0])
         test = self.scaled[self.which[head], torch.from_numpy(job.split.test).to(self.device)].cpu()
         logits = module.eval()(test)
+        if not torch.isfinite(logits).all() or not math.isfinite(self.train_loss[head][-1]):
+            raise FitError(
+                f"the {self.kind.replace('_', '-')} head diverged ({job.split.name}, seed {job.seed}): lower "
+                "--learning-rate, or scale the features (--scaler standard)"
+            )
         module.requires_grad_(False)
         curves = (self.train_loss[head], accuracies, self.test_accuracy[head])
         return FittedHead(job, module, self.scalers[head], logits, *curves, epoch)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 TITLE = "ICBHI 2017"
 SPLIT_FILE = "ICBHI_challenge_train_test.txt"
 RECORDING_CLASSES = ("normal", "abnormal")
-VALID_SHARE = 0.2  # of the training patients
 CYCLE_CLASSES = ("normal", "crackle", "wheeze", "both")  # the index is crackles + 2 * wheezes
 # Patient, recording, chest location, channels, device; the first four name a recording: for one of them, the
 # split file and the archive disagree about the device.
@@ -143,8 +142,6 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
     training recordings of patients who are in the test set too."""
     import numpy as np
 
-    from common.splits import hold_out_groups
-
     if features.splits is None or features.groups is None:
         if options["patient_disjoint"]:
             raise DatasetError("--patient-disjoint: the feature file names no patients; extract it with this project")
@@ -169,8 +166,7 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
             stacklevel=2,
         )
         protocol = f"patients {', '.join(both)} on both sides"
-    splits[hold_out_groups(features, np.flatnonzero(splits == "train"), VALID_SHARE, seed)] = "valid"
-    protocol = f"official 60/40 split, {protocol}; validation on a fifth of the training patients"
+    protocol = f"official 60/40 split, {protocol}"
     return replace(features, splits=splits.tolist()), protocol
 
 

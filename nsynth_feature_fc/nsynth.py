@@ -77,7 +77,8 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
     """Choose the families and the side that trains.
 
     synth_lead, which occurs in train alone, is left out unless `families` is 11. With `train_on` valid, the head
-    learns from valid and is scored on test, without a choice of epoch, as in the original project.
+    learns from valid, as in the original project, and is scored on test; notes held out of valid choose the epoch,
+    which the original chose on test.
     """
     import numpy as np
 

@@ -15,7 +15,7 @@ from conftest import SHARED, needs_shared, write_wav
 from common.clips import DatasetError, DatasetNote
 from common.features import FeatureSet
 from common.metrics import icbhi_scores, majority_predictions
-from common.splits import SplitError, make_splits
+from common.splits import SplitError, hold_out_groups, make_splits, with_validation
 from icbhi_feature_fc.icbhi import CYCLE_CLASSES, SPLIT_FILE, prepare, read_cycles, read_recordings
 
 ROWS = {  # recording -> annotation, split
@@ -166,7 +166,9 @@ def test_validation_patients_train_nothing(official: Path, disjoint: bool) -> No
         prepared, protocol = prepare(features, {"patient_disjoint": disjoint}, 42)
     assert ("no patient on both sides" if disjoint else "patients 156, 218 on both sides") in protocol
     (split,), protocol = make_splits(prepared, 0.2, 42)
-    assert protocol == "official train, valid and test split"
+    assert protocol == "official train and test split"
+    split, words = with_validation(prepared, split, 42)
+    assert words == "20% of the training clips, whole groups"
     groups = np.array(prepared.groups)
     train, valid, test = (set(groups[rows]) for rows in (split.train, split.valid, split.test))
     assert not train & valid
@@ -179,8 +181,10 @@ def test_validation_patients_train_nothing(official: Path, disjoint: bool) -> No
 
 def test_one_training_patient_cannot_validate(root: Path) -> None:
     features = features_of(read_recordings(root)[1:])
+    prepared, _ = prepare(features, {"patient_disjoint": False}, 42)
+    train = np.flatnonzero(np.array(prepared.splits) == "train")
     with pytest.raises(SplitError, match="of one group or none"):
-        prepare(features, {"patient_disjoint": False}, 42)
+        hold_out_groups(prepared, train, 0.2, 42)
     features.groups = None
     with pytest.raises(DatasetError, match="names no patients"):
         prepare(features, {"patient_disjoint": True}, 42)

@@ -260,3 +260,77 @@ def test_control_features_of_other_clips(tmp_path: Path) -> None:
     result = classified(*flags, "--control-features", tmp_path / "fewer.pt")
     assert result.returncode == 2
     assert "lacks 140 of the clips" in result.stderr
+
+
+def saved(features: FeatureSet, path: Path) -> Path:
+    features.meta = {"dataset": "esc50"}
+    path.parent.mkdir(exist_ok=True)
+    features.save(path)
+    return path
+
+
+def test_other_controls_are_another_run(tmp_path: Path) -> None:
+    features = grouped_features()
+    noise = [replace(features, features=torch.randn(len(features), 24)) for _ in range(3)]
+    one, other = saved(noise[0], tmp_path / "a" / "f.pt"), saved(noise[1], tmp_path / "b" / "f.pt")
+    flags = ("--features", saved(features, tmp_path / "features.pt"), "--output-dir", tmp_path / "results")
+    options = ("--feature-dim", 24, "--epochs", 2, "--control-features", one, other)
+    result = classified(*flags, *options)
+    assert result.returncode == 0, result.stderr
+    # Two files of one name are told apart by their folders.
+    assert "f, linear" in result.stdout
+    assert "b/f, linear" in result.stdout
+    saved(noise[2], other)
+    changed = classified(*flags, *options)
+    assert changed.returncode == 2
+    assert "control_sha256 was" in changed.stderr
+
+
+def test_nothing_of_an_earlier_run_stays(tmp_path: Path) -> None:
+    flags = ("--features", saved(grouped_features(), tmp_path / "f.pt"), "--output-dir", tmp_path / "results")
+    flags = (*flags, "--feature-dim", 24, "--epochs", 2)
+    assert classified(*flags, "--protocol", "both", "--markdown", "--label-fractions", 0.5).returncode == 0
+    assert (tmp_path / "results" / "random_predictions.csv").exists()
+    (tmp_path / "results" / "notes.txt").write_text("mine")
+    assert classified(*flags, "--overwrite").returncode == 0
+    record = json.loads((tmp_path / "results" / "result.json").read_text())
+    left = {path.name for path in (tmp_path / "results").iterdir()}
+    assert left == {"result.json", "notes.txt", *record["files"]}
+
+
+def test_a_fold_that_can_spare_nothing_stands_beside_others(tmp_path: Path) -> None:
+    features = made_up_features(per_fold=6, folds=2)
+    keep = np.flatnonzero((features.labels != 3) | (features.folds != 1))
+    features = features.rows(
+        np.sort(np.append(keep, np.flatnonzero((features.labels == 3) & (features.folds == 1))[:1]))
+    )
+    flags = ("--features", saved(features, tmp_path / "f.pt"), "--output-dir", tmp_path / "results")
+    result = classified(*flags, "--epochs", 2)
+    assert result.returncode == 0, result.stderr
+    assert "20% of the training clips (1 of 2 fits), or nothing: the last epoch is kept (1 of 2 fits)" in result.stdout
+
+
+def test_ones_own_configuration_goes_over_the_tuned_recipe(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("recipe: tuned\nepochs: 3\n")
+    flags = ("--features", saved(grouped_features(), tmp_path / "f.pt"), "--output-dir", tmp_path / "results")
+    assert classified(*flags, "--feature-dim", 24, "--config", tmp_path / "own.yaml").returncode == 0
+    settings = json.loads((tmp_path / "results" / "result.json").read_text())["config"]
+    assert settings["recipe_linear"]["epochs"] == 3
+    assert settings["recipe_linear"]["batch_size"] == TUNED["linear"].batch_size
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--whiten-eps", 0.5), "--whiten-eps is the strength of whitening; add --scaler whiten"),
+        (("--seed", 2**32 - 1, "--seeds", 2), "end beyond 4294967295"),
+        (("--label-fractions", 2), "label_fraction must be a number from 1e-06 to 1"),
+        (("--protocol", "fair"), "protocol must be one of official, random, both"),
+    ],
+)
+def test_flags_that_make_no_sense(flags: tuple, words: str, tmp_path: Path) -> None:
+    features = saved(grouped_features(), tmp_path / "f.pt")
+    result = classified("--features", features, "--output-dir", tmp_path / "results", "--feature-dim", 24, *flags)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert not (tmp_path / "results").exists()

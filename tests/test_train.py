@@ -349,3 +349,31 @@ def test_ctrl_c_ends_all_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.train._Stack.epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit("linear", features, splits, epochs=10**6)
+
+
+def test_threads_do_not_disturb_each_others_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers draw from torch's one global generator: many small stacks on two threads must still start alike."""
+    features = made_up_features()
+    splits, _ = make_splits(features, 0.2, 42)
+    jobs = [Job(splits[0], seed) for seed in range(60)]
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("common.train.CACHED_BYTES", 1)  # a stack for every job
+    first, again = (fit_heads("three_layer", features, jobs, replace(PAPER, epochs=1), CPU) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(weights(one), weights(other))
+
+
+def test_a_head_that_diverges_is_no_score() -> None:
+    features = made_up_features()
+    features.features *= 1e37
+    splits, _ = make_splits(features, 0.2, 42)
+    with pytest.raises(FitError, match=r"linear head diverged \(fold 1, seed 42\): lower --learning-rate"):
+        fit("linear", features, splits, scaler="none", learning_rate=1e3)
+
+
+def test_without_validation_rows_whitening_is_moderate() -> None:
+    features = made_up_features()
+    splits, _ = make_splits(features, 0.2, 42)
+    recipe = replace(PAPER, scaler="whiten", epochs=1)
+    ((_, scored), *_) = fit_chosen("linear", features, [Job(split, SEED) for split in splits], recipe, CPU)
+    assert scored.job.shrinkage == 0.1
