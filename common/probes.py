@@ -13,7 +13,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from common.features import FeatureSet
 from common.progress import progress_bar
-from common.recipes import Recipe
+from common.recipes import Recipe, shrinkage_for
 from common.results import Outcome
 from common.scalers import DEFAULT_SHRINKAGE, fit_scaler
 from common.train import Job
@@ -38,7 +38,8 @@ def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Reci
         train = np.sort(np.concatenate([job.split.train, job.split.valid]))
         key = (train.tobytes(), job.split.test.tobytes())
         if key not in asked:  # nothing in a probe is random: another seed says the same of the same rows
-            scaler = fit_scaler(recipe.scaler, raw[train], recipe.shrinkage or DEFAULT_SHRINKAGE, recipe.is_unit_length)
+            shrinkage = shrinkage_for(recipe, recipe.shrinkage, len(train), raw.shape[1]) or DEFAULT_SHRINKAGE
+            scaler = fit_scaler(recipe.scaler, raw[train], shrinkage, recipe.is_unit_length)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 probe = PROBES[name](len(train)).fit(scaler(raw[train]), labels[train])

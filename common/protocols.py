@@ -180,7 +180,7 @@ def _head_to_keep(
         everything = Split("all clips", np.arange(len(features)), np.arange(0))
         epoch = int(np.median([head.epoch for head in own]))
         job = Job(everything, jobs[0].seed, epoch, own[0].job.shrinkage)
-        recipe = replace(recipe_for(kind, config), shrinkage=own[0].job.shrinkage)
+        recipe = recipe_for(kind, config)
         (final,) = fit_heads(kind, features, [job], recipe, torch.device(config["device"]))
     return TrainedHead(kind, final.module, final.scaler, features.class_names, provenance)
 

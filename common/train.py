@@ -25,7 +25,7 @@ from torch.optim.adamw import adamw
 from common.features import FeatureSet
 from common.heads import HEADS
 from common.progress import progress_bar
-from common.recipes import Recipe
+from common.recipes import Recipe, shrinkage_for
 from common.scalers import DEFAULT_SHRINKAGE, SHRINKAGES, Scaler, fit_scaler
 from common.splits import Split
 
@@ -119,7 +119,7 @@ def fit_chosen(
     Returns:
         For each job: the head that chose, and the head to score; twice the same one where nothing is fitted anew.
     """
-    is_open = recipe.scaler == "whiten" and recipe.shrinkage is None
+    is_open = recipe.scaler == "whiten" and recipe.shrinkage is None and recipe.relative_shrinkage is None
     if recipe.is_cosine:
         jobs = [replace(job, keep=recipe.epochs) for job in jobs]
         if not is_open and refit:
@@ -241,7 +241,8 @@ class _ScaledFeatures:
         with self.lock:  # one at a time: float64 copies of a large set take gigabytes
             if key not in self.made:
                 rows, recipe = self.raw[job.split.train], self.recipe
-                scaler = fit_scaler(recipe.scaler, rows, job.shrinkage, recipe.is_unit_length)
+                shrinkage = shrinkage_for(recipe, job.shrinkage, *rows.shape)
+                scaler = fit_scaler(recipe.scaler, rows, shrinkage, recipe.is_unit_length)
                 self.made[key] = scaler, torch.from_numpy(scaler(self.raw)).to(self.device)
             return self.made[key]
 

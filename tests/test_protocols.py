@@ -16,7 +16,7 @@ from test_cli import CLASSIFY, Result, call
 from common.config import COMMON_CONFIG, load_config
 from common.features import FeatureSet
 from common.protocols import ProtocolRun, run_protocol
-from common.recipes import TUNED, Recipe, recipe_for
+from common.recipes import TUNED, Recipe, recipe_for, shrinkage_for
 from common.scalers import fit_scaler
 from common.splits import make_splits, random_split, with_validation
 from common.uncertainty import accuracy_interval, paired_p_value
@@ -175,6 +175,14 @@ def test_recipes_and_what_replaces_their_values() -> None:
         own = recipe_for(kind, config(recipe="tuned", **{**none, "epochs": 7}, scaler="standard"))
         assert (own.epochs, own.scaler, own.is_unit_length) == (7, "standard", False)
     assert recipe_for("linear", config(scaler="whiten", whiten_eps=0.5)).shrinkage == 0.5
+
+
+def test_the_tuned_shrinkage_falls_with_the_number_of_clips() -> None:
+    recipe = TUNED["linear"]
+    assert shrinkage_for(recipe, None, 1600, 384) == pytest.approx(0.024)
+    assert shrinkage_for(recipe, None, 20, 384) == 1.0
+    assert shrinkage_for(recipe, 0.5, 1600, 384) == 0.5
+    assert shrinkage_for(Recipe(1, 8, 1e-3), None, 1600, 384) is None
 
 
 def test_intervals_draw_groups_not_clips() -> None:
