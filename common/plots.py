@@ -96,10 +96,10 @@ def plot_curves(fits: Sequence[Mapping[str, Any]], title: str, path: Path) -> No
         if len(drawn) > 1:
             span = (values.min(axis=0), values.max(axis=0))
             axes.fill_between(epochs, *span, color="#3b6fb6", alpha=0.2, linewidth=0, label="least to most")
+        height = 1 if len(fits) <= 5 else 0.07  # of many fits, marks along the axis
         for number, fit in enumerate(fits):
-            axes.axvline(
-                fit["epoch"], color="#c0392b", linewidth=0.8, alpha=0.6, label=None if number else "epoch kept"
-            )
+            label_once = None if number else "epoch kept"
+            axes.axvline(fit["epoch"], ymax=height, color="#c0392b", linewidth=1, alpha=0.7, label=label_once)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
