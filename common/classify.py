@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from common.splits import make_splits, random_split
 from common.tables import as_markdown, as_text, efficiency_table, percent, remarks, score_table
 from common.train import check_fittable
 
+COLUMNS = 100  # of a terminal
 # What a feature file's record says clip by clip; a result's record points to the file instead.
 PER_CLIP = ("failed", "samples", "audio_stamps")
 
@@ -219,10 +221,10 @@ def _titles(task: Task, record: dict[str, Any], protocol: dict[str, Any]) -> str
 
 def _print_scores(task: Task, record: dict[str, Any]) -> None:
     for protocol in record["protocols"].values():
-        print(f"\n{_titles(task, record, protocol)}")
+        print("\n" + textwrap.fill(_titles(task, record, protocol), COLUMNS))
         print(as_text(score_table(protocol)))
         for line in remarks(protocol):
-            print(line)
+            print(textwrap.fill(line, COLUMNS))
         if protocol["label_efficiency"]:
             print(as_text(efficiency_table(protocol)))
     if len(record["protocols"]) == 2:

@@ -27,7 +27,11 @@ def score_table(protocol: Mapping[str, Any]) -> list[list[str]]:
     head = ["head", "accuracy", "95 %", *["± folds"] * has_folds, *["± seeds"] * has_seeds]
     table = [head + [TITLES[name] for name in names[1:]]]
     for label, scored in rows.items():
-        cells = [label.replace("_", "-"), percent(scored["mean"]["accuracy"]), _range(scored["interval"])]
+        cells = [
+            label.replace("shuffled_labels", "shuffled").replace("_", "-"),
+            percent(scored["mean"]["accuracy"]),
+            _range(scored["interval"]),
+        ]
         for is_wanted, spread in ((has_folds, scored["std_over_folds"]), (has_seeds, scored["std_over_seeds"])):
             cells += [percent(spread["accuracy"]) if spread else ""] if is_wanted else []
         table.append(cells + [percent(scored["mean"].get(name)) for name in names[1:]])

@@ -178,7 +178,7 @@ def test_the_table_is_aligned_and_narrow() -> None:
         "head",
         "linear",
         "three-layer",
-        "shuffled-labels,",
+        "shuffled,",
         "majority-class",
     ]
     assert max(map(len, lines)) <= 100
