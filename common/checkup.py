@@ -8,6 +8,7 @@ import platform
 import re
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -150,37 +151,35 @@ def check_division(
         for note in notes:
             yield Finding(NOTE, of(task, "labels"), str(note.message))
         get = download_command(download, root)
-        found = [_counts(task, clips, get), _classes(task, clips), _files(task, clips, root, get)]
-        for finding in itertools.chain(found, _sample(task, clips, encoder)):
+        counts = count(clips)
+        found = [_counts(task, counts, get), _classes(task, counts), _files(clips, root, get)]
+        for finding in itertools.chain(found, _sample(clips, encoder)):
             yield replace(finding, what=of(task, finding.what))
         every += clips
     if every:
         yield _division(tasks, every)
 
 
-def _counts(task: Task, clips: Sequence[Clip], get: str) -> Finding:
+def _counts(task: Task, counts: Counter[str], get: str) -> Finding:
     """The official numbers against those here."""
-    counts = count(clips)
     wrong = [
         f"{name} {counts[name]:,} of {official:,}"
         for name, official in task.official_counts.items()
         if counts[name] != official
     ]
-    found = f"{len(clips):,} clips"
+    found = f"{counts['clips']:,} clips"
     if wrong:
-        more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         return Finding(
             BAD,
             "counts",
-            f"{found}, not the official numbers: {', '.join(wrong[:NAMED])}{more}",
+            f"{found}, not the official numbers: {_listed(wrong)}",
             f"unpack it again: {get}",
         )
     return Finding(GOOD, "counts", f"{found}, as published" if task.official_counts else found)
 
 
-def _classes(task: Task, clips: Sequence[Clip]) -> Finding:
+def _classes(task: Task, counts: Counter[str]) -> Finding:
     """One class only, or a class without clips, cannot be learned."""
-    counts = count(clips)
     present = {name.removeprefix("class "): n for name, n in counts.items() if name.startswith("class ")}
     empty = [
         name
@@ -190,9 +189,7 @@ def _classes(task: Task, clips: Sequence[Clip]) -> Finding:
     if len(present) < 2:
         return Finding(BAD, "classes", f"every clip is of class {next(iter(present))}", "check the labels' files")
     if empty:
-        more = f" and {len(empty) - NAMED} more" if len(empty) > NAMED else ""
-        found = f"no clips of class {', '.join(empty[:NAMED])}{more}"
-        return Finding(BAD, "classes", found, "unpack the whole data set")
+        return Finding(BAD, "classes", f"no clips of class {_listed(empty)}", "unpack the whole data set")
     few, many = min(present, key=present.get), max(present, key=present.get)
     spread = (
         f"{present[few]:,} ({few}) to {present[many]:,} ({many})"
@@ -202,7 +199,7 @@ def _classes(task: Task, clips: Sequence[Clip]) -> Finding:
     return Finding(GOOD, "classes", f"{len(present)} classes of {spread} clips")
 
 
-def _files(task: Task, clips: Sequence[Clip], root: Path, get: str) -> Finding:
+def _files(clips: Sequence[Clip], root: Path, get: str) -> Finding:
     """The files that the labels name against those in their folders."""
     named = {str(clip.path) for clip in clips}
     suffixes = {Path(path).suffix for path in named}
@@ -221,12 +218,17 @@ def _files(task: Task, clips: Sequence[Clip], root: Path, get: str) -> Finding:
     return Finding(GOOD, "files", f"{len(named):,} files, none missing, none without a label")
 
 
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
 def _some(paths: list[str], root: Path) -> str:
     names = [os.path.relpath(path, root) for path in paths[:NAMED]]
     return ", ".join(names) + (", ..." if len(paths) > NAMED else "")
 
 
-def _sample(task: Task, clips: Sequence[Clip], encoder: AudioSepEncoder) -> Iterator[Finding]:
+def _sample(clips: Sequence[Clip], encoder: AudioSepEncoder) -> Iterator[Finding]:
     """Decode a few clips, and embed some to see how long all will take."""
     order = np.random.default_rng(0).permutation(len(clips))[:SAMPLE]
     waveforms, broken = [], []

@@ -155,7 +155,7 @@ def parse_flags(
         default = f" (default: {flag.choices[0]})" if flag.choices else ""
         parser.add_argument(flag.name, help=flag.help + default, **kind)
     for key, (flag, metavar, text) in flags.items():
-        default = _default_path(task, key) if defaults[key] is None else defaults[key]
+        default = default_path(task, key) if defaults[key] is None else defaults[key]
         if key == "features" and task.parts:
             metavar, text, default = "FOLDER", f"where {', '.join(task.parts.values())} lie", task.folder
         parser.add_argument(flag, dest=key, metavar=metavar, help=f"{text} (default: {default})".replace("%", "%%"))
@@ -192,7 +192,8 @@ def parse_flags(
     return tasks, config, given
 
 
-def _default_path(task: Task, key: str) -> Path:
+def default_path(task: Task, key: str) -> Path:
+    """Where a task's `data_root`, `features` or `output_dir` is where nothing else is configured."""
     if key == "data_root":
         return PROJECT_ROOT / "data" / task.data_folder
     return task.folder / task.features_file if key == "features" else task.results_folder or task.folder
@@ -220,7 +221,7 @@ def _extract(variants: Task | Variants, argv: Sequence[str] | None) -> None:
 
 
 def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) -> None:
-    root = Path(config["data_root"] or _default_path(task, "data_root"))
+    root = Path(config["data_root"] or default_path(task, "data_root"))
     clips = task.read_clips(root)
     import torch
 
@@ -255,7 +256,7 @@ def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) 
         clips,
         root,
         encoder,
-        Path(config["features"] or _default_path(task, "features")),
+        Path(config["features"] or default_path(task, "features")),
         dataset=task.name,
         class_order=task.class_names,
         layer=config["layer"],

@@ -109,9 +109,9 @@ def _check(key: str, value: Any, source: str) -> Any:
             return [_check("label_fraction", item, source) for item in value]
         return [str(item) for item in value]
     if key not in RANGES:
-        if not isinstance(value, (str, Path)) and not (value is None and key in MAY_BE_NULL):
+        if not isinstance(value, (str, Path)):
             raise ConfigError(f"{source}: {key} must be text, not {'null' if value is None else repr(value)}")
-        return None if value is None else str(value)
+        return str(value)
     low, high = RANGES[key]
     kind = float if isinstance(low, float) else int
     try:

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from common.cli import run
+from common.cli import default_path, run
 from common.clips import Task
-from common.config import PROJECT_ROOT, load_config
+from common.config import load_config
 
 MARKS = {"good": "✓", "note": "!", "bad": "✗"}
 PLAIN_MARKS = {"good": "ok", "note": "! ", "bad": "NO"}  # for terminals of few letters
@@ -54,15 +54,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     absent = []
     for name in chosen:
         divisions = data_sets[name]
-        is_named = bool(given.names)
-        if not is_named and not _root(divisions[0][0], None).is_dir():
+        if not given.names and not _root(divisions[0][0], None).is_dir():
             absent.append(name)
             continue
         download = name.removesuffix("_v1").removesuffix("_v2")
         for place, tasks in enumerate(divisions):
             roots = [_root(task, given.data_root) for task in tasks]
-            is_wanted = place == 0
-            findings = checkup.check_division(tasks, roots, download, encoder, is_wanted)
+            findings = checkup.check_division(tasks, roots, download, encoder, is_wanted=place == 0)
             bad += _show(f"{tasks[0].title if len(tasks) == 1 else name} in {roots[0]}", findings)
     if absent:
         print(f"not here, and not looked at: {', '.join(absent)}\n")
@@ -72,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _root(task: Task, given: Path | None) -> Path:
     configured = load_config(task.folder / "config.yaml")["data_root"]
-    return Path(os.path.abspath(given or configured or PROJECT_ROOT / "data" / task.data_folder))  # noqa: PTH100 - without ..
+    return Path(os.path.abspath(given or configured or default_path(task, "data_root")))  # noqa: PTH100 - without ..
 
 
 def _show(title: str, findings: Iterable) -> int:

@@ -22,6 +22,7 @@ from common.unpack import remove_unpacked_leftovers, unpack
 ARCHIVES = Path(__file__).with_name("archives.yaml")
 WEIGHTS_FOLDER = PROJECT_ROOT / "pretrained_models" / "AudioSep"
 HUGGING_FACE = "https://huggingface.co"
+DONE = "there"  # the state of an archive whose files are all in place
 
 
 @dataclass(frozen=True)
@@ -70,16 +71,14 @@ class Archive:
     def state(self, root: Path) -> str:
         """What is there of it, in a word or two."""
         if self.is_done(root):
-            return "there"
+            return DONE
         if (root / self.file).is_file():
             return "to unpack"
         part = root / f"{self.file}.part"
         return f"{_bytes(part.stat().st_size)} there" if part.is_file() else "missing"
 
     def needs(self, root: Path) -> int:
-        """Bytes of disk that getting it will take, as far as its size is known."""
-        if self.is_done(root):
-            return 0
+        """Bytes of disk that getting it will take, as far as its size is known; for one that is not done."""
         part = root / f"{self.file}.part"
         here = part.stat().st_size if part.is_file() else 0
         return self.unpacked + (0 if (root / self.file).is_file() else max(0, (self.size or self.about or 0) - here))
@@ -179,14 +178,15 @@ def _show(name: str, source: dict, root: Path, wanted: list[Archive], every: boo
     """What is to be got: URL, size, licence, where to, and the free space there."""
     free = shutil.disk_usage(_existing(root)).free
     print(f"{name}: {source['title']}; licence: {source['licence']}")
-    for archive in wanted:
+    states = [archive.state(root) for archive in wanted]
+    for archive, state in zip(wanted, states, strict=True):
         estimate = "size unknown" if archive.about is None else f"about {_bytes(archive.about)}"
         size = estimate if archive.size is None else _bytes(archive.size)
         unpacked = f", about {_bytes(archive.unpacked)} unpacked" if archive.unpacked else ""
         part = f"--only {archive.part}: " if archive.part and every else ""
         print(f"  {part}{archive.resolved_url}")
-        print(f"    {size}{unpacked}; {archive.state(root)} -> {root / archive.file}")
-    needed = sum(archive.needs(root) for archive in wanted)
+        print(f"    {size}{unpacked}; {state} -> {root / archive.file}")
+    needed = sum(archive.needs(root) for archive, state in zip(wanted, states, strict=True) if state != DONE)
     print(f"  still needs about {_bytes(needed)}; {_bytes(free)} are free in {_existing(root)}\n")
 
 

@@ -6,7 +6,6 @@ for data sets start a broken download of gigabytes from its beginning (pooch), o
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.files import remove_leftovers, write_atomically
+from common.files import digest_of, remove_leftovers, write_atomically
 from common.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -99,16 +98,10 @@ def fetch(
 def differs(path: Path, checksum: str) -> str:
     """How a file's checksum differs from ``"<algorithm>:<hex>"``, in words; empty where it does not."""
     algorithm, _, wanted = checksum.partition(":")
-    digest = hashlib.new(algorithm, usedforsecurity=False)
     size = path.stat().st_size
-    bar = progress_bar(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True, leave=False)
-    with path.open("rb") as file, bar:
-        while block := file.read(64 * BLOCK):
-            digest.update(block)
-            bar.update(len(block))
-    if digest.hexdigest() == wanted:
-        return ""
-    return f"its {algorithm} is {digest.hexdigest()}, not {wanted} ({size:,} bytes)"
+    with progress_bar(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True, leave=False) as bar:
+        found = digest_of(path, algorithm, bar.update)
+    return "" if found == wanted else f"its {algorithm} is {found}, not {wanted} ({size:,} bytes)"
 
 
 def _download(url: str, part: Path, note: Path, size: int | None, patience: Patience) -> bool:

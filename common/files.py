@@ -14,7 +14,7 @@ import re
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,16 @@ def difference_in_words(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> s
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
+    return digest_of(path, "sha256")
+
+
+def digest_of(path: Path, algorithm: str, on_bytes: Callable[[int], object] = lambda n_bytes: None) -> str:
+    """The digest of a file's content, in hexadecimal; `on_bytes` hears of every block that was read."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
+            on_bytes(len(block))
     return digest.hexdigest()
 
 

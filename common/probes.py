@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
@@ -35,7 +34,7 @@ def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Reci
     raw, labels, asked = features.features.numpy(), features.labels.numpy(), {}
     outcomes = []
     for job in progress_bar(iterable=jobs, desc=f"fitting {name}", unit="fit", leave=False):
-        train = np.sort(np.concatenate([job.split.train, job.split.valid]))
+        train = job.split.learnable
         key = (train.tobytes(), job.split.test.tobytes())
         if key not in asked:  # nothing in a probe is random: another seed says the same of the same rows
             shrinkage = shrinkage_for(recipe, recipe.shrinkage, len(train), raw.shape[1]) or DEFAULT_SHRINKAGE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,11 +15,10 @@ from common.heads import HEADS, TrainedHead
 from common.metrics import majority_predictions
 from common.probes import PROBES, fit_probe
 from common.recipes import recipe_for
-from common.results import Outcome, comparison_record, head_record
+from common.results import MoreScores, Outcome, comparison_record, head_record
 from common.splits import Split, make_splits, random_split, with_validation
 from common.train import FittedHead, Job, fit_chosen, fit_heads
 
-MoreScores = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 PROTOCOLS = ("official", "random")
 SHUFFLED = "shuffled_labels"
 
@@ -60,17 +59,18 @@ def run_protocol(
     seeds = [config["random_seed"] + place for place in range(config["seeds"])]
     jobs, words, validation = _jobs(name, features, config["train_test_split"], seeds)
     device = torch.device(config["device"])
-    outcomes, heads = {}, {}
-    for kind in HEADS:
-        recipe = recipe_for(kind, config)
-        fitted = fit_chosen(kind, features, jobs, recipe, device, config["refit"])
-        outcomes[kind] = [_outcome(choosing, scored) for choosing, scored in fitted]
-        heads[kind] = _head_to_keep(kind, features, jobs, [pair[1] for pair in fitted], config, provenance)
+
+    def fit(kind: str, each: FeatureSet, its_jobs: Sequence[Job]) -> list[tuple[FittedHead, FittedHead]]:
+        return fit_chosen(kind, each, its_jobs, recipe_for(kind, config), device, config["refit"])
 
     def judged(each: Sequence[Outcome]) -> dict[str, Any]:
         return head_record(each, features, more_scores)
 
-    leaking = _related_share(features, jobs)
+    outcomes, heads = {}, {}
+    for kind in HEADS:
+        fitted = fit(kind, features, jobs)
+        outcomes[kind] = [_outcome(*pair) for pair in fitted]
+        heads[kind] = _head_to_keep(kind, features, jobs, [scored for _, scored in fitted], config, provenance)
     record = {
         "protocol": own_words or words if name == "official" else words,
         "is_official": name == "official" and not words.startswith("random"),
@@ -78,7 +78,7 @@ def run_protocol(
         "chooses_epoch": _chooses_epoch(config, jobs),
         "refit": bool(config["refit"]) and any(len(job.split.valid) for job in jobs),
         "seeds": seeds,
-        "related_test_clips": leaking,
+        "related_test_clips": _related_share(features, jobs),
         "heads": {kind: judged(each) for kind, each in outcomes.items()},
         "majority_class": judged([_majority(features, job) for job in jobs]),
         "comparison": comparison_record(outcomes["linear"], outcomes["three_layer"], features),
@@ -95,17 +95,15 @@ def run_protocol(
         others[SHUFFLED] = replace(features, labels=features.labels[torch.from_numpy(shuffled)])
     for control, other in others.items():
         for kind in HEADS:
-            fitted = fit_chosen(kind, other, jobs, recipe_for(kind, config), device, config["refit"])
-            each = [_outcome(*pair) for pair in fitted]
+            each = [_outcome(*pair) for pair in fit(kind, other, jobs)]
             if control == SHUFFLED:  # what was written down while fitting is against shuffled labels
                 each = [replace(outcome, facts={}) for outcome in each]
             record["controls"][f"{control}, {kind}"] = judged(each)
     for fraction in config["label_fractions"] or ():
         fewer = [_with_fewer_labels(features, job, fraction) for job in jobs]
         for kind in HEADS:
-            fitted = fit_chosen(kind, features, fewer, recipe_for(kind, config), device, config["refit"])
-            scored = judged([_outcome(*pair) for pair in fitted])
-            n_train = int(np.mean([len(job.split.train) + len(job.split.valid) for job in fewer]))
+            scored = judged([_outcome(*pair) for pair in fit(kind, features, fewer)])
+            n_train = int(np.mean([len(job.split.learnable) for job in fewer]))
             point = {key: scored[key] for key in ("mean", "std_over_folds", "std_over_seeds", "interval")}
             record["label_efficiency"].append({"head": kind, "fraction": fraction, "n_train": n_train, **point})
     return ProtocolRun(record, outcomes, heads)
@@ -113,25 +111,20 @@ def run_protocol(
 
 def _jobs(name: str, features: FeatureSet, test_share: float, seeds: Sequence[int]) -> tuple[list[Job], str, str]:
     """Every split with every seed, its validation rows held out; the protocol in words; what validates, in words."""
-    jobs, validations = [], Counter()
-    if name == "official":
-        splits, words = make_splits(features, test_share, seeds[0])
-    if name == "random" or words.startswith("random"):
+    splits, words = make_splits(features, test_share, seeds[0]) if name == "official" else ([], "random")
+    is_random = words.startswith("random")
+    if is_random:
         words = f"random {test_share:.0%} test split, stratified, " + (
             f"seed {seeds[0]}" if len(seeds) == 1 else f"one for each of seeds {seeds[0]}-{seeds[-1]}"
         )
         # Relations are no matter to this protocol, nor to what validates in it.
-        unrelated = replace(features, groups=None, folds=None, splits=None)
-        for seed in seeds:
-            split, validation = with_validation(unrelated, random_split(unrelated, test_share, seed), seed)
-            jobs.append(Job(split, seed))
+        features = replace(features, groups=None, folds=None, splits=None)
+    jobs, validations = [], Counter()
+    for seed in seeds:
+        for split in [random_split(features, test_share, seed)] if is_random else splits:
+            validated, validation = with_validation(features, split, seed)
+            jobs.append(Job(validated, seed))
             validations[validation] += 1
-    else:
-        for seed in seeds:
-            for split in splits:
-                validated, validation = with_validation(features, split, seed)
-                jobs.append(Job(validated, seed))
-                validations[validation] += 1
     if len(validations) == 1:
         return jobs, words, validation
     return jobs, words, ", or ".join(f"{each} ({n} of {len(jobs)} fits)" for each, n in validations.items())
@@ -160,7 +153,7 @@ def _outcome(choosing: FittedHead, scored: FittedHead) -> Outcome:
 
 
 def _majority(features: FeatureSet, job: Job) -> Outcome:
-    train = np.concatenate([job.split.train, job.split.valid])
+    train = job.split.learnable
     said = majority_predictions(features.labels.numpy()[train], len(job.split.test))
     return Outcome(job.seed, job.split.name, len(train), job.split.test, said)
 
@@ -190,10 +183,7 @@ def _related_share(features: FeatureSet, jobs: Sequence[Job]) -> float | None:
     if features.groups is None:
         return None
     groups = np.array(features.groups)
-    shares = [
-        np.isin(groups[job.split.test], groups[np.concatenate([job.split.train, job.split.valid])]).mean()
-        for job in jobs
-    ]
+    shares = [np.isin(groups[job.split.test], groups[job.split.learnable]).mean() for job in jobs]
     return float(np.mean(shares))
 
 

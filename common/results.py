@@ -114,13 +114,12 @@ def comparison_record(first: Sequence[Outcome], second: Sequence[Outcome], featu
     """
     hits, groups, splits = _hits(first, features)
     difference = _hits(second, features)[0] - hits
-    sizes = {split: int((splits == split).sum()) for split in np.unique(splits)}
-    weights = np.array([1 / sizes[split] for split in splits])  # every fold counts alike, as in the difference
-    folds = [difference[splits == split].mean() for split in np.unique(splits)]
+    _, fold, sizes = np.unique(splits, return_inverse=True, return_counts=True)
+    weighted = difference / sizes[fold] / len(sizes)  # every fold counts alike
     return {
-        "difference": float(np.mean(folds)),
+        "difference": float(weighted.sum()),
         "interval": accuracy_interval(difference, groups, splits),
-        "p_value": paired_p_value(weights * difference, groups),
+        "p_value": paired_p_value(weighted, groups),
         "units": "clips" if features.groups is None else "groups",
     }
 

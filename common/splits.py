@@ -28,6 +28,11 @@ class Split:
     test: np.ndarray
     valid: np.ndarray = field(default_factory=lambda: np.arange(0))
 
+    @property
+    def learnable(self) -> np.ndarray:
+        """Training and validation rows, in order: all that a head may learn from once nothing is to be chosen."""
+        return np.sort(np.concatenate([self.train, self.valid]))
+
 
 def make_splits(features: FeatureSet, test_share: float, seed: int) -> tuple[list[Split], str]:
     """The data set's official division where the features hold one, else a stratified random one.

@@ -145,7 +145,7 @@ def fit_chosen(
 
 def _all_train(split: Split) -> Split:
     """The split with its validation rows among those that train."""
-    return replace(split, train=np.sort(np.concatenate([split.train, split.valid])), valid=np.arange(0))
+    return replace(split, train=split.learnable, valid=np.arange(0))
 
 
 def _best(head: FittedHead) -> float:

@@ -141,7 +141,7 @@ def test_another_layout_and_other_names(tmp_path: Path, capsys) -> None:
 
 
 def test_without_names_what_is_not_there_is_no_fault(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("common.doctor.PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr("common.cli.PROJECT_ROOT", tmp_path)
     status, printed = call(capsys)
     assert status == 0
     assert "not here, and not looked at: esc50, icbhi, librispeech, nsynth" in printed
