@@ -20,7 +20,8 @@ from common.features import FeatureSet
 from common.heads import HEADS
 from common.recipes import Recipe
 from common.splits import Split
-from common.train import Job, fit_heads
+from common.stack import Job
+from common.train import fit_heads
 
 
 def made_up(n_clips: int, n_classes: int) -> FeatureSet:

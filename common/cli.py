@@ -124,7 +124,7 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from common.features import FeatureFileError
     from common.fetch import DownloadError
     from common.splits import SplitError
-    from common.train import FitError
+    from common.stack import FitError
     from common.unpack import UnpackError
 
     own = (ConfigError, DatasetError, OutputError, DownloadError, UnpackError)

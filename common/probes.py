@@ -15,7 +15,7 @@ from common.progress import progress_bar
 from common.recipes import Recipe, shrinkage_for
 from common.results import Outcome
 from common.scalers import DEFAULT_SHRINKAGE, fit_scaler
-from common.train import Job
+from common.stack import Job
 
 PROBES: dict[str, Callable[[int], Any]] = {  # of the number of training rows
     "logistic_regression": lambda _: LogisticRegression(max_iter=1000),

@@ -17,7 +17,8 @@ from common.probes import PROBES, fit_probe
 from common.recipes import recipe_for
 from common.results import MoreScores, Outcome, comparison_record, head_record
 from common.splits import Split, make_splits, random_split, with_validation
-from common.train import FittedHead, Job, fit_chosen, fit_heads
+from common.stack import FittedHead, Job
+from common.train import fit_chosen, fit_heads
 
 PROTOCOLS = ("official", "random")
 SHUFFLED = "shuffled_labels"

@@ -13,7 +13,8 @@ from torch import nn
 from common.heads import HeadFileError, LinearClassifier, ThreeLayerClassifier, TrainedHead
 from common.recipes import Recipe
 from common.splits import make_splits
-from common.train import Job, fit_heads
+from common.stack import Job
+from common.train import fit_heads
 
 
 def test_layers() -> None:

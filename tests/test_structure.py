@@ -42,9 +42,10 @@ MAY_IMPORT = {
     "plots": {"files", "metrics"},
     "results": {"features", "files", "metrics", "uncertainty"},
     "tables": {"results"},
-    "train": {"features", "heads", "progress", "recipes", "scalers", "splits"},
-    "probes": {"features", "progress", "recipes", "results", "scalers", "train"},
-    "protocols": {"features", "heads", "metrics", "probes", "recipes", "results", "splits", "train"},
+    "stack": {"features", "heads", "recipes", "scalers", "splits"},
+    "train": {"features", "progress", "recipes", "scalers", "splits", "stack"},
+    "probes": {"features", "progress", "recipes", "results", "scalers", "stack"},
+    "protocols": {"features", "heads", "metrics", "probes", "recipes", "results", "splits", "stack", "train"},
     "partial": {"audio", "clips", "features", "files"},
     "extract": {"audio", "clips", "encoder", "features", "files", "partial", "progress"},
 }

@@ -16,7 +16,8 @@ from common.heads import HEADS
 from common.recipes import Recipe
 from common.scalers import SHRINKAGES, fit_scaler
 from common.splits import Split, make_splits
-from common.train import FitError, FittedHead, Job, _generator, check_fittable, fit_chosen, fit_heads
+from common.stack import FitError, FittedHead, Job, generator
+from common.train import check_fittable, fit_chosen, fit_heads
 
 PAPER = Recipe(epochs=3, batch_size=8, learning_rate=1e-3, hidden_dim=32)
 TUNED = Recipe(
@@ -79,9 +80,9 @@ def test_equals_plain_torch(kind: str) -> None:
         torch.manual_seed(SEED)
         module = HEADS[kind](384, 4, PAPER.hidden_dim)
         optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
-        generator = _generator(SEED, split.name)
+        orders = generator(SEED, split.name)
         for _ in range(PAPER.epochs):
-            order = torch.randperm(len(split.train), generator=generator)
+            order = torch.randperm(len(split.train), generator=orders)
             data = TensorDataset(scaled[order], features.labels[split.train][order])
             for batch, labels in DataLoader(data, batch_size=8):
                 optimizer.zero_grad()
@@ -235,9 +236,9 @@ def test_the_tuned_steps_equal_plain_torch(kind: str) -> None:
     ]
     optimizer = torch.optim.AdamW(groups, lr=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.epochs * 5)  # 72 rows in 5 batches
-    generator = _generator(SEED, split.name)
+    orders = generator(SEED, split.name)
     for _ in range(recipe.epochs):
-        order = torch.from_numpy(split.train)[torch.randperm(len(split.train), generator=generator)]
+        order = torch.from_numpy(split.train)[torch.randperm(len(split.train), generator=orders)]
         for rows in order.split(recipe.batch_size):
             optimizer.zero_grad()
             F.cross_entropy(module(scaled[rows]), features.labels[rows], label_smoothing=0.2).backward()
@@ -346,7 +347,7 @@ def test_ctrl_c_ends_all_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("common.train._Stack.epoch", interrupted)
+    monkeypatch.setattr("common.train.Stack.epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit("linear", features, splits, epochs=10**6)
 
