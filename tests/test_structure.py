@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "train": {"features", "progress", "recipes", "scalers", "splits", "stack"},
     "probes": {"features", "progress", "recipes", "results", "scalers", "stack"},
     "protocols": {"features", "heads", "metrics", "probes", "recipes", "results", "splits", "stack", "train"},
+    "inputs": {"clips", "config", "features", "files", "protocols", "train"},
     "partial": {"audio", "clips", "features", "files"},
     "extract": {"audio", "clips", "encoder", "features", "files", "partial", "progress"},
 }
