@@ -69,6 +69,13 @@ def read_audio(
     return waveform
 
 
+def limit_bandwidth(waveform: np.ndarray, sample_rate: int, through_rate: int) -> np.ndarray:
+    """What is left of a (samples,) waveform that was recorded at the lower `through_rate` (Hz); as long as before."""
+    low = soxr.resample(waveform, sample_rate, through_rate, quality="HQ")
+    back = soxr.resample(low, through_rate, sample_rate, quality="HQ")[: len(waveform)]
+    return np.pad(back, (0, len(waveform) - len(back)))
+
+
 def audio_duration_s(path: str | Path) -> float:
     """How long a file plays, in seconds, by its header.
 

@@ -121,7 +121,8 @@ def _save_run(task: Task, name: str, run: ProtocolRun, features: FeatureSet, fol
     return files
 
 
-def _titles(task: Task, record: dict[str, Any], protocol: dict[str, Any]) -> str:
+def run_title(task: Task, record: dict[str, Any], protocol: dict[str, Any]) -> str:
+    """What stands above a table: the task, its clips, the protocol, the recipe, the seeds."""
     seeds = len(protocol["seeds"])
     return (
         f"{task.title}: {record['features']['clips']:,} clips, {len(record['features']['class_names'])} classes, "
@@ -132,7 +133,7 @@ def _titles(task: Task, record: dict[str, Any], protocol: dict[str, Any]) -> str
 
 def _print_scores(task: Task, record: dict[str, Any]) -> None:
     for protocol in record["protocols"].values():
-        print("\n" + textwrap.fill(_titles(task, record, protocol), COLUMNS))
+        print("\n" + textwrap.fill(run_title(task, record, protocol), COLUMNS))
         print(as_text(score_table(protocol)))
         for line in remarks(protocol):
             print(textwrap.fill(line, COLUMNS))
@@ -155,7 +156,7 @@ def _difference(record: dict[str, Any]) -> str:
 def _markdown(task: Task, record: dict[str, Any]) -> str:
     parts = []
     for protocol in record["protocols"].values():
-        parts += [f"**{_titles(task, record, protocol)}** (percent)", as_markdown(score_table(protocol))]
+        parts += [f"**{run_title(task, record, protocol)}** (percent)", as_markdown(score_table(protocol))]
         parts.append("\n".join(f"- {line}" for line in remarks(protocol)))
         if protocol["label_efficiency"]:
             parts.append(as_markdown(efficiency_table(protocol)))

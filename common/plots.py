@@ -47,7 +47,7 @@ def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], title: str
         text = f"{100 * share[row, column]:.0f}"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font - 1)
     figure.colorbar(image, ax=axes, label="% of the true class", fraction=0.04, pad=0.02)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_per_class(
@@ -73,7 +73,7 @@ def plot_per_class(
     axes.set(xlim=(0, 106), ylim=(len(order) - 0.3, -0.7), xlabel="F1, % (test clips in brackets)")
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_curves(fits: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
@@ -106,7 +106,7 @@ def plot_curves(fits: Sequence[Mapping[str, Any]], title: str, path: Path) -> No
     panels[0].legend(fontsize=8)
     panels[-1].set_xlabel("epoch")
     panels[0].set_title(title, fontsize=10)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_label_efficiency(points: Sequence[Mapping[str, Any]], title: str, path: Path) -> None:
@@ -129,7 +129,7 @@ def plot_label_efficiency(points: Sequence[Mapping[str, Any]], title: str, path:
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_det(same: np.ndarray, similarities: dict[str, np.ndarray], title: str, path: Path) -> None:
@@ -147,10 +147,11 @@ def plot_det(same: np.ndarray, similarities: dict[str, np.ndarray], title: str, 
     axes.set(xlabel="false acceptance rate", ylabel="false rejection rate", title=title, aspect="equal")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     write_atomically(path, buffer.getvalue())

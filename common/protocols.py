@@ -58,7 +58,7 @@ def run_protocol(
         SplitError: the rows cannot be divided.
     """
     seeds = [config["random_seed"] + place for place in range(config["seeds"])]
-    jobs, words, validation = _jobs(name, features, config["train_test_split"], seeds)
+    jobs, words, validation = make_jobs(name, features, config["train_test_split"], seeds)
     device = torch.device(config["device"])
 
     def fit(kind: str, each: FeatureSet, its_jobs: Sequence[Job]) -> list[tuple[FittedHead, FittedHead]]:
@@ -70,7 +70,7 @@ def run_protocol(
     outcomes, heads = {}, {}
     for kind in HEADS:
         fitted = fit(kind, features, jobs)
-        outcomes[kind] = [_outcome(*pair) for pair in fitted]
+        outcomes[kind] = [outcome_of(*pair) for pair in fitted]
         heads[kind] = _head_to_keep(kind, features, jobs, [scored for _, scored in fitted], config, provenance)
     record = {
         "protocol": own_words or words if name == "official" else words,
@@ -96,21 +96,21 @@ def run_protocol(
         others[SHUFFLED] = replace(features, labels=features.labels[torch.from_numpy(shuffled)])
     for control, other in others.items():
         for kind in HEADS:
-            each = [_outcome(*pair) for pair in fit(kind, other, jobs)]
+            each = [outcome_of(*pair) for pair in fit(kind, other, jobs)]
             if control == SHUFFLED:  # what was written down while fitting is against shuffled labels
                 each = [replace(outcome, facts={}) for outcome in each]
             record["controls"][f"{control}, {kind}"] = judged(each)
     for fraction in config["label_fractions"] or ():
         fewer = [_with_fewer_labels(features, job, fraction) for job in jobs]
         for kind in HEADS:
-            scored = judged([_outcome(*pair) for pair in fit(kind, features, fewer)])
+            scored = judged([outcome_of(*pair) for pair in fit(kind, features, fewer)])
             n_train = int(np.mean([len(job.split.learnable) for job in fewer]))
             point = {key: scored[key] for key in ("mean", "std_over_folds", "std_over_seeds", "interval")}
             record["label_efficiency"].append({"head": kind, "fraction": fraction, "n_train": n_train, **point})
     return ProtocolRun(record, outcomes, heads)
 
 
-def _jobs(name: str, features: FeatureSet, test_share: float, seeds: Sequence[int]) -> tuple[list[Job], str, str]:
+def make_jobs(name: str, features: FeatureSet, test_share: float, seeds: Sequence[int]) -> tuple[list[Job], str, str]:
     """Every split with every seed, its validation rows held out; the protocol in words; what validates, in words."""
     splits, words = make_splits(features, test_share, seeds[0]) if name == "official" else ([], "random")
     is_random = words.startswith("random")
@@ -136,7 +136,8 @@ def _chooses_epoch(config: Mapping[str, Any], jobs: Sequence[Job]) -> bool:
     return any(len(job.split.valid) for job in jobs) and not all(recipe_for(kind, config).is_cosine for kind in HEADS)
 
 
-def _outcome(choosing: FittedHead, scored: FittedHead) -> Outcome:
+def outcome_of(choosing: FittedHead, scored: FittedHead) -> Outcome:
+    """What `common.train.fit_chosen` gives for one job, as it is scored and recorded."""
     job, curve = scored.job, scored.test_accuracy
     best = max(curve, default=float("nan"))
     facts = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ def score_table(protocol: Mapping[str, Any]) -> list[list[str]]:
         cells = [
             label.replace("shuffled_labels", "shuffled").replace("_", "-"),
             percent(scored["mean"]["accuracy"]),
-            _range(scored["interval"]),
+            range_of(scored["interval"]),
         ]
         for is_wanted, spread in ((has_folds, scored["std_over_folds"]), (has_seeds, scored["std_over_seeds"])):
             cells += [percent(spread["accuracy"]) if spread else ""] if is_wanted else []
@@ -54,6 +55,23 @@ def as_markdown(table: list[list[str]]) -> str:
     """The same for a README."""
     rule = ["---", *["---:"] * (len(table[0]) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [table[0], rule, *table[1:]])
+
+
+def as_latex(table: list[list[str]]) -> str:
+    """The same for a paper, with the rules of the booktabs package."""
+
+    def line(row: list[str]) -> str:
+        return " & ".join(_escaped(cell) for cell in row) + r" \\" + "\n"
+
+    columns = "l" + "r" * (len(table[0]) - 1)
+    body = "".join(map(line, table[1:]))
+    return (
+        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(table[0])}\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+    )
+
+
+def _escaped(cell: str) -> str:
+    return re.sub(r"([#$%&_{}])", r"\\\1", cell).replace("±", r"$\pm$")
 
 
 def remarks(protocol: Mapping[str, Any]) -> list[str]:
@@ -86,7 +104,9 @@ def remarks(protocol: Mapping[str, Any]) -> list[str]:
     if not protocol["is_official"]:
         known = "" if related is None else f": {related:.0%} of the test clips have relatives that train"
         lines.append(
-            f"WARNING: this split separates no recordings, patients or speakers{known}; the score may flatter."
+            "This split separates no recordings, patients or speakers on purpose; here no test clip has relatives that train."
+            if related == 0
+            else f"WARNING: this split separates no recordings, patients or speakers{known}; the score may flatter."
         )
     elif related:
         lines.append(f"{related:.1%} of the test clips have relatives that train, in the official division too.")
@@ -94,7 +114,7 @@ def remarks(protocol: Mapping[str, Any]) -> list[str]:
     p_value = compared["p_value"]
     by = "" if p_value is None else f", p = {p_value:.2g} (heads swapped in whole {compared['units']})"
     lines.append(
-        f"Three-layer minus linear: {100 * compared['difference']:+.1f} points, 95 % {_range(compared['interval'])}{by}."
+        f"Three-layer minus linear: {100 * compared['difference']:+.1f} points, 95 % {range_of(compared['interval'])}{by}."
     )
     return lines
 
@@ -105,7 +125,7 @@ def efficiency_table(protocol: Mapping[str, Any]) -> list[list[str]]:
     for point in protocol["label_efficiency"]:
         share = f"{100 * point['fraction']:g} %"
         accuracy = percent(point["mean"]["accuracy"])
-        cells = [point["head"].replace("_", "-"), share, f"{point['n_train']:,}", accuracy, _range(point["interval"])]
+        cells = [point["head"].replace("_", "-"), share, f"{point['n_train']:,}", accuracy, range_of(point["interval"])]
         table.append(cells)
     return table
 
@@ -115,5 +135,5 @@ def percent(score: float | None) -> str:
     return "-" if score is None or score != score else f"{100 * score:.1f}"
 
 
-def _range(interval: list[float] | tuple[float, float] | None) -> str:
+def range_of(interval: list[float] | tuple[float, float] | None) -> str:
     return "-" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"

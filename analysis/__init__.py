@@ -1,0 +1,1 @@
+"""Analyses over what extraction and classification have saved."""

@@ -1,0 +1,102 @@
+"""How long a study will take and how much it will write, from short measurements on this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from analysis.studies import Study
+from common.audio import audio_duration_s
+from common.checkup import BYTES_A_CLIP
+from common.encoder import load_encoder
+from common.features import FeatureSet
+from common.heads import HEADS
+from common.recipes import Recipe
+from common.splits import Split
+from common.stack import Job
+from common.train import fit_heads
+
+SAMPLE = 24  # clips whose lengths are looked at
+TIMED_S = 10.0  # of audio
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What this machine does: seconds of audio embedded a second; seconds a step of each head, of many fitted together."""
+
+    audio: float
+    step_s: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one task: clips, hours of audio, hours of work, bytes of feature files."""
+
+    clips: int
+    audio_hours: float
+    extract_hours: float
+    fit_hours: float
+    n_bytes: int
+
+
+def measure(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Speed:
+    """Embed a few seconds of noise and fit a few heads to noise."""
+    encoder = load_encoder("random:0", device)
+    rng = np.random.default_rng(0)
+    noise = [(0.1 * rng.standard_normal(5 * encoder.sample_rate)).astype(np.float32) for _ in range(int(TIMED_S / 5))]
+    encoder.embed(noise[:1])  # the first one pays for memory and kernels
+    started = time.perf_counter()
+    encoder.embed(noise)
+    audio = TIMED_S / (time.perf_counter() - started)
+    rows = 480
+    features = FeatureSet(
+        torch.from_numpy(rng.standard_normal((rows, encoder.embedding_size)).astype(np.float32)),
+        torch.arange(rows) % 10,
+        [str(label) for label in range(10)],
+        [str(row) for row in range(rows)],
+    )
+    jobs = [Job(Split("noise", np.arange(400), np.arange(400, rows)), seed) for seed in range(n_jobs)]
+    few = Recipe(**{**vars(recipe), "epochs": 4})
+    step_s = {}
+    for kind in HEADS:
+        started = time.perf_counter()
+        fit_heads(kind, features, jobs, few, device)
+        step_s[kind] = (time.perf_counter() - started) / (4 * n_jobs * np.ceil(400 / few.batch_size))
+    return Speed(audio, step_s)
+
+
+def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: int, n_feature_sets: int) -> Estimate:
+    """Of one task: by its own clips where the data are there, else by the whole data set's published size.
+
+    Args:
+        n_feature_sets: that the encoder extracts; log-mel statistics are counted as a tenth of one.
+    """
+    tasks = list(study.extract.values())
+    if root.is_dir():
+        clips = [clip for task in tasks for clip in task.read_clips(root)]
+        picked = np.random.default_rng(0).permutation(len(clips))[:SAMPLE]
+        lengths_s = [
+            clips[index].end_s - (clips[index].start_s or 0.0)
+            if clips[index].end_s is not None
+            else audio_duration_s(clips[index].path)
+            for index in picked
+        ]
+        n_clips, hours = len(clips), len(clips) * float(np.mean(lengths_s)) / 3600
+        folds = len({clip.fold for clip in clips} - {None}) or 1
+    else:
+        n_clips, hours, folds = sum(task.official_counts.get("clips", 0) for task in tasks), study.hours, 1
+        folds = sum(name.startswith("fold ") for task in tasks for name in task.official_counts) or 1
+    # Every split and seed by both protocols; true labels, shuffled ones and each control; chosen, then fitted again.
+    fits = (folds + 1) * n_seeds * (2 + n_feature_sets) * 2
+    steps = fits * recipe.epochs * np.ceil(0.8 * n_clips / recipe.batch_size)
+    return Estimate(
+        n_clips,
+        hours,
+        (n_feature_sets + 0.1) * hours / speed.audio,
+        float(steps) * sum(speed.step_s.values()) / 3600,
+        (n_feature_sets + 1) * n_clips * BYTES_A_CLIP,
+    )

@@ -1,0 +1,109 @@
+"""Maps of embeddings: which clips are shown, where t-SNE or UMAP puts them, and how well classes keep together."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import NearestNeighbors
+
+from analysis.studies import seeded_rows
+from common.features import FeatureSet
+from common.scalers import DEFAULT_SHRINKAGE, fit_scaler
+
+METHODS = ("tsne", "umap")
+TITLES = {"tsne": "t-SNE", "umap": "UMAP"}
+NEIGHBOURS = 10  # of a clip, for purity
+PRINCIPAL = 50  # components that t-SNE sees, as its authors advise (van der Maaten & Hinton 2008)
+MOST_FOR_SILHOUETTE = 10_000  # clips: it compares all with all
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Some clips of a FeatureSet in the plane.
+
+    Attributes:
+        rows: (M,) row numbers of the FeatureSet, in order.
+        points: (M, 2) float32.
+        silhouette, purity: of classes in the scaled features, not in the plane; None where one class is shown.
+        caption: what a reader must know.
+    """
+
+    rows: np.ndarray
+    points: np.ndarray
+    silhouette: float | None
+    purity: float | None
+    caption: str
+
+
+def make_map(features: FeatureSet, method: str, scaler: str, most: int, seed: int) -> FeatureMap:
+    """Choose clips, scale their features, and put them into the plane.
+
+    Args:
+        method: ``"tsne"`` (scikit-learn) or ``"umap"`` (umap-learn).
+        scaler: as in `common.scalers.fit_scaler`, fitted on the clips that are shown: a map looks, and is no score.
+        most: clips to show; more are sampled, by class in proportion. 0 shows all.
+        seed: of the sample and of the map.
+    """
+    labels = features.labels.numpy()
+    rows = seeded_rows(labels, most, seed)
+    raw, labels = features.features.numpy()[rows], labels[rows]
+    scaled = fit_scaler(scaler, raw, DEFAULT_SHRINKAGE)(raw)
+    points = project(scaled, method, seed)
+    width, purity = silhouette(scaled, labels, seed), knn_purity(scaled, labels)
+    shown = (
+        f"all {len(rows):,} clips"
+        if len(rows) == len(features)
+        else f"{len(rows):,} of {len(features):,} clips (sampled by class, seed {seed})"
+    )
+    preparation = {"standard": "standardised", "whiten": "whitened", "none": "unscaled"}[scaler]
+    caption = f"{TITLES[method]} of {shown}, {preparation} features, seed {seed}."
+    if purity is not None:
+        chance = float(np.square(np.bincount(labels) / len(labels)).sum())
+        caption += (
+            f" In the {raw.shape[1]} dimensions: {100 * purity:.0f} % of a clip's {min(NEIGHBOURS, len(rows) - 1)} "
+            f"nearest neighbours are of its class (by chance {100 * chance:.0f} %)"
+            + (f"; silhouette {width:.2f}." if width is not None else ".")
+        )
+    return FeatureMap(rows, points, width, purity, caption)
+
+
+def project(values: np.ndarray, method: str, seed: int) -> np.ndarray:
+    """(N, D) -> (N, 2) float32; the same for the same seed on one machine."""
+    if method not in METHODS:
+        raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+    if len(values) < 3:
+        return np.zeros((len(values), 2), np.float32)
+    if method == "tsne":
+        components = min(PRINCIPAL, *values.shape)
+        reduced = PCA(components, random_state=seed).fit_transform(values)
+        perplexity = min(30.0, (len(values) - 1) / 3)
+        points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numba's, and that a seed leaves one thread
+            from umap import UMAP
+
+            points = UMAP(n_neighbors=min(15, len(values) - 1), random_state=seed).fit_transform(values)
+    return points.astype(np.float32)
+
+
+def silhouette(values: np.ndarray, labels: np.ndarray, seed: int) -> float | None:
+    """Mean silhouette of the classes (Rousseeuw 1987), of a sample of large sets; None where it is not defined."""
+    if not 1 < len(np.unique(labels)) < len(labels):
+        return None
+    sample = min(MOST_FOR_SILHOUETTE, len(labels)) if len(labels) > MOST_FOR_SILHOUETTE else None
+    return float(silhouette_score(values, labels, sample_size=sample, random_state=seed))
+
+
+def knn_purity(values: np.ndarray, labels: np.ndarray) -> float | None:
+    """The share of each row's nearest other rows (Euclidean) that are of its class, on average."""
+    if len(np.unique(labels)) < 2:
+        return None
+    neighbours = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(values) - 1)).fit(values)
+    nearest = neighbours.kneighbors(return_distance=False)  # without the rows themselves
+    return float((labels[nearest] == labels[:, None]).mean())

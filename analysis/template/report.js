@@ -1,0 +1,205 @@
+// Draws the charts of a report from the JSON that stands in the page; each when it comes into view.
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const charts = new Map(); // element id -> function that draws it
+const drawn = new Map(); // element id -> what was drawn, to draw again in other colours
+const PALETTE = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#b07aa1", "#edc948", "#9c755f", "#ff9da7", "#8c96a0",
+  "#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d", "#1f78b4", "#b2df8a", "#6a3d9a"];
+const WEBGL_FROM = 4000; // clips
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const percent = (share) => (share === null ? "-" : (100 * share).toFixed(1));
+
+function draw(id, traces, layout = {}, height = null) {
+  const axis = { gridcolor: colour("line"), zerolinecolor: colour("line"), linecolor: colour("line"), automargin: true };
+  const merged = {
+    margin: { l: 10, r: 10, t: 10, b: 10 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: { color: colour("ink"), size: 12, family: "system-ui, sans-serif" },
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, hovermode: "closest", ...layout,
+    hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("faint"), font: { color: colour("ink") }, align: "left" },
+  };
+  for (const key of ["xaxis", "yaxis", "yaxis2"]) {
+    if (layout[key]) merged[key] = { ...axis, ...layout[key] };
+  }
+  const element = document.getElementById(id);
+  if (height) element.style.height = `${height}px`;
+  Plotly.react(element, traces, merged, { responsive: true, displaylogo: false, displayModeBar: false });
+  return element;
+}
+
+function summaryChart() {
+  const rows = data.summary.filter((row) => row.protocol !== "random").reverse();
+  const names = rows.map((row) => row.label);
+  const dots = (key, name, mark, symbol, shift = 0) => ({
+    type: "scatter", mode: "markers", name, y: rows.map((_, place) => place + shift), customdata: names, x: rows.map((row) => (row[key] === null ? null : 100 * row[key])),
+    marker: { color: mark, symbol, size: 11, line: { width: 1.5, color: mark } },
+    hovertemplate: `%{customdata}<br>${name}: %{x:.1f} %<extra></extra>`,
+  });
+  const withInterval = (key, name, mark, symbol, shift) => {
+    const trace = dots(key, name, mark, symbol, shift);
+    const reach = (side, sign) => rows.map((row, i) => (row.intervals[key] ? sign * (100 * row.intervals[key][side] - trace.x[i]) : 0));
+    trace.error_x = { type: "data", symmetric: false, array: reach(1, 1), arrayminus: reach(0, -1), color: mark, thickness: 1.5 };
+    return trace;
+  };
+  const traces = [
+    dots("majority_class", "always the most frequent class", colour("other"), "line-ns-open"),
+    dots("untrained_encoder", "untrained encoder", colour("other"), "x-thin-open"),
+    dots("published_best", "best published probe of another encoder", colour("other"), "star-open"),
+    withInterval("linear", "linear head", colour("linear"), "circle", 0.13),
+    withInterval("three_layer", "three-layer head", colour("three"), "square", -0.13),
+  ].filter((trace) => trace.x.some((value) => value !== null));
+  draw("chart-summary", traces, { xaxis: { title: { text: "accuracy, %" }, range: [0, 101] }, yaxis: { tickvals: rows.map((_, place) => place), ticktext: names, zeroline: false } }, 150 + 46 * rows.length);
+}
+
+function heat(id, chart) {
+  const text = chart.z.map((row) => row.map((value) => (value === null ? "" : value.toFixed(chart.digits))));
+  draw(id, [{
+    type: "heatmap", z: chart.z, x: chart.columns, y: chart.rows, text, texttemplate: chart.columns.length <= 12 ? "%{text}" : "",
+    colorscale: chart.diverging ? "RdBu" : "Viridis", reversescale: chart.diverging, zmid: chart.diverging ? 0 : undefined, showscale: false, xgap: 1, ygap: 1,
+    hovertemplate: "%{y} / %{x}: %{z:.3f}<extra></extra>",
+  }], { xaxis: { tickangle: -40 }, yaxis: { autorange: "reversed" } }, 190 + 34 * chart.rows.length);
+}
+
+function confusionChart(id, task) {
+  const few = task.class_names.length <= 20;
+  const shown = task.confusion.map((row) => { const sum = Math.max(1, row.reduce((a, b) => a + b, 0)); return row.map((n) => (100 * n) / sum); });
+  const width = document.getElementById(`${id}-confusion`).clientWidth;
+  const readable = task.class_names.length * 11 < width;
+  draw(`${id}-confusion`, [{
+    type: "heatmap", z: shown, x: task.class_names, y: task.class_names, colorscale: [[0, colour("paper")], [1, colour("heat")]], zmin: 0, zmax: 100,
+    text: shown.map((row) => row.map((value) => (value >= 0.5 ? value.toFixed(0) : ""))), texttemplate: few ? "%{text}" : "",
+    showscale: !few, hovertemplate: "true: %{y}<br>said: %{x}<br>%{z:.1f} %<extra></extra>",
+  }], {
+    xaxis: { tickangle: -90, showticklabels: readable, dtick: 1, title: { text: readable ? "predicted" : "predicted (hover for names)" }, tickfont: { size: few ? 11 : 8 } },
+    yaxis: { autorange: "reversed", showticklabels: readable, dtick: 1, title: { text: "true" }, tickfont: { size: few ? 11 : 8 } },
+  }, few ? 460 : Math.min(760, Math.max(460, width)));
+}
+
+function classesChart(id, task) {
+  const rows = task.f1;
+  draw(`${id}-classes`, [{
+    type: "bar", orientation: "h", x: rows.map((row) => 100 * row.f1), y: rows.map((row) => row.name), marker: { color: colour("linear") },
+    text: rows.map((row) => (100 * row.f1).toFixed(0)), textposition: "outside", cliponaxis: false,
+    customdata: rows.map((row) => [percent(row.precision), percent(row.recall), row.clips]),
+    hovertemplate: "%{y}<br>F1 %{x:.1f} %, precision %{customdata[0]}, recall %{customdata[1]}<br>%{customdata[2]} test clips<extra></extra>",
+  }], { xaxis: { range: [0, 108], title: { text: "F1, %" } }, yaxis: { autorange: "reversed", dtick: 1, tickfont: { size: rows.length > 30 ? 9 : 11 } } },
+  Math.max(320, 90 + 17 * rows.length));
+}
+
+function curvesChart(id, task) {
+  const traces = [];
+  const shapes = [];
+  for (const [kind, mark] of [["linear", "linear"], ["three_layer", "three"]]) {
+    const own = task.curves[kind];
+    const epochs = own.train_loss.map((_, index) => index + 1);
+    const name = kind.replace("_", "-");
+    traces.push({ type: "scatter", mode: "lines", x: epochs, y: own.train_loss, name: `${name}: loss`, line: { color: colour(mark) },
+      hovertemplate: `${name}, epoch %{x}: loss %{y:.3f}<extra></extra>` });
+    if (own.valid_accuracy.length) {
+      traces.push({ type: "scatter", mode: "lines", x: epochs, y: own.valid_accuracy.map((value) => 100 * value), yaxis: "y2",
+        name: `${name}: validation`, line: { color: colour(mark), dash: "dash" }, hovertemplate: `${name}, epoch %{x}: %{y:.1f} %<extra></extra>` });
+    }
+    shapes.push({ type: "line", x0: own.epoch, x1: own.epoch, yref: "paper", y0: 0, y1: 1, line: { color: colour(mark), width: 1, dash: "dot" } });
+  }
+  draw(`${id}-curves`, traces, { shapes, xaxis: { title: { text: "epoch" } }, yaxis: { title: { text: "loss" }, rangemode: "tozero" },
+    yaxis2: { title: { text: "validation accuracy, %" }, overlaying: "y", side: "right", showgrid: false, tickmode: "auto", rangemode: "tozero" } }, 360);
+}
+
+function ablationChart(id, task) {
+  const rows = task.ablation;
+  const traces = [["linear", "linear", "circle"], ["three_layer", "three", "square"]].map(([kind, mark, symbol]) => {
+    const x = rows.map((row) => 100 * row[kind].difference);
+    const reach = (side, sign) => rows.map((row, i) => (row[kind].difference_interval ? sign * (100 * row[kind].difference_interval[side] - x[i]) : 0));
+    return { type: "scatter", mode: "markers", x, y: rows.map((row) => row.name), name: kind.replace("_", "-"),
+      marker: { color: colour(mark), symbol, size: 8 },
+      error_x: { type: "data", symmetric: false, array: reach(1, 1), arrayminus: reach(0, -1), color: colour(mark), thickness: 1.2 },
+      customdata: rows.map((row) => percent(row[kind].accuracy)), hovertemplate: "%{y}: %{customdata} % (%{x:+.1f})<extra></extra>" };
+  });
+  draw(`${id}-ablation`, traces, { xaxis: { title: { text: "accuracy against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") },
+    yaxis: { autorange: "reversed", dtick: 1 } }, 120 + 26 * rows.length);
+}
+
+function mapChart(id, task) {
+  const chosen = document.getElementById(`${id}-filter`).value;
+  const by = document.getElementById(`${id}-colour`).value;
+  const map = task.map;
+  const said = (row) => (map.said[row] < 0 ? null : task.class_names[map.said[row]]);
+  const rows = [...map.label.keys()].filter((row) => chosen === "" || map.label[row] === Number(chosen));
+  const mark = (row) => by === "class" ? PALETTE[map.label[row] % PALETTE.length]
+    : map.said[row] < 0 ? colour("other") : map.said[row] === map.label[row] ? colour("linear") : colour("three");
+  const text = rows.map((row) => `${escape(map.clip[row])}<br>class: ${escape(task.class_names[map.label[row]])}<br>`
+    + (said(row) === null ? "never tested" : `said: ${escape(said(row))}${map.said[row] === map.label[row] ? "" : " (wrong)"}`));
+  const right = rows.filter((row) => map.said[row] === map.label[row]).length;
+  const tested = rows.filter((row) => map.said[row] >= 0).length;
+  document.getElementById(`${id}-count`).textContent = `${rows.length.toLocaleString("en")} clips`
+    + (tested ? `, ${right.toLocaleString("en")} of ${tested.toLocaleString("en")} tested ones right` : "");
+  const entries = by === "right" ? [["right", colour("linear")], ["wrong", colour("three")], ["never tested", colour("other")]]
+    : task.class_names.length <= PALETTE.length ? task.class_names.map((name, label) => [name, PALETTE[label]]) : [];
+  document.getElementById(`${id}-legend`).replaceChildren(...entries.map(([name, mark]) => {
+    const item = document.createElement("li");
+    item.style.setProperty("--mark", mark);
+    item.textContent = name;
+    return item;
+  }));
+  const bounds = (values) => { const low = Math.min(...map.bounds[values]); const high = Math.max(...map.bounds[values]); const pad = 0.03 * (high - low) || 1; return [low - pad, high + pad]; };
+  const element = draw(`${id}-map`, [{
+    type: map.label.length >= WEBGL_FROM ? "scattergl" : "scatter", mode: "markers", x: rows.map((row) => map.x[row]), y: rows.map((row) => map.y[row]),
+    customdata: rows, text, hovertemplate: "%{text}<extra></extra>",
+    marker: { color: rows.map(mark), size: Math.min(9, Math.max(4, Math.round(260 / Math.sqrt(map.label.length)))), opacity: 0.8, symbol: rows.map((row) => (by === "right" && map.said[row] >= 0 && map.said[row] !== map.label[row] ? "x" : "circle")) },
+  }], { xaxis: { range: bounds("x"), visible: false }, yaxis: { range: bounds("y"), visible: false }, dragmode: "pan", showlegend: false },
+  mapHeight(id));
+  if (!element.dataset.listens) {
+    element.dataset.listens = "yes";
+    element.on("plotly_click", (event) => play(id, task, event.points[0].customdata));
+  }
+}
+
+const mapHeight = (id) => (document.getElementById(`${id}-map`).clientWidth < 600 ? 420 : 560);
+const escape = (text) => text.replace(/[&<>]/g, (sign) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[sign]);
+
+function play(id, task, row) {
+  const clip = task.map.clip[row];
+  const segment = clip.match(/^(.*)#([0-9.]+|None)-([0-9.]+|None)$/); // of a longer file, in seconds
+  const path = segment ? segment[1] : clip;
+  const player = document.getElementById(`${id}-player`);
+  player.textContent = `${clip}: ${task.class_names[task.map.label[row]]}`;
+  const audio = document.createElement("audio");
+  audio.controls = true;
+  const seconds = segment ? `#t=${segment.slice(2).join(",").replaceAll("None", "")}` : "";
+  audio.src = `${task.audio}/${path.split("/").map(encodeURIComponent).join("/")}${seconds}`;
+  audio.addEventListener("error", () => {
+    player.textContent = `${clip} cannot be played from ${task.audio}; write the report again with --data FOLDER, where the sounds are`;
+  });
+  player.append(audio);
+  audio.play().catch(() => {}); // the browser may want a click on the player first; an error is reported above
+}
+
+function drawNow(id) {
+  const chart = charts.get(id);
+  if (!chart || drawn.get(id)) return;
+  drawn.set(id, true);
+  chart();
+}
+
+charts.set("chart-summary", summaryChart);
+for (const chart of data.similarity) charts.set(chart.id, () => heat(chart.id, chart));
+for (const [id, task] of Object.entries(data.tasks)) {
+  charts.set(`${id}-confusion`, () => confusionChart(id, task));
+  charts.set(`${id}-classes`, () => classesChart(id, task));
+  charts.set(`${id}-curves`, () => curvesChart(id, task));
+  charts.set(`${id}-map`, () => mapChart(id, task));
+  if (task.ablation) charts.set(`${id}-ablation`, () => ablationChart(id, task));
+  for (const control of ["filter", "colour"]) {
+    document.getElementById(`${id}-${control}`).addEventListener("change", () => mapChart(id, task));
+  }
+}
+const seen = new IntersectionObserver((entries) => {
+  for (const entry of entries) if (entry.isIntersecting) drawNow(entry.target.id);
+}, { rootMargin: "400px" });
+for (const id of charts.keys()) seen.observe(document.getElementById(id));
+window.addEventListener("beforeprint", () => { for (const id of charts.keys()) drawNow(id); });
+window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  for (const id of drawn.keys()) charts.get(id)();
+});
+document.documentElement.dataset.ready = "yes";

@@ -1,0 +1,57 @@
+"""Draw a task's embeddings in the plane, by t-SNE or UMAP: python analysis/visualize_features.py TASK."""
+
+from __future__ import annotations
+
+from analysis.maps import METHODS, TITLES, make_map
+from analysis.pictures import plot_map
+from analysis.studies import encoder_words, output_folder, parser_of, run_of
+from common.cli import run
+from common.config import ConfigError
+from common.features import FeatureSet
+from common.scalers import SCALERS
+
+COLOURS = ("class", "fold", "split", "group")
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("task", metavar="TASK", help="such as esc50")
+    parser.add_argument("--method", choices=(*METHODS, "both"), default="both", help="(default: both)")
+    parser.add_argument("--scaler", choices=SCALERS, default="standard", help="(default: standard)")
+    parser.add_argument("--colour", choices=COLOURS, default="class", help="what colours show (default: class)")
+    parser.add_argument(
+        "--max-clips", type=int, default=5000, metavar="N", help="more are sampled by class; 0: all (default: 5000)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample and the map (default: 0)")
+    given = parser.parse_args()
+    if given.max_clips < 0 or not 0 <= given.seed < 2**32:
+        raise ConfigError("--max-clips must be 0 or more, --seed from 0 to 4294967295")
+    one = run_of(given)
+    names, values = _values(one.features, given.colour)
+    folder = output_folder(given)
+    for method in METHODS if given.method == "both" else (given.method,):
+        drawn = make_map(one.features, method, given.scaler, given.max_clips, given.seed)
+        title = (
+            f"{one.study.task.title}: {TITLES[method]} of the features, coloured by {given.colour}\n"
+            f"encoder: {encoder_words(one.record)}"
+        )
+        scaled = "" if given.scaler == "standard" else f"_{given.scaler}"
+        path = folder / f"map_{one.study.name}_{method}_{given.colour}{scaled}.png"
+        plot_map(drawn.points, names, [values[row] for row in drawn.rows], title, drawn.caption, path)
+        print(f"{drawn.caption}\n-> {path}")
+
+
+def _values(features: FeatureSet, colour: str) -> tuple[list[str], list[str]]:
+    """The names that colours stand for, and each clip's."""
+    if colour == "class":
+        return features.class_names, [features.class_names[label] for label in features.labels.tolist()]
+    column = {"fold": features.folds, "split": features.splits, "group": features.groups}[colour]
+    if column is None:
+        has = [name for name in ("fold", "split", "group") if getattr(features, name + "s") is not None]
+        raise ConfigError(f"these features have no {colour}s; colour by {' or '.join(['class', *has])}")
+    values = [f"fold {fold}" for fold in column.tolist()] if colour == "fold" else list(column)
+    return sorted(set(values), key=lambda value: (len(value), value) if colour == "fold" else value), values
+
+
+if __name__ == "__main__":
+    run(main)
