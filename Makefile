@@ -7,10 +7,11 @@ ifdef CPU
 TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo reproduce test lint format clean
 
 help:
 	@echo "make demo     the whole pipeline on generated sounds with an untrained encoder (minutes)"
+	@echo "make reproduce [TASKS=\"esc50 icbhi\"] [DATA=folder] [YES=1] [ARGS=--dry-run]   the whole study"
 	@echo "make test     the tests (no GPU, network or weights needed)"
 	@echo "make lint     ruff: rules and format"
 	@echo "make install  only create .venv; CPU=1 takes the smaller CPU-only builds of torch"
@@ -28,6 +29,9 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 
 demo: install
 	$(BIN)/python -m demo.run
+
+reproduce: install
+	$(BIN)/python -m analysis.reproduce $(TASKS) $(if $(DATA),--data "$(DATA)") $(if $(YES),--yes) $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

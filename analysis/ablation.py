@@ -116,19 +116,13 @@ def _views(
 def _write(record: dict[str, Any], folder: Path) -> None:
     """The table on the terminal; json, csv and png in `folder`."""
     base = record["baseline"]
-    table = [
-        [
-            "factor",
-            "variant",
-            *(f"{kind.replace('_', '-')}{what}" for kind in HEADS for what in ("", ": against it, 95 %")),
-        ]
-    ]
+    table = [["factor", "variant", *(cell for kind in HEADS for cell in (kind.replace("_", "-"), "against, 95 %"))]]
     table.append(["", "baseline", *(cell for kind in HEADS for cell in (percent(base[kind]["accuracy"]), ""))])
     for effect in record["effects"]:
         cells = [effect["factor"], effect["name"]]
         for kind in HEADS:
             scored = effect[kind]
-            against = f"{100 * scored['difference']:+.1f}  {range_of(scored['difference_interval'])}"
+            against = f"{100 * scored['difference']:+.1f} ({range_of(scored['difference_interval'])})"
             cells += [percent(scored["accuracy"]), against]
         table.append(cells)
     heads = record["heads"]

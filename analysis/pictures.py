@@ -111,7 +111,7 @@ def plot_heat(
     height, width = values.shape
     longest = max(map(len, rows))
     figure = Figure(
-        figsize=(max(6.5, 0.75 * width + 0.09 * longest + 2), max(4, 0.42 * height + 3)), layout="constrained"
+        figsize=(max(6.5, 0.6 * width + 0.09 * longest + 2), max(4, 0.36 * height + 3)), layout="constrained"
     )
     axes = figure.subplots()
     finite = values[np.isfinite(values)]
@@ -123,7 +123,7 @@ def plot_heat(
     axes.set_xticks(range(width), columns, rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(height), rows, fontsize=8)
     axes.tick_params(length=0)
-    font = 8 if width <= 12 else 5.5
+    font = 8 if width <= 24 else 6
     for row, column in zip(*np.nonzero(np.isfinite(values)), strict=True):
         share = (values[row, column] - low) / max(high - low, 1e-12)
         dark = abs(share - 0.5) > 0.35 if is_diverging else share < 0.55

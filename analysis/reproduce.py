@@ -36,10 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for study in ready:
         _one_study(study, controls, given)
     where = _flag("--results", given.results)
-    _call("analysis/summary.py", *where)
+    call("analysis/summary.py", *where)
     if len(ready) > 1:
-        _call("analysis/task_similarity.py", *where)
-    _call("analysis/report.py", *where, *_flag("--data", given.data))
+        call("analysis/task_similarity.py", *where)
+    call("analysis/report.py", *where, *_flag("--data", given.data))
 
 
 def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -68,7 +68,7 @@ def _flag(name: str, value: object) -> tuple[object, ...]:
     return () if value is None else (name, value)
 
 
-def _run(script: str, *flags: object) -> int:
+def run_script(script: str, *flags: object) -> int:
     """Show a command and run it; its exit status."""
     shown = [str(flag).replace(f"{PROJECT_ROOT}/", "") for flag in flags]
     is_module = not script.endswith(".py")
@@ -77,9 +77,9 @@ def _run(script: str, *flags: object) -> int:
     return subprocess.run([sys.executable, *what, *map(str, flags)], check=False).returncode
 
 
-def _call(script: str, *flags: object) -> None:
+def call(script: str, *flags: object) -> None:
     """The same; where it fails, this ends too, with its status."""
-    status = _run(script, *flags)
+    status = run_script(script, *flags)
     if status:
         print("stopped there; once that is mended, the same command goes on", file=sys.stderr)
         sys.exit(status)
@@ -98,12 +98,12 @@ def _get(study: Study, given: argparse.Namespace) -> bool:
     calls = [(*each, "--root", root.parent) for each in study.download]
     if not given.yes:
         for each in calls:
-            _call("common.download", *each, "--dry-run")
+            call("common.download", *each, "--dry-run")
         if input("Download it? [y/N] ").strip().lower() not in ("y", "yes"):
             print(f"{study.name} is skipped")
             return False
     for each in calls:
-        _call("common.download", *each)
+        call("common.download", *each)
     return True
 
 
@@ -112,7 +112,9 @@ def _one_study(study: Study, controls: dict[str, str], given: argparse.Namespace
     root = study.data_root(given.data)
     if not given.no_doctor:
         wanted = _flag("--checkpoint", given.checkpoint)
-        status = _run("common.doctor", study.check, "--data-root", root, *wanted, *_flag("--device", given.device))
+        status = run_script(
+            "common.doctor", study.check, "--data-root", root, *wanted, *_flag("--device", given.device)
+        )
         if status:
             print("stopped there: mend that, or add --no-doctor to go on all the same", file=sys.stderr)
             sys.exit(status)
@@ -124,13 +126,13 @@ def _one_study(study: Study, controls: dict[str, str], given: argparse.Namespace
             output = _features_file(study, features_folder, name, task.features_file)
             flags = (*study.extract_flags, "--data-root", root, "--output", output, *again)
             device = () if checkpoint == "logmel" else _flag("--device", given.device)
-            _call(script, *flags, *_flag("--checkpoint", checkpoint), *device)
+            call(script, *flags, *_flag("--checkpoint", checkpoint), *device)
     one = next(iter(study.extract.values())).features_file
     features, *others = (_features_file(study, features_folder, name, one) for name in ("", *controls))
     if study.task.parts:  # of several files, their folder
         features, others = features.parent, [other.parent for other in others]
     settings = (*_flag("--epochs", given.epochs), *_flag("--device", given.device), *again)
-    _call(
+    call(
         study.classify,
         *study.classify_flags,
         *("--features", features, "--output-dir", folder, "--recipe", given.recipe, "--seeds", given.seeds),
@@ -176,8 +178,8 @@ def _show_plan(studies: Sequence[Study], controls: dict[str, str], given: argpar
     print(as_text(table))
     print(f"\nEstimated on this machine ({device}): {speed.audio:.0f} s of audio a second.")
     missing = [study for study in studies if not study.data_root(given.data).is_dir()]
-    for call in dict.fromkeys(call for study in missing for call in study.download):
-        _call("common.download", *call, *_flag("--root", given.data), "--dry-run")
+    for arguments in dict.fromkeys(each for study in missing for each in study.download):
+        call("common.download", *arguments, *_flag("--root", given.data), "--dry-run")
 
 
 def _figures(values: Sequence[float]) -> list[str]:

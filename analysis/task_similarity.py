@@ -19,7 +19,7 @@ from analysis.pictures import plot_heat
 from analysis.similarity import PRINCIPAL, frechet_distance, linear_cka, mmd, principal_subspace, subspace_overlap
 from analysis.studies import Run, output_folder, parser_of, runs_for, seeded_rows
 from analysis.transfer import transfer_costs
-from analysis.views import read_views
+from analysis.views import BASE_LAYER, BASE_POOL, GRID, read_views
 from common.cli import run
 from common.config import ConfigError
 from common.features import FeatureFileError, FeatureSet
@@ -164,10 +164,13 @@ def _print_matrix(names: Sequence[str], values: np.ndarray) -> None:
 
 
 def _draw_cka(path: Path, folder: Path) -> Path:
-    """The heat map of linear CKA between all views of one task's clips."""
+    """The heat map of linear CKA between the layers, the pools of the baseline's layer, and all other views of one
+    task's clips."""
     features, views = read_views(path)
     raw = features.features.numpy().astype(np.float64)
-    names = list(views)
+    names = [
+        name for name in views if name not in GRID or name.endswith(f" {BASE_POOL}") or name.startswith(BASE_LAYER)
+    ]
     values = np.ones((len(names), len(names)))
     for (i, one), (j, other) in itertools.combinations(enumerate(names), 2):
         values[i, j] = values[j, i] = linear_cka(raw[:, views[one]], raw[:, views[other]])

@@ -68,7 +68,7 @@ def _load(task: Task, config: Mapping[str, Any]) -> tuple[FeatureSet, Path, dict
     parts = [FeatureSet.load(path) for path in paths]
     for part, (dataset, path) in zip(parts, there.items(), strict=True):
         if part.meta.get("dataset", dataset) != dataset:
-            raise _stranger(task, path, part.meta["dataset"], dataset)
+            raise stranger(task, path, part.meta["dataset"], dataset)
     together = hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest()
     features = FeatureSet.join(parts, [str(path) for path in paths], task.class_names)
     return features, folder, {"file": ", ".join(map(str, paths)), "sha256": together}
@@ -94,7 +94,7 @@ def _control(
     """Other features of the same clips, in the same order and with the same division."""
     other, path, source = _load(task, {**config, "features": file})
     if other.meta.get("dataset", task.name) != features.meta.get("dataset", task.name):
-        raise _stranger(task, path, str(other.meta.get("dataset")), str(features.meta.get("dataset", task.name)))
+        raise stranger(task, path, str(other.meta.get("dataset")), str(features.meta.get("dataset", task.name)))
     place = {clip_id: row for row, clip_id in enumerate(other.clip_ids)}
     missing = [clip_id for clip_id in features.clip_ids if clip_id not in place]
     if missing:
@@ -111,7 +111,7 @@ def _control(
 def _recognise(task: Task, features: FeatureSet, path: Path, config: Mapping[str, Any]) -> FeatureSet:
     """Check that the features belong to this task; complete a file of the original project's where possible."""
     if features.meta.get("dataset", task.name) != task.name:
-        raise _stranger(task, path, features.meta["dataset"], task.name)
+        raise stranger(task, path, features.meta["dataset"], task.name)
     if features.features.shape[1] != config["feature_dim"]:
         raise ConfigError(
             f"{path} has {features.features.shape[1]} numbers a clip, the configuration says "
@@ -126,7 +126,7 @@ def _recognise(task: Task, features: FeatureSet, path: Path, config: Mapping[str
     return features
 
 
-def _stranger(task: Task, path: Path, found: str, wanted: str) -> ConfigError:
+def stranger(task: Task, path: Path, found: str, wanted: str) -> ConfigError:
     """The error for features of another data set than the task's."""
     akin = found.partition("_")[0] == wanted.partition("_")[0]
     because = f": {task.only_its_own}" if task.only_its_own and akin else ""

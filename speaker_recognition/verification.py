@@ -78,8 +78,8 @@ def _verify(argv: Sequence[str] | None) -> None:
 
 def _load(path: Path, task: Task) -> FeatureSet:
     """The features of a subset, refused where they are of another or have no direction."""
-    from common.classify import stranger
     from common.features import FeatureSet
+    from common.inputs import stranger
     from common.train import check_fittable
 
     features = FeatureSet.load(path)
