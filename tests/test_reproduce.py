@@ -1,0 +1,110 @@
+"""The whole study in one command: which scripts it calls, and that it stops and skips where it must."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from analysis import reproduce
+from analysis.estimates import estimate, measure
+from analysis.studies import STUDIES
+from common.config import ConfigError
+from common.recipes import Recipe
+from demo import generate
+
+
+class Calls(list):
+    """Stands in for running scripts; `failing` is a script that ends with status 3."""
+
+    failing = ""
+
+    def __call__(self, script: str, *flags: object) -> int:
+        self.append((script, *map(str, flags)))
+        return 3 if script == self.failing else 0
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    calls = Calls()
+    monkeypatch.setattr(reproduce, "run_script", calls)
+    return calls
+
+
+def scripts(calls: Calls) -> list[str]:
+    return [Path(script).name for script, *_ in calls]
+
+
+def test_every_step_of_one_task(calls: Calls, tmp_path: Path) -> None:
+    (tmp_path / "ESC-50-master").mkdir()
+    reproduce.main(["esc50", "--data", str(tmp_path), "--results", str(tmp_path / "out"), "--seeds", "3"])
+    extract, classify = "extract_esc50_features_audiosep.py", "esc50_linear_classifier.py"
+    assert scripts(calls) == ["common.doctor", *[extract] * 3, classify, "summary.py", "report.py"]
+    folder = tmp_path / "out" / "esc50"
+    outputs = [call[call.index("--output") + 1] for call in calls[1:4]]
+    names = ["esc50_features_audiosep.pt", "controls/random_0.pt", "controls/logmel.pt"]
+    assert outputs == [str(folder / name) for name in names]
+    assert [call[call.index("--checkpoint") + 1] for call in calls[2:4]] == ["random:0", "logmel"]
+    assert "--checkpoint" not in calls[1]  # as configured
+    wanted = ("--protocol", "both", "--seeds", "3", "--control-features", outputs[1], outputs[2], "--output-dir")
+    assert set(wanted) <= set(calls[4])
+
+
+def test_a_task_of_three_sets_has_three_files_and_three_of_each_control(calls: Calls, tmp_path: Path) -> None:
+    (tmp_path / "nsynth").mkdir()
+    reproduce.main(["nsynth", "--data", str(tmp_path), "--results", str(tmp_path / "out"), "--checkpoint", "random:0"])
+    folder = tmp_path / "out" / "nsynth"
+    outputs = [call[call.index("--output") + 1] for call in calls if "--output" in call]
+    expected = [folder / f"nsynth_{split}_features.pt" for split in ("train", "valid", "test")]
+    expected += [folder / "controls" / "logmel" / f"nsynth_{split}_features.pt" for split in ("train", "valid", "test")]
+    assert outputs == list(map(str, expected))  # the encoder is its own control
+    classify = next(call for call in calls if "train_nsynth" in call[0])
+    assert classify[classify.index("--features") + 1] == str(folder)
+    assert classify[classify.index("--control-features") + 1] == str(folder / "controls" / "logmel")
+
+
+@pytest.mark.parametrize("failing", ["common.doctor", "esc50_feature_fc/esc50_linear_classifier.py"])
+def test_it_stops_where_a_step_fails(calls: Calls, tmp_path: Path, failing: str) -> None:
+    (tmp_path / "ESC-50-master").mkdir()
+    calls.failing = failing
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main(["esc50", "--data", str(tmp_path), "--results", str(tmp_path)])
+    assert stop.value.code == 3
+    assert calls[-1][0] == failing
+
+
+def test_what_is_not_there_is_downloaded_only_when_agreed(
+    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    with pytest.raises(ConfigError, match="no data set is here"):
+        reproduce.main(["librispeech", "--data", str(tmp_path)])
+    assert "python -m common.download librispeech --only train-clean-100" in capsys.readouterr().out
+    assert not calls
+    reproduce.main(["librispeech", "--data", str(tmp_path), "--yes", "--no-doctor"])
+    assert calls[0] == ("common.download", "librispeech", "--only", "train-clean-100", "--root", str(tmp_path))
+    assert "extract_train-clean-100_features.py" in scripts(calls)
+
+
+def test_a_download_that_is_declined_is_not_done(calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: "n")
+    with pytest.raises(ConfigError):
+        reproduce.main(["esc50", "--data", str(tmp_path)])
+    assert [call[-1] for call in calls] == ["--dry-run"]  # its size was shown
+
+
+def test_estimates_follow_the_clips(tmp_path: Path) -> None:
+    import torch
+
+    root = tmp_path / "speech_commands_v0.01"
+    generate.generate_speech_commands(root, speakers=4)
+    speed = measure(torch.device("cpu"), Recipe(100, 8, 1e-3))
+    study = STUDIES["speech_commands_v1"]
+    here = estimate(study, root, speed, Recipe(100, 8, 1e-3), n_seeds=5, n_feature_sets=2)
+    whole = estimate(study, tmp_path / "nowhere", speed, Recipe(100, 8, 1e-3), n_seeds=5, n_feature_sets=2)
+    assert here.clips == len(study.task.read_clips(root))
+    assert here.audio_hours == pytest.approx(here.clips / 3600, rel=0.3)  # words of about a second
+    assert (whole.clips, whole.audio_hours) == (64_721, study.hours)
+    assert whole.fit_hours > 100 * here.fit_hours
+    assert whole.n_bytes / whole.clips == here.n_bytes / here.clips
