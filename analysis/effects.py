@@ -1,22 +1,29 @@
-"""One change at a time, and a grid of them: each variant of the features or the scaler fitted and scored alike."""
+"""One change at a time, and a grid of them: each variant of the features or the scaler fitted, scored and shown alike."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from analysis.pictures import plot_effects
 from analysis.views import BASE_LAYER, BASE_POOL, BASELINE, GRID, factor_of
 from common.encoder import LAYERS, POOLS
 from common.features import FeatureSet
+from common.files import write_atomically
 from common.heads import HEADS
 from common.progress import progress_bar
 from common.protocols import make_jobs, outcome_of
 from common.recipes import recipe_for
 from common.results import Outcome, comparison_record, head_record
 from common.scalers import SCALERS
+from common.tables import as_text, percent, range_of
 from common.train import fit_chosen
 
 
@@ -102,3 +109,58 @@ def _variants(
 
 def _width(names: Sequence[str], views: dict[str, slice]) -> int:
     return sum(views[name].stop - views[name].start for name in names)
+
+
+def write_effects(record: dict[str, Any], folder: Path) -> None:
+    """The table on the terminal; json, csv and png in `folder`."""
+    base = record["baseline"]
+    table = [["factor", "variant", *(cell for kind in HEADS for cell in (kind.replace("_", "-"), "against, 95 %"))]]
+    table.append(["", "baseline", *(cell for kind in HEADS for cell in (percent(base[kind]["accuracy"]), ""))])
+    for effect in record["effects"]:
+        cells = [effect["factor"], effect["name"]]
+        for kind in HEADS:
+            scored = effect[kind]
+            against = f"{100 * scored['difference']:+.1f} ({range_of(scored['difference_interval'])})"
+            cells += [percent(scored["accuracy"]), against]
+        table.append(cells)
+    heads = record["heads"]
+    print(
+        f"\n{record['title']}: {record['clips']:,} clips, {record['division']}, {record['recipe']} recipe, {len(record['seeds'])} seed(s)"
+    )
+    print(as_text(table))
+    print(f"three-layer minus linear head: {100 * heads['difference']:+.1f} points, 95 % {range_of(heads['interval'])}")
+    for kind in HEADS if record["grid"] else ():
+        scored = [entry for entry in record["grid"] if kind in entry]
+        if scored:
+            best = max(scored, key=lambda entry: entry[kind]["accuracy"])
+            print(
+                f"best of {len(scored)} in the grid, {kind.replace('_', '-')}: {best['layer']}, {best['pool']} pool, scaler "
+                f"{best['scaler']}: {percent(best[kind]['accuracy'])} (a maximum over test scores, not a score)"
+            )
+    name = f"ablation_{record['task']}"
+    write_atomically(folder / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("factor", "variant", "dimensions", "head", "accuracy", "difference", "low", "high", "p_value"))
+    for effect in record["effects"]:
+        for kind in HEADS:
+            scored = effect[kind]
+            interval = scored["difference_interval"] or ("", "")
+            figures = (scored["accuracy"], scored["difference"], *interval, scored["p_value"])
+            rows.writerow((effect["factor"], effect["name"], effect["dimensions"], kind, *figures))
+    write_atomically(folder / f"{name}.csv", text.getvalue().encode())
+    drawn = [
+        {"name": f"{effect['name']} ({effect['factor']})"}
+        | {
+            kind: {"difference": effect[kind]["difference"], "interval": effect[kind]["difference_interval"]}
+            for kind in HEADS
+        }
+        for effect in record["effects"]
+    ]
+    caption = (
+        f"Baseline: {BASE_LAYER}, {BASE_POOL} pool, no condition, whole clip: linear {percent(base['linear']['accuracy'])} %, "
+        f"three-layer {percent(base['three_layer']['accuracy'])} %. {record['clips']:,} clips, {record['division']}, "
+        f"{record['recipe']} recipe, {len(record['seeds'])} seed(s); 95 % intervals by groups."
+    )
+    plot_effects(drawn, f"{record['title']}: what each choice is worth", caption, folder / f"{name}.png")
+    print(f"-> {', '.join(str(folder / f'{name}.{suffix}') for suffix in ('json', 'csv', 'png'))}")

@@ -13,6 +13,7 @@ import jinja2
 import numpy as np
 from plotly.offline import get_plotlyjs
 
+from analysis.comparison import COSTS, MEASURES
 from analysis.studies import STUDIES, Run, encoder_words
 from analysis.summary import notes, summary_rows, summary_table
 from common.classify import run_title
@@ -22,19 +23,6 @@ from common.tables import percent, remarks, score_table
 PARTS = Path(__file__).resolve().with_name("template")
 PAIRS = 12  # confusions that are named
 CLASSES = 60  # bars of a chart; of more classes, the best and the worst
-SIMILARITIES = (
-    (
-        "frechet",
-        "Fréchet distance between tasks",
-        "Squared, per dimension of the standardised features; 0: alike.",
-    ),
-    ("mmd", "Maximum mean discrepancy between tasks", "Squared, Gaussian kernel; 0: alike."),
-    ("subspace", "Overlap of principal subspaces", "Of the first principal components; 1: the same subspace."),
-)
-TRANSFERS = (
-    ("scaler", "Cost of another task’s scaler"),
-    ("subspace", "Cost of another task’s principal directions"),
-)
 
 
 def render(
@@ -260,14 +248,14 @@ def _similarity(record: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "id": f"similarity-{key}",
             "title": title,
-            "caption": caption,
+            "caption": f"{how[:1].upper()}{how[1:]}.",
             "z": record[key],
             "digits": 2,
             "diverging": False,
         }
-        for key, title, caption in SIMILARITIES
+        for key, (title, how) in MEASURES.items()
     ]
-    for key, title in TRANSFERS if record["transfer"] else ():
+    for key, title in COSTS.items() if record["transfer"] else ():
         values = [
             [
                 None if target == source else round(100 * record["transfer"][target][key][source]["difference"], 2)

@@ -12,13 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.maps import make_map
-from analysis.page import render
 from analysis.studies import Run, output_folder, parser_of, runs_for
 from common.cli import run
 from common.config import ConfigError
 from common.files import write_atomically
-from common.progress import progress_bar
 
 TSNE_TO = 5000  # clips; UMAP, the faster one, from there on
 
@@ -32,6 +29,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.max_clips < 10:
         raise ConfigError("--max-clips must be at least 10")
+    from analysis.page import render
+    from common.progress import progress_bar
+
     runs = runs_for(given)
     folder = output_folder(given)
     maps = [_map(one, folder, given.max_clips) for one in progress_bar(iterable=runs, desc="maps", unit="run")]
@@ -57,6 +57,8 @@ def _map(one: Run, folder: Path, most: int) -> dict[str, Any]:
     if kept.exists():
         with np.load(kept) as content:
             return {**content, "caption": str(content["caption"])}
+    from analysis.maps import make_map
+
     drawn = make_map(one.features, method, "standard", most, seed=0)
     made = {"rows": drawn.rows, "points": drawn.points, "caption": drawn.caption}
     buffer = io.BytesIO()

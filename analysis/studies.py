@@ -9,21 +9,22 @@ import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from common.cli import default_path
 from common.clips import Task
 from common.config import PROJECT_ROOT, ConfigError, load_config
-from common.features import FeatureFileError, FeatureSet
-from common.inputs import read_inputs
 from esc50_feature_fc import esc50
 from icbhi_feature_fc import icbhi
 from key_word_spotting import speech_commands
 from nsynth_feature_fc import nsynth
 from speaker_recognition import librispeech
 from urbansound8k_feature_fc import urbansound8k
+
+if TYPE_CHECKING:  # --help should not wait for torch
+    from common.features import FeatureSet
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity: there is one of each
@@ -189,6 +190,9 @@ class Run:
         Raises:
             FeatureFileError: the feature file is gone, or has changed since.
         """
+        from common.features import FeatureFileError
+        from common.inputs import read_inputs
+
         inputs = read_inputs(self.study.task, self.record["config"])
         if inputs.source["sha256"] != self.record["features"]["sha256"]:
             raise FeatureFileError(

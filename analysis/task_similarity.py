@@ -7,36 +7,9 @@ conditions of the same clips, where analysis/ablation.py has extracted them.
 
 from __future__ import annotations
 
-import itertools
-import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-
-from analysis.pictures import plot_heat
-from analysis.similarity import PRINCIPAL, frechet_distance, linear_cka, mmd, principal_subspace, subspace_overlap
-from analysis.studies import Run, output_folder, parser_of, runs_for, seeded_rows
-from analysis.transfer import transfer_costs
-from analysis.views import BASE_LAYER, BASE_POOL, GRID, read_views
+from analysis.studies import output_folder, parser_of, runs_for
 from common.cli import run
 from common.config import ConfigError
-from common.features import FeatureFileError, FeatureSet
-from common.files import write_atomically
-from common.progress import progress_bar
-from common.scalers import fit_scaler
-from common.tables import as_text
-
-MEASURES = {
-    "frechet": ("Frechet distance between tasks", "squared, per dimension; 0: alike"),
-    "mmd": ("Maximum mean discrepancy between tasks", "squared, Gaussian kernel; 0: alike"),
-    "subspace": ("Overlap of principal subspaces", f"first {PRINCIPAL} components; 1: the same"),
-}
-COSTS = {
-    "scaler": "What another task's scaler costs",
-    "subspace": f"What another task's {PRINCIPAL} principal directions cost",
-}
 
 
 def main() -> None:
@@ -48,137 +21,22 @@ def main() -> None:
     given = parser.parse_args()
     if given.max_clips < 50:
         raise ConfigError("--max-clips must be at least 50")
+    from analysis.comparison import comparable, compare, draw, draw_cka
+
     runs = runs_for(given)
     folder = output_folder(given)
-    tasks = _comparable(runs, given.max_clips)
+    tasks = comparable(runs, given.max_clips)
     written = []
     if len(tasks) > 1:
         record = compare(tasks, {run.study.name: run for run in runs}, not given.no_transfer)
-        written += _draw(record, folder)
+        written += draw(record, folder)
     else:
         print("one task alone: nothing to compare between tasks")
     for path in sorted(folder.glob("ablation_*.pt")):
-        written.append(_draw_cka(path, folder))
+        written.append(draw_cka(path, folder))
     if not written:
         raise ConfigError("nothing to compare: run a second task, or analysis/ablation.py for layers and pools")
     print(f"-> {', '.join(map(str, written))}")
-
-
-def _comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
-    """Task -> rows of a sample, of the tasks whose features are of the encoder of the first one."""
-    tasks: dict[str, FeatureSet] = {}
-    for one in runs:
-        if one.study.name in tasks:
-            print(f"{one.study.name} was run more than once; {one.folder} is left out")
-            continue
-        features = one.features
-        sides = features.folds.tolist() if features.folds is not None else features.splits or [""] * len(features)
-        strata = [f"{label} {side}" for label, side in zip(features.labels.tolist(), sides, strict=True)]
-        sampled = features.rows(seeded_rows(np.unique(strata, return_inverse=True)[1], most))
-        try:
-            for name, first in itertools.islice(tasks.items(), 1):
-                sampled.require_same_encoder(first, one.study.name, name)
-        except FeatureFileError as error:
-            print(f"{one.study.name} is left out: {error}")
-            continue
-        tasks[one.study.name] = sampled
-    return tasks
-
-
-def compare(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with_transfer: bool) -> dict[str, Any]:
-    """Every measure between every two tasks.
-
-    Returns:
-        ``tasks`` with their numbers of clips; each of MEASURES: {(row, column) as nested lists}; ``transfer``: target
-        -> what `transfer_costs` says.
-    """
-    names = list(tasks)
-    # One scale for all, to which every task adds alike; else the largest task, or dimension, would decide.
-    fewest = min(map(len, tasks.values()))
-    rng = np.random.default_rng(0)
-    drawn = [each.features.numpy()[rng.permutation(len(each))[:fewest]] for each in tasks.values()]
-    scaler = fit_scaler("standard", np.concatenate(drawn))
-    scaled = {name: scaler(each.features.numpy()).astype(np.float64) for name, each in tasks.items()}
-    bases = {name: principal_subspace(rows) for name, rows in scaled.items()}
-    size = next(iter(scaled.values())).shape[1]
-    measures = {measure: np.zeros((len(names), len(names))) for measure in MEASURES}
-    for (i, one), (j, other) in itertools.combinations_with_replacement(enumerate(names), 2):
-        values = {
-            "frechet": frechet_distance(scaled[one], scaled[other]) / size if i != j else 0.0,
-            "mmd": mmd(scaled[one], scaled[other]) if i != j else 0.0,
-            "subspace": subspace_overlap(bases[one], bases[other]),
-        }
-        for measure, value in values.items():
-            measures[measure][i, j] = measures[measure][j, i] = value
-    transfer = {}
-    for target in progress_bar(iterable=names if with_transfer else [], desc="transfers", unit="task"):
-        others = {name: tasks[name] for name in names if name != target}
-        transfer[target] = transfer_costs(tasks[target], others, runs[target].record["config"])
-    return {
-        "tasks": {name: len(each) for name, each in tasks.items()},
-        "dimensions": size,
-        **{measure: values.tolist() for measure, values in measures.items()},
-        "transfer": transfer,
-    }
-
-
-def _draw(record: dict[str, Any], folder: Path) -> list[Path]:
-    """similarity.json and a heat map of each measure."""
-    names, written = list(record["tasks"]), [folder / "similarity.json"]
-    write_atomically(written[0], (json.dumps(record, indent=1) + "\n").encode())
-    clips = ", ".join(f"{name} {count:,}" for name, count in record["tasks"].items())
-    for measure, (title, how) in MEASURES.items():
-        caption = f"{how}. Features standardised together. Clips: {clips}."
-        if measure == "subspace":
-            caption += f" By chance {PRINCIPAL / record['dimensions']:.2f}."
-        written.append(folder / f"similarity_{measure}.png")
-        plot_heat(np.array(record[measure]), names, names, title, caption, written[-1])
-    for what, title in COSTS.items() if record["transfer"] else ():
-        values = np.full((len(names), len(names)), np.nan)
-        for (row, target), (column, source) in itertools.product(enumerate(names), enumerate(names)):
-            if target != source:
-                values[row, column] = 100 * record["transfer"][target][what][source]["difference"]
-        own = [f"{name} (own: {100 * record['transfer'][name][what]['own']['accuracy']:.1f} %)" for name in names]
-        caption = (
-            "Row: the task that is scored, by its official division, linear head, one seed. Column: the task on whose "
-            f"clips it was fitted. Difference of accuracy to the task's own, points. Clips: {clips}."
-        )
-        written.append(folder / f"transfer_{what}.png")
-        plot_heat(values, own, names, title, caption, written[-1], digits=1, is_diverging=True)
-    for measure in ("frechet", "subspace"):
-        print(f"\n{MEASURES[measure][0]} ({MEASURES[measure][1]})")
-        _print_matrix(names, np.array(record[measure]))
-    return written
-
-
-def _print_matrix(names: Sequence[str], values: np.ndarray) -> None:
-    short = [name[:14] for name in names]
-    print(
-        as_text(
-            [
-                ["", *short],
-                *[[name, *(f"{value:.2f}" for value in row)] for name, row in zip(short, values, strict=True)],
-            ]
-        )
-    )
-
-
-def _draw_cka(path: Path, folder: Path) -> Path:
-    """The heat map of linear CKA between the layers, the pools of the baseline's layer, and all other views of one
-    task's clips."""
-    features, views = read_views(path)
-    raw = features.features.numpy().astype(np.float64)
-    names = [
-        name for name in views if name not in GRID or name.endswith(f" {BASE_POOL}") or name.startswith(BASE_LAYER)
-    ]
-    values = np.ones((len(names), len(names)))
-    for (i, one), (j, other) in itertools.combinations(enumerate(names), 2):
-        values[i, j] = values[j, i] = linear_cka(raw[:, views[one]], raw[:, views[other]])
-    task = path.stem.removeprefix("ablation_")
-    written = folder / f"cka_{task}.png"
-    caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."
-    plot_heat(values, names, names, f"{task}: layers, pools and conditions", caption, written)
-    return written
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from analysis.studies import Study, seeded_rows
 from common.audio import limit_bandwidth
 from common.encoder import CHANNELS, LAYERS, POOLS, SAMPLE_RATE, load_encoder
+from common.extract import extract
 from common.features import FeatureFileError, FeatureSet
 
 BASE_LAYER, BASE_POOL = "encoder_block6", "mean"
@@ -110,3 +112,26 @@ def read_views(path: Path) -> tuple[FeatureSet, dict[str, slice]]:
     for name in features.meta["pool"].split(SEPARATOR):
         views[name] = slice(start, start := start + width_of(name))
     return features, views
+
+
+def extract_views(
+    study: Study, encoder: ViewsEncoder, root: Path, output: Path, most: int, workers: int | None, overwrite: bool
+) -> tuple[FeatureSet, dict[str, slice]]:
+    """Every view of every clip, or of a sample: one pass over the audio, saved, resumed and found again."""
+    clips = [clip for task in study.extract.values() for clip in task.read_clips(root)]
+    strata = [f"{clip.class_name} {clip.fold} {clip.split}" for clip in clips]
+    picked = seeded_rows(np.unique(strata, return_inverse=True)[1], most)
+    print(f"{study.task.title}: {len(picked):,} of {len(clips):,} clips, {len(encoder.views)} views of each")
+    extract(
+        [clips[index] for index in picked],
+        root,
+        encoder,
+        output,
+        dataset=study.name,
+        class_order=study.task.class_names,
+        layer="views",
+        pool=SEPARATOR.join(encoder.views),
+        workers=workers,
+        overwrite=overwrite,
+    )
+    return read_views(output)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from analysis.maps import METHODS, TITLES, make_map
-from analysis.pictures import plot_map
+from typing import TYPE_CHECKING
+
 from analysis.studies import encoder_words, output_folder, parser_of, run_of
 from common.cli import run
 from common.config import ConfigError
-from common.features import FeatureSet
-from common.scalers import SCALERS
 
+if TYPE_CHECKING:
+    from common.features import FeatureSet
+
+METHODS = {"tsne": "t-SNE", "umap": "UMAP"}
+SCALERS = ("standard", "whiten", "none")
 COLOURS = ("class", "fold", "split", "group")
 
 
@@ -26,13 +29,16 @@ def main() -> None:
     given = parser.parse_args()
     if given.max_clips < 0 or not 0 <= given.seed < 2**32:
         raise ConfigError("--max-clips must be 0 or more, --seed from 0 to 4294967295")
+    from analysis.maps import make_map
+    from analysis.pictures import plot_map
+
     one = run_of(given)
     names, values = _values(one.features, given.colour)
     folder = output_folder(given)
     for method in METHODS if given.method == "both" else (given.method,):
         drawn = make_map(one.features, method, given.scaler, given.max_clips, given.seed)
         title = (
-            f"{one.study.task.title}: {TITLES[method]} of the features, coloured by {given.colour}\n"
+            f"{one.study.task.title}: {METHODS[method]} of the features, coloured by {given.colour}\n"
             f"encoder: {encoder_words(one.record)}"
         )
         scaled = "" if given.scaler == "standard" else f"_{given.scaler}"

@@ -293,11 +293,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def data_sets() -> dict[str, tuple[tuple[Task, ...], ...]]:
-    """Every data set that an installed project announces: name -> its tasks, division by division."""
-    from importlib.metadata import entry_points
-
-    points = entry_points(group="audiosep_probe.data_sets")
-    return {point.name: point.load() for point in sorted(points, key=lambda point: point.name)}

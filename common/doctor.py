@@ -18,13 +18,10 @@ PLAIN_MARKS = {"good": "ok", "note": "! ", "bad": "NO"}  # for terminals of few 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; ends with status 0 if nothing is bad, else 1."""
-    from common import checkup
-    from common.encoder import load_encoder, resolve_device
-
-    data_sets = checkup.data_sets()
+    sets = data_sets()
     parser = argparse.ArgumentParser(prog="python -m common.doctor", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "names", nargs="*", metavar="DATA_SET", help=f"{', '.join(data_sets)} (default: all whose folder is there)"
+        "names", nargs="*", metavar="DATA_SET", help=f"{', '.join(sets)} (default: all whose folder is there)"
     )
     parser.add_argument(
         "--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)"
@@ -32,17 +29,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="where the one data set lies that is named")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.parse_args(argv)
-    chosen = [name for name in data_sets if not given.names or any(name.startswith(want) for want in given.names)]
-    unknown = [want for want in given.names if not any(name.startswith(want) for name in data_sets)]
+    chosen = [name for name in sets if not given.names or any(name.startswith(want) for want in given.names)]
+    unknown = [want for want in given.names if not any(name.startswith(want) for name in sets)]
     if unknown:
-        parser.error(f"{unknown[0]} is not known; choose from {', '.join(data_sets)}")
+        parser.error(f"{unknown[0]} is not known; choose from {', '.join(sets)}")
     if given.data_root and len(chosen) != 1:
         parser.error("--data-root is of one data set; name it")
+    from common import checkup
+    from common.encoder import load_encoder, resolve_device
+
     try:
         device = resolve_device(given.device)
     except ValueError as error:
         parser.error(str(error))
-    some_task = next(iter(data_sets.values()))[0][0]
+    some_task = next(iter(sets.values()))[0][0]
     checkpoint = given.checkpoint or load_config(some_task.folder / "config.yaml")["checkpoint"]
 
     bad = _show("environment", checkup.check_environment(device))
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoder = encoder or load_encoder("random:0", device)
     absent = []
     for name in chosen:
-        divisions = data_sets[name]
+        divisions = sets[name]
         if not given.names and not _root(divisions[0][0], None).is_dir():
             absent.append(name)
             continue
@@ -66,6 +66,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"not here, and not looked at: {', '.join(absent)}\n")
     print(f"{bad} thing{'s' * (bad != 1)} to mend." if bad else "All is well.")
     sys.exit(1 if bad else 0)
+
+
+def data_sets() -> dict[str, tuple[tuple[Task, ...], ...]]:
+    """Every data set that an installed project announces: name -> its tasks, division by division."""
+    from importlib.metadata import entry_points
+
+    points = entry_points(group="audiosep_probe.data_sets")
+    return {point.name: point.load() for point in sorted(points, key=lambda point: point.name)}
 
 
 def _root(task: Task, given: Path | None) -> Path:

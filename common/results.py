@@ -21,6 +21,7 @@ import torch
 from common.features import FeatureSet
 from common.files import OutputError, difference_in_words, save_torch, write_atomically
 from common.metrics import confusion_matrix, per_class, scores
+from common.tables import all_heads
 from common.uncertainty import accuracy_interval, paired_p_value
 
 MoreScores = Callable[[np.ndarray, np.ndarray], dict[str, float]]
@@ -189,16 +190,6 @@ def remove_record(folder: Path) -> None:
     for name in names:
         if Path(name).name == name:  # nothing outside the folder, whatever the record says
             (folder / name).unlink(missing_ok=True)
-
-
-def all_heads(protocol: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every row of a protocol's table: heads, probes, controls, the majority class."""
-    return {
-        **protocol["heads"],
-        **protocol["probes"],
-        **protocol["controls"],
-        "majority_class": protocol["majority_class"],
-    }
 
 
 def save_record(record: dict[str, Any], folder: Path) -> None:

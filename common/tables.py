@@ -6,8 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from common.results import all_heads
-
 TITLES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced",
@@ -17,6 +15,16 @@ TITLES = {
     "specificity": "spec.",
     "icbhi_score": "ICBHI",
 }
+
+
+def all_heads(protocol: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Every row of a protocol's table: heads, probes, controls, the majority class."""
+    return {
+        **protocol["heads"],
+        **protocol["probes"],
+        **protocol["controls"],
+        "majority_class": protocol["majority_class"],
+    }
 
 
 def score_table(protocol: Mapping[str, Any]) -> list[list[str]]:
