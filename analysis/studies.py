@@ -26,6 +26,8 @@ from urbansound8k_feature_fc import urbansound8k
 if TYPE_CHECKING:  # --help should not wait for torch
     from common.features import FeatureSet
 
+COLUMNS = 100  # of a terminal
+
 
 @dataclass(frozen=True, eq=False)  # compared by identity: there is one of each
 class Study:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from analysis.studies import Run, encoder_words, output_folder, parser_of, runs_for
+from analysis.studies import COLUMNS, Run, encoder_words, output_folder, parser_of, runs_for
 from common.cli import run
 from common.files import write_atomically
 from common.tables import as_latex, as_markdown, as_text, percent
@@ -66,16 +67,24 @@ def read_references() -> dict[str, Any]:
 
 
 def summary_table(rows: Sequence[Mapping[str, Any]], is_wide: bool) -> list[list[str]]:
-    """The rows as text; all in percent. `is_wide`: with the recipe, every published figure, and the encoder where there are several."""
+    """The rows as text; all in percent. `is_wide`: with classes, recipe, every published figure, and the encoder where there are several."""
     with_encoder = is_wide and len({row["encoder"] for row in rows}) > 1
-    head = ["task", *["encoder"] * with_encoder, "clips", "classes", "protocol", *["recipe"] * is_wide, "linear"]
-    table = [[*head, "three-layer", "best, 95 %", "chance", "stated", "published"]]
+    head = [
+        "task",
+        *["encoder"] * with_encoder,
+        "clips",
+        *["classes"] * is_wide,
+        "protocol",
+        *["recipe"] * is_wide,
+        "linear",
+    ]
+    table = [[*head, "three-layer", "best, 95 %", "chance", "stated", *["published"] * is_wide]]
     for row in rows:
         cells = [
             row["task"],
             *[row["encoder"]] * with_encoder,
             f"{row['clips']:,}",
-            str(row["classes"]),
+            *[str(row["classes"])] * is_wide,
             row["protocol"],
         ]
         low, high = percent(row["best_low"]), percent(row["best_high"])
@@ -90,7 +99,7 @@ def summary_table(rows: Sequence[Mapping[str, Any]], is_wide: bool) -> list[list
                 f"{low} to {high}" if row["best_low"] is not None else "-",
                 percent(row["majority_class"]),
                 "-" if stated[0] is None else "/".join(f"{100 * each:.0f}" for each in stated),
-                ", ".join(published if is_wide else published[:1]) or "-",
+                *[", ".join(published) or "-"] * is_wide,
             ]
         )
     return table
@@ -145,7 +154,7 @@ def main() -> None:
     given = parser_of(__doc__).parse_args()
     rows = summary_rows(runs_for(given))
     print(as_text(summary_table(rows, is_wide=False)))
-    print("\n".join(notes(rows)))
+    print("\n".join(textwrap.fill(line, COLUMNS) for line in notes(rows)))
     print(f"-> {', '.join(map(str, write_summary(rows, output_folder(given))))}")
 
 
