@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import signal
 import sys
 import warnings
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from common.clips import DatasetError, DatasetNote, Task, Variants
 from common.config import PROJECT_ROOT, ConfigError, load_config, read_config
 from common.files import OutputError
+from common.shards import Shard
 
 # The rest of common imports torch and is imported where it is used: --help should not take seconds.
 if TYPE_CHECKING:
@@ -168,6 +170,9 @@ def parse_flags(
         "--config", type=Path, metavar="FILE", help="one's own YAML over common/config.yaml and the task's"
     )
     parser.add_argument("--overwrite", action="store_true", help="files made with other settings may be replaced")
+    if flags is EXTRACT_FLAGS:
+        text = "embed part i of n alone, for job arrays; the last part to be done writes the file (default: all)"
+        parser.add_argument("--shard", metavar="I/N", help=text)
     given = parser.parse_args(argv)
     keys = [*flags, *CLASSIFY_SWITCHES, *CLASSIFY_LISTS] if is_classification else list(flags)
     flag_values = {key: getattr(given, key) for key in keys if getattr(given, key) is not None}
@@ -221,6 +226,10 @@ def _extract(variants: Task | Variants, argv: Sequence[str] | None) -> None:
 
 
 def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) -> None:
+    try:
+        shard = Shard.of(given.shard)
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
     root = Path(config["data_root"] or default_path(task, "data_root"))
     clips = task.read_clips(root)
     import torch
@@ -228,7 +237,7 @@ def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) 
     from common import logmel
     from common.checkpoint import CheckpointError
     from common.encoder import CHANNELS, POOLS, load_encoder
-    from common.extract import extract
+    from common.extract import MAX_WORKERS, extract
 
     for key, known in (("layer", tuple(CHANNELS)), ("pool", POOLS)):
         if config[key] not in known:
@@ -237,6 +246,13 @@ def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) 
     if is_logmel:
         config = {**config, "layer": logmel.NAME, "pool": "mean+std", "device": "cpu"}
     device = torch.device("cpu") if is_logmel else _device(config, given)
+    processes = 1
+    if (
+        given.shard is None and shard.count > 1
+    ):  # torchrun: every process of a machine takes a GPU and a share of the cores
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", shard.count))
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     classes, folds = len({clip.class_name for clip in clips}), {clip.fold for clip in clips} - {None}
     in_folds = f", {len(folds)} fold{'s' * (len(folds) != 1)}" if folds else ""
     print(f"{task.title}: {len(clips):,} clips, {classes} classes{in_folds} in {root}")
@@ -261,8 +277,9 @@ def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) 
         class_order=task.class_names,
         layer=config["layer"],
         pool=config["pool"],
-        workers=config["workers"] or None,
+        workers=config["workers"] or max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes)),
         overwrite=given.overwrite,
+        shard=shard,
     )
 
 

@@ -26,12 +26,14 @@ from common.audio import AudioError, audio_stamp, read_audio
 from common.clips import Clip, DatasetError
 from common.encoder import CHANNELS, AudioSepEncoder
 from common.features import FeatureFileError, FeatureSet
-from common.files import OutputError, exclusive, remove_leftovers, write_atomically
+from common.files import OutputError, remove_leftovers, write_atomically
 from common.partial import Rows, changed_files, difference, discard, resume
 from common.progress import progress_bar
+from common.shards import Shard, one_at_a_time
 
 SAVE_EVERY_S = 20.0
 MAX_WORKERS = 16
+WHOLE = Shard()
 # Clips a call of the encoder. One on a CPU: larger batches bring nothing there, and rows do not wait for others.
 CPU_BATCH, GPU_BATCH = 1, 64
 
@@ -52,7 +54,8 @@ def extract(
     pool: str = "mean",
     workers: int | None = None,
     overwrite: bool = False,
-) -> FeatureSet:
+    shard: Shard = WHOLE,
+) -> FeatureSet | None:
     """Embed every clip and save the FeatureSet under `output`.
 
     Interrupted at any moment, even by ``kill -9``, the same call goes on and gives the same file to the last
@@ -69,6 +72,11 @@ def extract(
         layer, pool: as in `AudioSepEncoder.embed`.
         workers: threads that decode ahead; None is one a core, at most 16.
         overwrite: a file, or unfinished work, made with other settings or of other audio may be replaced.
+        shard: the part of the clips that this process embeds; the last part to be done writes the file, which is the
+            same to the last bit for any number of parts on the same kind of device.
+
+    Returns:
+        The FeatureSet; None where other parts are not done yet.
 
     Raises:
         OutputError: another run writes the same output; other settings or other audio made it and `overwrite` is
@@ -94,28 +102,56 @@ def extract(
         return finished
 
     partial = output.with_name(output.name + ".partial")
-    with exclusive(partial / "lock", str(output)):
-        remove_leftovers(output)
-        rows = Rows.empty(len(clips), CHANNELS.get(layer, encoder.embedding_size))
+    rows = Rows.empty(len(clips), CHANNELS.get(layer, encoder.embedding_size))
+
+    def gather() -> bool:
+        """Take over what is there, of a finished file and of chunks; whether there is a finished file."""
         # Looked at again: another run may have finished it in the meantime.
         finished = _standing(output, settings, clips, clip_ids, overwrite)
         if finished is not None:
             rows.adopt(finished, clip_ids)
+        resume(partial, {**settings, "device": encoder.device.type}, rows, clips, overwrite)
+        return finished is not None
+
+    with shard.working(partial, str(output)):
         try:
-            resume(partial, {**settings, "device": encoder.device.type}, rows, clips, overwrite)
-            _compute(clips, encoder, rows, partial, layer, pool, workers or min(MAX_WORKERS, os.cpu_count() or 1))
-            features = _assemble(clips, clip_ids, rows, settings, encoder, class_order)
-            failed_csv = _write_failures(output, features.meta["failed"])
-            if len(features):
-                features.save(output)
+            with one_at_a_time(partial):
+                gather()
+            own = shard.own(clips)
+            left = set(rows.pending())
+            pending = [index for index in own if index in left]
+            workers = workers or min(MAX_WORKERS, os.cpu_count() or 1)
+            _compute(clips, encoder, rows, pending, partial, layer, pool, workers, shard)
+            shard.is_done(partial, rows.failed)
+            with one_at_a_time(partial):
+                failed = shard.failures_of_all(partial)
+                if failed is None:  # others are not done, or one that was done at the same moment has written it
+                    written = not (partial / "settings.json").exists()
+                    then = f"{output} is written" if written else f"the last shard to be done writes {output}"
+                    print(f"shard {shard}: {len(own):,} clips done; {then}")
+                    return None
+                if shard.count > 1:
+                    gather()
+                rows.failed = failed
+                if rows.pending():
+                    raise OutputError(
+                        f"{len(rows.pending()):,} clips that a shard had done are gone or have changed; run every shard "
+                        "again: what is done is not done again"
+                    )
+                remove_leftovers(output)
+                features = _assemble(clips, clip_ids, rows, settings, encoder, class_order)
+                failed_csv = _write_failures(output, features.meta["failed"])
+                if len(features):
+                    features.save(output)
+                discard(partial)
         except OSError as error:
             raise OutputError(
                 f"cannot write {error.filename or partial}: {error.strerror}; "
                 f"{rows.embedded() - len(rows.unsaved):,} of {len(clips):,} clips are kept in {partial}: "
                 "mend that, and the same command goes on from there"
             ) from error
-        discard(partial)
     with contextlib.suppress(OSError):  # another run is there already
+        (partial / "common.lock").unlink(missing_ok=True)
         partial.rmdir()
     if not len(features):
         reason = features.meta["failed"][0][1]
@@ -191,17 +227,20 @@ def _compute(
     clips: Sequence[Clip],
     encoder: AudioSepEncoder,
     rows: Rows,
+    pending: Sequence[int],
     partial: Path,
     layer: str,
     pool: str,
     workers: int,
+    shard: Shard,
 ) -> None:
-    """Embed every pending clip, saving a chunk every SAVE_EVERY_S and at the end, also at an untimely one."""
-    pending = rows.pending()
+    """Embed the pending clips, saving a chunk every SAVE_EVERY_S and at the end, also at an untimely one."""
     batch_size = CPU_BATCH if encoder.device.type == "cpu" else GPU_BATCH
     saved_at = time.monotonic()
     audio_s = 0.0
-    bar = progress_bar(total=len(clips), initial=len(clips) - len(pending), unit="clip", desc="embedding")
+    total = len(clips) if shard.count == 1 else len(pending)
+    desc = "embedding" if shard.count == 1 else f"shard {shard}"
+    bar = progress_bar(total=total, initial=total - len(pending), unit="clip", desc=desc)
     with bar, ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool_of_threads:
         decoded = _decode_ahead(clips, pending, encoder.sample_rate, pool_of_threads, batch_size + 2 * workers)
         started = time.monotonic()

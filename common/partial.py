@@ -152,5 +152,5 @@ def resume(partial: Path, settings: dict[str, Any], rows: Rows, clips: Sequence[
 
 def discard(partial: Path) -> None:
     """Remove the chunks and their settings, once the finished file holds their rows."""
-    for file in (*partial.glob("chunk-*.pt"), partial / "settings.json"):
+    for file in (*partial.glob("chunk-*.pt"), *partial.glob("done-*.json"), partial / "settings.json"):
         file.unlink(missing_ok=True)

@@ -156,7 +156,10 @@ def test_killed_at_any_moment_it_resumes_to_the_same_file(tmp_path) -> None:
 
 
 def test_two_runs_on_one_output_are_refused(run, tmp_path) -> None:
-    with exclusive(tmp_path / "features.pt.partial" / "lock", "it"), pytest.raises(OutputError, match="another run"):
+    with (
+        exclusive(tmp_path / "features.pt.partial" / "lock-0-of-1", "it"),
+        pytest.raises(OutputError, match="another run"),
+    ):
         run()
     assert len(run()) == 12
 

@@ -47,8 +47,9 @@ MAY_IMPORT = {
     "probes": {"features", "progress", "recipes", "results", "scalers", "stack"},
     "protocols": {"features", "heads", "metrics", "probes", "recipes", "results", "splits", "stack", "train"},
     "inputs": {"clips", "config", "features", "files", "protocols", "train"},
+    "shards": {"clips", "files"},
     "partial": {"audio", "clips", "features", "files"},
-    "extract": {"audio", "clips", "encoder", "features", "files", "partial", "progress"},
+    "extract": {"audio", "clips", "encoder", "features", "files", "partial", "progress", "shards"},
 }
 
 
