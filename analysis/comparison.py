@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from analysis.similarity import PRINCIPAL, frechet_distance, linear_cka, mmd, pr
 from analysis.studies import Run, seeded_rows
 from analysis.transfer import transfer_costs
 from analysis.views import BASE_LAYER, BASE_POOL, GRID, read_views
-from common.features import FeatureFileError, FeatureSet
+from common.features import ENCODER_SETTINGS, FeatureSet
 from common.files import write_atomically
 from common.progress import progress_bar
 from common.scalers import fit_scaler
@@ -33,7 +34,7 @@ COSTS = {
 
 
 def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
-    """Task -> rows of a sample, of the tasks whose features are of the encoder of the first one."""
+    """Task -> rows of a sample, of the tasks whose features are of one encoder: the one that most of them have."""
     tasks: dict[str, FeatureSet] = {}
     for one in runs:
         if one.study.name in tasks:
@@ -42,14 +43,13 @@ def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
         features = one.features
         sides = features.folds.tolist() if features.folds is not None else features.splits or [""] * len(features)
         strata = [f"{label} {side}" for label, side in zip(features.labels.tolist(), sides, strict=True)]
-        sampled = features.rows(seeded_rows(np.unique(strata, return_inverse=True)[1], most))
-        try:
-            for name, first in itertools.islice(tasks.items(), 1):
-                sampled.require_same_encoder(first, one.study.name, name)
-        except FeatureFileError as error:
-            print(f"{one.study.name} is left out: {error}")
-            continue
-        tasks[one.study.name] = sampled
+        tasks[one.study.name] = features.rows(seeded_rows(np.unique(strata, return_inverse=True)[1], most))
+    made = {name: tuple(map(features.meta.get, ENCODER_SETTINGS)) for name, features in tasks.items()}
+    chosen, _ = Counter(made.values()).most_common(1)[0]
+    for name in [name for name in tasks if made[name] != chosen]:
+        different = [key for key, own, other in zip(ENCODER_SETTINGS, made[name], chosen, strict=True) if own != other]
+        print(f"{name} is left out: its features were made otherwise than those of most tasks ({', '.join(different)})")
+        del tasks[name]
     return tasks
 
 

@@ -100,7 +100,7 @@ def _facts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     honest = [row for row in rows if row["protocol"] != "random"]
     for row in honest:
         sentence = (
-            f"{row['title']}: {percent(row[row['best']])} % with the {row['best'].replace('_', '-')} head"
+            f"{row['title']}{', tuned recipe' if row['recipe'] == 'tuned' else ''}: {percent(row[row['best']])} % with the {row['best'].replace('_', '-')} head"
             + (
                 f" (95 %: {percent(row['best_low'])} to {percent(row['best_high'])})"
                 if row["best_low"] is not None

@@ -67,7 +67,7 @@ function confusionChart(id, task) {
   const width = document.getElementById(`${id}-confusion`).clientWidth;
   const readable = task.class_names.length * 11 < width;
   draw(`${id}-confusion`, [{
-    type: "heatmap", z: shown, x: task.class_names, y: task.class_names, colorscale: [[0, colour("paper")], [1, colour("heat")]], zmin: 0, zmax: 100,
+    type: "heatmap", z: shown, x: task.class_names, y: task.class_names, colorscale: [[0, colour("paper")], [1, colour(few ? "heat" : "linear")]], zmin: 0, zmax: 100,
     text: shown.map((row) => row.map((value) => (value >= 0.5 ? value.toFixed(0) : ""))), texttemplate: few ? "%{text}" : "",
     showscale: !few, hovertemplate: "true: %{y}<br>said: %{x}<br>%{z:.1f} %<extra></extra>",
   }], {
