@@ -34,7 +34,7 @@ EXTRACT_FLAGS = {
     "layer": ("--layer", "NAME", "pre_conv, encoder_block1 to encoder_block6, or bottleneck"),
     "pool": ("--pool", "NAME", "mean, std or max over time and frequency"),
     "condition": ("--condition", "WHAT", "none, zero, or a .npy or .pt file of a 512-d CLAP embedding"),
-    "precision": ("--precision", "NAME", "fp32"),
+    "precision": ("--precision", "NAME", "fp32, bf16, auto; on a GPU also tf32, fp16"),
     "device": ("--device", "NAME", "auto, cpu, cuda or cuda:N"),
     "workers": ("--workers", "N", "threads that decode audio; 0 is one a core"),
 }

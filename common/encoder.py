@@ -21,6 +21,7 @@ import contextlib
 import ctypes
 import hashlib
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -56,7 +57,9 @@ PRE_CONV_CHANNELS = 32
 LAYERS = ("pre_conv", *(block[0] for block in BLOCKS))
 CHANNELS = dict(zip(LAYERS, (PRE_CONV_CHANNELS, *(block[3] for block in BLOCKS)), strict=True))
 POOLS = ("mean", "std", "max")
-PRECISIONS = ("fp32",)
+# name -> type of the blocks' weights and activations; the STFT, bn0, pre_conv and the pooling are always float32
+PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GPU_ONLY = ("tf32", "fp16")
 
 MIN_SAMPLES = (FRAMES_PER_COLUMN - 1) * HOP_LENGTH  # 9,920: the shortest waveform that leaves one column
 # Receptive field in frames either side, rounded up to whole columns: 126 at block 6, 64 more at the bottleneck.
@@ -99,7 +102,8 @@ def load_encoder(
     Args:
         checkpoint: a weights file, ``"random:SEED"`` for an untrained encoder, or None for the default file.
         device: ``"auto"`` (CUDA when there is one, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``...
-        precision: ``"fp32"``: true float32, also on a GPU (no TF32).
+        precision: ``"fp32"``: true float32, also on a GPU (no TF32); ``"bf16"``; on a GPU alone ``"tf32"`` (float32
+            whose products are rounded to 10 bits) and ``"fp16"``; ``"auto"``: bf16 on a GPU that has it, else fp32.
         condition: None or ``"none"`` (every FiLM beta 0), ``"zero"`` (the betas of an all-zero condition), or
             a 512-d embedding as array, tensor, or path of a ``.npy`` or ``.pt`` file.
 
@@ -107,12 +111,11 @@ def load_encoder(
         CheckpointError: the weights cannot be used (a ValueError).
         ValueError: an unknown precision or device, or a condition of another size.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
+    resolved = resolve_device(device)
+    precision = resolve_precision(precision, resolved)
     embedding, condition_identity = _read_condition(condition)
     weights = load_weights(checkpoint, weight_shapes())
     encoder = AudioSepEncoder(weights, embedding, condition_identity, precision)
-    resolved = resolve_device(device)
     if resolved.type == "cpu":
         _keep_freed_memory()
     return encoder.to(resolved, memory_format=torch.channels_last)
@@ -148,6 +151,17 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return resolved
 
 
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``"auto"`` or a name -> the name of a precision that the device has; ValueError otherwise."""
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r} is unknown; choose one of auto, {', '.join(PRECISIONS)}")
+    if precision in GPU_ONLY and device.type != "cuda":
+        raise ValueError(f"precision {precision} needs a CUDA GPU; on the CPU choose fp32 or bf16")
+    return precision
+
+
 def _read_condition(condition: str | Path | np.ndarray | torch.Tensor | None) -> tuple[torch.Tensor | None, str]:
     """The 512-d float64 condition (None for no FiLM) and the name under which the record of a run keeps it."""
     if condition is None or (isinstance(condition, str) and condition == "none"):
@@ -180,7 +194,7 @@ def _read_condition(condition: str | Path | np.ndarray | torch.Tensor | None) ->
 
 
 class _Block(nn.Module):
-    """One residual block with its BatchNorms and betas folded; the pooling is the caller's."""
+    """One residual block with its BatchNorms and betas folded, and the average pooling after it."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -190,13 +204,19 @@ class _Block(nn.Module):
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
         self.shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
 
-    def forward(self, x: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        """(B, channels_in, time, frequency) -> (B, channels_out, time, frequency)."""
+    def forward(self, x: torch.Tensor, lengths: list[int], pooling: tuple[int, int]) -> torch.Tensor:
+        """(B, channels_in, time, frequency) -> (B, channels_out, time / pooling[0], frequency / pooling[1]).
+
+        The two branches are pooled before they are added, and the shortcut is taken of the pooled input: sums, means and
+        1x1 convolutions may change places, and the small tensors cost a quarter.
+        """
         activated = F.leaky_relu_(torch.addcmul(self.shift, x, self.scale), LEAKY_SLOPE)
         hidden = F.leaky_relu_(self.conv1(_zero_beyond(activated, lengths)), LEAKY_SLOPE)
         del activated
         residual = self.conv2(_zero_beyond(hidden, lengths))
         del hidden
+        if pooling != (1, 1):
+            residual, x = F.avg_pool2d(residual, pooling), F.avg_pool2d(x, pooling)
         return residual.add_(x if self.shortcut is None else self.shortcut(x))
 
 
@@ -237,6 +257,8 @@ class AudioSepEncoder(nn.Module):
         self.pre_conv = nn.Conv2d(1, PRE_CONV_CHANNELS, 1)
         self.blocks = nn.ModuleList(_Block(channels_in, channels_out) for _, _, channels_in, channels_out, _ in BLOCKS)
         self._fold(weights.tensors, condition)
+        self.blocks.to(PRECISIONS[precision])
+        self.tile_batch = GPU_TILE_BATCH
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -324,13 +346,10 @@ class AudioSepEncoder(nn.Module):
         moments: dict[tuple[int, str], list[Moments]] = {
             (clip, layer): [] for clip in range(len(checked)) for layer in layers
         }
-        with self._true_float32():
+        with self._arithmetic():
             for batch in self._batches(tiles):
-                for layer, level, output in self._forward(batch, checked, layers):
-                    for tile, item in zip(batch, output, strict=True):
-                        own = item[:, tile.columns(level)]  # (channels, time, frequency)
-                        if own.shape[1]:
-                            moments[tile.clip, layer].append(Moments.of(own, pools))
+                for tile, layer, part in self._moments(batch, checked, layers, pools):
+                    moments[tile.clip, layer].append(part)
         # Tiles of one width share a batch, so a clip's parts may come in any order; their sums are in float64.
         merged = {key: Moments.merge(parts) for key, parts in moments.items()}
         return {
@@ -350,8 +369,34 @@ class AudioSepEncoder(nn.Module):
         for tile in tiles:
             by_width.setdefault(tile.padded_frames, []).append(tile)
         for same_width in by_width.values():
-            for start in range(0, len(same_width), GPU_TILE_BATCH):
-                yield same_width[start : start + GPU_TILE_BATCH]
+            start = 0
+            while start < len(same_width):
+                size = self.tile_batch  # which falls where memory is short
+                yield same_width[start : start + size]
+                start += size
+
+    def _moments(
+        self, batch: list[Tile], waveforms: list[torch.Tensor], layers: Sequence[str], pools: Sequence[str]
+    ) -> list[tuple[Tile, str, Moments]]:
+        """What is pooled of each tile of a batch; in halves where the device has too little memory for all."""
+        parts = []
+        try:
+            for layer, level, output in self._forward(batch, waveforms, layers):
+                for tile, item in zip(batch, output, strict=True):
+                    own = item[:, tile.columns(level)]  # (channels, time, frequency)
+                    if own.shape[1]:
+                        parts.append((tile, layer, Moments.of(own, pools)))
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        else:
+            return parts
+        half = -(-len(batch) // 2)
+        if self.tile_batch == GPU_TILE_BATCH:
+            warnings.warn(f"the GPU's memory is short: going on with {half} tiles at a time", stacklevel=4)
+        self.tile_batch = min(self.tile_batch, half)
+        torch.cuda.empty_cache()
+        return [part for each in (batch[:half], batch[half:]) for part in self._moments(each, waveforms, layers, pools)]
 
     def _forward(
         self, batch: list[Tile], waveforms: list[torch.Tensor], layers: Sequence[str]
@@ -359,17 +404,18 @@ class AudioSepEncoder(nn.Module):
         """Compute a batch of tiles; yield (layer, poolings in time so far, (B, channels, time, frequency))."""
         lengths = [tile.frames for tile in batch]
         width = max(tile.padded_frames for tile in batch)
-        samples = torch.stack([_samples(waveforms[tile.clip], tile, width) for tile in batch]).to(self.device)
-        x = self.pre_conv(self._normalised_magnitude(samples)[:, None])  # (B, 32, time, 1024)
+        samples = torch.stack([_samples(waveforms[tile.clip], tile, width) for tile in batch])
+        if self.device.type == "cuda":
+            samples = samples.pin_memory().to(self.device, non_blocking=True)
+        x = self._pre_conv(self._normalised_magnitude(samples))  # (B, 32, time, 1024)
         if "pre_conv" in layers:
             yield "pre_conv", 0, x
+        x = x.to(PRECISIONS[self.info["precision"]])
         level = 0
         for module, (layer, _, _, _, pooling) in zip(self.blocks, BLOCKS, strict=True):
             if not set(LAYERS[LAYERS.index(layer) :]) & set(layers):
                 return
-            x = module(x, [length >> level for length in lengths])
-            if pooling != (1, 1):
-                x = F.avg_pool2d(x, pooling)
+            x = module(x, [length >> level for length in lengths], pooling)
             level += pooling[0] - 1
             if layer in layers:
                 yield layer, level, x
@@ -381,13 +427,21 @@ class AudioSepEncoder(nn.Module):
         magnitude = spectrum.square().sum(-1).clamp_(min=MIN_POWER).sqrt_().transpose(1, 2)
         return torch.addcmul(self.bn0_shift, magnitude, self.bn0_scale)
 
+    def _pre_conv(self, spectrogram: torch.Tensor) -> torch.Tensor:
+        """(B, time, 1024) -> (B, 32, time, 1024): a 1x1 convolution of one channel, written at once with the channels last
+        in memory, where the blocks want them."""
+        by_channel = spectrogram.contiguous()[..., None]  # (B, time, 1024, 1)
+        weight = self.pre_conv.weight.flatten()
+        return torch.addcmul(self.pre_conv.bias, by_channel, weight).permute(0, 3, 1, 2)
+
     @contextlib.contextmanager
-    def _true_float32(self) -> Iterator[None]:
+    def _arithmetic(self) -> Iterator[None]:
         """cuDNN would round float32 convolutions to TF32 by default, and may choose algorithms by timing them."""
         if self.device.type == "cpu":
             yield
             return
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        is_tf32 = self.info["precision"] == "tf32"
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=is_tf32):
             yield
 
 

@@ -68,7 +68,8 @@ class Moments:
 
     @staticmethod
     def of(values: torch.Tensor, pools: Sequence[str]) -> Moments:
-        """Of (channels, time, frequency); only what `pools` needs."""
+        """Of (channels, time, frequency) of any floating-point type; only what `pools` needs, summed in float32."""
+        values = values.float()
         count = values.shape[1] * values.shape[2]
         squares = maximum = None
         if "std" in pools:

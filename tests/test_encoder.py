@@ -14,6 +14,7 @@ from plain_encoder import plain_layers
 
 from common import encoder as encoder_module
 from common import tiles
+from common.audio import read_audio
 from common.encoder import BLOCKS, CHANNELS, LAYERS, MIN_SAMPLES, POOLS, AudioSepEncoder, load_encoder
 
 CONDITION = np.random.default_rng(5).standard_normal(512)
@@ -302,7 +303,56 @@ def test_bad_conditions_are_explained(condition, message: str) -> None:
         load_encoder("random:1", "cpu", condition=condition)
 
 
+@needs_shared
+def test_bf16_is_near_on_real_sounds(encoder) -> None:
+    paths = sorted((SHARED / "real_audio" / "ESC-50-master" / "audio").glob("*.wav"))[::12]
+    waveforms = [read_audio(path, 32_000) for path in paths]
+    exact, near = encoder.embed(waveforms), load_encoder("random:2024", "cpu", precision="bf16").embed(waveforms)
+    assert (near - exact).norm() < 1e-2 * exact.norm()
+
+
+def test_bf16_is_near_and_the_same_in_any_company(encoder) -> None:
+    waveforms = [noise(seed, 9_000 + 7_000 * seed) for seed in range(4)]
+    rough = load_encoder("random:2024", "cpu", precision="bf16")
+    exact, near = encoder.embed(waveforms), rough.embed(waveforms)
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).norm() < 1e-2 * exact.norm()
+    assert torch.equal(near, torch.cat([rough.embed([waveform]) for waveform in waveforms]))
+    assert rough.info["precision"] == "bf16"
+
+
+def test_a_batch_that_is_too_large_for_the_memory_is_done_in_parts(monkeypatch) -> None:
+    encoder = load_encoder("random:2024", "cpu")
+    waveforms = [noise(seed, 10_240) for seed in range(7)]
+    expected = encoder.embed(waveforms)
+    forward, sizes = encoder._forward, []
+
+    def short_of_memory(batch, *others):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError
+        return forward(batch, *others)
+
+    monkeypatch.setattr(encoder, "_forward", short_of_memory)
+    monkeypatch.setattr(encoder, "_batches", lambda tiles: [tiles])
+    with pytest.warns(UserWarning, match="going on with 4 tiles at a time") as warned:
+        embeddings = encoder.embed(waveforms)
+    torch.testing.assert_close(embeddings, expected, rtol=1e-5, atol=1e-5)
+    assert len(warned) == 1
+    assert (sizes, encoder.tile_batch) == ([7, 4, 2, 2, 3, 2, 1], 2)
+
+    def always_short(batch, *others):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(encoder, "_forward", always_short)
+    with pytest.raises(torch.OutOfMemoryError):
+        encoder.embed(waveforms[:1])
+
+
 def test_bad_device_and_precision_are_explained() -> None:
+    with pytest.raises(ValueError, match="needs a CUDA GPU"):
+        load_encoder("random:1", device="cpu", precision="tf32")
+    assert load_encoder("random:1", device="cpu", precision="auto").info["precision"] == "fp32"
     with pytest.raises(ValueError, match="give auto, cpu, cuda"):
         load_encoder("random:1", device="gpu")
     with pytest.raises(ValueError, match="CUDA GPUs"):

@@ -179,8 +179,7 @@ def test_a_click_plays_the_clip_from_the_folder_beside_it(browser, runs, tmp_pat
 
 
 @needs_browser
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
 def test_it_is_accessible_and_fits_the_screen(browser, runs, tmp_path, theme, width) -> None:
     axe = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core-python is not installed")
     page, _ = opened(browser, write_report(runs, tmp_path), color_scheme=theme)

@@ -1,0 +1,259 @@
+"""How fast clips become embeddings: python benchmarks/extraction.py [--audio FOLDER].
+
+The original project's way and this project's at each precision, on the same files, each in a process of its own, in turns
+in one run. Outputs are checked against each other. The original's way is measured as a user runs it, and with the memory
+kept that glibc would give back after every layer, which this project's encoder sees to at its start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+
+from common.audio import read_audio
+from common.clips import Clip
+from common.encoder import BLOCKS, PRECISIONS, SAMPLE_RATE, _keep_freed_memory, load_encoder, resolve_precision
+from common.extract import extract
+from common.tables import as_markdown, as_text
+from common.tiles import Moments
+
+CHECKPOINT = "random:2024"
+ORIGINAL, KEPT = "original", "original, memory kept"
+LIMITS = {"fp32": 1e-5, "tf32": 1e-2, "bf16": 1e-2, "fp16": 1e-2}  # relative L2 against the original's output
+
+
+def operations_a_second() -> float:
+    """Of the six blocks' convolutions, a multiplication and an addition counting two, for one second of audio."""
+    total, frames, bins = 0.0, 100.0, 1024.0
+    for _, _, channels_in, channels_out, (in_time, in_frequency) in BLOCKS[:-1]:
+        total += 2 * 9 * frames * bins * channels_out * (channels_in + channels_out)
+        frames, bins = frames / in_time, bins / in_frequency
+        if channels_in != channels_out:
+            total += 2 * frames * bins * channels_in * channels_out
+    return total
+
+
+def peak(device: torch.device, precision: str) -> float:
+    """Operations a second of 3x3 convolutions of the same type, through the same library; the best of several shapes."""
+    dtype, best = PRECISIONS[precision], 0.0
+    for channels, height, width in ((64, 256, 512), (128, 128, 256), (256, 64, 128), (384, 32, 64)):
+        image = torch.randn(1, channels, height, width, device=device, dtype=dtype)
+        kernel = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
+        image, kernel = (each.to(memory_format=torch.channels_last) for each in (image, kernel))
+        for _ in range(12):
+            seconds = _timed(partial(F.conv2d, image, kernel, padding=1), device)
+            best = max(best, 2 * 9 * channels**2 * height * width / seconds)
+    return best
+
+
+def _timed(call: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) -> None:
+    """Do one way's work whenever asked; send seconds and embeddings, and at the end the peak memory."""
+    if way.startswith(ORIGINAL):
+        from original import PlainEncoder, extract_originally
+
+        if way == KEPT:
+            _keep_freed_memory()
+        encoder = PlainEncoder(CHECKPOINT).to(device)
+
+        def work(number: int) -> torch.Tensor:
+            return extract_originally(encoder, paths, device)
+    else:
+        encoder = load_encoder(CHECKPOINT, device, way)
+        folder = Path(tempfile.mkdtemp())
+        clips = [Clip(path, "sound") for path in paths]
+
+        def work(number: int) -> torch.Tensor:
+            return extract(clips, paths[0].parent, encoder, folder / f"{number}.pt", dataset="benchmark").features
+
+    number = 0
+    while pipe.recv() == "go":
+        started = time.perf_counter()
+        embeddings = work(number)
+        pipe.send((time.perf_counter() - started, embeddings.numpy()))
+        number += 1
+    # Only now, while all others rest.
+    extra = {} if way.startswith(ORIGINAL) else {"peak": peak(device, way), "parts": breakdown(encoder, paths)}
+    if device.type == "cuda":
+        extra["gpu_memory"] = torch.cuda.max_memory_allocated(device)
+    pipe.send({**extra, "memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
+
+
+def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
+    """Seconds in each part, clip after clip without overlap; of at most eight clips."""
+    spent: dict[str, float] = defaultdict(float)
+
+    def timing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            result: list[Any] = []
+            spent[name] += _timed(lambda: result.append(call(*arguments, **options)), encoder.device)
+            return result[0]
+
+        return timed
+
+    pooled = Moments.of
+    encoder._normalised_magnitude = timing("STFT", encoder._normalised_magnitude)
+    encoder._pre_conv = timing("pre_conv", encoder._pre_conv)
+    for (name, *_), block in zip(BLOCKS, encoder.blocks, strict=True):
+        block.forward = timing(name, block.forward)
+    Moments.of = staticmethod(timing("pooling", pooled))
+    try:
+        encoder.embed([read_audio(paths[0], SAMPLE_RATE)])
+        spent.clear()
+        for path in paths[:8]:
+            soundfile_read = timing("decode", lambda path: soundfile.read(path, dtype="float32"))
+            soundfile_read(path)
+            waveform = timing("decode and resample", read_audio)(path, SAMPLE_RATE)
+            encoder.embed([waveform])
+    finally:
+        Moments.of = staticmethod(pooled)
+        for own in ("_normalised_magnitude", "_pre_conv"):
+            del encoder.__dict__[own]
+        for block in encoder.blocks:
+            del block.__dict__["forward"]
+    spent["resample"] = max(0.0, spent.pop("decode and resample") - spent["decode"])
+    return dict(spent)
+
+
+def main() -> None:
+    """Measure, print the tables, write the figures as JSON where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--audio", type=Path, metavar="FOLDER", help="audio files (default: generated ones)")
+    parser.add_argument("--clips", type=int, default=48, metavar="N", help="files to take (default: 48)")
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="X", help="of a generated clip (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of every way (default: 3)")
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--precisions", nargs="+", default=None, metavar="NAME", help="(default: all the device has)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    given = parser.parse_args()
+    device = load_encoder(CHECKPOINT, given.device).device
+    precisions = given.precisions or (["fp32", "bf16"] if device.type == "cpu" else list(PRECISIONS))
+    ways = [ORIGINAL, *[KEPT] * (device.type == "cpu"), *(resolve_precision(name, device) for name in precisions)]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = _files(given.audio, Path(folder), given.clips, given.seconds)
+        audio_s = sum(soundfile.info(path).duration for path in paths)
+        seconds, embeddings, extras = _measure(ways, paths, device, given.rounds)
+    report = _report(ways, seconds, embeddings, extras, audio_s, device)
+    print(
+        f"\n{len(paths)} files, {audio_s:.0f} s of audio, {device}, {torch.get_num_threads()} threads, {given.rounds} rounds; medians\n"
+    )
+    print(as_text(report["table"]))
+    print("\nWhere the time goes, ms a second of audio, one clip after the other:\n")
+    print(as_text(report["parts"]))
+    if given.json:
+        given.json.write_text(json.dumps({**report, "markdown": as_markdown(report["table"])}, indent=1) + "\n")
+    wrong = [way for way in ways[1:] if report["figures"][way]["error"] > LIMITS.get(way, 1e-5)]
+    if wrong:
+        raise SystemExit(f"outputs differ from the original's by more than allowed: {', '.join(wrong)}")
+
+
+def _files(audio: Path | None, folder: Path, count: int, seconds: float) -> list[Path]:
+    """Files to extract: given ones, or noise with a changing spectrum at 44.1 kHz, in 16 bits."""
+    if audio is not None:
+        found = sorted(path for path in audio.rglob("*") if path.suffix.lower() in (".wav", ".flac", ".ogg", ".mp3"))
+        return found[:count]
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(count):
+        samples = np.cumsum(rng.standard_normal(round(44_100 * seconds)))
+        samples = np.diff(samples, prepend=0) + 0.2 * rng.random() * (samples - samples.mean()) / samples.std()
+        paths.append(folder / f"{number}.wav")
+        soundfile.write(paths[-1], 0.1 * samples / np.abs(samples).max() * 9, 44_100, subtype="PCM_16")
+    return paths
+
+
+def _measure(
+    ways: Sequence[str], paths: list[Path], device: torch.device, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, np.ndarray], dict[str, dict]]:
+    """Every way in turns; the first turn warms up and is not counted."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for way in ways:
+        pipes[way], theirs = context.Pipe()
+        processes.append(context.Process(target=worker, args=(way, paths, device, theirs), daemon=True))
+        processes[-1].start()
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    embeddings: dict[str, np.ndarray] = {}
+    for turn in range(rounds + 1):
+        for way in ways if turn % 2 else reversed(ways):
+            time.sleep(0.3)  # the other's threads come to rest
+            pipes[way].send("go")
+            taken, embeddings[way] = pipes[way].recv()
+            if turn:
+                seconds[way].append(taken)
+    extras = {}
+    for way in ways:
+        pipes[way].send("stop")
+        extras[way] = pipes[way].recv()
+    for process in processes:
+        process.join()
+    return seconds, embeddings, extras
+
+
+def _report(
+    ways: Sequence[str],
+    seconds: dict[str, list[float]],
+    embeddings: dict[str, np.ndarray],
+    extras: dict[str, dict],
+    audio_s: float,
+    device: torch.device,
+) -> dict[str, Any]:
+    """The figures, and the two tables made of them."""
+    medians = {way: float(np.median(each)) for way, each in seconds.items()}
+    table = [
+        [
+            "way",
+            "s of audio/s",
+            "against original",
+            *["against it, memory kept"] * (KEPT in ways),
+            "error",
+            "of peak",
+            "memory, GB",
+        ]
+    ]
+    figures = {}
+    for way in ways:
+        reference = embeddings[ORIGINAL]
+        error = float(np.linalg.norm(embeddings[way] - reference) / np.linalg.norm(reference))
+        best = extras[way].get("peak")
+        share = operations_a_second() * audio_s / medians[way] / best if best else None
+        figures[way] = {"seconds": seconds[way], "error": error, "share_of_peak": share, **extras[way]}
+        ratios = [f"{medians[each] / medians[way]:.2f}" for each in (ORIGINAL, *[KEPT] * (KEPT in ways))]
+        memory = extras[way].get("gpu_memory", extras[way]["memory"]) / 1e9
+        cells = [f"{audio_s / medians[way]:.1f}", *ratios, f"{error:.0e}", "-" if share is None else f"{share:.0%}"]
+        table.append([way, *cells, f"{memory:.1f}"])
+    own = [way for way in ways if "parts" in extras[way]]
+    names = list(extras[own[0]]["parts"])
+    timed_s = audio_s * min(8, len(embeddings[ORIGINAL])) / len(embeddings[ORIGINAL])
+    parts = [["part", *own]]
+    for name in names:
+        parts.append([name, *(f"{1000 * extras[way]['parts'][name] / timed_s:.2f}" for way in own)])
+    return {"device": str(device), "audio_s": audio_s, "figures": figures, "table": table, "parts": parts}
+
+
+if __name__ == "__main__":
+    main()
