@@ -266,14 +266,14 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
         "--results", type=Path, metavar="FOLDER", help="where result.json files lie (default: the tasks' own folders)"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where this writes (default: the results' folder, or analysis/)"
+        "--output", type=Path, metavar="FOLDER", help="where this writes (default: the results' folder, or analysis/results)"
     )
     return parser
 
 
 def output_folder(given: argparse.Namespace) -> Path:
     """Where an analysis writes, made if need be."""
-    folder = given.output or given.results or PROJECT_ROOT / "analysis"
+    folder = given.output or given.results or PROJECT_ROOT / "analysis" / "results"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
