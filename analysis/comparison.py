@@ -13,9 +13,10 @@ import numpy as np
 
 from analysis.pictures import plot_heat
 from analysis.similarity import PRINCIPAL, frechet_distance, linear_cka, mmd, principal_subspace, subspace_overlap
-from analysis.studies import Run, seeded_rows
+from analysis.studies import Run, balanced_rows, encoder_words
 from analysis.transfer import transfer_costs
 from analysis.views import BASE_LAYER, BASE_POOL, GRID, read_views
+from common.encoder import resolve_device
 from common.features import ENCODER_SETTINGS, FeatureSet
 from common.files import write_atomically
 from common.progress import progress_bar
@@ -42,8 +43,7 @@ def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
             continue
         features = one.features
         sides = features.folds.tolist() if features.folds is not None else features.splits or [""] * len(features)
-        strata = [f"{label} {side}" for label, side in zip(features.labels.tolist(), sides, strict=True)]
-        tasks[one.study.name] = features.rows(seeded_rows(np.unique(strata, return_inverse=True)[1], most))
+        tasks[one.study.name] = features.rows(balanced_rows(features.labels.numpy(), np.array(sides), most))
     made = {name: tuple(map(features.meta.get, ENCODER_SETTINGS)) for name, features in tasks.items()}
     chosen, _ = Counter(made.values()).most_common(1)[0]
     for name in [name for name in tasks if made[name] != chosen]:
@@ -62,11 +62,12 @@ def compare(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with_trans
     """
     names = list(tasks)
     # One scale for all, to which every task adds alike; else the largest task, or dimension, would decide.
+    # As many clips of each, too: distances between samples grow where there are fewer.
     fewest = min(map(len, tasks.values()))
     rng = np.random.default_rng(0)
     drawn = [each.features.numpy()[rng.permutation(len(each))[:fewest]] for each in tasks.values()]
     scaler = fit_scaler("standard", np.concatenate(drawn))
-    scaled = {name: scaler(each.features.numpy()).astype(np.float64) for name, each in tasks.items()}
+    scaled = {name: scaler(rows).astype(np.float64) for name, rows in zip(tasks, drawn, strict=True)}
     bases = {name: principal_subspace(rows) for name, rows in scaled.items()}
     size = next(iter(scaled.values())).shape[1]
     measures = {measure: np.zeros((len(names), len(names))) for measure in MEASURES}
@@ -78,16 +79,31 @@ def compare(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with_trans
         }
         for measure, value in values.items():
             measures[measure][i, j] = measures[measure][j, i] = value
+    within = np.cov(np.concatenate([rows - rows.mean(axis=0) for rows in scaled.values()]), rowvar=False)
+    alike = [rng.multivariate_normal(np.zeros(size), within, fewest, method="eigh") for _ in range(2)]
     transfer = {}
     for target in progress_bar(iterable=names if with_transfer else [], desc="transfers", unit="task"):
-        others = {name: tasks[name] for name in names if name != target}
-        transfer[target] = transfer_costs(tasks[target], others, runs[target].record["config"])
+        # Not from another version of the same data: its clips may be the target's test clips.
+        own_data = runs[target].study.download[0][0]
+        others = {name: tasks[name] for name in names if runs[name].study.download[0][0] != own_data}
+        config = {**runs[target].record["config"], "device": str(resolve_device("auto"))}
+        transfer[target] = transfer_costs(tasks[target], others, config)
     return {
         "tasks": {name: len(each) for name, each in tasks.items()},
+        "words": f"Compared: {', '.join(names)}; encoder: {encoder_words(runs[names[0]].record)}; {fewest:,} clips of each.",
         "dimensions": size,
+        "clips_of_each": fewest,
+        # Two samples of one normal distribution, as wide as a task is, so many clips each.
+        "frechet_floor": frechet_distance(*alike) / size,
         **{measure: values.tolist() for measure, values in measures.items()},
         "transfer": transfer,
     }
+
+
+def covers_zero(cost: Mapping[str, Any] | None) -> bool:
+    """Whether a difference may be none, or nothing is known of it."""
+    interval = (cost or {}).get("interval")
+    return interval is None or interval[0] <= 0 <= interval[1]
 
 
 def draw(record: dict[str, Any], folder: Path) -> list[Path]:
@@ -96,23 +112,26 @@ def draw(record: dict[str, Any], folder: Path) -> list[Path]:
     write_atomically(written[0], (json.dumps(record, indent=1) + "\n").encode())
     clips = ", ".join(f"{name} {count:,}" for name, count in record["tasks"].items())
     for measure, (title, how) in MEASURES.items():
-        caption = f"{how}. Features standardised together. Clips: {clips}."
+        caption = f"{how}. Features standardised together; {record['clips_of_each']:,} clips of each task."
+        if measure == "frechet":
+            caption += f" Two samples of one distribution of that size are {record['frechet_floor']:.2f} apart."
         if measure == "subspace":
             caption += f" By chance {PRINCIPAL / record['dimensions']:.2f}."
         written.append(folder / f"similarity_{measure}.png")
         plot_heat(np.array(record[measure]), names, names, title, caption, written[-1])
     for what, title in COSTS.items() if record["transfer"] else ():
-        values = np.full((len(names), len(names)), np.nan)
+        values, uncertain = np.full((len(names), len(names)), np.nan), np.zeros((len(names), len(names)), bool)
         for (row, target), (column, source) in itertools.product(enumerate(names), enumerate(names)):
-            if target != source:
+            if source in record["transfer"][target][what] and target != source:
                 values[row, column] = 100 * record["transfer"][target][what][source]["difference"]
+                uncertain[row, column] = covers_zero(record["transfer"][target][what][source])
         own = [f"{name} (own: {100 * record['transfer'][name][what]['own']['accuracy']:.1f} %)" for name in names]
         caption = (
             "Row: the task that is scored, by its official division, linear head, one seed. Column: the task on whose "
-            f"clips it was fitted. Difference of accuracy to the task's own, points. Clips: {clips}."
+            f"clips it was fitted. Difference of accuracy to the task's own, points; in brackets where its 95 % interval covers 0. Clips: {clips}."
         )
         written.append(folder / f"transfer_{what}.png")
-        plot_heat(values, own, names, title, caption, written[-1], digits=1, is_diverging=True)
+        plot_heat(values, own, names, title, caption, written[-1], digits=1, is_diverging=True, uncertain=uncertain)
     for measure in ("frechet", "subspace"):
         print(f"\n{MEASURES[measure][0]} ({MEASURES[measure][1]})")
         _print_matrix(names, np.array(record[measure]))

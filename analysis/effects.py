@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from analysis.pictures import plot_effects
@@ -79,6 +80,7 @@ def ablate(
     return {
         "division": words,
         "clips": len(features),
+        "test_clips": len(np.unique(np.concatenate([job.split.test for job in jobs]))),
         "recipe": config["recipe"],
         "seeds": seeds,
         "baseline": {kind: score(outcomes) for kind, outcomes in base.items()},
@@ -125,7 +127,7 @@ def write_effects(record: dict[str, Any], folder: Path) -> None:
         table.append(cells)
     heads = record["heads"]
     print(
-        f"\n{record['title']}: {record['clips']:,} clips, {record['division']}, {record['recipe']} recipe, {len(record['seeds'])} seed(s)"
+        f"\n{record['title']}: {record['clips']:,} clips ({record['test_clips']:,} tested), {record['division']}, {record['recipe']} recipe, {len(record['seeds'])} seed(s)"
     )
     print(as_text(table))
     print(f"three-layer minus linear head: {100 * heads['difference']:+.1f} points, 95 % {range_of(heads['interval'])}")
@@ -159,7 +161,7 @@ def write_effects(record: dict[str, Any], folder: Path) -> None:
     ]
     caption = (
         f"Baseline: {BASE_LAYER}, {BASE_POOL} pool, no condition, whole clip: linear {percent(base['linear']['accuracy'])} %, "
-        f"three-layer {percent(base['three_layer']['accuracy'])} %. {record['clips']:,} clips, {record['division']}, "
+        f"three-layer {percent(base['three_layer']['accuracy'])} %. {record['clips']:,} clips ({record['test_clips']:,} tested), {record['division']}, "
         f"{record['recipe']} recipe, {len(record['seeds'])} seed(s); 95 % intervals by groups."
     )
     plot_effects(drawn, f"{record['title']}: what each choice is worth", caption, folder / f"{name}.png")

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from analysis.studies import Study
-from common.audio import audio_duration_s
+from common.audio import AudioError, audio_duration_s
 from common.checkup import BYTES_A_CLIP
+from common.clips import Clip
 from common.encoder import load_encoder
 from common.features import FeatureSet
 from common.heads import HEADS
@@ -69,6 +70,16 @@ def measure(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Speed:
     return Speed(audio, step_s)
 
 
+def _length_s(clip: Clip) -> float | None:
+    """Seconds of a clip; None where it cannot be read, which the doctor and the extraction will say."""
+    if clip.end_s is not None:
+        return clip.end_s - (clip.start_s or 0.0)
+    try:
+        return audio_duration_s(clip.path)
+    except AudioError:
+        return None
+
+
 def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: int, n_feature_sets: int) -> Estimate:
     """Of one task: by its own clips where the data are there, else by the whole data set's published size.
 
@@ -79,12 +90,7 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
     if root.is_dir():
         clips = [clip for task in tasks for clip in task.read_clips(root)]
         picked = np.random.default_rng(0).permutation(len(clips))[:SAMPLE]
-        lengths_s = [
-            clips[index].end_s - (clips[index].start_s or 0.0)
-            if clips[index].end_s is not None
-            else audio_duration_s(clips[index].path)
-            for index in picked
-        ]
+        lengths_s = [length for index in picked if (length := _length_s(clips[index])) is not None] or [0.0]
         n_clips, hours = len(clips), len(clips) * float(np.mean(lengths_s)) / 3600
         folds = len({clip.fold for clip in clips} - {None}) or 1
     else:

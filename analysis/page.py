@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import numpy as np
 from plotly.offline import get_plotlyjs
 
-from analysis.comparison import COSTS, MEASURES
+from analysis.comparison import COSTS, MEASURES, covers_zero
 from analysis.studies import STUDIES, Run, encoder_words
 from analysis.summary import notes, summary_rows, summary_table
 from common.classify import run_title
@@ -48,12 +49,15 @@ def render(
     for number, (one, drawn, root) in enumerate(zip(runs, maps, audio, strict=True)):
         section = _section(one, number, len([other for other in runs if other.study is one.study]) > 1, drawn)
         link = Path(os.path.relpath(root, folder)).as_posix()
+        ablation = ablations.get(one.study.name)
+        # Of another encoder than this run's, it would say nothing of it.
+        if ablation and ablation["encoder"]["checkpoint"] != one.record["features"].get("checkpoint"):
+            ablation = None
         section["audio_words"] = (
             f"Click a dot to play its clip, from {link}."
             if root.is_dir()
             else f"Clips play from {link}, once the data set is there."
         )
-        ablation = ablations.get(one.study.name)
         if ablation:
             base = ablation["baseline"]
             section["ablation"] = (
@@ -65,7 +69,7 @@ def render(
         tasks[section["id"]] = {
             **_charts(one, section["head_name"]),
             "map": _map(one, section["head_name"], drawn),
-            "audio": link,
+            "audio": quote(link),
             "ablation": ablation["effects"] if ablation else None,
         }
     charts = _similarity(similarity) if similarity else []
@@ -85,6 +89,7 @@ def render(
         summary_notes=notes(rows),
         missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in there],
         similarity=charts,
+        compared="" if not similarity else similarity["words"],
         sections=sections,
         style=(PARTS / "report.css").read_text(encoding="utf-8"),
         script=(PARTS / "report.js").read_text(encoding="utf-8"),
@@ -166,7 +171,7 @@ def _section(one: Run, number: int, has_siblings: bool, drawn: Mapping[str, Any]
         "division": official["protocol"][:1].upper() + official["protocol"][1:],
         "head": best.replace("_", "-"),
         "head_name": best,
-        "pairs": _pairs(np.array(official["heads"][best]["confusion"]), names),
+        "pairs": _pairs(np.array(official["heads"][best]["confusion"]), names, len(official["seeds"])),
         "class_names": names,
         "classes_cut": f"the {CLASSES // 2} best and the {CLASSES // 2} worst of {len(names)}"
         if len(names) > CLASSES
@@ -181,15 +186,22 @@ def _first(one: Run) -> str:
     return next(iter(one.protocols))
 
 
-def _pairs(confusion: np.ndarray, names: Sequence[str]) -> list[list[str]]:
+def _pairs(confusion: np.ndarray, names: Sequence[str], n_seeds: int) -> list[list[str]]:
     """The most frequent confusions, by the share of the true class."""
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     np.fill_diagonal(share, 0)
-    table = [["true", "said", "% of the true class", "clips"]]
+    table = [["true", "said", "% of the true class", "clips" if n_seeds == 1 else "clips, mean of seeds"]]
     for flat in np.argsort(-share, axis=None, kind="stable")[:PAIRS]:
         true, said = np.unravel_index(flat, share.shape)
         if share[true, said] > 0:
-            table.append([names[true], names[said], percent(float(share[true, said])), f"{confusion[true, said]:,}"])
+            table.append(
+                [
+                    names[true],
+                    names[said],
+                    percent(float(share[true, said])),
+                    f"{confusion[true, said] / n_seeds:,.{int(n_seeds > 1)}f}",
+                ]
+            )
     return table if len(table) > 1 else [*table, ["none", "-", "-", "0"]]
 
 
@@ -258,14 +270,25 @@ def _similarity(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key, title in COSTS.items() if record["transfer"] else ():
         values = [
             [
-                None if target == source else round(100 * record["transfer"][target][key][source]["difference"], 2)
+                round(100 * record["transfer"][target][key][source]["difference"], 2)
+                if source in record["transfer"][target][key] and source != target
+                else None
                 for source in names
             ]
             for target in names
         ]
-        caption = "Points of accuracy (linear head) of the row’s task, prepared by what was fitted on the column’s clips; red: loss."
+        uncertain = [[covers_zero(record["transfer"][target][key].get(source)) for source in names] for target in names]
+        caption = "Points of accuracy (linear head) of the row’s task, prepared by what was fitted on the column’s clips; red: loss; in brackets: the 95 % interval covers 0."
         charts.append(
-            {"id": f"transfer-{key}", "title": title, "caption": caption, "z": values, "digits": 1, "diverging": True}
+            {
+                "id": f"transfer-{key}",
+                "title": title,
+                "caption": caption,
+                "z": values,
+                "digits": 1,
+                "diverging": True,
+                "uncertain": uncertain,
+            }
         )
     for chart in charts:
         most = [

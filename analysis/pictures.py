@@ -106,8 +106,9 @@ def plot_heat(
     path: Path,
     digits: int = 2,
     is_diverging: bool = False,
+    uncertain: np.ndarray | None = None,
 ) -> None:
-    """Draw a matrix with its numbers; NaN stays empty."""
+    """Draw a matrix with its numbers; NaN stays empty, what is `uncertain` stands in brackets."""
     height, width = values.shape
     longest = max(map(len, rows))
     figure = Figure(
@@ -128,6 +129,8 @@ def plot_heat(
         share = (values[row, column] - low) / max(high - low, 1e-12)
         dark = abs(share - 0.5) > 0.35 if is_diverging else share < 0.55
         text = f"{values[row, column]:.{digits}f}"
+        if uncertain is not None and uncertain[row, column]:
+            text = f"({text})"
         axes.text(column, row, text, ha="center", va="center", fontsize=font, color="white" if dark else "black")
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(_wrapped(caption, int(13 * figure.get_figwidth())), fontsize=8.5, loc="left")

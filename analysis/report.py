@@ -5,6 +5,7 @@ Clips play from the data sets' folders, where --data (or the configuration) says
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -53,7 +54,9 @@ def main() -> None:
 def _map(one: Run, folder: Path, most: int) -> dict[str, Any]:
     """A run's map; the same features are not put into the plane twice."""
     method = "tsne" if min(most, len(one.features)) <= TSNE_TO else "umap"
-    kept = folder / "maps" / f"{one.record['features']['sha256'][:16]}_{method}_{most}.npz"
+    # Of these very rows: a task may choose other ones of the same file.
+    rows = hashlib.sha256("\n".join(one.features.clip_ids).encode()).hexdigest()
+    kept = folder / "maps" / f"{one.record['features']['sha256'][:16]}_{rows[:8]}_{method}_{most}.npz"
     if kept.exists():
         with np.load(kept) as content:
             return {**content, "caption": str(content["caption"])}

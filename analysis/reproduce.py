@@ -92,7 +92,7 @@ def _get(study: Study, given: argparse.Namespace) -> bool:
         return True
     print(f"\n{study.task.title} is not here ({root}).")
     if not given.yes and not sys.stdin.isatty():
-        how = " && ".join(f"python -m common.download {' '.join(each)}" for each in study.download)
+        how = " && ".join(f"python -m common.download {' '.join(each)} --root {root.parent}" for each in study.download)
         print(f"skipped; to get it: {how}, or --yes")
         return False
     calls = [(*each, "--root", root.parent) for each in study.download]
@@ -144,7 +144,8 @@ def _features_file(study: Study, folder: Path, control: str, name: str) -> Path:
     """Where a set's features go; those of a control beside the task's own, by the control's name."""
     if not control:
         return folder / name
-    return folder / "controls" / control / name if study.task.parts else folder / "controls" / f"{control}.pt"
+    own = folder / "controls" / study.name  # several tasks share a folder
+    return own / control / name if study.task.parts else own / f"{control}.pt"
 
 
 def _show_plan(studies: Sequence[Study], controls: dict[str, str], given: argparse.Namespace) -> None:

@@ -205,7 +205,11 @@ class Run:
 
     def predictions(self, protocol: str = "official") -> dict[str, dict[str, str]]:
         """Of the first seed: head -> clip id -> the class that it said, for every clip that was tested."""
+        from common.features import FeatureFileError
+
         path = self.folder / f"{'' if protocol == 'official' else protocol + '_'}predictions.csv"
+        if not path.is_file():
+            raise FeatureFileError(f"{path} is gone; classify again: python {self.study.classify}")
         first_seed = str(self.protocols[protocol]["seeds"][0])
         said: dict[str, dict[str, str]] = {head: {} for head in self.protocols[protocol]["heads"]}
         with path.open(encoding="utf-8", newline="") as file:
@@ -266,7 +270,10 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
         "--results", type=Path, metavar="FOLDER", help="where result.json files lie (default: the tasks' own folders)"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FOLDER", help="where this writes (default: the results' folder, or analysis/results)"
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where this writes (default: the results' folder, or analysis/results)",
     )
     return parser
 
@@ -329,3 +336,17 @@ def seeded_rows(strata: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
         own = np.flatnonzero(strata == stratum)
         kept.append(rng.choice(own, max(1, round(most * len(own) / len(strata))), replace=False))
     return np.sort(np.concatenate(kept))
+
+
+def balanced_rows(labels: np.ndarray, sides: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
+    """The same of every side (fold or split) alike, as far as it has clips: else of a small test side little is left."""
+    left, quotas = most or len(labels), {}
+    counts = dict(zip(*np.unique(sides, return_counts=True), strict=True))
+    for place, side in enumerate(sorted(counts, key=counts.__getitem__)):
+        quotas[side] = min(counts[side], left // (len(counts) - place))
+        left -= quotas[side]
+    rows = []
+    for side, quota in quotas.items():
+        own = np.flatnonzero(sides == side)
+        rows.append(own[seeded_rows(labels[own], quota, seed)])
+    return np.sort(np.concatenate(rows))

@@ -118,7 +118,7 @@ def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     if any(encoder.startswith("untrained") for encoder in encoders):
         lines.insert(1, "An UNTRAINED encoder's scores say nothing about AudioSep.")
     if any(row["protocol"] == "random" for row in rows):
-        lines.append("random: 80/20 with related clips on both sides; it flatters wherever clips are related.")
+        lines.append("random: stratified, with related clips on both sides; it flatters wherever clips are related.")
     if used:
         listed = "; ".join(sources[source] for source in sorted(used))
         lines.append(

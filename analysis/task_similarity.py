@@ -28,7 +28,7 @@ def main() -> None:
     tasks = comparable(runs, given.max_clips)
     written = []
     if len(tasks) > 1:
-        record = compare(tasks, {run.study.name: run for run in runs}, not given.no_transfer)
+        record = compare(tasks, {one.study.name: one for one in reversed(runs)}, not given.no_transfer)
         written += draw(record, folder)
     else:
         print("one task alone: nothing to compare between tasks")

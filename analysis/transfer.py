@@ -28,7 +28,7 @@ def transfer_costs(
 
     Args:
         target: divided by its task.
-        others: name -> features of another task, all of whose rows may be fitted on: none is the target's.
+        others: name -> features of other data, all of whose rows may be fitted on.
         config: an effective configuration; its recipe and first seed are used.
 
     Returns:

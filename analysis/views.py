@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from analysis.studies import Study, seeded_rows
+from analysis.studies import Study, balanced_rows
 from common.audio import limit_bandwidth
 from common.encoder import CHANNELS, LAYERS, POOLS, SAMPLE_RATE, load_encoder
 from common.extract import extract
@@ -43,14 +43,14 @@ def add_noise(snr_db: float) -> Callable[[np.ndarray], np.ndarray]:
 DEGRADATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "first 50 %": keep_first(0.5),
     "first 25 %": keep_first(0.25),
-    "16 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 16_000),
-    "8 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 8_000),
+    "up to 8 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 16_000),
+    "up to 4 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 8_000),
     "noise, SNR 20 dB": add_noise(20),
     "noise, SNR 10 dB": add_noise(10),
     "noise, SNR 0 dB": add_noise(0),
 }
 # factor -> how the names of its views begin
-FACTORS = {"condition": ("condition",), "duration": ("first",), "bandwidth": ("16 kHz", "8 kHz"), "noise": ("noise",)}
+FACTORS = {"condition": ("condition",), "duration": ("first",), "bandwidth": ("up to",), "noise": ("noise",)}
 
 
 class ViewsEncoder:
@@ -119,8 +119,8 @@ def extract_views(
 ) -> tuple[FeatureSet, dict[str, slice]]:
     """Every view of every clip, or of a sample: one pass over the audio, saved, resumed and found again."""
     clips = [clip for task in study.extract.values() for clip in task.read_clips(root)]
-    strata = [f"{clip.class_name} {clip.fold} {clip.split}" for clip in clips]
-    picked = seeded_rows(np.unique(strata, return_inverse=True)[1], most)
+    sides = np.array([f"{clip.fold} {clip.split}" for clip in clips])
+    picked = balanced_rows(np.unique([clip.class_name for clip in clips], return_inverse=True)[1], sides, most)
     print(f"{study.task.title}: {len(picked):,} of {len(clips):,} clips, {len(encoder.views)} views of each")
     extract(
         [clips[index] for index in picked],

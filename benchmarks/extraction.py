@@ -73,6 +73,7 @@ def _timed(call: Callable[[], Any], device: torch.device) -> float:
 
 def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) -> None:
     """Do one way's work whenever asked; send seconds and embeddings, and at the end the peak memory."""
+    torch.backends.cudnn.allow_tf32 = way == "tf32"  # it is torch's default, and would round the reference too
     if way.startswith(ORIGINAL):
         from original import PlainEncoder, extract_originally
 
@@ -97,14 +98,22 @@ def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) 
         pipe.send((time.perf_counter() - started, embeddings.numpy()))
         number += 1
     # Only now, while all others rest.
-    extra = {} if way.startswith(ORIGINAL) else {"peak": peak(device, way), "parts": breakdown(encoder, paths)}
+    extra = (
+        {}
+        if way.startswith(ORIGINAL)
+        else {
+            "peak": peak(device, way),
+            "parts": breakdown(encoder, paths[:8]),
+            "timed_s": sum(soundfile.info(path).duration for path in paths[:8]),
+        }
+    )
     if device.type == "cuda":
         extra["gpu_memory"] = torch.cuda.max_memory_allocated(device)
     pipe.send({**extra, "memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
 
 
 def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
-    """Seconds in each part, clip after clip without overlap; of at most eight clips."""
+    """Seconds in each part, clip after clip without overlap."""
     spent: dict[str, float] = defaultdict(float)
 
     def timing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +133,7 @@ def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
     try:
         encoder.embed([read_audio(paths[0], SAMPLE_RATE)])
         spent.clear()
-        for path in paths[:8]:
+        for path in paths:
             soundfile_read = timing("decode", lambda path: soundfile.read(path, dtype="float32"))
             soundfile_read(path)
             waveform = timing("decode and resample", read_audio)(path, SAMPLE_RATE)
@@ -248,10 +257,9 @@ def _report(
         table.append([way, *cells, f"{memory:.1f}"])
     own = [way for way in ways if "parts" in extras[way]]
     names = list(extras[own[0]]["parts"])
-    timed_s = audio_s * min(8, len(embeddings[ORIGINAL])) / len(embeddings[ORIGINAL])
     parts = [["part", *own]]
     for name in names:
-        parts.append([name, *(f"{1000 * extras[way]['parts'][name] / timed_s:.2f}" for way in own)])
+        parts.append([name, *(f"{1000 * extras[way]['parts'][name] / extras[way]['timed_s']:.2f}" for way in own)])
     return {"device": str(device), "audio_s": audio_s, "figures": figures, "table": table, "parts": parts}
 
 

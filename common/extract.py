@@ -27,9 +27,9 @@ from common.clips import Clip, DatasetError
 from common.encoder import CHANNELS, AudioSepEncoder
 from common.features import FeatureFileError, FeatureSet
 from common.files import OutputError, remove_leftovers, write_atomically
-from common.partial import Rows, changed_files, difference, discard, resume
+from common.partial import Rows, changed_files, difference, discard, resume, settings_id
 from common.progress import progress_bar
-from common.shards import Shard, one_at_a_time
+from common.shards import Shard, clip_lengths, one_at_a_time
 
 SAVE_EVERY_S = 20.0
 MAX_WORKERS = 16
@@ -102,37 +102,41 @@ def extract(
         return finished
 
     partial = output.with_name(output.name + ".partial")
-    rows = Rows.empty(len(clips), CHANNELS.get(layer, encoder.embedding_size))
+    device_settings = {**settings, "device": encoder.device.type}
+    made_with = settings_id(device_settings)
+    rows = Rows.empty(len(clips), CHANNELS.get(layer, encoder.embedding_size), made_with)
 
-    def gather() -> bool:
-        """Take over what is there, of a finished file and of chunks; whether there is a finished file."""
+    def gather(wanted: Sequence[int]) -> None:
+        """Take over what is there, of a finished file and of chunks."""
         # Looked at again: another run may have finished it in the meantime.
         finished = _standing(output, settings, clips, clip_ids, overwrite)
         if finished is not None:
             rows.adopt(finished, clip_ids)
-        resume(partial, {**settings, "device": encoder.device.type}, rows, clips, overwrite)
-        return finished is not None
+        resume(partial, device_settings, rows, clips, overwrite, wanted)
 
     with shard.working(partial, str(output)):
         try:
             with one_at_a_time(partial):
-                gather()
-            own = shard.own(clips)
+                own = range(len(clips))
+                if shard.count > 1:
+                    resume(partial, device_settings, rows, clips, overwrite, [])  # drops what is of other settings
+                    own = shard.own(clip_lengths(partial, clips, made_with))
+                gather(own)
             left = set(rows.pending())
             pending = [index for index in own if index in left]
             workers = workers or min(MAX_WORKERS, os.cpu_count() or 1)
             _compute(clips, encoder, rows, pending, partial, layer, pool, workers, shard)
-            shard.is_done(partial, rows.failed)
+            shard.is_done(partial, rows.failed, made_with)
             with one_at_a_time(partial):
-                failed = shard.failures_of_all(partial)
+                failed = shard.failures_of_all(partial, made_with)
                 if failed is None:  # others are not done, or one that was done at the same moment has written it
                     written = not (partial / "settings.json").exists()
                     then = f"{output} is written" if written else f"the last shard to be done writes {output}"
                     print(f"shard {shard}: {len(own):,} clips done; {then}")
                     return None
                 if shard.count > 1:
-                    gather()
-                rows.failed = failed
+                    gather(range(len(clips)))
+                rows.failed = {index: why for index, why in failed.items() if not rows.samples[index]}
                 if rows.pending():
                     raise OutputError(
                         f"{len(rows.pending()):,} clips that a shard had done are gone or have changed; run every shard "

@@ -6,7 +6,9 @@ all; the next run with the same settings goes on from them.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +43,7 @@ class Rows:
 
     `samples` holds the waveform's length once a clip is embedded, and 0 before; `stamps` what its file's content
     was then; `failed` the reason where it cannot be, which is not saved: a run that goes on tries those clips
-    again. `unsaved` are the indices that no chunk holds yet.
+    again. `unsaved` are the indices that no chunk holds yet. `settings_id` says what the rows were made with.
     """
 
     features: torch.Tensor  # (N, D)
@@ -49,10 +51,11 @@ class Rows:
     stamps: torch.Tensor  # (N,) int64
     failed: dict[int, str]
     unsaved: list[int]
+    settings_id: str = ""
 
     @classmethod
-    def empty(cls, rows: int, size: int) -> Rows:
-        return cls(torch.zeros(rows, size), *torch.zeros(2, rows, dtype=torch.int64), {}, [])
+    def empty(cls, rows: int, size: int, settings_id: str) -> Rows:
+        return cls(torch.zeros(rows, size), *torch.zeros(2, rows, dtype=torch.int64), {}, [], settings_id)
 
     def embedded(self) -> int:
         return int((self.samples > 0).sum())
@@ -80,18 +83,25 @@ class Rows:
             return
         indices = torch.tensor(self.unsaved)
         chunk = {
+            "settings": self.settings_id,
             "indices": indices,
             "features": self.features[indices],
             "samples": self.samples[indices],
             "stamps": self.stamps[indices],
         }
         # Never the name of another chunk: a clip whose audio changed stands in an old one too, beside good rows.
-        save_torch(chunk, partial / f"chunk-{time.time_ns()}.pt")
+        save_torch(chunk, partial / f"chunk-{time.time_ns()}-{os.getpid()}.pt")
         self.unsaved.clear()
 
-    def read_chunks(self, partial: Path, clips: Sequence[Clip]) -> int:
-        """Take over the chunks of an earlier run, but for clips whose audio has changed; how many rows that is."""
-        count = 0
+    def read_chunks(self, partial: Path, clips: Sequence[Clip], wanted: Sequence[int]) -> int:
+        """Take over the wanted rows of chunks of the same settings, but for clips whose audio has changed; how many.
+
+        Chunks of other settings may still come from a process that has not noticed that its work was dropped.
+        """
+        if not wanted:
+            return 0
+        count, is_wanted = 0, torch.zeros(len(clips), dtype=torch.bool)
+        is_wanted[torch.tensor(wanted, dtype=torch.int64)] = True
         for path in sorted(partial.glob("chunk-*.pt")):
             try:
                 chunk = load_torch(path)
@@ -99,11 +109,15 @@ class Rows:
                 print(f"{path} is damaged ({error}); its clips are computed again")
                 path.unlink()
                 continue
+            if chunk.get("settings") != self.settings_id:
+                continue
+            keep = is_wanted[chunk["indices"]]
+            chunk = {key: value[keep] for key, value in chunk.items() if key != "settings"}
             indices = chunk["indices"]
             changed = set(changed_files(clips, dict(zip(indices.tolist(), chunk["stamps"].tolist(), strict=True))))
             if changed:
                 print(f"{len(changed)} audio files have changed since the last run; their clips are computed again")
-            same = torch.tensor([clips[index].path not in changed for index in indices.tolist()])
+            same = torch.tensor([clips[index].path not in changed for index in indices.tolist()], dtype=torch.bool)
             self.features[indices[same]] = chunk["features"][same]
             self.samples[indices[same]] = chunk["samples"][same]
             self.stamps[indices[same]] = chunk["stamps"][same]
@@ -115,6 +129,12 @@ def difference(earlier: dict[str, Any], settings: dict[str, Any]) -> str:
     """What differs of the settings that count, in words; empty where nothing does."""
     counting = {key: value for key, value in settings.items() if key in (*SETTINGS, "device")}
     return difference_in_words(earlier, counting)
+
+
+def settings_id(settings: dict[str, Any]) -> str:
+    """A name for the settings that count."""
+    counting = {key: settings.get(key) for key in (*SETTINGS, "device")}
+    return hashlib.sha256(json.dumps(counting, sort_keys=True).encode()).hexdigest()
 
 
 def changed_files(clips: Sequence[Clip], stamps: dict[int, int]) -> list[Path]:
@@ -130,8 +150,15 @@ def changed_files(clips: Sequence[Clip], stamps: dict[int, int]) -> list[Path]:
     return list(dict.fromkeys(clips[index].path for index, stamp in stamps.items() if now[clips[index].path] != stamp))
 
 
-def resume(partial: Path, settings: dict[str, Any], rows: Rows, clips: Sequence[Clip], overwrite: bool) -> None:
-    """Take over the unfinished work of the same settings, which name the kind of device too."""
+def resume(
+    partial: Path,
+    settings: dict[str, Any],
+    rows: Rows,
+    clips: Sequence[Clip],
+    overwrite: bool,
+    wanted: Sequence[int],
+) -> None:
+    """Take over the wanted rows of unfinished work of the same settings, which name the kind of device too."""
     note = partial / "settings.json"
     if note.exists():
         try:
@@ -139,18 +166,18 @@ def resume(partial: Path, settings: dict[str, Any], rows: Rows, clips: Sequence[
         except (ValueError, AttributeError) as error:
             different = f"its settings cannot be read: {error}"
         if not different:
-            count = rows.read_chunks(partial, clips)
+            count = rows.read_chunks(partial, clips, wanted)
             if count:
                 print(f"going on: {count:,} of {len(clips):,} clips were done before")
             return
         if not overwrite:
             raise OutputError(f"{partial} holds unfinished work of other settings ({different}); --overwrite drops it")
-        for chunk in partial.glob("chunk-*.pt"):
-            chunk.unlink()
+        discard(partial)
     write_atomically(note, json.dumps(settings, indent=1).encode())
 
 
 def discard(partial: Path) -> None:
     """Remove the chunks and their settings, once the finished file holds their rows."""
-    for file in (*partial.glob("chunk-*.pt"), *partial.glob("done-*.json"), partial / "settings.json"):
-        file.unlink(missing_ok=True)
+    for pattern in ("chunk-*.pt", ".chunk-*.tmp", "done-*.json", "lengths.pt", "settings.json"):
+        for file in partial.glob(pattern):
+            file.unlink(missing_ok=True)

@@ -18,10 +18,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from common.clips import Clip
-from common.files import OutputError, exclusive, write_atomically
+from common.files import OutputError, exclusive, load_torch, save_torch, write_atomically
 
 ASSUMED_BYTES_A_SECOND = 64_000  # of a file, to weigh it against a segment whose seconds are known
-WAIT_S = 600  # for another shard that reads or assembles
 
 
 @dataclass(frozen=True)
@@ -50,20 +49,19 @@ class Shard:
             raise ValueError(f"shard {text!r} is none; give i/n with i from 1 to n, such as 3/8")
         return cls(int(match[1]) - 1, int(match[2]))
 
-    def own(self, clips: Sequence[Clip]) -> list[int]:
+    def own(self, lengths: Sequence[float]) -> list[int]:
         """The indices of this part's clips, longest first; all shards together have every clip once.
 
         Clips are dealt to the shard that has the least so far (Graham's longest processing time first), so that all
-        end together. Lengths are those of segments, or by the sizes of files; the same on every machine.
+        end together.
         """
         if self.count == 1:
-            return list(range(len(clips)))
-        weights = [_weight(clip) for clip in clips]
+            return list(range(len(lengths)))
         loads = [(0.0, shard) for shard in range(self.count)]
         own = []
-        for index in sorted(range(len(clips)), key=lambda index: (-weights[index], index)):
+        for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
             load, shard = min(loads)
-            loads[shard] = (load + weights[index], shard)
+            loads[shard] = (load + lengths[index], shard)
             if shard == self.index:
                 own.append(index)
         return own
@@ -82,19 +80,22 @@ class Shard:
             self._note(partial).unlink(missing_ok=True)  # not done: clips that failed are tried again
             yield
 
-    def is_done(self, partial: Path, failed: Mapping[int, str]) -> None:
-        """Say so, with the clips of this part that failed."""
-        write_atomically(self._note(partial), json.dumps({str(index): why for index, why in failed.items()}).encode())
+    def is_done(self, partial: Path, failed: Mapping[int, str], settings_id: str) -> None:
+        """Say so, with the clips of this part that failed, and what its rows were made with."""
+        note = {"settings": settings_id, "failed": {str(index): why for index, why in failed.items()}}
+        write_atomically(self._note(partial), json.dumps(note).encode())
 
-    def failures_of_all(self, partial: Path) -> dict[int, str] | None:
-        """The failed clips of all parts, by index; None while one is not done."""
+    def failures_of_all(self, partial: Path, settings_id: str) -> dict[int, str] | None:
+        """The failed clips of all parts, by index; None while one is not done with these settings."""
         failed: dict[int, str] = {}
         for index in range(self.count):
             try:
                 note = json.loads(Shard(index, self.count)._note(partial).read_text(encoding="utf-8"))
             except FileNotFoundError:
                 return None
-            failed |= {int(clip): why for clip, why in note.items()}
+            if note["settings"] != settings_id:
+                return None
+            failed |= {int(clip): why for clip, why in note["failed"].items()}
         return failed
 
     def _note(self, partial: Path) -> Path:
@@ -103,20 +104,28 @@ class Shard:
 
 @contextlib.contextmanager
 def one_at_a_time(partial: Path) -> Iterator[None]:
-    """Hold the lock of what concerns all parts: the settings, and the assembling."""
+    """Hold the lock of what concerns all parts: the settings, and the assembling, for which others wait."""
     partial.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(partial / "common.lock")
-    try:
-        lock.acquire(timeout=WAIT_S)
-    except Timeout as error:
-        raise OutputError(f"another process has held {lock.lock_file} for {WAIT_S} s; is it stuck?") from error
-    try:
+    with FileLock(partial / "common.lock"):
         yield
-    finally:
-        lock.release()
 
 
-def _weight(clip: Clip) -> float:
+def clip_lengths(partial: Path, clips: Sequence[Clip], settings_id: str) -> list[float]:
+    """About how many seconds each clip has: of its segment, or by the size of its file. Written down by the first part
+    that asks, since all must deal alike, whatever becomes of the files or lies on another machine."""
+    import torch  # late: --help reads this file too
+
+    path = partial / "lengths.pt"
+    if path.exists():
+        kept = load_torch(path)
+        if kept["settings"] == settings_id:
+            return kept["lengths"].tolist()
+    lengths = [_length_s(clip) for clip in clips]
+    save_torch({"settings": settings_id, "lengths": torch.tensor(lengths, dtype=torch.float64)}, path)
+    return lengths
+
+
+def _length_s(clip: Clip) -> float:
     if clip.end_s is not None:
         return clip.end_s - (clip.start_s or 0.0)
     try:

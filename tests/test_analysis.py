@@ -16,7 +16,7 @@ from conftest import PROJECT_ROOT
 from analysis import similarity
 from analysis.effects import ablate
 from analysis.maps import knn_purity, make_map, project, silhouette
-from analysis.studies import STUDIES, find_study, read_runs, seeded_rows
+from analysis.studies import STUDIES, balanced_rows, find_study, read_runs, seeded_rows
 from analysis.summary import read_references, summary_rows, summary_table, write_summary
 from analysis.transfer import transfer_costs
 from analysis.views import DEGRADATIONS, GRID, SEPARATOR, ViewsEncoder, add_noise, read_views, width_of
@@ -145,6 +145,16 @@ def test_a_map_of_two_clips_is_no_error() -> None:
         project(np.zeros((9, 5)), "pca", 0)
 
 
+def test_a_balanced_sample_leaves_a_small_test_side_its_clips() -> None:
+    sides = np.array(["train"] * 9000 + ["valid"] * 700 + ["test"] * 300)
+    labels = np.arange(10_000) % 10
+    rows = balanced_rows(labels, sides, 1200)
+    counts = dict(zip(*np.unique(sides[rows], return_counts=True), strict=True))
+    assert counts == {"test": 300, "train": 450, "valid": 450}
+    assert np.bincount(labels[rows]).tolist() == [120] * 10
+    np.testing.assert_array_equal(balanced_rows(labels, sides, 0), np.arange(10_000))
+
+
 def test_a_sample_takes_of_every_stratum_in_proportion() -> None:
     strata = np.array([0] * 900 + [1] * 90 + [2] * 10)
     rows = seeded_rows(strata, 100)
@@ -229,11 +239,11 @@ def test_an_ablation_finds_the_layer_that_knows_the_classes(tmp_path: Path) -> N
 
 
 def test_a_file_of_views_is_recognised(tmp_path: Path) -> None:
-    names = (*GRID, "8 kHz")
+    names = (*GRID, "up to 4 kHz")
     features = grouped(count=10, n_classes=2, size=sum(map(width_of, names)))
     replace(features, meta={"layer": "views", "pool": SEPARATOR.join(names)}).save(tmp_path / "views.pt")
     _, views = read_views(tmp_path / "views.pt")
-    assert views["8 kHz"].stop == features.features.shape[1]
+    assert views["up to 4 kHz"].stop == features.features.shape[1]
     assert views["pre_conv std"] == slice(32, 64)
     features.save(tmp_path / "plain.pt")
     with pytest.raises(ValueError, match="holds no views"):

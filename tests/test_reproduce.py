@@ -42,7 +42,7 @@ def test_every_step_of_one_task(calls: Calls, tmp_path: Path) -> None:
     assert scripts(calls) == ["common.doctor", *[extract] * 3, classify, "summary.py", "report.py"]
     folder = tmp_path / "out" / "esc50"
     outputs = [call[call.index("--output") + 1] for call in calls[1:4]]
-    names = ["esc50_features_audiosep.pt", "controls/random_0.pt", "controls/logmel.pt"]
+    names = ["esc50_features_audiosep.pt", "controls/esc50/random_0.pt", "controls/esc50/logmel.pt"]
     assert outputs == [str(folder / name) for name in names]
     assert [call[call.index("--checkpoint") + 1] for call in calls[2:4]] == ["random:0", "logmel"]
     assert "--checkpoint" not in calls[1]  # as configured
@@ -56,11 +56,23 @@ def test_a_task_of_three_sets_has_three_files_and_three_of_each_control(calls: C
     folder = tmp_path / "out" / "nsynth"
     outputs = [call[call.index("--output") + 1] for call in calls if "--output" in call]
     expected = [folder / f"nsynth_{split}_features.pt" for split in ("train", "valid", "test")]
-    expected += [folder / "controls" / "logmel" / f"nsynth_{split}_features.pt" for split in ("train", "valid", "test")]
+    expected += [
+        folder / "controls" / "nsynth" / "logmel" / f"nsynth_{split}_features.pt"
+        for split in ("train", "valid", "test")
+    ]
     assert outputs == list(map(str, expected))  # the encoder is its own control
     classify = next(call for call in calls if "train_nsynth" in call[0])
     assert classify[classify.index("--features") + 1] == str(folder)
-    assert classify[classify.index("--control-features") + 1] == str(folder / "controls" / "logmel")
+    assert classify[classify.index("--control-features") + 1] == str(folder / "controls" / "nsynth" / "logmel")
+
+
+def test_tasks_of_one_folder_do_not_share_a_file(calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("speech_commands_v0.01", "speech_commands_v0.02", "ICBHI_final_database"):
+        (tmp_path / folder).mkdir()
+    names = ("speech_commands_v1", "speech_commands_v2", "icbhi", "icbhi_cycles")
+    reproduce.main([*names, "--data", str(tmp_path), "--no-doctor"])
+    outputs = [call[call.index("--output") + 1] for call in calls if "--output" in call]
+    assert len(outputs) == len(set(outputs)) == 12
 
 
 @pytest.mark.parametrize("failing", ["common.doctor", "esc50_feature_fc/esc50_linear_classifier.py"])

@@ -53,12 +53,12 @@ function summaryChart() {
 }
 
 function heat(id, chart) {
-  const text = chart.z.map((row) => row.map((value) => (value === null ? "" : value.toFixed(chart.digits))));
+  const text = chart.z.map((row, i) => row.map((value, j) => (value === null ? "" : (chart.uncertain && chart.uncertain[i][j] ? `(${value.toFixed(chart.digits)})` : value.toFixed(chart.digits)))));
   draw(id, [{
     type: "heatmap", z: chart.z, x: chart.columns, y: chart.rows, text, texttemplate: chart.columns.length <= 12 ? "%{text}" : "",
     colorscale: chart.diverging ? "RdBu" : "Viridis", reversescale: chart.diverging, zmid: chart.diverging ? 0 : undefined, showscale: false, xgap: 1, ygap: 1,
     hovertemplate: "%{y} / %{x}: %{z:.3f}<extra></extra>",
-  }], { xaxis: { tickangle: -40 }, yaxis: { autorange: "reversed" } }, 190 + 34 * chart.rows.length);
+  }], { xaxis: { type: "category", tickangle: -40 }, yaxis: { type: "category", autorange: "reversed" } }, 190 + 34 * chart.rows.length);
 }
 
 function confusionChart(id, task) {
@@ -71,8 +71,8 @@ function confusionChart(id, task) {
     text: shown.map((row) => row.map((value) => (value >= 0.5 ? value.toFixed(0) : ""))), texttemplate: few ? "%{text}" : "",
     showscale: !few, hovertemplate: "true: %{y}<br>said: %{x}<br>%{z:.1f} %<extra></extra>",
   }], {
-    xaxis: { tickangle: -90, showticklabels: readable, dtick: 1, title: { text: readable ? "predicted" : "predicted (hover for names)" }, tickfont: { size: few ? 11 : 8 } },
-    yaxis: { autorange: "reversed", showticklabels: readable, dtick: 1, title: { text: "true" }, tickfont: { size: few ? 11 : 8 } },
+    xaxis: { type: "category", tickangle: -90, showticklabels: readable, dtick: 1, title: { text: readable ? "predicted" : "predicted (hover for names)" }, tickfont: { size: few ? 11 : 8 } },
+    yaxis: { type: "category", autorange: "reversed", showticklabels: readable, dtick: 1, title: { text: "true" }, tickfont: { size: few ? 11 : 8 } },
   }, few ? 460 : Math.min(760, Math.max(460, width)));
 }
 
@@ -83,7 +83,7 @@ function classesChart(id, task) {
     text: rows.map((row) => (100 * row.f1).toFixed(0)), textposition: "outside", cliponaxis: false,
     customdata: rows.map((row) => [percent(row.precision), percent(row.recall), row.clips]),
     hovertemplate: "%{y}<br>F1 %{x:.1f} %, precision %{customdata[0]}, recall %{customdata[1]}<br>%{customdata[2]} test clips<extra></extra>",
-  }], { xaxis: { range: [0, 108], title: { text: "F1, %" } }, yaxis: { autorange: "reversed", dtick: 1, tickfont: { size: rows.length > 30 ? 9 : 11 } } },
+  }], { xaxis: { range: [0, 108], title: { text: "F1, %" } }, yaxis: { type: "category", autorange: "reversed", dtick: 1, tickfont: { size: rows.length > 30 ? 9 : 11 } } },
   Math.max(320, 90 + 17 * rows.length));
 }
 
@@ -117,7 +117,7 @@ function ablationChart(id, task) {
       customdata: rows.map((row) => percent(row[kind].accuracy)), hovertemplate: "%{y}: %{customdata} % (%{x:+.1f})<extra></extra>" };
   });
   draw(`${id}-ablation`, traces, { xaxis: { title: { text: "accuracy against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") },
-    yaxis: { autorange: "reversed", dtick: 1 } }, 120 + 26 * rows.length);
+    yaxis: { type: "category", autorange: "reversed", dtick: 1 } }, 120 + 26 * rows.length);
 }
 
 function mapChart(id, task) {
