@@ -133,7 +133,8 @@ def plot_heat(
             text = f"({text})"
         axes.text(column, row, text, ha="center", va="center", fontsize=font, color="white" if dark else "black")
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel(_wrapped(caption, int(13 * figure.get_figwidth())), fontsize=8.5, loc="left")
+    # Of the figure, not of the axes: long names leave those narrow.
+    figure.supxlabel(_wrapped(caption, int(13.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8.5)
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     save_figure(figure, path)
 
