@@ -108,16 +108,18 @@ function curvesChart(id, task) {
 
 function ablationChart(id, task) {
   const rows = task.ablation;
-  const traces = [["linear", "linear", "circle"], ["three_layer", "three", "square"]].map(([kind, mark, symbol]) => {
+  const heads = [["linear", "linear", "circle", -0.15], ["three_layer", "three", "square", 0.15]];
+  const traces = heads.map(([kind, mark, symbol, shift]) => {
     const x = rows.map((row) => 100 * row[kind].difference);
     const reach = (side, sign) => rows.map((row, i) => (row[kind].difference_interval ? sign * (100 * row[kind].difference_interval[side] - x[i]) : 0));
-    return { type: "scatter", mode: "markers", x, y: rows.map((row) => row.name), name: kind.replace("_", "-"),
+    return { type: "scatter", mode: "markers", x, y: rows.map((_, place) => place + shift), name: kind.replace("_", "-"),
       marker: { color: colour(mark), symbol, size: 8 },
       error_x: { type: "data", symmetric: false, array: reach(1, 1), arrayminus: reach(0, -1), color: colour(mark), thickness: 1.2 },
-      customdata: rows.map((row) => percent(row[kind].accuracy)), hovertemplate: "%{y}: %{customdata} % (%{x:+.1f})<extra></extra>" };
+      customdata: rows.map((row) => [row.name, percent(row[kind].accuracy)]),
+      hovertemplate: "%{customdata[0]}: %{customdata[1]} % (%{x:+.1f})<extra></extra>" };
   });
   draw(`${id}-ablation`, traces, { xaxis: { title: { text: "accuracy against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") },
-    yaxis: { type: "category", autorange: "reversed", dtick: 1 } }, 120 + 26 * rows.length);
+    yaxis: { autorange: "reversed", tickvals: rows.map((_, place) => place), ticktext: rows.map((row) => row.name), zeroline: false } }, 120 + 26 * rows.length);
 }
 
 function mapChart(id, task) {
