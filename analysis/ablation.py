@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from analysis.studies import find_study, output_folder, parser_of
-from common.cli import RECIPE_KEYS, run
+from common.cli import leave_to_recipe, run
 from common.config import ConfigError, load_config
 
 FACTORS = ("layer", "pool", "condition", "scaler", "duration", "bandwidth", "noise")
@@ -29,10 +29,8 @@ def main() -> None:
     flags = {key: getattr(given, key) for key in ("checkpoint", "device", "epochs", "seeds", "recipe")}
     given_flags = {key: value for key, value in flags.items() if value is not None}
     config = load_config(study.task.folder / "config.yaml", None, given_flags)
-    if config["recipe"] == "tuned":  # which brings its own, unless a flag says otherwise
-        config |= {key: None for key in RECIPE_KEYS if key not in given_flags}
-    for flag in study.task.flags:
-        config[flag.name.removeprefix("--").replace("-", "_")] = flag.choices[0] if flag.choices else None
+    leave_to_recipe(config, given_flags)
+    config |= {flag.key: flag.default for flag in study.task.flags}
     try:
         device = resolve_device("auto" if given.device is None else given.device)
         encoder = ViewsEncoder(config["checkpoint"], device, given.factors, given.condition)

@@ -297,6 +297,7 @@ def _similarity(record: Mapping[str, Any]) -> list[dict[str, Any]]:
             for column, value in enumerate(each)
             if value is not None and row != column
         ]
-        _, row, column = max(most)
-        chart["words"] = f"largest between {names[row]} and {names[column]}, {chart['z'][row][column]:.2f}"
+        _, row, column = max(most, default=(0, 0, 0))
+        largest = f"largest between {names[row]} and {names[column]}, {chart['z'][row][column]:.2f}" if most else ""
+        chart["words"] = largest or "nothing to compare"
     return [{**chart, "rows": names, "columns": names} for chart in charts]

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.cli import default_path
+from common.cli import data_root_of, default_path
 from common.clips import Task
-from common.config import PROJECT_ROOT, ConfigError, load_config
+from common.config import PROJECT_ROOT, ConfigError
 from esc50_feature_fc import esc50
 from icbhi_feature_fc import icbhi
 from key_word_spotting import speech_commands
@@ -60,13 +60,11 @@ class Study:
 
     @property
     def results_folder(self) -> Path:
-        return self.task.results_folder or self.task.folder
+        return default_path(self.task, "output_dir")
 
     def data_root(self, data: Path | None) -> Path:
         """Where the data set lies: as configured, or under its own name below `data`."""
-        configured = Path(
-            load_config(self.task.folder / "config.yaml")["data_root"] or default_path(self.task, "data_root")
-        )
+        configured = data_root_of(self.task)
         return data / configured.name if data else configured
 
     def how_to_run(self) -> str:
@@ -175,11 +173,6 @@ class Run:
     study: Study
     folder: Path
     record: dict[str, Any]
-
-    @property
-    def title(self) -> str:
-        """The task's name; with the folder's where it is not the task's own."""
-        return self.study.task.title
 
     @property
     def protocols(self) -> dict[str, dict[str, Any]]:

@@ -12,9 +12,9 @@ import torch
 from analysis.similarity import principal_subspace
 from common.features import FeatureSet
 from common.protocols import make_jobs, outcome_of
-from common.recipes import Recipe, recipe_for, shrinkage_for
+from common.recipes import Recipe, fit_own_scaler, recipe_for
 from common.results import Outcome, comparison_record
-from common.scalers import DEFAULT_SHRINKAGE, Scaler, fit_scaler
+from common.scalers import fit_scaler
 from common.stack import Job
 from common.train import fit_chosen
 
@@ -59,17 +59,11 @@ def transfer_costs(
 
 def _transformed(raw: np.ndarray, fitted_on: np.ndarray, recipe: Recipe, reduce: bool) -> np.ndarray:
     """Rows scaled, or standardised and reduced to the first principal directions, as fitted on other rows."""
-    scaler = _scaler(recipe, fitted_on)
     if not reduce:
-        return scaler(raw)
+        return fit_own_scaler(recipe, fitted_on)(raw)
     # Directions of standardised rows: whitened ones have no principal directions.
     standard = fit_scaler("standard", fitted_on)
     return standard(raw) @ principal_subspace(standard(fitted_on).astype(np.float64)).astype(np.float32)
-
-
-def _scaler(recipe: Recipe, rows: np.ndarray) -> Scaler:
-    shrinkage = shrinkage_for(recipe, recipe.shrinkage, *rows.shape)
-    return fit_scaler(recipe.scaler, rows, DEFAULT_SHRINKAGE if shrinkage is None else shrinkage, recipe.is_unit_length)
 
 
 def _fit(

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,9 +179,8 @@ def parse_flags(
     config = load_config(task_config, given.config, flag_values)
     given.chosen_keys = {*flag_values, *(read_config(given.config) if given.config else ())}
     for flag in own_flags:
-        key = flag.name.removeprefix("--").replace("-", "_")
-        value = getattr(given, key)
-        config[key] = flag.choices[0] if value is None else value
+        value = getattr(given, flag.key)
+        config[flag.key] = flag.default if value is None else value
     wanted = [getattr(given, f"variant{place}") for place in range(len(variants.flags))]
     tasks = [
         variant
@@ -202,6 +201,11 @@ def default_path(task: Task, key: str) -> Path:
     if key == "data_root":
         return PROJECT_ROOT / "data" / task.data_folder
     return task.folder / task.features_file if key == "features" else task.results_folder or task.folder
+
+
+def data_root_of(task: Task) -> Path:
+    """Where a task's data set lies, as configured."""
+    return Path(load_config(task.folder / "config.yaml")["data_root"] or default_path(task, "data_root"))
 
 
 def _device(config: dict[str, Any], given: argparse.Namespace) -> torch.device:
@@ -297,12 +301,17 @@ def _classify(variants: Task | Variants, argv: Sequence[str] | None) -> None:
         _classify_one(task, dict(config), given)
 
 
+def leave_to_recipe(config: dict[str, Any], chosen: Collection[str]) -> None:
+    """Where the recipe is the tuned one, drop what it brings itself, but for the keys that a user chose."""
+    if config["recipe"] == "tuned":
+        config |= {key: None for key in RECIPE_KEYS if key not in chosen}
+
+
 def _classify_one(task: Task, config: dict[str, Any], given: argparse.Namespace) -> None:
     from common.classify import classify
 
     config["device"] = str(_device(config, given))
-    if config["recipe"] == "tuned":
-        config |= {key: None for key in RECIPE_KEYS if key not in given.chosen_keys}
+    leave_to_recipe(config, given.chosen_keys)
     # What the encoder was is in the features' own record, not in today's configuration.
     about_encoder = EXTRACT_FLAGS.keys() - CLASSIFY_FLAGS.keys()
     classify(task, {key: value for key, value in config.items() if key not in about_encoder}, given.overwrite)

@@ -62,6 +62,16 @@ class Flag:
     help: str
     choices: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """Under which its value stands in the configuration."""
+        return self.name.removeprefix("--").replace("-", "_")
+
+    @property
+    def default(self) -> str | bool:
+        """Its value where it is not given."""
+        return self.choices[0] if self.choices else False
+
 
 def as_it_is(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tuple[FeatureSet, str]:
     """What `Task.prepare` does where nothing is to be prepared."""

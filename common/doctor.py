@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from common.cli import default_path, run
+from common.cli import data_root_of, run
 from common.clips import Task
 from common.config import load_config
 
@@ -77,8 +77,7 @@ def data_sets() -> dict[str, tuple[tuple[Task, ...], ...]]:
 
 
 def _root(task: Task, given: Path | None) -> Path:
-    configured = load_config(task.folder / "config.yaml")["data_root"]
-    return Path(os.path.abspath(given or configured or default_path(task, "data_root")))  # noqa: PTH100 - without ..
+    return Path(os.path.abspath(given or data_root_of(task)))  # noqa: PTH100 - without ..
 
 
 def _show(title: str, findings: Iterable) -> int:

@@ -127,14 +127,16 @@ class Rows:
 
 def difference(earlier: dict[str, Any], settings: dict[str, Any]) -> str:
     """What differs of the settings that count, in words; empty where nothing does."""
-    counting = {key: value for key, value in settings.items() if key in (*SETTINGS, "device")}
-    return difference_in_words(earlier, counting)
+    return difference_in_words(earlier, _counting(settings))
 
 
 def settings_id(settings: dict[str, Any]) -> str:
     """A name for the settings that count."""
-    counting = {key: settings.get(key) for key in (*SETTINGS, "device")}
-    return hashlib.sha256(json.dumps(counting, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_counting(settings), sort_keys=True).encode()).hexdigest()
+
+
+def _counting(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key in (*SETTINGS, "device")}
 
 
 def changed_files(clips: Sequence[Clip], stamps: dict[int, int]) -> list[Path]:

@@ -12,9 +12,8 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from common.features import FeatureSet
 from common.progress import progress_bar
-from common.recipes import Recipe, shrinkage_for
+from common.recipes import Recipe, fit_own_scaler
 from common.results import Outcome
-from common.scalers import DEFAULT_SHRINKAGE, fit_scaler
 from common.stack import Job
 
 PROBES: dict[str, Callable[[int], Any]] = {  # of the number of training rows
@@ -37,8 +36,7 @@ def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Reci
         train = job.split.learnable
         key = (train.tobytes(), job.split.test.tobytes())
         if key not in asked:  # nothing in a probe is random: another seed says the same of the same rows
-            shrinkage = shrinkage_for(recipe, recipe.shrinkage, len(train), raw.shape[1]) or DEFAULT_SHRINKAGE
-            scaler = fit_scaler(recipe.scaler, raw[train], shrinkage, recipe.is_unit_length)
+            scaler = fit_own_scaler(recipe, raw[train])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)
                 probe = PROBES[name](len(train)).fit(scaler(raw[train]), labels[train])

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from common.scalers import DEFAULT_SHRINKAGE, Scaler, fit_scaler
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -80,6 +84,12 @@ def shrinkage_for(recipe: Recipe, shrinkage: float | None, n_train: int, size: i
     if shrinkage is not None or recipe.relative_shrinkage is None:
         return shrinkage
     return min(1.0, recipe.relative_shrinkage * size / n_train)
+
+
+def fit_own_scaler(recipe: Recipe, rows: np.ndarray) -> Scaler:
+    """The recipe's scaler fitted on (N, D) rows; where its strength is left to validation rows, the default one."""
+    shrinkage = shrinkage_for(recipe, recipe.shrinkage, *rows.shape) or DEFAULT_SHRINKAGE
+    return fit_scaler(recipe.scaler, rows, shrinkage, recipe.is_unit_length)
 
 
 # Of the configuration: what a user's own value of each replaces in a recipe.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import PROJECT_ROOT
 
-from analysis import similarity, visualize_features
+from analysis import page, similarity, visualize_features
 from analysis.effects import ablate
 from analysis.maps import knn_purity, make_map, project, silhouette
 from analysis.studies import STUDIES, balanced_rows, find_study, read_runs, seeded_rows
@@ -92,6 +92,15 @@ def test_cka_does_not_see_rotation_scale_and_shift_but_sees_other_clips() -> Non
     rotation = np.linalg.qr(RNG.standard_normal((8, 8)))[0]
     assert similarity.linear_cka(rows, 3 * rows @ rotation + 1) == pytest.approx(1)
     assert similarity.linear_cka(rows, rows[RNG.permutation(500)]) < 0.1
+
+
+def test_two_versions_of_one_data_set_have_no_transfer_and_still_a_report() -> None:
+    matrix = [[0.0, 0.1], [0.1, 0.0]]
+    own = {"scaler": {"own": {"accuracy": 0.5}}, "subspace": {"own": {"accuracy": 0.5}}}
+    record = {"tasks": {"v1": 9, "v2": 9}, "transfer": {"v1": own, "v2": own}}
+    charts = page._similarity({**record, "frechet": matrix, "mmd": matrix, "subspace": matrix})
+    assert {chart["words"] for chart in charts[:3]} == {"largest between v2 and v1, 0.10"}
+    assert [chart["z"] for chart in charts[3:]] == [[[None, None], [None, None]]] * 2
 
 
 def test_a_transfer_from_the_same_distribution_costs_little_and_from_another_much() -> None:
