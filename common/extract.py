@@ -27,7 +27,7 @@ from common.clips import Clip, DatasetError
 from common.encoder import CHANNELS, AudioSepEncoder
 from common.features import FeatureFileError, FeatureSet
 from common.files import OutputError, remove_leftovers, write_atomically
-from common.partial import Rows, changed_files, difference, discard, resume, settings_id
+from common.partial import Rows, changed_files, claim, difference, discard, settings_id
 from common.progress import progress_bar
 from common.shards import Shard, clip_lengths, one_at_a_time
 
@@ -106,22 +106,22 @@ def extract(
     made_with = settings_id(device_settings)
     rows = Rows.empty(len(clips), CHANNELS.get(layer, encoder.embedding_size), made_with)
 
-    def gather(wanted: Sequence[int]) -> None:
-        """Take over what is there, of a finished file and of chunks."""
+    def gather(wanted: Sequence[int]) -> int:
+        """Take over what is there, of a finished file and of chunks; how many rows of chunks."""
         # Looked at again: another run may have finished it in the meantime.
         finished = _standing(output, settings, clips, clip_ids, overwrite)
         if finished is not None:
             rows.adopt(finished, clip_ids)
-        resume(partial, device_settings, rows, clips, overwrite, wanted)
+        return rows.read_chunks(partial, clips, wanted)
 
     with shard.working(partial, str(output)):
         try:
             with one_at_a_time(partial):
-                own = range(len(clips))
-                if shard.count > 1:
-                    resume(partial, device_settings, rows, clips, overwrite, [])  # drops what is of other settings
-                    own = shard.own(clip_lengths(partial, clips, made_with))
-                gather(own)
+                claim(partial, device_settings, overwrite)
+                own = shard.own(clip_lengths(partial, clips, made_with)) if shard.count > 1 else range(len(clips))
+                count = gather(own)
+            if count:
+                print(f"going on: {count:,} of {len(clips):,} clips were done before")
             left = set(rows.pending())
             pending = [index for index in own if index in left]
             workers = workers or min(MAX_WORKERS, os.cpu_count() or 1)

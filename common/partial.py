@@ -98,8 +98,6 @@ class Rows:
 
         Chunks of other settings may still come from a process that has not noticed that its work was dropped.
         """
-        if not wanted:
-            return 0
         count, is_wanted = 0, torch.zeros(len(clips), dtype=torch.bool)
         is_wanted[torch.tensor(wanted, dtype=torch.int64)] = True
         for path in sorted(partial.glob("chunk-*.pt")):
@@ -152,15 +150,9 @@ def changed_files(clips: Sequence[Clip], stamps: dict[int, int]) -> list[Path]:
     return list(dict.fromkeys(clips[index].path for index, stamp in stamps.items() if now[clips[index].path] != stamp))
 
 
-def resume(
-    partial: Path,
-    settings: dict[str, Any],
-    rows: Rows,
-    clips: Sequence[Clip],
-    overwrite: bool,
-    wanted: Sequence[int],
-) -> None:
-    """Take over the wanted rows of unfinished work of the same settings, which name the kind of device too."""
+def claim(partial: Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Make the folder one of these settings, which name the kind of device too; work of other ones is refused, or
+    dropped where it may be."""
     note = partial / "settings.json"
     if note.exists():
         try:
@@ -168,9 +160,6 @@ def resume(
         except (ValueError, AttributeError) as error:
             different = f"its settings cannot be read: {error}"
         if not different:
-            count = rows.read_chunks(partial, clips, wanted)
-            if count:
-                print(f"going on: {count:,} of {len(clips):,} clips were done before")
             return
         if not overwrite:
             raise OutputError(f"{partial} holds unfinished work of other settings ({different}); --overwrite drops it")

@@ -55,8 +55,6 @@ class Shard:
         Clips are dealt to the shard that has the least so far (Graham's longest processing time first), so that all
         end together.
         """
-        if self.count == 1:
-            return list(range(len(lengths)))
         loads = [(0.0, shard) for shard in range(self.count)]
         own = []
         for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
