@@ -251,9 +251,8 @@ def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) 
         config = {**config, "layer": logmel.NAME, "pool": "mean+std", "device": "cpu"}
     device = torch.device("cpu") if is_logmel else _device(config, given)
     processes = 1
-    if (
-        given.shard is None and shard.count > 1
-    ):  # torchrun: every process of a machine takes a GPU and a share of the cores
+    if given.shard is None and shard.count > 1:
+        # torchrun: every process of a machine takes a GPU and a share of the cores
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", shard.count))
         if device.type == "cuda" and device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
