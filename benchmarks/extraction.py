@@ -37,14 +37,21 @@ ORIGINAL, KEPT = "original", "original, memory kept"
 LIMITS = {"fp32": 1e-5, "tf32": 1e-2, "bf16": 1e-2, "fp16": 1e-2}  # relative L2 against the original's output
 
 
-def operations_a_second() -> float:
-    """Of the six blocks' convolutions, a multiplication and an addition counting two, for one second of audio."""
-    total, frames, bins = 0.0, 100.0, 1024.0
+def operations_a_second(folded: bool) -> float:
+    """Of the six blocks' convolutions, a multiplication and an addition counting two, for one second of audio.
+
+    Args:
+        folded: as this project computes them, with the pooling folded into conv2 and taken before the shortcut; or as the
+            original does, one after the other.
+    """
+    total, positions = 0.0, 100 * 1024.0
     for _, _, channels_in, channels_out, (in_time, in_frequency) in BLOCKS[:-1]:
-        total += 2 * 9 * frames * bins * channels_out * (channels_in + channels_out)
-        frames, bins = frames / in_time, bins / in_frequency
+        pooled = positions / in_time / in_frequency
+        second = (2 + in_time) * (2 + in_frequency) * pooled if folded else 9 * positions
+        total += 2 * channels_out * (9 * positions * channels_in + second * channels_out)
         if channels_in != channels_out:
-            total += 2 * frames * bins * channels_in * channels_out
+            total += 2 * (pooled if folded else positions) * channels_in * channels_out
+        positions = pooled
     return total
 
 
@@ -126,7 +133,6 @@ def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
 
     pooled = Moments.of
     encoder._normalised_magnitude = timing("STFT", encoder._normalised_magnitude)
-    encoder._pre_conv = timing("pre_conv", encoder._pre_conv)
     for (name, *_), block in zip(BLOCKS, encoder.blocks, strict=True):
         block.forward = timing(name, block.forward)
     Moments.of = staticmethod(timing("pooling", pooled))
@@ -140,8 +146,7 @@ def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
             encoder.embed([waveform])
     finally:
         Moments.of = staticmethod(pooled)
-        for own in ("_normalised_magnitude", "_pre_conv"):
-            del encoder.__dict__[own]
+        del encoder.__dict__["_normalised_magnitude"]
         for block in encoder.blocks:
             del block.__dict__["forward"]
     spent["resample"] = max(0.0, spent.pop("decode and resample") - spent["decode"])
@@ -249,7 +254,7 @@ def _report(
         reference = embeddings[ORIGINAL]
         error = float(np.linalg.norm(embeddings[way] - reference) / np.linalg.norm(reference))
         best = extras[way].get("peak")
-        share = operations_a_second() * audio_s / medians[way] / best if best else None
+        share = operations_a_second(folded=True) * audio_s / medians[way] / best if best else None
         figures[way] = {"seconds": seconds[way], "error": error, "share_of_peak": share, **extras[way]}
         ratios = [f"{medians[each] / medians[way]:.2f}" for each in (ORIGINAL, *[KEPT] * (KEPT in ways))]
         memory = extras[way].get("gpu_memory", extras[way]["memory"]) / 1e9

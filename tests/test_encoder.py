@@ -102,7 +102,8 @@ def test_a_padded_batch_equals_each_clip_alone(encoder: AudioSepEncoder, pool: s
     together = encoder.embed_layers(waveforms, pool)
     for layer in LAYERS:
         reference = torch.cat([layers[layer] for layers in alone])
-        assert relative(together[layer], reference) < 1e-6, layer
+        # The deviation of a clip of one column is small beside its values, whose rounding it then shows.
+        assert relative(together[layer], reference) < (3e-6 if pool == "std" else 1e-6), layer
 
 
 # Twice the bottleneck's halo and a core of one column: the smallest tile that is possible.

@@ -375,7 +375,7 @@ def test_a_header_with_an_absurd_rate_fails_alone(run, clips) -> None:
 
 def test_an_embedding_that_overflows_is_a_failure(run, clips) -> None:
     _, listed = clips
-    soundfile.write(listed[4].path, noise(0, 12_000) * 1e30, 32_000, subtype="FLOAT")
+    soundfile.write(listed[4].path, noise(0, 12_000) * 1e37, 32_000, subtype="FLOAT")
     assert "overflows" in run().meta["failed"][0][1]
 
 
