@@ -25,15 +25,16 @@ import soundfile
 import torch
 import torch.nn.functional as F
 
+from common import encoder as encoder_module
 from common.audio import read_audio
 from common.clips import Clip
-from common.encoder import BLOCKS, PRECISIONS, SAMPLE_RATE, _keep_freed_memory, load_encoder, resolve_precision
+from common.encoder import PRECISIONS, keep_freed_memory, load_encoder, resolve_precision
 from common.extract import extract
+from common.resunet import BLOCKS, SAMPLE_RATE
 from common.tables import as_markdown, as_text
-from common.tiles import Moments
 
 CHECKPOINT = "random:2024"
-ORIGINAL, KEPT = "original", "original, memory kept"
+ORIGINAL, KEPT, COMPILED = "original", "original, memory kept", ", compiled"
 LIMITS = {"fp32": 1e-5, "tf32": 1e-2, "bf16": 1e-2, "fp16": 1e-2}  # relative L2 against the original's output
 
 
@@ -53,6 +54,26 @@ def operations_a_second(folded: bool) -> float:
             total += 2 * (pooled if folded else positions) * channels_in * channels_out
         positions = pooled
     return total
+
+
+def values_a_second() -> float:
+    """Activations that the folded blocks read and write for one second of audio, where nothing stays in a cache."""
+    total, positions = 0.0, 100 * 1024.0
+    for number, (_, _, channels_in, channels_out, (in_time, in_frequency)) in enumerate(BLOCKS[:-1]):
+        pooled = positions / in_time / in_frequency
+        inputs = 2 * positions * (1 if number == 0 else channels_in)  # for the two branches; at first the spectrogram
+        total += inputs + 2 * positions * channels_in  # activated: written, read by conv1
+        total += 4 * positions * channels_out + pooled * channels_out  # conv1's, activated in place; conv2's
+        total += pooled * (2 * channels_in + channels_out) + 3 * pooled * channels_out  # shortcut, addition
+        positions = pooled
+    return total
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second that a copy of 512 MB reads and writes; the best of some."""
+    source = torch.ones(2**27, device=device)
+    target = torch.empty_like(source)
+    return max(2 * source.nbytes / _timed(partial(target.copy_, source), device) for _ in range(8))
 
 
 def peak(device: torch.device, precision: str) -> float:
@@ -80,18 +101,22 @@ def _timed(call: Callable[[], Any], device: torch.device) -> float:
 
 def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) -> None:
     """Do one way's work whenever asked; send seconds and embeddings, and at the end the peak memory."""
-    torch.backends.cudnn.allow_tf32 = way == "tf32"  # it is torch's default, and would round the reference too
+    torch.backends.cudnn.allow_tf32 = way.startswith("tf32")  # it is torch's default, and would round the reference too
     if way.startswith(ORIGINAL):
         from original import PlainEncoder, extract_originally
 
         if way == KEPT:
-            _keep_freed_memory()
+            keep_freed_memory()
         encoder = PlainEncoder(CHECKPOINT).to(device)
 
         def work(number: int) -> torch.Tensor:
             return extract_originally(encoder, paths, device)
     else:
-        encoder = load_encoder(CHECKPOINT, device, way)
+        precision, *compiled = way.split(COMPILED)
+        encoder = load_encoder(CHECKPOINT, device, precision)
+        if compiled:
+            for block in encoder.network.blocks:
+                block.compile()
         folder = Path(tempfile.mkdtemp())
         clips = [Clip(path, "sound") for path in paths]
 
@@ -104,23 +129,23 @@ def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) 
         embeddings = work(number)
         pipe.send((time.perf_counter() - started, embeddings.numpy()))
         number += 1
-    # Only now, while all others rest.
-    extra = (
-        {}
-        if way.startswith(ORIGINAL)
-        else {
-            "peak": peak(device, way),
-            "parts": breakdown(encoder, paths[:8]),
-            "timed_s": sum(soundfile.info(path).duration for path in paths[:8]),
-        }
-    )
+    extra = {"memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
     if device.type == "cuda":
-        extra["gpu_memory"] = torch.cuda.max_memory_allocated(device)
-    pipe.send({**extra, "memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
+        extra["memory"] = torch.cuda.max_memory_allocated(device)
+    if not way.startswith(ORIGINAL):  # only now, while all others rest
+        waveforms = [read_audio(path, SAMPLE_RATE) for path in paths[: 8 if device.type == "cpu" else 400]]
+        timed_s = sum(len(waveform) for waveform in waveforms) / SAMPLE_RATE
+        alone = [_timed(lambda: encoder.embed(waveforms), device) for _ in range(3)]
+        extra |= {"alone": timed_s / min(alone), "peak": peak(device, precision), "bandwidth": bandwidth(device)}
+        if not compiled:  # which sees through no clock
+            extra["parts"] = {
+                name: seconds / timed_s for name, seconds in breakdown(encoder, paths[: len(waveforms)]).items()
+            }
+    pipe.send(extra)
 
 
 def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
-    """Seconds in each part, clip after clip without overlap."""
+    """Seconds in each part, one after the other without overlap."""
     spent: dict[str, float] = defaultdict(float)
 
     def timing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,23 +156,25 @@ def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
 
         return timed
 
-    pooled = Moments.of
-    encoder._normalised_magnitude = timing("STFT", encoder._normalised_magnitude)
-    for (name, *_), block in zip(BLOCKS, encoder.blocks, strict=True):
+    network, measure = encoder.network, encoder_module.measure
+    network.normalised_magnitude = timing("STFT", network.normalised_magnitude)
+    for (name, *_), block in zip(BLOCKS, network.blocks, strict=True):
         block.forward = timing(name, block.forward)
-    Moments.of = staticmethod(timing("pooling", pooled))
+    encoder_module.measure = timing("pooling", measure)
     try:
         encoder.embed([read_audio(paths[0], SAMPLE_RATE)])
         spent.clear()
+        soundfile_read = timing("decode", lambda path: soundfile.read(path, dtype="float32"))
+        timed_read = timing("decode and resample", read_audio)
+        waveforms = []
         for path in paths:
-            soundfile_read = timing("decode", lambda path: soundfile.read(path, dtype="float32"))
             soundfile_read(path)
-            waveform = timing("decode and resample", read_audio)(path, SAMPLE_RATE)
-            encoder.embed([waveform])
+            waveforms.append(timed_read(path, SAMPLE_RATE))
+        encoder.embed(waveforms)
     finally:
-        Moments.of = staticmethod(pooled)
-        del encoder.__dict__["_normalised_magnitude"]
-        for block in encoder.blocks:
+        encoder_module.measure = measure
+        del network.__dict__["normalised_magnitude"]
+        for block in network.blocks:
             del block.__dict__["forward"]
     spent["resample"] = max(0.0, spent.pop("decode and resample") - spent["decode"])
     return dict(spent)
@@ -162,11 +189,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of every way (default: 3)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precisions", nargs="+", default=None, metavar="NAME", help="(default: all the device has)")
+    parser.add_argument("--compile", action="store_true", help="measure each precision with torch.compile too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     given = parser.parse_args()
     device = load_encoder(CHECKPOINT, given.device).device
     precisions = given.precisions or (["fp32", "bf16"] if device.type == "cpu" else list(PRECISIONS))
-    ways = [ORIGINAL, *[KEPT] * (device.type == "cpu"), *(resolve_precision(name, device) for name in precisions)]
+    own = [resolve_precision(name, device) for name in precisions]
+    ways = [ORIGINAL, *[KEPT] * (device.type == "cpu"), *own, *(f"{name}{COMPILED}" for name in own if given.compile)]
     with tempfile.TemporaryDirectory() as folder:
         paths = _files(given.audio, Path(folder), given.clips, given.seconds)
         audio_s = sum(soundfile.info(path).duration for path in paths)
@@ -176,11 +205,15 @@ def main() -> None:
         f"\n{len(paths)} files, {audio_s:.0f} s of audio, {device}, {torch.get_num_threads()} threads, {given.rounds} rounds; medians\n"
     )
     print(as_text(report["table"]))
-    print("\nWhere the time goes, ms a second of audio, one clip after the other:\n")
+    print("\nWhere the time goes, ms a second of audio, one part after the other:\n")
     print(as_text(report["parts"]))
     if given.json:
         given.json.write_text(json.dumps({**report, "markdown": as_markdown(report["table"])}, indent=1) + "\n")
-    wrong = [way for way in ways[1:] if report["figures"][way]["error"] > LIMITS.get(way, 1e-5)]
+    print(
+        "\nRoofline, s of audio/s, if the blocks did nothing but compute, or nothing but read and write activations:\n"
+    )
+    print(as_text(report["roofline"]))
+    wrong = [way for way in ways[1:] if report["figures"][way]["error"] > LIMITS.get(way.partition(",")[0], 1e-5)]
     if wrong:
         raise SystemExit(f"outputs differ from the original's by more than allowed: {', '.join(wrong)}")
 
@@ -244,6 +277,7 @@ def _report(
             "s of audio/s",
             "against original",
             *["against it, memory kept"] * (KEPT in ways),
+            "encoder alone",
             "error",
             "of peak",
             "memory, GB",
@@ -257,15 +291,22 @@ def _report(
         share = operations_a_second(folded=True) * audio_s / medians[way] / best if best else None
         figures[way] = {"seconds": seconds[way], "error": error, "share_of_peak": share, **extras[way]}
         ratios = [f"{medians[each] / medians[way]:.2f}" for each in (ORIGINAL, *[KEPT] * (KEPT in ways))]
-        memory = extras[way].get("gpu_memory", extras[way]["memory"]) / 1e9
+        memory, alone = extras[way]["memory"] / 1e9, extras[way].get("alone")
+        ratios.append("-" if alone is None else f"{alone:.1f}")
         cells = [f"{audio_s / medians[way]:.1f}", *ratios, f"{error:.0e}", "-" if share is None else f"{share:.0%}"]
         table.append([way, *cells, f"{memory:.1f}"])
-    own = [way for way in ways if "parts" in extras[way]]
-    names = list(extras[own[0]]["parts"])
-    parts = [["part", *own]]
-    for name in names:
-        parts.append([name, *(f"{1000 * extras[way]['parts'][name] / extras[way]['timed_s']:.2f}" for way in own)])
-    return {"device": str(device), "audio_s": audio_s, "figures": figures, "table": table, "parts": parts}
+    timed = [way for way in ways if "parts" in extras[way]]
+    parts = [["part", *timed]]
+    for name in extras[timed[0]]["parts"]:
+        parts.append([name, *(f"{1000 * extras[way]['parts'][name]:.2f}" for way in timed)])
+    roofline = [["precision", "GFLOP", "MB", "computing", "memory", "reached"]]
+    for way in (way for way in ways if "peak" in extras[way]):
+        size = PRECISIONS[way.partition(COMPILED)[0]].itemsize
+        work, traffic = operations_a_second(folded=True), size * values_a_second()
+        limits = (extras[way]["peak"] / work, extras[way]["bandwidth"] / traffic, audio_s / medians[way])
+        roofline.append([way, f"{work / 1e9:.1f}", f"{traffic / 1e6:.0f}", *(f"{limit:.0f}" for limit in limits)])
+    tables = {"table": table, "parts": parts, "roofline": roofline}
+    return {"device": str(device), "audio_s": audio_s, "figures": figures, **tables}
 
 
 if __name__ == "__main__":

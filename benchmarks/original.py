@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.audio import read_audio
 from common.checkpoint import load_weights
-from common.encoder import BLOCKS, HOP_LENGTH, N_BINS, N_FFT, PRE_CONV_CHANNELS, SAMPLE_RATE, weight_shapes
+from common.resunet import BLOCKS, HOP_LENGTH, N_BINS, N_FFT, PRE_CONV_CHANNELS, SAMPLE_RATE, weight_shapes
 
 
 class PlainBlock(nn.Module):

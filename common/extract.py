@@ -6,7 +6,6 @@ import contextlib
 import csv
 import hashlib
 import io
-import itertools
 import os
 import platform
 import sys
@@ -34,8 +33,11 @@ from common.shards import Shard, clip_lengths, one_at_a_time
 SAVE_EVERY_S = 20.0
 MAX_WORKERS = 16
 WHOLE = Shard()
-# Clips a call of the encoder. One on a CPU: larger batches bring nothing there, and rows do not wait for others.
-CPU_BATCH, GPU_BATCH = 1, 64
+# Seconds of audio a call of the encoder. One clip on a CPU: larger batches bring nothing there, and rows do not wait for
+# others. On a GPU a call is some batches of tiles, which it computes without a pause.
+CALL_S = {"cpu": 0.0, "cuda": 1200.0}
+# Clips decoded ahead, beside two for each worker: 128 kB a second of audio.
+AHEAD = {"cpu": 1, "cuda": 256}
 
 
 class ExtractionError(ValueError):
@@ -239,21 +241,22 @@ def _compute(
     shard: Shard,
 ) -> None:
     """Embed the pending clips, saving a chunk every SAVE_EVERY_S and at the end, also at an untimely one."""
-    batch_size = CPU_BATCH if encoder.device.type == "cpu" else GPU_BATCH
+    device = encoder.device.type
     saved_at = time.monotonic()
     audio_s = 0.0
     total = len(clips) if shard.count == 1 else len(pending)
     desc = "embedding" if shard.count == 1 else f"shard {shard}"
     bar = progress_bar(total=total, initial=total - len(pending), unit="clip", desc=desc)
     with bar, ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool_of_threads:
-        decoded = _decode_ahead(clips, pending, encoder.sample_rate, pool_of_threads, batch_size + 2 * workers)
+        decoded = _decode_ahead(clips, pending, encoder.sample_rate, pool_of_threads, AHEAD[device] + 2 * workers)
         started = time.monotonic()
         try:
-            for batch in _in_batches(decoded, batch_size):
+            for batch in _in_batches(decoded, CALL_S[device] * encoder.sample_rate):
                 readable = [decoded for decoded in batch if decoded.waveform is not None]
                 embeddings = encoder.embed([decoded.waveform for decoded in readable], layer, pool)
-                for (index, waveform, stamp, _), embedding in zip(readable, embeddings, strict=True):
-                    if torch.isfinite(embedding).all():
+                is_finite = embeddings.isfinite().all(dim=1).tolist()
+                for (index, waveform, stamp, _), embedding, finite in zip(readable, embeddings, is_finite, strict=True):
+                    if finite:
                         rows.add(index, embedding, len(waveform), stamp)
                     else:
                         peak = float(np.abs(waveform).max())
@@ -311,8 +314,17 @@ def _decode_ahead(
         yield waiting.popleft().result()
 
 
-def _in_batches(items: Iterator[_Decoded], size: int) -> Iterator[list[_Decoded]]:
-    while batch := list(itertools.islice(items, size)):
+def _in_batches(clips: Iterator[_Decoded], samples: float) -> Iterator[list[_Decoded]]:
+    """Consecutive clips of at least so many samples together, whatever is left at the end; a broken clip counts one."""
+    batch: list[_Decoded] = []
+    size = 0
+    for clip in clips:
+        batch.append(clip)
+        size += 1 if clip.waveform is None else len(clip.waveform)
+        if size >= samples:
+            yield batch
+            batch, size = [], 0
+    if batch:
         yield batch
 
 
@@ -335,6 +347,9 @@ def _assemble(
         values = [getattr(clips[index], name) for index in kept]
         return None if all(value is None for value in values) else values
 
+    def of_kept(values: torch.Tensor) -> torch.Tensor:
+        return values if len(kept) == len(clips) else values[kept]  # no copy of gigabytes where none is needed
+
     folds = column("fold")
     failed = [[clip_ids[index], reason] for index, reason in sorted(rows.failed.items())]
     meta = {
@@ -342,8 +357,8 @@ def _assemble(
         "device": encoder.device.type,
         "counts": {"clips": len(clips), "extracted": len(kept), "failed": len(failed)},
         "failed": failed,
-        "samples": rows.samples[kept],
-        "audio_stamps": rows.stamps[kept],
+        "samples": of_kept(rows.samples),
+        "audio_stamps": of_kept(rows.stamps),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "soundfile", "soxr")},
@@ -351,7 +366,7 @@ def _assemble(
         },
     }
     return FeatureSet(
-        rows.features[kept],
+        of_kept(rows.features),
         torch.tensor([label[clips[index].class_name] for index in kept], dtype=torch.int64),
         class_names,
         embedded,

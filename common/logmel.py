@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from common.encoder import HOP_LENGTH, N_FFT, SAMPLE_RATE
+from common.resunet import HOP_LENGTH, N_FFT, SAMPLE_RATE
 
 N_MELS = 128
 NAME = "logmel"  # what stands for it where a checkpoint is given

@@ -67,19 +67,15 @@ class Moments:
     maximum: torch.Tensor | None
 
     @staticmethod
-    def of(values: torch.Tensor, pools: Sequence[str]) -> Moments:
-        """Of (channels, time, frequency) of any floating-point type; only what `pools` needs, summed in float32."""
-        values = values.float()
-        count = values.shape[1] * values.shape[2]
-        squares = maximum = None
-        if "std" in pools:
-            variance, mean = torch.var_mean(values, dim=(1, 2), correction=0)
-            squares = variance.double().cpu() * count
-        else:
-            mean = values.mean(dim=(1, 2))
-        if "max" in pools:
-            maximum = values.amax(dim=(1, 2)).double().cpu()
-        return Moments(count, mean.double().cpu(), squares, maximum)
+    def of(counts: Sequence[int], measured: dict[str, torch.Tensor]) -> list[Moments]:
+        """Of each item that was measured, fetched from the device."""
+        fetched = {name: values.double().cpu() for name, values in measured.items()}
+        return [
+            Moments(
+                count, *(fetched[name][item] if name in fetched else None for name in ("mean", "squares", "maximum"))
+            )
+            for item, count in enumerate(counts)
+        ]
 
     @staticmethod
     def merge(parts: list[Moments]) -> Moments:
@@ -97,3 +93,38 @@ class Moments:
         """(channels,) float32."""
         values = {"mean": self.mean, "max": self.maximum}.get(pool)
         return (values if values is not None else (self.squares / self.count).sqrt()).to(torch.float32)
+
+
+def measure(values: torch.Tensor, columns: Sequence[slice], pools: Sequence[str]) -> dict[str, torch.Tensor]:
+    """What the poolings need of a batch, in float32 on its device.
+
+    Args:
+        values: (B, channels, time, frequency) of any floating-point type.
+        columns: the positions in time that count, at least one of each item.
+        pools: of mean, std and max.
+
+    Returns:
+        (B, channels) each: ``mean``; for std ``squares``, the sum of squared deviations; for max ``maximum``.
+    """
+    values, mask = values.float(), None
+    if len({(own.start, own.stop) for own in columns}) == 1:
+        values, counts = values[:, :, columns[0]], columns[0].stop - columns[0].start
+    else:
+        starts, stops = (
+            torch.tensor([getattr(own, end) for own in columns], device=values.device)[:, None, None, None]
+            for end in ("start", "stop")
+        )
+        position = torch.arange(values.shape[2], device=values.device)[:, None]
+        mask = (position >= starts) & (position < stops)  # (B, 1, time, 1)
+        counts = (stops - starts)[:, :, 0, 0]
+
+    def owned(values: torch.Tensor, otherwise: float) -> torch.Tensor:
+        return values if mask is None else values.where(mask, otherwise)
+
+    measured = {"mean": owned(values, 0).sum(dim=(2, 3)) / (counts * values.shape[3])}
+    if "std" in pools:
+        deviations = values - measured["mean"][:, :, None, None]
+        measured["squares"] = owned(deviations, 0).square().sum(dim=(2, 3))
+    if "max" in pools:
+        measured["maximum"] = owned(values, -torch.inf).amax(dim=(2, 3))
+    return measured

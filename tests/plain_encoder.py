@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from common.checkpoint import load_weights
-from common.encoder import BLOCKS, weight_shapes
+from common.resunet import BLOCKS, weight_shapes
 
 Tensors = dict[str, torch.Tensor]
 

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 
 from common import checkpoint as checkpoint_module
 from common.checkpoint import CheckpointError, file_sha256, load_weights
-from common.encoder import load_encoder, weight_shapes
+from common.encoder import load_encoder
+from common.resunet import weight_shapes
 
 SHAPES = weight_shapes()
 

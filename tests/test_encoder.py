@@ -13,9 +13,10 @@ from conftest import SHARED, needs_shared, noise
 from plain_encoder import plain_layers
 
 from common import encoder as encoder_module
-from common import tiles
+from common import resunet, tiles
 from common.audio import read_audio
-from common.encoder import BLOCKS, CHANNELS, LAYERS, MIN_SAMPLES, POOLS, AudioSepEncoder, load_encoder
+from common.encoder import CHANNELS, LAYERS, MIN_SAMPLES, POOLS, AudioSepEncoder, load_encoder
+from common.resunet import BLOCKS
 
 CONDITION = np.random.default_rng(5).standard_normal(512)
 
@@ -340,7 +341,7 @@ def test_a_batch_that_is_too_large_for_the_memory_is_done_in_parts(monkeypatch) 
         embeddings = encoder.embed(waveforms)
     torch.testing.assert_close(embeddings, expected, rtol=1e-5, atol=1e-5)
     assert len(warned) == 1
-    assert (sizes, encoder.tile_batch) == ([7, 4, 2, 2, 3, 2, 1], 2)
+    assert (sizes, encoder.batch_frames) == ([7, 4, 2, 2, 3, 2, 1], 2 * 64)
 
     def always_short(batch, *others):
         raise torch.OutOfMemoryError
@@ -370,11 +371,11 @@ def test_names_and_shapes_are_the_official_ones() -> None:
         for name, tensor in description["wrappings"]["plain"]["keys"].items()
         if not name.endswith("num_batches_tracked")
     }
-    assert encoder_module.weight_shapes() == official
+    assert resunet.weight_shapes() == official
 
 
 def test_blocks_chain() -> None:
-    channels = encoder_module.PRE_CONV_CHANNELS
+    channels = resunet.PRE_CONV_CHANNELS
     for _, _, channels_in, channels_out, _ in BLOCKS:
         assert channels_in == channels
         channels = channels_out

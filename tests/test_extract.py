@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -21,11 +23,13 @@ from conftest import noise, write_wav
 from common import extract as extract_module
 from common import files as files_module
 from common import partial as partial_module
+from common.audio import read_audio
 from common.clips import Clip, DatasetError
 from common.encoder import load_encoder
 from common.extract import ExtractionError, extract
 from common.features import FeatureSet
 from common.files import OutputError, exclusive
+from common.logmel import LogMelStatistics
 
 
 @pytest.fixture
@@ -70,6 +74,49 @@ def test_only_classes_that_occur_are_kept_in_the_given_order(run) -> None:
     features = run(class_order=["z", "c", "b", "a"])
     assert features.class_names == ["c", "b", "a"]
     assert features.labels.unique().tolist() == [0, 1, 2]
+
+
+def test_calls_of_several_clips_give_the_same_file(run, clips, encoder, tmp_path, monkeypatch) -> None:
+    """As on a GPU, where a call of the encoder takes many seconds of audio."""
+    _, listed = clips
+    listed[4].path.write_bytes(b"no audio")
+    expected = run(output=tmp_path / "one_by_one.pt")
+    monkeypatch.setitem(extract_module.CALL_S, "cpu", 1.5)
+    sizes, embed = [], encoder.embed
+
+    def counting(waveforms, *others):
+        sizes.append(len(waveforms))
+        return embed(waveforms, *others)
+
+    monkeypatch.setattr(encoder, "embed", counting)
+    together = run(output=tmp_path / "together.pt")
+    assert sum(sizes) == 11 and 1 < len(sizes) < 11
+    assert torch.equal(together.features, expected.features)
+    assert (together.clip_ids, together.meta["failed"]) == (expected.clip_ids, expected.meta["failed"])
+
+
+def test_only_a_few_waveforms_are_in_memory_at_a_time(tmp_path, monkeypatch) -> None:
+    write_wav(tmp_path / "sound.wav", seconds=0.05)
+    listed = [Clip(tmp_path / "sound.wav", "a", start_s=0.0, end_s=0.01 + number * 1e-4) for number in range(200)]
+    alive, most = weakref.WeakSet(), 0
+
+    class Waveform(np.ndarray):  # an array that a set can hold
+        __hash__ = object.__hash__
+
+    def reading(*arguments):
+        nonlocal most
+        waveform = read_audio(*arguments).view(Waveform)
+        alive.add(waveform)
+        most = max(most, len(alive))
+        return waveform
+
+    class NoEncoder(LogMelStatistics):
+        def embed(self, waveforms, layer="", pool=""):
+            return torch.zeros(len(waveforms), self.embedding_size)
+
+    monkeypatch.setattr(extract_module, "read_audio", reading)
+    extract(listed, tmp_path, NoEncoder(), tmp_path / "features.pt", dataset="test", workers=2, layer="logmel")
+    assert 2 < most <= 10
 
 
 def test_segments_of_one_file_are_clips_of_their_own(run, tmp_path, encoder) -> None:

@@ -1,0 +1,44 @@
+"""The 512 numbers of a text or an audio that FiLM shifts the encoder with: none, zeros, or a file's."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.files import load_torch
+
+CONDITION_SIZE = 512
+
+
+def read_condition(condition: str | Path | np.ndarray | torch.Tensor | None) -> tuple[torch.Tensor | None, str]:
+    """The 512-d float64 condition (None for no FiLM) and the name under which the record of a run keeps it."""
+    if condition is None or (isinstance(condition, str) and condition == "none"):
+        return None, "none"
+    if isinstance(condition, str) and condition == "zero":
+        return torch.zeros(CONDITION_SIZE, dtype=torch.float64), "zero"
+    what = "condition"
+    if isinstance(condition, (str, Path)):
+        path = Path(condition)
+        what = f"condition {path}"
+        if not path.is_file():
+            raise ValueError(f"{what} not found; give none, zero, or a .npy or .pt file of {CONDITION_SIZE} numbers")
+        try:
+            condition = np.load(path, allow_pickle=False) if path.suffix == ".npy" else load_torch(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{what} cannot be read as .npy or .pt: {str(error).splitlines()[0][:120]}") from error
+    if not isinstance(condition, (np.ndarray, torch.Tensor)):
+        raise ValueError(f"{what} holds a {type(condition).__name__}; it must be one array of {CONDITION_SIZE} numbers")
+    real = condition.is_floating_point() if torch.is_tensor(condition) else condition.dtype.kind == "f"
+    if not real:
+        raise ValueError(f"{what} holds numbers of type {condition.dtype}; it must hold floating-point ones")
+    if isinstance(condition, np.ndarray):
+        condition = np.ascontiguousarray(condition, dtype=np.float64)
+    values = torch.as_tensor(condition).detach().to("cpu", torch.float64).squeeze()
+    if values.shape != (CONDITION_SIZE,):
+        raise ValueError(f"{what} has shape {tuple(condition.shape)}; it must hold {CONDITION_SIZE} numbers")
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{what} holds NaN or infinite values")
+    return values, "sha256:" + hashlib.sha256(values.to(torch.float32).numpy().tobytes()).hexdigest()
