@@ -66,7 +66,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="file for the figures")
     given = parser.parse_args()
-    device, epochs = torch.device(given.device), 5
+    device, epochs = torch.device(given.device), 20
     features = made_up(2000, 50)
     rows = np.arange(2000)
     folds = [Split(f"fold {fold}", rows[rows // 400 != fold], rows[rows // 400 == fold]) for fold in range(5)]

@@ -1,11 +1,13 @@
 """K heads of one kind, fitted together as one stack: K independent problems of one shape.
 
-Their weights are stacked to (K, in, out), every step is one batched matrix product, and Adam acts on each number by
-itself. So the stack learns what K separate runs would; `tests/test_train.py` holds it to that, and to torch.optim.
+Their layers are stacked to (K, in + 1, out), the last row being the bias and every input ending in a 1. So a step is one
+batched product a layer, and Adam acts on each number by itself: the stack learns what K separate runs would.
+`tests/test_train.py` holds it to that, and to torch.optim.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections import Counter
@@ -14,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.optim.adamw import adamw
 
+from common.captured import CapturedSteps
 from common.features import FeatureSet
 from common.heads import HEADS
 from common.recipes import Recipe, shrinkage_for
@@ -81,7 +83,7 @@ def scaler_key(job: Job) -> tuple[bytes, float | None]:
 
 
 class ScaledFeatures:
-    """Scalers and scaled features (N, D) by set of training rows, made once and shared until no stack needs them."""
+    """Scalers and scaled features (N, D + 1), a 1 after each row, by set of training rows, made once and shared until no stack needs them."""
 
     def __init__(
         self, features: FeatureSet, stacks: Sequence[Sequence[Job]], recipe: Recipe, device: torch.device
@@ -91,14 +93,14 @@ class ScaledFeatures:
         self.made: dict[tuple[bytes, float | None], tuple[Scaler, torch.Tensor]] = {}
 
     def get(self, job: Job) -> tuple[Scaler, torch.Tensor]:
-        """The scaler fitted on the job's training rows, and all features scaled by it."""
+        """The scaler fitted on the job's training rows, and all features scaled by it, each row with a 1 after it."""
         key = scaler_key(job)
         with self.lock:  # one at a time: float64 copies of a large set take gigabytes
             if key not in self.made:
                 rows, recipe = self.raw[job.split.train], self.recipe
                 shrinkage = shrinkage_for(recipe, job.shrinkage, *rows.shape)
                 scaler = fit_scaler(recipe.scaler, rows, shrinkage, recipe.is_unit_length)
-                self.made[key] = scaler, torch.from_numpy(scaler(self.raw)).to(self.device)
+                self.made[key] = scaler, _with_ones(torch.from_numpy(scaler(self.raw))).to(self.device)
             return self.made[key]
 
     def let_go(self, jobs: Sequence[Job]) -> None:
@@ -127,23 +129,37 @@ class Stack:
         self.labels = features.labels.to(device)
         self.scalers = [shared.get(job)[0] for job in jobs]
         distinct = {scaler_key(job): shared.get(job)[1] for job in jobs}
-        # (S, N, D); one alone is not copied
-        self.scaled = torch.stack(list(distinct.values())) if len(distinct) > 1 else next(iter(distinct.values()))[None]
-        places = {key: place for place, key in enumerate(distinct)}
-        self.which = torch.tensor([places[scaler_key(job)] for job in jobs], device=device)  # (K,)
+        # (S * N, D + 1), one set of scaled rows after the other; one alone is not copied
+        self.scaled = torch.cat(list(distinct.values())) if len(distinct) > 1 else next(iter(distinct.values()))
+        places = {key: place * len(features) for place, key in enumerate(distinct)}
+        self.first_row = torch.tensor([places[scaler_key(job)] for job in jobs], device=device)  # (K,)
+        self.looked_at = {
+            part: {
+                head: torch.from_numpy(getattr(job.split, part)).to(device)
+                for head, job in enumerate(jobs)
+                if len(getattr(job.split, part))
+            }
+            for part in ("valid", "test")
+        }
         self.orders = [generator(job.seed, job.split.name) for job in jobs]
         self.noises = [generator(job.seed, f"{job.split.name}, noise", device) for job in jobs]
-        self.parameters = self._initial_parameters(features.features.shape[1])
-        self.gradients = [torch.zeros_like(parameter) for parameter in self.parameters]
+        self.layers = self._initial_layers(features.features.shape[1])
+        self.gradients = [torch.zeros_like(layer) for layer in self.layers]
+        shapes = [(len(jobs), recipe.batch_size, layer.shape[2] + 1) for layer in self.layers[:-1]]
+        self.hidden = [torch.ones(shape, device=device) for shape in shapes]
         steps = [recipe.epochs * math.ceil(len(job.split.train) / recipe.batch_size) for job in jobs]
-        self.optimizer = _Optimizer(self.parameters, self.gradients, recipe, steps)
+        self.optimizer = _Optimizer(self.layers, self.gradients, recipe, steps)
+        self.total = torch.zeros(len(jobs), device=device)  # the epoch's summed cross-entropy
+        # Schedules and dropout take numbers of the host at every step.
+        is_constant = not (recipe.is_cosine or recipe.dropout or recipe.input_dropout)
+        self.captured = CapturedSteps(self._step) if device.type == "cuda" and is_constant else None
         self.train_loss: list[list[float]] = [[] for _ in jobs]
         self.valid_accuracy: list[list[float]] = [[] for _ in jobs]
         self.test_accuracy: list[list[float]] = [[] for _ in jobs]
-        self.kept: list[list[torch.Tensor]] = [[] for _ in jobs]  # weights and biases of the epoch to keep, so far
+        self.kept: list[list[torch.Tensor]] = [[] for _ in jobs]  # layers of the epoch to keep, so far
 
-    def _initial_parameters(self, size: int) -> list[torch.Tensor]:
-        """Per linear layer: weight (K, in, out) and bias (K, 1, out); of each head as its seed draws them."""
+    def _initial_layers(self, size: int) -> list[torch.Tensor]:
+        """Per linear layer (K, in + 1, out), the weight and below it the bias; of each head as its seed draws them."""
         drawn: dict[int, list[torch.Tensor]] = {}
         for job in self.jobs:
             if job.seed not in drawn:
@@ -151,106 +167,123 @@ class Stack:
                     torch.manual_seed(job.seed)
                     module = HEADS[self.kind](size, self.n_classes, self.recipe.hidden_dim)
                 linear = [layer for layer in module if isinstance(layer, nn.Linear)]
-                pairs = [(layer.weight.detach().t(), layer.bias.detach()[None]) for layer in linear]
-                drawn[job.seed] = [parameter for pair in pairs for parameter in pair]
+                drawn[job.seed] = [torch.cat([layer.weight.t(), layer.bias[None]]).detach() for layer in linear]
         stacked = zip(*(drawn[job.seed] for job in self.jobs), strict=True)
-        return [torch.stack(parameters).to(self.device) for parameters in stacked]
+        return [torch.stack(layers).to(self.device) for layers in stacked]
 
     @torch.no_grad()
     def epoch(self) -> None:
         """One pass over every head's training rows, and a look at its validation and test rows."""
         batch_size, sizes = self.recipe.batch_size, [len(job.split.train) for job in self.jobs]
-        rows = torch.zeros(len(sizes), sizes[0], dtype=torch.int64)
+        n_batches = [math.ceil(size / batch_size) for size in sizes]
+        rows = torch.zeros(len(sizes), n_batches[0] * batch_size, dtype=torch.int64)
         for head, (job, generator) in enumerate(zip(self.jobs, self.orders, strict=True)):
             shuffled = torch.randperm(sizes[head], generator=generator)
             rows[head, : sizes[head]] = torch.from_numpy(job.split.train)[shuffled]
         rows = rows.to(self.device)
-        total = torch.zeros(len(sizes), device=self.device)
-        remaining = torch.tensor(sizes, device=self.device)[:, None]
-        places = torch.arange(batch_size, device=self.device)
-        for start in range(0, sizes[0], batch_size):
-            active = sum(size > start for size in sizes)
-            batch = rows[:active, start : start + batch_size]
-            # A head's last batch may be shorter than its neighbours': what is beyond its rows counts nothing.
-            own = (places[: batch.shape[1]] < remaining[:active] - start).float()
-            total[:active] += self._backward(self.scaled[self.which[:active, None], batch], self.labels[batch], own)
-            self.optimizer.step(active)
-        for head, loss in enumerate((total / remaining[:, 0]).tolist()):
+        ends = torch.tensor(sizes, device=self.device)[:, None]
+        places = torch.arange(rows.shape[1], device=self.device)
+        starts = places // batch_size * batch_size
+        # A head's last batch may be shorter: what is beyond its rows counts nothing.
+        own = places < ends
+        weights = own / (ends - starts).clamp(min=1, max=batch_size)
+        labels, rows = self.labels[rows], rows + self.first_row[:, None]
+        batches = [
+            each.view(len(sizes), n_batches[0], batch_size).transpose(0, 1).contiguous()  # (S, K, B)
+            for each in (rows, labels, weights, own)
+        ]
+        self.total.zero_()
+        first = 0
+        if self.captured is not None:
+            first = min(n_batches)  # after which not all heads have batches left
+            self.captured.run([each[:first] for each in batches])
+        for number in range(first, n_batches[0]):
+            self._step(*(each[number, : sum(n > number for n in n_batches)] for each in batches))
+        for head, loss in enumerate((self.total / ends[:, 0]).tolist()):
             self.train_loss[head].append(loss)
-            self._look(head)
+        self._look()
 
-    def _backward(self, x: torch.Tensor, labels: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        """Fill the gradients of the mean cross-entropy of each head's own rows, written out: autograd would allocate
-        all of them anew at every step.
+    def _step(self, rows: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, own: torch.Tensor) -> None:
+        """One step of the first A heads down the gradients of the mean cross-entropy of each one's own rows, written out:
+        autograd would allocate all of them anew at every step.
 
         Args:
-            x: (A, B, D) scaled rows.
+            rows: (A, B) of the scaled features.
             labels: (A, B).
-            own: (A, B), 1 for the rows that count.
-
-        Returns:
-            (A,) the summed cross-entropy.
+            weights: (A, B), of the rows in the mean; 0 where a row does not count.
+            own: (A, B), whether it counts.
         """
-        active, n_layers = len(x), len(self.parameters) // 2
-        inputs, masks = [], []
-        for layer in range(n_layers):
-            x = x.relu_() if layer else x
-            x, mask = self._dropped(x, self.recipe.dropout if layer else self.recipe.input_dropout)
+        active, batch = rows.shape
+        labels = labels[..., None]
+        smoothing, n_layers = self.recipe.label_smoothing, len(self.layers)
+        x = self.scaled.index_select(0, rows.flatten()).view(active, batch, -1)
+        inputs, masks = [x], [self._drop(x, self.recipe.input_dropout)]
+        for layer, hidden in zip(self.layers[:-1], self.hidden, strict=True):
+            x = hidden[:active, :batch]
+            torch.clamp_min(torch.bmm(inputs[-1], layer[:active]), 0, out=x[..., :-1])
             inputs.append(x)
-            masks.append(mask)
-            x = torch.baddbmm(self.parameters[2 * layer + 1][:active], x, self.parameters[2 * layer][:active])
-        log_likelihood = x.log_softmax(dim=2)
-        smoothing = self.recipe.label_smoothing
-        target = torch.full_like(x, smoothing / self.n_classes)
-        target.scatter_add_(2, labels[..., None], torch.full_like(x[..., :1], 1 - smoothing))
-        loss = -((target * log_likelihood).sum(dim=2) * own).sum(dim=1)
-        error = (log_likelihood.exp_() - target) * (own / own.sum(dim=1, keepdim=True))[..., None]  # (A, B, C)
-        for layer in reversed(range(n_layers)):
-            weight, bias = self.gradients[2 * layer][:active], self.gradients[2 * layer + 1][:active]
-            torch.bmm(inputs[layer].transpose(1, 2), error, out=weight)
-            torch.sum(error, dim=1, keepdim=True, out=bias)
-            if layer:
-                error = torch.bmm(error, self.parameters[2 * layer][:active].transpose(1, 2))
-                error *= inputs[layer] > 0 if masks[layer] is None else (inputs[layer] > 0) * masks[layer]
-        return loss
+            masks.append(self._drop(x, self.recipe.dropout))
+        error = torch.bmm(inputs[-1], self.layers[-1][:active]).log_softmax(dim=2)  # (A, B, C)
+        loss = error.gather(2, labels)[..., 0] * (smoothing - 1)
+        if smoothing:
+            loss -= error.mean(dim=2) * smoothing
+        self.total[:active] += (loss * own).sum(dim=1)
+        error = error.exp_()
+        if smoothing:
+            error -= smoothing / self.n_classes
+        error.scatter_add_(2, labels, torch.full_like(error[..., :1], smoothing - 1))
+        error *= weights[..., None]
+        for number in reversed(range(n_layers)):
+            torch.bmm(inputs[number].transpose(1, 2), error, out=self.gradients[number][:active])
+            if number:
+                error = torch.bmm(error, self.layers[number][:active, :-1].transpose(1, 2))
+                if masks[number] is not None:
+                    error *= masks[number]
+                # What was not dropped and not rectified.
+                error = torch.ops.aten.threshold_backward(error, inputs[number][..., :-1], 0)
+        self.optimizer.step(active)
 
-    def _dropped(self, x: torch.Tensor, probability: float) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Dropout with each head's own random numbers: what is left, and the factors."""
+    def _drop(self, x: torch.Tensor, probability: float) -> torch.Tensor | None:
+        """Dropout of all but the 1 at each row's end, in place, with each head's own random numbers: the factors."""
         if not probability:
-            return x, None
-        drawn = x.new_zeros(x.shape)
+            return None
+        values = x[..., :-1]
+        drawn = torch.zeros_like(values)
         for head in range(len(x)):
             # Always for a whole batch, so that a head's numbers do not depend on how long its neighbours' last one is.
-            size = (min(self.recipe.batch_size, len(self.jobs[head].split.train)), x.shape[2])
+            size = (min(self.recipe.batch_size, len(self.jobs[head].split.train)), values.shape[2])
             own = torch.rand(size, generator=self.noises[head], device=x.device)[: x.shape[1]]
             drawn[head, : len(own)] = own
         factors = (drawn >= probability) / (1 - probability)
-        return x * factors, factors
+        values *= factors
+        return factors
 
-    @torch.no_grad()
-    def _look(self, head: int) -> None:
-        """Note the accuracies after an epoch, and the weights where they are those to keep so far.
+    def _look(self) -> None:
+        """Note the accuracies after an epoch, and the layers where they are those to keep so far.
 
         What is kept depends on the job and the validation rows alone; the test accuracy is only written down.
         """
-        job, epoch = self.jobs[head], len(self.train_loss[head])
-        weights = [parameter[head] for parameter in self.parameters]
-        before = max(self.valid_accuracy[head], default=-1.0)
-        if len(job.split.valid):
-            self.valid_accuracy[head].append(self._accuracy(head, weights, job.split.valid))
-        is_best = len(job.split.valid) and self.valid_accuracy[head][-1] > before
-        is_wanted = is_best if job.keep is None else epoch == job.keep
-        if is_wanted:
-            self.kept[head] = [weight.detach().clone() for weight in weights]
-        if len(job.split.test):
-            self.test_accuracy[head].append(self._accuracy(head, weights, job.split.test))
+        for head, accuracy in self._accuracies("test").items():
+            self.test_accuracy[head].append(accuracy)
+        valid = self._accuracies("valid")
+        for head, job in enumerate(self.jobs):
+            before = max(self.valid_accuracy[head], default=-1.0)
+            if head in valid:
+                self.valid_accuracy[head].append(valid[head])
+            is_best = head in valid and valid[head] > before
+            if is_best if job.keep is None else len(self.train_loss[head]) == job.keep:
+                self.kept[head] = [layer[head].clone() for layer in self.layers]
 
-    def _accuracy(self, head: int, weights: list[torch.Tensor], rows: np.ndarray) -> float:
-        index = torch.from_numpy(rows).to(self.device)
-        x = self.scaled[self.which[head], index]
-        for layer in range(0, len(weights), 2):
-            x = torch.addmm(weights[layer + 1], F.relu(x) if layer else x, weights[layer])
-        return float((x.argmax(dim=1) == self.labels[index]).float().mean())
+    def _accuracies(self, part: str) -> dict[int, float]:
+        """Head -> its accuracy on the rows of this part of its split, where it has any."""
+        accuracies = {}
+        for head, rows in self.looked_at[part].items():
+            x = self.scaled[self.first_row[head] + rows][:, :-1]
+            for number, layer in enumerate(self.layers):
+                x = torch.addmm(layer[head, -1:], x.relu_() if number else x, layer[head, :-1])
+            accuracies[head] = (x.argmax(dim=1) == self.labels[rows]).float().mean()
+        fetched = torch.stack(list(accuracies.values())).tolist() if accuracies else []
+        return dict(zip(accuracies, fetched, strict=True))
 
     def finish(self) -> list[FittedHead]:
         return [self._fitted(head) for head in range(len(self.jobs))]
@@ -258,18 +291,18 @@ class Stack:
     @torch.no_grad()
     def _fitted(self, head: int) -> FittedHead:
         job, accuracies = self.jobs[head], self.valid_accuracy[head]
-        weights = self.kept[head] or [parameter[head] for parameter in self.parameters]
+        layers = self.kept[head] or [layer[head] for layer in self.layers]
         epoch = len(self.train_loss[head])
         if self.kept[head]:
             epoch = job.keep or 1 + accuracies.index(max(accuracies))
         with GLOBAL_RNG:
             module = HEADS[self.kind](len(self.scalers[head].mean), self.n_classes, self.recipe.hidden_dim)
-        layers = [layer for layer in module if isinstance(layer, nn.Linear)]
-        for layer, weight, bias in zip(layers, weights[::2], weights[1::2], strict=True):
-            layer.weight.copy_(weight.t())
-            layer.bias.copy_(bias[0])
-        test = self.scaled[self.which[head], torch.from_numpy(job.split.test).to(self.device)].cpu()
-        logits = module.eval()(test)
+        linear = [each for each in module if isinstance(each, nn.Linear)]
+        for each, layer in zip(linear, layers, strict=True):
+            each.weight.copy_(layer[:-1].t())
+            each.bias.copy_(layer[-1])
+        test = self.scaled[self.first_row[head] + torch.from_numpy(job.split.test).to(self.device)]
+        logits = module.eval()(test[:, :-1].cpu())
         if not torch.isfinite(logits).all() or not math.isfinite(self.train_loss[head][-1]):
             raise FitError(
                 f"the {self.kind.replace('_', '-')} head diverged ({job.split.name}, seed {job.seed}): lower "
@@ -281,69 +314,77 @@ class Stack:
 
 
 class _Optimizer:
-    """torch's fused AdamW (Adam without decay) on stacked parameters, of which only the first `active` heads step.
+    """torch's fused AdamW (Adam without decay) on stacked layers, of which only the first `active` heads step.
 
-    Every head's slice is a parameter of its own, since heads whose epoch has fewer batches must stand still while the
-    others' moments and step counts go on.
+    Heads with as many batches in an epoch are one run, whose slice of a layer is one parameter: a shorter run must stand
+    still in the last batches of its neighbours, and its moments and step counts with it. Where weights decay, biases do
+    not, and every head's are parameters of their own.
     """
 
     def __init__(
         self,
-        parameters: Sequence[torch.Tensor],
+        layers: Sequence[torch.Tensor],
         gradients: Sequence[torch.Tensor],
         recipe: Recipe,
-        total_steps: Sequence[int],
+        steps: Sequence[int],
     ) -> None:
-        self.recipe, self.total_steps, self.done = recipe, total_steps, [0] * len(total_steps)
-        self.n_parameters = len(parameters)
-
-        def slices(stacked: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-            """Weights and biases in turn, head after head, each sharing the memory of the stack."""
-            return [each[head] for head in range(len(total_steps)) for each in stacked]
-
-        self.state = [
-            slices(parameters),
-            slices(gradients),
-            slices([torch.zeros_like(parameter) for parameter in parameters]),
-            slices([torch.zeros_like(parameter) for parameter in parameters]),
-            [torch.zeros((), device=parameters[0].device) for _ in slices(parameters)],
-        ]
+        self.recipe, self.steps = recipe, steps
+        bounds = [0, *(head for head in range(1, len(steps)) if steps[head] != steps[head - 1]), len(steps)]
+        self.runs = list(itertools.pairwise(bounds))
+        self.done = [0] * len(self.runs)
+        whole = (layers, gradients, *([torch.zeros_like(layer) for layer in layers] for _ in range(2)))
+        # decay -> per run: parameters, gradients, both moments, step counts
+        self.state: dict[float, list[list[list[torch.Tensor]]]] = {}
+        if recipe.weight_decay:
+            self.state[recipe.weight_decay] = [
+                [[each[head, :-1] for head in range(*run) for each in tensors] for tensors in whole]
+                for run in self.runs
+            ]
+            self.state[0.0] = [
+                [[each[head, -1:] for head in range(*run) for each in tensors] for tensors in whole]
+                for run in self.runs
+            ]
+        else:
+            self.state[0.0] = [[[each[slice(*run)] for each in tensors] for tensors in whole] for run in self.runs]
+        for runs in self.state.values():
+            for parts in runs:
+                parts.append([torch.zeros((), device=layers[0].device) for _ in parts[0]])
 
     def step(self, active: int) -> None:
-        """One step of the first `active` heads."""
-        recipe, n = self.recipe, self.n_parameters
-        if not recipe.is_cosine and not recipe.weight_decay:
-            self._adamw(slice(0, active * n), recipe.learning_rate, 0.0)
-        else:
-            for head in range(active):
-                progress = self.done[head] / self.total_steps[head]
-                fall = 0.5 * (1 + math.cos(math.pi * progress)) if recipe.is_cosine else 1.0
-                for first, decay in ((0, recipe.weight_decay), (1, 0.0)):  # weights, biases
-                    self._adamw(slice(head * n + first, (head + 1) * n, 2), fall * recipe.learning_rate, decay)
-        for head in range(active):
-            self.done[head] += 1
-
-    def _adamw(self, which: slice, learning_rate: float, weight_decay: float) -> None:
-        parameters, gradients, first, second, steps = (tensors[which] for tensors in self.state)
-        adamw(
-            parameters,
-            gradients,
-            first,
-            second,
-            [],
-            steps,
-            fused=True,
-            amsgrad=False,
-            beta1=ADAM_BETAS[0],
-            beta2=ADAM_BETAS[1],
-            lr=learning_rate,
-            weight_decay=weight_decay,
-            eps=ADAM_EPS,
-            maximize=False,
-        )
+        """One step of the first `active` heads, which are whole runs."""
+        for number, (first, _) in enumerate(self.runs):
+            if first >= active:
+                return
+            rate = self.recipe.learning_rate
+            if self.recipe.is_cosine:
+                rate *= 0.5 * (1 + math.cos(math.pi * self.done[number] / self.steps[first]))
+            for decay, runs in self.state.items():
+                parameters, gradients, mean, square, counts = runs[number]
+                adamw(
+                    parameters,
+                    gradients,
+                    mean,
+                    square,
+                    [],
+                    counts,
+                    fused=True,
+                    amsgrad=False,
+                    beta1=ADAM_BETAS[0],
+                    beta2=ADAM_BETAS[1],
+                    lr=rate,
+                    weight_decay=decay,
+                    eps=ADAM_EPS,
+                    maximize=False,
+                )
+            self.done[number] += 1
 
 
 def generator(seed: int, name: str, device: torch.device | str = "cpu") -> torch.Generator:
     """A stream of random numbers of its own for every seed and name."""
     entropy = np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(entropy) >> 1)
+
+
+def _with_ones(rows: torch.Tensor) -> torch.Tensor:
+    """(N, D) -> (N, D + 1)."""
+    return torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)

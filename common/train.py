@@ -24,7 +24,7 @@ from common.splits import Split
 from common.stack import FitError, FittedHead, Job, ScaledFeatures, Stack, scaler_key
 
 SCALED_BYTES = 4e9  # of scaled copies of the features that are kept at once
-CACHED_BYTES = 9_000_000  # of weights, gradients and moments that a CPU's cache holds
+CACHED_BYTES = 12_000_000  # of weights, gradients and moments of a stack that a CPU's cache holds
 
 
 def check_fittable(features: FeatureSet, name: str) -> None:
@@ -152,17 +152,18 @@ def _stacks(
     """
     size, n_classes, hidden = features.features.shape[1], len(features.class_names), recipe.hidden_dim
     parameters = size * n_classes if kind == "linear" else (size + hidden + n_classes) * hidden
-    most = math.ceil(len(jobs) / workers)
-    if device.type == "cpu":
-        most = max(1, min(most, CACHED_BYTES // (16 * parameters)))
+    cached = max(1, CACHED_BYTES // (16 * parameters)) if device.type == "cpu" else len(jobs)
+    # As many stacks for every core, of nearly one size.
+    n_stacks = max(1, min(len(jobs), workers * math.ceil(len(jobs) / workers / max(1, cached))))
     most_scaled = max(1, int(SCALED_BYTES / workers // max(1, 4 * features.features.numel())))
     stacks: list[list[Job]] = []
-    for job in jobs:
-        keys = {scaler_key(other) for other in stacks[-1]} | {scaler_key(job)} if stacks else set()
-        if not stacks or len(stacks[-1]) >= most or len(keys) > most_scaled:
-            stacks.append([])
-        stacks[-1].append(job)
-    return stacks
+    for number in range(n_stacks):
+        stacks.append([])
+        for job in jobs[number * len(jobs) // n_stacks : (number + 1) * len(jobs) // n_stacks]:
+            if len({scaler_key(other) for other in stacks[-1]} | {scaler_key(job)}) > most_scaled:
+                stacks.append([])
+            stacks[-1].append(job)
+    return [stack for stack in stacks if stack]
 
 
 @contextlib.contextmanager

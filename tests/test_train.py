@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,12 +12,13 @@ import torch.nn.functional as F
 from conftest import made_up_features
 from torch.utils.data import DataLoader, TensorDataset
 
+from common.captured import CapturedSteps
 from common.features import FeatureSet
 from common.heads import HEADS
 from common.recipes import Recipe
 from common.scalers import SHRINKAGES, fit_scaler
 from common.splits import Split, make_splits
-from common.stack import FitError, FittedHead, Job, generator
+from common.stack import FitError, FittedHead, Job, Stack, generator
 from common.train import check_fittable, fit_chosen, fit_heads
 
 PAPER = Recipe(epochs=3, batch_size=8, learning_rate=1e-3, hidden_dim=32)
@@ -176,6 +178,30 @@ def test_refusals() -> None:
         check_fittable(few, "f.pt")
     with pytest.raises(FitError, match="no labels"):
         check_fittable(replace(good, labels=torch.full((72,), -1)), "f.pt")
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_replayed_steps_equal_steps(kind: str, monkeypatch) -> None:
+    """As on a GPU, but that a step that is replayed is taken again instead of read from a graph."""
+    features = made_up_features()
+    expected = fit(kind, features, uneven_splits(features))
+    taken = []
+
+    class Replayed(CapturedSteps):
+        def _capture(self):
+            return SimpleNamespace(replay=lambda: (taken.append(1), self._step()))
+
+    initial = Stack.__init__
+
+    def captured(self, *arguments):
+        initial(self, *arguments)
+        self.captured = Replayed(self._step)
+
+    monkeypatch.setattr(Stack, "__init__", captured)
+    for one, other in zip(fit(kind, features, uneven_splits(features)), expected, strict=True):
+        assert torch.equal(weights(one), weights(other))
+        assert one.train_loss == other.train_loss
+    assert taken
 
 
 @pytest.mark.gpu
