@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +15,7 @@ from analysis.pictures import plot_effects
 from analysis.views import BASE_LAYER, BASE_POOL, BASELINE, GRID, factor_of
 from common.encoder import LAYERS, POOLS
 from common.features import FeatureSet
-from common.files import write_atomically
+from common.files import write_atomically, write_csv
 from common.heads import HEADS
 from common.progress import progress_bar
 from common.protocols import make_jobs, outcome_of
@@ -141,16 +139,14 @@ def write_effects(record: dict[str, Any], folder: Path) -> None:
             )
     name = f"ablation_{record['task']}"
     write_atomically(folder / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("factor", "variant", "dimensions", "head", "accuracy", "difference", "low", "high", "p_value"))
+    rows = [("factor", "variant", "dimensions", "head", "accuracy", "difference", "low", "high", "p_value")]
     for effect in record["effects"]:
         for kind in HEADS:
             scored = effect[kind]
             interval = scored["difference_interval"] or ("", "")
             figures = (scored["accuracy"], scored["difference"], *interval, scored["p_value"])
-            rows.writerow((effect["factor"], effect["name"], effect["dimensions"], kind, *figures))
-    write_atomically(folder / f"{name}.csv", text.getvalue().encode())
+            rows.append((effect["factor"], effect["name"], effect["dimensions"], kind, *figures))
+    write_csv(folder / f"{name}.csv", rows)
     drawn = [
         {"name": f"{effect['name']} ({effect['factor']})"}
         | {

@@ -5,8 +5,6 @@ Writes summary.csv, summary.md and summary.tex beside the printed table.
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ import yaml
 
 from analysis.studies import COLUMNS, Run, encoder_words, output_folder, parser_of, runs_for
 from common.cli import run
-from common.files import write_atomically
+from common.files import write_atomically, write_csv
 from common.tables import as_latex, as_markdown, as_text, percent
 
 REFERENCES = Path(__file__).resolve().with_name("references.yaml")
@@ -129,25 +127,20 @@ def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def write_summary(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
     """summary.csv, .md and .tex in `folder`."""
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(key for key in rows[0] if key != "intervals")
+    columns = [key for key in rows[0] if key != "intervals"]
+    table = [columns]
     for row in rows:
         published = "; ".join(f"{name} {score}" for name, score, _ in row["published"])
-        table.writerow(
-            "" if cell is None else cell
-            for key, cell in ({**row, "published": published}).items()
-            if key != "intervals"
-        )
+        table.append([{**row, "published": published}[key] for key in columns])
+    write_csv(folder / "summary.csv", table)
     wide, said = summary_table(rows, is_wide=True), notes(rows)
     contents = {
-        "summary.csv": text.getvalue(),
         "summary.md": as_markdown(wide) + "\n\nPercent. " + "\n".join(f"{line}  " for line in said) + "\n",
         "summary.tex": as_latex(wide) + "".join(f"% {line}\n" for line in said),
     }
     for name, content in contents.items():
         write_atomically(folder / name, content.encode())
-    return [folder / name for name in contents]
+    return [folder / name for name in ("summary.csv", *contents)]
 
 
 def main() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
-import io
 import os
 import platform
 import sys
@@ -25,7 +23,7 @@ from common.audio import AudioError, audio_stamp, read_audio
 from common.clips import Clip, DatasetError
 from common.encoder import CHANNELS, AudioSepEncoder
 from common.features import FeatureFileError, FeatureSet
-from common.files import OutputError, remove_leftovers, write_atomically
+from common.files import OutputError, remove_leftovers, write_csv
 from common.partial import Rows, changed_files, claim, difference, discard, settings_id
 from common.progress import progress_bar
 from common.shards import Shard, clip_lengths, one_at_a_time
@@ -383,7 +381,5 @@ def _write_failures(output: Path, failed: list[list[str]]) -> Path | None:
     if not failed:
         path.unlink(missing_ok=True)
         return None
-    text = io.StringIO()
-    csv.writer(text).writerows([("clip_id", "reason"), *failed])
-    write_atomically(path, text.getvalue().encode())
+    write_csv(path, [("clip_id", "reason"), *failed])
     return path

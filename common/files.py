@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import glob
 import hashlib
@@ -14,7 +15,7 @@ import re
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):  # name the file that was wanted, not the temporary one
             error.filename, error.filename2 = str(path), None
         raise
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Write rows, their names first, atomically; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def remove_leftovers(path: Path) -> None:

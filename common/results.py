@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import platform
@@ -19,7 +17,7 @@ import numpy as np
 import torch
 
 from common.features import FeatureSet
-from common.files import OutputError, difference_in_words, save_torch, write_atomically
+from common.files import OutputError, difference_in_words, save_torch, write_atomically, write_csv
 from common.metrics import confusion_matrix, per_class, scores
 from common.tables import all_heads
 from common.uncertainty import accuracy_interval, paired_p_value
@@ -200,12 +198,8 @@ def save_record(record: dict[str, Any], folder: Path) -> None:
         for head, scored in all_heads(protocol).items()
         for row in scored["splits"]
     ]
-    text = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    table = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_atomically(folder / "result.csv", text.getvalue().encode())
+    write_csv(folder / "result.csv", [columns, *([row.get(name) for name in columns] for row in rows)])
     # A score that is not defined (no clip of its kind) is null: JSON has no NaN.
     text = json.dumps(_nan_to_none(record), indent=1, allow_nan=False)
     write_atomically(folder / "result.json", (text + "\n").encode())
@@ -223,14 +217,12 @@ def save_predictions(
     labels = features.labels.numpy()
     predicted = [np.concatenate([outcome.predictions for outcome in each]) for each in outcomes.values()]
     fits = [(outcome.seed, outcome.split, row) for outcome in first for row in outcome.rows.tolist()]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("seed", "split", "clip_id", "group", "class_name", *outcomes))
+    table = [("seed", "split", "clip_id", "group", "class_name", *outcomes)]
     for index, (seed, split, row) in enumerate(fits):
         group = features.groups[row] if features.groups is not None else ""
         said = [names[each[index]] for each in predicted]
-        table.writerow((seed, split, features.clip_ids[row], group, names[labels[row]], *said))
-    write_atomically(folder / f"{prefix}predictions.csv", text.getvalue().encode())
+        table.append((seed, split, features.clip_ids[row], group, names[labels[row]], *said))
+    write_csv(folder / f"{prefix}predictions.csv", table)
     logits = {
         head: torch.from_numpy(np.concatenate([outcome.logits for outcome in each])) for head, each in outcomes.items()
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -92,12 +90,10 @@ def _load(path: Path, task: Task) -> FeatureSet:
 
 
 def _write_trials(features: FeatureSet, pairs: np.ndarray, same: np.ndarray, path: Path) -> None:
-    from common.files import write_atomically
+    from common.files import write_csv
 
     rows = [(int(label), features.clip_ids[a], features.clip_ids[b]) for label, (a, b) in zip(same, pairs, strict=True)]
-    text = io.StringIO()
-    csv.writer(text).writerows([("same_speaker", "clip_a", "clip_b"), *rows])
-    write_atomically(path, text.getvalue().encode())
+    write_csv(path, [("same_speaker", "clip_a", "clip_b"), *rows])
 
 
 def _print_scores(record: dict, folder: Path) -> None:
