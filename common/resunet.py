@@ -44,8 +44,8 @@ BLOCKS = (
 PRE_CONV_CHANNELS = 32
 LAYERS = ("pre_conv", *(block[0] for block in BLOCKS))
 CHANNELS = dict(zip(LAYERS, (PRE_CONV_CHANNELS, *(block[3] for block in BLOCKS)), strict=True))
-# Frames of the first block's input made at a time on a CPU: 4 MB of float32, the fastest of 2 to 512 where tried.
-CACHED_FRAMES = 32
+# Frames of the first block's input made at a time, 131 kB of float32 each; 32 was the fastest of 2 to 512 on a CPU.
+CPU_PART, GPU_PART = 32, 2048
 
 # The first position in time that any item of a batch does not own, and from there on which items do not own which,
 # (B, 1, time, 1); None where all own all.
@@ -217,9 +217,10 @@ class _FirstBlock(_Block):
 
     def _inputs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         activated = x.new_empty(*x.shape, len(self.scale), dtype=self.dtype)
-        # In parts that stay in a CPU's cache between the three steps.
-        rows = CACHED_FRAMES if x.device.type == "cpu" else x.shape[1]
-        for part, target in zip(x.split(rows, dim=1), activated.split(rows, dim=1), strict=True):
+        # In parts: on a CPU of some frames, which stay in its cache between the three steps; on a GPU of some items, since
+        # the float32 of all would double the memory.
+        size, dim = (CPU_PART, 1) if x.device.type == "cpu" else (max(1, GPU_PART // x.shape[1]), 0)
+        for part, target in zip(x.split(size, dim), activated.split(size, dim), strict=True):
             target.copy_(F.leaky_relu_(torch.addcmul(self.shift, part[..., None], self.scale), LEAKY_SLOPE))
         return activated.permute(0, 3, 1, 2), self.pre_conv(F.avg_pool2d(x, self.pooling)).to(self.dtype)
 
