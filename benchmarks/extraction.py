@@ -56,15 +56,22 @@ def operations_a_second(folded: bool) -> float:
     return total
 
 
-def values_a_second() -> float:
-    """Activations that the folded blocks read and write for one second of audio, where nothing stays in a cache."""
+def traffic_a_second(size: int) -> float:
+    """Bytes that the folded blocks' steps read and write for one second of audio, where nothing stays in a cache.
+
+    Args:
+        size: bytes of an activation; the first block's input is made in float32 of the spectrogram.
+    """
     total, positions = 0.0, 100 * 1024.0
     for number, (_, _, channels_in, channels_out, (in_time, in_frequency)) in enumerate(BLOCKS[:-1]):
         pooled = positions / in_time / in_frequency
-        inputs = 2 * positions * (1 if number == 0 else channels_in)  # for the two branches; at first the spectrogram
-        total += inputs + 2 * positions * channels_in  # activated: written, read by conv1
-        total += 4 * positions * channels_out + pooled * channels_out  # conv1's, activated in place; conv2's
-        total += pooled * (2 * channels_in + channels_out) + 3 * pooled * channels_out  # shortcut, addition
+        if number == 0:
+            total += 4 * (2 * positions + 4 * positions * channels_in) + size * 2 * positions * channels_in
+        else:
+            total += size * 6 * positions * channels_in  # scaled, activated in place, read by conv1; pooled
+        total += size * (4 * positions * channels_out + pooled * channels_out)  # conv1's, activated in place; conv2's
+        total += size * (pooled * 2 * channels_in + pooled * channels_out)  # the pooled input and its shortcut
+        total += size * 3 * pooled * channels_out  # their addition
         positions = pooled
     return total
 
@@ -302,7 +309,7 @@ def _report(
     roofline = [["precision", "GFLOP", "MB", "computing", "memory", "reached"]]
     for way in (way for way in ways if "peak" in extras[way]):
         size = PRECISIONS[way.partition(COMPILED)[0]].itemsize
-        work, traffic = operations_a_second(folded=True), size * values_a_second()
+        work, traffic = operations_a_second(folded=True), traffic_a_second(size)
         limits = (extras[way]["peak"] / work, extras[way]["bandwidth"] / traffic, audio_s / medians[way])
         roofline.append([way, f"{work / 1e9:.1f}", f"{traffic / 1e6:.0f}", *(f"{limit:.0f}" for limit in limits)])
     tables = {"table": table, "parts": parts, "roofline": roofline}

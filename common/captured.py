@@ -17,21 +17,20 @@ class _Graph(Protocol):
 class CapturedSteps:
     """A step that is captured once and then replayed, reading its batch where a counter on the device points.
 
-    Args:
-        step: called with the batch's tensors; what it changes must stay where it is in memory, and nothing that it does
-            may wait for the device or depend on numbers of the host.
+    What the step changes must stay where it is in memory, and nothing that it does may wait for the device or depend on
+    numbers of the host that change.
     """
 
-    def __init__(self, step: Callable[..., None]) -> None:
-        self.step = step
+    def __init__(self) -> None:
         self.batches: list[torch.Tensor] = []
         self.number: torch.Tensor | None = None
         self.graph: _Graph | None = None
 
-    def run(self, batches: Sequence[torch.Tensor]) -> None:
+    def run(self, step: Callable[..., None], batches: Sequence[torch.Tensor]) -> None:
         """Take a step for every batch, in their order.
 
         Args:
+            step: called with a batch's tensors; the same at every call.
             batches: tensors (S, ...), of the same shapes at every call, whose first index is the batch's number.
         """
         done = 0
@@ -39,9 +38,9 @@ class CapturedSteps:
             self.batches = [each.clone() for each in batches]
             self.number = torch.zeros(1, dtype=torch.int64, device=batches[0].device)
             while done < min(WARM_UP, len(batches[0])):
-                self._step()
+                self._take(step)
                 done += 1
-            self.graph = self._capture()
+            self.graph = self._capture(step)
         else:
             for own, given in zip(self.batches, batches, strict=True):
                 own.copy_(given)
@@ -49,15 +48,18 @@ class CapturedSteps:
         for _ in range(done, len(batches[0])):
             self.graph.replay()
 
-    def _step(self) -> None:
-        self.step(*(each.index_select(0, self.number)[0] for each in self.batches))
+    def _take(self, step: Callable[..., None]) -> None:
+        step(*(each.index_select(0, self.number)[0] for each in self.batches))
         self.number += 1
 
-    def _capture(self) -> _Graph:
+    def _capture(self, step: Callable[..., None]) -> _Graph:
         """Record a step without taking it."""
-        torch.cuda.synchronize()
+        device = self.number.device
+        torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile: a progress bar does not, a caller's might.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._step()
+        # A stream of this very device, which need not be the current one. Other threads may use it meanwhile: a progress
+        # bar does not, a caller's might.
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            self._take(step)
         return graph

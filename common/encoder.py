@@ -158,7 +158,7 @@ class AudioSepEncoder(nn.Module):
 
         Returns:
             float32 tensor (N, channels of the layer: 384 by default) on the CPU, in the order given; a clip's
-            row is the same alone and in any company.
+            row is the same alone and in any company (on a GPU but for rounding, under 1e-6).
 
         Raises:
             ValueError: a waveform is empty, not 1-D, not floating-point, or holds NaN or infinity; or an
@@ -230,23 +230,26 @@ class AudioSepEncoder(nn.Module):
         Returns:
             per layer: the tiles, the layer, how many values each has in a channel, and what `measure` gives.
         """
-        parts = []
         try:
-            for layer, level, output in self._forward(batch, waveforms, layers):
-                columns = [tile.columns(level) for tile in batch]
-                counts = [output.shape[3] * (column.stop - column.start) for column in columns]
-                parts.append((batch, layer, counts, measure(output, columns, pools)))
+            return list(self._measured(batch, waveforms, layers, pools))
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
-        else:
-            return parts
         half = -(-len(batch) // 2)
         if self.batch_frames == GPU_BATCH_FRAMES:
             warnings.warn(f"the GPU's memory is short: going on with {half} tiles at a time", stacklevel=4)
         self.batch_frames = min(self.batch_frames, half * max(tile.padded_frames for tile in batch))
         torch.cuda.empty_cache()
         return [part for each in (batch[:half], batch[half:]) for part in self._measure(each, waveforms, layers, pools)]
+
+    def _measured(
+        self, batch: list[Tile], waveforms: list[np.ndarray], layers: Sequence[str], pools: Sequence[str]
+    ) -> Iterator[tuple[list[Tile], str, list[int], dict[str, torch.Tensor]]]:
+        """The same in one piece; by itself, so that nothing of a batch that was too large is held on to."""
+        for layer, level, output in self._forward(batch, waveforms, layers):
+            columns = [tile.columns(level) for tile in batch]
+            counts = [output.shape[3] * (column.stop - column.start) for column in columns]
+            yield batch, layer, counts, measure(output, columns, pools)
 
     def _forward(
         self, batch: list[Tile], waveforms: list[np.ndarray], layers: Sequence[str]
@@ -313,4 +316,4 @@ def _check_waveform(waveform: np.ndarray | torch.Tensor, index: int) -> np.ndarr
     samples = np.ascontiguousarray(waveform, dtype=np.float32)  # of any strides, byte order and floating-point width
     if not np.isfinite(samples).all():
         raise ValueError(f"waveform {index} holds NaN or infinite samples; repair or leave out this clip")
-    return np.pad(samples, (0, max(0, MIN_SAMPLES - len(samples)))) if len(samples) < MIN_SAMPLES else samples
+    return np.pad(samples, (0, MIN_SAMPLES - len(samples))) if len(samples) < MIN_SAMPLES else samples

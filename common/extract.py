@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 import platform
 import sys
@@ -34,8 +35,6 @@ WHOLE = Shard()
 # Seconds of audio a call of the encoder. One clip on a CPU: larger batches bring nothing there, and rows do not wait for
 # others. On a GPU a call is some batches of tiles, which it computes without a pause.
 CALL_S = {"cpu": 0.0, "cuda": 1200.0}
-# Clips decoded ahead, beside two for each worker: 128 kB a second of audio.
-AHEAD = {"cpu": 1, "cuda": 256}
 
 
 class ExtractionError(ValueError):
@@ -58,8 +57,8 @@ def extract(
 ) -> FeatureSet | None:
     """Embed every clip and save the FeatureSet under `output`.
 
-    Interrupted at any moment, even by ``kill -9``, the same call goes on and gives the same file to the last
-    bit. A finished file of the same settings and audio returns at once; clips that failed in it are tried again.
+    Interrupted at any moment, even by ``kill -9``, the same call goes on and gives the same file: on a CPU to the last
+    bit, on a GPU, where rounding depends on which clips share a batch, to 1e-6. A finished file of the same settings and audio returns at once; clips that failed in it are tried again.
 
     Args:
         clips: in the order of the file's rows.
@@ -73,7 +72,7 @@ def extract(
         workers: threads that decode ahead; None is one a core, at most 16.
         overwrite: a file, or unfinished work, made with other settings or of other audio may be replaced.
         shard: the part of the clips that this process embeds; the last part to be done writes the file, which is the
-            same to the last bit for any number of parts on the same kind of device.
+            same for any number of parts on the same kind of device.
 
     Returns:
         The FeatureSet; None where other parts are not done yet.
@@ -246,7 +245,7 @@ def _compute(
     desc = "embedding" if shard.count == 1 else f"shard {shard}"
     bar = progress_bar(total=total, initial=total - len(pending), unit="clip", desc=desc)
     with bar, ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool_of_threads:
-        decoded = _decode_ahead(clips, pending, encoder.sample_rate, pool_of_threads, AHEAD[device] + 2 * workers)
+        decoded = _decode_ahead(clips, pending, encoder.sample_rate, pool_of_threads, 1 + 2 * workers, CALL_S[device])
         started = time.monotonic()
         try:
             for batch in _in_batches(decoded, CALL_S[device] * encoder.sample_rate):
@@ -300,16 +299,28 @@ def _decode(index: int, clip: Clip, sample_rate: int) -> _Decoded:
 
 
 def _decode_ahead(
-    clips: Sequence[Clip], pending: Sequence[int], sample_rate: int, threads: ThreadPoolExecutor, ahead: int
+    clips: Sequence[Clip],
+    pending: Sequence[int],
+    sample_rate: int,
+    threads: ThreadPoolExecutor,
+    least: int,
+    ahead_s: float,
 ) -> Iterator[_Decoded]:
-    """The pending clips in their order, with `ahead` of them decoding meanwhile."""
+    """The pending clips in their order. Meanwhile others are decoded: at least so many, or so many as hold about `ahead_s`
+    seconds, by what was decoded so far."""
     waiting: deque[Future[_Decoded]] = deque()
-    for index in pending:
-        waiting.append(threads.submit(_decode, index, clips[index], sample_rate))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    to_come = iter(pending)
+    ahead, done, samples = least, 0, 0
+    while True:
+        for index in itertools.islice(to_come, max(0, ahead + 1 - len(waiting))):
+            waiting.append(threads.submit(_decode, index, clips[index], sample_rate))
+        if not waiting:
+            return
+        clip = waiting.popleft().result()
+        if clip.waveform is not None:
+            done, samples = done + 1, samples + len(clip.waveform)
+            ahead = max(least, round(ahead_s * sample_rate * done / samples))
+        yield clip
 
 
 def _in_batches(clips: Iterator[_Decoded], samples: float) -> Iterator[list[_Decoded]]:

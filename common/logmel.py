@@ -47,4 +47,4 @@ class LogMelStatistics:
             )
             decibel = librosa.power_to_db(mel, ref=1.0, amin=1e-10, top_db=None)  # (mels, frames)
             rows.append(np.concatenate([decibel.mean(axis=1), decibel.std(axis=1)]))
-        return torch.from_numpy(np.stack(rows).astype(np.float32))
+        return torch.from_numpy(np.array(rows, np.float32).reshape(-1, self.embedding_size))

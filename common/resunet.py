@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.condition import CONDITION_SIZE
+from common.tiles import sent
 
 SAMPLE_RATE = 32_000  # Hz
 N_FFT = 2048  # samples
@@ -111,11 +112,11 @@ class ResUNet30Encoder(nn.Module):
         x = self.normalised_magnitude(samples)
         if "pre_conv" in layers:
             yield "pre_conv", 0, self.blocks[0].pre_conv(x)
-        level = 0
+        ends, level = sent(lengths, x.device), 0
         for number, block in enumerate(self.blocks, start=1):
             if not set(LAYERS[number:]) & set(layers):
                 return
-            x = block(x, _beyond([length >> level for length in lengths], x))
+            x = block(x, _beyond(min(lengths) >> level, ends >> level, x))
             level += block.pooling[0] - 1
             if LAYERS[number] in layers:
                 yield LAYERS[number], level, x
@@ -236,12 +237,12 @@ def _pooled_kernel(kernel: torch.Tensor, pooling: tuple[int, int]) -> torch.Tens
     return torch.stack(shifted).mean(dim=0)
 
 
-def _beyond(lengths: Sequence[int], x: torch.Tensor) -> Beyond:
-    """Where the items of x, (B, ..., time, frequency), end before its width."""
-    first, width = min(lengths), x.shape[-2]
+def _beyond(first: int, ends: torch.Tensor, x: torch.Tensor) -> Beyond:
+    """Where the items of x, (B, ..., time, frequency), which end at `ends` (B,), the shortest at `first`, end before its
+    width."""
+    width = x.shape[-2]
     if first == width:
         return None
-    ends = torch.tensor(lengths, device=x.device)
     return first, (torch.arange(first, width, device=x.device) >= ends[:, None])[:, None, :, None]
 
 

@@ -77,6 +77,11 @@ class FittedHead:
     epoch: int
 
 
+def can_be_captured(recipe: Recipe) -> bool:
+    """Whether a step needs no new number of the host, as schedules and dropout do."""
+    return not (recipe.is_cosine or recipe.dropout or recipe.input_dropout)
+
+
 def scaler_key(job: Job) -> tuple[bytes, float | None]:
     """Jobs of equal keys scale alike."""
     return job.split.train.tobytes(), job.shrinkage
@@ -127,8 +132,9 @@ class Stack:
         self.kind, self.jobs, self.recipe, self.device = kind, jobs, recipe, device
         self.n_classes = len(features.class_names)
         self.labels = features.labels.to(device)
-        self.scalers = [shared.get(job)[0] for job in jobs]
-        distinct = {scaler_key(job): shared.get(job)[1] for job in jobs}
+        own = {scaler_key(job): shared.get(job) for job in jobs}
+        self.scalers = [own[scaler_key(job)][0] for job in jobs]
+        distinct = {key: scaled for key, (_, scaled) in own.items()}
         # (S * N, D + 1), one set of scaled rows after the other; one alone is not copied
         self.scaled = torch.cat(list(distinct.values())) if len(distinct) > 1 else next(iter(distinct.values()))
         places = {key: place * len(features) for place, key in enumerate(distinct)}
@@ -150,9 +156,7 @@ class Stack:
         steps = [recipe.epochs * math.ceil(len(job.split.train) / recipe.batch_size) for job in jobs]
         self.optimizer = _Optimizer(self.layers, self.gradients, recipe, steps)
         self.total = torch.zeros(len(jobs), device=device)  # the epoch's summed cross-entropy
-        # Schedules and dropout take numbers of the host at every step.
-        is_constant = not (recipe.is_cosine or recipe.dropout or recipe.input_dropout)
-        self.captured = CapturedSteps(self._step) if device.type == "cuda" and is_constant else None
+        self.captured = CapturedSteps() if device.type == "cuda" and can_be_captured(recipe) else None
         self.train_loss: list[list[float]] = [[] for _ in jobs]
         self.valid_accuracy: list[list[float]] = [[] for _ in jobs]
         self.test_accuracy: list[list[float]] = [[] for _ in jobs]
@@ -176,7 +180,8 @@ class Stack:
         """One pass over every head's training rows, and a look at its validation and test rows."""
         batch_size, sizes = self.recipe.batch_size, [len(job.split.train) for job in self.jobs]
         n_batches = [math.ceil(size / batch_size) for size in sizes]
-        rows = torch.zeros(len(sizes), n_batches[0] * batch_size, dtype=torch.int64)
+        # Padded with a training row, though what is beyond a head's own rows counts nothing.
+        rows = torch.tensor([[job.split.train[0]] for job in self.jobs]).repeat(1, n_batches[0] * batch_size)
         for head, (job, generator) in enumerate(zip(self.jobs, self.orders, strict=True)):
             shuffled = torch.randperm(sizes[head], generator=generator)
             rows[head, : sizes[head]] = torch.from_numpy(job.split.train)[shuffled]
@@ -184,33 +189,32 @@ class Stack:
         ends = torch.tensor(sizes, device=self.device)[:, None]
         places = torch.arange(rows.shape[1], device=self.device)
         starts = places // batch_size * batch_size
-        # A head's last batch may be shorter: what is beyond its rows counts nothing.
         own = places < ends
-        weights = own / (ends - starts).clamp(min=1, max=batch_size)
+        shares = own / (ends - starts).clamp(min=1, max=batch_size)
         labels, rows = self.labels[rows], rows + self.first_row[:, None]
         batches = [
             each.view(len(sizes), n_batches[0], batch_size).transpose(0, 1).contiguous()  # (S, K, B)
-            for each in (rows, labels, weights, own)
+            for each in (rows, labels, shares, own)
         ]
         self.total.zero_()
         first = 0
         if self.captured is not None:
             first = min(n_batches)  # after which not all heads have batches left
-            self.captured.run([each[:first] for each in batches])
+            self.captured.run(self._step, [each[:first] for each in batches])
         for number in range(first, n_batches[0]):
             self._step(*(each[number, : sum(n > number for n in n_batches)] for each in batches))
         for head, loss in enumerate((self.total / ends[:, 0]).tolist()):
             self.train_loss[head].append(loss)
         self._look()
 
-    def _step(self, rows: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, own: torch.Tensor) -> None:
+    def _step(self, rows: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor, own: torch.Tensor) -> None:
         """One step of the first A heads down the gradients of the mean cross-entropy of each one's own rows, written out:
         autograd would allocate all of them anew at every step.
 
         Args:
             rows: (A, B) of the scaled features.
             labels: (A, B).
-            weights: (A, B), of the rows in the mean; 0 where a row does not count.
+            shares: (A, B), of the rows in the mean; 0 where a row does not count.
             own: (A, B), whether it counts.
         """
         active, batch = rows.shape
@@ -232,7 +236,7 @@ class Stack:
         if smoothing:
             error -= smoothing / self.n_classes
         error.scatter_add_(2, labels, torch.full_like(error[..., :1], smoothing - 1))
-        error *= weights[..., None]
+        error *= shares[..., None]
         for number in reversed(range(n_layers)):
             torch.bmm(inputs[number].transpose(1, 2), error, out=self.gradients[number][:active])
             if number:
@@ -301,8 +305,8 @@ class Stack:
         for each, layer in zip(linear, layers, strict=True):
             each.weight.copy_(layer[:-1].t())
             each.bias.copy_(layer[-1])
-        test = self.scaled[self.first_row[head] + torch.from_numpy(job.split.test).to(self.device)]
-        logits = module.eval()(test[:, :-1].cpu())
+        test = self.scaled[self.first_row[head] + torch.from_numpy(job.split.test).to(self.device), :-1]
+        logits = module.eval()(test.cpu())
         if not torch.isfinite(logits).all() or not math.isfinite(self.train_loss[head][-1]):
             raise FitError(
                 f"the {self.kind.replace('_', '-')} head diverged ({job.split.name}, seed {job.seed}): lower "

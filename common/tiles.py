@@ -95,6 +95,12 @@ class Moments:
         return (values if values is not None else (self.squares / self.count).sqrt()).to(torch.float32)
 
 
+def sent(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Numbers as a tensor on the device, without waiting for what that does meanwhile."""
+    tensor = torch.tensor(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def measure(values: torch.Tensor, columns: Sequence[slice], pools: Sequence[str]) -> dict[str, torch.Tensor]:
     """What the poolings need of a batch, in float32 on its device.
 
@@ -111,7 +117,7 @@ def measure(values: torch.Tensor, columns: Sequence[slice], pools: Sequence[str]
         values, counts = values[:, :, columns[0]], columns[0].stop - columns[0].start
     else:
         starts, stops = (
-            torch.tensor([getattr(own, end) for own in columns], device=values.device)[:, None, None, None]
+            sent([getattr(own, end) for own in columns], values.device)[:, None, None, None]
             for end in ("start", "stop")
         )
         position = torch.arange(values.shape[2], device=values.device)[:, None]

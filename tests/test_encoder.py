@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -323,6 +324,21 @@ def test_bf16_is_near_and_the_same_in_any_company(encoder) -> None:
     assert rough.info["precision"] == "bf16"
 
 
+def test_a_gpu_batch_holds_tiles_of_one_width_within_its_frames() -> None:
+    lengths = [33, 1_024, 40, 900, 33, 64, 1_000, 2_000]
+    listed = [tile for clip, frames in enumerate(lengths) for tile in tiles.plan_tiles(clip, frames, 128)]
+    gpu = SimpleNamespace(device=torch.device("cuda"), batch_frames=2 * 1_024)
+    batches = []
+    for batch in AudioSepEncoder._batches(gpu, listed):
+        batches.append(batch)
+        assert len({tile.padded_frames for tile in batch}) == 1
+        assert len(batch) * batch[0].padded_frames <= gpu.batch_frames
+    assert {tile for batch in batches for tile in batch} == set(listed)
+    assert len(batches) < len(listed)
+    gpu.batch_frames = 1  # less than a tile: one at a time
+    assert [len(batch) for batch in AudioSepEncoder._batches(gpu, listed)] == [1] * len(listed)
+
+
 def test_a_batch_that_is_too_large_for_the_memory_is_done_in_parts(monkeypatch) -> None:
     encoder = load_encoder("random:2024", "cpu")
     waveforms = [noise(seed, 10_240) for seed in range(7)]
@@ -390,3 +406,18 @@ def test_gpu_equals_cpu(encoder: AudioSepEncoder) -> None:
         assert relative(got[layer], expected[layer]) < 1e-5, layer
     alone = torch.cat([on_gpu.embed([waveform]) for waveform in waveforms])
     assert relative(on_gpu.embed(waveforms), alone) < 1e-6
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_not_waited_for_within_a_batch(monkeypatch) -> None:
+    on_gpu = load_encoder("random:2024", device="cuda")
+    waveforms = [noise(seed, samples) for seed, samples in enumerate([33_000, 33_333, 34_000])]  # one padded width
+    on_gpu.embed(waveforms)  # what is made at the first call may wait
+    listed = [tiles.plan_tiles(clip, 1 + len(waveform) // 320, 128)[0] for clip, waveform in enumerate(waveforms)]
+    (batch,) = on_gpu._batches(listed)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.no_grad():
+            on_gpu._measure(batch, waveforms, ["encoder_block6"], ["mean"])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

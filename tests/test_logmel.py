@@ -29,6 +29,11 @@ def test_statistics_of_a_tone() -> None:
         assert torch.equal(LogMelStatistics().embed([waveform])[0], embeddings[row])
 
 
+def test_no_clip_gives_no_row() -> None:
+    """As where the only clip of a call is broken."""
+    assert LogMelStatistics().embed([]).shape == (0, 256)
+
+
 def test_an_extraction_with_its_provenance(esc50_root: Path, tmp_path: Path, capsys) -> None:
     arguments = ["--data-root", str(esc50_root), "--checkpoint", "logmel", "--output", str(tmp_path / "logmel.pt")]
     extract_main(TASK, arguments)

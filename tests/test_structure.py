@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "checkpoint": {"files"},
     "tiles": set(),
     "condition": {"files"},
-    "resunet": {"condition"},
+    "resunet": {"condition", "tiles"},
     "encoder": {"checkpoint", "condition", "resunet", "tiles"},
     "logmel": {"resunet"},
     "features": {"files"},

@@ -18,7 +18,7 @@ from common.heads import HEADS
 from common.recipes import Recipe
 from common.scalers import SHRINKAGES, fit_scaler
 from common.splits import Split, make_splits
-from common.stack import FitError, FittedHead, Job, Stack, generator
+from common.stack import FitError, FittedHead, Job, ScaledFeatures, Stack, can_be_captured, generator
 from common.train import check_fittable, fit_chosen, fit_heads
 
 PAPER = Recipe(epochs=3, batch_size=8, learning_rate=1e-3, hidden_dim=32)
@@ -51,6 +51,14 @@ def uneven_splits(features: FeatureSet) -> list[Split]:
     """Training sides of 72, 50 and 9 rows: different numbers of batches, and last batches of 8, 2 and 1."""
     rows = np.arange(len(features))
     return [Split(name, rows[:size], rows[size:]) for name, size in (("small", 9), ("whole", 72), ("middle", 50))]
+
+
+def one_stack(kind: str, recipe: Recipe) -> Stack:
+    """Of three heads."""
+    features = made_up_features()
+    split = Split("one", np.arange(50), np.arange(50, 72))
+    jobs = [Job(split, seed, shrinkage=recipe.shrinkage) for seed in range(3)]
+    return Stack(kind, features, jobs, recipe, CPU, ScaledFeatures(features, [jobs], recipe, CPU))
 
 
 def weights(head: FittedHead) -> torch.Tensor:
@@ -188,14 +196,14 @@ def test_replayed_steps_equal_steps(kind: str, monkeypatch) -> None:
     taken = []
 
     class Replayed(CapturedSteps):
-        def _capture(self):
-            return SimpleNamespace(replay=lambda: (taken.append(1), self._step()))
+        def _capture(self, step):
+            return SimpleNamespace(replay=lambda: (taken.append(1), self._take(step)))
 
     initial = Stack.__init__
 
     def captured(self, *arguments):
         initial(self, *arguments)
-        self.captured = Replayed(self._step)
+        self.captured = Replayed()
 
     monkeypatch.setattr(Stack, "__init__", captured)
     for one, other in zip(fit(kind, features, uneven_splits(features)), expected, strict=True):
@@ -204,13 +212,22 @@ def test_replayed_steps_equal_steps(kind: str, monkeypatch) -> None:
     assert taken
 
 
+def test_only_steps_without_new_numbers_of_the_host_are_captured() -> None:
+    constant = replace(TUNED, is_cosine=False, dropout=0.0, input_dropout=0.0)
+    assert can_be_captured(PAPER) and can_be_captured(constant)
+    for changing in ({"is_cosine": True}, {"dropout": 0.1}, {"input_dropout": 0.1}):
+        assert not can_be_captured(replace(constant, **changing))
+
+
 @pytest.mark.gpu
+@pytest.mark.parametrize("recipe", [PAPER, replace(TUNED, is_cosine=False, dropout=0.0, input_dropout=0.0)])
 @pytest.mark.parametrize("kind", HEADS)
-def test_gpu_equals_cpu(kind: str) -> None:
+def test_gpu_equals_cpu(kind: str, recipe: Recipe) -> None:
     features = made_up_features()
-    splits, _ = make_splits(features, 0.2, 42)
-    on_gpu = fit_heads(kind, features, [Job(split, SEED) for split in splits], PAPER, torch.device("cuda"))
-    for one, other in zip(fit(kind, features, splits), on_gpu, strict=True):
+    splits = uneven_splits(features)
+    jobs = [Job(split, SEED, shrinkage=recipe.shrinkage) for split in splits]
+    on_gpu = fit_heads(kind, features, jobs, replace(recipe, epochs=4), torch.device("cuda"))
+    for one, other in zip(fit(kind, features, splits, recipe=recipe, epochs=4), on_gpu, strict=True):
         assert torch.allclose(weights(one), weights(other), atol=1e-4)
 
 
@@ -274,15 +291,47 @@ def test_the_tuned_steps_equal_plain_torch(kind: str) -> None:
     assert (weights(fitted) - expected).norm() < 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("kind", HEADS)
-def test_dropout_drops_its_share_and_keeps_the_mean(kind: str) -> None:
-    """A head that learns through dropout still learns, and is whole when it is asked."""
-    features = made_up_features(per_fold=20, size=24)
-    features.features[:] = 3 * features.features  # the scaler's to undo
-    splits, _ = make_splits(features, 0.2, 42)
-    for head in fit(kind, features, splits, recipe=TUNED, epochs=60):
-        truth = features.labels[head.job.split.test]
-        assert (head.test_logits.argmax(dim=1) == truth).float().mean() > 0.45  # chance is 0.25
+def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
+    stack = one_stack("three_layer", TUNED)
+    x = torch.ones(3, 16, 385)
+    x[..., :-1] = 2.0
+    factors = stack._drop(x, 0.3)
+    assert (x[..., -1] == 1).all()  # what the bias is multiplied by
+    assert torch.equal(x[..., :-1], 2 * factors)
+    assert (factors == 0).float().mean() == pytest.approx(0.3, abs=0.02)
+    assert torch.allclose(factors[factors != 0], torch.tensor(1 / 0.7))
+
+
+@pytest.mark.parametrize("recipe", [PAPER, replace(TUNED, input_dropout=0.0)], ids=["paper", "dropout"])
+def test_gradients_equal_autograd(recipe: Recipe, monkeypatch) -> None:
+    """Of one batch, a part of which does not count, with whatever dropout drew."""
+    stack = one_stack("three_layer", recipe)
+    drawn, drop = [], Stack._drop
+
+    def noting(self, x, probability):
+        drawn.append(drop(self, x, probability))
+        return drawn[-1]
+
+    monkeypatch.setattr(Stack, "_drop", noting)
+    monkeypatch.setattr(stack.optimizer, "step", lambda active: None)
+    rows = torch.arange(24).view(3, 8)
+    own = torch.ones(3, 8, dtype=torch.bool)
+    own[1, 5:] = False
+    layers = [layer.clone().requires_grad_() for layer in stack.layers]
+    with torch.no_grad():
+        stack._step(rows, stack.labels[rows], own / own.sum(dim=1, keepdim=True), own)
+    for head in range(3):
+        x = stack.scaled[rows[head], :-1]
+        for number, layer in enumerate(layers):
+            if number:
+                x = x.relu()
+                x = x if drawn[number] is None else x * drawn[number][head]
+            x = x @ layer[head, :-1] + layer[head, -1]
+        counted = own[head]
+        labels = stack.labels[rows[head]][counted]
+        F.cross_entropy(x[counted], labels, label_smoothing=recipe.label_smoothing).backward()
+    for gradient, layer in zip(stack.gradients, layers, strict=True):
+        torch.testing.assert_close(gradient, layer.grad, rtol=1e-4, atol=1e-6)
 
 
 def validated(features: FeatureSet) -> Split:
