@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Protocol
 
 import torch
@@ -40,7 +42,12 @@ class CapturedSteps:
             while done < min(WARM_UP, len(batches[0])):
                 self._take(step)
                 done += 1
-            self.graph = self._capture(step)
+            try:
+                self.graph = self._capture(step)
+            except RuntimeError as error:  # nothing of the step was taken
+                reason = str(error).partition("\n")[0]
+                warnings.warn(f"fitting goes on without a CUDA graph, more slowly: {reason}", stacklevel=2)
+                self.graph = SimpleNamespace(replay=lambda: self._take(step))
         else:
             for own, given in zip(self.batches, batches, strict=True):
                 own.copy_(given)

@@ -241,7 +241,7 @@ def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) 
     from common import logmel
     from common.checkpoint import CheckpointError
     from common.encoder import CHANNELS, POOLS, load_encoder
-    from common.extract import MAX_WORKERS, extract
+    from common.extract import default_workers, extract
 
     for key, known in (("layer", tuple(CHANNELS)), ("pool", POOLS)):
         if config[key] not in known:
@@ -280,7 +280,7 @@ def _extract_one(task: Task, config: dict[str, Any], given: argparse.Namespace) 
         class_order=task.class_names,
         layer=config["layer"],
         pool=config["pool"],
-        workers=config["workers"] or max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes)),
+        workers=config["workers"] or default_workers(processes),
         overwrite=given.overwrite,
         shard=shard,
     )

@@ -123,7 +123,7 @@ def extract(
                 print(f"going on: {count:,} of {len(clips):,} clips were done before")
             left = set(rows.pending())
             pending = [index for index in own if index in left]
-            workers = workers or min(MAX_WORKERS, os.cpu_count() or 1)
+            workers = workers or default_workers()
             _compute(clips, encoder, rows, pending, partial, layer, pool, workers, shard)
             shard.is_done(partial, rows.failed, made_with)
             with one_at_a_time(partial):
@@ -164,6 +164,11 @@ def extract(
     failed = f", {len(features.meta['failed'])} failed (named in {failed_csv})" if failed_csv else ""
     print(f"{len(features):,} of {len(clips):,} clips{failed}, {time.monotonic() - started:.1f} s -> {output}")
     return features
+
+
+def default_workers(processes: int = 1) -> int:
+    """Threads that decode, where so many processes share the machine: one a core, at most 16."""
+    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes))
 
 
 def _unique_ids(clips: Sequence[Clip], root: Path) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from sklearn.metrics import (
     accuracy_score,
@@ -14,6 +16,11 @@ from sklearn.metrics import (
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 TOP5_CLASSES = 30  # classes from which on the best five say something
+# Scores that are the mean of the shares of hits in parts of the clips -> the part of each clip, by its label.
+STRATA: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "balanced_accuracy": lambda labels: labels,
+    "icbhi_score": lambda labels: labels > 0,
+}
 
 
 def scores(

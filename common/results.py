@@ -18,9 +18,9 @@ import torch
 
 from common.features import FeatureSet
 from common.files import OutputError, difference_in_words, save_torch, write_atomically, write_csv
-from common.metrics import confusion_matrix, per_class, scores
+from common.metrics import STRATA, confusion_matrix, per_class, scores
 from common.tables import all_heads
-from common.uncertainty import accuracy_interval, paired_p_value
+from common.uncertainty import hits_interval, paired_p_value
 
 MoreScores = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
@@ -60,7 +60,8 @@ def head_record(
     Returns:
         ``splits``: scores and facts of every split and seed. ``mean`` over all of them; ``std_over_folds``: of the
         folds' means over seeds, None with one fold; ``std_over_seeds``: of the seeds' means over folds, None with one
-        seed (both population); ``interval``: 95 % of the mean accuracy, drawn by groups, None without enough of them.
+        seed (both population); ``interval``: 95 % of the mean accuracy, drawn by groups, None without enough of them;
+        ``more_intervals``: of the other scores that have one.
         ``per_class`` (``clips``: of one seed) and ``confusion`` (counts, row: true class) over all splits and seeds.
     """
     labels, n_classes = features.labels.numpy(), len(features.class_names)
@@ -75,11 +76,18 @@ def head_record(
     predictions = np.concatenate([outcome.predictions for outcome in outcomes])
     n_seeds = len({outcome.seed for outcome in outcomes})
     classes = per_class(truth, predictions, n_classes)
+    hits = _hits(outcomes, features)
+    means = {score: float(np.mean([row[score] for row in rows])) for score in scored}
     return {
-        "mean": {score: float(np.mean([row[score] for row in rows])) for score in scored},
+        "mean": means,
         "std_over_folds": _std_between(rows, "split", list(scored)),
         "std_over_seeds": _std_between(rows, "seed", list(scored)),
-        "interval": accuracy_interval(*_hits(outcomes, features)),
+        "interval": hits_interval(*hits),
+        "more_intervals": {
+            name: hits_interval(*hits, strata(truth))
+            for name, strata in STRATA.items()
+            if np.isfinite(means.get(name, np.nan))
+        },
         "per_class": classes | {"clips": [clips / n_seeds for clips in classes["clips"]]},
         "confusion": confusion_matrix(truth, predictions, n_classes).tolist(),
         "splits": rows,
@@ -117,7 +125,7 @@ def comparison_record(first: Sequence[Outcome], second: Sequence[Outcome], featu
     weighted = difference / sizes[fold] / len(sizes)  # every fold counts alike
     return {
         "difference": float(weighted.sum()),
-        "interval": accuracy_interval(difference, groups, splits),
+        "interval": hits_interval(difference, groups, splits),
         "p_value": paired_p_value(weighted, groups),
         "units": "clips" if features.groups is None else "groups",
     }

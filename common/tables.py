@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+NAMES = {"balanced_accuracy": "the balanced accuracy", "icbhi_score": "the ICBHI score"}
 TITLES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced",
@@ -118,6 +119,11 @@ def remarks(protocol: Mapping[str, Any]) -> list[str]:
         )
     elif related:
         lines.append(f"{related:.1%} of the test clips have relatives that train, in the official division too.")
+    for name in dict.fromkeys(name for scored in heads.values() for name in scored["more_intervals"]):
+        ranges = ", ".join(
+            f"{kind.replace('_', '-')} {range_of(scored['more_intervals'].get(name))}" for kind, scored in heads.items()
+        )
+        lines.append(f"95 % of {NAMES[name]}: {ranges}.")
     compared = protocol["comparison"]
     p_value = compared["p_value"]
     by = "" if p_value is None else f", p = {p_value:.2g} (heads swapped in whole {compared['units']})"

@@ -12,37 +12,48 @@ CONFIDENCE = 0.95
 BATCH = 4_000_000  # random signs at once
 
 
-def accuracy_interval(hits: np.ndarray, groups: np.ndarray, splits: np.ndarray) -> tuple[float, float] | None:
-    """A 95 % bootstrap interval (percentile) of the mean over splits of the accuracy; groups are drawn, not clips.
+def hits_interval(
+    hits: np.ndarray, groups: np.ndarray, splits: np.ndarray, strata: np.ndarray | None = None
+) -> tuple[float, float] | None:
+    """A 95 % bootstrap interval (percentile) of a mean share of hits; groups are drawn, not clips.
 
     Args:
         hits: (M,) whether each prediction is right (or, for a difference, by how much); all splits and seeds.
         groups: (M,) the group of each.
         splits: (M,) the fold of each.
+        strata: (M,) the part of the clips that each belongs to, such as its class. The score is the mean over splits of
+            the mean over strata of the share of hits: without strata the accuracy, with classes the balanced accuracy.
 
     Returns:
         Its ends, or None with fewer than two groups.
     """
     names, group = np.unique(groups, return_inverse=True)
-    folds, fold = np.unique(splits, return_inverse=True)
     if len(names) < 2:
         return None
-    size = (len(folds), len(names))
-    sums, counts = np.zeros(size), np.zeros(size)
-    np.add.at(sums, (fold, group), hits)
-    np.add.at(counts, (fold, group), 1)
+    _, fold = np.unique(splits, return_inverse=True)
+    _, stratum = np.unique(np.zeros(len(hits)) if strata is None else strata, return_inverse=True)
+    cells, cell = np.unique(np.stack([fold, stratum]), axis=1, return_inverse=True)
+    sums, counts = np.zeros((len(names), cells.shape[1])), np.zeros((len(names), cells.shape[1]))
+    np.add.at(sums, (group, cell), hits)
+    np.add.at(counts, (group, cell), 1)
+    first_cells = np.flatnonzero(np.diff(cells[0], prepend=-1))
 
-    def mean_accuracy(*columns: np.ndarray, axis: int = -1) -> np.ndarray:
-        drawn = [column.sum(axis=axis) for column in columns]
-        right, all_ = np.stack(drawn[: len(folds)]), np.stack(drawn[len(folds) :])
-        # A fold of which nothing was drawn says nothing.
-        shares = np.divide(right, all_, out=np.full(right.shape, np.nan), where=all_ > 0)
-        return np.nanmean(shares, axis=0)
+    def score(drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        del axis  # the last
+        flat = drawn.reshape(-1, len(names)).astype(np.int64)
+        places = flat + len(names) * np.arange(len(flat))[:, None]
+        times = np.bincount(places.ravel(), minlength=flat.size).reshape(flat.shape)
+        right, all_ = times @ sums, times @ counts
+        # A part of which nothing was drawn says nothing.
+        said = all_ > 0
+        shares = np.divide(right, all_, out=np.zeros_like(right), where=said)
+        totals, parts = (np.add.reduceat(each, first_cells, axis=1) for each in (shares, said))
+        folds = np.divide(totals, parts, out=np.full(totals.shape, np.nan), where=parts > 0)
+        return np.nanmean(folds, axis=1).reshape(drawn.shape[:-1])
 
     result = stats.bootstrap(
-        (*sums, *counts),
-        mean_accuracy,
-        paired=True,
+        (np.arange(len(names)),),
+        score,
         vectorized=True,
         n_resamples=RESAMPLES,
         batch=100,

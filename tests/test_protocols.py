@@ -19,7 +19,7 @@ from common.protocols import ProtocolRun, run_protocol
 from common.recipes import TUNED, Recipe, recipe_for, shrinkage_for
 from common.scalers import fit_scaler
 from common.splits import make_splits, random_split, with_validation
-from common.uncertainty import accuracy_interval, paired_p_value
+from common.uncertainty import hits_interval, paired_p_value
 
 
 def classified(*flags: object) -> Result:
@@ -189,15 +189,23 @@ def test_intervals_draw_groups_not_clips() -> None:
     rng = np.random.default_rng(0)
     hits = np.repeat((rng.uniform(size=100) < 0.6).astype(float), 10)  # ten clips of a group fare alike
     splits = np.zeros(1000, dtype=int)
-    by_group = accuracy_interval(hits, np.repeat(np.arange(100), 10), splits)
-    by_clip = accuracy_interval(hits, np.arange(1000), splits)
+    by_group = hits_interval(hits, np.repeat(np.arange(100), 10), splits)
+    by_clip = hits_interval(hits, np.arange(1000), splits)
     width = 2 * 1.96 * np.sqrt(0.6 * 0.4 / 100)
     assert by_group[1] - by_group[0] == pytest.approx(width, rel=0.15)
     assert by_clip[1] - by_clip[0] == pytest.approx(width / np.sqrt(10), rel=0.15)
-    assert accuracy_interval(hits, np.zeros(1000), splits) is None
+    assert hits_interval(hits, np.zeros(1000), splits) is None
     # The mean of folds of different sizes, as the score itself.
-    uneven = accuracy_interval(np.r_[np.ones(900), np.zeros(100)], np.arange(1000), np.r_[np.zeros(900), np.ones(100)])
+    uneven = hits_interval(np.r_[np.ones(900), np.zeros(100)], np.arange(1000), np.r_[np.zeros(900), np.ones(100)])
     assert uneven == (0.5, 0.5)
+    # Of parts of different sizes, as the balanced accuracy.
+    parts = np.r_[np.zeros(900), np.ones(100)]
+    balanced = hits_interval(np.r_[np.ones(900), np.zeros(100)], np.arange(1000), splits, parts)
+    assert balanced == (0.5, 0.5)
+    labels = np.arange(1000) % 4
+    low, high = hits_interval(hits, np.arange(1000), splits, labels)
+    expected = np.mean([hits[labels == label].mean() for label in range(4)])
+    assert low < expected < high and high - low == pytest.approx(by_clip[1] - by_clip[0], rel=0.1)
 
 
 def test_p_values_hold_under_the_null() -> None:
