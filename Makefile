@@ -7,12 +7,13 @@ ifdef CPU
 TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help install demo reproduce test lint format clean
+.PHONY: help install demo reproduce test gpu lint format clean
 
 help:
 	@echo "make demo     the whole pipeline on generated sounds with an untrained encoder (minutes)"
 	@echo "make reproduce [TASKS=\"esc50 icbhi\"] [DATA=folder] [YES=1] [ARGS=--dry-run]   the whole study"
 	@echo "make test     the tests (no GPU, network or weights needed)"
+	@echo "make gpu      on a machine with a GPU: its tests, and how fast it extracts and fits"
 	@echo "make lint     ruff: rules and format"
 	@echo "make install  only create .venv; CPU=1 takes the smaller CPU-only builds of torch"
 	@echo "make clean    remove .venv and data/demo"
@@ -35,6 +36,12 @@ reproduce: install
 
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+gpu: install
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/extraction.py --clips 4000 --seconds 4 --rate 16000 --compile
+	$(BIN)/python benchmarks/extraction.py --clips 4000 --seconds 4 --rate 16000 --flac --precisions bf16
+	$(BIN)/python benchmarks/fitting.py
 
 lint: install
 	$(BIN)/ruff check .

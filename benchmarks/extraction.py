@@ -193,6 +193,8 @@ def main() -> None:
     parser.add_argument("--audio", type=Path, metavar="FOLDER", help="audio files (default: generated ones)")
     parser.add_argument("--clips", type=int, default=48, metavar="N", help="files to take (default: 48)")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="X", help="of a generated clip (default: 5)")
+    parser.add_argument("--rate", type=int, default=44_100, metavar="HZ", help="of a generated clip (default: 44100)")
+    parser.add_argument("--flac", action="store_true", help="generate FLAC instead of WAV")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of every way (default: 3)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precisions", nargs="+", default=None, metavar="NAME", help="(default: all the device has)")
@@ -204,7 +206,7 @@ def main() -> None:
     own = [resolve_precision(name, device) for name in precisions]
     ways = [ORIGINAL, *[KEPT] * (device.type == "cpu"), *own, *(f"{name}{COMPILED}" for name in own if given.compile)]
     with tempfile.TemporaryDirectory() as folder:
-        paths = _files(given.audio, Path(folder), given.clips, given.seconds)
+        paths = _files(given, Path(folder))
         audio_s = sum(soundfile.info(path).duration for path in paths)
         seconds, embeddings, extras = _measure(ways, paths, device, given.rounds)
     report = _report(ways, seconds, embeddings, extras, audio_s, device)
@@ -225,18 +227,17 @@ def main() -> None:
         raise SystemExit(f"outputs differ from the original's by more than allowed: {', '.join(wrong)}")
 
 
-def _files(audio: Path | None, folder: Path, count: int, seconds: float) -> list[Path]:
-    """Files to extract: given ones, or noise with a changing spectrum at 44.1 kHz, in 16 bits."""
-    if audio is not None:
-        found = sorted(path for path in audio.rglob("*") if path.suffix.lower() in (".wav", ".flac", ".ogg", ".mp3"))
-        return found[:count]
+def _files(given: argparse.Namespace, folder: Path) -> list[Path]:
+    """Files to extract: given ones, or noise with a changing spectrum in 16 bits."""
+    if given.audio is not None:
+        kinds = (".wav", ".flac", ".ogg", ".mp3")
+        return sorted(path for path in given.audio.rglob("*") if path.suffix.lower() in kinds)[: given.clips]
     rng = np.random.default_rng(0)
-    paths = []
-    for number in range(count):
-        samples = np.cumsum(rng.standard_normal(round(44_100 * seconds)))
+    paths = [folder / f"{number}.{'flac' if given.flac else 'wav'}" for number in range(given.clips)]
+    for path in paths:
+        samples = np.cumsum(rng.standard_normal(round(given.rate * given.seconds)))
         samples = np.diff(samples, prepend=0) + 0.2 * rng.random() * (samples - samples.mean()) / samples.std()
-        paths.append(folder / f"{number}.wav")
-        soundfile.write(paths[-1], 0.1 * samples / np.abs(samples).max() * 9, 44_100, subtype="PCM_16")
+        soundfile.write(path, 0.1 * samples / np.abs(samples).max() * 9, given.rate, subtype="PCM_16")
     return paths
 
 
