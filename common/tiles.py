@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 FRAMES_PER_COLUMN = 32  # the encoder's five poolings of 2 in time
+FRAMES_PER_SECOND = 100  # and one more in a clip of whole seconds
 MAX_TILE_FRAMES = 1024  # 10.24 s; the widest tile bounds the memory
 
 
@@ -31,12 +32,13 @@ class Tile:
     def frames(self) -> int:
         return self.last - self.first
 
-    @property
-    def padded_frames(self) -> int:
-        """The width at which the tile is computed: one of 16 in whole columns, at most an eighth of an octave
-        too wide. Few widths share batches on a GPU, and leave few gaps of odd sizes in a CPU's memory."""
-        step = max(FRAMES_PER_COLUMN, (1 << (self.frames - 1).bit_length()) // 8)
-        return -(-self.frames // step) * step
+    def padded_frames(self, steps: int) -> int:
+        """The width at which the tile is computed: the next of so many steps an octave, or of the whole seconds that
+        most data sets cut their clips to. Few widths share batches on a GPU, and leave few gaps of odd sizes in a CPU's
+        memory."""
+        step = max(8, (1 << (self.frames - 1).bit_length()) // steps)
+        of_seconds = -(-(self.frames - 1) // FRAMES_PER_SECOND) * FRAMES_PER_SECOND + 1
+        return min(-(-self.frames // step) * step, of_seconds)
 
     def columns(self, level: int) -> slice:
         """The core's positions within the tile after `level` poolings in time."""

@@ -145,7 +145,8 @@ def test_a_narrower_halo_would_be_noticed(encoder: AudioSepEncoder, monkeypatch)
     assert relative(encoder.embed([waveform]), whole) > 1e-5
 
 
-def test_cores_cover_a_clip_once_and_widths_are_few() -> None:
+@pytest.mark.parametrize(("steps", "most"), [(8, 40), (16, 70)])
+def test_cores_cover_a_clip_once_and_widths_are_few(steps: int, most: int) -> None:
     widths = set()
     for frames in range(32, 5_000, 7):
         planned = tiles.plan_tiles(0, frames, 128)
@@ -153,10 +154,11 @@ def test_cores_cover_a_clip_once_and_widths_are_few() -> None:
         assert planned[-1].core_end == frames
         for tile in planned:
             assert tile.first % 32 == tile.core_start % 32 == 0
-            assert tile.frames <= tile.padded_frames <= 1024
-            assert tile.padded_frames % 32 == 0
-        widths |= {tile.padded_frames for tile in planned}
-    assert len(widths) <= 16
+            assert tile.frames <= tile.padded_frames(steps) <= 1024
+            assert tile.padded_frames(steps) < tile.frames * (1 + 2 / steps) + 8
+        widths |= {tile.padded_frames(steps) for tile in planned}
+    assert len(widths) <= most
+    assert [tiles.Tile(0, 0, 1 + 100 * s, 0, 0).padded_frames(steps) for s in (1, 4, 10)] == [101, 401, 1001]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
@@ -331,8 +333,8 @@ def test_a_gpu_batch_holds_tiles_of_one_width_within_its_frames() -> None:
     batches = []
     for batch in AudioSepEncoder._batches(gpu, listed):
         batches.append(batch)
-        assert len({tile.padded_frames for tile in batch}) == 1
-        assert len(batch) * batch[0].padded_frames <= gpu.batch_frames
+        assert len({tile.padded_frames(8) for tile in batch}) == 1
+        assert len(batch) * batch[0].padded_frames(8) <= gpu.batch_frames
     assert {tile for batch in batches for tile in batch} == set(listed)
     assert len(batches) < len(listed)
     gpu.batch_frames = 1  # less than a tile: one at a time
@@ -357,7 +359,7 @@ def test_a_batch_that_is_too_large_for_the_memory_is_done_in_parts(monkeypatch) 
         embeddings = encoder.embed(waveforms)
     torch.testing.assert_close(embeddings, expected, rtol=1e-5, atol=1e-5)
     assert len(warned) == 1
-    assert (sizes, encoder.batch_frames) == ([7, 4, 2, 2, 3, 2, 1], 2 * 64)
+    assert (sizes, encoder.batch_frames) == ([7, 4, 2, 2, 3, 2, 1], 2 * 40)
 
     def always_short(batch, *others):
         raise torch.OutOfMemoryError
