@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import os
 import platform
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 
-from common.audio import AudioError, audio_stamp, read_audio
 from common.clips import Clip, DatasetError
+from common.decode import decode_ahead, in_batches
 from common.encoder import CHANNELS, AudioSepEncoder
 from common.features import FeatureFileError, FeatureSet
 from common.files import OutputError, remove_leftovers, write_csv
@@ -58,7 +56,8 @@ def extract(
     """Embed every clip and save the FeatureSet under `output`.
 
     Interrupted at any moment, even by ``kill -9``, the same call goes on and gives the same file: on a CPU to the last
-    bit, on a GPU, where rounding depends on which clips share a batch, to 1e-6. A finished file of the same settings and audio returns at once; clips that failed in it are tried again.
+    bit, on a GPU, where rounding depends on which clips share a batch, to 1e-6. A finished file of the same settings
+    and audio returns at once; clips that failed in it are tried again.
 
     Args:
         clips: in the order of the file's rows.
@@ -250,10 +249,10 @@ def _compute(
     desc = "embedding" if shard.count == 1 else f"shard {shard}"
     bar = progress_bar(total=total, initial=total - len(pending), unit="clip", desc=desc)
     with bar, ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool_of_threads:
-        decoded = _decode_ahead(clips, pending, encoder.sample_rate, pool_of_threads, 1 + 2 * workers, CALL_S[device])
+        decoded = decode_ahead(clips, pending, encoder.sample_rate, pool_of_threads, 1 + 2 * workers, CALL_S[device])
         started = time.monotonic()
         try:
-            for batch in _in_batches(decoded, CALL_S[device] * encoder.sample_rate):
+            for batch in in_batches(decoded, CALL_S[device] * encoder.sample_rate):
                 readable = [decoded for decoded in batch if decoded.waveform is not None]
                 embeddings = encoder.embed([decoded.waveform for decoded in readable], layer, pool)
                 is_finite = embeddings.isfinite().all(dim=1).tolist()
@@ -281,65 +280,6 @@ def _compute(
                 f"interrupted: {rows.embedded():,} of {len(clips):,} clips are kept; the same command goes on from there"
             ) from error
         rows.save_chunk(partial)
-
-
-class _Decoded(NamedTuple):
-    """A clip's waveform and its file's stamp, or what is wrong with it."""
-
-    index: int
-    waveform: np.ndarray | None
-    stamp: int
-    problem: str
-
-
-def _decode(index: int, clip: Clip, sample_rate: int) -> _Decoded:
-    try:
-        # The stamp first: a file that is replaced meanwhile is then noticed by the next run.
-        stamp = audio_stamp(clip.path)
-        return _Decoded(index, read_audio(clip.path, sample_rate, clip.start_s, clip.end_s), stamp, "")
-    except AudioError as error:
-        return _Decoded(index, None, 0, str(error))
-    except OSError as error:  # not the output's fault, as it would look further up
-        return _Decoded(index, None, 0, f"{clip.path}: {error.strerror}")
-
-
-def _decode_ahead(
-    clips: Sequence[Clip],
-    pending: Sequence[int],
-    sample_rate: int,
-    threads: ThreadPoolExecutor,
-    least: int,
-    ahead_s: float,
-) -> Iterator[_Decoded]:
-    """The pending clips in their order. Meanwhile others are decoded: at least so many, or so many as hold about `ahead_s`
-    seconds, by what was decoded so far."""
-    waiting: deque[Future[_Decoded]] = deque()
-    to_come = iter(pending)
-    ahead, done, samples = least, 0, 0
-    while True:
-        for index in itertools.islice(to_come, max(0, ahead + 1 - len(waiting))):
-            waiting.append(threads.submit(_decode, index, clips[index], sample_rate))
-        if not waiting:
-            return
-        clip = waiting.popleft().result()
-        if clip.waveform is not None:
-            done, samples = done + 1, samples + len(clip.waveform)
-            ahead = max(least, round(ahead_s * sample_rate * done / samples))
-        yield clip
-
-
-def _in_batches(clips: Iterator[_Decoded], samples: float) -> Iterator[list[_Decoded]]:
-    """Consecutive clips of at least so many samples together, whatever is left at the end; a broken clip counts one."""
-    batch: list[_Decoded] = []
-    size = 0
-    for clip in clips:
-        batch.append(clip)
-        size += 1 if clip.waveform is None else len(clip.waveform)
-        if size >= samples:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _assemble(

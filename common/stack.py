@@ -134,19 +134,13 @@ class Stack:
         self.labels = features.labels.to(device)
         own = {scaler_key(job): shared.get(job) for job in jobs}
         self.scalers = [own[scaler_key(job)][0] for job in jobs]
-        distinct = {key: scaled for key, (_, scaled) in own.items()}
+        sets = [scaled for _, scaled in own.values()]
         # (S * N, D + 1), one set of scaled rows after the other; one alone is not copied
-        self.scaled = torch.cat(list(distinct.values())) if len(distinct) > 1 else next(iter(distinct.values()))
-        places = {key: place * len(features) for place, key in enumerate(distinct)}
+        self.scaled = torch.cat(sets) if len(sets) > 1 else sets[0]
+        places = {key: place * len(features) for place, key in enumerate(own)}
         self.first_row = torch.tensor([places[scaler_key(job)] for job in jobs], device=device)  # (K,)
-        self.looked_at = {
-            part: {
-                head: torch.from_numpy(getattr(job.split, part)).to(device)
-                for head, job in enumerate(jobs)
-                if len(getattr(job.split, part))
-            }
-            for part in ("valid", "test")
-        }
+        self.valid = [torch.from_numpy(job.split.valid).to(device) for job in jobs]
+        self.test = [torch.from_numpy(job.split.test).to(device) for job in jobs]
         self.orders = [generator(job.seed, job.split.name) for job in jobs]
         self.noises = [generator(job.seed, f"{job.split.name}, noise", device) for job in jobs]
         self.layers = self._initial_layers(features.features.shape[1])
@@ -223,7 +217,7 @@ class Stack:
         x = self.scaled.index_select(0, rows.flatten()).view(active, batch, -1)
         inputs, masks = [x], [self._drop(x, self.recipe.input_dropout)]
         for layer, hidden in zip(self.layers[:-1], self.hidden, strict=True):
-            x = hidden[:active, :batch]
+            x = hidden[:active]
             torch.clamp_min(torch.bmm(inputs[-1], layer[:active]), 0, out=x[..., :-1])
             inputs.append(x)
             masks.append(self._drop(x, self.recipe.dropout))
@@ -256,7 +250,7 @@ class Stack:
         for head in range(len(x)):
             # Always for a whole batch, so that a head's numbers do not depend on how long its neighbours' last one is.
             size = (min(self.recipe.batch_size, len(self.jobs[head].split.train)), values.shape[2])
-            own = torch.rand(size, generator=self.noises[head], device=x.device)[: x.shape[1]]
+            own = torch.rand(size, generator=self.noises[head], device=x.device)
             drawn[head, : len(own)] = own
         factors = (drawn >= probability) / (1 - probability)
         values *= factors
@@ -267,9 +261,9 @@ class Stack:
 
         What is kept depends on the job and the validation rows alone; the test accuracy is only written down.
         """
-        for head, accuracy in self._accuracies("test").items():
+        for head, accuracy in self._accuracies(self.test).items():
             self.test_accuracy[head].append(accuracy)
-        valid = self._accuracies("valid")
+        valid = self._accuracies(self.valid)
         for head, job in enumerate(self.jobs):
             before = max(self.valid_accuracy[head], default=-1.0)
             if head in valid:
@@ -278,10 +272,12 @@ class Stack:
             if is_best if job.keep is None else len(self.train_loss[head]) == job.keep:
                 self.kept[head] = [layer[head].clone() for layer in self.layers]
 
-    def _accuracies(self, part: str) -> dict[int, float]:
-        """Head -> its accuracy on the rows of this part of its split, where it has any."""
+    def _accuracies(self, part: Sequence[torch.Tensor]) -> dict[int, float]:
+        """Head -> its accuracy on its rows, where it has any."""
         accuracies = {}
-        for head, rows in self.looked_at[part].items():
+        for head, rows in enumerate(part):
+            if not len(rows):
+                continue
             x = self.scaled[self.first_row[head] + rows][:, :-1]
             for number, layer in enumerate(self.layers):
                 x = torch.addmm(layer[head, -1:], x.relu_() if number else x, layer[head, :-1])
@@ -305,7 +301,7 @@ class Stack:
         for each, layer in zip(linear, layers, strict=True):
             each.weight.copy_(layer[:-1].t())
             each.bias.copy_(layer[-1])
-        test = self.scaled[self.first_row[head] + torch.from_numpy(job.split.test).to(self.device), :-1]
+        test = self.scaled[self.first_row[head] + self.test[head], :-1]
         logits = module.eval()(test.cpu())
         if not torch.isfinite(logits).all() or not math.isfinite(self.train_loss[head][-1]):
             raise FitError(
@@ -340,14 +336,11 @@ class _Optimizer:
         # decay -> per run: parameters, gradients, both moments, step counts
         self.state: dict[float, list[list[list[torch.Tensor]]]] = {}
         if recipe.weight_decay:
-            self.state[recipe.weight_decay] = [
-                [[each[head, :-1] for head in range(*run) for each in tensors] for tensors in whole]
-                for run in self.runs
-            ]
-            self.state[0.0] = [
-                [[each[head, -1:] for head in range(*run) for each in tensors] for tensors in whole]
-                for run in self.runs
-            ]
+            for decay, part in ((recipe.weight_decay, slice(None, -1)), (0.0, slice(-1, None))):  # weights, biases
+                self.state[decay] = [
+                    [[each[head, part] for head in range(*run) for each in tensors] for tensors in whole]
+                    for run in self.runs
+                ]
         else:
             self.state[0.0] = [[[each[slice(*run)] for each in tensors] for tensors in whole] for run in self.runs]
         for runs in self.state.values():

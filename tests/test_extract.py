@@ -20,6 +20,7 @@ import soundfile
 import torch
 from conftest import noise, write_wav
 
+from common import decode as decode_module
 from common import extract as extract_module
 from common import files as files_module
 from common import partial as partial_module
@@ -114,7 +115,7 @@ def test_only_a_few_waveforms_are_in_memory_at_a_time(tmp_path, monkeypatch) -> 
         def embed(self, waveforms, layer="", pool=""):
             return torch.zeros(len(waveforms), self.embedding_size)
 
-    monkeypatch.setattr(extract_module, "read_audio", reading)
+    monkeypatch.setattr(decode_module, "read_audio", reading)
     extract(listed, tmp_path, NoEncoder(), tmp_path / "features.pt", dataset="test", workers=2, layer="logmel")
     assert 2 < most <= 10
 

@@ -52,7 +52,8 @@ MAY_IMPORT = {
     "inputs": {"clips", "config", "features", "files", "protocols", "train"},
     "shards": {"clips", "files"},
     "partial": {"audio", "clips", "features", "files"},
-    "extract": {"audio", "clips", "encoder", "features", "files", "partial", "progress", "shards"},
+    "decode": {"audio", "clips"},
+    "extract": {"clips", "decode", "encoder", "features", "files", "partial", "progress", "shards"},
 }
 
 

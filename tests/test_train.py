@@ -323,8 +323,8 @@ def test_gradients_equal_autograd(recipe: Recipe, monkeypatch) -> None:
 
     monkeypatch.setattr(Stack, "_drop", noting)
     monkeypatch.setattr(stack.optimizer, "step", lambda active: None)
-    rows = torch.arange(24).view(3, 8)
-    own = torch.ones(3, 8, dtype=torch.bool)
+    rows = torch.arange(3 * recipe.batch_size).view(3, -1)
+    own = torch.ones(rows.shape, dtype=torch.bool)
     own[1, 5:] = False
     layers = [layer.clone().requires_grad_() for layer in stack.layers]
     with torch.no_grad():
