@@ -1,53 +1,61 @@
 """What each choice is worth: one factor at a time against the baseline, and a grid: python analysis/ablation.py TASK.
 
 Baseline: encoder_block6, mean pool, no condition, the whole clip, the recipe's scaler; both heads, by the task's
-official division. Layers and pools come from one forward pass, all else from one pass over the audio.
+official division. Layers and pools come from one forward pass, everything from one pass over the audio.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from analysis.studies import find_study, output_folder, parser_of
-from common.cli import leave_to_recipe, run
-from common.config import ConfigError, load_config
+from analysis.runs import output_folder, parser_of
+from analysis.studies import find_study
+from common.config import ExtractConfig, FitConfig, load_config
+from common.datasets import Division
+from common.entry import run
+
+if TYPE_CHECKING:
+    from common.heads import HeadKind
 
 FACTORS = ("layer", "pool", "condition", "scaler", "duration", "bandwidth", "noise")
-HEADS_OF_GRID = {"none": (), "linear": ("linear",), "both": ("linear", "three_layer")}
+HEADS_OF_GRID: dict[str, tuple[HeadKind, ...]] = {"none": (), "linear": ("linear",), "both": ("linear", "three_layer")}
 
 
 def main() -> None:
     given = _flags()
-    from analysis.effects import ablate, write_effects
-    from analysis.views import ViewsEncoder, extract_views
-    from common.checkpoint import CheckpointError
+    from analysis.ablation_features import AblationEncoder, extract_variants
+    from analysis.ablation_scores import ablate, write_effects
     from common.encoder import resolve_device
-    from common.train import check_fittable
+    from common.extraction import ExtractOptions
+    from common.heads import check_fittable
 
     study = find_study(given.task)
-    flags = {key: getattr(given, key) for key in ("checkpoint", "device", "epochs", "seeds", "recipe")}
-    given_flags = {key: value for key, value in flags.items() if value is not None}
-    config = load_config(study.task.folder / "config.yaml", None, given_flags)
-    leave_to_recipe(config, given_flags)
-    config |= {flag.key: flag.default for flag in study.task.flags}
-    try:
-        device = resolve_device("auto" if given.device is None else given.device)
-        encoder = ViewsEncoder(config["checkpoint"], device, given.factors, given.condition)
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    config["device"] = str(device)
+    task, options = study.task, study.task.default_options
+    flags = {key: getattr(given, key) for key in ("epochs", "seeds", "recipe") if getattr(given, key) is not None}
+    config = load_config(FitConfig, task.config_file, None, flags)
+    chosen = {} if given.checkpoint is None else {"checkpoint": given.checkpoint}
+    checkpoint = load_config(ExtractConfig, task.config_file, None, chosen).checkpoint
+    device = resolve_device("auto" if given.device is None else given.device)
+    encoder = AblationEncoder(checkpoint, device, given.factors, given.condition)
     folder = output_folder(given)
     output = folder / f"ablation_{study.name}.pt"
-    root = study.data_root(given.data)
-    features, views = extract_views(study, encoder, root, output, given.max_clips, given.workers, given.overwrite)
-    features, own_words = study.task.prepare(features, config, config["random_seed"])
+    extract_options = ExtractOptions(given.workers, given.overwrite)
+    features = extract_variants(study, encoder, study.data_root(given.data), output, given.max_clips, extract_options)
+    features, division = task.prepare(features, Division(options, config.train_test_split, config.random_seed))
     check_fittable(features, str(output))
-    record = ablate(features, views, given.factors, HEADS_OF_GRID[given.grid], config)
-    record |= {"task": study.name, "title": study.task.title, "encoder": encoder.info}
-    record["division"] = own_words or record["division"]
+    record = ablate(
+        features,
+        given.factors,
+        HEADS_OF_GRID[given.grid],
+        config,
+        device,
+        task=study.name,
+        title=task.title,
+        encoder=encoder.info,
+        division=division,
+    )
     write_effects(record, folder)
 
 
@@ -76,7 +84,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, metavar="N", help="(default: as configured)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--workers", type=int, metavar="N", help="threads that decode audio (default: one a core)")
-    parser.add_argument("--overwrite", action="store_true", help="views made with other settings may be replaced")
+    parser.add_argument("--overwrite", action="store_true", help="features made with other settings may be replaced")
     return parser.parse_args()
 
 

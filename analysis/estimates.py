@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from analysis.studies import Study
-from common.audio import AudioError, audio_duration_s
-from common.checkup import BYTES_A_CLIP
-from common.clips import Clip
+from common.datasets import Clip
+from common.datasets.audio import AudioError, audio_duration_s
+from common.doctor.checks import BYTES_PER_CLIP
 from common.encoder import load_encoder
 from common.features import FeatureSet
-from common.heads import HEADS
-from common.recipes import Recipe
-from common.splits import Split
-from common.stack import Job
-from common.train import fit_heads
+from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads
 
 SAMPLE = 24  # clips whose lengths are looked at
 TIMED_S = 10.0  # of audio
@@ -27,10 +23,10 @@ TIMED_S = 10.0  # of audio
 
 @dataclass(frozen=True)
 class Speed:
-    """What this machine does: seconds of audio embedded a second; seconds a step of each head, of many fitted together."""
+    """What this machine does: seconds of audio embedded per second; seconds per step of each head, fitted with others."""
 
     audio: float
-    step_s: dict[str, float]
+    step_s: dict[HeadKind, float]
 
 
 @dataclass(frozen=True)
@@ -44,12 +40,12 @@ class Estimate:
     n_bytes: int
 
 
-def measure(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Speed:
+def measure_speed(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Speed:
     """Embed a few seconds of noise and fit a few heads to noise."""
     encoder = load_encoder("random:0", device)
     rng = np.random.default_rng(0)
     noise = [(0.1 * rng.standard_normal(5 * encoder.sample_rate)).astype(np.float32) for _ in range(int(TIMED_S / 5))]
-    encoder.embed(noise[:1])  # the first one pays for memory and kernels
+    encoder.embed(noise[:1])  # the first call allocates memory and loads kernels
     started = time.perf_counter()
     encoder.embed(noise)
     audio = TIMED_S / (time.perf_counter() - started)
@@ -61,10 +57,10 @@ def measure(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Speed:
         [str(row) for row in range(rows)],
     )
     jobs = [Job(Split("noise", np.arange(400), np.arange(400, rows)), seed) for seed in range(n_jobs)]
-    few = Recipe(**{**vars(recipe), "epochs": 4})
-    step_s = {}
+    few, one = replace(recipe, epochs=4), replace(recipe, epochs=1)
+    step_s: dict[HeadKind, float] = {}
     for kind in HEADS:
-        fit_heads(kind, features, jobs, Recipe(**{**vars(recipe), "epochs": 1}), device)
+        fit_heads(kind, features, jobs, one, device)
         started = time.perf_counter()
         fit_heads(kind, features, jobs, few, device)
         step_s[kind] = (time.perf_counter() - started) / (4 * n_jobs * np.ceil(400 / few.batch_size))
@@ -105,5 +101,5 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
         hours,
         (n_feature_sets + 0.1) * hours / speed.audio,
         float(steps) * sum(speed.step_s.values()) / 3600,
-        (n_feature_sets + 1) * n_clips * BYTES_A_CLIP,
+        (n_feature_sets + 1) * n_clips * BYTES_PER_CLIP,
     )

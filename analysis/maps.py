@@ -11,11 +11,12 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
-from analysis.studies import seeded_rows
+from analysis.sampling import seeded_rows
+from common.arrays import Array
+from common.config import ScalerName
 from common.features import FeatureSet
-from common.scalers import DEFAULT_SHRINKAGE, fit_scaler
+from common.heads.scalers import DEFAULT_SHRINKAGE, fit_scaler
 
-METHODS = ("tsne", "umap")
 TITLES = {"tsne": "t-SNE", "umap": "UMAP"}
 NEIGHBOURS = 10  # of a clip, for purity
 PRINCIPAL = 50  # components that t-SNE sees, as its authors advise (van der Maaten & Hinton 2008)
@@ -33,19 +34,19 @@ class FeatureMap:
         caption: what a reader must know.
     """
 
-    rows: np.ndarray
-    points: np.ndarray
+    rows: Array
+    points: Array
     silhouette: float | None
     purity: float | None
     caption: str
 
 
-def make_map(features: FeatureSet, method: str, scaler: str, most: int, seed: int) -> FeatureMap:
+def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, seed: int) -> FeatureMap:
     """Choose clips, scale their features, and put them into the plane.
 
     Args:
         method: ``"tsne"`` (scikit-learn) or ``"umap"`` (umap-learn).
-        scaler: as in `common.scalers.fit_scaler`, fitted on the clips that are shown: a map looks, and is no score.
+        scaler: as in `common.heads.scalers.fit_scaler`, fitted on the clips that are shown, since a map is not a score.
         most: clips to show; more are sampled, by class in proportion. 0 shows all.
         seed: of the sample and of the map.
     """
@@ -72,10 +73,10 @@ def make_map(features: FeatureSet, method: str, scaler: str, most: int, seed: in
     return FeatureMap(rows, points, width, purity, caption)
 
 
-def project(values: np.ndarray, method: str, seed: int) -> np.ndarray:
+def project(values: Array, method: str, seed: int) -> Array:
     """(N, D) -> (N, 2) float32; the same for the same seed on one machine."""
-    if method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+    if method not in TITLES:
+        raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(TITLES)}")
     if len(values) < 3:
         return np.zeros((len(values), 2), np.float32)
     if method == "tsne":
@@ -89,10 +90,11 @@ def project(values: np.ndarray, method: str, seed: int) -> np.ndarray:
             from umap import UMAP
 
             points = UMAP(n_neighbors=min(15, len(values) - 1), random_state=seed).fit_transform(values)
-    return points.astype(np.float32)
+    as_float32: Array = points.astype(np.float32)
+    return as_float32
 
 
-def silhouette(values: np.ndarray, labels: np.ndarray, seed: int) -> float | None:
+def silhouette(values: Array, labels: Array, seed: int) -> float | None:
     """Mean silhouette of the classes (Rousseeuw 1987), of a sample of large sets; None where it is not defined."""
     if not 1 < len(np.unique(labels)) < len(labels):
         return None
@@ -100,7 +102,7 @@ def silhouette(values: np.ndarray, labels: np.ndarray, seed: int) -> float | Non
     return float(silhouette_score(values, labels, sample_size=sample, random_state=seed))
 
 
-def knn_purity(values: np.ndarray, labels: np.ndarray) -> float | None:
+def knn_purity(values: Array, labels: Array) -> float | None:
     """The share of each row's nearest other rows (Euclidean) that are of its class, on average."""
     if len(np.unique(labels)) < 2:
         return None

@@ -1,6 +1,6 @@
-"""The whole study in one command: check, download what is agreed to, extract, classify, compare, report.
+"""The whole study in one command: check, download after asking, extract, classify, compare, report.
 
-Every step is one of this project's scripts, shown before it runs. Interrupted at any moment, the same command goes on;
+Every step is one of this project's scripts, shown before it runs. Interrupted at any moment, the same command continues;
 what is done is not done again.
 """
 
@@ -10,43 +10,79 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from analysis.studies import STUDIES, Study, find_study
-from common.cli import run
-from common.config import COMMON_CONFIG, PROJECT_ROOT, ConfigError, read_config
-from common.tables import as_text
+from common.config import ConfigError, FitConfig, RecipeName, load_config
+from common.entry import run
+from common.files import PROJECT_ROOT
 
-CONTROLS = {"random_0": "random:0", "logmel": "logmel"}  # name -> what stands in the encoder's place
+CONTROLS = {"random_0": "random:0", "logmel": "logmel"}  # name -> what takes the encoder's place
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `make reproduce` was asked to do; None: as configured.
+
+    Attributes:
+        studies: the tasks.
+        data: where the data sets' folders are.
+        results: where everything goes.
+        checkpoint, device, seeds, epochs, recipe: as the scripts' flags.
+        controls: name -> what takes the encoder's place.
+        with_doctor: check environment and data first.
+        both_protocols: the random protocol beside the official one.
+        with_probes: probes and shuffled labels beside the heads.
+        overwrite: files made with other settings may be replaced.
+        downloads: missing data sets are downloaded without asking.
+        is_dry_run: print the plan and stop.
+    """
+
+    studies: tuple[Study, ...]
+    data: Path | None = None
+    results: Path | None = None
+    checkpoint: str | None = None
+    device: str | None = None
+    seeds: int = 5
+    epochs: int | None = None
+    recipe: RecipeName = "paper"
+    controls: tuple[tuple[str, str], ...] = tuple(CONTROLS.items())
+    with_doctor: bool = True
+    both_protocols: bool = True
+    with_probes: bool = True
+    overwrite: bool = False
+    downloads: bool = False
+    is_dry_run: bool = False
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    given = _flags(argv)
-    main_ones = [study for study in STUDIES.values() if study.is_main]
-    studies = list(dict.fromkeys(map(find_study, given.tasks))) or main_ones
-    controls = {name: what for name, what in CONTROLS.items() if what != given.checkpoint}
-    if given.dry_run:
-        _show_plan(studies, controls, given)
+    reproduce(_parse(argv))
+
+
+def reproduce(plan: Plan) -> None:
+    """Do what is planned."""
+    if plan.is_dry_run:
+        _show_plan(plan)
         return
-    ready = [study for study in studies if _get(study, given)]
+    ready = [study for study in plan.studies if _get(study, plan)]
     if not ready:
-        raise ConfigError("no data set is here; --data FOLDER says where they lie, --yes downloads them")
+        raise ConfigError("no data set is here; --data FOLDER says where they are, --yes downloads them")
     for study in ready:
-        _one_study(study, controls, given)
-    where = _flag("--results", given.results)
+        _one_study(study, plan)
+    where = _flag("--results", plan.results)
     call("analysis/summary.py", *where)
     if len(ready) > 1:
         call("analysis/task_similarity.py", *where)
-    call("analysis/report.py", *where, *_flag("--data", given.data))
+    call("analysis/report.py", *where, *_flag("--data", plan.data))
 
 
-def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> Plan:
     parser = argparse.ArgumentParser(prog="make reproduce", description=__doc__, allow_abbrev=False)
     names = ", ".join(study.name for study in STUDIES.values())
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"{names} (default: the main ones)")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the data sets' folders lie (default: data)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
     parser.add_argument(
         "--results", type=Path, metavar="FOLDER", help="where everything goes (default: the tasks' own folders)"
     )
@@ -57,11 +93,27 @@ def _flags(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of the heads (default: 5)")
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs of the heads (default: as configured)")
     parser.add_argument("--recipe", default="paper", metavar="NAME", help="paper or tuned (default: paper)")
-    parser.add_argument("--no-doctor", action="store_true", help="go on without checking environment and data first")
+    parser.add_argument("--no-doctor", action="store_true", help="do not check environment and data first")
     parser.add_argument("--overwrite", action="store_true", help="files made with other settings may be replaced")
     parser.add_argument("--yes", action="store_true", help="download missing data sets without asking")
     parser.add_argument("--dry-run", action="store_true", help="print the plan with estimated hours and disk, and stop")
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    main_ones = [study for study in STUDIES.values() if study.is_main]
+    return Plan(
+        studies=tuple(dict.fromkeys(map(find_study, given.tasks)) or main_ones),
+        data=given.data,
+        results=given.results,
+        checkpoint=given.checkpoint,
+        device=given.device,
+        seeds=given.seeds,
+        epochs=given.epochs,
+        recipe=given.recipe,
+        controls=tuple((name, what) for name, what in CONTROLS.items() if what != given.checkpoint),
+        with_doctor=not given.no_doctor,
+        overwrite=given.overwrite,
+        downloads=given.yes,
+        is_dry_run=given.dry_run,
+    )
 
 
 def _flag(name: str, value: object) -> tuple[object, ...]:
@@ -78,25 +130,25 @@ def run_script(script: str, *flags: object) -> int:
 
 
 def call(script: str, *flags: object) -> None:
-    """The same; where it fails, this ends too, with its status."""
+    """The same, but where it fails, this ends too, with its status."""
     status = run_script(script, *flags)
     if status:
-        print("stopped there; once that is mended, the same command goes on", file=sys.stderr)
+        print("stopped there; once that is fixed, the same command continues", file=sys.stderr)
         sys.exit(status)
 
 
-def _get(study: Study, given: argparse.Namespace) -> bool:
-    """Whether the data set is there, at the latest now: a download is shown with its size, and agreed to or not."""
-    root = study.data_root(given.data)
+def _get(study: Study, plan: Plan) -> bool:
+    """Whether the data set is there. If not, show the download with its size and ask whether to start it."""
+    root = study.data_root(plan.data)
     if root.is_dir():
         return True
     print(f"\n{study.task.title} is not here ({root}).")
-    if not given.yes and not sys.stdin.isatty():
+    if not plan.downloads and not sys.stdin.isatty():
         how = " && ".join(f"python -m common.download {' '.join(each)} --root {root.parent}" for each in study.download)
         print(f"skipped; to get it: {how}, or --yes")
         return False
     calls = [(*each, "--root", root.parent) for each in study.download]
-    if not given.yes:
+    if not plan.downloads:
         for each in calls:
             call("common.download", *each, "--dry-run")
         if input("Download it? [y/N] ").strip().lower() not in ("y", "yes"):
@@ -107,37 +159,34 @@ def _get(study: Study, given: argparse.Namespace) -> bool:
     return True
 
 
-def _one_study(study: Study, controls: dict[str, str], given: argparse.Namespace) -> None:
+def _one_study(study: Study, plan: Plan) -> None:
     """Doctor, features, control features, heads."""
-    root = study.data_root(given.data)
-    if not given.no_doctor:
-        wanted = _flag("--checkpoint", given.checkpoint)
-        status = run_script(
-            "common.doctor", study.check, "--data-root", root, *wanted, *_flag("--device", given.device)
-        )
+    root = study.data_root(plan.data)
+    if plan.with_doctor:
+        wanted = (*_flag("--checkpoint", plan.checkpoint), *_flag("--device", plan.device))
+        status = run_script("common.doctor", study.check, "--data-root", root, *wanted)
         if status:
-            print("stopped there: mend that, or add --no-doctor to go on all the same", file=sys.stderr)
+            print("stopped there: fix that, or add --no-doctor to continue anyway", file=sys.stderr)
             sys.exit(status)
-    folder = given.results / study.name if given.results else study.results_folder
-    features_folder = folder if given.results else study.task.folder
-    again = ("--overwrite",) * given.overwrite
-    for name, checkpoint in [("", given.checkpoint), *controls.items()]:
+    folder = plan.results / study.name if plan.results else study.results_folder
+    features_folder = folder if plan.results else study.task.folder
+    again = ("--overwrite",) * plan.overwrite
+    for name, checkpoint in [("", plan.checkpoint), *plan.controls]:
         for script, task in study.extract.items():
             output = _features_file(study, features_folder, name, task.features_file)
             flags = (*study.extract_flags, "--data-root", root, "--output", output, *again)
-            device = () if checkpoint == "logmel" else _flag("--device", given.device)
+            device = () if checkpoint == "logmel" else _flag("--device", plan.device)
             call(script, *flags, *_flag("--checkpoint", checkpoint), *device)
     one = next(iter(study.extract.values())).features_file
-    features, *others = (_features_file(study, features_folder, name, one) for name in ("", *controls))
+    names = ["", *(name for name, _ in plan.controls)]
+    features, *others = (_features_file(study, features_folder, name, one) for name in names)
     if study.task.parts:  # of several files, their folder
         features, others = features.parent, [other.parent for other in others]
-    settings = (*_flag("--epochs", given.epochs), *_flag("--device", given.device), *again)
-    call(
-        study.classify,
-        *study.classify_flags,
-        *("--features", features, "--output-dir", folder, "--recipe", given.recipe, "--seeds", given.seeds),
-        *("--protocol", "both", "--probes", "--controls", "--control-features", *others, *settings),
-    )
+    what = ("--features", features, "--output-dir", folder, "--recipe", plan.recipe, "--seeds", plan.seeds)
+    how = ("--protocol", "both") * plan.both_protocols + ("--probes", "--controls") * plan.with_probes
+    controls = ("--control-features", *others) if others else ()
+    settings = (*_flag("--epochs", plan.epochs), *_flag("--device", plan.device), *again)
+    call(study.classify, *study.classify_flags, *what, *how, *controls, *settings)
 
 
 def _features_file(study: Study, folder: Path, control: str, name: str) -> Path:
@@ -148,39 +197,36 @@ def _features_file(study: Study, folder: Path, control: str, name: str) -> Path:
     return own / control / name if study.task.parts else own / f"{control}.pt"
 
 
-def _show_plan(studies: Sequence[Study], controls: dict[str, str], given: argparse.Namespace) -> None:
-    """What would be done, with estimated hours and disk."""
-    from analysis.estimates import estimate, measure
+def _show_plan(plan: Plan) -> None:
+    """Print what would be done, with estimated hours and disk."""
+    from analysis.estimates import estimate, measure_speed
     from common.encoder import resolve_device
-    from common.recipes import TUNED, Recipe
+    from common.evaluation.tables import as_text
+    from common.heads import recipe_for
 
-    config = read_config(COMMON_CONFIG)
-    keys = ("epochs", "batch_size", "learning_rate", "hidden_dim")
-    recipe = TUNED["three_layer"] if given.recipe == "tuned" else Recipe(**{key: config[key] for key in keys})
-    recipe = replace(recipe, epochs=given.epochs or recipe.epochs, learning_rate=float(recipe.learning_rate))
-    try:
-        device = resolve_device(given.device or "auto")
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    speed = measure(device, recipe)
-    encoders = 1 + sum(what != "logmel" for what in controls.values())
+    flags = {"recipe": plan.recipe} | ({} if plan.epochs is None else {"epochs": plan.epochs})
+    recipe = recipe_for("three_layer", load_config(FitConfig, plan.studies[0].task.config_file, None, flags))
+    device = resolve_device(plan.device or "auto")
+    speed = measure_speed(device, recipe)
+    encoders = 1 + sum(what != "logmel" for _, what in plan.controls)
     table = [["task", "data", "clips", "hours of audio", "extract, h", "fit, h", "features, MB"]]
     total = [0.0, 0.0, 0.0]
-    for study in studies:
-        root = study.data_root(given.data)
-        planned = estimate(study, root, speed, recipe, given.seeds, encoders)
+    for study in plan.studies:
+        root = study.data_root(plan.data)
+        planned = estimate(study, root, speed, recipe, plan.seeds, encoders)
         figures = planned.extract_hours, planned.fit_hours, planned.n_bytes / 1e6
         total = [before + figure for before, figure in zip(total, figures, strict=True)]
         cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *_figures(figures)]
         table.append([study.name, "here" if root.is_dir() else "to download", *cells])
     table.append(["all", "", "", "", *_figures(total)])
-    print(f"For each task: doctor, features, {' and '.join(controls)} as controls, both heads with {given.seeds} seeds")
+    controls = " and ".join(name for name, _ in plan.controls)
+    print(f"For each task: doctor, features, {controls} as controls, both heads with {plan.seeds} seeds")
     print("under both protocols with probes and shuffled labels; then summary, similarities and report.\n")
     print(as_text(table))
-    print(f"\nEstimated on this machine ({device}): {speed.audio:.0f} s of audio a second.")
-    missing = [study for study in studies if not study.data_root(given.data).is_dir()]
+    print(f"\nEstimated on this machine ({device}): {speed.audio:.0f} s of audio per second.")
+    missing = [study for study in plan.studies if not study.data_root(plan.data).is_dir()]
     for arguments in dict.fromkeys(each for study in missing for each in study.download):
-        call("common.download", *arguments, *_flag("--root", given.data), "--dry-run")
+        call("common.download", *arguments, *_flag("--root", plan.data), "--dry-run")
 
 
 def _figures(values: Sequence[float]) -> list[str]:

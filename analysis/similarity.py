@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import eigh
 
+from common.arrays import Array
+
 PRINCIPAL = 32  # components of a principal subspace
 
 
-def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
+def frechet_distance(first: Array, second: Array) -> float:
     """Squared Frechet distance between two normal distributions fitted to (N, D) and (M, D) rows.
 
     ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``: Dowson and Landau (1982); between audio embeddings: Kilgour et al.,
@@ -23,7 +25,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     return float(difference @ difference + np.trace(one) + np.trace(other) - 2 * cross)
 
 
-def mmd(first: np.ndarray, second: np.ndarray) -> float:
+def mmd(first: Array, second: Array) -> float:
     """Squared maximum mean discrepancy, unbiased, of a Gaussian kernel as wide as the median distance of all rows.
 
     Gretton et al., "A Kernel Two-Sample Test" (2012), eq. 3. About 0 for samples of one distribution, where it may be
@@ -39,20 +41,21 @@ def mmd(first: np.ndarray, second: np.ndarray) -> float:
     return float(within_first + within_second - 2 * kernel[:n, n:].mean())
 
 
-def principal_subspace(rows: np.ndarray, size: int = PRINCIPAL) -> np.ndarray:
+def principal_subspace(rows: Array, size: int = PRINCIPAL) -> Array:
     """(D, k) orthonormal directions of the largest variance; k is `size`, or fewer where there are fewer rows."""
     centred = rows - rows.mean(axis=0)
     size = min(size, len(rows) - 1, rows.shape[1])
-    return eigh(centred.T @ centred)[1][:, ::-1][:, :size]
+    directions: Array = eigh(centred.T @ centred)[1]  # by rising variance
+    return directions[:, ::-1][:, :size]
 
 
-def subspace_overlap(first: np.ndarray, second: np.ndarray) -> float:
+def subspace_overlap(first: Array, second: Array) -> float:
     """Of two (D, k) orthonormal bases, the mean squared cosine of their principal angles (Bjorck & Golub 1973): 1 where
     one holds the other, k / D by chance."""
     return float(np.square(first.T @ second).sum() / min(first.shape[1], second.shape[1]))
 
 
-def linear_cka(first: np.ndarray, second: np.ndarray) -> float:
+def linear_cka(first: Array, second: Array) -> float:
     """Linear centred kernel alignment of (N, D) and (N, E) features of the same N clips, in [0, 1].
 
     Kornblith et al., "Similarity of Neural Network Representations Revisited" (2019), https://arxiv.org/abs/1905.00414,

@@ -6,137 +6,201 @@ Writes summary.csv, summary.md and summary.tex beside the printed table.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
+from pydantic import BaseModel, ConfigDict
 
-from analysis.studies import COLUMNS, Run, encoder_words, output_folder, parser_of, runs_for
-from common.cli import run
+from analysis.runs import COLUMNS, Run, encoder_words, output_folder, parser_of, runs_for
+from common.entry import run
 from common.files import write_atomically, write_csv
-from common.tables import as_latex, as_markdown, as_text, percent
+
+if TYPE_CHECKING:
+    from common.evaluation.record import ProtocolRecord
+    from common.heads import HeadKind
 
 REFERENCES = Path(__file__).resolve().with_name("references.yaml")
+Range = tuple[float, float]
 
 
-def summary_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One row a run and protocol, numbers as shares; what is unknown is None."""
-    references = read_references()
-    rows = []
-    for one in runs:
-        known = references.get(one.study.name, {})
-        for name, protocol in one.protocols.items():
-            means = {kind: scored["mean"]["accuracy"] for kind, scored in protocol["heads"].items()}
-            best = max(means, key=means.__getitem__)
-            interval = protocol["heads"][best]["interval"] or (None, None)
-            untrained = [scored for control, scored in protocol["controls"].items() if control.startswith("random")]
-            expected = known.get("expected") or (None, None)
-            rows.append(
-                {
-                    "task": one.study.name,
-                    "title": one.study.task.title,
-                    "clips": one.record["features"]["clips"],
-                    "classes": len(one.record["features"]["class_names"]),
-                    "encoder": encoder_words(one.record),
-                    "protocol": name if protocol["is_official"] or name == "random" else "own",
-                    "division": protocol["protocol"],
-                    "recipe": one.record["config"]["recipe"],
-                    "seeds": len(protocol["seeds"]),
-                    "majority_class": protocol["majority_class"]["mean"]["accuracy"],
-                    "untrained_encoder": max((each["mean"]["accuracy"] for each in untrained), default=None),
-                    **means,
-                    "best": best,
-                    "best_low": interval[0],
-                    "best_high": interval[1],
-                    "stated_linear": expected[0] and expected[0] / 100,
-                    "stated_three_layer": expected[1] and expected[1] / 100,
-                    "intervals": {kind: scored["interval"] for kind, scored in protocol["heads"].items()},
-                    "published": [tuple(each) for each in known.get("published", [])],
-                    "folder": str(one.folder),
-                }
-            )
-    return rows
+class TaskReferences(BaseModel):
+    """The figures that a task's scores stand beside, in percent.
+
+    Attributes:
+        expected: (linear, three-layer) as the project's brief states them.
+        published: (encoder, accuracy, key of the source).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    expected: Range | None = None
+    published: list[tuple[str, float, str]] = []
 
 
-def read_references() -> dict[str, Any]:
-    """The figures that scores stand beside, with their sources."""
-    return yaml.safe_load(REFERENCES.read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class SummaryRow:
+    """One run and protocol; scores as shares, None where unknown.
+
+    Attributes:
+        protocol: ``official``, ``random``, or ``own``: the task's own where there is no official one.
+        best: the better head; `best_low` and `best_high` are the ends of its interval.
+        stated_linear, stated_three_layer: as the project's brief states them.
+        published: (encoder, percent, source).
+        intervals: of both heads.
+    """
+
+    task: str
+    title: str
+    clips: int
+    classes: int
+    encoder: str
+    protocol: str
+    division: str
+    recipe: str
+    seeds: int
+    majority_class: float
+    untrained_encoder: float | None
+    linear: float
+    three_layer: float
+    best: HeadKind
+    best_low: float | None
+    best_high: float | None
+    stated_linear: float | None
+    stated_three_layer: float | None
+    intervals: dict[HeadKind, Range | None]
+    published: list[tuple[str, float, str]]
+    folder: str
+
+    def accuracy(self, kind: HeadKind) -> float:
+        """Of one head."""
+        return self.linear if kind == "linear" else self.three_layer
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the encoder is untrained."""
+        return self.encoder.startswith("untrained")
 
 
-def summary_table(rows: Sequence[Mapping[str, Any]], is_wide: bool) -> list[list[str]]:
-    """The rows as text; all in percent. `is_wide`: with classes, recipe, every published figure, and the encoder where there are several."""
-    with_encoder = is_wide and len({row["encoder"] for row in rows}) > 1
-    head = [
-        "task",
-        *["encoder"] * with_encoder,
-        "clips",
-        *["classes"] * is_wide,
-        "protocol",
-        *["recipe"] * is_wide,
-        "linear",
+def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
+    """One row per run and protocol."""
+    references, _ = read_references()
+    return [
+        _summary_row(one, name, protocol, references.get(one.study.name, TaskReferences()))
+        for one in runs
+        for name, protocol in one.protocols.items()
     ]
-    table = [[*head, "three-layer", "best, 95 %", "chance", "stated", *["published"] * is_wide]]
+
+
+def _summary_row(one: Run, name: str, protocol: ProtocolRecord, known: TaskReferences) -> SummaryRow:
+    best = protocol.best_head
+    interval = protocol.heads[best].interval
+    untrained = [scored.accuracy for control, scored in protocol.controls.items() if control.startswith("random")]
+    return SummaryRow(
+        task=one.study.name,
+        title=one.study.task.title,
+        clips=one.record.features.clips,
+        classes=len(one.record.features.class_names),
+        encoder=encoder_words(one.record),
+        protocol=name if protocol.is_official or name == "random" else "own",
+        division=protocol.protocol,
+        recipe=one.record.config.recipe,
+        seeds=len(protocol.seeds),
+        majority_class=protocol.majority_class.accuracy,
+        untrained_encoder=max(untrained, default=None),
+        linear=protocol.heads["linear"].accuracy,
+        three_layer=protocol.heads["three_layer"].accuracy,
+        best=best,
+        best_low=interval[0] if interval else None,
+        best_high=interval[1] if interval else None,
+        stated_linear=known.expected[0] / 100 if known.expected else None,
+        stated_three_layer=known.expected[1] / 100 if known.expected else None,
+        intervals={kind: scored.interval for kind, scored in protocol.heads.items()},
+        published=known.published,
+        folder=str(one.folder),
+    )
+
+
+def read_references() -> tuple[dict[str, TaskReferences], dict[str, str]]:
+    """Task -> the figures that its scores stand beside; key -> source."""
+    content = yaml.safe_load(REFERENCES.read_text(encoding="utf-8"))
+    sources = content.pop("sources")
+    return {task: TaskReferences.model_validate(values) for task, values in content.items()}, sources
+
+
+def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
+    """The rows as text, header first; all in percent.
+
+    `is_wide`: with classes, recipe, every published figure, and the encoder where there are several.
+    """
+    from common.evaluation.tables import percent, range_of
+
+    with_encoder = is_wide and len({row.encoder for row in rows}) > 1
+    header = ["task", *["encoder"] * with_encoder, "clips", *["classes"] * is_wide, "protocol"]
+    header += [*["recipe"] * is_wide, "linear", "three-layer", "best, 95 %", "chance", "stated"]
+    table = [[*header, *["published"] * is_wide]]
     for row in rows:
-        cells = [
-            row["task"],
-            *[row["encoder"]] * with_encoder,
-            f"{row['clips']:,}",
-            *[str(row["classes"])] * is_wide,
-            row["protocol"],
-        ]
-        low, high = percent(row["best_low"]), percent(row["best_high"])
-        stated = (row["stated_linear"], row["stated_three_layer"])
-        published = [f"{name} {score:.1f}" for name, score, _ in row["published"]]
+        stated = (row.stated_linear, row.stated_three_layer)
+        published = [f"{name} {score:.1f}" for name, score, _ in row.published]
         table.append(
             [
-                *cells,
-                *[row["recipe"]] * is_wide,
-                percent(row["linear"]),
-                percent(row["three_layer"]),
-                f"{low} to {high}" if row["best_low"] is not None else "-",
-                percent(row["majority_class"]),
-                "-" if stated[0] is None else "/".join(f"{100 * each:.0f}" for each in stated),
+                row.task,
+                *[row.encoder] * with_encoder,
+                f"{row.clips:,}",
+                *[str(row.classes)] * is_wide,
+                row.protocol,
+                *[row.recipe] * is_wide,
+                percent(row.linear),
+                percent(row.three_layer),
+                range_of(row.intervals[row.best]),
+                percent(row.majority_class),
+                "/".join(f"{100 * each:.0f}" for each in stated if each is not None) or "-",
                 *[", ".join(published) or "-"] * is_wide,
             ]
         )
     return table
 
 
-def notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader must know of the table."""
-    sources = read_references()["sources"]
-    used = {source for row in rows for *_, source in row["published"]}
-    encoders = sorted({row["encoder"] for row in rows})
+def notes(rows: Sequence[SummaryRow]) -> list[str]:
+    """What a reader must know about the table."""
+    _, sources = read_references()
+    used = {source for row in rows for *_, source in row.published}
+    encoders = sorted({row.encoder for row in rows})
     lines = [
         f"Encoder{'s' * (len(encoders) > 1)}: {'; '.join(encoders)}.",
         "stated: linear/three-layer as the project's brief gives them, as examples; they are not measurements.",
-        "chance: always saying the most frequent training class. best, 95 %: of the better head, drawn by groups.",
+        "chance: always predicting the most frequent training class. best, 95 %: of the better head, groups resampled.",
     ]
-    if any(encoder.startswith("untrained") for encoder in encoders):
+    if any(row.is_untrained for row in rows):
         lines.insert(1, "An UNTRAINED encoder's scores say nothing about AudioSep.")
-    if any(row["protocol"] == "random" for row in rows):
-        lines.append("random: stratified, with related clips on both sides; it flatters wherever clips are related.")
+    if any(row.protocol == "random" for row in rows):
+        lines.append(
+            "random: stratified, with related clips on both sides; its scores are too high wherever clips are related."
+        )
     if used:
         listed = "; ".join(sources[source] for source in sorted(used))
         lines.append(
-            f"published: linear probes of other frozen encoders, protocols close to the official ones: {listed}."
+            f"published: linear probes of other frozen encoders, with protocols close to the official ones: {listed}."
         )
     return lines
 
 
-def write_summary(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
-    """summary.csv, .md and .tex in `folder`."""
-    columns = [key for key in rows[0] if key != "intervals"]
-    table = [columns]
+def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
+    """Write summary.csv, .md and .tex into `folder`."""
+    from common.evaluation.tables import as_latex, as_markdown
+
+    columns = [each.name for each in fields(SummaryRow) if each.name != "intervals"]
+    table: list[list[object]] = [list(columns)]
     for row in rows:
-        published = "; ".join(f"{name} {score}" for name, score, _ in row["published"])
-        table.append([{**row, "published": published}[key] for key in columns])
+        published = "; ".join(f"{name} {score}" for name, score, _ in row.published)
+        table.append([published if name == "published" else getattr(row, name) for name in columns])
     write_csv(folder / "summary.csv", table)
-    wide, said = summary_table(rows, is_wide=True), notes(rows)
+    wide, lines = summary_table(rows, is_wide=True), notes(rows)
     contents = {
-        "summary.md": as_markdown(wide) + "\n\nPercent. " + "\n".join(f"{line}  " for line in said) + "\n",
-        "summary.tex": as_latex(wide) + "".join(f"% {line}\n" for line in said),
+        "summary.md": as_markdown(wide) + "\n\nPercent. " + "\n".join(f"{line}  " for line in lines) + "\n",
+        "summary.tex": as_latex(wide) + "".join(f"% {line}\n" for line in lines),
     }
     for name, content in contents.items():
         write_atomically(folder / name, content.encode())
@@ -145,6 +209,8 @@ def write_summary(rows: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]
 
 def main() -> None:
     given = parser_of(__doc__).parse_args()
+    from common.evaluation.tables import as_text
+
     rows = summary_rows(runs_for(given))
     print(as_text(summary_table(rows, is_wide=False)))
     print("\n".join(textwrap.fill(line, COLUMNS) for line in notes(rows)))

@@ -7,9 +7,9 @@ conditions of the same clips, where analysis/ablation.py has extracted them.
 
 from __future__ import annotations
 
-from analysis.studies import output_folder, parser_of, runs_for
-from common.cli import run
+from analysis.runs import output_folder, parser_of, runs_for
 from common.config import ConfigError
+from common.entry import run
 
 
 def main() -> None:
@@ -21,14 +21,14 @@ def main() -> None:
     given = parser.parse_args()
     if given.max_clips < 50:
         raise ConfigError("--max-clips must be at least 50")
-    from analysis.comparison import comparable, compare, draw, draw_cka
+    from analysis.task_distances import comparable, compare_tasks, draw, draw_cka
 
     runs = runs_for(given)
     folder = output_folder(given)
     tasks = comparable(runs, given.max_clips)
     written = []
     if len(tasks) > 1:
-        record = compare(tasks, {one.study.name: one for one in reversed(runs)}, not given.no_transfer)
+        record = compare_tasks(tasks, {one.study.name: one for one in reversed(runs)}, not given.no_transfer)
         written += draw(record, folder)
     else:
         print("one task alone: nothing to compare between tasks")

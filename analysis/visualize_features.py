@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from analysis.studies import encoder_words, output_folder, parser_of, run_of
-from common.cli import run
-from common.config import ConfigError
+from analysis.runs import encoder_words, output_folder, parser_of, run_of
+from common.config import ConfigError, ScalerName
+from common.entry import run
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
 
 METHODS = {"tsne": "t-SNE", "umap": "UMAP"}
-SCALERS = ("standard", "whiten", "none")
 COLOURS = ("class", "fold", "split", "group")
 
 
@@ -20,7 +19,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("task", metavar="TASK", help="such as esc50")
     parser.add_argument("--method", choices=(*METHODS, "both"), default="both", help="(default: both)")
-    parser.add_argument("--scaler", choices=SCALERS, default="standard", help="(default: standard)")
+    parser.add_argument("--scaler", choices=get_args(ScalerName), default="standard", help="(default: standard)")
     parser.add_argument("--colour", choices=COLOURS, default="class", help="what colours show (default: class)")
     parser.add_argument(
         "--max-clips", type=int, default=5000, metavar="N", help="more are sampled by class; 0: all (default: 5000)"
@@ -30,7 +29,7 @@ def main() -> None:
     if given.max_clips < 0 or not 0 <= given.seed < 2**32:
         raise ConfigError("--max-clips must be 0 or more, --seed from 0 to 4294967295")
     from analysis.maps import make_map
-    from analysis.pictures import plot_map
+    from analysis.plots import plot_map
 
     one = run_of(given)
     names, values = _values(one.features, given.colour)
@@ -51,12 +50,13 @@ def _values(features: FeatureSet, colour: str) -> tuple[list[str], list[str]]:
     """The names that colours stand for, and each clip's."""
     if colour == "class":
         return features.class_names, [features.class_names[label] for label in features.labels.tolist()]
-    column = {"fold": features.folds, "split": features.splits, "group": features.groups}[colour]
-    if column is None:
-        has = [name for name in ("fold", "split", "group") if getattr(features, name + "s") is not None]
+    folds = None if features.folds is None else [f"fold {fold}" for fold in features.folds.tolist()]
+    columns = {"fold": folds, "split": features.splits, "group": features.groups}
+    values = columns[colour]
+    if values is None:
+        has = [name for name, column in columns.items() if column is not None]
         raise ConfigError(f"these features have no {colour}s; colour by {' or '.join(['class', *has])}")
-    values = [f"fold {fold}" for fold in column.tolist()] if colour == "fold" else list(column)
-    return sorted(set(values), key=lambda value: (len(value), value) if colour == "fold" else value), values
+    return sorted(set(values), key=lambda value: (len(value), value) if colour == "fold" else (0, value)), values
 
 
 if __name__ == "__main__":

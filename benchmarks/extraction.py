@@ -26,12 +26,12 @@ import torch
 import torch.nn.functional as F
 
 from common import encoder as encoder_module
-from common.audio import read_audio
-from common.clips import Clip
+from common.datasets import Clip
+from common.datasets.audio import read_audio
 from common.encoder import PRECISIONS, keep_freed_memory, load_encoder, resolve_precision
-from common.extract import extract
-from common.resunet import BLOCKS, SAMPLE_RATE
-from common.tables import as_markdown, as_text
+from common.encoder.network import BLOCKS, SAMPLE_RATE
+from common.evaluation.tables import as_markdown, as_text
+from common.extraction.extract import extract
 
 CHECKPOINT = "random:2024"
 ORIGINAL, KEPT, COMPILED = "original", "original, memory kept", ", compiled"

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from common.evaluation.splits import Split
 from common.features import FeatureSet
 from common.heads import HEADS
-from common.recipes import Recipe
-from common.splits import Split
-from common.stack import Job
-from common.train import fit_heads
+from common.heads.batched_fit import Job
+from common.heads.recipes import Recipe
+from common.heads.training import fit_heads
 
 
 def made_up(n_clips: int, n_classes: int) -> FeatureSet:

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from common.audio import read_audio
-from common.checkpoint import load_weights
-from common.resunet import BLOCKS, HOP_LENGTH, N_BINS, N_FFT, PRE_CONV_CHANNELS, SAMPLE_RATE, weight_shapes
+from common.datasets.audio import read_audio
+from common.encoder.checkpoint import load_weights
+from common.encoder.network import BLOCKS, HOP_LENGTH, N_BINS, N_FFT, PRE_CONV_CHANNELS, SAMPLE_RATE, weight_shapes
 
 
 class PlainBlock(nn.Module):

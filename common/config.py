@@ -1,84 +1,204 @@
-"""The experiment configuration: common/config.yaml, the task's config.yaml, one's own file, the flags."""
+"""Every setting, declared once: its type, range, default, help text and flag are one field.
+
+`ExtractConfig` holds the settings of an extraction, `FitConfig` those of a classification. Values come from these places,
+each overriding the ones before: the defaults here, common/config.yaml, the task's config.yaml, the user's own file
+(``--config``), the flags. ``python -m common.config`` prints common/config.yaml from the declarations.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, field_validator
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
+from common.errors import UserError
+from common.files import PROJECT_ROOT
+
 COMMON_CONFIG = Path(__file__).resolve().with_name("config.yaml")
-PATHS = ("checkpoint", "condition", "data_root", "features", "output_dir")
-NOT_PATHS = ("none", "zero", "logmel")  # what a condition or a checkpoint may be beside a file
-MAY_BE_NULL = ("data_root", "features", "output_dir", "scaler", "whiten_eps", "control_features", "label_fractions")
-# Of the numbers in the configuration: the smallest and largest that make sense.
-RANGES = {
-    "batch_size": (1, 2**20),
-    "learning_rate": (1e-12, 1e3),
-    "epochs": (1, 10**6),
-    "hidden_dim": (1, 2**16),
-    "feature_dim": (1, 2**16),
-    "train_test_split": (0.01, 0.99),
-    "random_seed": (0, 2**32 - 1),
-    "workers": (0, 1024),
-    "seeds": (1, 1000),
-    "whiten_eps": (1e-9, 1.0),
-    "label_fraction": (1e-6, 1.0),  # each of label_fractions
+DEFAULT_CHECKPOINT = Path("pretrained_models") / "AudioSep" / "pytorch_model.bin"
+
+ProtocolName = Literal["official", "random"]
+RecipeName = Literal["paper", "tuned"]
+ScalerName = Literal["standard", "whiten", "none"]
+
+
+class ConfigError(UserError):
+    """A configuration file or a flag is wrong."""
+
+
+def setting(
+    default: object, help_text: str, flag: str, metavar: str = "", *, is_path: bool = False, **constraints: Any
+) -> Any:
+    """Declare a setting.
+
+    Args:
+        default: its value where nothing else is given.
+        help_text: for ``--help`` and common/config.yaml.
+        flag: its flag on the command line. A switch (a bool) sets the opposite of `default`.
+        metavar: what stands for the value in ``--help``.
+        is_path: relative values in files count from the project's root, those in flags from the working directory.
+        constraints: of pydantic's Field, such as ``ge`` and ``le``.
+    """
+    extra: JsonDict = {"flag": flag, "metavar": metavar, "is_path": is_path}
+    return Field(default, description=help_text, json_schema_extra=extra, **constraints)
+
+
+class Settings(BaseModel):
+    """Base of the two configurations: immutable, and strict about names and types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool_as_number(cls, value: object, info: Any) -> object:
+        """``epochs: true`` would pass for 1."""
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("not a number")
+        return value
+
+
+class ExtractConfig(Settings):
+    """The settings of an extraction."""
+
+    data_root: Path | None = setting(None, "the unpacked data set", "--data-root", "FOLDER", is_path=True)
+    checkpoint: str = setting(
+        str(DEFAULT_CHECKPOINT),
+        "AudioSep weights; controls: random:SEED (untrained encoder), logmel (no encoder)",
+        "--checkpoint",
+        "FILE",
+        is_path=True,
+    )
+    features: Path | None = setting(None, "the feature file to write", "--output", "FILE", is_path=True)
+    layer: str = setting(
+        "encoder_block6", "pre_conv, encoder_block1 to encoder_block6, or bottleneck", "--layer", "NAME"
+    )
+    pool: str = setting("mean", "mean, std or max over time and frequency", "--pool", "NAME")
+    condition: str = setting(
+        "none", "none, zero, or a .npy or .pt file of a 512-d CLAP embedding", "--condition", "WHAT", is_path=True
+    )
+    precision: str = setting("fp32", "fp32, bf16, auto; on a GPU also tf32, fp16", "--precision", "NAME")
+    device: str = setting("cuda", "auto, cpu, cuda or cuda:N", "--device", "NAME")
+    workers: int = setting(0, "threads that decode audio; 0 is one per core", "--workers", "N", ge=0, le=1024)
+
+
+class FitConfig(Settings):
+    """The settings of a classification.
+
+    `epochs`, `batch_size`, `learning_rate`, `hidden_dim`, `scaler` and `whiten_eps` are None where the recipe decides.
+    """
+
+    features: Path | None = setting(None, "the feature file to read", "--features", "FILE", is_path=True)
+    output_dir: Path | None = setting(
+        None, "where results, figures and trained heads go", "--output-dir", "FOLDER", is_path=True
+    )
+    epochs: int | None = setting(
+        100,
+        "epochs; the best on validation clips is kept, or the last where there are none",
+        "--epochs",
+        "N",
+        ge=1,
+        le=10**6,
+    )
+    batch_size: int | None = setting(8, "clips per step", "--batch-size", "N", ge=1, le=2**20)
+    learning_rate: float | None = setting(1e-3, "Adam's learning rate", "--learning-rate", "X", ge=1e-12, le=1e3)
+    protocol: Literal[ProtocolName, "both"] = setting(
+        "official", "official, random (leaks related clips), or both", "--protocol", "NAME"
+    )
+    recipe: RecipeName = setting(
+        "paper", "paper, or tuned: the best settings found for the same heads", "--recipe", "NAME"
+    )
+    scaler: ScalerName | None = setting(None, "standard, whiten or none", "--scaler", "NAME")
+    whiten_eps: float | None = setting(None, "shrinkage of whitening, 0 to 1", "--whiten-eps", "X", ge=1e-9, le=1.0)
+    seeds: int = setting(1, "repeat with N seeds", "--seeds", "N", ge=1, le=1000)
+    hidden_dim: int | None = setting(256, "width of the three-layer head", "--hidden-dim", "N", ge=1, le=2**16)
+    feature_dim: int = setting(
+        384, "numbers per clip that the feature file must have", "--feature-dim", "N", ge=1, le=2**16
+    )
+    train_test_split: float = setting(
+        0.2,
+        "share of test clips where there are no official folds or splits",
+        "--train-test-split",
+        "X",
+        ge=0.01,
+        le=0.99,
+    )
+    random_seed: int = setting(
+        42, "seed of initial weights, clip order and random splits", "--seed", "N", ge=0, le=2**32 - 1
+    )
+    device: str = setting("cuda", "auto, cpu, cuda or cuda:N", "--device", "NAME")
+    refit: StrictBool = setting(
+        True, "fitting again on training and validation clips after the epoch is chosen", "--no-refit"
+    )
+    probes: StrictBool = setting(
+        False, "logistic regression, nearest neighbours and nearest centroid beside the heads", "--probes"
+    )
+    controls: StrictBool = setting(False, "the heads on shuffled labels beside those on true ones", "--controls")
+    control_features: tuple[Path, ...] | None = setting(
+        None,
+        "other features of the same clips, evaluated beside these",
+        "--control-features",
+        "FILE",
+        is_path=True,
+        min_length=1,
+    )
+    label_fractions: tuple[Annotated[float, Field(ge=1e-6, le=1.0)], ...] | None = setting(
+        None, "shares of the labels to learn from, such as 0.01 0.1 1", "--label-fractions", "X", min_length=1
+    )
+    markdown: StrictBool = setting(False, "write the table as result.md too", "--markdown")
+
+
+# What the tuned recipe sets itself, unless the user chose a value.
+RECIPE_SETTINGS = ("epochs", "batch_size", "learning_rate", "hidden_dim")
+# What `checkpoint` and `condition` may be instead of a file.
+NOT_PATHS = ("none", "zero", "logmel")
+# Shown in --help where the default is None but not nothing.
+UNSET = {
+    "scaler": "the recipe's",
+    "whiten_eps": "the recipe's, or chosen on validation clips",
+    "control_features": "none",
+    "label_fractions": "none",
 }
-CHOICES = {
-    "protocol": ("official", "random", "both"),
-    "recipe": ("paper", "tuned"),
-    "scaler": ("standard", "whiten", "none"),
-}
-SWITCHES = ("refit", "probes", "controls", "markdown")
-LISTS = ("control_features", "label_fractions")
+# key -> its declaration; `features` and `device` belong to both configurations and have one type.
+FIELDS: dict[str, FieldInfo] = {**ExtractConfig.model_fields, **FitConfig.model_fields}
+Config = TypeVar("Config", ExtractConfig, FitConfig)
 
 
-class ConfigError(ValueError):
-    """A configuration file or flag is wrong; the message is one line."""
+def load_config(
+    kind: type[Config], task_config: Path, own: Path | None = None, flags: Mapping[str, object] | None = None
+) -> Config:
+    """Merge the configurations; later sources override earlier ones.
 
-
-def load_config(task_config: Path, own: Path | None = None, flags: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Merge the configurations, later ones over earlier: common, the task's, `own`, `flags`.
-
-    Relative paths in files count from the project's root, those in `flags` from the working directory.
+    Args:
+        kind: `ExtractConfig` or `FitConfig`.
+        task_config: the task's config.yaml.
+        own: the user's file.
+        flags: setting -> value as given on the command line.
 
     Raises:
-        ConfigError: a file is missing or no YAML mapping, a key is unknown, or a value has a wrong type or range.
+        ConfigError: a file is missing or not a YAML mapping, a key is unknown, or a value has a wrong type or range.
     """
-    config = read_config(COMMON_CONFIG)
-    sources = [(str(task_config), read_config(task_config))]
-    if own is not None:
-        sources.append((str(own), read_config(own)))
-    for source, values in [*sources, ("the command line", dict(flags or {}))]:
-        for key, value in values.items():
-            if key not in config:
-                near = difflib.get_close_matches(key, config, 1)
-                hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(config)}"
-                raise ConfigError(f"{source}: unknown key {key}; {hint}")
-            config[key] = _check(key, value, source)
-    for key in (*PATHS, "control_features"):
-        base = Path.cwd() if key in (flags or {}) else PROJECT_ROOT
-        value = config[key]
-        if isinstance(value, list):
-            config[key] = [str(base / _expand_user(key, item)) for item in value]
-        elif value is not None and value not in NOT_PATHS and not value.startswith("random:"):
-            config[key] = str(base / _expand_user(key, value))
-    return config
+    values = {key: field.default for key, field in kind.model_fields.items()}
+    resolved = _resolve_paths({key: values[key] for key in values if values[key] is not None}, PROJECT_ROOT)
+    values |= resolved
+    for path in (COMMON_CONFIG, task_config, *([own] if own else ())):
+        values |= _resolve_paths(_validated(read_config(path), str(path)), PROJECT_ROOT)
+    chosen = {*(flags or {}), *(read_config(own) if own else ())}
+    values |= _resolve_paths(_validated(flags or {}, "the command line"), Path.cwd())
+    if kind is FitConfig and values["recipe"] == "tuned":
+        values |= {key: None for key in RECIPE_SETTINGS if key not in chosen}
+    return kind(**{key: values[key] for key in kind.model_fields})
 
 
-def _expand_user(key: str, value: str) -> Path:
-    try:
-        return Path(value).expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{key} {value}: {error}") from error
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """A configuration file's own keys and values; ConfigError where it cannot be read."""
+def read_config(path: Path) -> dict[str, object]:
+    """A configuration file's keys and values; ConfigError where it cannot be read."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -92,35 +212,123 @@ def read_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _check(key: str, value: Any, source: str) -> Any:
-    """The value with its right type; YAML reads 1e-3 as text, for one."""
-    if value is None and key in MAY_BE_NULL:
-        return None
-    if key in CHOICES and value not in CHOICES[key]:
-        raise ConfigError(f"{source}: {key} must be one of {', '.join(CHOICES[key])}, not {value!r}")
-    if key in SWITCHES:
-        if not isinstance(value, bool):
-            raise ConfigError(f"{source}: {key} must be true or false, not {value!r}")
-        return value
-    if key in LISTS:
-        if not isinstance(value, list):
-            raise ConfigError(f"{source}: {key} must be a list, not {value!r}")
-        if key == "label_fractions":
-            return [_check("label_fraction", item, source) for item in value]
-        return [str(item) for item in value]
-    if key not in RANGES:
-        if not isinstance(value, (str, Path)):
-            raise ConfigError(f"{source}: {key} must be text, not {'null' if value is None else repr(value)}")
-        return str(value)
-    low, high = RANGES[key]
-    kind = float if isinstance(low, float) else int
+def flag_of(field: FieldInfo) -> str:
+    """The flag that sets a declared setting."""
+    return str(_extra(field)["flag"])
+
+
+def metavar_of(field: FieldInfo) -> str:
+    """What stands for a declared setting's value in --help."""
+    return str(_extra(field)["metavar"])
+
+
+def is_list(field: FieldInfo) -> bool:
+    """Whether a declared setting takes several values."""
+    return any(get_origin(member) is tuple for member in _members(field.annotation))
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    assert isinstance(field.json_schema_extra, dict)
+    return field.json_schema_extra
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union other than None; of any other type, the type itself."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return (annotation,)
+    return tuple(each for each in get_args(annotation) if each is not type(None))
+
+
+class _Everything(ExtractConfig, FitConfig):
+    """All settings, to validate a source by; which script reads a file does not matter."""
+
+
+def _validated(values: Mapping[str, object], source: str) -> dict[str, Any]:
+    """The values with their declared types; YAML reads 1e-3 as text, for one."""
+    for key in values:
+        if key not in FIELDS:
+            near = difflib.get_close_matches(key, FIELDS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(FIELDS)}"
+            raise ConfigError(f"{source}: unknown key {key}; {hint}")
     try:
-        number = kind(value)
-    except (TypeError, ValueError, OverflowError):
-        number = None
-    if isinstance(value, bool) or number is None or number != float(value) or not low <= number <= high:
-        raise ConfigError(
-            f"{source}: {key} must be {'a number' if kind is float else 'a whole number'} "
-            f"from {low:g} to {high:g}, not {value!r}"
-        )
-    return number
+        checked = _Everything.model_validate(dict(values))
+    except ValidationError as error:
+        key = str(error.errors(include_url=False)[0]["loc"][0])
+        raise _wrong_value(source, key, values[key]) from error
+    for key in RECIPE_SETTINGS:  # None in them means the recipe's own value, which is not a user's to write
+        if key in values and values[key] is None:
+            raise _wrong_value(source, key, None)
+    return {key: getattr(checked, key) for key in values}
+
+
+def _wrong_value(source: str, key: str, value: object) -> ConfigError:
+    shown = "null" if value is None else repr(value)
+    return ConfigError(f"{source}: {key} must be {expectation(FIELDS[key])}, not {shown}")
+
+
+def expectation(field: FieldInfo) -> str:
+    """What a declared setting takes, in words, such as ``a whole number from 1 to 1000``."""
+    (kind,) = _members(field.annotation)
+    words = {bool: "true or false", str: "text", Path: "a path"}
+    if kind in words:
+        return words[kind]
+    if get_origin(kind) is tuple:
+        (item, _) = get_args(kind)
+        limits: object = getattr(item, "__metadata__", (None,))[0]
+        return "a list of " + (_range("numbers", limits.metadata) if isinstance(limits, FieldInfo) else "paths")
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    return _range("a whole number" if kind is int else "a number", field.metadata)
+
+
+def _range(what: str, limits: Collection[Any]) -> str:
+    low = next(each.ge for each in limits if hasattr(each, "ge"))
+    high = next(each.le for each in limits if hasattr(each, "le"))
+    return f"{what} from {low:.15g} to {high:.15g}"
+
+
+def _resolve_paths(values: Mapping[str, Any], base: Path) -> dict[str, Any]:
+    """The values, relative paths made absolute from `base`."""
+
+    def resolved(key: str, value: Any) -> Any:
+        if value is None or not _extra(FIELDS[key])["is_path"]:
+            return value
+        if isinstance(value, tuple):
+            return tuple(resolved(key, item) for item in value)
+        if isinstance(value, str) and (value in NOT_PATHS or value.startswith("random:")):
+            return value
+        try:
+            path = base / Path(value).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(f"{key} {value}: {error}") from error
+        return str(path) if isinstance(value, str) else path
+
+    return {key: resolved(key, value) for key, value in values.items()}
+
+
+def as_yaml() -> str:
+    """common/config.yaml as the declarations say it."""
+    lines = [
+        "# The experiment configuration that all tasks share, printed by `python -m common.config`. A task's own config.yaml,",
+        "# a file given with --config, and the flags override it, in this order. A key that is not here is an error.",
+        "# Relative paths count from the project's root. null: the task's own default, or what the comment says.",
+    ]
+    for title, kind, keys in (
+        ("Extraction", ExtractConfig, ExtractConfig.model_fields),
+        (
+            "Heads and evaluation",
+            FitConfig,
+            [key for key in FitConfig.model_fields if key not in ExtractConfig.model_fields],
+        ),
+    ):
+        lines += ["", f"# {title}"]
+        for key in keys:
+            field = kind.model_fields[key]
+            value = yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n...\n").strip()
+            text = (field.description or "") + (f"; null: {UNSET[key]}" if key in UNSET else "")
+            lines += [f"# {line}" for line in textwrap.wrap(text, 118)] + [f"{key}: {value}"]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(as_yaml(), end="")

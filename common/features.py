@@ -1,4 +1,4 @@
-"""FeatureSet: the embeddings of a data set's clips with their labels, folds and provenance, as one .pt file."""
+"""FeatureSet: the embeddings of a data set's clips with their labels, folds and provenance; one .pt file."""
 
 from __future__ import annotations
 
@@ -7,22 +7,68 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
+from common.arrays import Array
+from common.errors import UserError
 from common.files import DamagedFileError, UnsafeFileError, load_torch, save_torch
 
-# Of a file's meta: how its embeddings were computed.
+# The part of a file's provenance that says how its embeddings were computed.
 ENCODER_SETTINGS = ("encoder", "checkpoint", "release", "condition", "precision", "layer", "pool", "sample_rate")
+# The part that has an entry per clip.
+PER_CLIP = ("failed", "samples", "audio_stamps")
+SEVERAL = "several"  # stands for the layer and the pool of a file with several outputs
 
 
-class FeatureFileError(ValueError):
-    """A feature file cannot be used; the message names the file, the cause and the way out in one line."""
+class FeatureFileError(UserError):
+    """A feature file cannot be used."""
 
 
-@dataclass
+class Counts(TypedDict, total=False):
+    """How many clips an extraction had, embedded and lost."""
+
+    clips: int
+    extracted: int
+    failed: int
+
+
+@with_config(ConfigDict(arbitrary_types_allowed=True, extra="allow"))
+class Provenance(TypedDict, total=False):
+    """What a feature file records of its making; empty for the original project's files.
+
+    `encoder` to `sample_rate`: how the embeddings were computed. `outputs`: (layer, pool, width) of each part of a row,
+    where there are several. `clips` and `clip_list`: number and fingerprint of the clips asked for. `failed`: (clip id,
+    reason). `samples` and `audio_stamps`: (N,) int64, each waveform's length and a checksum of its file.
+    """
+
+    dataset: str
+    encoder: str
+    checkpoint: str
+    release: str
+    condition: str
+    precision: str
+    layer: str
+    pool: str
+    sample_rate: int
+    outputs: list[tuple[str, str, int]]
+    clips: int
+    clip_list: str
+    device: str
+    counts: Counts
+    failed: list[tuple[str, str]]
+    samples: torch.Tensor
+    audio_stamps: torch.Tensor
+    versions: dict[str, str]
+
+
+_PROVENANCE = TypeAdapter(Provenance)
+
+
+@dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """Embeddings and all that the later steps need to know of them.
+    """Embeddings of a data set's clips, and what later steps need to know of them.
 
     Attributes:
         features: (N, D) float32.
@@ -32,8 +78,7 @@ class FeatureSet:
         folds: (N,) int64, official folds from 1; None where there are none.
         splits: N of ``"train"``, ``"valid"``, ``"test"``; None where there are none.
         groups: N names of the recording, patient or speaker; None where unknown.
-        meta: provenance (encoder, layer, pool, condition, precision, sample rate, versions, data set,
-            fingerprint of the clip list, counts, failed clips); empty for the original project's files.
+        meta: provenance.
     """
 
     features: torch.Tensor
@@ -43,7 +88,7 @@ class FeatureSet:
     folds: torch.Tensor | None = None
     splits: list[str] | None = None
     groups: list[str] | None = None
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: Provenance = field(default_factory=Provenance)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -55,9 +100,8 @@ class FeatureSet:
         Raises:
             FeatureFileError: they were not made alike.
         """
-        first = parts[0]
         for part, name in zip(parts, names, strict=True):
-            part.require_same_encoder(first, name, names[0])
+            part.require_same_encoder(parts[0], name, names[0])
             strangers = set(part.class_names) - set(class_order or part.class_names)
             if strangers:
                 raise FeatureFileError(
@@ -67,19 +111,17 @@ class FeatureSet:
         present = {name for part in parts for name in part.class_names}
         class_names = [name for name in class_order or sorted(present) if name in present]
 
-        def chained(what: str) -> list[str] | None:
-            lists = [getattr(part, what) for part in parts]
-            return None if None in lists else [value for values in lists for value in values]
-
         return cls(
             torch.cat([part.features for part in parts]),
-            torch.cat([torch.tensor([class_names.index(n) for n in part.class_names])[part.labels] for part in parts]),
+            torch.cat(
+                [torch.tensor([class_names.index(name) for name in part.class_names])[part.labels] for part in parts]
+            ),
             class_names,
-            chained("clip_ids"),
+            [clip_id for part in parts for clip_id in part.clip_ids],
             None,
-            chained("splits"),
-            chained("groups"),
-            {key: first.meta[key] for key in ENCODER_SETTINGS if key in first.meta} | _counts(parts),
+            _chained([part.splits for part in parts]),
+            _chained([part.groups for part in parts]),
+            _joined_provenance(parts),
         )
 
     def require_same_encoder(self, other: FeatureSet, name: str, other_name: str) -> None:
@@ -91,25 +133,29 @@ class FeatureSet:
                     f"{other.meta.get(key)}); extract them alike"
                 )
 
-    def rows(self, indices: np.ndarray) -> FeatureSet:
-        """The FeatureSet of these rows alone; classes that no longer occur are dropped, labels stay contiguous."""
-        picked = torch.as_tensor(indices)
+    def subset(self, rows: Array) -> FeatureSet:
+        """The FeatureSet of these rows alone; classes that no longer occur are dropped, and labels renumbered."""
+        picked = torch.as_tensor(rows)
         present = self.labels[picked].unique()
-        labels = torch.searchsorted(present, self.labels[picked])
-
-        def pick(values: list[str] | None) -> list[str] | None:
-            return None if values is None else [values[index] for index in indices]
-
         return replace(
             self,
             features=self.features[picked],
-            labels=labels,
+            labels=torch.searchsorted(present, self.labels[picked]),
             class_names=[self.class_names[label] for label in present.tolist()],
-            clip_ids=pick(self.clip_ids),
+            clip_ids=[self.clip_ids[row] for row in rows],
             folds=None if self.folds is None else self.folds[picked],
-            splits=pick(self.splits),
-            groups=pick(self.groups),
+            splits=None if self.splits is None else [self.splits[row] for row in rows],
+            groups=None if self.groups is None else [self.groups[row] for row in rows],
         )
+
+    @property
+    def output_columns(self) -> dict[str, slice]:
+        """Name of each output in the rows (`common.encoder.Output.name`) -> its columns; empty where there is one."""
+        columns, start = {}, 0
+        for layer, pool, width in self.meta.get("outputs", []):
+            columns[f"{layer} {pool}".strip()] = slice(start, start + width)
+            start += width
+        return columns
 
     def save(self, path: str | Path) -> None:
         """Write atomically, as a plain dict that ``torch.load(path, weights_only=True)`` opens."""
@@ -139,19 +185,21 @@ class FeatureSet:
         content = _read(path)
         features = content.get("features")
         if not torch.is_tensor(features) or features.ndim != 2 or not features.is_floating_point():
-            raise FeatureFileError(f"{path} is no feature file: it has no 2-D floating-point tensor 'features'")
+            raise FeatureFileError(f"{path} is not a feature file: it has no 2-D floating-point tensor 'features'")
         rows = len(features)
         if not rows:
             raise FeatureFileError(f"{path} holds no clips; extract the features again")
         labels = content.get("labels", content.get("label"))
         if labels is None and "keys" not in content:
-            raise FeatureFileError(f"{path} is no feature file: it has neither 'labels' nor 'keys'")
+            raise FeatureFileError(f"{path} is not a feature file: it has neither 'labels' nor 'keys'")
         labels = torch.full((rows,), -1) if labels is None else _labels(labels, path)
         if len(labels) != rows:
             raise _uneven(path, rows, len(labels), "labels")
-        if "class_names" not in content and int(labels.max()) > 10 * rows:
-            raise FeatureFileError(f"{path}: labels up to {int(labels.max())} for {rows} rows are no class numbers")
-        class_names = content.get("class_names", [str(label) for label in range(int(labels.max()) + 1)])
+        class_names = content.get("class_names")
+        if class_names is None:  # numbers that may leave gaps, such as speaker ids
+            present = labels[labels >= 0].unique()
+            class_names = [str(label) for label in present.tolist()]
+            labels = torch.where(labels < 0, labels, torch.searchsorted(present, labels))
         clip_ids = content.get("clip_ids", content.get("keys", [f"row {row}" for row in range(rows)]))
         folds = content.get("folds")
         return cls(
@@ -162,16 +210,36 @@ class FeatureSet:
             None if folds is None else _folds(folds, rows, path),
             _optional_names(content, "splits", rows, path),
             _optional_names(content, "groups", rows, path),
-            content["meta"] if isinstance(content.get("meta"), dict) else {},
+            _provenance(content.get("meta"), path),
         )
 
 
-def _counts(parts: Sequence[FeatureSet]) -> dict[str, Any]:
-    """The files' counts of clips, added up; nothing where one does not say."""
-    counts = [part.meta.get("counts") for part in parts]
-    if None in counts:
+def _chained(lists: Sequence[list[str] | None]) -> list[str] | None:
+    """The lists one after the other; None where one is missing."""
+    there = [values for values in lists if values is not None]
+    return [value for values in there for value in values] if len(there) == len(lists) else None
+
+
+def _joined_provenance(parts: Sequence[FeatureSet]) -> Provenance:
+    """How the embeddings were computed, and the counts of clips added up where every file has them."""
+    meta: dict[str, Any] = {key: value for key, value in parts[0].meta.items() if key in ENCODER_SETTINGS}
+    counts = [part.meta["counts"] for part in parts if "counts" in part.meta]
+    if len(counts) == len(parts):
+        meta["counts"] = {
+            key: sum(int(str(count.get(key, 0))) for count in counts) for key in ("clips", "extracted", "failed")
+        }
+    return _PROVENANCE.validate_python(meta)
+
+
+def _provenance(meta: Any, path: Path) -> Provenance:
+    if meta is None:
         return {}
-    return {"counts": {key: sum(count[key] for count in counts) for key in counts[0]}}
+    try:
+        return _PROVENANCE.validate_python(meta)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, ("meta", *problem["loc"])))
+        raise FeatureFileError(f"{path} is damaged: {place}: {problem['msg']}; extract again") from error
 
 
 def _uneven(path: Path, rows: int, count: int, what: str) -> FeatureFileError:
@@ -179,7 +247,7 @@ def _uneven(path: Path, rows: int, count: int, what: str) -> FeatureFileError:
 
 
 def _names(values: Any, what: str, count: int, path: Path, exactly: bool = True) -> list[str]:
-    """A list of `count` texts, or of at least so many."""
+    """A list of `count` texts, or of at least that many."""
     if not isinstance(values, (list, tuple)):
         raise FeatureFileError(f"{path} is damaged: {what} is a {type(values).__name__}, not a list; extract again")
     if not exactly and len(values) < count:
@@ -195,7 +263,7 @@ def _optional_names(content: dict[str, Any], what: str, rows: int, path: Path) -
 
 def _folds(folds: Any, rows: int, path: Path) -> torch.Tensor:
     if not torch.is_tensor(folds) or folds.ndim != 1 or folds.is_floating_point():
-        raise FeatureFileError(f"{path} is damaged: folds are no 1-D tensor of whole numbers; extract again")
+        raise FeatureFileError(f"{path} is damaged: folds are not a 1-D tensor of whole numbers; extract again")
     if len(folds) != rows:
         raise _uneven(path, rows, len(folds), "folds")
     return folds.to(torch.int64)
@@ -223,5 +291,5 @@ def _read(path: Path) -> dict[str, Any]:
     except DamagedFileError as error:
         raise FeatureFileError(f"{path} is damaged or no feature file ({error}); extract again") from error
     if not isinstance(content, dict):
-        raise FeatureFileError(f"{path} is no feature file: it holds a {type(content).__name__}, not a dict")
+        raise FeatureFileError(f"{path} is not a feature file: it holds a {type(content).__name__}, not a dict")
     return content

@@ -21,8 +21,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from common.errors import UserError
 
-class OutputError(ValueError):
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+class OutputError(UserError):
     """An output may not be written: another run holds it, or it was made with other settings."""
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from common.arrays import Array
 from demo.sounds import (
     Sound,
     baby,
@@ -119,7 +120,7 @@ def generate_urbansound8k(root: Path, recordings: int = 3) -> None:
     _write_csv(root / "metadata" / "UrbanSound8K.csv", header, rows)
 
 
-def _write(path: Path, samples: np.ndarray, rate: int, subtype: str) -> None:
+def _write(path: Path, samples: Array, rate: int, subtype: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, samples, rate, subtype=subtype)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from analysis.reproduce import call
 from analysis.reproduce import main as reproduce
-from common.cli import run
+from common.entry import run
 from demo import generate
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent

@@ -6,10 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-Sound = Callable[[np.random.Generator, np.ndarray], np.ndarray]
+from common.arrays import Array
+
+Sound = Callable[[np.random.Generator, Array], Array]
 
 
-def harmonic(frequency: np.ndarray, time: np.ndarray, partials: int, roll_off: float = 1.0) -> np.ndarray:
+def harmonic(frequency: Array, time: Array, partials: int, roll_off: float = 1.0) -> Array:
     """A tone of `partials` harmonics that follows the frequency (Hz) at each moment; none above Nyquist."""
     step = time[1] - time[0]
     phase = 2 * np.pi * np.cumsum(frequency) * step
@@ -19,7 +21,7 @@ def harmonic(frequency: np.ndarray, time: np.ndarray, partials: int, roll_off: f
     return tone
 
 
-def coloured_noise(rng: np.random.Generator, time: np.ndarray, low: float, high: float) -> np.ndarray:
+def coloured_noise(rng: np.random.Generator, time: Array, low: float, high: float) -> Array:
     """Noise of unit power between two frequencies (Hz), with soft edges."""
     spectrum = np.fft.rfft(rng.standard_normal(len(time)))
     frequency = np.fft.rfftfreq(len(time), time[1] - time[0])
@@ -28,7 +30,7 @@ def coloured_noise(rng: np.random.Generator, time: np.ndarray, low: float, high:
     return noise / (noise.std() + 1e-9)
 
 
-def pulses(time: np.ndarray, moments: np.ndarray, decay_s: float) -> np.ndarray:
+def pulses(time: Array, moments: Array, decay_s: float) -> Array:
     """An envelope that jumps to 1 at each moment (s) and dies away."""
     envelope = np.zeros_like(time)
     for moment in moments:
@@ -37,73 +39,73 @@ def pulses(time: np.ndarray, moments: np.ndarray, decay_s: float) -> np.ndarray:
     return envelope
 
 
-def every(rng: np.random.Generator, time: np.ndarray, period_s: float, jitter: float = 0.0) -> np.ndarray:
+def every(rng: np.random.Generator, time: Array, period_s: float, jitter: float = 0.0) -> Array:
     """Moments a period apart, from a random start."""
     moments = np.arange(rng.uniform(0, min(period_s, time[-1] / 2)), time[-1], period_s)
     return moments + jitter * period_s * rng.standard_normal(len(moments))
 
 
-def bark(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def bark(rng: np.random.Generator, time: Array) -> Array:
     envelope = pulses(time, every(rng, time, rng.uniform(0.4, 0.9), 0.1), 0.07)
     return envelope * harmonic(rng.uniform(350, 600) * (0.6 + 0.4 * envelope), time, 8)
 
 
-def crow_of_a_rooster(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def crow_of_a_rooster(rng: np.random.Generator, time: Array) -> Array:
     swing = np.abs(np.sin(np.pi * time * rng.uniform(0.5, 0.8)))
     return swing * harmonic(rng.uniform(500, 700) * (1 + 0.7 * swing), time, 10)
 
 
-def rain(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def rain(rng: np.random.Generator, time: Array) -> Array:
     return coloured_noise(rng, time, 800, rng.uniform(6000, 12000))
 
 
-def waves(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def waves(rng: np.random.Generator, time: Array) -> Array:
     swell = 0.2 + np.sin(np.pi * time * rng.uniform(0.15, 0.3) + rng.uniform(0, 3)) ** 2
     return swell * coloured_noise(rng, time, 60, rng.uniform(500, 1200))
 
 
-def fire(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def fire(rng: np.random.Generator, time: Array) -> Array:
     crackles = np.sort(rng.uniform(0, time[-1], int(rng.uniform(8, 20) * time[-1]) + 1))
     return pulses(time, crackles, 0.004) * coloured_noise(rng, time, 1500, 9000)
 
 
-def baby(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def baby(rng: np.random.Generator, time: Array) -> Array:
     cry = np.clip(np.sin(2 * np.pi * time * rng.uniform(0.7, 1.1)), 0, 1) ** 0.5
     vibrato = 1 + 0.03 * np.sin(2 * np.pi * 6 * time)
     return cry * harmonic(rng.uniform(380, 520) * vibrato * (0.85 + 0.15 * cry), time, 6, 0.5)
 
 
-def sneeze(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def sneeze(rng: np.random.Generator, time: Array) -> Array:
     moment = np.array([rng.uniform(0.1, 0.6) * time[-1]])
     return pulses(time, moment, 0.15) * coloured_noise(rng, time, rng.uniform(700, 1200), 5000)
 
 
-def ticks(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def ticks(rng: np.random.Generator, time: Array) -> Array:
     return pulses(time, every(rng, time, rng.uniform(0.45, 0.55)), 0.006) * harmonic(
         np.full_like(time, rng.uniform(1800, 2600)), time, 2
     )
 
 
-def rotor(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def rotor(rng: np.random.Generator, time: Array) -> Array:
     return pulses(time, every(rng, time, 1 / rng.uniform(11, 17)), 0.03) * coloured_noise(rng, time, 40, 700)
 
 
-def saw(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def saw(rng: np.random.Generator, time: Array) -> Array:
     throttle = 1 + 0.2 * np.sin(2 * np.pi * time * rng.uniform(0.2, 0.5))
     return harmonic(rng.uniform(90, 130) * throttle, time, 30, 0.6)
 
 
-def fan(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def fan(rng: np.random.Generator, time: Array) -> Array:
     hum = harmonic(np.full_like(time, rng.uniform(48, 62)), time, 5)
     return 0.5 * hum + coloured_noise(rng, time, 80, rng.uniform(800, 2000))
 
 
-def horn(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def horn(rng: np.random.Generator, time: Array) -> Array:
     low = rng.uniform(380, 440)
     return sum(harmonic(np.full_like(time, tone), time, 8, 0.7) for tone in (low, 1.25 * low))
 
 
-def children(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def children(rng: np.random.Generator, time: Array) -> Array:
     voices = np.zeros_like(time)
     for _ in range(4):
         shout = np.clip(np.sin(2 * np.pi * (time * rng.uniform(0.5, 1.5) + rng.uniform())), 0, 1)
@@ -111,30 +113,30 @@ def children(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
     return voices
 
 
-def drill(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def drill(rng: np.random.Generator, time: Array) -> Array:
     whirr = harmonic(np.full_like(time, rng.uniform(180, 320)), time, 20, 0.3)
     return whirr + coloured_noise(rng, time, 2000, 8000)
 
 
-def idling(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def idling(rng: np.random.Generator, time: Array) -> Array:
     return pulses(time, every(rng, time, 1 / rng.uniform(20, 30), 0.05), 0.02) * coloured_noise(rng, time, 30, 250)
 
 
-def shot(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def shot(rng: np.random.Generator, time: Array) -> Array:
     moment = np.array([rng.uniform(0.02, 0.3) * time[-1]])
     return pulses(time, moment, rng.uniform(0.05, 0.12)) * coloured_noise(rng, time, 50, 4000)
 
 
-def hammer(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def hammer(rng: np.random.Generator, time: Array) -> Array:
     return pulses(time, every(rng, time, 1 / rng.uniform(14, 22)), 0.012) * coloured_noise(rng, time, 400, 6000)
 
 
-def wail(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def wail(rng: np.random.Generator, time: Array) -> Array:
     sweep = np.sin(2 * np.pi * (time * rng.uniform(0.3, 0.6) + rng.uniform()))
     return harmonic(rng.uniform(850, 1050) * (1 + 0.35 * sweep), time, 3)
 
 
-def music(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
+def music(rng: np.random.Generator, time: Array) -> Array:
     key = rng.uniform(180, 260)
     scale = key * 2 ** (np.array([0, 2, 4, 7, 9, 12]) / 12)
     beat_s = rng.uniform(0.25, 0.4)
@@ -146,14 +148,12 @@ def music(rng: np.random.Generator, time: np.ndarray) -> np.ndarray:
     )
 
 
-def recording(
-    sound: Sound, rng: np.random.Generator, seconds: float, rate: int, snr_db: tuple[float, float]
-) -> np.ndarray:
+def recording(sound: Sound, rng: np.random.Generator, seconds: float, rate: int, snr_db: tuple[float, float]) -> Array:
     """(samples,) float64 in [-1, 1]: so many seconds of the sound in a room."""
     return in_room(sound(rng, np.arange(round(seconds * rate)) / rate), rng, rate, snr_db)
 
 
-def in_room(signal: np.ndarray, rng: np.random.Generator, rate: int, snr_db: tuple[float, float]) -> np.ndarray:
+def in_room(signal: Array, rng: np.random.Generator, rate: int, snr_db: tuple[float, float]) -> Array:
     """(samples,) float64 in [-1, 1]: the signal in a room's noise, at a random level."""
     time = np.arange(len(signal)) / rate
     signal = signal / (signal.std() + 1e-9)
@@ -162,7 +162,7 @@ def in_room(signal: np.ndarray, rng: np.random.Generator, rate: int, snr_db: tup
     return mixture / np.abs(mixture).max() * rng.uniform(0.1, 0.9)
 
 
-def breath(rng: np.random.Generator, time: np.ndarray, crackles: bool, wheezes: bool) -> np.ndarray:
+def breath(rng: np.random.Generator, time: Array, crackles: bool, wheezes: bool) -> Array:
     """One breathing cycle: noise that swells twice, with clicks or a whistle where asked for."""
     swell = np.abs(np.sin(2 * np.pi * np.arange(len(time)) / len(time)))
     sound = swell * coloured_noise(rng, time, 100, rng.uniform(400, 900))
@@ -174,7 +174,7 @@ def breath(rng: np.random.Generator, time: np.ndarray, crackles: bool, wheezes: 
     return sound
 
 
-def note(rng: np.random.Generator, time: np.ndarray, family: int, instrument: int, pitch: int) -> np.ndarray:
+def note(rng: np.random.Generator, time: Array, family: int, instrument: int, pitch: int) -> Array:
     """A note whose harmonics, attack and noise are its family's, varied a little by instrument."""
     timbre, own = np.random.default_rng([1, family]), np.random.default_rng([2, family, instrument])
     roll_off, decay_s, breathy = timbre.uniform(0.3, 2), timbre.uniform(0.2, 3), timbre.choice([0, 0, 0.3])
@@ -188,7 +188,7 @@ def note(rng: np.random.Generator, time: np.ndarray, family: int, instrument: in
     return envelope * (tone + breathy * coloured_noise(rng, time, 500, 5000))
 
 
-def vowel(time: np.ndarray, pitch: np.ndarray, formants: tuple[float, float], tract: float) -> np.ndarray:
+def vowel(time: Array, pitch: Array, formants: tuple[float, float], tract: float) -> Array:
     """A voiced sound: harmonics of the pitch (Hz) under two formants (Hz), scaled by the speaker's tract."""
     step = time[1] - time[0]
     phase = 2 * np.pi * np.cumsum(pitch) * step
@@ -201,7 +201,7 @@ def vowel(time: np.ndarray, pitch: np.ndarray, formants: tuple[float, float], tr
     return sound
 
 
-def speech(rng: np.random.Generator, time: np.ndarray, speaker: int, syllables: list[int]) -> np.ndarray:
+def speech(rng: np.random.Generator, time: Array, speaker: int, syllables: list[int]) -> Array:
     """Syllables, each a vowel of its own, in a speaker's pitch and vocal tract."""
     voice = np.random.default_rng([3, speaker])
     pitch_hz, tract = voice.uniform(90, 240), voice.uniform(0.85, 1.2)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from common.clips import Clip, DatasetError, Task, layout_error, read_metadata
+from common.datasets import Clip, DatasetError, Task, layout_error, read_metadata
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -41,7 +41,8 @@ def read_clips(root: Path) -> list[Clip]:
         raise layout_error(root, TITLE, "audio/*.wav and meta/esc50.csv", "ESC-50-master", "esc50")
     columns = ("filename", "fold", "target", "category", "src_file")
     meta = read_metadata(root / "meta" / "esc50.csv", columns, ("fold", "target"), TITLE)
-    for line, row in enumerate(meta.itertuples(), start=2):
+    rows: list[Any] = list(meta.itertuples())
+    for line, row in enumerate(rows, start=2):
         name = FILENAME.fullmatch(str(row.filename))
         facts = name and (int(name["fold"]), int(name["target"]), row.category)
         if facts != (row.fold, row.target, dict(enumerate(CLASS_NAMES)).get(row.target)):
@@ -50,13 +51,12 @@ def read_clips(root: Path) -> list[Clip]:
                 f"{row.category}) is not the official row; unpack the official archive again"
             )
     return [
-        Clip(root / "audio" / row.filename, row.category, fold=int(row.fold), group=str(row.src_file))
-        for row in meta.itertuples()
+        Clip(root / "audio" / row.filename, row.category, fold=int(row.fold), group=str(row.src_file)) for row in rows
     ]
 
 
 def recognise(features: FeatureSet) -> tuple[FeatureSet, str] | None:
-    """Give the original project's file the official folds: its 2,000 rows stand in the order of esc50.csv,
+    """Give the original project's file the official folds: its 2,000 rows are in the order of esc50.csv,
     which is sorted by file name and so by fold, with 8 clips of every class in every 400 rows."""
     import torch
 

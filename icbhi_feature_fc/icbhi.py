@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from common.clips import Clip, DatasetError, DatasetNote, Flag, Task, Variants, download_command, layout_error
+from common.datasets import (
+    Clip,
+    DatasetError,
+    DatasetNote,
+    Division,
+    Flag,
+    Task,
+    Variants,
+    download_command,
+    layout_error,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from common.arrays import Array
     from common.features import FeatureSet
 
 TITLE = "ICBHI 2017"
@@ -137,26 +145,26 @@ def _note_strangers(root: Path, recordings: list[Path]) -> None:
         warnings.warn(f"text files that annotate no recording here are left alone: {shown}", DatasetNote, stacklevel=3)
 
 
-def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tuple[FeatureSet, str]:
+def prepare(features: FeatureSet, division: Division) -> tuple[FeatureSet, str]:
     """Hold out a fifth of the training patients for the choice of epoch; with --patient-disjoint, first drop the
     training recordings of patients who are in the test set too."""
     import numpy as np
 
     if features.splits is None or features.groups is None:
-        if options["patient_disjoint"]:
+        if division.options["patient_disjoint"]:
             raise DatasetError("--patient-disjoint: the feature file names no patients; extract it with this project")
         return features, ""
     splits, groups = np.array(features.splits), np.array(features.groups)
     both = sorted(set(groups[splits == "train"]) & set(groups[splits == "test"]))
     dropped = (splits == "train") & np.isin(groups, both)
     protocol = "no patient on both sides"
-    if both and options["patient_disjoint"]:
+    if both and division.options["patient_disjoint"]:
         warnings.warn(
             f"--patient-disjoint: {dropped.sum()} training clips of patients {', '.join(both)} are left out",
             DatasetNote,
             stacklevel=2,
         )
-        features = features.rows(np.flatnonzero(~dropped))
+        features = features.subset(np.flatnonzero(~dropped))
         splits = splits[~dropped]
     elif both:
         warnings.warn(
@@ -170,9 +178,9 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
     return replace(features, splits=splits.tolist()), protocol
 
 
-def scores(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+def scores(labels: Array, predictions: Array) -> dict[str, float]:
     """The challenge's own: sensitivity, specificity and the ICBHI score."""
-    from common.metrics import icbhi_scores
+    from common.evaluation.metrics import icbhi_scores
 
     return icbhi_scores(labels, predictions)
 

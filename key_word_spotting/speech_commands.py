@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from common.clips import (
+from common.datasets import (
     Clip,
     DatasetError,
     DatasetMissingError,
@@ -160,7 +160,7 @@ def read_ten_commands(root: Path, words: Sequence[str], data_folder: str, test_f
 
 def _read_silence(folder: Path) -> list[Clip]:
     """Windows of 1 s every 0.5 s of each noise file; as in TensorFlow Datasets, without one that ends with the file."""
-    from common.audio import AudioError, audio_duration_s
+    from common.datasets.audio import AudioError, audio_duration_s
 
     clips = []
     for path in sorted(folder.glob("*.wav")):

@@ -7,13 +7,12 @@ instrument with the other two.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.clips import Clip, DatasetError, Flag, Task, layout_error
+from common.datasets import Clip, DatasetError, Division, Flag, Task, layout_error
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -66,14 +65,14 @@ def read_clips(root: Path, split: str) -> list[Clip]:
     return clips
 
 
-def _family_and_instrument(entry: dict) -> dict | tuple[str, str]:
+def _family_and_instrument(entry: dict[str, Any]) -> dict[str, Any] | tuple[str, str | None]:
     """A note's entry as the two fields that are used, while the file is read: 289,205 whole ones fill a gigabyte."""
     if "instrument_family_str" in entry:
         return entry["instrument_family_str"], entry.get("instrument_str")
     return {} if "note" in entry or "qualities" in entry else entry
 
 
-def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tuple[FeatureSet, str]:
+def prepare(features: FeatureSet, division: Division) -> tuple[FeatureSet, str]:
     """Choose the families and the side that trains.
 
     synth_lead, which occurs in train alone, is left out unless `families` is 11. With `train_on` valid, the head
@@ -82,7 +81,7 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
     """
     import numpy as np
 
-    del seed
+    options = division.options
     if features.splits is None:
         raise DatasetError("the feature files do not say which set a note is of; extract them with this project")
     if options["families"] == "11" and options["train_on"] == "valid":
@@ -104,7 +103,7 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
             f"the features of NSynth's {' and '.join(missing)} set are missing; run "
             "extract_nsynth_{train,valid,test}_features_audiosep.py, or with valid and test alone --train-on valid"
         )
-    return replace(features, splits=sides.tolist()).rows(np.flatnonzero(keep)), protocol + families
+    return replace(features, splits=sides.tolist()).subset(np.flatnonzero(keep)), protocol + families
 
 
 def task(split: str) -> Task:

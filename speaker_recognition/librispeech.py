@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from common.clips import Clip, DatasetError, DatasetNote, Flag, Task, Variants, layout_error
+from common.datasets import Clip, DatasetError, DatasetNote, Division, Flag, Task, Variants, layout_error
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -73,19 +73,19 @@ def read_speakers(path: Path) -> dict[str, str]:
     return speakers
 
 
-def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tuple[FeatureSet, str]:
+def prepare(features: FeatureSet, division: Division) -> tuple[FeatureSet, str]:
     """Split by utterance (as the features are: a seeded random split follows) or by chapter.
 
     By chapter, about a fifth of every speaker's utterances test, in whole chapters, so that no recording session
     is on both sides; speakers with one chapter are named and left out.
     """
-    if options["split"] == "utterance":
+    if division.options["split"] == "utterance":
         return features, ""
     import numpy as np
 
     if features.groups is None:
         raise DatasetError("--split chapter: the feature file names no chapters; extract it with this project")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(division.seed)
     labels, chapters = features.labels.numpy(), np.array(features.groups)
     splits = np.array(["train"] * len(features), dtype=object)
     alone = []
@@ -95,7 +95,7 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
             alone.append(speaker)
             splits[labels == label] = ""
             continue
-        wanted = options["train_test_split"] * (labels == label).sum()
+        wanted = division.test_share * (labels == label).sum()
         for chapter in rng.permutation(own)[:-1]:  # one stays for training
             splits[chapters == chapter] = "test"
             if ((splits == "test") & (labels == label)).sum() >= wanted:
@@ -107,9 +107,9 @@ def prepare(features: FeatureSet, options: Mapping[str, Any], seed: int) -> tupl
     kept = np.flatnonzero(splits != "")
     if not len(kept):
         raise DatasetError("--split chapter: no speaker has two chapters, so there is nothing to split")
-    prepared = replace(features, splits=splits.tolist()).rows(kept)
+    prepared = replace(features, splits=splits.tolist()).subset(kept)
     left_out = f"; {len(alone)} speakers with one chapter left out" if alone else ""
-    return prepared, f"about {options['train_test_split']:.0%} test, by whole chapters, seed {seed}{left_out}"
+    return prepared, f"about {division.test_share:.0%} test, by whole chapters, seed {division.seed}{left_out}"
 
 
 def task(subset: str, features_file: str, official_counts: Mapping[str, int]) -> Task:

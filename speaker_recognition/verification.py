@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import cli
-from common.clips import DatasetError, Flag, Task
-from common.files import OutputError, difference_in_words, sha256_of
+from common.cli import parse_classify_flags
+from common.datasets import DatasetError, Flag, Task
+from common.entry import run
+from common.files import OutputError, difference_in_words, sha256_of, write_atomically, write_csv
 from speaker_recognition.librispeech import OTHERS, TRAIN_CLEAN_100
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from common.arrays import Array
     from common.features import FeatureSet
 
 TRIALS = 20_000  # of either kind, at most
@@ -28,33 +28,70 @@ TASK = replace(
         Flag("--statistics", "the subset that standardises and whitens; its speakers are others", tuple(STATISTICS)),
     ),
 )
-FLAGS = {key: cli.CLASSIFY_FLAGS[key] for key in ("features", "output_dir", "random_seed")}
+SETTINGS = ("features", "output_dir", "random_seed")
+
+
+@dataclass(frozen=True)
+class VerificationSettings:
+    """What decides the scores of a verification."""
+
+    seed: int
+    statistics: str
+    features_sha256: str
+    statistics_sha256: str
+
+
+@dataclass(frozen=True)
+class TrialCounts:
+    """Numbers of speakers, and of trials of one and of two speakers."""
+
+    speakers: int
+    same: int
+    different: int
+
+
+@dataclass(frozen=True)
+class VerificationRecord:
+    """verification.json.
+
+    Attributes:
+        settings: what decides the scores.
+        trials: their numbers.
+        scores: embeddings -> ``equal_error_rate`` and ``min_dcf_<prior>``.
+        features: file and provenance.
+        statistics: the file of the other speakers.
+    """
+
+    settings: VerificationSettings
+    trials: TrialCounts
+    scores: dict[str, dict[str, float]]
+    features: dict[str, object]
+    statistics: str
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the trials, score them in three ways, print and save the error rates and the DET plot."""
-    cli.run(lambda: _verify(argv))
+    run(lambda: _verify(argv))
 
 
 def _verify(argv: Sequence[str] | None) -> None:
-    _, config, given = cli.parse_flags(TASK, "Verify speakers by the cosine of AudioSep embeddings", FLAGS, argv)
-    from common.classify import PER_CLIP
-    from common.files import write_atomically
-    from common.metrics import equal_error_rate, min_dcf
-    from common.plots import plot_det
+    what = "Verify speakers by the cosine of AudioSep embeddings"
+    arguments = parse_classify_flags(TASK, what, argv, SETTINGS)
+    from common.evaluation.metrics import equal_error_rate, min_dcf
+    from common.evaluation.plots import plot_det
+    from common.features import PER_CLIP
 
-    path = Path(config["features"] or TASK.folder / TASK.features_file)
-    statistics_path = path.parent / STATISTICS[config["statistics"]].features_file
-    features, statistics = _load(path, TASK), _load(statistics_path, STATISTICS[config["statistics"]])
+    config, subset = arguments.config, str(arguments.options["statistics"])
+    path = config.features or TASK.default_features
+    statistics_path = path.parent / STATISTICS[subset].features_file
+    features, statistics = _load(path, TASK), _load(statistics_path, STATISTICS[subset])
     features.require_same_encoder(statistics, str(path), str(statistics_path))
     if set(features.class_names) & set(statistics.class_names):
         raise DatasetError(f"{path} and {statistics_path} share speakers; the statistics must come from others")
-    folder = Path(config["output_dir"] or TASK.results_folder)
-    settings = {"seed": config["random_seed"], "statistics": config["statistics"]} | {
-        f"{name}_sha256": sha256_of(file) for name, file in (("features", path), ("statistics", statistics_path))
-    }
-    _refuse_other_results(folder / "verification.json", settings, given.overwrite)
-    pairs, same = make_trials(features, config["random_seed"])
+    folder = config.output_dir or TASK.default_output_dir
+    settings = VerificationSettings(config.random_seed, subset, sha256_of(path), sha256_of(statistics_path))
+    _refuse_other_results(folder / "verification.json", settings, arguments.overwrite)
+    pairs, same = make_trials(features, config.random_seed)
     similarities = {
         name: cosine(embeddings, pairs)
         for name, embeddings in transformed(features.features.double().numpy(), statistics).items()
@@ -66,60 +103,60 @@ def _verify(argv: Sequence[str] | None) -> None:
         | {f"min_dcf_{p_target}": min_dcf(same, similarity, p_target) for p_target in P_TARGETS}
         for name, similarity in similarities.items()
     }
-    counts = {"speakers": len(features.class_names), "same": int(same.sum()), "different": int((~same).sum())}
-    provenance = {key: value for key, value in features.meta.items() if key not in PER_CLIP}
-    record = {"settings": settings, "trials": counts, "scores": scores}
-    record |= {"features": {"file": str(path), **provenance}, "statistics": str(statistics_path)}
-    write_atomically(folder / "verification.json", (json.dumps(record, indent=1) + "\n").encode())
+    record = VerificationRecord(
+        settings=settings,
+        trials=TrialCounts(len(features.class_names), int(same.sum()), int((~same).sum())),
+        scores=scores,
+        features={"file": str(path)} | {key: value for key, value in features.meta.items() if key not in PER_CLIP},
+        statistics=str(statistics_path),
+    )
+    write_atomically(folder / "verification.json", (json.dumps(asdict(record), indent=1) + "\n").encode())
     _print_scores(record, folder)
 
 
 def _load(path: Path, task: Task) -> FeatureSet:
-    """The features of a subset, refused where they are of another or have no direction."""
+    """The features of a subset; refused where they are of another one, or without direction."""
+    from common.evaluation.load_features import refuse_other_data
     from common.features import FeatureSet
-    from common.inputs import stranger
-    from common.train import check_fittable
+    from common.heads import check_fittable
 
     features = FeatureSet.load(path)
-    if features.meta.get("dataset") != task.name:
-        raise stranger(task, path, str(features.meta.get("dataset", "an unknown data set")), task.name)
+    refuse_other_data(task, features, path, task.name, if_unknown="an unknown data set")
     check_fittable(features, str(path))
     if not features.features.any(dim=1).all():
         raise DatasetError(f"{path} holds embeddings of length 0, which have no direction; extract it again")
     return features
 
 
-def _write_trials(features: FeatureSet, pairs: np.ndarray, same: np.ndarray, path: Path) -> None:
-    from common.files import write_csv
-
+def _write_trials(features: FeatureSet, pairs: Array, same: Array, path: Path) -> None:
     rows = [(int(label), features.clip_ids[a], features.clip_ids[b]) for label, (a, b) in zip(same, pairs, strict=True)]
     write_csv(path, [("same_speaker", "clip_a", "clip_b"), *rows])
 
 
-def _print_scores(record: dict, folder: Path) -> None:
-    counts = record["trials"]
-    print(f"\n{TASK.title}: {counts['speakers']} speakers, {counts['same']:,} trials of one speaker in two chapters,")
-    print(f"{counts['different']:,} of two speakers; statistics from {record['settings']['statistics']}")
+def _print_scores(record: VerificationRecord, folder: Path) -> None:
+    counts = record.trials
+    print(f"\n{TASK.title}: {counts.speakers} speakers, {counts.same:,} trials of one speaker in two chapters,")
+    print(f"{counts.different:,} of two speakers; statistics from {record.settings.statistics}")
     print(f"{'cosine of embeddings':<22}{'EER %':>8}" + "".join(f"{f'minDCF({p})':>14}" for p in P_TARGETS))
-    for name, row in record["scores"].items():
+    for name, row in record.scores.items():
         rate, *costs = row.values()
         print(f"{name:<22}{100 * rate:>8.1f}" + "".join(f"{cost:>14.3f}" for cost in costs))
     print(f"-> {folder}: verification.json, trials.csv, det.png")
 
 
-def _refuse_other_results(path: Path, settings: dict[str, object], overwrite: bool) -> None:
+def _refuse_other_results(path: Path, settings: VerificationSettings, overwrite: bool) -> None:
     if overwrite or not path.exists():
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path} is not a record of this project; --overwrite replaces it") from error
-    different = difference_in_words(before, settings)
+    different = difference_in_words(before, asdict(settings))
     if different:
         raise OutputError(f"{path} holds other results ({different}); --overwrite replaces them")
 
 
-def make_trials(features: FeatureSet, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def make_trials(features: FeatureSet, seed: int) -> tuple[Array, Array]:
     """Pairs of rows (N, 2) and whether each is of one speaker (N,): as many of either kind, at most TRIALS each.
 
     A pair of one speaker spans two chapters, so that the recording session cannot give it away.
@@ -143,7 +180,7 @@ def make_trials(features: FeatureSet, seed: int) -> tuple[np.ndarray, np.ndarray
     return np.stack([first[picked], second[picked]], axis=1), one_speaker[picked]
 
 
-def transformed(embeddings: np.ndarray, statistics: FeatureSet) -> dict[str, np.ndarray]:
+def transformed(embeddings: Array, statistics: FeatureSet) -> dict[str, Array]:
     """The embeddings (N, D) as they are, standardised, and whitened, by the statistics of other speakers.
 
     The covariance is shrunk as Ledoit and Wolf (2004) derive, since its smallest directions are noise.
@@ -160,9 +197,10 @@ def transformed(embeddings: np.ndarray, statistics: FeatureSet) -> dict[str, np.
     return {"raw": embeddings, "standardised": standardised, "whitened": whitened}
 
 
-def cosine(embeddings: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def cosine(embeddings: Array, pairs: Array) -> Array:
     """(N,) cosine similarity of each pair of rows."""
     import numpy as np
 
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return np.einsum("nd,nd->n", unit[pairs[:, 0]], unit[pairs[:, 1]])
+    similarity: Array = np.einsum("nd,nd->n", unit[pairs[:, 0]], unit[pairs[:, 1]])
+    return similarity

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 
-from common.clips import Clip
+from common.datasets import Clip
 from common.encoder import AudioSepEncoder, load_encoder
 from common.features import FeatureSet
 

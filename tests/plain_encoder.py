@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from common.checkpoint import load_weights
-from common.resunet import BLOCKS, weight_shapes
+from common.encoder.checkpoint import load_weights
+from common.encoder.network import BLOCKS, weight_shapes
 
 Tensors = dict[str, torch.Tensor]
 

@@ -14,17 +14,17 @@ import torch
 from conftest import PROJECT_ROOT
 
 from analysis import page, similarity, visualize_features
-from analysis.effects import ablate
+from analysis.ablation_features import DEGRADATIONS, GRID, SEPARATOR, ViewsEncoder, add_noise, read_views, width_of
+from analysis.ablation_scores import ablate
 from analysis.maps import knn_purity, make_map, project, silhouette
 from analysis.studies import STUDIES, balanced_rows, find_study, read_runs, seeded_rows
 from analysis.summary import read_references, summary_rows, summary_table, write_summary
 from analysis.transfer import transfer_costs
-from analysis.views import DEGRADATIONS, GRID, SEPARATOR, ViewsEncoder, add_noise, read_views, width_of
-from common.audio import limit_bandwidth
 from common.cli import classify_main
 from common.config import ConfigError, load_config
+from common.datasets.audio import limit_bandwidth
+from common.evaluation.tables import as_latex
 from common.features import FeatureSet
-from common.tables import as_latex
 
 RNG = np.random.default_rng(0)
 

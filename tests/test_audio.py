@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from conftest import noise, write_wav
 
-from common.audio import AudioError, read_audio
+from common.datasets.audio import AudioError, read_audio
 
 RATE = 32_000
 KINDS = [

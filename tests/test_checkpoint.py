@@ -14,9 +14,9 @@ from conftest import SHARED, needs_shared, noise
 from safetensors.torch import save_file
 
 from common import checkpoint as checkpoint_module
-from common.checkpoint import CheckpointError, file_sha256, load_weights
 from common.encoder import load_encoder
-from common.resunet import weight_shapes
+from common.encoder.checkpoint import CheckpointError, file_sha256, load_weights
+from common.encoder.network import weight_shapes
 
 SHAPES = weight_shapes()
 

@@ -15,9 +15,9 @@ from plain_encoder import plain_layers
 
 from common import encoder as encoder_module
 from common import resunet, tiles
-from common.audio import read_audio
+from common.datasets.audio import read_audio
 from common.encoder import CHANNELS, LAYERS, MIN_SAMPLES, POOLS, AudioSepEncoder, load_encoder
-from common.resunet import BLOCKS
+from common.encoder.network import BLOCKS
 
 CONDITION = np.random.default_rng(5).standard_normal(512)
 

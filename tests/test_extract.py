@@ -24,13 +24,13 @@ from common import decode as decode_module
 from common import extract as extract_module
 from common import files as files_module
 from common import partial as partial_module
-from common.audio import read_audio
-from common.clips import Clip, DatasetError
+from common.datasets import Clip, DatasetError
+from common.datasets.audio import read_audio
 from common.encoder import load_encoder
-from common.extract import ExtractionError, extract
+from common.encoder.logmel import LogMelStatistics
+from common.extraction.extract import ExtractionError, extract
 from common.features import FeatureSet
 from common.files import OutputError, exclusive
-from common.logmel import LogMelStatistics
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from common import extract as module
-from common.clips import Clip
+from common.datasets import Clip
 from common.encoder import load_encoder
 root, output = map(Path, sys.argv[1:3])
 module.SAVE_EVERY_S = 0.1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from loopback import CONTENT, Server, serving
 
-from common.fetch import DownloadError, Patience, fetch
+from common.download.fetch import DownloadError, Patience, fetch
 
 SHA256 = "sha256:" + hashlib.sha256(CONTENT).hexdigest()
 HASTY = Patience(tries=3, backoff_s=0.01, longest_pause_s=2, stall_s=0.5)

@@ -10,11 +10,11 @@ import torch
 from conftest import made_up_features
 from torch import nn
 
+from common.evaluation.splits import make_splits
 from common.heads import HeadFileError, LinearClassifier, ThreeLayerClassifier, TrainedHead
-from common.recipes import Recipe
-from common.splits import make_splits
-from common.stack import Job
-from common.train import fit_heads
+from common.heads.batched_fit import Job
+from common.heads.recipes import Recipe
+from common.heads.training import fit_heads
 
 
 def test_layers() -> None:

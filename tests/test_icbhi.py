@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import SHARED, needs_shared, write_wav
 
-from common.clips import DatasetError, DatasetNote
+from common.datasets import DatasetError, DatasetNote
+from common.evaluation.metrics import icbhi_scores, majority_predictions
+from common.evaluation.splits import SplitError, hold_out_groups, make_splits, with_validation
 from common.features import FeatureSet
-from common.metrics import icbhi_scores, majority_predictions
-from common.splits import SplitError, hold_out_groups, make_splits, with_validation
 from icbhi_feature_fc.icbhi import CYCLE_CLASSES, SPLIT_FILE, prepare, read_cycles, read_recordings
 
 ROWS = {  # recording -> annotation, split

@@ -9,8 +9,8 @@ import torch
 from conftest import noise
 
 from common.cli import extract_main
+from common.encoder.logmel import LogMelStatistics
 from common.features import FeatureSet
-from common.logmel import LogMelStatistics
 from esc50_feature_fc.esc50 import TASK
 
 

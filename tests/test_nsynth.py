@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.clips import DatasetError
+from common.datasets import DatasetError
 from common.features import FeatureFileError, FeatureSet
 from nsynth_feature_fc.nsynth import FAMILIES, prepare, read_clips
 

@@ -14,12 +14,12 @@ from conftest import made_up_features
 from test_cli import CLASSIFY, Result, call
 
 from common.config import COMMON_CONFIG, load_config
+from common.evaluation.protocols import ProtocolRun, run_protocol
+from common.evaluation.splits import make_splits, random_split, with_validation
+from common.evaluation.uncertainty import hits_interval, paired_p_value
 from common.features import FeatureSet
-from common.protocols import ProtocolRun, run_protocol
-from common.recipes import TUNED, Recipe, recipe_for, shrinkage_for
-from common.scalers import fit_scaler
-from common.splits import make_splits, random_split, with_validation
-from common.uncertainty import hits_interval, paired_p_value
+from common.heads.recipes import TUNED, Recipe, recipe_for, shrinkage_for
+from common.heads.scalers import fit_scaler
 
 
 def classified(*flags: object) -> Result:

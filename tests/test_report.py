@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.page import render
+from analysis.report_page import render
 from analysis.studies import STUDIES, Run, read_runs
 from common.cli import classify_main
 from common.features import FeatureSet

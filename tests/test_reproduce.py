@@ -10,7 +10,7 @@ from analysis import reproduce
 from analysis.estimates import estimate, measure
 from analysis.studies import STUDIES
 from common.config import ConfigError
-from common.recipes import Recipe
+from common.heads.recipes import Recipe
 from demo import generate
 
 

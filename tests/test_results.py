@@ -12,11 +12,9 @@ import torch
 from conftest import made_up_features
 from matplotlib.image import imread
 
-from common.features import FeatureSet
-from common.files import OutputError
-from common.metrics import confusion_matrix, per_class, scores
-from common.plots import plot_confusion, plot_curves, plot_label_efficiency, plot_per_class
-from common.results import (
+from common.evaluation.metrics import confusion_matrix, per_class, scores
+from common.evaluation.plots import plot_confusion, plot_curves, plot_label_efficiency, plot_per_class
+from common.evaluation.record import (
     Outcome,
     comparison_record,
     earlier_record,
@@ -25,7 +23,9 @@ from common.results import (
     save_predictions,
     save_record,
 )
-from common.tables import as_markdown, as_text, score_table
+from common.evaluation.tables import as_markdown, as_text, score_table
+from common.features import FeatureSet
+from common.files import OutputError
 
 CONFIG = {
     "batch_size": 8,

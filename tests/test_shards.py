@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT_ROOT, write_wav
 
-from common.extract import extract
+from common.extraction.extract import extract
+from common.extraction.shards import Shard
 from common.features import FeatureSet
 from common.files import OutputError, exclusive
-from common.shards import Shard
 from demo import generate
 
 SCRIPT = PROJECT_ROOT / "key_word_spotting" / "extract_spc_features_audiosep_v1.py"

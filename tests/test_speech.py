@@ -12,9 +12,9 @@ import torch
 from conftest import SHARED, needs_shared, write_wav
 
 from common.cli import classify_main, extract_main
-from common.clips import DatasetError, DatasetNote
+from common.datasets import DatasetError, DatasetNote
+from common.evaluation.splits import make_splits
 from common.features import FeatureSet
-from common.splits import make_splits
 from key_word_spotting import speech_commands
 from speaker_recognition import librispeech
 
@@ -109,7 +109,7 @@ def test_words_of_the_other_version(commands: Path) -> None:
     assert (len(speech_commands.WORDS_V1), len(speech_commands.WORDS_V2)) == (30, 35)
 
 
-@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
+@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
 def test_no_chapter_on_both_sides() -> None:
     features = speakers({"7": [50, 40, 5, 5], "8": [30, 30], "9": [80], "10": [1, 99]})
     with pytest.warns(DatasetNote, match="1 speakers with a single chapter are left out: 9"):
@@ -147,7 +147,7 @@ def commands(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
+@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
 def test_words_and_lists(commands: Path) -> None:
     clips = speech_commands.V1.read_clips(commands)
     assert Counter((clip.class_name, clip.split) for clip in clips) == {
@@ -156,7 +156,7 @@ def test_words_and_lists(commands: Path) -> None:
     assert {clip.group for clip in clips if clip.split == "valid"} == {"1b"}
 
 
-@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
+@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
 def test_wrong_speech_commands(commands: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="one folder too high"):
         speech_commands.V1.read_clips(tmp_path)
@@ -192,7 +192,7 @@ def ten_commands(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
+@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
 def test_ten_commands_unknown_and_silence(ten_commands: Path) -> None:
     clips = speech_commands.V1_12.read_clips(ten_commands)
     counts = Counter((clip.class_name, clip.split) for clip in clips)
@@ -228,7 +228,7 @@ def test_the_windows_of_silence_are_those_of_tensorflow_datasets(tmp_path: Path)
     assert Counter(clip.split for clip in clips) == {"train": 85_511 - 84_843, "valid": 10_102 - 9_981}
 
 
-@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
+@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
 def test_a_ten_command_task_that_is_not_whole(ten_commands: Path, tmp_path: Path) -> None:
     noise, test_set = ten_commands / "_background_noise_", tmp_path / "speech_commands_test_set_v0.01"
     (noise / "running_tap.wav").rename(noise / "tap.wav")
@@ -249,7 +249,7 @@ def test_a_ten_command_task_that_is_not_whole(ten_commands: Path, tmp_path: Path
         speech_commands.V1_12.read_clips(ten_commands)
 
 
-@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
+@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
 def test_ten_commands_from_audio_to_scores(ten_commands: Path, tmp_path: Path) -> None:
     features, results = tmp_path / "features.pt", tmp_path / "results"
     root = ("--data-root", str(ten_commands), "--checkpoint", "random:2024", "--device", "cpu")
@@ -266,7 +266,7 @@ def test_ten_commands_from_audio_to_scores(ten_commands: Path, tmp_path: Path) -
 
 
 @needs_shared
-@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
+@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
 def test_the_real_samples() -> None:
     clips = speech_commands.V1.read_clips(SHARED / "real_audio" / "speech_commands")
     assert len(clips) == 240

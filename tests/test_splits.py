@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import made_up_features
 
-from common.splits import SplitError, hold_out_groups, make_splits
+from common.evaluation.splits import SplitError, hold_out_groups, make_splits
 
 
 def test_folds_present_in_the_data_are_used() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import SHARED, needs_shared, write_csv, write_wav
 
-from common.clips import DatasetError
+from common.datasets import DatasetError
 from common.features import FeatureSet
 from demo import generate
 from demo.generate import generate_esc50, generate_urbansound8k
@@ -179,7 +179,7 @@ def test_the_demos_data_sets_are_official_layouts_and_reproducible(tmp_path: Pat
         assert len({clip.class_name for clip in clips}) == 10
 
 
-@pytest.mark.filterwarnings("ignore::common.clips.DatasetNote")
+@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
 def test_the_demos_other_data_sets_are_official_layouts(tmp_path: Path) -> None:
     generate.generate_icbhi(tmp_path / "ICBHI_final_database", patients=10)
     recordings = icbhi.read_recordings(tmp_path / "ICBHI_final_database")

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from conftest import made_up_features
 from torch.utils.data import DataLoader, TensorDataset
 
-from common.captured import CapturedSteps
+from common.evaluation.splits import Split, make_splits
 from common.features import FeatureSet
 from common.heads import HEADS
-from common.recipes import Recipe
-from common.scalers import SHRINKAGES, fit_scaler
-from common.splits import Split, make_splits
-from common.stack import FitError, FittedHead, Job, ScaledFeatures, Stack, can_be_captured, generator
-from common.train import check_fittable, fit_chosen, fit_heads
+from common.heads.batched_fit import FitError, FittedHead, Job, ScaledFeatures, Stack, can_be_captured, generator
+from common.heads.cuda_graph import CapturedSteps
+from common.heads.recipes import Recipe
+from common.heads.scalers import SHRINKAGES, fit_scaler
+from common.heads.training import check_fittable, fit_chosen, fit_heads
 
 PAPER = Recipe(epochs=3, batch_size=8, learning_rate=1e-3, hidden_dim=32)
 TUNED = Recipe(
@@ -418,7 +418,7 @@ def test_seeds_differ_and_large_sets_are_fitted_in_parts(monkeypatch: pytest.Mon
     jobs = [Job(split, seed) for seed in (1, 2) for split in splits]
     together = fit_heads("linear", features, jobs, PAPER, CPU)
     assert not torch.equal(weights(together[0]), weights(together[3]))
-    monkeypatch.setattr("common.train.SCALED_BYTES", 1)  # room for one scaled copy at a time
+    monkeypatch.setattr("common.heads.training.SCALED_BYTES", 1)  # room for one scaled copy at a time
     for whole, part in zip(together, fit_heads("linear", features, jobs, PAPER, CPU), strict=True):
         assert whole.job is part.job
         assert torch.allclose(weights(whole), weights(part), atol=1e-6)
@@ -431,7 +431,7 @@ def test_ctrl_c_ends_all_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("common.train.Stack.epoch", interrupted)
+    monkeypatch.setattr("common.heads.training.Stack.epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit("linear", features, splits, epochs=10**6)
 
@@ -442,7 +442,7 @@ def test_threads_do_not_disturb_each_others_seeds(monkeypatch: pytest.MonkeyPatc
     splits, _ = make_splits(features, 0.2, 42)
     jobs = [Job(splits[0], seed) for seed in range(60)]
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.setattr("common.train.CACHED_BYTES", 1)  # a stack for every job
+    monkeypatch.setattr("common.heads.training.CACHED_BYTES", 1)  # a stack for every job
     first, again = (fit_heads("three_layer", features, jobs, replace(PAPER, epochs=1), CPU) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         assert torch.equal(weights(one), weights(other))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.unpack import UnpackError, unpack
+from common.download.unpack import UnpackError, unpack
 
 FILES = {"top/audio/a.wav": b"a" * 5000, "top/audio/b.wav": b"b" * 70_000, "top/list.csv": b"x,y\n"}
 LIMIT = 1_000_000

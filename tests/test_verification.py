@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.clips import DatasetError
+from common.datasets import DatasetError
+from common.evaluation.metrics import equal_error_rate, min_dcf
 from common.features import FeatureSet
-from common.metrics import equal_error_rate, min_dcf
 from speaker_recognition.verification import main, make_trials, transformed
 
 

@@ -5,7 +5,7 @@ https://urbansounddataset.weebly.com/urbansound8k.html; the folds are never to b
 
 from pathlib import Path
 
-from common.clips import Clip, DatasetError, Task, layout_error, read_metadata
+from common.datasets import Clip, DatasetError, Task, layout_error, read_metadata
 
 TITLE = "UrbanSound8K"
 # In the order of the official classID 0 to 9.

@@ -1,0 +1,141 @@
+"""What an ablation extracts of every clip: all layers and pools of one forward pass, and more passes with the waveform or
+the condition changed. One wide row per clip."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from analysis.sampling import balanced_rows
+from analysis.studies import Study
+from common.arrays import Array
+from common.datasets.audio import limit_bandwidth
+from common.encoder import (
+    CHANNELS,
+    LAYERS,
+    POOLS,
+    SAMPLE_RATE,
+    AudioSepEncoder,
+    EncoderInfo,
+    Output,
+    Waveform,
+    load_encoder,
+)
+from common.extraction import ClipList, ExtractOptions, extract
+from common.features import FeatureFileError, FeatureSet
+
+BASE = Output("encoder_block6", "mean", CHANNELS["encoder_block6"])
+BASE_LAYER, BASE_POOL = BASE.layer, BASE.pool
+BASELINE = BASE.name
+GRID = tuple(f"{layer} {pool}" for layer in LAYERS for pool in POOLS)
+Degradation = Callable[[Array], Array]
+
+
+def keep_first(share: float) -> Degradation:
+    """The first part of a clip."""
+    return lambda waveform: waveform[: max(1, round(share * len(waveform)))]
+
+
+def add_noise(snr_db: float) -> Degradation:
+    """White noise, `snr_db` decibels below the clip's mean power; the same for the same clip in any batch."""
+
+    def noisy(waveform: Array) -> Array:
+        seed = int.from_bytes(hashlib.sha256(np.ascontiguousarray(waveform).tobytes()).digest()[:8], "little")
+        power = float(np.square(waveform, dtype=np.float64).mean())
+        noise = np.random.default_rng(seed).standard_normal(len(waveform))
+        mixture: Array = (waveform + np.sqrt(power / 10 ** (snr_db / 10)) * noise).astype(np.float32)
+        return mixture
+
+    return noisy
+
+
+# name of the variant -> what happens to the waveform before it is embedded
+DEGRADATIONS: dict[str, Degradation] = {
+    "first 50 %": keep_first(0.5),
+    "first 25 %": keep_first(0.25),
+    "up to 8 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 16_000),
+    "up to 4 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 8_000),
+    "noise, SNR 20 dB": add_noise(20),
+    "noise, SNR 10 dB": add_noise(10),
+    "noise, SNR 0 dB": add_noise(0),
+}
+# factor -> how the names of its variants begin
+FACTORS = {"condition": ("condition",), "duration": ("first",), "bandwidth": ("up to",), "noise": ("noise",)}
+
+
+class AblationEncoder:
+    """An `Encoder` whose outputs are the variants of an ablation."""
+
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self, checkpoint: str, device: torch.device, factors: Sequence[str], condition: Path | None) -> None:
+        """Load the encoder without a condition, and for factor ``"condition"`` those with one.
+
+        Raises:
+            CheckpointError, DeviceError, ConditionError: as `load_encoder`.
+        """
+        self.plain = load_encoder(checkpoint, device)
+        self.conditioned: dict[str, AudioSepEncoder] = {}
+        if "condition" in factors:
+            self.conditioned["condition zero"] = load_encoder(checkpoint, device, condition="zero")
+            if condition is not None:
+                other = load_encoder(checkpoint, device, condition=condition)
+                self.conditioned[f"condition {other.info.condition.removeprefix('sha256:')[:12]}"] = other
+        self.degradations = {name: how for name, how in DEGRADATIONS.items() if factor_of(name) in factors}
+        names = (*self.conditioned, *self.degradations)
+        self.outputs = (*self.plain.outputs, *(Output(name, "", BASE.width) for name in names))
+
+    @property
+    def info(self) -> EncoderInfo:
+        return self.plain.info
+
+    @property
+    def device(self) -> torch.device:
+        return self.plain.device
+
+    def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
+        """As `Encoder.embed_outputs`."""
+        embedded = self.plain.embed_outputs(waveforms, [output for output in outputs if output.pool])
+        for output in outputs:
+            if output.layer in self.conditioned:
+                embedded[output] = self.conditioned[output.layer].embed(waveforms)
+            elif output.layer in self.degradations:
+                degrade = self.degradations[output.layer]
+                embedded[output] = self.plain.embed([degrade(np.asarray(waveform)) for waveform in waveforms])
+        return embedded
+
+
+def factor_of(variant: str) -> str:
+    """The factor that a variant is a level of; empty for one of the grid of layers and pools."""
+    return next((factor for factor, begins in FACTORS.items() if variant.startswith(begins)), "")
+
+
+def read_variants(path: Path) -> FeatureSet:
+    """A file of variants, whose `output_columns` name them.
+
+    Raises:
+        FeatureFileError: it holds no variants.
+    """
+    features = FeatureSet.load(path)
+    if not features.output_columns:
+        raise FeatureFileError(
+            f"{path} holds no variants of this version; extract them again: python analysis/ablation.py"
+        )
+    return features
+
+
+def extract_variants(
+    study: Study, encoder: AblationEncoder, root: Path, output: Path, most: int, options: ExtractOptions
+) -> FeatureSet:
+    """Every variant of every clip, or of a sample: one pass over the audio, saved and resumed as any extraction."""
+    clips = [clip for task in study.extract.values() for clip in task.read_clips(root)]
+    sides = np.array([f"{clip.fold} {clip.split}" for clip in clips])
+    picked = balanced_rows(np.unique([clip.class_name for clip in clips], return_inverse=True)[1], sides, most)
+    print(f"{study.task.title}: {len(picked):,} of {len(clips):,} clips, {len(encoder.outputs)} variants of each")
+    source = ClipList([clips[index] for index in picked], root, study.name, study.task.class_names)
+    extract(source, encoder, output, encoder.outputs, options)
+    return read_variants(output)

@@ -1,0 +1,284 @@
+"""One change at a time, and a grid of them: each variant of the features or the scaler fitted, scored and shown alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from analysis.ablation_features import BASE_LAYER, BASE_POOL, BASELINE, GRID, factor_of
+from analysis.plots import Effect, plot_effects
+from common.config import FitConfig, ScalerName
+from common.encoder import LAYERS, POOLS, EncoderInfo
+from common.errors import UserError
+from common.evaluation.outcomes import HeadFitter, Outcome
+from common.evaluation.protocols import plan_fits, seeds_of
+from common.evaluation.record import ComparisonRecord, Interval
+from common.evaluation.scoring import compare_heads, score_head
+from common.evaluation.tables import as_text, percent, range_of
+from common.features import FeatureSet
+from common.files import write_atomically, write_csv
+from common.heads import HEADS, SCALERS, HeadKind, Job, head_title, recipe_for
+from common.progress import progress_bar
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class ScoreRecord(_Record):
+    """An accuracy with its 95 % interval."""
+
+    accuracy: float
+    interval: Interval | None
+
+
+class EffectScore(ScoreRecord):
+    """And the difference to the baseline with its own interval and p-value."""
+
+    difference: float
+    difference_interval: Interval | None
+    p_value: float | None
+
+
+class EffectRecord(_Record):
+    """One variant: the factor that it changes, its name, the numbers per clip, and both heads' scores."""
+
+    factor: str
+    name: str
+    dimensions: int
+    linear: EffectScore
+    three_layer: EffectScore
+
+    def of(self, kind: HeadKind) -> EffectScore:
+        """One head's score."""
+        return self.linear if kind == "linear" else self.three_layer
+
+
+class GridRecord(_Record):
+    """One combination of layer, pool and scaler."""
+
+    layer: str
+    pool: str
+    scaler: ScalerName
+    linear: ScoreRecord | None = None
+    three_layer: ScoreRecord | None = None
+
+    def of(self, kind: HeadKind) -> ScoreRecord | None:
+        """One head's score, where it was fitted."""
+        return self.linear if kind == "linear" else self.three_layer
+
+
+class AblationRecord(_Record):
+    """ablation_TASK.json.
+
+    Attributes:
+        task, title: the task's names.
+        encoder: whose outputs vary.
+        division: of the clips, for readers.
+        clips, test_clips: their numbers.
+        recipe, seeds: of the heads.
+        baseline: of both heads.
+        heads: the three-layer head against the linear one, at the baseline.
+        effects: from the best for the linear head to the worst.
+        grid: the accuracy of every combination.
+    """
+
+    task: str
+    title: str
+    encoder: EncoderInfo
+    division: str
+    clips: int
+    test_clips: int
+    recipe: str
+    seeds: list[int]
+    baseline: dict[HeadKind, ScoreRecord]
+    heads: ComparisonRecord
+    effects: list[EffectRecord]
+    grid: list[GridRecord]
+
+    @classmethod
+    def load(cls, path: Path) -> AblationRecord:
+        """Read ablation_TASK.json; UserError where it is damaged or of an earlier version."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise UserError(f"{path} is damaged or of an earlier version; run analysis/ablation.py again") from error
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant to fit.
+
+    Attributes:
+        factor, name: for readers.
+        outputs: names of the outputs that are put side by side.
+        scaler: None: the recipe's.
+    """
+
+    factor: str
+    name: str
+    outputs: tuple[str, ...]
+    scaler: ScalerName | None = None
+
+
+class Ablation:
+    """The fits of one ablation: all variants on the same splits and seeds."""
+
+    def __init__(self, features: FeatureSet, config: FitConfig, device: torch.device) -> None:
+        """`features`: rows of all outputs, divided by the task."""
+        self.features, self.config, self.device = features, config, device
+        self.columns = features.output_columns
+        self.plan = plan_fits("official", features, config.train_test_split, seeds_of(config))
+        self.jobs: list[Job] = self.plan.jobs
+        self.baseline = {kind: self.outcomes(kind, (BASELINE,), None) for kind in HEADS}
+
+    def outcomes(self, kind: HeadKind, outputs: Sequence[str], scaler: ScalerName | None) -> list[Outcome]:
+        """One head per job on these outputs side by side."""
+        columns = torch.cat([self.features.features[:, self.columns[name]] for name in outputs], dim=1)
+        own = self.config if scaler is None else self.config.model_copy(update={"scaler": scaler, "whiten_eps": None})
+        return HeadFitter(own, self.device).outcomes(kind, replace(self.features, features=columns), self.jobs)
+
+    def score(self, outcomes: Sequence[Outcome]) -> ScoreRecord:
+        scored = score_head(outcomes, self.features)
+        return ScoreRecord(accuracy=scored.accuracy, interval=scored.interval)
+
+    def effect(self, variant: Variant) -> EffectRecord:
+        """A variant against the baseline."""
+        scores = {}
+        for kind in HEADS:
+            outcomes = self.outcomes(kind, variant.outputs, variant.scaler)
+            scored, compared = self.score(outcomes), compare_heads(self.baseline[kind], outcomes, self.features)
+            scores[kind] = EffectScore(
+                accuracy=scored.accuracy,
+                interval=scored.interval,
+                difference=compared.difference,
+                difference_interval=compared.interval,
+                p_value=compared.p_value,
+            )
+        width = sum(self.columns[name].stop - self.columns[name].start for name in variant.outputs)
+        return EffectRecord(factor=variant.factor, name=variant.name, dimensions=width, **scores)
+
+    def grid_point(self, layer: str, pool: str, scaler: ScalerName, kinds: Sequence[HeadKind]) -> GridRecord:
+        """One combination, with the heads that are wanted."""
+        scores = {kind: self.score(self.outcomes(kind, (f"{layer} {pool}",), scaler)) for kind in kinds}
+        return GridRecord(layer=layer, pool=pool, scaler=scaler, **scores)
+
+    def variants(self, factors: Sequence[str]) -> list[Variant]:
+        """All variants of these factors but the baseline."""
+        found: list[Variant] = []
+        if "layer" in factors:
+            found += [Variant("layer", layer, (f"{layer} {BASE_POOL}",)) for layer in LAYERS if layer != BASE_LAYER]
+            found.append(Variant("layer", "all layers side by side", tuple(f"{layer} {BASE_POOL}" for layer in LAYERS)))
+        if "pool" in factors:
+            found += [Variant("pool", f"{pool} pool", (f"{BASE_LAYER} {pool}",)) for pool in POOLS if pool != BASE_POOL]
+            found.append(Variant("pool", "mean and std pool", (BASELINE, f"{BASE_LAYER} std")))
+        if "scaler" in factors:
+            own = recipe_for("linear", self.config).scaler
+            found += [Variant("scaler", f"scaler {name}", (BASELINE,), name) for name in SCALERS if name != own]
+        return found + [Variant(factor_of(name), name, (name,)) for name in self.columns if name not in GRID]
+
+
+def ablate(
+    features: FeatureSet,
+    factors: Sequence[str],
+    grid_heads: Sequence[HeadKind],
+    config: FitConfig,
+    device: torch.device,
+    *,
+    task: str,
+    title: str,
+    encoder: EncoderInfo,
+    division: str = "",
+) -> AblationRecord:
+    """Fit and score every variant on the same splits and seeds.
+
+    Args:
+        features: rows of all outputs, divided by the task.
+        grid_heads: heads that are fitted on the whole grid of layers, pools and scalers.
+        division: the task's description of its division, where it has one.
+    """
+    ablation = Ablation(features, config, device)
+    variants = progress_bar(iterable=ablation.variants(factors), desc="variants", unit="variant")
+    effects = [ablation.effect(variant) for variant in variants]
+    combinations = [(layer, pool, scaler) for layer in LAYERS for pool in POOLS for scaler in SCALERS]
+    bar = progress_bar(iterable=combinations if grid_heads else [], desc="grid", unit="variant")
+    grid = [ablation.grid_point(layer, pool, scaler, grid_heads) for layer, pool, scaler in bar]
+    tested = np.concatenate([job.split.test for job in ablation.jobs])
+    return AblationRecord(
+        task=task,
+        title=title,
+        encoder=encoder,
+        division=division or ablation.plan.division,
+        clips=len(features),
+        test_clips=len(np.unique(tested)),
+        recipe=config.recipe,
+        seeds=seeds_of(config),
+        baseline={kind: ablation.score(outcomes) for kind, outcomes in ablation.baseline.items()},
+        heads=compare_heads(ablation.baseline["linear"], ablation.baseline["three_layer"], features),
+        effects=sorted(effects, key=lambda effect: -effect.linear.difference),
+        grid=grid,
+    )
+
+
+def write_effects(record: AblationRecord, folder: Path) -> None:
+    """Print the table; write json, csv and png into `folder`."""
+    _print_effects(record)
+    name = f"ablation_{record.task}"
+    write_atomically(folder / f"{name}.json", (record.model_dump_json(indent=1) + "\n").encode())
+    rows: list[tuple[object, ...]] = [
+        ("factor", "variant", "dimensions", "head", "accuracy", "difference", "low", "high", "p_value")
+    ]
+    for effect in record.effects:
+        for kind in HEADS:
+            scored = effect.of(kind)
+            figures = (scored.accuracy, scored.difference, *(scored.difference_interval or ("", "")), scored.p_value)
+            rows.append((effect.factor, effect.name, effect.dimensions, kind, *figures))
+    write_csv(folder / f"{name}.csv", rows)
+    drawn = [
+        Effect(
+            f"{effect.name} ({effect.factor})",
+            {kind: (effect.of(kind).difference, effect.of(kind).difference_interval) for kind in HEADS},
+        )
+        for effect in record.effects
+    ]
+    base = record.baseline
+    caption = (
+        f"Baseline: {BASE_LAYER}, {BASE_POOL} pool, no condition, whole clip: linear "
+        f"{percent(base['linear'].accuracy)} %, three-layer {percent(base['three_layer'].accuracy)} %. "
+        f"{record.clips:,} clips ({record.test_clips:,} tested), {record.division}, {record.recipe} recipe, "
+        f"{len(record.seeds)} seed(s); 95 % intervals by groups."
+    )
+    plot_effects(drawn, f"{record.title}: what each choice is worth", caption, folder / f"{name}.png")
+    print(f"-> {', '.join(str(folder / f'{name}.{suffix}') for suffix in ('json', 'csv', 'png'))}")
+
+
+def _print_effects(record: AblationRecord) -> None:
+    table = [["factor", "variant", *(cell for kind in HEADS for cell in (head_title(kind), "difference, 95 %"))]]
+    table.append(["", "baseline", *(cell for kind in HEADS for cell in (percent(record.baseline[kind].accuracy), ""))])
+    for effect in record.effects:
+        cells = [effect.factor, effect.name]
+        for kind in HEADS:
+            scored = effect.of(kind)
+            difference = f"{100 * scored.difference:+.1f} ({range_of(scored.difference_interval)})"
+            cells += [percent(scored.accuracy), difference]
+        table.append(cells)
+    print(
+        f"\n{record.title}: {record.clips:,} clips ({record.test_clips:,} tested), {record.division}, "
+        f"{record.recipe} recipe, {len(record.seeds)} seed(s)"
+    )
+    print(as_text(table))
+    heads = record.heads
+    print(f"three-layer minus linear head: {100 * heads.difference:+.1f} points, 95 % {range_of(heads.interval)}")
+    for kind in HEADS:
+        scores = [(own.accuracy, point) for point in record.grid if (own := point.of(kind)) is not None]
+        if scores:
+            accuracy, best = max(scores, key=lambda each: each[0])
+            print(
+                f"best of {len(scores)} in the grid, {head_title(kind)}: {best.layer}, {best.pool} pool, scaler "
+                f"{best.scaler}: {percent(accuracy)} (a maximum over test scores, not a score)"
+            )

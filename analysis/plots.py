@@ -1,0 +1,174 @@
+"""Figures of analyses, as PNG: maps, heat maps, effects."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from common.arrays import Array
+from common.evaluation.plots import save_figure
+from common.heads import HeadKind, head_title
+
+IN_LEGEND = 20  # names that a legend holds; more are written into the map
+IN_MAP = 60  # names that a map holds
+MARKERS = "os^Dv"
+HEADS: dict[HeadKind, tuple[str, str]] = {"linear": ("#3b6fb6", "o"), "three_layer": ("#c0392b", "s")}
+
+
+def class_colours(count: int) -> list[str]:
+    """Colours that can be told apart: tab10's, then tab20's, then again from the beginning."""
+    palette = matplotlib.color_sequences["tab10" if count <= 10 else "tab20"]
+    return [to_hex(palette[index % len(palette)]) for index in range(count)]
+
+
+def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: str, caption: str, path: Path) -> None:
+    """Draw clips in the plane.
+
+    Args:
+        points: (N, 2).
+        names: what there is to colour by, in the legend's order.
+        values: of each clip, one of `names`.
+    """
+    figure = Figure(figsize=(9, 7.5), layout="constrained")
+    axes = figure.subplots()
+    shown_values = np.array(values)
+    colours = class_colours(len(names))
+    size = float(np.clip(20_000 / len(points), 4, 36))
+    for index, name in enumerate(names):
+        own = points[shown_values == name]
+        repeated = index // (10 if len(names) <= 10 else 20)
+        axes.scatter(
+            own[:, 0],
+            own[:, 1],
+            s=size,
+            color=colours[index],
+            marker=MARKERS[repeated % len(MARKERS)],
+            alpha=0.75,
+            linewidth=0,
+            label=str(name).replace("_", " "),
+        )
+    if IN_LEGEND < len(names) <= IN_MAP:
+        shown = [index for index, name in enumerate(names) if (shown_values == name).any()]
+        medians = np.array([np.median(points[shown_values == names[index]], axis=0) for index in shown])
+        texts = [str(names[index]).replace("_", " ") for index in shown]
+        for index, text, place in zip(shown, texts, _apart(medians, texts, np.ptp(points, axis=0)), strict=True):
+            axes.annotate(
+                text,
+                place,
+                ha="center",
+                va="center",
+                fontsize=7,
+                bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": colours[index], "alpha": 0.85},
+            )
+    if len(names) <= IN_LEGEND:
+        axes.legend(fontsize=9, markerscale=max(1.0, 6 / np.sqrt(size)), loc="center left", bbox_to_anchor=(1, 0.5))
+    elif len(names) > IN_MAP:
+        caption += f" {len(names)} classes: too many to name; colours repeat."
+    else:
+        caption += " Names are near their clips' median."
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(title, fontsize=12)
+    axes.set_xlabel(_wrapped(caption, 110), fontsize=8.5, loc="left")
+    axes.spines[:].set_color("#cccccc")
+    save_figure(figure, path)
+
+
+def _apart(places: Array, texts: Sequence[str], extent: Array) -> Array:
+    """(N, 2) places of texts, moved up or down until none covers another."""
+    half = np.array([(0.0062 * len(text) + 0.006, 0.0125) for text in texts]) * extent  # of a text's box
+    moved: list[tuple[int, Array]] = []
+    for index in np.argsort(-places[:, 1], kind="stable"):
+        steps = sorted(range(-60, 61), key=abs)
+        for step in steps:
+            place = places[index] + (0, step * 0.25 * half[index, 1])
+            if all((np.abs(place - other) >= half[index] + half[each]).any() for each, other in moved):
+                break
+        moved.append((index, place))
+    return np.array([place for _, place in sorted(moved, key=lambda each: each[0])])
+
+
+def _wrapped(text: str, columns: int) -> str:
+    return textwrap.fill(text, columns)
+
+
+def plot_heat(
+    values: Array,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    caption: str,
+    path: Path,
+    digits: int = 2,
+    is_diverging: bool = False,
+    uncertain: Array | None = None,
+) -> None:
+    """Draw a matrix with its numbers; NaN stays empty, and what is `uncertain` is in brackets."""
+    height, width = values.shape
+    longest = max(map(len, rows))
+    figure = Figure(
+        figsize=(max(6.5, 0.6 * width + 0.09 * longest + 2), max(4, 0.36 * height + 3)), layout="constrained"
+    )
+    axes = figure.subplots()
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if is_diverging:
+        high = max(abs(low), abs(high), 1e-9)
+        low = -high
+    image = axes.imshow(values, cmap="RdBu" if is_diverging else "viridis", vmin=low, vmax=high, aspect="auto")
+    axes.set_xticks(range(width), columns, rotation=40, ha="right", fontsize=8)
+    axes.set_yticks(range(height), rows, fontsize=8)
+    axes.tick_params(length=0)
+    font = 8 if width <= 24 else 6
+    for row, column in zip(*np.nonzero(np.isfinite(values)), strict=True):
+        share = (values[row, column] - low) / max(high - low, 1e-12)
+        dark = abs(share - 0.5) > 0.35 if is_diverging else share < 0.55
+        text = f"{values[row, column]:.{digits}f}"
+        if uncertain is not None and uncertain[row, column]:
+            text = f"({text})"
+        axes.text(column, row, text, ha="center", va="center", fontsize=font, color="white" if dark else "black")
+    axes.set_title(title, fontsize=11)
+    # Of the figure, not of the axes: long names leave those narrow.
+    figure.supxlabel(_wrapped(caption, int(13.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8.5)
+    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
+    save_figure(figure, path)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Differences to a baseline as shares: head -> (difference, its 95 % interval)."""
+
+    name: str
+    heads: dict[HeadKind, tuple[float, tuple[float, float] | None]]
+
+
+def plot_effects(effects: Sequence[Effect], title: str, caption: str, path: Path) -> None:
+    """Draw differences to a baseline in points, both heads, with their 95 % intervals; in the order given."""
+    figure = Figure(figsize=(8.5, max(3, 0.34 * len(effects) + 1.8)), layout="constrained")
+    axes = figure.subplots()
+    for head, (colour, marker) in HEADS.items():
+        shift = -0.14 if head == "linear" else 0.14
+        own = [(place + shift, *effect.heads[head]) for place, effect in enumerate(effects) if head in effect.heads]
+        if not own:
+            continue
+        places = [place for place, _, _ in own]
+        middle = np.array([100 * difference for _, difference, _ in own])
+        ends = np.array([100 * np.array(interval or (difference, difference)) for _, difference, interval in own])
+        errors = np.abs(ends.T - middle)
+        label = head_title(head)
+        axes.errorbar(middle, places, xerr=errors, fmt=marker, color=colour, capsize=2, markersize=4.5, label=label)
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(effects)), [effect.name for effect in effects], fontsize=8.5)
+    axes.set_ylim(len(effects) - 0.4, -0.6)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(f"accuracy against the baseline, points\n{_wrapped(caption, 105)}", fontsize=8.5)
+    axes.legend(fontsize=8.5, loc="best")
+    axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)

@@ -1,0 +1,371 @@
+"""A report as HTML: its content as plain data, put into the template with its style, script and chart library."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from urllib.parse import quote
+
+import jinja2
+import numpy as np
+from plotly.offline import get_plotlyjs
+
+from analysis.ablation_scores import AblationRecord
+from analysis.runs import Run, encoder_words
+from analysis.studies import STUDIES
+from analysis.summary import SummaryRow, notes, summary_rows, summary_table
+from analysis.task_distances import COSTS, MEASURES, SimilarityRecord
+from analysis.transfer import TransferCosts
+from common.arrays import Array
+from common.evaluation.classify import run_title
+from common.evaluation.record import ProtocolRecord
+from common.evaluation.tables import percent, remarks, score_table
+from common.heads import HEADS, HeadKind, head_title
+
+TEMPLATE = Path(__file__).resolve().with_name("template")
+PAIRS = 12  # confusions that are named
+CLASSES = 60  # bars of a chart; of more classes, the best and the worst
+Table = list[list[str]]
+
+
+@dataclass(frozen=True)
+class DrawnMap:
+    """A run's map: which rows it shows, (M,); where, (M, 2); and what a reader must know."""
+
+    rows: Array
+    points: Array
+    caption: str
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """A run with what the report shows of it.
+
+    Attributes:
+        run: the run.
+        map: its map.
+        audio: the data root that its clips are played from.
+        ablation: of its task and encoder, where there is one.
+    """
+
+    run: Run
+    map: DrawnMap
+    audio: Path
+    ablation: AblationRecord | None
+
+
+@dataclass(frozen=True)
+class ProtocolSection:
+    """A protocol's table and what is said under it."""
+
+    name: str
+    title: str
+    table: Table
+    remarks: list[str]
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the template says of one run; `id` is its anchor, `short` its name in the navigation."""
+
+    id: str
+    short: str
+    title: str
+    about: str
+    protocols: list[ProtocolSection]
+    division: str
+    head: str
+    pairs: Table
+    class_names: list[str]
+    classes_cut: str
+    map_caption: str
+    audio_words: str
+    record: str
+    ablation: str
+
+
+@dataclass(frozen=True)
+class HeatChart:
+    """A heat map between tasks, as the page's script draws it; None in `z` is an empty cell."""
+
+    id: str
+    title: str
+    caption: str
+    words: str
+    z: list[list[float | None]]
+    digits: int
+    diverging: bool
+    rows: list[str]
+    columns: list[str]
+    uncertain: list[list[bool]] | None = None
+
+
+def render(reported: Sequence[ReportedRun], similarity: SimilarityRecord | None, folder: Path) -> str:
+    """The page.
+
+    Args:
+        reported: the runs, in order.
+        similarity: what analysis/task_similarity.py has written.
+        folder: where the page will be; the sounds' folders are named relative to it.
+    """
+    runs = [each.run for each in reported]
+    rows = summary_rows(runs)
+    sections, tasks = [], {}
+    for number, each in enumerate(reported):
+        link = Path(os.path.relpath(each.audio, folder)).as_posix()
+        has_siblings = sum(other.study is each.run.study for other in runs) > 1
+        sections.append(_section(each, f"run{number}", has_siblings, link))
+        tasks[f"run{number}"] = _task_charts(each, quote(link))
+    charts = _similarity_charts(similarity) if similarity else []
+    untrained = [row.is_untrained for row in rows]
+    there = {one.study.name for one in runs}
+    data = {
+        "summary": [_summary_point(row) for row in rows],
+        "tasks": tasks,
+        "similarity": [asdict(chart) for chart in charts],
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html").render(
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        task_count=len(there),
+        encoders=list(dict.fromkeys(row.encoder for row in rows)),
+        untrained="all" if all(untrained) else "some" if any(untrained) else "",
+        facts=_facts(rows),
+        summary=summary_table(rows, is_wide=True),
+        summary_notes=notes(rows),
+        missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in there],
+        similarity=charts,
+        compared="" if similarity is None else similarity.words,
+        sections=sections,
+        style=(TEMPLATE / "report.css").read_text(encoding="utf-8"),
+        script=(TEMPLATE / "report.js").read_text(encoding="utf-8"),
+        plotly=get_plotlyjs(),
+        # A script element must not contain what would end it, whatever a clip is called.
+        data=json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+    )
+
+
+def _facts(rows: Sequence[SummaryRow]) -> list[str]:
+    """The findings in sentences made from the rows."""
+    honest = [row for row in rows if row.protocol != "random"]
+    facts = [_fact(row) for row in honest]
+    by_folder = {(row.folder, row.protocol): row for row in rows}
+    gains = [
+        (100 * (random.accuracy(kind) - row.accuracy(kind)), row.title, kind)
+        for row in honest
+        if (random := by_folder.get((row.folder, "random")))
+        for kind in HEADS
+    ]
+    if gains:
+        gain, title, kind = max(gains)
+        facts.append(
+            f"A random division, which puts related clips on both sides, changes scores by up to {gain:+.1f} points "
+            f"({title}, {head_title(kind)} head)."
+        )
+    return facts
+
+
+def _fact(row: SummaryRow) -> str:
+    recipe = ", tuned recipe" if row.recipe == "tuned" else ""
+    sentence = f"{row.title}{recipe}: {percent(row.accuracy(row.best))} % with the {head_title(row.best)} head"
+    if row.best_low is not None:
+        sentence += f" (95 %: {percent(row.best_low)} to {percent(row.best_high)})"
+    sentence += f", against {percent(row.majority_class)} % by always predicting the most frequent class"
+    if row.untrained_encoder is not None:
+        sentence += f" and {percent(row.untrained_encoder)} % with an untrained encoder"
+    if row.published and not row.is_untrained:
+        name, score, _ = row.published[0]
+        sentence += f"; the best published probe listed here, {name}, has {score:.1f} %"
+    return f"{sentence}."
+
+
+def _summary_point(row: SummaryRow) -> dict[str, object]:
+    published = [score / 100 for _, score, _ in row.published]
+    return {
+        "label": row.task if row.recipe == "paper" else f"{row.task} ({row.recipe})",
+        "protocol": row.protocol,
+        "linear": row.linear,
+        "three_layer": row.three_layer,
+        "majority_class": row.majority_class,
+        "untrained_encoder": row.untrained_encoder,
+        "intervals": row.intervals,
+        "published_best": max(published, default=None),
+    }
+
+
+def _section(each: ReportedRun, anchor: str, has_siblings: bool, audio_link: str) -> Section:
+    one = each.run
+    record, features = one.record, one.record.features
+    first = one.protocols[one.first_protocol]
+    best = first.best_head
+    names = features.class_names
+    short = one.study.task.title + (f" ({one.folder.name})" if has_siblings else "")
+    failed = features.counts.get("failed", 0)
+    about = (
+        f"{features.clips:,} clips, {len(names)} classes. Encoder: {encoder_words(record)}. "
+        f"Features: {features.layer or 'unknown layer'}, {features.pool or 'unknown'} pool, "
+        f"condition {features.condition or 'unknown'}."
+    )
+    if failed:
+        about += f" {failed} clips could not be read and are left out; the feature file names them."
+    audio_words = (
+        f"Click a dot to play its clip, from {audio_link}."
+        if each.audio.is_dir()
+        else f"Clips play from {audio_link}, once the data set is there."
+    )
+    return Section(
+        id=anchor,
+        short=short,
+        title=short,
+        about=about,
+        protocols=[
+            ProtocolSection(name, run_title(one.study.task, record, protocol), score_table(protocol), remarks(protocol))
+            for name, protocol in one.protocols.items()
+        ],
+        division=first.protocol[:1].upper() + first.protocol[1:],
+        head=head_title(best),
+        pairs=_confused_pairs(np.array(first.heads[best].confusion), names, len(first.seeds)),
+        class_names=names,
+        classes_cut=f"the {CLASSES // 2} best and the {CLASSES // 2} worst of {len(names)}"
+        if len(names) > CLASSES
+        else "",
+        map_caption=each.map.caption,
+        audio_words=audio_words,
+        record=str(one.folder / "result.json"),
+        ablation=_ablation_words(each.ablation) if each.ablation else "",
+    )
+
+
+def _ablation_words(ablation: AblationRecord) -> str:
+    base = ablation.baseline
+    return (
+        "One change at a time, against the baseline (encoder_block6, mean pool, no condition, whole clip: linear "
+        f"{percent(base['linear'].accuracy)} %, three-layer {percent(base['three_layer'].accuracy)} %); "
+        f"{ablation.clips:,} clips, {ablation.division}; 95 % intervals by groups."
+    )
+
+
+def _confused_pairs(confusion: Array, names: Sequence[str], n_seeds: int) -> Table:
+    """The most frequent confusions, by the share of the true class."""
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    np.fill_diagonal(share, 0)
+    table = [["true", "predicted", "% of the true class", "clips" if n_seeds == 1 else "clips, mean of seeds"]]
+    for flat in np.argsort(-share, axis=None, kind="stable")[:PAIRS]:
+        true, predicted = np.unravel_index(flat, share.shape)
+        if share[true, predicted] > 0:
+            count = f"{confusion[true, predicted] / n_seeds:,.{int(n_seeds > 1)}f}"
+            table.append([names[true], names[predicted], percent(float(share[true, predicted])), count])
+    return table if len(table) > 1 else [*table, ["none", "-", "-", "0"]]
+
+
+def _task_charts(each: ReportedRun, audio: str) -> dict[str, object]:
+    """What the page's script draws of one run."""
+    one = each.run
+    protocol = one.protocols[one.first_protocol]
+    best, names = protocol.best_head, one.record.features.class_names
+    effects = each.ablation.model_dump(mode="json")["effects"] if each.ablation else None
+    return {
+        "class_names": names,
+        "confusion": protocol.heads[best].confusion,
+        "f1": _class_bars(protocol, best, names),
+        "curves": {kind: _curves(protocol, kind) for kind in protocol.heads},
+        "map": _map_points(one, best, each.map),
+        "audio": audio,
+        "ablation": effects,
+    }
+
+
+def _class_bars(protocol: ProtocolRecord, kind: HeadKind, names: Sequence[str]) -> list[dict[str, object]]:
+    scored = protocol.heads[kind].per_class
+    order = sorted(range(len(names)), key=lambda label: -scored.f1[label])
+    if len(order) > CLASSES:
+        order = order[: CLASSES // 2] + order[-CLASSES // 2 :]
+    return [
+        {
+            "name": names[label],
+            "f1": scored.f1[label],
+            "precision": scored.precision[label],
+            "recall": scored.recall[label],
+            "clips": round(scored.clips[label]),
+        }
+        for label in order
+    ]
+
+
+def _curves(protocol: ProtocolRecord, kind: HeadKind) -> dict[str, object]:
+    """Mean curves over all fits, and the median epoch kept."""
+    fits = protocol.heads[kind].splits
+    validated = [fit.valid_accuracy for fit in fits if fit.valid_accuracy]
+    return {
+        "train_loss": _rounded(np.mean([fit.train_loss for fit in fits], axis=0)),
+        "valid_accuracy": _rounded(np.mean(validated, axis=0)) if validated else [],
+        "epoch": float(np.median([fit.epoch or 0 for fit in fits])),
+    }
+
+
+def _rounded(values: Array, digits: int = 4) -> list[float]:
+    return [round(float(value), digits) for value in values]
+
+
+def _map_points(one: Run, kind: HeadKind, drawn: DrawnMap) -> dict[str, object]:
+    """The points of a map, with the head's prediction for each clip that was tested."""
+    features, points = one.features, drawn.points
+    label_of = {name: label for label, name in enumerate(features.class_names)}
+    predicted = one.predictions(one.first_protocol)[kind]
+    clips = [features.clip_ids[row] for row in drawn.rows]
+    return {
+        "x": _rounded(points[:, 0], 2),
+        "y": _rounded(points[:, 1], 2),
+        "bounds": {
+            axis: [float(values.min()), float(values.max())] for axis, values in zip("xy", points.T, strict=True)
+        },
+        "label": features.labels[drawn.rows].tolist(),
+        "said": [label_of[predicted[clip]] if clip in predicted else -1 for clip in clips],
+        "clip": clips,
+    }
+
+
+def _similarity_charts(record: SimilarityRecord) -> list[HeatChart]:
+    """The heat maps between tasks."""
+    names = list(record.tasks)
+    charts = []
+    for key, (title, how) in MEASURES.items():
+        z: list[list[float | None]] = [list(row) for row in record.matrix(key)]
+        caption = f"{how[:1].upper()}{how[1:]}."
+        words = _largest(z, names)
+        charts.append(HeatChart(f"similarity-{key}", title, caption, words, z, 2, False, names, names))
+    for key, title in COSTS.items() if record.transfer else ():
+        z = [[_cost(record.transfer, target, key, source) for source in names] for target in names]
+        uncertain = [[record.is_uncertain(target, key, source) for source in names] for target in names]
+        caption = (
+            "Points of accuracy (linear head) of the row’s task, prepared by what was fitted on the column’s clips; "
+            "red: loss; in brackets: the 95 % interval covers 0."
+        )
+        words = _largest(z, names)
+        charts.append(HeatChart(f"transfer-{key}", title, caption, words, z, 1, True, names, names, uncertain))
+    return charts
+
+
+def _cost(transfer: Mapping[str, Mapping[str, TransferCosts]], target: str, what: str, source: str) -> float | None:
+    cost = transfer[target][what].others.get(source)
+    return None if cost is None else round(100 * cost.difference, 2)
+
+
+def _largest(z: Sequence[Sequence[float | None]], names: Sequence[str]) -> str:
+    """The largest value between two tasks in words."""
+    values = [
+        (abs(value), value, row, column)
+        for row, each in enumerate(z)
+        for column, value in enumerate(each)
+        if value is not None and row != column
+    ]
+    if not values:
+        return "nothing to compare"
+    _, value, row, column = max(values)
+    return f"largest between {names[row]} and {names[column]}, {value:.2f}"

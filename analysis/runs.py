@@ -1,0 +1,162 @@
+"""The finished runs that analyses start from, and the flags that choose them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis.studies import STUDIES, Study, find_study
+from common.config import ConfigError
+from common.files import PROJECT_ROOT
+
+if TYPE_CHECKING:  # --help should not wait for torch
+    from common.evaluation.record import ProtocolRecord, RunRecord
+    from common.features import FeatureSet
+
+COLUMNS = 100  # of a terminal
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished classification: its record, and on demand its rows and predictions."""
+
+    study: Study
+    folder: Path
+    record: RunRecord
+
+    @property
+    def protocols(self) -> dict[str, ProtocolRecord]:
+        """Name -> what it scored."""
+        return self.record.protocols
+
+    @property
+    def first_protocol(self) -> str:
+        """The official one, where it was run."""
+        return next(iter(self.protocols))
+
+    @cached_property
+    def features(self) -> FeatureSet:
+        """The rows as they were classified.
+
+        Raises:
+            FeatureFileError: the feature file is gone, or has changed since.
+        """
+        from common.evaluation.load_features import load_features
+        from common.features import FeatureFileError
+
+        config = self.record.config
+        prepared = load_features(self.study.task, config.fit_config, config.options)
+        if prepared.source.sha256 != self.record.features.sha256:
+            raise FeatureFileError(
+                f"{prepared.source.path} has changed since {self.folder / 'result.json'} was made from it; classify it "
+                f"again: python {self.study.classify}"
+            )
+        return prepared.features
+
+    def predictions(self, protocol: str = "official") -> dict[str, dict[str, str]]:
+        """Of the first seed: head -> clip id -> predicted class, for every clip that was tested."""
+        from common.evaluation.predictions import prefix_of, read_predictions
+
+        path = self.folder / f"{prefix_of(protocol)}predictions.csv"
+        record = self.protocols[protocol]
+        return read_predictions(path, list(record.heads), record.seeds[0])
+
+
+def encoder_words(record: RunRecord) -> str:
+    """The encoder of a run's features in a few words."""
+    features = record.features
+    if features.checkpoint is None:
+        return "unknown (no provenance)"
+    if features.release == "untrained":
+        return f"untrained ({features.checkpoint})"
+    name = features.release if features.release != "unknown" else features.checkpoint.removeprefix("sha256:")[:12]
+    usual = ("encoder_block6", "mean", "none", "fp32")
+    own = (features.layer, features.pool, features.condition, features.precision)
+    other = [value[:12] for value, default in zip(own, usual, strict=True) if value not in (None, default)]
+    return ", ".join([name, *other])
+
+
+def read_runs(folder: Path | None) -> list[Run]:
+    """Every finished run: those in the tasks' own folders, or every result.json below `folder`.
+
+    Raises:
+        ConfigError: a record is damaged, of an earlier version, or of an unknown task.
+    """
+    from common.evaluation.record import RESULT_FILE, RecordError, RunRecord
+
+    if folder is None:
+        paths = [path for study in STUDIES.values() if (path := study.results_folder / RESULT_FILE).is_file()]
+    else:
+        if not folder.is_dir():
+            raise ConfigError(f"--results {folder} is not a folder; give the one that has result.json files below it")
+        paths = sorted(folder.rglob(RESULT_FILE))
+    runs = []
+    for path in paths:
+        try:
+            record = RunRecord.load(path)
+        except RecordError as error:
+            raise ConfigError(f"{error}; remove it, or classify again with --overwrite") from error
+        if record.task not in STUDIES:
+            raise ConfigError(f"{path} is of the unknown task {record.task}; remove it")
+        runs.append(Run(STUDIES[record.task], path.parent, record))
+    order = list(STUDIES)
+    return sorted(runs, key=lambda run: (order.index(run.study.name), str(run.folder)))
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """The flags that all analyses share."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument(
+        "--results", type=Path, metavar="FOLDER", help="where result.json files are (default: the tasks' own folders)"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where this writes (default: the results' folder, or analysis/results)",
+    )
+    return parser
+
+
+def output_folder(given: argparse.Namespace) -> Path:
+    """Where an analysis writes; created if need be."""
+    folder: Path = given.output or given.results or PROJECT_ROOT / "analysis" / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def runs_for(given: argparse.Namespace) -> list[Run]:
+    """The runs that an analysis is asked about; what is missing is named on stderr, with how to get it.
+
+    Raises:
+        ConfigError: there are none at all.
+    """
+    runs = read_runs(given.results)
+    there = {run.study.name for run in runs}
+    missing = [study for study in STUDIES.values() if study.is_main and study.name not in there]
+    if not runs:
+        raise ConfigError(
+            f"no result.json in {given.results or 'the tasks folders'} yet; for example: {missing[0].how_to_run()}"
+        )
+    for study in missing:
+        print(f"not run yet: {study.name}; to get it: {study.how_to_run()}", file=sys.stderr)
+    return runs
+
+
+def run_of(given: argparse.Namespace) -> Run:
+    """The run of the task that is named; of several, the one whose folder comes first.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    study = find_study(given.task)
+    own = [run for run in read_runs(given.results) if run.study is study]
+    if not own:
+        raise ConfigError(f"{study.name} has not been run yet; to get it: {study.how_to_run()}")
+    if len(own) > 1:
+        print(f"{len(own)} runs of {study.name}; taking {own[0].folder} (choose with --results)", file=sys.stderr)
+    return own[0]

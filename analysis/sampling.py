@@ -1,0 +1,33 @@
+"""Seeded samples of clips, stratified."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.arrays import Array
+
+
+def seeded_rows(strata: Array, most: int, seed: int = 0) -> Array:
+    """About `most` row numbers at most (all, if 0), from every stratum in proportion and at least one of each; in order."""
+    if not most or len(strata) <= most:
+        return np.arange(len(strata))
+    rng = np.random.default_rng(seed)
+    kept = []
+    for stratum in np.unique(strata):
+        own = np.flatnonzero(strata == stratum)
+        kept.append(rng.choice(own, max(1, round(most * len(own) / len(strata))), replace=False))
+    return np.sort(np.concatenate(kept))
+
+
+def balanced_rows(labels: Array, sides: Array, most: int, seed: int = 0) -> Array:
+    """The same with as many rows of every side (fold or split), as far as it has them, so that small sides stay."""
+    left, quotas = most or len(labels), {}
+    counts = dict(zip(*np.unique(sides, return_counts=True), strict=True))
+    for place, side in enumerate(sorted(counts, key=counts.__getitem__)):
+        quotas[side] = min(counts[side], left // (len(counts) - place))
+        left -= quotas[side]
+    rows = []
+    for side, quota in quotas.items():
+        own = np.flatnonzero(sides == side)
+        rows.append(own[seeded_rows(labels[own], quota, seed)])
+    return np.sort(np.concatenate(rows))

@@ -1,0 +1,210 @@
+"""Tasks compared with each other, and the layers and pools of one task among themselves: figures, heat maps, matrices."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from analysis.ablation_features import BASE_LAYER, BASE_POOL, GRID, read_variants
+from analysis.plots import plot_heat
+from analysis.runs import Run, encoder_words
+from analysis.sampling import balanced_rows
+from analysis.similarity import PRINCIPAL, frechet_distance, linear_cka, mmd, principal_subspace, subspace_overlap
+from analysis.transfer import TransferCosts, transfer_costs
+from common.arrays import Array
+from common.encoder import resolve_device
+from common.errors import UserError
+from common.evaluation.tables import as_text, percent
+from common.features import ENCODER_SETTINGS, FeatureSet
+from common.files import write_atomically
+from common.heads import fit_scaler
+from common.progress import progress_bar
+
+SIMILARITY_FILE = "similarity.json"
+MEASURES = {
+    "frechet": ("Fréchet distance between tasks", "squared, per dimension; 0: alike"),
+    "mmd": ("Maximum mean discrepancy between tasks", "squared, Gaussian kernel; 0: alike"),
+    "subspace": ("Overlap of principal subspaces", f"first {PRINCIPAL} components; 1: the same"),
+}
+COSTS = {
+    "scaler": "What another task's scaler costs",
+    "subspace": f"What another task's {PRINCIPAL} principal directions cost",
+}
+Matrix = list[list[float]]
+
+
+class SimilarityRecord(BaseModel):
+    """similarity.json: every measure between every two tasks, and the costs of transfers.
+
+    Attributes:
+        tasks: name -> number of clips.
+        words: what was compared, for readers.
+        dimensions: of the features.
+        clips_of_each: sampled from every task.
+        frechet_floor: the distance between two samples of one normal distribution, as wide as a task is.
+        frechet, mmd, subspace: (task, task).
+        transfer: target -> ``scaler`` and ``subspace`` -> costs.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    tasks: dict[str, int]
+    words: str
+    dimensions: int
+    clips_of_each: int
+    frechet_floor: float
+    frechet: Matrix
+    mmd: Matrix
+    subspace: Matrix
+    transfer: dict[str, dict[str, TransferCosts]]
+
+    def matrix(self, measure: str) -> Matrix:
+        """Of one of MEASURES."""
+        return {"frechet": self.frechet, "mmd": self.mmd, "subspace": self.subspace}[measure]
+
+    def is_uncertain(self, target: str, what: str, source: str) -> bool:
+        """Whether the interval of a transfer's cost covers 0, or is unknown."""
+        cost = self.transfer[target][what].others.get(source)
+        return cost is None or cost.interval is None or cost.interval[0] <= 0 <= cost.interval[1]
+
+    @classmethod
+    def load(cls, path: Path) -> SimilarityRecord:
+        """Read similarity.json; UserError where it is damaged or of an earlier version."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise UserError(
+                f"{path} is damaged or of an earlier version; run analysis/task_similarity.py again"
+            ) from error
+
+
+def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
+    """Task -> a sample of its rows, of the tasks whose features are of one encoder: the one that most of them have."""
+    tasks: dict[str, FeatureSet] = {}
+    for one in runs:
+        if one.study.name in tasks:
+            print(f"{one.study.name} was run more than once; {one.folder} is left out")
+            continue
+        features = one.features
+        sides = features.folds.tolist() if features.folds is not None else features.splits or [""] * len(features)
+        tasks[one.study.name] = features.subset(balanced_rows(features.labels.numpy(), np.array(sides), most))
+    made = {name: tuple(map(features.meta.get, ENCODER_SETTINGS)) for name, features in tasks.items()}
+    chosen, _ = Counter(made.values()).most_common(1)[0]
+    for name in [name for name in tasks if made[name] != chosen]:
+        different = [key for key, own, other in zip(ENCODER_SETTINGS, made[name], chosen, strict=True) if own != other]
+        print(f"{name} is left out: its features were not made like those of most tasks ({', '.join(different)})")
+        del tasks[name]
+    return tasks
+
+
+def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with_transfer: bool) -> SimilarityRecord:
+    """Every measure between every two tasks."""
+    names = list(tasks)
+    # One scale for all, to which every task contributes alike; otherwise the largest task, or dimension, would decide.
+    # As many clips of each, too: distances between samples grow where there are fewer.
+    fewest = min(map(len, tasks.values()))
+    rng = np.random.default_rng(0)
+    drawn = [each.features.numpy()[rng.permutation(len(each))[:fewest]] for each in tasks.values()]
+    scaler = fit_scaler("standard", np.concatenate(drawn))
+    scaled = {name: scaler(rows).astype(np.float64) for name, rows in zip(tasks, drawn, strict=True)}
+    bases = {name: principal_subspace(rows) for name, rows in scaled.items()}
+    size = next(iter(scaled.values())).shape[1]
+    frechet, mmds, subspace = np.zeros((3, len(names), len(names)))
+    for (i, one), (j, other) in itertools.combinations_with_replacement(enumerate(names), 2):
+        if i != j:
+            frechet[i, j] = frechet[j, i] = frechet_distance(scaled[one], scaled[other]) / size
+            mmds[i, j] = mmds[j, i] = mmd(scaled[one], scaled[other])
+        subspace[i, j] = subspace[j, i] = subspace_overlap(bases[one], bases[other])
+    within = np.cov(np.concatenate([rows - rows.mean(axis=0) for rows in scaled.values()]), rowvar=False)
+    alike = [rng.multivariate_normal(np.zeros(size), within, fewest, method="eigh") for _ in range(2)]
+    return SimilarityRecord(
+        tasks={name: len(each) for name, each in tasks.items()},
+        words=f"Compared: {', '.join(names)}; encoder: {encoder_words(runs[names[0]].record)}; {fewest:,} clips of each.",
+        dimensions=size,
+        clips_of_each=fewest,
+        frechet_floor=frechet_distance(alike[0], alike[1]) / size,
+        frechet=frechet.tolist(),
+        mmd=mmds.tolist(),
+        subspace=subspace.tolist(),
+        transfer=_transfers(tasks, runs) if with_transfer else {},
+    )
+
+
+def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> dict[str, dict[str, TransferCosts]]:
+    transfer = {}
+    for target in progress_bar(iterable=list(tasks), desc="transfers", unit="task"):
+        # Not from another version of the same data: its clips may be the target's test clips.
+        own_data = runs[target].study.download[0][0]
+        others = {name: each for name, each in tasks.items() if runs[name].study.download[0][0] != own_data}
+        config = runs[target].record.config.fit_config
+        transfer[target] = transfer_costs(tasks[target], others, config, resolve_device("auto"))
+    return transfer
+
+
+def draw(record: SimilarityRecord, folder: Path) -> list[Path]:
+    """Write similarity.json and a heat map of each measure."""
+    names, written = list(record.tasks), [folder / SIMILARITY_FILE]
+    write_atomically(written[0], (record.model_dump_json(indent=1) + "\n").encode())
+    for measure, (title, how) in MEASURES.items():
+        caption = f"{how}. Features standardised together; {record.clips_of_each:,} clips of each task."
+        if measure == "frechet":
+            caption += f" Two samples of one distribution of that size are {record.frechet_floor:.2f} apart."
+        if measure == "subspace":
+            caption += f" By chance {PRINCIPAL / record.dimensions:.2f}."
+        written.append(folder / f"similarity_{measure}.png")
+        plot_heat(np.array(record.matrix(measure)), names, names, title, caption, written[-1])
+    for what, title in COSTS.items() if record.transfer else ():
+        written.append(_draw_transfer(record, what, title, folder))
+    for measure in ("frechet", "subspace"):
+        print(f"\n{MEASURES[measure][0]} ({MEASURES[measure][1]})")
+        _print_matrix(names, np.array(record.matrix(measure)))
+    return written
+
+
+def _draw_transfer(record: SimilarityRecord, what: str, title: str, folder: Path) -> Path:
+    names = list(record.tasks)
+    values, uncertain = np.full((len(names), len(names)), np.nan), np.zeros((len(names), len(names)), bool)
+    for (row, target), (column, source) in itertools.product(enumerate(names), enumerate(names)):
+        cost = record.transfer[target][what].others.get(source)
+        if cost is not None:
+            values[row, column] = 100 * cost.difference
+            uncertain[row, column] = record.is_uncertain(target, what, source)
+    own = [f"{name} (own: {percent(record.transfer[name][what].own)} %)" for name in names]
+    clips = ", ".join(f"{name} {count:,}" for name, count in record.tasks.items())
+    caption = (
+        "Row: the task that is scored, by its official division, linear head, one seed. Column: the task whose clips the "
+        "scaler or subspace was fitted on. Difference in accuracy to the task's own, points; in brackets where its 95 % "
+        f"interval covers 0. Clips: {clips}."
+    )
+    path = folder / f"transfer_{what}.png"
+    plot_heat(values, own, names, title, caption, path, digits=1, is_diverging=True, uncertain=uncertain)
+    return path
+
+
+def _print_matrix(names: Sequence[str], values: Array) -> None:
+    short = [name[:14] for name in names]
+    rows = [[name, *(f"{value:.2f}" for value in row)] for name, row in zip(short, values, strict=True)]
+    print(as_text([["", *short], *rows]))
+
+
+def draw_cka(path: Path, folder: Path) -> Path:
+    """The heat map of linear CKA between the layers, the pools of the baseline's layer, and all other variants of one
+    task's clips."""
+    features = read_variants(path)
+    raw, columns = features.features.numpy().astype(np.float64), features.output_columns
+    names = [
+        name for name in columns if name not in GRID or name.endswith(f" {BASE_POOL}") or name.startswith(BASE_LAYER)
+    ]
+    values = np.ones((len(names), len(names)))
+    for (i, one), (j, other) in itertools.combinations(enumerate(names), 2):
+        values[i, j] = values[j, i] = linear_cka(raw[:, columns[one]], raw[:, columns[other]])
+    task = path.stem.removeprefix("ablation_")
+    written = folder / f"cka_{task}.png"
+    caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."
+    plot_heat(values, names, names, f"{task}: layers, pools and conditions", caption, written)
+    return written

@@ -1,0 +1,28 @@
+"""What a data set is to the rest of the project: a list of clips, and the task that they belong to."""
+
+from common.datasets.clip import Clip, count
+from common.datasets.layout import (
+    DatasetError,
+    DatasetMissingError,
+    DatasetNote,
+    download_command,
+    layout_error,
+    read_metadata,
+)
+from common.datasets.task import Division, Flag, Task, Variants, use_as_is
+
+__all__ = [
+    "Clip",
+    "DatasetError",
+    "DatasetMissingError",
+    "DatasetNote",
+    "Division",
+    "Flag",
+    "Task",
+    "Variants",
+    "count",
+    "download_command",
+    "layout_error",
+    "read_metadata",
+    "use_as_is",
+]

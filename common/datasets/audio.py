@@ -1,0 +1,151 @@
+"""Any audio file -> a mono float32 waveform at the encoder's rate. The only place that decodes or resamples."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from common.arrays import Array
+from common.errors import UserError
+
+# What recorders and converters use; a header that says otherwise is damaged, and would cost gigabytes to resample.
+MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
+# Annotations are rounded to milliseconds or so; an end this far past the file's own is no error.
+SEGMENT_TOLERANCE_S = 0.1
+
+
+class AudioError(UserError):
+    """A file cannot be read as audio; the message is one line: the file, then what is wrong."""
+
+
+def read_audio(path: str | Path, sample_rate: int, start_s: float | None = None, end_s: float | None = None) -> Array:
+    """Read a file, or its segment [start_s, end_s), as a mono waveform at `sample_rate`.
+
+    Reads what libsndfile reads: WAV in every kind (PCM 8 to 32 bit, float, double, ADPCM, mu-law, extensible),
+    FLAC, Ogg, MP3, AIFF and more, at any rate. Channels are averaged; the rate is converted by soxr in its
+    high quality (band-limited), as ``librosa.load(path, sr=sample_rate)`` does.
+
+    Args:
+        path: the file.
+        sample_rate: in Hz.
+        start_s, end_s: in seconds; None is the file's beginning or end. Only this part is read.
+
+    Returns:
+        (samples,) float32, nominally in [-1, 1], at least one sample.
+
+    Raises:
+        AudioError: the file is missing, empty, broken, truncated or no audio, holds NaN or infinity, or
+            does not contain the segment.
+    """
+    path = Path(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            file_rate = file.samplerate
+            if not MIN_RATE <= file_rate <= MAX_RATE:
+                raise AudioError(f"{path}: its header claims {file_rate:,} samples a second; the file is damaged")
+            first, last = _segment(file, path, start_s, end_s)
+            _refuse_truncated(file, path)
+            if first:
+                file.seek(first)
+            samples = file.read(last - first, dtype="float32", always_2d=True)  # (frames, channels)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError(f"{path}: {_cause(path, error)}") from error
+    if len(samples) < last - first:
+        raise AudioError(f"{path}: truncated: {len(samples):,} of {last - first:,} samples could be read")
+    if not np.isfinite(samples).all():
+        raise AudioError(f"{path}: holds NaN or infinite samples")
+    waveform: Array = samples.mean(axis=1, dtype=np.float32)
+    if file_rate != sample_rate:
+        try:
+            waveform = soxr.resample(waveform, file_rate, sample_rate, quality="HQ")
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise AudioError(f"{path}: cannot be resampled from {file_rate:,} Hz ({error})") from error
+    if not len(waveform):
+        raise AudioError(f"{path}: only {last - first} samples at {file_rate} Hz, too short to resample")
+    return waveform
+
+
+def limit_bandwidth(waveform: Array, sample_rate: int, through_rate: int) -> Array:
+    """What is left of a (samples,) waveform that was recorded at the lower `through_rate` (Hz); as long as before."""
+    low = soxr.resample(waveform, sample_rate, through_rate, quality="HQ")
+    back = soxr.resample(low, through_rate, sample_rate, quality="HQ")[: len(waveform)]
+    return np.pad(back, (0, len(waveform) - len(back)))
+
+
+def audio_duration_s(path: str | Path) -> float:
+    """How long a file plays, in seconds, by its header.
+
+    Raises:
+        AudioError: the file cannot be opened as audio.
+    """
+    path = Path(path)
+    try:
+        header = soundfile.info(path)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError(f"{path}: {_cause(path, error)}") from error
+    return float(header.frames / header.samplerate)
+
+
+def audio_stamp(path: str | Path) -> int:
+    """A number that changes with a file's content: of its size, and of 4 kB at its start, middle and end.
+
+    Raises:
+        AudioError: the file cannot be opened.
+    """
+    block = 4096
+    try:
+        with Path(path).open("rb") as file:
+            size = file.seek(0, 2)
+            stamp = hashlib.blake2b(str(size).encode(), digest_size=8)
+            for start in (0, (size - block) // 2, size - block):
+                file.seek(max(0, start))
+                stamp.update(file.read(block))
+    except OSError as error:
+        raise AudioError(
+            f"{path}: {'not found' if isinstance(error, FileNotFoundError) else error.strerror}"
+        ) from error
+    return int.from_bytes(stamp.digest(), "little", signed=True)
+
+
+def _segment(file: soundfile.SoundFile, path: Path, start_s: float | None, end_s: float | None) -> tuple[int, int]:
+    """The segment as frames [first, last) of the file."""
+    duration_s = file.frames / file.samplerate
+    if not file.frames:
+        raise AudioError(f"{path}: holds no samples (a header without audio)")
+    start = 0.0 if start_s is None else start_s
+    end = duration_s if end_s is None else end_s
+    if not 0 <= start < end:
+        raise AudioError(f"{path}: segment {start:.3f}-{end:.3f} s is empty or reversed")
+    if end > duration_s + SEGMENT_TOLERANCE_S:
+        raise AudioError(f"{path}: segment {start:.3f}-{end:.3f} s ends after the audio ({duration_s:.3f} s)")
+    first, last = round(start * file.samplerate), min(round(end * file.samplerate), file.frames)
+    if first >= last:
+        raise AudioError(f"{path}: segment {start:.3f}-{end:.3f} s holds no samples of the audio ({duration_s:.3f} s)")
+    return first, last
+
+
+def _refuse_truncated(file: soundfile.SoundFile, path: Path) -> None:
+    """libsndfile shortens a WAV or AIFF whose end is missing without an error, and only says so in its log."""
+    announced = re.search(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    if announced is None:
+        return
+    promised, present = map(int, announced.groups())
+    # A size close to 2^32 is what programs write that stream to a pipe; they never learn the length.
+    if present < promised < 0x7FFFF000:
+        raise AudioError(f"{path}: truncated: {present:,} of {promised:,} bytes of audio are there")
+
+
+def _cause(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return "not found"
+    if path.is_dir():
+        return "is a folder, not an audio file"
+    if not path.stat().st_size:
+        return "empty file (0 bytes)"
+    # libsndfile repeats the path in front of its message.
+    return f"cannot be read as audio ({str(getattr(error, 'error_string', error)).strip().rstrip('.')})"

@@ -1,0 +1,87 @@
+"""How data sets lie on disk: the errors for other layouts, and the reading of their official tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class DatasetNote(UserWarning):
+    """Something about a data set that its user should know, and that stops nothing."""
+
+
+class DatasetError(UserError):
+    """A data set is not laid out as expected."""
+
+
+class DatasetMissingError(DatasetError):
+    """A data set, or a part of it, is not there at all."""
+
+
+def layout_error(root: Path, title: str, expected: str, usual_folder: str, download: str) -> DatasetMissingError:
+    """The error for a data root that does not hold what a data set's official archive holds; `download` is what
+    `python -m common.download` knows the data set by."""
+    if not root.exists():
+        return DatasetMissingError(
+            f"data root {root} does not exist. Give the folder of {title} ({expected} in it) with --data-root, or "
+            f"get it: {download_command(download, root)}"
+        )
+    if not root.is_dir():
+        return DatasetMissingError(
+            f"data root {root} is a file; give the folder of {title} ({expected} in it): --data-root"
+        )
+    if (root / usual_folder).is_dir():
+        return DatasetMissingError(
+            f"data root {root} is one folder too high for {title}: give --data-root {root / usual_folder}"
+        )
+    for parent in (root.parent, root.parent.parent):
+        if parent.name == usual_folder:
+            return DatasetMissingError(f"data root {root} is a part of {title}; give all of it: --data-root {parent}")
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
+    found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
+    return DatasetMissingError(
+        f"data root {root} is not laid out as {title}: expected {expected}; found {found}. "
+        f"If that is missing, get it: {download_command(download, root)}"
+    )
+
+
+def download_command(download: str, root: Path) -> str:
+    """The command that gets a data set whose folder is `root`."""
+    return f"python -m common.download {download} --root {root.parent}"
+
+
+def read_metadata(path: Path, columns: tuple[str, ...], whole_numbers: tuple[str, ...], title: str) -> pd.DataFrame:
+    """A data set's official CSV with all of `columns` present and filled, those of `whole_numbers` as int64."""
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is not the CSV of {title}: {str(error).strip()}; unpack it again") from error
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise DatasetError(
+            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} of {title}'s official CSV "
+            f"(it has {', '.join(map(str, table.columns[:10]))}); unpack it again"
+        )
+    empty = table[list(columns)].isna().any(axis=1)
+    if empty.any():
+        raise DatasetError(f"{path} line {int(empty.to_numpy().argmax()) + 2} has an empty field; unpack {title} again")
+    for column in whole_numbers:
+        numbers = pd.to_numeric(table[column], errors="coerce")
+        wrong = numbers.isna() | (numbers % 1 != 0)
+        if wrong.any():
+            row = int(wrong.to_numpy().argmax())
+            raise DatasetError(
+                f"{path} line {row + 2}: {column} must be a whole number, not {table[column][row]!r}; "
+                f"unpack {title} again"
+            )
+        table[column] = numbers.astype("int64")
+    if table.empty:
+        raise DatasetError(f"{path} lists no clips; unpack {title} again")
+    return table

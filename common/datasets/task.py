@@ -1,0 +1,143 @@
+"""A downstream task: a data set with its labels, and the names of the files that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.datasets.clip import Clip
+from common.files import PROJECT_ROOT
+
+if TYPE_CHECKING:
+    from common.arrays import Array
+    from common.features import FeatureSet
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag of one task's classification script alone; a switch where it has no choices."""
+
+    name: str
+    help: str
+    choices: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Under which its value stands in the configuration."""
+        return self.name.removeprefix("--").replace("-", "_")
+
+    @property
+    def default(self) -> str | bool:
+        """Its value where it is not given."""
+        return self.choices[0] if self.choices else False
+
+
+@dataclass(frozen=True)
+class Division:
+    """How a task is asked to divide its rows.
+
+    Attributes:
+        options: `Flag.key` -> value, of the task's own flags.
+        test_share: share of test clips where the data set has no official division.
+        seed: of random choices.
+    """
+
+    options: Mapping[str, str | bool]
+    test_share: float
+    seed: int
+
+
+def use_as_is(features: FeatureSet, division: Division) -> tuple[FeatureSet, str]:
+    """`Task.prepare` of a task that takes all rows in the data set's own division."""
+    del division
+    return features, ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A downstream task: how its clips are read, and under which names its files are kept.
+
+    Attributes:
+        name: short name, as in ``esc50``.
+        title: the data set's own name.
+        folder: the task's folder; its config.yaml lies there, and its files land there.
+        read_clips: data root -> clips; raises DatasetError for a wrong layout.
+        class_names: every class in the official order; None where the data decide (speakers).
+        features_file: name of the extracted features.
+        head_files: head name -> name of its trained file.
+        recognise: completes a feature file that holds less than ours, such as the original project's;
+            returns it with a sentence that says what was recognised, or None where it was not.
+        results_folder: where results and trained heads go; None is `folder`.
+        data_folder: the data root below data/ where config.yaml names none, as for one of several variants.
+        parts: data set -> file name of the features that classification puts together; none where it is one file.
+        only_its_own: why features of another data set cannot be classified, where that needs saying.
+        flags: flags of the classification script that only this task has.
+        prepare: (features, how to divide them) -> the features to fit and score, with rows chosen and splits made, and a
+            description of the protocol where these are no longer the data set's own.
+        scores: (labels, predictions) -> scores beside accuracy and macro-F1.
+        official_counts: how many the whole data set has, by the names that `count` gives; as far as known.
+        official_overlap: groups that the data set's own division puts on two sides.
+    """
+
+    name: str
+    title: str
+    folder: Path
+    read_clips: Callable[[Path], list[Clip]]
+    class_names: tuple[str, ...] | None
+    features_file: str
+    head_files: dict[str, str]
+    recognise: Callable[[FeatureSet], tuple[FeatureSet, str] | None] = lambda features: None
+    results_folder: Path | None = None
+    data_folder: str = ""
+    parts: dict[str, str] = field(default_factory=dict)
+    only_its_own: str = ""
+    flags: tuple[Flag, ...] = ()
+    prepare: Callable[[FeatureSet, Division], tuple[FeatureSet, str]] = use_as_is
+    scores: Callable[[Array, Array], dict[str, float]] | None = None
+    official_counts: Mapping[str, int] = field(default_factory=dict)
+    official_overlap: frozenset[str] = frozenset()
+
+    @property
+    def config_file(self) -> Path:
+        """The task's settings."""
+        return self.folder / "config.yaml"
+
+    @property
+    def default_data_root(self) -> Path:
+        """Where the data set lies if nothing else is configured."""
+        return PROJECT_ROOT / "data" / self.data_folder
+
+    @property
+    def default_features(self) -> Path:
+        """The feature file if nothing else is configured."""
+        return self.folder / self.features_file
+
+    @property
+    def default_output_dir(self) -> Path:
+        """Where results go if nothing else is configured."""
+        return self.results_folder or self.folder
+
+    @property
+    def default_options(self) -> dict[str, str | bool]:
+        """The values of the task's own flags where none is given."""
+        return {flag.key: flag.default for flag in self.flags}
+
+
+@dataclass(frozen=True)
+class Variants:
+    """The tasks that one script can do, and the flags that choose among them.
+
+    Attributes:
+        flags: flag -> its help; the first combination in `tasks` holds their defaults.
+        tasks: a value for each flag, in their order -> the task meant.
+    """
+
+    flags: dict[str, str]
+    tasks: dict[tuple[str, ...], Task]
+
+    @property
+    def first(self) -> Task:
+        """The task that is meant by default."""
+        return next(iter(self.tasks.values()))

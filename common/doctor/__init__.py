@@ -1,0 +1,1 @@
+"""The command that checks everything before a long run: ``python -m common.doctor``."""

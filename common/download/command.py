@@ -1,0 +1,214 @@
+"""Get data sets and the AudioSep weights: python -m common.download esc50 (or no name, for the list)."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.datasets import DatasetNote
+from common.download.fetch import DownloadError, differs, fetch
+from common.download.unpack import remove_unpacked_leftovers, unpack
+from common.files import PROJECT_ROOT, exclusive, sha256_of
+
+ARCHIVES = Path(__file__).with_name("archives.yaml")
+WEIGHTS_FOLDER = PROJECT_ROOT / "pretrained_models" / "AudioSep"
+HUGGING_FACE = "https://huggingface.co"
+DONE = "there"  # the state of an archive whose files are all in place
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file to get, as archives.yaml describes it; `into` is where it is unpacked, below the root."""
+
+    file: str
+    url: str
+    size: int | None = None
+    about: int | None = None
+    checksum: str | None = None
+    part: str = ""
+    into: str = ""
+    may_change: bool = False
+    optional: bool = False
+    unpacked: int = 0
+    holds: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def resolved_url(self) -> str:
+        """The URL, at the mirror that HF_ENDPOINT names where it is Hugging Face's."""
+        mirror = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+        if mirror and self.url.startswith(HUGGING_FACE + "/"):
+            return mirror + self.url.removeprefix(HUGGING_FACE)
+        return self.url
+
+    def found(self, root: Path) -> dict[str, int]:
+        """How many files of each kind in `holds` are there."""
+        return {
+            pattern: sum(1 for path in (root / self.into).glob(pattern) if not path.name.startswith("."))
+            for pattern in self.holds
+        }
+
+    def lacks(self, root: Path) -> list[str]:
+        """What is not all in place, in words. More than expected is for the doctor to see."""
+        return [
+            f"{found:,} instead of {self.holds[pattern]:,} {pattern}"
+            for pattern, found in self.found(root).items()
+            if found < self.holds[pattern]
+        ]
+
+    def is_done(self, root: Path) -> bool:
+        """Whether all that it holds is in place."""
+        return not self.lacks(root) if self.holds else (root / self.file).is_file()
+
+    def state(self, root: Path) -> str:
+        """What is there of it, in a word or two."""
+        if self.is_done(root):
+            return DONE
+        if (root / self.file).is_file():
+            return "to unpack"
+        part = root / f"{self.file}.part"
+        return f"{_bytes(part.stat().st_size)} there" if part.is_file() else "missing"
+
+    def needs(self, root: Path) -> int:
+        """Bytes of disk that getting it will take, as far as its size is known; for one that is not done."""
+        part = root / f"{self.file}.part"
+        here = part.stat().st_size if part.is_file() else 0
+        return self.unpacked + (0 if (root / self.file).is_file() else max(0, (self.size or self.about or 0) - here))
+
+
+def main(argv: Sequence[str] | None = None, archives: Path = ARCHIVES) -> None:
+    """The command; `archives` is the table of what it knows."""
+    sources = yaml.safe_load(archives.read_text(encoding="utf-8"))
+    parser = argparse.ArgumentParser(prog="python -m common.download", description=__doc__, allow_abbrev=False)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(sources))
+    parser.add_argument(
+        "--root", type=Path, metavar="FOLDER", help="where it goes (default: data; weights: pretrained_models/AudioSep)"
+    )
+    parser.add_argument("--only", metavar="PART", help="one part of a data set, as --list names it")
+    parser.add_argument("--list", action="store_true", help="show what there is, its size and what is here of it")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and stop")
+    given = parser.parse_args(argv)
+    unknown = [name for name in given.names if name not in sources]
+    if unknown:
+        parser.error(f"{unknown[0]} is unknown; choose from {', '.join(sources)}")
+    every = given.list or not given.names
+    plan = [
+        (name, _root(name, given.root), _archives(sources[name], given.only, every)) for name in given.names or sources
+    ]
+    for name, root, wanted in plan:
+        _show(name, sources[name], root, wanted, every)
+    if every or given.dry_run:
+        return
+    for _, root, wanted in plan:
+        for archive in wanted:
+            try:
+                with exclusive(root / f".{archive.file}.lock", str(root / archive.file)):
+                    get(archive, root)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(
+                    "interrupted; what was received is kept, and the same command continues"
+                ) from None
+
+
+def get(archive: Archive, root: Path) -> None:
+    """Get one archive, check it, and unpack it below `root`; what is there already is used.
+
+    Raises:
+        DownloadError: it cannot be had, or is not what it should be.
+        UnpackError: it is damaged or hostile.
+    """
+    path, folder = root / archive.file, root / archive.into
+    remove_unpacked_leftovers(path, folder)
+    if archive.holds and archive.is_done(root):
+        print(f"{archive.file}: unpacked already in {folder}")
+        return
+    _refuse_a_full_disk(archive, root)
+    was_there, difference = path.exists(), ""
+    if not was_there:
+        fetch(archive.resolved_url, path, None if archive.may_change else archive.checksum, archive.size)
+    if archive.checksum is None:
+        print(f"{path}: no checksum is published for it; its sha256 is {sha256_of(path)}")
+    elif (was_there or archive.may_change) and (difference := differs(path, archive.checksum)):
+        if not archive.may_change:
+            raise DownloadError(
+                f"{path} was there already, but {difference}: move it away or delete it, and run the same command again"
+            )
+        warnings.warn(
+            f"{path}: {difference}; its host may change it, so its content decides", DatasetNote, stacklevel=2
+        )
+    if not archive.holds:
+        print(f"{path}: there and verified" if archive.checksum and not difference else f"{path}: there")
+        return
+    files = unpack(path, folder, max_bytes=2 * archive.unpacked + 100_000_000)
+    if lacks := archive.lacks(root):
+        raise DownloadError(f"{path} was unpacked into {folder}, which now holds {', '.join(lacks)}: is it complete?")
+    print(f"{files:,} files -> {folder}; {path} ({_bytes(path.stat().st_size)}) is no longer needed")
+
+
+def _root(name: str, given: Path | None) -> Path:
+    if given is not None:
+        try:
+            return given.expanduser().absolute()
+        except RuntimeError as error:
+            raise DownloadError(f"--root {given}: {error}") from error
+    return WEIGHTS_FOLDER if name == "weights" else PROJECT_ROOT / "data"
+
+
+def _archives(source: dict[str, Any], only: str | None, every: bool) -> list[Archive]:
+    """The archives that are meant: one by its part, or all but those that only a part's name brings."""
+    archives = [Archive(**row) for row in source["archives"]]
+    if every or only is None:
+        return [archive for archive in archives if every or not archive.optional]
+    chosen = [archive for archive in archives if archive.part == only]
+    if not chosen:
+        parts = ", ".join(archive.part for archive in archives if archive.part)
+        raise DownloadError(
+            f"{source['title']} has no part {only}; " + (f"its parts are {parts}" if parts else "it is one")
+        )
+    return chosen
+
+
+def _show(name: str, source: dict[str, Any], root: Path, wanted: list[Archive], every: bool) -> None:
+    """What is to be got: URL, size, licence, where to, and the free space there."""
+    free = shutil.disk_usage(_existing(root)).free
+    print(f"{name}: {source['title']}; licence: {source['licence']}")
+    states = [archive.state(root) for archive in wanted]
+    for archive, state in zip(wanted, states, strict=True):
+        estimate = "size unknown" if archive.about is None else f"about {_bytes(archive.about)}"
+        size = estimate if archive.size is None else _bytes(archive.size)
+        unpacked = f", about {_bytes(archive.unpacked)} unpacked" if archive.unpacked else ""
+        part = f"--only {archive.part}: " if archive.part and every else ""
+        print(f"  {part}{archive.resolved_url}")
+        print(f"    {size}{unpacked}; {state} -> {root / archive.file}")
+    needed = sum(archive.needs(root) for archive, state in zip(wanted, states, strict=True) if state != DONE)
+    print(f"  still needs about {_bytes(needed)}; {_bytes(free)} are free in {_existing(root)}\n")
+
+
+def _refuse_a_full_disk(archive: Archive, root: Path) -> None:
+    needed, free = archive.needs(root), shutil.disk_usage(_existing(root)).free
+    if needed > free:
+        raise DownloadError(
+            f"{archive.file} needs about {_bytes(needed)}, and only {_bytes(free)} are free in {_existing(root)}; "
+            "make room, or give another place with --root"
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def _bytes(number: float) -> str:
+    """A size as people write it, in powers of 1,000."""
+    for unit in ("bytes", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}"
+        number /= 1000
+    return f"{number:.1f} GB"

@@ -1,0 +1,308 @@
+"""A URL -> a file: resumed where it was cut, tried again with patience, verified, never half under its final name.
+
+The HTTP itself is `requests`' (proxies, redirects, certificates). The loop around it is here because the libraries
+for data sets start a broken download of gigabytes from its beginning (pooch), or serve one host (huggingface_hub).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import TypeAdapter, ValidationError
+
+from common.errors import UserError
+from common.files import digest_of, remove_leftovers, write_atomically
+from common.progress import progress_bar
+
+if TYPE_CHECKING:
+    import requests
+
+BLOCK = 1 << 16  # bytes
+BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses that another try may cure
+
+
+class DownloadError(UserError):
+    """A file cannot be had; the message is one line: the URL or file, the cause, and what to do."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to hold on to a server.
+
+    Attributes:
+        tries: attempts in a row that bring nothing new before it is given up.
+        backoff_s: pause after the first of them; each next one is twice as long.
+        longest_pause_s: a server that asks for a longer one is given up.
+        stall_s: silence after which a connection counts as broken.
+    """
+
+    tries: int = 6
+    backoff_s: float = 1.0
+    longest_pause_s: float = 120.0
+    stall_s: float = 60.0
+
+
+@dataclass(frozen=True)
+class _Note:
+    """What the last answer said of a file, beside its part: `validator` is what a range request is made conditional on."""
+
+    url: str = ""
+    etag: str = ""
+    modified: str = ""
+    validator: str = ""
+    total: int | None = None
+
+
+_NOTE = TypeAdapter(_Note)
+
+
+class _Broken(Exception):
+    """An attempt failed in a way that another one may cure; `pause_s` is how long the server asks to wait."""
+
+    def __init__(self, cause: str, pause_s: float | None = None) -> None:
+        super().__init__(cause)
+        self.pause_s = pause_s
+
+
+def fetch(
+    url: str, path: Path, checksum: str | None = None, size: int | None = None, patience: Patience | None = None
+) -> None:
+    """Download `url` to `path`; what an earlier attempt left in ``<path>.part`` is continued.
+
+    One process at a time may do this for one path; that is the caller's to see to.
+
+    Args:
+        checksum: ``"sha256:<hex>"`` or ``"md5:<hex>"`` of the whole file; None: what the server sent is believed
+            once it is complete.
+        size: of the whole file in bytes, where it is known.
+
+    Raises:
+        DownloadError: the server refuses or was too often silent, or the file is another than expected. What came
+            is kept for the next attempt, except where it is wrong.
+    """
+    part = path.with_name(path.name + ".part")
+    note = part.with_name(part.name + ".json")
+    remove_leftovers(note)
+    resumed = _download(url, part, note, size, patience or Patience())
+    difference = differs(part, checksum) if checksum else ""
+    if difference and resumed:
+        # Two files may have been glued together; a whole one decides.
+        print(f"{path.name}: {difference}; starting over", file=sys.stderr)
+        _discard(part, note)
+        _download(url, part, note, size, patience or Patience())
+        difference = differs(part, checksum) if checksum else ""
+    if difference:
+        _discard(part, note)
+        raise DownloadError(
+            f"{url} is not the file that was expected: {difference}. A proxy or a sign-in page may stand "
+            "between; nothing was kept, try again later or from elsewhere"
+        )
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())  # a crash of the machine must not leave a hole under the final name
+    part.replace(path)
+    note.unlink(missing_ok=True)
+
+
+def differs(path: Path, checksum: str) -> str:
+    """How a file's checksum differs from ``"<algorithm>:<hex>"``, in words; empty where it does not."""
+    algorithm, _, wanted = checksum.partition(":")
+    size = path.stat().st_size
+    with progress_bar(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True, leave=False) as bar:
+        found = digest_of(path, algorithm, bar.update)
+    return "" if found == wanted else f"its {algorithm} is {found}, not {wanted} ({size:,} bytes)"
+
+
+def _download(url: str, part: Path, note: Path, size: int | None, patience: Patience) -> bool:
+    """Fill `part` with the whole of `url`; returns whether it was put together from several attempts."""
+    import requests
+
+    part.parent.mkdir(parents=True, exist_ok=True)
+    furthest, failures, attempts, started_over = _size(part), 0, 1 if _size(part) else 0, False
+    with requests.Session() as session:
+        # Compressed answers know no ranges, and would be counted in other bytes than the file's.
+        session.headers["Accept-Encoding"] = "identity"
+        while True:
+            attempts += 1
+            try:
+                _attempt(session, url, part, note, size, patience)
+            except _Broken as error:
+                here = _size(part)
+                if here < furthest and not started_over:
+                    furthest, started_over = 0, True  # another file has taken the place of the old half
+                failures = 0 if here > furthest else failures + 1
+                furthest = max(furthest, here)
+                if failures >= patience.tries:
+                    raise DownloadError(
+                        f"{url}: {error}, {failures} times in a row; {here:,} bytes are kept, the same command "
+                        "goes on from there"
+                    ) from error
+                pause_s = patience.backoff_s * 2 ** max(failures - 1, 0) if error.pause_s is None else error.pause_s
+                if pause_s > patience.longest_pause_s:
+                    raise DownloadError(
+                        f"{url}: {error}, and asks to wait {pause_s:.0f} s; run the same command again after that"
+                    ) from error
+                print(f"{part.stem}: {error}; trying again in {pause_s:g} s", file=sys.stderr)
+                time.sleep(pause_s)
+            else:
+                return attempts > 1
+
+
+def _attempt(session: requests.Session, url: str, part: Path, note: Path, size: int | None, patience: Patience) -> None:
+    """One request: go on after the bytes that are there, or start over where the server cannot."""
+    import requests
+    import urllib3
+
+    have, before = _size(part), _read_note(note)
+    headers = {}
+    if have and before.url == url:
+        if before.total == have:
+            return
+        headers["Range"] = f"bytes={have}-"
+        if before.validator:
+            headers["If-Range"] = before.validator  # a changed file comes whole instead
+    try:
+        with session.get(
+            url, headers=headers, stream=True, timeout=(min(30, patience.stall_s), patience.stall_s)
+        ) as got:
+            total = _receive(got, url, part, note, before, size)
+    except DownloadError:
+        raise
+    except requests.exceptions.SSLError as error:
+        if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+            raise _Broken("the secure connection failed") from error
+        raise DownloadError(
+            f"{url}: the server's certificate cannot be verified; get the file in another way (a browser on another "
+            f"network, say), put it as {part.with_suffix('')}, and run the same command again"
+        ) from error
+    except (requests.exceptions.ConnectionError, requests.exceptions.Timeout, urllib3.exceptions.HTTPError) as error:
+        raise _Broken(_cause(error)) from error
+    except requests.exceptions.RequestException as error:
+        raise DownloadError(f"{url}: {error}") from error
+    except OSError as error:
+        if error.errno is None:  # of requests, about certificates and proxies
+            raise DownloadError(f"{url}: {error}") from error
+        raise DownloadError(f"{part}: {error.strerror}; mend that, and the same command goes on") from error
+    except (ValueError, OverflowError) as error:
+        raise DownloadError(f"{url}: the server's answer makes no sense ({str(error)[:100]!r}); try later") from error
+    if total is not None and _size(part) != total:
+        raise _Broken(f"the connection ended after {_size(part):,} of {total:,} bytes")
+
+
+def _receive(
+    response: requests.Response, url: str, part: Path, note: Path, before: _Note, size: int | None
+) -> int | None:
+    """Write what the server sends into `part`, after what is there where it says so; returns the whole file's size."""
+    have, headers = _size(part), response.headers
+    if response.status_code == 416 and have:
+        _discard(part, note)
+        raise _Broken("the server's file is no longer than what is here already, so it is another one")
+    _refuse(response, url)
+    start, total = _range(response)
+    etag, modified = headers.get("ETag", ""), headers.get("Last-Modified", "")
+    seen = ((before.etag, etag), (before.modified, modified), (before.total, total))
+    changed = [now for earlier, now in seen if now and earlier and now != earlier]
+    if start is None or start > have or (start and changed):
+        _discard(part, note)
+        raise _Broken(
+            "the server's file has changed" if changed else "the server sends another part than was asked for"
+        )
+    total = total or (before.total if start else None) or size
+    if size is not None and total != size:
+        raise DownloadError(f"{url} has {total:,} bytes, not the {size:,} of the file that is wanted; try later")
+    free = shutil.disk_usage(part.parent).free
+    if total is not None and total - start > free:
+        raise DownloadError(f"{url} has {total - start:,} bytes to come, {part.parent} has room for {free:,}")
+    if not start:
+        part.unlink(missing_ok=True)  # before the note is another one's
+    is_strong = etag and not etag.startswith("W/")
+    new_note = _Note(url, etag, modified, etag if is_strong else modified, total)
+    write_atomically(note, json.dumps(asdict(new_note)).encode())
+    bar = progress_bar(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1000)
+    with part.open("r+b" if start else "wb") as file, bar:
+        file.seek(start)
+        file.truncate()
+        # Small blocks: what is in one is lost when the connection breaks.
+        for block in response.raw.stream(BLOCK, decode_content=False):
+            file.write(block)
+            bar.update(len(block))
+    return total
+
+
+def _refuse(response: requests.Response, url: str) -> None:
+    """Raise for an answer that brings no file."""
+    import urllib3
+
+    status = response.status_code
+    phrase = f" ({HTTPStatus(status).phrase})" if status in set(HTTPStatus) else ""
+    if status in BUSY:
+        asked = response.headers.get("Retry-After")
+        try:
+            pause_s = urllib3.Retry().parse_retry_after(asked) if asked else None
+        except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+            pause_s = None
+        raise _Broken(f"the server answers {status}{phrase}", pause_s)
+    moved = (
+        "If the file has moved, get it from its new place and put it where the download would have gone (--dry-run "
+        "names it); the same command then goes on"
+    )
+    if status not in (200, 206):
+        raise DownloadError(f"{url}: the server answers {status}{phrase}. {moved}")
+    if response.headers.get("Content-Type", "").startswith("text/html"):
+        raise DownloadError(f"{url}: a web page comes instead of the file (a sign-in page?). {moved}")
+
+
+def _range(response: requests.Response) -> tuple[int | None, int | None]:
+    """The first byte that is sent, None where that cannot be known, and how many the whole file has where it is said.
+
+    The header decides, not the status: some servers send a range with status 200, or one that begins earlier.
+    """
+    sent = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", response.headers.get("Content-Range", "").strip())
+    if sent:
+        return int(sent[1]), None if sent[2] == "*" else int(sent[2])
+    if response.status_code == 206:
+        return None, None
+    length = response.headers.get("Content-Length", "")
+    is_known = re.fullmatch(r"\d{1,18}", length) and "Transfer-Encoding" not in response.headers
+    return 0, int(length) if is_known else None
+
+
+def _cause(error: Exception) -> str:
+    """The last of the chain of causes that requests wraps, in its own words."""
+    text = str(error)
+    if "timed out" in text:
+        return "the server is silent"
+    if "IncompleteRead" in text or "Connection broken" in text or "RemoteDisconnected" in text:
+        return "the connection broke"
+    if "Name or service not known" in text or "getaddrinfo failed" in text or "NameResolutionError" in text:
+        return "the server's name cannot be resolved (is there a network?)"
+    if "refused" in text:
+        return "the server refuses the connection"
+    return f"no connection ({type(error).__name__})"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _read_note(note: Path) -> _Note:
+    """What the last answer said of the file; an empty note where it is missing or not ours, so the part starts over."""
+    try:
+        content = _NOTE.validate_json(note.read_bytes(), strict=True)
+    except (OSError, ValidationError):
+        return _Note()
+    texts = (content.url, content.etag, content.modified, content.validator)
+    return content if all(text.isprintable() for text in texts) else _Note()
+
+
+def _discard(part: Path, note: Path) -> None:
+    part.unlink(missing_ok=True)
+    note.unlink(missing_ok=True)

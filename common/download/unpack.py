@@ -1,0 +1,221 @@
+"""An archive -> files below a folder: nothing outside it, no links, no devices, not more than announced.
+
+Members are read and written here as plain bytes, so that it does not matter which extraction filters the running
+Python's tarfile has (none before 3.10.12 and 3.11.4).
+"""
+
+from __future__ import annotations
+
+import errno
+import lzma
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO, BinaryIO
+
+from common.errors import UserError
+from common.progress import progress_bar
+
+# What reading an archive ends in when its bytes are not what they should be.
+DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in an archive: its name, its announced size in bytes, and what opens it."""
+
+    name: str
+    size: int
+    open: Callable[[], IO[bytes]]
+
+
+class UnpackError(UserError):
+    """An archive is damaged or hostile; the message is one line."""
+
+
+def unpack(archive: Path, folder: Path, max_bytes: int) -> int:
+    """Unpack a zip or (compressed) tar archive, then move what it holds into `folder`, over what is there.
+
+    Until the whole archive was read, nothing appears under its final name, and no file ever appears there in part.
+    One process at a time may do this for one archive; that is the caller's to see to.
+
+    Args:
+        max_bytes: the most that the files may hold together.
+
+    Returns:
+        The number of files.
+
+    Raises:
+        UnpackError: the archive is damaged, is of another kind, holds a path that leads out of the folder, a link, a
+            device, or more than `max_bytes`; or it cannot be written. Nothing of it stays.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_unpacked_leftovers(archive, folder)
+    temporary = _temporary(archive, folder)
+    try:
+        temporary.mkdir()
+        n_files = _unpack(archive, temporary, max_bytes)
+        _move_into(temporary, folder, archive)
+    except OSError as error:
+        raise UnpackError(
+            f"{archive} cannot be unpacked into {folder}: {error.strerror or error}; mend that, and run the same "
+            "command again"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return n_files
+
+
+def remove_unpacked_leftovers(archive: Path, folder: Path) -> None:
+    """Remove what a killed run left of unpacking `archive`."""
+    if _temporary(archive, folder).exists():
+        shutil.rmtree(_temporary(archive, folder))
+
+
+def _temporary(archive: Path, folder: Path) -> Path:
+    return folder / f".unpacking.{archive.name}"
+
+
+def _unpack(archive: Path, folder: Path, max_bytes: int) -> int:
+    n_files = n_bytes = 0
+    size = archive.stat().st_size
+    bar = progress_bar(total=size, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, leave=False)
+    try:
+        with archive.open("rb") as raw, bar, _members(raw, archive) as members:
+            for member in members:
+                target = folder.joinpath(*_safe_parts(member.name, archive))
+                n_bytes += member.size
+                if n_bytes > max_bytes:
+                    raise UnpackError(
+                        f"{archive} holds more than the {max_bytes:,} bytes that it may; refused, nothing was unpacked"
+                    )
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with member.open() as source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+                n_files += 1
+                bar.update(raw.tell() - bar.n)
+    except UnpackError:
+        raise
+    except DAMAGE as error:
+        raise _damaged(archive, error) from error
+    except OSError as error:
+        # Complaints of gzip and bz2 about the content have no number, those of offsets beyond the file this one.
+        if error.errno in (None, errno.EINVAL):
+            raise _damaged(archive, error) from error
+        raise
+    if not n_files:
+        raise UnpackError(f"{archive} holds no files; delete it and get it again")
+    return n_files
+
+
+def _damaged(archive: Path, error: Exception) -> UnpackError:
+    cause = str(error) or type(error).__name__
+    return UnpackError(f"{archive} is damaged ({cause[:200]}); delete it and get it again")
+
+
+@contextmanager
+def _members(raw: BinaryIO, archive: Path) -> Iterator[Iterator[Member]]:
+    """The archive's files, in one pass."""
+    if zipfile.is_zipfile(raw):
+        with zipfile.ZipFile(raw) as zip_file:
+            yield _zip_members(zip_file, archive)
+        return
+    raw.seek(0)
+    try:
+        tar_file = tarfile.open(fileobj=raw, mode="r:*")  # noqa: SIM115 - closed below
+    except tarfile.ReadError as error:  # which lists every format that it is not
+        raise tarfile.ReadError("cut short, or neither zip nor tar") from error
+    with tar_file:
+        yield _tar_members(tar_file, archive)
+
+
+def _zip_members(opened: zipfile.ZipFile, archive: Path) -> Iterator[Member]:
+    for info in opened.infolist():
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if info.is_dir():
+            continue  # a file's folders are made for it
+        if kind not in (0, stat.S_IFREG):
+            raise _forbidden(archive, info.filename, "is a link or a device")
+        yield Member(info.filename, info.file_size, partial(opened.open, info))
+
+
+def _tar_members(opened: tarfile.TarFile, archive: Path) -> Iterator[Member]:
+    for member in opened:
+        if member.size < 0:
+            raise _forbidden(archive, member.name, "has a negative size")
+        if member.isdir():
+            continue  # a file's folders are made for it
+        if not member.isreg():
+            raise _forbidden(archive, member.name, "is a link or a device")
+        yield Member(member.name, member.size, partial(_tar_content, opened, member))
+    # To the very end, where gzip keeps the checksum of it all.
+    while opened.fileobj is not None and opened.fileobj.read(1 << 20):
+        pass
+
+
+def _tar_content(opened: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    content = opened.extractfile(member)
+    assert content is not None  # it is a regular file
+    return content
+
+
+def _safe_parts(name: str, archive: Path) -> tuple[str, ...]:
+    """A member's name as parts that lead nowhere but down, on any system."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or "\\" in name or "\0" in name or PureWindowsPath(name).drive or ".." in path.parts:
+        raise _forbidden(archive, name, "leads out of the folder")
+    if not path.parts:
+        raise _forbidden(archive, name, "is no name of a file")
+    return path.parts
+
+
+def _forbidden(archive: Path, name: str, what: str) -> UnpackError:
+    return UnpackError(
+        f"{archive}: {name!r} {what}; the archive is not what it should be: refused, nothing was unpacked"
+    )
+
+
+def _move_into(source: Path, folder: Path, archive: Path) -> None:
+    """Move every file in `source` to its place in `folder`; folders of the same name become one."""
+    moves = [
+        (Path(parent) / name, folder / os.path.relpath(parent, source) / name)
+        for parent, _, names in os.walk(source)
+        for name in names
+    ]
+    for _, target in moves:
+        is_below_a_file = next(path for path in target.parents if path.exists()).is_file()
+        if target.is_dir() or is_below_a_file:
+            raise UnpackError(
+                f"{archive}: {target} would take the place of what is there; move that away, and try again"
+            )
+    for path, target in moves:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.replace(target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # The folder there is a link to another disk: a copy takes time, and only a whole one gets the name.
+            copied = target.with_name(f".{target.name}.tmp")
+            shutil.copyfile(path, copied)
+            copied.replace(target)

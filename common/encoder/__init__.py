@@ -1,0 +1,30 @@
+"""Frozen encoders: waveforms -> embeddings. AudioSep, and log-mel statistics as a control without an encoder."""
+
+from common.encoder.audiosep import AudioSepEncoder, load_encoder
+from common.encoder.checkpoint import CheckpointError
+from common.encoder.condition import ConditionError
+from common.encoder.device import DeviceError, resolve_device
+from common.encoder.logmel import LogMelStatistics
+from common.encoder.network import CHANNELS, LAYERS, SAMPLE_RATE
+from common.encoder.pooling import POOLS
+from common.encoder.protocol import Encoder, EncoderInfo, Output, UnknownOutputError, Waveform, find_output
+
+__all__ = [
+    "CHANNELS",
+    "LAYERS",
+    "POOLS",
+    "SAMPLE_RATE",
+    "AudioSepEncoder",
+    "CheckpointError",
+    "ConditionError",
+    "DeviceError",
+    "Encoder",
+    "EncoderInfo",
+    "LogMelStatistics",
+    "Output",
+    "UnknownOutputError",
+    "Waveform",
+    "find_output",
+    "load_encoder",
+    "resolve_device",
+]

@@ -1,0 +1,289 @@
+"""AudioSep's encoder as a frozen feature extractor: waveforms in, embeddings out.
+
+Batches of any lengths and clips of any length work the same way: as tiles (`common.encoder.tiling`) of which the pooled
+parts are merged (`common.encoder.pooling`). The network itself is in `common.encoder.network`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.arrays import Array
+from common.encoder.checkpoint import Weights, load_weights
+from common.encoder.condition import read_condition
+from common.encoder.device import PRECISIONS, keep_freed_memory, resolve_device, resolve_precision
+from common.encoder.network import (
+    CHANNELS,
+    HOP_LENGTH,
+    LAYERS,
+    N_FFT,
+    SAMPLE_RATE,
+    LayerOutput,
+    ResUNet30Encoder,
+    weight_shapes,
+)
+from common.encoder.pooling import POOLS, BatchMoments, Moments, batch_moments
+from common.encoder.protocol import EncoderInfo, Output, UnknownOutputError, Waveform
+from common.encoder.tiling import FRAMES_PER_COLUMN, Tile, plan_tiles
+
+MIN_SAMPLES = (FRAMES_PER_COLUMN - 1) * HOP_LENGTH  # 9,920: the shortest waveform that leaves one column
+# Receptive field in frames on either side, rounded up to whole columns: 126 at block 6, 64 more at the bottleneck.
+HALO_FRAMES = dict.fromkeys(LAYERS, 128) | {"bottleneck": 192}
+# Frames per batch on a GPU: 164 s. On a CPU larger batches bring nothing, and one tile at a time makes a clip's
+# embedding the same to the last bit in any batch.
+GPU_BATCH_FRAMES = 16 * 1024
+# Widths of tiles per octave. On a CPU 16 are a few percent faster than 8 and take half a gigabyte more, as memory
+# fragments; computing every width that occurs would take gigabytes.
+WIDTHS = {"cpu": 16, "cuda": 8}
+OUTPUTS = tuple(Output(layer, pool, CHANNELS[layer]) for layer in LAYERS for pool in POOLS)
+DEFAULT_LAYER, DEFAULT_POOL = "encoder_block6", "mean"
+
+
+def load_encoder(
+    checkpoint: str | Path | None = None,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    condition: str | Path | Array | torch.Tensor | None = None,
+) -> AudioSepEncoder:
+    """Build the frozen encoder, ready to embed.
+
+    Args:
+        checkpoint: a weights file, ``"random:SEED"`` for an untrained encoder, or None for the default file.
+        device: ``"auto"`` (CUDA when there is one, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``...
+        precision: ``"fp32"``: true float32, also on a GPU (no TF32); ``"bf16"``; on a GPU alone ``"tf32"`` (float32
+            with products rounded to 10 bits) and ``"fp16"``; ``"auto"``: bf16 on a GPU that has it, else fp32.
+        condition: None or ``"none"`` (every FiLM beta 0), ``"zero"`` (the betas of an all-zero condition), or
+            a 512-d embedding as array, tensor, or path of a ``.npy`` or ``.pt`` file.
+
+    Raises:
+        CheckpointError: the weights cannot be used.
+        DeviceError: an unknown precision or device.
+        ConditionError: the condition cannot be read or has another size. (All three are ValueErrors.)
+    """
+    resolved = resolve_device(device)
+    precision = resolve_precision(precision, resolved)
+    embedding, condition_identity = read_condition(condition)
+    weights = load_weights(checkpoint, weight_shapes())
+    encoder = AudioSepEncoder(weights, embedding, condition_identity, precision)
+    if resolved.type == "cpu":
+        keep_freed_memory()
+    encoder.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return encoder.to(resolved)
+
+
+class AudioSepEncoder(nn.Module):
+    """The frozen encoder. Build it with `load_encoder`.
+
+    Attributes:
+        sample_rate: 32000, in Hz.
+        outputs: every layer with every pooling.
+        embedding_size: 384.
+        info: what feature files and results record.
+    """
+
+    sample_rate = SAMPLE_RATE
+    outputs = OUTPUTS
+    embedding_size = CHANNELS[DEFAULT_LAYER]
+
+    def __init__(
+        self, weights: Weights, condition: torch.Tensor | None, condition_identity: str, precision: str
+    ) -> None:
+        super().__init__()
+        self.info = EncoderInfo("AudioSep ResUNet30", weights.identity, weights.release, condition_identity, precision)
+        self.network = ResUNet30Encoder(weights.tensors, condition, PRECISIONS[precision])
+        self.batch_frames = GPU_BATCH_FRAMES
+        self.eval().requires_grad_(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.window.device
+
+    def embed(
+        self, waveforms: Sequence[Waveform], layer: str = DEFAULT_LAYER, pool: str = DEFAULT_POOL
+    ) -> torch.Tensor:
+        """Embed waveforms: one layer's output pooled over time and frequency.
+
+        Args:
+            waveforms: 1-D floating-point arrays or tensors, mono, 32 kHz, in [-1, 1], of any lengths of at least
+                one sample. One shorter than 9,920 samples (0.31 s) is zero-padded to that.
+            layer: one of LAYERS.
+            pool: ``"mean"``, ``"std"`` (population) or ``"max"``.
+
+        Returns:
+            float32 tensor (N, channels of the layer: 384 by default) on the CPU, in the order given. A clip's row is the
+            same alone and in any batch (on a GPU up to rounding, under 1e-6).
+
+        Raises:
+            ValueError: a waveform is empty, not 1-D, not floating-point, or holds NaN or infinity; or an
+                unknown layer or pool.
+        """
+        output = _known_output(layer, pool)
+        return self.embed_outputs(waveforms, [output])[output]
+
+    def embed_layers(self, waveforms: Sequence[Waveform], pool: str = DEFAULT_POOL) -> dict[str, torch.Tensor]:
+        """Like `embed`, for every layer from one forward pass: layer -> (N, channels of that layer)."""
+        outputs = [_known_output(layer, pool) for layer in LAYERS]
+        embeddings = self.embed_outputs(waveforms, outputs)
+        return {output.layer: embeddings[output] for output in outputs}
+
+    @torch.no_grad()
+    def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
+        """Several layers and poolings from one forward pass: output -> (N, channels of its layer).
+
+        Args and errors as of `embed`.
+        """
+        checked = [_check_waveform(waveform, index) for index, waveform in enumerate(_check_sequence(waveforms))]
+        pools = {each.layer: {other.pool for other in outputs if other.layer == each.layer} for each in outputs}
+        halo = max((HALO_FRAMES[layer] for layer in pools), default=0)
+        tiles = [
+            tile
+            for clip, waveform in enumerate(checked)
+            for tile in plan_tiles(clip, 1 + len(waveform) // HOP_LENGTH, halo)
+        ]
+        with self._arithmetic():
+            # On a GPU nothing waits here: it computes one batch while the samples of the next one are laid out.
+            batches = [part for batch in self._batches(tiles) for part in self._pool_batch(batch, checked, pools)]
+        parts: dict[tuple[int, str], list[Moments]] = {
+            (clip, layer): [] for clip in range(len(checked)) for layer in pools
+        }
+        for batch, layer, moments in batches:
+            for tile, moment in zip(batch, Moments.split(moments), strict=True):
+                parts[tile.clip, layer].append(moment)
+        # Tiles of one width share a batch, so a clip's parts may come in any order; their sums are in float64.
+        merged = {key: Moments.merge(each) for key, each in parts.items()}
+        return {
+            output: torch.stack([merged[clip, output.layer].pooled(output.pool) for clip in range(len(checked))])
+            if checked
+            else torch.empty(0, output.width)
+            for output in outputs
+        }
+
+    def _batches(self, tiles: list[Tile]) -> Iterator[list[Tile]]:
+        """Tiles to compute together: singly on a CPU, tiles of one padded width together on a GPU."""
+        if self.device.type == "cpu":
+            yield from ([tile] for tile in tiles)
+            return
+        by_width: dict[int, list[Tile]] = {}
+        for tile in tiles:
+            by_width.setdefault(tile.padded_frames(WIDTHS[self.device.type]), []).append(tile)
+        for width, same_width in by_width.items():
+            start = 0
+            while start < len(same_width):
+                size = max(1, self.batch_frames // width)  # which falls where memory is short
+                yield same_width[start : start + size]
+                start += size
+
+    def _pool_batch(
+        self, batch: list[Tile], waveforms: list[Array], pools: Mapping[str, AbstractSet[str]]
+    ) -> list[tuple[list[Tile], str, BatchMoments]]:
+        """The moments of a batch of tiles, still on the device; in halves where the device is short of memory.
+
+        Args:
+            pools: layer -> what is pooled of it.
+
+        Returns:
+            (tiles, layer, their moments) per layer.
+        """
+        try:
+            return list(self._pool_whole_batch(batch, waveforms, pools))
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+        half = -(-len(batch) // 2)
+        if self.batch_frames == GPU_BATCH_FRAMES:
+            warnings.warn(f"the GPU is short of memory: going on with {half} tiles at a time", stacklevel=4)
+        self.batch_frames = min(self.batch_frames, half * self._width(batch))
+        torch.cuda.empty_cache()
+        return [part for each in (batch[:half], batch[half:]) for part in self._pool_batch(each, waveforms, pools)]
+
+    def _width(self, batch: list[Tile]) -> int:
+        return max(tile.padded_frames(WIDTHS[self.device.type]) for tile in batch)
+
+    def _pool_whole_batch(
+        self, batch: list[Tile], waveforms: list[Array], pools: Mapping[str, AbstractSet[str]]
+    ) -> Iterator[tuple[list[Tile], str, BatchMoments]]:
+        """The same in one piece; a function of its own, so that nothing of a batch that was too large is kept alive."""
+        for output in self._forward(batch, waveforms, list(pools)):
+            columns = [tile.columns(output.time_poolings) for tile in batch]
+            yield batch, output.layer, batch_moments(output.activations, columns, pools[output.layer])
+
+    def _forward(self, batch: list[Tile], waveforms: list[Array], layers: Sequence[str]) -> Iterator[LayerOutput]:
+        """The layers' outputs of a batch of tiles."""
+        width = self._width(batch)
+        on_gpu = self.device.type == "cuda"
+        samples = torch.empty(len(batch), (width - 1) * HOP_LENGTH + N_FFT, pin_memory=on_gpu)
+        for row, tile in zip(samples.numpy(), batch, strict=True):
+            _lay_out(waveforms[tile.clip], tile, row)
+        yield from self.network(samples.to(self.device, non_blocking=True), [tile.frames for tile in batch], layers)
+
+    @contextlib.contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """cuDNN would round float32 convolutions to TF32 by default, and may choose algorithms by timing them."""
+        if self.device.type == "cpu":
+            yield
+            return
+        is_tf32 = self.info.precision == "tf32"
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=is_tf32):
+            yield
+
+
+def _known_output(layer: str, pool: str) -> Output:
+    """The output of this layer and pooling; UnknownOutputError where there is none."""
+    for name, known in ((layer, LAYERS), (pool, POOLS)):
+        if name not in known:
+            raise UnknownOutputError(f"{name!r} is unknown; choose one of {', '.join(known)}")
+    return Output(layer, pool, CHANNELS[layer])
+
+
+def _lay_out(waveform: Array, tile: Tile, row: Array) -> None:
+    """Fill `row` with the samples of the tile's frames as the STFT of the whole clip sees them: reflected at the clip's
+    ends, and zero beyond its last frame."""
+    start = tile.first * HOP_LENGTH - N_FFT // 2
+    end = start + (tile.frames - 1) * HOP_LENGTH + N_FFT
+    before, after, size = max(0, -start), max(0, end - len(waveform)), end - start
+    # Reflection needs more samples than it mirrors; a tile is at least 32 frames, so a slice holds enough.
+    inner = waveform[max(0, start) : end]
+    row[before : size - after] = inner
+    row[:before] = inner[before:0:-1]
+    row[size - after : size] = inner[-2 : -2 - after : -1]
+    row[size:] = 0
+
+
+def _check_sequence(waveforms: Sequence[Waveform]) -> Sequence[Waveform]:
+    """One array is ambiguous: is (2, samples) two clips, or one in stereo?"""
+    if isinstance(waveforms, (np.ndarray, torch.Tensor)):
+        how = "embed([waveform])" if waveforms.ndim == 1 else "embed(list(waveforms)), once they are mono"
+        raise ValueError(
+            f"waveforms is one array of shape {tuple(waveforms.shape)}; give a sequence of 1-D ones: {how}"
+        )
+    return waveforms
+
+
+def _check_waveform(waveform: Waveform, index: int) -> Array:
+    """A finite 1-D float32 array of at least MIN_SAMPLES, or a ValueError that says what to do."""
+    if not isinstance(waveform, (np.ndarray, torch.Tensor)):
+        raise ValueError(f"waveform {index} is a {type(waveform).__name__}; give a 1-D float32 array or tensor")
+    if waveform.ndim != 1:
+        raise ValueError(
+            f"waveform {index} has shape {tuple(waveform.shape)}; give a 1-D array (average the channels to mono first)"
+        )
+    if not (waveform.is_floating_point() if torch.is_tensor(waveform) else waveform.dtype.kind == "f"):
+        raise ValueError(
+            f"waveform {index} has type {waveform.dtype}; give float32 in [-1, 1] (16-bit integers: divide by 32768)"
+        )
+    if not len(waveform):
+        raise ValueError(f"waveform {index} is empty; give at least one sample")
+    if torch.is_tensor(waveform):
+        waveform = waveform.detach().to("cpu", torch.float32).numpy()
+    samples = np.ascontiguousarray(waveform, dtype=np.float32)  # of any strides, byte order and floating-point width
+    if not np.isfinite(samples).all():
+        raise ValueError(f"waveform {index} holds NaN or infinite samples; repair or leave out this clip")
+    return np.pad(samples, (0, MIN_SAMPLES - len(samples))) if len(samples) < MIN_SAMPLES else samples

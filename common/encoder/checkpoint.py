@@ -1,0 +1,232 @@
+"""AudioSep weights: find, verify and read them. The only place that knows checkpoint formats.
+
+A checkpoint is opened with ``weights_only=True`` (or as safetensors), so nothing in it can run code, and
+its encoder and FiLM tensors are taken strictly: one that is missing, misshapen or not finite is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file as load_safetensors
+
+from common.config import DEFAULT_CHECKPOINT
+from common.errors import UserError
+from common.files import PROJECT_ROOT, DamagedFileError, UnsafeFileError, load_torch, sha256_of
+
+DEFAULT_PATH = PROJECT_ROOT / DEFAULT_CHECKPOINT
+KNOWN_RELEASES = {
+    "37f1691fb067e2575f1ad1cfbfe44b7b3da18e52f33fcb2b0937b72952f11ba1": "nielsr/audiosep-demo pytorch_model.bin",
+    "f8cda01bfd0ebd141eef45d41db7a3ada23a56568465840d3cff04b8010ce82c": "AudioSep audiosep_base_4M_steps.ckpt",
+}
+CLAP_SHA256 = "51c68f12f9d7ea25fdaaccf741ec7f81e93ee594455410f3bca4f47f88d8e006"
+DOWNLOAD = "python -m common.download weights"  # to DEFAULT_PATH
+# The tensor that tells where in a file the separator is: its name without the prefix.
+ANCHOR = "base.bn0.weight"
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be used; the message names the file, the cause and the way out in one line."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Encoder and FiLM tensors by their official name without prefix, and where they come from.
+
+    `identity` is ``sha256:<hex>`` of the file, or ``random:<seed>``; `release` names the known release
+    it equals, ``"unknown"``, or ``"untrained"``.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    identity: str
+    release: str
+
+
+def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
+    """Read the tensors named in `shapes` from a checkpoint, or draw them for ``random:SEED``.
+
+    Args:
+        checkpoint: a ``.bin``/``.ckpt``/``.pt`` or ``.safetensors`` file, ``"random:SEED"``, or None for
+            ``pretrained_models/AudioSep/pytorch_model.bin``.
+        shapes: name without prefix -> shape of every tensor wanted.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, unsafe, or lacks the tensors.
+    """
+    if isinstance(checkpoint, str) and checkpoint.startswith("random:"):
+        return _random_weights(checkpoint, shapes)
+    path = Path(checkpoint) if checkpoint is not None else DEFAULT_PATH
+    _refuse_what_is_no_checkpoint(path)
+    # The checksum comes first: a known wrong file gets its true name instead of a parser's complaint.
+    sha256 = file_sha256(path)
+    if sha256 == CLAP_SHA256:
+        raise _clap_error(path)
+    tensors = _select(_read(path), shapes, path)
+    return Weights(tensors, f"sha256:{sha256}", KNOWN_RELEASES.get(sha256, "unknown"))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, computed once: remembered in ``<path>.sha256.json`` with the file's size and time.
+
+    A note that cannot be written (a read-only folder) only costs the next run the seconds of computing it.
+    """
+    stat = path.stat()
+    state = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    note = path.with_name(path.name + ".sha256.json")
+    try:
+        remembered = json.loads(note.read_text())
+        if {key: remembered[key] for key in state} == state:
+            return str(remembered["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        remembered = None  # no note, or not ours: compute
+    sha256 = sha256_of(path)
+    try:
+        note.write_text(json.dumps({**state, "sha256": sha256}) + "\n")
+    except OSError as error:
+        print(f"note: the checkpoint's checksum could not be remembered in {note}: {error.strerror}")
+    return sha256
+
+
+def _random_weights(checkpoint: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
+    """Untrained weights: He-normal convolutions, lightly perturbed BatchNorm, a generator per tensor name.
+
+    NumPy's PCG64 stream is the same on every machine, so ``random:SEED`` names one encoder everywhere.
+    """
+    seed_text = checkpoint.removeprefix("random:")
+    if not seed_text.isdecimal() or int(seed_text) >= 2**32:
+        raise CheckpointError(f"--checkpoint {checkpoint}: give random: a seed from 0 to 4294967295, as in random:0")
+    seed = int(seed_text)
+    batch_norms = {name.rpartition(".")[0] for name in shapes if name.endswith(".running_var")}
+    tensors = {}
+    for name, shape in shapes.items():
+        bits = np.random.PCG64(seed ^ zlib.crc32(name.encode("utf-8")))
+        z = np.random.Generator(bits).standard_normal(shape).astype(np.float32)
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and module in batch_norms:
+            value = np.float32(1) + np.float32(0.1) * z
+        elif kind == "weight":
+            value = z * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+        elif kind == "running_var":
+            value = np.exp(np.float32(0.2) * z)
+        else:  # biases and running means
+            value = np.float32(0.1) * z
+        tensors[name] = torch.from_numpy(value)
+    return Weights(tensors, f"random:{seed}", "untrained")
+
+
+def _refuse_what_is_no_checkpoint(path: Path) -> None:
+    """Catch by their first bytes the files that people have instead of a checkpoint."""
+    if not path.exists():
+        raise CheckpointError(
+            f"checkpoint {path} not found. Get it with: {DOWNLOAD} "
+            "(or try the pipeline untrained with --checkpoint random:0)"
+        )
+    if path.is_dir():
+        raise CheckpointError(f"checkpoint {path} is a folder. Give the file itself, such as {path}/pytorch_model.bin")
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is no regular file. Give the weights: {DOWNLOAD}")
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise CheckpointError(f"checkpoint {path} is empty (0 bytes). Delete it, then: {DOWNLOAD}")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"checkpoint {path} is a Git LFS pointer, not the weights. Run 'git lfs pull', or delete it, then: {DOWNLOAD}"
+        )
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointError(f"checkpoint {path} is a web page, not weights. Delete it, then: {DOWNLOAD}")
+
+
+def _read(path: Path) -> object:
+    """Whatever tensors and containers the file holds, without running anything in it."""
+    try:
+        return load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path, mmap=True)
+    except UnsafeFileError as error:
+        if _mentions_clap(path):
+            raise _clap_error(path) from error
+        raise CheckpointError(
+            f"checkpoint {path} holds Python objects that would run code when opened; refused, and nothing was "
+            f"run. Use the published weights: {DOWNLOAD}"
+        ) from error
+    except (DamagedFileError, SafetensorError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} ({path.stat().st_size:,} bytes) is truncated or not a checkpoint ({error}). "
+            f"Delete it, then: {DOWNLOAD}"
+        ) from error
+
+
+def _clap_error(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {path} is a CLAP checkpoint (AudioSep's text encoder), not the separator whose features are "
+        f"extracted. Give pytorch_model.bin or audiosep_base_4M_steps.ckpt: {DOWNLOAD}"
+    )
+
+
+def _mentions_clap(path: Path) -> bool:
+    """Whether the names pickled in a zip checkpoint are CLAP's; read as bytes, never unpickled."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        pickled = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    return b"audio_branch." in pickled and ANCHOR.encode() not in pickled
+
+
+def _state_dicts(content: object, depth: int = 3) -> list[dict[str, torch.Tensor]]:
+    """Every mapping in the file, outermost first, that holds tensors by name."""
+    if not isinstance(content, Mapping) or depth == 0:
+        return []
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and torch.is_tensor(value)}
+    found = [tensors] if tensors else []
+    for value in content.values():
+        found += _state_dicts(value, depth - 1)
+    return found
+
+
+def _select(content: object, shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, torch.Tensor]:
+    """The wanted tensors as float32, under whichever prefix they stand; strictly."""
+    state_dicts = _state_dicts(content)
+    places = [
+        (state, key.removesuffix(ANCHOR))
+        for state in state_dicts
+        for key in state
+        if key == ANCHOR or key.endswith("." + ANCHOR)
+    ]
+    if not places:
+        if any("audio_branch." in key for state in state_dicts for key in state):
+            raise _clap_error(path)
+        raise CheckpointError(
+            f"checkpoint {path} has no AudioSep separator in it (no tensor named ...{ANCHOR}). "
+            f"Give the published weights: {DOWNLOAD}"
+        )
+    # A wrapper may hold copies (an averaged model beside the model): take the official prefix where there is a choice.
+    state, prefix = next((place for place in places if place[1] == "ss_model."), places[0])
+    selected, problems = {}, []
+    for name, shape in shapes.items():
+        tensor = state.get(prefix + name)
+        if tensor is None:
+            problems.append(f"{prefix}{name} is missing")
+        elif tuple(tensor.shape) != tuple(shape):
+            problems.append(f"{prefix}{name} has shape {tuple(tensor.shape)} instead of {tuple(shape)}")
+        elif not tensor.is_floating_point():
+            problems.append(f"{prefix}{name} has type {tensor.dtype} instead of a floating-point one")
+        elif not torch.isfinite(tensor).all():
+            problems.append(f"{prefix}{name} holds NaN or infinite values")
+        elif name.endswith("running_var") and (tensor < 0).any():
+            problems.append(f"{prefix}{name} holds negative variances")
+        else:
+            # A copy, so that a memory-mapped file of a gigabyte is let go.
+            selected[name] = tensor.detach().to(torch.float32).clone()
+    if problems:
+        raise CheckpointError(
+            f"checkpoint {path} does not fit AudioSep's ResUNet30 encoder; {len(problems)} of {len(shapes)} tensors "
+            f"are wrong: {'; '.join(problems)}. Fetch the published weights: {DOWNLOAD}"
+        )
+    return selected

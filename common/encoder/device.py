@@ -1,0 +1,59 @@
+"""Devices and precisions: which there are here, and how the CPU's memory is kept."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+from common.errors import UserError
+
+# name -> type of the blocks' weights and activations; the STFT, bn0, pre_conv and the pooling are always float32
+PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GPU_ONLY = ("tf32", "fp16")
+
+
+class DeviceError(UserError):
+    """The device does not exist here, or lacks the precision."""
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """``"auto"`` or a device's name -> a torch.device that exists here; DeviceError otherwise."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"device {device!r} is unknown; give auto, cpu, cuda or cuda:N") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(f"device {device!r} is not here ({torch.cuda.device_count()} CUDA GPUs); give auto or cpu")
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``"auto"`` or a name -> the name of a precision that the device has; DeviceError otherwise."""
+    if precision == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if precision not in PRECISIONS:
+        raise DeviceError(f"precision {precision!r} is unknown; choose one of auto, {', '.join(PRECISIONS)}")
+    if precision in GPU_ONLY and device.type != "cuda":
+        raise DeviceError(f"precision {precision} needs a CUDA GPU; on the CPU choose fp32 or bf16")
+    return precision
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks for the next layer instead of returning them to the system.
+
+    Otherwise every activation is a new mapping, and half the time on a CPU goes into its page faults. Elsewhere (macOS,
+    Windows, musl) there is no mallopt and nothing to do.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold, never = -1, -3, 2**31 - 1
+        mallopt(m_mmap_threshold, never)
+        mallopt(m_trim_threshold, never)

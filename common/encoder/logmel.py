@@ -1,0 +1,49 @@
+"""The control that has learned nothing: mean and standard deviation over time of a log-mel spectrogram.
+
+It takes the encoder's place in an extraction, so its features come from the same audio in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from common.encoder.network import HOP_LENGTH, N_FFT, SAMPLE_RATE
+from common.encoder.protocol import EncoderInfo, Output, Waveform
+
+N_MELS = 128
+NAME = "logmel"  # the value of --checkpoint that means this
+
+
+class LogMelStatistics:
+    """An `Encoder` with one output of 256 numbers: the mean of each mel band in dB, then the standard deviations."""
+
+    sample_rate = SAMPLE_RATE
+    embedding_size = 2 * N_MELS
+    device = torch.device("cpu")
+    outputs = (Output(NAME, "mean+std", 2 * N_MELS),)
+    info = EncoderInfo("log-mel statistics, no encoder", NAME, "untrained", "none", "fp32")
+
+    def embed(self, waveforms: Sequence[Waveform]) -> torch.Tensor:
+        """Mono waveforms at 32 kHz -> (N, 256) float32.
+
+        librosa's mel spectrogram: power, windows of 2,048 samples, 100 frames per second, 128 bands (Slaney), in dB
+        relative to 1, at least -100 dB.
+        """
+        import librosa
+
+        rows = []
+        for waveform in waveforms:
+            samples = np.pad(np.asarray(waveform, np.float32), (0, max(0, N_FFT - len(waveform))))
+            mel = librosa.feature.melspectrogram(
+                y=samples, sr=SAMPLE_RATE, n_fft=N_FFT, hop_length=HOP_LENGTH, n_mels=N_MELS
+            )
+            decibel = librosa.power_to_db(mel, ref=1.0, amin=1e-10, top_db=None)  # (mels, frames)
+            rows.append(np.concatenate([decibel.mean(axis=1), decibel.std(axis=1)]))
+        return torch.from_numpy(np.array(rows, np.float32).reshape(-1, self.embedding_size))
+
+    def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
+        """As `Encoder.embed_outputs`."""
+        return dict.fromkeys(outputs, self.embed(waveforms))

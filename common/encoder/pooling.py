@@ -1,0 +1,119 @@
+"""Pooling over time and frequency, in parts that can be put together: the moments of each tile, merged per clip."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+
+POOLS = ("mean", "std", "max")
+
+
+@dataclass(frozen=True)
+class BatchMoments:
+    """Moments of every item of a batch, float32 on its device.
+
+    Attributes:
+        counts: number of values per channel, of each item.
+        mean: (B, channels).
+        squares: (B, channels) sums of squared deviations from the mean; None unless ``std`` is pooled.
+        maximum: (B, channels); None unless ``max`` is pooled.
+    """
+
+    counts: Sequence[int]
+    mean: torch.Tensor
+    squares: torch.Tensor | None
+    maximum: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of one item: count, mean, sum of squared deviations and maximum per channel; float64 on the CPU."""
+
+    count: int
+    mean: torch.Tensor
+    squares: torch.Tensor | None
+    maximum: torch.Tensor | None
+
+    @staticmethod
+    def split(batch: BatchMoments) -> list[Moments]:
+        """The batch's items, copied from the device."""
+        mean, squares, maximum = (
+            None if values is None else values.double().cpu() for values in (batch.mean, batch.squares, batch.maximum)
+        )
+        assert mean is not None
+        return [
+            Moments(
+                count,
+                mean[item],
+                None if squares is None else squares[item],
+                None if maximum is None else maximum[item],
+            )
+            for item, count in enumerate(batch.counts)
+        ]
+
+    @staticmethod
+    def merge(parts: Sequence[Moments]) -> Moments:
+        """The moments of disjoint parts together (Chan et al. 1979, the parallel form of the variance)."""
+        count = sum(part.count for part in parts)
+        mean = torch.stack([part.mean * (part.count / count) for part in parts]).sum(dim=0)
+        squares = [
+            part.squares + part.count * (part.mean - mean).square() for part in parts if part.squares is not None
+        ]
+        maxima = [part.maximum for part in parts if part.maximum is not None]
+        return Moments(
+            count,
+            mean,
+            torch.stack(squares).sum(dim=0) if squares else None,
+            torch.stack(maxima).amax(dim=0) if maxima else None,
+        )
+
+    def pooled(self, pool: str) -> torch.Tensor:
+        """(channels,) float32."""
+        if pool == "mean":
+            values = self.mean
+        elif pool == "max":
+            assert self.maximum is not None
+            values = self.maximum
+        else:
+            assert self.squares is not None
+            values = (self.squares / self.count).sqrt()
+        return values.to(torch.float32)
+
+
+def to_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Numbers as a tensor on the device, without waiting for its work under way."""
+    tensor = torch.tensor(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def batch_moments(values: torch.Tensor, columns: Sequence[slice], pools: Collection[str]) -> BatchMoments:
+    """The moments that the poolings need, of every item of a batch.
+
+    Args:
+        values: (B, channels, time, frequency) of any floating-point type.
+        columns: the positions in time that count, at least one of each item.
+        pools: of POOLS.
+    """
+    values, mask = values.float(), None
+    n_frequencies = values.shape[3]
+    counts: int | torch.Tensor
+    if len({(own.start, own.stop) for own in columns}) == 1:
+        values, counts = values[:, :, columns[0]], columns[0].stop - columns[0].start
+    else:
+        starts, stops = (
+            to_device([getattr(own, end) for own in columns], values.device)[:, None, None, None]
+            for end in ("start", "stop")
+        )
+        position = torch.arange(values.shape[2], device=values.device)[:, None]
+        mask = (position >= starts) & (position < stops)  # (B, 1, time, 1)
+        counts = (stops - starts)[:, :, 0, 0]
+
+    def own(values: torch.Tensor, otherwise: float) -> torch.Tensor:
+        return values if mask is None else values.where(mask, otherwise)
+
+    mean = own(values, 0).sum(dim=(2, 3)) / (counts * n_frequencies)
+    squares = own(values - mean[:, :, None, None], 0).square().sum(dim=(2, 3)) if "std" in pools else None
+    maximum = own(values, -torch.inf).amax(dim=(2, 3)) if "max" in pools else None
+    return BatchMoments([n_frequencies * (each.stop - each.start) for each in columns], mean, squares, maximum)

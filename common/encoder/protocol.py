@@ -1,0 +1,103 @@
+"""What the rest of the project asks of an encoder: named outputs, computed from waveforms at one sample rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from common.arrays import Array
+from common.errors import UserError
+
+Waveform = Array | torch.Tensor
+
+
+class UnknownOutputError(UserError):
+    """The encoder has no such layer or pooling."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One embedding that an encoder can give: a layer's activations, pooled.
+
+    Attributes:
+        layer, pool: as in ``--layer`` and ``--pool``; `pool` is empty where there is nothing to choose.
+        width: numbers per clip.
+    """
+
+    layer: str
+    pool: str
+    width: int
+
+    @property
+    def name(self) -> str:
+        """Such as ``"encoder_block6 mean"``."""
+        return f"{self.layer} {self.pool}".strip()
+
+
+@dataclass(frozen=True)
+class EncoderInfo:
+    """Where embeddings come from, as feature files and results record it.
+
+    Attributes:
+        encoder: the kind of encoder.
+        checkpoint: ``sha256:<hex>`` of the weights, ``random:<seed>``, or a name where there are no weights.
+        release: the known release that the weights are, ``"unknown"``, or ``"untrained"``.
+        condition: ``"none"``, ``"zero"``, or ``sha256:<hex>`` of the condition.
+        precision: such as ``"fp32"``.
+    """
+
+    encoder: str
+    checkpoint: str
+    release: str
+    condition: str
+    precision: str
+
+
+class Encoder(Protocol):
+    """A frozen encoder.
+
+    Attributes:
+        sample_rate: of the waveforms it takes, in Hz.
+    """
+
+    sample_rate: int
+
+    @property
+    def info(self) -> EncoderInfo:
+        """For the record."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+
+    @property
+    def outputs(self) -> tuple[Output, ...]:
+        """Everything that it can give."""
+
+    def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
+        """Each of `outputs` from one pass: (N, width) float32 on the CPU.
+
+        Args:
+            waveforms: 1-D float arrays or tensors, mono, at `sample_rate`, in [-1, 1]. A clip's row is the same alone and
+                in any batch.
+        """
+
+
+def find_output(encoder: Encoder, layer: str, pool: str) -> Output:
+    """The encoder's output of this layer and pooling; UnknownOutputError where it has none.
+
+    An encoder with a single output gives that one, whatever is asked for.
+    """
+    if len(encoder.outputs) == 1:
+        return encoder.outputs[0]
+    for what, asked, known in (
+        ("layer", layer, [output.layer for output in encoder.outputs]),
+        ("pool", pool, [output.pool for output in encoder.outputs]),
+    ):
+        if asked not in known:
+            names = ", ".join(dict.fromkeys(known))
+            raise UnknownOutputError(f"--{what} {asked} is unknown to this encoder; choose one of {names}")
+    return next(output for output in encoder.outputs if (output.layer, output.pool) == (layer, pool))

@@ -1,0 +1,53 @@
+"""How every script starts and ends: errors as one line with exit status 2, an interruption with 130."""
+
+from __future__ import annotations
+
+import io
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TextIO
+
+from common.datasets import DatasetNote
+from common.errors import UserError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`. What a user can fix ends as one line on stderr and exit status 2, Ctrl-C with 130."""
+    # A job scheduler asks politely first: treat that like Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):  # escape characters that the terminal cannot encode
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DatasetNote)
+            warnings.showwarning = _show_warning
+            main()
+    except KeyboardInterrupt as interrupt:
+        _end(str(interrupt) or "interrupted", 130)
+    except UserError as error:
+        _end(f"error: {error}", 2)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _end(f"error: {place}{error.strerror or error}", 2)
+
+
+def _end(text: str, status: int) -> None:
+    print(" ".join(text.split()), file=sys.stderr)
+    sys.exit(status)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """A note about the data as one line; any other warning with its place, as Python shows it."""
+    del file, line
+    place = "note: " if issubclass(category, DatasetNote) else f"{filename}:{lineno}: {category.__name__}: "
+    print(f"{place}{message}", file=sys.stderr)

@@ -1,0 +1,174 @@
+"""A feature file -> scores, figures and trained heads: one run of a classification script, from end to end."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.config import ConfigError, FitConfig, ProtocolName
+from common.datasets import Task
+from common.evaluation.load_features import PreparedFeatures, load_controls, load_features
+from common.evaluation.plots import plot_confusion, plot_curves, plot_label_efficiency, plot_per_class
+from common.evaluation.predictions import prefix_of, save_predictions
+from common.evaluation.protocols import PROTOCOLS, ProtocolRun, run_protocol
+from common.evaluation.record import (
+    ConfigRecord,
+    FeaturesRecord,
+    ProtocolRecord,
+    RunRecord,
+    earlier_record,
+    remove_record,
+)
+from common.evaluation.splits import make_splits, random_split
+from common.evaluation.tables import as_markdown, as_text, efficiency_table, percent, remarks, score_table
+from common.features import FeatureSet
+from common.files import exclusive, write_atomically
+from common.heads import HEADS, head_title, recipe_for
+
+COLUMNS = 100  # of a terminal
+
+
+def classify(
+    task: Task, config: FitConfig, options: Mapping[str, str | bool], device: torch.device, overwrite: bool
+) -> RunRecord:
+    """Fit and score both heads by the task's protocol; print the scores, write every file, return the record.
+
+    If a finished run of the same features and settings is there, it is printed again instead.
+
+    Args:
+        config: the effective configuration.
+        options: values of the task's own flags.
+        device: where to fit.
+        overwrite: the results of another run may be replaced.
+
+    Raises:
+        ConfigError, FeatureFileError, FitError, SplitError, DatasetError, OutputError: UserErrors all.
+    """
+    _refuse_contradictions(config)
+    folder = config.output_dir or task.default_output_dir
+    prepared = load_features(task, config, options)
+    features = prepared.features
+    for name in _protocols(config):  # refused before anything is written
+        divide = make_splits if name == "official" else random_split
+        divide(features, config.train_test_split, config.random_seed)
+    controls, control_sha256 = load_controls(task, features, config.control_features or ())
+    settings = ConfigRecord.of(config, options, control_sha256)
+    with exclusive(folder / f".{task.name}_results.lock", f"results into {folder}"):
+        record = earlier_record(folder, task, settings, prepared.source.sha256, overwrite)
+        if record is None:
+            record = _fit_and_save(task, prepared, settings, device, controls, folder)
+        else:
+            print(f"{folder / 'result.json'} is there already, of the same features and settings. Nothing to do.")
+    _print_scores(task, record)
+    if config.markdown:
+        write_atomically(folder / "result.md", _markdown(task, record).encode())
+        print(f"-> {folder / 'result.md'}")
+    print(f"-> {folder}: {', '.join(['result.json', *record.files])}")
+    return record
+
+
+def _refuse_contradictions(config: FitConfig) -> None:
+    if config.random_seed + config.seeds > 2**32:
+        raise ConfigError(f"--seeds {config.seeds} from seed {config.random_seed} on goes beyond 4294967295")
+    if config.whiten_eps is not None and recipe_for("linear", config).scaler != "whiten":
+        raise ConfigError("--whiten-eps is the strength of whitening; add --scaler whiten, or --recipe tuned")
+
+
+def _protocols(config: FitConfig) -> tuple[ProtocolName, ...]:
+    return PROTOCOLS if config.protocol == "both" else (config.protocol,)
+
+
+def _fit_and_save(
+    task: Task,
+    prepared: PreparedFeatures,
+    config: ConfigRecord,
+    device: torch.device,
+    controls: Mapping[str, FeatureSet],
+    folder: Path,
+) -> RunRecord:
+    """Run the protocols, write all of a run's files into `folder`, and return its record."""
+    features = prepared.features
+    # The record comes last: without it, the files of an interrupted fit count for nothing.
+    remove_record(folder)
+    protocols: dict[str, ProtocolRecord] = {}
+    files = ["result.csv"]
+    for name in _protocols(config):
+        if protocols and not protocols["official"].is_official:
+            print(f"{task.title} has no official division: its own protocol is the random one")
+            break
+        run = run_protocol(name, features, config.fit_config, device, prepared.division, task.scores, controls)
+        protocols[name] = run.record
+        files += _save_run(task, name, run, features, folder)
+        if len(protocols) == 1:
+            for kind, head in run.heads.items():
+                head.save(folder / task.head_files[kind])
+                files.append(task.head_files[kind])
+    source = FeaturesRecord.of(features, prepared.source.files, prepared.source.sha256)
+    record = RunRecord.of(task, config, source, protocols, files)
+    record.save(folder)
+    return record
+
+
+def _save_run(task: Task, name: ProtocolName, run: ProtocolRun, features: FeatureSet, folder: Path) -> list[str]:
+    """Write a protocol's predictions and figures; the names of the random one's files say so."""
+    prefix = prefix_of(name)
+    files = save_predictions(run.outcomes, features, folder, prefix)
+    for kind in HEADS:
+        scored = run.record.heads[kind]
+        title = f"{task.title}, {head_title(kind)} head: {scored.accuracy:.1%}\n{run.record.protocol}"
+        names = features.class_names
+        plot_confusion(np.array(scored.confusion), names, title, folder / f"{prefix}confusion_{kind}.png")
+        plot_per_class(scored.per_class, names, title, folder / f"{prefix}per_class_{kind}.png")
+        plot_curves(scored.splits, title, folder / f"{prefix}curves_{kind}.png")
+        files += [f"{prefix}{figure}_{kind}.png" for figure in ("confusion", "per_class", "curves")]
+    if run.record.label_efficiency:
+        file = f"{prefix}label_efficiency.png"
+        title = f"{task.title}: how many labels are needed\n{run.record.protocol}"
+        plot_label_efficiency(run.record.label_efficiency, title, folder / file)
+        files.append(file)
+    return files
+
+
+def run_title(task: Task, record: RunRecord, protocol: ProtocolRecord) -> str:
+    """The line above a table: the task, its clips, the protocol, the recipe, the seeds."""
+    seeds = len(protocol.seeds)
+    return (
+        f"{task.title}: {record.features.clips:,} clips, {len(record.features.class_names)} classes, "
+        f"{protocol.protocol}; {record.config.recipe} recipe, "
+        + (f"{seeds} seeds" if seeds > 1 else f"seed {protocol.seeds[0]}")
+    )
+
+
+def _print_scores(task: Task, record: RunRecord) -> None:
+    for protocol in record.protocols.values():
+        print("\n" + textwrap.fill(run_title(task, record, protocol), COLUMNS))
+        print(as_text(score_table(protocol)))
+        for line in remarks(protocol):
+            print(textwrap.fill(line, COLUMNS))
+        if protocol.label_efficiency:
+            print(as_text(efficiency_table(protocol)))
+    if len(record.protocols) == 2:
+        print(f"\n{_difference(record)}")
+
+
+def _difference(record: RunRecord) -> str:
+    official, random = (record.protocols[name].heads for name in PROTOCOLS)
+    table = [["head", "official", "random", "difference"]]
+    for kind in official:
+        scores = official[kind].accuracy, random[kind].accuracy
+        table.append([head_title(kind), *map(percent, scores), f"{100 * (scores[1] - scores[0]):+.1f}"])
+    return as_text(table)
+
+
+def _markdown(task: Task, record: RunRecord) -> str:
+    parts = []
+    for protocol in record.protocols.values():
+        parts += [f"**{run_title(task, record, protocol)}** (percent)", as_markdown(score_table(protocol))]
+        parts.append("\n".join(f"- {line}" for line in remarks(protocol)))
+        if protocol.label_efficiency:
+            parts.append(as_markdown(efficiency_table(protocol)))
+    return "\n\n".join(parts) + "\n"

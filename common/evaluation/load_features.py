@@ -1,0 +1,152 @@
+"""What a classification reads: a task's feature files, recognised, joined and prepared; and the controls' beside them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.config import ConfigError, FitConfig
+from common.datasets import Division, Task
+from common.evaluation.protocols import SHUFFLED
+from common.features import FeatureFileError, FeatureSet
+from common.files import sha256_of
+from common.heads import check_fittable
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Feature files as they were read.
+
+    Attributes:
+        features: their rows, joined.
+        path: the file, or the folder of several; names them in messages.
+        files: the path or paths.
+        sha256: of all of them.
+    """
+
+    features: FeatureSet
+    path: Path
+    files: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class PreparedFeatures:
+    """The rows to fit and score.
+
+    Attributes:
+        features: rows chosen and divided as the task prepares them.
+        division: the task's description of its division, where it has one.
+        source: where they come from.
+    """
+
+    features: FeatureSet
+    division: str
+    source: FeatureSource
+
+
+def load_features(task: Task, config: FitConfig, options: Mapping[str, str | bool]) -> PreparedFeatures:
+    """The rows that a configuration means.
+
+    Args:
+        options: values of the task's own flags.
+
+    Raises:
+        ConfigError, FeatureFileError, FitError, DatasetError: UserErrors all.
+    """
+    source = _read(task, config.features)
+    features = _recognise(task, source, config.feature_dim)
+    division = Division(options, config.train_test_split, config.random_seed)
+    features, description = task.prepare(features, division)
+    check_fittable(features, str(source.path))
+    return PreparedFeatures(features, description, source)
+
+
+def _read(task: Task, place: Path | None) -> FeatureSource:
+    """The task's feature file; for a task of several files those that are there, from the folder `place`."""
+    if not task.parts:
+        path = place or task.default_features
+        return FeatureSource(FeatureSet.load(path), path, str(path), sha256_of(path))
+    folder = place or task.folder
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; {task.title} takes several from one folder: --features {folder.parent}")
+    there = {dataset: folder / name for dataset, name in task.parts.items() if (folder / name).exists()}
+    paths = list(there.values())
+    if not paths:
+        names = ", ".join(task.parts.values())
+        raise ConfigError(
+            f"{folder} holds none of {names}; run the task's extract_*.py first, or give --features FOLDER"
+        )
+    parts = [FeatureSet.load(path) for path in paths]
+    for part, (dataset, path) in zip(parts, there.items(), strict=True):
+        refuse_other_data(task, part, path, dataset)
+    together = hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest()
+    features = FeatureSet.join(parts, [str(path) for path in paths], task.class_names)
+    return FeatureSource(features, folder, ", ".join(map(str, paths)), together)
+
+
+def _recognise(task: Task, source: FeatureSource, feature_dim: int) -> FeatureSet:
+    """Check that the features belong to this task; complete a file of the original project where possible."""
+    features, path = source.features, source.path
+    refuse_other_data(task, features, path, task.name)
+    width = features.features.shape[1]
+    if width != feature_dim:
+        raise ConfigError(
+            f"{path} has {width} numbers per clip, the configuration says {feature_dim}; if that is meant, give "
+            f"--feature-dim {width}"
+        )
+    if not features.meta:
+        print(f"{path} holds no provenance: which encoder made it, and from what audio, is not recorded")
+        recognised = task.recognise(features)
+        if recognised is not None:
+            features, sentence = recognised
+            print(sentence)
+    return features
+
+
+def refuse_other_data(task: Task, features: FeatureSet, path: Path, wanted: str, if_unknown: str | None = None) -> None:
+    """FeatureFileError where features are of another data set than `wanted`.
+
+    Args:
+        if_unknown: what features without provenance count as; `wanted` where None.
+    """
+    found = features.meta.get("dataset", wanted if if_unknown is None else if_unknown)
+    if found == wanted:
+        return
+    is_akin = found.partition("_")[0] == wanted.partition("_")[0]
+    because = f": {task.only_its_own}" if task.only_its_own and is_akin else ""
+    raise FeatureFileError(f"{path} holds features of {found}, not of {wanted}{because}; give others with --features")
+
+
+def load_controls(
+    task: Task, features: FeatureSet, files: Sequence[Path]
+) -> tuple[dict[str, FeatureSet], dict[str, str]]:
+    """Other features of the same clips by name, and the checksums of their files."""
+    controls: dict[str, FeatureSet] = {}
+    checksums = {}
+    for file in files:
+        source = _read(task, file)
+        path = source.path
+        name = path.stem if path.stem not in (*controls, SHUFFLED) else f"{path.parent.name}/{path.stem}"
+        if name in controls:
+            raise ConfigError(f"--control-features: two are called {name}; rename one")
+        controls[name], checksums[name] = _same_clips(task, features, source), source.sha256
+    return controls, checksums
+
+
+def _same_clips(task: Task, features: FeatureSet, other: FeatureSource) -> FeatureSet:
+    """Other features of the same clips, in the same order and with the same division."""
+    refuse_other_data(task, other.features, other.path, features.meta.get("dataset", task.name), if_unknown=task.name)
+    place = {clip_id: row for row, clip_id in enumerate(other.features.clip_ids)}
+    missing = [clip_id for clip_id in features.clip_ids if clip_id not in place]
+    if missing:
+        raise ConfigError(
+            f"--control-features {other.path} lacks {len(missing)} of the clips (first: {missing[0]}); extract it from "
+            "the same data"
+        )
+    rows = [place[clip_id] for clip_id in features.clip_ids]
+    control = replace(features, features=other.features.features[rows])
+    check_fittable(control, str(other.path))
+    return control

@@ -1,0 +1,101 @@
+"""Scores of predictions; the definitions are scikit-learn's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    precision_recall_fscore_support,
+    recall_score,
+    roc_curve,
+    top_k_accuracy_score,
+)
+from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
+
+from common.arrays import Array
+
+TOP5_CLASSES = 30  # classes from which on the best five say something
+# Scores that are the mean of the shares of hits in parts of the clips -> the part of each clip, by its label.
+STRATA: dict[str, Callable[[Array], Array]] = {
+    "balanced_accuracy": lambda labels: labels,
+    "icbhi_score": lambda labels: labels > 0,
+}
+
+
+def scores(labels: Array, predictions: Array, n_classes: int, logits: Array | None = None) -> dict[str, float]:
+    """Scores in [0, 1].
+
+    Returns:
+        ``accuracy``; ``balanced_accuracy``, the mean recall of the classes that occur; ``macro_f1``, in which a class
+        never predicted has F1 0, and one that never occurs counts too; ``top5_accuracy`` where there are logits
+        (N, C) and 30 classes or more.
+    """
+    occurring = np.unique(labels)
+    scored = {
+        "accuracy": float(accuracy_score(labels, predictions)),
+        "balanced_accuracy": float(recall_score(labels, predictions, labels=occurring, average="macro")),
+        "macro_f1": float(f1_score(labels, predictions, labels=range(n_classes), average="macro", zero_division=0)),
+    }
+    if logits is not None and n_classes >= TOP5_CLASSES:
+        scored["top5_accuracy"] = float(top_k_accuracy_score(labels, logits, k=5, labels=range(n_classes)))
+    return scored
+
+
+def per_class(labels: Array, predictions: Array, n_classes: int) -> dict[str, list[float]]:
+    """``precision``, ``recall``, ``f1`` and ``clips`` (of the true class) of every class; 0 where undefined."""
+    columns = precision_recall_fscore_support(labels, predictions, labels=range(n_classes), zero_division=0)
+    return {name: column.tolist() for name, column in zip(("precision", "recall", "f1", "clips"), columns, strict=True)}
+
+
+def confusion_matrix(labels: Array, predictions: Array, n_classes: int) -> Array:
+    """(C, C) counts; row: true class, column: predicted class."""
+    counts: Array = sklearn_confusion_matrix(labels, predictions, labels=range(n_classes))
+    return counts
+
+
+def majority_predictions(train_labels: Array, n_test: int) -> Array:
+    """(n_test,) the most frequent class of the training labels: what no head should fall below."""
+    return np.full(n_test, np.bincount(train_labels).argmax())
+
+
+def icbhi_scores(labels: Array, predictions: Array) -> dict[str, float]:
+    """Sensitivity, specificity and their mean, the ICBHI score; class 0 is normal, all others abnormal.
+
+    As the challenge and the field compute them (for one, ``get_score`` of https://github.com/raymin0223/patch-mix):
+    specificity is the share of normal clips found normal; sensitivity the share of abnormal clips found to be of
+    exactly their class, so that a crackle taken for a wheeze is a miss. NaN where there is no such clip.
+    """
+    hits, normal = predictions == labels, labels == 0
+    specificity = float(hits[normal].mean()) if normal.any() else float("nan")
+    sensitivity = float(hits[~normal].mean()) if (~normal).any() else float("nan")
+    return {
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "icbhi_score": (sensitivity + specificity) / 2,
+    }
+
+
+def equal_error_rate(same: Array, similarity: Array) -> float:
+    """The error rate at the threshold where false acceptances and false rejections are equally frequent.
+
+    Args:
+        same: (N,) bool, whether a trial is of one speaker.
+        similarity: (N,), higher where the two sides are more alike.
+    """
+    false_accept, true_accept, _ = roc_curve(same, similarity, drop_intermediate=False)
+    gap = (1 - true_accept) - false_accept  # falls from 1 to -1
+    after = int(np.argmax(gap <= 0))
+    # On the line between the two thresholds at which the rates cross.
+    share = gap[after - 1] / (gap[after - 1] - gap[after])
+    return float(false_accept[after - 1] + share * (false_accept[after] - false_accept[after - 1]))
+
+
+def min_dcf(same: Array, similarity: Array, p_target: float) -> float:
+    """The least normalised detection cost over all thresholds, misses and false alarms costing 1 each
+    (NIST speaker recognition evaluations): 1 is what deciding without listening costs."""
+    false_accept, true_accept, _ = roc_curve(same, similarity, drop_intermediate=False)
+    cost = p_target * (1 - true_accept) + (1 - p_target) * false_accept
+    return float(cost.min() / min(p_target, 1 - p_target))

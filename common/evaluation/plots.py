@@ -1,0 +1,152 @@
+"""Figures of results, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.metrics import DetCurveDisplay
+
+from common.arrays import Array
+from common.evaluation.record import EfficiencyRecord, FitRecord, PerClass
+from common.files import write_atomically
+from common.heads import head_title
+
+FEW, MANY = 20, 60  # classes: up to which all numbers fit into a matrix, and all names into a picture
+
+
+def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, path: Path) -> None:
+    """Draw a (C, C) matrix of counts as percentages of the true class; row: true class, column: predicted.
+
+    Classes stand in their own order; more than MANY of them by falling recall.
+    """
+    n_classes = len(class_names)
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    order, ordered = list(range(n_classes)), ""
+    if n_classes > MANY:
+        order, ordered = np.argsort(-np.diag(share), kind="stable").tolist(), ", best recall first"
+    share = share[np.ix_(order, order)]
+    names = [class_names[index].replace("_", " ") for index in order]
+    pitch_in = 0.55 if n_classes <= FEW else 0.2 if n_classes <= MANY else 0.115
+    size = max(5.0, pitch_in * n_classes + 1.5)
+    figure = Figure(figsize=(size + 1.5, size + 0.5), layout="constrained")  # no pyplot: there may be no display
+    axes = figure.subplots()
+    image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
+    font = 10 if n_classes <= FEW else 8 if n_classes <= MANY else 5.5
+    axes.set_xticks(range(n_classes), names, rotation=90, fontsize=font)
+    axes.set_yticks(range(n_classes), names, fontsize=font)
+    axes.tick_params(length=0)
+    axes.set_title(title, fontsize=max(11, 0.6 * size))
+    axes.set_xlabel(f"predicted class{ordered}", fontsize=max(10, 0.5 * size))
+    axes.set_ylabel(f"true class{ordered}", fontsize=max(10, 0.5 * size))
+    # Numbers where they can be read, and tell something.
+    least = 0.005 if n_classes <= FEW else 0.095 if n_classes <= MANY else 2
+    for row, column in zip(*np.nonzero(share >= least), strict=True):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        text = f"{100 * share[row, column]:.0f}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font - 1)
+    figure.colorbar(image, ax=axes, label="% of the true class", fraction=0.04, pad=0.02)
+    save_figure(figure, path)
+
+
+def plot_per_class(per_class: PerClass, class_names: Sequence[str], title: str, path: Path) -> None:
+    """Draw the F1 of every class as a bar, best first; of more than MANY classes, the best and the worst ones."""
+    f1 = np.array(per_class.f1)
+    order = np.argsort(-f1, kind="stable")
+    if len(order) > MANY:
+        half = MANY // 2
+        title = f"{title}\nthe {half} best and the {half} worst of {len(order)} classes"
+        order = np.concatenate([order[:half], order[-half:]])
+    figure = Figure(figsize=(7, max(2.5, 0.2 * len(order) + 1.6)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(order)), 100 * f1[order], color="#3b6fb6", height=0.75)
+    names = [f"{class_names[index].replace('_', ' ')} ({per_class.clips[index]:,.0f})" for index in order]
+    axes.set_yticks(range(len(order)), names, fontsize=8)
+    mean = f"mean of all classes: {100 * f1.mean():.1f}"
+    axes.axvline(100 * f1.mean(), color="black", linewidth=1, linestyle="--", label=mean, zorder=0)
+    axes.legend(loc="lower right", fontsize=8)
+    for place, value in enumerate(100 * f1[order]):
+        axes.text(value + 0.7, place, f"{value:.0f}", va="center", fontsize=7)
+    axes.set(xlim=(0, 106), ylim=(len(order) - 0.3, -0.7), xlabel="F1, % (test clips in brackets)")
+    axes.set_title(title, fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
+def plot_curves(fits: Sequence[FitRecord], title: str, path: Path) -> None:
+    """Draw training loss and validation accuracy over epochs: the mean of all fits, their range, the epochs chosen."""
+    curves = [("training loss", [np.array(fit.train_loss) for fit in fits])]
+    validated = [100 * np.array(fit.valid_accuracy) for fit in fits if fit.valid_accuracy]  # of splits that have any
+    if validated:
+        curves.append(("validation accuracy, %", validated))
+    figure = Figure(figsize=(7, 6 if validated else 3.5), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(curves), 1, sharex=True))
+    for axes, (label, drawn) in zip(panels, curves, strict=True):
+        values = np.stack(drawn)  # (fits, epochs)
+        epochs = np.arange(1, values.shape[1] + 1)
+        mean_of = f"mean of {len(drawn)}" if len(drawn) > 1 else None
+        axes.plot(epochs, values.mean(axis=0), color="#3b6fb6", label=mean_of)
+        if len(drawn) > 1:
+            span = (values.min(axis=0), values.max(axis=0))
+            axes.fill_between(epochs, *span, color="#3b6fb6", alpha=0.2, linewidth=0, label="range")
+        height = 1 if len(fits) <= 5 else 0.07  # of many fits, marks along the axis
+        for number, fit in enumerate(fits):
+            label_once = None if number else "epoch kept"
+            axes.axvline(fit.epoch, ymax=height, color="#c0392b", linewidth=1, alpha=0.7, label=label_once)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(fontsize=8)
+    panels[-1].set_xlabel("epoch")
+    panels[0].set_title(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def plot_label_efficiency(points: Sequence[EfficiencyRecord], title: str, path: Path) -> None:
+    """Draw accuracy over the number of labelled clips, a line per head, with the 95 % intervals."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for (head, colour), marker in zip((("linear", "#3b6fb6"), ("three_layer", "#c0392b")), "os", strict=True):
+        own = sorted((point for point in points if point.head == head), key=lambda point: point.n_train)
+        if not own:
+            continue
+        clips = [point.n_train for point in own]
+        accuracy = np.array([100 * point.mean["accuracy"] for point in own])
+        ends = [point.interval or (point.mean["accuracy"],) * 2 for point in own]
+        errors = np.abs(100 * np.array(ends).T - accuracy)
+        axes.errorbar(clips, accuracy, errors, marker=marker, color=colour, capsize=3, label=head_title(head))
+    axes.set_xscale("log")
+    axes.set_title(title, fontsize=10)
+    axes.set(xlabel="labelled clips to learn from", ylabel="accuracy, %")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
+def plot_det(same: Array, similarities: dict[str, Array], title: str, path: Path) -> None:
+    """Draw the detection error trade-off of several scorings of the same trials, on normal-deviate axes.
+
+    Args:
+        same: (N,) bool, whether a trial is of one speaker.
+        similarities: name -> (N,) scores.
+    """
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
+    for name, similarity in similarities.items():
+        DetCurveDisplay.from_predictions(same, similarity, name=name, ax=axes)
+    axes.plot([-3, 3], [-3, 3], color="grey", linewidth=0.7, linestyle=":", label="equal error rate")
+    axes.set(xlabel="false acceptance rate", ylabel="false rejection rate", title=title, aspect="equal")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right")
+    save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,353 @@
+"""The record of a run: every printed number and what it was made from, as result.json keeps it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from common.config import FitConfig
+from common.datasets import Task
+from common.errors import UserError
+from common.features import PER_CLIP, Counts, FeatureSet
+from common.files import OutputError, difference_in_words, write_atomically, write_csv
+from common.heads import HEADS, HeadKind, Recipe, recipe_for
+
+Interval = tuple[float, float]
+# A score that is not defined (no clip of its kind) is NaN here and null in the file: JSON has no NaN.
+Score = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
+RESULT_FILE = "result.json"
+
+
+class RecordError(UserError):
+    """A result.json cannot be read."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="null")
+
+
+class FitRecord(_Record):
+    """One split and seed. Scores (``accuracy``, ``macro_f1``, ...) stand beside the named fields in the file."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Score]
+
+    split: str
+    seed: int
+    n_train: int
+    n_test: int
+    epoch: int | None = None
+    shrinkage: float | None = None
+    best_test_accuracy_over_epochs: Score | None = None
+    best_test_epoch: int | None = None
+    train_loss: list[float] = []
+    valid_accuracy: list[float] = []
+    test_accuracy_over_epochs: list[float] = []
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The scores by name."""
+        return self.__pydantic_extra__
+
+
+class PerClass(_Record):
+    """Scores of every class, in the order of the class names; `clips`: of the true class, for one seed."""
+
+    precision: list[float]
+    recall: list[float]
+    f1: list[float]
+    clips: list[float]
+
+
+class HeadRecord(_Record):
+    """The scores of one head over all splits and seeds.
+
+    Attributes:
+        mean: of every score over all splits and seeds.
+        std_over_folds: of the folds' means over seeds; None with one fold. `std_over_seeds`: of the seeds' means over
+            folds; None with one seed. Both are population standard deviations.
+        interval: 95 % of the mean accuracy, groups resampled; None without enough of them.
+        more_intervals: of the other scores that have one.
+        per_class, confusion: over all splits and seeds; the confusion matrix holds counts, row: true class.
+        splits: every split and seed.
+    """
+
+    mean: dict[str, Score]
+    std_over_folds: dict[str, Score] | None
+    std_over_seeds: dict[str, Score] | None
+    interval: Interval | None
+    more_intervals: dict[str, Interval | None] = {}
+    per_class: PerClass
+    confusion: list[list[int]]
+    splits: list[FitRecord]
+
+    @property
+    def accuracy(self) -> float:
+        """The mean accuracy."""
+        return self.mean["accuracy"]
+
+
+class ComparisonRecord(_Record):
+    """The difference in accuracy between two heads on the same test clips: second minus first.
+
+    Attributes:
+        difference, interval: and its 95 % interval.
+        p_value: of a test that swaps the heads in whole `units`: groups, or clips where groups are unknown.
+    """
+
+    difference: float
+    interval: Interval | None
+    p_value: float | None
+    units: Literal["groups", "clips"]
+
+
+class EfficiencyRecord(_Record):
+    """The scores of a head that learned from a share of the labels; see `HeadRecord`."""
+
+    head: HeadKind
+    fraction: float
+    n_train: int
+    mean: dict[str, Score]
+    std_over_folds: dict[str, Score] | None
+    std_over_seeds: dict[str, Score] | None
+    interval: Interval | None
+
+
+class ProtocolRecord(_Record):
+    """Everything scored by one protocol.
+
+    Attributes:
+        protocol: a description of the division, for readers.
+        is_official: whether it is the data set's own.
+        validation: a description of the validation clips.
+        chooses_epoch: whether validation clips choose the epoch, or the last one is kept.
+        refit: whether heads were fitted again on training and validation clips.
+        seeds: of the fits.
+        related_test_clips: share of test clips whose group has training clips; None where groups are unknown.
+        heads, majority_class, probes, controls: the scores.
+        comparison: of the three-layer head with the linear one.
+        label_efficiency: scores by share of the labels.
+    """
+
+    protocol: str
+    is_official: bool
+    validation: str
+    chooses_epoch: bool
+    refit: bool
+    seeds: list[int]
+    related_test_clips: float | None
+    heads: dict[HeadKind, HeadRecord]
+    majority_class: HeadRecord
+    comparison: ComparisonRecord
+    probes: dict[str, HeadRecord] = {}
+    controls: dict[str, HeadRecord] = {}
+    label_efficiency: list[EfficiencyRecord] = []
+
+    @property
+    def all_heads(self) -> dict[str, HeadRecord]:
+        """Every row of the printed table: heads, probes, controls, the majority class."""
+        heads: dict[str, HeadRecord] = dict(self.heads.items())
+        return heads | self.probes | self.controls | {"majority_class": self.majority_class}
+
+    @property
+    def best_head(self) -> HeadKind:
+        """The head of the higher accuracy."""
+        return max(self.heads, key=lambda kind: self.heads[kind].accuracy)
+
+
+class ConfigRecord(FitConfig):
+    """The effective configuration of a run, with the recipes in numbers and the values of the task's own flags.
+
+    A later version's recipe of the same name may be another one, so the numbers count.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str | bool]
+
+    recipe_linear: Recipe
+    recipe_three_layer: Recipe
+    control_sha256: dict[str, str]
+
+    @classmethod
+    def of(cls, config: FitConfig, options: Mapping[str, str | bool], control_sha256: dict[str, str]) -> ConfigRecord:
+        recipes = {f"recipe_{kind}": recipe_for(kind, config) for kind in HEADS}
+        return cls(**config.model_dump(), **recipes, control_sha256=control_sha256, **options)
+
+    @property
+    def options(self) -> dict[str, str | bool]:
+        """The values of the task's own flags."""
+        return self.__pydantic_extra__
+
+    @property
+    def fit_config(self) -> FitConfig:
+        """Without what a record adds."""
+        return FitConfig(**{key: getattr(self, key) for key in FitConfig.model_fields})
+
+
+class FeaturesRecord(_Record):
+    """The feature file of a run. The rest of its provenance stands beside the named fields in the file.
+
+    Attributes:
+        file: the path or paths.
+        sha256: of all of them.
+        clips, class_names: that were fitted and scored.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    file: str
+    sha256: str
+    clips: int
+    class_names: list[str]
+    checkpoint: str | None = None
+    release: str = "unknown"
+    condition: str | None = None
+    precision: str | None = None
+    layer: str | None = None
+    pool: str | None = None
+    counts: Counts = Counts()
+
+    @classmethod
+    def of(cls, features: FeatureSet, file: str, sha256: str) -> FeaturesRecord:
+        meta = {key: value for key, value in features.meta.items() if key not in PER_CLIP}
+        own = {"file": file, "sha256": sha256, "clips": len(features), "class_names": features.class_names}
+        return cls.model_validate({**meta, **own})
+
+
+class RunRecord(_Record):
+    """One run of a classification script: what result.json holds.
+
+    Attributes:
+        task: the task's name.
+        config: the effective configuration.
+        features: what was classified.
+        protocols: name -> its scores.
+        files: what was written beside result.json.
+        command: the script and its flags.
+        created: UTC time.
+        versions: of the packages that compute.
+    """
+
+    task: str
+    config: ConfigRecord
+    features: FeaturesRecord
+    protocols: dict[str, ProtocolRecord]
+    files: list[str]
+    command: list[str]
+    created: str
+    versions: dict[str, str]
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        config: ConfigRecord,
+        features: FeaturesRecord,
+        protocols: Mapping[str, ProtocolRecord],
+        files: Sequence[str],
+    ) -> RunRecord:
+        """The record of a run that ends now."""
+        packages = {name: version(name) for name in ("torch", "numpy", "scikit-learn", "scipy")}
+        return cls(
+            task=task.name,
+            config=config,
+            features=features,
+            protocols=dict(protocols),
+            files=list(files),
+            command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            versions={"python": platform.python_version(), **packages},
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write result.json, and result.csv with one row per protocol, head, split and seed."""
+        rows = [
+            {"protocol": name, "head": head, **_cells(fit)}
+            for name, protocol in self.protocols.items()
+            for head, scored in protocol.all_heads.items()
+            for fit in scored.splits
+        ]
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        write_csv(folder / "result.csv", [columns, *([row.get(name) for name in columns] for row in rows)])
+        text = self.model_dump_json(indent=1, exclude_unset=True)
+        write_atomically(folder / RESULT_FILE, (text + "\n").encode())
+
+    @classmethod
+    def load(cls, path: Path) -> RunRecord:
+        """Read a result.json; RecordError where it is damaged or something else."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(map(str, problem["loc"]))
+            raise RecordError(
+                f"{path} is not a record of this project ({f'{place}: ' if place else ''}{problem['msg']})"
+            ) from error
+
+
+def _cells(fit: FitRecord) -> dict[str, object]:
+    """The single values of a fit, in the order of result.csv's columns."""
+    values = fit.model_dump(exclude_unset=True)
+    single = {key: value for key, value in values.items() if not isinstance(value, list)}
+    identity = ("split", "seed", "n_train", "n_test")
+    return {key: single.pop(key) for key in identity} | fit.scores | single
+
+
+# What a finished run may differ in and still be the run that is asked for.
+NOT_DECISIVE = ("features", "output_dir", "markdown")
+
+
+def earlier_record(
+    folder: Path, task: Task, config: ConfigRecord, features_sha256: str, overwrite: bool = False
+) -> RunRecord | None:
+    """The record in `folder` if it is of the same task, features and configuration and its files are all there; None if
+    there is none, or it may be replaced.
+
+    Raises:
+        OutputError: it is of another run, and `overwrite` is not set.
+    """
+    path = folder / RESULT_FILE
+    if not path.exists():
+        return None
+    try:
+        record = RunRecord.load(path)
+    except RecordError as error:
+        if overwrite:
+            return None
+        raise OutputError(f"{error}; --overwrite replaces it") from error
+    before = {**_comparable(record.config), "task": record.task, "features": record.features.sha256}
+    now = {"task": task.name, **_comparable(config), "features": features_sha256}
+    different = difference_in_words(before, now)
+    if different and not overwrite:
+        raise OutputError(
+            f"{path} holds the results of another run ({different}); "
+            "--overwrite replaces them, --output-dir writes elsewhere"
+        )
+    is_complete = bool(record.protocols) and all((folder / name).is_file() for name in record.files)
+    return record if is_complete and not different else None
+
+
+def _comparable(config: ConfigRecord) -> dict[str, object]:
+    values: dict[str, object] = json.loads(config.model_dump_json())
+    return {key: value for key, value in values.items() if key not in NOT_DECISIVE}
+
+
+def remove_record(folder: Path) -> None:
+    """Remove the results of an earlier run with every file that it names, so that none passes for a new one's."""
+    path = folder / RESULT_FILE
+    try:
+        names = [*RunRecord.load(path).files, "result.md"]
+    except (OSError, RecordError):
+        names = []  # there is none, or not ours
+    path.unlink(missing_ok=True)
+    for name in names:
+        if Path(name).name == name:  # nothing outside the folder, whatever the record says
+            (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,107 @@
+"""Outcomes -> scores with intervals, as the record keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import TypeVar
+
+import numpy as np
+
+from common.arrays import Array
+from common.evaluation.metrics import STRATA, confusion_matrix, per_class, scores
+from common.evaluation.outcomes import Outcome
+from common.evaluation.record import ComparisonRecord, FitRecord, HeadRecord, PerClass
+from common.evaluation.uncertainty import hits_interval, paired_p_value
+from common.features import FeatureSet
+
+Key = TypeVar("Key", str, int)
+MoreScores = Callable[[Array, Array], dict[str, float]]
+
+
+def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: MoreScores | None = None) -> HeadRecord:
+    """The scores of one head over all splits and seeds.
+
+    Args:
+        more_scores: (labels, predictions) -> scores beside those of `common.evaluation.metrics.scores`.
+    """
+    labels, n_classes = features.labels.numpy(), len(features.class_names)
+    fits = [_score_fit(outcome, labels, n_classes, more_scores) for outcome in outcomes]
+    truth = labels[np.concatenate([outcome.rows for outcome in outcomes])]
+    predictions = np.concatenate([outcome.predictions for outcome in outcomes])
+    hits = _Hits.of(outcomes, features)
+    names = list(fits[0].scores)
+    means = {name: float(np.mean([fit.scores[name] for fit in fits])) for name in names}
+    by_split, by_seed = [fit.split for fit in fits], [fit.seed for fit in fits]
+    classes, n_seeds = per_class(truth, predictions, n_classes), len(set(by_seed))
+    return HeadRecord(
+        mean=means,
+        std_over_folds=_std_between(fits, by_split, names),
+        std_over_seeds=_std_between(fits, by_seed, names),
+        interval=hits_interval(hits.hits, hits.groups, hits.splits),
+        more_intervals={
+            name: hits_interval(hits.hits, hits.groups, hits.splits, strata(truth))
+            for name, strata in STRATA.items()
+            if np.isfinite(means.get(name, np.nan))
+        },
+        per_class=PerClass(**{**classes, "clips": [clips / n_seeds for clips in classes["clips"]]}),
+        confusion=confusion_matrix(truth, predictions, n_classes).tolist(),
+        splits=fits,
+    )
+
+
+def _score_fit(outcome: Outcome, labels: Array, n_classes: int, more_scores: MoreScores | None) -> FitRecord:
+    truth = labels[outcome.rows]
+    scored = scores(truth, outcome.predictions, n_classes, outcome.logits)
+    if more_scores is not None:
+        scored |= more_scores(truth, outcome.predictions)
+    facts = asdict(outcome.facts) if outcome.facts is not None else {}
+    identity = {"split": outcome.split, "seed": outcome.seed, "n_train": outcome.n_train, "n_test": len(truth)}
+    return FitRecord.model_validate({**identity, **facts, **scored})
+
+
+def _std_between(fits: Sequence[FitRecord], keys: Sequence[Key], names: Sequence[str]) -> dict[str, float] | None:
+    """Standard deviation of each score between the values of `keys`, each the mean over everything else."""
+    values = sorted(set(keys))
+    if len(values) < 2:
+        return None
+    return {
+        name: float(
+            np.std(
+                [
+                    np.mean([fit.scores[name] for fit, key in zip(fits, keys, strict=True) if key == value])
+                    for value in values
+                ]
+            )
+        )
+        for name in names
+    }
+
+
+class _Hits:
+    """Whether each prediction is right, its group (the clip itself where groups are unknown), and its split."""
+
+    def __init__(self, hits: Array, groups: Array, splits: Array) -> None:
+        self.hits, self.groups, self.splits = hits, groups, splits
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome], features: FeatureSet) -> _Hits:
+        rows = np.concatenate([outcome.rows for outcome in outcomes])
+        predictions = np.concatenate([outcome.predictions for outcome in outcomes])
+        groups = np.array(features.groups)[rows] if features.groups is not None else rows
+        splits = np.concatenate([np.full(len(outcome.rows), outcome.split) for outcome in outcomes])
+        return cls((predictions == features.labels.numpy()[rows]).astype(float), groups, splits)
+
+
+def compare_heads(first: Sequence[Outcome], second: Sequence[Outcome], features: FeatureSet) -> ComparisonRecord:
+    """The difference in accuracy between two heads on the same test clips: second minus first."""
+    before = _Hits.of(first, features)
+    difference = _Hits.of(second, features).hits - before.hits
+    _, fold, sizes = np.unique(before.splits, return_inverse=True, return_counts=True)
+    weighted = difference / sizes[fold] / len(sizes)  # every fold counts alike
+    return ComparisonRecord(
+        difference=float(weighted.sum()),
+        interval=hits_interval(difference, before.groups, before.splits),
+        p_value=paired_p_value(weighted, before.groups),
+        units="clips" if features.groups is None else "groups",
+    )

@@ -1,0 +1,172 @@
+"""Which rows train and which rows test: the data set's own folds or splits, or a seeded random split."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold, train_test_split
+
+from common.arrays import Array
+from common.errors import UserError
+from common.features import FeatureSet
+from common.heads import Split
+
+VALID_SHARE = 0.2  # of the training clips, where a data set has no validation clips of its own
+
+
+class SplitError(UserError):
+    """The data cannot be split for a fair score."""
+
+
+def make_splits(features: FeatureSet, test_share: float, seed: int) -> tuple[list[Split], str]:
+    """The data set's official division where the features hold one, else a stratified random one.
+
+    Returns:
+        The splits, and a phrase that names the protocol, such as ``"official folds 1, 2, 10"``.
+
+    Raises:
+        SplitError: a single fold, or a fold or side without a class.
+    """
+    if features.folds is not None:
+        return _folds(features)
+    if features.splits is not None:
+        sides = np.array(features.splits)
+        missing = [side for side in ("train", "test") if side not in sides]
+        if missing:
+            raise SplitError(
+                f"the features hold no {' and no '.join(missing)} clips of the official split; "
+                "extract the features of the whole data set"
+            )
+        splits = [Split("test", *(np.flatnonzero(sides == side) for side in ("train", "test", "valid")))]
+        protocol = "official train, valid and test split" if len(splits[0].valid) else "official train and test split"
+    else:
+        splits = [random_split(features, test_share, seed)]
+        protocol = f"random {test_share:.0%} test split, stratified"
+    for split in splits:
+        _refuse_missing_classes(features, split.train, f"the training side of the {protocol}")
+    return splits, protocol
+
+
+def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Split, str]:
+    """The split with validation rows: its own, or a fifth of its training rows held out.
+
+    Whole groups are held out where they are known; else one whole fold where there are folds; else clips of every class.
+    Where none of these leaves all classes on the training side, nothing is held out.
+
+    Returns:
+        The split, and a description of the validation rows.
+    """
+    if len(split.valid):
+        return split, "the official validation clips"
+    ways: list[tuple[str, Callable[[FeatureSet, Split, int], Array]]] = []
+    if features.groups is not None:
+        ways.append((f"{VALID_SHARE:.0%} of the training clips, whole groups", _by_group))
+    elif features.folds is not None:
+        ways.append(("one of the training folds", _one_fold))
+    ways.append((f"{VALID_SHARE:.0%} of the training clips", _by_clip))
+    for words, hold_out in ways:
+        try:
+            valid = hold_out(features, split, seed)
+        except SplitError:
+            continue
+        return Split(split.name, np.setdiff1d(split.train, valid), split.test, valid), words
+    return split, "nothing: the last epoch is kept"
+
+
+def _by_group(features: FeatureSet, split: Split, seed: int) -> Array:
+    return hold_out_groups(features, split.train, VALID_SHARE, seed)
+
+
+def _one_fold(features: FeatureSet, split: Split, seed: int) -> Array:
+    folds = _fold_numbers(features)
+    present = np.unique(folds[split.train])
+    if len(present) < 2:
+        raise SplitError("a single training fold cannot be spared")
+    after = present[present > folds[split.test[0]]] if len(split.test) else present[seed % len(present) :]
+    valid: Array = split.train[folds[split.train] == (after[0] if len(after) else present[0])]
+    _refuse_missing_classes(features, np.setdiff1d(split.train, valid), "what is left for training")
+    return valid
+
+
+def _by_clip(features: FeatureSet, split: Split, seed: int) -> Array:
+    part = random_split(features.subset(split.train), VALID_SHARE, seed)
+    valid: Array = split.train[part.test]
+    return valid
+
+
+def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) -> Array:
+    """About `share` of `rows` as whole groups, so that no held-out clip is related to a remaining one.
+
+    Classes are held out in proportion as far as groups allow. SplitError where a class would not remain.
+    """
+    assert features.groups is not None
+    labels, groups = features.labels.numpy()[rows], np.array(features.groups)[rows]
+    if len(set(groups)) < 2:
+        raise SplitError(f"the {len(rows)} training clips are of a single group, so nothing can be held out")
+    folds = StratifiedGroupKFold(min(round(1 / share), len(set(groups))), shuffle=True, random_state=seed)
+    per_class = np.maximum(np.bincount(labels), 1)
+
+    def imbalance(part: Array) -> float:
+        return float(np.abs(np.bincount(labels[part], minlength=len(per_class)) / per_class - share).sum())
+
+    try:
+        with warnings.catch_warnings():  # about classes with fewer clips than parts, which does not matter here
+            warnings.simplefilter("ignore", UserWarning)
+            # Of the disjoint parts, the one that comes closest to the share in every class.
+            held_out = min((part for _, part in folds.split(rows, labels, groups)), key=imbalance)
+    except ValueError as error:
+        raise SplitError(f"{len(rows)} training clips are too few to hold out whole groups: {error}") from error
+    kept: Array = rows[np.sort(held_out)]
+    _refuse_missing_classes(features, np.setdiff1d(rows, kept), "what is left for training")
+    return kept
+
+
+def _fold_numbers(features: FeatureSet) -> Array:
+    assert features.folds is not None
+    return features.folds.numpy()
+
+
+def _folds(features: FeatureSet) -> tuple[list[Split], str]:
+    folds = _fold_numbers(features)
+    present = np.unique(folds).tolist()
+    if len(present) == 1:
+        raise SplitError(
+            f"only fold {present[0]} is present: cross-validation over the official folds needs two or more; "
+            "extract the features of the whole data set"
+        )
+    for fold in present:
+        _refuse_missing_classes(features, np.flatnonzero(folds == fold), f"fold {fold}")
+    splits = [Split(f"fold {fold}", np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in present]
+    whole = present == list(range(present[0], present[-1] + 1)) and len(present) > 2
+    return splits, f"official folds {f'{present[0]}-{present[-1]}' if whole else ', '.join(map(str, present))}"
+
+
+def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:
+    """A random share of the clips of every class for testing, whatever folds and groups there are.
+
+    Clips of one recording, patient or speaker may be on both sides, so its score is too high.
+
+    Raises:
+        SplitError: a class has a single clip, or too few clips in all.
+    """
+    labels = features.labels.numpy()
+    rows = np.arange(len(labels))
+    alone = [features.class_names[label] for label, count in Counter(labels.tolist()).items() if count < 2]
+    if alone:
+        raise SplitError(f"class {alone[0]} has a single clip: it cannot both train and test; add clips or folds")
+    try:
+        train, test = train_test_split(rows, test_size=test_share, random_state=seed, stratify=labels)
+    except ValueError as error:
+        raise SplitError(f"{len(rows)} clips cannot be split {test_share:.0%} for testing by class: {error}") from error
+    return Split("random", np.sort(train), np.sort(test))
+
+
+def _refuse_missing_classes(features: FeatureSet, rows: Array, where: str) -> None:
+    counts = np.bincount(features.labels.numpy()[rows], minlength=len(features.class_names))
+    missing = [name for name, count in zip(features.class_names, counts, strict=True) if not count]
+    if missing:
+        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise SplitError(f"{where} has no clip of class {names}; every class must occur there for a fair score")

@@ -1,0 +1,168 @@
+"""A run's scores as text: the table in the terminal, and the same in Markdown."""
+
+from __future__ import annotations
+
+import re
+
+from common.evaluation.record import ProtocolRecord
+from common.heads import head_title
+
+NAMES = {"balanced_accuracy": "the balanced accuracy", "icbhi_score": "the ICBHI score"}
+TITLES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced",
+    "macro_f1": "macro-F1",
+    "top5_accuracy": "top-5",
+    "sensitivity": "sens.",
+    "specificity": "spec.",
+    "icbhi_score": "ICBHI",
+}
+
+
+def score_table(protocol: ProtocolRecord) -> list[list[str]]:
+    """The table of one protocol, header first: means, the 95 % interval of the accuracy, spreads; all in percent."""
+    rows = protocol.all_heads
+    names = [name for name in TITLES if any(name in scored.mean for scored in rows.values())]
+    has_folds = any(scored.std_over_folds for scored in rows.values())
+    has_seeds = any(scored.std_over_seeds for scored in rows.values())
+    header = ["head", "accuracy", "95 %", *["± folds"] * has_folds, *["± seeds"] * has_seeds]
+    table = [header + [TITLES[name] for name in names[1:]]]
+    for label, scored in rows.items():
+        cells = [
+            head_title(label.replace("shuffled_labels", "shuffled")),
+            percent(scored.accuracy),
+            range_of(scored.interval),
+        ]
+        for is_wanted, spread in ((has_folds, scored.std_over_folds), (has_seeds, scored.std_over_seeds)):
+            cells += [percent(spread["accuracy"]) if spread else ""] if is_wanted else []
+        table.append(cells + [percent(scored.mean.get(name)) for name in names[1:]])
+    return table
+
+
+def as_text(table: list[list[str]]) -> str:
+    """Columns aligned, the first to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    )
+
+
+def as_markdown(table: list[list[str]]) -> str:
+    """The same for a README."""
+    rule = ["---", *["---:"] * (len(table[0]) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [table[0], rule, *table[1:]])
+
+
+def as_latex(table: list[list[str]]) -> str:
+    """The same for a paper, with the rules of the booktabs package."""
+
+    def line(row: list[str]) -> str:
+        return " & ".join(_escaped(cell) for cell in row) + r" \\" + "\n"
+
+    columns = "l" + "r" * (len(table[0]) - 1)
+    body = "".join(map(line, table[1:]))
+    return (
+        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(table[0])}\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
+    )
+
+
+def _escaped(cell: str) -> str:
+    return re.sub(r"([#$%&_{}])", r"\\\1", cell).replace("±", r"$\pm$")
+
+
+def remarks(protocol: ProtocolRecord) -> list[str]:
+    """The sentences under the table: how epochs were chosen, what is not a score, how the heads compare."""
+    compared = protocol.comparison
+    p_value = compared.p_value
+    test = "" if p_value is None else f", p = {p_value:.2g} (heads swapped in whole {compared.units})"
+    return [
+        _epoch_remark(protocol),
+        *_whitening_remarks(protocol),
+        _best_on_test_remark(protocol),
+        *_leak_remarks(protocol),
+        *_interval_remarks(protocol),
+        f"Three-layer minus linear: {100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}{test}.",
+    ]
+
+
+def _epoch_remark(protocol: ProtocolRecord) -> str:
+    chosen = []
+    for kind, scored in protocol.heads.items():
+        epochs = sorted({fit.epoch for fit in scored.splits if fit.epoch is not None})
+        chosen.append(f"{head_title(kind)}: {epochs[0]}{f'-{epochs[-1]}' if len(epochs) > 1 else ''}")
+    if protocol.chooses_epoch:
+        of_epochs = len(next(iter(protocol.heads.values())).splits[0].train_loss)
+        again = ", then fitted again on training and validation clips" if protocol.refit else ""
+        return f"Epoch (of {of_epochs}) chosen on {protocol.validation}{again}: {'; '.join(chosen)}."
+    on = "all training and validation clips" if protocol.refit else "training clips alone"
+    return f"The last epoch is kept ({'; '.join(chosen)}), after learning from {on}."
+
+
+def _whitening_remarks(protocol: ProtocolRecord) -> list[str]:
+    lines = []
+    for kind, scored in protocol.heads.items():
+        shrinkages = sorted({fit.shrinkage for fit in scored.splits if fit.shrinkage is not None})
+        if len(shrinkages) > 1:
+            values = ", ".join(f"{each:g}" for each in shrinkages)
+            lines.append(f"Strength of whitening chosen on validation clips: {values} ({head_title(kind)}).")
+    return lines
+
+
+def _best_on_test_remark(protocol: ProtocolRecord) -> str:
+    best = []
+    for kind, scored in protocol.heads.items():
+        each = [fit.best_test_accuracy_over_epochs for fit in scored.splits]
+        known = [value for value in each if value is not None]
+        best.append(f"{head_title(kind)} {percent(sum(known) / len(known) if known else None)}")
+    return f"Not a score: with the epoch chosen by the test clips, as the original project did: {', '.join(best)}."
+
+
+def _leak_remarks(protocol: ProtocolRecord) -> list[str]:
+    related = protocol.related_test_clips
+    if protocol.is_official:
+        if related:
+            return [f"{related:.1%} of the test clips have related training clips, in the official division too."]
+        return []
+    if related == 0:
+        return [
+            "This split does not keep recordings, patients or speakers apart on purpose, but here no test clip has a "
+            "related training clip."
+        ]
+    known = "" if related is None else f": {related:.0%} of the test clips have related training clips"
+    return [
+        f"WARNING: this split does not keep recordings, patients or speakers apart{known}; the score may be too high."
+    ]
+
+
+def _interval_remarks(protocol: ProtocolRecord) -> list[str]:
+    lines = []
+    for name in dict.fromkeys(name for scored in protocol.heads.values() for name in scored.more_intervals):
+        ranges = ", ".join(
+            f"{head_title(kind)} {range_of(scored.more_intervals.get(name))}" for kind, scored in protocol.heads.items()
+        )
+        lines.append(f"95 % interval of {NAMES[name]}: {ranges}.")
+    return lines
+
+
+def efficiency_table(protocol: ProtocolRecord) -> list[list[str]]:
+    """Accuracy by the share of labelled clips."""
+    table = [["head", "labels", "clips", "accuracy", "95 %"]]
+    for point in protocol.label_efficiency:
+        share = f"{100 * point.fraction:g} %"
+        accuracy, interval = percent(point.mean["accuracy"]), range_of(point.interval)
+        table.append([head_title(point.head), share, f"{point.n_train:,}", accuracy, interval])
+    return table
+
+
+def percent(score: float | None) -> str:
+    """A share as a percentage with one digit."""
+    return "-" if score is None or score != score else f"{100 * score:.1f}"
+
+
+def range_of(interval: tuple[float, float] | None) -> str:
+    """An interval in percent, such as ``43.8 to 47.6``."""
+    return "-" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"

@@ -1,0 +1,348 @@
+"""Clips + encoder -> FeatureSet: decoding ahead, saving regularly, resuming, and naming what failed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import soundfile
+import torch
+
+from common.encoder import Encoder, Output
+from common.errors import UserError
+from common.extraction.prefetch import Decoded, decode_ahead, in_batches
+from common.extraction.resume import RowStore, changed_files, claim, discard
+from common.extraction.settings import ClipList, ExtractionSettings
+from common.extraction.shards import Shard, clip_lengths, one_at_a_time
+from common.features import Counts, FeatureFileError, FeatureSet, Provenance
+from common.files import OutputError, remove_leftovers, write_csv
+from common.progress import progress_bar
+
+T = TypeVar("T")
+
+WHOLE = Shard()
+SAVE_EVERY_S = 20.0
+MAX_WORKERS = 16
+# Seconds of audio per call of the encoder. One clip on a CPU: larger batches bring nothing there, and rows do not wait for
+# others. On a GPU a call is several batches of tiles, which it computes without a pause.
+CALL_S = {"cpu": 0.0, "cuda": 1200.0}
+
+
+class ExtractionError(UserError):
+    """No clip could be embedded."""
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """How an extraction runs; none of this changes its result.
+
+    Attributes:
+        workers: threads that decode ahead; None: one per core, at most 16.
+        overwrite: whether a file, or unfinished work, made with other settings or of other audio may be replaced.
+        shard: the part of the clips that this process embeds. The last shard to finish writes the file, which is the same
+            for any number of shards on the same kind of device.
+    """
+
+    workers: int | None = None
+    overwrite: bool = False
+    shard: Shard = WHOLE
+
+
+def extract(
+    clips: ClipList,
+    encoder: Encoder,
+    features_file: Path,
+    outputs: Sequence[Output],
+    options: ExtractOptions | None = None,
+) -> FeatureSet | None:
+    """Embed every clip and save the FeatureSet as `features_file`.
+
+    Interrupted at any moment, even by ``kill -9``, the same call continues and gives the same file: on a CPU to the last
+    bit, on a GPU, where rounding depends on which clips share a batch, to 1e-6. If a finished file of the same settings
+    and audio is there, it is returned at once; clips that failed in it are tried again.
+
+    Args:
+        clips: what to embed. Unreadable clips are listed in ``<features_file>.failed.csv``.
+        encoder: from `common.encoder.load_encoder`, or any other.
+        features_file: the ``.pt`` file.
+        outputs: of `encoder.outputs`; a row of the file has them side by side.
+        options: how to run.
+
+    Returns:
+        The FeatureSet; None where other shards are not done yet.
+
+    Raises:
+        OutputError: another run writes the same file; other settings or other audio made it and it may not be
+            overwritten; or it cannot be written (what is done is kept).
+        ExtractionError: every clip failed.
+        DatasetError: two clips have the same id.
+        KeyboardInterrupt: interrupted; its text says what is kept.
+    """
+    started = time.monotonic()
+    run = _Extraction(clips, encoder, features_file, tuple(outputs), options or ExtractOptions())
+    finished = run.finished_file()
+    if finished is not None and not _worth_another_try(finished, encoder):
+        print(f"{features_file} is there already, made with the same settings: {len(finished):,} clips. Nothing to do.")
+        return finished
+    features = run.run()
+    if features is not None:
+        run.report(features, time.monotonic() - started)
+    return features
+
+
+def default_workers(processes: int = 1) -> int:
+    """Threads that decode, where this many processes share the machine: one per core, at most 16."""
+    return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes))
+
+
+class _Extraction:
+    """One run of `extract`, in its phases: look, claim, embed, finish."""
+
+    def __init__(
+        self,
+        clips: ClipList,
+        encoder: Encoder,
+        features_file: Path,
+        outputs: tuple[Output, ...],
+        options: ExtractOptions,
+    ) -> None:
+        self.source, self.encoder, self.features_file = clips, encoder, features_file
+        self.outputs, self.options = outputs, options
+        self.settings = ExtractionSettings.of(clips, encoder, outputs)
+        self.work_folder = features_file.with_name(features_file.name + ".partial")
+        width = sum(output.width for output in outputs)
+        self.rows = RowStore.empty(len(clips), width, self.settings.identity)
+
+    def finished_file(self) -> FeatureSet | None:
+        """The file that is there, if it is what this run would make; None if there is none, or it may be replaced."""
+        path = self.features_file
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; give the file to write: --output {path / 'features.pt'}")
+        if not path.exists():
+            return None
+        existing = None
+        try:
+            existing = FeatureSet.load(path)
+            reason = self._why_unusable(existing)
+        except FeatureFileError as error:
+            reason = f"cannot be read ({error})"
+        if reason and not self.options.overwrite:
+            raise OutputError(f"{path} {reason}; --overwrite replaces it")
+        return None if reason else existing
+
+    def _why_unusable(self, existing: FeatureSet) -> str:
+        if "audio_stamps" not in existing.meta:
+            return "was not made by this project (no provenance in it)"
+        different = self.settings.difference_from_file(existing.meta)
+        if different:
+            return f"was made with other settings ({different})"
+        place = {clip_id: index for index, clip_id in enumerate(self.source.clip_ids)}
+        indices = [place[clip_id] for clip_id in existing.clip_ids]
+        stamps = dict(zip(indices, existing.meta["audio_stamps"].tolist(), strict=True))
+        changed = changed_files(self.source.clips, stamps)
+        return f"was made of other audio ({len(changed)} files have changed, such as {changed[0]})" if changed else ""
+
+    def run(self) -> FeatureSet | None:
+        """Embed this shard's clips and, as the last shard, write the file."""
+        with self.options.shard.hold(self.work_folder, str(self.features_file)):
+            try:
+                own = self._claim()
+                left = set(self.rows.pending())
+                self._embed([index for index in own if index in left])
+                features = self._finish(len(own))
+            except OSError as error:
+                raise OutputError(
+                    f"cannot write {error.filename or self.work_folder}: {error.strerror}; "
+                    f"{self.rows.n_saved():,} of {len(self.source):,} clips are kept in {self.work_folder}: "
+                    "fix that, and the same command continues from there"
+                ) from error
+        if features is not None:
+            with contextlib.suppress(OSError):  # another run is there already
+                (self.work_folder / "common.lock").unlink(missing_ok=True)
+                self.work_folder.rmdir()
+        return features
+
+    def _claim(self) -> Sequence[int]:
+        """Claim the folder for these settings and take over what is there; the indices of this shard's clips."""
+        own: Sequence[int] = range(len(self.source))
+        shard = self.options.shard
+        with one_at_a_time(self.work_folder):
+            claim(self.work_folder, self.settings, self.options.overwrite)
+            if shard.count > 1:
+                own = shard.assign(clip_lengths(self.work_folder, self.source.clips, self.settings.identity))
+            count = self._gather(own)
+        if count:
+            print(f"continuing: {count:,} of {len(self.source):,} clips were done before")
+        return own
+
+    def _gather(self, wanted: Sequence[int]) -> int:
+        """Take over the rows of a finished file and of chunks; how many rows the chunks had."""
+        # Looked at again: another run may have finished it in the meantime.
+        finished = self.finished_file()
+        if finished is not None:
+            self.rows.adopt(finished, self.source.clip_ids)
+        return self.rows.read_chunks(self.work_folder, self.source.clips, wanted)
+
+    def _embed(self, pending: Sequence[int]) -> None:
+        """Embed the pending clips, saving a chunk every SAVE_EVERY_S, at the end, and on Ctrl-C."""
+        encoder, device, shard = self.encoder, self.encoder.device.type, self.options.shard
+        workers = self.options.workers or default_workers()
+        total = len(self.source) if shard.count == 1 else len(pending)
+        desc = "embedding" if shard.count == 1 else f"shard {shard}"
+        bar = progress_bar(total=total, initial=total - len(pending), unit="clip", desc=desc)
+        with bar, ThreadPoolExecutor(workers, thread_name_prefix="decode") as threads:
+            decoded = decode_ahead(
+                self.source.clips, pending, encoder.sample_rate, threads, 1 + 2 * workers, CALL_S[device]
+            )
+            started = saved_at = time.monotonic()
+            audio_s = 0.0
+            try:
+                for batch in in_batches(decoded, CALL_S[device] * encoder.sample_rate):
+                    audio_s += self._embed_batch(batch)
+                    for clip in batch:
+                        if clip.index in self.rows.failed:
+                            bar.write(f"failed: {self.rows.failed[clip.index]}", file=sys.stderr)
+                    bar.set_postfix_str(f"{audio_s / (time.monotonic() - started):.0f} s of audio/s", refresh=False)
+                    bar.update(len(batch))
+                    if time.monotonic() - saved_at > SAVE_EVERY_S:
+                        self.rows.save_chunk(self.work_folder)
+                        saved_at = time.monotonic()
+            except KeyboardInterrupt as error:
+                threads.shutdown(wait=False, cancel_futures=True)
+                self.rows.save_chunk(self.work_folder)
+                raise KeyboardInterrupt(
+                    f"interrupted: {self.rows.n_embedded():,} of {len(self.source):,} clips are kept; the same command "
+                    "continues from there"
+                ) from error
+            self.rows.save_chunk(self.work_folder)
+
+    def _embed_batch(self, batch: Sequence[Decoded]) -> float:
+        """Embed what could be decoded, and note what failed; returns the seconds of audio."""
+        readable = [(clip, clip.waveform) for clip in batch if clip.waveform is not None]
+        embedded = self.encoder.embed_outputs([waveform for _, waveform in readable], self.outputs)
+        embeddings = torch.cat([embedded[output] for output in self.outputs], dim=1)
+        is_finite = embeddings.isfinite().all(dim=1).tolist()
+        for (clip, waveform), embedding, finite in zip(readable, embeddings, is_finite, strict=True):
+            if finite:
+                self.rows.add(clip.index, embedding, len(waveform), clip.stamp)
+            else:
+                path, peak = self.source.clips[clip.index].path, float(np.abs(waveform).max())
+                self.rows.failed[clip.index] = f"{path}: its embedding overflows (peak {peak:.3g})"
+        for clip in batch:
+            if clip.problem:
+                self.rows.failed[clip.index] = clip.problem
+        return sum(len(waveform) for _, waveform in readable) / self.encoder.sample_rate
+
+    def _finish(self, n_own: int) -> FeatureSet | None:
+        """Mark this shard as done. If all are, assemble the rows and write the file; None where they are not."""
+        shard, folder, identity = self.options.shard, self.work_folder, self.settings.identity
+        shard.mark_done(folder, self.rows.failed, identity)
+        with one_at_a_time(folder):
+            failed = shard.failures_of_all(folder, identity)
+            if failed is None:  # others are not done, or one that finished at the same moment has written it
+                written = not (folder / "settings.json").exists()
+                then = f"{self.features_file} is written" if written else f"the last shard writes {self.features_file}"
+                print(f"shard {shard}: {n_own:,} clips done; {then}")
+                return None
+            if shard.count > 1:
+                self._gather(range(len(self.source)))
+            self.rows.failed = {index: why for index, why in failed.items() if not self.rows.samples[index]}
+            if self.rows.pending():
+                raise OutputError(
+                    f"{len(self.rows.pending()):,} clips that a shard had done are gone or have changed; run every shard "
+                    "again: what is done is not done again"
+                )
+            remove_leftovers(self.features_file)
+            features = self._assemble()
+            self._write_failures(features.meta["failed"])
+            if len(features):
+                features.save(self.features_file)
+            discard(folder)
+        return features
+
+    def _assemble(self) -> FeatureSet:
+        rows, clips = self.rows, self.source.clips
+        kept = [index for index in range(len(clips)) if index not in rows.failed]
+        own_clips = [clips[index] for index in kept]
+        present = {clip.class_name for clip in own_clips}
+        order = sorted(present) if self.source.class_names is None else self.source.class_names
+        class_names = [name for name in order if name in present]
+        label = {name: number for number, name in enumerate(class_names)}
+
+        def of_kept(values: torch.Tensor) -> torch.Tensor:
+            return values if len(kept) == len(clips) else values[kept]  # no copy of gigabytes where none is needed
+
+        failed = [(self.source.clip_ids[index], reason) for index, reason in sorted(rows.failed.items())]
+        meta = Provenance(
+            **self.settings.provenance,
+            counts=Counts(clips=len(clips), extracted=len(kept), failed=len(failed)),
+            failed=failed,
+            samples=of_kept(rows.samples),
+            audio_stamps=of_kept(rows.stamps),
+            versions={
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "numpy", "soundfile", "soxr")},
+                "libsndfile": soundfile.__libsndfile_version__,
+            },
+        )
+        folds = _column([clip.fold for clip in own_clips])
+        return FeatureSet(
+            of_kept(rows.embeddings),
+            torch.tensor([label[clip.class_name] for clip in own_clips], dtype=torch.int64),
+            class_names,
+            [self.source.clip_ids[index] for index in kept],
+            None if folds is None else torch.tensor(folds, dtype=torch.int64),
+            _column([clip.split for clip in own_clips]),
+            _column([clip.group for clip in own_clips]),
+            meta,
+        )
+
+    @property
+    def failures_file(self) -> Path:
+        """The list of clips that failed."""
+        return self.features_file.with_name(self.features_file.name + ".failed.csv")
+
+    def _write_failures(self, failed: Sequence[tuple[str, str]]) -> None:
+        """List the failed clips beside the file; remove a list that no longer holds."""
+        if failed:
+            write_csv(self.failures_file, [("clip_id", "reason"), *failed])
+        else:
+            self.failures_file.unlink(missing_ok=True)
+
+    def report(self, features: FeatureSet, seconds: float) -> None:
+        """Print what was done; ExtractionError where every clip failed."""
+        n_clips, failed = len(self.source), features.meta["failed"]
+        if not len(features):
+            raise ExtractionError(
+                f"all {n_clips:,} clips failed, so nothing was saved; the first: {failed[0][1]} "
+                f"(all reasons: {self.failures_file})"
+            )
+        lost = f", {len(failed)} failed (named in {self.failures_file})" if failed else ""
+        print(f"{len(features):,} of {n_clips:,} clips{lost}, {seconds:.1f} s -> {self.features_file}")
+
+
+def _worth_another_try(finished: FeatureSet, encoder: Encoder) -> bool:
+    failed = len(finished.meta["failed"])
+    if failed and finished.meta["device"] != encoder.device.type:
+        # Rows from a CPU and from a GPU agree to 1e-6 but not to the last bit: one file, one kind of device.
+        print(f"{failed} clips failed in the last run, on {finished.meta['device']}; not tried again on another device")
+        return False
+    if failed:
+        print(f"{failed} clips failed in the last run; trying them again")
+    return bool(failed)
+
+
+def _column(values: Sequence[T | None]) -> list[T] | None:
+    """The values, or None where there are none at all."""
+    there = [value for value in values if value is not None]
+    return there if there else None

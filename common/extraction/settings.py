@@ -1,0 +1,139 @@
+"""What an extraction is made with: the settings that tell whether earlier work can be used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from common.datasets import Clip, DatasetError
+from common.encoder import Encoder, Output
+from common.features import SEVERAL, Provenance
+from common.files import difference_in_words
+
+
+@dataclass(frozen=True)
+class ClipList:
+    """The clips of an extraction, in the order of the file's rows.
+
+    Attributes:
+        clips: the clips.
+        root: the data root, to which clip ids are relative.
+        dataset: the task's name.
+        class_names: every class in its official order; alphabetical where None. Only classes that occur are kept.
+    """
+
+    clips: Sequence[Clip]
+    root: Path
+    dataset: str
+    class_names: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @cached_property
+    def clip_ids(self) -> list[str]:
+        """The name of every clip; DatasetError where two have the same."""
+        clip_ids = [clip.clip_id(self.root) for clip in self.clips]
+        seen: set[str] = set()
+        for clip_id in clip_ids:
+            if clip_id in seen:
+                raise DatasetError(
+                    f"{clip_id} is listed twice by the data set under {self.root}; unpack the data set again"
+                )
+            seen.add(clip_id)
+        return clip_ids
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A checksum of ids, labels and divisions."""
+        listing = hashlib.sha256()
+        for clip_id, clip in zip(self.clip_ids, self.clips, strict=True):
+            listing.update(f"{clip_id}\t{clip.class_name}\t{clip.split}\t{clip.fold}\t{clip.group}\n".encode())
+        return f"sha256:{listing.hexdigest()}"
+
+
+@dataclass(frozen=True)
+class ExtractionSettings:
+    """The provenance that an extraction starts with; the fields are `common.features.Provenance`'s.
+
+    `device` is the kind of device. Work of one kind is not continued on another, since rounding differs.
+    """
+
+    dataset: str
+    encoder: str
+    checkpoint: str
+    release: str
+    condition: str
+    precision: str
+    layer: str
+    pool: str
+    outputs: tuple[tuple[str, str, int], ...]
+    sample_rate: int
+    clips: int
+    clip_list: str
+    device: str
+
+    @classmethod
+    def of(cls, clips: ClipList, encoder: Encoder, outputs: Sequence[Output]) -> ExtractionSettings:
+        info = encoder.info
+        is_one = len(outputs) == 1
+        return cls(
+            dataset=clips.dataset,
+            encoder=info.encoder,
+            checkpoint=info.checkpoint,
+            release=info.release,
+            condition=info.condition,
+            precision=info.precision,
+            layer=outputs[0].layer if is_one else SEVERAL,
+            pool=outputs[0].pool if is_one else SEVERAL,
+            outputs=() if is_one else tuple((output.layer, output.pool, output.width) for output in outputs),
+            sample_rate=encoder.sample_rate,
+            clips=len(clips),
+            clip_list=clips.fingerprint,
+            device=encoder.device.type,
+        )
+
+    @property
+    def provenance(self) -> Provenance:
+        """For the feature file."""
+        meta = Provenance(
+            dataset=self.dataset,
+            encoder=self.encoder,
+            checkpoint=self.checkpoint,
+            release=self.release,
+            condition=self.condition,
+            precision=self.precision,
+            layer=self.layer,
+            pool=self.pool,
+            sample_rate=self.sample_rate,
+            clips=self.clips,
+            clip_list=self.clip_list,
+            device=self.device,
+        )
+        return Provenance(**meta, outputs=list(self.outputs)) if self.outputs else meta
+
+    @property
+    def decisive(self) -> dict[str, object]:
+        """The settings that a finished file must share to be used; the release follows from the checkpoint."""
+        return {key: value for key, value in self.provenance.items() if key not in ("release", "device")}
+
+    def difference_from_file(self, meta: Provenance) -> str:
+        """How a finished file was made differently, in words; empty where it was not."""
+        return difference_in_words(meta, self.decisive)
+
+    def difference_from_work(self, earlier: Mapping[str, object]) -> str:
+        """How unfinished work was made differently, in words; empty where it was not."""
+        return difference_in_words(earlier, json.loads(self.as_json()))
+
+    def as_json(self) -> str:
+        """For the folder of unfinished work."""
+        return json.dumps({**self.decisive, "device": self.device}, sort_keys=True)
+
+    @cached_property
+    def identity(self) -> str:
+        """A checksum, to recognise work made with the same settings."""
+        return hashlib.sha256(self.as_json().encode()).hexdigest()

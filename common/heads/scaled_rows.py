@@ -1,0 +1,85 @@
+"""Embeddings scaled for the heads of a stack, made once for each set of training rows."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from common.features import FeatureSet
+from common.heads.jobs import Job
+from common.heads.recipes import Recipe, shrinkage_for
+from common.heads.scalers import Scaler, fit_scaler
+
+
+class ScaledFeatures:
+    """Scalers and scaled embeddings by set of training rows, shared between stacks and freed after the last one."""
+
+    def __init__(
+        self, features: FeatureSet, stacks: Sequence[Sequence[Job]], recipe: Recipe, device: torch.device
+    ) -> None:
+        self._raw, self._recipe, self._device, self._lock = features.features.numpy(), recipe, device, threading.Lock()
+        self._needed = Counter(key for jobs in stacks for key in {job.scaler_key for job in jobs})
+        self._made: dict[tuple[bytes, float | None], tuple[Scaler, torch.Tensor]] = {}
+
+    def get(self, job: Job) -> tuple[Scaler, torch.Tensor]:
+        """The scaler fitted on the job's training rows, and all embeddings scaled by it: (N, D + 1), each with a 1 after
+        it."""
+        key = job.scaler_key
+        with self._lock:  # one at a time: float64 copies of a large set take gigabytes
+            if key not in self._made:
+                rows, recipe = self._raw[job.split.train], self._recipe
+                shrinkage = shrinkage_for(recipe, job.shrinkage, *rows.shape)
+                scaler = fit_scaler(recipe.scaler, rows, shrinkage, recipe.is_unit_length)
+                scaled = torch.from_numpy(scaler(self._raw))
+                self._made[key] = scaler, torch.cat([scaled, scaled.new_ones(len(scaled), 1)], dim=1).to(self._device)
+            return self._made[key]
+
+    def release(self, jobs: Sequence[Job]) -> None:
+        """Free what no other stack needs, after a stack has ended."""
+        with self._lock:
+            for key in {job.scaler_key for job in jobs}:
+                self._needed[key] -= 1
+                if not self._needed[key]:
+                    self._made.pop(key, None)
+
+
+@dataclass(frozen=True)
+class StackRows:
+    """The rows that the heads of a stack learn from, on their device.
+
+    Attributes:
+        scaled: (S * N, D + 1), one set of scaled embeddings after the other.
+        labels: (N,).
+        first_row: (K,), where each head's set begins in `scaled`.
+        scalers: of each head.
+    """
+
+    scaled: torch.Tensor
+    labels: torch.Tensor
+    first_row: torch.Tensor
+    scalers: list[Scaler]
+
+    @classmethod
+    def of(cls, features: FeatureSet, jobs: Sequence[Job], shared: ScaledFeatures, device: torch.device) -> StackRows:
+        sets = {job.scaler_key: shared.get(job) for job in jobs}
+        scaled = [each for _, each in sets.values()]
+        places = {key: place * len(features) for place, key in enumerate(sets)}
+        return cls(
+            torch.cat(scaled) if len(scaled) > 1 else scaled[0],  # one alone is not copied
+            features.labels.to(device),
+            torch.tensor([places[job.scaler_key] for job in jobs], device=device),
+            [sets[job.scaler_key][0] for job in jobs],
+        )
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.scaled.shape[1] - 1
+
+    def of_head(self, head: int, rows: torch.Tensor) -> torch.Tensor:
+        """(M,) row numbers -> (M, D), as one head's scaler gives them."""
+        return self.scaled[self.first_row[head] + rows][:, :-1]
