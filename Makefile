@@ -1,4 +1,4 @@
-# make demo | make test | make lint; each installs into .venv first, once.
+# make demo | make test | make lint; each installs what it needs into .venv first, once.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,18 +7,23 @@ ifdef CPU
 TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help install demo reproduce test gpu lint format clean
+.PHONY: help install install-dev demo reproduce test test-slow gpu lint format docs clean
 
 help:
-	@echo "make demo     the whole pipeline on generated sounds with an untrained encoder (minutes)"
-	@echo "make reproduce [TASKS=\"esc50 icbhi\"] [DATA=folder] [YES=1] [ARGS=--dry-run]   the whole study"
-	@echo "make test     the tests (no GPU, network or weights needed)"
-	@echo "make gpu      on a machine with a GPU: its tests, and how fast it extracts and fits"
-	@echo "make lint     ruff: rules and format"
-	@echo "make install  only create .venv; CPU=1 takes the smaller CPU-only builds of torch"
-	@echo "make clean    remove .venv and data/demo"
+	@echo "make demo         all six tasks on generated sounds with an untrained encoder (minutes)"
+	@echo "make reproduce    the whole study: [TASKS=\"esc50 icbhi\"] [DATA=folder] [YES=1] [ARGS=--dry-run]"
+	@echo "make test         the tests (no GPU, network or weights needed)"
+	@echo "make test-slow    the long tests: real features, minutes of audio, UMAP"
+	@echo "make gpu          on a machine with a GPU: its tests, and the benchmarks"
+	@echo "make lint         ruff (rules and format) and mypy"
+	@echo "make docs         the manual as a site, into site/"
+	@echo "make install      only create .venv with what the scripts need; CPU=1 takes the smaller CPU builds of torch"
+	@echo "make install-dev  the same, and what tests, lint and docs need"
+	@echo "make clean        remove .venv, site/ and data/demo"
 
 install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 14); sys.exit(0 if ok else \
@@ -28,28 +33,39 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(BIN)/python -m pip install -r requirements.txt
 	@touch $@
 
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	$(BIN)/python -m pip install -r requirements-dev.txt
+	@touch $@
+
 demo: install
 	$(BIN)/python -m demo.run
 
 reproduce: install
 	$(BIN)/python -m analysis.reproduce $(TASKS) $(if $(DATA),--data "$(DATA)") $(if $(YES),--yes) $(ARGS)
 
-test: install
+test: install-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-gpu: install
+test-slow: install-dev
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+gpu: install-dev
 	$(BIN)/python -m pytest -m gpu
 	$(BIN)/python benchmarks/extraction.py --clips 4000 --seconds 4 --rate 16000 --compile
 	$(BIN)/python benchmarks/extraction.py --clips 4000 --seconds 4 --rate 16000 --flac --precisions bf16
 	$(BIN)/python benchmarks/fitting.py
 
-lint: install
+lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
-format: install
+format: install-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: install-dev
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) data/demo
+	rm -rf $(VENV) site data/demo

@@ -32,8 +32,6 @@ class Plan:
         checkpoint, device, seeds, epochs, recipe: as the scripts' flags.
         controls: name -> what takes the encoder's place.
         with_doctor: check environment and data first.
-        both_protocols: the random protocol beside the official one.
-        with_probes: probes and shuffled labels beside the heads.
         overwrite: files made with other settings may be replaced.
         downloads: missing data sets are downloaded without asking.
         is_dry_run: print the plan and stop.
@@ -49,8 +47,6 @@ class Plan:
     recipe: RecipeName = "paper"
     controls: tuple[tuple[str, str], ...] = tuple(CONTROLS.items())
     with_doctor: bool = True
-    both_protocols: bool = True
-    with_probes: bool = True
     overwrite: bool = False
     downloads: bool = False
     is_dry_run: bool = False
@@ -183,10 +179,9 @@ def _one_study(study: Study, plan: Plan) -> None:
     if study.task.parts:  # of several files, their folder
         features, others = features.parent, [other.parent for other in others]
     what = ("--features", features, "--output-dir", folder, "--recipe", plan.recipe, "--seeds", plan.seeds)
-    how = ("--protocol", "both") * plan.both_protocols + ("--probes", "--controls") * plan.with_probes
-    controls = ("--control-features", *others) if others else ()
+    how = ("--protocol", "both", "--probes", "--controls", "--control-features", *others)
     settings = (*_flag("--epochs", plan.epochs), *_flag("--device", plan.device), *again)
-    call(study.classify, *study.classify_flags, *what, *how, *controls, *settings)
+    call(study.classify, *study.classify_flags, *what, *how, *settings)
 
 
 def _features_file(study: Study, folder: Path, control: str, name: str) -> Path:

@@ -25,20 +25,20 @@ import soundfile
 import torch
 import torch.nn.functional as F
 
-from common import encoder as encoder_module
 from common.datasets import Clip
 from common.datasets.audio import read_audio
-from common.encoder import PRECISIONS, keep_freed_memory, load_encoder, resolve_precision
+from common.encoder import audiosep, find_output, load_encoder
+from common.encoder.device import PRECISIONS, keep_freed_memory, resolve_precision
 from common.encoder.network import BLOCKS, SAMPLE_RATE
 from common.evaluation.tables import as_markdown, as_text
-from common.extraction.extract import extract
+from common.extraction import ClipList, extract
 
 CHECKPOINT = "random:2024"
 ORIGINAL, KEPT, COMPILED = "original", "original, memory kept", ", compiled"
 LIMITS = {"fp32": 1e-5, "tf32": 1e-2, "bf16": 1e-2, "fp16": 1e-2}  # relative L2 against the original's output
 
 
-def operations_a_second(folded: bool) -> float:
+def operations_per_second(folded: bool) -> float:
     """Of the six blocks' convolutions, a multiplication and an addition counting two, for one second of audio.
 
     Args:
@@ -56,7 +56,7 @@ def operations_a_second(folded: bool) -> float:
     return total
 
 
-def traffic_a_second(size: int) -> float:
+def traffic_per_second(size: int) -> float:
     """Bytes that the folded blocks' steps read and write for one second of audio, where nothing stays in a cache.
 
     Args:
@@ -125,10 +125,13 @@ def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) 
             for block in encoder.network.blocks:
                 block.compile()
         folder = Path(tempfile.mkdtemp())
-        clips = [Clip(path, "sound") for path in paths]
+        clips = ClipList([Clip(path, "sound") for path in paths], paths[0].parent, "benchmark")
+        output = find_output(encoder, "encoder_block6", "mean")
 
         def work(number: int) -> torch.Tensor:
-            return extract(clips, paths[0].parent, encoder, folder / f"{number}.pt", dataset="benchmark").features
+            features = extract(clips, encoder, folder / f"{number}.pt", [output])
+            assert features is not None
+            return features.features
 
     number = 0
     while pipe.recv() == "go":
@@ -163,11 +166,11 @@ def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
 
         return timed
 
-    network, measure = encoder.network, encoder_module.measure
+    network, pool = encoder.network, audiosep.batch_moments
     network.normalised_magnitude = timing("STFT", network.normalised_magnitude)
     for (name, *_), block in zip(BLOCKS, network.blocks, strict=True):
         block.forward = timing(name, block.forward)
-    encoder_module.measure = timing("pooling", measure)
+    audiosep.batch_moments = timing("pooling", pool)
     try:
         encoder.embed([read_audio(paths[0], SAMPLE_RATE)])
         spent.clear()
@@ -179,7 +182,7 @@ def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
             waveforms.append(timed_read(path, SAMPLE_RATE))
         encoder.embed(waveforms)
     finally:
-        encoder_module.measure = measure
+        audiosep.batch_moments = pool
         del network.__dict__["normalised_magnitude"]
         for block in network.blocks:
             del block.__dict__["forward"]
@@ -214,7 +217,7 @@ def main() -> None:
         f"\n{len(paths)} files, {audio_s:.0f} s of audio, {device}, {torch.get_num_threads()} threads, {given.rounds} rounds; medians\n"
     )
     print(as_text(report["table"]))
-    print("\nWhere the time goes, ms a second of audio, one part after the other:\n")
+    print("\nWhere the time goes, ms per second of audio, one part after the other:\n")
     print(as_text(report["parts"]))
     if given.json:
         given.json.write_text(json.dumps({**report, "markdown": as_markdown(report["table"])}, indent=1) + "\n")
@@ -296,7 +299,7 @@ def _report(
         reference = embeddings[ORIGINAL]
         error = float(np.linalg.norm(embeddings[way] - reference) / np.linalg.norm(reference))
         best = extras[way].get("peak")
-        share = operations_a_second(folded=True) * audio_s / medians[way] / best if best else None
+        share = operations_per_second(folded=True) * audio_s / medians[way] / best if best else None
         figures[way] = {"seconds": seconds[way], "error": error, "share_of_peak": share, **extras[way]}
         ratios = [f"{medians[each] / medians[way]:.2f}" for each in (ORIGINAL, *[KEPT] * (KEPT in ways))]
         memory, alone = extras[way]["memory"] / 1e9, extras[way].get("alone")
@@ -310,7 +313,7 @@ def _report(
     roofline = [["precision", "GFLOP", "MB", "computing", "memory", "reached"]]
     for way in (way for way in ways if "peak" in extras[way]):
         size = PRECISIONS[way.partition(COMPILED)[0]].itemsize
-        work, traffic = operations_a_second(folded=True), traffic_a_second(size)
+        work, traffic = operations_per_second(folded=True), traffic_per_second(size)
         limits = (extras[way]["peak"] / work, extras[way]["bandwidth"] / traffic, audio_s / medians[way])
         roofline.append([way, f"{work / 1e9:.1f}", f"{traffic / 1e6:.0f}", *(f"{limit:.0f}" for limit in limits)])
     tables = {"table": table, "parts": parts, "roofline": roofline}

@@ -16,12 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from common.evaluation.splits import Split
 from common.features import FeatureSet
-from common.heads import HEADS
-from common.heads.batched_fit import Job
-from common.heads.recipes import Recipe
-from common.heads.training import fit_heads
+from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads
 
 
 def made_up(n_clips: int, n_classes: int) -> FeatureSet:
@@ -35,7 +31,7 @@ def made_up(n_clips: int, n_classes: int) -> FeatureSet:
     )
 
 
-def plain_epochs(kind: str, features: FeatureSet, split: Split, epochs: int, device: torch.device) -> None:
+def plain_epochs(kind: HeadKind, features: FeatureSet, split: Split, epochs: int, device: torch.device) -> None:
     """One head the plain way, test rows looked at after every epoch as in the stack."""
     train = TensorDataset(features.features[split.train], features.labels[split.train])
     test = TensorDataset(features.features[split.test], features.labels[split.test])

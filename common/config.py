@@ -178,7 +178,7 @@ def load_config(
 
     Args:
         kind: `ExtractConfig` or `FitConfig`.
-        task_config: the task's config.yaml.
+        task_config: the task's config.yaml, which may be missing.
         own: the user's file.
         flags: setting -> value as given on the command line.
 
@@ -188,7 +188,7 @@ def load_config(
     values = {key: field.default for key, field in kind.model_fields.items()}
     resolved = _resolve_paths({key: values[key] for key in values if values[key] is not None}, PROJECT_ROOT)
     values |= resolved
-    for path in (COMMON_CONFIG, task_config, *([own] if own else ())):
+    for path in (COMMON_CONFIG, *([task_config] if task_config.exists() else []), *([own] if own else ())):
         values |= _resolve_paths(_validated(read_config(path), str(path)), PROJECT_ROOT)
     chosen = {*(flags or {}), *(read_config(own) if own else ())}
     values |= _resolve_paths(_validated(flags or {}, "the command line"), Path.cwd())

@@ -30,7 +30,7 @@ class OutputError(UserError):
     """An output may not be written: another run holds it, or it was made with other settings."""
 
 
-def difference_in_words(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def difference_in_words(earlier: Mapping[str, object], now: Mapping[str, object]) -> str:
     """Which of today's settings an earlier run had otherwise; empty where none."""
     return "; ".join(
         f"{key} was {earlier.get(key, 'not recorded')}, now {value}"
@@ -76,7 +76,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     """Write rows, their names first, atomically; None is an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
@@ -89,7 +89,7 @@ def remove_leftovers(path: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def save_torch(content: Any, path: Path) -> None:
+def save_torch(content: object, path: Path) -> None:
     """``torch.save``, atomically; equal contents give equal bytes."""
     import torch
 

@@ -1,17 +1,22 @@
-"""Fixtures: an untrained encoder, and small data sets in the official layouts."""
+"""Fixtures: an untrained encoder and a stand-in for it, and small data sets in the official layouts."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from stand_in import StandIn, load_stand_in
 
+from common import encoder as encoder_module
 from common.datasets import Clip
-from common.encoder import AudioSepEncoder, load_encoder
+from common.encoder import AudioSepEncoder, Encoder, find_output, load_encoder
+from common.encoder.audiosep import DEFAULT_LAYER, DEFAULT_POOL
+from common.extraction import ClipList, ExtractOptions, Shard, extract
 from common.features import FeatureSet
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -33,12 +38,48 @@ def encoder() -> AudioSepEncoder:
     return load_encoder("random:2024", device="cpu")
 
 
+@pytest.fixture
+def stand_in() -> StandIn:
+    """In the encoder's place, where it is not what is tested."""
+    return StandIn()
+
+
+@pytest.fixture
+def scripts_load_the_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What scripts load for a moment is the stand-in, whatever the checkpoint."""
+    monkeypatch.setattr(encoder_module, "load_encoder", load_stand_in)
+
+
+def extract_clips(
+    clips: Sequence[Clip],
+    root: Path,
+    encoder: Encoder,
+    output: Path,
+    *,
+    dataset: str = "test",
+    class_order: Sequence[str] | None = None,
+    layer: str = DEFAULT_LAYER,
+    pool: str = DEFAULT_POOL,
+    workers: int | None = None,
+    overwrite: bool = False,
+    shard: Shard | None = None,
+) -> FeatureSet | None:
+    """`extract` of one output of the encoder, with what a test does not care about left out."""
+    return extract(
+        ClipList(clips, root, dataset, class_order),
+        encoder,
+        output,
+        [find_output(encoder, layer, pool)],
+        ExtractOptions(workers, overwrite, shard or Shard()),
+    )
+
+
 def noise(seed: int, samples: int) -> np.ndarray:
     """Quiet white noise, float32."""
     return (0.1 * np.random.default_rng(seed).standard_normal(samples)).astype(np.float32)
 
 
-def write_wav(path: Path, seed: int = 0, seconds: float = 0.35, rate: int = 32_000, **options) -> Path:
+def write_wav(path: Path, seed: int = 0, seconds: float = 0.35, rate: int = 32_000, **options: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, noise(seed, round(seconds * rate)), rate, **options)
     return path

@@ -5,10 +5,13 @@ No folding, no tiles, no masks: torch's own BatchNorm in eval mode, every layer 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from common.arrays import Array
 from common.encoder.checkpoint import load_weights
 from common.encoder.network import BLOCKS, weight_shapes
 
@@ -16,10 +19,10 @@ Tensors = dict[str, torch.Tensor]
 
 
 def plain_layers(
-    waveform: np.ndarray, checkpoint: str = "random:2024", condition: np.ndarray | None = None
+    waveform: Array, checkpoint: str = "random:2024", condition: Array | None = None
 ) -> dict[str, torch.Tensor]:
     """layer -> its whole output (channels, time, frequency) for one waveform of at least 9,920 samples."""
-    tensors = {name: value.double() for name, value in load_weights(checkpoint, weight_shapes()).tensors.items()}
+    tensors = _weights(checkpoint)
     samples = torch.from_numpy(waveform.astype(np.float64))
     window = torch.hann_window(2048, periodic=True, dtype=torch.float64)
     spectrum = torch.stft(samples, 2048, 320, window=window, center=True, pad_mode="reflect", return_complex=True)
@@ -34,12 +37,18 @@ def plain_layers(
     return layers
 
 
+@functools.lru_cache(maxsize=1)
+def _weights(checkpoint: str) -> Tensors:
+    """The checkpoint's tensors in float64."""
+    return {name: value.double() for name, value in load_weights(checkpoint, weight_shapes()).tensors.items()}
+
+
 def _batch_norm(x: torch.Tensor, tensors: Tensors, name: str) -> torch.Tensor:
     weight, bias, mean, var = (tensors[f"{name}.{part}"] for part in ("weight", "bias", "running_mean", "running_var"))
     return F.batch_norm(x, mean, var, weight, bias, training=False, eps=1e-5)
 
 
-def _block(x: torch.Tensor, tensors: Tensors, name: str, condition: np.ndarray | None) -> torch.Tensor:
+def _block(x: torch.Tensor, tensors: Tensors, name: str, condition: Array | None) -> torch.Tensor:
     block = f"base.{name}.conv_block1"
 
     def beta(which: str) -> torch.Tensor:

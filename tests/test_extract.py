@@ -7,48 +7,59 @@ import errno
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+import processes
 import pytest
 import soundfile
 import torch
-from conftest import noise, write_wav
+from conftest import extract_clips, noise, write_wav
+from stand_in import StandIn, halt
 
-from common import decode as decode_module
-from common import extract as extract_module
 from common import files as files_module
-from common import partial as partial_module
 from common.datasets import Clip, DatasetError
 from common.datasets.audio import read_audio
-from common.encoder import load_encoder
-from common.encoder.logmel import LogMelStatistics
-from common.extraction.extract import ExtractionError, extract
+from common.encoder import Output, Waveform
+from common.extraction import ExtractionError
+from common.extraction import extract as extract_function
+from common.extraction import prefetch as prefetch_module
+from common.extraction import resume as resume_module
+from common.extraction.extract import _Extraction
 from common.features import FeatureSet
 from common.files import OutputError, exclusive
 
+extract_module = sys.modules[extract_function.__module__]  # the package has a function of the same name
+
+
+class Run(Protocol):
+    """Extract the fixture's clips; keyword arguments replace what is given to `extract_clips`."""
+
+    def __call__(self, **options: Any) -> FeatureSet: ...
+
 
 @pytest.fixture
-def run(clips, encoder, tmp_path):
-    """Extract the fixture's clips; keyword arguments replace what is given to `extract`."""
+def run(clips: tuple[Path, list[Clip]], stand_in: StandIn, tmp_path: Path) -> Run:
     root, listed = clips
 
-    def run(**options) -> FeatureSet:
-        arguments = {"clips": listed, "root": root, "encoder": encoder, "output": tmp_path / "features.pt"}
-        return extract(**{**arguments, "dataset": "test", **options})
+    def run(**options: Any) -> FeatureSet:
+        given = {"clips": listed, "root": root, "encoder": stand_in, "output": tmp_path / "features.pt", **options}
+        features = extract_clips(**given)
+        assert features is not None  # no other shard is waited for
+        return features
 
     return run
 
 
-def test_rows_are_the_clips_embeddings_in_order(run, clips, encoder) -> None:
+def test_rows_are_the_clips_embeddings_in_order(run: Run, clips: tuple[Path, list[Clip]], stand_in: StandIn) -> None:
     _, listed = clips
     features = run()
-    expected = encoder.embed([soundfile.read(clip.path, dtype="float32")[0] for clip in listed])
+    expected = stand_in.embed([soundfile.read(clip.path, dtype="float32")[0] for clip in listed])
     assert torch.equal(features.features, expected)
     assert [features.class_names[label] for label in features.labels] == [clip.class_name for clip in listed]
     assert features.folds.tolist() == [clip.fold for clip in listed]
@@ -57,7 +68,22 @@ def test_rows_are_the_clips_embeddings_in_order(run, clips, encoder) -> None:
     assert features.clip_ids[0] == "fold1/clip00.wav"
 
 
-def test_the_record_of_the_run(run, encoder) -> None:
+def test_several_outputs_lie_side_by_side(clips: tuple[Path, list[Clip]], stand_in: StandIn, tmp_path: Path) -> None:
+    root, listed = clips
+    outputs = [Output("encoder_block1", "max", 32), Output("encoder_block6", "mean", 384)]
+    source = extract_module.ClipList(listed, root, "test")
+    features = extract_function(source, stand_in, tmp_path / "features.pt", outputs)
+    assert features is not None
+    assert stand_in.batch_sizes == [1] * 12  # one pass for both
+    for place, output in ((slice(0, 32), outputs[0]), (slice(32, 416), outputs[1])):
+        assert features.output_columns[output.name] == place
+        alone = extract_clips(listed, root, stand_in, tmp_path / output.pool, layer=output.layer, pool=output.pool)
+        assert alone is not None
+        assert torch.equal(features.features[:, place], alone.features)
+    assert (features.meta["layer"], features.meta["pool"]) == ("several", "several")
+
+
+def test_the_record_of_the_run(run: Run) -> None:
     meta = run(layer="encoder_block3", pool="std").meta
     assert (meta["dataset"], meta["checkpoint"], meta["release"]) == ("test", "random:2024", "untrained")
     assert (meta["layer"], meta["pool"], meta["condition"], meta["precision"]) == (
@@ -71,72 +97,72 @@ def test_the_record_of_the_run(run, encoder) -> None:
     assert {"python", "torch", "soundfile", "libsndfile"} <= set(meta["versions"])
 
 
-def test_only_classes_that_occur_are_kept_in_the_given_order(run) -> None:
+def test_only_classes_that_occur_are_kept_in_the_given_order(run: Run) -> None:
     features = run(class_order=["z", "c", "b", "a"])
     assert features.class_names == ["c", "b", "a"]
     assert features.labels.unique().tolist() == [0, 1, 2]
 
 
-def test_calls_of_several_clips_give_the_same_file(run, clips, encoder, tmp_path, monkeypatch) -> None:
+def test_calls_of_several_clips_give_the_same_file(
+    run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a GPU, where a call of the encoder takes many seconds of audio."""
     _, listed = clips
     listed[4].path.write_bytes(b"no audio")
     expected = run(output=tmp_path / "one_by_one.pt")
     monkeypatch.setitem(extract_module.CALL_S, "cpu", 1.5)
-    sizes, embed = [], encoder.embed
-
-    def counting(waveforms, *others):
-        sizes.append(len(waveforms))
-        return embed(waveforms, *others)
-
-    monkeypatch.setattr(encoder, "embed", counting)
-    together = run(output=tmp_path / "together.pt")
+    encoder = StandIn()
+    together = run(output=tmp_path / "together.pt", encoder=encoder)
+    sizes = encoder.batch_sizes
     assert sum(sizes) == 11 and 1 < len(sizes) < 11
     assert torch.equal(together.features, expected.features)
     assert (together.clip_ids, together.meta["failed"]) == (expected.clip_ids, expected.meta["failed"])
 
 
-def test_only_a_few_waveforms_are_in_memory_at_a_time(tmp_path, monkeypatch) -> None:
+def test_only_a_few_waveforms_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_wav(tmp_path / "sound.wav", seconds=0.05)
     listed = [Clip(tmp_path / "sound.wav", "a", start_s=0.0, end_s=0.01 + number * 1e-4) for number in range(200)]
-    alive, most = weakref.WeakSet(), 0
+    alive: weakref.WeakSet[np.ndarray] = weakref.WeakSet()
+    most = 0
 
-    class Waveform(np.ndarray):  # an array that a set can hold
+    class HashableArray(np.ndarray):  # an array that a set can hold
         __hash__ = object.__hash__
 
-    def reading(*arguments):
+    def reading(*arguments: Any) -> np.ndarray:
         nonlocal most
-        waveform = read_audio(*arguments).view(Waveform)
+        waveform = read_audio(*arguments).view(HashableArray)
         alive.add(waveform)
         most = max(most, len(alive))
         return waveform
 
-    class NoEncoder(LogMelStatistics):
-        def embed(self, waveforms, layer="", pool=""):
-            return torch.zeros(len(waveforms), self.embedding_size)
+    class NoEncoder(StandIn):
+        def embed_outputs(
+            self, waveforms: Sequence[Waveform], outputs: Sequence[Output]
+        ) -> dict[Output, torch.Tensor]:
+            return {output: torch.zeros(len(waveforms), output.width) for output in outputs}
 
-    monkeypatch.setattr(decode_module, "read_audio", reading)
-    extract(listed, tmp_path, NoEncoder(), tmp_path / "features.pt", dataset="test", workers=2, layer="logmel")
+    monkeypatch.setattr(prefetch_module, "read_audio", reading)
+    extract_clips(listed, tmp_path, NoEncoder(), tmp_path / "features.pt", workers=2)
     assert 2 < most <= 10
 
 
-def test_segments_of_one_file_are_clips_of_their_own(run, tmp_path, encoder) -> None:
+def test_segments_of_one_file_are_clips_of_their_own(run: Run, tmp_path: Path, stand_in: StandIn) -> None:
     path = write_wav(tmp_path / "long.wav", seconds=2)
     listed = [Clip(path, "a", start_s=0.0, end_s=0.5), Clip(path, "b", start_s=0.5, end_s=1.5)]
     features = run(clips=listed, root=tmp_path)
     assert features.clip_ids == ["long.wav#0.0-0.5", "long.wav#0.5-1.5"]
     samples = soundfile.read(path, dtype="float32")[0]
-    assert torch.equal(features.features, encoder.embed([samples[:16_000], samples[16_000:48_000]]))
+    assert torch.equal(features.features, stand_in.embed([samples[:16_000], samples[16_000:48_000]]))
 
 
-def interrupt_before_the_end(run, monkeypatch) -> None:
+def interrupt_before_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop a run when every row is computed and saved, but not yet put together."""
 
-    def stop(*_arguments):
+    def stop(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract_module, "_assemble", stop)
+        patch.setattr(_Extraction, "_assemble", stop)
         with pytest.raises(KeyboardInterrupt):
             run()
 
@@ -144,66 +170,131 @@ def interrupt_before_the_end(run, monkeypatch) -> None:
 # Nothing lost
 
 
-def test_an_interrupted_run_keeps_its_work_and_resumes_to_the_same_file(run, tmp_path, encoder, monkeypatch) -> None:
+def test_an_interrupted_run_keeps_its_work_and_resumes_to_the_same_file(
+    run: Run, tmp_path: Path, stand_in: StandIn
+) -> None:
     run(output=tmp_path / "whole.pt")
-    embed, calls = type(encoder).embed, []
 
-    def stops_after_five(self, *arguments):
-        if len(calls) == 5:
+    def stop_after_five(number: int) -> None:
+        if number == 5:
             raise KeyboardInterrupt
-        calls.append(1)
-        return embed(self, *arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(type(encoder), "embed", stops_after_five)
-        with pytest.raises(KeyboardInterrupt, match="5 of 12 clips are kept"):
-            run()
+    interrupted = StandIn()
+    interrupted.before_call = stop_after_five
+    with pytest.raises(KeyboardInterrupt, match="5 of 12 clips are kept"):
+        run(encoder=interrupted)
     assert not (tmp_path / "features.pt").exists()
-    calls.clear()
-    monkeypatch.setattr(type(encoder), "embed", lambda self, *arguments: calls.append(1) or embed(self, *arguments))
+    stand_in.batch_sizes.clear()
     run()
-    assert len(calls) == 7
+    assert stand_in.batch_sizes == [1] * 7
     assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
     assert not (tmp_path / "features.pt.partial").exists()
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from common import extract as module
-from common.datasets import Clip
-from common.encoder import load_encoder
-root, output = map(Path, sys.argv[1:3])
-module.SAVE_EVERY_S = 0.1
-clips = [Clip(path, path.stem[:1]) for path in sorted(root.glob("*.wav"))]
-module.extract(clips, root, load_encoder("random:1", "cpu"), output, dataset="test")
-"""
+# Where a run stands still to be killed. Each is given the sign that it makes when it gets there.
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_killed_at_any_moment_it_resumes_to_the_same_file(tmp_path) -> None:
-    root = tmp_path / "audio"
-    for index in range(40):
-        write_wav(root / f"{'ab'[index % 2]}{index:02d}.wav", index, 0.5)
-    (root / "a_broken.wav").write_text("no audio")
-    command = [sys.executable, "-c", SCRIPT, root]
-    subprocess.run([*command, tmp_path / "whole.pt"], check=True, capture_output=True)
-    output = tmp_path / "killed.pt"
-    kills = 0
-    for delay_s in (0.15, 0.4, 0.7):
-        process = subprocess.Popen([*command, output], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        # Counted from the first sign of work: start-up takes seconds and would take most of the kills.
-        while not (tmp_path / "killed.pt.partial" / "settings.json").exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(delay_s)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills
-    subprocess.run([*command, output], check=True, capture_output=True)
-    assert output.read_bytes() == (tmp_path / "whole.pt").read_bytes()
+def at_a_clip(number: int) -> Callable[[Path, StandIn], None]:
+    def prepare(sign: Path, encoder: StandIn) -> None:
+        encoder.before_call = lambda call: halt(sign) if call == number else None
+
+    return prepare
 
 
-def test_two_runs_on_one_output_are_refused(run, tmp_path) -> None:
+def before(owner: object, function: str) -> Callable[[Path, StandIn], None]:
+    def prepare(sign: Path, encoder: StandIn) -> None:
+        setattr(owner, function, lambda *_: halt(sign))
+
+    return prepare
+
+
+def with_half_a_file(owner: object, function: str, number: int = 0) -> Callable[[Path, StandIn], None]:
+    """At the `number`-th file that a function writes, when half of it is on the disk."""
+
+    def prepare(sign: Path, encoder: StandIn) -> None:
+        write, written = getattr(owner, function), []
+
+        def cut(handle: int) -> None:
+            os.ftruncate(handle, os.fstat(handle).st_size // 2)
+            halt(sign)
+
+        def counting(*arguments: Any) -> None:
+            if len(written) == number:
+                files_module.os.fsync = cut
+            written.append(1)
+            write(*arguments)
+
+        setattr(owner, function, counting)
+
+    return prepare
+
+
+MOMENTS = {
+    "settings are half written": with_half_a_file(resume_module, "write_atomically"),
+    "no clip is embedded": at_a_clip(0),
+    "four clips are embedded": at_a_clip(4),
+    "the sixth chunk is half written": with_half_a_file(resume_module, "save_torch", 5),
+    "all rows are saved": before(_Extraction, "_assemble"),
+    "the features are half written": with_half_a_file(FeatureSet, "save"),
+    "the features are written": before(extract_module, "discard"),
+}
+
+
+def extract_until(moment: str, clips: Sequence[Clip], root: Path, output: Path, sign: Path) -> None:
+    """In a process of its own: extract with a chunk per clip, and stand still at the moment."""
+    extract_module.SAVE_EVERY_S = -1
+    encoder = StandIn()
+    MOMENTS[moment](sign, encoder)
+    extract_clips(clips, root, encoder, output)
+
+
+def kill(moment: str, clips: Sequence[Clip], root: Path, output: Path) -> None:
+    """Start an extraction in another process and kill it at the moment."""
+    sign = output.with_name(f"sign that {moment}")
+    process = processes.start(output.with_name("printed.txt"), extract_until, moment, clips, root, output, sign)
+    processes.wait_for(sign, process)
+    process.kill()
+    assert processes.end(process) == -signal.SIGKILL
+
+
+needs_sigkill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+
+
+@needs_sigkill
+@pytest.mark.parametrize("moments", [*([moment] for moment in MOMENTS), list(MOMENTS)], ids="; ".join)
+def test_killed_at_any_moment_it_resumes_to_the_same_file(
+    moments: list[str], run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path
+) -> None:
+    root, listed = clips
+    listed[2].path.write_bytes(b"no audio")
+    run(output=tmp_path / "whole.pt")
+    for moment in moments:
+        kill(moment, listed, root, tmp_path / "killed.pt")
+    run(output=tmp_path / "killed.pt")
+    assert (tmp_path / "killed.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+@needs_sigkill
+@pytest.mark.parametrize("moment", ["settings are half written", "the features are written"])
+def test_nothing_of_a_killed_run_stays(moment: str, run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path) -> None:
+    root, listed = clips
+    kill(moment, listed, root, tmp_path / "features.pt")
+    run()
+    assert [path.name for path in tmp_path.glob("*.pt*")] == ["features.pt"]
+
+
+@needs_sigkill
+def test_a_killed_run_loses_the_clip_that_it_was_at(
+    run: Run, clips: tuple[Path, list[Clip]], stand_in: StandIn, tmp_path: Path
+) -> None:
+    root, listed = clips
+    kill("four clips are embedded", listed, root, tmp_path / "features.pt")
+    run()
+    assert stand_in.batch_sizes == [1] * 8
+
+
+def test_two_runs_on_one_output_are_refused(run: Run, tmp_path: Path) -> None:
     with (
         exclusive(tmp_path / "features.pt.partial" / "lock-0-of-1", "it"),
         pytest.raises(OutputError, match="another run"),
@@ -212,30 +303,34 @@ def test_two_runs_on_one_output_are_refused(run, tmp_path) -> None:
     assert len(run()) == 12
 
 
-def test_a_full_disk_ends_in_one_line_with_the_work_kept(run, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(extract_module, "SAVE_EVERY_S", 0)
+def test_a_full_disk_ends_in_one_line_with_the_work_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extract_module, "SAVE_EVERY_S", -1)
     save, chunks = files_module.save_torch, []
 
-    def full_after_three_chunks(content, path):
+    def full_after_three_chunks(content: object, path: Path) -> None:
         if len(chunks) == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         chunks.append(path)
         save(content, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(partial_module, "save_torch", full_after_three_chunks)
-        with pytest.raises(OutputError, match=r"No space left on device; 3 of 12 clips are kept"):
+        patch.setattr(resume_module, "save_torch", full_after_three_chunks)
+        with pytest.raises(OutputError, match=r"No space left on device; 3 of 12 clips are kept") as error:
             run()
+    assert "\n" not in str(error.value)
     assert len(run()) == 12
 
 
 # Nothing stale
 
 
-def test_a_finished_file_with_the_same_settings_returns_at_once(run, encoder, monkeypatch, capsys) -> None:
+def test_a_finished_file_with_the_same_settings_returns_at_once(
+    run: Run, stand_in: StandIn, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = run()
-    monkeypatch.setattr(type(encoder), "embed", None)  # not called again
+    stand_in.batch_sizes.clear()
     assert torch.equal(run().features, first.features)
+    assert not stand_in.batch_sizes
     assert "Nothing to do" in capsys.readouterr().out
 
 
@@ -244,19 +339,19 @@ def test_a_finished_file_with_the_same_settings_returns_at_once(run, encoder, mo
     [
         ({"layer": "encoder_block5"}, "layer was encoder_block6, now encoder_block5"),
         ({"pool": "max"}, "pool was mean, now max"),
-        ({"encoder": "random:3"}, "checkpoint was random:2024, now random:3"),
-        ({"encoder": ("random:2024", "zero")}, "condition was none, now zero"),
+        ({"encoder": StandIn("random:3")}, "checkpoint was random:2024, now random:3"),
+        ({"encoder": StandIn(condition="zero")}, "condition was none, now zero"),
         ({"dataset": "other"}, "dataset was test, now other"),
         ({"clips": -1}, "clips was 12, now 11"),
         ({"clips": "relabelled"}, "clip_list was sha256:"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_other_settings_are_refused_with_the_difference(run, clips, change, difference, tmp_path) -> None:
+def test_other_settings_are_refused_with_the_difference(
+    run: Run, clips: tuple[Path, list[Clip]], change: dict[str, Any], difference: str, tmp_path: Path
+) -> None:
     run()
     before = (tmp_path / "features.pt").read_bytes()
-    if "encoder" in change:
-        names = [change["encoder"]] if isinstance(change["encoder"], str) else change["encoder"]
-        change = {"encoder": load_encoder(names[0], "cpu", condition=names[1] if len(names) > 1 else None)}
     if change.get("clips") == -1:
         change = {"clips": clips[1][:-1]}
     elif change.get("clips") == "relabelled":
@@ -270,7 +365,7 @@ def test_other_settings_are_refused_with_the_difference(run, clips, change, diff
     assert (tmp_path / "features.pt").read_bytes() != before
 
 
-def test_changed_audio_is_noticed(run, clips) -> None:
+def test_changed_audio_is_noticed(run: Run, clips: tuple[Path, list[Clip]]) -> None:
     run()
     write_wav(clips[1][3].path, seed=99, seconds=0.5)
     with pytest.raises(OutputError, match=r"made of other audio \(1 files have changed, such as .*clip03"):
@@ -279,19 +374,23 @@ def test_changed_audio_is_noticed(run, clips) -> None:
 
 
 def test_a_changed_clip_does_not_cost_the_rows_that_were_saved_with_it(
-    run, clips, encoder, monkeypatch, capsys
+    run: Run,
+    clips: tuple[Path, list[Clip]],
+    stand_in: StandIn,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     interrupt_before_the_end(run, monkeypatch)
     write_wav(clips[1][0].path, seed=99, seconds=0.5)  # the first row of the only chunk
     interrupt_before_the_end(run, monkeypatch)
-    monkeypatch.setattr(type(encoder), "embed", None)  # not called again, but for no clips
-    monkeypatch.setattr(extract_module, "_compute", lambda *_: None)
+    stand_in.batch_sizes.clear()
     capsys.readouterr()
     assert len(run()) == 12
-    assert "going on: 12 of 12 clips" in capsys.readouterr().out
+    assert not stand_in.batch_sizes
+    assert "continuing: 12 of 12 clips" in capsys.readouterr().out
 
 
-def test_other_audio_of_the_same_size_is_noticed(run, clips) -> None:
+def test_other_audio_of_the_same_size_is_noticed(run: Run, clips: tuple[Path, list[Clip]]) -> None:
     run()
     for clip in clips[1]:
         size = clip.path.stat().st_size
@@ -301,7 +400,9 @@ def test_other_audio_of_the_same_size_is_noticed(run, clips) -> None:
         run()
 
 
-def test_audio_that_changes_between_two_parts_of_a_run(run, clips, tmp_path, monkeypatch) -> None:
+def test_audio_that_changes_between_two_parts_of_a_run(
+    run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupt_before_the_end(run, monkeypatch)
     write_wav(clips[1][3].path, seed=99, seconds=0.5)
     run()
@@ -309,7 +410,7 @@ def test_audio_that_changes_between_two_parts_of_a_run(run, clips, tmp_path, mon
     assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "fresh.pt").read_bytes()
 
 
-def test_a_damaged_output_and_a_folder(run, tmp_path) -> None:
+def test_a_damaged_output_and_a_folder(run: Run, tmp_path: Path) -> None:
     (tmp_path / "features.pt").write_bytes(b"")
     with pytest.raises(OutputError, match="--overwrite replaces it"):
         run()
@@ -319,7 +420,7 @@ def test_a_damaged_output_and_a_folder(run, tmp_path) -> None:
         run(output=tmp_path / "folder.pt", overwrite=True)
 
 
-def test_damaged_unfinished_work(run, tmp_path) -> None:
+def test_damaged_unfinished_work(run: Run, tmp_path: Path) -> None:
     partial = tmp_path / "features.pt.partial"
     partial.mkdir()
     (partial / "settings.json").write_text("{")
@@ -329,7 +430,9 @@ def test_damaged_unfinished_work(run, tmp_path) -> None:
     assert not partial.exists()
 
 
-def test_a_damaged_chunk_is_computed_again(run, tmp_path, monkeypatch, capsys) -> None:
+def test_a_damaged_chunk_is_computed_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     interrupt_before_the_end(run, monkeypatch)
     for chunk in (tmp_path / "features.pt.partial").glob("chunk-*.pt"):
         chunk.write_bytes(b"damaged")
@@ -337,19 +440,21 @@ def test_a_damaged_chunk_is_computed_again(run, tmp_path, monkeypatch, capsys) -
     assert "its clips are computed again" in capsys.readouterr().out
 
 
-def test_leftovers_of_killed_writes_are_removed(run, tmp_path) -> None:
+def test_leftovers_of_killed_writes_are_removed(run: Run, tmp_path: Path) -> None:
     (tmp_path / ".features.pt.abc.tmp").touch()
     run()
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_file_without_provenance_is_not_overwritten(run, tmp_path) -> None:
+def test_a_file_without_provenance_is_not_overwritten(run: Run, tmp_path: Path) -> None:
     torch.save({"features": torch.ones(2, 384), "labels": torch.tensor([0, 1])}, tmp_path / "features.pt")
     with pytest.raises(OutputError, match="not made by this project"):
         run()
 
 
-def test_unfinished_work_of_other_settings_is_refused(run, tmp_path, encoder, monkeypatch) -> None:
+def test_unfinished_work_of_other_settings_is_refused(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupt_before_the_end(run, monkeypatch)
     with pytest.raises(OutputError, match=r"unfinished work of other settings \(pool was mean, now max"):
         run(pool="max")
@@ -362,7 +467,15 @@ def test_unfinished_work_of_other_settings_is_refused(run, tmp_path, encoder, mo
 # Nothing silent
 
 
-def test_unreadable_clips_are_named_counted_and_left_out(run, clips, tmp_path, capsys) -> None:
+def failed_clips(features_file: Path) -> list[dict[str, str]]:
+    """The rows of the list of failed clips beside a feature file."""
+    with features_file.with_name(features_file.name + ".failed.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_unreadable_clips_are_named_counted_and_left_out(
+    run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _, listed = clips
     listed[2].path.write_bytes(b"")
     listed[7].path.unlink()
@@ -370,8 +483,7 @@ def test_unreadable_clips_are_named_counted_and_left_out(run, clips, tmp_path, c
     assert len(features) == 10
     assert features.meta["counts"] == {"clips": 12, "extracted": 10, "failed": 2}
     assert [name for name, _ in features.meta["failed"]] == ["fold1/clip02.wav", "fold2/clip07.wav"]
-    with (tmp_path / "features.pt.failed.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = failed_clips(tmp_path / "features.pt")
     assert [row["clip_id"] for row in rows] == ["fold1/clip02.wav", "fold2/clip07.wav"]
     assert "empty file" in rows[0]["reason"]
     assert "not found" in rows[1]["reason"]
@@ -380,22 +492,24 @@ def test_unreadable_clips_are_named_counted_and_left_out(run, clips, tmp_path, c
     assert str(listed[2].path) in printed.err
 
 
-def test_failed_clips_are_tried_again(run, clips, tmp_path) -> None:
+def test_failed_clips_are_tried_again(run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path) -> None:
     _, listed = clips
     content = listed[2].path.read_bytes()
     listed[2].path.write_bytes(b"")
     partial = run()
     assert len(run()) == 11  # still broken
     listed[2].path.write_bytes(content)
-    mended = run()
-    assert len(mended) == 12
+    fixed = run()
+    assert len(fixed) == 12
     assert not (tmp_path / "features.pt.failed.csv").exists()
-    assert torch.equal(mended.features[3:], partial.features[2:])
+    assert torch.equal(fixed.features[3:], partial.features[2:])
     run(output=tmp_path / "fresh.pt")
     assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "fresh.pt").read_bytes()
 
 
-def test_failed_clips_are_tried_again_when_a_run_goes_on(run, clips, tmp_path, monkeypatch) -> None:
+def test_failed_clips_are_tried_again_when_a_run_continues(
+    run: Run, clips: tuple[Path, list[Clip]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     content = clips[1][2].path.read_bytes()
     clips[1][2].path.write_bytes(b"")
     interrupt_before_the_end(run, monkeypatch)
@@ -403,7 +517,9 @@ def test_failed_clips_are_tried_again_when_a_run_goes_on(run, clips, tmp_path, m
     assert len(run()) == 12
 
 
-def test_failed_clips_are_not_tried_on_another_kind_of_device(run, clips, tmp_path, capsys) -> None:
+def test_failed_clips_are_not_tried_on_another_kind_of_device(
+    run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     clips[1][2].path.write_bytes(b"")
     features = run()
     features.meta["device"] = "cuda"
@@ -412,7 +528,7 @@ def test_failed_clips_are_not_tried_on_another_kind_of_device(run, clips, tmp_pa
     assert "not tried again on another device" in capsys.readouterr().out
 
 
-def test_a_header_with_an_absurd_rate_fails_alone(run, clips) -> None:
+def test_a_header_with_an_absurd_rate_fails_alone(run: Run, clips: tuple[Path, list[Clip]]) -> None:
     content = bytearray(clips[1][2].path.read_bytes())
     content[24:28] = (1).to_bytes(4, "little")
     clips[1][2].path.write_bytes(content)
@@ -421,31 +537,35 @@ def test_a_header_with_an_absurd_rate_fails_alone(run, clips) -> None:
     assert "claims 1 samples a second" in features.meta["failed"][0][1]
 
 
-def test_an_embedding_that_overflows_is_a_failure(run, clips) -> None:
+def test_an_embedding_that_overflows_is_a_failure(run: Run, clips: tuple[Path, list[Clip]]) -> None:
     _, listed = clips
     soundfile.write(listed[4].path, noise(0, 12_000) * 1e37, 32_000, subtype="FLOAT")
-    assert "overflows" in run().meta["failed"][0][1]
+    ((name, reason),) = run().meta["failed"]
+    assert name == "fold1/clip04.wav"
+    assert "overflows" in reason
 
 
-def test_if_every_clip_fails_nothing_is_saved(run, clips, tmp_path) -> None:
-    root, _ = clips
+def test_if_every_clip_fails_nothing_is_saved(run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path) -> None:
+    root, listed = clips
     root.rename(tmp_path / "elsewhere")
     with pytest.raises(ExtractionError, match="all 12 clips failed"):
         run()
     assert not (tmp_path / "features.pt").exists()
-    assert len((tmp_path / "features.pt.failed.csv").read_text().splitlines()) == 13
+    assert [row["clip_id"] for row in failed_clips(tmp_path / "features.pt")] == [
+        clip.clip_id(root) for clip in listed
+    ]
     (tmp_path / "elsewhere").rename(root)
     assert len(run()) == 12
 
 
-def test_a_clip_listed_twice(run, clips) -> None:
+def test_a_clip_listed_twice(run: Run, clips: tuple[Path, list[Clip]]) -> None:
     _, listed = clips
     with pytest.raises(DatasetError, match="twice"):
         run(clips=[*listed, listed[0]])
 
 
-def test_a_disk_that_fills_at_the_last_write(run, tmp_path, monkeypatch) -> None:
-    def full(self, path):
+def test_a_disk_that_fills_at_the_last_write(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_features: FeatureSet, path: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     with monkeypatch.context() as patch:
@@ -455,16 +575,16 @@ def test_a_disk_that_fills_at_the_last_write(run, tmp_path, monkeypatch) -> None
     assert len(run()) == 12
 
 
-def test_a_read_only_folder(run, tmp_path, monkeypatch) -> None:
-    def refuse(self, *_args, **_options):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+def test_a_read_only_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *_args: object, **_options: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(PermissionError):
         run()
 
 
-def test_chunks_and_settings_are_readable_files(run, tmp_path, monkeypatch) -> None:
+def test_chunks_and_settings_are_readable_files(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever finds a .partial folder can see what it is."""
     interrupt_before_the_end(run, monkeypatch)
     partial = tmp_path / "features.pt.partial"

@@ -1,4 +1,4 @@
-"""The house rules: imports point one way, nothing loads loosely, scripts stay small."""
+"""The house rules: imports go one way between floors, nothing loads loosely, scripts explain themselves."""
 
 from __future__ import annotations
 
@@ -17,50 +17,28 @@ TASKS = sorted(path.parent for path in PROJECT_ROOT.glob("*/config.yaml") if pat
 SOURCES = sorted(
     path
     for folder in (COMMON, *(PROJECT_ROOT / name for name in ("analysis", "demo", "benchmarks")), *TASKS)
-    for path in folder.glob("*.py")
+    for path in folder.rglob("*.py")
 )
-# room -> the rooms of common that it may import; whoever is not listed may import all
-MAY_IMPORT = {
-    "files": set(),
-    "progress": set(),
-    "config": set(),
-    "clips": set(),
-    "audio": set(),
-    "metrics": set(),
-    "checkpoint": {"files"},
-    "tiles": set(),
-    "condition": {"files"},
-    "resunet": {"condition", "tiles"},
-    "encoder": {"checkpoint", "condition", "resunet", "tiles"},
-    "logmel": {"resunet"},
-    "features": {"files"},
-    "scalers": set(),
-    "recipes": {"scalers"},
-    "uncertainty": set(),
-    "heads": {"files", "scalers"},
-    "splits": {"features"},
-    "fetch": {"files", "progress"},
-    "unpack": {"progress"},
-    "plots": {"files", "metrics"},
-    "results": {"features", "files", "metrics", "tables", "uncertainty"},
-    "tables": set(),
-    "captured": set(),
-    "stack": {"captured", "features", "heads", "recipes", "scalers", "splits"},
-    "train": {"features", "progress", "recipes", "scalers", "splits", "stack"},
-    "probes": {"features", "progress", "recipes", "results", "stack"},
-    "protocols": {"features", "heads", "metrics", "probes", "recipes", "results", "splits", "stack", "train"},
-    "inputs": {"clips", "config", "features", "files", "protocols", "train"},
-    "shards": {"clips", "files"},
-    "partial": {"audio", "clips", "features", "files"},
-    "decode": {"audio", "clips"},
-    "extract": {"clips", "decode", "encoder", "features", "files", "partial", "progress", "shards"},
-}
+# From the ground up: a module imports only from its own floor and from those before it.
+FLOORS = (
+    ("arrays", "errors", "files", "progress", "config"),
+    ("datasets",),
+    ("entry",),
+    ("encoder",),
+    ("features",),
+    ("extraction",),
+    ("heads",),
+    ("evaluation",),
+    ("cli",),
+    ("download", "doctor"),
+)
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def imports(path: Path) -> set[str]:
-    """Every module that a file imports when it runs: also those inside functions, not those for type checkers."""
+    """Every module that a file imports when it runs: also those inside functions, but not those for type checkers."""
     found = set()
-    nodes = [ast.parse(path.read_text())]
+    nodes: list[ast.AST] = [ast.parse(path.read_text())]
     while nodes:
         node = nodes.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
@@ -73,18 +51,26 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("room", sorted(path.stem for path in COMMON.glob("[a-z]*.py")))
-def test_rooms_import_what_they_may(room: str) -> None:
-    imported = imports(COMMON / f"{room}.py")
-    rooms = {module.removeprefix("common.") for module in imported if module.startswith("common.")}
-    assert rooms <= MAY_IMPORT.get(room, rooms), f"{room} imports {rooms - MAY_IMPORT[room]}"
-    outside = {module.partition(".")[0] for module in imported} & {*(task.name for task in TASKS), "analysis", "demo"}
-    assert not outside, f"common knows no task, but {room} imports {outside}"
+def room_of(path: Path) -> str:
+    """The room of common/ that a file belongs to: its folder, or the file itself."""
+    return path.relative_to(COMMON).parts[0].removesuffix(".py")
 
 
-def test_the_table_of_rooms_is_complete() -> None:
-    rooms = {path.stem for path in COMMON.glob("[a-z]*.py")}
-    assert rooms == set(MAY_IMPORT) | {"classify", "cli", "checkup", "doctor", "download"}
+@pytest.mark.parametrize("room", sorted({room_of(path) for path in COMMON.rglob("*.py")} - {"__init__"}))
+def test_imports_go_one_way_between_floors(room: str) -> None:
+    for path in COMMON.rglob("*.py"):
+        if room_of(path) != room:
+            continue
+        for module in imports(path):
+            package, _, rest = module.partition(".")
+            if package == "common" and rest:
+                other = rest.partition(".")[0]
+                assert FLOOR_OF[other] <= FLOOR_OF[room], f"{path} imports {module} from a later floor"
+            assert package not in {*(task.name for task in TASKS), "analysis", "demo"}, f"common knows no {module}"
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room_of(path) for path in COMMON.rglob("*.py")} - {"__init__"} == set(FLOOR_OF)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
@@ -94,7 +80,7 @@ def test_a_task_imports_no_other_task(task: Path) -> None:
         assert not {module.partition(".")[0] for module in imports(path)} & others
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PROJECT_ROOT)))
 def test_what_the_original_got_wrong(path: Path) -> None:
     source = path.read_text()
     assert "strict=False" not in source
@@ -110,8 +96,7 @@ def test_what_the_original_got_wrong(path: Path) -> None:
     [path for task in TASKS for path in task.glob("*.py") if "__main__" in path.read_text()],
     ids=lambda path: path.name,
 )
-def test_scripts_are_small_and_explain_themselves(script: Path, tmp_path: Path) -> None:
-    assert len(script.read_text().splitlines()) < 40
+def test_scripts_explain_themselves(script: Path, tmp_path: Path) -> None:
     assert ast.get_docstring(ast.parse(script.read_text()))
     # From any folder, as `python path/to/script.py --help`
     result = subprocess.run(
@@ -122,15 +107,19 @@ def test_scripts_are_small_and_explain_themselves(script: Path, tmp_path: Path) 
 
 
 def test_help_does_not_import_torch() -> None:
-    script = "import sys, common.cli, esc50_feature_fc.esc50, urbansound8k_feature_fc.urbansound8k; print('torch' in sys.modules)"
+    script = "import sys, common.cli, esc50_feature_fc.esc50, analysis.runs; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 
 
 def test_what_is_installed_is_what_is_pinned() -> None:
-    lines = (PROJECT_ROOT / "requirements.txt").read_text().splitlines()
-    pins = dict(re.match(r"([\w-]+)==([\w.]+)", line).groups() for line in lines if "==" in line)
+    lines = [
+        line.partition("#")[0].strip()
+        for name in ("requirements.txt", "requirements-dev.txt")
+        for line in (PROJECT_ROOT / name).read_text().splitlines()
+    ]
+    pins = dict(line.split("==") for line in lines if "==" in line)
     assert len(pins) > 10
     for name, pinned in pins.items():
         assert importlib.metadata.version(name).partition("+")[0] == pinned, name
-    assert [line for line in lines if line and not line.startswith("#")][-1] == "-e ."
+    assert "-e ." in lines

@@ -4,6 +4,7 @@ https://urbansounddataset.weebly.com/urbansound8k.html; the folds are never to b
 """
 
 from pathlib import Path
+from typing import Any
 
 from common.datasets import Clip, DatasetError, Task, layout_error, read_metadata
 
@@ -38,7 +39,8 @@ def read_clips(root: Path) -> list[Clip]:
     columns = ("slice_file_name", "fsID", "fold", "classID", "class")
     meta = read_metadata(metadata, columns, ("fsID", "fold", "classID"), TITLE)
     meta = meta.rename(columns={"class": "class_name"})  # a keyword cannot be a row's attribute
-    for line, row in enumerate(meta.itertuples(), start=2):
+    rows: list[Any] = list(meta.itertuples())
+    for line, row in enumerate(rows, start=2):
         official = row.classID in range(10) and row.class_name == CLASS_NAMES[row.classID] and row.fold in range(1, 11)
         # [fsID]-[classID]-[occurrenceID]-[sliceID].wav
         if not official or not str(row.slice_file_name).startswith(f"{row.fsID}-{row.classID}-"):
@@ -53,7 +55,7 @@ def read_clips(root: Path) -> list[Clip]:
             fold=int(row.fold),
             group=str(row.fsID),
         )
-        for row in meta.itertuples()
+        for row in rows
     ]
 
 

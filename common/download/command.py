@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
+from pydantic import TypeAdapter
 
 from common.datasets import DatasetNote
 from common.download.fetch import DownloadError, differs, fetch
@@ -83,9 +83,21 @@ class Archive:
         return self.unpacked + (0 if (root / self.file).is_file() else max(0, (self.size or self.about or 0) - here))
 
 
+@dataclass(frozen=True)
+class Source:
+    """A data set, or the weights: an entry of archives.yaml."""
+
+    title: str
+    licence: str
+    archives: list[Archive]
+
+
+_SOURCES = TypeAdapter(dict[str, Source])
+
+
 def main(argv: Sequence[str] | None = None, archives: Path = ARCHIVES) -> None:
     """The command; `archives` is the table of what it knows."""
-    sources = yaml.safe_load(archives.read_text(encoding="utf-8"))
+    sources = _SOURCES.validate_python(yaml.safe_load(archives.read_text(encoding="utf-8")))
     parser = argparse.ArgumentParser(prog="python -m common.download", description=__doc__, allow_abbrev=False)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(sources))
     parser.add_argument(
@@ -161,24 +173,24 @@ def _root(name: str, given: Path | None) -> Path:
     return WEIGHTS_FOLDER if name == "weights" else PROJECT_ROOT / "data"
 
 
-def _archives(source: dict[str, Any], only: str | None, every: bool) -> list[Archive]:
+def _archives(source: Source, only: str | None, every: bool) -> list[Archive]:
     """The archives that are meant: one by its part, or all but those that only a part's name brings."""
-    archives = [Archive(**row) for row in source["archives"]]
+    archives = source.archives
     if every or only is None:
         return [archive for archive in archives if every or not archive.optional]
     chosen = [archive for archive in archives if archive.part == only]
     if not chosen:
         parts = ", ".join(archive.part for archive in archives if archive.part)
         raise DownloadError(
-            f"{source['title']} has no part {only}; " + (f"its parts are {parts}" if parts else "it is one")
+            f"{source.title} has no part {only}; " + (f"its parts are {parts}" if parts else "it is one")
         )
     return chosen
 
 
-def _show(name: str, source: dict[str, Any], root: Path, wanted: list[Archive], every: bool) -> None:
+def _show(name: str, source: Source, root: Path, wanted: list[Archive], every: bool) -> None:
     """What is to be got: URL, size, licence, where to, and the free space there."""
     free = shutil.disk_usage(_existing(root)).free
-    print(f"{name}: {source['title']}; licence: {source['licence']}")
+    print(f"{name}: {source.title}; licence: {source.licence}")
     states = [archive.state(root) for archive in wanted]
     for archive, state in zip(wanted, states, strict=True):
         estimate = "size unknown" if archive.about is None else f"about {_bytes(archive.about)}"
