@@ -12,10 +12,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
+from analysis.studies import STUDIES
 from common.entry import run
 from common.files import PROJECT_ROOT
 from demo import generate
@@ -30,87 +31,15 @@ They say nothing about AudioSep. For the real thing, get the weights and a data 
 """
 
 
-@dataclass(frozen=True)
-class DemoTask:
-    """A task of the demo.
-
-    Attributes:
-        name: as `make reproduce` knows it.
-        folder: the data set's official folder.
-        write: writes a small data set into it, and `write_more` a larger one for ``--study``.
-        extract: scripts, and the names of their feature files.
-        classify: the script with its flags.
-        takes_folder: whether classification takes the folder of the features.
-    """
-
-    name: str
-    folder: str
-    write: Callable[[Path], None]
-    write_more: Callable[[Path], None]
-    extract: tuple[tuple[str, str], ...]
-    classify: tuple[str, ...]
-    takes_folder: bool = False
-
-
-TASKS = (
-    DemoTask(
-        "esc50",
-        "ESC-50-master",
-        lambda root: generate.generate_esc50(root, recordings=2),
-        generate.generate_esc50,
-        (("esc50_feature_fc/extract_esc50_features_audiosep.py", "features.pt"),),
-        ("esc50_feature_fc/esc50_linear_classifier.py",),
-    ),
-    DemoTask(
-        "icbhi",
-        "ICBHI_final_database",
-        lambda root: generate.generate_icbhi(root, patients=18),
-        generate.generate_icbhi,
-        (("icbhi_feature_fc/extract_icbhi_features_audiosep.py", "features.pt"),),
-        ("icbhi_feature_fc/icbhi_linear_classifier.py",),
-    ),
-    DemoTask(
-        "urbansound8k",
-        "UrbanSound8K",
-        lambda root: generate.generate_urbansound8k(root, recordings=2),
-        generate.generate_urbansound8k,
-        (("urbansound8k_feature_fc/extract_urbansound8k_features_audiosep.py", "features.pt"),),
-        ("urbansound8k_feature_fc/urbansound8k_linear_classifier.py",),
-    ),
-    DemoTask(
-        "nsynth",
-        "nsynth",
-        lambda root: generate.generate_nsynth(root, notes=1),
-        generate.generate_nsynth,
-        tuple(
-            (f"nsynth_feature_fc/extract_nsynth_{split}_features_audiosep.py", f"nsynth_{split}_features.pt")
-            for split in ("train", "valid", "test")
-        ),
-        ("nsynth_feature_fc/train_nsynth_fc_classifiers_valid_test.py",),
-        takes_folder=True,
-    ),
-    DemoTask(
-        "librispeech_train-clean-100",
-        "LibriSpeech",
-        generate.generate_librispeech,
-        generate.generate_librispeech,
-        (
-            (
-                "speaker_recognition/extract_train-clean-100_features.py",
-                "librispeech_trainclean100_features.pt",
-            ),
-        ),
-        ("speaker_recognition/librispeech_linear_classifier.py",),
-    ),
-    DemoTask(
-        "speech_commands_v1",
-        "speech_commands_v0.01",
-        generate.generate_speech_commands,
-        generate.generate_speech_commands,
-        (("key_word_spotting/extract_spc_features_audiosep_v1.py", "features.pt"),),
-        ("key_word_spotting/train_spc_fc_classifiers.py", "--version", "v1"),
-    ),
-)
+# name of the task -> the data set's official folder, and what writes a small data set into it
+TASKS: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "esc50": ("ESC-50-master", partial(generate.generate_esc50, recordings=2)),
+    "icbhi": ("ICBHI_final_database", partial(generate.generate_icbhi, patients=18)),
+    "urbansound8k": ("UrbanSound8K", partial(generate.generate_urbansound8k, recordings=2)),
+    "nsynth": ("nsynth", partial(generate.generate_nsynth, notes=1)),
+    "librispeech_train-clean-100": ("LibriSpeech", generate.generate_librispeech),
+    "speech_commands_v1": ("speech_commands_v0.01", generate.generate_speech_commands),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -126,15 +55,17 @@ def _demo() -> None:
     """Every task once: official protocol, one seed; then the table and the report."""
     started = time.monotonic()
     results = DEMO / "results"
-    # What an earlier demo left is nobody's work.
+    # Results of an earlier demo are not worth keeping.
     shutil.rmtree(results, ignore_errors=True)
-    for task in TASKS:
-        data, folder = DEMO / "sounds" / task.folder, results / task.name
-        task.write(data)
-        for script, name in task.extract:
-            call(script, "--data-root", data, "--checkpoint", ENCODER, "--output", folder / name)
-        features = folder if task.takes_folder else folder / task.extract[0][1]
-        call(*task.classify, "--features", features, "--output-dir", folder, "--epochs", EPOCHS)
+    for name, (data_folder, write) in TASKS.items():
+        study, data, folder = STUDIES[name], DEMO / "sounds" / data_folder, results / name
+        write(data)
+        for script, task in study.extract.items():
+            output = folder / task.features_file
+            call(script, "--data-root", data, "--checkpoint", ENCODER, "--output", output)
+        features = folder if study.task.parts else output
+        flags = ("--features", features, "--output-dir", folder, "--epochs", EPOCHS)
+        call(study.classify, *study.classify_flags, *flags)
     _verify_speakers(DEMO / "sounds", results)
     call("analysis/summary.py", "--results", results)
     call("analysis/report.py", "--results", results, "--data", DEMO / "sounds")
@@ -156,10 +87,10 @@ def _study() -> None:
     from analysis.reproduce import main as reproduce
 
     data, results = DEMO / "study_sounds", DEMO / "study"
-    for task in TASKS:
-        task.write_more(data / task.folder)
+    for data_folder, write in TASKS.values():
+        (write.func if isinstance(write, partial) else write)(data / data_folder)
     flags = ("--checkpoint", ENCODER, "--epochs", EPOCHS, "--seeds", 2, "--no-doctor", "--overwrite")
-    reproduce([*(task.name for task in TASKS), "--data", str(data), "--results", str(results), *map(str, flags)])
+    reproduce([*TASKS, "--data", str(data), "--results", str(results), *map(str, flags)])
     _verify_speakers(data, results)
     print(f"\nThe report, for a browser: {results / 'report.html'}")
 

@@ -162,6 +162,6 @@ def claim(work_folder: Path, settings: ExtractionSettings, overwrite: bool) -> N
 
 def discard(work_folder: Path) -> None:
     """Remove the chunks and their settings, once the finished file holds their rows."""
-    for pattern in ("chunk-*.pt", ".chunk-*.tmp", "done-*.json", "lengths.pt", "settings.json"):
+    for pattern in ("chunk-*.pt", ".*.tmp", "done-*.json", "lengths.pt", "settings.json"):
         for file in work_folder.glob(pattern):
             file.unlink(missing_ok=True)

@@ -58,63 +58,33 @@ class ClipList:
 
 @dataclass(frozen=True)
 class ExtractionSettings:
-    """The provenance that an extraction starts with; the fields are `common.features.Provenance`'s.
+    """What an extraction is made with: the provenance that its feature file begins with.
 
-    `device` is the kind of device. Work of one kind is not continued on another, since rounding differs.
+    Work of one kind of device is not continued on another, since rounding differs.
     """
 
-    dataset: str
-    encoder: str
-    checkpoint: str
-    release: str
-    condition: str
-    precision: str
-    layer: str
-    pool: str
-    outputs: tuple[tuple[str, str, int], ...]
-    sample_rate: int
-    clips: int
-    clip_list: str
-    device: str
+    provenance: Provenance
 
     @classmethod
     def of(cls, clips: ClipList, encoder: Encoder, outputs: Sequence[Output]) -> ExtractionSettings:
-        info = encoder.info
         is_one = len(outputs) == 1
-        return cls(
+        provenance = Provenance(
             dataset=clips.dataset,
-            encoder=info.encoder,
-            checkpoint=info.checkpoint,
-            release=info.release,
-            condition=info.condition,
-            precision=info.precision,
+            encoder=encoder.info.encoder,
+            checkpoint=encoder.info.checkpoint,
+            release=encoder.info.release,
+            condition=encoder.info.condition,
+            precision=encoder.info.precision,
             layer=outputs[0].layer if is_one else SEVERAL,
             pool=outputs[0].pool if is_one else SEVERAL,
-            outputs=() if is_one else tuple((output.layer, output.pool, output.width) for output in outputs),
             sample_rate=encoder.sample_rate,
             clips=len(clips),
             clip_list=clips.fingerprint,
             device=encoder.device.type,
         )
-
-    @property
-    def provenance(self) -> Provenance:
-        """For the feature file."""
-        meta = Provenance(
-            dataset=self.dataset,
-            encoder=self.encoder,
-            checkpoint=self.checkpoint,
-            release=self.release,
-            condition=self.condition,
-            precision=self.precision,
-            layer=self.layer,
-            pool=self.pool,
-            sample_rate=self.sample_rate,
-            clips=self.clips,
-            clip_list=self.clip_list,
-            device=self.device,
-        )
-        return Provenance(**meta, outputs=list(self.outputs)) if self.outputs else meta
+        if not is_one:
+            provenance["outputs"] = [(output.layer, output.pool, output.width) for output in outputs]
+        return cls(provenance)
 
     @property
     def decisive(self) -> dict[str, object]:
@@ -131,7 +101,7 @@ class ExtractionSettings:
 
     def as_json(self) -> str:
         """For the folder of unfinished work."""
-        return json.dumps({**self.decisive, "device": self.device}, sort_keys=True)
+        return json.dumps({**self.decisive, "device": self.provenance["device"]}, sort_keys=True)
 
     @cached_property
     def identity(self) -> str:
