@@ -1,4 +1,4 @@
-"""The scripts' mains, and their flags, which are made from the declarations of the settings."""
+"""Entry points of the scripts, and their command-line flags, generated from the declared settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from common.config import (
 from common.datasets import Clip, Task, Variants
 from common.entry import run
 
-# What imports torch is imported where it is used: --help should not take seconds.
+# Modules that import torch are imported where they are used, so that --help does not take seconds.
 if TYPE_CHECKING:
     import torch
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> None:
-    """Run a task's extraction script: clips of the data root -> feature file."""
+    """Run a task's extraction script: clips under the data root -> feature file."""
     run(lambda: _extract(task, argv))
 
 
@@ -42,13 +42,13 @@ def classify_main(task: Task | Variants, argv: Sequence[str] | None = None) -> N
 
 @dataclass(frozen=True)
 class Arguments(Generic[Config]):
-    """What a script was asked to do.
+    """A script's parsed command line.
 
     Attributes:
-        tasks: the tasks that are meant.
+        tasks: the tasks to run.
         config: the effective configuration.
         options: the values of the task's own flags.
-        has_device: whether the device was given by flag.
+        has_device: whether the device was given as a flag.
         overwrite: whether files made with other settings may be replaced.
         shard: ``i/n``, or None.
     """
@@ -62,12 +62,12 @@ class Arguments(Generic[Config]):
 
 
 def parse_extract_flags(task: Task | Variants, argv: Sequence[str] | None) -> Arguments[ExtractConfig]:
-    """The flags of an extraction script."""
+    """Parse the flags of an extraction script."""
     variants = _as_variants(task)
     parser = _new_parser("Extract AudioSep embeddings", variants)
     _add_settings(parser, ExtractConfig, variants.first, ExtractConfig.model_fields)
     _add_shared(parser)
-    text = "embed shard i of n only, for job arrays; the last shard to finish writes the file (default: all)"
+    text = "embed only shard i of n, for job arrays; the last shard to finish writes the file (default: all)"
     parser.add_argument("--shard", metavar="I/N", help=text)
     return _parsed(parser, variants, ExtractConfig, argv)
 
@@ -75,11 +75,11 @@ def parse_extract_flags(task: Task | Variants, argv: Sequence[str] | None) -> Ar
 def parse_classify_flags(
     task: Task | Variants, what: str, argv: Sequence[str] | None, only: Collection[str] | None = None
 ) -> Arguments[FitConfig]:
-    """The flags of a classification script, or of another one that reads features.
+    """Parse the flags of a classification script, or of another script that reads features.
 
     Args:
         what: what the script does, for --help.
-        only: the settings that it has; all where None.
+        only: the settings to offer as flags; None: all.
     """
     variants = _as_variants(task)
     parser = _new_parser(what, variants)
@@ -110,7 +110,7 @@ def _new_parser(what: str, variants: Variants) -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task, keys: Collection[str]) -> None:
-    """A flag for each setting, with its present default in the help text; values stay as given."""
+    """Add a flag for each setting, with its current default in the help text; values are not converted here."""
     defaults = load_config(kind, task.config_file)
     for key in keys:
         field, default = kind.model_fields[key], getattr(defaults, key)
@@ -135,7 +135,7 @@ def _add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Tas
 
 
 def _unset(key: str, task: Task) -> Path | str:
-    """What a setting without a value means."""
+    """What a setting without a value means, for --help."""
     places = {
         "data_root": task.default_data_root,
         "features": task.default_features,
@@ -145,9 +145,9 @@ def _unset(key: str, task: Task) -> Path | str:
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
-    text = "your own YAML, which overrides common/config.yaml and the task's"
+    text = "your own YAML file, which overrides common/config.yaml and the task's"
     parser.add_argument("--config", type=Path, metavar="FILE", help=text)
-    parser.add_argument("--overwrite", action="store_true", help="files made with other settings may be replaced")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that were made with other settings")
 
 
 def _parsed(
@@ -183,6 +183,10 @@ def _refuse_one_place_for_several(config: ExtractConfig | FitConfig, tasks: Sequ
 
 def _extract(variants: Task | Variants, argv: Sequence[str] | None) -> None:
     arguments = parse_extract_flags(variants, argv)
+    if arguments.shard is not None:
+        from common.extraction import Shard
+
+        Shard.parse(arguments.shard)  # refused before the data are read
     for task in arguments.tasks:
         _extract_one(task, arguments)
 
@@ -206,7 +210,7 @@ def _extract_one(task: Task, arguments: Arguments[ExtractConfig]) -> None:
 
 
 def _load_encoder(config: ExtractConfig, has_device: bool, processes: int) -> tuple[Encoder, Output]:
-    """The encoder of a configuration and the output that is wanted of it."""
+    """The encoder that a configuration names, and the output to extract."""
     import torch
 
     from common.encoder import LogMelStatistics, find_output, load_encoder
@@ -242,7 +246,7 @@ def _describe_encoder(encoder: Encoder, output: Output) -> str:
 
 
 def pick_device(name: str, is_required: bool) -> torch.device:
-    """The device of that name. A CUDA GPU that was configured, but not required by flag, may be missing."""
+    """The named device; the CPU if it is a CUDA GPU that no flag requires, and there is none."""
     import torch
 
     from common.encoder import resolve_device

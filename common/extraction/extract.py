@@ -21,7 +21,7 @@ import torch
 from common.encoder import Encoder, Output
 from common.errors import UserError
 from common.extraction.prefetch import Decoded, decode_ahead, in_batches
-from common.extraction.resume import RowStore, changed_files, claim, discard
+from common.extraction.resume import RowStore, changed_files, claim, discard, is_finished_work
 from common.extraction.settings import ClipList, ExtractionSettings
 from common.extraction.shards import Shard, clip_lengths, one_at_a_time
 from common.features import Counts, FeatureFileError, FeatureSet, Provenance
@@ -92,6 +92,7 @@ def extract(
     run = _Extraction(clips, encoder, features_file, tuple(outputs), options or ExtractOptions())
     finished = run.finished_file()
     if finished is not None and not _worth_another_try(finished, encoder):
+        run.clear_leftovers()
         print(f"{features_file} is there already, made with the same settings: {len(finished):,} clips. Nothing to do.")
         return finished
     features = run.run()
@@ -167,10 +168,22 @@ class _Extraction:
                     "fix that, and the same command continues from there"
                 ) from error
         if features is not None:
-            with contextlib.suppress(OSError):  # another run is there already
-                (self.work_folder / "common.lock").unlink(missing_ok=True)
-                self.work_folder.rmdir()
+            self._remove_work_folder()
         return features
+
+    def clear_leftovers(self) -> None:
+        """Remove what a run that was killed after writing the file has left; the work of other settings stays."""
+        if not self.work_folder.exists() or not is_finished_work(self.work_folder, self.settings):
+            return
+        with contextlib.suppress(OutputError):  # another run is at it
+            with WHOLE.hold(self.work_folder, str(self.features_file)):
+                discard(self.work_folder)
+            self._remove_work_folder()
+
+    def _remove_work_folder(self) -> None:
+        with contextlib.suppress(OSError):  # another run is there already
+            (self.work_folder / "common.lock").unlink(missing_ok=True)
+            self.work_folder.rmdir()
 
     def _claim(self) -> Sequence[int]:
         """Claim the folder for these settings and take over what is there; the indices of this shard's clips."""

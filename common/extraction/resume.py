@@ -160,6 +160,17 @@ def claim(work_folder: Path, settings: ExtractionSettings, overwrite: bool) -> N
     write_atomically(note, settings.as_json().encode())
 
 
+def is_finished_work(work_folder: Path, settings: ExtractionSettings) -> bool:
+    """Whether the folder holds nothing, or only work of these settings, for which there is a finished file."""
+    note = work_folder / "settings.json"
+    if not note.exists():
+        return not any(work_folder.glob("chunk-*.pt"))
+    try:
+        return not settings.difference_from_work(json.loads(note.read_text()))
+    except (ValueError, AttributeError):
+        return False
+
+
 def discard(work_folder: Path) -> None:
     """Remove the chunks and their settings, once the finished file holds their rows."""
     for pattern in ("chunk-*.pt", ".*.tmp", "done-*.json", "lengths.pt", "settings.json"):
