@@ -1,1 +1,1 @@
-"""Analyses over what extraction and classification have saved."""
+"""Analyses of what extraction and classification have saved."""

@@ -62,11 +62,11 @@ def main() -> None:
 def _flags() -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("task", metavar="TASK", help="such as esc50")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the data sets' folders lie (default: data)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
     parser.add_argument(
         "--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)"
     )
-    parser.add_argument("--condition", type=Path, metavar="FILE", help="a 512-d embedding, for factor condition")
+    parser.add_argument("--condition", type=Path, metavar="FILE", help="a 512-d embedding, for the factor condition")
     parser.add_argument(
         "--factors", nargs="+", choices=FACTORS, default=FACTORS, metavar="NAME", help=", ".join(FACTORS)
     )
@@ -77,14 +77,14 @@ def _flags() -> argparse.Namespace:
         help="heads of the grid layer x pool x scaler (default: linear)",
     )
     parser.add_argument(
-        "--max-clips", type=int, default=2000, metavar="N", help="more are sampled by class; 0: all (default: 2000)"
+        "--max-clips", type=int, default=2000, metavar="N", help="at most N, sampled by class; 0: all (default: 2000)"
     )
     parser.add_argument("--recipe", metavar="NAME", help="paper or tuned (default: as configured)")
     parser.add_argument("--epochs", type=int, metavar="N", help="(default: as configured)")
     parser.add_argument("--seeds", type=int, metavar="N", help="(default: as configured)")
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode audio (default: one a core)")
-    parser.add_argument("--overwrite", action="store_true", help="features made with other settings may be replaced")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode audio (default: one per core)")
+    parser.add_argument("--overwrite", action="store_true", help="replace features that were made with other settings")
     return parser.parse_args()
 
 

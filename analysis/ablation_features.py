@@ -1,5 +1,5 @@
-"""What an ablation extracts of every clip: all layers and pools of one forward pass, and more passes with the waveform or
-the condition changed. One wide row per clip."""
+"""What an ablation extracts from every clip: all layers and pools from one forward pass, and further passes with the
+waveform or the condition changed. One wide row per clip."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class AblationEncoder:
     sample_rate = SAMPLE_RATE
 
     def __init__(self, checkpoint: str, device: torch.device, factors: Sequence[str], condition: Path | None) -> None:
-        """Load the encoder without a condition, and for factor ``"condition"`` those with one.
+        """Load the encoder without a condition, and for the factor ``"condition"`` those with one.
 
         Raises:
             CheckpointError, DeviceError, ConditionError: as `load_encoder`.
@@ -110,7 +110,7 @@ class AblationEncoder:
 
 
 def factor_of(variant: str) -> str:
-    """The factor that a variant is a level of; empty for one of the grid of layers and pools."""
+    """The factor that a variant belongs to; empty for one of the grid of layers and pools."""
     return next((factor for factor, begins in FACTORS.items() if variant.startswith(begins)), "")
 
 
@@ -131,7 +131,7 @@ def read_variants(path: Path) -> FeatureSet:
 def extract_variants(
     study: Study, encoder: AblationEncoder, root: Path, output: Path, most: int, options: ExtractOptions
 ) -> FeatureSet:
-    """Every variant of every clip, or of a sample: one pass over the audio, saved and resumed as any extraction."""
+    """Every variant of every clip, or of a sample: one pass over the audio, saved and resumed like any extraction."""
     clips = [clip for task in study.extract.values() for clip in task.read_clips(root)]
     sides = np.array([f"{clip.fold} {clip.split}" for clip in clips])
     picked = balanced_rows(np.unique([clip.class_name for clip in clips], return_inverse=True)[1], sides, most)

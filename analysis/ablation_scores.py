@@ -1,4 +1,4 @@
-"""One change at a time, and a grid of them: each variant of the features or the scaler fitted, scored and shown alike."""
+"""One change at a time, and a grid: every variant of the features or the scaler is fitted, scored and shown alike."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ScoreRecord(_Record):
 
 
 class EffectScore(ScoreRecord):
-    """And the difference to the baseline with its own interval and p-value."""
+    """The same with the difference from the baseline, and that one's interval and p-value."""
 
     difference: float
     difference_interval: Interval | None
@@ -69,20 +69,20 @@ class GridRecord(_Record):
     three_layer: ScoreRecord | None = None
 
     def of(self, kind: HeadKind) -> ScoreRecord | None:
-        """One head's score, where it was fitted."""
+        """One head's score, if it was fitted."""
         return self.linear if kind == "linear" else self.three_layer
 
 
 class AblationRecord(_Record):
-    """ablation_TASK.json.
+    """The content of ablation_TASK.json.
 
     Attributes:
         task, title: the task's names.
-        encoder: whose outputs vary.
+        encoder: the encoder whose outputs vary.
         division: of the clips, for readers.
         clips, test_clips: their numbers.
         recipe, seeds: of the heads.
-        baseline: of both heads.
+        baseline: scores of both heads.
         heads: the three-layer head against the linear one, at the baseline.
         effects: from the best for the linear head to the worst.
         grid: the accuracy of every combination.
@@ -103,7 +103,7 @@ class AblationRecord(_Record):
 
     @classmethod
     def load(cls, path: Path) -> AblationRecord:
-        """Read ablation_TASK.json; UserError where it is damaged or of an earlier version."""
+        """Read ablation_TASK.json; UserError if it is damaged or of an earlier version."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
@@ -164,7 +164,7 @@ class Ablation:
         return EffectRecord(factor=variant.factor, name=variant.name, dimensions=width, **scores)
 
     def grid_point(self, layer: str, pool: str, scaler: ScalerName, kinds: Sequence[HeadKind]) -> GridRecord:
-        """One combination, with the heads that are wanted."""
+        """One combination, with the given heads."""
         scores = {kind: self.score(self.outcomes(kind, (f"{layer} {pool}",), scaler)) for kind in kinds}
         return GridRecord(layer=layer, pool=pool, scaler=scaler, **scores)
 
@@ -200,7 +200,7 @@ def ablate(
     Args:
         features: rows of all outputs, divided by the task.
         grid_heads: heads that are fitted on the whole grid of layers, pools and scalers.
-        division: the task's description of its division, where it has one.
+        division: the task's description of its division, if it has one.
     """
     ablation = Ablation(features, config, device)
     variants = progress_bar(iterable=ablation.variants(factors), desc="variants", unit="variant")

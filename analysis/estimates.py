@@ -17,13 +17,13 @@ from common.encoder import load_encoder
 from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads
 
-SAMPLE = 24  # clips whose lengths are looked at
+SAMPLE = 24  # clips whose lengths are read
 TIMED_S = 10.0  # of audio
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What this machine does: seconds of audio embedded per second; seconds per step of each head, fitted with others."""
+    """This machine's speed: seconds of audio embedded per second; seconds per step of each head, fitted with others."""
 
     audio: float
     step_s: dict[HeadKind, float]
@@ -31,7 +31,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one task: clips, hours of audio, hours of work, bytes of feature files."""
+    """An estimate for one task: clips, hours of audio, hours of work, bytes of feature files."""
 
     clips: int
     audio_hours: float
@@ -68,7 +68,7 @@ def measure_speed(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Spee
 
 
 def _length_s(clip: Clip) -> float | None:
-    """Seconds of a clip; None where it cannot be read, which the doctor and the extraction will say."""
+    """Seconds of a clip; None if it cannot be read, which the doctor and the extraction will report."""
     if clip.end_s is not None:
         return clip.end_s - (clip.start_s or 0.0)
     try:
@@ -78,10 +78,10 @@ def _length_s(clip: Clip) -> float | None:
 
 
 def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: int, n_feature_sets: int) -> Estimate:
-    """Of one task: by its own clips where the data are there, else by the whole data set's published size.
+    """Estimate one task: from its clips if the data set is present, else from the whole data set's published size.
 
     Args:
-        n_feature_sets: that the encoder extracts; log-mel statistics are counted as a tenth of one.
+        n_feature_sets: the number that the encoder extracts; log-mel statistics count as a tenth of one.
     """
     tasks = list(study.extract.values())
     if root.is_dir():
@@ -93,7 +93,7 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
     else:
         n_clips, hours, folds = sum(task.official_counts.get("clips", 0) for task in tasks), study.hours, 1
         folds = sum(name.startswith("fold ") for task in tasks for name in task.official_counts) or 1
-    # Every split and seed by both protocols; true labels, shuffled ones and each control; chosen, then fitted again.
+    # Every split and seed in both protocols; true labels, shuffled ones and each control; fitted once, then refitted.
     fits = (folds + 1) * n_seeds * (2 + n_feature_sets) * 2
     steps = fits * recipe.epochs * np.ceil(0.8 * n_clips / recipe.batch_size)
     return Estimate(

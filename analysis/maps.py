@@ -1,4 +1,4 @@
-"""Maps of embeddings: which clips are shown, where t-SNE or UMAP puts them, and how well classes keep together."""
+"""Maps of embeddings: which clips are shown, where t-SNE or UMAP puts them, and how well classes are separated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from common.heads.scalers import DEFAULT_SHRINKAGE, fit_scaler
 TITLES = {"tsne": "t-SNE", "umap": "UMAP"}
 NEIGHBOURS = 10  # of a clip, for purity
 PRINCIPAL = 50  # components that t-SNE sees, as its authors advise (van der Maaten & Hinton 2008)
-MOST_FOR_SILHOUETTE = 10_000  # clips: it compares all with all
+MOST_FOR_SILHOUETTE = 10_000  # clips, since every pair is compared
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class FeatureMap:
     Attributes:
         rows: (M,) row numbers of the FeatureSet, in order.
         points: (M, 2) float32.
-        silhouette, purity: of classes in the scaled features, not in the plane; None where one class is shown.
+        silhouette, purity: of classes in the scaled features, not in the plane; None if only one class is shown.
         caption: what a reader must know.
     """
 
@@ -42,12 +42,12 @@ class FeatureMap:
 
 
 def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, seed: int) -> FeatureMap:
-    """Choose clips, scale their features, and put them into the plane.
+    """Choose clips, scale their features, and project them to the plane.
 
     Args:
         method: ``"tsne"`` (scikit-learn) or ``"umap"`` (umap-learn).
         scaler: as in `common.heads.scalers.fit_scaler`, fitted on the clips that are shown, since a map is not a score.
-        most: clips to show; more are sampled, by class in proportion. 0 shows all.
+        most: clips to show, sampled in proportion to class sizes if there are more. 0 shows all.
         seed: of the sample and of the map.
     """
     labels = features.labels.numpy()
@@ -86,7 +86,7 @@ def project(values: Array, method: str, seed: int) -> Array:
         points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numba's, and that a seed leaves one thread
+            warnings.simplefilter("ignore")  # numba's warnings, and the one that a seed means a single thread
             from umap import UMAP
 
             points = UMAP(n_neighbors=min(15, len(values) - 1), random_state=seed).fit_transform(values)
@@ -95,7 +95,7 @@ def project(values: Array, method: str, seed: int) -> Array:
 
 
 def silhouette(values: Array, labels: Array, seed: int) -> float | None:
-    """Mean silhouette of the classes (Rousseeuw 1987), of a sample of large sets; None where it is not defined."""
+    """Mean silhouette of the classes (Rousseeuw 1987), on a sample of a large set; None if it is not defined."""
     if not 1 < len(np.unique(labels)) < len(labels):
         return None
     sample = min(MOST_FOR_SILHOUETTE, len(labels)) if len(labels) > MOST_FOR_SILHOUETTE else None

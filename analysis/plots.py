@@ -23,7 +23,7 @@ HEADS: dict[HeadKind, tuple[str, str]] = {"linear": ("#3b6fb6", "o"), "three_lay
 
 
 def class_colours(count: int) -> list[str]:
-    """Colours that can be told apart: tab10's, then tab20's, then again from the beginning."""
+    """Distinct colours: tab10's, or tab20's if there are more; beyond 20 they repeat."""
     palette = matplotlib.color_sequences["tab10" if count <= 10 else "tab20"]
     return [to_hex(palette[index % len(palette)]) for index in range(count)]
 
@@ -33,8 +33,8 @@ def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: 
 
     Args:
         points: (N, 2).
-        names: what there is to colour by, in the legend's order.
-        values: of each clip, one of `names`.
+        names: the names that have a colour, in the legend's order.
+        values: the name of each clip.
     """
     figure = Figure(figsize=(9, 7.5), layout="constrained")
     axes = figure.subplots()
@@ -81,8 +81,8 @@ def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: 
 
 
 def _apart(places: Array, texts: Sequence[str], extent: Array) -> Array:
-    """(N, 2) places of texts, moved up or down until none covers another."""
-    half = np.array([(0.0062 * len(text) + 0.006, 0.0125) for text in texts]) * extent  # of a text's box
+    """(N, 2) positions of texts, moved up or down until none covers another."""
+    half = np.array([(0.0062 * len(text) + 0.006, 0.0125) for text in texts]) * extent  # half the size of a text's box
     moved: list[tuple[int, Array]] = []
     for index in np.argsort(-places[:, 1], kind="stable"):
         steps = sorted(range(-60, 61), key=abs)
@@ -109,7 +109,7 @@ def plot_heat(
     is_diverging: bool = False,
     uncertain: Array | None = None,
 ) -> None:
-    """Draw a matrix with its numbers; NaN stays empty, and what is `uncertain` is in brackets."""
+    """Draw a matrix with its numbers; NaN cells are empty, and `uncertain` ones are in brackets."""
     height, width = values.shape
     longest = max(map(len, rows))
     figure = Figure(
@@ -134,7 +134,7 @@ def plot_heat(
             text = f"({text})"
         axes.text(column, row, text, ha="center", va="center", fontsize=font, color="white" if dark else "black")
     axes.set_title(title, fontsize=11)
-    # Of the figure, not of the axes: long names leave those narrow.
+    # A label of the figure, not of the axes, which long names make narrow.
     figure.supxlabel(_wrapped(caption, int(13.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8.5)
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     save_figure(figure, path)
@@ -142,14 +142,14 @@ def plot_heat(
 
 @dataclass(frozen=True)
 class Effect:
-    """Differences to a baseline as shares: head -> (difference, its 95 % interval)."""
+    """Differences from a baseline as shares: head -> (difference, its 95 % interval)."""
 
     name: str
     heads: dict[HeadKind, tuple[float, tuple[float, float] | None]]
 
 
 def plot_effects(effects: Sequence[Effect], title: str, caption: str, path: Path) -> None:
-    """Draw differences to a baseline in points, both heads, with their 95 % intervals; in the order given."""
+    """Draw differences from a baseline in points, both heads, with their 95 % intervals; in the order given."""
     figure = Figure(figsize=(8.5, max(3, 0.34 * len(effects) + 1.8)), layout="constrained")
     axes = figure.subplots()
     for head, (colour, marker) in HEADS.items():

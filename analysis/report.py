@@ -1,4 +1,4 @@
-"""Everything that was run, as one self-contained HTML page: no network, no server, no other files but the sounds.
+"""Report everything that was run as one self-contained HTML page: no network, no server, no other files but the sounds.
 
 Clips play from the data sets' folders, where --data (or the configuration) says they are.
 """
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from analysis.ablation_scores import AblationRecord
     from analysis.report_page import DrawnMap
 
-TSNE_TO = 5000  # clips; UMAP, the faster one, beyond
+TSNE_TO = 5000  # clips; above, UMAP, which is faster
 
 
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
     parser.add_argument(
-        "--max-clips", type=int, default=5000, metavar="N", help="of a map; more are sampled by class (default: 5000)"
+        "--max-clips", type=int, default=5000, metavar="N", help="at most N per map, sampled by class (default: 5000)"
     )
     given = parser.parse_args()
     if given.max_clips < 10:
@@ -51,13 +51,13 @@ def main() -> None:
 
 
 def _own(one: Run, ablations: dict[str, AblationRecord]) -> AblationRecord | None:
-    """The ablation of a run's task. One of another encoder would say nothing about this run."""
+    """The ablation of a run's task, if it is of the same encoder; another one would say nothing about this run."""
     ablation = ablations.get(one.study.name)
     return ablation if ablation and ablation.encoder.checkpoint == one.record.features.checkpoint else None
 
 
 def _map(one: Run, folder: Path, most: int) -> DrawnMap:
-    """A run's map; the map of the same features is not computed twice."""
+    """A run's map; the map of the same features is computed only once."""
     import numpy as np
 
     from analysis.maps import make_map

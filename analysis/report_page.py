@@ -1,4 +1,4 @@
-"""A report as HTML: its content as plain data, put into the template with its style, script and chart library."""
+"""A report as HTML: its content as plain data, inserted into the template with its style, script and chart library."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from common.evaluation.tables import percent, remarks, score_table
 from common.heads import HEADS, HeadKind, head_title
 
 TEMPLATE = Path(__file__).resolve().with_name("template")
-PAIRS = 12  # confusions that are named
-CLASSES = 60  # bars of a chart; of more classes, the best and the worst
+PAIRS = 12  # confusions that are listed
+CLASSES = 60  # bars of a chart; if there are more classes, the best and the worst
 Table = list[list[str]]
 
 
 @dataclass(frozen=True)
 class DrawnMap:
-    """A run's map: which rows it shows, (M,); where, (M, 2); and what a reader must know."""
+    """A run's map: the rows it shows, (M,); their points, (M, 2); and what a reader must know."""
 
     rows: Array
     points: Array
@@ -49,7 +49,7 @@ class ReportedRun:
         run: the run.
         map: its map.
         audio: the data root that its clips are played from.
-        ablation: of its task and encoder, where there is one.
+        ablation: of its task and encoder, if there is one.
     """
 
     run: Run
@@ -60,7 +60,7 @@ class ReportedRun:
 
 @dataclass(frozen=True)
 class ProtocolSection:
-    """A protocol's table and what is said under it."""
+    """A protocol's table and the remarks under it."""
 
     name: str
     title: str
@@ -70,7 +70,7 @@ class ProtocolSection:
 
 @dataclass(frozen=True)
 class Section:
-    """What the template says of one run; `id` is its anchor, `short` its name in the navigation."""
+    """What the template shows of one run; `id` is its anchor, `short` its name in the navigation."""
 
     id: str
     short: str
@@ -110,7 +110,7 @@ def render(reported: Sequence[ReportedRun], similarity: SimilarityRecord | None,
     Args:
         reported: the runs, in order.
         similarity: what analysis/task_similarity.py has written.
-        folder: where the page will be; the sounds' folders are named relative to it.
+        folder: where the page will be; links to the sounds are relative to it.
     """
     runs = [each.run for each in reported]
     rows = summary_rows(runs)
@@ -146,13 +146,13 @@ def render(reported: Sequence[ReportedRun], similarity: SimilarityRecord | None,
         style=(TEMPLATE / "report.css").read_text(encoding="utf-8"),
         script=(TEMPLATE / "report.js").read_text(encoding="utf-8"),
         plotly=get_plotlyjs(),
-        # A script element must not contain what would end it, whatever a clip is called.
+        # No clip's name may end the script element.
         data=json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
 
 
 def _facts(rows: Sequence[SummaryRow]) -> list[str]:
-    """The findings in sentences made from the rows."""
+    """The findings as sentences, generated from the rows."""
     honest = [row for row in rows if row.protocol != "random"]
     facts = [_fact(row) for row in honest]
     by_folder = {(row.folder, row.protocol): row for row in rows}
@@ -358,7 +358,7 @@ def _cost(transfer: Mapping[str, Mapping[str, TransferCosts]], target: str, what
 
 
 def _largest(z: Sequence[Sequence[float | None]], names: Sequence[str]) -> str:
-    """The largest value between two tasks in words."""
+    """The largest value between two tasks, in words."""
     values = [
         (abs(value), value, row, column)
         for row, each in enumerate(z)

@@ -1,7 +1,7 @@
 """The whole study in one command: check, download after asking, extract, classify, compare, report.
 
-Every step is one of this project's scripts, shown before it runs. Interrupted at any moment, the same command continues;
-what is done is not done again.
+Every step is one of this project's scripts, shown before it runs. After an interruption, the same command continues;
+finished work is not repeated.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Plan:
         checkpoint, device, seeds, epochs, recipe: as the scripts' flags.
         controls: name -> what takes the encoder's place.
         with_doctor: check environment and data first.
-        overwrite: files made with other settings may be replaced.
-        downloads: missing data sets are downloaded without asking.
+        overwrite: replace files made with other settings.
+        downloads: download missing data sets without asking.
         is_dry_run: print the plan and stop.
     """
 
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def reproduce(plan: Plan) -> None:
-    """Do what is planned."""
+    """Carry out the plan."""
     if plan.is_dry_run:
         _show_plan(plan)
         return
@@ -90,7 +90,7 @@ def _parse(argv: Sequence[str] | None) -> Plan:
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs of the heads (default: as configured)")
     parser.add_argument("--recipe", default="paper", metavar="NAME", help="paper or tuned (default: paper)")
     parser.add_argument("--no-doctor", action="store_true", help="do not check environment and data first")
-    parser.add_argument("--overwrite", action="store_true", help="files made with other settings may be replaced")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that were made with other settings")
     parser.add_argument("--yes", action="store_true", help="download missing data sets without asking")
     parser.add_argument("--dry-run", action="store_true", help="print the plan with estimated hours and disk, and stop")
     given = parser.parse_args(argv)
@@ -117,7 +117,7 @@ def _flag(name: str, value: object) -> tuple[object, ...]:
 
 
 def run_script(script: str, *flags: object) -> int:
-    """Show a command and run it; its exit status."""
+    """Show a command and run it; returns its exit status."""
     shown = [str(flag).replace(f"{PROJECT_ROOT}/", "") for flag in flags]
     is_module = not script.endswith(".py")
     print(f"\n$ python {'-m ' * is_module}{script} {' '.join(shown)}", flush=True)
@@ -126,7 +126,7 @@ def run_script(script: str, *flags: object) -> int:
 
 
 def call(script: str, *flags: object) -> None:
-    """The same, but where it fails, this ends too, with its status."""
+    """The same, but if it fails, exit with its status."""
     status = run_script(script, *flags)
     if status:
         print("stopped there; once that is fixed, the same command continues", file=sys.stderr)
@@ -134,7 +134,7 @@ def call(script: str, *flags: object) -> None:
 
 
 def _get(study: Study, plan: Plan) -> bool:
-    """Whether the data set is there. If not, show the download with its size and ask whether to start it."""
+    """Whether the data set is there, after downloading it if need be: show the size, and ask before starting."""
     root = study.data_root(plan.data)
     if root.is_dir():
         return True
@@ -176,7 +176,7 @@ def _one_study(study: Study, plan: Plan) -> None:
     one = next(iter(study.extract.values())).features_file
     names = ["", *(name for name, _ in plan.controls)]
     features, *others = (_features_file(study, features_folder, name, one) for name in names)
-    if study.task.parts:  # of several files, their folder
+    if study.task.parts:  # for several files, their folder
         features, others = features.parent, [other.parent for other in others]
     what = ("--features", features, "--output-dir", folder, "--recipe", plan.recipe, "--seeds", plan.seeds)
     how = ("--protocol", "both", "--probes", "--controls", "--control-features", *others)

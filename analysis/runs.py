@@ -17,12 +17,12 @@ if TYPE_CHECKING:  # --help should not wait for torch
     from common.evaluation.record import ProtocolRecord, RunRecord
     from common.features import FeatureSet
 
-COLUMNS = 100  # of a terminal
+COLUMNS = 100  # the width of printed text
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished classification: its record, and on demand its rows and predictions."""
+    """One finished classification: its record, and its rows and predictions, read on demand."""
 
     study: Study
     folder: Path
@@ -30,12 +30,12 @@ class Run:
 
     @property
     def protocols(self) -> dict[str, ProtocolRecord]:
-        """Name -> what it scored."""
+        """Name of each protocol -> its scores."""
         return self.record.protocols
 
     @property
     def first_protocol(self) -> str:
-        """The official one, where it was run."""
+        """The official one, if it was run."""
         return next(iter(self.protocols))
 
     @cached_property
@@ -43,7 +43,7 @@ class Run:
         """The rows as they were classified.
 
         Raises:
-            FeatureFileError: the feature file is gone, or has changed since.
+            FeatureFileError: the feature file is missing, or has changed since.
         """
         from common.evaluation.load_features import load_features
         from common.features import FeatureFileError
@@ -58,7 +58,7 @@ class Run:
         return prepared.features
 
     def predictions(self, protocol: str = "official") -> dict[str, dict[str, str]]:
-        """Of the first seed: head -> clip id -> predicted class, for every clip that was tested."""
+        """For the first seed: head -> clip id -> predicted class, for every clip that was tested."""
         from common.evaluation.predictions import prefix_of, read_predictions
 
         path = self.folder / f"{prefix_of(protocol)}predictions.csv"
@@ -130,7 +130,7 @@ def output_folder(given: argparse.Namespace) -> Path:
 
 
 def runs_for(given: argparse.Namespace) -> list[Run]:
-    """The runs that an analysis is asked about; what is missing is named on stderr, with how to get it.
+    """The runs that an analysis is about; tasks not run yet are listed on stderr, with the commands that run them.
 
     Raises:
         ConfigError: there are none at all.
@@ -148,7 +148,7 @@ def runs_for(given: argparse.Namespace) -> list[Run]:
 
 
 def run_of(given: argparse.Namespace) -> Run:
-    """The run of the task that is named; of several, the one whose folder comes first.
+    """The run of the named task; if there are several, the one whose folder comes first.
 
     Raises:
         ConfigError: there is none.

@@ -8,7 +8,7 @@ from common.arrays import Array
 
 
 def seeded_rows(strata: Array, most: int, seed: int = 0) -> Array:
-    """About `most` row numbers at most (all, if 0), from every stratum in proportion and at least one of each; in order."""
+    """About `most` row numbers (all if 0), in order, from every stratum in proportion, and at least one of each."""
     if not most or len(strata) <= most:
         return np.arange(len(strata))
     rng = np.random.default_rng(seed)
@@ -20,7 +20,7 @@ def seeded_rows(strata: Array, most: int, seed: int = 0) -> Array:
 
 
 def balanced_rows(labels: Array, sides: Array, most: int, seed: int = 0) -> Array:
-    """The same with as many rows of every side (fold or split), as far as it has them, so that small sides stay."""
+    """The same, with equally many rows of every side (fold or split) as far as possible, so that small sides stay."""
     left, quotas = most or len(labels), {}
     counts = dict(zip(*np.unique(sides, return_counts=True), strict=True))
     for place, side in enumerate(sorted(counts, key=counts.__getitem__)):

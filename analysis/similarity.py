@@ -1,4 +1,4 @@
-"""How alike two sets of features are: of different clips (distributions, subspaces), or of the same clips (CKA)."""
+"""How similar two sets of features are: of different clips (distributions, subspaces), or of the same clips (CKA)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def frechet_distance(first: Array, second: Array) -> float:
     one, other = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
     variances, directions = eigh(one)
     root = (directions * np.sqrt(variances.clip(0))) @ directions.T
-    # The trace of (C1 C2)^(1/2) by the symmetric root C1^(1/2) C2 C1^(1/2), whose eigenvalues are real.
+    # The trace of (C1 C2)^(1/2), from the symmetric C1^(1/2) C2 C1^(1/2), whose eigenvalues are real.
     cross = np.sqrt(eigh(root @ other @ root, eigvals_only=True).clip(0)).sum()
     return float(difference @ difference + np.trace(one) + np.trace(other) - 2 * cross)
 
 
 def mmd(first: Array, second: Array) -> float:
-    """Squared maximum mean discrepancy, unbiased, of a Gaussian kernel as wide as the median distance of all rows.
+    """Squared maximum mean discrepancy, unbiased, with a Gaussian kernel as wide as the median distance of all rows.
 
     Gretton et al., "A Kernel Two-Sample Test" (2012), eq. 3. About 0 for samples of one distribution, where it may be
     a little below 0.
@@ -42,16 +42,16 @@ def mmd(first: Array, second: Array) -> float:
 
 
 def principal_subspace(rows: Array, size: int = PRINCIPAL) -> Array:
-    """(D, k) orthonormal directions of the largest variance; k is `size`, or fewer where there are fewer rows."""
+    """(D, k) orthonormal directions of the largest variance; k is `size`, or fewer if there are fewer rows."""
     centred = rows - rows.mean(axis=0)
     size = min(size, len(rows) - 1, rows.shape[1])
-    directions: Array = eigh(centred.T @ centred)[1]  # by rising variance
+    directions: Array = eigh(centred.T @ centred)[1]  # by increasing variance
     return directions[:, ::-1][:, :size]
 
 
 def subspace_overlap(first: Array, second: Array) -> float:
-    """Of two (D, k) orthonormal bases, the mean squared cosine of their principal angles (Bjorck & Golub 1973): 1 where
-    one holds the other, k / D by chance."""
+    """The mean squared cosine of the principal angles (Bjorck & Golub 1973) of two (D, k) orthonormal bases: 1 if one
+    contains the other, k / D by chance."""
     return float(np.square(first.T @ second).sum() / min(first.shape[1], second.shape[1]))
 
 
@@ -59,7 +59,7 @@ def linear_cka(first: Array, second: Array) -> float:
     """Linear centred kernel alignment of (N, D) and (N, E) features of the same N clips, in [0, 1].
 
     Kornblith et al., "Similarity of Neural Network Representations Revisited" (2019), https://arxiv.org/abs/1905.00414,
-    in the form of features: ``|Y'X|^2 / (|X'X| |Y'Y|)``. It pairs clips, so it cannot compare different ones.
+    in its form for features: ``|Y'X|^2 / (|X'X| |Y'Y|)``. It pairs clips, so it cannot compare different ones.
     """
     one, other = first - first.mean(axis=0), second - second.mean(axis=0)
     scale = np.linalg.norm(one.T @ one) * np.linalg.norm(other.T @ other)

@@ -27,7 +27,7 @@ class Study:
         hours: of audio in the whole data set.
         download: arguments of `python -m common.download`, one tuple per call.
         check: its name for `python -m common.doctor`.
-        extract_flags, classify_flags: flags that make the scripts do this task.
+        extract_flags, classify_flags: flags that make the scripts run this task.
         is_main: whether it is one of the project's tasks, not a variant of one.
     """
 
@@ -47,7 +47,7 @@ class Study:
 
     @property
     def results_folder(self) -> Path:
-        """Where its results go if nothing else is said."""
+        """Where its results go by default."""
         return self.task.default_output_dir
 
     def data_root(self, data: Path | None) -> Path:
@@ -56,7 +56,7 @@ class Study:
         return data / configured.name if data else configured
 
     def how_to_run(self) -> str:
-        """The commands that run it, in one line."""
+        """The commands that run it, on one line."""
         commands = [(script, *self.extract_flags) for script in self.extract]
         return " && ".join(f"python {' '.join(each)}" for each in [*commands, (self.classify, *self.classify_flags)])
 
@@ -155,7 +155,7 @@ STUDIES = _studies()
 
 
 def find_study(name: str) -> Study:
-    """By its name, or the beginning of one, such as `librispeech`; ConfigError where there is none."""
+    """Find a study by its name, or the beginning of one, such as `librispeech`; ConfigError if there is none."""
     found = [study for study in STUDIES.values() if name and study.name.startswith(name)]
     if not found:
         raise ConfigError(f"task {name} is unknown; choose one of {', '.join(STUDIES)}")

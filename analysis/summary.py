@@ -1,4 +1,4 @@
-"""One table over all tasks: what the heads score, beside what was stated and what other encoders' features score.
+"""One table of all tasks: the heads' scores, beside the stated ones and those of other encoders' features.
 
 Writes summary.csv, summary.md and summary.tex beside the printed table.
 """
@@ -27,7 +27,7 @@ Range = tuple[float, float]
 
 
 class TaskReferences(BaseModel):
-    """The figures that a task's scores stand beside, in percent.
+    """The figures shown beside a task's scores, in percent.
 
     Attributes:
         expected: (linear, three-layer) as the project's brief states them.
@@ -45,7 +45,7 @@ class SummaryRow:
     """One run and protocol; scores as shares, None where unknown.
 
     Attributes:
-        protocol: ``official``, ``random``, or ``own``: the task's own where there is no official one.
+        protocol: ``official``, ``random``, or ``own``: the task's own if there is no official one.
         best: the better head; `best_low` and `best_high` are the ends of its interval.
         stated_linear, stated_three_layer: as the project's brief states them.
         published: (encoder, percent, source).
@@ -75,7 +75,7 @@ class SummaryRow:
     folder: str
 
     def accuracy(self, kind: HeadKind) -> float:
-        """Of one head."""
+        """The accuracy of one head."""
         return self.linear if kind == "linear" else self.three_layer
 
     @property
@@ -124,7 +124,7 @@ def _summary_row(one: Run, name: str, protocol: ProtocolRecord, known: TaskRefer
 
 
 def read_references() -> tuple[dict[str, TaskReferences], dict[str, str]]:
-    """Task -> the figures that its scores stand beside; key -> source."""
+    """Task -> the figures shown beside its scores; key -> source."""
     content = yaml.safe_load(REFERENCES.read_text(encoding="utf-8"))
     sources = content.pop("sources")
     return {task: TaskReferences.model_validate(values) for task, values in content.items()}, sources
@@ -133,7 +133,7 @@ def read_references() -> tuple[dict[str, TaskReferences], dict[str, str]]:
 def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
     """The rows as text, header first; all in percent.
 
-    `is_wide`: with classes, recipe, every published figure, and the encoder where there are several.
+    `is_wide`: with classes, recipe, every published figure, and the encoder if there are several.
     """
     from common.evaluation.tables import percent, range_of
 

@@ -1,4 +1,4 @@
-"""Tasks compared with each other, and the layers and pools of one task among themselves: figures, heat maps, matrices."""
+"""Comparisons between tasks, and between the layers and pools of one task: figures, heat maps, matrices."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ Matrix = list[list[float]]
 
 
 class SimilarityRecord(BaseModel):
-    """similarity.json: every measure between every two tasks, and the costs of transfers.
+    """The content of similarity.json: every measure between every two tasks, and the costs of transfers.
 
     Attributes:
         tasks: name -> number of clips.
         words: what was compared, for readers.
         dimensions: of the features.
-        clips_of_each: sampled from every task.
-        frechet_floor: the distance between two samples of one normal distribution, as wide as a task is.
+        clips_of_each: the number of clips sampled from every task.
+        frechet_floor: the distance between two samples of one normal distribution with the tasks' mean covariance.
         frechet, mmd, subspace: (task, task).
         transfer: target -> ``scaler`` and ``subspace`` -> costs.
     """
@@ -64,7 +64,7 @@ class SimilarityRecord(BaseModel):
     transfer: dict[str, dict[str, TransferCosts]]
 
     def matrix(self, measure: str) -> Matrix:
-        """Of one of MEASURES."""
+        """The matrix of one of MEASURES."""
         return {"frechet": self.frechet, "mmd": self.mmd, "subspace": self.subspace}[measure]
 
     def is_uncertain(self, target: str, what: str, source: str) -> bool:
@@ -74,7 +74,7 @@ class SimilarityRecord(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> SimilarityRecord:
-        """Read similarity.json; UserError where it is damaged or of an earlier version."""
+        """Read similarity.json; UserError if it is damaged or of an earlier version."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
@@ -84,7 +84,7 @@ class SimilarityRecord(BaseModel):
 
 
 def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
-    """Task -> a sample of its rows, of the tasks whose features are of one encoder: the one that most of them have."""
+    """Task -> a sample of its rows, for the tasks whose features are of the most common encoder."""
     tasks: dict[str, FeatureSet] = {}
     for one in runs:
         if one.study.name in tasks:
@@ -105,8 +105,8 @@ def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
 def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with_transfer: bool) -> SimilarityRecord:
     """Every measure between every two tasks."""
     names = list(tasks)
-    # One scale for all, to which every task contributes alike; otherwise the largest task, or dimension, would decide.
-    # As many clips of each, too: distances between samples grow where there are fewer.
+    # One scale for all, to which every task contributes equally; otherwise the largest task, or dimension, would
+    # dominate. The same number of clips of each, too: distances between samples grow if there are fewer.
     fewest = min(map(len, tasks.values()))
     rng = np.random.default_rng(0)
     drawn = [each.features.numpy()[rng.permutation(len(each))[:fewest]] for each in tasks.values()]
@@ -193,8 +193,8 @@ def _print_matrix(names: Sequence[str], values: Array) -> None:
 
 
 def draw_cka(path: Path, folder: Path) -> Path:
-    """The heat map of linear CKA between the layers, the pools of the baseline's layer, and all other variants of one
-    task's clips."""
+    """Draw the heat map of linear CKA between the layers, the pools of the baseline's layer, and all other variants of
+    one task's clips."""
     features = read_variants(path)
     raw, columns = features.features.numpy().astype(np.float64), features.output_columns
     names = [

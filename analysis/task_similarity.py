@@ -1,8 +1,8 @@
 """How alike the tasks' features are, and what one task's scaler or subspace costs another.
 
-Different tasks have different clips, so measures that pair clips (CKA) cannot compare them. Compared are distributions
-(Frechet distance, MMD), principal subspaces, and the price of a transfer. Linear CKA compares layers, pools and
-conditions of the same clips, where analysis/ablation.py has extracted them.
+Different tasks have different clips, so measures that pair clips (CKA) cannot compare them. Instead, this compares
+distributions (Frechet distance, MMD), principal subspaces, and the cost of a transfer. Linear CKA compares layers,
+pools and conditions of the same clips, if analysis/ablation.py has extracted them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from common.entry import run
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument(
-        "--max-clips", type=int, default=2000, metavar="N", help="a task; more are sampled by class (default: 2000)"
+        "--max-clips", type=int, default=2000, metavar="N", help="at most N per task, sampled by class (default: 2000)"
     )
     parser.add_argument("--no-transfer", action="store_true", help="leave out the fits of linear heads")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What a task loses when its features are scaled, or reduced, by what was fitted on another task's."""
+"""What a task loses when its features are scaled, or reduced, with statistics fitted on another task's features."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from common.evaluation.scoring import compare_heads
 from common.features import FeatureSet
 from common.heads import HeadKind, Job, Recipe, fit_own_scaler, fit_scaler, recipe_for
 
-KIND: HeadKind = "linear"  # the head that judges
+KIND: HeadKind = "linear"  # the head that is scored
 
 
 @dataclass(frozen=True)
 class TransferCost:
-    """Accuracy with another task's scaler or subspace; against the task's own: the difference and its 95 % interval."""
+    """Accuracy with another task's scaler or subspace, and the difference from the task's own with 95 % interval."""
 
     accuracy: float
     difference: float
@@ -48,11 +48,11 @@ def transfer_costs(
         config: its recipe and first seed are used.
 
     Returns:
-        For ``"scaler"`` and ``"subspace"``. The task's own ones are fitted on each split's training rows.
+        The costs of ``"scaler"`` and ``"subspace"``. The task's own ones are fitted on each split's training rows.
     """
     recipe = recipe_for(KIND, config)
     jobs = plan_fits("official", target, config.train_test_split, [config.random_seed]).jobs
-    # Rows come scaled, so the recipe scales nothing.
+    # Rows are already scaled, so the recipe must not scale them.
     unscaled = config.model_copy(update={"scaler": "none", "whiten_eps": None})
     fitter = HeadFitter(unscaled, device)
     raw = target.features.numpy()

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--scaler", choices=get_args(ScalerName), default="standard", help="(default: standard)")
     parser.add_argument("--colour", choices=COLOURS, default="class", help="what colours show (default: class)")
     parser.add_argument(
-        "--max-clips", type=int, default=5000, metavar="N", help="more are sampled by class; 0: all (default: 5000)"
+        "--max-clips", type=int, default=5000, metavar="N", help="at most N, sampled by class; 0: all (default: 5000)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample and the map (default: 0)")
     given = parser.parse_args()
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _values(features: FeatureSet, colour: str) -> tuple[list[str], list[str]]:
-    """The names that colours stand for, and each clip's."""
+    """The names that have a colour, and the name of each clip."""
     if colour == "class":
         return features.class_names, [features.class_names[label] for label in features.labels.tolist()]
     folds = None if features.folds is None else [f"fold {fold}" for fold in features.folds.tolist()]

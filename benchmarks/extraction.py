@@ -1,8 +1,8 @@
 """How fast clips become embeddings: python benchmarks/extraction.py [--audio FOLDER].
 
-The original project's way and this project's at each precision, on the same files, each in a process of its own, in turns
-in one run. Outputs are checked against each other. The original's way is measured as a user runs it, and with the memory
-kept that glibc would give back after every layer, which this project's encoder sees to at its start.
+Compares the original project's way with this project's at each precision, on the same files, each in its own process,
+taking turns in one run. Outputs are checked against each other. The original's way is measured as a user runs it, and
+with glibc keeping the memory that it would return after every layer, as this project's encoder has it do.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ LIMITS = {"fp32": 1e-5, "tf32": 1e-2, "bf16": 1e-2, "fp16": 1e-2}  # relative L2
 
 
 def operations_per_second(folded: bool) -> float:
-    """Of the six blocks' convolutions, a multiplication and an addition counting two, for one second of audio.
+    """The operations of the six blocks' convolutions for one second of audio, counting additions and multiplications.
 
     Args:
-        folded: as this project computes them, with the pooling folded into conv2 and taken before the shortcut; or as the
-            original does, one after the other.
+        folded: as this project computes them, with the pooling folded into conv2 and done before the shortcut; or as
+            the original does, one after the other.
     """
     total, positions = 0.0, 100 * 1024.0
     for _, _, channels_in, channels_out, (in_time, in_frequency) in BLOCKS[:-1]:
@@ -57,10 +57,10 @@ def operations_per_second(folded: bool) -> float:
 
 
 def traffic_per_second(size: int) -> float:
-    """Bytes that the folded blocks' steps read and write for one second of audio, where nothing stays in a cache.
+    """Bytes that the folded blocks' steps read and write for one second of audio, if nothing stays in a cache.
 
     Args:
-        size: bytes of an activation; the first block's input is made in float32 of the spectrogram.
+        size: bytes of an activation; the first block's input is computed in float32 from the spectrogram.
     """
     total, positions = 0.0, 100 * 1024.0
     for number, (_, _, channels_in, channels_out, (in_time, in_frequency)) in enumerate(BLOCKS[:-1]):
@@ -77,14 +77,14 @@ def traffic_per_second(size: int) -> float:
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second that a copy of 512 MB reads and writes; the best of some."""
+    """Bytes per second that a copy of 512 MB reads and writes; the best of several."""
     source = torch.ones(2**27, device=device)
     target = torch.empty_like(source)
     return max(2 * source.nbytes / _timed(partial(target.copy_, source), device) for _ in range(8))
 
 
 def peak(device: torch.device, precision: str) -> float:
-    """Operations a second of 3x3 convolutions of the same type, through the same library; the best of several shapes."""
+    """Operations per second of 3x3 convolutions of the same type, with the same library; the best of several shapes."""
     dtype, best = PRECISIONS[precision], 0.0
     for channels, height, width in ((64, 256, 512), (128, 128, 256), (256, 64, 128), (384, 32, 64)):
         image = torch.randn(1, channels, height, width, device=device, dtype=dtype)
@@ -107,8 +107,8 @@ def _timed(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) -> None:
-    """Do one way's work whenever asked; send seconds and embeddings, and at the end the peak memory."""
-    torch.backends.cudnn.allow_tf32 = way.startswith("tf32")  # it is torch's default, and would round the reference too
+    """Do one way's work whenever asked; send the seconds and embeddings, and at the end the peak memory."""
+    torch.backends.cudnn.allow_tf32 = way.startswith("tf32")  # torch's default would round the reference too
     if way.startswith(ORIGINAL):
         from original import PlainEncoder, extract_originally
 
@@ -142,12 +142,12 @@ def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) 
     extra = {"memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
     if device.type == "cuda":
         extra["memory"] = torch.cuda.max_memory_allocated(device)
-    if not way.startswith(ORIGINAL):  # only now, while all others rest
+    if not way.startswith(ORIGINAL):  # only now, while all others are idle
         waveforms = [read_audio(path, SAMPLE_RATE) for path in paths[: 8 if device.type == "cpu" else 400]]
         timed_s = sum(len(waveform) for waveform in waveforms) / SAMPLE_RATE
         alone = [_timed(lambda: encoder.embed(waveforms), device) for _ in range(3)]
         extra |= {"alone": timed_s / min(alone), "peak": peak(device, precision), "bandwidth": bandwidth(device)}
-        if not compiled:  # which sees through no clock
+        if not compiled:  # compiled blocks cannot be timed from inside
             extra["parts"] = {
                 name: seconds / timed_s for name, seconds in breakdown(encoder, paths[: len(waveforms)]).items()
             }
@@ -155,7 +155,7 @@ def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) 
 
 
 def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
-    """Seconds in each part, one after the other without overlap."""
+    """Seconds spent in each part, one after the other without overlap."""
     spent: dict[str, float] = defaultdict(float)
 
     def timing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -191,14 +191,14 @@ def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print the tables, write the figures as JSON where asked to."""
+    """Measure, print the tables, and write the figures as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--audio", type=Path, metavar="FOLDER", help="audio files (default: generated ones)")
     parser.add_argument("--clips", type=int, default=48, metavar="N", help="files to take (default: 48)")
     parser.add_argument("--seconds", type=float, default=5.0, metavar="X", help="of a generated clip (default: 5)")
     parser.add_argument("--rate", type=int, default=44_100, metavar="HZ", help="of a generated clip (default: 44100)")
     parser.add_argument("--flac", action="store_true", help="generate FLAC instead of WAV")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of every way (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="timed runs of every way (default: 3)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precisions", nargs="+", default=None, metavar="NAME", help="(default: all the device has)")
     parser.add_argument("--compile", action="store_true", help="measure each precision with torch.compile too")
@@ -231,7 +231,7 @@ def main() -> None:
 
 
 def _files(given: argparse.Namespace, folder: Path) -> list[Path]:
-    """Files to extract: given ones, or noise with a changing spectrum in 16 bits."""
+    """Files to extract: the given ones, or generated noise with a changing spectrum, in 16 bits."""
     if given.audio is not None:
         kinds = (".wav", ".flac", ".ogg", ".mp3")
         return sorted(path for path in given.audio.rglob("*") if path.suffix.lower() in kinds)[: given.clips]
@@ -247,7 +247,7 @@ def _files(given: argparse.Namespace, folder: Path) -> list[Path]:
 def _measure(
     ways: Sequence[str], paths: list[Path], device: torch.device, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, np.ndarray], dict[str, dict]]:
-    """Every way in turns; the first turn warms up and is not counted."""
+    """Run the ways in turns; the first turn warms up and is not counted."""
     context = multiprocessing.get_context("spawn")
     pipes, processes = {}, []
     for way in ways:
@@ -258,7 +258,7 @@ def _measure(
     embeddings: dict[str, np.ndarray] = {}
     for turn in range(rounds + 1):
         for way in ways if turn % 2 else reversed(ways):
-            time.sleep(0.3)  # the other's threads come to rest
+            time.sleep(0.3)  # until the other's threads are idle
             pipes[way].send("go")
             taken, embeddings[way] = pipes[way].recv()
             if turn:
@@ -280,7 +280,7 @@ def _report(
     audio_s: float,
     device: torch.device,
 ) -> dict[str, Any]:
-    """The figures, and the two tables made of them."""
+    """The figures, and the tables made from them."""
     medians = {way: float(np.median(each)) for way, each in seconds.items()}
     table = [
         [

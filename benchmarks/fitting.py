@@ -1,7 +1,7 @@
 """How much faster heads are fitted together than one at a time: python benchmarks/fitting.py.
 
 The plain way is the original project's: a DataLoader with batches of 8, one model at a time, torch.optim.Adam. Both fit
-the same heads on the same made-up features of ESC-50's size, in turns, in one run.
+the same heads on the same generated features of ESC-50's size, in turns, in one run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def made_up(n_clips: int, n_classes: int) -> FeatureSet:
 
 
 def plain_epochs(kind: HeadKind, features: FeatureSet, split: Split, epochs: int, device: torch.device) -> None:
-    """One head the plain way, test rows looked at after every epoch as in the stack."""
+    """Fit one head the plain way, predicting test rows after every epoch as the stack does."""
     train = TensorDataset(features.features[split.train], features.labels[split.train])
     test = TensorDataset(features.features[split.test], features.labels[split.test])
     module = HEADS[kind](features.features.shape[1], len(features.class_names)).to(device)
@@ -51,12 +51,12 @@ def plain_epochs(kind: HeadKind, features: FeatureSet, split: Split, epochs: int
 
 
 def main() -> None:
-    """Measure, print a table, write the figures as JSON where asked to."""
+    """Measure, print a table, and write the figures as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--device", default="cuda" if torch.cuda.is_available() else "cpu", help="(default: %(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="turns of either way (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="timed runs of both ways (default: %(default)s)")
     parser.add_argument(
         "--seeds", type=int, default=5, help="seeds fitted together with 5 folds (default: %(default)s)"
     )

@@ -1,4 +1,4 @@
-"""The original project's way of extraction, for a yardstick: plain float32 modules in PyTorch's default layout, nothing
+"""The original project's way of extraction, as a baseline: plain float32 modules in PyTorch's default layout, nothing
 folded, one clip at a time, decoded by a DataLoader without workers."""
 
 from __future__ import annotations
@@ -80,6 +80,6 @@ class Files(Dataset):
 
 
 def extract_originally(encoder: PlainEncoder, paths: Sequence[Path], device: torch.device) -> torch.Tensor:
-    """(N, 384), one clip after the other."""
+    """(N, 384) embeddings, one clip at a time."""
     rows = [encoder(waveform.to(device)).cpu() for waveform in DataLoader(Files(paths), batch_size=1)]
     return torch.cat(rows)

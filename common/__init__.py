@@ -1,1 +1,1 @@
-"""The shared core: everything that the tasks have in common, and nothing that is one task's own."""
+"""The shared core: everything that the tasks have in common, and nothing specific to one task."""

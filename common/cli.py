@@ -186,7 +186,7 @@ def _extract(variants: Task | Variants, argv: Sequence[str] | None) -> None:
     if arguments.shard is not None:
         from common.extraction import Shard
 
-        Shard.parse(arguments.shard)  # refused before the data are read
+        Shard.parse(arguments.shard)  # fails before the data are read
     for task in arguments.tasks:
         _extract_one(task, arguments)
 

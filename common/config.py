@@ -40,12 +40,12 @@ def setting(
     """Declare a setting.
 
     Args:
-        default: its value where nothing else is given.
+        default: its value if nothing else is given.
         help_text: for ``--help`` and common/config.yaml.
         flag: its flag on the command line. A switch (a bool) sets the opposite of `default`.
-        metavar: what stands for the value in ``--help``.
-        is_path: relative values in files count from the project's root, those in flags from the working directory.
-        constraints: of pydantic's Field, such as ``ge`` and ``le``.
+        metavar: the placeholder for the value in ``--help``.
+        is_path: a relative path in a file is relative to the project's root, one in a flag to the working directory.
+        constraints: arguments of pydantic's Field, such as ``ge`` and ``le``.
     """
     extra: JsonDict = {"flag": flag, "metavar": metavar, "is_path": is_path}
     return Field(default, description=help_text, json_schema_extra=extra, **constraints)
@@ -59,7 +59,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _refuse_bool_as_number(cls, value: object, info: Any) -> object:
-        """``epochs: true`` would pass for 1."""
+        """Otherwise ``epochs: true`` would be taken as 1."""
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
             raise ValueError("not a number")
         return value
@@ -92,7 +92,7 @@ class ExtractConfig(Settings):
 class FitConfig(Settings):
     """The settings of a classification.
 
-    `epochs`, `batch_size`, `learning_rate`, `hidden_dim`, `scaler` and `whiten_eps` are None where the recipe decides.
+    `epochs`, `batch_size`, `learning_rate`, `hidden_dim`, `scaler` and `whiten_eps` are None if the recipe decides.
     """
 
     features: Path | None = setting(None, "the feature file to read", "--features", "FILE", is_path=True)
@@ -159,14 +159,14 @@ class FitConfig(Settings):
 RECIPE_SETTINGS = ("epochs", "batch_size", "learning_rate", "hidden_dim")
 # What `checkpoint` and `condition` may be instead of a file.
 NOT_PATHS = ("none", "zero", "logmel")
-# Shown in --help where the default is None but not nothing.
+# Shown in --help instead of the default None.
 UNSET = {
     "scaler": "the recipe's",
     "whiten_eps": "the recipe's, or chosen on validation clips",
     "control_features": "none",
     "label_fractions": "none",
 }
-# key -> its declaration; `features` and `device` belong to both configurations and have one type.
+# key -> its declaration; `features` and `device` belong to both configurations and have the same type in both.
 FIELDS: dict[str, FieldInfo] = {**ExtractConfig.model_fields, **FitConfig.model_fields}
 Config = TypeVar("Config", ExtractConfig, FitConfig)
 
@@ -198,7 +198,7 @@ def load_config(
 
 
 def read_config(path: Path) -> dict[str, object]:
-    """A configuration file's keys and values; ConfigError where it cannot be read."""
+    """A configuration file's keys and values; ConfigError if it cannot be read."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -218,7 +218,7 @@ def flag_of(field: FieldInfo) -> str:
 
 
 def metavar_of(field: FieldInfo) -> str:
-    """What stands for a declared setting's value in --help."""
+    """The placeholder for a declared setting's value in --help."""
     return str(_extra(field)["metavar"])
 
 
@@ -233,18 +233,18 @@ def _extra(field: FieldInfo) -> dict[str, Any]:
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union other than None; of any other type, the type itself."""
+    """The members of a union other than None; for any other type, the type itself."""
     if get_origin(annotation) not in (Union, UnionType):
         return (annotation,)
     return tuple(each for each in get_args(annotation) if each is not type(None))
 
 
 class _Everything(ExtractConfig, FitConfig):
-    """All settings, to validate a source by; which script reads a file does not matter."""
+    """All settings: every source is validated against them, whichever script reads it."""
 
 
 def _validated(values: Mapping[str, object], source: str) -> dict[str, Any]:
-    """The values with their declared types; YAML reads 1e-3 as text, for one."""
+    """The values converted to their declared types; YAML, for example, reads 1e-3 as text."""
     for key in values:
         if key not in FIELDS:
             near = difflib.get_close_matches(key, FIELDS, 1)
@@ -255,7 +255,7 @@ def _validated(values: Mapping[str, object], source: str) -> dict[str, Any]:
     except ValidationError as error:
         key = str(error.errors(include_url=False)[0]["loc"][0])
         raise _wrong_value(source, key, values[key]) from error
-    for key in RECIPE_SETTINGS:  # None in them means the recipe's own value, which is not a user's to write
+    for key in RECIPE_SETTINGS:  # None stands for the recipe's own value; users cannot write it
         if key in values and values[key] is None:
             raise _wrong_value(source, key, None)
     return {key: getattr(checked, key) for key in values}
@@ -267,7 +267,7 @@ def _wrong_value(source: str, key: str, value: object) -> ConfigError:
 
 
 def expectation(field: FieldInfo) -> str:
-    """What a declared setting takes, in words, such as ``a whole number from 1 to 1000``."""
+    """What a declared setting accepts, in words, such as ``a whole number from 1 to 1000``."""
     (kind,) = _members(field.annotation)
     words = {bool: "true or false", str: "text", Path: "a path"}
     if kind in words:
@@ -288,7 +288,7 @@ def _range(what: str, limits: Collection[Any]) -> str:
 
 
 def _resolve_paths(values: Mapping[str, Any], base: Path) -> dict[str, Any]:
-    """The values, relative paths made absolute from `base`."""
+    """The values, with relative paths resolved against `base`."""
 
     def resolved(key: str, value: Any) -> Any:
         if value is None or not _extra(FIELDS[key])["is_path"]:
@@ -307,7 +307,7 @@ def _resolve_paths(values: Mapping[str, Any], base: Path) -> dict[str, Any]:
 
 
 def as_yaml() -> str:
-    """common/config.yaml as the declarations say it."""
+    """The text of common/config.yaml, generated from the declarations."""
     lines = [
         "# The experiment configuration that all tasks share, printed by `python -m common.config`. A task's own config.yaml,",
         "# a file given with --config, and the flags override it, in this order. A key that is not here is an error.",

@@ -14,8 +14,8 @@ from common.errors import UserError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`. What a user can fix ends as one line on stderr and exit status 2, Ctrl-C with 130."""
-    # A job scheduler asks politely first: treat that like Ctrl-C.
+    """Call `main`. An error that the user can fix is one line on stderr and exit status 2; Ctrl-C is status 130."""
+    # A job scheduler sends SIGTERM before SIGKILL: treat it like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):  # escape characters that the terminal cannot encode
         if isinstance(stream, io.TextIOWrapper):
@@ -47,7 +47,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """A note about the data as one line; any other warning with its place, as Python shows it."""
+    """Show a note about the data as one line, and any other warning with its location, as Python does."""
     del file, line
     place = "note: " if issubclass(category, DatasetNote) else f"{filename}:{lineno}: {category.__name__}: "
     print(f"{place}{message}", file=sys.stderr)

@@ -27,7 +27,7 @@ class FeatureFileError(UserError):
 
 
 class Counts(TypedDict, total=False):
-    """How many clips an extraction had, embedded and lost."""
+    """How many clips an extraction was given, how many it embedded, and how many failed."""
 
     clips: int
     extracted: int
@@ -36,10 +36,10 @@ class Counts(TypedDict, total=False):
 
 @with_config(ConfigDict(arbitrary_types_allowed=True, extra="allow"))
 class Provenance(TypedDict, total=False):
-    """What a feature file records of its making; empty for the original project's files.
+    """How a feature file was made, as the file records it; empty for the original project's files.
 
     `encoder` to `sample_rate`: how the embeddings were computed. `outputs`: (layer, pool, width) of each part of a row,
-    where there are several. `clips` and `clip_list`: number and fingerprint of the clips asked for. `failed`: (clip id,
+    if there are several. `clips` and `clip_list`: number and fingerprint of the requested clips. `failed`: (clip id,
     reason). `samples` and `audio_stamps`: (N,) int64, each waveform's length and a checksum of its file.
     """
 
@@ -68,16 +68,16 @@ _PROVENANCE = TypeAdapter(Provenance)
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """Embeddings of a data set's clips, and what later steps need to know of them.
+    """Embeddings of a data set's clips, and what later steps need to know about them.
 
     Attributes:
         features: (N, D) float32.
-        labels: (N,) int64, indices into `class_names`; -1 throughout where the file holds none.
+        labels: (N,) int64, indices into `class_names`; all -1 if the file holds none.
         class_names: C names.
-        clip_ids: N paths relative to the data root (with the segment, where a clip is one).
-        folds: (N,) int64, official folds from 1; None where there are none.
-        splits: N of ``"train"``, ``"valid"``, ``"test"``; None where there are none.
-        groups: N names of the recording, patient or speaker; None where unknown.
+        clip_ids: N paths relative to the data root (with the segment, if a clip is one).
+        folds: (N,) int64, official folds from 1; None if there are none.
+        splits: N of ``"train"``, ``"valid"``, ``"test"``; None if there are none.
+        groups: N names of the recording, patient or speaker; None if unknown.
         meta: provenance.
     """
 
@@ -95,10 +95,10 @@ class FeatureSet:
 
     @classmethod
     def join(cls, parts: Sequence[FeatureSet], names: Sequence[str], class_order: Sequence[str] | None) -> FeatureSet:
-        """The rows of several files, named for errors, of one encoder and one set of classes.
+        """Join the rows of several files of one encoder and one set of classes; `names` are for error messages.
 
         Raises:
-            FeatureFileError: they were not made alike.
+            FeatureFileError: their settings differ, or one has classes of another data set.
         """
         for part, name in zip(parts, names, strict=True):
             part.require_same_encoder(parts[0], name, names[0])
@@ -125,7 +125,7 @@ class FeatureSet:
         )
 
     def require_same_encoder(self, other: FeatureSet, name: str, other_name: str) -> None:
-        """Raise FeatureFileError, with the names of the two files, where their embeddings cannot be compared."""
+        """Raise FeatureFileError, naming the two files, if their embeddings cannot be compared."""
         for key in ENCODER_SETTINGS:
             if self.meta.get(key) != other.meta.get(key):
                 raise FeatureFileError(
@@ -134,7 +134,7 @@ class FeatureSet:
                 )
 
     def subset(self, rows: Array) -> FeatureSet:
-        """The FeatureSet of these rows alone; classes that no longer occur are dropped, and labels renumbered."""
+        """The FeatureSet of only these rows; classes that no longer occur are dropped, and labels renumbered."""
         picked = torch.as_tensor(rows)
         present = self.labels[picked].unique()
         return replace(
@@ -150,7 +150,7 @@ class FeatureSet:
 
     @property
     def output_columns(self) -> dict[str, slice]:
-        """Name of each output in the rows (`common.encoder.Output.name`) -> its columns; empty where there is one."""
+        """Name of each output (`common.encoder.Output.name`) -> its columns in the rows; empty if there is only one."""
         columns, start = {}, 0
         for layer, pool, width in self.meta.get("outputs", []):
             columns[f"{layer} {pool}".strip()] = slice(start, start + width)
@@ -175,11 +175,11 @@ class FeatureSet:
     def load(cls, path: str | Path) -> FeatureSet:
         """Read and check a file written by `save`, or one of the original project's.
 
-        Those hold only ``features`` and ``labels``, or ``features`` and ``keys``; their classes are named by
-        number and their clips by ``keys`` or row.
+        The latter hold only ``features`` and ``labels``, or ``features`` and ``keys``; their classes are named by
+        number, and their clips by key or row.
 
         Raises:
-            FeatureFileError: missing, damaged, not a feature file, or its parts do not fit together.
+            FeatureFileError: the file is missing, damaged or not a feature file, or its parts do not match.
         """
         path = Path(path)
         content = _read(path)
@@ -215,13 +215,13 @@ class FeatureSet:
 
 
 def _chained(lists: Sequence[list[str] | None]) -> list[str] | None:
-    """The lists one after the other; None where one is missing."""
+    """The lists concatenated; None if one is missing."""
     there = [values for values in lists if values is not None]
     return [value for values in there for value in values] if len(there) == len(lists) else None
 
 
 def _joined_provenance(parts: Sequence[FeatureSet]) -> Provenance:
-    """How the embeddings were computed, and the counts of clips added up where every file has them."""
+    """How the embeddings were computed, and the sums of the clip counts if every file has them."""
     meta: dict[str, Any] = {key: value for key, value in parts[0].meta.items() if key in ENCODER_SETTINGS}
     counts = [part.meta["counts"] for part in parts if "counts" in part.meta]
     if len(counts) == len(parts):
@@ -247,7 +247,7 @@ def _uneven(path: Path, rows: int, count: int, what: str) -> FeatureFileError:
 
 
 def _names(values: Any, what: str, count: int, path: Path, exactly: bool = True) -> list[str]:
-    """A list of `count` texts, or of at least that many."""
+    """A list of `count` strings, or of at least that many."""
     if not isinstance(values, (list, tuple)):
         raise FeatureFileError(f"{path} is damaged: {what} is a {type(values).__name__}, not a list; extract again")
     if not exactly and len(values) < count:

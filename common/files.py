@@ -1,4 +1,4 @@
-"""Files on disk: written whole or not at all, by one process at a time, and read without running anything."""
+"""Files on disk: written atomically, by one process at a time, and read without running code from them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
 class OutputError(UserError):
-    """An output may not be written: another run holds it, or it was made with other settings."""
+    """An output may not be written: another run is writing it, or it was made with other settings."""
 
 
 def difference_in_words(earlier: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """Which of today's settings an earlier run had otherwise; empty where none."""
+    """The settings that differ from an earlier run's, in words; empty if none do."""
     return "; ".join(
         f"{key} was {earlier.get(key, 'not recorded')}, now {value}"
         for key, value in now.items()
@@ -45,7 +45,7 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(path: Path, algorithm: str, on_bytes: Callable[[int], object] = lambda n_bytes: None) -> str:
-    """The digest of a file's content, in hexadecimal; `on_bytes` hears of every block that was read."""
+    """The digest of a file's content, in hexadecimal; `on_bytes` is called with the size of every block read."""
     digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -55,7 +55,7 @@ def digest_of(path: Path, algorithm: str, on_bytes: Callable[[int], object] = la
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` under `path` at once: a reader, a crash or a full disk meets the old file or the new one."""
+    """Write `content` to `path` atomically: even after a crash or on a full disk, it is the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     temporary = Path(name)
@@ -71,20 +71,20 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # name the file that was wanted, not the temporary one
+        if isinstance(error, OSError):  # name the target, not the temporary file
             error.filename, error.filename2 = str(path), None
         raise
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write rows, their names first, atomically; None is an empty cell."""
+    """Write rows, header first, atomically; None becomes an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_atomically(path, text.getvalue().encode())
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of writes to `path` that were killed; to be called by whoever holds its lock."""
+    """Remove the temporary files of killed writes to `path`; the caller must hold the path's lock."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         leftover.unlink(missing_ok=True)
 
@@ -100,21 +100,21 @@ def save_torch(content: object, path: Path) -> None:
 
 
 class DamagedFileError(ValueError):
-    """A file is cut short or of another kind; the message is the cause alone."""
+    """A file is truncated or of another format; the message is only the cause."""
 
 
 class UnsafeFileError(ValueError):
-    """A file holds Python objects that would run code if they were restored; nothing of it was."""
+    """A file holds Python objects that would run code if they were unpickled; nothing was unpickled."""
 
 
 def load_torch(path: Path, mmap: bool = False) -> Any:
-    """``torch.load`` with ``weights_only=True`` on the CPU, its many ways to fail told apart.
+    """``torch.load`` with ``weights_only=True`` on the CPU; its many exceptions are mapped to the three below.
 
     Args:
-        mmap: map the file where its format allows, so that a large file's unused tensors are never read.
+        mmap: memory-map the file if its format allows, so that a large file's unused tensors are never read.
 
     Raises:
-        UnsafeFileError: the file asks for more than tensors and plain containers.
+        UnsafeFileError: the file holds more than tensors and plain containers.
         DamagedFileError: it cannot be parsed.
         OSError: it cannot be opened.
     """
@@ -123,20 +123,20 @@ def load_torch(path: Path, mmap: bool = False) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        # torch refuses here both what could run code and what is no pickle at all.
+        # torch raises this both for content that could run code and for files that are not pickles.
         if re.search("unsupported (global|class)", str(error), re.IGNORECASE) or _names_a_callable(path):
             raise UnsafeFileError(_cause(error)) from error
         raise DamagedFileError(_cause(error)) from error
     except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
         raise DamagedFileError(_cause(error)) from error
     except OSError as error:
-        if error.errno != errno.EINVAL:  # what reading a zip that was cut short can end in
+        if error.errno != errno.EINVAL:  # which reading a truncated zip can raise
             raise
         raise DamagedFileError(_cause(error)) from error
 
 
 def _names_a_callable(path: Path) -> bool:
-    """Whether a bare pickle asks for an object by its module and name; its opcodes are read, not run."""
+    """Whether a bare pickle refers to an object by module and name; its opcodes are read, not run."""
     with path.open("rb") as file:
         if file.read(1) != b"\x80":
             return False
@@ -148,7 +148,7 @@ def _names_a_callable(path: Path) -> bool:
 
 
 def _cause(error: Exception) -> str:
-    """The sentence of torch's paragraphs that says what is wrong with the file."""
+    """The one sentence of torch's long message that says what is wrong with the file."""
     text = str(error).strip() or type(error).__name__
     own = re.search(r"WeightsUnpickler error: *(.*)", text)
     cause = re.split(r"\. |\n", own.group(1) if own else text)[0].strip()
@@ -159,7 +159,7 @@ def _cause(error: Exception) -> str:
 def exclusive(lock_path: Path, what: str) -> Iterator[None]:
     """Hold the lock file for the block, then remove it; OutputError at once if another process holds it.
 
-    A process that is killed lets go of its lock.
+    A killed process releases its lock.
     """
     lock_path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_path)
@@ -170,7 +170,7 @@ def exclusive(lock_path: Path, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Windows removes no open file; there the empty file stays, and does no harm.
+        # Windows cannot remove an open file; there the empty file stays, which does no harm.
         with contextlib.suppress(PermissionError):
             lock_path.unlink(missing_ok=True)
         lock.release()

@@ -1,4 +1,4 @@
-"""Progress bars that are lively in a terminal and sparse in a log file."""
+"""Progress bars: updated often in a terminal, rarely in a log file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from tqdm import tqdm
 
 
 def progress_bar(**options: Any) -> tqdm[Any]:
-    """A tqdm bar on stderr; where stderr is no terminal, a line every 30 seconds at most."""
+    """A tqdm bar on stderr; if stderr is not a terminal, at most one line every 30 seconds."""
     interactive = sys.stderr.isatty()
     return tqdm(mininterval=0.2 if interactive else 30, dynamic_ncols=interactive, **options)

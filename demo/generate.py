@@ -1,7 +1,7 @@
 """Small generated data sets in the official layouts, for trying the whole pipeline without any download.
 
-Every class is a sound of its own kind, every recording has its own pitch, pace and room noise, so that the
-classes can be told apart mostly, not always. The same files to the last byte on every run.
+Every class has its own kind of sound, and every recording its own pitch, pace and room noise, so that the
+classes can mostly, but not always, be told apart. Every run writes the same files, to the last byte.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def generate_esc50(root: Path, recordings: int = 3) -> None:
 
 
 def generate_urbansound8k(root: Path, recordings: int = 3) -> None:
-    """Write UrbanSound8K's layout: 10 folds, `recordings` a class in every fold, of many formats and lengths."""
+    """Write UrbanSound8K's layout: 10 folds, `recordings` per class in every fold, of many formats and lengths."""
     rows = []
     for fold in range(1, 11):
         for class_id, name in enumerate(URBANSOUND8K_CLASSES):
@@ -155,7 +155,7 @@ def generate_icbhi(root: Path, patients: int = 24) -> None:
 
 
 def generate_nsynth(root: Path, notes: int = 2) -> None:
-    """Write NSynth's layout: `notes` of every instrument, three instruments a family in train, one in valid and in test."""
+    """Write NSynth's layout: `notes` per instrument, three instruments per family in train, one in valid and test."""
     for split, instruments in (("train", range(3)), ("valid", range(3, 4)), ("test", range(4, 5))):
         listing = {}
         for family, name in enumerate(NSYNTH_FAMILIES):
@@ -187,7 +187,7 @@ def generate_nsynth(root: Path, notes: int = 2) -> None:
 
 
 def generate_librispeech(root: Path, speakers: int = 8, utterances: int = 5) -> None:
-    """Write LibriSpeech's layout: two chapters a speaker, each in a room of its own; half as many other speakers in
+    """Write LibriSpeech's layout: two chapters per speaker, each in its own room; half as many other speakers in
     test-clean."""
     names = ["; a generated stand-in for SPEAKERS.TXT\n"]
     for speaker in range(speakers + speakers // 2):
@@ -205,7 +205,7 @@ def generate_librispeech(root: Path, speakers: int = 8, utterances: int = 5) -> 
 
 
 def generate_speech_commands(root: Path, speakers: int = 20) -> None:
-    """Write Speech Commands' layout: ten words by every speaker; a fifth of the speakers validate, a fifth test."""
+    """Write Speech Commands' layout: ten words by every speaker; a fifth of the speakers in valid, a fifth in test."""
     lists: dict[str, list[str]] = {"validation_list.txt": [], "testing_list.txt": []}
     for speaker in range(speakers):
         for number, word in enumerate(("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")):

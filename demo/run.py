@@ -1,7 +1,7 @@
-"""All six tasks on generated sounds with an untrained encoder, by the very scripts that a user runs: python -m demo.run.
+"""All six tasks on generated sounds with an untrained encoder, by the scripts that a user runs: python -m demo.run.
 
-The first results come within a minute, all of them and the report within about three. ``--study`` runs what `make
-reproduce` runs instead, on more sounds: both protocols, several seeds, probes and controls.
+The first results appear within a minute, all of them and the report within about three. ``--study`` instead runs what
+`make reproduce` runs, on more sounds: both protocols, several seeds, probes and controls.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _demo() -> None:
 
 
 def _verify_speakers(data: Path, results: Path) -> None:
-    """Verification has scores of its own kind, beside the six classifications."""
+    """Run the speaker verification, which has its own kind of scores, after the six classifications."""
     folder = results / "librispeech_train-clean-100"
     features = folder / "librispeech_testclean_features.pt"
     script = "speaker_recognition/extract_testclean_librispeech_features.py"
@@ -83,7 +83,7 @@ def _verify_speakers(data: Path, results: Path) -> None:
 
 
 def _study() -> None:
-    """What `make reproduce` does, with processes of its own; no doctor, who knows that these are not the data sets."""
+    """What `make reproduce` does, in separate processes; no doctor, since these are not the real data sets."""
     from analysis.reproduce import main as reproduce
 
     data, results = DEMO / "study_sounds", DEMO / "study"
@@ -96,7 +96,7 @@ def _study() -> None:
 
 
 def call(script: str, *flags: object) -> None:
-    """Show a command and run the script in this process, which has loaded torch already; ends where it fails."""
+    """Show a command and run the script in this process, which has already loaded torch; exits if it fails."""
     arguments = [str(flag) for flag in flags]
     shown = " ".join(arguments).replace(f"{PROJECT_ROOT}/", "")
     print(f"\n$ python {script} {shown}", flush=True)

@@ -1,4 +1,4 @@
-"""Synthetic sounds: a kind for every class of the demo, each recording with its own pitch, pace and noise."""
+"""Synthetic sounds: one kind for every class of the demo, each recording with its own pitch, pace and noise."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def coloured_noise(rng: np.random.Generator, time: Array, low: float, high: floa
 
 
 def pulses(time: Array, moments: Array, decay_s: float) -> Array:
-    """An envelope that jumps to 1 at each moment (s) and dies away."""
+    """An envelope that jumps to 1 at each moment (s) and decays."""
     envelope = np.zeros_like(time)
     for moment in moments:
         since = time - moment
@@ -149,7 +149,7 @@ def music(rng: np.random.Generator, time: Array) -> Array:
 
 
 def recording(sound: Sound, rng: np.random.Generator, seconds: float, rate: int, snr_db: tuple[float, float]) -> Array:
-    """(samples,) float64 in [-1, 1]: so many seconds of the sound in a room."""
+    """(samples,) float64 in [-1, 1]: `seconds` of the sound in a room."""
     return in_room(sound(rng, np.arange(round(seconds * rate)) / rate), rng, rate, snr_db)
 
 
@@ -163,7 +163,7 @@ def in_room(signal: Array, rng: np.random.Generator, rate: int, snr_db: tuple[fl
 
 
 def breath(rng: np.random.Generator, time: Array, crackles: bool, wheezes: bool) -> Array:
-    """One breathing cycle: noise that swells twice, with clicks or a whistle where asked for."""
+    """One breathing cycle: noise that swells twice, with clicks or a whistle if asked for."""
     swell = np.abs(np.sin(2 * np.pi * np.arange(len(time)) / len(time)))
     sound = swell * coloured_noise(rng, time, 100, rng.uniform(400, 900))
     if crackles:
@@ -175,7 +175,7 @@ def breath(rng: np.random.Generator, time: Array, crackles: bool, wheezes: bool)
 
 
 def note(rng: np.random.Generator, time: Array, family: int, instrument: int, pitch: int) -> Array:
-    """A note whose harmonics, attack and noise are its family's, varied a little by instrument."""
+    """A note with the harmonics, attack and noise of its family, varied a little by instrument."""
     timbre, own = np.random.default_rng([1, family]), np.random.default_rng([2, family, instrument])
     roll_off, decay_s, breathy = timbre.uniform(0.3, 2), timbre.uniform(0.2, 3), timbre.choice([0, 0, 0.3])
     odd_only = timbre.uniform() < 0.3
@@ -202,7 +202,7 @@ def vowel(time: Array, pitch: Array, formants: tuple[float, float], tract: float
 
 
 def speech(rng: np.random.Generator, time: Array, speaker: int, syllables: list[int]) -> Array:
-    """Syllables, each a vowel of its own, in a speaker's pitch and vocal tract."""
+    """Syllables, each with its own vowel, with a speaker's pitch and vocal tract."""
     voice = np.random.default_rng([3, speaker])
     pitch_hz, tract = voice.uniform(90, 240), voice.uniform(0.85, 1.2)
     vowels = [(700, 1200), (300, 2300), (350, 800), (550, 1800), (450, 1000), (650, 1700)]

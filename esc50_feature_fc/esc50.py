@@ -1,6 +1,6 @@
 """ESC-50 (Piczak 2015): 2,000 environmental recordings of 5 s, 50 classes, 5 official folds.
 
-https://github.com/karolpiczak/ESC-50; clips cut from one source recording stand in one fold.
+https://github.com/karolpiczak/ESC-50; clips cut from one source recording are in one fold.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read_clips(root: Path) -> list[Clip]:
     """Every row of meta/esc50.csv as a clip; folds are the official 1-5, groups the source recordings.
 
     Raises:
-        DatasetError: another layout, or a row at odds with its file's name, as in altered copies of the CSV.
+        DatasetError: the layout differs, or a row contradicts its file's name, as in altered copies of the CSV.
     """
     if not (root / "meta" / "esc50.csv").is_file() or not (root / "audio").is_dir():
         raise layout_error(root, TITLE, "audio/*.wav and meta/esc50.csv", "ESC-50-master", "esc50")

@@ -32,7 +32,7 @@ TITLE = "ICBHI 2017"
 SPLIT_FILE = "ICBHI_challenge_train_test.txt"
 RECORDING_CLASSES = ("normal", "abnormal")
 CYCLE_CLASSES = ("normal", "crackle", "wheeze", "both")  # the index is crackles + 2 * wheezes
-# Patient, recording, chest location, channels, device; the first four name a recording: for one of them, the
+# Patient, recording, chest location, channels, device. The first four identify a recording: for one recording, the
 # split file and the archive disagree about the device.
 STEM = re.compile(r"(?P<key>(?P<patient>[12]\d\d)_[^_]+_(Tc|[APL][lr])_(sc|mc))_(?P<device>\w+)")
 
@@ -58,7 +58,7 @@ def _read(root: Path) -> list[tuple[Path, str, str, list[tuple[float, float, str
     """(audio file, split, patient, cycles) of every recording, by name.
 
     Raises:
-        DatasetError: another layout; a recording without annotation or split; a bad annotation row.
+        DatasetError: the layout differs; a recording has no annotation or split; an annotation row is invalid.
     """
     recordings = sorted(root.glob("*.wav")) if root.is_dir() else []
     if not recordings:
@@ -111,7 +111,7 @@ def _read_splits(root: Path) -> dict[str, str]:
 
 
 def _read_cycles(path: Path) -> list[tuple[float, float, str]]:
-    """(start, end, class) of every cycle: rows of four numbers, start_s end_s crackles wheezes, without header."""
+    """(start, end, class) of every cycle: rows of four numbers, start_s end_s crackles wheezes, no header."""
     if not path.is_file():
         raise DatasetError(f"{path} is missing: the recording beside it has no annotation; unpack {TITLE} again")
     cycles = []
@@ -137,7 +137,7 @@ def _read_cycles(path: Path) -> list[tuple[float, float, str]]:
 
 
 def _note_strangers(root: Path, recordings: list[Path]) -> None:
-    """Name the text files that are no recording's annotation: they are left alone, not guessed at."""
+    """Warn about text files that are not a recording's annotation; they are ignored."""
     stems = {path.stem for path in recordings}
     strangers = sorted(path.name for path in root.glob("*.txt") if path.stem not in stems and path.name != SPLIT_FILE)
     if strangers:
@@ -146,8 +146,8 @@ def _note_strangers(root: Path, recordings: list[Path]) -> None:
 
 
 def prepare(features: FeatureSet, division: Division) -> tuple[FeatureSet, str]:
-    """Hold out a fifth of the training patients for the choice of epoch; with --patient-disjoint, first drop the
-    training recordings of patients who are in the test set too."""
+    """Use the official split; with --patient-disjoint, drop the training recordings of patients who are in the test set
+    too. (Patients for the choice of epoch are held out later, in `common.evaluation.splits`.)"""
     import numpy as np
 
     if features.splits is None or features.groups is None:

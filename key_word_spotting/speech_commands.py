@@ -1,8 +1,8 @@
 """Speech Commands (Warden 2018): one-second words; 30 of them in v0.01, 35 in v0.02.
 
-https://arxiv.org/abs/1804.03209; the archives' own validation_list.txt and testing_list.txt make the splits,
+https://arxiv.org/abs/1804.03209; the archives' own validation_list.txt and testing_list.txt define the splits,
 and no speaker (the hash in a file's name) is in two of them. The task of ten commands, `_unknown_` and `_silence_`
-is tested on an archive of its own, as in TensorFlow Datasets' ``speech_commands`` and in HEAR.
+is tested on a separate archive, as in TensorFlow Datasets' ``speech_commands`` and in HEAR.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from common.datasets import (
 
 TITLE = "Speech Commands"
 NOISE_FOLDER = "_background_noise_"  # minutes of noise, not a word
-NOISE_OF_VALIDATION = "running_tap"  # the noise file whose seconds validate; those of the others train
+NOISE_OF_VALIDATION = "running_tap"  # the noise file for validation; the others are for training
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 NAME = re.compile(r"(?P<speaker>[0-9a-f]+)_nohash_\d+\.wav")
 COMMANDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")
@@ -80,12 +80,12 @@ def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]
     """Every word file as a clip; what is in neither list is training data; groups are speakers.
 
     Args:
-        words: the version's words; a folder of any other is refused, missing ones are named.
+        words: the version's words; a folder of any other word is an error, missing words are a warning.
         data_folder: how the folder of this version is usually called.
 
     Raises:
-        DatasetError: another layout or version, a file that is not named as the archive's are, or a listed one that
-            is missing.
+        DatasetError: the layout or version differs, a file is not named as the archive's are, or a listed file is
+            missing.
     """
     missing = [name for name in LISTS.values() if not (root / name).is_file()]
     folders = (
@@ -129,22 +129,22 @@ def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]
 
 
 def read_ten_commands(root: Path, words: Sequence[str], data_folder: str, test_folder: str) -> list[Clip]:
-    """The ten commands, any other word as ``_unknown_``, and every half second of noise a second of ``_silence_``.
+    """The ten commands, any other word as ``_unknown_``, and as ``_silence_`` one second of noise every half second.
 
     Training and validation clips come from the version's archive, test clips from the test set's.
 
     Args:
         words, data_folder: as in `read_clips`.
-        test_folder: name of the test set's folder, which lies beside `root`.
+        test_folder: name of the test set's folder, which is beside `root`.
 
     Raises:
-        DatasetError: as `read_clips` does; no noise, no test set, or one without a class.
+        DatasetError: as for `read_clips`; or there is no noise or test set, or the test set lacks a class.
     """
     test = _read_test_set(root, test_folder)
     clips = [
         replace(clip, class_name=clip.class_name if clip.class_name in COMMANDS else UNKNOWN)
         for clip in read_clips(root, words, data_folder)
-        if clip.split != "test"  # these clips are in the test set too, but for its silence
+        if clip.split != "test"  # the test set holds these clips too, and silence
     ]
     silence = _read_silence(root / NOISE_FOLDER)
     for split in ("train", "valid"):
@@ -159,7 +159,7 @@ def read_ten_commands(root: Path, words: Sequence[str], data_folder: str, test_f
 
 
 def _read_silence(folder: Path) -> list[Clip]:
-    """Windows of 1 s every 0.5 s of each noise file; as in TensorFlow Datasets, without one that ends with the file."""
+    """Windows of 1 s every 0.5 s of each noise file; as in TensorFlow Datasets, none ends with the file."""
     from common.datasets.audio import AudioError, audio_duration_s
 
     clips = []
@@ -199,7 +199,7 @@ def _read_test_set(root: Path, test_folder: str) -> list[Clip]:
     for name in classes:
         for path in paths[name]:
             speaker = speakers.search(path.name)
-            # A clip whose name tells no speaker, as of silence, is related to none.
+            # A clip whose name gives no speaker, such as silence, is related to no other.
             clips.append(Clip(path, name, split="test", group=speaker[1] if speaker else f"{name}/{path.name}"))
     return clips
 

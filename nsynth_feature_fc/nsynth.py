@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 TITLE = "NSynth"
 NOTES = {"train": 289_205, "valid": 12_678, "test": 4_096}
 SPLITS = tuple(NOTES)
-# In the order of the official numbers 0 to 10. synth_lead occurs in train alone.
+# In the order of the official numbers 0 to 10. synth_lead occurs only in train.
 FAMILIES = (
     "bass",
     "brass",
@@ -66,16 +66,16 @@ def read_clips(root: Path, split: str) -> list[Clip]:
 
 
 def _family_and_instrument(entry: dict[str, Any]) -> dict[str, Any] | tuple[str, str | None]:
-    """A note's entry as the two fields that are used, while the file is read: 289,205 whole ones fill a gigabyte."""
+    """Reduce a note's entry to the two fields used, while the file is read: 289,205 whole entries fill a gigabyte."""
     if "instrument_family_str" in entry:
         return entry["instrument_family_str"], entry.get("instrument_str")
     return {} if "note" in entry or "qualities" in entry else entry
 
 
 def prepare(features: FeatureSet, division: Division) -> tuple[FeatureSet, str]:
-    """Choose the families and the side that trains.
+    """Choose the families and the set to train on.
 
-    synth_lead, which occurs in train alone, is left out unless `families` is 11. With `train_on` valid, the head
+    synth_lead, which occurs only in train, is left out unless `families` is 11. With `train_on` valid, the head
     learns from valid, as in the original project, and is scored on test; notes held out of valid choose the epoch,
     which the original chose on test.
     """

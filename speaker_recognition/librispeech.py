@@ -1,6 +1,6 @@
-"""LibriSpeech (Panayotov et al. 2015): read English, 16 kHz; here to recognise and to verify speakers.
+"""LibriSpeech (Panayotov et al. 2015): read English, 16 kHz; used here to recognise and to verify speakers.
 
-https://www.openslr.org/12; train-clean-100 has 251 speakers, dev-clean and test-clean 40 others each.
+https://www.openslr.org/12; train-clean-100 has 251 speakers, dev-clean and test-clean have 40 other speakers each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def read_clips(root: Path, subset: str) -> list[Clip]:
     """Every utterance of a subset, labelled by its speaker; groups are chapters, the recording sessions.
 
     Raises:
-        DatasetError: the subset is not unpacked under `root`, or holds a speaker who is not SPEAKERS.TXT's.
+        DatasetError: the subset is not unpacked under `root`, or SPEAKERS.TXT does not list one of its speakers.
     """
     if not (root / subset).is_dir() or not (root / "SPEAKERS.TXT").is_file():
         if root.name in SUBSETS:
@@ -60,7 +60,7 @@ def read_clips(root: Path, subset: str) -> list[Clip]:
 def read_speakers(path: Path) -> dict[str, str]:
     """Speaker id -> subset, from SPEAKERS.TXT: ``ID | SEX | SUBSET | MINUTES | NAME``, comments after ``;``.
 
-    A name may hold the separator (speaker 60 is ``|CBW|Simon``), so only four of them count.
+    A name may hold the separator (speaker 60 is ``|CBW|Simon``), so only the first four separators count.
     """
     speakers = {}
     for line, row in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -74,10 +74,10 @@ def read_speakers(path: Path) -> dict[str, str]:
 
 
 def prepare(features: FeatureSet, division: Division) -> tuple[FeatureSet, str]:
-    """Split by utterance (as the features are: a seeded random split follows) or by chapter.
+    """Split by utterance (features unchanged; a seeded random split follows) or by chapter.
 
-    By chapter, about a fifth of every speaker's utterances test, in whole chapters, so that no recording session
-    is on both sides; speakers with one chapter are named and left out.
+    By chapter, about a fifth of every speaker's utterances are test data, in whole chapters, so that no recording
+    session is on both sides; speakers with one chapter are named and left out.
     """
     if division.options["split"] == "utterance":
         return features, ""

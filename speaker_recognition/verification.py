@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from common.arrays import Array
     from common.features import FeatureSet
 
-TRIALS = 20_000  # of either kind, at most
+TRIALS = 20_000  # of each kind, at most
 P_TARGETS = (0.01, 0.05)
 STATISTICS = {"train-clean-100": TRAIN_CLEAN_100, "dev-clean": OTHERS["dev-clean"]}
 TASK = replace(
     OTHERS["test-clean"],
     results_folder=TRAIN_CLEAN_100.folder / "verification",
     flags=(
-        Flag("--statistics", "the subset that standardises and whitens; its speakers are others", tuple(STATISTICS)),
+        Flag("--statistics", "the subset to standardise and whiten by; its speakers are others", tuple(STATISTICS)),
     ),
 )
 SETTINGS = ("features", "output_dir", "random_seed")
@@ -33,7 +33,7 @@ SETTINGS = ("features", "output_dir", "random_seed")
 
 @dataclass(frozen=True)
 class VerificationSettings:
-    """What decides the scores of a verification."""
+    """The settings that decide the scores of a verification."""
 
     seed: int
     statistics: str
@@ -43,7 +43,7 @@ class VerificationSettings:
 
 @dataclass(frozen=True)
 class TrialCounts:
-    """Numbers of speakers, and of trials of one and of two speakers."""
+    """Numbers of speakers, of same-speaker trials and of different-speaker trials."""
 
     speakers: int
     same: int
@@ -52,7 +52,7 @@ class TrialCounts:
 
 @dataclass(frozen=True)
 class VerificationRecord:
-    """verification.json.
+    """The content of verification.json.
 
     Attributes:
         settings: what decides the scores.
@@ -115,7 +115,7 @@ def _verify(argv: Sequence[str] | None) -> None:
 
 
 def _load(path: Path, task: Task) -> FeatureSet:
-    """The features of a subset; refused where they are of another one, or without direction."""
+    """The features of a subset; an error if they are of another one, or if an embedding is all zeros."""
     from common.evaluation.load_features import refuse_other_data
     from common.features import FeatureSet
     from common.heads import check_fittable
@@ -157,7 +157,7 @@ def _refuse_other_results(path: Path, settings: VerificationSettings, overwrite:
 
 
 def make_trials(features: FeatureSet, seed: int) -> tuple[Array, Array]:
-    """Pairs of rows (N, 2) and whether each is of one speaker (N,): as many of either kind, at most TRIALS each.
+    """Pairs of rows (N, 2) and whether each is of one speaker (N,): equally many of each kind, at most TRIALS each.
 
     A pair of one speaker spans two chapters, so that the recording session cannot give it away.
 
@@ -183,7 +183,7 @@ def make_trials(features: FeatureSet, seed: int) -> tuple[Array, Array]:
 def transformed(embeddings: Array, statistics: FeatureSet) -> dict[str, Array]:
     """The embeddings (N, D) as they are, standardised, and whitened, by the statistics of other speakers.
 
-    The covariance is shrunk as Ledoit and Wolf (2004) derive, since its smallest directions are noise.
+    The covariance is shrunk as Ledoit and Wolf (2004) derive, since its directions of least variance are noise.
     """
     import numpy as np
     from sklearn.covariance import LedoitWolf

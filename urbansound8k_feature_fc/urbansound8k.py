@@ -1,6 +1,6 @@
 """UrbanSound8K (Salamon et al. 2014): 8,732 urban sounds of up to 4 s, 10 classes, 10 official folds.
 
-https://urbansounddataset.weebly.com/urbansound8k.html; the folds are never to be reshuffled.
+https://urbansounddataset.weebly.com/urbansound8k.html; the folds must not be reshuffled.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def read_clips(root: Path) -> list[Clip]:
     """Every row of metadata/UrbanSound8K.csv as a clip; folds are the official 1-10, groups the Freesound ids.
 
     Raises:
-        DatasetError: another layout, or a row that is not the official CSV's.
+        DatasetError: the layout differs, or a row is not the official CSV's.
     """
     metadata = root / "metadata" / "UrbanSound8K.csv"
     if not metadata.is_file() or not (root / "audio").is_dir():
@@ -72,7 +72,7 @@ TASK = Task(
         **{f"fold {fold}": clips for fold, clips in enumerate(FOLD_SIZES, start=1)},
         **{f"class {name}": {"siren": 929, "car_horn": 429, "gun_shot": 374}.get(name, 1000) for name in CLASS_NAMES},
     },
-    # Five Freesound recordings were cut into slices of several folds.
+    # The slices of five Freesound recordings are in more than one fold.
     official_overlap=frozenset({"77751", "106905", "132016", "176638", "180937"}),
 )
 CHECKS = ((TASK,),)

@@ -1,4 +1,4 @@
-"""Any audio file -> a mono float32 waveform at the encoder's rate. The only place that decodes or resamples."""
+"""Any audio file -> a mono float32 waveform at the encoder's rate. The only module that decodes or resamples."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import soxr
 from common.arrays import Array
 from common.errors import UserError
 
-# What recorders and converters use; a header that says otherwise is damaged, and would cost gigabytes to resample.
+# The rates that recorders and converters use; a header with any other is damaged, and resampling would take gigabytes.
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
-# Annotations are rounded to milliseconds or so; an end this far past the file's own is no error.
+# Annotations are rounded to milliseconds or so; an end this far past the file's own is not an error.
 SEGMENT_TOLERANCE_S = 0.1
 
 
@@ -26,20 +26,20 @@ class AudioError(UserError):
 def read_audio(path: str | Path, sample_rate: int, start_s: float | None = None, end_s: float | None = None) -> Array:
     """Read a file, or its segment [start_s, end_s), as a mono waveform at `sample_rate`.
 
-    Reads what libsndfile reads: WAV in every kind (PCM 8 to 32 bit, float, double, ADPCM, mu-law, extensible),
-    FLAC, Ogg, MP3, AIFF and more, at any rate. Channels are averaged; the rate is converted by soxr in its
+    Reads what libsndfile reads: every kind of WAV (PCM 8 to 32 bit, float, double, ADPCM, mu-law, extensible),
+    FLAC, Ogg, MP3, AIFF and more, at any rate. Channels are averaged; the rate is converted by soxr at its
     high quality (band-limited), as ``librosa.load(path, sr=sample_rate)`` does.
 
     Args:
         path: the file.
         sample_rate: in Hz.
-        start_s, end_s: in seconds; None is the file's beginning or end. Only this part is read.
+        start_s, end_s: in seconds; None: the file's beginning or end. Only this part is read.
 
     Returns:
         (samples,) float32, nominally in [-1, 1], at least one sample.
 
     Raises:
-        AudioError: the file is missing, empty, broken, truncated or no audio, holds NaN or infinity, or
+        AudioError: the file is missing, empty, broken, truncated or not audio, holds NaN or infinity, or
             does not contain the segment.
     """
     path = Path(path)
@@ -71,14 +71,14 @@ def read_audio(path: str | Path, sample_rate: int, start_s: float | None = None,
 
 
 def limit_bandwidth(waveform: Array, sample_rate: int, through_rate: int) -> Array:
-    """What is left of a (samples,) waveform that was recorded at the lower `through_rate` (Hz); as long as before."""
+    """A (samples,) waveform as if recorded at the lower rate `through_rate` (Hz); its length is unchanged."""
     low = soxr.resample(waveform, sample_rate, through_rate, quality="HQ")
     back = soxr.resample(low, through_rate, sample_rate, quality="HQ")[: len(waveform)]
     return np.pad(back, (0, len(waveform) - len(back)))
 
 
 def audio_duration_s(path: str | Path) -> float:
-    """How long a file plays, in seconds, by its header.
+    """The duration of a file in seconds, from its header.
 
     Raises:
         AudioError: the file cannot be opened as audio.
@@ -92,7 +92,7 @@ def audio_duration_s(path: str | Path) -> float:
 
 
 def audio_stamp(path: str | Path) -> int:
-    """A number that changes with a file's content: of its size, and of 4 kB at its start, middle and end.
+    """A quick checksum of a file: of its size, and of 4 kB at its start, middle and end.
 
     Raises:
         AudioError: the file cannot be opened.
@@ -130,12 +130,12 @@ def _segment(file: soundfile.SoundFile, path: Path, start_s: float | None, end_s
 
 
 def _refuse_truncated(file: soundfile.SoundFile, path: Path) -> None:
-    """libsndfile shortens a WAV or AIFF whose end is missing without an error, and only says so in its log."""
+    """libsndfile silently shortens a WAV or AIFF whose end is missing, and only says so in its log."""
     announced = re.search(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
     if announced is None:
         return
     promised, present = map(int, announced.groups())
-    # A size close to 2^32 is what programs write that stream to a pipe; they never learn the length.
+    # Programs that stream to a pipe write a size close to 2^32, since they never learn the length.
     if present < promised < 0x7FFFF000:
         raise AudioError(f"{path}: truncated: {present:,} of {promised:,} bytes of audio are there")
 

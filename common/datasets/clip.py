@@ -15,10 +15,10 @@ class Clip:
     Attributes:
         path: the audio file.
         class_name: the label as text.
-        split: ``"train"``, ``"valid"`` or ``"test"`` where the data set has an official one.
+        split: ``"train"``, ``"valid"`` or ``"test"`` if the data set has an official split.
         fold: official cross-validation fold, from 1.
-        group: what must not stand on two sides of a split: source recording, patient, speaker.
-        start_s, end_s: the segment in seconds; None is the file's beginning or end.
+        group: the source recording, patient or speaker, which must not be on two sides of a split.
+        start_s, end_s: the segment in seconds; None: the file's beginning or end.
     """
 
     path: Path
@@ -30,13 +30,13 @@ class Clip:
     end_s: float | None = None
 
     def clip_id(self, root: Path) -> str:
-        """The path relative to the data root, with the segment where the clip is one."""
+        """The path relative to the data root, with the segment if the clip is one."""
         name = self.path.relative_to(root).as_posix()
         return name if self.start_s is None and self.end_s is None else f"{name}#{self.start_s}-{self.end_s}"
 
 
 def count(clips: Sequence[Clip]) -> Counter[str]:
-    """How many there are of everything: ``clips``, ``classes``, ``groups``, ``fold 1``, ``train``, ``class dog``."""
+    """Counts by name: ``clips``, ``classes``, ``groups``, ``train``, and such names as ``fold 1`` and ``class dog``."""
     counts = Counter(clips=len(clips))
     for clip in clips:
         counts[f"class {clip.class_name}"] += 1

@@ -1,4 +1,4 @@
-"""How data sets lie on disk: the errors for other layouts, and the reading of their official tables."""
+"""How data sets are laid out on disk: errors for other layouts, and reading of official metadata tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class DatasetNote(UserWarning):
-    """Something about a data set that its user should know, and that stops nothing."""
+    """A warning about a data set, which the user should know of but which does not stop the run."""
 
 
 class DatasetError(UserError):
@@ -20,12 +20,12 @@ class DatasetError(UserError):
 
 
 class DatasetMissingError(DatasetError):
-    """A data set, or a part of it, is not there at all."""
+    """A data set, or a part of it, is missing altogether."""
 
 
 def layout_error(root: Path, title: str, expected: str, usual_folder: str, download: str) -> DatasetMissingError:
-    """The error for a data root that does not hold what a data set's official archive holds; `download` is what
-    `python -m common.download` knows the data set by."""
+    """The error for a data root that does not hold what a data set's official archive holds; `download` is the data
+    set's name for `python -m common.download`."""
     if not root.exists():
         return DatasetMissingError(
             f"data root {root} does not exist. Give the folder of {title} ({expected} in it) with --data-root, or "
@@ -51,12 +51,12 @@ def layout_error(root: Path, title: str, expected: str, usual_folder: str, downl
 
 
 def download_command(download: str, root: Path) -> str:
-    """The command that gets a data set whose folder is `root`."""
+    """The command that downloads a data set whose folder is `root`."""
     return f"python -m common.download {download} --root {root.parent}"
 
 
 def read_metadata(path: Path, columns: tuple[str, ...], whole_numbers: tuple[str, ...], title: str) -> pd.DataFrame:
-    """A data set's official CSV with all of `columns` present and filled, those of `whole_numbers` as int64."""
+    """A data set's official CSV, with all `columns` present and without empty fields; `whole_numbers` are int64."""
     import pandas as pd
 
     try:

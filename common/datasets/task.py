@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag of one task's classification script alone; a switch where it has no choices."""
+    """A flag that only one task's classification script has; a switch if it has no choices."""
 
     name: str
     help: str
@@ -25,22 +25,22 @@ class Flag:
 
     @property
     def key(self) -> str:
-        """Under which its value stands in the configuration."""
+        """The key of its value in the configuration."""
         return self.name.removeprefix("--").replace("-", "_")
 
     @property
     def default(self) -> str | bool:
-        """Its value where it is not given."""
+        """Its value if it is not given."""
         return self.choices[0] if self.choices else False
 
 
 @dataclass(frozen=True)
 class Division:
-    """How a task is asked to divide its rows.
+    """How the user wants a task's rows divided.
 
     Attributes:
         options: `Flag.key` -> value, of the task's own flags.
-        test_share: share of test clips where the data set has no official division.
+        test_share: share of test clips if the data set has no official division.
         seed: of random choices.
     """
 
@@ -50,34 +50,34 @@ class Division:
 
 
 def use_as_is(features: FeatureSet, division: Division) -> tuple[FeatureSet, str]:
-    """`Task.prepare` of a task that takes all rows in the data set's own division."""
+    """`Task.prepare` for a task that uses all rows in the data set's own division."""
     del division
     return features, ""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A downstream task: how its clips are read, and under which names its files are kept.
+    """A downstream task: how its clips are read, and how its files are named.
 
     Attributes:
         name: short name, as in ``esc50``.
         title: the data set's own name.
-        folder: the task's folder; its config.yaml lies there, and its files land there.
+        folder: the task's folder, which holds its config.yaml and where its files are written.
         read_clips: data root -> clips; raises DatasetError for a wrong layout.
-        class_names: every class in the official order; None where the data decide (speakers).
+        class_names: every class in the official order; None if the data decide (speakers).
         features_file: name of the extracted features.
         head_files: head name -> name of its trained file.
         recognise: completes a feature file that holds less than ours, such as the original project's;
-            returns it with a sentence that says what was recognised, or None where it was not.
-        results_folder: where results and trained heads go; None is `folder`.
-        data_folder: the data root below data/ where config.yaml names none, as for one of several variants.
-        parts: data set -> file name of the features that classification puts together; none where it is one file.
-        only_its_own: why features of another data set cannot be classified, where that needs saying.
+            returns it with a sentence that says what was recognised, or None if nothing was.
+        results_folder: where results and trained heads go; None: `folder`.
+        data_folder: the data root below data/ if config.yaml names none, as for one of several variants.
+        parts: data set -> name of a feature file, for a task that joins several files; else empty.
+        only_its_own: why features of a related data set cannot be classified, for the error message.
         flags: flags of the classification script that only this task has.
         prepare: (features, how to divide them) -> the features to fit and score, with rows chosen and splits made, and a
-            description of the protocol where these are no longer the data set's own.
-        scores: (labels, predictions) -> scores beside accuracy and macro-F1.
-        official_counts: how many the whole data set has, by the names that `count` gives; as far as known.
+            description of the protocol if it is not the data set's own division.
+        scores: (labels, predictions) -> scores in addition to accuracy and macro-F1.
+        official_counts: the counts of the whole data set, by the names that `count` gives; as far as known.
         official_overlap: groups that the data set's own division puts on two sides.
     """
 
@@ -101,12 +101,12 @@ class Task:
 
     @property
     def config_file(self) -> Path:
-        """The task's settings."""
+        """The file with the task's settings."""
         return self.folder / "config.yaml"
 
     @property
     def default_data_root(self) -> Path:
-        """Where the data set lies if nothing else is configured."""
+        """Where the data set is if nothing else is configured."""
         return PROJECT_ROOT / "data" / self.data_folder
 
     @property
@@ -121,17 +121,17 @@ class Task:
 
     @property
     def default_options(self) -> dict[str, str | bool]:
-        """The values of the task's own flags where none is given."""
+        """The values of the task's own flags if none is given."""
         return {flag.key: flag.default for flag in self.flags}
 
 
 @dataclass(frozen=True)
 class Variants:
-    """The tasks that one script can do, and the flags that choose among them.
+    """The tasks that one script can run, and the flags that choose among them.
 
     Attributes:
         flags: flag -> its help; the first combination in `tasks` holds their defaults.
-        tasks: a value for each flag, in their order -> the task meant.
+        tasks: a value for each flag, in their order -> the task that they choose.
     """
 
     flags: dict[str, str]
@@ -139,5 +139,5 @@ class Variants:
 
     @property
     def first(self) -> Task:
-        """The task that is meant by default."""
+        """The default task."""
         return next(iter(self.tasks.values()))

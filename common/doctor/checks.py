@@ -1,4 +1,4 @@
-"""What can be wrong before a long run: the environment, the weights, a data set. Each problem comes with its fix."""
+"""The checks before a long run: environment, weights, data sets. Every problem is reported with its fix."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from common.encoder.checkpoint import DOWNLOAD
 from common.files import PROJECT_ROOT
 
 WANTED_MEMORY = 2e9  # bytes; an extraction on a CPU takes about 1.5 GB
-# Of `random:2024` for 1.5 s of noise, by this encoder when its outputs equalled the official implementation's: the
-# first six numbers, the norm and the sum of the embedding.
+# The embedding of 1.5 s of noise by `random:2024`: its first six numbers, its norm and its sum. Recorded when this
+# encoder's outputs equalled those of the official implementation.
 KNOWN_ANSWER = (-22.6315, -26.7916, 9.29247, 40.1619, -3.82785, 3.5122, 731.953, 723.437)
 KNOWN_ANSWER_TOLERANCE = 1e-4  # of the norm
 SAMPLE = 24  # clips of a data set that are decoded
-TIMED_S = 15.0  # seconds of audio that are embedded to see how fast it goes
-BYTES_PER_CLIP = 384 * 4 + 150  # of a feature file: the embedding; its label, name, group and stamp
-NAMED = 4  # examples in a message
+TIMED_S = 15.0  # seconds of audio that are embedded to measure the speed
+BYTES_PER_CLIP = 384 * 4 + 150  # in a feature file: the embedding, then its label, name, group and stamp
+NAMED = 4  # examples listed in a message
 
 
 def check_environment(device: torch.device) -> Iterator[Finding]:
@@ -69,7 +69,7 @@ def check_environment(device: torch.device) -> Iterator[Finding]:
 
 
 def _available_memory() -> int | None:
-    """Bytes of main memory that could be used, where the system tells."""
+    """Available main memory in bytes; None if the system does not tell."""
     try:
         found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
         if found:
@@ -80,7 +80,7 @@ def _available_memory() -> int | None:
 
 
 def check_encoder(device: torch.device) -> Finding:
-    """A known answer: the encoder with weights that everybody can make, against what they give."""
+    """Compare the embedding from weights that any machine can generate with its known value."""
     waveform = (0.1 * np.random.default_rng(2024).standard_normal(48_000)).astype(np.float32)
     embedding = load_encoder("random:2024", device).embed([waveform])[0].double()
     answer = torch.cat([embedding[:6], torch.stack([embedding.norm(), embedding.sum()])])
@@ -96,7 +96,7 @@ def check_encoder(device: torch.device) -> Finding:
 
 
 def check_checkpoint(checkpoint: str | Path, device: torch.device) -> tuple[Finding, AudioSepEncoder | None]:
-    """The weights: every tensor there, of its shape and finite, and whose they are."""
+    """Check that every tensor of the weights is present, of the right shape and finite; identify their release."""
     try:
         encoder = load_encoder(checkpoint, device)
     except CheckpointError as error:
@@ -115,14 +115,14 @@ def check_checkpoint(checkpoint: str | Path, device: torch.device) -> tuple[Find
 def check_division(
     tasks: Sequence[Task], roots: Sequence[Path], download: str, encoder: AudioSepEncoder, is_wanted: bool
 ) -> Iterator[Finding]:
-    """One data set, in one of its divisions: what is there, and whether it is all and well.
+    """Check one division of a data set: what is present, and whether it is complete and intact.
 
     Args:
-        tasks: those that share the division's splits, such as the three sets of NSynth.
+        tasks: the tasks that share the division's splits, such as the three sets of NSynth.
         roots: the data root of each.
-        download: what `python -m common.download` knows the data set by.
-        encoder: to see how fast it goes.
-        is_wanted: whether its absence is bad, or a matter of taste.
+        download: the data set's name for `python -m common.download`.
+        encoder: used to measure the speed.
+        is_wanted: whether a missing data set is a failed check, or only a note.
     """
 
     def of(task: Task, what: str) -> str:
@@ -151,7 +151,7 @@ def check_division(
 
 
 def _counts(task: Task, counts: Counter[str], get: str) -> Finding:
-    """The official numbers against those here."""
+    """Compare the counts with the official ones."""
     wrong = [
         f"{name} {counts[name]:,} of {official:,}"
         for name, official in task.official_counts.items()
@@ -169,7 +169,7 @@ def _counts(task: Task, counts: Counter[str], get: str) -> Finding:
 
 
 def _classes(task: Task, counts: Counter[str]) -> Finding:
-    """One class only, or a class without clips, cannot be learned."""
+    """A single class, or a class without clips, cannot be learned."""
     present = {name.removeprefix("class "): n for name, n in counts.items() if name.startswith("class ")}
     empty = [
         name
@@ -190,11 +190,11 @@ def _classes(task: Task, counts: Counter[str]) -> Finding:
 
 
 def _files(clips: Sequence[Clip], root: Path, get: str) -> Finding:
-    """The files that the labels name against those in their folders."""
+    """Compare the files that the labels name with those in their folders."""
     named = {str(clip.path) for clip in clips}
     suffixes = {Path(path).suffix for path in named}
     there = set()
-    for folder in {os.path.dirname(path) for path in named}:  # noqa: PTH120 - of 300,000 names, in seconds
+    for folder in {os.path.dirname(path) for path in named}:  # noqa: PTH120 - fast enough for 300,000 names
         if os.path.isdir(folder):  # noqa: PTH112
             there |= {entry.path for entry in os.scandir(folder) if Path(entry.name).suffix in suffixes}
     missing, extra = sorted(named - there), sorted(path for path in there - named if "/." not in path)
@@ -219,7 +219,7 @@ def _some(paths: list[str], root: Path) -> str:
 
 
 def _sample(clips: Sequence[Clip], encoder: AudioSepEncoder) -> Iterator[Finding]:
-    """Decode a few clips, and embed some to see how long all will take."""
+    """Decode a few clips, and embed some to estimate how long all will take."""
     order = np.random.default_rng(0).permutation(len(clips))[:SAMPLE]
     waveforms, broken = [], []
     for clip in (clips[index] for index in order):
@@ -250,7 +250,7 @@ def _sample(clips: Sequence[Clip], encoder: AudioSepEncoder) -> Iterator[Finding
 
 
 def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
-    """No recording, patient or speaker on two sides, but for those of the official division."""
+    """Check that no recording, patient or speaker is on two sides, except those of the official division."""
     sides: dict[str, set[str]] = {}
     for clip in clips:
         side = f"fold {clip.fold}" if clip.fold is not None else clip.split
@@ -264,7 +264,7 @@ def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
         )
     seen: dict[str, str] = {}
     shared: set[str] = set()
-    # Validation clips related to test clips cost nothing but an honest choice; related training clips cost all.
+    # Validation clips related to test clips bias only the choice of epoch; related training clips bias the score.
     for side, groups in sides.items():
         for group in groups:
             if group in seen and {seen[group], side} != {"valid", "test"}:

@@ -14,20 +14,20 @@ from common.datasets import Task
 from common.doctor.findings import BAD, GOOD, NOTE, Finding, Mark
 
 MARKS: dict[Mark, str] = {GOOD: "✓", NOTE: "!", BAD: "✗"}
-PLAIN_MARKS: dict[Mark, str] = {GOOD: "ok", NOTE: "! ", BAD: "NO"}  # where the terminal cannot encode the others
+PLAIN_MARKS: dict[Mark, str] = {GOOD: "ok", NOTE: "! ", BAD: "NO"}  # if the terminal cannot encode the others
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command; ends with status 0 if nothing is bad, else 1."""
+    """The command; exits with status 0 if no check failed, else 1."""
     sets = data_sets()
     parser = argparse.ArgumentParser(prog="python -m common.doctor", description=__doc__, allow_abbrev=False)
     parser.add_argument(
-        "names", nargs="*", metavar="DATA_SET", help=f"{', '.join(sets)} (default: all whose folder is there)"
+        "names", nargs="*", metavar="DATA_SET", help=f"{', '.join(sets)} (default: all whose folder exists)"
     )
     parser.add_argument(
         "--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)"
     )
-    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="where the one data set lies that is named")
+    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="where the one named data set is")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     given = parser.parse_args(argv)
     chosen = [name for name in sets if not given.names or any(name.startswith(want) for want in given.names)]
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     bad += _show("encoder", [checks.check_encoder(device)])
     finding, encoder = checks.check_checkpoint(checkpoint, device)
     bad += _show("weights", [finding])
-    # Without the right weights, other ones tell how fast it goes.
+    # Without usable weights, random ones serve to measure the speed.
     encoder = encoder or load_encoder("random:0", device)
     absent = []
     for name in chosen:
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def data_sets() -> dict[str, tuple[tuple[Task, ...], ...]]:
-    """Every data set that an installed project registers: name -> its tasks, division by division."""
+    """Every data set that an installed package registers: name -> its tasks, one tuple per division."""
     from importlib.metadata import entry_points
 
     points = entry_points(group="audiosep_probe.data_sets")
@@ -75,11 +75,11 @@ def data_sets() -> dict[str, tuple[tuple[Task, ...], ...]]:
 
 
 def _root(task: Task, given: Path | None) -> Path:
-    return Path(os.path.abspath(given or data_root_of(task)))  # noqa: PTH100 - without ..
+    return Path(os.path.abspath(given or data_root_of(task)))  # noqa: PTH100 - removes ..
 
 
 def _show(title: str, findings: Iterable[Finding]) -> int:
-    """Print findings as they come; how many are bad."""
+    """Print findings as they come; returns the number of failed checks."""
     encoding = sys.stdout.encoding or "ascii"
     try:
         "".join(MARKS.values()).encode(encoding)

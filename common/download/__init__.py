@@ -1,1 +1,1 @@
-"""The command that gets data sets and weights: ``python -m common.download``."""
+"""The command that downloads data sets and weights: ``python -m common.download``."""

@@ -1,4 +1,4 @@
-"""Get data sets and the AudioSep weights: python -m common.download esc50 (or no name, for the list)."""
+"""Download data sets and the AudioSep weights: python -m common.download esc50 (or without a name, for the list)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DONE = "there"  # the state of an archive whose files are all in place
 
 @dataclass(frozen=True)
 class Archive:
-    """One file to get, as archives.yaml describes it; `into` is where it is unpacked, below the root."""
+    """One file to download, as archives.yaml describes it; `into` is the folder below the root to unpack it into."""
 
     file: str
     url: str
@@ -42,21 +42,21 @@ class Archive:
 
     @property
     def resolved_url(self) -> str:
-        """The URL, at the mirror that HF_ENDPOINT names where it is Hugging Face's."""
+        """The URL; if it is Hugging Face's, at the mirror that HF_ENDPOINT names."""
         mirror = os.environ.get("HF_ENDPOINT", "").rstrip("/")
         if mirror and self.url.startswith(HUGGING_FACE + "/"):
             return mirror + self.url.removeprefix(HUGGING_FACE)
         return self.url
 
     def found(self, root: Path) -> dict[str, int]:
-        """How many files of each kind in `holds` are there."""
+        """How many files of each kind in `holds` exist."""
         return {
             pattern: sum(1 for path in (root / self.into).glob(pattern) if not path.name.startswith("."))
             for pattern in self.holds
         }
 
     def lacks(self, root: Path) -> list[str]:
-        """What is not all in place, in words. More than expected is for the doctor to see."""
+        """Which kinds of files are incomplete, in words. Extra files are left to the doctor."""
         return [
             f"{found:,} instead of {self.holds[pattern]:,} {pattern}"
             for pattern, found in self.found(root).items()
@@ -64,11 +64,11 @@ class Archive:
         ]
 
     def is_done(self, root: Path) -> bool:
-        """Whether all that it holds is in place."""
+        """Whether all its files are in place."""
         return not self.lacks(root) if self.holds else (root / self.file).is_file()
 
     def state(self, root: Path) -> str:
-        """What is there of it, in a word or two."""
+        """How much of it is there, in a word or two."""
         if self.is_done(root):
             return DONE
         if (root / self.file).is_file():
@@ -77,7 +77,7 @@ class Archive:
         return f"{_bytes(part.stat().st_size)} there" if part.is_file() else "missing"
 
     def needs(self, root: Path) -> int:
-        """Bytes of disk that getting it will take, as far as its size is known; for one that is not done."""
+        """Disk space in bytes that an unfinished archive still needs, as far as its size is known."""
         part = root / f"{self.file}.part"
         here = part.stat().st_size if part.is_file() else 0
         return self.unpacked + (0 if (root / self.file).is_file() else max(0, (self.size or self.about or 0) - here))
@@ -96,15 +96,15 @@ _SOURCES = TypeAdapter(dict[str, Source])
 
 
 def main(argv: Sequence[str] | None = None, archives: Path = ARCHIVES) -> None:
-    """The command; `archives` is the table of what it knows."""
+    """The command; `archives` is the table of known archives."""
     sources = _SOURCES.validate_python(yaml.safe_load(archives.read_text(encoding="utf-8")))
     parser = argparse.ArgumentParser(prog="python -m common.download", description=__doc__, allow_abbrev=False)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(sources))
     parser.add_argument(
-        "--root", type=Path, metavar="FOLDER", help="where it goes (default: data; weights: pretrained_models/AudioSep)"
+        "--root", type=Path, metavar="FOLDER", help="folder to use (default: data; weights: pretrained_models/AudioSep)"
     )
-    parser.add_argument("--only", metavar="PART", help="one part of a data set, as --list names it")
-    parser.add_argument("--list", action="store_true", help="show what there is, its size and what is here of it")
+    parser.add_argument("--only", metavar="PART", help="only this part of a data set, as --list names it")
+    parser.add_argument("--list", action="store_true", help="list everything, its size and how much of it is here")
     parser.add_argument("--dry-run", action="store_true", help="show what would be done, and stop")
     given = parser.parse_args(argv)
     unknown = [name for name in given.names if name not in sources]
@@ -130,11 +130,11 @@ def main(argv: Sequence[str] | None = None, archives: Path = ARCHIVES) -> None:
 
 
 def get(archive: Archive, root: Path) -> None:
-    """Get one archive, check it, and unpack it below `root`; what is there already is used.
+    """Download one archive, check it, and unpack it below `root`; what is already there is used.
 
     Raises:
-        DownloadError: it cannot be had, or is not what it should be.
-        UnpackError: it is damaged or hostile.
+        DownloadError: it cannot be downloaded, or is not the expected file.
+        UnpackError: it is damaged or malicious.
     """
     path, folder = root / archive.file, root / archive.into
     remove_unpacked_leftovers(path, folder)
@@ -174,7 +174,7 @@ def _root(name: str, given: Path | None) -> Path:
 
 
 def _archives(source: Source, only: str | None, every: bool) -> list[Archive]:
-    """The archives that are meant: one by its part, or all but those that only a part's name brings."""
+    """The chosen archives: those of the named part, or all that are not optional."""
     archives = source.archives
     if every or only is None:
         return [archive for archive in archives if every or not archive.optional]
@@ -188,7 +188,7 @@ def _archives(source: Source, only: str | None, every: bool) -> list[Archive]:
 
 
 def _show(name: str, source: Source, root: Path, wanted: list[Archive], every: bool) -> None:
-    """What is to be got: URL, size, licence, where to, and the free space there."""
+    """Print what would be downloaded: URL, size, licence, target, and the free space there."""
     free = shutil.disk_usage(_existing(root)).free
     print(f"{name}: {source.title}; licence: {source.licence}")
     states = [archive.state(root) for archive in wanted]
@@ -218,7 +218,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _bytes(number: float) -> str:
-    """A size as people write it, in powers of 1,000."""
+    """A human-readable size, in powers of 1,000."""
     for unit in ("bytes", "kB", "MB"):
         if number < 1000:
             return f"{number:.0f} {unit}"

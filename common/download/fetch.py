@@ -1,7 +1,7 @@
-"""A URL -> a file: resumed where it was cut, tried again with patience, verified, never half under its final name.
+"""Download a file: resumed after an interruption, retried, verified, never incomplete under its final name.
 
-The HTTP itself is `requests`' (proxies, redirects, certificates). The loop around it is here because the libraries
-for data sets start a broken download of gigabytes from its beginning (pooch), or serve one host (huggingface_hub).
+`requests` does the HTTP (proxies, redirects, certificates). The loop around it is here because the libraries for
+data sets restart a broken download of gigabytes from its beginning (pooch), or serve only one host (huggingface_hub).
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     import requests
 
 BLOCK = 1 << 16  # bytes
-BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses that another try may cure
+BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses after which a retry may succeed
 
 
 class DownloadError(UserError):
-    """A file cannot be had; the message is one line: the URL or file, the cause, and what to do."""
+    """A file cannot be downloaded; the message is one line: the URL or file, the cause, and what to do."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to hold on to a server.
+    """How long to keep trying a server.
 
     Attributes:
-        tries: attempts in a row that bring nothing new before it is given up.
-        backoff_s: pause after the first of them; each next one is twice as long.
-        longest_pause_s: a server that asks for a longer one is given up.
+        tries: give up after this many attempts in a row without a new byte.
+        backoff_s: pause after the first of them; each further pause is twice as long.
+        longest_pause_s: give up if the server asks for a longer pause.
         stall_s: silence after which a connection counts as broken.
     """
 
@@ -53,7 +53,7 @@ class Patience:
 
 @dataclass(frozen=True)
 class _Note:
-    """What the last answer said of a file, beside its part: `validator` is what a range request is made conditional on."""
+    """What the last response said about a file, saved beside its part; `validator` makes range requests conditional."""
 
     url: str = ""
     etag: str = ""
@@ -66,7 +66,7 @@ _NOTE = TypeAdapter(_Note)
 
 
 class _Broken(Exception):
-    """An attempt failed in a way that another one may cure; `pause_s` is how long the server asks to wait."""
+    """An attempt failed, but another one may succeed; `pause_s` is how long the server asks to wait."""
 
     def __init__(self, cause: str, pause_s: float | None = None) -> None:
         super().__init__(cause)
@@ -76,18 +76,18 @@ class _Broken(Exception):
 def fetch(
     url: str, path: Path, checksum: str | None = None, size: int | None = None, patience: Patience | None = None
 ) -> None:
-    """Download `url` to `path`; what an earlier attempt left in ``<path>.part`` is continued.
+    """Download `url` to `path`, continuing what an earlier attempt left in ``<path>.part``.
 
-    One process at a time may do this for one path; that is the caller's to see to.
+    The caller must make sure that only one process at a time does this for one path.
 
     Args:
-        checksum: ``"sha256:<hex>"`` or ``"md5:<hex>"`` of the whole file; None: what the server sent is believed
+        checksum: ``"sha256:<hex>"`` or ``"md5:<hex>"`` of the whole file; None: what the server sent is accepted
             once it is complete.
-        size: of the whole file in bytes, where it is known.
+        size: of the whole file in bytes, if it is known.
 
     Raises:
-        DownloadError: the server refuses or was too often silent, or the file is another than expected. What came
-            is kept for the next attempt, except where it is wrong.
+        DownloadError: the server refuses or failed too often, or the file is not the expected one. What was received
+            is kept for the next attempt, unless it is wrong.
     """
     part = path.with_name(path.name + ".part")
     note = part.with_name(part.name + ".json")
@@ -95,7 +95,7 @@ def fetch(
     resumed = _download(url, part, note, size, patience or Patience())
     difference = differs(part, checksum) if checksum else ""
     if difference and resumed:
-        # Two files may have been glued together; a whole one decides.
+        # The parts may come from two different files: download it in one piece to find out.
         print(f"{path.name}: {difference}; starting over", file=sys.stderr)
         _discard(part, note)
         _download(url, part, note, size, patience or Patience())
@@ -107,13 +107,13 @@ def fetch(
             "between; nothing was kept, try again later or from elsewhere"
         )
     with part.open("rb+") as file:
-        os.fsync(file.fileno())  # a crash of the machine must not leave a hole under the final name
+        os.fsync(file.fileno())  # after a crash of the machine, the final name must not hold an incomplete file
     part.replace(path)
     note.unlink(missing_ok=True)
 
 
 def differs(path: Path, checksum: str) -> str:
-    """How a file's checksum differs from ``"<algorithm>:<hex>"``, in words; empty where it does not."""
+    """How a file's checksum differs from ``"<algorithm>:<hex>"``, in words; empty if it does not."""
     algorithm, _, wanted = checksum.partition(":")
     size = path.stat().st_size
     with progress_bar(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True, leave=False) as bar:
@@ -122,13 +122,13 @@ def differs(path: Path, checksum: str) -> str:
 
 
 def _download(url: str, part: Path, note: Path, size: int | None, patience: Patience) -> bool:
-    """Fill `part` with the whole of `url`; returns whether it was put together from several attempts."""
+    """Download all of `url` into `part`; returns whether it took several attempts."""
     import requests
 
     part.parent.mkdir(parents=True, exist_ok=True)
     furthest, failures, attempts, started_over = _size(part), 0, 1 if _size(part) else 0, False
     with requests.Session() as session:
-        # Compressed answers know no ranges, and would be counted in other bytes than the file's.
+        # Compressed responses do not support ranges, and their size is not the file's.
         session.headers["Accept-Encoding"] = "identity"
         while True:
             attempts += 1
@@ -137,7 +137,7 @@ def _download(url: str, part: Path, note: Path, size: int | None, patience: Pati
             except _Broken as error:
                 here = _size(part)
                 if here < furthest and not started_over:
-                    furthest, started_over = 0, True  # another file has taken the place of the old half
+                    furthest, started_over = 0, True  # the old part was discarded for a new file
                 failures = 0 if here > furthest else failures + 1
                 furthest = max(furthest, here)
                 if failures >= patience.tries:
@@ -157,7 +157,7 @@ def _download(url: str, part: Path, note: Path, size: int | None, patience: Pati
 
 
 def _attempt(session: requests.Session, url: str, part: Path, note: Path, size: int | None, patience: Patience) -> None:
-    """One request: go on after the bytes that are there, or start over where the server cannot."""
+    """One request: continue after the bytes that are there, or start over if the server cannot."""
     import requests
     import urllib3
 
@@ -168,7 +168,7 @@ def _attempt(session: requests.Session, url: str, part: Path, note: Path, size: 
             return
         headers["Range"] = f"bytes={have}-"
         if before.validator:
-            headers["If-Range"] = before.validator  # a changed file comes whole instead
+            headers["If-Range"] = before.validator  # if the file has changed, all of it is sent
     try:
         with session.get(
             url, headers=headers, stream=True, timeout=(min(30, patience.stall_s), patience.stall_s)
@@ -188,7 +188,7 @@ def _attempt(session: requests.Session, url: str, part: Path, note: Path, size: 
     except requests.exceptions.RequestException as error:
         raise DownloadError(f"{url}: {error}") from error
     except OSError as error:
-        if error.errno is None:  # of requests, about certificates and proxies
+        if error.errno is None:  # raised by requests, about certificates and proxies
             raise DownloadError(f"{url}: {error}") from error
         raise DownloadError(f"{part}: {error.strerror}; mend that, and the same command goes on") from error
     except (ValueError, OverflowError) as error:
@@ -200,7 +200,7 @@ def _attempt(session: requests.Session, url: str, part: Path, note: Path, size: 
 def _receive(
     response: requests.Response, url: str, part: Path, note: Path, before: _Note, size: int | None
 ) -> int | None:
-    """Write what the server sends into `part`, after what is there where it says so; returns the whole file's size."""
+    """Write what the server sends into `part`, at the offset that it gives; returns the whole file's size."""
     have, headers = _size(part), response.headers
     if response.status_code == 416 and have:
         _discard(part, note)
@@ -222,7 +222,7 @@ def _receive(
     if total is not None and total - start > free:
         raise DownloadError(f"{url} has {total - start:,} bytes to come, {part.parent} has room for {free:,}")
     if not start:
-        part.unlink(missing_ok=True)  # before the note is another one's
+        part.unlink(missing_ok=True)  # before the note describes another file
     is_strong = etag and not etag.startswith("W/")
     new_note = _Note(url, etag, modified, etag if is_strong else modified, total)
     write_atomically(note, json.dumps(asdict(new_note)).encode())
@@ -230,7 +230,7 @@ def _receive(
     with part.open("r+b" if start else "wb") as file, bar:
         file.seek(start)
         file.truncate()
-        # Small blocks: what is in one is lost when the connection breaks.
+        # Small blocks: an incomplete block is lost when the connection breaks.
         for block in response.raw.stream(BLOCK, decode_content=False):
             file.write(block)
             bar.update(len(block))
@@ -238,7 +238,7 @@ def _receive(
 
 
 def _refuse(response: requests.Response, url: str) -> None:
-    """Raise for an answer that brings no file."""
+    """Raise if the response is not a file."""
     import urllib3
 
     status = response.status_code
@@ -261,7 +261,7 @@ def _refuse(response: requests.Response, url: str) -> None:
 
 
 def _range(response: requests.Response) -> tuple[int | None, int | None]:
-    """The first byte that is sent, None where that cannot be known, and how many the whole file has where it is said.
+    """The offset of the first byte sent (None if unknown) and the size of the whole file (None if not given).
 
     The header decides, not the status: some servers send a range with status 200, or one that begins earlier.
     """
@@ -276,7 +276,7 @@ def _range(response: requests.Response) -> tuple[int | None, int | None]:
 
 
 def _cause(error: Exception) -> str:
-    """The last of the chain of causes that requests wraps, in its own words."""
+    """The cause of a connection error, in plain words."""
     text = str(error)
     if "timed out" in text:
         return "the server is silent"
@@ -294,7 +294,7 @@ def _size(path: Path) -> int:
 
 
 def _read_note(note: Path) -> _Note:
-    """What the last answer said of the file; an empty note where it is missing or not ours, so the part starts over."""
+    """The note beside the part; an empty one if it is missing or not ours, so that the download starts over."""
     try:
         content = _NOTE.validate_json(note.read_bytes(), strict=True)
     except (OSError, ValidationError):

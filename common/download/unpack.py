@@ -1,4 +1,4 @@
-"""An archive -> files below a folder: nothing outside it, no links, no devices, not more than announced.
+"""Unpack an archive below a folder: nothing outside it, no links, no devices, no more bytes than announced.
 
 Members are read and written here as plain bytes, so that it does not matter which extraction filters the running
 Python's tarfile has (none before 3.10.12 and 3.11.4).
@@ -24,7 +24,7 @@ from typing import IO, BinaryIO
 from common.errors import UserError
 from common.progress import progress_bar
 
-# What reading an archive ends in when its bytes are not what they should be.
+# The exceptions that reading a damaged archive can raise.
 DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -42,7 +42,7 @@ DAMAGE = (
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive: its name, its announced size in bytes, and what opens it."""
+    """A file in an archive: its name, its announced size in bytes, and the function that opens it."""
 
     name: str
     size: int
@@ -50,24 +50,24 @@ class Member:
 
 
 class UnpackError(UserError):
-    """An archive is damaged or hostile; the message is one line."""
+    """An archive is damaged or malicious; the message is one line."""
 
 
 def unpack(archive: Path, folder: Path, max_bytes: int) -> int:
-    """Unpack a zip or (compressed) tar archive, then move what it holds into `folder`, over what is there.
+    """Unpack a zip or (compressed) tar archive, then move its files into `folder`, replacing those that are there.
 
-    Until the whole archive was read, nothing appears under its final name, and no file ever appears there in part.
-    One process at a time may do this for one archive; that is the caller's to see to.
+    Nothing appears under its final name until the whole archive has been read, and no file ever appears there in part.
+    The caller must make sure that only one process at a time does this for one archive.
 
     Args:
-        max_bytes: the most that the files may hold together.
+        max_bytes: the limit on the files' total size.
 
     Returns:
         The number of files.
 
     Raises:
         UnpackError: the archive is damaged, is of another kind, holds a path that leads out of the folder, a link, a
-            device, or more than `max_bytes`; or it cannot be written. Nothing of it stays.
+            device, or more than `max_bytes`; or it cannot be written. Nothing of it is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_unpacked_leftovers(archive, folder)
@@ -87,7 +87,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> int:
 
 
 def remove_unpacked_leftovers(archive: Path, folder: Path) -> None:
-    """Remove what a killed run left of unpacking `archive`."""
+    """Remove what a killed run left behind while unpacking `archive`."""
     if _temporary(archive, folder).exists():
         shutil.rmtree(_temporary(archive, folder))
 
@@ -119,7 +119,7 @@ def _unpack(archive: Path, folder: Path, max_bytes: int) -> int:
     except DAMAGE as error:
         raise _damaged(archive, error) from error
     except OSError as error:
-        # Complaints of gzip and bz2 about the content have no number, those of offsets beyond the file this one.
+        # gzip and bz2 report damaged content without an errno; an offset beyond the file's end gives EINVAL.
         if error.errno in (None, errno.EINVAL):
             raise _damaged(archive, error) from error
         raise
@@ -143,7 +143,7 @@ def _members(raw: BinaryIO, archive: Path) -> Iterator[Iterator[Member]]:
     raw.seek(0)
     try:
         tar_file = tarfile.open(fileobj=raw, mode="r:*")  # noqa: SIM115 - closed below
-    except tarfile.ReadError as error:  # which lists every format that it is not
+    except tarfile.ReadError as error:  # its message lists every format that was tried
         raise tarfile.ReadError("cut short, or neither zip nor tar") from error
     with tar_file:
         yield _tar_members(tar_file, archive)
@@ -168,7 +168,7 @@ def _tar_members(opened: tarfile.TarFile, archive: Path) -> Iterator[Member]:
         if not member.isreg():
             raise _forbidden(archive, member.name, "is a link or a device")
         yield Member(member.name, member.size, partial(_tar_content, opened, member))
-    # To the very end, where gzip keeps the checksum of it all.
+    # Read to the very end, where gzip keeps the checksum of everything.
     while opened.fileobj is not None and opened.fileobj.read(1 << 20):
         pass
 
@@ -180,7 +180,7 @@ def _tar_content(opened: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _safe_parts(name: str, archive: Path) -> tuple[str, ...]:
-    """A member's name as parts that lead nowhere but down, on any system."""
+    """A member's name as path parts that stay below the folder, on any system."""
     path = PurePosixPath(name)
     if path.is_absolute() or "\\" in name or "\0" in name or PureWindowsPath(name).drive or ".." in path.parts:
         raise _forbidden(archive, name, "leads out of the folder")
@@ -196,7 +196,7 @@ def _forbidden(archive: Path, name: str, what: str) -> UnpackError:
 
 
 def _move_into(source: Path, folder: Path, archive: Path) -> None:
-    """Move every file in `source` to its place in `folder`; folders of the same name become one."""
+    """Move every file in `source` to its place in `folder`; folders of the same name are merged."""
     moves = [
         (Path(parent) / name, folder / os.path.relpath(parent, source) / name)
         for parent, _, names in os.walk(source)
@@ -215,7 +215,7 @@ def _move_into(source: Path, folder: Path, archive: Path) -> None:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            # The folder there is a link to another disk: a copy takes time, and only a whole one gets the name.
+            # The folder there is a link to another disk: copying takes time, and only a whole copy gets the final name.
             copied = target.with_name(f".{target.name}.tmp")
             shutil.copyfile(path, copied)
             copied.replace(target)

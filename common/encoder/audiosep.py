@@ -1,7 +1,7 @@
 """AudioSep's encoder as a frozen feature extractor: waveforms in, embeddings out.
 
-Batches of any lengths and clips of any length work the same way: as tiles (`common.encoder.tiling`) of which the pooled
-parts are merged (`common.encoder.pooling`). The network itself is in `common.encoder.network`.
+Clips of any length, in batches of any lengths, are treated alike: they are cut into tiles (`common.encoder.tiling`),
+whose pooled parts are merged (`common.encoder.pooling`). The network itself is in `common.encoder.network`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from common.encoder.tiling import FRAMES_PER_COLUMN, Tile, plan_tiles
 MIN_SAMPLES = (FRAMES_PER_COLUMN - 1) * HOP_LENGTH  # 9,920: the shortest waveform that leaves one column
 # Receptive field in frames on either side, rounded up to whole columns: 126 at block 6, 64 more at the bottleneck.
 HALO_FRAMES = dict.fromkeys(LAYERS, 128) | {"bottleneck": 192}
-# Frames per batch on a GPU: 164 s. On a CPU larger batches bring nothing, and one tile at a time makes a clip's
-# embedding the same to the last bit in any batch.
+# Frames per batch on a GPU: 164 s. On a CPU larger batches are no faster, and one tile at a time makes a clip's
+# embedding bit-identical in any batch.
 GPU_BATCH_FRAMES = 16 * 1024
-# Widths of tiles per octave. On a CPU 16 are a few percent faster than 8 and take half a gigabyte more, as memory
+# Widths of tiles per octave. On a CPU 16 are a few percent faster than 8 but take half a gigabyte more, as memory
 # fragments; computing every width that occurs would take gigabytes.
 WIDTHS = {"cpu": 16, "cuda": 8}
 OUTPUTS = tuple(Output(layer, pool, CHANNELS[layer]) for layer in LAYERS for pool in POOLS)
@@ -57,9 +57,9 @@ def load_encoder(
 
     Args:
         checkpoint: a weights file, ``"random:SEED"`` for an untrained encoder, or None for the default file.
-        device: ``"auto"`` (CUDA when there is one, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``...
-        precision: ``"fp32"``: true float32, also on a GPU (no TF32); ``"bf16"``; on a GPU alone ``"tf32"`` (float32
-            with products rounded to 10 bits) and ``"fp16"``; ``"auto"``: bf16 on a GPU that has it, else fp32.
+        device: ``"auto"`` (CUDA if available, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``...
+        precision: ``"fp32"``: true float32, also on a GPU (no TF32); ``"bf16"``; only on a GPU ``"tf32"`` (float32
+            with products rounded to 10 bits) and ``"fp16"``; ``"auto"``: bf16 on a GPU that supports it, else fp32.
         condition: None or ``"none"`` (every FiLM beta 0), ``"zero"`` (the betas of an all-zero condition), or
             a 512-d embedding as array, tensor, or path of a ``.npy`` or ``.pt`` file.
 
@@ -112,8 +112,8 @@ class AudioSepEncoder(nn.Module):
         """Embed waveforms: one layer's output pooled over time and frequency.
 
         Args:
-            waveforms: 1-D floating-point arrays or tensors, mono, 32 kHz, in [-1, 1], of any lengths of at least
-                one sample. One shorter than 9,920 samples (0.31 s) is zero-padded to that.
+            waveforms: 1-D floating-point arrays or tensors, mono, 32 kHz, in [-1, 1], of any length from one
+                sample. One shorter than 9,920 samples (0.31 s) is zero-padded to that.
             layer: one of LAYERS.
             pool: ``"mean"``, ``"std"`` (population) or ``"max"``.
 
@@ -122,8 +122,8 @@ class AudioSepEncoder(nn.Module):
             same alone and in any batch (on a GPU up to rounding, under 1e-6).
 
         Raises:
-            ValueError: a waveform is empty, not 1-D, not floating-point, or holds NaN or infinity; or an
-                unknown layer or pool.
+            ValueError: a waveform is empty, not 1-D, not floating-point, or holds NaN or infinity; or the
+                layer or pool is unknown.
         """
         output = _known_output(layer, pool)
         return self.embed_outputs(waveforms, [output])[output]
@@ -138,7 +138,7 @@ class AudioSepEncoder(nn.Module):
     def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
         """Several layers and poolings from one forward pass: output -> (N, channels of its layer).
 
-        Args and errors as of `embed`.
+        Arguments and errors as for `embed`.
         """
         checked = [_check_waveform(waveform, index) for index, waveform in enumerate(_check_sequence(waveforms))]
         pools = {each.layer: {other.pool for other in outputs if other.layer == each.layer} for each in outputs}
@@ -149,7 +149,7 @@ class AudioSepEncoder(nn.Module):
             for tile in plan_tiles(clip, 1 + len(waveform) // HOP_LENGTH, halo)
         ]
         with self._arithmetic():
-            # On a GPU nothing waits here: it computes one batch while the samples of the next one are laid out.
+            # Nothing here waits for a GPU: it computes one batch while the samples of the next one are laid out.
             batches = [part for batch in self._batches(tiles) for part in self._pool_batch(batch, checked, pools)]
         parts: dict[tuple[int, str], list[Moments]] = {
             (clip, layer): [] for clip in range(len(checked)) for layer in pools
@@ -167,7 +167,7 @@ class AudioSepEncoder(nn.Module):
         }
 
     def _batches(self, tiles: list[Tile]) -> Iterator[list[Tile]]:
-        """Tiles to compute together: singly on a CPU, tiles of one padded width together on a GPU."""
+        """Tiles to compute together: one at a time on a CPU, tiles of the same padded width on a GPU."""
         if self.device.type == "cpu":
             yield from ([tile] for tile in tiles)
             return
@@ -177,17 +177,17 @@ class AudioSepEncoder(nn.Module):
         for width, same_width in by_width.items():
             start = 0
             while start < len(same_width):
-                size = max(1, self.batch_frames // width)  # which falls where memory is short
+                size = max(1, self.batch_frames // width)  # batch_frames falls when memory runs short
                 yield same_width[start : start + size]
                 start += size
 
     def _pool_batch(
         self, batch: list[Tile], waveforms: list[Array], pools: Mapping[str, AbstractSet[str]]
     ) -> list[tuple[list[Tile], str, BatchMoments]]:
-        """The moments of a batch of tiles, still on the device; in halves where the device is short of memory.
+        """The moments of a batch of tiles, still on the device; in halves if the device is short of memory.
 
         Args:
-            pools: layer -> what is pooled of it.
+            pools: layer -> its poolings.
 
         Returns:
             (tiles, layer, their moments) per layer.
@@ -210,7 +210,7 @@ class AudioSepEncoder(nn.Module):
     def _pool_whole_batch(
         self, batch: list[Tile], waveforms: list[Array], pools: Mapping[str, AbstractSet[str]]
     ) -> Iterator[tuple[list[Tile], str, BatchMoments]]:
-        """The same in one piece; a function of its own, so that nothing of a batch that was too large is kept alive."""
+        """The same in one piece; a separate function, so that nothing of a batch that was too large is kept alive."""
         for output in self._forward(batch, waveforms, list(pools)):
             columns = [tile.columns(output.time_poolings) for tile in batch]
             yield batch, output.layer, batch_moments(output.activations, columns, pools[output.layer])
@@ -226,7 +226,7 @@ class AudioSepEncoder(nn.Module):
 
     @contextlib.contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        """cuDNN would round float32 convolutions to TF32 by default, and may choose algorithms by timing them."""
+        """Configure cuDNN, which by default rounds float32 convolutions to TF32 and may choose algorithms by timing."""
         if self.device.type == "cpu":
             yield
             return
@@ -236,7 +236,7 @@ class AudioSepEncoder(nn.Module):
 
 
 def _known_output(layer: str, pool: str) -> Output:
-    """The output of this layer and pooling; UnknownOutputError where there is none."""
+    """The output of this layer and pooling; UnknownOutputError if there is none."""
     for name, known in ((layer, LAYERS), (pool, POOLS)):
         if name not in known:
             raise UnknownOutputError(f"{name!r} is unknown; choose one of {', '.join(known)}")

@@ -1,7 +1,7 @@
-"""AudioSep weights: find, verify and read them. The only place that knows checkpoint formats.
+"""AudioSep weights: find, verify and read them. The only module that knows checkpoint formats.
 
-A checkpoint is opened with ``weights_only=True`` (or as safetensors), so nothing in it can run code, and
-its encoder and FiLM tensors are taken strictly: one that is missing, misshapen or not finite is an error.
+A checkpoint is opened with ``weights_only=True`` (or as safetensors), so nothing in it can run code. Its encoder
+and FiLM tensors are checked strictly: a missing tensor, a wrong shape or a value that is not finite is an error.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ KNOWN_RELEASES = {
 }
 CLAP_SHA256 = "51c68f12f9d7ea25fdaaccf741ec7f81e93ee594455410f3bca4f47f88d8e006"
 DOWNLOAD = "python -m common.download weights"  # to DEFAULT_PATH
-# The tensor that tells where in a file the separator is: its name without the prefix.
+# The name, without prefix, of the tensor that shows where in a file the separator is.
 ANCHOR = "base.bn0.weight"
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be used; the message names the file, the cause and the way out in one line."""
+    """A checkpoint cannot be used; the message names the file, the cause and the fix in one line."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, 
         return _random_weights(checkpoint, shapes)
     path = Path(checkpoint) if checkpoint is not None else DEFAULT_PATH
     _refuse_what_is_no_checkpoint(path)
-    # The checksum comes first: a known wrong file gets its true name instead of a parser's complaint.
+    # The checksum comes first: a known wrong file is reported by name, not as a parser's error.
     sha256 = file_sha256(path)
     if sha256 == CLAP_SHA256:
         raise _clap_error(path)
@@ -74,9 +74,9 @@ def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, 
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, computed once: remembered in ``<path>.sha256.json`` with the file's size and time.
+    """SHA-256 of a file, computed once: saved in ``<path>.sha256.json`` with the file's size and modification time.
 
-    A note that cannot be written (a read-only folder) only costs the next run the seconds of computing it.
+    If that note cannot be written (a read-only folder), the next run computes it again, which takes seconds.
     """
     stat = path.stat()
     state = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
@@ -123,7 +123,7 @@ def _random_weights(checkpoint: str, shapes: Mapping[str, tuple[int, ...]]) -> W
 
 
 def _refuse_what_is_no_checkpoint(path: Path) -> None:
-    """Catch by their first bytes the files that people have instead of a checkpoint."""
+    """Recognise, by their first bytes, files that users often have instead of a checkpoint."""
     if not path.exists():
         raise CheckpointError(
             f"checkpoint {path} not found. Get it with: {DOWNLOAD} "
@@ -146,7 +146,7 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
 
 
 def _read(path: Path) -> object:
-    """Whatever tensors and containers the file holds, without running anything in it."""
+    """The tensors and containers that the file holds, without running anything in it."""
     try:
         return load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path, mmap=True)
     except UnsafeFileError as error:
@@ -191,7 +191,7 @@ def _state_dicts(content: object, depth: int = 3) -> list[dict[str, torch.Tensor
 
 
 def _select(content: object, shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, torch.Tensor]:
-    """The wanted tensors as float32, under whichever prefix they stand; strictly."""
+    """The wanted tensors as float32, whatever their prefix; CheckpointError if any of them is wrong."""
     state_dicts = _state_dicts(content)
     places = [
         (state, key.removesuffix(ANCHOR))
@@ -206,7 +206,7 @@ def _select(content: object, shapes: Mapping[str, tuple[int, ...]], path: Path) 
             f"checkpoint {path} has no AudioSep separator in it (no tensor named ...{ANCHOR}). "
             f"Give the published weights: {DOWNLOAD}"
         )
-    # A wrapper may hold copies (an averaged model beside the model): take the official prefix where there is a choice.
+    # A wrapper may hold copies (an averaged model beside the model): take the official prefix if there is a choice.
     state, prefix = next((place for place in places if place[1] == "ss_model."), places[0])
     selected, problems = {}, []
     for name, shape in shapes.items():
@@ -222,7 +222,7 @@ def _select(content: object, shapes: Mapping[str, tuple[int, ...]], path: Path) 
         elif name.endswith("running_var") and (tensor < 0).any():
             problems.append(f"{prefix}{name} holds negative variances")
         else:
-            # A copy, so that a memory-mapped file of a gigabyte is let go.
+            # A copy, so that a memory-mapped file of a gigabyte is released.
             selected[name] = tensor.detach().to(torch.float32).clone()
     if problems:
         raise CheckpointError(

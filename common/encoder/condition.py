@@ -1,4 +1,4 @@
-"""The condition of FiLM: a 512-d CLAP embedding of a text or a sound; none, zeros, or read from a file."""
+"""FiLM's condition: a 512-d CLAP embedding of a text or a sound; none, zeros, or read from a file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ConditionError(UserError):
 
 
 def read_condition(condition: str | Path | Array | torch.Tensor | None) -> tuple[torch.Tensor | None, str]:
-    """The 512-d float64 condition (None for no FiLM) and the name under which the record of a run keeps it."""
+    """The 512-d float64 condition (None for no FiLM) and its name in the record of a run."""
     if condition is None or (isinstance(condition, str) and condition == "none"):
         return None, "none"
     if isinstance(condition, str) and condition == "zero":

@@ -1,4 +1,4 @@
-"""Devices and precisions: which there are here, and how the CPU's memory is kept."""
+"""Devices and precisions: which are available, and how freed memory is kept on a CPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GPU_ONLY = ("tf32", "fp16")
 
 
 class DeviceError(UserError):
-    """The device does not exist here, or lacks the precision."""
+    """The device does not exist here, or does not support the precision."""
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -34,7 +34,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``"auto"`` or a name -> the name of a precision that the device has; DeviceError otherwise."""
+    """``"auto"`` or a name -> the name of a precision that the device supports; DeviceError otherwise."""
     if precision == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if precision not in PRECISIONS:
@@ -47,7 +47,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 def keep_freed_memory() -> None:
     """Let glibc keep large freed blocks for the next layer instead of returning them to the system.
 
-    Otherwise every activation is a new mapping, and half the time on a CPU goes into its page faults. Elsewhere (macOS,
+    Otherwise every activation is a new mapping, and half the time on a CPU is spent on page faults. Elsewhere (macOS,
     Windows, musl) there is no mallopt and nothing to do.
     """
     if not sys.platform.startswith("linux"):

@@ -1,4 +1,4 @@
-"""The control that has learned nothing: mean and standard deviation over time of a log-mel spectrogram.
+"""A control that is not learned: mean and standard deviation over time of a log-mel spectrogram.
 
 It takes the encoder's place in an extraction, so its features come from the same audio in the same way.
 """
@@ -14,7 +14,7 @@ from common.encoder.network import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from common.encoder.protocol import EncoderInfo, Output, Waveform
 
 N_MELS = 128
-NAME = "logmel"  # the value of --checkpoint that means this
+NAME = "logmel"  # the value of --checkpoint that selects it
 
 
 class LogMelStatistics:

@@ -1,4 +1,4 @@
-"""The network: AudioSep's ResUNet30 encoder, with all that is frozen folded into fewer and smaller steps.
+"""The network: AudioSep's ResUNet30 encoder, with its fixed operations folded into fewer and smaller steps.
 
 Source: Liu et al., "Separate Anything You Describe" (AudioSep), https://arxiv.org/abs/2308.05037, and its code
 https://github.com/Audio-AGI/AudioSep, ``models/resunet.py``, class ``ResUNet30_Base``:
@@ -6,10 +6,10 @@ https://github.com/Audio-AGI/AudioSep, ``models/resunet.py``, class ``ResUNet30_
     magnitude of STFT -> bn0 -> last bin dropped -> pre_conv -> encoder_block1..6 -> conv_block7a ("bottleneck")
 
 A block is ``shortcut(x) + conv2(lrelu(bn2(conv1(lrelu(bn1(x) + beta1))) + beta2))`` and a floor-mode average
-pooling. The betas are FiLM's, computed from a text or audio condition; without a condition they are 0.
+pooling. FiLM computes the betas from a text or audio condition; without a condition they are 0.
 
-What is folded, in float64, so that each output stays what it is: bn1 and beta1 into one multiplication and addition, in
-the first block together with pre_conv; bn2 and beta2 into conv1; the pooling into conv2. One second of audio takes 9.8
+These are folded, in float64, without changing any output: bn1 and beta1 into one multiplication and addition, in the
+first block together with pre_conv; bn2 and beta2 into conv1; the pooling into conv2. One second of audio takes 9.8
 GFLOP instead of 15.0.
 """
 
@@ -27,9 +27,9 @@ from common.encoder.pooling import to_device
 
 SAMPLE_RATE = 32_000  # Hz
 N_FFT = 2048  # samples
-HOP_LENGTH = 320  # samples: 100 frames a second
+HOP_LENGTH = 320  # samples: 100 frames per second
 N_BINS = N_FFT // 2 + 1
-MIN_MAGNITUDE = 1e-5  # the square root of the least power, 1e-10, of the official STFT
+MIN_MAGNITUDE = 1e-5  # the square root of the official STFT's minimum power, 1e-10
 BN_EPS = 1e-5
 LEAKY_SLOPE = 0.01
 
@@ -46,7 +46,7 @@ BLOCKS = (
 PRE_CONV_CHANNELS = 32
 LAYERS = ("pre_conv", *(block[0] for block in BLOCKS))
 CHANNELS = dict(zip(LAYERS, (PRE_CONV_CHANNELS, *(block[3] for block in BLOCKS)), strict=True))
-# Frames of the first block's input made at a time, 131 kB of float32 each; 32 was the fastest of 2 to 512 on a CPU.
+# Frames of the first block's input computed at a time, 131 kB of float32 each; 32 was the fastest of 2 to 512 on a CPU.
 CPU_PART, GPU_PART = 32, 2048
 
 
@@ -55,7 +55,7 @@ class PaddingMask:
     """Which positions of a batch are padding.
 
     Attributes:
-        first: the first position in time that is padding in any item; there is none before it.
+        first: the first position in time that is padding in any item.
         is_padding: (B, 1, time - first, 1) bool, from `first` on.
     """
 
@@ -65,7 +65,7 @@ class PaddingMask:
 
 @dataclass(frozen=True)
 class LayerOutput:
-    """What a layer gives: its name, the number of poolings in time so far, and (B, channels, time, frequency)."""
+    """A layer's output: its name, the number of poolings in time so far, and (B, channels, time, frequency)."""
 
     layer: str
     time_poolings: int
@@ -118,15 +118,15 @@ class ResUNet30Encoder(nn.Module):
         return [self.first_block, *(block for block in self.later_blocks if isinstance(block, _Block))]
 
     def forward(self, samples: torch.Tensor, lengths: Sequence[int], layers: Collection[str]) -> Iterator[LayerOutput]:
-        """The outputs of the layers asked for, in the order of LAYERS.
+        """The outputs of the requested layers, in the order of LAYERS.
 
-        Padding of a batch's shorter items is set to zero before each convolution, which is what the convolution's own
-        zero padding does for an item alone.
+        The padding of a batch's shorter items is set to zero before each convolution, like the convolution's own zero
+        padding of an item alone.
 
         Args:
             samples: (B, N_FFT + (frames - 1) * HOP_LENGTH) float32 at 32 kHz, already padded at the clips' ends.
             lengths: frames of each item before its padding.
-            layers: of LAYERS.
+            layers: some of LAYERS.
         """
         x = self.normalised_magnitude(samples)
         if "pre_conv" in layers:
@@ -191,9 +191,9 @@ class ResUNet30Encoder(nn.Module):
 class _Block(nn.Module):
     """One residual block and the average pooling after it, with BatchNorms and betas folded into the neighbouring steps.
 
-    The pooling too is folded, into conv2: nothing but the addition of the shortcut lies between them, and the mean of
-    2x2 neighbouring outputs of a 3x3 convolution is one output of a 4x4 convolution with stride 2. That takes 16
-    multiplications where one after the other takes 36. The shortcut, a 1x1 convolution, is taken of the pooled input.
+    The pooling is folded too, into conv2: only the addition of the shortcut is between them, and the mean of 2x2
+    neighbouring outputs of a 3x3 convolution is one output of a 4x4 convolution with stride 2. That takes 16
+    multiplications instead of 36. The shortcut, a 1x1 convolution, is applied to the pooled input.
     """
 
     def __init__(self, channels_in: int, channels_out: int, pooling: tuple[int, int], dtype: torch.dtype) -> None:
@@ -240,8 +240,8 @@ class _FirstBlock(_Block):
 
     def _branch_inputs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         activated = x.new_empty(*x.shape, len(self.scale), dtype=self.dtype)
-        # In parts: on a CPU of some frames, which stay in its cache between the three steps; on a GPU of some items, since
-        # the float32 of all would double the memory.
+        # In parts: on a CPU a few frames, which stay in its cache between the three steps; on a GPU a few items, since
+        # float32 values of all would double the memory.
         size, dim = (CPU_PART, 1) if x.device.type == "cpu" else (max(1, GPU_PART // x.shape[1]), 0)
         for part, target in zip(x.split(size, dim), activated.split(size, dim), strict=True):
             target.copy_(F.leaky_relu_(torch.addcmul(self.shift, part[..., None], self.scale), LEAKY_SLOPE))
@@ -249,7 +249,7 @@ class _FirstBlock(_Block):
 
 
 def _pooled_kernel(kernel: torch.Tensor, pooling: tuple[int, int]) -> torch.Tensor:
-    """The kernel that, moved in steps of `pooling`, gives the means of what `kernel` (out, in, 3, 3) gives step by step."""
+    """The kernel whose outputs, at stride `pooling`, are the average-pooled outputs of `kernel` (out, in, 3, 3)."""
     time, frequency = pooling
     shifted = [
         F.pad(kernel, (right, frequency - 1 - right, down, time - 1 - down))
@@ -260,8 +260,8 @@ def _pooled_kernel(kernel: torch.Tensor, pooling: tuple[int, int]) -> torch.Tens
 
 
 def _padding_mask(first: int, ends: torch.Tensor, x: torch.Tensor) -> PaddingMask | None:
-    """The padding of x, (B, channels, time, frequency) or (B, time, frequency), whose items end at `ends` (B,), the
-    shortest at `first`; None where nothing is padded."""
+    """The padding mask of x, (B, channels, time, frequency) or (B, time, frequency), whose items end at `ends` (B,),
+    the shortest at `first`; None if nothing is padded."""
     width = x.shape[-2]
     if first == width:
         return None
@@ -270,7 +270,7 @@ def _padding_mask(first: int, ends: torch.Tensor, x: torch.Tensor) -> PaddingMas
 
 
 def _zero_padding(x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
-    """(B, channels, time, frequency), in place."""
+    """Set the padding of x, (B, channels, time, frequency), to zero in place."""
     if mask is not None:
         x[:, :, mask.first :].masked_fill_(mask.is_padding, 0)
     return x

@@ -1,4 +1,4 @@
-"""Pooling over time and frequency, in parts that can be put together: the moments of each tile, merged per clip."""
+"""Pooling over time and frequency, in parts that can be merged: the moments of each tile are merged per clip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POOLS = ("mean", "std", "max")
 
 @dataclass(frozen=True)
 class BatchMoments:
-    """Moments of every item of a batch, float32 on its device.
+    """Moments of every item of a batch, float32 on the batch's device.
 
     Attributes:
         counts: number of values per channel, of each item.
@@ -83,18 +83,18 @@ class Moments:
 
 
 def to_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Numbers as a tensor on the device, without waiting for its work under way."""
+    """Numbers as a tensor on the device, without waiting for the device's pending work."""
     tensor = torch.tensor(numbers)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def batch_moments(values: torch.Tensor, columns: Sequence[slice], pools: Collection[str]) -> BatchMoments:
-    """The moments that the poolings need, of every item of a batch.
+    """The moments that the poolings need, for every item of a batch.
 
     Args:
         values: (B, channels, time, frequency) of any floating-point type.
-        columns: the positions in time that count, at least one of each item.
-        pools: of POOLS.
+        columns: the time positions to pool over, at least one for each item.
+        pools: some of POOLS.
     """
     values, mask = values.float(), None
     n_frequencies = values.shape[3]

@@ -1,4 +1,4 @@
-"""What the rest of the project asks of an encoder: named outputs, computed from waveforms at one sample rate."""
+"""The interface of an encoder: named outputs, computed from waveforms at one sample rate."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class UnknownOutputError(UserError):
 
 @dataclass(frozen=True)
 class Output:
-    """One embedding that an encoder can give: a layer's activations, pooled.
+    """One embedding that an encoder can compute: a layer's activations, pooled.
 
     Attributes:
-        layer, pool: as in ``--layer`` and ``--pool``; `pool` is empty where there is nothing to choose.
+        layer, pool: as in ``--layer`` and ``--pool``; `pool` is empty if there is nothing to choose.
         width: numbers per clip.
     """
 
@@ -43,8 +43,8 @@ class EncoderInfo:
 
     Attributes:
         encoder: the kind of encoder.
-        checkpoint: ``sha256:<hex>`` of the weights, ``random:<seed>``, or a name where there are no weights.
-        release: the known release that the weights are, ``"unknown"``, or ``"untrained"``.
+        checkpoint: ``sha256:<hex>`` of the weights, ``random:<seed>``, or a name if there are no weights.
+        release: the name of the weights' known release, ``"unknown"``, or ``"untrained"``.
         condition: ``"none"``, ``"zero"``, or ``sha256:<hex>`` of the condition.
         precision: such as ``"fp32"``.
     """
@@ -67,7 +67,7 @@ class Encoder(Protocol):
 
     @property
     def info(self) -> EncoderInfo:
-        """For the record."""
+        """Where its embeddings come from."""
 
     @property
     def device(self) -> torch.device:
@@ -75,7 +75,7 @@ class Encoder(Protocol):
 
     @property
     def outputs(self) -> tuple[Output, ...]:
-        """Everything that it can give."""
+        """Every output that it can compute."""
 
     def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
         """Each of `outputs` from one pass: (N, width) float32 on the CPU.
@@ -87,9 +87,9 @@ class Encoder(Protocol):
 
 
 def find_output(encoder: Encoder, layer: str, pool: str) -> Output:
-    """The encoder's output of this layer and pooling; UnknownOutputError where it has none.
+    """The encoder's output of this layer and pooling; UnknownOutputError if it has none.
 
-    An encoder with a single output gives that one, whatever is asked for.
+    For an encoder with a single output, that one, whatever is asked for.
     """
     if len(encoder.outputs) == 1:
         return encoder.outputs[0]

@@ -1,8 +1,8 @@
 """Clips cut into tiles of frames, so that clips of any length need bounded memory.
 
 A clip of up to MAX_TILE_FRAMES is one tile. A longer one is cut into cores. Each core is computed with a halo as wide as
-the receptive field on either side, and only the core's own output is pooled (`common.encoder.pooling`). The parts add up
-to what one piece would give.
+the receptive field on either side, and only the core's own output is pooled (`common.encoder.pooling`). Merged, the
+parts equal the result of computing the clip in one piece.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 FRAMES_PER_COLUMN = 32  # the encoder's five poolings of 2 in time
-FRAMES_PER_SECOND = 100  # and one more in a clip of whole seconds
-MAX_TILE_FRAMES = 1024  # 10.24 s; the widest tile bounds the memory
+FRAMES_PER_SECOND = 100  # a clip of n seconds has 100 n + 1 frames
+MAX_TILE_FRAMES = 1024  # 10.24 s; this bounds the memory
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Frames [first, last) of clip `clip`, computed for its core [core_start, core_end); all but the clip's
-    own end are multiples of 32, so that the poolings of a tile fall where the clip's own do."""
+    """Frames [first, last) of clip `clip`, computed for its core [core_start, core_end). All bounds but the clip's
+    own end are multiples of 32, so that a tile's poolings are aligned with the clip's."""
 
     clip: int
     first: int
@@ -47,7 +47,7 @@ def plan_tiles(clip: int, frames: int, halo: int) -> list[Tile]:
     """Cut a clip of `frames` frames into tiles whose cores cover it without overlap."""
     if frames <= MAX_TILE_FRAMES:
         return [Tile(clip, 0, frames, 0, frames)]
-    # The frames after the last whole column join the last core: alone they would make a tile without a core.
+    # The frames after the last whole column are added to the last core: alone they would be a tile without a core.
     starts = range(0, frames - frames % FRAMES_PER_COLUMN, MAX_TILE_FRAMES - 2 * halo)
     ends = [*starts[1:], frames]
     return [

@@ -1,1 +1,1 @@
-"""Evaluation: feature files -> scores with intervals, and the record of a run."""
+"""Evaluation: feature files -> scores with intervals and the record of a run."""

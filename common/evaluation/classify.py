@@ -29,7 +29,7 @@ from common.features import FeatureSet
 from common.files import exclusive, write_atomically
 from common.heads import HEADS, head_title, recipe_for
 
-COLUMNS = 100  # of a terminal
+COLUMNS = 100  # the width of printed text
 
 
 def classify(
@@ -37,7 +37,7 @@ def classify(
 ) -> RunRecord:
     """Fit and score both heads by the task's protocol; print the scores, write every file, return the record.
 
-    If a finished run of the same features and settings is there, it is printed again instead.
+    If there is a finished run of the same features and settings, it is printed again instead.
 
     Args:
         config: the effective configuration.
@@ -46,13 +46,13 @@ def classify(
         overwrite: the results of another run may be replaced.
 
     Raises:
-        ConfigError, FeatureFileError, FitError, SplitError, DatasetError, OutputError: UserErrors all.
+        ConfigError, FeatureFileError, FitError, SplitError, DatasetError, OutputError: all are UserErrors.
     """
     _refuse_contradictions(config)
     folder = config.output_dir or task.default_output_dir
     prepared = load_features(task, config, options)
     features = prepared.features
-    for name in _protocols(config):  # refused before anything is written
+    for name in _protocols(config):  # fails before anything is written
         divide = make_splits if name == "official" else random_split
         divide(features, config.train_test_split, config.random_seed)
     controls, control_sha256 = load_controls(task, features, config.control_features or ())
@@ -92,7 +92,7 @@ def _fit_and_save(
 ) -> RunRecord:
     """Run the protocols, write all of a run's files into `folder`, and return its record."""
     features = prepared.features
-    # The record comes last: without it, the files of an interrupted fit count for nothing.
+    # The record is written last: without it, the files of an interrupted fit are ignored.
     remove_record(folder)
     protocols: dict[str, ProtocolRecord] = {}
     files = ["result.csv"]
@@ -114,7 +114,7 @@ def _fit_and_save(
 
 
 def _save_run(task: Task, name: ProtocolName, run: ProtocolRun, features: FeatureSet, folder: Path) -> list[str]:
-    """Write a protocol's predictions and figures; the names of the random one's files say so."""
+    """Write a protocol's predictions and figures; files of the random protocol have a prefix."""
     prefix = prefix_of(name)
     files = save_predictions(run.outcomes, features, folder, prefix)
     for kind in HEADS:

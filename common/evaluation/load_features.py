@@ -1,4 +1,4 @@
-"""What a classification reads: a task's feature files, recognised, joined and prepared; and the controls' beside them."""
+"""The features that a classification reads: a task's files, recognised, joined and prepared; and those of controls."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FeatureSource:
 
     Attributes:
         features: their rows, joined.
-        path: the file, or the folder of several; names them in messages.
+        path: the file, or the folder of several; used in error messages.
         files: the path or paths.
         sha256: of all of them.
     """
@@ -38,7 +38,7 @@ class PreparedFeatures:
 
     Attributes:
         features: rows chosen and divided as the task prepares them.
-        division: the task's description of its division, where it has one.
+        division: the task's description of its division, if it has one.
         source: where they come from.
     """
 
@@ -48,13 +48,13 @@ class PreparedFeatures:
 
 
 def load_features(task: Task, config: FitConfig, options: Mapping[str, str | bool]) -> PreparedFeatures:
-    """The rows that a configuration means.
+    """The rows that a configuration selects.
 
     Args:
         options: values of the task's own flags.
 
     Raises:
-        ConfigError, FeatureFileError, FitError, DatasetError: UserErrors all.
+        ConfigError, FeatureFileError, FitError, DatasetError: all are UserErrors.
     """
     source = _read(task, config.features)
     features = _recognise(task, source, config.feature_dim)
@@ -65,7 +65,7 @@ def load_features(task: Task, config: FitConfig, options: Mapping[str, str | boo
 
 
 def _read(task: Task, place: Path | None) -> FeatureSource:
-    """The task's feature file; for a task of several files those that are there, from the folder `place`."""
+    """The task's feature file; for a task of several files, those that exist in the folder `place`."""
     if not task.parts:
         path = place or task.default_features
         return FeatureSource(FeatureSet.load(path), path, str(path), sha256_of(path))
@@ -107,10 +107,10 @@ def _recognise(task: Task, source: FeatureSource, feature_dim: int) -> FeatureSe
 
 
 def refuse_other_data(task: Task, features: FeatureSet, path: Path, wanted: str, if_unknown: str | None = None) -> None:
-    """FeatureFileError where features are of another data set than `wanted`.
+    """FeatureFileError if features are of another data set than `wanted`.
 
     Args:
-        if_unknown: what features without provenance count as; `wanted` where None.
+        if_unknown: the data set assumed for features without provenance; None: `wanted`.
     """
     found = features.meta.get("dataset", wanted if if_unknown is None else if_unknown)
     if found == wanted:

@@ -17,8 +17,8 @@ from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from common.arrays import Array
 
-TOP5_CLASSES = 30  # classes from which on the best five say something
-# Scores that are the mean of the shares of hits in parts of the clips -> the part of each clip, by its label.
+TOP5_CLASSES = 30  # the fewest classes for which top-5 accuracy is informative
+# Scores that are the mean of the accuracies on strata of the clips -> the stratum of each clip, from its label.
 STRATA: dict[str, Callable[[Array], Array]] = {
     "balanced_accuracy": lambda labels: labels,
     "icbhi_score": lambda labels: labels > 0,
@@ -30,7 +30,7 @@ def scores(labels: Array, predictions: Array, n_classes: int, logits: Array | No
 
     Returns:
         ``accuracy``; ``balanced_accuracy``, the mean recall of the classes that occur; ``macro_f1``, in which a class
-        never predicted has F1 0, and one that never occurs counts too; ``top5_accuracy`` where there are logits
+        never predicted has F1 0, and one that never occurs counts too; ``top5_accuracy`` if there are logits
         (N, C) and 30 classes or more.
     """
     occurring = np.unique(labels)
@@ -57,16 +57,16 @@ def confusion_matrix(labels: Array, predictions: Array, n_classes: int) -> Array
 
 
 def majority_predictions(train_labels: Array, n_test: int) -> Array:
-    """(n_test,) the most frequent class of the training labels: what no head should fall below."""
+    """(n_test,) the most frequent class of the training labels: a baseline that every head should reach."""
     return np.full(n_test, np.bincount(train_labels).argmax())
 
 
 def icbhi_scores(labels: Array, predictions: Array) -> dict[str, float]:
     """Sensitivity, specificity and their mean, the ICBHI score; class 0 is normal, all others abnormal.
 
-    As the challenge and the field compute them (for one, ``get_score`` of https://github.com/raymin0223/patch-mix):
-    specificity is the share of normal clips found normal; sensitivity the share of abnormal clips found to be of
-    exactly their class, so that a crackle taken for a wheeze is a miss. NaN where there is no such clip.
+    As the challenge and the field compute them (such as ``get_score`` of https://github.com/raymin0223/patch-mix):
+    specificity is the share of normal clips classified as normal; sensitivity is the share of abnormal clips classified
+    as exactly their class, so that a crackle classified as a wheeze is a miss. NaN if there is no such clip.
     """
     hits, normal = predictions == labels, labels == 0
     specificity = float(hits[normal].mean()) if normal.any() else float("nan")
@@ -79,7 +79,7 @@ def icbhi_scores(labels: Array, predictions: Array) -> dict[str, float]:
 
 
 def equal_error_rate(same: Array, similarity: Array) -> float:
-    """The error rate at the threshold where false acceptances and false rejections are equally frequent.
+    """The error rate at the threshold where the false acceptance and false rejection rates are equal.
 
     Args:
         same: (N,) bool, whether a trial is of one speaker.
@@ -88,14 +88,14 @@ def equal_error_rate(same: Array, similarity: Array) -> float:
     false_accept, true_accept, _ = roc_curve(same, similarity, drop_intermediate=False)
     gap = (1 - true_accept) - false_accept  # falls from 1 to -1
     after = int(np.argmax(gap <= 0))
-    # On the line between the two thresholds at which the rates cross.
+    # Interpolated between the two thresholds where the rates cross.
     share = gap[after - 1] / (gap[after - 1] - gap[after])
     return float(false_accept[after - 1] + share * (false_accept[after] - false_accept[after - 1]))
 
 
 def min_dcf(same: Array, similarity: Array, p_target: float) -> float:
     """The least normalised detection cost over all thresholds, misses and false alarms costing 1 each
-    (NIST speaker recognition evaluations): 1 is what deciding without listening costs."""
+    (NIST speaker recognition evaluations): 1 is the cost of deciding without the scores."""
     false_accept, true_accept, _ = roc_curve(same, similarity, drop_intermediate=False)
     cost = p_target * (1 - true_accept) + (1 - p_target) * false_accept
     return float(cost.min() / min(p_target, 1 - p_target))

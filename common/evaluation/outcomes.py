@@ -1,4 +1,4 @@
-"""What fitted heads say of test clips, and the fitting that leads there."""
+"""The predictions of fitted heads for test clips, and the fitting itself."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from common.heads import ChosenHead, HeadKind, Job, fit_chosen, recipe_for
 
 @dataclass(frozen=True)
 class FitFacts:
-    """What is recorded of a fit beside its scores.
+    """What is recorded about a fit beside its scores.
 
     Attributes:
         epoch: the epoch that is kept, from 1.
-        shrinkage: of whitening; None for other scalers, or where the recipe sets it by the number of rows.
+        shrinkage: of whitening; None for other scalers, or if the recipe sets it by the number of rows.
         best_test_accuracy_over_epochs, best_test_epoch: what the original project reported: the epoch chosen by the test
             clips. It is not a score.
         train_loss, valid_accuracy, test_accuracy_over_epochs: after every epoch.
@@ -50,15 +50,15 @@ class FitFacts:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one fitted head, or another classifier, says of its split's test clips.
+    """The predictions of one fitted head, or another classifier, for its split's test clips.
 
     Attributes:
         seed, split: which fit it was.
         n_train: rows it learned from.
         rows: (M,) int64, the test rows.
         predictions: (M,) int64, classes.
-        logits: (M, C) float32; None where there are none.
-        facts: of the fit; None where there was none, or where they do not apply.
+        logits: (M, C) float32; None if there are none.
+        facts: of the fit; None if there was none, or if they do not apply.
     """
 
     seed: int
@@ -83,7 +83,7 @@ class HeadFitter:
     """Fits heads as a configuration says.
 
     Attributes:
-        config: its recipe, and whether to fit again after the choice of epoch.
+        config: gives the recipe, and whether to fit again after the epoch is chosen.
         device: where to fit.
     """
 
@@ -95,5 +95,5 @@ class HeadFitter:
         return fit_chosen(kind, features, jobs, recipe_for(kind, self.config), self.device, self.config.refit)
 
     def outcomes(self, kind: HeadKind, features: FeatureSet, jobs: Sequence[Job]) -> list[Outcome]:
-        """What one head per job says of its test clips."""
+        """The outcome of one head per job."""
         return [Outcome.of(head) for head in self.fit(kind, features, jobs)]

@@ -15,13 +15,13 @@ from common.evaluation.record import EfficiencyRecord, FitRecord, PerClass
 from common.files import write_atomically
 from common.heads import head_title
 
-FEW, MANY = 20, 60  # classes: up to which all numbers fit into a matrix, and all names into a picture
+FEW, MANY = 20, 60  # classes: the most for which all numbers fit into a matrix, and all names into a figure
 
 
 def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, path: Path) -> None:
     """Draw a (C, C) matrix of counts as percentages of the true class; row: true class, column: predicted.
 
-    Classes stand in their own order; more than MANY of them by falling recall.
+    Classes are in their own order; more than MANY of them are sorted by decreasing recall.
     """
     n_classes = len(class_names)
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
@@ -42,7 +42,7 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
     axes.set_title(title, fontsize=max(11, 0.6 * size))
     axes.set_xlabel(f"predicted class{ordered}", fontsize=max(10, 0.5 * size))
     axes.set_ylabel(f"true class{ordered}", fontsize=max(10, 0.5 * size))
-    # Numbers where they can be read, and tell something.
+    # Only numbers that are legible and informative.
     least = 0.005 if n_classes <= FEW else 0.095 if n_classes <= MANY else 2
     for row, column in zip(*np.nonzero(share >= least), strict=True):
         colour = "white" if share[row, column] > 0.5 else "black"
@@ -92,7 +92,7 @@ def plot_curves(fits: Sequence[FitRecord], title: str, path: Path) -> None:
         if len(drawn) > 1:
             span = (values.min(axis=0), values.max(axis=0))
             axes.fill_between(epochs, *span, color="#3b6fb6", alpha=0.2, linewidth=0, label="range")
-        height = 1 if len(fits) <= 5 else 0.07  # of many fits, marks along the axis
+        height = 1 if len(fits) <= 5 else 0.07  # for many fits, marks along the axis
         for number, fit in enumerate(fits):
             label_once = None if number else "epoch kept"
             axes.axvline(fit.epoch, ymax=height, color="#c0392b", linewidth=1, alpha=0.7, label=label_once)

@@ -16,7 +16,7 @@ from common.heads import HeadKind
 
 
 def prefix_of(protocol: str) -> str:
-    """How the names of a protocol's files begin."""
+    """The prefix of the names of a protocol's files."""
     return "" if protocol == "official" else f"{protocol}_"
 
 
@@ -25,8 +25,9 @@ def save_predictions(
 ) -> list[str]:
     """Write every prediction of every head, from which every score can be computed again; returns the files' names.
 
-    ``predictions.csv``: one row per test clip, split and seed, with the true class and each head's. ``predictions.pt``:
-    the same rows as tensors (``rows`` point into ``clip_ids``), with the ``logits`` (M, C) of each head.
+    ``predictions.csv``: one row per test clip, split and seed, with the true class and each head's prediction.
+    ``predictions.pt``: the same rows as tensors (``rows`` point into ``clip_ids``), with the ``logits`` (M, C) of each
+    head.
     """
     names, first = features.class_names, next(iter(outcomes.values()))
     labels = features.labels.numpy()
@@ -56,10 +57,10 @@ def save_predictions(
 
 
 def read_predictions(path: Path, heads: Sequence[str], seed: int) -> dict[str, dict[str, str]]:
-    """Of one seed: head -> clip id -> predicted class, for every clip that was tested.
+    """For one seed: head -> clip id -> predicted class, for every clip that was tested.
 
     Raises:
-        FeatureFileError: the file is gone, or is not a predictions.csv of these heads.
+        FeatureFileError: the file is missing, or is not a predictions.csv of these heads.
     """
     predicted: dict[str, dict[str, str]] = {head: {} for head in heads}
     try:

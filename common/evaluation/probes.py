@@ -1,4 +1,4 @@
-"""Cheap reference classifiers beside the heads: scikit-learn's, with its defaults, on the same rows, scaled alike."""
+"""Cheap reference classifiers, in addition to the heads: scikit-learn's defaults, on the same rows, scaled alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One protocol from end to end: which rows train, validate and test; heads, probes and controls fitted and scored."""
+"""One protocol from end to end: rows divided; heads, probes and controls fitted and scored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHUFFLED = "shuffled_labels"
 
 @dataclass(frozen=True)
 class ProtocolRun:
-    """What a protocol gives: its record, the outcomes of both heads, and the heads to keep."""
+    """The results of a protocol: its record, the outcomes of both heads, and the heads to keep."""
 
     record: ProtocolRecord
     outcomes: dict[HeadKind, list[Outcome]]
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def is_random(self) -> bool:
-        """Whether the splits are random ones, whatever clips are related."""
+        """Whether the splits are random ones, which ignore related clips."""
         return self.division.startswith("random")
 
     @property
@@ -72,12 +72,12 @@ def run_protocol(
 
     Args:
         name: ``"official"``: the data set's own division; ``"random"``: a stratified random one, drawn again for every
-            seed, whatever clips are related.
+            seed, which ignores related clips.
         features: the rows, with the division that the task has prepared.
         config: the effective configuration.
         device: where to fit.
-        division: the task's description of its division, where it has one.
-        more_scores: the task's own.
+        division: the task's description of its division, if it has one.
+        more_scores: the task's own scores.
         controls: name -> other features of the same rows, evaluated beside these.
 
     Raises:
@@ -120,7 +120,7 @@ def plan_fits(name: ProtocolName, features: FeatureSet, test_share: float, seeds
         division = f"random {test_share:.0%} test split, stratified, " + (
             f"seed {seeds[0]}" if len(seeds) == 1 else f"one for each of seeds {seeds[0]}-{seeds[-1]}"
         )
-        # This protocol does not look at relations between clips, in the choice of validation rows neither.
+        # This protocol ignores which clips are related, also in the choice of validation rows.
         features = replace(features, groups=None, folds=None, splits=None)
     jobs = []
     validations: Counter[str] = Counter()
@@ -151,7 +151,7 @@ class _ProtocolRun:
         return {name: self.score(fit_probe(name, self.features, self.plan.jobs, recipe)) for name in PROBES}
 
     def controls(self, others: Mapping[str, FeatureSet]) -> dict[str, HeadRecord]:
-        """Both heads on other features of the same rows, and on shuffled labels where the configuration asks for it."""
+        """Both heads on other features of the same rows, and on shuffled labels if the configuration asks for it."""
         records = {
             f"{control}, {kind}": self.score(self.fitter.outcomes(kind, other, self.plan.jobs))
             for control, other in others.items()
@@ -162,7 +162,7 @@ class _ProtocolRun:
             shuffled = replace(self.features, labels=self.features.labels[torch.from_numpy(order)])
             for kind in HEADS:
                 outcomes = self.fitter.outcomes(kind, shuffled, self.plan.jobs)
-                # What was noted while fitting refers to shuffled labels.
+                # What was recorded while fitting refers to shuffled labels.
                 records[f"{SHUFFLED}, {kind}"] = self.score([replace(outcome, facts=None) for outcome in outcomes])
         return records
 
@@ -197,7 +197,7 @@ def _majority(features: FeatureSet, job: Job) -> Outcome:
 def _head_to_keep(
     kind: HeadKind, features: FeatureSet, jobs: Sequence[Job], chosen: Sequence[ChosenHead], fitter: HeadFitter
 ) -> TrainedHead:
-    """The first seed's head. With folds, which each leave some clips out, one fitted on all clips for as many epochs."""
+    """The first seed's head. With folds, each of which leaves clips out: one fitted on all clips for as many epochs."""
     own = [head.final for job, head in zip(jobs, chosen, strict=True) if job.seed == jobs[0].seed]
     final = own[0]
     if len(own) > 1:
@@ -210,7 +210,7 @@ def _head_to_keep(
 
 
 def _related_share(features: FeatureSet, jobs: Sequence[Job]) -> float | None:
-    """The share of test clips whose group has training clips; None where groups are unknown."""
+    """The share of test clips whose group has training clips; None if groups are unknown."""
     if features.groups is None:
         return None
     groups = np.array(features.groups)

@@ -35,7 +35,7 @@ class _Record(BaseModel):
 
 
 class FitRecord(_Record):
-    """One split and seed. Scores (``accuracy``, ``macro_f1``, ...) stand beside the named fields in the file."""
+    """One split and seed. In the file, scores (``accuracy``, ``macro_f1``, ...) are beside the named fields."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Score]
@@ -74,8 +74,8 @@ class HeadRecord(_Record):
         mean: of every score over all splits and seeds.
         std_over_folds: of the folds' means over seeds; None with one fold. `std_over_seeds`: of the seeds' means over
             folds; None with one seed. Both are population standard deviations.
-        interval: 95 % of the mean accuracy, groups resampled; None without enough of them.
-        more_intervals: of the other scores that have one.
+        interval: 95 % interval of the mean accuracy, groups resampled; None without enough groups.
+        more_intervals: those of the other scores that have one.
         per_class, confusion: over all splits and seeds; the confusion matrix holds counts, row: true class.
         splits: every split and seed.
     """
@@ -99,7 +99,7 @@ class ComparisonRecord(_Record):
     """The difference in accuracy between two heads on the same test clips: second minus first.
 
     Attributes:
-        difference, interval: and its 95 % interval.
+        difference, interval: the difference and its 95 % interval.
         p_value: of a test that swaps the heads in whole `units`: groups, or clips where groups are unknown.
     """
 
@@ -131,7 +131,7 @@ class ProtocolRecord(_Record):
         chooses_epoch: whether validation clips choose the epoch, or the last one is kept.
         refit: whether heads were fitted again on training and validation clips.
         seeds: of the fits.
-        related_test_clips: share of test clips whose group has training clips; None where groups are unknown.
+        related_test_clips: share of test clips whose group has training clips; None if groups are unknown.
         heads, majority_class, probes, controls: the scores.
         comparison: of the three-layer head with the linear one.
         label_efficiency: scores by share of the labels.
@@ -166,7 +166,7 @@ class ProtocolRecord(_Record):
 class ConfigRecord(FitConfig):
     """The effective configuration of a run, with the recipes in numbers and the values of the task's own flags.
 
-    A later version's recipe of the same name may be another one, so the numbers count.
+    A recipe of the same name may differ in a later version, so the numbers count.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -188,17 +188,17 @@ class ConfigRecord(FitConfig):
 
     @property
     def fit_config(self) -> FitConfig:
-        """Without what a record adds."""
+        """The configuration without what a record adds."""
         return FitConfig(**{key: getattr(self, key) for key in FitConfig.model_fields})
 
 
 class FeaturesRecord(_Record):
-    """The feature file of a run. The rest of its provenance stands beside the named fields in the file.
+    """The feature file of a run. In the record, the rest of its provenance is beside the named fields.
 
     Attributes:
         file: the path or paths.
         sha256: of all of them.
-        clips, class_names: that were fitted and scored.
+        clips, class_names: those that were fitted and scored.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -254,7 +254,7 @@ class RunRecord(_Record):
         protocols: Mapping[str, ProtocolRecord],
         files: Sequence[str],
     ) -> RunRecord:
-        """The record of a run that ends now."""
+        """The record of a run that has just finished."""
         packages = {name: version(name) for name in ("torch", "numpy", "scikit-learn", "scipy")}
         return cls(
             task=task.name,
@@ -282,7 +282,7 @@ class RunRecord(_Record):
 
     @classmethod
     def load(cls, path: Path) -> RunRecord:
-        """Read a result.json; RecordError where it is damaged or something else."""
+        """Read a result.json; RecordError if it is damaged or something else."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
@@ -301,14 +301,14 @@ def _cells(fit: FitRecord) -> dict[str, object]:
     return {key: single.pop(key) for key in identity} | fit.scores | single
 
 
-# What a finished run may differ in and still be the run that is asked for.
+# Settings in which a finished run may differ and still be the requested run.
 NOT_DECISIVE = ("features", "output_dir", "markdown")
 
 
 def earlier_record(
     folder: Path, task: Task, config: ConfigRecord, features_sha256: str, overwrite: bool = False
 ) -> RunRecord | None:
-    """The record in `folder` if it is of the same task, features and configuration and its files are all there; None if
+    """The record in `folder` if it is of the same task, features and configuration and all its files exist; None if
     there is none, or it may be replaced.
 
     Raises:
@@ -341,7 +341,7 @@ def _comparable(config: ConfigRecord) -> dict[str, object]:
 
 
 def remove_record(folder: Path) -> None:
-    """Remove the results of an earlier run with every file that it names, so that none passes for a new one's."""
+    """Remove an earlier run's record with every file that it names, so that none is taken for a new run's."""
     path = folder / RESULT_FILE
     try:
         names = [*RunRecord.load(path).files, "result.md"]

@@ -23,7 +23,7 @@ def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: M
     """The scores of one head over all splits and seeds.
 
     Args:
-        more_scores: (labels, predictions) -> scores beside those of `common.evaluation.metrics.scores`.
+        more_scores: (labels, predictions) -> scores in addition to those of `common.evaluation.metrics.scores`.
     """
     labels, n_classes = features.labels.numpy(), len(features.class_names)
     fits = [_score_fit(outcome, labels, n_classes, more_scores) for outcome in outcomes]
@@ -61,7 +61,7 @@ def _score_fit(outcome: Outcome, labels: Array, n_classes: int, more_scores: Mor
 
 
 def _std_between(fits: Sequence[FitRecord], keys: Sequence[Key], names: Sequence[str]) -> dict[str, float] | None:
-    """Standard deviation of each score between the values of `keys`, each the mean over everything else."""
+    """Standard deviation of each score between the values of `keys`, after averaging over everything else."""
     values = sorted(set(keys))
     if len(values) < 2:
         return None
@@ -79,7 +79,7 @@ def _std_between(fits: Sequence[FitRecord], keys: Sequence[Key], names: Sequence
 
 
 class _Hits:
-    """Whether each prediction is right, its group (the clip itself where groups are unknown), and its split."""
+    """Whether each prediction is right, its group (the clip itself if groups are unknown), and its split."""
 
     def __init__(self, hits: Array, groups: Array, splits: Array) -> None:
         self.hits, self.groups, self.splits = hits, groups, splits
@@ -98,7 +98,7 @@ def compare_heads(first: Sequence[Outcome], second: Sequence[Outcome], features:
     before = _Hits.of(first, features)
     difference = _Hits.of(second, features).hits - before.hits
     _, fold, sizes = np.unique(before.splits, return_inverse=True, return_counts=True)
-    weighted = difference / sizes[fold] / len(sizes)  # every fold counts alike
+    weighted = difference / sizes[fold] / len(sizes)  # every fold has the same weight
     return ComparisonRecord(
         difference=float(weighted.sum()),
         interval=hits_interval(difference, before.groups, before.splits),

@@ -1,4 +1,4 @@
-"""Which rows train and which rows test: the data set's own folds or splits, or a seeded random split."""
+"""Which rows are for training and which for testing: the data set's own folds or splits, or a seeded random split."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.features import FeatureSet
 from common.heads import Split
 
-VALID_SHARE = 0.2  # of the training clips, where a data set has no validation clips of its own
+VALID_SHARE = 0.2  # of the training clips, if a data set has no validation clips of its own
 
 
 class SplitError(UserError):
@@ -22,13 +22,13 @@ class SplitError(UserError):
 
 
 def make_splits(features: FeatureSet, test_share: float, seed: int) -> tuple[list[Split], str]:
-    """The data set's official division where the features hold one, else a stratified random one.
+    """The data set's official division if the features hold one, else a stratified random one.
 
     Returns:
         The splits, and a phrase that names the protocol, such as ``"official folds 1, 2, 10"``.
 
     Raises:
-        SplitError: a single fold, or a fold or side without a class.
+        SplitError: there is only one fold, or a class is missing from a fold or side.
     """
     if features.folds is not None:
         return _folds(features)
@@ -53,8 +53,8 @@ def make_splits(features: FeatureSet, test_share: float, seed: int) -> tuple[lis
 def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Split, str]:
     """The split with validation rows: its own, or a fifth of its training rows held out.
 
-    Whole groups are held out where they are known; else one whole fold where there are folds; else clips of every class.
-    Where none of these leaves all classes on the training side, nothing is held out.
+    Whole groups are held out if they are known; else one whole fold if there are folds; else clips of every class.
+    If none of these leaves all classes on the training side, nothing is held out.
 
     Returns:
         The split, and a description of the validation rows.
@@ -100,7 +100,7 @@ def _by_clip(features: FeatureSet, split: Split, seed: int) -> Array:
 def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) -> Array:
     """About `share` of `rows` as whole groups, so that no held-out clip is related to a remaining one.
 
-    Classes are held out in proportion as far as groups allow. SplitError where a class would not remain.
+    Classes are held out in proportion as far as groups allow. SplitError if no clip of a class would remain.
     """
     assert features.groups is not None
     labels, groups = features.labels.numpy()[rows], np.array(features.groups)[rows]
@@ -150,7 +150,7 @@ def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:
     Clips of one recording, patient or speaker may be on both sides, so its score is too high.
 
     Raises:
-        SplitError: a class has a single clip, or too few clips in all.
+        SplitError: a class has a single clip, or there are too few clips in total.
     """
     labels = features.labels.numpy()
     rows = np.arange(len(labels))

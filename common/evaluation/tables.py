@@ -40,7 +40,7 @@ def score_table(protocol: ProtocolRecord) -> list[list[str]]:
 
 
 def as_text(table: list[list[str]]) -> str:
-    """Columns aligned, the first to the left, numbers to the right."""
+    """The table with aligned columns, the first to the left, numbers to the right."""
     widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
     return "\n".join(
         "  ".join(
@@ -52,13 +52,13 @@ def as_text(table: list[list[str]]) -> str:
 
 
 def as_markdown(table: list[list[str]]) -> str:
-    """The same for a README."""
+    """The table in Markdown, for a README."""
     rule = ["---", *["---:"] * (len(table[0]) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [table[0], rule, *table[1:]])
 
 
 def as_latex(table: list[list[str]]) -> str:
-    """The same for a paper, with the rules of the booktabs package."""
+    """The table in LaTeX, for a paper, with the rules of the booktabs package."""
 
     def line(row: list[str]) -> str:
         return " & ".join(_escaped(cell) for cell in row) + r" \\" + "\n"
@@ -159,7 +159,7 @@ def efficiency_table(protocol: ProtocolRecord) -> list[list[str]]:
 
 
 def percent(score: float | None) -> str:
-    """A share as a percentage with one digit."""
+    """A share as a percentage with one decimal."""
     return "-" if score is None or score != score else f"{100 * score:.1f}"
 
 

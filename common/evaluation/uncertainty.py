@@ -1,5 +1,5 @@
-"""How far a score can be trusted: intervals and tests that resample whole groups, since clips of one recording,
-patient or speaker are not independent."""
+"""The uncertainty of scores: intervals and tests that resample whole groups, since clips of one recording, patient or
+speaker are not independent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BATCH = 4_000_000  # random signs at once
 
 
 def hits_interval(hits: Array, groups: Array, splits: Array, strata: Array | None = None) -> tuple[float, float] | None:
-    """A 95 % bootstrap interval (percentile) of a mean share of hits; groups are drawn, not clips.
+    """A 95 % bootstrap interval (percentile) of a mean share of hits; groups are resampled, not clips.
 
     Args:
         hits: (M,) whether each prediction is right (or, for a difference, by how much); all splits and seeds.
@@ -44,7 +44,7 @@ def hits_interval(hits: Array, groups: Array, splits: Array, strata: Array | Non
         places = flat + len(names) * np.arange(len(flat))[:, None]
         times = np.bincount(places.ravel(), minlength=flat.size).reshape(flat.shape)
         right, all_ = times @ sums, times @ counts
-        # A part of which nothing was drawn says nothing.
+        # A stratum of which nothing was drawn is left out.
         said = all_ > 0
         shares = np.divide(right, all_, out=np.zeros_like(right), where=said)
         totals, parts = (np.add.reduceat(each, first_cells, axis=1) for each in (shares, said))
@@ -67,14 +67,14 @@ def hits_interval(hits: Array, groups: Array, splits: Array, strata: Array | Non
 
 def paired_p_value(differences: Array, groups: Array) -> float | None:
     """Two-sided p-value for two heads being equally good on the same clips: a permutation test that swaps them in
-    whole groups, so that the sign of each group's difference turns by chance.
+    whole groups, so that the sign of each group's difference is random.
 
     Args:
-        differences: (M,) hit of one head minus hit of the other, weighted as they count.
+        differences: (M,) hit of one head minus hit of the other, weighted as in the score.
         groups: (M,).
 
     Returns:
-        None with fewer than two groups. At least 1e-4, one in PERMUTATIONS + 1.
+        None with fewer than two groups. The smallest possible value is 1e-4, one in PERMUTATIONS + 1.
     """
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < 2:

@@ -1,4 +1,4 @@
-"""Clips + encoder -> FeatureSet: decoding ahead, saving regularly, resuming, and naming what failed."""
+"""Clips + encoder -> FeatureSet: decoding ahead, saving regularly, resuming, and listing the clips that failed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 WHOLE = Shard()
 SAVE_EVERY_S = 20.0
 MAX_WORKERS = 16
-# Seconds of audio per call of the encoder. One clip on a CPU: larger batches bring nothing there, and rows do not wait for
+# Seconds of audio per call of the encoder. On a CPU, one clip: larger batches are no faster there, and no row waits for
 # others. On a GPU a call is several batches of tiles, which it computes without a pause.
 CALL_S = {"cpu": 0.0, "cuda": 1200.0}
 
@@ -48,7 +48,7 @@ class ExtractOptions:
 
     Attributes:
         workers: threads that decode ahead; None: one per core, at most 16.
-        overwrite: whether a file, or unfinished work, made with other settings or of other audio may be replaced.
+        overwrite: whether a file, or unfinished work, made with other settings or from other audio may be replaced.
         shard: the part of the clips that this process embeds. The last shard to finish writes the file, which is the same
             for any number of shards on the same kind of device.
     """
@@ -67,26 +67,26 @@ def extract(
 ) -> FeatureSet | None:
     """Embed every clip and save the FeatureSet as `features_file`.
 
-    Interrupted at any moment, even by ``kill -9``, the same call continues and gives the same file: on a CPU to the last
-    bit, on a GPU, where rounding depends on which clips share a batch, to 1e-6. If a finished file of the same settings
-    and audio is there, it is returned at once; clips that failed in it are tried again.
+    After an interruption at any moment, even by ``kill -9``, the same call continues and gives the same file: to the
+    last bit on a CPU, to 1e-6 on a GPU, where rounding depends on which clips share a batch. A finished file with the
+    same settings and audio is returned at once; clips that failed in it are tried again.
 
     Args:
         clips: what to embed. Unreadable clips are listed in ``<features_file>.failed.csv``.
-        encoder: from `common.encoder.load_encoder`, or any other.
+        encoder: from `common.encoder.load_encoder`, or any other `Encoder`.
         features_file: the ``.pt`` file.
         outputs: of `encoder.outputs`; a row of the file has them side by side.
         options: how to run.
 
     Returns:
-        The FeatureSet; None where other shards are not done yet.
+        The FeatureSet; None if other shards are not done yet.
 
     Raises:
-        OutputError: another run writes the same file; other settings or other audio made it and it may not be
-            overwritten; or it cannot be written (what is done is kept).
+        OutputError: another run is writing the same file; it was made with other settings or from other audio and may
+            not be overwritten; or it cannot be written (finished work is kept).
         ExtractionError: every clip failed.
         DatasetError: two clips have the same id.
-        KeyboardInterrupt: interrupted; its text says what is kept.
+        KeyboardInterrupt: interrupted; its message says what is kept.
     """
     started = time.monotonic()
     run = _Extraction(clips, encoder, features_file, tuple(outputs), options or ExtractOptions())
@@ -102,12 +102,12 @@ def extract(
 
 
 def default_workers(processes: int = 1) -> int:
-    """Threads that decode, where this many processes share the machine: one per core, at most 16."""
+    """The number of decoding threads if this many processes share the machine: one per core, at most 16."""
     return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes))
 
 
 class _Extraction:
-    """One run of `extract`, in its phases: look, claim, embed, finish."""
+    """One run of `extract`, in its phases: check, claim, embed, finish."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class _Extraction:
         self.rows = RowStore.empty(len(clips), width, self.settings.identity)
 
     def finished_file(self) -> FeatureSet | None:
-        """The file that is there, if it is what this run would make; None if there is none, or it may be replaced."""
+        """The existing file, if it is what this run would make; None if there is none, or it may be replaced."""
         path = self.features_file
         if path.is_dir():
             raise OutputError(f"{path} is a folder; give the file to write: --output {path / 'features.pt'}")
@@ -172,21 +172,21 @@ class _Extraction:
         return features
 
     def clear_leftovers(self) -> None:
-        """Remove what a run that was killed after writing the file has left; the work of other settings stays."""
+        """Remove what a run that was killed after writing the file left behind; work of other settings is kept."""
         if not self.work_folder.exists() or not is_finished_work(self.work_folder, self.settings):
             return
-        with contextlib.suppress(OutputError):  # another run is at it
+        with contextlib.suppress(OutputError):  # another run is using it
             with WHOLE.hold(self.work_folder, str(self.features_file)):
                 discard(self.work_folder)
             self._remove_work_folder()
 
     def _remove_work_folder(self) -> None:
-        with contextlib.suppress(OSError):  # another run is there already
+        with contextlib.suppress(OSError):  # another run has already started there
             (self.work_folder / "common.lock").unlink(missing_ok=True)
             self.work_folder.rmdir()
 
     def _claim(self) -> Sequence[int]:
-        """Claim the folder for these settings and take over what is there; the indices of this shard's clips."""
+        """Claim the folder for these settings and load finished rows; returns the indices of this shard's clips."""
         own: Sequence[int] = range(len(self.source))
         shard = self.options.shard
         with one_at_a_time(self.work_folder):
@@ -199,8 +199,8 @@ class _Extraction:
         return own
 
     def _gather(self, wanted: Sequence[int]) -> int:
-        """Take over the rows of a finished file and of chunks; how many rows the chunks had."""
-        # Looked at again: another run may have finished it in the meantime.
+        """Load the rows of a finished file and of chunks; returns how many rows the chunks had."""
+        # Checked again: another run may have finished it in the meantime.
         finished = self.finished_file()
         if finished is not None:
             self.rows.adopt(finished, self.source.clip_ids)
@@ -257,12 +257,12 @@ class _Extraction:
         return sum(len(waveform) for _, waveform in readable) / self.encoder.sample_rate
 
     def _finish(self, n_own: int) -> FeatureSet | None:
-        """Mark this shard as done. If all are, assemble the rows and write the file; None where they are not."""
+        """Mark this shard as done. If all shards are, assemble the rows and write the file; otherwise None."""
         shard, folder, identity = self.options.shard, self.work_folder, self.settings.identity
         shard.mark_done(folder, self.rows.failed, identity)
         with one_at_a_time(folder):
             failed = shard.failures_of_all(folder, identity)
-            if failed is None:  # others are not done, or one that finished at the same moment has written it
+            if failed is None:  # others are not done, or one that finished at the same time has written it
                 written = not (folder / "settings.json").exists()
                 then = f"{self.features_file} is written" if written else f"the last shard writes {self.features_file}"
                 print(f"shard {shard}: {n_own:,} clips done; {then}")
@@ -293,7 +293,7 @@ class _Extraction:
         label = {name: number for number, name in enumerate(class_names)}
 
         def of_kept(values: torch.Tensor) -> torch.Tensor:
-            return values if len(kept) == len(clips) else values[kept]  # no copy of gigabytes where none is needed
+            return values if len(kept) == len(clips) else values[kept]  # do not copy gigabytes without need
 
         failed = [(self.source.clip_ids[index], reason) for index, reason in sorted(rows.failed.items())]
         meta = Provenance(
@@ -326,14 +326,14 @@ class _Extraction:
         return self.features_file.with_name(self.features_file.name + ".failed.csv")
 
     def _write_failures(self, failed: Sequence[tuple[str, str]]) -> None:
-        """List the failed clips beside the file; remove a list that no longer holds."""
+        """List the failed clips in a file beside the features; remove an outdated list."""
         if failed:
             write_csv(self.failures_file, [("clip_id", "reason"), *failed])
         else:
             self.failures_file.unlink(missing_ok=True)
 
     def report(self, features: FeatureSet, seconds: float) -> None:
-        """Print what was done; ExtractionError where every clip failed."""
+        """Print what was done; ExtractionError if every clip failed."""
         n_clips, failed = len(self.source), features.meta["failed"]
         if not len(features):
             raise ExtractionError(
@@ -347,7 +347,7 @@ class _Extraction:
 def _worth_another_try(finished: FeatureSet, encoder: Encoder) -> bool:
     failed = len(finished.meta["failed"])
     if failed and finished.meta["device"] != encoder.device.type:
-        # Rows from a CPU and from a GPU agree to 1e-6 but not to the last bit: one file, one kind of device.
+        # Rows from a CPU and a GPU agree to 1e-6, but not to the last bit, so one file is made on one kind of device.
         print(f"{failed} clips failed in the last run, on {finished.meta['device']}; not tried again on another device")
         return False
     if failed:
@@ -356,6 +356,6 @@ def _worth_another_try(finished: FeatureSet, encoder: Encoder) -> bool:
 
 
 def _column(values: Sequence[T | None]) -> list[T] | None:
-    """The values, or None where there are none at all."""
+    """The values other than None, or None if there are none."""
     there = [value for value in values if value is not None]
     return there if there else None

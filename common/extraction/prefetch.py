@@ -1,4 +1,4 @@
-"""Clips read ahead of the encoder by other threads, and put together for a call of it."""
+"""Clips decoded ahead of the encoder in other threads, and batched for its calls."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Decoded:
 
 def _decode(index: int, clip: Clip, sample_rate: int) -> Decoded:
     try:
-        # The stamp first: a file that is replaced meanwhile is then noticed by the next run.
+        # The stamp first: if the file is replaced in the meantime, the next run notices.
         stamp = audio_stamp(clip.path)
         return Decoded(index, read_audio(clip.path, sample_rate, clip.start_s, clip.end_s), stamp, "")
     except AudioError as error:
         return Decoded(index, None, 0, str(error))
-    except OSError as error:  # not the output's fault, as it would look further up
+    except OSError as error:  # the caller would take it for an error of the output
         return Decoded(index, None, 0, f"{clip.path}: {error.strerror}")
 
 
@@ -42,8 +42,8 @@ def decode_ahead(
     least: int,
     ahead_s: float,
 ) -> Iterator[Decoded]:
-    """The pending clips in their order. Meanwhile others are decoded: at least so many, or so many as hold about `ahead_s`
-    seconds, by what was decoded so far."""
+    """The pending clips in order. Meanwhile the next ones are decoded: at least `least` clips, or as many as hold about
+    `ahead_s` seconds, estimated from the clips so far."""
     waiting: deque[Future[Decoded]] = deque()
     to_come = iter(pending)
     ahead, done, samples = least, 0, 0
@@ -60,7 +60,7 @@ def decode_ahead(
 
 
 def in_batches(clips: Iterator[Decoded], samples: float) -> Iterator[list[Decoded]]:
-    """Consecutive clips of at least so many samples together, whatever is left at the end; a broken clip counts one."""
+    """Batches of consecutive clips, each but the last of at least `samples` samples; a broken clip counts as one."""
     batch: list[Decoded] = []
     size = 0
     for clip in clips:

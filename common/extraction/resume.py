@@ -1,7 +1,7 @@
 """The unfinished work of an extraction, kept for the next run.
 
-While a run is under way, its finished rows are in ``<output>.partial/`` as chunks, each written whole or not at all. The
-next run with the same settings continues from them.
+During a run, its finished rows are in ``<output>.partial/`` as chunks, each written atomically. The next run with the
+same settings continues from them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RowStore:
         stamps: (N,) int64, a checksum of the file that the clip was read from.
         failed: why a clip cannot be embedded. It is not saved: a run that continues tries those clips again.
         unsaved: the indices that are in no chunk yet.
-        identity: of the settings that the rows were made with.
+        identity: a checksum of the settings that the rows were made with.
     """
 
     embeddings: torch.Tensor
@@ -64,7 +64,7 @@ class RowStore:
         self.unsaved.append(index)
 
     def adopt(self, finished: FeatureSet, clip_ids: Sequence[str]) -> None:
-        """Take over the rows of a finished file."""
+        """Copy the rows of a finished file."""
         place = {clip_id: index for index, clip_id in enumerate(clip_ids)}
         indices = torch.tensor([place[clip_id] for clip_id in finished.clip_ids])
         self.embeddings[indices] = finished.features
@@ -83,14 +83,14 @@ class RowStore:
             "samples": self.samples[indices],
             "stamps": self.stamps[indices],
         }
-        # Never the name of another chunk: a clip whose audio changed is in an old one too, beside good rows.
+        # Never the name of another chunk: an old chunk may hold a clip whose audio has changed, beside good rows.
         save_torch(chunk, work_folder / f"chunk-{time.time_ns()}-{os.getpid()}.pt")
         self.unsaved.clear()
 
     def read_chunks(self, work_folder: Path, clips: Sequence[Clip], wanted: Sequence[int]) -> int:
-        """Take over the wanted rows from chunks of the same settings, except clips whose audio has changed.
+        """Copy the wanted rows from chunks of the same settings, except clips whose audio has changed.
 
-        Chunks of other settings may still come from a process that has not noticed that its work was dropped.
+        A process that has not noticed that its work was discarded may still write chunks of other settings.
 
         Returns:
             The number of rows.
@@ -120,11 +120,11 @@ class RowStore:
 
 
 def changed_files(clips: Sequence[Clip], stamps: dict[int, int], is_wanted: torch.Tensor | None = None) -> list[Path]:
-    """The files whose content is no longer what it was when their clips were embedded.
+    """The files whose content has changed since their clips were embedded.
 
     Args:
         stamps: clip index -> checksum at that time.
-        is_wanted: (N,) bool, the clips to look at; all where None.
+        is_wanted: (N,) bool, the clips to check; None: all.
     """
     now: dict[Path, int | None] = {}
     changed: dict[Path, None] = {}
@@ -143,7 +143,7 @@ def changed_files(clips: Sequence[Clip], stamps: dict[int, int], is_wanted: torc
 
 
 def claim(work_folder: Path, settings: ExtractionSettings, overwrite: bool) -> None:
-    """Make the folder one of these settings. Work of other settings is refused, or dropped if `overwrite`."""
+    """Reserve the folder for these settings. Work with other settings is refused, or discarded if `overwrite`."""
     note = work_folder / "settings.json"
     if note.exists():
         try:
@@ -161,7 +161,7 @@ def claim(work_folder: Path, settings: ExtractionSettings, overwrite: bool) -> N
 
 
 def is_finished_work(work_folder: Path, settings: ExtractionSettings) -> bool:
-    """Whether the folder holds nothing, or only work of these settings, for which there is a finished file."""
+    """Whether the folder is empty, or holds only work of these settings, for which there is a finished file."""
     note = work_folder / "settings.json"
     if not note.exists():
         return not any(work_folder.glob("chunk-*.pt"))

@@ -1,4 +1,4 @@
-"""What an extraction is made with: the settings that tell whether earlier work can be used."""
+"""The settings of an extraction, which decide whether earlier work can be used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ClipList:
         clips: the clips.
         root: the data root, to which clip ids are relative.
         dataset: the task's name.
-        class_names: every class in its official order; alphabetical where None. Only classes that occur are kept.
+        class_names: every class in its official order; None: alphabetical. Only classes that occur are kept.
     """
 
     clips: Sequence[Clip]
@@ -36,7 +36,7 @@ class ClipList:
 
     @cached_property
     def clip_ids(self) -> list[str]:
-        """The name of every clip; DatasetError where two have the same."""
+        """The id of every clip; DatasetError if two are the same."""
         clip_ids = [clip.clip_id(self.root) for clip in self.clips]
         seen: set[str] = set()
         for clip_id in clip_ids:
@@ -49,7 +49,7 @@ class ClipList:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A checksum of ids, labels and divisions."""
+        """A checksum of the clips' ids, labels, splits, folds and groups."""
         listing = hashlib.sha256()
         for clip_id, clip in zip(self.clip_ids, self.clips, strict=True):
             listing.update(f"{clip_id}\t{clip.class_name}\t{clip.split}\t{clip.fold}\t{clip.group}\n".encode())
@@ -58,9 +58,9 @@ class ClipList:
 
 @dataclass(frozen=True)
 class ExtractionSettings:
-    """What an extraction is made with: the provenance that its feature file begins with.
+    """The settings of an extraction: the part of its feature file's provenance that is known from the start.
 
-    Work of one kind of device is not continued on another, since rounding differs.
+    Work from one kind of device is not continued on another, since rounding differs.
     """
 
     provenance: Provenance
@@ -92,15 +92,15 @@ class ExtractionSettings:
         return {key: value for key, value in self.provenance.items() if key not in ("release", "device")}
 
     def difference_from_file(self, meta: Provenance) -> str:
-        """How a finished file was made differently, in words; empty where it was not."""
+        """How a finished file was made differently, in words; empty if it was not."""
         return difference_in_words(meta, self.decisive)
 
     def difference_from_work(self, earlier: Mapping[str, object]) -> str:
-        """How unfinished work was made differently, in words; empty where it was not."""
+        """How unfinished work was made differently, in words; empty if it was not."""
         return difference_in_words(earlier, json.loads(self.as_json()))
 
     def as_json(self) -> str:
-        """For the folder of unfinished work."""
+        """The settings as the folder of unfinished work records them."""
         return json.dumps({**self.decisive, "device": self.provenance["device"]}, sort_keys=True)
 
     @cached_property

@@ -1,6 +1,6 @@
 """One extraction over several processes or machines: which shard embeds which clips, and which one writes the file.
 
-Nothing is sent between them. Each writes its rows as chunks into the same ``<output>.partial/`` and marks itself as done.
+The shards do not communicate. Each writes its rows as chunks into the same ``<output>.partial/`` and marks itself done.
 The last one to finish assembles the file. So a shard may run on any machine that sees the folder, at any time, and one
 that was killed can simply be started again.
 """
@@ -22,7 +22,7 @@ from common.datasets import Clip
 from common.errors import UserError
 from common.files import OutputError, exclusive, load_torch, save_torch, write_atomically
 
-ASSUMED_BYTES_A_SECOND = 64_000  # of a file, to compare it with a segment whose seconds are known
+ASSUMED_BYTES_A_SECOND = 64_000  # of a file, to compare it with a segment of known length
 
 
 class ShardError(UserError):
@@ -41,7 +41,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str | None, environment: Mapping[str, str] = os.environ) -> Shard:
-        """From ``"i/n"``, i from 1, or from torchrun's RANK and WORLD_SIZE; 1/1 where there is neither.
+        """From ``"i/n"``, i from 1, or from torchrun's RANK and WORLD_SIZE; 1/1 if there is neither.
 
         Raises:
             ShardError: not i/n with 1 <= i <= n.
@@ -59,7 +59,7 @@ class Shard:
         """The indices of this shard's clips, longest first. Every clip belongs to exactly one shard.
 
         Each clip goes to the shard with the least work so far (Graham's longest processing time first), so that all
-        shards end at about the same time.
+        shards finish at about the same time.
         """
         loads = [(0.0, shard) for shard in range(self.count)]
         own = []
@@ -72,7 +72,7 @@ class Shard:
 
     @contextlib.contextmanager
     def hold(self, work_folder: Path, what: str) -> Iterator[None]:
-        """Hold this shard's lock for the block; OutputError where another process holds it, or runs another number of
+        """Hold this shard's lock for the block; OutputError if another process holds it, or runs another number of
         shards."""
         mine = what if self.count == 1 else f"shard {self} of {what}"
         with exclusive(work_folder / f"lock-{self.index}-of-{self.count}", mine):
@@ -91,7 +91,7 @@ class Shard:
         write_atomically(self._note(work_folder), json.dumps(note).encode())
 
     def failures_of_all(self, work_folder: Path, identity: str) -> dict[int, str] | None:
-        """The failed clips of all shards, by index; None while one is not done with these settings."""
+        """The failed clips of all shards, by index; None until all shards are done with these settings."""
         failed: dict[int, str] = {}
         for index in range(self.count):
             try:
@@ -109,16 +109,16 @@ class Shard:
 
 @contextlib.contextmanager
 def one_at_a_time(work_folder: Path) -> Iterator[None]:
-    """Hold the lock of what concerns all parts: the settings, and the assembling, for which others wait."""
+    """Hold the lock for work that concerns all shards: the settings, and the final file; other processes wait."""
     work_folder.mkdir(parents=True, exist_ok=True)
     with FileLock(work_folder / "common.lock"):
         yield
 
 
 def clip_lengths(work_folder: Path, clips: Sequence[Clip], identity: str) -> list[float]:
-    """Roughly how many seconds each clip has: of its segment, or by the size of its file.
+    """The approximate length of each clip in seconds: of its segment, or estimated from its file's size.
 
-    The first shard that asks writes them down, since all shards must assign clips alike, whatever happens to the files.
+    The first shard saves them, since all shards must assign clips alike, even if the files change.
     """
     path = work_folder / "lengths.pt"
     if path.exists():
@@ -136,7 +136,7 @@ def _length_s(clip: Clip) -> float:
     try:
         return clip.path.stat().st_size / ASSUMED_BYTES_A_SECOND
     except OSError:
-        return 0.0  # embedding it will fail, with its name
+        return 0.0  # embedding it will fail and name it
 
 
 def _is_held(path: Path) -> bool:

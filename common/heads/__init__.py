@@ -1,4 +1,4 @@
-"""Heads: what is trained on frozen embeddings."""
+"""Heads: the classifiers that are trained on frozen embeddings."""
 
 from common.heads.classifiers import HEADS, HeadKind, LinearClassifier, ThreeLayerClassifier, head_title
 from common.heads.jobs import FitError, FittedHead, Job, Split, check_fittable

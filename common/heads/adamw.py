@@ -28,17 +28,17 @@ class _Parameters:
 
 
 class StackedAdamW:
-    """AdamW (Adam without decay) on layers (K, in + 1, out), of which only the first `active` heads step.
+    """AdamW (Adam if there is no decay) on layers (K, in + 1, out); a step updates only the first `active` heads.
 
-    Heads with as many batches per epoch form a group, whose slice of a layer is one parameter: a head whose epoch is over
-    must stand still during the last batches of the others, and so must its moments and step count. Where weights decay,
-    biases do not; then every head's weights and biases are parameters of their own.
+    Heads with the same number of batches per epoch form a group, whose slice of a layer is one parameter: a head whose
+    epoch is over must not change during the last batches of the others, and neither must its moments and step count.
+    Only weights decay, not biases; with decay, every head's weights and biases are separate parameters.
     """
 
     def __init__(
         self, layers: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor], recipe: Recipe, steps: Sequence[int]
     ) -> None:
-        """`steps`: of each head in all, in falling order."""
+        """`steps`: the total steps of each head, in decreasing order."""
         self.recipe, self.steps = recipe, steps
         bounds = [0, *(head for head in range(1, len(steps)) if steps[head] != steps[head - 1]), len(steps)]
         self.groups = list(itertools.pairwise(bounds))
@@ -64,7 +64,7 @@ class StackedAdamW:
         self.parameters = [(decay, [own(group, part) for group in self.groups]) for decay, part in parts]
 
     def step(self, active: int) -> None:
-        """One step of the first `active` heads, which are whole groups."""
+        """One step of the first `active` heads, which must be whole groups."""
         for number, (first, _) in enumerate(self.groups):
             if first >= active:
                 return

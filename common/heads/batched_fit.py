@@ -1,7 +1,7 @@
 """K heads of one kind fitted together: K independent problems of one shape.
 
-A step is one batched product per layer, and Adam acts on each number by itself, so every head learns what it would learn
-alone. Tests hold it to that, and to torch.optim.
+A step is one batched product per layer, and Adam updates each number separately, so every head learns what it would
+learn alone. Tests compare it with heads fitted alone, and with torch.optim.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from common.heads.stacked_heads import StackedHeads, generator
 
 
 class BatchedFit:
-    """A fit of K heads, epoch by epoch; `jobs` come longest first."""
+    """A fit of K heads, epoch by epoch; `jobs` are sorted, longest first."""
 
     def __init__(
         self,
@@ -67,9 +67,9 @@ class BatchedFit:
         self._note_accuracies()
 
     def _shuffled_batches(self, sizes: torch.Tensor) -> list[torch.Tensor]:
-        """Row numbers, labels, shares in the mean of the batch, and whether a row counts: (batches, K, batch size) each.
+        """Row numbers, labels, weights in the batch's mean, and whether a row counts: (batches, K, batch size) each.
 
-        Heads with fewer rows are padded; a padding row counts nothing.
+        Heads with fewer rows are padded; padding rows do not count.
         """
         batch_size, longest = self.recipe.batch_size, self.n_batches[0]
         rows = torch.tensor([[job.split.train[0]] for job in self.jobs]).repeat(1, longest * batch_size)
@@ -97,9 +97,9 @@ class BatchedFit:
         self.optimizer.step(active)
 
     def _note_accuracies(self) -> None:
-        """Note the accuracies after an epoch, and keep the layers where they are the ones to keep so far.
+        """Record the accuracies after an epoch, and keep a head's layers if this is its best or its required epoch.
 
-        What is kept depends on the job and the validation rows alone; the test accuracy is only written down.
+        What is kept depends only on the job and the validation rows; the test accuracy is only recorded.
         """
         test, valid = self._accuracies(self.test), self._accuracies(self.valid)
         for head, (job, curves) in enumerate(zip(self.jobs, self.curves, strict=True)):
@@ -112,7 +112,7 @@ class BatchedFit:
                 self.kept[head] = self.heads.weights_of(head)
 
     def _accuracies(self, rows: Sequence[torch.Tensor]) -> dict[int, float]:
-        """Head -> accuracy on its rows, where it has any."""
+        """Head -> accuracy on its rows, if it has any."""
         accuracies = {
             head: (self.heads.logits(head, self.rows.of_head(head, own)).argmax(dim=1) == self.rows.labels[own])
             .float()
@@ -124,7 +124,7 @@ class BatchedFit:
         return dict(zip(accuracies, fetched, strict=True))
 
     def finish(self) -> list[FittedHead]:
-        """The heads at their kept epochs; FitError where one diverged."""
+        """The heads at their kept epochs; FitError if one diverged."""
         return [self._fitted(head) for head in range(len(self.jobs))]
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ class LinearClassifier(nn.Sequential):
     """D -> C: the linear probe."""
 
     def __init__(self, feature_dim: int, n_classes: int, hidden_dim: int = 256) -> None:
-        del hidden_dim  # all heads have one signature
+        del hidden_dim  # all heads have the same signature
         super().__init__(nn.Linear(feature_dim, n_classes))
 
 

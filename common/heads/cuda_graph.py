@@ -9,19 +9,19 @@ from typing import Protocol
 
 import torch
 
-WARM_UP = 3  # steps before the capture, in which torch and cuBLAS make what they keep
+WARM_UP = 3  # steps before the capture, in which torch and cuBLAS allocate what they keep
 
 
 class _Graph(Protocol):
     def replay(self) -> None:
-        """Take the recorded step once."""
+        """Run the recorded step once."""
 
 
 class GraphedSteps:
     """A step that is captured once and then replayed; a counter on the device says which batch it reads.
 
-    What the step changes must stay at its place in memory. Nothing that it does may wait for the device, or depend on
-    numbers of the host that change.
+    Tensors that the step changes must stay at the same address. The step must not wait for the device, or depend on
+    numbers on the host that change.
     """
 
     def __init__(self) -> None:
@@ -30,10 +30,10 @@ class GraphedSteps:
         self.graph: _Graph | None = None
 
     def run(self, step: Callable[..., None], batches: Sequence[torch.Tensor]) -> None:
-        """Take a step for every batch, in their order.
+        """Run the step for every batch, in order.
 
         Args:
-            step: called with a batch's tensors; the same at every call.
+            step: called with a batch's tensors; the same function at every call.
             batches: tensors (S, ...), of the same shapes at every call, whose first index is the batch's number.
         """
         done = 0
@@ -45,7 +45,7 @@ class GraphedSteps:
                 done += 1
             try:
                 self.graph = self._capture(step)
-            except RuntimeError as error:  # the step was not taken
+            except RuntimeError as error:  # the step was not run
                 reason = str(error).partition("\n")[0]
                 warnings.warn(f"fitting goes on without a CUDA graph, more slowly: {reason}", stacklevel=2)
                 self.graph = SimpleNamespace(replay=lambda: self._take(step))
@@ -61,11 +61,11 @@ class GraphedSteps:
         self.number += 1
 
     def _capture(self, step: Callable[..., None]) -> _Graph:
-        """Record a step without taking it."""
+        """Record a step without running it."""
         device = self.number.device
         torch.cuda.synchronize(device)
         graph = torch.cuda.CUDAGraph()
-        # A stream of this device, which need not be the current one. Other threads may use the device meanwhile: a
+        # A stream of this device, which need not be the current one. Other threads may use it at the same time: a
         # progress bar does not, but a caller's thread might.
         stream = torch.cuda.Stream(device)
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):

@@ -1,4 +1,4 @@
-"""What is to be fitted, and what comes of it: rows, jobs, fitted heads."""
+"""The input and output of fitting: splits, jobs, fitted heads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FitError(UserError):
 class Split:
     """One division of the rows, as int64 indices into the FeatureSet.
 
-    A head is fitted on `train`, its epoch is chosen on `valid` (the last one where it is empty), and it is scored on
+    A head is fitted on `train`, its epoch is chosen on `valid` (the last one if it is empty), and it is scored on
     `test`.
     """
 
@@ -44,7 +44,7 @@ class Job:
     Attributes:
         split: its rows.
         seed: of its initial weights and of the order of clips.
-        keep: the epoch, from 1, whose weights are kept; None: the best on validation rows, or the last without any.
+        keep: the epoch, from 1, whose weights are kept; None: the best on validation rows, else the last one.
         shrinkage: of whitening.
     """
 
@@ -61,11 +61,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Curves:
-    """What was noted after every epoch.
+    """What was recorded after every epoch.
 
     Attributes:
         train_loss: mean cross-entropy.
-        valid_accuracy: empty where the split has no validation rows.
+        valid_accuracy: empty if the split has no validation rows.
         test_accuracy: for the record only; nothing is chosen by it.
     """
 
@@ -81,7 +81,7 @@ class FittedHead:
     Attributes:
         job: the job.
         module: the head, on the CPU, in eval mode.
-        scaler: fitted on the training rows alone.
+        scaler: fitted on only the training rows.
         test_logits: (len(split.test), C) float32, of the kept epoch.
         curves: of all epochs.
         epoch: the epoch whose weights these are, from 1.
@@ -96,12 +96,12 @@ class FittedHead:
 
     @property
     def valid_accuracy(self) -> float:
-        """On validation rows, at the kept epoch; 0 without any."""
+        """Accuracy on the validation rows at the kept epoch; 0 if there are none."""
         return self.curves.valid_accuracy[self.epoch - 1] if self.curves.valid_accuracy else 0.0
 
 
 def check_fittable(features: FeatureSet, name: str) -> None:
-    """Raise FitError, naming the file `name`, where no head can be trained on these features in earnest."""
+    """Raise FitError, naming the file `name`, if no meaningful head can be trained on these features."""
     bad = ~torch.isfinite(features.features).all(dim=1)
     if bad.any():
         first = features.clip_ids[int(bad.nonzero()[0])]

@@ -1,4 +1,4 @@
-"""How a head is fitted, in numbers: the paper's recipe, and the best one found for the same heads."""
+"""The hyperparameters of a head's fit: the paper's recipe, and the best one found for the same heads."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from common.heads.scalers import DEFAULT_SHRINKAGE, Scaler, fit_scaler
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what is learned from given rows, but for the seed.
+    """Everything, except the seed, that decides what is learned from given rows.
 
     Attributes:
         epochs, batch_size, learning_rate: as usual.
         hidden_dim: width of the three-layer head.
         scaler: one of `common.heads.scalers.SCALERS`.
         shrinkage: of whitening; None: `relative_shrinkage`, or chosen on validation rows.
-        relative_shrinkage: the shrinkage as a multiple of features per training row, D / N: what Ledoit and Wolf (2004)
+        relative_shrinkage: the shrinkage as a multiple of D / N, features per training row; what Ledoit and Wolf (2004)
             derive falls as 1 / N too.
-        is_unit_length: whether scaled rows are brought to one length.
+        is_unit_length: whether scaled rows are brought to the same length.
         weight_decay: of AdamW (Loshchilov & Hutter 2019), on weights and not on biases; 0 is Adam.
         is_cosine: whether the learning rate falls to 0 along a half cosine, over all epochs. Then the last epoch is
             kept, since an earlier one has not finished its schedule. (On training folds used neither to fit nor to
@@ -47,12 +47,12 @@ class Recipe:
 
 
 # Found by random search over these fields (about 70 trials for the linear head, 90 for the three-layer head) on the
-# original project's ESC-50 features. Test folds had no part in it: of each official division, three training folds were
-# fitted and the fourth judged. Whitening and rows of one length helped by far the most, then a cosine schedule, dropout
-# and label smoothing for the three-layer head. These are the best trials; a hidden width of 256 was half a point behind
-# 512. Noise on the embeddings, their square roots, and weight decay of the linear head did not help; mixup gave half a
-# point for four times the time. The shrinkage found there, 0.02 to 0.03 for 1,200 clips, is kept in proportion to the
-# number of clips, since small sets need more.
+# original project's ESC-50 features. Test folds were not used: in each official division, heads were fitted on three
+# training folds and judged on the fourth. Whitening and rows of equal length helped by far the most, then a cosine
+# schedule, dropout and label smoothing for the three-layer head. These are the best trials; a hidden width of 256 was
+# half a point behind 512. Noise on the embeddings, their square roots, and weight decay of the linear head did not
+# help; mixup gained half a point but took four times as long. The shrinkage found there, 0.02 to 0.03 for 1,200 clips,
+# is kept in inverse proportion to the number of clips, since small sets need more.
 TUNED: dict[HeadKind, Recipe] = {
     "linear": Recipe(
         epochs=100,
@@ -80,14 +80,14 @@ TUNED: dict[HeadKind, Recipe] = {
 
 
 def shrinkage_for(recipe: Recipe, shrinkage: float | None, n_train: int, size: int) -> float | None:
-    """The shrinkage of a fit: as given, or the recipe's own for so many training rows of `size` features."""
+    """The shrinkage of a fit: as given, or the recipe's own for `n_train` rows of `size` features."""
     if shrinkage is not None or recipe.relative_shrinkage is None:
         return shrinkage
     return min(1.0, recipe.relative_shrinkage * size / n_train)
 
 
 def fit_own_scaler(recipe: Recipe, rows: Array) -> Scaler:
-    """The recipe's scaler fitted on (N, D) rows; where its strength is left to validation rows, the default one."""
+    """The recipe's scaler fitted on (N, D) rows; with the default shrinkage if that is left to validation rows."""
     shrinkage = shrinkage_for(recipe, recipe.shrinkage, *rows.shape) or DEFAULT_SHRINKAGE
     return fit_scaler(recipe.scaler, rows, shrinkage, recipe.is_unit_length)
 
@@ -104,12 +104,12 @@ FIELDS = {
 
 
 def recipe_for(kind: HeadKind, config: FitConfig) -> Recipe:
-    """The recipe of a head; values of the configuration replace the recipe's own where they are not None."""
+    """The recipe of a head; values of the configuration replace the recipe's own if they are not None."""
     values = {field: getattr(config, key) for key, field in FIELDS.items()}
     own: dict[str, Any] = {field: value for field, value in values.items() if value is not None}
     if config.recipe == "paper":
         return Recipe(**own)
-    # Rows of one length make sense after whitening; for another scaler the user asked for no such thing.
+    # Rows of equal length make sense after whitening; a user who chose another scaler did not ask for them.
     if own.get("scaler", "whiten") != "whiten":
         own["is_unit_length"] = False
     return replace(TUNED[kind], **own)

@@ -26,8 +26,8 @@ class ScaledFeatures:
         self._made: dict[tuple[bytes, float | None], tuple[Scaler, torch.Tensor]] = {}
 
     def get(self, job: Job) -> tuple[Scaler, torch.Tensor]:
-        """The scaler fitted on the job's training rows, and all embeddings scaled by it: (N, D + 1), each with a 1 after
-        it."""
+        """The scaler fitted on the job's training rows, and all embeddings scaled by it, each followed by a 1:
+        (N, D + 1)."""
         key = job.scaler_key
         with self._lock:  # one at a time: float64 copies of a large set take gigabytes
             if key not in self._made:
@@ -69,7 +69,7 @@ class StackRows:
         scaled = [each for _, each in sets.values()]
         places = {key: place * len(features) for place, key in enumerate(sets)}
         return cls(
-            torch.cat(scaled) if len(scaled) > 1 else scaled[0],  # one alone is not copied
+            torch.cat(scaled) if len(scaled) > 1 else scaled[0],  # a single one is not copied
             features.labels.to(device),
             torch.tensor([places[job.scaler_key] for job in jobs], device=device),
             [sets[job.scaler_key][0] for job in jobs],
@@ -81,5 +81,5 @@ class StackRows:
         return self.scaled.shape[1] - 1
 
     def of_head(self, head: int, rows: torch.Tensor) -> torch.Tensor:
-        """(M,) row numbers -> (M, D), as one head's scaler gives them."""
+        """(M,) row numbers -> (M, D) embeddings scaled by one head's scaler."""
         return self.scaled[self.first_row[head] + rows][:, :-1]

@@ -1,4 +1,4 @@
-"""Scaling of embeddings before a head sees them, fitted on training rows alone: standardised, whitened, or nothing."""
+"""Scaling of embeddings before a head, fitted on only the training rows: standardised, whitened, or unchanged."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from common.arrays import Array
 from common.config import ScalerName
 
 SCALERS = get_args(ScalerName)
-SHRINKAGES = (0.3, 0.1, 0.03, 0.01, 0.003)  # validation data choose one of them; the first of equals
-DEFAULT_SHRINKAGE = 0.1  # where there are no validation data
+SHRINKAGES = (0.3, 0.1, 0.03, 0.01, 0.003)  # validation data choose one of them; the first if tied
+DEFAULT_SHRINKAGE = 0.1  # if there are no validation data
 BLOCK = 1 << 16  # rows that are scaled at a time, so that float64 copies of large sets stay small
 
 
@@ -23,8 +23,8 @@ class Scaler:
 
     Attributes:
         mean, scale: (D,) float64.
-        rotation: (D, D) float64; None rotates nothing.
-        is_unit_length: every row is brought to the length sqrt(D), that of whitened rows on average. In speaker
+        rotation: (D, D) float64; None: no rotation.
+        is_unit_length: every row is brought to the length sqrt(D), the average length of whitened rows. In speaker
             recognition: "length normalization" (Garcia-Romero & Espy-Wilson 2011).
     """
 
@@ -52,11 +52,11 @@ def fit_scaler(kind: ScalerName, train: Array, shrinkage: float | None = None, i
 
     Args:
         kind: ``"standard"``: zero mean and unit variance, scikit-learn's StandardScaler. ``"whiten"``: after that,
-            the directions of the principal components brought to unit variance too. ``"none"``: as they are.
+            the principal components are scaled to unit variance too. ``"none"``: unchanged.
         train: (N, D) embeddings.
-        shrinkage: for ``"whiten"``: how far the correlation matrix C is drawn to the identity, in (0, 1]:
-            ``(1 - shrinkage) * C + shrinkage * I``, as Ledoit and Wolf (2004) do; 1 whitens nothing. The smallest
-            directions are noise, and would be blown up without it.
+        shrinkage: for ``"whiten"``: how far the correlation matrix C is shrunk towards the identity, in (0, 1]:
+            ``(1 - shrinkage) * C + shrinkage * I``, as Ledoit and Wolf (2004) do; 1: no whitening. Without it, the
+            directions of least variance, which are noise, would be amplified.
     """
     size = train.shape[1]
     if kind == "none":

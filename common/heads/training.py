@@ -1,7 +1,7 @@
 """Fitting heads: the epoch chosen on validation rows, and all heads of a kind fitted in stacks.
 
-Whatever their splits and seeds, heads are put into stacks (`common.heads.batched_fit`) that fit into a CPU's cache, each
-on a core of its own.
+Whatever their splits and seeds, heads are put into stacks (`common.heads.batched_fit`) that fit into a CPU's cache, one
+stack per core.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class ChosenHead:
 
     Attributes:
         choosing: the head that chose the epoch on validation rows.
-        final: the head to score; `choosing` itself where nothing was fitted again.
+        final: the head to score; `choosing` itself if it was not fitted again.
     """
 
     choosing: FittedHead
@@ -53,12 +53,12 @@ def fit_chosen(
 ) -> list[ChosenHead]:
     """Fit every job with its epoch chosen on validation rows, then again on training and validation rows.
 
-    - The epoch is the one of the highest accuracy on the job's validation rows; so is the strength of whitening where the
-      recipe leaves it open. A job without validation rows is kept at its last epoch.
+    - The epoch with the highest accuracy on the job's validation rows is chosen, and so is the shrinkage of whitening
+      if the recipe leaves it open. A job without validation rows keeps its last epoch.
     - Then the head is fitted again on training and validation rows, with a scaler of its own, up to that epoch, unless
       `refit` is False.
-    - A recipe whose schedule ends at 0 keeps its last epoch. If nothing else is left to choose, validation rows train from
-      the start.
+    - A recipe whose learning rate falls to 0 keeps its last epoch. If nothing else is left to choose, the validation
+      rows are used for training from the start.
     """
     if recipe.is_cosine:
         jobs = [replace(job, keep=recipe.epochs) for job in jobs]
@@ -78,14 +78,14 @@ def _leaves_shrinkage_open(recipe: Recipe) -> bool:
 def _choose(
     kind: HeadKind, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device
 ) -> list[FittedHead]:
-    """Each job's head of the best epoch and, where it is open, the best strength of whitening on validation rows."""
+    """Each job's head of the epoch and, if it is open, the shrinkage of whitening that are best on validation rows."""
     if not _leaves_shrinkage_open(recipe):
         return fit_heads(kind, features, [replace(job, shrinkage=recipe.shrinkage) for job in jobs], recipe, device)
     best: list[FittedHead] = []
     for shrinkage in SHRINKAGES:
         tried = [replace(job, shrinkage=shrinkage if len(job.split.valid) else DEFAULT_SHRINKAGE) for job in jobs]
         heads = fit_heads(kind, features, tried, recipe, device)
-        if best:  # the first of equals stays
+        if best:  # ties keep the first
             heads = [
                 head if head.valid_accuracy > before.valid_accuracy else before
                 for before, head in zip(best, heads, strict=True)
@@ -97,7 +97,7 @@ def _choose(
 def _fit_again(
     kind: HeadKind, features: FeatureSet, choosing: Sequence[FittedHead], recipe: Recipe, device: torch.device
 ) -> list[ChosenHead]:
-    """Fit on training and validation rows up to the epoch that was chosen, where there are validation rows."""
+    """Fit again, on training and validation rows up to the chosen epoch, every job that has validation rows."""
     again = {
         index: replace(head.job, split=_all_train(head.job.split), keep=head.epoch)
         for index, head in enumerate(choosing)
@@ -115,11 +115,11 @@ def _all_train(split: Split) -> Split:
 def fit_heads(
     kind: HeadKind, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device
 ) -> list[FittedHead]:
-    """Fit one head a job by the recipe.
+    """Fit one head per job by the recipe.
 
-    Kept is the epoch of the highest validation accuracy (the first of equals), or the job's own, or the last one. The
-    scaler and the head see training rows only. Every head's random numbers come from its own seed and its split's name,
-    so it does not matter which others are fitted beside it.
+    The kept epoch is the one of the highest validation accuracy (the first if tied), or the job's own, or the last one.
+    The scaler and the head see training rows only. Every head's random numbers come from its own seed and its split's
+    name, so it does not matter which others are fitted with it.
 
     Args:
         kind: a key of HEADS.
@@ -136,7 +136,7 @@ def fit_heads(
     bar = progress_bar(total=total, desc=f"fitting {len(jobs)} x {kind}", unit="epoch", leave=False)
 
     def fit(stack_jobs: Sequence[Job]) -> list[FittedHead]:
-        # A step's products are too small to share between cores: each stack has a core of its own.
+        # A step's products are too small to split between cores: each stack has its own core.
         torch.set_num_threads(1)
         batched = BatchedFit(kind, features, stack_jobs, recipe, device, scaled)
         for _ in range(recipe.epochs):
@@ -159,7 +159,7 @@ def fit_heads(
 def _stacks(
     kind: HeadKind, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device, workers: int
 ) -> list[list[Job]]:
-    """The jobs in stacks, each fitted at once.
+    """The jobs in stacks, each fitted together.
 
     On a CPU, weights, gradients and moments of a stack should fit into its cache; otherwise a step waits for memory. The
     scaled copies of the features, one for every set of training rows, must fit into memory.
@@ -167,7 +167,7 @@ def _stacks(
     size, n_classes, hidden = features.features.shape[1], len(features.class_names), recipe.hidden_dim
     parameters = size * n_classes if kind == "linear" else (size + hidden + n_classes) * hidden
     cached = max(1, CACHED_BYTES // (16 * parameters)) if device.type == "cpu" else len(jobs)
-    # The same number of stacks for every core, of nearly one size.
+    # The same number of stacks for every core, of nearly equal size.
     n_stacks = max(1, min(len(jobs), workers * math.ceil(len(jobs) / workers / max(1, cached))))
     most_scaled = max(1, int(SCALED_BYTES / workers // max(1, 4 * features.features.numel())))
     stacks: list[list[Job]] = []
