@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.runs import output_folder, parser_of
+from analysis.runs import new_parser, output_folder
 from analysis.studies import find_study
 from common.config import ExtractConfig, FitConfig, load_config
 from common.datasets import Division
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _flags() -> argparse.Namespace:
-    parser = parser_of(__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("task", metavar="TASK", help="such as esc50")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
     parser.add_argument(

@@ -10,7 +10,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.runs import Run, output_folder, parser_of, runs_for
+from analysis.runs import Run, new_parser, output_folder, runs_for
 from common.config import ConfigError
 from common.entry import run
 from common.files import write_atomically
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from analysis.ablation_scores import AblationRecord
     from analysis.report_page import DrawnMap
 
-TSNE_TO = 5000  # clips; above, UMAP, which is faster
+MAX_TSNE_CLIPS = 5000  # clips; above, UMAP, which is faster
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
     parser.add_argument(
         "--max-clips", type=int, default=5000, metavar="N", help="at most N per map, sampled by class (default: 5000)"
@@ -63,7 +63,7 @@ def _map(one: Run, folder: Path, most: int) -> DrawnMap:
     from analysis.maps import make_map
     from analysis.report_page import DrawnMap
 
-    method = "tsne" if min(most, len(one.features)) <= TSNE_TO else "umap"
+    method = "tsne" if min(most, len(one.features)) <= MAX_TSNE_CLIPS else "umap"
     # A task may choose other rows of the same file.
     rows = hashlib.sha256("\n".join(one.features.clip_ids).encode()).hexdigest()
     kept = folder / "maps" / f"{one.record.features.sha256[:16]}_{rows[:8]}_{method}_{most}.npz"

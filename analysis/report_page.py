@@ -15,7 +15,7 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 
 from analysis.ablation_scores import AblationRecord
-from analysis.runs import Run, encoder_words
+from analysis.runs import Run, describe_encoder
 from analysis.studies import STUDIES
 from analysis.summary import SummaryRow, notes, summary_rows, summary_table
 from analysis.task_distances import COSTS, MEASURES, SimilarityRecord
@@ -208,7 +208,7 @@ def _section(each: ReportedRun, anchor: str, has_siblings: bool, audio_link: str
     short = one.study.task.title + (f" ({one.folder.name})" if has_siblings else "")
     failed = features.counts.get("failed", 0)
     about = (
-        f"{features.clips:,} clips, {len(names)} classes. Encoder: {encoder_words(record)}. "
+        f"{features.clips:,} clips, {len(names)} classes. Encoder: {describe_encoder(record)}. "
         f"Features: {features.layer or 'unknown layer'}, {features.pool or 'unknown'} pool, "
         f"condition {features.condition or 'unknown'}."
     )

@@ -64,7 +64,7 @@ def reproduce(plan: Plan) -> None:
         return
     ready = [study for study in plan.studies if _get(study, plan)]
     if not ready:
-        raise ConfigError("no data set is here; --data FOLDER says where they are, --yes downloads them")
+        raise ConfigError("no data set found; give their folder with --data, or download them with --yes")
     for study in ready:
         _one_study(study, plan)
     where = _flag("--results", plan.results)
@@ -129,7 +129,7 @@ def call(script: str, *flags: object) -> None:
     """The same, but if it fails, exit with its status."""
     status = run_script(script, *flags)
     if status:
-        print("stopped there; once that is fixed, the same command continues", file=sys.stderr)
+        print("stopped; once that is fixed, the same command continues", file=sys.stderr)
         sys.exit(status)
 
 
@@ -138,7 +138,7 @@ def _get(study: Study, plan: Plan) -> bool:
     root = study.data_root(plan.data)
     if root.is_dir():
         return True
-    print(f"\n{study.task.title} is not here ({root}).")
+    print(f"\n{study.task.title} was not found ({root}).")
     if not plan.downloads and not sys.stdin.isatty():
         how = " && ".join(f"python -m common.download {' '.join(each)} --root {root.parent}" for each in study.download)
         print(f"skipped; to get it: {how}, or --yes")
@@ -162,7 +162,7 @@ def _one_study(study: Study, plan: Plan) -> None:
         wanted = (*_flag("--checkpoint", plan.checkpoint), *_flag("--device", plan.device))
         status = run_script("common.doctor", study.check, "--data-root", root, *wanted)
         if status:
-            print("stopped there: fix that, or add --no-doctor to continue anyway", file=sys.stderr)
+            print("stopped: fix that, or add --no-doctor to continue anyway", file=sys.stderr)
             sys.exit(status)
     folder = plan.results / study.name if plan.results else study.results_folder
     features_folder = folder if plan.results else study.task.folder

@@ -66,7 +66,7 @@ class Run:
         return read_predictions(path, list(record.heads), record.seeds[0])
 
 
-def encoder_words(record: RunRecord) -> str:
+def describe_encoder(record: RunRecord) -> str:
     """The encoder of a run's features in a few words."""
     features = record.features
     if features.checkpoint is None:
@@ -107,7 +107,7 @@ def read_runs(folder: Path | None) -> list[Run]:
     return sorted(runs, key=lambda run: (order.index(run.study.name), str(run.folder)))
 
 
-def parser_of(description: str | None) -> argparse.ArgumentParser:
+def new_parser(description: str | None) -> argparse.ArgumentParser:
     """The flags that all analyses share."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
     parser.add_argument(
@@ -147,7 +147,7 @@ def runs_for(given: argparse.Namespace) -> list[Run]:
     return runs
 
 
-def run_of(given: argparse.Namespace) -> Run:
+def find_run(given: argparse.Namespace) -> Run:
     """The run of the named task; if there are several, the one whose folder comes first.
 
     Raises:

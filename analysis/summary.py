@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from analysis.runs import COLUMNS, Run, encoder_words, output_folder, parser_of, runs_for
+from analysis.runs import COLUMNS, Run, describe_encoder, new_parser, output_folder, runs_for
 from common.entry import run
 from common.files import write_atomically, write_csv
 
@@ -103,7 +103,7 @@ def _summary_row(one: Run, name: str, protocol: ProtocolRecord, known: TaskRefer
         title=one.study.task.title,
         clips=one.record.features.clips,
         classes=len(one.record.features.class_names),
-        encoder=encoder_words(one.record),
+        encoder=describe_encoder(one.record),
         protocol=name if protocol.is_official or name == "random" else "own",
         division=protocol.protocol,
         recipe=one.record.config.recipe,
@@ -208,7 +208,7 @@ def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    given = parser_of(__doc__).parse_args()
+    given = new_parser(__doc__).parse_args()
     from common.evaluation.tables import as_text
 
     rows = summary_rows(runs_for(given))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from analysis.ablation_features import BASE_LAYER, BASE_POOL, GRID, read_variants
 from analysis.plots import plot_heat
-from analysis.runs import Run, encoder_words
+from analysis.runs import Run, describe_encoder
 from analysis.sampling import balanced_rows
 from analysis.similarity import PRINCIPAL, frechet_distance, linear_cka, mmd, principal_subspace, subspace_overlap
 from analysis.transfer import TransferCosts, transfer_costs
@@ -124,7 +124,7 @@ def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with
     alike = [rng.multivariate_normal(np.zeros(size), within, fewest, method="eigh") for _ in range(2)]
     return SimilarityRecord(
         tasks={name: len(each) for name, each in tasks.items()},
-        words=f"Compared: {', '.join(names)}; encoder: {encoder_words(runs[names[0]].record)}; {fewest:,} clips of each.",
+        words=f"Compared: {', '.join(names)}; encoder: {describe_encoder(runs[names[0]].record)}; {fewest:,} clips of each.",
         dimensions=size,
         clips_of_each=fewest,
         frechet_floor=frechet_distance(alike[0], alike[1]) / size,

@@ -7,13 +7,13 @@ pools and conditions of the same clips, if analysis/ablation.py has extracted th
 
 from __future__ import annotations
 
-from analysis.runs import output_folder, parser_of, runs_for
+from analysis.runs import new_parser, output_folder, runs_for
 from common.config import ConfigError
 from common.entry import run
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument(
         "--max-clips", type=int, default=2000, metavar="N", help="at most N per task, sampled by class (default: 2000)"
     )
@@ -31,7 +31,7 @@ def main() -> None:
         record = compare_tasks(tasks, {one.study.name: one for one in reversed(runs)}, not given.no_transfer)
         written += draw(record, folder)
     else:
-        print("one task alone: nothing to compare between tasks")
+        print("only one task: nothing to compare between tasks")
     for path in sorted(folder.glob("ablation_*.pt")):
         written.append(draw_cka(path, folder))
     if not written:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
-from analysis.runs import encoder_words, output_folder, parser_of, run_of
+from analysis.runs import describe_encoder, find_run, new_parser, output_folder
 from common.config import ConfigError, ScalerName
 from common.entry import run
 
@@ -16,7 +16,7 @@ COLOURS = ("class", "fold", "split", "group")
 
 
 def main() -> None:
-    parser = parser_of(__doc__)
+    parser = new_parser(__doc__)
     parser.add_argument("task", metavar="TASK", help="such as esc50")
     parser.add_argument("--method", choices=(*METHODS, "both"), default="both", help="(default: both)")
     parser.add_argument("--scaler", choices=get_args(ScalerName), default="standard", help="(default: standard)")
@@ -31,14 +31,14 @@ def main() -> None:
     from analysis.maps import make_map
     from analysis.plots import plot_map
 
-    one = run_of(given)
+    one = find_run(given)
     names, values = _values(one.features, given.colour)
     folder = output_folder(given)
     for method in METHODS if given.method == "both" else (given.method,):
         drawn = make_map(one.features, method, given.scaler, given.max_clips, given.seed)
         title = (
             f"{one.study.task.title}: {METHODS[method]} of the features, coloured by {given.colour}\n"
-            f"encoder: {encoder_words(one.record)}"
+            f"encoder: {describe_encoder(one.record)}"
         )
         scaled = "" if given.scaler == "standard" else f"_{given.scaler}"
         path = folder / f"map_{one.study.name}_{method}_{given.colour}{scaled}.png"

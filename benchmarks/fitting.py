@@ -86,7 +86,7 @@ def main() -> None:
             ratio = medians["plain"] / medians["together"]
             figures.append({"head": kind, "heads": len(jobs), "seconds_per_head_and_epoch": medians, "ratio": ratio})
             print(
-                f"{kind:<12} {len(jobs):>3} heads together: {1000 * medians['together']:7.1f} ms a head and epoch, "
+                f"{kind:<12} {len(jobs):>3} heads together: {1000 * medians['together']:7.1f} ms per head and epoch, "
                 f"plain {1000 * medians['plain']:7.1f} ms: {ratio:5.1f} times as fast",
                 flush=True,
             )

@@ -178,7 +178,9 @@ def _refuse_one_place_for_several(config: ExtractConfig | FitConfig, tasks: Sequ
             continue
         if getattr(config, key, None) is not None:
             own_flag = flag_of(type(config).model_fields[key])
-            raise ConfigError(f"{own_flag} (or {key}) names one place, {flag} both means several; drop one")
+            raise ConfigError(
+                f"{own_flag} (or {key}) names one location, but {flag} both needs several; give only one of them"
+            )
 
 
 def _extract(variants: Task | Variants, argv: Sequence[str] | None) -> None:
@@ -252,7 +254,7 @@ def pick_device(name: str, is_required: bool) -> torch.device:
     from common.encoder import resolve_device
 
     if not is_required and name.startswith("cuda") and not torch.cuda.is_available():
-        print("no CUDA GPU here: computing on the CPU")
+        print("no CUDA GPU found: using the CPU")
         return torch.device("cpu")
     return resolve_device(name)
 

@@ -86,7 +86,7 @@ class ExtractConfig(Settings):
     )
     precision: str = setting("fp32", "fp32, bf16, auto; on a GPU also tf32, fp16", "--precision", "NAME")
     device: str = setting("cuda", "auto, cpu, cuda or cuda:N", "--device", "NAME")
-    workers: int = setting(0, "threads that decode audio; 0 is one per core", "--workers", "N", ge=0, le=1024)
+    workers: int = setting(0, "threads that decode audio; 0: one per core", "--workers", "N", ge=0, le=1024)
 
 
 class FitConfig(Settings):
@@ -101,7 +101,7 @@ class FitConfig(Settings):
     )
     epochs: int | None = setting(
         100,
-        "epochs; the best on validation clips is kept, or the last where there are none",
+        "epochs; the best on validation clips is kept, or the last if there are none",
         "--epochs",
         "N",
         ge=1,
@@ -119,12 +119,10 @@ class FitConfig(Settings):
     whiten_eps: float | None = setting(None, "shrinkage of whitening, 0 to 1", "--whiten-eps", "X", ge=1e-9, le=1.0)
     seeds: int = setting(1, "repeat with N seeds", "--seeds", "N", ge=1, le=1000)
     hidden_dim: int | None = setting(256, "width of the three-layer head", "--hidden-dim", "N", ge=1, le=2**16)
-    feature_dim: int = setting(
-        384, "numbers per clip that the feature file must have", "--feature-dim", "N", ge=1, le=2**16
-    )
+    feature_dim: int = setting(384, "expected embedding size of the feature file", "--feature-dim", "N", ge=1, le=2**16)
     train_test_split: float = setting(
         0.2,
-        "share of test clips where there are no official folds or splits",
+        "share of test clips if there are no official folds or splits",
         "--train-test-split",
         "X",
         ge=0.01,
@@ -135,22 +133,22 @@ class FitConfig(Settings):
     )
     device: str = setting("cuda", "auto, cpu, cuda or cuda:N", "--device", "NAME")
     refit: StrictBool = setting(
-        True, "fitting again on training and validation clips after the epoch is chosen", "--no-refit"
+        True, "refitting on training and validation clips after the epoch is chosen", "--no-refit"
     )
     probes: StrictBool = setting(
-        False, "logistic regression, nearest neighbours and nearest centroid beside the heads", "--probes"
+        False, "also score logistic regression, nearest neighbours and nearest centroid", "--probes"
     )
-    controls: StrictBool = setting(False, "the heads on shuffled labels beside those on true ones", "--controls")
+    controls: StrictBool = setting(False, "also fit the heads on shuffled labels", "--controls")
     control_features: tuple[Path, ...] | None = setting(
         None,
-        "other features of the same clips, evaluated beside these",
+        "other features of the same clips, to evaluate as controls",
         "--control-features",
         "FILE",
         is_path=True,
         min_length=1,
     )
     label_fractions: tuple[Annotated[float, Field(ge=1e-6, le=1.0)], ...] | None = setting(
-        None, "shares of the labels to learn from, such as 0.01 0.1 1", "--label-fractions", "X", min_length=1
+        None, "shares of the labels to train on, such as 0.01 0.1 1", "--label-fractions", "X", min_length=1
     )
     markdown: StrictBool = setting(False, "write the table as result.md too", "--markdown")
 
@@ -311,7 +309,7 @@ def as_yaml() -> str:
     lines = [
         "# The experiment configuration that all tasks share, printed by `python -m common.config`. A task's own config.yaml,",
         "# a file given with --config, and the flags override it, in this order. A key that is not here is an error.",
-        "# Relative paths count from the project's root. null: the task's own default, or what the comment says.",
+        "# Relative paths are relative to the project's root. null: the task's own default, or what the comment says.",
     ]
     for title, kind, keys in (
         ("Extraction", ExtractConfig, ExtractConfig.model_fields),

@@ -129,8 +129,8 @@ class FeatureSet:
         for key in ENCODER_SETTINGS:
             if self.meta.get(key) != other.meta.get(key):
                 raise FeatureFileError(
-                    f"{name} and {other_name} were made with other settings ({key}: {self.meta.get(key)} and "
-                    f"{other.meta.get(key)}); extract them alike"
+                    f"{name} and {other_name} were made with different settings ({key}: {self.meta.get(key)} and "
+                    f"{other.meta.get(key)}); extract both with the same ones"
                 )
 
     def subset(self, rows: Array) -> FeatureSet:
@@ -275,13 +275,15 @@ def _labels(labels: Any, path: Path) -> torch.Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise FeatureFileError(f"{path}: 'labels' are not numbers; extract the features again") from error
     if values.ndim != 1 or values.is_floating_point() or bool((values < 0).any()):
-        raise FeatureFileError(f"{path}: 'labels' must be one non-negative integer a row; extract the features again")
+        raise FeatureFileError(f"{path}: 'labels' must be one non-negative integer per row; extract the features again")
     return values.to(torch.int64)
 
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
-        raise FeatureFileError(f"{path} not found; run the task's extract_*.py first, or give another: --features")
+        raise FeatureFileError(
+            f"{path} not found; run the task's extract_*.py first, or give another file with --features"
+        )
     if not path.is_file():
         raise FeatureFileError(f"{path} is a folder, not a feature file")
     try:
@@ -289,7 +291,7 @@ def _read(path: Path) -> dict[str, Any]:
     except UnsafeFileError as error:
         raise FeatureFileError(f"{path} holds Python objects that would run code when opened; refused") from error
     except DamagedFileError as error:
-        raise FeatureFileError(f"{path} is damaged or no feature file ({error}); extract again") from error
+        raise FeatureFileError(f"{path} is damaged or not a feature file ({error}); extract again") from error
     if not isinstance(content, dict):
         raise FeatureFileError(f"{path} is not a feature file: it holds a {type(content).__name__}, not a dict")
     return content

@@ -30,7 +30,7 @@ class OutputError(UserError):
     """An output may not be written: another run is writing it, or it was made with other settings."""
 
 
-def difference_in_words(earlier: Mapping[str, object], now: Mapping[str, object]) -> str:
+def describe_difference(earlier: Mapping[str, object], now: Mapping[str, object]) -> str:
     """The settings that differ from an earlier run's, in words; empty if none do."""
     return "; ".join(
         f"{key} was {earlier.get(key, 'not recorded')}, now {value}"
@@ -124,7 +124,7 @@ def load_torch(path: Path, mmap: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         # torch raises this both for content that could run code and for files that are not pickles.
-        if re.search("unsupported (global|class)", str(error), re.IGNORECASE) or _names_a_callable(path):
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE) or _asks_for_callable(path):
             raise UnsafeFileError(_cause(error)) from error
         raise DamagedFileError(_cause(error)) from error
     except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
@@ -135,7 +135,7 @@ def load_torch(path: Path, mmap: bool = False) -> Any:
         raise DamagedFileError(_cause(error)) from error
 
 
-def _names_a_callable(path: Path) -> bool:
+def _asks_for_callable(path: Path) -> bool:
     """Whether a bare pickle refers to an object by module and name; its opcodes are read, not run."""
     with path.open("rb") as file:
         if file.read(1) != b"\x80":
@@ -152,7 +152,7 @@ def _cause(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     own = re.search(r"WeightsUnpickler error: *(.*)", text)
     cause = re.split(r"\. |\n", own.group(1) if own else text)[0].strip()
-    return cause[:120] or "no pickle of tensors"
+    return cause[:120] or "not a pickle of tensors"
 
 
 @contextlib.contextmanager

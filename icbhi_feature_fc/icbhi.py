@@ -75,7 +75,7 @@ def _read(root: Path) -> list[tuple[Path, str, str, list[tuple[float, float, str
         if name["key"] not in splits:
             raise DatasetError(f"{path} is not in the official split {SPLIT_FILE}; take it out of the folder")
         rows.append((path, splits[name["key"]], name["patient"], _read_cycles(path.with_suffix(".txt"))))
-    _note_strangers(root, recordings)
+    _note_unknown_files(root, recordings)
     if len(rows) < len(splits):
         warnings.warn(
             f"{len(splits) - len(rows)} of the {len(splits)} recordings of the official split are missing in {root}",
@@ -104,7 +104,7 @@ def _read_splits(root: Path) -> dict[str, str]:
         if len(fields) != 2 or name is None or fields[1] not in ("train", "test"):
             raise DatasetError(
                 f"{path} line {line} ({row.strip()[:60]!r}) is not 'recording<TAB>train|test'; delete it and "
-                f"get it anew: {download_command('icbhi --only split', root)}"
+                f"download it again: {download_command('icbhi --only split', root)}"
             )
         splits[name["key"]] = fields[1]
     return splits
@@ -127,7 +127,7 @@ def _read_cycles(path: Path) -> list[tuple[float, float, str]]:
             well_formed = False
         if not well_formed:
             raise DatasetError(
-                f"{path} line {line} ({row.strip()[:60]!r}) is no annotation: four numbers are expected, start and "
+                f"{path} line {line} ({row.strip()[:60]!r}) is not an annotation: four numbers are expected, start and "
                 f"end in seconds, crackles and wheezes 0 or 1; unpack {TITLE} again"
             )
         cycles.append((start_s, end_s, label))
@@ -136,13 +136,13 @@ def _read_cycles(path: Path) -> list[tuple[float, float, str]]:
     return cycles
 
 
-def _note_strangers(root: Path, recordings: list[Path]) -> None:
+def _note_unknown_files(root: Path, recordings: list[Path]) -> None:
     """Warn about text files that are not a recording's annotation; they are ignored."""
     stems = {path.stem for path in recordings}
     strangers = sorted(path.name for path in root.glob("*.txt") if path.stem not in stems and path.name != SPLIT_FILE)
     if strangers:
         shown = ", ".join(strangers[:4]) + (f" and {len(strangers) - 4} more" if len(strangers) > 4 else "")
-        warnings.warn(f"text files that annotate no recording here are left alone: {shown}", DatasetNote, stacklevel=3)
+        warnings.warn(f"ignored text files, which annotate no recording: {shown}", DatasetNote, stacklevel=3)
 
 
 def prepare(features: FeatureSet, division: Division) -> tuple[FeatureSet, str]:

@@ -100,7 +100,7 @@ def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]
     if strangers:
         other = " (words of v0.02: is it the other version's script?)" if set(strangers) <= set(WORDS_V2) else ""
         raise DatasetError(
-            f"{root} holds folders that are no words of this version: {', '.join(strangers[:5])}{other}; take them out"
+            f"{root} holds folders that are not words of this version: {', '.join(strangers[:5])}{other}; take them out"
         )
     absent = sorted(set(words) - {folder.name for folder in folders})
     if absent:

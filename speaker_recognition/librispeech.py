@@ -37,7 +37,7 @@ def read_clips(root: Path, subset: str) -> list[Clip]:
     for path in sorted((root / subset).glob("*/*/*.flac")):
         speaker, chapter = path.parent.parent.name, path.parent.name
         if not path.name.startswith(f"{speaker}-{chapter}-"):
-            raise DatasetError(f"{path} does not belong into {path.parent}; unpack {subset} again")
+            raise DatasetError(f"{path} does not belong in {path.parent}; unpack {subset} again")
         if speakers.get(speaker) != subset:
             raise DatasetError(
                 f"{path}: speaker {speaker} is not in {subset} by {root / 'SPEAKERS.TXT'}"
@@ -122,7 +122,7 @@ def task(subset: str, features_file: str, official_counts: Mapping[str, int]) ->
         class_names=None,  # the speakers
         features_file=features_file,
         head_files={"linear": "librispeech_linear_classifier.pt", "three_layer": "librispeech_three_classifier.pt"},
-        only_its_own="its speakers are others, and a head has no class for a speaker whom it never heard",
+        why_only_its_own="its speakers are different, and a head has no class for a speaker it was not trained on",
         flags=(
             Flag("--split", "utterance: 80/20 within every speaker; or by whole chapters", ("utterance", "chapter")),
         ),

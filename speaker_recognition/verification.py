@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from common.cli import parse_classify_flags
 from common.datasets import DatasetError, Flag, Task
 from common.entry import run
-from common.files import OutputError, difference_in_words, sha256_of, write_atomically, write_csv
+from common.files import OutputError, describe_difference, sha256_of, write_atomically, write_csv
 from speaker_recognition.librispeech import OTHERS, TRAIN_CLEAN_100
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def _refuse_other_results(path: Path, settings: VerificationSettings, overwrite:
         before = json.loads(path.read_text(encoding="utf-8"))["settings"]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputError(f"{path} is not a record of this project; --overwrite replaces it") from error
-    different = difference_in_words(before, asdict(settings))
+    different = describe_difference(before, asdict(settings))
     if different:
         raise OutputError(f"{path} holds other results ({different}); --overwrite replaces them")
 

@@ -408,3 +408,40 @@ def test_the_manual_explains_every_setting() -> None:
     keys = yaml.safe_load((ROOT / "common" / "config.yaml").read_text(encoding="utf-8"))
     page = (DOCS / "configuration.md").read_text(encoding="utf-8")
     assert [key for key in keys if f"`{key}`" not in page] == []
+
+
+# Messages that other programs print, or that are put together from parts.
+COMPOSED = (
+    "No module named 'common'",
+    "an extraction takes about 2.0 GB",
+    "unrecognized arguments:",
+    "; did you mean",
+    "must be one of",
+    "must be a number from",
+    "must be true or false",
+    "must be text",
+    "it must be one array of 512 numbers",
+    "must hold 512 numbers",
+    "ICBHI_challenge_train_test.txt is neither in",
+    "another run is writing results into",
+)
+
+
+def printed_texts() -> str:
+    """The sources with the parts of each text joined, and values replaced by an ellipsis."""
+    folders = [ROOT / "common", ROOT / "analysis", *(path.parent for path in ROOT.glob("*/config.yaml"))]
+    sources = [path.read_text(encoding="utf-8") for folder in dict.fromkeys(folders) for path in folder.rglob("*.py")]
+    text = re.sub(r'"\s*\n\s*f?"', "", "\n".join([*sources, (ROOT / "Makefile").read_text(encoding="utf-8")]))
+    for _ in range(4):  # nested braces
+        text = re.sub(r"\{[^{}\n]*\}", "…", text)
+    return text
+
+
+def test_the_messages_of_troubleshooting_are_those_of_the_scripts() -> None:
+    printed = printed_texts()
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    cells = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")]
+    quoted = [part.strip() for cell in cells for text in re.findall(r"`([^`]+)`", cell) for part in text.split("…")]
+    long = [part for part in quoted if len(part) >= 10 and part not in COMPOSED]
+    assert len(long) > 100
+    assert [part for part in long if part not in printed] == []

@@ -47,7 +47,7 @@ def read_audio(path: str | Path, sample_rate: int, start_s: float | None = None,
         with soundfile.SoundFile(path) as file:
             file_rate = file.samplerate
             if not MIN_RATE <= file_rate <= MAX_RATE:
-                raise AudioError(f"{path}: its header claims {file_rate:,} samples a second; the file is damaged")
+                raise AudioError(f"{path}: its header claims {file_rate:,} samples per second; the file is damaged")
             first, last = _segment(file, path, start_s, end_s)
             _refuse_truncated(file, path)
             if first:

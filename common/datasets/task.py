@@ -72,7 +72,7 @@ class Task:
         results_folder: where results and trained heads go; None: `folder`.
         data_folder: the data root below data/ if config.yaml names none, as for one of several variants.
         parts: data set -> name of a feature file, for a task that joins several files; else empty.
-        only_its_own: why features of a related data set cannot be classified, for the error message.
+        why_only_its_own: why features of a related data set cannot be classified, for the error message.
         flags: flags of the classification script that only this task has.
         prepare: (features, how to divide them) -> the features to fit and score, with rows chosen and splits made, and a
             description of the protocol if it is not the data set's own division.
@@ -92,7 +92,7 @@ class Task:
     results_folder: Path | None = None
     data_folder: str = ""
     parts: dict[str, str] = field(default_factory=dict)
-    only_its_own: str = ""
+    why_only_its_own: str = ""
     flags: tuple[Flag, ...] = ()
     prepare: Callable[[FeatureSet, Division], tuple[FeatureSet, str]] = use_as_is
     scores: Callable[[Array, Array], dict[str, float]] | None = None

@@ -90,7 +90,7 @@ def check_encoder(device: torch.device) -> Finding:
     return Finding(
         BAD,
         "encoder",
-        f"gives another answer than the known one (relative error {error:.1e})",
+        f"does not give the known answer (relative error {error:.1e})",
         "reinstall the pinned packages (pip install -r requirements.txt); if that does not help, try --device cpu",
     )
 
@@ -229,7 +229,7 @@ def _sample(clips: Sequence[Clip], encoder: AudioSepEncoder) -> Iterator[Finding
             broken.append(str(error))
     if broken:
         found = f"{len(broken)} of {len(order)} clips cannot be read: {'; '.join(broken[:NAMED])}"
-        yield Finding(BAD, "audio", found, "unpack the data set again; extraction would name and leave out such clips")
+        yield Finding(BAD, "audio", found, "unpack the data set again; extraction would list and skip such clips")
     if not waveforms:
         return
     lengths_s = [len(waveform) / encoder.sample_rate for waveform in waveforms]
@@ -273,8 +273,10 @@ def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
     known = set().union(*(task.official_overlap for task in tasks))
     if shared - known:
         some = ", ".join(sorted(shared - known)[:NAMED])
-        found = f"{len(shared - known)} groups stand on two sides of the division: {some}"
-        return Finding(BAD, "splits", found, "the data are altered: delete them and unpack the official archive again")
+        found = f"{len(shared - known)} groups are on two sides of the division: {some}"
+        return Finding(
+            BAD, "splits", found, "the data have been altered: delete them and unpack the official archive again"
+        )
     also = f" but for {', '.join(sorted(shared))}, as published" if shared else ""
     return Finding(GOOD, "splits", f"{len(seen):,} groups, none on two sides{also}")
 

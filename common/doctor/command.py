@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if unknown:
         parser.error(f"{unknown[0]} is unknown; choose from {', '.join(sets)}")
     if given.data_root and len(chosen) != 1:
-        parser.error("--data-root belongs to one data set; name it")
+        parser.error("--data-root applies to one data set; name it")
     from common.doctor import checks
     from common.encoder import load_encoder, resolve_device
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             findings = checks.check_division(tasks, roots, download, encoder, is_wanted=place == 0)
             bad += _show(f"{tasks[0].title if len(tasks) == 1 else name} in {roots[0]}", findings)
     if absent:
-        print(f"not here, so not checked: {', '.join(absent)}\n")
+        print(f"not found, so not checked: {', '.join(absent)}\n")
     print(f"{bad} failed check{'s' * (bad != 1)}." if bad else "All checks passed.")
     sys.exit(1 if bad else 0)
 

@@ -150,10 +150,12 @@ def get(archive: Archive, root: Path) -> None:
     elif (was_there or archive.may_change) and (difference := differs(path, archive.checksum)):
         if not archive.may_change:
             raise DownloadError(
-                f"{path} was there already, but {difference}: move it away or delete it, and run the same command again"
+                f"{path} already exists, but {difference}: move it away or delete it, and run the same command again"
             )
         warnings.warn(
-            f"{path}: {difference}; its host may change it, so its content decides", DatasetNote, stacklevel=2
+            f"{path}: {difference}; its host may change it, so the unpacked files are checked instead",
+            DatasetNote,
+            stacklevel=2,
         )
     if not archive.holds:
         print(f"{path}: there and verified" if archive.checksum and not difference else f"{path}: there")

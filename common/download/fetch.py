@@ -35,7 +35,7 @@ class DownloadError(UserError):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to keep trying a server.
 
     Attributes:
@@ -65,7 +65,7 @@ class _Note:
 _NOTE = TypeAdapter(_Note)
 
 
-class _Broken(Exception):
+class _RetryableError(Exception):
     """An attempt failed, but another one may succeed; `pause_s` is how long the server asks to wait."""
 
     def __init__(self, cause: str, pause_s: float | None = None) -> None:
@@ -74,7 +74,7 @@ class _Broken(Exception):
 
 
 def fetch(
-    url: str, path: Path, checksum: str | None = None, size: int | None = None, patience: Patience | None = None
+    url: str, path: Path, checksum: str | None = None, size: int | None = None, retries: RetryPolicy | None = None
 ) -> None:
     """Download `url` to `path`, continuing what an earlier attempt left in ``<path>.part``.
 
@@ -92,19 +92,19 @@ def fetch(
     part = path.with_name(path.name + ".part")
     note = part.with_name(part.name + ".json")
     remove_leftovers(note)
-    resumed = _download(url, part, note, size, patience or Patience())
+    resumed = _download(url, part, note, size, retries or RetryPolicy())
     difference = differs(part, checksum) if checksum else ""
     if difference and resumed:
         # The parts may come from two different files: download it in one piece to find out.
         print(f"{path.name}: {difference}; starting over", file=sys.stderr)
         _discard(part, note)
-        _download(url, part, note, size, patience or Patience())
+        _download(url, part, note, size, retries or RetryPolicy())
         difference = differs(part, checksum) if checksum else ""
     if difference:
         _discard(part, note)
         raise DownloadError(
-            f"{url} is not the file that was expected: {difference}. A proxy or a sign-in page may stand "
-            "between; nothing was kept, try again later or from elsewhere"
+            f"{url} is not the file that was expected: {difference}. A proxy or a sign-in page may have "
+            "answered instead; nothing was kept, try again later or from elsewhere"
         )
     with part.open("rb+") as file:
         os.fsync(file.fileno())  # after a crash of the machine, the final name must not hold an incomplete file
@@ -121,7 +121,7 @@ def differs(path: Path, checksum: str) -> str:
     return "" if found == wanted else f"its {algorithm} is {found}, not {wanted} ({size:,} bytes)"
 
 
-def _download(url: str, part: Path, note: Path, size: int | None, patience: Patience) -> bool:
+def _download(url: str, part: Path, note: Path, size: int | None, retries: RetryPolicy) -> bool:
     """Download all of `url` into `part`; returns whether it took several attempts."""
     import requests
 
@@ -133,20 +133,20 @@ def _download(url: str, part: Path, note: Path, size: int | None, patience: Pati
         while True:
             attempts += 1
             try:
-                _attempt(session, url, part, note, size, patience)
-            except _Broken as error:
+                _attempt(session, url, part, note, size, retries)
+            except _RetryableError as error:
                 here = _size(part)
                 if here < furthest and not started_over:
                     furthest, started_over = 0, True  # the old part was discarded for a new file
                 failures = 0 if here > furthest else failures + 1
                 furthest = max(furthest, here)
-                if failures >= patience.tries:
+                if failures >= retries.tries:
                     raise DownloadError(
-                        f"{url}: {error}, {failures} times in a row; {here:,} bytes are kept, the same command "
-                        "goes on from there"
+                        f"{url}: {error}, {failures} times in a row; {here:,} bytes are kept; the same command "
+                        "continues from there"
                     ) from error
-                pause_s = patience.backoff_s * 2 ** max(failures - 1, 0) if error.pause_s is None else error.pause_s
-                if pause_s > patience.longest_pause_s:
+                pause_s = retries.backoff_s * 2 ** max(failures - 1, 0) if error.pause_s is None else error.pause_s
+                if pause_s > retries.longest_pause_s:
                     raise DownloadError(
                         f"{url}: {error}, and asks to wait {pause_s:.0f} s; run the same command again after that"
                     ) from error
@@ -156,7 +156,9 @@ def _download(url: str, part: Path, note: Path, size: int | None, patience: Pati
                 return attempts > 1
 
 
-def _attempt(session: requests.Session, url: str, part: Path, note: Path, size: int | None, patience: Patience) -> None:
+def _attempt(
+    session: requests.Session, url: str, part: Path, note: Path, size: int | None, retries: RetryPolicy
+) -> None:
     """One request: continue after the bytes that are there, or start over if the server cannot."""
     import requests
     import urllib3
@@ -170,31 +172,29 @@ def _attempt(session: requests.Session, url: str, part: Path, note: Path, size: 
         if before.validator:
             headers["If-Range"] = before.validator  # if the file has changed, all of it is sent
     try:
-        with session.get(
-            url, headers=headers, stream=True, timeout=(min(30, patience.stall_s), patience.stall_s)
-        ) as got:
+        with session.get(url, headers=headers, stream=True, timeout=(min(30, retries.stall_s), retries.stall_s)) as got:
             total = _receive(got, url, part, note, before, size)
     except DownloadError:
         raise
     except requests.exceptions.SSLError as error:
         if "CERTIFICATE_VERIFY_FAILED" not in str(error):
-            raise _Broken("the secure connection failed") from error
+            raise _RetryableError("the secure connection failed") from error
         raise DownloadError(
             f"{url}: the server's certificate cannot be verified; get the file in another way (a browser on another "
             f"network, say), put it as {part.with_suffix('')}, and run the same command again"
         ) from error
     except (requests.exceptions.ConnectionError, requests.exceptions.Timeout, urllib3.exceptions.HTTPError) as error:
-        raise _Broken(_cause(error)) from error
+        raise _RetryableError(_cause(error)) from error
     except requests.exceptions.RequestException as error:
         raise DownloadError(f"{url}: {error}") from error
     except OSError as error:
         if error.errno is None:  # raised by requests, about certificates and proxies
             raise DownloadError(f"{url}: {error}") from error
-        raise DownloadError(f"{part}: {error.strerror}; mend that, and the same command goes on") from error
+        raise DownloadError(f"{part}: {error.strerror}; fix that, and the same command continues") from error
     except (ValueError, OverflowError) as error:
-        raise DownloadError(f"{url}: the server's answer makes no sense ({str(error)[:100]!r}); try later") from error
+        raise DownloadError(f"{url}: the server's response is invalid ({str(error)[:100]!r}); try later") from error
     if total is not None and _size(part) != total:
-        raise _Broken(f"the connection ended after {_size(part):,} of {total:,} bytes")
+        raise _RetryableError(f"the connection ended after {_size(part):,} of {total:,} bytes")
 
 
 def _receive(
@@ -204,7 +204,7 @@ def _receive(
     have, headers = _size(part), response.headers
     if response.status_code == 416 and have:
         _discard(part, note)
-        raise _Broken("the server's file is no longer than what is here already, so it is another one")
+        raise _RetryableError("the server's file is not longer than the part already here, so it is a different file")
     _refuse(response, url)
     start, total = _range(response)
     etag, modified = headers.get("ETag", ""), headers.get("Last-Modified", "")
@@ -212,8 +212,8 @@ def _receive(
     changed = [now for earlier, now in seen if now and earlier and now != earlier]
     if start is None or start > have or (start and changed):
         _discard(part, note)
-        raise _Broken(
-            "the server's file has changed" if changed else "the server sends another part than was asked for"
+        raise _RetryableError(
+            "the server's file has changed" if changed else "the server sent a different part than requested"
         )
     total = total or (before.total if start else None) or size
     if size is not None and total != size:
@@ -249,15 +249,15 @@ def _refuse(response: requests.Response, url: str) -> None:
             pause_s = urllib3.Retry().parse_retry_after(asked) if asked else None
         except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
             pause_s = None
-        raise _Broken(f"the server answers {status}{phrase}", pause_s)
+        raise _RetryableError(f"the server responded with {status}{phrase}", pause_s)
     moved = (
         "If the file has moved, get it from its new place and put it where the download would have gone (--dry-run "
-        "names it); the same command then goes on"
+        "names it); the same command then continues"
     )
     if status not in (200, 206):
-        raise DownloadError(f"{url}: the server answers {status}{phrase}. {moved}")
+        raise DownloadError(f"{url}: the server responded with {status}{phrase}. {moved}")
     if response.headers.get("Content-Type", "").startswith("text/html"):
-        raise DownloadError(f"{url}: a web page comes instead of the file (a sign-in page?). {moved}")
+        raise DownloadError(f"{url}: the server sent a web page instead of the file (a sign-in page?). {moved}")
 
 
 def _range(response: requests.Response) -> tuple[int | None, int | None]:
@@ -279,7 +279,7 @@ def _cause(error: Exception) -> str:
     """The cause of a connection error, in plain words."""
     text = str(error)
     if "timed out" in text:
-        return "the server is silent"
+        return "the server does not respond"
     if "IncompleteRead" in text or "Connection broken" in text or "RemoteDisconnected" in text:
         return "the connection broke"
     if "Name or service not known" in text or "getaddrinfo failed" in text or "NameResolutionError" in text:

@@ -78,7 +78,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> int:
         _move_into(temporary, folder, archive)
     except OSError as error:
         raise UnpackError(
-            f"{archive} cannot be unpacked into {folder}: {error.strerror or error}; mend that, and run the same "
+            f"{archive} cannot be unpacked into {folder}: {error.strerror or error}; fix that, and run the same "
             "command again"
         ) from error
     finally:
@@ -185,14 +185,12 @@ def _safe_parts(name: str, archive: Path) -> tuple[str, ...]:
     if path.is_absolute() or "\\" in name or "\0" in name or PureWindowsPath(name).drive or ".." in path.parts:
         raise _forbidden(archive, name, "leads out of the folder")
     if not path.parts:
-        raise _forbidden(archive, name, "is no name of a file")
+        raise _forbidden(archive, name, "is not a file name")
     return path.parts
 
 
 def _forbidden(archive: Path, name: str, what: str) -> UnpackError:
-    return UnpackError(
-        f"{archive}: {name!r} {what}; the archive is not what it should be: refused, nothing was unpacked"
-    )
+    return UnpackError(f"{archive}: {name!r} {what}; the archive is not safe: refused, nothing was unpacked")
 
 
 def _move_into(source: Path, folder: Path, archive: Path) -> None:
@@ -205,9 +203,7 @@ def _move_into(source: Path, folder: Path, archive: Path) -> None:
     for _, target in moves:
         is_below_a_file = next(path for path in target.parents if path.exists()).is_file()
         if target.is_dir() or is_below_a_file:
-            raise UnpackError(
-                f"{archive}: {target} would take the place of what is there; move that away, and try again"
-            )
+            raise UnpackError(f"{archive}: {target} would replace what is there; move that away, and try again")
     for path, target in moves:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:

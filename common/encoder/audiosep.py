@@ -199,7 +199,7 @@ class AudioSepEncoder(nn.Module):
                 raise
         half = -(-len(batch) // 2)
         if self.batch_frames == GPU_BATCH_FRAMES:
-            warnings.warn(f"the GPU is short of memory: going on with {half} tiles at a time", stacklevel=4)
+            warnings.warn(f"the GPU is out of memory: continuing with {half} tiles at a time", stacklevel=4)
         self.batch_frames = min(self.batch_frames, half * self._width(batch))
         torch.cuda.empty_cache()
         return [part for each in (batch[:half], batch[half:]) for part in self._pool_batch(each, waveforms, pools)]

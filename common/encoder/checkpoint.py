@@ -64,7 +64,7 @@ def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, 
     if isinstance(checkpoint, str) and checkpoint.startswith("random:"):
         return _random_weights(checkpoint, shapes)
     path = Path(checkpoint) if checkpoint is not None else DEFAULT_PATH
-    _refuse_what_is_no_checkpoint(path)
+    _refuse_non_checkpoint(path)
     # The checksum comes first: a known wrong file is reported by name, not as a parser's error.
     sha256 = file_sha256(path)
     if sha256 == CLAP_SHA256:
@@ -91,7 +91,7 @@ def file_sha256(path: Path) -> str:
     try:
         note.write_text(json.dumps({**state, "sha256": sha256}) + "\n")
     except OSError as error:
-        print(f"note: the checkpoint's checksum could not be remembered in {note}: {error.strerror}")
+        print(f"note: the checkpoint's checksum could not be saved in {note}: {error.strerror}")
     return sha256
 
 
@@ -122,7 +122,7 @@ def _random_weights(checkpoint: str, shapes: Mapping[str, tuple[int, ...]]) -> W
     return Weights(tensors, f"random:{seed}", "untrained")
 
 
-def _refuse_what_is_no_checkpoint(path: Path) -> None:
+def _refuse_non_checkpoint(path: Path) -> None:
     """Recognise, by their first bytes, files that users often have instead of a checkpoint."""
     if not path.exists():
         raise CheckpointError(
@@ -132,7 +132,7 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
     if path.is_dir():
         raise CheckpointError(f"checkpoint {path} is a folder. Give the file itself, such as {path}/pytorch_model.bin")
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} is no regular file. Give the weights: {DOWNLOAD}")
+        raise CheckpointError(f"checkpoint {path} is not a regular file. Give the weights: {DOWNLOAD}")
     with path.open("rb") as file:
         head = file.read(64)
     if not head:

@@ -29,7 +29,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if resolved.type not in ("cpu", "cuda"):
         raise DeviceError(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device {device!r} is not here ({torch.cuda.device_count()} CUDA GPUs); give auto or cpu")
+        raise DeviceError(
+            f"device {device!r} is not available ({torch.cuda.device_count()} CUDA GPUs); give auto or cpu"
+        )
     return resolved
 
 

@@ -62,7 +62,7 @@ def classify(
         if record is None:
             record = _fit_and_save(task, prepared, settings, device, controls, folder)
         else:
-            print(f"{folder / 'result.json'} is there already, of the same features and settings. Nothing to do.")
+            print(f"{folder / 'result.json'} already exists, for the same features and settings. Nothing to do.")
     _print_scores(task, record)
     if config.markdown:
         write_atomically(folder / "result.md", _markdown(task, record).encode())
@@ -73,7 +73,7 @@ def classify(
 
 def _refuse_contradictions(config: FitConfig) -> None:
     if config.random_seed + config.seeds > 2**32:
-        raise ConfigError(f"--seeds {config.seeds} from seed {config.random_seed} on goes beyond 4294967295")
+        raise ConfigError(f"--seeds {config.seeds} starting at seed {config.random_seed} exceeds 4294967295")
     if config.whiten_eps is not None and recipe_for("linear", config).scaler != "whiten":
         raise ConfigError("--whiten-eps is the strength of whitening; add --scaler whiten, or --recipe tuned")
 
@@ -98,7 +98,7 @@ def _fit_and_save(
     files = ["result.csv"]
     for name in _protocols(config):
         if protocols and not protocols["official"].is_official:
-            print(f"{task.title} has no official division: its own protocol is the random one")
+            print(f"{task.title} has no official division, so only the random protocol is run")
             break
         run = run_protocol(name, features, config.fit_config, device, prepared.division, task.scores, controls)
         protocols[name] = run.record

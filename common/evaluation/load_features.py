@@ -94,7 +94,7 @@ def _recognise(task: Task, source: FeatureSource, feature_dim: int) -> FeatureSe
     width = features.features.shape[1]
     if width != feature_dim:
         raise ConfigError(
-            f"{path} has {width} numbers per clip, the configuration says {feature_dim}; if that is meant, give "
+            f"{path} has {width} numbers per clip, but the configuration says {feature_dim}; if that is intended, give "
             f"--feature-dim {width}"
         )
     if not features.meta:
@@ -116,7 +116,7 @@ def refuse_other_data(task: Task, features: FeatureSet, path: Path, wanted: str,
     if found == wanted:
         return
     is_akin = found.partition("_")[0] == wanted.partition("_")[0]
-    because = f": {task.only_its_own}" if task.only_its_own and is_akin else ""
+    because = f": {task.why_only_its_own}" if task.why_only_its_own and is_akin else ""
     raise FeatureFileError(f"{path} holds features of {found}, not of {wanted}{because}; give others with --features")
 
 

@@ -70,7 +70,7 @@ def read_predictions(path: Path, heads: Sequence[str], seed: int) -> dict[str, d
                     for head, by_clip in predicted.items():
                         by_clip[row["clip_id"]] = row[head]
     except FileNotFoundError as error:
-        raise FeatureFileError(f"{path} is gone; classify again") from error
+        raise FeatureFileError(f"{path} is missing; classify again") from error
     except (KeyError, UnicodeDecodeError, csv.Error) as error:
         raise FeatureFileError(f"{path} is damaged ({error}); classify again with --overwrite") from error
     return predicted

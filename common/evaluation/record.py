@@ -17,7 +17,7 @@ from common.config import FitConfig
 from common.datasets import Task
 from common.errors import UserError
 from common.features import PER_CLIP, Counts, FeatureSet
-from common.files import OutputError, difference_in_words, write_atomically, write_csv
+from common.files import OutputError, describe_difference, write_atomically, write_csv
 from common.heads import HEADS, HeadKind, Recipe, recipe_for
 
 Interval = tuple[float, float]
@@ -325,7 +325,7 @@ def earlier_record(
         raise OutputError(f"{error}; --overwrite replaces it") from error
     before = {**_comparable(record.config), "task": record.task, "features": record.features.sha256}
     now = {"task": task.name, **_comparable(config), "features": features_sha256}
-    different = difference_in_words(before, now)
+    different = describe_difference(before, now)
     if different and not overwrite:
         raise OutputError(
             f"{path} holds the results of another run ({different}); "

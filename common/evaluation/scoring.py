@@ -29,7 +29,7 @@ def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: M
     fits = [_score_fit(outcome, labels, n_classes, more_scores) for outcome in outcomes]
     truth = labels[np.concatenate([outcome.rows for outcome in outcomes])]
     predictions = np.concatenate([outcome.predictions for outcome in outcomes])
-    hits = _Hits.of(outcomes, features)
+    hits = _GroupedHits.of(outcomes, features)
     names = list(fits[0].scores)
     means = {name: float(np.mean([fit.scores[name] for fit in fits])) for name in names}
     by_split, by_seed = [fit.split for fit in fits], [fit.seed for fit in fits]
@@ -78,14 +78,14 @@ def _std_between(fits: Sequence[FitRecord], keys: Sequence[Key], names: Sequence
     }
 
 
-class _Hits:
+class _GroupedHits:
     """Whether each prediction is right, its group (the clip itself if groups are unknown), and its split."""
 
     def __init__(self, hits: Array, groups: Array, splits: Array) -> None:
         self.hits, self.groups, self.splits = hits, groups, splits
 
     @classmethod
-    def of(cls, outcomes: Sequence[Outcome], features: FeatureSet) -> _Hits:
+    def of(cls, outcomes: Sequence[Outcome], features: FeatureSet) -> _GroupedHits:
         rows = np.concatenate([outcome.rows for outcome in outcomes])
         predictions = np.concatenate([outcome.predictions for outcome in outcomes])
         groups = np.array(features.groups)[rows] if features.groups is not None else rows
@@ -95,8 +95,8 @@ class _Hits:
 
 def compare_heads(first: Sequence[Outcome], second: Sequence[Outcome], features: FeatureSet) -> ComparisonRecord:
     """The difference in accuracy between two heads on the same test clips: second minus first."""
-    before = _Hits.of(first, features)
-    difference = _Hits.of(second, features).hits - before.hits
+    before = _GroupedHits.of(first, features)
+    difference = _GroupedHits.of(second, features).hits - before.hits
     _, fold, sizes = np.unique(before.splits, return_inverse=True, return_counts=True)
     weighted = difference / sizes[fold] / len(sizes)  # every fold has the same weight
     return ComparisonRecord(

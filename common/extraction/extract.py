@@ -93,7 +93,7 @@ def extract(
     finished = run.finished_file()
     if finished is not None and not _worth_another_try(finished, encoder):
         run.clear_leftovers()
-        print(f"{features_file} is there already, made with the same settings: {len(finished):,} clips. Nothing to do.")
+        print(f"{features_file} already exists, made with the same settings: {len(finished):,} clips. Nothing to do.")
         return finished
     features = run.run()
     if features is not None:
@@ -151,7 +151,7 @@ class _Extraction:
         indices = [place[clip_id] for clip_id in existing.clip_ids]
         stamps = dict(zip(indices, existing.meta["audio_stamps"].tolist(), strict=True))
         changed = changed_files(self.source.clips, stamps)
-        return f"was made of other audio ({len(changed)} files have changed, such as {changed[0]})" if changed else ""
+        return f"was made from other audio ({len(changed)} files have changed, such as {changed[0]})" if changed else ""
 
     def run(self) -> FeatureSet | None:
         """Embed this shard's clips and, as the last shard, write the file."""
@@ -272,8 +272,8 @@ class _Extraction:
             self.rows.failed = {index: why for index, why in failed.items() if not self.rows.samples[index]}
             if self.rows.pending():
                 raise OutputError(
-                    f"{len(self.rows.pending()):,} clips that a shard had done are gone or have changed; run every shard "
-                    "again: what is done is not done again"
+                    f"{len(self.rows.pending()):,} clips that a shard had finished are missing or have changed; run every shard "
+                    "again: finished clips are not repeated"
                 )
             remove_leftovers(self.features_file)
             features = self._assemble()
@@ -340,7 +340,7 @@ class _Extraction:
                 f"all {n_clips:,} clips failed, so nothing was saved; the first: {failed[0][1]} "
                 f"(all reasons: {self.failures_file})"
             )
-        lost = f", {len(failed)} failed (named in {self.failures_file})" if failed else ""
+        lost = f", {len(failed)} failed (listed in {self.failures_file})" if failed else ""
         print(f"{len(features):,} of {n_clips:,} clips{lost}, {seconds:.1f} s -> {self.features_file}")
 
 

@@ -154,7 +154,7 @@ def claim(work_folder: Path, settings: ExtractionSettings, overwrite: bool) -> N
             return
         if not overwrite:
             raise OutputError(
-                f"{work_folder} holds unfinished work of other settings ({different}); --overwrite drops it"
+                f"{work_folder} holds unfinished work with other settings ({different}); --overwrite discards it"
             )
         discard(work_folder)
     write_atomically(note, settings.as_json().encode())

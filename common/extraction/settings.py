@@ -12,7 +12,7 @@ from pathlib import Path
 from common.datasets import Clip, DatasetError
 from common.encoder import Encoder, Output
 from common.features import SEVERAL, Provenance
-from common.files import difference_in_words
+from common.files import describe_difference
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ class ExtractionSettings:
 
     def difference_from_file(self, meta: Provenance) -> str:
         """How a finished file was made differently, in words; empty if it was not."""
-        return difference_in_words(meta, self.decisive)
+        return describe_difference(meta, self.decisive)
 
     def difference_from_work(self, earlier: Mapping[str, object]) -> str:
         """How unfinished work was made differently, in words; empty if it was not."""
-        return difference_in_words(earlier, json.loads(self.as_json()))
+        return describe_difference(earlier, json.loads(self.as_json()))
 
     def as_json(self) -> str:
         """The settings as the folder of unfinished work records them."""

@@ -22,7 +22,7 @@ from common.datasets import Clip
 from common.errors import UserError
 from common.files import OutputError, exclusive, load_torch, save_torch, write_atomically
 
-ASSUMED_BYTES_A_SECOND = 64_000  # of a file, to compare it with a segment of known length
+ASSUMED_BYTES_PER_SECOND = 64_000  # of a file, to compare it with a segment of known length
 
 
 class ShardError(UserError):
@@ -134,7 +134,7 @@ def _length_s(clip: Clip) -> float:
     if clip.end_s is not None:
         return clip.end_s - (clip.start_s or 0.0)
     try:
-        return clip.path.stat().st_size / ASSUMED_BYTES_A_SECOND
+        return clip.path.stat().st_size / ASSUMED_BYTES_PER_SECOND
     except OSError:
         return 0.0  # embedding it will fail and name it
 

@@ -47,7 +47,7 @@ class GraphedSteps:
                 self.graph = self._capture(step)
             except RuntimeError as error:  # the step was not run
                 reason = str(error).partition("\n")[0]
-                warnings.warn(f"fitting goes on without a CUDA graph, more slowly: {reason}", stacklevel=2)
+                warnings.warn(f"fitting continues without a CUDA graph, more slowly: {reason}", stacklevel=2)
                 self.graph = SimpleNamespace(replay=lambda: self._take(step))
         else:
             for own, given in zip(self.batches, batches, strict=True):
