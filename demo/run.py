@@ -33,12 +33,12 @@ They say nothing about AudioSep. For the real thing, get the weights and a data 
 
 # name of the task -> the data set's official folder, and what writes a small data set into it
 TASKS: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "esc50": ("ESC-50-master", partial(generate.generate_esc50, recordings=2)),
-    "icbhi": ("ICBHI_final_database", partial(generate.generate_icbhi, patients=18)),
-    "urbansound8k": ("UrbanSound8K", partial(generate.generate_urbansound8k, recordings=2)),
+    "esc50": ("ESC-50-master", partial(generate.generate_esc50, recordings=1)),
+    "icbhi": ("ICBHI_final_database", partial(generate.generate_icbhi, patients=15)),
+    "urbansound8k": ("UrbanSound8K", partial(generate.generate_urbansound8k, recordings=1)),
     "nsynth": ("nsynth", partial(generate.generate_nsynth, notes=1)),
-    "librispeech_train-clean-100": ("LibriSpeech", generate.generate_librispeech),
-    "speech_commands_v1": ("speech_commands_v0.01", generate.generate_speech_commands),
+    "librispeech_train-clean-100": ("LibriSpeech", partial(generate.generate_librispeech, utterances=4)),
+    "speech_commands_v1": ("speech_commands_v0.01", partial(generate.generate_speech_commands, speakers=15)),
 }
 
 

@@ -50,6 +50,13 @@ def scripts_load_the_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoder_module, "load_encoder", load_stand_in)
 
 
+@pytest.fixture
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty files for a classification's figures, which take longer than all the rest and have tests of their own."""
+    for name in ("plot_confusion", "plot_per_class", "plot_curves"):
+        monkeypatch.setattr(f"common.evaluation.classify.{name}", lambda *arguments: arguments[-1].touch())
+
+
 def extract_clips(
     clips: Sequence[Clip],
     root: Path,

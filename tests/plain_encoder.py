@@ -1,6 +1,7 @@
 """The encoder written out plainly, in float64 and for one clip at a time: what the fast one is held against.
 
-No folding, no tiles, no masks: torch's own BatchNorm in eval mode, every layer under its official name.
+No folding, no tiles, no masks: torch's own BatchNorm in eval mode, every layer under its official name. And the fast
+encoder with few channels, for tests in which their number does not matter.
 """
 
 from __future__ import annotations
@@ -8,14 +9,26 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 
 from common.arrays import Array
+from common.encoder import network
 from common.encoder.checkpoint import load_weights
 from common.encoder.network import BLOCKS, weight_shapes
 
 Tensors = dict[str, torch.Tensor]
+
+
+def use_narrow_network(patch: pytest.MonkeyPatch) -> None:
+    """Let `load_encoder` build the same network with an eighth of the channels.
+
+    Tiles, batches and padding do not depend on the number of channels, and the work falls to a fraction.
+    """
+    narrow = tuple((layer, name, before // 8, after // 8, pooling) for layer, name, before, after, pooling in BLOCKS)
+    patch.setattr(network, "BLOCKS", narrow)
+    patch.setattr(network, "PRE_CONV_CHANNELS", network.PRE_CONV_CHANNELS // 8)
 
 
 def plain_layers(

@@ -2,148 +2,240 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import PROJECT_ROOT
+from heads_helpers import CPU, draw_nothing, fit_config, noise_like, on_one_thread
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from plain_encoder import use_narrow_network
 
-from analysis import page, similarity, visualize_features
-from analysis.ablation_features import DEGRADATIONS, GRID, SEPARATOR, ViewsEncoder, add_noise, read_views, width_of
-from analysis.ablation_scores import ablate
+from analysis import plots, report_page, similarity, visualize_features
+from analysis.ablation_features import DEGRADATIONS, GRID, AblationEncoder, add_noise, factor_of, read_variants
+from analysis.ablation_scores import AblationRecord, ablate, write_effects
 from analysis.maps import knn_purity, make_map, project, silhouette
-from analysis.studies import STUDIES, balanced_rows, find_study, read_runs, seeded_rows
+from analysis.plots import Effect, plot_effects, plot_heat
+from analysis.runs import Run, read_runs
+from analysis.sampling import balanced_rows, seeded_rows
+from analysis.studies import STUDIES, find_study
 from analysis.summary import read_references, summary_rows, summary_table, write_summary
-from analysis.transfer import transfer_costs
+from analysis.task_distances import SIMILARITY_FILE, SimilarityRecord, comparable, compare_tasks, draw
+from analysis.transfer import TransferCosts, transfer_costs
 from common.cli import classify_main
-from common.config import ConfigError, load_config
+from common.config import ConfigError
 from common.datasets.audio import limit_bandwidth
+from common.encoder import EncoderInfo, Output
+from common.errors import UserError
 from common.evaluation.tables import as_latex
-from common.features import FeatureSet
+from common.features import FeatureFileError, FeatureSet
 
-RNG = np.random.default_rng(0)
+SIZE = 16
 
 
-def grouped(count: int = 120, n_classes: int = 4, spread: float = 0.5, seed: int = 0, size: int = 384) -> FeatureSet:
-    """Clusters a class, in five folds."""
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """All of this file."""
+    with on_one_thread():
+        yield
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Each test's own numbers, so that they do not depend on the tests before it."""
+    return np.random.default_rng(0)
+
+
+def clusters(
+    count: int = 60, n_classes: int = 4, spread: float = 0.5, seed: int = 0, size: int = SIZE, folds: int = 5
+) -> FeatureSet:
+    """A cluster per class, in folds."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % n_classes
     centres = rng.standard_normal((n_classes, size))
     features = (spread * centres[labels] + rng.standard_normal((count, size))).astype(np.float32)
-    ids = [f"clip {row}" for row in range(count)]
-    folds = torch.arange(count) // n_classes % 5 + 1
-    names = [f"class {label}" for label in range(n_classes)]
     return FeatureSet(
-        torch.from_numpy(features), torch.from_numpy(labels), names, ids, folds=folds, meta={"dataset": "esc50"}
+        torch.from_numpy(features),
+        torch.from_numpy(labels),
+        [f"class {label}" for label in range(n_classes)],
+        [f"clip {row}" for row in range(count)],
+        folds=torch.arange(count) // n_classes % folds + 1,
+        meta={"dataset": "esc50"},
     )
 
 
-def classified(folder: Path, seed: int = 0, *flags: str) -> None:
+def classify_clusters(folder: Path, seed: int = 0, *flags: str) -> None:
+    """A finished run of ESC-50 in a new folder, with its feature file beside it; figures are empty files."""
     folder.mkdir(parents=True)
-    features = grouped(seed=seed)
-    features.save(folder / "features.pt")
-    argv = ["--features", str(folder / "features.pt"), "--output-dir", str(folder), "--epochs", "2", "--device", "cpu"]
-    classify_main(STUDIES["esc50"].task, [*argv, *flags])
+    clusters(seed=seed).save(folder / "features.pt")
+    argv = ["--features", str(folder / "features.pt"), "--output-dir", str(folder), "--feature-dim", str(SIZE)]
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        classify_main(STUDIES["esc50"].task, [*argv, "--epochs", "2", "--device", "cpu", *flags])
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two runs: a, by both protocols, and b, by the tuned recipe. Tests do not change it."""
+    folder = tmp_path_factory.mktemp("results")
+    classify_clusters(folder / "a", 0, "--protocol", "both")
+    classify_clusters(folder / "b", 1, "--recipe", "tuned")
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn in this test, not rendered."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    return figures
 
 
 # Measures
 
 
-def test_frechet_distance_of_known_normals() -> None:
-    first = RNG.standard_normal((200_000, 2))
+def test_frechet_distance_of_known_normals(rng: np.random.Generator) -> None:
+    first = rng.standard_normal((200_000, 2))
     second = first * (2, 3) + (1, 0)
     # |m|^2 + sum (s1 - s2)^2 for aligned axes
     assert similarity.frechet_distance(first, second) == pytest.approx(1 + 1 + 4, rel=0.02)
     assert similarity.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
 
 
-def test_frechet_distance_is_symmetric_and_does_not_see_rotations() -> None:
-    first, second = RNG.standard_normal((300, 6)), RNG.standard_normal((200, 6)) @ RNG.standard_normal((6, 6))
-    rotation = np.linalg.qr(RNG.standard_normal((6, 6)))[0]
+def test_frechet_distance_is_symmetric_and_does_not_see_rotations(rng: np.random.Generator) -> None:
+    first, second = rng.standard_normal((300, 6)), rng.standard_normal((200, 6)) @ rng.standard_normal((6, 6))
+    rotation = np.linalg.qr(rng.standard_normal((6, 6)))[0]
     distance = similarity.frechet_distance(first, second)
+    assert distance > 0.1
     assert similarity.frechet_distance(second, first) == pytest.approx(distance)
     assert similarity.frechet_distance(first @ rotation, second @ rotation) == pytest.approx(distance)
 
 
-def test_mmd_is_nothing_for_one_distribution_and_something_for_two() -> None:
-    rows = RNG.standard_normal((600, 10))
+def test_mmd_is_nothing_for_one_distribution_and_something_for_two(rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((600, 10))
     assert abs(similarity.mmd(rows[:300], rows[300:])) < 0.01
     assert similarity.mmd(rows[:300], rows[300:] + 1) > 0.1
 
 
-def test_subspaces() -> None:
+def test_subspaces(rng: np.random.Generator) -> None:
     basis = np.eye(20)
     assert similarity.subspace_overlap(basis[:, :4], basis[:, :4]) == 1
     assert similarity.subspace_overlap(basis[:, :4], basis[:, 4:8]) == 0
     assert similarity.subspace_overlap(basis[:, :4], basis[:, 2:6]) == 0.5
-    flat = RNG.standard_normal((100, 3)) @ RNG.standard_normal((3, 20))
+    flat = rng.standard_normal((100, 3)) @ rng.standard_normal((3, 20))
     assert similarity.subspace_overlap(
         similarity.principal_subspace(flat, 3), similarity.principal_subspace(3 * flat + 7, 3)
     ) == pytest.approx(1)
 
 
-def test_cka_does_not_see_rotation_scale_and_shift_but_sees_other_clips() -> None:
-    rows = RNG.standard_normal((500, 8))
-    rotation = np.linalg.qr(RNG.standard_normal((8, 8)))[0]
+def test_cka_does_not_see_rotation_scale_and_shift_but_sees_other_clips(rng: np.random.Generator) -> None:
+    rows = rng.standard_normal((500, 8))
+    rotation = np.linalg.qr(rng.standard_normal((8, 8)))[0]
     assert similarity.linear_cka(rows, 3 * rows @ rotation + 1) == pytest.approx(1)
-    assert similarity.linear_cka(rows, rows[RNG.permutation(500)]) < 0.1
+    assert similarity.linear_cka(rows, rows[rng.permutation(500)]) < 0.1
 
 
 def test_two_versions_of_one_data_set_have_no_transfer_and_still_a_report() -> None:
     matrix = [[0.0, 0.1], [0.1, 0.0]]
-    own = {"scaler": {"own": {"accuracy": 0.5}}, "subspace": {"own": {"accuracy": 0.5}}}
-    record = {"tasks": {"v1": 9, "v2": 9}, "transfer": {"v1": own, "v2": own}}
-    charts = page._similarity({**record, "frechet": matrix, "mmd": matrix, "subspace": matrix})
-    assert {chart["words"] for chart in charts[:3]} == {"largest between v2 and v1, 0.10"}
-    assert [chart["z"] for chart in charts[3:]] == [[[None, None], [None, None]]] * 2
+    own = {"scaler": TransferCosts(0.5, {}), "subspace": TransferCosts(0.5, {})}
+    record = SimilarityRecord(
+        tasks={"v1": 9, "v2": 9},
+        words="Compared: v1, v2.",
+        dimensions=SIZE,
+        clips_of_each=9,
+        frechet_floor=0.01,
+        frechet=matrix,
+        mmd=matrix,
+        subspace=matrix,
+        transfer={"v1": own, "v2": own},
+    )
+    charts = report_page._similarity_charts(record)
+    assert {chart.words for chart in charts[:3]} == {"largest between v2 and v1, 0.10"}
+    assert [chart.z for chart in charts[3:]] == [[[None, None], [None, None]]] * 2
 
 
 def test_a_transfer_from_the_same_distribution_costs_little_and_from_another_much() -> None:
-    target, alike = grouped(seed=1), grouped(seed=1)
+    target, alike = clusters(120, spread=1.5, seed=1), clusters(120, spread=1.5, seed=1)
     alike = replace(alike, features=alike.features + 0.01)
     # A scaler that knows one huge dimension wrongly: the noise of the others drowns.
-    strange = replace(alike, features=alike.features * torch.logspace(-3, 3, 384))
-    config = load_config(STUDIES["esc50"].task.folder / "config.yaml", None, {"epochs": 20, "device": "cpu"})
-    costs = transfer_costs(target, {"alike": alike, "strange": strange}, config)
-    assert abs(costs["scaler"]["alike"]["difference"]) < 0.1
-    assert costs["scaler"]["strange"]["difference"] < -0.2
-    own = costs["scaler"]["own"]["accuracy"]
-    assert costs["scaler"]["strange"]["accuracy"] == pytest.approx(own + costs["scaler"]["strange"]["difference"])
+    strange = replace(alike, features=alike.features * torch.logspace(-3, 3, SIZE))
+    costs = transfer_costs(target, {"alike": alike, "strange": strange}, fit_config(epochs=20), CPU)
+    assert abs(costs["scaler"].others["alike"].difference) < 0.1
+    assert costs["scaler"].others["strange"].difference < -0.2
+    for cost in costs.values():
+        for other in cost.others.values():
+            assert other.accuracy == pytest.approx(cost.own + other.difference)
+
+
+def test_tasks_are_compared_and_drawn(results: Path, tmp_path: Path, drawn: list[Figure]) -> None:
+    (one, _) = read_runs(results)
+    # The same clips under two names, and one with features of another encoder.
+    names = ("esc50", "icbhi", "urbansound8k")
+    runs = [Run(STUDIES[name], one.folder, one.record) for name in names]
+    for run, features in zip(runs, (clusters(), clusters(seed=3), clusters()), strict=True):
+        run.__dict__["features"] = features  # what the cached property would read from the file
+    runs[2].__dict__["features"] = replace(clusters(), meta={"checkpoint": "random:1"})
+    tasks = comparable([*runs, runs[0]], 50)
+    assert list(tasks) == ["esc50", "icbhi"]
+    record = compare_tasks(tasks, dict(zip(names, runs, strict=True)), with_transfer=False)
+    for measure in ("frechet", "mmd", "subspace"):
+        matrix = np.array(record.matrix(measure))
+        assert matrix.shape == (2, 2)
+        np.testing.assert_array_equal(matrix, matrix.T)
+    assert record.clips_of_each == min(map(len, tasks.values()))
+    draw(record, tmp_path)
+    assert len(drawn) == 3
+    assert SimilarityRecord.load(tmp_path / SIMILARITY_FILE) == record
+
+
+@pytest.mark.parametrize("kind", [SimilarityRecord, AblationRecord])
+def test_an_analysis_that_cannot_be_read_says_what_to_run_again(
+    kind: type[SimilarityRecord] | type[AblationRecord], tmp_path: Path
+) -> None:
+    (tmp_path / "own.json").write_text('{"tasks": {}}')
+    with pytest.raises(UserError, match=r"own\.json is damaged or of an earlier version; run analysis/\w+\.py again"):
+        kind.load(tmp_path / "own.json")
 
 
 # Maps
 
 
-@pytest.mark.parametrize("method", ["tsne", "umap"])
+@pytest.mark.parametrize("method", ["tsne", pytest.param("umap", marks=pytest.mark.slow)])
 def test_a_map_keeps_neighbours_and_is_repeatable(method: str) -> None:
-    features = grouped(spread=2)
-    drawn = make_map(features, method, "standard", 0, seed=3)
+    features = clusters(spread=4)
+    shown = make_map(features, method, "standard", 0, seed=3)
     again = make_map(features, method, "standard", 0, seed=3)
-    np.testing.assert_array_equal(drawn.points, again.points)
-    assert knn_purity(drawn.points, features.labels.numpy()) > 0.9
-    assert "all 120 clips" in drawn.caption
+    np.testing.assert_array_equal(shown.points, again.points)
+    assert shown.points.shape == (60, 2)
+    assert knn_purity(shown.points, features.labels.numpy()) > 0.9
+    assert "all 60 clips" in shown.caption
 
 
 def test_a_sampled_map_says_so_and_shows_every_class() -> None:
-    features = grouped(count=400, n_classes=40)
-    drawn = make_map(features, "tsne", "whiten", 60, seed=0)
-    assert len(drawn.rows) < 90
-    assert set(features.labels[drawn.rows].tolist()) == set(range(40))
-    assert f"{len(drawn.rows)} of 400 clips" in drawn.caption
-    assert len(np.unique(drawn.rows)) == len(drawn.rows)
+    features = clusters(count=120, n_classes=20)
+    shown = make_map(features, "tsne", "whiten", 30, seed=0)
+    assert len(shown.rows) < 45
+    assert set(features.labels[shown.rows].tolist()) == set(range(20))
+    assert f"{len(shown.rows)} of 120 clips" in shown.caption
+    assert len(np.unique(shown.rows)) == len(shown.rows)
 
 
-def test_purity_and_silhouette() -> None:
+def test_purity_and_silhouette(rng: np.random.Generator) -> None:
     labels = np.repeat([0, 1], 50)
-    apart = RNG.standard_normal((100, 5)) + 100 * labels[:, None]
+    apart = rng.standard_normal((100, 5)) + 100 * labels[:, None]
     assert knn_purity(apart, labels) == 1
     assert silhouette(apart, labels, 0) > 0.9
-    assert knn_purity(RNG.standard_normal((4000, 5)), np.arange(4000) % 2) == pytest.approx(0.5, abs=0.03)
+    assert knn_purity(rng.standard_normal((4000, 5)), np.arange(4000) % 2) == pytest.approx(0.5, abs=0.03)
     assert silhouette(apart, np.zeros(100), 0) is None
     assert knn_purity(apart, np.zeros(100)) is None
 
@@ -172,41 +264,39 @@ def test_a_sample_takes_of_every_stratum_in_proportion() -> None:
     np.testing.assert_array_equal(seeded_rows(strata, 0), np.arange(1000))
 
 
-# Views of an ablation
+# Variants of an ablation
 
 
-def test_views_equal_what_the_encoder_gives_alone(tmp_path: Path) -> None:
-    np.save(tmp_path / "condition.npy", RNG.standard_normal(512).astype(np.float32))
-    encoder = ViewsEncoder(
-        "random:3", torch.device("cpu"), ("condition", "bandwidth", "noise"), tmp_path / "condition.npy"
-    )
-    waveforms = [
-        0.1 * RNG.standard_normal(12_000).astype(np.float32),
-        0.1 * RNG.standard_normal(20_000).astype(np.float32),
-    ]
-    rows = encoder.embed(waveforms)
-    assert rows.shape == (2, encoder.embedding_size)
-    start = dict(zip(encoder.views, np.cumsum([0, *map(width_of, encoder.views)])[:-1], strict=True))
-
-    def view(name: str) -> torch.Tensor:
-        return rows[:, start[name] : start[name] + width_of(name)]
-
-    # Where the variance is computed too, the mean comes of another sum.
-    torch.testing.assert_close(view("encoder_block6 mean"), encoder.plain.embed(waveforms), rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(
-        view("encoder_block2 std"), encoder.plain.embed(waveforms, "encoder_block2", "std"), rtol=1e-5, atol=1e-4
-    )
-    assert torch.equal(view("condition zero"), encoder.conditioned["condition zero"].embed(waveforms))
-    own = next(name for name in encoder.views if name.startswith("condition ") and name != "condition zero")
-    assert not torch.equal(view(own), view("condition zero"))
+def test_variants_equal_what_the_encoder_gives_alone(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_narrow_network(monkeypatch)
+    np.save(tmp_path / "condition.npy", rng.standard_normal(512).astype(np.float32))
+    factors = ("condition", "bandwidth", "noise")
+    encoder = AblationEncoder("random:3", CPU, factors, tmp_path / "condition.npy")
+    waveforms = [(0.1 * rng.standard_normal(samples)).astype(np.float32) for samples in (10_000, 14_000)]
+    embedded = encoder.embed_outputs(waveforms, encoder.outputs)
+    assert list(embedded) == list(encoder.outputs)
+    by_name = {output.name: rows for output, rows in embedded.items()}
+    assert all(len(rows) == 2 for rows in by_name.values())
+    assert torch.equal(by_name["encoder_block6 mean"], encoder.plain.embed(waveforms))
+    assert torch.equal(by_name["encoder_block2 std"], encoder.plain.embed(waveforms, "encoder_block2", "std"))
+    assert torch.equal(by_name["condition zero"], encoder.conditioned["condition zero"].embed(waveforms))
+    (own,) = (name for name in by_name if name.startswith("condition ") and name != "condition zero")
+    assert not torch.equal(by_name[own], by_name["condition zero"])
+    assert not torch.equal(by_name["condition zero"], by_name["encoder_block6 mean"])
     noisy = DEGRADATIONS["noise, SNR 10 dB"]
-    assert torch.equal(view("noise, SNR 10 dB")[1:], encoder.plain.embed([noisy(waveforms[1])]))
-    assert "first 50 %" not in encoder.views
-    assert set(GRID) < set(encoder.views)
+    assert torch.equal(by_name["noise, SNR 10 dB"][1:], encoder.plain.embed([noisy(waveforms[1])]))
+    assert "first 50 %" not in by_name
+    assert set(GRID) < set(by_name)
+    assert {factor_of(name) for name in by_name} == {"", *factors}
+    (asked,) = (output for output in encoder.outputs if output.name == "up to 4 kHz")
+    assert list(encoder.embed_outputs(waveforms, [asked])) == [asked]
+    assert (encoder.info, encoder.device) == (encoder.plain.info, CPU)
 
 
-def test_degradations() -> None:
-    waveform = (0.1 * RNG.standard_normal(32_000)).astype(np.float32)
+def test_degradations(rng: np.random.Generator) -> None:
+    waveform = (0.1 * rng.standard_normal(32_000)).astype(np.float32)
     noise = add_noise(10)(waveform) - waveform
     assert 10 * np.log10(np.square(waveform).mean() / np.square(noise).mean()) == pytest.approx(10, abs=0.1)
     np.testing.assert_array_equal(add_noise(10)(waveform), add_noise(10)(waveform))
@@ -220,82 +310,135 @@ def test_degradations() -> None:
     assert len(limit_bandwidth(waveform[:7], 32_000, 8_000)) == 7
 
 
-def test_an_ablation_finds_the_layer_that_knows_the_classes(tmp_path: Path) -> None:
-    widths = [width_of(name) for name in (*GRID, "noise, SNR 0 dB")]
-    features = grouped(count=80, spread=0, size=sum(widths))
-    features.folds = features.folds % 2 + 1
-    views, start = {}, 0
-    for name, width in zip((*GRID, "noise, SNR 0 dB"), widths, strict=True):
-        views[name] = slice(start, start := start + width)
+@pytest.fixture(scope="module")
+def ablation() -> AblationRecord:
+    """Of outputs of four numbers, among which block 3's mean says the class, block 6's mean less clearly."""
+    noise_name = "noise, SNR 0 dB"
+    outputs = [(*name.split(), 4) for name in GRID] + [(noise_name, "", 4)]
+    features = clusters(count=80, spread=0, size=4 * len(outputs), folds=2)
+    features = replace(features, meta={"outputs": outputs})
+    columns = features.output_columns
     knows = torch.nn.functional.one_hot(features.labels, 4).float()
-    features.features[:, views["encoder_block3 mean"]][:, :4] += 6 * knows
-    features.features[:, views["encoder_block6 mean"]][:, :4] += 2 * knows
-    config = load_config(
-        STUDIES["esc50"].task.folder / "config.yaml",
-        None,
-        {"epochs": 5, "device": "cpu", "batch_size": 16, "learning_rate": 1e-2},
-    )
-    record = ablate(features, views, ("layer", "noise"), ("linear",), config)
-    best = record["effects"][0]
-    assert (best["factor"], best["name"]) == ("layer", "encoder_block3") or best["name"].startswith("all layers")
-    noise = next(effect for effect in record["effects"] if effect["factor"] == "noise")
-    assert noise["linear"]["difference"] < -0.1
-    base = record["baseline"]["linear"]["accuracy"]
-    for effect in record["effects"]:
-        assert effect["linear"]["accuracy"] == pytest.approx(base + effect["linear"]["difference"])
-    assert len(record["grid"]) == 8 * 3 * 3
-    found = max(record["grid"], key=lambda entry: entry["linear"]["accuracy"])
-    assert (found["layer"], found["pool"]) == ("encoder_block3", "mean")
+    features.features[:, columns["encoder_block3 mean"]] += 6 * knows
+    features.features[:, columns["encoder_block6 mean"]] += 3 * knows
+    config = fit_config(epochs=4, batch_size=16, learning_rate=1e-2, hidden_dim=8, refit=False)
+    info = EncoderInfo("AudioSep ResUNet30", "random:0", "untrained", "none", "fp32")
+    return ablate(features, ("layer", "noise"), ("linear",), config, CPU, task="esc50", title="ESC-50", encoder=info)
 
 
-def test_a_file_of_views_is_recognised(tmp_path: Path) -> None:
-    names = (*GRID, "up to 4 kHz")
-    features = grouped(count=10, n_classes=2, size=sum(map(width_of, names)))
-    replace(features, meta={"layer": "views", "pool": SEPARATOR.join(names)}).save(tmp_path / "views.pt")
-    _, views = read_views(tmp_path / "views.pt")
-    assert views["up to 4 kHz"].stop == features.features.shape[1]
-    assert views["pre_conv std"] == slice(32, 64)
-    features.save(tmp_path / "plain.pt")
-    with pytest.raises(ValueError, match="holds no views"):
-        read_views(tmp_path / "plain.pt")
+def test_an_ablation_finds_the_layer_that_knows_the_classes(ablation: AblationRecord) -> None:
+    best = ablation.effects[0]
+    assert (best.factor, best.name) == ("layer", "encoder_block3") or best.name.startswith("all layers")
+    (noise,) = (effect for effect in ablation.effects if effect.factor == "noise")
+    assert noise.linear.difference < -0.1
+    for kind, base in ablation.baseline.items():
+        for effect in ablation.effects:
+            assert effect.of(kind).accuracy == pytest.approx(base.accuracy + effect.of(kind).difference)
+    assert len(ablation.effects) == 7 + 1 + 1
+    assert {effect.name: effect.dimensions for effect in ablation.effects}["all layers side by side"] == 8 * 4
+    assert len(ablation.grid) == 8 * 3 * 3
+    assert all(point.linear is not None and point.three_layer is None for point in ablation.grid)
+    found = max(ablation.grid, key=lambda point: point.linear.accuracy if point.linear else 0)
+    assert (found.layer, found.pool) == ("encoder_block3", "mean")
+
+
+def test_the_effects_are_written_as_they_are(ablation: AblationRecord, tmp_path: Path, drawn: list[Figure]) -> None:
+    write_effects(ablation, tmp_path)
+    assert AblationRecord.load(tmp_path / "ablation_esc50.json") == ablation
+    with (tmp_path / "ablation_esc50.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["variant"], row["head"]) for row in rows] == [
+        (effect.name, kind) for effect in ablation.effects for kind in ablation.baseline
+    ]
+    assert float(rows[0]["accuracy"]) == ablation.effects[0].linear.accuracy
+    (figure,) = drawn
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == [f"{effect.name} ({effect.factor})" for effect in ablation.effects]
+
+
+def test_a_file_of_variants_is_recognised(tmp_path: Path) -> None:
+    outputs = [("pre_conv", "mean", 2), ("pre_conv", "std", 3), ("up to 4 kHz", "", 4)]
+    features = replace(clusters(count=10, n_classes=2, size=9), meta={"outputs": outputs})
+    features.save(tmp_path / "variants.pt")
+    assert read_variants(tmp_path / "variants.pt").output_columns == {
+        "pre_conv mean": slice(0, 2),
+        "pre_conv std": slice(2, 5),
+        "up to 4 kHz": slice(5, 9),
+    }
+    clusters(count=10, n_classes=2).save(tmp_path / "plain.pt")
+    with pytest.raises(FeatureFileError, match="holds no variants"):
+        read_variants(tmp_path / "plain.pt")
+
+
+def test_outputs_of_an_ablation_have_the_names_of_their_columns() -> None:
+    assert Output("up to 4 kHz", "", 384).name == "up to 4 kHz"
+    assert Output("pre_conv", "std", 32).name in GRID
+
+
+# Figures
+
+
+def test_a_heat_map_shows_its_numbers_and_what_is_uncertain(drawn: list[Figure]) -> None:
+    values = np.array([[0.0, np.nan], [-1.25, 2.0]])
+    uncertain = np.array([[True, False], [False, False]])
+    plot_heat(values, ["a", "b"], ["c", "d"], "title", "caption", Path("unused.png"), uncertain=uncertain)
+    axes = drawn[0].axes[0]
+    texts = {text.get_position(): text.get_text() for text in axes.texts}
+    assert texts == {(0, 0): "(0.00)", (0, 1): "-1.25", (1, 1): "2.00"}
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["c", "d"]
+
+
+def test_effects_are_drawn_in_points_in_their_order(drawn: list[Figure]) -> None:
+    effects = [Effect("first", {"linear": (0.1, (0.05, 0.2))}), Effect("second", {"linear": (-0.2, None)})]
+    plot_effects(effects, "title", "caption", Path("unused.png"))
+    axes = drawn[0].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "second"]
+    line, _, (bars,) = axes.containers[0].lines
+    np.testing.assert_allclose(line.get_xdata(), [10, -20])
+    np.testing.assert_allclose([segment[:, 0] for segment in bars.get_segments()], [[5, 20], [-20, -20]])
 
 
 # Runs and their summary
 
 
 def test_every_study_names_scripts_and_data_that_exist() -> None:
-    import yaml
-
-    archives = yaml.safe_load((PROJECT_ROOT / "common" / "archives.yaml").read_text())
+    archives = yaml.safe_load((PROJECT_ROOT / "common" / "download" / "archives.yaml").read_text())
     for study in STUDIES.values():
         for script in (*study.extract, study.classify):
             assert (PROJECT_ROOT / script).is_file()
         for name, *only in study.download:
             parts = {archive.get("part") for archive in archives[name]["archives"]}
             assert not only or only[1] in parts
-    assert set(read_references()) - {"sources"} <= set(STUDIES)
+    references, sources = read_references()
+    assert set(references) <= set(STUDIES)
+    assert {source for known in references.values() for *_, source in known.published} <= set(sources)
     assert find_study("librispeech").name == "librispeech_train-clean-100"
     assert find_study("speech_commands_v1").name == "speech_commands_v1"
     with pytest.raises(ConfigError, match="choose one of esc50"):
         find_study("esc5O")
 
 
-def test_a_summary_says_what_the_records_say(tmp_path: Path) -> None:
-    classified(tmp_path / "a", 0, "--protocol", "both")
-    classified(tmp_path / "b", 1, "--recipe", "tuned")
-    runs = read_runs(tmp_path)
+def test_a_summary_says_what_the_records_say(results: Path, tmp_path: Path) -> None:
+    runs = read_runs(results)
     rows = summary_rows(runs)
-    assert [row["protocol"] for row in rows] == ["official", "random", "official"]
+    assert [row.protocol for row in rows] == ["official", "random", "official"]
+    assert [row.recipe for row in rows] == ["paper", "paper", "tuned"]
     for row, (one, name) in zip(rows, [(runs[0], "official"), (runs[0], "random"), (runs[1], "official")], strict=True):
         heads = json.loads((one.folder / "result.json").read_text())["protocols"][name]["heads"]
-        assert row["linear"] == heads["linear"]["mean"]["accuracy"]
-        assert row["three_layer"] == heads["three_layer"]["mean"]["accuracy"]
+        assert row.linear == heads["linear"]["mean"]["accuracy"]
+        assert row.three_layer == heads["three_layer"]["mean"]["accuracy"]
     paths = write_summary(rows, tmp_path)
     table = summary_table(rows, is_wide=True)
-    assert f"{100 * rows[0]['linear']:.1f}" in table[1]
+    assert f"{100 * rows[0].linear:.1f}" in table[1]
     text = {path.suffix: path.read_text() for path in paths}
-    assert text[".csv"].count("\n") == 4
-    assert text[".md"].count("|\n") == 5
+    with (tmp_path / "summary.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [(row["task"], row["protocol"], float(row["linear"])) for row in written] == [
+        (row.task, row.protocol, row.linear) for row in rows
+    ]
+    shown = [line.split(" | ") for line in text[".md"].splitlines() if line.startswith("| esc50 ")]
+    assert len(shown) == len(rows)
     assert r"\toprule" in text[".tex"]
     assert "85/88" in text[".tex"]
     assert "not measurements" in text[".md"]
@@ -309,56 +452,123 @@ def test_latex_escapes_what_latex_reads() -> None:
 
 def test_records_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"task": "esc50"}')
-    with pytest.raises(ConfigError, match=r"result\.json is not a record of this version.*protocols"):
+    with pytest.raises(ConfigError, match=r"result\.json is not a record of this project .*classify again"):
         read_runs(tmp_path)
 
 
-def test_changed_features_are_refused(tmp_path: Path) -> None:
-    classified(tmp_path / "a")
-    (one,) = read_runs(tmp_path)
-    grouped(seed=5).save(tmp_path / "a" / "features.pt")
-    with pytest.raises(ValueError, match=r"has changed since .*result\.json"):
-        _ = one.features
+def test_a_record_of_an_unknown_task_is_named(results: Path, tmp_path: Path) -> None:
+    text = (results / "a" / "result.json").read_text().replace('"task": "esc50"', '"task": "piano"', 1)
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"result\.json is of the unknown task piano"):
+        read_runs(tmp_path)
 
 
-def call(script: str, *flags: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, PROJECT_ROOT / script, *map(str, flags)], capture_output=True, text=True, check=False
-    )
+def test_a_run_reads_its_rows_and_predictions(results: Path) -> None:
+    one = read_runs(results)[0]
+    assert torch.equal(one.features.features, clusters(seed=0).features)
+    for name in ("official", "random"):
+        predicted = one.predictions(name)
+        assert set(predicted) == {"linear", "three_layer"}
+        hits = [
+            predicted["linear"].get(clip) == one.features.class_names[label]
+            for clip, label in zip(one.features.clip_ids, one.features.labels, strict=True)
+            if clip in predicted["linear"]
+        ]
+        assert np.mean(hits) == pytest.approx(one.protocols[name].heads["linear"].accuracy)
 
 
-@pytest.mark.parametrize(
-    "script", ["summary", "visualize_features", "task_similarity", "ablation", "report", "reproduce"]
-)
-def test_help_explains(script: str) -> None:
-    result = call(f"analysis/{script}.py", "--help")
-    assert result.returncode == 0
-    assert "default" in result.stdout
+def test_changed_features_are_refused(results: Path, tmp_path: Path) -> None:
+    one = read_runs(results)[0]
+    noise_like(clusters(), seed=5, size=SIZE).save(tmp_path / "features.pt")
+    moved = one.record.config.model_copy(update={"features": tmp_path / "features.pt"})
+    changed = replace(one, record=one.record.model_copy(update={"config": moved}))
+    with pytest.raises(FeatureFileError, match=r"has changed since .*result\.json"):
+        _ = changed.features
+
+
+# Scripts
+
+
+def run_script(name: str, *flags: object) -> int:
+    """Run a script of analysis/ as its own file would be, without the seconds of a new process; its exit status."""
+    script = str(PROJECT_ROOT / "analysis" / f"{name}.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [script, *map(str, flags)])
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as stop:
+            return int(stop.code or 0)
+    return 0
+
+
+SCRIPTS = ["summary", "visualize_features", "task_similarity", "ablation", "report", "reproduce"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_explains(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_script(script, "--help") == 0
+    assert "default" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", ["task_similarity", "report"])
-def test_nothing_run_yet_is_one_line_with_a_command(script: str, tmp_path: Path) -> None:
-    result = call(f"analysis/{script}.py", "--results", tmp_path)
-    assert result.returncode == 2
-    assert "python esc50_feature_fc/extract_esc50_features_audiosep.py" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+def test_nothing_run_yet_is_one_line_with_a_command(
+    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_script(script, "--results", tmp_path) == 2
+    printed = capsys.readouterr()
+    assert "python esc50_feature_fc/extract_esc50_features_audiosep.py" in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
 
 
-def test_maps_of_a_run_and_what_cannot_be_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    classified(tmp_path / "a")
+def test_scripts_run_from_any_folder(tmp_path: Path) -> None:
+    script = PROJECT_ROOT / "analysis" / "summary.py"
+    result = subprocess.run(
+        [sys.executable, script, "--help"], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert "--results FOLDER" in result.stdout
 
-    def visualize(*flags: str) -> None:
-        monkeypatch.setattr(
-            "sys.argv", ["visualize_features.py", *flags, "--results", str(tmp_path), "--method", "tsne"]
-        )
+
+@pytest.fixture
+def visualize(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The script that draws maps, by t-SNE, of the runs in `results`."""
+
+    def call(*flags: str) -> None:
+        where = ("--results", str(results), "--output", str(tmp_path))
+        monkeypatch.setattr("sys.argv", ["visualize_features.py", *flags, *where, "--method", "tsne"])
         visualize_features.main()
 
+    return call
+
+
+def test_a_map_of_a_run_shows_every_clip_in_its_colour(visualize: Callable[..., None], drawn: list[Figure]) -> None:
     visualize("esc")
-    assert (tmp_path / "map_esc50_tsne_class.png").stat().st_size > 10_000
-    for flags, said in (
+    (figure,) = drawn
+    axes = figure.axes[0]
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [f"class {label}" for label in range(4)]
+    assert [len(dots.get_offsets()) for dots in axes.collections] == [15] * 4
+    visualize("esc", "--colour", "fold", "--max-clips", "20")
+    axes = drawn[1].axes[0]
+    assert len(axes.collections) == 5
+    assert sum(len(dots.get_offsets()) for dots in axes.collections) == 20
+
+
+def test_a_map_is_a_png_file(visualize: Callable[..., None], tmp_path: Path) -> None:
+    visualize("esc", "--max-clips", "10")
+    assert imread(tmp_path / "map_esc50_tsne_class.png").std() > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
         (("esc50", "--colour", "group"), "these features have no groups; colour by class or fold"),
         (("nsynth",), "nsynth has not been run yet; to get it: python nsynth_feature_fc/extract"),
         (("piano",), "choose one of esc50"),
-    ):
-        with pytest.raises(ConfigError, match=said):
-            visualize(*flags)
+    ],
+)
+def test_a_map_that_cannot_be_drawn_is_explained(
+    flags: tuple[str, ...], said: str, visualize: Callable[..., None]
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        visualize(*flags)

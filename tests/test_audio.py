@@ -144,7 +144,7 @@ def broken(tmp_path: Path, kind: str) -> Path:
         ("NaN", "NaN"),
         ("infinite", "NaN or infinite"),
         ("text", "cannot be read as audio"),
-        ("header only", ""),
+        ("header only", "cannot be read as audio"),
         ("too short to resample", "too short"),
     ],
 )

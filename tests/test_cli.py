@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import os
@@ -10,18 +11,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
-import soundfile
 import torch
 import yaml
 from conftest import PROJECT_ROOT, SHARED, made_up_features, needs_shared
+from stand_in import StandIn, halt, load_stand_in
 
+from common import encoder as encoder_module
 from common.cli import classify_main, extract_main
+from common.datasets.audio import read_audio
+from common.encoder import load_encoder
 from common.features import FeatureSet
 from common.files import exclusive
 from common.heads import TrainedHead
@@ -41,7 +46,7 @@ class Result:
     stderr: str
 
 
-def call(script: Path, *flags) -> Result:
+def call(script: Path, *flags: object) -> Result:
     """What the script does with these flags, without the seconds of starting Python anew."""
     printed, errors, status = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
@@ -62,22 +67,32 @@ def refused(result: Result) -> str:
 
 
 @pytest.fixture(scope="module")
-def esc50_features(tmp_path_factory) -> Path:
-    """Made-up features under ESC-50's name: 4 classes, 5 folds."""
-    features = made_up_features(folds=5)
-    features.meta = {"dataset": "esc50", "checkpoint": "random:0", "samples": torch.ones(3), "failed": []}
+def esc50_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up features under ESC-50's name: 4 classes, 3 folds."""
+    features = replace(
+        made_up_features(),
+        meta={"dataset": "esc50", "checkpoint": "random:0", "samples": torch.ones(3), "failed": []},
+    )
     path = tmp_path_factory.mktemp("features") / "esc50_features_audiosep.pt"
     features.save(path)
     return path
 
 
-def test_from_audio_to_scores(esc50_root: Path, tmp_path: Path, monkeypatch) -> None:
+def test_from_audio_to_scores(esc50_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once with the real encoder, through the real script; elsewhere the stand-in serves."""
     features, results = tmp_path / "features.pt", tmp_path / "results"
     monkeypatch.chdir(esc50_root.parent)
-    extracted = call(EXTRACT, "--data-root", esc50_root.name, "--checkpoint", "random:0", "--output", features)
+    flags = ["--data-root", esc50_root.name, "--checkpoint", "random:0", "--device", "cpu", "--output", features]
+    extracted = subprocess.run([sys.executable, EXTRACT, *flags], capture_output=True, text=True, check=False)
     assert extracted.returncode == 0, extracted.stderr
     assert "10 of 10 clips" in extracted.stdout
     assert "untrained" in extracted.stdout
+    encoder = load_encoder("random:0", "cpu")
+    first_clip = read_audio(esc50_root / "audio" / "1-1001-A-0.wav", encoder.sample_rate)
+    embeddings = FeatureSet.load(features)
+    assert embeddings.clip_ids[0] == "audio/1-1001-A-0.wav"
+    torch.testing.assert_close(embeddings.features[:1], encoder.embed([first_clip]))
+    monkeypatch.setattr(encoder_module, "load_encoder", lambda *_: encoder)
     again = call(EXTRACT, "--data-root", esc50_root, "--checkpoint", "random:0", "--output", features)
     assert "Nothing to do" in again.stdout
     classified = call(CLASSIFY, "--features", features, "--output-dir", results, "--epochs", 2)
@@ -97,13 +112,13 @@ def test_from_audio_to_scores(esc50_root: Path, tmp_path: Path, monkeypatch) -> 
         assert over_folds == f"{100 * head['std_over_folds']['accuracy']:.1f}"
         assert np.array(head["confusion"]).sum() == 10
         assert (results / f"confusion_{kind}.png").is_file()
-    embeddings = FeatureSet.load(features)
     for name in ("esc50_linear_classifier.pt", "esc50_three_classifier.pt"):
         head = TrainedHead.load(results / name)
         assert set(head.predict(embeddings.features)) <= {"dog", "rain"}
         assert head.encoder["checkpoint"] == "random:0"
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_the_same_command_twice_gives_the_same_numbers(esc50_features: Path, tmp_path: Path) -> None:
     records = []
     for folder in ("one", "another"):
@@ -114,8 +129,8 @@ def test_the_same_command_twice_gives_the_same_numbers(esc50_features: Path, tmp
     again = call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 3)
     assert "Nothing to do" in again.stdout
     (tmp_path / "one" / "esc50_linear_classifier.pt").unlink()
-    mended = call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 3)
-    assert "Nothing to do" not in mended.stdout
+    fixed = call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 3)
+    assert "Nothing to do" not in fixed.stdout
     assert (tmp_path / "one" / "esc50_linear_classifier.pt").is_file()
     assert "epochs was 3, now 4" in refused(
         call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 4)
@@ -126,13 +141,14 @@ def test_the_same_command_twice_gives_the_same_numbers(esc50_features: Path, tmp
     assert "Epoch (of 4) chosen on" in forced.stdout
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_flags_override_ones_own_file(esc50_features: Path, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"epochs": 1, "batch_size": 32}))
     flags = ("--features", esc50_features, "--output-dir", tmp_path, "--config", tmp_path / "own.yaml", "--seed", 7)
     assert call(CLASSIFY, *flags).returncode == 0
     config = json.loads((tmp_path / "result.json").read_text())["config"]
     assert (config["epochs"], config["batch_size"], config["random_seed"], config["learning_rate"]) == (1, 32, 7, 1e-3)
-    assert config["device"] == "cuda" if torch.cuda.is_available() else "cpu"
+    assert config["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize(
@@ -140,42 +156,53 @@ def test_flags_override_ones_own_file(esc50_features: Path, tmp_path: Path) -> N
     [
         (["--data-root", "nowhere"], "nowhere does not exist"),
         (["--checkpoint", "nowhere.bin"], "nowhere.bin not found. Get it with: python -m common.download weights"),
-        (["--checkpoint", "random:x"], "random:0"),
-        (["--layer", "block6"], "choose one of pre_conv"),
-        (["--pool", "median"], "choose one of mean, std, max"),
+        (["--checkpoint", "random:x"], "--checkpoint random:x: give random: a seed"),
         (["--condition", "nowhere.npy"], "nowhere.npy not found"),
-        (["--precision", "fp8"], "precision"),
-        (["--device", "cuda:9"], "not here"),
-        (["--device", "gpu"], "unknown"),
+        (["--precision", "fp8"], "precision 'fp8' is unknown"),
+        (["--device", "cuda:9"], "device 'cuda:9' is not available"),
+        (["--device", "gpu"], "device 'gpu' is unknown"),
         (["--workers", "many"], "workers must be a whole number"),
         (["--config", "nowhere.yaml"], "nowhere.yaml not found"),
-        (["--output", "."], "is a folder; give the file to write"),
         (["--data-root", "~nosuchuser/x"], "~nosuchuser"),
         (["--config", "null.yaml"], "device must be text, not null"),
     ],
 )
-def test_mistakes_in_extracting(flags: list[str], words: str, esc50_root: Path, tmp_path: Path, monkeypatch) -> None:
+def test_mistakes_in_extracting(
+    flags: list[str], words: str, esc50_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that show before the encoder is built."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "null.yaml").write_text("device: null")
-    given = {"--data-root": esc50_root, "--checkpoint": "random:0", "--output": tmp_path / "features.pt"}
+    assert words in refused(extract_with(flags, esc50_root, tmp_path / "features.pt"))
+
+
+@pytest.mark.usefixtures("scripts_load_the_stand_in")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--layer", "block6"], "choose one of pre_conv"),
+        (["--pool", "median"], "choose one of mean, std, max"),
+        (["--output", "."], "is a folder; give the file to write"),
+    ],
+)
+def test_mistakes_about_outputs(
+    flags: list[str], words: str, esc50_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(extract_with(flags, esc50_root, tmp_path / "features.pt"))
+
+
+def extract_with(flags: Sequence[str], root: Path, output: Path) -> Result:
+    """The extraction script with these flags in the place of those that would do."""
+    given = {"--data-root": root, "--checkpoint": "random:0", "--output": output}
     given |= dict(zip(flags[::2], flags[1::2], strict=True))
-    line = refused(call(EXTRACT, *(part for pair in given.items() for part in pair)))
-    assert words in line
+    return call(EXTRACT, *(part for pair in given.items() for part in pair))
 
 
+@pytest.mark.usefixtures("scripts_load_the_stand_in")
 def test_an_output_that_cannot_be_written(esc50_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    line = refused(
-        call(
-            EXTRACT,
-            "--data-root",
-            esc50_root,
-            "--checkpoint",
-            "random:0",
-            "--output",
-            tmp_path / "file" / "features.pt",
-        )
-    )
+    line = refused(extract_with([], esc50_root, tmp_path / "file" / "features.pt"))
     assert str(tmp_path / "file") in line
 
 
@@ -185,58 +212,71 @@ def test_two_fits_into_one_folder_are_refused(esc50_features: Path, tmp_path: Pa
     assert "another run is writing results" in line
 
 
+@pytest.mark.usefixtures("scripts_load_the_stand_in")
 def test_every_clip_broken(esc50_root: Path, tmp_path: Path) -> None:
     for path in (esc50_root / "audio").iterdir():
         path.write_bytes(b"")
-    line = refused(
-        call(EXTRACT, "--data-root", esc50_root, "--checkpoint", "random:0", "--output", tmp_path / "features.pt")
-    )
+    line = refused(extract_with([], esc50_root, tmp_path / "features.pt"))
     assert "all 10 clips failed" in line
     assert "empty file" in line
 
 
-def altered(esc50_features: Path, tmp_path: Path, change) -> Path:
-    features = FeatureSet.load(esc50_features)
-    change(features)
-    features.save(tmp_path / "altered.pt")
+Change = Callable[[FeatureSet], FeatureSet]
+
+
+def altered(esc50_features: Path, tmp_path: Path, change: Change) -> Path:
+    change(FeatureSet.load(esc50_features)).save(tmp_path / "altered.pt")
     return tmp_path / "altered.pt"
+
+
+def with_nan(features: FeatureSet) -> FeatureSet:
+    values = features.features.clone()
+    values[5] = torch.nan
+    return replace(features, features=values)
+
+
+def with_few_of_a_class(features: FeatureSet, left: int) -> FeatureSet:
+    """Fold 3 keeps so many clips of class 1; its others become class 0."""
+    rows = ((features.folds == 3) & (features.labels == 1)).nonzero()[left:, 0]
+    labels = features.labels.clone()
+    labels[rows] = 0
+    return replace(features, labels=labels)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda features: features.labels.zero_(), "there is nothing to classify"),
-        (lambda features: features.features[5].fill_(torch.nan), "NaN"),
-        (lambda features: features.features.fill_(1), "are the same"),
-        (lambda features: features.folds.fill_(4), "only fold 4 is present"),
-        (lambda features: features.labels[features.folds == 3].clamp_(max=2), ""),
-        (lambda features: features.meta.update(dataset="urbansound8k"), "features of urbansound8k, not of esc50"),
-        (lambda features: setattr(features, "features", features.features[:, :128]), "--feature-dim 128"),
+        (lambda features: replace(features, labels=features.labels * 0), "there is nothing to classify"),
+        (with_nan, "NaN"),
+        (lambda features: replace(features, features=torch.ones_like(features.features)), "are the same"),
+        (lambda features: replace(features, folds=torch.full_like(features.folds, 4)), "only fold 4 is present"),
         (
-            lambda features: setattr(features, "class_names", [str(name) for name in range(200)]),
+            lambda features: replace(features, meta={**features.meta, "dataset": "urbansound8k"}),
+            "features of urbansound8k, not of esc50",
+        ),
+        (lambda features: replace(features, features=features.features[:, :128]), "--feature-dim 128"),
+        (
+            lambda features: replace(features, class_names=[str(name) for name in range(200)]),
             "fewer than its 200 classes",
         ),
+        (lambda features: with_few_of_a_class(features, 0), "fold 3 has no clip of class class 1"),
     ],
-    ids=["one class", "nan", "constant", "one fold", "ok", "other task", "other layer", "too few clips"],
+    ids=["one class", "nan", "constant", "one fold", "other task", "other layer", "too few clips", "no class in fold"],
 )
-def test_features_that_cannot_be_scored(change, words: str, esc50_features: Path, tmp_path: Path) -> None:
+def test_features_that_cannot_be_scored(change: Change, words: str, esc50_features: Path, tmp_path: Path) -> None:
     path = altered(esc50_features, tmp_path, change)
-    result = call(CLASSIFY, "--features", path, "--output-dir", tmp_path / "results", "--epochs", 1)
-    if not words:  # clamp_ on a selection changes nothing: the control case
-        assert result.returncode == 0, result.stderr
-        return
-    assert words in refused(result)
+    assert words in refused(call(CLASSIFY, "--features", path, "--output-dir", tmp_path / "results", "--epochs", 1))
     assert not (tmp_path / "results").exists()
 
 
-def test_a_fold_without_a_class(esc50_features: Path, tmp_path: Path) -> None:
-    def change(features: FeatureSet) -> None:
-        features.labels[(features.folds == 3) & (features.labels == 1)] = 0
-
-    line = refused(
-        call(CLASSIFY, "--features", altered(esc50_features, tmp_path, change), "--output-dir", tmp_path / "r")
-    )
-    assert "fold 3 has no clip of class class 1" in line
+@pytest.mark.usefixtures("no_figures")
+def test_a_single_clip_of_a_class_in_a_fold_can_be_scored(esc50_features: Path, tmp_path: Path) -> None:
+    path = altered(esc50_features, tmp_path, lambda features: with_few_of_a_class(features, 1))
+    result = call(CLASSIFY, "--features", path, "--output-dir", tmp_path / "results", "--epochs", 1)
+    assert result.returncode == 0, result.stderr
+    with (tmp_path / "results" / "predictions.csv").open() as file:
+        of_class_1 = [row for row in csv.DictReader(file) if (row["split"], row["class_name"]) == ("fold 3", "class 1")]
+    assert len(of_class_1) == 1
 
 
 def test_no_features_yet(tmp_path: Path) -> None:
@@ -249,55 +289,58 @@ def test_flags_that_do_not_exist(tmp_path: Path) -> None:
     assert "unrecognized arguments" in result.stderr
 
 
+def extract_until_the_sixth_clip(flags: list[str], sign: Path) -> None:
+    """In a process of its own: the extraction script, which stands still at its sixth clip."""
+
+    def load(*given: object) -> StandIn:
+        encoder = load_stand_in(*given)
+        encoder.before_call = lambda call: halt(sign) if call == 5 else None
+        return encoder
+
+    encoder_module.load_encoder = load
+    extract_main(TASK, flags)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.usefixtures("scripts_load_the_stand_in")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_keeps_the_work(stop: signal.Signals, esc50_root: Path, tmp_path: Path) -> None:
-    whole = tmp_path / "whole.pt"
-    flags = ["--data-root", esc50_root, "--checkpoint", "random:0"]
-    # Enough audio that the stop comes in the middle.
-    long_clip = esc50_root / "audio" / "2-1002-A-0.wav"
-    soundfile.write(long_clip, 0.1 * np.random.default_rng(0).standard_normal(44_100 * 20), 44_100)
-    process = subprocess.Popen(
-        [sys.executable, EXTRACT, *flags, "--output", tmp_path / "features.pt"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A test run in the background of a shell ignores SIGINT, and its children would too.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    while not (tmp_path / "features.pt.partial" / "settings.json").exists() and process.poll() is None:
-        time.sleep(0.02)
-    time.sleep(0.7)
-    process.send_signal(stop)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    last = errors.splitlines()[-1]
-    assert "of 10 clips are kept; the same command goes on from there" in last
-    assert "Traceback" not in errors
-    assert call(EXTRACT, *flags, "--output", tmp_path / "features.pt").returncode == 0
-    assert call(EXTRACT, *flags, "--output", whole).returncode == 0
-    assert (tmp_path / "features.pt").read_bytes() == whole.read_bytes()
+    flags = ["--data-root", str(esc50_root), "--checkpoint", "random:0", "--output"]
+    features, whole, sign = tmp_path / "features.pt", tmp_path / "whole.pt", tmp_path / "sign"
+    printed = tmp_path / "printed.txt"
+    process = processes.start(printed, extract_until_the_sixth_clip, [*flags, str(features)], sign)
+    processes.wait_for(sign, process)
+    os.kill(process.pid, stop)
+    assert processes.end(process) == 130, printed.read_text()
+    text = printed.read_text()
+    assert text.splitlines()[-1].endswith("5 of 10 clips are kept; the same command continues from there")
+    assert "Traceback" not in text
+    resumed = call(EXTRACT, *flags, features)
+    assert resumed.returncode == 0
+    assert "continuing: 5 of 10 clips were done before" in resumed.stdout
+    assert call(EXTRACT, *flags, whole).returncode == 0
+    assert features.read_bytes() == whole.read_bytes()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.usefixtures("scripts_load_the_stand_in")
 def test_a_read_only_folder(esc50_root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
-    line = refused(
-        call(EXTRACT, "--data-root", esc50_root, "--checkpoint", "random:0", "--output", folder / "features.pt")
-    )
+    line = refused(extract_with([], esc50_root, folder / "features.pt"))
     assert "Permission denied" in line
     shutil.rmtree(folder)
 
 
 @needs_shared
+@pytest.mark.usefixtures("no_figures")
 def test_the_published_features(tmp_path: Path) -> None:
     folder = SHARED / "reference_features"
     line = refused(call(CLASSIFY, "--features", folder / "icbhi_features_audiosep.pt", "--output-dir", tmp_path))
     assert "all 887 labels are '0'" in line
-    result = call(
-        CLASSIFY, "--features", folder / "esc50_features_audiosep.pt", "--output-dir", tmp_path, "--epochs", 1
-    )
+    features = folder / "esc50_features_audiosep.pt"
+    short = ("--epochs", 1, "--batch-size", 100, "--no-refit")
+    result = call(CLASSIFY, "--features", features, "--output-dir", tmp_path, *short)
     assert result.returncode == 0, result.stderr
     assert "recognised as all of ESC-50" in result.stdout
     assert "official folds 1-5" in result.stdout

@@ -1,4 +1,4 @@
-"""Configuration: the mission's values, the order in which they are overridden, wrong ones named."""
+"""Configuration: the unified values, the order in which they are overridden, wrong ones named."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import PROJECT_ROOT
+from pydantic import ValidationError
 
-from common.config import COMMON_CONFIG, ConfigError, load_config
+from common.config import COMMON_CONFIG, ConfigError, ExtractConfig, FitConfig, as_yaml, load_config
 
 
 @pytest.fixture
 def task_config(tmp_path: Path) -> Path:
+    """A task's configuration with two values."""
     path = tmp_path / "task.yaml"
     path.write_text("data_root: data/Somewhere\nepochs: 50\n")
     return path
 
 
-def test_the_unified_configuration() -> None:
+def test_the_unified_configuration(tmp_path: Path) -> None:
     config = yaml.safe_load(COMMON_CONFIG.read_text())
     expected = {
         "batch_size": 8,
@@ -31,28 +33,58 @@ def test_the_unified_configuration() -> None:
         "device": "cuda",
     }
     assert {key: config[key] for key in expected} == expected
+    (tmp_path / "empty.yaml").touch()
+    loaded = load_config(FitConfig, tmp_path / "empty.yaml")
+    assert loaded.model_dump(include=set(expected)) == expected
+
+
+def test_the_common_file_is_what_the_declarations_say() -> None:
+    assert COMMON_CONFIG.read_text() == as_yaml()
 
 
 def test_later_sources_override_earlier_ones(task_config: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text("epochs: 20\nlearning_rate: 1e-2\n")  # YAML 1.1 reads 1e-2 as text
-    assert load_config(task_config)["epochs"] == 50
-    assert load_config(task_config)["batch_size"] == 8
-    config = load_config(task_config, own)
-    assert (config["epochs"], config["learning_rate"]) == (20, 0.01)
-    assert load_config(task_config, own, {"epochs": "7"})["epochs"] == 7
+    assert load_config(FitConfig, task_config).epochs == 50
+    assert load_config(FitConfig, task_config).batch_size == 8
+    config = load_config(FitConfig, task_config, own)
+    assert (config.epochs, config.learning_rate) == (20, 0.01)
+    assert load_config(FitConfig, task_config, own, {"epochs": "7"}).epochs == 7
+
+
+def test_a_configuration_does_not_change(task_config: Path) -> None:
+    config = load_config(FitConfig, task_config)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.epochs = 3
+    assert config.model_copy(update={"epochs": 3}).epochs == 3
+    assert config.epochs == 50
+
+
+def test_the_tuned_recipe_decides_what_no_user_has_chosen(task_config: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("hidden_dim: 9\n")
+    config = load_config(FitConfig, task_config, own, {"recipe": "tuned", "epochs": "7"})
+    # The task's own 50 epochs and the common batch size are nobody's choice.
+    assert (config.epochs, config.hidden_dim, config.batch_size, config.learning_rate) == (7, 9, None, None)
 
 
 def test_paths_in_files_count_from_the_project_and_in_flags_from_here(
-    task_config: Path, tmp_path: Path, monkeypatch
+    task_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_config(task_config)["data_root"] == str(PROJECT_ROOT / "data" / "Somewhere")
-    assert load_config(task_config, None, {"data_root": "here"})["data_root"] == str(tmp_path / "here")
-    assert load_config(task_config, None, {"data_root": "/there"})["data_root"] == str(Path("/there"))
-    assert load_config(task_config, None, {"checkpoint": "random:3"})["checkpoint"] == "random:3"
-    assert load_config(task_config)["condition"] == "none"
-    assert load_config(task_config, None, {"condition": "query.npy"})["condition"] == str(tmp_path / "query.npy")
+
+    def loaded(**flags: object) -> ExtractConfig:
+        return load_config(ExtractConfig, task_config, None, flags)
+
+    assert loaded().data_root == PROJECT_ROOT / "data" / "Somewhere"
+    assert loaded(data_root="here").data_root == tmp_path / "here"
+    assert loaded(data_root="/there").data_root == Path("/there")
+    assert loaded(checkpoint="random:3").checkpoint == "random:3"
+    assert loaded(checkpoint="weights.bin").checkpoint == str(tmp_path / "weights.bin")
+    assert loaded().condition == "none"
+    assert loaded(condition="query.npy").condition == str(tmp_path / "query.npy")
+    several = load_config(FitConfig, task_config, None, {"control_features": ["a.pt", "/b.pt"]})
+    assert several.control_features == (tmp_path / "a.pt", Path("/b.pt"))
 
 
 @pytest.mark.parametrize(
@@ -72,6 +104,9 @@ def test_paths_in_files_count_from_the_project_and_in_flags_from_here(
         ("learning_rate: .nan", "learning_rate must be a number from"),
         ("train_test_split: 1", "train_test_split must be"),
         ("layer: [a]", "layer must be text"),
+        ("probes: 1", "probes must be true or false"),
+        ("label_fractions: [0.5, 2]", "label_fractions must be a list of numbers from 1e-06 to 1"),
+        ("recipe: best", "recipe must be one of paper, tuned"),
         ("- a\n- b", "key: value"),
         ("a: b: c", "cannot be read"),
     ],
@@ -79,13 +114,15 @@ def test_paths_in_files_count_from_the_project_and_in_flags_from_here(
 def test_wrong_files_are_named(text: str, words: str, task_config: Path, tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text(text)
-    with pytest.raises(ConfigError) as error:
-        load_config(task_config, own)
-    assert str(own) in str(error.value) or "nosuchuser" in text
-    assert words in str(error.value)
-    assert "\n" not in str(error.value)
+    # What is a setting of the other configuration is checked all the same.
+    for kind in (FitConfig, ExtractConfig):
+        with pytest.raises(ConfigError) as error:
+            load_config(kind, task_config, own)
+        assert str(own) in str(error.value) or "nosuchuser" in text
+        assert words in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def test_a_missing_file(task_config: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not found"):
-        load_config(task_config, tmp_path / "nowhere.yaml")
+        load_config(FitConfig, task_config, tmp_path / "nowhere.yaml")

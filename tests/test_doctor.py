@@ -1,9 +1,10 @@
-"""The doctor: all well on a whole data set, and each damage named with its mending."""
+"""The doctor: all well on a whole data set, and each damage named with its fix."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,17 @@ import soundfile
 import torch
 from conftest import write_csv
 from plain_encoder import plain_layers
+from stand_in import load_stand_in
 
-from common import checkup
-from common.cli import run
-from common.doctor import main
+from common import config
+from common.datasets import task
+from common.doctor import checks
+from common.doctor.command import main
+from common.doctor.findings import BAD, GOOD, NOTE, Finding
+from common.encoder import AudioSepEncoder
+from common.entry import run
 from demo import generate
+from demo.sounds import note
 from esc50_feature_fc.esc50 import CLASS_NAMES
 
 
@@ -48,22 +55,39 @@ def damaged(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "ESC-50-master", copy_function=os.link))
 
 
-def call(capsys: pytest.CaptureFixture, *arguments: object) -> tuple[int, str]:
+@pytest.fixture
+def looks_at_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The doctor with the stand-in as its encoder, which gives the known answer: what is left are the data."""
+    monkeypatch.setattr(checks, "load_encoder", load_stand_in)
+    monkeypatch.setattr(checks, "check_encoder", lambda _: Finding(GOOD, "encoder", "not asked"))
+
+
+only_data = pytest.mark.usefixtures("looks_at_data")
+Capture = pytest.CaptureFixture[str]
+
+
+def call(capsys: Capture, *arguments: object, checkpoint: str = "random:2024") -> tuple[int, str]:
     """The doctor's exit status and what it prints."""
     with pytest.raises(SystemExit) as exit_:
-        run(lambda: main([*map(str, arguments), "--device", "cpu", "--checkpoint", "random:2024"]))
+        run(lambda: main([*map(str, arguments), "--device", "cpu", "--checkpoint", checkpoint]))
     captured = capsys.readouterr()
     return exit_.value.code, captured.out + captured.err
 
 
-def test_all_is_well(whole: Path, capsys) -> None:
-    status, printed = call(capsys, "esc50", "--data-root", whole)
+def test_all_is_well(whole: Path, encoder: AudioSepEncoder, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The known answer is the real encoder's; the clips are embedded by the stand-in."""
+    monkeypatch.setattr(
+        checks,
+        "load_encoder",
+        lambda checkpoint, *device: encoder if checkpoint == "random:2024" else load_stand_in(checkpoint),
+    )
+    status, printed = call(capsys, "esc50", "--data-root", whole, checkpoint="random:0")
     assert "✗" not in printed
     assert status == 0
-    assert printed.rstrip().endswith("All is well.")
+    assert printed.rstrip().endswith("All checks passed.")
     for line in (
         "✓ encoder  gives the known answer",
-        "! weights  random:2024 is untrained",
+        "! weights  random:0 is untrained",
         "✓ counts   2,000 clips, as published",
         "✓ classes  50 classes of 40 clips",
         "✓ files    2,000 files, none missing, none without a label",
@@ -74,7 +98,8 @@ def test_all_is_well(whole: Path, capsys) -> None:
         assert line in printed
 
 
-def test_missing_and_extra_files(damaged: Path, capsys) -> None:
+@only_data
+def test_missing_and_extra_files(damaged: Path, capsys: Capture) -> None:
     gone = damaged / "audio" / "3-103011-A-1.wav"
     gone.rename(gone.with_name("9-1-A-0.wav"))
     status, printed = call(capsys, "esc50", "--data-root", damaged)
@@ -86,17 +111,18 @@ def test_missing_and_extra_files(damaged: Path, capsys) -> None:
     os.link(gone, damaged / "audio" / "._3-103012-A-1.wav")  # what macOS leaves is no audio
     status, printed = call(capsys, "esc50", "--data-root", damaged)
     assert "✗ files    1 files have no label: audio/9-1-A-0.wav" in printed
-    assert "1 thing to mend." in printed
+    assert "1 failed check." in printed
 
 
-def edit_metadata(root: Path, edit) -> None:
+def edit_metadata(root: Path, edit: Callable[[list[str]], list[str]]) -> None:
     path = root / "meta" / "esc50.csv"
     lines = path.read_text().splitlines(keepends=True)
     path.unlink()  # a link to the whole one's
     path.write_text("".join(edit(lines)))
 
 
-def test_classes_and_counts(damaged: Path, capsys) -> None:
+@only_data
+def test_classes_and_counts(damaged: Path, capsys: Capture) -> None:
     edit_metadata(damaged, lambda lines: [line for line in lines if ",rain," not in line and ",pig," not in line])
     status, printed = call(capsys, "esc50", "--data-root", damaged)
     assert status == 1
@@ -105,21 +131,24 @@ def test_classes_and_counts(damaged: Path, capsys) -> None:
     assert "80 files have no label" in printed
 
 
-def test_one_class_only(damaged: Path, capsys) -> None:
+@only_data
+def test_one_class_only(damaged: Path, capsys: Capture) -> None:
     edit_metadata(damaged, lambda lines: [lines[0], *(line for line in lines if ",dog," in line)])
     status, printed = call(capsys, "esc50", "--data-root", damaged)
     assert status == 1
     assert "✗ classes  every clip is of class dog" in printed
 
 
-def test_a_recording_in_two_folds(damaged: Path, capsys) -> None:
+@only_data
+def test_a_recording_in_two_folds(damaged: Path, capsys: Capture) -> None:
     edit_metadata(damaged, lambda lines: [line.replace(",102000,", ",101000,") for line in lines])
     status, printed = call(capsys, "esc50", "--data-root", damaged)
     assert status == 1
-    assert "✗ splits   1 groups stand on two sides of the division: 101000" in printed
+    assert "✗ splits   1 groups are on two sides of the division: 101000" in printed
 
 
-def test_files_that_are_no_audio(damaged: Path, capsys) -> None:
+@only_data
+def test_files_that_are_no_audio(damaged: Path, capsys: Capture) -> None:
     for path in (damaged / "audio").iterdir():
         path.unlink()
         path.write_bytes(b"<html>")
@@ -128,26 +157,33 @@ def test_files_that_are_no_audio(damaged: Path, capsys) -> None:
     assert "✗ audio    24 of 24 clips cannot be read" in printed
 
 
-def test_another_layout_and_other_names(tmp_path: Path, capsys) -> None:
+@only_data
+def test_another_layout_and_other_names(tmp_path: Path, capsys: Capture) -> None:
     status, printed = call(capsys, "esc50", "--data-root", tmp_path / "nowhere")
     assert status == 1
     assert f"✗ labels   data root {tmp_path / 'nowhere'} does not exist" in printed
     status, printed = call(capsys, "birds")
     assert status == 2
-    assert "birds is not known; choose from esc50, icbhi" in printed
+    assert "birds is unknown; choose from esc50, icbhi" in printed
     status, printed = call(capsys, "--data-root", tmp_path)
     assert status == 2
-    assert "--data-root is of one data set" in printed
+    assert "--data-root applies to one data set; name it" in printed
 
 
-def test_without_names_what_is_not_there_is_no_fault(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("common.cli.PROJECT_ROOT", tmp_path)
+@only_data
+def test_without_names_what_is_not_there_is_no_fault(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (config, task):
+        monkeypatch.setattr(module, "PROJECT_ROOT", tmp_path)
     status, printed = call(capsys)
     assert status == 0
-    assert "not here, and not looked at: esc50, icbhi, librispeech, nsynth" in printed
+    assert "not found, so not checked: esc50, icbhi, librispeech, nsynth" in printed
 
 
-def test_three_sets_are_one_division(tmp_path: Path, capsys) -> None:
+@only_data
+def test_three_sets_are_one_division(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "note", lambda rng, time, *timbre: note(rng, time[:6400], *timbre))
     root = tmp_path / "nsynth"
     generate.generate_nsynth(root, notes=1)
     status, printed = call(capsys, "nsynth", "--data-root", root)
@@ -159,48 +195,58 @@ def test_three_sets_are_one_division(tmp_path: Path, capsys) -> None:
     listing = root / "nsynth-test" / "examples.json"
     listing.write_text(listing.read_text().replace("bass_synthetic_004", "bass_synthetic_000"))
     _, printed = call(capsys, "nsynth", "--data-root", root)
-    assert "1 groups stand on two sides of the division: bass_synthetic_000" in printed
+    assert "1 groups are on two sides of the division: bass_synthetic_000" in printed
 
 
-def test_what_is_only_a_part_is_no_fault(tmp_path: Path, capsys) -> None:
+@only_data
+def test_what_is_only_a_part_is_no_fault(tmp_path: Path, capsys: Capture) -> None:
     generate.generate_librispeech(tmp_path / "LibriSpeech", speakers=2, utterances=2)
     shutil.rmtree(tmp_path / "LibriSpeech" / "test-clean")
     _, printed = call(capsys, "librispeech", "--data-root", tmp_path / "LibriSpeech")
     assert "! labels   data root" in printed  # test-clean and dev-clean are not there
-    assert "1 thing to mend." in printed  # the counts
+    assert "1 failed check." in printed  # the counts
 
 
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "weights.bin")
-    finding, encoder = checkup.check_checkpoint(tmp_path / "weights.bin", torch.device("cpu"))
+    finding, encoder = checks.check_checkpoint(tmp_path / "weights.bin", torch.device("cpu"))
     assert encoder is None
-    assert finding.mark == checkup.BAD
+    assert finding.mark == BAD
     assert "no AudioSep separator in it" in finding.found
     assert "python -m common.download weights" in finding.fix
 
 
-def test_another_answer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert checkup.check_encoder(torch.device("cpu")).mark == checkup.GOOD
-    load = checkup.load_encoder
-    monkeypatch.setattr(checkup, "load_encoder", lambda *_: load("random:2025", "cpu"))
-    finding = checkup.check_encoder(torch.device("cpu"))
-    assert finding.mark == checkup.BAD
-    assert "pip install -r requirements.txt" in finding.fix
+def test_another_answer_is_noticed(encoder: AudioSepEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong:
+        """The real encoder, but for a factor."""
+
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def embed(self, waveforms: list[np.ndarray]) -> torch.Tensor:
+            return self.factor * encoder.embed(waveforms)
+
+    findings = []
+    for factor in (1, 1 + 1e-5, 1 + 1e-3):
+        monkeypatch.setattr(checks, "load_encoder", lambda *_, factor=factor: Wrong(factor))
+        findings.append(checks.check_encoder(torch.device("cpu")))
+    assert [finding.mark for finding in findings] == [GOOD, GOOD, BAD]
+    assert "pip install -r requirements.txt" in findings[-1].fix
 
 
 def test_the_known_answer_is_the_plain_encoder_s() -> None:
     waveform = (0.1 * np.random.default_rng(2024).standard_normal(48_000)).astype(np.float32)
     embedding = plain_layers(waveform)["encoder_block6"].mean(dim=(1, 2))
     answer = [*embedding[:6].tolist(), float(embedding.norm()), float(embedding.sum())]
-    np.testing.assert_allclose(answer, checkup.KNOWN_ANSWER, rtol=1e-5)
+    np.testing.assert_allclose(answer, checks.KNOWN_ANSWER, rtol=1e-5)
 
 
 def test_packages_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    findings = {finding.what: finding for finding in checkup.check_environment(torch.device("cpu"))}
-    assert findings["packages"].mark == checkup.GOOD
-    monkeypatch.setattr(checkup, "version", lambda name: "0.1")
-    monkeypatch.setattr(checkup, "_available_memory", lambda: 10**9)
-    findings = {finding.what: finding for finding in checkup.check_environment(torch.device("cpu"))}
-    assert findings["packages"].mark == checkup.NOTE
+    findings = {finding.what: finding for finding in checks.check_environment(torch.device("cpu"))}
+    assert findings["packages"].mark == GOOD
+    monkeypatch.setattr(checks, "version", lambda name: "0.1")
+    monkeypatch.setattr(checks, "_available_memory", lambda: 10**9)
+    findings = {finding.what: finding for finding in checks.check_environment(torch.device("cpu"))}
+    assert findings["packages"].mark == NOTE
     assert "numpy 0.1 (tested: 2.2.6)" in findings["packages"].found
-    assert findings["memory"].mark == checkup.BAD
+    assert findings["memory"].mark == BAD

@@ -13,10 +13,11 @@ import pytest
 import yaml
 from loopback import Server, serving
 
-from common.cli import run
-from common.download import ARCHIVES, Archive, main
+from common.download.command import ARCHIVES, Archive, main
+from common.entry import run
 from common.files import exclusive
 
+Capture = pytest.CaptureFixture[str]
 WORDS = {"./yes/a.wav": b"yes", "./no/b.wav": b"no", "./testing_list.txt": b"", "./validation_list.txt": b""}
 SOUNDS = {"sounds-master/audio/1.wav": b"1", "sounds-master/audio/2.wav": b"2", "sounds-master/list.csv": b"x"}
 
@@ -109,7 +110,7 @@ def call(table: Path, root: Path, *arguments: str) -> int:
     return 0
 
 
-def test_an_archive_gets_its_folder(table: Path, server: Server, tmp_path: Path, capsys) -> None:
+def test_an_archive_gets_its_folder(table: Path, server: Server, tmp_path: Path, capsys: Capture) -> None:
     root = tmp_path / "data"
     assert call(table, root, "words") == 0
     assert sorted(path.name for path in (root / "words_v1").iterdir()) == [
@@ -131,29 +132,31 @@ def test_an_archive_gets_its_folder(table: Path, server: Server, tmp_path: Path,
     assert len(server.ranges) == 1
 
 
-def test_an_archive_that_was_there_is_checked(table: Path, server: Server, tmp_path: Path, capsys) -> None:
+def test_an_archive_that_was_there_is_checked(table: Path, server: Server, tmp_path: Path, capsys: Capture) -> None:
     root = tmp_path / "data"
     root.mkdir()
     (root / "words.tar.gz").write_bytes(server.files["words.tar.gz"][:-20])
     assert call(table, root, "words") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "words.tar.gz was there already, but its sha256 is" in error
+    assert "words.tar.gz already exists, but its sha256 is" in error
     assert "move it away or delete it" in error
     assert (root / "words.tar.gz").exists()
     assert not server.ranges
 
 
-def test_a_changed_hash_is_a_note_and_the_content_decides(table: Path, server: Server, tmp_path: Path, capsys) -> None:
+def test_a_changed_hash_is_a_note_and_the_content_decides(
+    table: Path, server: Server, tmp_path: Path, capsys: Capture
+) -> None:
     assert call(table, tmp_path / "data", "sounds") == 0
     printed = capsys.readouterr()
     assert "note: " in printed.err
-    assert "so its content decides" in printed.err
+    assert "so the unpacked files are checked instead" in printed.err
     server.files["sounds.zip"] = zip_of(dict(list(SOUNDS.items())[1:]))
     assert call(table, tmp_path / "elsewhere", "sounds") == 2
     assert "now holds 1 instead of 2 sounds-master/audio/*.wav" in capsys.readouterr().err
 
 
-def test_only_the_parts_that_are_meant(table: Path, tmp_path: Path, capsys) -> None:
+def test_only_the_parts_that_are_meant(table: Path, tmp_path: Path, capsys: Capture) -> None:
     root = tmp_path / "data"
     assert call(table, root, "words", "--only", "more") == 0
     assert [path.name for path in root.iterdir()] == ["more.bin"]
@@ -163,11 +166,13 @@ def test_only_the_parts_that_are_meant(table: Path, tmp_path: Path, capsys) -> N
     assert call(table, root, "words", "--only", "v3") == 2
     assert "Words has no part v3; its parts are v1, more" in capsys.readouterr().err
     assert call(table, root, "birds") == 2
-    assert "birds is not known; choose from words, sounds, weights" in capsys.readouterr().err
+    assert "birds is unknown; choose from words, sounds, weights" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--list"], [], ["words", "--dry-run"], ["words", "--list"]])
-def test_a_look_fetches_nothing(arguments: list[str], table: Path, server: Server, tmp_path: Path, capsys) -> None:
+def test_a_look_fetches_nothing(
+    arguments: list[str], table: Path, server: Server, tmp_path: Path, capsys: Capture
+) -> None:
     assert call(table, tmp_path / "data", *arguments) == 0
     printed = capsys.readouterr().out
     assert "words.tar.gz" in printed
@@ -176,14 +181,18 @@ def test_a_look_fetches_nothing(arguments: list[str], table: Path, server: Serve
     assert not (tmp_path / "data").exists()
 
 
-def test_weights_come_from_the_mirror_that_is_named(table: Path, server: Server, tmp_path: Path, monkeypatch) -> None:
+def test_weights_come_from_the_mirror_that_is_named(
+    table: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", server.url.rpartition("/")[0] + "/mirror/")
     assert call(table, tmp_path / "weights", "weights") == 0
     assert (tmp_path / "weights" / "weights.bin").read_bytes() == b"weights"
     assert server.paths == ["/mirror/someone/model/resolve/0123/weights.bin"]
 
 
-def test_a_full_disk_is_said_before(table: Path, server: Server, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_full_disk_is_said_before(
+    table: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     class Usage:
         free = 1100
 
@@ -201,7 +210,9 @@ def test_a_full_disk_is_said_before(table: Path, server: Server, tmp_path: Path,
     ],
     ids=["out", "bomb"],
 )
-def test_a_hostile_archive(files, message: str, table: Path, server: Server, tmp_path: Path, capsys) -> None:
+def test_a_hostile_archive(
+    files: dict[str, bytes], message: str, table: Path, server: Server, tmp_path: Path, capsys: Capture
+) -> None:
     sources = yaml.safe_load(table.read_text())
     del sources["words"]["archives"][0]["checksum"], sources["words"]["archives"][0]["size"]
     table.write_text(yaml.safe_dump(sources))
@@ -211,14 +222,16 @@ def test_a_hostile_archive(files, message: str, table: Path, server: Server, tmp
     assert {path.name for path in (tmp_path / "data").rglob("*")} == {"words.tar.gz", "words_v1"}
 
 
-def test_two_runs_do_not_write_one_file(table: Path, server: Server, tmp_path: Path, capsys) -> None:
+def test_two_runs_do_not_write_one_file(table: Path, server: Server, tmp_path: Path, capsys: Capture) -> None:
     with exclusive(tmp_path / "data" / ".words.tar.gz.lock", "it"):
         assert call(table, tmp_path / "data", "words") == 2
     assert "another run is writing" in capsys.readouterr().err
     assert not server.ranges
 
 
-def test_one_more_file_is_no_reason_to_fetch_again(table: Path, server: Server, tmp_path: Path, capsys) -> None:
+def test_one_more_file_is_no_reason_to_fetch_again(
+    table: Path, server: Server, tmp_path: Path, capsys: Capture
+) -> None:
     root = tmp_path / "data"
     assert call(table, root, "words") == 0
     (root / "words.tar.gz").unlink()
@@ -235,18 +248,23 @@ def test_what_a_killed_run_unpacked_makes_room(table: Path, server: Server, tmp_
     assert not left.exists()
 
 
-def test_a_root_that_nobody_has(table: Path, capsys) -> None:
+def test_a_root_that_nobody_has(table: Path, capsys: Capture) -> None:
     assert call(table, Path("~nobody-of-this-name/data"), "words") == 2
     assert "--root ~nobody-of-this-name/data: " in capsys.readouterr().err
 
 
-def test_an_interrupt_says_how_to_go_on(table: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_an_interrupt_says_how_to_continue(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("common.download.get", interrupted)
+    monkeypatch.setattr("common.download.command.get", interrupted)
     assert call(table, tmp_path / "data", "words") == 130
-    assert capsys.readouterr().err.splitlines()[-1] == ("interrupted; what came is kept, and the same command goes on")
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == "interrupted; what was received is kept, and the same command continues"
+    )
 
 
 def test_the_table_of_archives_is_whole() -> None:

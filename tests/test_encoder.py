@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED, needs_shared, noise
-from plain_encoder import plain_layers
+from heads_helpers import on_one_thread
+from plain_encoder import plain_layers, use_narrow_network
 
 from common.arrays import Array
 from common.datasets.audio import read_audio
@@ -47,14 +48,11 @@ def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
     return float(((value - reference).norm(dim=1) / reference.norm(dim=1)).max())
 
 
-def use_narrow_network(patch: pytest.MonkeyPatch) -> None:
-    """Let `load_encoder` build the same network with an eighth of the channels.
-
-    Tiles, batches and padding do not depend on the number of channels, and the work falls to a fraction.
-    """
-    narrow = tuple((layer, name, before // 8, after // 8, pooling) for layer, name, before, after, pooling in BLOCKS)
-    patch.setattr(network, "BLOCKS", narrow)
-    patch.setattr(network, "PRE_CONV_CHANNELS", network.PRE_CONV_CHANNELS // 8)
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Each test of this file, if it does not choose otherwise."""
+    with on_one_thread():
+        yield
 
 
 @pytest.fixture
@@ -77,29 +75,29 @@ def rough() -> AudioSepEncoder:
     return load_encoder("random:2024", "cpu", precision="bf16")
 
 
-@pytest.fixture(scope="module", params=[None, "zero", CONDITION], ids=["none", "zero", "query"])
-def conditioned(request: pytest.FixtureRequest) -> tuple[AudioSepEncoder, Array | None]:
-    """An encoder with a condition, and the 512 numbers that the condition is."""
-    condition = request.param
+# 32, 34 and 76 frames: one column; a rest that every level floors; two columns and a rest.
+@pytest.mark.parametrize(
+    ("condition", "lengths"),
+    [(None, (MIN_SAMPLES, 10_667, 24_001)), ("zero", (10_667,)), (CONDITION, (MIN_SAMPLES, 10_667))],
+    ids=["none", "zero", "query"],
+)
+def test_equals_the_plain_encoder(
+    encoder: AudioSepEncoder, condition: str | Array | None, lengths: tuple[int, ...]
+) -> None:
+    own = encoder if condition is None else load_encoder("random:2024", "cpu", condition=condition)
     vector = np.zeros(512) if isinstance(condition, str) else condition
-    return load_encoder("random:2024", "cpu", condition=condition), vector
-
-
-def test_equals_the_plain_encoder(conditioned: tuple[AudioSepEncoder, Array | None]) -> None:
-    encoder, condition = conditioned
-    # 32, 34 and 76 frames: one column; a rest that every level floors; two columns and a rest.
-    for samples in (MIN_SAMPLES, 10_667, 24_001):
+    for samples in lengths:
         waveform = noise(1, samples)
-        embedded = encoder.embed_outputs([waveform], encoder.outputs)
-        for layer, activations in plain_layers(waveform, condition=condition).items():
+        embedded = own.embed_outputs([waveform], own.outputs)
+        for layer, activations in plain_layers(waveform, condition=vector).items():
             expected = {
                 "mean": activations.mean(dim=(1, 2)),
                 "std": activations.std(dim=(1, 2), correction=0),
                 "max": activations.amax(dim=(1, 2)),
             }
             for pool, tolerance in TOLERANCES.items():
-                own = embedded[Output(layer, pool, CHANNELS[layer])]
-                assert relative(own, expected[pool]) < tolerance, (samples, layer, pool)
+                got = embedded[Output(layer, pool, CHANNELS[layer])]
+                assert relative(got, expected[pool]) < tolerance, (samples, layer, pool)
 
 
 def golden_waveforms() -> dict[str, Array]:
@@ -135,12 +133,12 @@ ALL = tuple(golden_waveforms())
         pytest.param("query", ALL, id="query, all", marks=pytest.mark.slow),
     ],
 )
-def test_equals_the_official_encoder(condition: str, names: Sequence[str]) -> None:
+def test_equals_the_official_encoder(encoder: AudioSepEncoder, condition: str, names: Sequence[str]) -> None:
     golden = np.load(SHARED / "golden" / "golden_seed2024.npz")
     waveforms = golden_waveforms()
-    encoder = load_encoder(
-        "random:2024", "cpu", condition=golden["condition_query"] if condition == "query" else condition
-    )
+    if condition != "none":
+        query = golden["condition_query"] if condition == "query" else condition
+        encoder = load_encoder("random:2024", "cpu", condition=query)
     embedded = encoder.embed_outputs([waveforms[name] for name in names], encoder.outputs)
     compared = 0
     for row, name in enumerate(names):
@@ -154,8 +152,10 @@ def test_equals_the_official_encoder(condition: str, names: Sequence[str]) -> No
     assert compared == 8 * len(names) + (6 * 2 * 2 if condition == "none" else 0)
 
 
-def test_a_clip_is_the_same_alone_and_in_any_batch(encoder: AudioSepEncoder) -> None:
-    waveforms = [noise(seed, samples) for seed, samples in enumerate([1, 9_920, 12_000, 16_001, 9_921])]
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_clip_is_the_same_alone_and_in_any_batch(encoder: AudioSepEncoder, threads: int) -> None:
+    torch.set_num_threads(threads)
+    waveforms = [noise(seed, samples) for seed, samples in enumerate([1, 16_001, 9_921])]
     together = encoder.embed(waveforms)
     reversed_order = encoder.embed(waveforms[::-1]).flip(0)
     for row, waveform in enumerate(waveforms):
@@ -491,7 +491,7 @@ def test_a_batch_that_is_too_large_for_the_memory_is_done_in_parts(
 
     monkeypatch.setattr(encoder, "_forward", short_of_memory)
     monkeypatch.setattr(encoder, "_batches", lambda tiles: [tiles])
-    with pytest.warns(UserWarning, match="going on with 4 tiles at a time") as warned:
+    with pytest.warns(UserWarning, match="the GPU is out of memory: continuing with 4 tiles at a time") as warned:
         embeddings = encoder.embed(waveforms)
     torch.testing.assert_close(embeddings, expected, rtol=1e-5, atol=1e-5)
     assert len(warned) == 1

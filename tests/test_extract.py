@@ -136,9 +136,7 @@ def test_only_a_few_waveforms_are_in_memory_at_a_time(tmp_path: Path, monkeypatc
         return waveform
 
     class NoEncoder(StandIn):
-        def embed_outputs(
-            self, waveforms: Sequence[Waveform], outputs: Sequence[Output]
-        ) -> dict[Output, torch.Tensor]:
+        def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
             return {output: torch.zeros(len(waveforms), output.width) for output in outputs}
 
     monkeypatch.setattr(prefetch_module, "read_audio", reading)
@@ -368,7 +366,7 @@ def test_other_settings_are_refused_with_the_difference(
 def test_changed_audio_is_noticed(run: Run, clips: tuple[Path, list[Clip]]) -> None:
     run()
     write_wav(clips[1][3].path, seed=99, seconds=0.5)
-    with pytest.raises(OutputError, match=r"made of other audio \(1 files have changed, such as .*clip03"):
+    with pytest.raises(OutputError, match=r"made from other audio \(1 files have changed, such as .*clip03"):
         run()
     assert run(overwrite=True).meta["samples"][3] == 16_000
 
@@ -456,7 +454,7 @@ def test_unfinished_work_of_other_settings_is_refused(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_before_the_end(run, monkeypatch)
-    with pytest.raises(OutputError, match=r"unfinished work of other settings \(pool was mean, now max"):
+    with pytest.raises(OutputError, match=r"unfinished work with other settings \(pool was mean, now max"):
         run(pool="max")
     features = run(pool="max", overwrite=True)
     assert features.meta["pool"] == "max"
@@ -534,7 +532,7 @@ def test_a_header_with_an_absurd_rate_fails_alone(run: Run, clips: tuple[Path, l
     clips[1][2].path.write_bytes(content)
     features = run()
     assert len(features) == 11
-    assert "claims 1 samples a second" in features.meta["failed"][0][1]
+    assert "claims 1 samples per second" in features.meta["failed"][0][1]
 
 
 def test_an_embedding_that_overflows_is_a_failure(run: Run, clips: tuple[Path, list[Clip]]) -> None:
@@ -551,9 +549,7 @@ def test_if_every_clip_fails_nothing_is_saved(run: Run, clips: tuple[Path, list[
     with pytest.raises(ExtractionError, match="all 12 clips failed"):
         run()
     assert not (tmp_path / "features.pt").exists()
-    assert [row["clip_id"] for row in failed_clips(tmp_path / "features.pt")] == [
-        clip.clip_id(root) for clip in listed
-    ]
+    assert [row["clip_id"] for row in failed_clips(tmp_path / "features.pt")] == [clip.clip_id(root) for clip in listed]
     (tmp_path / "elsewhere").rename(root)
     assert len(run()) == 12
 

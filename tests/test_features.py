@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import SHARED, made_up_features, needs_shared
+from conftest import SHARED, needs_shared
+from heads_helpers import small_features
 
 from common.features import FeatureFileError, FeatureSet
 from esc50_feature_fc import esc50
 
 
 def test_saved_and_loaded_are_equal(tmp_path: Path) -> None:
-    features = made_up_features()
-    features.splits = ["train"] * len(features)
-    features.groups = [f"group {row // 2}" for row in range(len(features))]
-    features.meta = {
-        "checkpoint": "random:0",
-        "counts": {"clips": 3},
-        "samples": torch.arange(3),
-        "failed": [["a", "b"]],
-    }
+    features = small_features()
+    features = replace(
+        features,
+        splits=["train"] * len(features),
+        groups=[f"group {row // 2}" for row in range(len(features))],
+        meta={
+            "checkpoint": "random:0",
+            "counts": {"clips": 3},
+            "samples": torch.arange(3),
+            "failed": [("a", "b")],
+        },
+    )
     features.save(tmp_path / "features.pt")
     loaded = FeatureSet.load(tmp_path / "features.pt")
     for name in ("features", "labels", "folds"):
         assert torch.equal(getattr(loaded, name), getattr(features, name))
     for name in ("class_names", "clip_ids", "splits", "groups"):
         assert getattr(loaded, name) == getattr(features, name)
-    assert loaded.meta["counts"] == {"clips": 3}
+    assert loaded.meta.keys() == features.meta.keys()
+    for key in ("checkpoint", "counts", "failed"):
+        assert loaded.meta[key] == features.meta[key]
+    assert torch.equal(loaded.meta["samples"], torch.arange(3))
+
+
+def test_a_set_of_features_does_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        small_features().folds = None  # type: ignore[misc]
 
 
 def test_the_file_is_a_plain_dict(tmp_path: Path) -> None:
-    made_up_features().save(tmp_path / "features.pt")
+    small_features().save(tmp_path / "features.pt")
     content = torch.load(tmp_path / "features.pt", weights_only=True)
     assert set(content) == {"features", "labels", "class_names", "clip_ids", "folds", "splits", "groups", "meta"}
 
 
 def test_equal_sets_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("one.pt", "another.pt"):
-        made_up_features().save(tmp_path / name)
+        small_features().save(tmp_path / name)
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "another.pt").read_bytes()
 
 
@@ -55,17 +71,70 @@ def test_the_originals_files_open(tmp_path: Path) -> None:
     assert loaded.labels.tolist() == [-1, -1]
 
 
+@pytest.mark.parametrize(
+    ("labels", "numbered", "names"),
+    [
+        ([8975, 103, 8975], [1, 0, 1], ["103", "8975"]),  # speakers
+        ([0, 10**9], [0, 1], ["0", "1000000000"]),
+        ([2, 0, 1], [2, 0, 1], ["0", "1", "2"]),
+    ],
+    ids=["speakers", "large", "without gaps"],
+)
+def test_labels_without_class_names_are_numbered_without_gaps(
+    labels: list[int], numbered: list[int], names: list[str], tmp_path: Path
+) -> None:
+    torch.save({"features": torch.ones(len(labels), 2), "labels": torch.tensor(labels)}, tmp_path / "f.pt")
+    loaded = FeatureSet.load(tmp_path / "f.pt")
+    assert loaded.labels.tolist() == numbered
+    assert loaded.class_names == names
+    assert [loaded.class_names[label] for label in loaded.labels] == [str(label) for label in labels]
+
+
+def test_a_subset_drops_what_no_longer_occurs() -> None:
+    features = small_features()
+    features = replace(features, groups=[f"group {row}" for row in range(72)], splits=["train"] * 72)
+    assert features.folds is not None
+    rows = np.flatnonzero((features.labels != 1).numpy())[::-1].copy()
+    part = features.subset(rows)
+    assert part.class_names == ["class 0", "class 2", "class 3"]
+    names = [features.class_names[label] for label in features.labels[rows]]
+    assert [part.class_names[label] for label in part.labels] == names
+    assert torch.equal(part.features, features.features[rows])
+    assert part.clip_ids == [f"clip{row}.wav" for row in rows]
+    assert part.groups == [f"group {row}" for row in rows]
+    assert part.folds is not None
+    assert part.folds.tolist() == features.folds[rows].tolist()
+    assert part.splits == ["train"] * len(rows)
+
+
+def test_the_columns_of_several_outputs_have_names() -> None:
+    outputs = [("pre_conv", "mean", 10), ("encoder_block6", "std", 13), ("condition zero", "", 1)]
+    features = replace(small_features(), meta={"outputs": outputs})
+    assert features.output_columns == {
+        "pre_conv mean": slice(0, 10),
+        "encoder_block6 std": slice(10, 23),
+        "condition zero": slice(23, 24),
+    }
+    assert small_features().output_columns == {}
+
+
 @needs_shared
 def test_the_published_files_open() -> None:
     folder = SHARED / "reference_features"
-    features, sentence = esc50.recognise(FeatureSet.load(folder / "esc50_features_audiosep.pt"))
+    recognised = esc50.recognise(FeatureSet.load(folder / "esc50_features_audiosep.pt"))
+    assert recognised is not None
+    features, sentence = recognised
     assert features.features.shape == (2000, 384)
+    assert features.folds is not None
     assert features.folds.bincount().tolist() == [0, 400, 400, 400, 400, 400]
     assert features.class_names[42] == "siren"
     assert "official folds" in sentence
     icbhi = FeatureSet.load(folder / "icbhi_features_audiosep.pt")
     assert len(icbhi) == 887
     assert esc50.recognise(icbhi) is None
+
+
+PAIR = {"features": torch.ones(2, 2), "labels": torch.tensor([0, 1])}
 
 
 @pytest.mark.parametrize(
@@ -80,16 +149,16 @@ def test_the_published_files_open() -> None:
         ({"features": torch.ones(2, 2), "labels": torch.tensor([0.5, 1])}, "integer"),
         ({"features": torch.ones(2, 2), "labels": torch.tensor([-1, 1])}, "non-negative"),
         ({"features": torch.ones(2, 2), "labels": ["dog", "cat"]}, "not numbers"),
-        ({"features": torch.ones(2, 2), "labels": torch.tensor([0, 10**9])}, "no class numbers"),
         ({"features": torch.ones(2, 2), "keys": 5}, "clip_ids is a int"),
-        ({"features": torch.ones(2, 2), "labels": torch.tensor([0, 1]), "class_names": 5}, "class_names is a int"),
-        ({"features": torch.ones(2, 2), "labels": torch.tensor([0, 1]), "folds": ["a", "b"]}, "no 1-D tensor"),
-        ({"features": torch.ones(2, 2), "labels": torch.tensor([0, 1]), "folds": torch.tensor([1])}, "1 folds"),
-        ({"features": torch.ones(2, 2), "labels": torch.tensor([0, 1]), "groups": ["a"]}, "1 groups"),
-        ({"features": torch.ones(2, 2), "labels": torch.tensor([0, 5]), "class_names": ["a"]}, "only 1 class names"),
+        ({**PAIR, "class_names": 5}, "class_names is a int"),
+        ({**PAIR, "folds": ["a", "b"]}, "folds are not a 1-D tensor"),
+        ({**PAIR, "folds": torch.tensor([1])}, "1 folds"),
+        ({**PAIR, "groups": ["a"]}, "1 groups"),
+        ({**PAIR, "labels": torch.tensor([0, 5]), "class_names": ["a"]}, "only 1 class names"),
+        ({**PAIR, "meta": {"sample_rate": "fast"}}, "meta.sample_rate"),
     ],
 )
-def test_damaged_files_are_named(content, words: str, tmp_path: Path) -> None:
+def test_damaged_files_are_named(content: Any, words: str, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "bad.pt")
     with pytest.raises(FeatureFileError) as error:
         FeatureSet.load(tmp_path / "bad.pt")
@@ -102,14 +171,14 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         FeatureSet.load(tmp_path / "missing.pt")
     with pytest.raises(FeatureFileError, match="folder"):
         FeatureSet.load(tmp_path)
-    made_up_features().save(tmp_path / "cut.pt")
+    small_features().save(tmp_path / "cut.pt")
     content = (tmp_path / "cut.pt").read_bytes()
     for share in (0, 0.3, 0.9):
         (tmp_path / "cut.pt").write_bytes(content[: int(share * len(content))])
         with pytest.raises(FeatureFileError, match="damaged"):
             FeatureSet.load(tmp_path / "cut.pt")
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(FeatureFileError, match="no feature file"):
+    with pytest.raises(FeatureFileError, match="not a feature file"):
         FeatureSet.load(tmp_path / "text.pt")
     torch.save({"features": Path("/")}, tmp_path / "objects.pt")
     with pytest.raises(FeatureFileError, match="refused"):

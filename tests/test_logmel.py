@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import noise
 
@@ -34,7 +35,9 @@ def test_no_clip_gives_no_row() -> None:
     assert LogMelStatistics().embed([]).shape == (0, 256)
 
 
-def test_an_extraction_with_its_provenance(esc50_root: Path, tmp_path: Path, capsys) -> None:
+def test_an_extraction_with_its_provenance(
+    esc50_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--data-root", str(esc50_root), "--checkpoint", "logmel", "--output", str(tmp_path / "logmel.pt")]
     extract_main(TASK, arguments)
     features = FeatureSet.load(tmp_path / "logmel.pt")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.datasets import DatasetError
+from common.datasets import DatasetError, Division
 from common.features import FeatureFileError, FeatureSet
 from nsynth_feature_fc.nsynth import FAMILIES, prepare, read_clips
 
@@ -87,6 +87,10 @@ PARTS = {
 }
 
 
+def divided(families: str, train_on: str) -> Division:
+    return Division({"families": families, "train_on": train_on}, test_share=0.2, seed=42)
+
+
 def joined(*splits: str) -> FeatureSet:
     return FeatureSet.join([features_of(split, PARTS[split]) for split in splits], splits, FAMILIES)
 
@@ -106,25 +110,27 @@ def test_files_of_two_encoders_are_refused() -> None:
     with pytest.raises(FeatureFileError, match=r"valid\.pt has classes that are not this data set's \(0, 1\)"):
         FeatureSet.join([foreign], ["valid.pt"], FAMILIES)
     parts = [features_of("train", ["bass"]), features_of("test", ["bass"], "random:1")]
-    with pytest.raises(FeatureFileError, match=r"test\.pt and train\.pt were made with other settings \(checkpoint"):
+    with pytest.raises(
+        FeatureFileError, match=r"test\.pt and train\.pt were made with different settings \(checkpoint"
+    ):
         FeatureSet.join(parts, ["train.pt", "test.pt"], FAMILIES)
 
 
 def test_ten_families_or_eleven() -> None:
-    features, protocol = prepare(joined("train", "valid", "test"), {"families": "10", "train_on": "train"}, 42)
+    features, protocol = prepare(joined("train", "valid", "test"), divided("10", "train"))
     assert features.class_names == ["bass", "vocal"]  # vocal, the last official number, is not lost
     assert len(features) == 8
     assert "without synth_lead" in protocol
-    features, protocol = prepare(joined("train", "valid", "test"), {"families": "11", "train_on": "train"}, 42)
+    features, protocol = prepare(joined("train", "valid", "test"), divided("11", "train"))
     assert features.class_names == ["bass", "synth_lead", "vocal"]
     assert protocol.startswith("official train, valid and test sets, 11 families")
     with pytest.raises(DatasetError, match="--families 11 needs the train set"):
-        prepare(joined("valid", "test"), {"families": "11", "train_on": "valid"}, 42)
+        prepare(joined("valid", "test"), divided("11", "valid"))
 
 
 def test_training_on_valid_says_so() -> None:
     for splits in (("valid", "test"), ("train", "valid", "test")):
-        features, protocol = prepare(joined(*splits), {"families": "10", "train_on": "valid"}, 42)
+        features, protocol = prepare(joined(*splits), divided("10", "valid"))
         assert "TRAINED ON VALID" in protocol
         assert Counter(features.splits) == {"train": 2, "test": 3}
         assert features.clip_ids[0] == "valid0"
@@ -132,6 +138,6 @@ def test_training_on_valid_says_so() -> None:
 
 def test_missing_sets_are_named() -> None:
     with pytest.raises(DatasetError, match=r"NSynth's train set are missing.* --train-on valid"):
-        prepare(joined("valid", "test"), {"families": "10", "train_on": "train"}, 42)
+        prepare(joined("valid", "test"), divided("10", "train"))
     with pytest.raises(DatasetError, match="NSynth's test set are missing"):
-        prepare(joined("valid"), {"families": "10", "train_on": "valid"}, 42)
+        prepare(joined("valid"), divided("10", "valid"))

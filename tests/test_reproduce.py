@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from heads_helpers import CPU
+from plain_encoder import use_narrow_network
 
 from analysis import reproduce
-from analysis.estimates import estimate, measure
+from analysis.estimates import Speed, estimate, measure_speed
 from analysis.studies import STUDIES
 from common.config import ConfigError
-from common.heads.recipes import Recipe
+from common.heads import HEADS, Recipe
 from demo import generate
 
 
-class Calls(list):
-    """Stands in for running scripts; `failing` is a script that ends with status 3."""
+class Calls(list[tuple[str, ...]]):
+    """In place of running scripts: what would be run. `failing` is a script that ends with status 3."""
 
     failing = ""
 
@@ -26,12 +29,14 @@ class Calls(list):
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """What is called in this test; nothing runs."""
     calls = Calls()
     monkeypatch.setattr(reproduce, "run_script", calls)
     return calls
 
 
-def scripts(calls: Calls) -> list[str]:
+def scripts(calls: Sequence[tuple[str, ...]]) -> list[str]:
+    """The scripts' names, in the order of their calls."""
     return [Path(script).name for script, *_ in calls]
 
 
@@ -66,7 +71,7 @@ def test_a_task_of_three_sets_has_three_files_and_three_of_each_control(calls: C
     assert classify[classify.index("--control-features") + 1] == str(folder / "controls" / "nsynth" / "logmel")
 
 
-def test_tasks_of_one_folder_do_not_share_a_file(calls: Calls, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_of_one_folder_do_not_share_a_file(calls: Calls, tmp_path: Path) -> None:
     for folder in ("speech_commands_v0.01", "speech_commands_v0.02", "ICBHI_final_database"):
         (tmp_path / folder).mkdir()
     names = ("speech_commands_v1", "speech_commands_v2", "icbhi", "icbhi_cycles")
@@ -86,10 +91,10 @@ def test_it_stops_where_a_step_fails(calls: Calls, tmp_path: Path, failing: str)
 
 
 def test_what_is_not_there_is_downloaded_only_when_agreed(
-    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    with pytest.raises(ConfigError, match="no data set is here"):
+    with pytest.raises(ConfigError, match="no data set found; give their folder with --data, or download them with --yes"):
         reproduce.main(["librispeech", "--data", str(tmp_path)])
     assert "python -m common.download librispeech --only train-clean-100" in capsys.readouterr().out
     assert not calls
@@ -106,17 +111,40 @@ def test_a_download_that_is_declined_is_not_done(calls: Calls, tmp_path: Path, m
     assert [call[-1] for call in calls] == ["--dry-run"]  # its size was shown
 
 
-def test_estimates_follow_the_clips(tmp_path: Path) -> None:
-    import torch
+def test_a_dry_run_prints_the_plan_and_runs_nothing(
+    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("analysis.estimates.measure_speed", lambda device, recipe: SPEED)
+    reproduce.main(["speech_commands_v1", "--data", str(tmp_path), "--dry-run", "--device", "cpu"])
+    assert "64,721" in capsys.readouterr().out
+    # Nothing but the size of the download is asked for.
+    assert [call[0] for call in calls] == ["common.download"]
+    assert calls[0][-1] == "--dry-run"
 
+
+SPEED = Speed(audio=40.0, step_s={"linear": 1e-4, "three_layer": 3e-4})
+
+
+@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")  # ten words of thirty
+def test_estimates_follow_the_clips(tmp_path: Path) -> None:
     root = tmp_path / "speech_commands_v0.01"
     generate.generate_speech_commands(root, speakers=4)
-    speed = measure(torch.device("cpu"), Recipe(100, 8, 1e-3))
-    study = STUDIES["speech_commands_v1"]
-    here = estimate(study, root, speed, Recipe(100, 8, 1e-3), n_seeds=5, n_feature_sets=2)
-    whole = estimate(study, tmp_path / "nowhere", speed, Recipe(100, 8, 1e-3), n_seeds=5, n_feature_sets=2)
+    study, recipe = STUDIES["speech_commands_v1"], Recipe(100, 8, 1e-3)
+    here = estimate(study, root, SPEED, recipe, n_seeds=5, n_feature_sets=2)
+    whole = estimate(study, tmp_path / "nowhere", SPEED, recipe, n_seeds=5, n_feature_sets=2)
     assert here.clips == len(study.task.read_clips(root))
     assert here.audio_hours == pytest.approx(here.clips / 3600, rel=0.3)  # words of about a second
     assert (whole.clips, whole.audio_hours) == (64_721, study.hours)
+    assert whole.extract_hours == pytest.approx(2.1 * study.hours / SPEED.audio)
     assert whole.fit_hours > 100 * here.fit_hours
     assert whole.n_bytes / whole.clips == here.n_bytes / here.clips
+    once = estimate(study, tmp_path / "nowhere", SPEED, recipe, n_seeds=1, n_feature_sets=2)
+    assert whole.fit_hours == pytest.approx(5 * once.fit_hours)
+
+
+def test_the_speed_of_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_narrow_network(monkeypatch)
+    speed = measure_speed(CPU, Recipe(100, 64, 1e-3, hidden_dim=16), n_jobs=1)
+    assert speed.audio > 0
+    assert set(speed.step_s) == set(HEADS)
+    assert all(seconds > 0 for seconds in speed.step_s.values())

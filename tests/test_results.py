@@ -1,42 +1,48 @@
-"""Scores, the record of a run, its predictions, tables and pictures."""
+"""Scores, the record of a run, its predictions, tables and figures."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import made_up_features
+from heads_helpers import fit_config, small_features
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from common.arrays import Array
+from common.evaluation import plots
 from common.evaluation.metrics import confusion_matrix, per_class, scores
-from common.evaluation.plots import plot_confusion, plot_curves, plot_label_efficiency, plot_per_class
+from common.evaluation.outcomes import FitFacts, Outcome
+from common.evaluation.plots import FEW, MANY, plot_confusion, plot_curves, plot_label_efficiency, plot_per_class
+from common.evaluation.predictions import read_predictions, save_predictions
 from common.evaluation.record import (
-    Outcome,
-    comparison_record,
+    ConfigRecord,
+    EfficiencyRecord,
+    FeaturesRecord,
+    FitRecord,
+    PerClass,
+    ProtocolRecord,
+    RecordError,
+    RunRecord,
     earlier_record,
-    head_record,
-    run_record,
-    save_predictions,
-    save_record,
+    remove_record,
 )
+from common.evaluation.scoring import compare_heads, score_head
 from common.evaluation.tables import as_markdown, as_text, score_table
-from common.features import FeatureSet
+from common.features import FeatureFileError, FeatureSet
 from common.files import OutputError
+from common.heads import HeadKind
+from esc50_feature_fc.esc50 import TASK
 
-CONFIG = {
-    "batch_size": 8,
-    "learning_rate": 1e-3,
-    "epochs": 2,
-    "hidden_dim": 256,
-    "feature_dim": 384,
-    "train_test_split": 0.2,
-    "random_seed": 42,
-    "device": "cpu",
-}
+CONFIG = ConfigRecord.of(fit_config(epochs=2), {}, {})
 
 
 def test_scores_by_hand() -> None:
@@ -54,6 +60,7 @@ def test_scores_by_hand() -> None:
     assert columns["clips"] == [3, 1, 0]
 
 
+@pytest.mark.filterwarnings("ignore:The number of unique classes")
 def test_the_best_five_count_from_thirty_classes_on() -> None:
     labels = np.arange(30)
     logits = np.eye(30)
@@ -65,64 +72,85 @@ def test_the_best_five_count_from_thirty_classes_on() -> None:
 
 def outcomes_of(features: FeatureSet, n_seeds: int, error: float, seed: int = 0) -> list[Outcome]:
     """Predictions of every fold by every seed, wrong for a share of the clips."""
+    assert features.folds is not None
     rng, folds, labels = np.random.default_rng(seed), features.folds.numpy(), features.labels.numpy()
+    facts = FitFacts(2, None, 0.4, 1, [1.0, 0.5], [0.2, 0.3], [0.4, 0.3])
     outcomes = []
     for number in range(n_seeds):
         for fold in np.unique(folds):
             rows = np.flatnonzero(folds == fold)
             said = np.where(rng.uniform(size=len(rows)) < error, (labels[rows] + 1) % 4, labels[rows])
             logits = np.eye(4, dtype=np.float32)[said]
-            facts = {"epoch": 2, "train_loss": [1.0, 0.5], "valid_accuracy": [0.2, 0.3]}
             outcomes.append(Outcome(42 + number, f"fold {fold}", 48, rows, said, logits, facts))
     return outcomes
 
 
 def test_spreads_over_folds_and_seeds_are_kept_apart() -> None:
-    features = made_up_features()
+    features = small_features()
     outcomes = outcomes_of(features, 4, 0.3)
-    record = head_record(outcomes, features)
-    table = pd.DataFrame(record["splits"])
-    assert record["mean"]["accuracy"] == pytest.approx(table.accuracy.mean())
+    scored = score_head(outcomes, features)
+    table = pd.DataFrame([fit.model_dump() for fit in scored.splits])
+    assert scored.accuracy == pytest.approx(table.accuracy.mean())
     by_fold, by_seed = (table.groupby(key).accuracy.mean() for key in ("split", "seed"))
-    assert record["std_over_folds"]["accuracy"] == pytest.approx(by_fold.std(ddof=0))
-    assert record["std_over_seeds"]["accuracy"] == pytest.approx(by_seed.std(ddof=0))
-    low, high = record["interval"]
-    assert low < record["mean"]["accuracy"] < high
-    assert np.array(record["confusion"]).sum() == 4 * len(features)
-    assert head_record(outcomes_of(features, 1, 0.3), features)["std_over_seeds"] is None
+    assert scored.std_over_folds is not None
+    assert scored.std_over_folds["accuracy"] == pytest.approx(by_fold.std(ddof=0))
+    assert scored.std_over_seeds is not None
+    assert scored.std_over_seeds["accuracy"] == pytest.approx(by_seed.std(ddof=0))
+    assert scored.interval is not None
+    assert scored.interval[0] < scored.accuracy < scored.interval[1]
+    assert np.array(scored.confusion).sum() == 4 * len(features)
+    assert sum(scored.per_class.clips) == len(features)
+    assert score_head(outcomes_of(features, 1, 0.3), features).std_over_seeds is None
     one_fold = [outcome for outcome in outcomes if outcome.split == "fold 1"]
-    assert head_record(one_fold, features)["std_over_folds"] is None
+    assert score_head(one_fold, features).std_over_folds is None
 
 
 def test_two_heads_on_the_same_clips_are_compared() -> None:
-    features = made_up_features(per_fold=20)
+    features = small_features(per_fold=20)
     worse, better = outcomes_of(features, 2, 0.5), outcomes_of(features, 2, 0.1, seed=1)
-    compared = comparison_record(worse, better, features)
-    accuracies = [head_record(each, features)["mean"]["accuracy"] for each in (worse, better)]
-    assert compared["difference"] == pytest.approx(accuracies[1] - accuracies[0])
-    assert compared["interval"][0] > 0
-    assert compared["p_value"] < 0.001
-    same = comparison_record(worse, worse, features)
-    assert same["difference"] == 0
-    assert same["p_value"] > 0.9
+    compared = compare_heads(worse, better, features)
+    accuracies = [score_head(each, features).accuracy for each in (worse, better)]
+    assert compared.difference == pytest.approx(accuracies[1] - accuracies[0])
+    assert compared.interval is not None
+    assert compared.interval[0] > 0
+    assert compared.p_value is not None
+    assert compared.p_value < 0.001
+    assert compared.units == "clips"
+    same = compare_heads(worse, worse, features)
+    assert same.difference == 0
+    assert same.p_value is not None
+    assert same.p_value > 0.9
 
 
-def record(features: FeatureSet | None = None) -> dict:
-    features = features or made_up_features()
-    head = head_record(outcomes_of(features, 2, 0.3), features)
-    protocol = {
-        "heads": {"linear": head, "three_layer": head},
-        "probes": {},
-        "controls": {"shuffled_labels, linear": head},
-        "majority_class": head,
-    }
-    return run_record("esc50", CONFIG, {"sha256": "abc", "clips": 7}, {"official": protocol}, [])
+@pytest.fixture(scope="module")
+def record() -> RunRecord:
+    """A run whose heads, control and majority class all have the same scores."""
+    features = small_features()
+    outcomes = outcomes_of(features, 2, 0.3)
+    # With a task's own score that is not defined.
+    scored = score_head(outcomes, features, lambda labels, predictions: {"own": math.nan})
+    protocol = ProtocolRecord(
+        protocol="official folds 1-3",
+        is_official=True,
+        validation="one of the training folds",
+        chooses_epoch=True,
+        refit=True,
+        seeds=[42, 43],
+        related_test_clips=None,
+        heads={"linear": scored, "three_layer": scored},
+        majority_class=scored,
+        comparison=compare_heads(outcomes, outcomes, features),
+        controls={"shuffled_labels, linear": scored},
+    )
+    source = FeaturesRecord(file="features.pt", sha256="abc", clips=7, class_names=["a", "b", "c", "d"])
+    return RunRecord.of(TASK, CONFIG, source, {"official": protocol}, [])
 
 
-def test_files_hold_what_the_record_holds(tmp_path: Path) -> None:
-    save_record(record(), tmp_path)
+def test_files_hold_what_the_record_holds(record: RunRecord, tmp_path: Path) -> None:
+    record.save(tmp_path)
     saved = json.loads((tmp_path / "result.json").read_text())
-    assert saved["config"] == CONFIG
+    assert saved["config"] == json.loads(CONFIG.model_dump_json())
+    assert saved["config"]["epochs"] == saved["config"]["recipe_linear"]["epochs"] == 2
     assert {"python", "torch", "scikit-learn"} <= set(saved["versions"])
     table = pd.read_csv(tmp_path / "result.csv")
     assert table.columns.tolist()[:6] == ["protocol", "head", "split", "seed", "n_train", "n_test"]
@@ -134,10 +162,41 @@ def test_files_hold_what_the_record_holds(tmp_path: Path) -> None:
     assert table.accuracy.tolist() == pytest.approx([row["accuracy"] for row in rows])
 
 
+def test_a_record_comes_back_whole(record: RunRecord, tmp_path: Path) -> None:
+    record.save(tmp_path)
+    loaded = RunRecord.load(tmp_path / "result.json")
+    assert loaded.model_dump_json() == record.model_dump_json()
+    assert loaded.config == record.config
+
+
+def test_a_score_that_is_not_defined_is_null_in_the_file_and_nan_in_the_record(
+    record: RunRecord, tmp_path: Path
+) -> None:
+    record.save(tmp_path)
+    head = json.loads((tmp_path / "result.json").read_text())["protocols"]["official"]["heads"]["linear"]
+    assert head["mean"]["own"] is None
+    assert [fit["own"] for fit in head["splits"]] == [None] * 6
+    loaded = RunRecord.load(tmp_path / "result.json").protocols["official"].heads["linear"]
+    assert math.isnan(loaded.mean["own"])
+    assert all(math.isnan(fit.scores["own"]) for fit in loaded.splits)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "not JSON", '{"task": "esc50"}', ""])
+def test_what_is_no_record_is_one_clear_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(RecordError, match=r"result\.json is not a record of this project \(.+\)") as error:
+        RunRecord.load(tmp_path / "result.json")
+    assert "\n" not in str(error.value)
+
+
 def test_every_score_can_be_computed_from_the_predictions(tmp_path: Path) -> None:
-    features = made_up_features()
-    features.groups = [f"source{row // 2}" for row in range(len(features))]
-    outcomes = {"linear": outcomes_of(features, 2, 0.3), "three_layer": outcomes_of(features, 2, 0.2, seed=1)}
+    features = small_features()
+    groups = [f"source{row // 2}" for row in range(len(features))]
+    features = replace(features, groups=groups)
+    outcomes: dict[HeadKind, list[Outcome]] = {
+        "linear": outcomes_of(features, 2, 0.3),
+        "three_layer": outcomes_of(features, 2, 0.2, seed=1),
+    }
     assert save_predictions(outcomes, features, tmp_path, "random_") == [
         "random_predictions.csv",
         "random_predictions.pt",
@@ -145,33 +204,71 @@ def test_every_score_can_be_computed_from_the_predictions(tmp_path: Path) -> Non
     table = pd.read_csv(tmp_path / "random_predictions.csv")
     for head, each in outcomes.items():
         hits = table[head] == table.class_name
-        expected = head_record(each, features)
-        assert hits.groupby([table.seed, table.split]).mean().mean() == pytest.approx(expected["mean"]["accuracy"])
-    assert table.group.tolist() == [features.groups[features.clip_ids.index(name)] for name in table.clip_id]
+        expected = score_head(each, features).accuracy
+        assert hits.groupby([table.seed, table.split]).mean().mean() == pytest.approx(expected)
+    assert table.group.tolist() == [groups[features.clip_ids.index(name)] for name in table.clip_id]
     saved = torch.load(tmp_path / "random_predictions.pt", weights_only=True)
     hits = saved["logits"]["three_layer"].argmax(dim=1) == saved["labels"]
     assert [features.clip_ids[row] for row in saved["rows"]] == table.clip_id.tolist()
     assert hits.tolist() == (table.three_layer == table.class_name).tolist()
 
 
-def test_an_earlier_record_stands_for_an_equal_run_only(tmp_path: Path) -> None:
-    assert earlier_record(tmp_path, "esc50", CONFIG, "abc") is None
-    save_record({**record(), "files": ["head.pt"]}, tmp_path)
-    assert earlier_record(tmp_path, "esc50", CONFIG, "abc") is None  # without its head it is no finished run
+def test_the_predictions_of_one_seed_are_read_again(tmp_path: Path) -> None:
+    features = small_features()
+    outcomes: dict[HeadKind, list[Outcome]] = {"linear": outcomes_of(features, 2, 0.3)}
+    save_predictions(outcomes, features, tmp_path, "")
+    said = read_predictions(tmp_path / "predictions.csv", ["linear"], 43)["linear"]
+    expected = {
+        features.clip_ids[row]: features.class_names[label]
+        for outcome in outcomes["linear"]
+        if outcome.seed == 43
+        for row, label in zip(outcome.rows, outcome.predictions, strict=True)
+    }
+    assert said == expected
+    assert set(said) == set(features.clip_ids)
+    with pytest.raises(FeatureFileError, match=r"predictions\.csv is damaged"):
+        read_predictions(tmp_path / "predictions.csv", ["three_layer"], 43)
+    with pytest.raises(FeatureFileError, match=r"nowhere\.csv is missing; classify again"):
+        read_predictions(tmp_path / "nowhere.csv", ["linear"], 43)
+
+
+def test_an_earlier_record_counts_for_an_equal_run_only(record: RunRecord, tmp_path: Path) -> None:
+    assert earlier_record(tmp_path, TASK, CONFIG, "abc") is None
+    record.model_copy(update={"files": ["head.pt"]}).save(tmp_path)
+    assert earlier_record(tmp_path, TASK, CONFIG, "abc") is None  # without its head it is no finished run
     (tmp_path / "head.pt").touch()
-    assert earlier_record(tmp_path, "esc50", CONFIG, "abc")["task"] == "esc50"
+    found = earlier_record(tmp_path, TASK, CONFIG, "abc")
+    assert found is not None
+    assert found.task == "esc50"
+    longer = ConfigRecord.of(fit_config(epochs=3), {}, {})
     with pytest.raises(OutputError, match="epochs was 2, now 3"):
-        earlier_record(tmp_path, "esc50", {**CONFIG, "epochs": 3}, "abc")
-    assert earlier_record(tmp_path, "esc50", {**CONFIG, "epochs": 3}, "abc", overwrite=True) is None
+        earlier_record(tmp_path, TASK, longer, "abc")
+    assert earlier_record(tmp_path, TASK, longer, "abc", overwrite=True) is None
     with pytest.raises(OutputError, match="features was abc, now def"):
-        earlier_record(tmp_path, "esc50", CONFIG, "def")
+        earlier_record(tmp_path, TASK, CONFIG, "def")
+    # Where the files are does not make it another run.
+    moved = ConfigRecord.of(fit_config(epochs=2, output_dir=tmp_path, markdown=True), {}, {})
+    assert earlier_record(tmp_path, TASK, moved, "abc") is not None
     (tmp_path / "result.json").write_text("{}")
     with pytest.raises(OutputError, match="not a record"):
-        earlier_record(tmp_path, "esc50", CONFIG, "abc")
+        earlier_record(tmp_path, TASK, CONFIG, "abc")
+    assert earlier_record(tmp_path, TASK, CONFIG, "abc", overwrite=True) is None
 
 
-def test_the_table_is_aligned_and_narrow() -> None:
-    table = score_table(record()["protocols"]["official"])
+def test_removing_a_record_removes_its_files_and_nothing_outside_its_folder(record: RunRecord, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    record.model_copy(update={"files": ["head.pt", "../outside.pt"]}).save(folder)
+    for path in (folder / "head.pt", folder / "result.md", folder / "notes.txt", tmp_path / "outside.pt"):
+        path.touch()
+    remove_record(folder)
+    assert {path.name for path in folder.iterdir()} == {"notes.txt", "result.csv"}
+    assert (tmp_path / "outside.pt").exists()
+    remove_record(folder)  # there is none any more
+
+
+def test_the_table_is_aligned_and_narrow(record: RunRecord) -> None:
+    table = score_table(record.protocols["official"])
     assert table[0] == ["head", "accuracy", "95 %", "± folds", "± seeds", "balanced", "macro-F1"]
     lines = as_text(table).splitlines()
     assert [line.split()[0] for line in lines] == [
@@ -182,43 +279,158 @@ def test_the_table_is_aligned_and_narrow() -> None:
         "majority-class",
     ]
     assert max(map(len, lines)) <= 100
-    ends = {line.rindex(cell[-1]) + len(cell[-1]) for line, cell in zip(lines, table, strict=True)}
-    assert len(ends) == 1  # the last column ends in one place
+    # Each column but the first ends in one place.
+    for column in range(1, len(table[0])):
+        ends = {len(line) for line in as_text([row[: column + 1] for row in table]).splitlines()}
+        assert len(ends) == 1
     markdown = as_markdown(table).splitlines()
     assert markdown[1] == "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
     assert len({line.count("|") for line in markdown}) == 1
 
 
-@pytest.mark.parametrize("n_classes", [2, 50, 251])
-def test_pictures(n_classes: int, tmp_path: Path) -> None:
+# Figures
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn in this test; they are not rendered, which takes seconds where there are many names."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def texts_of(labels: Sequence[object]) -> list[str]:
+    """What a figure's texts say."""
+    return [getattr(label, "get_text", str)() for label in labels]
+
+
+def confusion_of(n_classes: int) -> tuple[Array, list[str]]:
+    """A made-up matrix whose first class never occurs, and names."""
     confusion = np.random.default_rng(0).integers(0, 9, (n_classes, n_classes))
-    confusion[0] = 0  # a class that never occurs
-    names = [f"class_{number}" for number in range(n_classes)]
-    columns = {"f1": np.linspace(0, 1, n_classes).tolist(), "clips": [8] * n_classes}
-    plot_confusion(confusion, names, "a title", tmp_path / "confusion.png")
-    plot_per_class(columns, names, "a title", tmp_path / "per_class.png")
-    height, width, _ = imread(tmp_path / "confusion.png").shape
-    assert 500 < height < 5000
-    assert 500 < width < 5000
-    # A label of 251 needs its seven pixels at least.
-    assert height / n_classes > 12
-    assert imread(tmp_path / "per_class.png").shape[0] < 2500
+    confusion[np.diag_indices(n_classes)] += np.random.default_rng(1).integers(0, 9 * n_classes, n_classes)
+    confusion[0] = 0
+    return confusion, [f"class_{number}" for number in range(n_classes)]
+
+
+@pytest.mark.parametrize("n_classes", [2, FEW, FEW + 1, MANY, MANY + 1, 251])
+def test_a_confusion_matrix_shows_shares_of_the_true_class(n_classes: int, drawn: list[Figure]) -> None:
+    confusion, names = confusion_of(n_classes)
+    plot_confusion(confusion, names, "a title", Path("unused.png"))
+    axes = drawn[0].axes[0]
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    shown = [name.replace("_", " ") for name in names]
+    order = np.arange(n_classes)
+    if n_classes > MANY:  # the best first, on both axes
+        order = np.argsort(-np.diag(share), kind="stable")
+        assert "best recall first" in axes.get_ylabel()
+        assert "best recall first" in axes.get_xlabel()
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert texts_of(labels) == [shown[index] for index in order]
+    np.testing.assert_allclose(axes.images[0].get_array(), 100 * share[np.ix_(order, order)])
+    for text in axes.texts:
+        column, row = (round(each) for each in text.get_position())
+        assert text.get_text() == f"{100 * share[order[row], order[column]]:.0f}"
+    if n_classes <= FEW:  # every number that is not 0
+        assert len(axes.texts) == (share >= 0.005).sum()
+    # A class's line is as high as its name.
+    font = axes.get_yticklabels()[0].get_fontsize()
+    assert drawn[0].get_figheight() * 72 / n_classes > font
+
+
+@pytest.mark.parametrize("n_classes", [2, MANY, 251])
+def test_bars_of_classes_stand_by_falling_f1(n_classes: int, drawn: list[Figure]) -> None:
+    f1 = np.random.default_rng(0).permutation(np.linspace(0, 1, n_classes))
+    columns = PerClass(precision=[0.0] * n_classes, recall=[0.0] * n_classes, f1=f1.tolist(), clips=[8] * n_classes)
+    plot_per_class(columns, [f"class_{number}" for number in range(n_classes)], "a title", Path("unused.png"))
+    axes = drawn[0].axes[0]
+    order = np.argsort(-f1, kind="stable")
+    if n_classes > MANY:
+        order = np.concatenate([order[: MANY // 2], order[-MANY // 2 :]])
+        assert f"the {MANY // 2} best and the {MANY // 2} worst of {n_classes} classes" in axes.get_title()
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(100 * f1[order])
+    assert texts_of(axes.get_yticklabels()) == [f"class {index} (8)" for index in order]
+    (mean,) = axes.lines
+    assert mean.get_xdata()[0] == pytest.approx(100 * f1.mean())  # of all classes, whatever is shown
 
 
 @pytest.mark.parametrize("n_fits", [1, 3])
 @pytest.mark.parametrize("n_valid", [0, 5])
-def test_curves(n_fits: int, n_valid: int, tmp_path: Path) -> None:
+def test_curves_are_the_mean_of_all_fits_with_the_epochs_kept(n_fits: int, n_valid: int, drawn: list[Figure]) -> None:
     rng = np.random.default_rng(0)
     fits = [
-        {"train_loss": rng.uniform(size=5).tolist(), "valid_accuracy": rng.uniform(size=n_valid).tolist(), "epoch": 3}
-        for _ in range(n_fits)
+        FitRecord(
+            split="one",
+            seed=seed,
+            n_train=9,
+            n_test=3,
+            train_loss=rng.uniform(size=5).tolist(),
+            valid_accuracy=rng.uniform(size=n_valid).tolist(),
+            epoch=3 + seed,
+        )
+        for seed in range(n_fits)
     ]
-    plot_curves(fits, "a title", tmp_path / "curves.png")
+    plot_curves(fits, "a title", Path("unused.png"))
+    panels = drawn[0].axes
+    assert len(panels) == (2 if n_valid else 1)
+    expected = [np.mean([fit.train_loss for fit in fits], axis=0)]
+    if n_valid:
+        expected.append(100 * np.mean([fit.valid_accuracy for fit in fits], axis=0))
+    for axes, values in zip(panels, expected, strict=True):
+        curve, *marks = axes.lines
+        np.testing.assert_allclose(curve.get_ydata(), values)
+        assert curve.get_xdata().tolist() == [1, 2, 3, 4, 5]
+        assert [mark.get_xdata()[0] for mark in marks] == [fit.epoch for fit in fits]
+        assert len(axes.collections) == (1 if n_fits > 1 else 0)  # the range of several
+
+
+def test_label_efficiency_shows_both_heads_with_their_intervals(drawn: list[Figure]) -> None:
+    heads: tuple[HeadKind, ...] = ("linear", "three_layer")
     points = [
-        {"head": head, "n_train": n, "mean": {"accuracy": 0.5}, "interval": [0.4, 0.6] if n > 10 else None}
-        for head in ("linear", "three_layer")
-        for n in (10, 100)
+        EfficiencyRecord(
+            head=head,
+            fraction=n / 100,
+            n_train=n,
+            mean={"accuracy": 0.5},
+            std_over_folds=None,
+            std_over_seeds=None,
+            interval=(0.4, 0.7) if n > 10 else None,
+        )
+        for head in heads
+        for n in (100, 10)
     ]
-    plot_label_efficiency(points, "a title", tmp_path / "labels.png")
-    for name in ("curves", "labels"):
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    plot_label_efficiency(points, "a title", Path("unused.png"))
+    axes = drawn[0].axes[0]
+    assert texts_of(axes.get_legend().get_texts()) == ["linear", "three-layer"]
+    for container in axes.containers:
+        assert isinstance(container, ErrorbarContainer)
+        line, _, (bars,) = container.lines
+        assert line.get_xdata().tolist() == [10, 100]
+        np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], [[50, 50], [40, 70]])
+    assert len(axes.containers) == 2
+
+
+@pytest.mark.parametrize("what", ["confusion", "per_class", "curves", "label_efficiency"])
+def test_figures_are_png_files(what: str, record: RunRecord, tmp_path: Path) -> None:
+    scored = record.protocols["official"].heads["linear"]
+    point = EfficiencyRecord(
+        head="linear",
+        fraction=1,
+        n_train=9,
+        **scored.model_dump(include={"mean", "std_over_folds", "std_over_seeds", "interval"}),
+    )
+    draw: dict[str, Callable[[Path], None]] = {
+        "confusion": lambda path: plot_confusion(np.array(scored.confusion), list("abcd"), "a title", path),
+        "per_class": lambda path: plot_per_class(scored.per_class, list("abcd"), "a title", path),
+        "curves": lambda path: plot_curves(scored.splits, "a title", path),
+        "label_efficiency": lambda path: plot_label_efficiency([point], "a title", path),
+    }
+    draw[what](tmp_path / "figure.png")
+    pixels = imread(tmp_path / "figure.png")
+    assert pixels.ndim == 3
+    assert pixels.std() > 0  # something is drawn
+
+
+@pytest.mark.slow
+def test_a_large_confusion_matrix_is_drawn(tmp_path: Path) -> None:
+    plot_confusion(*confusion_of(251), "a title", tmp_path / "confusion.png")
+    assert imread(tmp_path / "confusion.png").std() > 0

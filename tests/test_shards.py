@@ -109,7 +109,7 @@ def test_audio_that_changes_before_the_end_is_noticed(run: Run, clips: tuple[Pat
     run(Shard(0, 2))
     longest = max(listed, key=lambda clip: clip.path.stat().st_size)  # the first shard's first
     write_wav(longest.path, seed=99, seconds=0.2)
-    with pytest.raises(OutputError, match="1 clips that a shard had done"):
+    with pytest.raises(OutputError, match="1 clips that a shard had finished are missing or have changed"):
         run(Shard(1, 2))
     assert run(Shard(0, 2)) is not None
 

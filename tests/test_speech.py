@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from conftest import SHARED, needs_shared, write_wav
 
 from common.cli import classify_main, extract_main
-from common.datasets import DatasetError, DatasetNote
+from common.datasets import DatasetError, DatasetNote, Division
 from common.evaluation.splits import make_splits
 from common.features import FeatureSet
 from key_word_spotting import speech_commands
@@ -64,7 +65,7 @@ def test_wrong_librispeech(libri: Path) -> None:
     with pytest.raises(DatasetError, match=r"speaker 14 is not in test-clean .*in train-clean-360"):
         librispeech.read_clips(libri, "test-clean")
     stranger.rename(stranger.with_name("15-9-0000.flac"))
-    with pytest.raises(DatasetError, match="does not belong into"):
+    with pytest.raises(DatasetError, match="does not belong in"):
         librispeech.read_clips(libri, "test-clean")
     (libri / "SPEAKERS.TXT").write_text("14 F train\n")
     with pytest.raises(DatasetError, match="line 1"):
@@ -88,21 +89,21 @@ def speakers(chapters: dict[str, list[int]]) -> FeatureSet:
     )
 
 
-BY_CHAPTER = {"split": "chapter", "train_test_split": 0.2}
+BY_CHAPTER = Division({"split": "chapter"}, test_share=0.2, seed=42)
+BY_UTTERANCE = Division({"split": "utterance"}, test_share=0.2, seed=42)
 
 
 def test_chapters_that_cannot_be_split() -> None:
     features = speakers({"7": [50], "8": [30]})
     with pytest.raises(DatasetError, match="no speaker has two chapters"), pytest.warns(DatasetNote):
-        librispeech.prepare(features, BY_CHAPTER, 42)
-    features.groups = None
+        librispeech.prepare(features, BY_CHAPTER)
     with pytest.raises(DatasetError, match="names no chapters"):
-        librispeech.prepare(features, BY_CHAPTER, 42)
+        librispeech.prepare(replace(features, groups=None), BY_CHAPTER)
 
 
 def test_words_of_the_other_version(commands: Path) -> None:
     write_wav(commands / "visual" / "0a_nohash_0.wav")
-    with pytest.raises(DatasetError, match=r"no words of this version: visual \(words of v0.02"):
+    with pytest.raises(DatasetError, match=r"not words of this version: visual \(words of v0.02"):
         speech_commands.V1.read_clips(commands)
     with pytest.warns(DatasetNote, match="32 of the 35 words are missing"):
         assert len(speech_commands.V2.read_clips(commands)) == 7
@@ -113,7 +114,7 @@ def test_words_of_the_other_version(commands: Path) -> None:
 def test_no_chapter_on_both_sides() -> None:
     features = speakers({"7": [50, 40, 5, 5], "8": [30, 30], "9": [80], "10": [1, 99]})
     with pytest.warns(DatasetNote, match="1 speakers with a single chapter are left out: 9"):
-        prepared, protocol = librispeech.prepare(features, BY_CHAPTER, 42)
+        prepared, protocol = librispeech.prepare(features, BY_CHAPTER)
     assert "1 speakers with one chapter left out" in protocol
     assert prepared.class_names == ["7", "8", "10"]
     assert len(prepared) == len(features) - 80
@@ -122,13 +123,13 @@ def test_no_chapter_on_both_sides() -> None:
     assert not set(groups[split.train]) & set(groups[split.test])
     for rows in (split.train, split.test):
         assert set(prepared.labels[rows].tolist()) == {0, 1, 2}
-    again, _ = librispeech.prepare(speakers({"7": [50, 40, 5, 5], "8": [30, 30]}), BY_CHAPTER, 42)
+    again, _ = librispeech.prepare(speakers({"7": [50, 40, 5, 5], "8": [30, 30]}), BY_CHAPTER)
     assert set(again.splits) == {"train", "test"}
 
 
 def test_by_utterance_is_the_random_split() -> None:
     features = speakers({"7": [50], "8": [30, 30]})
-    prepared, protocol = librispeech.prepare(features, {"split": "utterance"}, 42)
+    prepared, protocol = librispeech.prepare(features, BY_UTTERANCE)
     (split,), named = make_splits(prepared, 0.2, 42)
     assert protocol == ""
     assert named == "random 20% test split, stratified"
@@ -250,6 +251,7 @@ def test_a_ten_command_task_that_is_not_whole(ten_commands: Path, tmp_path: Path
 
 
 @pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
+@pytest.mark.usefixtures("scripts_load_the_stand_in", "no_figures")
 def test_ten_commands_from_audio_to_scores(ten_commands: Path, tmp_path: Path) -> None:
     features, results = tmp_path / "features.pt", tmp_path / "results"
     root = ("--data-root", str(ten_commands), "--checkpoint", "random:2024", "--device", "cpu")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import SHARED, needs_shared, write_csv, write_wav
@@ -13,6 +16,7 @@ from common.datasets import DatasetError
 from common.features import FeatureSet
 from demo import generate
 from demo.generate import generate_esc50, generate_urbansound8k
+from demo.sounds import Sound, note, recording
 from esc50_feature_fc import esc50
 from icbhi_feature_fc import icbhi
 from key_word_spotting import speech_commands
@@ -110,7 +114,7 @@ def test_altered_rows_of_esc50(row: tuple, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("module", [esc50, urbansound8k])
-def test_wrong_layouts_say_what_was_expected_and_found(module, tmp_path: Path) -> None:
+def test_wrong_layouts_say_what_was_expected_and_found(module: ModuleType, tmp_path: Path) -> None:
     title = module.TASK.title
     with pytest.raises(DatasetError, match=f"does not exist. Give the folder of {title} "):
         module.read_clips(tmp_path / "nowhere")
@@ -124,7 +128,7 @@ def test_wrong_layouts_say_what_was_expected_and_found(module, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("module", "folder"), [(esc50, "ESC-50-master"), (urbansound8k, "UrbanSound8K")])
-def test_one_folder_too_low(module, folder: str, tmp_path: Path) -> None:
+def test_one_folder_too_low(module: ModuleType, folder: str, tmp_path: Path) -> None:
     (tmp_path / folder / "audio").mkdir(parents=True)
     with pytest.raises(DatasetError, match=f"is a part of .*; give all of it: --data-root {tmp_path / folder}$"):
         module.read_clips(tmp_path / folder / "audio")
@@ -166,7 +170,13 @@ def test_the_published_order_is_recognised_and_no_other() -> None:
     assert esc50.recognise(published(torch.arange(1999))) is None
 
 
-def test_the_demos_data_sets_are_official_layouts_and_reproducible(tmp_path: Path) -> None:
+def test_the_demos_data_sets_are_official_layouts_and_reproducible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short_recording(sound: Sound, rng: np.random.Generator, seconds: float, *room: Any) -> np.ndarray:
+        return recording(sound, rng, min(seconds, 0.4), *room)
+
+    monkeypatch.setattr(generate, "recording", short_recording)
     for write, module, folds in ((generate_esc50, esc50, 5), (generate_urbansound8k, urbansound8k, 10)):
         for name in ("one", "another"):
             write(tmp_path / module.__name__ / name, recordings=1)
@@ -180,7 +190,8 @@ def test_the_demos_data_sets_are_official_layouts_and_reproducible(tmp_path: Pat
 
 
 @pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
-def test_the_demos_other_data_sets_are_official_layouts(tmp_path: Path) -> None:
+def test_the_demos_other_data_sets_are_official_layouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "note", lambda rng, time, *timbre: note(rng, time[:6400], *timbre))
     generate.generate_icbhi(tmp_path / "ICBHI_final_database", patients=10)
     recordings = icbhi.read_recordings(tmp_path / "ICBHI_final_database")
     assert {(clip.split, clip.class_name) for clip in recordings} == {

@@ -7,6 +7,7 @@ import io
 import stat
 import tarfile
 import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from common.download.unpack import UnpackError, unpack
 
+Make = Callable[[Path, dict[str, bytes]], Path]
 FILES = {"top/audio/a.wav": b"a" * 5000, "top/audio/b.wav": b"b" * 70_000, "top/list.csv": b"x,y\n"}
 LIMIT = 1_000_000
 
@@ -25,7 +27,7 @@ def make_zip(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def make_tar(path: Path, files: dict[str, bytes], special: list[tarfile.TarInfo] = ()) -> Path:
+def make_tar(path: Path, files: dict[str, bytes], special: Sequence[tarfile.TarInfo] = ()) -> Path:
     with tarfile.open(path, "w:gz") as archive:
         for name, content in files.items():
             info = tarfile.TarInfo(name)
@@ -48,7 +50,7 @@ def present(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 @pytest.mark.parametrize("prefix", ["", "./"])
-def test_every_file_lands_in_its_place(make, prefix: str, tmp_path: Path) -> None:
+def test_every_file_lands_in_its_place(make: Make, prefix: str, tmp_path: Path) -> None:
     archive = make(tmp_path / "archive", {prefix + name: content for name, content in FILES.items()})
     folder = tmp_path / "data"
     assert unpack(archive, folder, LIMIT) == 3
@@ -74,7 +76,7 @@ NAMES_THAT_LEAD_OUT = ["../out", "top/../../out", "/out", "C:\\out", "C:out", ".
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 @pytest.mark.parametrize("name", NAMES_THAT_LEAD_OUT)
-def test_no_path_leads_out(make, name: str, tmp_path: Path) -> None:
+def test_no_path_leads_out(make: Make, name: str, tmp_path: Path) -> None:
     archive = make(tmp_path / "archive", {"top/fine": b"1", name: b"2"})
     before = set(tmp_path.rglob("*")) | {tmp_path / "data"}
     with pytest.raises(UnpackError, match=r"leads out of the folder; .* nothing was unpacked"):
@@ -114,7 +116,7 @@ def test_no_links_in_a_zip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 @pytest.mark.parametrize("files", [{"one": bytes(2_000_000)}, {f"file{i}": bytes(200_000) for i in range(10)}])
-def test_no_more_than_announced(make, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_no_more_than_announced(make: Make, files: dict[str, bytes], tmp_path: Path) -> None:
     archive = make(tmp_path / "bomb", files)
     assert archive.stat().st_size < 20_000
     with pytest.raises(UnpackError, match="holds more than the 1,000,000 bytes that it may"):
@@ -133,7 +135,7 @@ def test_a_zip_that_lies_about_its_sizes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 @pytest.mark.parametrize("keep", [0, 10, 0.3, 0.9, -1])
-def test_what_is_cut_short_is_refused(make, keep: float, tmp_path: Path) -> None:
+def test_what_is_cut_short_is_refused(make: Make, keep: float, tmp_path: Path) -> None:
     noise = {f"file{i}": np.random.default_rng(i).bytes(20_000) for i in range(5)}
     whole = make(tmp_path / "archive", noise).read_bytes()
     (tmp_path / "archive").write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
@@ -143,7 +145,7 @@ def test_what_is_cut_short_is_refused(make, keep: float, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
-def test_a_flipped_bit_is_noticed(make, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_noticed(make: Make, tmp_path: Path) -> None:
     archive = make(tmp_path / "archive", {"one": np.random.default_rng(0).bytes(50_000)})
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 16
@@ -160,7 +162,7 @@ def test_a_web_page_is_no_archive(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
-def test_an_empty_archive(make, tmp_path: Path) -> None:
+def test_an_empty_archive(make: Make, tmp_path: Path) -> None:
     with pytest.raises(UnpackError, match="holds no files"):
         unpack(make(tmp_path / "archive", {}), tmp_path / "data", LIMIT)
 
@@ -198,7 +200,7 @@ def test_names_of_damaged_bytes_and_of_nothing(tmp_path: Path) -> None:
     archive.write_bytes(archive.read_bytes().replace("ö".encode(), b"\xff\xfe"))
     with pytest.raises(UnpackError, match="is damaged"):
         unpack(archive, tmp_path / "data", LIMIT)
-    with pytest.raises(UnpackError, match="is no name of a file"):
+    with pytest.raises(UnpackError, match="is not a file name"):
         unpack(make_tar(tmp_path / "archive", {".": b"1"}), tmp_path / "data", LIMIT)
 
 
@@ -208,7 +210,7 @@ def test_files_and_folders_do_not_replace_each_other(there: str, packed: str, tm
     (data / there).parent.mkdir(parents=True)
     (data / there).write_bytes(b"mine")
     archive = make_tar(tmp_path / "archive", {"first": b"1", packed: b"2"})
-    with pytest.raises(UnpackError, match="would take the place of what is there"):
+    with pytest.raises(UnpackError, match="would replace what is there"):
         unpack(archive, data, LIMIT)
     assert present(data) == {there: b"mine"}
 

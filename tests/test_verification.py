@@ -76,7 +76,7 @@ def test_whitening_is_of_the_other_speakers() -> None:
     assert (np.diag(covariance) > 0.3).all()  # shrinkage keeps the smallest directions small
 
 
-def test_the_script(tmp_path: Path, capsys) -> None:
+def test_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     speakers(1, 8).save(tmp_path / "librispeech_testclean_features.pt")
     speakers(100, 40, seed=3).save(tmp_path / "librispeech_trainclean100_features.pt")
     flags = ["--features", str(tmp_path / "librispeech_testclean_features.pt"), "--output-dir", str(tmp_path / "out")]
@@ -91,7 +91,7 @@ def test_the_script(tmp_path: Path, capsys) -> None:
     assert (tmp_path / "out" / "det.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_scripts_refusals(tmp_path: Path, capsys) -> None:
+def test_the_scripts_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "librispeech_testclean_features.pt"
     speakers(1, 8).save(path)
 
@@ -111,7 +111,7 @@ def test_the_scripts_refusals(tmp_path: Path, capsys) -> None:
     other = speakers(100, 40)
     other.meta["checkpoint"] = "random:1"
     other.save(tmp_path / "librispeech_trainclean100_features.pt")
-    assert "other settings (checkpoint" in refused()
+    assert "different settings (checkpoint" in refused()
     zero = speakers(100, 40)
     zero.features[3] = 0
     zero.save(tmp_path / "librispeech_trainclean100_features.pt")

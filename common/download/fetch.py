@@ -55,14 +55,15 @@ class RetryPolicy:
 class _Note:
     """What the last response said about a file, saved beside its part; `validator` makes range requests conditional."""
 
-    url: str = ""
-    etag: str = ""
-    modified: str = ""
-    validator: str = ""
-    total: int | None = None
+    url: str
+    etag: str
+    modified: str
+    validator: str
+    total: int | None
 
 
 _NOTE = TypeAdapter(_Note)
+_NO_NOTE = _Note("", "", "", "", None)
 
 
 class _RetryableError(Exception):
@@ -298,9 +299,9 @@ def _read_note(note: Path) -> _Note:
     try:
         content = _NOTE.validate_json(note.read_bytes(), strict=True)
     except (OSError, ValidationError):
-        return _Note()
+        return _NO_NOTE
     texts = (content.url, content.etag, content.modified, content.validator)
-    return content if all(text.isprintable() for text in texts) else _Note()
+    return content if all(text.isprintable() for text in texts) else _NO_NOTE
 
 
 def _discard(part: Path, note: Path) -> None:
