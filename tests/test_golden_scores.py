@@ -22,7 +22,9 @@ TOLERANCE = {"linear": 0.0005, "three_layer": 0.0025}
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "linear", "three_layer"), [("paper", 45.6, 39.5), ("tuned", 64.7, 67.3)])
 def test_scores_of_the_published_features(recipe: str, linear: float, three_layer: float, tmp_path: Path) -> None:
-    classify_main(TASK, ["--features", str(FEATURES), "--output-dir", str(tmp_path), "--seeds", "5", "--recipe", recipe])
+    classify_main(
+        TASK, ["--features", str(FEATURES), "--output-dir", str(tmp_path), "--seeds", "5", "--recipe", recipe]
+    )
     heads = RunRecord.load(tmp_path / "result.json").protocols["official"].heads
     assert heads["linear"].accuracy == pytest.approx(linear / 100, abs=TOLERANCE["linear"])
     assert heads["three_layer"].accuracy == pytest.approx(three_layer / 100, abs=TOLERANCE["three_layer"])

@@ -94,7 +94,9 @@ def test_what_is_not_there_is_downloaded_only_when_agreed(
     calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    with pytest.raises(ConfigError, match="no data set found; give their folder with --data, or download them with --yes"):
+    with pytest.raises(
+        ConfigError, match="no data set found; give their folder with --data, or download them with --yes"
+    ):
         reproduce.main(["librispeech", "--data", str(tmp_path)])
     assert "python -m common.download librispeech --only train-clean-100" in capsys.readouterr().out
     assert not calls
