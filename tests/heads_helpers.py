@@ -27,8 +27,8 @@ SIZE = 24  # numbers per clip: enough to tell four classes apart, and fitted in 
 
 @contextlib.contextmanager
 def on_one_thread() -> Iterator[None]:
-    """Compute on one thread. Several that wait for each other take all the time of their cores, and on a busy machine
-    most of it is waiting."""
+    """Compute on one thread. Threads that wait for each other use their cores all the time, and on a busy machine most
+    of that time is waiting."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

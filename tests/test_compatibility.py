@@ -132,7 +132,7 @@ def test_classifying_again_gives_the_same_numbers(name: str, tmp_path: Path) -> 
     """The same predictions, scores, curves and heads.
 
     The comparison is exact where the numbers are shares of clips. That is safe on any machine, as no prediction and no
-    choice of an epoch hangs on rounding: the test after this one shows that.
+    choice of an epoch depends on rounding: the next test shows that.
     """
     result = classify_again(name, FEATURES, tmp_path)
     assert result.returncode == 0, result.stderr
@@ -149,7 +149,7 @@ def test_classifying_again_gives_the_same_numbers(name: str, tmp_path: Path) -> 
 
 
 @each_run
-def test_the_numbers_do_not_hang_on_rounding(name: str, tmp_path: Path) -> None:
+def test_no_score_depends_on_rounding(name: str, tmp_path: Path) -> None:
     """Features that are changed by a hundred times their rounding give the same predictions and scores."""
     features = FeatureSet.load(FEATURES)
     noise = torch.from_numpy(np.random.default_rng(0).standard_normal(features.features.shape)).float()

@@ -461,7 +461,7 @@ def test_bf16_is_near_and_the_same_in_any_batch(encoder: AudioSepEncoder, rough:
 
 
 def test_a_gpu_batch_holds_tiles_of_one_width_within_its_frames() -> None:
-    lengths = [33, 1_024, 40, 900, 33, 64, 1_000, 2_000]
+    lengths = [33, 1_024, 40, 900, 33, 64, 1_000, 2_000, 1_024, 1_024, 1_024, 1_024]
     listed = [tile for clip, frames in enumerate(lengths) for tile in plan_tiles(clip, frames, 128)]
     gpu: Any = SimpleNamespace(device=torch.device("cuda"), batch_frames=2 * 1_024)
     batches = list(AudioSepEncoder._batches(gpu, listed))
@@ -469,7 +469,10 @@ def test_a_gpu_batch_holds_tiles_of_one_width_within_its_frames() -> None:
         assert len({tile.padded_frames(8) for tile in batch}) == 1
         assert len(batch) * batch[0].padded_frames(8) <= gpu.batch_frames
     assert {tile for batch in batches for tile in batch} == set(listed)
-    assert len(batches) < len(listed)
+    assert sum(map(len, batches)) == len(listed)
+    # As many as fit: the widest in pairs, the shortest all together.
+    assert max(len(batch) for batch in batches if batch[0].padded_frames(8) == 1_024) == 2
+    assert max(len(batch) for batch in batches if batch[0].padded_frames(8) == 40) == 3
     gpu.batch_frames = 1  # less than a tile: one at a time
     assert [len(batch) for batch in AudioSepEncoder._batches(gpu, listed)] == [1] * len(listed)
 

@@ -183,8 +183,8 @@ def classes_of(features: FeatureSet, rows: Array) -> set[int]:
 
 @few
 @given(divided())
-def test_the_sides_of_every_split_are_disjoint_and_every_class_trains(given_: Divided) -> None:
-    features, seed = given_.features, given_.seed
+def test_the_sides_of_every_split_are_disjoint_and_every_class_trains(drawn: Divided) -> None:
+    features, seed = drawn.features, drawn.seed
     splits, _ = make_splits(features, 0.2, seed)
     for split in splits:
         validated, words = with_validation(features, split, seed)
@@ -206,11 +206,11 @@ def test_the_sides_of_every_split_are_disjoint_and_every_class_trains(given_: Di
 
 @few
 @given(divided(has_groups=True), st.floats(0.1, 0.5))
-def test_held_out_groups_are_whole(given_: Divided, share: float) -> None:
-    features = given_.features
+def test_held_out_groups_are_whole(drawn: Divided, share: float) -> None:
+    features = drawn.features
     rows = np.flatnonzero(np.arange(len(features)) % 4 > 0)
     try:
-        held_out = hold_out_groups(features, rows, share, given_.seed)
+        held_out = hold_out_groups(features, rows, share, drawn.seed)
     except SplitError:  # a class would not remain
         reject()
     kept, groups = np.setdiff1d(rows, held_out), np.array(features.groups)
@@ -227,9 +227,9 @@ def clips_of(features: FeatureSet, rows: Array) -> set[str]:
 
 @few
 @given(divided(("folds", "splits")))
-def test_permuting_rows_changes_no_clip_s_side(given_: Divided) -> None:
+def test_the_order_of_rows_changes_no_side(drawn: Divided) -> None:
     """Official divisions, whole groups and whole folds do not depend on the order of rows. (Random clips do.)"""
-    features, seed = given_.features, given_.seed
+    features, seed = drawn.features, drawn.seed
     permuted = permuted_rows(features, np.random.default_rng(seed).permutation(len(features)))
     before, now = (make_splits(each, 0.2, seed)[0] for each in (features, permuted))
     for one, other in zip(before, now, strict=True):
@@ -251,14 +251,14 @@ def permuted_rows(features: FeatureSet, order: Array) -> FeatureSet:
 
 @few
 @given(divided(("none",)), st.floats(0.1, 0.5))
-def test_a_random_split_has_its_share_of_every_class(given_: Divided, share: float) -> None:
-    features = given_.features
-    split = random_split(features, share, given_.seed)
+def test_a_random_split_has_its_share_of_every_class(drawn: Divided, share: float) -> None:
+    features = drawn.features
+    split = random_split(features, share, drawn.seed)
     assert not set(split.train) & set(split.test)
     assert sorted([*split.train, *split.test]) == list(range(len(features)))
     for label in range(len(features.class_names)):
         own = np.flatnonzero((features.labels == label).numpy())
         tested = np.isin(own, split.test).sum()
         assert abs(tested - share * len(own)) <= 1
-    again = random_split(features, share, given_.seed)
+    again = random_split(features, share, drawn.seed)
     assert np.array_equal(split.test, again.test)

@@ -70,7 +70,7 @@ def test_without_groups_a_fold_validates_and_without_folds_clips_do() -> None:
     assert not set(validated.valid) & (set(validated.train) | set(validated.test))
 
 
-def test_where_nothing_can_be_spared_the_last_epoch_is_kept() -> None:
+def test_if_nothing_can_be_held_out_the_last_epoch_is_kept() -> None:
     features = small_features(per_fold=1, folds=2)
     split = make_splits(features, 0.2, 42)[0][0]
     validated, words = with_validation(features, split, 42)
@@ -91,7 +91,7 @@ def test_the_random_protocol_says_that_it_leaks() -> None:
     assert random.related_test_clips is not None
     assert random.related_test_clips > 0.5
     assert random.protocol == "random 20% test split, stratified, seed 42"
-    # Nearly the same clip on the other side: the score flatters.
+    # Nearly the same clip is on the other side, so the score is too high.
     assert random.heads["linear"].accuracy > honest.heads["linear"].accuracy
 
 
@@ -127,7 +127,7 @@ def test_controls_and_probes_are_scored_beside_the_heads() -> None:
     record = run(features, others=others, probes=True, controls=True).record
     assert set(record.probes) == {"logistic_regression", "nearest_neighbours", "nearest_centroid"}
     assert set(record.controls) == {f"{control}, {kind}" for control in ("noise", "shuffled_labels") for kind in HEADS}
-    # What carries nothing of the class scores like chance, a fourth; what carries it, better.
+    # What says nothing of the class scores like chance, a fourth; what says something, better.
     for scored in record.controls.values():
         assert scored.accuracy < 0.4
     assert record.probes["logistic_regression"].accuracy > 0.45
@@ -255,7 +255,7 @@ def test_the_whole_command(tmp_path: Path) -> None:
     assert "holds the results of another run" in other_run.stderr
 
 
-def test_without_an_official_division_both_are_one(no_drawing: None, tmp_path: Path) -> None:
+def test_without_an_official_division_both_protocols_are_one(no_drawing: None, tmp_path: Path) -> None:
     features = saved(replace(grouped_features(), folds=None), tmp_path / "features.pt")
     result = classify("--features", features, "--output-dir", tmp_path / "results", "--protocol", "both", "--epochs", 2)
     assert "has no official division" in result.stdout
@@ -301,7 +301,7 @@ def test_nothing_of_an_earlier_run_stays(no_drawing: None, tmp_path: Path) -> No
     assert {path.name for path in results.iterdir()} == {"result.json", "notes.txt", *record.files}
 
 
-def test_a_fold_that_can_spare_nothing_is_fitted_beside_others(no_drawing: None, tmp_path: Path) -> None:
+def test_a_fold_that_can_hold_out_nothing_is_fitted_with_the_others(no_drawing: None, tmp_path: Path) -> None:
     features = small_features(folds=2)
     assert features.folds is not None
     is_rare = ((features.labels == 3) & (features.folds == 1)).numpy()

@@ -116,3 +116,10 @@ def test_a_single_group_cannot_be_held_out() -> None:
     features = replace(small_features(), groups=["one"] * 72)
     with pytest.raises(SplitError, match="of a single group"):
         hold_out_groups(features, np.arange(72), 0.2, 42)
+
+
+def test_no_class_is_held_out_as_a_whole() -> None:
+    features = small_features(n_classes=2)
+    features = replace(features, groups=[f"group {label}" for label in features.labels.tolist()])
+    with pytest.raises(SplitError, match="what is left for training has no clip of class"):
+        hold_out_groups(features, np.arange(len(features)), 0.5, 42)

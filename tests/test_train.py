@@ -65,7 +65,7 @@ each_recipe = pytest.mark.parametrize("recipe", [PAPER, TUNED], ids=["paper", "t
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """What a head is held against is computed on one thread; `fit_heads` chooses its own."""
+    """What heads are compared with is computed on one thread; `fit_heads` chooses its own number."""
     with on_one_thread():
         yield
 
@@ -510,7 +510,7 @@ def test_threads_do_not_disturb_each_others_seeds(features: FeatureSet, monkeypa
         assert torch.equal(weights(one), weights(other))
 
 
-def test_a_head_that_diverges_is_no_score(features: FeatureSet) -> None:
+def test_a_head_that_diverges_is_an_error(features: FeatureSet) -> None:
     huge = replace(features, features=1e37 * features.features)
     with pytest.raises(FitError, match=r"linear head diverged \(fold 1, seed 42\): lower --learning-rate"):
         fit("linear", huge, folds_of(features), scaler="none", learning_rate=1e3)
