@@ -126,7 +126,7 @@ def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) 
                 block.compile()
         folder = Path(tempfile.mkdtemp())
         clips = ClipList([Clip(path, "sound") for path in paths], paths[0].parent, "benchmark")
-        output = find_output(encoder, "encoder_block6", "mean")
+        output = find_output(encoder.outputs, "encoder_block6", "mean")
 
         def work(number: int) -> torch.Tensor:
             features = extract(clips, encoder, folder / f"{number}.pt", [output])

@@ -215,18 +215,16 @@ def _load_encoder(config: ExtractConfig, has_device: bool, processes: int) -> tu
     """The encoder that a configuration names, and the output to extract."""
     import torch
 
-    from common.encoder import LogMelStatistics, find_output, load_encoder
+    from common.encoder import AudioSepEncoder, LogMelStatistics, find_output, load_encoder
     from common.encoder.logmel import NAME
 
-    encoder: Encoder
     if config.checkpoint == NAME:
-        encoder = LogMelStatistics()
-    else:
-        device = pick_device(config.device, has_device)
-        if processes > 1 and device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-        encoder = load_encoder(config.checkpoint, device, config.precision, config.condition)
-    return encoder, find_output(encoder, config.layer, config.pool)
+        return LogMelStatistics(), LogMelStatistics.outputs[0]
+    output = find_output(AudioSepEncoder.outputs, config.layer, config.pool)  # refused before the weights are read
+    device = pick_device(config.device, has_device)
+    if processes > 1 and device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return load_encoder(config.checkpoint, device, config.precision, config.condition), output
 
 
 def _describe_clips(task: Task, clips: Sequence[Clip], root: Path) -> str:

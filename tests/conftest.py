@@ -76,7 +76,7 @@ def extract_clips(
         ClipList(clips, root, dataset, class_order),
         encoder,
         output,
-        [find_output(encoder, layer, pool)],
+        [find_output(encoder.outputs, layer, pool)],
         ExtractOptions(workers, overwrite, shard or Shard()),
     )
 

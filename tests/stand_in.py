@@ -49,7 +49,7 @@ class StandIn:
         self, waveforms: Sequence[Waveform], layer: str = DEFAULT_LAYER, pool: str = DEFAULT_POOL
     ) -> torch.Tensor:
         """One output of the waveforms."""
-        output = find_output(self, layer, pool)
+        output = find_output(self.outputs, layer, pool)
         return self.embed_outputs(waveforms, [output])[output]
 
     def _embed(self, waveforms: Sequence[Waveform], output: Output) -> np.ndarray:

@@ -357,16 +357,16 @@ def test_unknown_layer_or_pool(encoder: AudioSepEncoder, layer: str, pool: str) 
         encoder.embed([noise(0, 10_000)], layer, pool)
     unknown = layer if layer not in LAYERS else pool
     with pytest.raises(UnknownOutputError, match=f"{unknown} is unknown to this encoder; choose one of"):
-        find_output(encoder, layer, pool)
+        find_output(encoder.outputs, layer, pool)
 
 
 def test_outputs_are_found_by_layer_and_pool(encoder: AudioSepEncoder) -> None:
     assert len(set(encoder.outputs)) == len(LAYERS) * len(POOLS)
-    assert find_output(encoder, "encoder_block2", "max") == Output("encoder_block2", "max", 64)
+    assert find_output(encoder.outputs, "encoder_block2", "max") == Output("encoder_block2", "max", 64)
     assert Output("encoder_block2", "max", 64).name == "encoder_block2 max"
     # An encoder with a single output gives that one.
     logmel = LogMelStatistics()
-    assert find_output(logmel, "encoder_block2", "max") == logmel.outputs[0]
+    assert find_output(logmel.outputs, "encoder_block2", "max") == logmel.outputs[0]
 
 
 def test_contract(encoder: AudioSepEncoder) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from heads_helpers import CPU
+from heads_helpers import CPU, on_one_thread
 from plain_encoder import use_narrow_network
 
 from analysis import reproduce
@@ -146,7 +146,8 @@ def test_estimates_follow_the_clips(tmp_path: Path) -> None:
 
 def test_the_speed_of_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     use_narrow_network(monkeypatch)
-    speed = measure_speed(CPU, Recipe(100, 64, 1e-3, hidden_dim=16), n_jobs=1)
+    with on_one_thread():
+        speed = measure_speed(CPU, Recipe(100, 64, 1e-3, hidden_dim=16), n_jobs=1)
     assert speed.audio > 0
     assert set(speed.step_s) == set(HEADS)
     assert all(seconds > 0 for seconds in speed.step_s.values())

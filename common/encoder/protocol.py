@@ -86,18 +86,18 @@ class Encoder(Protocol):
         """
 
 
-def find_output(encoder: Encoder, layer: str, pool: str) -> Output:
-    """The encoder's output of this layer and pooling; UnknownOutputError if it has none.
+def find_output(outputs: Sequence[Output], layer: str, pool: str) -> Output:
+    """The one of an encoder's outputs with this layer and pooling; UnknownOutputError if there is none.
 
-    For an encoder with a single output, that one, whatever is asked for.
+    A single output is returned whatever is asked for.
     """
-    if len(encoder.outputs) == 1:
-        return encoder.outputs[0]
+    if len(outputs) == 1:
+        return outputs[0]
     for what, asked, known in (
-        ("layer", layer, [output.layer for output in encoder.outputs]),
-        ("pool", pool, [output.pool for output in encoder.outputs]),
+        ("layer", layer, [output.layer for output in outputs]),
+        ("pool", pool, [output.pool for output in outputs]),
     ):
         if asked not in known:
             names = ", ".join(dict.fromkeys(known))
             raise UnknownOutputError(f"--{what} {asked} is unknown to this encoder; choose one of {names}")
-    return next(output for output in encoder.outputs if (output.layer, output.pool) == (layer, pool))
+    return next(output for output in outputs if (output.layer, output.pool) == (layer, pool))
