@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
@@ -135,7 +136,7 @@ class FeatureSet:
 
     def subset(self, rows: Array) -> FeatureSet:
         """The FeatureSet of only these rows; classes that no longer occur are dropped, and labels renumbered."""
-        picked = torch.as_tensor(rows)
+        picked = torch.as_tensor(np.ascontiguousarray(rows))
         present = self.labels[picked].unique()
         return replace(
             self,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
+# Threads that wait should not keep a core busy. It is read when torch is loaded, so it comes first.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest
@@ -18,8 +22,8 @@ from common.encoder import AudioSepEncoder, Encoder, find_output, load_encoder
 from common.encoder.audiosep import DEFAULT_LAYER, DEFAULT_POOL
 from common.extraction import ClipList, ExtractOptions, Shard, extract
 from common.features import FeatureSet
+from common.files import PROJECT_ROOT
 
-PROJECT_ROOT = Path(__file__).resolve().parent.parent
 SHARED = PROJECT_ROOT.parent / "shared"
 needs_shared = pytest.mark.skipif(
     not SHARED.is_dir(), reason="the samples and golden outputs are not beside the project"
