@@ -20,7 +20,9 @@ TOLERANCE = {"linear": 0.0005, "three_layer": 0.0025}
 
 @needs_shared
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "linear", "three_layer"), [("paper", 45.6, 39.5), ("tuned", 64.7, 67.3)])
+@pytest.mark.parametrize(
+    ("recipe", "linear", "three_layer"), [("paper", 45.6, 39.5), ("tuned", 64.7, 67.3)], ids=["paper", "tuned"]
+)
 def test_scores_of_the_published_features(recipe: str, linear: float, three_layer: float, tmp_path: Path) -> None:
     classify_main(
         TASK, ["--features", str(FEATURES), "--output-dir", str(tmp_path), "--seeds", "5", "--recipe", recipe]
