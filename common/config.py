@@ -183,13 +183,12 @@ def load_config(
     Raises:
         ConfigError: a file is missing or not a YAML mapping, a key is unknown, or a value has a wrong type or range.
     """
-    values = {key: field.default for key, field in kind.model_fields.items()}
-    resolved = _resolve_paths({key: values[key] for key in values if values[key] is not None}, PROJECT_ROOT)
-    values |= resolved
-    for path in (COMMON_CONFIG, *([task_config] if task_config.exists() else []), *([own] if own else ())):
+    values = _resolve_paths({key: field.default for key, field in kind.model_fields.items()}, PROJECT_ROOT)
+    for path in (COMMON_CONFIG, *([task_config] if task_config.exists() else [])):
         values |= _resolve_paths(_validated(read_config(path), str(path)), PROJECT_ROOT)
-    chosen = {*(flags or {}), *(read_config(own) if own else ())}
-    values |= _resolve_paths(_validated(flags or {}, "the command line"), Path.cwd())
+    chosen = _resolve_paths(_validated(read_config(own), str(own)), PROJECT_ROOT) if own else {}
+    chosen |= _resolve_paths(_validated(flags or {}, "the command line"), Path.cwd())
+    values |= chosen
     if kind is FitConfig and values["recipe"] == "tuned":
         values |= {key: None for key in RECIPE_SETTINGS if key not in chosen}
     return kind(**{key: values[key] for key in kind.model_fields})
