@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic
@@ -268,6 +268,6 @@ def _classify(variants: Task | Variants, argv: Sequence[str] | None) -> None:
         classify(task, config, arguments.options, device, arguments.overwrite)
 
 
-def data_root_of(task: Task, flags: Mapping[str, object] | None = None) -> Path:
+def data_root_of(task: Task) -> Path:
     """Where a task's data set is, as configured."""
-    return load_config(ExtractConfig, task.config_file, None, flags).data_root or task.default_data_root
+    return load_config(ExtractConfig, task.config_file).data_root or task.default_data_root

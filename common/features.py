@@ -150,6 +150,11 @@ class FeatureSet:
         )
 
     @property
+    def provenance(self) -> Provenance:
+        """`meta` without the entries that have a value per clip: what results and heads record of their features."""
+        return _PROVENANCE.validate_python({key: value for key, value in self.meta.items() if key not in PER_CLIP})
+
+    @property
     def output_columns(self) -> dict[str, slice]:
         """Name of each output (`common.encoder.Output.name`) -> its columns in the rows; empty if there is only one."""
         columns, start = {}, 0
@@ -226,9 +231,11 @@ def _joined_provenance(parts: Sequence[FeatureSet]) -> Provenance:
     meta: dict[str, Any] = {key: value for key, value in parts[0].meta.items() if key in ENCODER_SETTINGS}
     counts = [part.meta["counts"] for part in parts if "counts" in part.meta]
     if len(counts) == len(parts):
-        meta["counts"] = {
-            key: sum(int(str(count.get(key, 0))) for count in counts) for key in ("clips", "extracted", "failed")
-        }
+        meta["counts"] = Counts(
+            clips=sum(count.get("clips", 0) for count in counts),
+            extracted=sum(count.get("extracted", 0) for count in counts),
+            failed=sum(count.get("failed", 0) for count in counts),
+        )
     return _PROVENANCE.validate_python(meta)
 
 

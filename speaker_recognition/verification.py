@@ -79,7 +79,6 @@ def _verify(argv: Sequence[str] | None) -> None:
     arguments = parse_classify_flags(TASK, what, argv, SETTINGS)
     from common.evaluation.metrics import equal_error_rate, min_dcf
     from common.evaluation.plots import plot_det
-    from common.features import PER_CLIP
 
     config, subset = arguments.config, str(arguments.options["statistics"])
     path = config.features or TASK.default_features
@@ -107,7 +106,7 @@ def _verify(argv: Sequence[str] | None) -> None:
         settings=settings,
         trials=TrialCounts(len(features.class_names), int(same.sum()), int((~same).sum())),
         scores=scores,
-        features={"file": str(path)} | {key: value for key, value in features.meta.items() if key not in PER_CLIP},
+        features={"file": str(path)} | dict(features.provenance),
         statistics=str(statistics_path),
     )
     write_atomically(folder / "verification.json", (json.dumps(asdict(record), indent=1) + "\n").encode())

@@ -68,6 +68,19 @@ def test_rows_are_the_clips_embeddings_in_order(run: Run, clips: tuple[Path, lis
     assert features.clip_ids[0] == "fold1/clip00.wav"
 
 
+def test_a_clip_without_a_group_keeps_its_row(
+    clips: tuple[Path, list[Clip]], stand_in: StandIn, tmp_path: Path
+) -> None:
+    root, listed = clips
+    listed = [replace(clip, group=None) if index == 3 else clip for index, clip in enumerate(listed)]
+    extract_clips(listed, root, stand_in, tmp_path / "features.pt")
+    features = FeatureSet.load(tmp_path / "features.pt")
+    assert features.groups is not None
+    assert [group for row, group in enumerate(features.groups) if row != 3] == [
+        clip.group for row, clip in enumerate(listed) if row != 3
+    ]
+
+
 def test_several_outputs_lie_side_by_side(clips: tuple[Path, list[Clip]], stand_in: StandIn, tmp_path: Path) -> None:
     root, listed = clips
     outputs = [Output("encoder_block1", "max", 32), Output("encoder_block6", "mean", 384)]

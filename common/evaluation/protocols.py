@@ -18,7 +18,7 @@ from common.evaluation.probes import PROBES, fit_probe
 from common.evaluation.record import EfficiencyRecord, HeadRecord, ProtocolRecord
 from common.evaluation.scoring import MoreScores, compare_heads, score_head
 from common.evaluation.splits import make_splits, random_split, with_validation
-from common.features import PER_CLIP, FeatureSet, Provenance
+from common.features import FeatureSet
 from common.heads import HEADS, ChosenHead, HeadKind, Job, Split, TrainedHead, fit_heads, recipe_for
 
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
@@ -205,8 +205,7 @@ def _head_to_keep(
         epoch = int(np.median([head.epoch for head in own]))
         job = Job(everything, jobs[0].seed, epoch, own[0].job.shrinkage)
         (final,) = fit_heads(kind, features, [job], recipe_for(kind, fitter.config), fitter.device)
-    encoder = Provenance(**{key: value for key, value in features.meta.items() if key not in PER_CLIP})  # type: ignore[typeddict-item]
-    return TrainedHead(kind, final.module, final.scaler, features.class_names, encoder)
+    return TrainedHead(kind, final.module, final.scaler, features.class_names, features.provenance)
 
 
 def _related_share(features: FeatureSet, jobs: Sequence[Job]) -> float | None:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from common.config import FitConfig
 from common.datasets import Task
 from common.errors import UserError
-from common.features import PER_CLIP, Counts, FeatureSet
+from common.features import Counts, FeatureSet
 from common.files import OutputError, describe_difference, write_atomically, write_csv
 from common.heads import HEADS, HeadKind, Recipe, recipe_for
 
@@ -217,9 +217,8 @@ class FeaturesRecord(_Record):
 
     @classmethod
     def of(cls, features: FeatureSet, file: str, sha256: str) -> FeaturesRecord:
-        meta = {key: value for key, value in features.meta.items() if key not in PER_CLIP}
         own = {"file": file, "sha256": sha256, "clips": len(features), "class_names": features.class_names}
-        return cls.model_validate({**meta, **own})
+        return cls.model_validate({**features.provenance, **own})
 
 
 class RunRecord(_Record):

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import soundfile
@@ -356,6 +356,5 @@ def _worth_another_try(finished: FeatureSet, encoder: Encoder) -> bool:
 
 
 def _column(values: Sequence[T | None]) -> list[T] | None:
-    """The values other than None, or None if there are none."""
-    there = [value for value in values if value is not None]
-    return there if there else None
+    """One value per clip, or None if no clip has one. Where only some have one, the rows of the others hold None."""
+    return None if all(value is None for value in values) else cast("list[T]", list(values))
