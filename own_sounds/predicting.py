@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from common.heads import TrainedHead
 
 
+NONE = "none of these"
+
+
 class PredictionError(UserError):
     """No file could be read."""
 
@@ -42,17 +45,58 @@ class Prediction:
         file: the audio file.
         start_s, end_s: the window; None: all of the file.
         probabilities: of each class, in the head's order.
+        distance: to the nearest clip that the head has learned from; None if "none of these" was not asked for.
+        is_unknown: whether that makes it none of these.
     """
 
     file: Path
     start_s: float | None
     end_s: float | None
     probabilities: list[float]
+    distance: float | None = None
+    is_unknown: bool = False
 
     def top(self, names: Sequence[str], count: int) -> list[tuple[str, float]]:
         """The most probable classes, best first."""
         order = sorted(range(len(names)), key=lambda label: -self.probabilities[label])
         return [(names[label], self.probabilities[label]) for label in order[:count]]
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """How a sound that is none of the head's classes is told.
+
+    Attributes:
+        threshold: the distance beyond which it is.
+        rate: the share of clips of the known classes that lie beyond it too.
+        held_out: clips that the threshold was set by.
+    """
+
+    threshold: float
+    rate: float
+    held_out: int
+
+    @classmethod
+    def of(cls, head: TrainedHead, rate: float) -> Unknown:
+        """For a false-alarm rate; ConfigError, NoneOfTheseError if there is no such threshold."""
+        if not 0 < rate < 1:
+            raise ConfigError(
+                f"--none-of-these {rate:g} is not between 0 and 1; it is a false-alarm rate, such as 0.05"
+            )
+        if head.known is None:
+            raise ConfigError(
+                "the head does not know how far unheard clips of its classes lie from those it has learned from; train it "
+                "again, on data with folds or validation clips"
+            )
+        return cls(head.known.threshold(rate), rate, len(head.known.held_out))
+
+    def explained(self) -> str:
+        """What the words mean, in two lines."""
+        return (
+            f"{NONE}: farther than {self.threshold:.4g} from every clip that the head has learned from. About {self.rate:.1%} of "
+            f"clips of the known classes are so by mistake (set by {self.held_out:,} held-out clips).\n"
+            "How many sounds of other classes it finds is not known: sounds like the known ones are missed."
+        )
 
 
 def predict_main(argv: Sequence[str] | None = None) -> None:
@@ -81,10 +125,11 @@ def _predict(argv: Sequence[str] | None) -> None:
         given["trust_remote_code"],
     )
     head.outputs_of(encoder)  # another one is refused before anything is read
+    unknown = None if given["none_of_these"] is None else Unknown.of(head, given["none_of_these"])
     predictions, failed = [], 0
     for path in progress_bar(iterable=files, desc="listening", unit="file"):
         try:
-            predictions += list(listen(head, encoder, path, windows))
+            predictions += list(listen(head, encoder, path, windows, unknown))
         except AudioError as error:
             failed += 1
             print(f"failed: {error}", file=sys.stderr)
@@ -92,6 +137,8 @@ def _predict(argv: Sequence[str] | None) -> None:
         raise PredictionError(f"none of the {len(files)} files could be read; each is named above")
     show = _show_json if given["json"] else _show_table
     show(predictions, head.class_names, given["top"])
+    if unknown:
+        print(unknown.explained(), file=sys.stderr)
     if given["csv"]:
         _write_table(predictions, head.class_names, given["csv"])
     if given["plot"]:
@@ -106,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="audio files, or folders of them")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes that are printed (default: 5)")
     add_windows(parser)
+    text = "call what is unlike all that the head has learned from none of these, by a distance beyond which this share of clips "
+    text += "of the known classes lies by mistake, such as 0.05"
+    parser.add_argument("--none-of-these", type=float, metavar="RATE", help=text)
     parser.add_argument(
         "--csv", type=Path, metavar="FILE", help="write a row per file or window, with every probability"
     )
@@ -167,7 +217,9 @@ def encoder_of(
     )
 
 
-def listen(head: TrainedHead, encoder: Encoder, path: Path, windows: Windows | None) -> Iterator[Prediction]:
+def listen(
+    head: TrainedHead, encoder: Encoder, path: Path, windows: Windows | None, unknown: Unknown | None = None
+) -> Iterator[Prediction]:
     """What a head says of a file, or of each of its windows; only a window at a time is in memory.
 
     Raises:
@@ -178,7 +230,12 @@ def listen(head: TrainedHead, encoder: Encoder, path: Path, windows: Windows | N
         parts = list(windows_of(path, windows.window_s, windows.hop_s))
     for start, end in parts:
         waveform = read_audio(path, encoder.sample_rate, start, end)
-        yield Prediction(path, start, end, head.predict_proba(encoder, [waveform])[0].tolist())
+        answer = head.answer(encoder, [waveform])
+        found = Prediction(path, start, end, answer.probabilities[0].tolist())
+        if unknown is not None and answer.distances is not None:
+            distance = float(answer.distances[0])
+            found = replace(found, distance=distance, is_unknown=distance > unknown.threshold)
+        yield found
 
 
 def _show_table(predictions: Sequence[Prediction], names: Sequence[str], count: int) -> None:
@@ -186,6 +243,8 @@ def _show_table(predictions: Sequence[Prediction], names: Sequence[str], count: 
     table = [["file", *["seconds"] * windowed, *(f"{place}." for place in range(1, 1 + min(count, len(names))))]]
     for each in predictions:
         said = [f"{name} {100 * share:.1f} %" for name, share in each.top(names, count)]
+        if each.is_unknown:
+            said = [NONE, *said[1:]]
         window = "" if each.start_s is None else f"{each.start_s:.2f}-{each.end_s:.2f}"
         table.append([each.file.name, *[window] * windowed, *said])
     print(as_text(table, left=len(table[0])))
@@ -197,16 +256,28 @@ def _show_json(predictions: Sequence[Prediction], names: Sequence[str], count: i
 
 def _write_table(predictions: Sequence[Prediction], names: Sequence[str], path: Path) -> None:
     """Write a row per file or window, with every probability."""
-    rows = [
-        [each.file, each.start_s, each.end_s, each.top(names, 1)[0][0], *each.probabilities] for each in predictions
+    asked = predictions[0].distance is not None
+    table: list[list[object]] = [
+        ["file", "start_s", "end_s", "class_name", *["distance", "none_of_these"] * asked, *names]
     ]
-    write_csv(path, [["file", "start_s", "end_s", "class_name", *names], *rows])
+    for each in predictions:
+        told = [each.distance, int(each.is_unknown)] if asked else []
+        table.append([each.file, each.start_s, each.end_s, each.top(names, 1)[0][0], *told, *each.probabilities])
+    write_csv(path, table)
     print(f"-> {path}", file=sys.stderr)
 
 
 def _as_json(prediction: Prediction, names: Sequence[str], count: int) -> dict[str, object]:
+    asked = prediction.distance is not None
+    told = {"distance": prediction.distance, "none_of_these": prediction.is_unknown} if asked else {}
     classes = [{"class_name": name, "probability": share} for name, share in prediction.top(names, count)]
-    return {"file": str(prediction.file), "start_s": prediction.start_s, "end_s": prediction.end_s, "classes": classes}
+    return {
+        "file": str(prediction.file),
+        "start_s": prediction.start_s,
+        "end_s": prediction.end_s,
+        **told,
+        "classes": classes,
+    }
 
 
 def _plot(predictions: Sequence[Prediction], names: Sequence[str], folder: Path) -> None:
@@ -218,5 +289,6 @@ def _plot(predictions: Sequence[Prediction], names: Sequence[str], folder: Path)
         own = [each for each in predictions if each.file == file]
         spans = [(each.start_s or 0.0, each.end_s or 0.0) for each in own]
         path = folder / f"{file.stem}_timeline.png"
-        plot_timeline(spans, [each.probabilities for each in own], names, file.name, path)
+        told = None if own[0].distance is None else [each.is_unknown for each in own]
+        plot_timeline(spans, [each.probabilities for each in own], names, file.name, path, told)
         print(f"-> {path}", file=sys.stderr)

@@ -10,22 +10,25 @@ import pytest
 from heads_helpers import grouped_features, run, small_features
 from scipy.special import softmax
 
-from common.evaluation.calibration import Answers, calibrate, expected_error, fit_temperature, reliability
+from common.evaluation.calibration import calibrate, expected_error, fit_temperature, reliability
 from common.evaluation.plots import plot_reliability
-from common.heads import TrainedHead
+from common.evaluation.unseen import Unseen
+from common.heads import NoneOfTheseError, TrainedHead, conformal_threshold, sample_rows
+from common.heads.known_sounds import MOST_ROWS
 
 
-def answers(seed: int, rows: int = 4000, too_sure: float = 1.0) -> Answers:
+def answers(seed: int, rows: int = 4000, too_sure: float = 1.0) -> Unseen:
     """Labels drawn from the softmax of logits, which are then multiplied."""
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((rows, 4)) * 1.5
     labels = np.array([rng.choice(4, p=row) for row in softmax(logits, axis=1)])
-    return Answers((logits * too_sure).astype(np.float32), labels)
+    return Unseen((logits * too_sure).astype(np.float32), labels, np.zeros(rows, np.float32))
 
 
 @pytest.mark.parametrize("too_sure", [0.3, 1.0, 5.0])
 def test_the_temperature_undoes_what_made_a_head_too_sure(too_sure: float) -> None:
-    assert fit_temperature(answers(0, too_sure=too_sure)) == pytest.approx(too_sure, rel=0.1)
+    made = answers(0, too_sure=too_sure)
+    assert fit_temperature(made.logits, made.labels) == pytest.approx(too_sure, rel=0.1)
 
 
 def test_calibration_before_and_after() -> None:
@@ -43,10 +46,10 @@ def test_calibration_before_and_after() -> None:
 def test_no_temperature_of_a_fold_comes_from_its_own_labels() -> None:
     """Wrong labels in one fold change what is measured there only by the labels, not by the temperature."""
     folds = [answers(seed, 500, too_sure=3) for seed in range(2)]
-    wrong = Answers(folds[0].logits, (folds[0].labels + 1) % 4)
+    wrong = replace(folds[0], labels=(folds[0].labels + 1) % 4)
     before, after = calibrate(folds, None), calibrate([wrong, folds[1]], None)
     assert before is not None and after is not None
-    of_fold = softmax(folds[0].logits / fit_temperature(folds[1]), axis=1)
+    of_fold = softmax(folds[0].logits / fit_temperature(folds[1].logits, folds[1].labels), axis=1)
     assert {round(each.confidence, 9) for each in reliability(of_fold, wrong.labels)} == {
         round(each.confidence, 9) for each in reliability(of_fold, folds[0].labels)
     }
@@ -79,3 +82,48 @@ def test_every_run_has_its_calibration_and_the_head_its_temperature(recipe: str,
             assert TrainedHead.load(tmp_path / "head.pt").temperature == head.temperature
             plot_reliability(scored.calibration, "made up", tmp_path / "reliability.png")
             assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_threshold_holds_its_rate_for_clips_like_the_held_out_ones() -> None:
+    """By the definition of a conformal quantile: over many draws, at most the rate, and nearly so."""
+    rng = np.random.default_rng(0)
+    alarms = []
+    for _ in range(300):
+        held_out, new = rng.standard_normal((2, 99))
+        alarms.append((new > conformal_threshold(held_out, 0.1)).mean())
+    assert 0.09 < np.mean(alarms) < 0.105
+    assert conformal_threshold(np.arange(19), 0.05) == 18
+    with pytest.raises(NoneOfTheseError, match="needs at least 19 held-out clips"):
+        conformal_threshold(np.arange(18), 0.05)
+
+
+def test_distances_are_those_to_rows_that_were_learned_from() -> None:
+    """Test rows are never among the known ones; the kept head's own rows are at distance 0 and its scaler's."""
+    features = grouped_features()
+    done = run(features, epochs=3)
+    for kind, scored in done.record.heads.items():
+        assert scored.none_of_these is not None
+        assert (scored.none_of_these.fitted_on, scored.none_of_these.clips) == ("the other folds", len(features))
+        head = done.heads[kind]
+        assert head.known is not None and len(head.known.held_out) == len(features)
+        assert (head.known.held_out > 0).all()
+        scaled = head.scaler(features.features.numpy())
+        by_hand = np.linalg.norm(scaled[:, None] - scaled[None], axis=2)
+        np.testing.assert_allclose(head.known.distances(scaled), by_hand.min(axis=1), atol=1e-3)
+
+
+def test_permuted_test_labels_change_no_threshold() -> None:
+    features = grouped_features()
+    rows = (features.folds == 1).nonzero()[:, 0]
+    labels = features.labels.clone()
+    labels[rows] = labels[rows.flip(0)]
+    first, second = (run(each, epochs=2).heads["linear"] for each in (features, replace(features, labels=labels)))
+    assert first.known is not None and second.known is not None
+    np.testing.assert_array_equal(first.known.held_out, second.known.held_out)
+
+
+def test_of_many_rows_a_sample_is_kept() -> None:
+    kept = sample_rows(np.arange(10, 10_010), seed=1)
+    assert len(kept) == MOST_ROWS and (np.diff(kept) > 0).all() and kept.min() >= 10
+    np.testing.assert_array_equal(kept, sample_rows(np.arange(10, 10_010), seed=1))
+    np.testing.assert_array_equal(sample_rows(np.arange(5), seed=1), np.arange(5))

@@ -306,6 +306,34 @@ def test_what_a_head_hears(head: Path, classes: Path, tmp_path: Path, capsys: py
     assert answer["classes"][0]["class_name"] == "low" and answer["start_s"] is None
 
 
+def test_none_of_these(
+    head: Path, classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sound unlike all that the head has learned from is told; those that it has learned from lie at no distance."""
+    silent = tmp_path / "silence.wav"
+    soundfile.write(silent, np.zeros(8000, np.float32), 16_000)
+    known = sorted(classes.rglob("*.wav"))[0]
+    predict_main(
+        [str(head), str(known), str(silent), "--json", "--none-of-these", "0.3", "--csv", str(tmp_path / "p.csv")]
+    )
+    captured = capsys.readouterr()
+    first, second = json.loads(captured.out)
+    assert (first["none_of_these"], second["none_of_these"]) == (False, True)
+    assert first["distance"] < second["distance"] and "About 30.0% of clips of the known classes" in captured.err
+    assert pd.read_csv(tmp_path / "p.csv")["none_of_these"].tolist() == [0, 1]
+    predict_main([str(head), str(silent), "--none-of-these", "0.3"])
+    assert "none of these" in capsys.readouterr().out
+    predict_main([str(head), str(silent), "--none-of-these", "0.3", "--window", "0.2", "--plot", str(tmp_path / "t")])
+    assert (tmp_path / "t" / "silence_timeline.png").exists()
+    for flags, message in (
+        (("0.0001",), "needs at least 9999 held-out clips"),
+        (("5",), "is not between 0 and 1"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            predict_main([str(head), str(silent), "--none-of-these", *flags])
+        assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
 def test_a_timeline(head: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parts = [read_audio(tone(tmp_path / f"{hertz}.wav", hertz, seconds=1), 16_000) for hertz in (300, 2000, 300)]
     soundfile.write(tmp_path / "both.wav", np.concatenate(parts), 16_000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -11,33 +10,26 @@ from scipy.special import log_softmax, softmax
 
 from common.arrays import Array
 from common.evaluation.record import CalibrationRecord, ReliabilityBin
+from common.evaluation.unseen import Unseen
 
 BINS = 15
 RANGE = (-3.0, 3.0)  # of the temperature's decimal logarithm
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Logits (M, C) of a head for rows that it has not learned from, and their labels (M,)."""
-
-    logits: Array
-    labels: Array
-
-
-def fit_temperature(answers: Answers) -> float:
-    """The temperature by which logits are divided, of the least cross-entropy.
+def fit_temperature(logits: Array, labels: Array) -> float:
+    """The temperature by which logits (N, C) are divided, of the least cross-entropy with labels (N,).
 
     Guo et al., "On Calibration of Modern Neural Networks" (2017), https://arxiv.org/abs/1706.04599.
     """
 
     def cross_entropy(exponent: float) -> float:
-        log_probabilities = log_softmax(answers.logits.astype(np.float64) / 10**exponent, axis=1)
-        return -float(log_probabilities[np.arange(len(answers.labels)), answers.labels].mean())
+        log_probabilities = log_softmax(logits.astype(np.float64) / 10**exponent, axis=1)
+        return -float(log_probabilities[np.arange(len(labels)), labels].mean())
 
     return float(10 ** minimize_scalar(cross_entropy, bounds=RANGE, method="bounded").x)
 
 
-def calibrate(tested: Sequence[Answers], validated: Answers | None) -> CalibrationRecord | None:
+def calibrate(tested: Sequence[Unseen], validated: Unseen | None) -> CalibrationRecord | None:
     """A head's calibration, before and after a temperature that its test rows had no part in.
 
     Args:
@@ -50,10 +42,10 @@ def calibrate(tested: Sequence[Answers], validated: Answers | None) -> Calibrati
     """
     if len(tested) > 1:
         places = range(len(tested))
-        own = [fit_temperature(_together([tested[other] for other in places if other != place])) for place in places]
-        temperature = fit_temperature(_together(tested))
+        own = [_joint_temperature([tested[other] for other in places if other != place]) for place in places]
+        temperature = _joint_temperature(tested)
     elif validated is not None:
-        temperature = fit_temperature(validated)
+        temperature = fit_temperature(validated.logits, validated.labels)
         own = [temperature]
     else:
         return None
@@ -92,5 +84,6 @@ def expected_error(bins: Sequence[ReliabilityBin]) -> float:
     return sum(each.clips * abs(each.confidence - each.accuracy) for each in bins) / clips
 
 
-def _together(answers: Sequence[Answers]) -> Answers:
-    return Answers(np.concatenate([each.logits for each in answers]), np.concatenate([each.labels for each in answers]))
+def _joint_temperature(answers: Sequence[Unseen]) -> float:
+    logits, labels = ([getattr(each, name) for each in answers] for name in ("logits", "labels"))
+    return fit_temperature(np.concatenate(logits), np.concatenate(labels))

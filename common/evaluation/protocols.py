@@ -13,15 +13,27 @@ import torch
 from common.arrays import Array
 from common.config import FitConfig, ProtocolName
 from common.datasets import Prepared
-from common.evaluation.calibration import Answers, calibrate
+from common.evaluation.calibration import calibrate
 from common.evaluation.metrics import majority_predictions
 from common.evaluation.outcomes import HeadFitter, Outcome
 from common.evaluation.probes import PROBES, fit_probe
-from common.evaluation.record import CalibrationRecord, EfficiencyRecord, HeadRecord, ProtocolRecord
+from common.evaluation.record import EfficiencyRecord, HeadRecord, ProtocolRecord
 from common.evaluation.scoring import MoreScores, compare_heads, score_head
 from common.evaluation.splits import make_splits, random_split, with_validation
+from common.evaluation.unseen import Unseen, measure_none_of_these, scaled_rows
 from common.features import FeatureSet
-from common.heads import HEADS, ChosenHead, HeadKind, Job, Split, TrainedHead, fit_heads, recipe_for
+from common.heads import (
+    HEADS,
+    ChosenHead,
+    HeadKind,
+    Job,
+    KnownSounds,
+    Split,
+    TrainedHead,
+    fit_heads,
+    recipe_for,
+    sample_rows,
+)
 
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 SHUFFLED = "shuffled_labels"
@@ -89,10 +101,12 @@ def run_protocol(
     chosen = {kind: run.fitter.fit(kind, features, plan.jobs) for kind in HEADS}
     outcomes = {kind: [Outcome.of(head) for head in heads] for kind, heads in chosen.items()}
     is_own = name == "official" and not plan.is_random
-    calibrations = {kind: run.calibration(kind, heads) for kind, heads in chosen.items()}
-    scored = {
-        kind: run.score(each).model_copy(update={"calibration": calibrations[kind]}) for kind, each in outcomes.items()
+    unseen = {kind: run.unseen(kind, heads) for kind, heads in chosen.items()}
+    measured = {
+        kind: {"calibration": calibrate(*each), "none_of_these": measure_none_of_these(*each)}
+        for kind, each in unseen.items()
     }
+    scored = {kind: run.score(each).model_copy(update=measured[kind]) for kind, each in outcomes.items()}
     record = ProtocolRecord(
         protocol=(prepared.protocol or plan.division) if is_own else plan.division,
         is_official=is_own and prepared.is_official,
@@ -110,7 +124,12 @@ def run_protocol(
     )
     heads = {}
     for kind in HEADS:
-        kept, calibration = _head_to_keep(kind, features, plan.jobs, chosen[kind], run.fitter), calibrations[kind]
+        tested, validated = unseen[kind]
+        held_out = tested if len(tested) > 1 else [validated] if validated is not None else []
+        kept, calibration = (
+            _head_to_keep(kind, features, plan.jobs, chosen[kind], held_out, run.fitter),
+            scored[kind].calibration,
+        )
         heads[kind] = kept if calibration is None else replace(kept, temperature=calibration.temperature)
     return ProtocolRun(record, outcomes, heads)
 
@@ -153,13 +172,12 @@ class _ProtocolRun:
     def score(self, outcomes: Sequence[Outcome]) -> HeadRecord:
         return score_head(outcomes, self.features, self.more_scores)
 
-    def calibration(self, kind: HeadKind, chosen: Sequence[ChosenHead]) -> CalibrationRecord | None:
-        """Of the first seed's heads. With one split whose validation rows were learned from, another head is fitted
-        without them."""
-        labels = self.features.labels.numpy()
+    def unseen(self, kind: HeadKind, chosen: Sequence[ChosenHead]) -> tuple[list[Unseen], Unseen | None]:
+        """The answers of the first seed's heads for the test rows of each split and, with one split, for its validation
+        rows. If these were learned from, another head is fitted without them."""
         seed = self.plan.jobs[0].seed
         own = [(job, head) for job, head in zip(self.plan.jobs, chosen, strict=True) if job.seed == seed]
-        tested = [Answers(head.final.test_logits.numpy(), labels[job.split.test]) for job, head in own]
+        tested = [Unseen.test_rows(head.final, self.features) for _, head in own]
         validated = None
         job, head = own[0]
         if len(own) == 1 and len(job.split.valid):
@@ -168,8 +186,8 @@ class _ProtocolRun:
                 recipe = recipe_for(kind, self.fitter.config)
                 again = replace(job, keep=recipe.epochs, shrinkage=head.final.job.shrinkage)
                 (apart,) = fit_heads(kind, self.features, [again], recipe, self.fitter.device)
-            validated = Answers(apart.valid_logits.numpy(), labels[job.split.valid])
-        return calibrate(tested, validated)
+            validated = Unseen.validation_rows(apart, self.features)
+        return tested, validated
 
     def probes(self) -> dict[str, HeadRecord]:
         """scikit-learn's classifiers on the same rows."""
@@ -221,9 +239,18 @@ def _majority(features: FeatureSet, job: Job) -> Outcome:
 
 
 def _head_to_keep(
-    kind: HeadKind, features: FeatureSet, jobs: Sequence[Job], chosen: Sequence[ChosenHead], fitter: HeadFitter
+    kind: HeadKind,
+    features: FeatureSet,
+    jobs: Sequence[Job],
+    chosen: Sequence[ChosenHead],
+    held_out: Sequence[Unseen],
+    fitter: HeadFitter,
 ) -> TrainedHead:
-    """The first seed's head. With folds, each of which leaves clips out: one fitted on all clips for as many epochs."""
+    """The first seed's head. With folds, each of which leaves clips out: one fitted on all clips for as many epochs.
+
+    Args:
+        held_out: what tells how far from its training rows clips of the known classes lie.
+    """
     own = [head.final for job, head in zip(jobs, chosen, strict=True) if job.seed == jobs[0].seed]
     final = own[0]
     if len(own) > 1:
@@ -231,7 +258,12 @@ def _head_to_keep(
         epoch = int(np.median([head.epoch for head in own]))
         job = Job(everything, jobs[0].seed, epoch, own[0].job.shrinkage)
         (final,) = fit_heads(kind, features, [job], recipe_for(kind, fitter.config), fitter.device)
-    return TrainedHead(kind, final.module, final.scaler, features.class_names, features.provenance)
+    known = None
+    if held_out:
+        rows = sample_rows(final.job.split.train, final.job.seed)
+        distances = np.concatenate([each.distances for each in held_out])
+        known = KnownSounds(scaled_rows(final.scaler, features, rows), distances)
+    return TrainedHead(kind, final.module, final.scaler, features.class_names, features.provenance, known=known)
 
 
 def _related_share(features: FeatureSet, jobs: Sequence[Job]) -> float | None:

@@ -95,6 +95,22 @@ class CalibrationRecord(_Record):
     after: list[ReliabilityBin]
 
 
+class NoneOfTheseRecord(_Record):
+    """How often a clip of a known class is called "none of these", for the first seed.
+
+    Attributes:
+        asked: the false-alarm rate that the threshold was set for.
+        measured: the share of `clips` beyond it.
+        clips: test clips.
+        fitted_on: the rows whose distances set the threshold; never those that it is measured on.
+    """
+
+    asked: float
+    measured: float
+    clips: int
+    fitted_on: str
+
+
 class HeadRecord(_Record):
     """The scores of one head over all splits and seeds.
 
@@ -107,6 +123,7 @@ class HeadRecord(_Record):
         per_class, confusion: over all splits and seeds; the confusion matrix holds counts, row: true class.
         splits: every split and seed.
         calibration: of the probabilities; None if it could not be measured.
+        none_of_these: of the threshold for unknown sounds; None if it could not be measured.
     """
 
     mean: dict[str, Score]
@@ -118,6 +135,7 @@ class HeadRecord(_Record):
     confusion: list[list[int]]
     splits: list[FitRecord]
     calibration: CalibrationRecord | None = None
+    none_of_these: NoneOfTheseRecord | None = None
 
     @property
     def accuracy(self) -> float:

@@ -2,22 +2,26 @@
 
 from common.heads.classifiers import HEADS, HeadKind, LinearClassifier, ThreeLayerClassifier, head_title
 from common.heads.jobs import FitError, FittedHead, Job, Split, check_fittable
+from common.heads.known_sounds import KnownSounds, NoneOfTheseError, conformal_threshold, nearest_distances, sample_rows
 from common.heads.recipes import TUNED, Recipe, fit_own_scaler, recipe_for
 from common.heads.scalers import SCALERS, Scaler, fit_scaler
-from common.heads.trained import HeadFileError, OtherEncoderError, TrainedHead
+from common.heads.trained import Answer, HeadFileError, OtherEncoderError, TrainedHead
 from common.heads.training import ChosenHead, fit_chosen, fit_heads
 
 __all__ = [
     "HEADS",
     "SCALERS",
     "TUNED",
+    "Answer",
     "ChosenHead",
     "FitError",
     "FittedHead",
     "HeadFileError",
     "HeadKind",
     "Job",
+    "KnownSounds",
     "LinearClassifier",
+    "NoneOfTheseError",
     "OtherEncoderError",
     "Recipe",
     "Scaler",
@@ -25,10 +29,13 @@ __all__ = [
     "ThreeLayerClassifier",
     "TrainedHead",
     "check_fittable",
+    "conformal_threshold",
     "fit_chosen",
     "fit_heads",
     "fit_own_scaler",
     "fit_scaler",
     "head_title",
+    "nearest_distances",
     "recipe_for",
+    "sample_rows",
 ]

@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.features import FeatureFileError, FeatureSet, Provenance
 from common.files import DamagedFileError, UnsafeFileError, load_torch, save_torch
 from common.heads.classifiers import HEADS, HeadKind
+from common.heads.known_sounds import KnownSounds
 from common.heads.scalers import Scaler
 
 # What of the provenance must be the same where a head is used.
@@ -31,6 +32,19 @@ class OtherEncoderError(UserError):
 
 
 @dataclass(frozen=True, eq=False)
+class Answer:
+    """What a head says of N clips.
+
+    Attributes:
+        probabilities: (N, C).
+        distances: (N,), of each clip to the nearest one that the head has learned from; None if it does not know.
+    """
+
+    probabilities: torch.Tensor
+    distances: torch.Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
 class TrainedHead:
     """A trained head with what it needs to be used: scaler, class names and the encoder it was trained on.
 
@@ -41,6 +55,7 @@ class TrainedHead:
         class_names: C names, in the order of the logits.
         encoder: provenance of the embeddings (checkpoint, layer, pool, condition...).
         temperature: the logits are divided by it before they become probabilities, so that these mean what they say.
+        known: what it has learned from, by which unknown sounds are told; None in heads without held-out clips.
     """
 
     kind: HeadKind
@@ -49,6 +64,7 @@ class TrainedHead:
     class_names: list[str]
     encoder: Provenance
     temperature: float = 1.0
+    known: KnownSounds | None = None
 
     def predict(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> list[str]:
         """N waveforms at the encoder's sample rate -> N class names; errors as for `predict_proba`."""
@@ -63,9 +79,17 @@ class TrainedHead:
         Raises:
             OtherEncoderError: the encoder is not the one that the head was trained on.
         """
+        return self.answer(encoder, waveforms).probabilities
+
+    def answer(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> Answer:
+        """Probabilities, and how far each clip is from all that the head has learned from; as `predict_proba`."""
         outputs = self.outputs_of(encoder)
         embedded = encoder.embed_outputs(waveforms, outputs)
-        return self._probabilities(torch.cat([embedded[output] for output in outputs], dim=1))
+        embeddings = torch.cat([embedded[output] for output in outputs], dim=1)
+        distances = None
+        if self.known is not None:
+            distances = torch.from_numpy(self.known.distances(self.scaler(np.asarray(embeddings, np.float32))))
+        return Answer(self._probabilities(embeddings), distances)
 
     def predict_features(self, features: FeatureSet) -> torch.Tensor:
         """The rows of a feature file -> (N, C) probabilities.
@@ -125,6 +149,8 @@ class TrainedHead:
             "class_names": list(self.class_names),
             "encoder": self.encoder,
             "temperature": self.temperature,
+            "known_embeddings": None if self.known is None else torch.from_numpy(self.known.embeddings),
+            "known_held_out": None if self.known is None else torch.from_numpy(self.known.held_out),
         }
         save_torch(content, Path(path))
 
@@ -146,6 +172,9 @@ class TrainedHead:
             )
             module = HEADS[content["head"]](scaler.width, len(content["class_names"]), content["hidden_dim"])
             module.load_state_dict(content["state_dict"])
+            known = None
+            if content.get("known_embeddings") is not None:
+                known = KnownSounds(content["known_embeddings"].numpy(), content["known_held_out"].numpy())
         except (OSError, DamagedFileError, UnsafeFileError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             hint = (
                 "; it is a feature file: give the head that was trained on it" if _is_feature_file(Path(path)) else ""
@@ -158,6 +187,7 @@ class TrainedHead:
             content["class_names"],
             content["encoder"],
             float(content.get("temperature", 1.0)),
+            known,
         )
 
 
