@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.runs import new_parser, output_folder
+from analysis.runs import add_figure_format, new_parser, output_folder
 from analysis.studies import find_study
 from common.config import ExtractConfig, FitConfig, load_config
 from common.datasets import Division
@@ -55,7 +55,7 @@ def main() -> None:
         title=task.title,
         encoder=encoder.info,
     )
-    write_effects(record, folder)
+    write_effects(record, folder, given.figure_format)
 
 
 def _flags() -> argparse.Namespace:
@@ -84,6 +84,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--workers", type=int, metavar="N", help="threads that decode audio (default: one per core)")
     parser.add_argument("--overwrite", action="store_true", help="replace features that were made with other settings")
+    add_figure_format(parser)
     return parser.parse_args()
 
 

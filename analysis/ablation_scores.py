@@ -246,7 +246,7 @@ def _with_holm(effects: Sequence[EffectRecord]) -> list[EffectRecord]:
     ]
 
 
-def write_effects(record: AblationRecord, folder: Path) -> None:
+def write_effects(record: AblationRecord, folder: Path, figure_format: str = "png") -> None:
     """Print the table; write json, csv and png into `folder`."""
     _print_effects(record)
     name = f"ablation_{record.task}"
@@ -275,8 +275,8 @@ def write_effects(record: AblationRecord, folder: Path) -> None:
         f"{record.clips:,} clips ({record.test_clips:,} tested), {record.division}, {record.recipe} recipe, "
         f"{len(record.seeds)} seed(s); 95 % intervals by groups, each for itself. {_selection_note(record)}"
     )
-    plot_effects(drawn, f"{record.title}: what each choice is worth", caption, folder / f"{name}.png")
-    print(f"-> {', '.join(str(folder / f'{name}.{suffix}') for suffix in ('json', 'csv', 'png'))}")
+    plot_effects(drawn, f"{record.title}: what each choice is worth", caption, folder / f"{name}.{figure_format}")
+    print(f"-> {', '.join(str(folder / f'{name}.{suffix}') for suffix in ('json', 'csv', figure_format))}")
 
 
 def _print_effects(record: AblationRecord) -> None:

@@ -101,8 +101,8 @@ def reading_notes(record: EncodersRecord) -> list[str]:
     return lines
 
 
-def write_encoders(record: EncodersRecord, folder: Path) -> list[Path]:
-    """Write encoders.json, .csv (every pair), .md, .tex and .png into `folder`."""
+def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "png") -> list[Path]:
+    """Write encoders.json, .csv (every pair), .md, .tex and a picture into `folder`."""
     parts = [
         f"**{head_title(head).capitalize()} head** (accuracy, percent)\n\n{as_markdown(encoder_table(record, head))}"
         for head in HEADS
@@ -131,5 +131,6 @@ def write_encoders(record: EncodersRecord, folder: Path) -> list[Path]:
         for task in record.tasks
     ]
     caption = "95 % intervals of each score by groups; whether two encoders differ is in the table of pairs."
-    plot_encoders(panels, list(record.encoders), caption, folder / "encoders.png")
-    return [folder / name for name in (*contents, "encoders.csv", "encoders.png")]
+    picture = folder / f"encoders.{figure_format}"
+    plot_encoders(panels, list(record.encoders), caption, picture)
+    return [*(folder / name for name in (*contents, "encoders.csv")), picture]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from analysis.runs import COLUMNS, Run, describe_encoder, new_parser, output_folder, runs_for
+from analysis.runs import COLUMNS, Run, add_figure_format, describe_encoder, new_parser, output_folder, runs_for
 from common.entry import run
 from common.files import write_atomically, write_csv
 from common.text_table import as_latex, as_markdown, as_text, percent, range_of
@@ -232,7 +232,9 @@ def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    given = new_parser(__doc__).parse_args()
+    parser = new_parser(__doc__)
+    add_figure_format(parser)
+    given = parser.parse_args()
     from analysis.encoder_tables import write_encoders
     from analysis.encoders import compare_encoders, read_costs
 
@@ -244,7 +246,7 @@ def main() -> None:
     compared = compare_encoders(runs, read_costs(folder))
     if compared is not None:
         _print_encoders(compared)
-        written += write_encoders(compared, folder)
+        written += write_encoders(compared, folder, given.figure_format)
     print(f"-> {', '.join(map(str, written))}")
 
 

@@ -163,16 +163,16 @@ def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> dict
     return transfer
 
 
-def draw(record: SimilarityRecord, folder: Path) -> list[Path]:
+def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> list[Path]:
     """Write similarity.json and a heat map of each measure."""
     names, written = list(record.tasks), [folder / SIMILARITY_FILE]
     write_atomically(written[0], (record.model_dump_json(indent=1) + "\n").encode())
     for measure, (title, how) in MEASURES.items():
         caption = f"{how}. Features standardised together. {reading_of(record, measure)}"
-        written.append(folder / f"similarity_{measure}.png")
+        written.append(folder / f"similarity_{measure}.{figure_format}")
         plot_heat(np.array(record.matrix(measure)), names, names, title, caption, written[-1])
     for what, title in COSTS.items() if record.transfer else ():
-        written.append(_draw_transfer(record, what, title, folder))
+        written.append(_draw_transfer(record, what, title, folder / f"transfer_{what}.{figure_format}"))
     for measure in ("frechet", "subspace"):
         print(f"\n{MEASURES[measure][0]} ({MEASURES[measure][1]}; diagonal: two halves of one task)")
         _print_matrix(names, np.array(record.matrix(measure)))
@@ -188,7 +188,7 @@ def reading_of(record: SimilarityRecord, measure: str) -> str:
     return f"{text} By chance {PRINCIPAL / record.dimensions:.2f}." if measure == "subspace" else text
 
 
-def _draw_transfer(record: SimilarityRecord, what: str, title: str, folder: Path) -> Path:
+def _draw_transfer(record: SimilarityRecord, what: str, title: str, path: Path) -> Path:
     names = list(record.tasks)
     values, uncertain = np.full((len(names), len(names)), np.nan), np.zeros((len(names), len(names)), bool)
     for (row, target), (column, source) in itertools.product(enumerate(names), enumerate(names)):
@@ -203,7 +203,6 @@ def _draw_transfer(record: SimilarityRecord, what: str, title: str, folder: Path
         "scaler or subspace was fitted on. Difference in accuracy to the task's own, points; in brackets where its 95 % "
         f"interval covers 0. Clips: {clips}."
     )
-    path = folder / f"transfer_{what}.png"
     plot_heat(values, own, names, title, caption, path, digits=1, is_diverging=True, uncertain=uncertain)
     return path
 
@@ -214,7 +213,7 @@ def _print_matrix(names: Sequence[str], values: Array) -> None:
     print(as_text([["", *short], *rows]))
 
 
-def draw_cka(path: Path, folder: Path) -> Path:
+def draw_cka(path: Path, folder: Path, figure_format: str = "png") -> Path:
     """Draw the heat map of linear CKA between the layers, the pools of the baseline's layer, and all other variants of
     one task's clips."""
     features = read_variants(path)
@@ -228,7 +227,7 @@ def draw_cka(path: Path, folder: Path) -> Path:
     for (i, one), (j, other) in itertools.combinations(enumerate(names), 2):
         values[i, j] = values[j, i] = linear_cka(raw[:, columns[one]], raw[:, columns[other]])
     task = path.stem.removeprefix("ablation_")
-    written = folder / f"cka_{task}.png"
+    written = folder / f"cka_{task}.{figure_format}"
     caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."
     plot_heat(values, names, names, f"{task}: layers, pools and conditions", caption, written)
     return written

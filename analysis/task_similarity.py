@@ -7,7 +7,7 @@ pools and conditions of the same clips, if analysis/ablation.py has extracted th
 
 from __future__ import annotations
 
-from analysis.runs import new_parser, output_folder, runs_for
+from analysis.runs import add_figure_format, new_parser, output_folder, runs_for
 from common.config import ConfigError
 from common.entry import run
 
@@ -18,6 +18,7 @@ def main() -> None:
         "--max-clips", type=int, default=2000, metavar="N", help="at most N per task, sampled by class (default: 2000)"
     )
     parser.add_argument("--no-transfer", action="store_true", help="leave out the fits of linear heads")
+    add_figure_format(parser)
     given = parser.parse_args()
     if given.max_clips < 50:
         raise ConfigError("--max-clips must be at least 50")
@@ -29,11 +30,11 @@ def main() -> None:
     written = []
     if len(tasks) > 1:
         record = compare_tasks(tasks, {one.study.name: one for one in reversed(runs)}, not given.no_transfer)
-        written += draw(record, folder)
+        written += draw(record, folder, given.figure_format)
     else:
         print("only one task: nothing to compare between tasks")
     for path in sorted(folder.glob("ablation_*.pt")):
-        written.append(draw_cka(path, folder))
+        written.append(draw_cka(path, folder, given.figure_format))
     if not written:
         raise ConfigError("nothing to compare: run a second task, or analysis/ablation.py for layers and pools")
     print(f"-> {', '.join(map(str, written))}")

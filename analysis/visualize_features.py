@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
-from analysis.runs import describe_encoder, find_run, new_parser, output_folder
+from analysis.runs import add_figure_format, describe_encoder, find_run, new_parser, output_folder
 from common.config import ConfigError, ScalerName
 from common.entry import run
 
@@ -25,6 +25,7 @@ def main() -> None:
         "--max-clips", type=int, default=5000, metavar="N", help="at most N, sampled by class; 0: all (default: 5000)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample and the map (default: 0)")
+    add_figure_format(parser)
     given = parser.parse_args()
     if given.max_clips < 0 or not 0 <= given.seed < 2**32:
         raise ConfigError("--max-clips must be 0 or more, --seed from 0 to 4294967295")
@@ -41,7 +42,7 @@ def main() -> None:
             f"encoder: {describe_encoder(one.record)}"
         )
         scaled = "" if given.scaler == "standard" else f"_{given.scaler}"
-        path = folder / f"map_{one.study.name}_{method}_{given.colour}{scaled}.png"
+        path = folder / f"map_{one.study.name}_{method}_{given.colour}{scaled}.{given.figure_format}"
         plot_map(drawn.points, names, [values[row] for row in drawn.rows], title, drawn.caption, path)
         print(f"{drawn.caption}\n-> {path}")
 

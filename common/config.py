@@ -28,6 +28,7 @@ DEFAULT_CHECKPOINT = Path("pretrained_models") / "AudioSep" / "pytorch_model.bin
 
 ProtocolName = Literal["official", "random"]
 RecipeName = Literal["paper", "tuned"]
+FigureFormat = Literal["png", "pdf", "svg"]
 ScalerName = Literal["standard", "whiten", "none"]
 
 
@@ -186,6 +187,7 @@ class FitConfig(Settings):
         None, "shares of the labels to train on, such as 0.01 0.1 1", "--label-fractions", "X", min_length=1
     )
     markdown: StrictBool = setting(False, "write the table as result.md too", "--markdown")
+    figure_format: FigureFormat = setting("png", "png, pdf or svg", "--figure-format", "NAME")
 
 
 # What the tuned recipe sets itself, unless the user chose a value.

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from common.config import DEFAULT_CHECKPOINT, ConfigError
+from common.config import DEFAULT_CHECKPOINT, ConfigError, FigureFormat
 from common.datasets.audio import AudioError, read_audio
 from common.encoder_name import EncoderName
 from common.entry import run
@@ -86,7 +86,7 @@ class Unknown:
         if head.known is None:
             raise ConfigError(
                 "the head does not know how far unheard clips of its classes lie from those it has learned from; train it "
-                "again, on data with folds or validation clips"
+                "again with --overwrite, on data with folds or validation clips"
             )
         return cls(head.known.threshold(rate), rate, len(head.known.held_out))
 
@@ -142,7 +142,7 @@ def _predict(argv: Sequence[str] | None) -> None:
     if given["csv"]:
         _write_table(predictions, head.class_names, given["csv"])
     if given["plot"]:
-        _plot(predictions, head.class_names, given["plot"])
+        _plot(predictions, head.class_names, given["plot"], given["figure_format"])
     if failed:
         print(f"{failed} of {len(files)} files failed; each is named above", file=sys.stderr)
 
@@ -161,6 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw a timeline of each file; needs --window")
+    formats = get_args(FigureFormat)
+    parser.add_argument("--figure-format", choices=formats, default="png", help="of timelines (default: png)")
     parser.add_argument("--encoder", metavar="NAME", help="where the head's encoder is, if it is a plug-in")
     text = "the weights that the head was trained with (default: the usual file, or the head's random:SEED)"
     parser.add_argument("--checkpoint", metavar="FILE", help=text)
@@ -280,7 +282,7 @@ def _as_json(prediction: Prediction, names: Sequence[str], count: int) -> dict[s
     }
 
 
-def _plot(predictions: Sequence[Prediction], names: Sequence[str], folder: Path) -> None:
+def _plot(predictions: Sequence[Prediction], names: Sequence[str], folder: Path, figure_format: str) -> None:
     """Draw a timeline of each file that was cut into windows."""
     from own_sounds.timeline import plot_timeline
 
@@ -288,7 +290,7 @@ def _plot(predictions: Sequence[Prediction], names: Sequence[str], folder: Path)
     for file in dict.fromkeys(each.file for each in predictions):
         own = [each for each in predictions if each.file == file]
         spans = [(each.start_s or 0.0, each.end_s or 0.0) for each in own]
-        path = folder / f"{file.stem}_timeline.png"
+        path = folder / f"{file.stem}_timeline.{figure_format}"
         told = None if own[0].distance is None else [each.is_unknown for each in own]
         plot_timeline(spans, [each.probabilities for each in own], names, file.name, path, told)
         print(f"-> {path}", file=sys.stderr)

@@ -32,7 +32,7 @@ TASK = replace(
         Flag("--statistics", "the subset to standardise and whiten by; its speakers are others", tuple(STATISTICS)),
     ),
 )
-SETTINGS = ("encoder", "features", "use_layer", "use_pool", "output_dir", "random_seed")
+SETTINGS = ("encoder", "features", "use_layer", "use_pool", "output_dir", "random_seed", "figure_format")
 RESAMPLES = 500  # of the speakers
 MIN_SPEAKERS = 10  # with fewer, the bootstrap is too narrow
 
@@ -113,7 +113,7 @@ def _verify(argv: Sequence[str] | None) -> None:
     _write_trials(features, pairs, same, folder / "trials.csv")
     crossing = features.groups is not None
     across = "cross-chapter " if crossing else ""
-    plot_det(same, similarities, f"{TASK.title}, {len(same):,} {across}trials", folder / "det.png")
+    plot_det(same, similarities, f"{TASK.title}, {len(same):,} {across}trials", folder / f"det.{config.figure_format}")
     scores = {name: error_rates(same, similarity) for name, similarity in similarities.items()}
     speakers = features.labels.numpy()[pairs]
     bar = progress_bar(iterable=similarities.items(), desc="intervals", unit="scoring", leave=False)
@@ -127,7 +127,8 @@ def _verify(argv: Sequence[str] | None) -> None:
         statistics=str(statistics_path),
     )
     write_atomically(folder / "verification.json", (json.dumps(asdict(record), indent=1) + "\n").encode())
-    _print_scores(record, folder)
+    _print_scores(record)
+    print(f"-> {folder}: verification.json, trials.csv, det.{config.figure_format}")
 
 
 def _load(path: Path, task: Task, config: FitConfig) -> FeatureSet:
@@ -153,7 +154,7 @@ def _write_trials(features: FeatureSet, pairs: Array, same: Array, path: Path) -
     write_csv(path, [("same_speaker", "clip_a", "clip_b"), *rows])
 
 
-def _print_scores(record: VerificationRecord, folder: Path) -> None:
+def _print_scores(record: VerificationRecord) -> None:
     counts = record.trials
     across = " in two chapters" if counts.across_chapters else ""
     print(f"\n{TASK.title}: {counts.speakers} speakers, {counts.same:,} trials of one speaker{across},")
@@ -181,7 +182,6 @@ def _print_scores(record: VerificationRecord, folder: Path) -> None:
         print(
             "held the true EER 96 times in 100, the true minDCF(0.05) 81 and 96 times, the true minDCF(0.01) only 61 and 81."
         )
-    print(f"-> {folder}: verification.json, trials.csv, det.png")
 
 
 def _refuse_other_results(path: Path, settings: VerificationSettings, overwrite: bool) -> None:

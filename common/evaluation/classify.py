@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from common.config import ConfigError, FitConfig, ProtocolName
+from common.config import ConfigError, FigureFormat, FitConfig, ProtocolName
 from common.datasets import Task
 from common.evaluation.load_features import PreparedFeatures, load_controls, load_features
 from common.evaluation.plots import plot_confusion, plot_curves, plot_label_efficiency, plot_per_class, plot_reliability
 from common.evaluation.predictions import prefix_of, save_predictions
-from common.evaluation.protocols import PROTOCOLS, ProtocolRun, run_protocol
+from common.evaluation.protocols import PROTOCOLS, run_protocol
 from common.evaluation.record import (
     ConfigRecord,
     FeaturesRecord,
@@ -64,6 +65,7 @@ def classify(
             record = _fit_and_save(task, prepared, settings, device, controls, folder)
         else:
             print(f"{folder / 'result.json'} already exists, for the same features and settings. Nothing to do.")
+            record = _with_figures(task, record, config.figure_format, folder)
     _print_scores(task, record)
     if config.markdown:
         write_atomically(folder / "result.md", _markdown(task, record).encode())
@@ -103,7 +105,10 @@ def _fit_and_save(
             break
         run = run_protocol(name, prepared.prepared, config.fit_config, device, task.scores, controls)
         protocols[name] = run.record
-        files += _save_run(task, name, run, features, folder)
+        files += save_predictions(run.outcomes, features, folder, prefix_of(name))
+        for figure, draw in _figures(task, run.record, features.class_names).items():
+            files.append(f"{prefix_of(name)}{figure}.{config.figure_format}")
+            draw(folder / files[-1])
         if len(protocols) == 1:
             for kind, head in run.heads.items():
                 head.save(folder / task.head_files[kind])
@@ -114,27 +119,38 @@ def _fit_and_save(
     return record
 
 
-def _save_run(task: Task, name: ProtocolName, run: ProtocolRun, features: FeatureSet, folder: Path) -> list[str]:
-    """Write a protocol's predictions and figures; files of the random protocol have a prefix."""
-    prefix = prefix_of(name)
-    files = save_predictions(run.outcomes, features, folder, prefix)
+def _with_figures(task: Task, record: RunRecord, figure_format: FigureFormat, folder: Path) -> RunRecord:
+    """An earlier run's record, its figures drawn if they are missing in this format."""
+    files = list(record.files)
+    for name, protocol in record.protocols.items():
+        for figure, draw in _figures(task, protocol, record.features.class_names).items():
+            file = f"{prefix_of(name)}{figure}.{figure_format}"
+            if file not in files:
+                draw(folder / file)
+                files.append(file)
+    if files != record.files:
+        record = record.model_copy(update={"files": files})
+        record.save(folder)
+        print(f"figures drawn as {figure_format}")
+    return record
+
+
+def _figures(task: Task, protocol: ProtocolRecord, class_names: Sequence[str]) -> dict[str, Callable[[Path], None]]:
+    """A protocol's figures: the name without ending -> what draws it into a file."""
+    figures: dict[str, Callable[[Path], None]] = {}
     for kind in HEADS:
-        scored = run.record.heads[kind]
-        title = f"{task.title}, {head_title(kind)} head: {scored.accuracy:.1%}\n{run.record.protocol}"
-        names = features.class_names
-        plot_confusion(np.array(scored.confusion), names, title, folder / f"{prefix}confusion_{kind}.png")
-        plot_per_class(scored.per_class, names, title, folder / f"{prefix}per_class_{kind}.png")
-        plot_curves(scored.splits, title, folder / f"{prefix}curves_{kind}.png")
-        files += [f"{prefix}{figure}_{kind}.png" for figure in ("confusion", "per_class", "curves")]
+        scored = protocol.heads[kind]
+        title = f"{task.title}, {head_title(kind)} head: {scored.accuracy:.1%}\n{protocol.protocol}"
+        confusion = np.array(scored.confusion)
+        figures[f"confusion_{kind}"] = partial(plot_confusion, confusion, class_names, title)
+        figures[f"per_class_{kind}"] = partial(plot_per_class, scored.per_class, class_names, title)
+        figures[f"curves_{kind}"] = partial(plot_curves, scored.splits, title)
         if scored.calibration is not None:
-            files.append(f"{prefix}reliability_{kind}.png")
-            plot_reliability(scored.calibration, title, folder / files[-1])
-    if run.record.label_efficiency:
-        file = f"{prefix}label_efficiency.png"
-        title = f"{task.title}: how many labels are needed\n{run.record.protocol}"
-        plot_label_efficiency(run.record.label_efficiency, title, folder / file)
-        files.append(file)
-    return files
+            figures[f"reliability_{kind}"] = partial(plot_reliability, scored.calibration, title)
+    if protocol.label_efficiency:
+        title = f"{task.title}: how many labels are needed\n{protocol.protocol}"
+        figures["label_efficiency"] = partial(plot_label_efficiency, protocol.label_efficiency, title)
+    return figures
 
 
 def run_title(task: Task, record: RunRecord, protocol: ProtocolRecord) -> str:

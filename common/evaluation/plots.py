@@ -1,4 +1,4 @@
-"""Figures of results, as PNG."""
+"""Figures of results; the ending of their path says as what: PNG, PDF or SVG."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import DetCurveDisplay
 
 from common.arrays import Array
@@ -40,10 +42,17 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
     axes.set_yticks(range(n_classes), names, fontsize=font)
     axes.tick_params(length=0)
     axes.set_title(title, fontsize=max(11, 0.6 * size))
-    axes.set_xlabel(f"predicted class{ordered}", fontsize=max(10, 0.5 * size))
     axes.set_ylabel(f"true class{ordered}", fontsize=max(10, 0.5 * size))
     # Only numbers that are legible and informative.
     least = 0.005 if n_classes <= FEW else 0.095 if n_classes <= MANY else 2
+    unsaid = (
+        ""
+        if n_classes <= FEW
+        else "\nnumbers: shares of 10 % or more"
+        if n_classes <= MANY
+        else "\ntoo many for numbers"
+    )
+    axes.set_xlabel(f"predicted class{ordered}{unsaid}", fontsize=max(10, 0.5 * size))
     for row, column in zip(*np.nonzero(share >= least), strict=True):
         colour = "white" if share[row, column] > 0.5 else "black"
         text = f"{100 * share[row, column]:.0f}"
@@ -69,7 +78,9 @@ def plot_per_class(per_class: PerClass, class_names: Sequence[str], title: str, 
     axes.axvline(100 * f1.mean(), color="black", linewidth=1, linestyle="--", label=mean, zorder=0)
     axes.legend(loc="lower right", fontsize=8)
     for place, value in enumerate(100 * f1[order]):
-        axes.text(value + 0.7, place, f"{value:.0f}", va="center", fontsize=7)
+        # On white: the dashed line would cross it out.
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+        axes.text(value + 0.7, place, f"{value:.0f}", va="center", fontsize=7, bbox=box)
     axes.set(
         xlim=(0, 106),
         ylim=(len(order) - 0.3, -0.7),
@@ -127,6 +138,7 @@ def plot_curves(fits: Sequence[FitRecord], title: str, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(fontsize=8)
     panels[-1].set_xlabel("epoch")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     panels[0].set_title(title, fontsize=10)
     save_figure(figure, path)
 
@@ -172,7 +184,10 @@ def plot_det(same: Array, similarities: dict[str, Array], title: str, path: Path
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, atomically."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    """Write a figure atomically, in the format of its path's ending."""
+    buffer, kind = io.BytesIO(), path.suffix.removeprefix(".")
+    # No dates, so that the same results give the same file. Fonts as conferences ask for them, and text as text.
+    undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
+    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "figure"}):
+        figure.savefig(buffer, format=kind, dpi=130, metadata=undated)
     write_atomically(path, buffer.getvalue())

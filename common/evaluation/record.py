@@ -386,7 +386,7 @@ def _cells(fit: FitRecord) -> dict[str, object]:
 
 
 # Settings in which a finished run may differ and still be the requested run.
-NOT_DECISIVE = ("features", "encoder", "output_dir", "markdown")
+NOT_DECISIVE = ("features", "encoder", "output_dir", "markdown", "figure_format")
 
 
 def earlier_record(

@@ -1,0 +1,69 @@
+"""Figures: in every format, the same bytes for the same results, and drawn again without fitting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from heads_helpers import classify, saved, small_features
+from matplotlib.figure import Figure
+
+from common.evaluation import plots
+from common.evaluation.plots import plot_confusion, plot_curves
+from common.evaluation.record import FitRecord
+
+STARTS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_the_same_results_give_the_same_file(kind: str, tmp_path: Path) -> None:
+    written = []
+    for name in ("one", "two"):
+        path = tmp_path / f"{name}.{kind}"
+        plot_confusion(np.eye(3, dtype=int) * 5, ["a", "b_c", "d"], "made up", path)
+        written.append(path.read_bytes())
+    assert written[0] == written[1] and written[0].startswith(STARTS[kind])
+
+
+def test_another_format_is_drawn_without_fitting(tmp_path: Path) -> None:
+    features = saved(small_features(), tmp_path / "features.pt")
+    flags = ("--features", features, "--output-dir", tmp_path / "out", "--epochs", 2, "--device", "cpu")
+    classify(*flags)
+    before = (tmp_path / "out" / "predictions.pt").stat().st_mtime_ns
+    again = classify(*flags, "--figure-format", "svg")
+    assert "Nothing to do" in again.words and "figures drawn as svg" in again.words
+    assert (tmp_path / "out" / "predictions.pt").stat().st_mtime_ns == before
+    drawn = sorted(path.stem for path in (tmp_path / "out").glob("*.svg"))
+    assert drawn and drawn == sorted(path.stem for path in (tmp_path / "out").glob("*.png"))
+    assert "figures drawn" not in classify(*flags, "--figure-format", "svg").words
+    # A new fit replaces all of them.
+    classify(*flags, "--overwrite", "--seed", 1)
+    assert not list((tmp_path / "out").glob("*.svg"))
+
+
+def fit_record(epochs: int) -> FitRecord:
+    """Made-up curves."""
+    values = [1.0 / (1 + epoch) for epoch in range(epochs)]
+    return FitRecord.model_validate(
+        {"split": "fold 1", "seed": 42, "n_train": 5, "n_test": 5, "accuracy": 0.5, "epoch": 1}
+        | {"train_loss": values, "valid_accuracy": values}
+    )
+
+
+def test_epochs_are_whole_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    for epochs in (2, 3, 5, 7, 100):
+        plot_curves([fit_record(epochs)], "made up", tmp_path / "curves.png")
+        drawn[-1].draw_without_rendering()
+        assert all(float(tick).is_integer() for tick in drawn[-1].axes[-1].get_xticks())
+
+
+def test_what_a_matrix_leaves_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    for count, words in ((5, None), (30, "shares of 10 % or more"), (80, "too many for numbers")):
+        plot_confusion(np.eye(count, dtype=int), [f"c{n}" for n in range(count)], "made up", tmp_path / "c.png")
+        label = drawn[-1].axes[0].get_xlabel()
+        assert (words is None and "\n" not in label) or (words is not None and words in label)
