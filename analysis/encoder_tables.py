@@ -14,7 +14,7 @@ from common.text_table import as_latex, as_markdown, escape_latex, percent
 
 def encoder_table(record: EncodersRecord, head: HeadKind) -> list[list[str]]:
     """Encoders by tasks for one head, header first; percent with intervals, ``*`` for the leaders."""
-    header = ["encoder", "parameters", "width", "audio s/s", *(task.task for task in record.tasks)]
+    header = ["encoder", "parameters", "width", "audio s/s", *(task.title for task in record.tasks)]
     ranked = bool(record.average_rank)
     table = [[*header, *["mean rank"] * ranked]]
     for encoder, cost in record.encoders.items():
@@ -37,18 +37,19 @@ def encoder_table(record: EncodersRecord, head: HeadKind) -> list[list[str]]:
 
 def pair_table(record: EncodersRecord) -> list[list[str]]:
     """Every pair, header first: the difference in points, its interval and p-values."""
+    titles = {task.task: task.title for task in record.tasks}
     table = [["task", "head", "first", "second", "first - second", "95 %", "p", "p, Holm"]]
     for pair in record.pairs:
         interval = "-" if pair.interval is None else " to ".join(f"{100 * end:+.1f}" for end in pair.interval)
         p_values = ["-" if value is None else f"{value:.2g}" for value in (pair.p_value, pair.holm_p_value)]
-        names = [pair.task, head_title(pair.head), pair.first, pair.second]
+        names = [titles[pair.task], head_title(pair.head), pair.first, pair.second]
         table.append([*names, f"{100 * pair.difference:+.1f}", interval, *p_values])
     return table
 
 
 def ranking_table(record: EncodersRecord) -> list[list[str]]:
     """How stable each task's first place is: the share of group bootstraps in which an encoder is first."""
-    columns = [f"{task.task}, {head_title(head)}" for task in record.tasks for head in HEADS]
+    columns = [f"{task.title}, {head_title(head)}" for task in record.tasks for head in HEADS]
     table = [["first in % of bootstraps", *columns]]
     for encoder in record.encoders:
         cells = []
@@ -65,8 +66,8 @@ def _whole_percent(share: float | None) -> str:
 
 def reading_notes(record: EncodersRecord) -> list[str]:
     """What a reader must know about the tables."""
-    few = [f"{task.task} ({task.n_units})" for task in record.tasks if task.n_units < 20 and record.can_tell(task)]
-    too_few = [f"{task.task} ({task.n_units})" for task in record.tasks if not record.can_tell(task)]
+    few = [f"{task.title} ({task.n_units})" for task in record.tasks if task.n_units < 20 and record.can_tell(task)]
+    too_few = [f"{task.title} ({task.n_units})" for task in record.tasks if not record.can_tell(task)]
     units = {task.units for task in record.tasks}
     lines = [
         "* the best of its column, and all that are not significantly worse: paired by groups, corrected for "
@@ -74,7 +75,7 @@ def reading_notes(record: EncodersRecord) -> list[str]:
         "Intervals are of each score for itself; whether two encoders differ is in the table of pairs.",
     ]
     if "clips" in units:
-        unknown = ", ".join(task.task for task in record.tasks if task.units == "clips")
+        unknown = ", ".join(task.title for task in record.tasks if task.units == "clips")
         lines.append(f"Which clips are related is unknown in {unknown}: there single clips are swapped and resampled.")
     if few:
         lines.append(f"Few groups, so wide intervals and weak tests: {', '.join(few)}.")
@@ -83,10 +84,11 @@ def reading_notes(record: EncodersRecord) -> list[str]:
             f"Too few groups for any difference to be significant, so nothing is marked: {', '.join(too_few)}; below "
             f"{MIN_GROUPS} groups there is no interval either."
         )
+    common = [task.title for task in record.tasks if task.task in record.common_tasks]
     if not record.average_rank:
         lines.append("No mean rank: no task has been run with every encoder.")
     elif len(record.common_tasks) < len(record.tasks):
-        lines.append(f"Mean rank: over {', '.join(record.common_tasks)}, which every encoder has.")
+        lines.append(f"Mean rank: over {', '.join(common)}, which every encoder has.")
     measured = {cost.measured_on for cost in record.encoders.values() if cost.measured_on}
     if measured:
         lines.append(
@@ -121,7 +123,7 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
     write_csv(folder / "encoders.csv", pair_table(record))
     panels = [
         Panel(
-            f"{task.task}\n({task.clips:,} clips, {task.classes} classes)",
+            f"{task.title}\n({task.clips:,} clips, {task.classes} classes)",
             task.chance,
             {
                 score.encoder: {head: (own.accuracy, own.interval) for head, own in score.heads.items()}

@@ -15,8 +15,9 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 
 from analysis.ablation_scores import AblationRecord
+from analysis.answer import answer, answer_table, answer_words
 from analysis.encoder_tables import encoder_table, pair_table, ranking_table, reading_notes
-from analysis.encoders import EncodersRecord
+from analysis.encoders import LEVEL, EncodersRecord
 from analysis.runs import Run, describe_encoder
 from analysis.studies import STUDIES
 from analysis.summary import SummaryRow, notes, summary_rows, summary_table
@@ -30,6 +31,8 @@ from common.heads import HEADS, HeadKind, head_title
 from common.text_table import percent
 
 TEMPLATE = Path(__file__).resolve().with_name("template")
+QUESTION = "How good are AudioSep’s frozen features?"
+QUESTION_OF_ALL = "How good are these encoders’ frozen features?"
 PAIRS = 12  # confusions that are listed
 CLASSES = 60  # bars of a chart; if there are more classes, the best and the worst
 Table = list[list[str]]
@@ -131,9 +134,12 @@ def render(
         tasks[f"run{number}"] = _task_charts(each, quote(link))
     charts = _similarity_charts(similarity) if similarity else []
     untrained = [row.is_untrained for row in rows]
+    encoders = {row.encoder for row in rows}
+    names = {str(one.record.features.encoder or "audiosep") for one in runs}
+    answers = answer(runs, compared)
     there = {one.study.name for one in runs}
     data = {
-        "summary": [_summary_point(row) for row in rows],
+        "summary": [_summary_point(row, len(encoders) > 1) for row in rows],
         "tasks": tasks,
         "similarity": [asdict(chart) for chart in charts],
         "encoders": _encoder_points(compared) if compared else None,
@@ -144,11 +150,13 @@ def render(
     return environment.get_template("report.html").render(
         created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         task_count=len(there),
-        encoders=list(dict.fromkeys(row.encoder for row in rows)),
         untrained="all" if all(untrained) else "some" if any(untrained) else "",
-        facts=_facts(rows),
+        question=QUESTION if len(encoders) == 1 and "audiosep" in names else QUESTION_OF_ALL,
+        answer=answer_table(answers),
+        answer_words=answer_words(answers),
+        level=f"{LEVEL:g}",
         summary=summary_table(rows, is_wide=True),
-        summary_notes=notes(rows),
+        summary_notes=[*notes(rows), *_leak_note(rows)],
         missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in there],
         similarity=charts,
         encoder_tables=_encoder_tables(compared) if compared else [],
@@ -178,7 +186,7 @@ def _encoder_points(record: EncodersRecord) -> list[dict[str, object]]:
     """A row of the chart for every task and encoder."""
     return [
         {
-            "task": task.task,
+            "task": task.title,
             "encoder": score.encoder,
             "chance": task.chance,
             **{
@@ -191,10 +199,9 @@ def _encoder_points(record: EncodersRecord) -> list[dict[str, object]]:
     ]
 
 
-def _facts(rows: Sequence[SummaryRow]) -> list[str]:
-    """The findings as sentences, generated from the rows."""
+def _leak_note(rows: Sequence[SummaryRow]) -> list[str]:
+    """What a random division changes, if one was run."""
     honest = [row for row in rows if row.protocol != "random"]
-    facts = [_fact(row) for row in honest]
     by_folder = {(row.folder, row.protocol): row for row in rows}
     gains = [
         (100 * (random.accuracy(kind) - row.accuracy(kind)), row.title, kind)
@@ -202,34 +209,20 @@ def _facts(rows: Sequence[SummaryRow]) -> list[str]:
         if (random := by_folder.get((row.folder, "random")))
         for kind in HEADS
     ]
-    if gains:
-        gain, title, kind = max(gains)
-        facts.append(
-            f"A random division, which puts related clips on both sides, changes scores by up to {gain:+.1f} points "
-            f"({title}, {head_title(kind)} head)."
-        )
-    return facts
+    if not gains:
+        return []
+    gain, title, kind = max(gains)
+    return [
+        f"A random division, which puts related clips on both sides, changes scores by up to {gain:+.1f} points "
+        f"({title}, {head_title(kind)} head)."
+    ]
 
 
-def _fact(row: SummaryRow) -> str:
-    recipe = ", tuned recipe" if row.recipe == "tuned" else ""
-    sentence = f"{row.title}{recipe}: {percent(row.accuracy(row.best))} % with the {head_title(row.best)} head"
-    if row.best_low is not None:
-        sentence += f" (95 %: {percent(row.best_low)} to {percent(row.best_high)})"
-    sentence += f", against {percent(row.majority_class)} % by always predicting the most frequent class"
-    if row.untrained_encoder is not None:
-        sentence += f" and {percent(row.untrained_encoder)} % with an untrained encoder"
-    if row.published and not row.is_untrained:
-        best = max(row.published, key=lambda each: each.accuracy)
-        sentence += f"; the best published probe listed here, {best.encoder}, has {best.accuracy:.1f} %"
-        sentence += f" ({best.note})" * bool(best.note)
-    return f"{sentence}."
-
-
-def _summary_point(row: SummaryRow) -> dict[str, object]:
+def _summary_point(row: SummaryRow, with_encoder: bool) -> dict[str, object]:
+    more = [*[row.encoder] * with_encoder, *[row.recipe] * (row.recipe != "paper")]
     published = [each.accuracy / 100 for each in row.published]
     return {
-        "label": row.task if row.recipe == "paper" else f"{row.task} ({row.recipe})",
+        "label": row.title + f" ({', '.join(more)})" * bool(more),
         "protocol": row.protocol,
         "linear": row.linear,
         "three_layer": row.three_layer,
@@ -375,12 +368,13 @@ def _map_points(one: Run, kind: HeadKind, drawn: DrawnMap) -> dict[str, object]:
 def _similarity_charts(record: SimilarityRecord) -> list[HeatChart]:
     """The heat maps between tasks."""
     names = list(record.tasks)
+    titles = [STUDIES[name].task.title if name in STUDIES else name for name in names]
     charts = []
     for key, (title, how) in MEASURES.items():
         z: list[list[float | None]] = [list(row) for row in record.matrix(key)]
         caption = f"{how[:1].upper()}{how[1:]}. {reading_of(record, key)}"
-        words = _largest(z, names)
-        charts.append(HeatChart(f"similarity-{key}", title, caption, words, z, 2, False, names, names))
+        words = _largest(z, titles)
+        charts.append(HeatChart(f"similarity-{key}", title, caption, words, z, 2, False, titles, titles))
     for key, title in COSTS.items() if record.transfer else ():
         z = [[_cost(record.transfer, target, key, source) for source in names] for target in names]
         uncertain = [[record.is_uncertain(target, key, source) for source in names] for target in names]
@@ -388,8 +382,8 @@ def _similarity_charts(record: SimilarityRecord) -> list[HeatChart]:
             "Points of accuracy (linear head) of the row’s task, prepared by what was fitted on the column’s clips; "
             "red: loss; in brackets: the 95 % interval covers 0."
         )
-        words = _largest(z, names)
-        charts.append(HeatChart(f"transfer-{key}", title, caption, words, z, 1, True, names, names, uncertain))
+        words = _largest(z, titles)
+        charts.append(HeatChart(f"transfer-{key}", title, caption, words, z, 1, True, titles, titles, uncertain))
     return charts
 
 

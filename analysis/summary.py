@@ -21,10 +21,12 @@ from common.text_table import as_latex, as_markdown, as_text, percent, range_of
 
 if TYPE_CHECKING:
     from analysis.encoders import EncodersRecord
+    from common.datasets import Task
     from common.evaluation.record import ProtocolRecord
     from common.heads import HeadKind
 
 REFERENCES = Path(__file__).resolve().with_name("references.yaml")
+SAMPLE_BELOW = 0.95  # of a data set's clips; with fewer, published scores do not stand beside
 Range = tuple[float, float]
 
 
@@ -62,6 +64,7 @@ class SummaryRow:
 
     Attributes:
         protocol: ``official``, ``random``, or ``own``: neither, such as by whole chapters.
+        whole: clips of the whole data set; None if unknown.
         best: the better head; `best_low` and `best_high` are the ends of its interval.
         stated_linear, stated_three_layer: as the project's brief states them.
         published: the scores of other encoders; `none_published`: why there are none.
@@ -71,6 +74,7 @@ class SummaryRow:
     task: str
     title: str
     clips: int
+    whole: int | None
     classes: int
     encoder: str
     protocol: str
@@ -96,6 +100,11 @@ class SummaryRow:
         return self.linear if kind == "linear" else self.three_layer
 
     @property
+    def is_sample(self) -> bool:
+        """Whether the clips are too few of the data set to stand beside scores of all."""
+        return _is_sample(self.clips, self.whole)
+
+    @property
     def is_untrained(self) -> bool:
         """Whether the encoder is AudioSep's with random weights."""
         return self.encoder.startswith("untrained")
@@ -114,6 +123,9 @@ def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
 def _summary_row(one: Run, name: str, protocol: ProtocolRecord, known: TaskReferences) -> SummaryRow:
     best = protocol.best_head
     interval = protocol.heads[best].interval
+    clips, whole = one.record.features.clips, whole_count(one.study.task)
+    if _is_sample(clips, whole):
+        known = TaskReferences(expected=known.expected, none=f"only {clips:,} of its {whole:,} clips are here")
     untrained = [
         scored.accuracy
         for control, scored in protocol.controls.items()
@@ -122,7 +134,8 @@ def _summary_row(one: Run, name: str, protocol: ProtocolRecord, known: TaskRefer
     return SummaryRow(
         task=one.study.name,
         title=one.study.task.title,
-        clips=one.record.features.clips,
+        clips=clips,
+        whole=whole,
         classes=len(one.record.features.class_names),
         encoder=describe_encoder(one.record),
         protocol="official" if protocol.is_official else "random" if protocol.is_random else "own",
@@ -145,6 +158,15 @@ def _summary_row(one: Run, name: str, protocol: ProtocolRecord, known: TaskRefer
     )
 
 
+def _is_sample(clips: int, whole: int | None) -> bool:
+    return whole is not None and clips < SAMPLE_BELOW * whole
+
+
+def whole_count(task: Task) -> int | None:
+    """The clips of a task's whole data set; None if it is not known."""
+    return task.official_counts.get("clips")
+
+
 def read_references() -> tuple[dict[str, TaskReferences], dict[str, str]]:
     """Task -> the figures shown beside its scores; key -> source."""
     content = yaml.safe_load(REFERENCES.read_text(encoding="utf-8"))
@@ -155,7 +177,7 @@ def read_references() -> tuple[dict[str, TaskReferences], dict[str, str]]:
 def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
     """The rows as text, header first; all in percent.
 
-    `is_wide`: with classes, recipe and every published figure.
+    `is_wide`: with titles in place of keys, classes, recipe and every published figure.
     """
     with_encoder = len({row.encoder for row in rows}) > 1
     header = ["task", *["encoder"] * with_encoder, "clips", *["classes"] * is_wide, "protocol"]
@@ -166,7 +188,7 @@ def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
         published = list(map(str, row.published))
         table.append(
             [
-                row.task,
+                row.title if is_wide else row.task,
                 *[row.encoder] * with_encoder,
                 f"{row.clips:,}",
                 *[str(row.classes)] * is_wide,

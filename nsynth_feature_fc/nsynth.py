@@ -132,5 +132,6 @@ CLASSIFICATION = replace(
         Flag("--train-on", "train; or valid, as the original project did", ("train", "valid")),
     ),
     prepare=prepare,
+    official_counts={"clips": sum(NOTES.values())},
 )
 CHECKS = (tuple(task(split) for split in SPLITS),)

@@ -483,11 +483,14 @@ def test_a_summary_says_what_the_records_say(results: Path, tmp_path: Path) -> N
     assert [(row["task"], row["protocol"], float(row["linear"])) for row in written] == [
         (row.task, row.protocol, row.linear) for row in rows
     ]
-    shown = [line.split(" | ") for line in text[".md"].splitlines() if line.startswith("| esc50 ")]
+    shown = [line.split(" | ") for line in text[".md"].splitlines() if line.startswith("| ESC-50 ")]
     assert len(shown) == len(rows)
     assert r"\toprule" in text[".tex"]
     assert "85/88" in text[".tex"]
     assert "not measurements" in text[".md"]
+    # A sample's scores do not stand beside published ones of all clips.
+    assert all(row.is_sample and not row.published for row in rows)
+    assert "No published score for esc50: only 60 of its 2,000 clips are here." in text[".md"]
 
 
 def test_latex_escapes_what_latex_reads() -> None:

@@ -61,9 +61,9 @@ def classify_again(name: str, features: Path, folder: Path) -> Result:
 
 OTHER_METHOD = {"interval", "more_intervals"}  # the fixture's are of the bootstrap
 # Settings that version 0.1 did not have, with the defaults that leave everything as it was.
-NEW_SETTINGS = {"encoder": "audiosep", "use_layer": None, "use_pool": None}
+NEW_SETTINGS = {"figure_format": "png", "encoder": "audiosep", "use_layer": None, "use_pool": None}
 # What version 0.1 did not note: whether logistic regression reached its end, the calibration of heads, and their threshold for unknown sounds.
-NEW_FACTS = {"converged", "calibration", "none_of_these"}
+NEW_FACTS = {"converged", "calibration", "none_of_these", "control_comparisons"}
 
 
 def without(value: Any, keys: Collection[str]) -> Any:

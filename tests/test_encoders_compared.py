@@ -13,6 +13,7 @@ import torch
 from heads_helpers import noise_like, on_one_thread, small_features
 
 from analysis import summary
+from analysis.answer import answer, answer_table, answer_words
 from analysis.encoder_tables import encoder_table, pair_table, ranking_table, reading_notes
 from analysis.encoders import EncodersRecord, compare_encoders, read_costs
 from analysis.runs import read_runs
@@ -94,6 +95,47 @@ def test_a_better_encoder_is_found_and_noise_is_not_first(classify: Classify) ->
     assert "hear:good.py" in pair_table(record)[1] and ranking_table(record)[1][1] == "100"
 
 
+def test_the_answer_names_the_best_and_what_it_cannot_be_told_from(classify: Classify) -> None:
+    features = good()
+    for name, other in (("good", features), ("equal", features), ("noise", noise_like(features, 1))):
+        folder = classify(of_encoder(other, name), name)
+    runs = read_runs(folder)
+    (only,) = answer(runs, compared(folder))
+    assert only.best.encoder in ("hear:good.py", "hear:equal.py")
+    other = ({"hear:good.py", "hear:equal.py"} - {only.best.encoder}).pop()
+    assert other in only.not_worse and "hear:noise.py" not in only.not_worse and only.untested == []
+    assert (only.logmel, only.untrained) == (None, None)
+    (row,) = answer_table([only])[1:]
+    assert row[0] == "ESC-50 (120 of 2,000 clips)" and row[1] == f"{100 * only.accuracy:.1f}" and other in row[4]
+    words = " ".join(answer_words([only]))
+    assert "log-mel statistics not tested, than an untrained encoder not tested" in words
+    # Without the comparison, nothing is claimed of other encoders.
+    (alone,) = answer(runs, None)
+    assert set(alone.untested) == {other, "hear:noise.py"}
+    assert "not tested: " in answer_table([alone])[1][4]
+
+
+def test_controls_of_the_run_itself_count(classify: Classify, tmp_path: Path) -> None:
+    features = good()
+    control = replace(noise_like(features, 2), meta={"dataset": "esc50", **logmel_provenance()})
+    path = tmp_path / "logmel.pt"
+    control.save(path)
+    untrained = replace(
+        noise_like(features, 3), meta={"dataset": "esc50", "checkpoint": "random:0", "release": "untrained"}
+    )
+    untrained.save(tmp_path / "random.pt")
+    folder = classify(
+        of_encoder(features, "good"), "good", "--control-features", str(path), str(tmp_path / "random.pt")
+    )
+    (only,) = answer(read_runs(folder), None)
+    (run,) = read_runs(folder)
+    head = only.best.best
+    assert only.logmel == run.protocols["official"].controls[f"logmel, {head}"].accuracy
+    assert only.untested == [] and not {"log-mel", "untrained encoder"} & set(only.not_worse)
+    words = " ".join(answer_words([only]))
+    assert "better than log-mel statistics on 1 of 1 task, than an untrained encoder on 1 of 1 task." in words
+
+
 def test_equal_encoders_are_both_first(classify: Classify) -> None:
     features = good()
     classify(of_encoder(features, "one"), "one")
@@ -150,7 +192,7 @@ def test_too_few_groups_give_no_interval_no_rank_and_no_star(classify: Classify)
     assert all(pair.interval is None and pair.p_value is None for pair in record.pairs)
     assert record.leaders(task, "linear") == set()
     assert task.scores[0].first == {"linear": None, "three_layer": None}
-    assert any("esc50 (1)" in line for line in reading_notes(record))
+    assert any("ESC-50 (1)" in line for line in reading_notes(record))
 
 
 def test_files_and_costs(
@@ -173,7 +215,7 @@ def test_files_and_costs(
     assert record.encoders["hear:good.py"].speed is None
     text = (folder / "encoders.md").read_text()
     assert "We report the accuracy" in text and "seeds" in text and "official folds 1-5" in text
-    assert "Which clips are related is unknown in esc50" in text
+    assert "Which clips are related is unknown in ESC-50" in text
     tex = (folder / "encoders.tex").read_text()
     assert tex.count(r"\begin{tabular}") == 2 and r"95 \%" in tex
     assert (folder / "encoders.png").read_bytes().startswith(b"\x89PNG")

@@ -24,6 +24,7 @@ from common.datasets import Prepared
 from common.evaluation.protocols import ProtocolRun, run_protocol
 from common.evaluation.record import RunRecord
 from common.evaluation.splits import make_splits, random_split, with_validation
+from common.evaluation.tables import remarks
 from common.heads import HEADS, TUNED, Recipe, fit_scaler, recipe_for
 from common.heads.recipes import shrinkage_for
 
@@ -154,6 +155,14 @@ def test_controls_and_probes_are_scored_beside_the_heads() -> None:
     # What was noted while fitting shuffled labels is not recorded.
     assert all(fit.epoch is None for fit in record.controls["shuffled_labels, linear"].splits)
     assert all(fit.epoch is not None for fit in record.controls["noise, linear"].splits)
+    # The heads are compared with other features' heads, not with those of other labels.
+    assert set(record.control_comparisons) == {f"noise, {kind}" for kind in HEADS}
+    for kind, scored in record.heads.items():
+        compared = record.control_comparisons[f"noise, {kind}"]
+        assert compared.difference == pytest.approx(scored.accuracy - record.controls[f"noise, {kind}"].accuracy)
+        assert compared.p_value is not None and compared.holm_p_value is not None
+        assert compared.p_value <= compared.holm_p_value <= 2 * compared.p_value
+    assert sum("Minus noise" in line for line in remarks(record)) == 2
 
 
 def test_fewer_labels_are_of_every_class() -> None:

@@ -11,6 +11,9 @@ const WEBGL_FROM = 4000; // clips
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const percent = (share) => (share === null ? "-" : (100 * share).toFixed(1));
 
+// Plotly reads tags and entities in its texts; no name of a class or clip may bring any.
+const escape = (text) => text.replace(/[&<>]/g, (sign) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[sign]);
+
 function draw(id, traces, layout = {}, height = null) {
   const axis = { gridcolor: colour("line"), zerolinecolor: colour("line"), linecolor: colour("line"), automargin: true };
   const merged = {
@@ -30,7 +33,7 @@ function draw(id, traces, layout = {}, height = null) {
 
 function summaryChart() {
   const rows = data.summary.filter((row) => row.protocol !== "random").reverse();
-  const names = rows.map((row) => row.label);
+  const names = rows.map((row) => escape(row.label));
   const dots = (key, name, mark, symbol, shift = 0) => ({
     type: "scatter", mode: "markers", name, y: rows.map((_, place) => place + shift), customdata: names, x: rows.map((row) => (row[key] === null ? null : 100 * row[key])),
     marker: { color: mark, symbol, size: 11, line: { width: 1.5, color: mark } },
@@ -57,7 +60,7 @@ function encodersChart() {
   const rows = [...data.encoders].reverse();
   let place = 0;
   const places = rows.map((row, i) => { place += i && rows[i - 1].task !== row.task ? 1.6 : 1; return place; });
-  const names = rows.map((row) => `${row.task}: ${row.encoder}`);
+  const names = rows.map((row) => escape(`${row.task}: ${row.encoder}`));
   const trace = (key, name, mark, symbol, shift) => {
     const x = rows.map((row) => 100 * row[key].accuracy);
     const reach = (side, sign) => rows.map((row, i) => (row[key].interval ? sign * (100 * row[key].interval[side] - x[i]) : 0));
@@ -79,19 +82,20 @@ function encodersChart() {
 function heat(id, chart) {
   const text = chart.z.map((row, i) => row.map((value, j) => (value === null ? "" : (chart.uncertain && chart.uncertain[i][j] ? `(${value.toFixed(chart.digits)})` : value.toFixed(chart.digits)))));
   draw(id, [{
-    type: "heatmap", z: chart.z, x: chart.columns, y: chart.rows, text, texttemplate: chart.columns.length <= 12 ? "%{text}" : "",
+    type: "heatmap", z: chart.z, x: chart.columns.map(escape), y: chart.rows.map(escape), text, texttemplate: chart.columns.length <= 12 ? "%{text}" : "",
     colorscale: chart.diverging ? "RdBu" : "Viridis", reversescale: chart.diverging, zmid: chart.diverging ? 0 : undefined, showscale: false, xgap: 1, ygap: 1,
     hovertemplate: "%{y} / %{x}: %{z:.3f}<extra></extra>",
   }], { xaxis: { type: "category", tickangle: -40 }, yaxis: { type: "category", autorange: "reversed" } }, 190 + 34 * chart.rows.length);
 }
 
 function confusionChart(id, task) {
-  const few = task.class_names.length <= 20;
+  const names = task.class_names.map(escape);
+  const few = names.length <= 20;
   const shown = task.confusion.map((row) => { const sum = Math.max(1, row.reduce((a, b) => a + b, 0)); return row.map((n) => (100 * n) / sum); });
   const width = document.getElementById(`${id}-confusion`).clientWidth;
   const readable = task.class_names.length * 11 < width;
   draw(`${id}-confusion`, [{
-    type: "heatmap", z: shown, x: task.class_names, y: task.class_names, colorscale: [[0, colour("paper")], [1, colour(few ? "heat" : "linear")]], zmin: 0, zmax: 100,
+    type: "heatmap", z: shown, x: names, y: names, colorscale: [[0, colour("paper")], [1, colour(few ? "heat" : "linear")]], zmin: 0, zmax: 100,
     text: shown.map((row) => row.map((value) => (value >= 0.5 ? value.toFixed(0) : ""))), texttemplate: few ? "%{text}" : "",
     showscale: !few, hovertemplate: "true: %{y}<br>said: %{x}<br>%{z:.1f} %<extra></extra>",
   }], {
@@ -103,7 +107,7 @@ function confusionChart(id, task) {
 function classesChart(id, task) {
   const rows = task.f1;
   draw(`${id}-classes`, [{
-    type: "bar", orientation: "h", x: rows.map((row) => 100 * row.f1), y: rows.map((row) => row.name), marker: { color: colour("linear") },
+    type: "bar", orientation: "h", x: rows.map((row) => 100 * row.f1), y: rows.map((row) => escape(row.name)), marker: { color: colour("linear") },
     text: rows.map((row) => (100 * row.f1).toFixed(0)), textposition: "outside", cliponaxis: false,
     customdata: rows.map((row) => [percent(row.precision), percent(row.recall), row.clips]),
     hovertemplate: "%{y}<br>F1 %{x:.1f} %, precision %{customdata[0]}, recall %{customdata[1]}<br>%{customdata[2]} test clips<extra></extra>",
@@ -126,7 +130,7 @@ function curvesChart(id, task) {
     }
     shapes.push({ type: "line", x0: own.epoch, x1: own.epoch, yref: "paper", y0: 0, y1: 1, line: { color: colour(mark), width: 1, dash: "dot" } });
   }
-  draw(`${id}-curves`, traces, { shapes, xaxis: { title: { text: "epoch" } }, yaxis: { title: { text: "loss" }, rangemode: "tozero" },
+  draw(`${id}-curves`, traces, { shapes, xaxis: { title: { text: "epoch" }, tickformat: "d", dtick: task.curves.linear.train_loss.length < 10 ? 1 : undefined }, yaxis: { title: { text: "loss" }, rangemode: "tozero" },
     yaxis2: { title: { text: "validation accuracy, %" }, overlaying: "y", side: "right", showgrid: false, tickmode: "auto", rangemode: "tozero" } }, 360);
 }
 
@@ -139,11 +143,11 @@ function ablationChart(id, task) {
     return { type: "scatter", mode: "markers", x, y: rows.map((_, place) => place + shift), name: kind.replace("_", "-"),
       marker: { color: colour(mark), symbol, size: 8 },
       error_x: { type: "data", symmetric: false, array: reach(1, 1), arrayminus: reach(0, -1), color: colour(mark), thickness: 1.2 },
-      customdata: rows.map((row) => [row.name, percent(row[kind].accuracy)]),
+      customdata: rows.map((row) => [escape(row.name), percent(row[kind].accuracy)]),
       hovertemplate: "%{customdata[0]}: %{customdata[1]} % (%{x:+.1f})<extra></extra>" };
   });
   draw(`${id}-ablation`, traces, { xaxis: { title: { text: "accuracy against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") },
-    yaxis: { autorange: "reversed", tickvals: rows.map((_, place) => place), ticktext: rows.map((row) => row.name), zeroline: false } }, 120 + 26 * rows.length);
+    yaxis: { autorange: "reversed", tickvals: rows.map((_, place) => place), ticktext: rows.map((row) => escape(row.name)), zeroline: false } }, 120 + 26 * rows.length);
 }
 
 function mapChart(id, task) {
@@ -182,7 +186,26 @@ function mapChart(id, task) {
 }
 
 const mapHeight = (id) => (document.getElementById(`${id}-map`).clientWidth < 600 ? 420 : 560);
-const escape = (text) => text.replace(/[&<>]/g, (sign) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[sign]);
+
+// A click on a column's head sorts by it: numbers by their size, the largest first, then words.
+function sortable(table) {
+  const body = table.tBodies[0];
+  const written = [...body.rows];
+  for (const [column, head] of [...table.tHead.rows[0].cells].entries()) {
+    head.firstElementChild.addEventListener("click", () => {
+      const order = head.ariaSort === "descending" ? "ascending" : "descending";
+      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", order);
+      const value = (row) => row.cells[column].textContent.replaceAll(",", "");
+      const sign = order === "descending" ? -1 : 1;
+      body.replaceChildren(...written.toSorted((one, two) => {
+        const [a, b] = [parseFloat(value(one)), parseFloat(value(two))];
+        if (isNaN(a) !== isNaN(b)) return isNaN(a) ? 1 : -1;
+        return isNaN(a) ? -sign * value(one).localeCompare(value(two)) : sign * (a - b);
+      }));
+    });
+  }
+}
 
 function play(id, task, row) {
   const clip = task.map.clip[row];
@@ -221,6 +244,7 @@ for (const [id, task] of Object.entries(data.tasks)) {
     document.getElementById(`${id}-${control}`).addEventListener("change", () => mapChart(id, task));
   }
 }
+document.querySelectorAll("table.sorts").forEach(sortable);
 const seen = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting) drawNow(entry.target.id);
 }, { rootMargin: "400px" });

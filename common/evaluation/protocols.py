@@ -17,9 +17,10 @@ from common.evaluation.calibration import calibrate
 from common.evaluation.metrics import majority_predictions
 from common.evaluation.outcomes import HeadFitter, Outcome
 from common.evaluation.probes import PROBES, fit_probe
-from common.evaluation.record import EfficiencyRecord, HeadRecord, ProtocolRecord
+from common.evaluation.record import ComparisonRecord, EfficiencyRecord, HeadRecord, ProtocolRecord
 from common.evaluation.scoring import MoreScores, compare_heads, score_head
 from common.evaluation.splits import make_splits, random_split, with_validation
+from common.evaluation.uncertainty import holm
 from common.evaluation.unseen import Unseen, measure_none_of_these, scaled_rows
 from common.features import FeatureSet
 from common.heads import (
@@ -100,6 +101,7 @@ def run_protocol(
     run = _ProtocolRun(plan, features, HeadFitter(config, device), more_scores)
     chosen = {kind: run.fitter.fit(kind, features, plan.jobs) for kind in HEADS}
     outcomes = {kind: [Outcome.of(head) for head in heads] for kind, heads in chosen.items()}
+    control_outcomes = run.controls(controls or {})
     is_own = name == "official" and not plan.is_random
     unseen = {kind: run.unseen(kind, heads) for kind, heads in chosen.items()}
     measured = {
@@ -119,7 +121,8 @@ def run_protocol(
         majority_class=run.score([_majority(features, job) for job in plan.jobs]),
         comparison=compare_heads(outcomes["linear"], outcomes["three_layer"], features),
         probes=run.probes() if config.probes else {},
-        controls=run.controls(controls or {}),
+        controls={name: run.score(each) for name, each in control_outcomes.items()},
+        control_comparisons=run.compare_controls(control_outcomes, outcomes),
         label_efficiency=run.label_efficiency(),
     )
     heads = {}
@@ -194,10 +197,10 @@ class _ProtocolRun:
         recipe = recipe_for("linear", self.fitter.config)
         return {name: self.score(fit_probe(name, self.features, self.plan.jobs, recipe)) for name in PROBES}
 
-    def controls(self, others: Mapping[str, FeatureSet]) -> dict[str, HeadRecord]:
+    def controls(self, others: Mapping[str, FeatureSet]) -> dict[str, list[Outcome]]:
         """Both heads on other features of the same rows, and on shuffled labels if the configuration asks for it."""
-        records = {
-            f"{control}, {kind}": self.score(self.fitter.outcomes(kind, other, self.plan.jobs))
+        outcomes = {
+            f"{control}, {kind}": self.fitter.outcomes(kind, other, self.plan.jobs)
             for control, other in others.items()
             for kind in HEADS
         }
@@ -205,10 +208,26 @@ class _ProtocolRun:
             order = np.random.default_rng(self.fitter.config.random_seed).permutation(len(self.features))
             shuffled = replace(self.features, labels=self.features.labels[torch.from_numpy(order)])
             for kind in HEADS:
-                outcomes = self.fitter.outcomes(kind, shuffled, self.plan.jobs)
                 # What was recorded while fitting refers to shuffled labels.
-                records[f"{SHUFFLED}, {kind}"] = self.score([replace(outcome, facts=None) for outcome in outcomes])
-        return records
+                fitted = self.fitter.outcomes(kind, shuffled, self.plan.jobs)
+                outcomes[f"{SHUFFLED}, {kind}"] = [replace(outcome, facts=None) for outcome in fitted]
+        return outcomes
+
+    def compare_controls(
+        self, controls: Mapping[str, Sequence[Outcome]], heads: Mapping[HeadKind, Sequence[Outcome]]
+    ) -> dict[str, ComparisonRecord]:
+        """The run's heads against the same heads on other features: run minus control, corrected for their number."""
+        compared = {
+            name: compare_heads(controls[name], own, self.features)
+            for kind, own in heads.items()
+            for name in controls
+            if name.endswith(f", {kind}") and not name.startswith(SHUFFLED)
+        }
+        corrected = holm([each.p_value for each in compared.values()])
+        return {
+            name: each.model_copy(update={"holm_p_value": value})
+            for (name, each), value in zip(compared.items(), corrected, strict=True)
+        }
 
     def label_efficiency(self) -> list[EfficiencyRecord]:
         """Both heads after learning from each share of the labels that the configuration asks for."""

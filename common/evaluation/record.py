@@ -149,12 +149,14 @@ class ComparisonRecord(_Record):
     Attributes:
         difference, interval: the difference and its 95 % interval.
         p_value: of a test that swaps the heads in whole `units`: groups, or clips where groups are unknown.
+        holm_p_value: corrected, where several comparisons belong together.
     """
 
     difference: float
     interval: Interval | None
     p_value: float | None
     units: Literal["groups", "clips"]
+    holm_p_value: float | None = None
 
 
 class EfficiencyRecord(_Record):
@@ -182,6 +184,8 @@ class ProtocolRecord(_Record):
         related_test_clips: share of test clips whose group has training clips; None if groups are unknown.
         heads, majority_class, probes, controls: the scores.
         comparison: of the three-layer head with the linear one.
+        control_comparisons: the names of controls -> of the run's head with the control's of the same kind; not for shuffled
+            labels, which are other clips' labels.
         label_efficiency: scores by share of the labels.
     """
 
@@ -197,6 +201,7 @@ class ProtocolRecord(_Record):
     comparison: ComparisonRecord
     probes: dict[str, HeadRecord] = {}
     controls: dict[str, HeadRecord] = {}
+    control_comparisons: dict[str, ComparisonRecord] = {}
     label_efficiency: list[EfficiencyRecord] = []
 
     @property

@@ -52,6 +52,7 @@ def remarks(protocol: ProtocolRecord) -> list[str]:
         *_convergence_remarks(protocol),
         *_calibration_remarks(protocol),
         *_interval_remarks(protocol),
+        *_control_remarks(protocol),
         f"Three-layer minus linear: {100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}{test}.",
     ]
 
@@ -107,6 +108,17 @@ def _calibration_remarks(protocol: ProtocolRecord) -> list[str]:
     )
     fitted_on = next(iter(known.values())).fitted_on
     return [f"Calibration error of the probabilities, without and with a temperature fitted on {fitted_on}: {errors}."]
+
+
+def _control_remarks(protocol: ProtocolRecord) -> list[str]:
+    lines = []
+    for name, each in protocol.control_comparisons.items():
+        p_value = "-" if each.holm_p_value is None else f"{each.holm_p_value:.2g}"
+        lines.append(
+            f"Minus {head_title(name)}: {100 * each.difference:+.1f} points, 95 % {range_of(each.interval)}, p = {p_value} "
+            f"(corrected for {len(protocol.control_comparisons)} tests, Holm)."
+        )
+    return lines
 
 
 def _leak_remarks(protocol: ProtocolRecord) -> list[str]:
