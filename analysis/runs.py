@@ -100,7 +100,7 @@ def read_runs(folder: Path | None) -> list[Run]:
     """Every finished run: those in the tasks' own folders, or every result.json below `folder`.
 
     Raises:
-        ConfigError: a record is damaged, of an earlier version, or of an unknown task.
+        ConfigError: a record is damaged, or of an earlier version.
     """
     from common.evaluation.record import RESULT_FILE, RecordError, RunRecord
 
@@ -122,7 +122,8 @@ def read_runs(folder: Path | None) -> list[Run]:
             raise ConfigError(f"{error}; remove it, or classify again with --overwrite") from error
         study = study_in(path.parent, record.task)
         if study is None:
-            raise ConfigError(f"{path} is of the unknown task {record.task}; remove it")
+            print(f"left out: {path} is of {record.task}, for which analysis/studies.py has no Study", file=sys.stderr)
+            continue
         runs.append(Run(study, path.parent, record))
     # One's own sounds come last, by their names.
     order = {name: place for place, name in enumerate(STUDIES)}

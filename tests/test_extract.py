@@ -81,6 +81,20 @@ def test_a_clip_without_a_group_keeps_its_row(
     ]
 
 
+def test_clips_that_make_no_task_are_refused(clips: tuple[Path, list[Clip]]) -> None:
+    root, listed = clips
+    with pytest.raises(DatasetError, match=r"no clips of test were found in .*--data-root"):
+        extract_module.ClipList([], root, "test")
+    with pytest.raises(
+        DatasetError, match=rf"clip00\.wav is of class '{listed[0].class_name}', which is not among the 1 classes"
+    ):
+        extract_module.ClipList(listed, root, "test", ["another"])
+    # Clips without a class are allowed: they are only embedded.
+    assert (
+        len(extract_module.ClipList([replace(clip, class_name="") for clip in listed], root, "test", ["another"])) == 12
+    )
+
+
 def test_several_outputs_lie_side_by_side(clips: tuple[Path, list[Clip]], stand_in: StandIn, tmp_path: Path) -> None:
     root, listed = clips
     outputs = [Output("encoder_block1", "max", 32), Output("encoder_block6", "mean", 384)]

@@ -35,6 +35,19 @@ class ClipList:
     dataset: str
     class_names: Sequence[str] | None = None
 
+    def __post_init__(self) -> None:
+        """DatasetError if there are no clips, or if one is of a class that is not in `class_names`."""
+        if not self.clips:
+            raise DatasetError(
+                f"no clips of {self.dataset} were found in {self.root}; give its folder with --data-root"
+            )
+        for clip in self.clips:
+            if self.class_names is not None and clip.class_name and clip.class_name not in self.class_names:
+                raise DatasetError(
+                    f"{clip.path} is of class {clip.class_name!r}, which is not among the {len(self.class_names)} classes of "
+                    f"{self.dataset}; add it to the task's class_names"
+                )
+
     def __len__(self) -> int:
         return len(self.clips)
 
