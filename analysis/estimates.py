@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,9 @@ from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads
 
 SAMPLE = 24  # clips whose lengths are read
-TIMED_S = 10.0  # of audio
+TIMED_S = 5.0  # of audio in one measurement
+TRIES = 4  # measurements, of which the fastest counts: another process can only make one slower
+BUSY = 2.0  # how many times as long it may take beside other work, with a slow disk, or on a laptop that gets warm
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,12 @@ class Estimate:
 
 
 def measure_speed(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Speed:
-    """Embed a few seconds of noise and fit a few heads to noise."""
+    """Embed a few seconds of noise and fit a few heads to noise, some times; the fastest counts."""
     encoder = load_encoder("random:0", device)
     rng = np.random.default_rng(0)
-    noise = [(0.1 * rng.standard_normal(5 * encoder.sample_rate)).astype(np.float32) for _ in range(int(TIMED_S / 5))]
-    encoder.embed(noise[:1])  # the first call allocates memory and loads kernels
-    started = time.perf_counter()
-    encoder.embed(noise)
-    audio = TIMED_S / (time.perf_counter() - started)
+    noise = [(0.1 * rng.standard_normal(round(TIMED_S * encoder.sample_rate))).astype(np.float32)]
+    # The first call is slow: it allocates memory and loads kernels.
+    audio = TIMED_S / _fastest(lambda: encoder.embed(noise))
     rows = 480
     features = FeatureSet(
         torch.from_numpy(rng.standard_normal((rows, encoder.embedding_size)).astype(np.float32)),
@@ -57,14 +59,37 @@ def measure_speed(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Spee
         [str(row) for row in range(rows)],
     )
     jobs = [Job(Split("noise", np.arange(400), np.arange(400, rows)), seed) for seed in range(n_jobs)]
-    few, one = replace(recipe, epochs=4), replace(recipe, epochs=1)
-    step_s: dict[HeadKind, float] = {}
-    for kind in HEADS:
-        fit_heads(kind, features, jobs, one, device)
+    few = replace(recipe, epochs=1)
+    steps = few.epochs * n_jobs * int(np.ceil(400 / few.batch_size))
+    return Speed(
+        audio,
+        {kind: _fastest(partial(fit_heads, kind, features, jobs, few, device)) / steps for kind in HEADS},
+    )
+
+
+def _fastest(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of some tries."""
+    seconds = []
+    for _ in range(TRIES):
         started = time.perf_counter()
-        fit_heads(kind, features, jobs, few, device)
-        step_s[kind] = (time.perf_counter() - started) / (4 * n_jobs * np.ceil(400 / few.batch_size))
-    return Speed(audio, step_s)
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def time_range(hours: float) -> str:
+    """An estimate in words, from a quiet machine to a busy one, such as ``3 to 6 h``."""
+    most = BUSY * hours
+    if most < 1 / 60:
+        return "under a minute"
+    unit, name = (1 / 60, "min") if most < 2 else (1.0, "h") if most < 72 else (24.0, "days")
+    low, high = (_rough(value / unit) for value in (hours, most))
+    return f"{low} to {high} {name}"
+
+
+def _rough(value: float) -> str:
+    """Two digits at most, as no estimate is better."""
+    return f"{value:.1f}" if value < 2 else f"{float(f'{value:.2g}'):.0f}"
 
 
 def _length_s(clip: Clip) -> float | None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
+
 from analysis.runs import ENCODERS_FOLDER
 from analysis.studies import STUDIES, Study, find_study
-from common.config import ConfigError, FitConfig, RecipeName, load_config
+from common.config import DEFAULT_CHECKPOINT, ConfigError, ExtractConfig, FitConfig, RecipeName, load_config
 from common.encoder_name import FORMS, EncoderName, file_of
 from common.entry import run
 from common.files import PROJECT_ROOT
@@ -72,6 +74,7 @@ def reproduce(plan: Plan) -> None:
     if plan.is_dry_run:
         _show_plan(plan)
         return
+    _get_weights(plan)
     ready = [study for study in plan.studies if _get(study, plan)]
     if not ready:
         raise ConfigError("no data set found; give their folder with --data, or download them with --yes")
@@ -114,7 +117,9 @@ def _parse(argv: Sequence[str] | None) -> Plan:
     parser.add_argument("--no-doctor", action="store_true", help="do not check environment and data first")
     parser.add_argument("--overwrite", action="store_true", help="replace files that were made with other settings")
     parser.add_argument("--yes", action="store_true", help="download missing data sets without asking")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan with estimated hours and disk, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan with estimated times and disk space, and stop"
+    )
     given = parser.parse_args(argv)
     main_ones = [study for study in STUDIES.values() if study.is_main]
     return Plan(
@@ -268,8 +273,8 @@ def _features_file(study: Study, folder: Path, control: str, name: str) -> Path:
 
 
 def _show_plan(plan: Plan) -> None:
-    """Print what would be done, with estimated hours and disk."""
-    from analysis.estimates import estimate, measure_speed
+    """Print what would be done, with estimated times and disk space."""
+    from analysis.estimates import estimate, measure_speed, time_range
     from common.encoder import resolve_device
     from common.heads import recipe_for
     from common.text_table import as_text
@@ -279,31 +284,84 @@ def _show_plan(plan: Plan) -> None:
     device = resolve_device(plan.device or "auto")
     speed = measure_speed(device, recipe)
     encoders = sum(encoder.kind == "audiosep" for encoder in plan.encoders) + ("random_0" in plan.controls)
-    table = [["task", "data", "clips", "hours of audio", "extract, h", "fit, h", "features, MB"]]
-    total = [0.0, 0.0, 0.0]
+    table = [["task", "data", "clips", "hours of audio", "extraction", "fitting", "features"]]
+    parts: dict[str, float] = {}  # what -> hours
+    n_bytes = 0
     for study in plan.studies:
         root = study.data_root(plan.data)
         planned = estimate(study, root, speed, recipe, plan.seeds, encoders)
-        figures = planned.extract_hours, planned.fit_hours, planned.n_bytes / 1e6
-        total = [before + figure for before, figure in zip(total, figures, strict=True)]
-        cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *_figures(figures)]
+        n_bytes += planned.n_bytes
+        parts[f"extraction of {study.name}"] = planned.extract_hours
+        parts[f"fitting of {study.name}"] = planned.fit_hours
+        times = time_range(planned.extract_hours), time_range(planned.fit_hours)
+        cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
         table.append([study.name, "here" if root.is_dir() else "to download", *cells])
-    table.append(["all", "", "", "", *_figures(total)])
     controls = " and ".join(plan.controls)
     print(f"For each task: doctor, features, {controls} as controls, both heads with {plan.seeds} seeds")
     print("under both protocols with probes and shuffled labels; then summary, similarities and report.\n")
     print(as_text(table))
-    print(f"\nEstimated on this machine ({device}): {speed.audio:.0f} s of audio per second.")
+    print(
+        f"\nIn all {time_range(sum(parts.values()))} and {n_bytes / 1e6:,.0f} MB of features, on {device}, which embeds"
+    )
+    print(f"{speed.audio:.0f} s of audio per second. From: nothing else runs. To: other work beside it.")
+    print("\n".join(_how_to_spend_less(parts, plan)))
     others = [str(encoder) for encoder in plan.encoders if encoder.kind != "audiosep"]
     if others:
         print(f"Not in the estimate: {', '.join(others)}; python -m common.encoder.check NAME measures its speed.")
+    if _missing_weights(plan):
+        call("common.download", "weights", "--dry-run")
     missing = [study for study in plan.studies if not study.data_root(plan.data).is_dir()]
     for arguments in dict.fromkeys(each for study in missing for each in study.download):
         call("common.download", *arguments, *_flag("--root", plan.data), "--dry-run")
 
 
-def _figures(values: Sequence[float]) -> list[str]:
-    return [f"{values[0]:.2f}", f"{values[1]:.2f}", f"{values[2]:,.0f}"]
+def _how_to_spend_less(parts: Mapping[str, float], plan: Plan) -> list[str]:
+    """What takes most of the time, and which flags save most of it."""
+    from analysis.estimates import time_range
+
+    total = sum(parts.values())
+    most = max(parts, key=lambda part: parts[part])
+    extraction, fitting = (
+        sum(hours for part, hours in parts.items() if part.startswith(kind)) for kind in ("ext", "fit")
+    )
+    lines = [f"Most of it: {most} ({parts[most] / total:.0%})."]
+    saved = []
+    if plan.seeds > 1:
+        saved.append(f"--seeds 1: {time_range(extraction + fitting / plan.seeds)}")
+    if len(plan.studies) > 1:
+        name = most.rpartition(" ")[2]
+        rest = total - sum(hours for part, hours in parts.items() if part.endswith(f" {name}"))
+        saved.append(f"without {name}: {time_range(rest)}")
+    if extraction > fitting:
+        saved.append("a GPU, or --shard of the extraction scripts on several machines")
+    return [*lines, f"To spend less: {'; '.join(saved)}."] if saved else lines
+
+
+def _missing_weights(plan: Plan) -> Path | None:
+    """The file of AudioSep's weights, if the plan needs it and it is not there."""
+    if all(encoder.kind != "audiosep" for encoder in plan.encoders):
+        return None
+    name = plan.checkpoint or load_config(ExtractConfig, plan.studies[0].task.config_file).checkpoint
+    return None if name.startswith("random:") or Path(name).exists() else Path(name)
+
+
+def _get_weights(plan: Plan) -> None:
+    """Download AudioSep's weights if they are needed, missing and wanted; else say how to get them."""
+    missing = _missing_weights(plan)
+    if missing is None:
+        return
+    print(f"\nAudioSep's weights were not found ({missing}).")
+    if missing != PROJECT_ROOT / DEFAULT_CHECKPOINT:
+        raise ConfigError(f"{missing} not found; give AudioSep's weights with --checkpoint")
+    if not plan.downloads:
+        call("common.download", "weights", "--dry-run")
+        wanted = sys.stdin.isatty() and input("Download them? [y/N] ").strip().lower() in ("y", "yes")
+        if not wanted:
+            raise ConfigError(
+                "AudioSep's weights are missing; to get them: python -m common.download weights, or --yes; or try everything "
+                "with an untrained encoder: --checkpoint random:0"
+            )
+    call("common.download", "weights")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import pytest
 from heads_helpers import CPU, on_one_thread
 from plain_encoder import use_narrow_network
 
-from analysis import reproduce
-from analysis.estimates import Speed, estimate, measure_speed
+from analysis import estimates, reproduce
+from analysis.estimates import Speed, estimate, measure_speed, time_range
 from analysis.studies import STUDIES
-from common.config import ConfigError
+from common.config import ConfigError, ExtractConfig
 from common.heads import HEADS, Recipe
 from demo import generate
 
@@ -29,9 +29,10 @@ class Calls(list[tuple[str, ...]]):
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
-    """What is called in this test; nothing runs."""
+    """What is called in this test; nothing runs. The weights are there."""
     calls = Calls()
     monkeypatch.setattr(reproduce, "run_script", calls)
+    monkeypatch.setattr(reproduce, "_missing_weights", lambda plan: None)
     return calls
 
 
@@ -114,12 +115,39 @@ def test_a_download_that_is_declined_is_not_done(calls: Calls, tmp_path: Path, m
     assert [call[-1] for call in calls] == ["--dry-run"]  # its size was shown
 
 
+def test_missing_weights_are_part_of_the_plan(
+    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.setattr(reproduce, "run_script", calls)
+    monkeypatch.setattr("analysis.estimates.measure_speed", lambda device, recipe: SPEED)
+    monkeypatch.setattr(reproduce, "DEFAULT_CHECKPOINT", "pretrained_models/none.bin")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    (tmp_path / "ESC-50-master").mkdir()
+    own = ["esc50", "--data", str(tmp_path), "--device", "cpu"]
+    missing = str(reproduce.PROJECT_ROOT / "pretrained_models" / "none.bin")
+    monkeypatch.setattr(reproduce, "load_config", lambda *_: ExtractConfig(checkpoint=missing))
+    with pytest.raises(ConfigError, match=r"weights are missing; to get them: .* weights, or --yes; .*random:0"):
+        reproduce.main(own)
+    assert calls == [("common.download", "weights", "--dry-run")]
+    calls.clear()
+    reproduce.main([*own, "--yes", "--no-doctor"])
+    assert calls[0] == ("common.download", "weights")
+    for flags in (["--checkpoint", "random:0"], ["--encoders", "logmel"]):
+        calls.clear()
+        reproduce.main([*own, "--no-doctor", *flags])
+        assert "common.download" not in scripts(calls)
+    with pytest.raises(ConfigError, match=r"own\.pt not found; give AudioSep's weights with --checkpoint"):
+        reproduce.main([*own, "--checkpoint", "own.pt"])
+
+
 def test_a_dry_run_prints_the_plan_and_runs_nothing(
     calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("analysis.estimates.measure_speed", lambda device, recipe: SPEED)
     reproduce.main(["speech_commands_v1", "--data", str(tmp_path), "--dry-run", "--device", "cpu"])
-    assert "64,721" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "64,721" in printed and "Most of it: " in printed and "--seeds 1: " in printed
     # Nothing but the size of the download is asked for.
     assert [call[0] for call in calls] == ["common.download"]
     assert calls[0][-1] == "--dry-run"
@@ -143,6 +171,34 @@ def test_estimates_follow_the_clips(tmp_path: Path) -> None:
     assert whole.n_bytes / whole.clips == here.n_bytes / here.clips
     once = estimate(study, tmp_path / "nowhere", SPEED, recipe, n_seeds=1, n_feature_sets=2)
     assert whole.fit_hours == pytest.approx(5 * once.fit_hours)
+
+
+@pytest.mark.parametrize(
+    ("hours", "words"),
+    [
+        (0.001, "under a minute"),
+        (0.1, "6 to 12 min"),
+        (0.75, "45 to 90 min"),
+        (1.04, "1.0 to 2 h"),
+        (17.3, "17 to 35 h"),
+        (35.9, "36 to 72 h"),
+        (40.0, "1.7 to 3 days"),
+        (8543, "360 to 710 days"),
+    ],
+)
+def test_estimates_are_ranges_of_two_digits(hours: float, words: str) -> None:
+    assert time_range(hours) == words
+
+
+def test_a_busy_moment_does_not_spoil_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    durations = iter([30.0, 1.0, 1.1, 9.0])
+    now = [0.0]
+    monkeypatch.setattr(estimates.time, "perf_counter", lambda: now[0])
+
+    def work() -> None:
+        now[0] += next(durations)
+
+    assert estimates._fastest(work) == pytest.approx(1.0)
 
 
 def test_the_speed_of_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
