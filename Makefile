@@ -7,7 +7,7 @@ ifdef CPU
 TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help install install-dev demo reproduce test test-slow gpu lint format docs clean
+.PHONY: help install install-dev new-environment new-dev-environment demo reproduce test test-slow gpu lint format docs clean
 
 help:
 	@echo "make demo         all six tasks on generated sounds with an untrained encoder (minutes)"
@@ -21,22 +21,29 @@ help:
 	@echo "make install-dev  the same, and what tests, lint and docs need"
 	@echo "make clean        remove .venv, site/ and data/demo"
 
-install: $(VENV)/.installed
+# What was installed is noted by its content, not by time: the files of a fresh clone are newer than an environment that it
+# shares with another.
+NOTED = cat requirements.txt pyproject.toml; pwd
+NOTED_DEV = $(NOTED); cat requirements-dev.txt requirements-encoders.txt examples/encoders/requirements.txt
 
-install-dev: $(VENV)/.installed-dev
+install:
+	@{ $(NOTED); } | cmp -s - $(VENV)/.installed || $(MAKE) --no-print-directory new-environment
 
-$(VENV)/.installed: requirements.txt pyproject.toml
+install-dev: install
+	@{ $(NOTED_DEV); } | cmp -s - $(VENV)/.installed-dev || $(MAKE) --no-print-directory new-dev-environment
+
+new-environment:
 	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 14); sys.exit(0 if ok else \
 	  "error: Python 3.10 to 3.13 is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install $(TORCH_INDEX) $$(grep -oE '^torch(audio)?==[0-9.]+' requirements.txt))
 	$(BIN)/python -m pip install -r requirements.txt
-	@touch $@
+	@{ $(NOTED); } > $(VENV)/.installed
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-encoders.txt examples/encoders/requirements.txt
+new-dev-environment:
 	$(BIN)/python -m pip install -r requirements-dev.txt
 	$(BIN)/python -m pip install --no-deps -r examples/encoders/requirements.txt
-	@touch $@
+	@{ $(NOTED_DEV); } > $(VENV)/.installed-dev
 
 demo: install
 	$(BIN)/python -m demo.run

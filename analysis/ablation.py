@@ -7,8 +7,11 @@ official division. Layers and pools come from one forward pass, everything from 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
 from analysis.runs import add_figure_format, new_parser, output_folder
 from analysis.studies import find_study

@@ -5,12 +5,18 @@ Writes summary.csv, summary.md and summary.tex beside the printed table.
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
+
+import common  # noqa: F401  # first: it says what is missing
+
+# isort: split
 import yaml
 from pydantic import BaseModel, ConfigDict
 

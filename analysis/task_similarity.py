@@ -7,6 +7,11 @@ pools and conditions of the same clips, if analysis/ablation.py has extracted th
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
+
 from analysis.runs import add_figure_format, new_parser, output_folder, runs_for
 from common.config import ConfigError
 from common.entry import run

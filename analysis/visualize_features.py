@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
 from analysis.runs import add_figure_format, describe_encoder, find_run, new_parser, output_folder
 from common.config import ConfigError, ScalerName

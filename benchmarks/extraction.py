@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import resource
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -20,6 +21,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
+
+import common  # noqa: F401  # first: it says what is missing
+
+# isort: split
 import numpy as np
 import soundfile
 import torch

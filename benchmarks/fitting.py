@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
+
+import common  # noqa: F401  # first: it says what is missing
+
+# isort: split
 import numpy as np
 import torch
 import torch.nn.functional as F

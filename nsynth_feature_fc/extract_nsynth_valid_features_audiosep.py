@@ -1,5 +1,10 @@
 """Extract AudioSep embeddings of NSynth's valid set: 12,678 notes of 4 s, labelled by instrument family."""
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
+
 from common.cli import extract_main
 from nsynth_feature_fc.nsynth import task
 

@@ -7,21 +7,30 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from conftest import PROJECT_ROOT
 
+from common.requirements_check import find_problem
+
 COMMON = PROJECT_ROOT / "common"
 TASKS = sorted(path.parent for path in PROJECT_ROOT.glob("*/config.yaml") if path.parent != COMMON)
 SOURCES = sorted(
     path
-    for folder in (COMMON, *(PROJECT_ROOT / name for name in ("analysis", "demo", "benchmarks")), *TASKS)
+    for folder in (COMMON, *(PROJECT_ROOT / name for name in ("analysis", "demo", "benchmarks", "own_sounds")), *TASKS)
     for path in folder.rglob("*.py")
+)
+SCRIPTS = sorted(
+    path
+    for folder in (*(PROJECT_ROOT / name for name in ("analysis", "benchmarks", "own_sounds")), *TASKS)
+    for path in folder.glob("*.py")
+    if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
 # From the ground up: a module imports only from its own floor and from those before it.
 FLOORS = (
-    ("arrays", "errors", "files", "progress", "text_table", "encoder_name", "flags", "config"),
+    ("requirements_check", "arrays", "errors", "files", "progress", "text_table", "encoder_name", "flags", "config"),
     ("datasets",),
     ("entry",),
     ("encoder",),
@@ -85,7 +94,9 @@ def test_what_the_original_got_wrong(path: Path) -> None:
     source = path.read_text()
     assert "strict=False" not in source
     assert "weights_only=False" not in source
-    assert "sys.path" not in source
+    # A script finds the project beside itself, wherever it is called from and whatever is installed; nothing else does.
+    own = "sys.path.insert(0, str(Path(__file__).resolve().parents[1]))"
+    assert source.count("sys.path") == (path in SCRIPTS) and (own in source) == (path in SCRIPTS)
     assert not re.search(r"except\s*:|except (Base)?Exception:\s*(pass|continue)", source)
     # state_dict().copy() aliases the live weights
     assert not re.search(r"state_dict\(\)\.copy\(\)", source)
@@ -123,3 +134,34 @@ def test_what_is_installed_is_what_is_pinned() -> None:
     for name, pinned in pins.items():
         assert importlib.metadata.version(name).partition("+")[0] == pinned, name
     assert "-e ." in lines
+
+
+def without_packages(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python as one that has nothing installed."""
+    return subprocess.run([sys.executable, "-S", *words], cwd=PROJECT_ROOT, check=False, capture_output=True, text=True)
+
+
+def test_a_python_without_the_requirements_is_told_what_to_do() -> None:
+    assert len(SCRIPTS) > 20
+    commands = [[str(path)] for path in SCRIPTS] + [
+        ["-m", name] for name in ("common.doctor", "demo.run", "common.config")
+    ]
+    with ThreadPoolExecutor() as pool:
+        for ended in pool.map(lambda words: without_packages(*words), commands):
+            assert ended.returncode == 2 and ended.stdout == ""
+            assert re.fullmatch(
+                r"error: Python 3\.\d+ \(.*\) lacks numpy, .* packages; activate the project's environment: source "
+                r"\.venv/bin/activate \(make install creates it\)\n",
+                ended.stderr,
+            ), ended
+
+
+def test_a_python_of_another_version_is_named() -> None:
+    for version in ((3, 9), (3, 14)):
+        problem = find_problem(version, [])
+        assert problem is not None and problem.startswith(f"Python 3.10 to 3.13 is needed, this is 3.{version[1]} (")
+    for version in ((3, 10), (3, 13)):
+        assert find_problem(version, []) is None
+    # What runs before the check must be readable by old Pythons.
+    for path in [COMMON / "requirements_check.py", COMMON / "__init__.py", *SCRIPTS]:
+        ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
