@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +14,28 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import noise, write_wav
+from conftest import SHARED, needs_shared, noise, write_wav
 from heads_helpers import on_one_thread
 
 from analysis import summary
 from analysis.studies import find_study
 from common.cli import classify_main, extract_main
+from common.config import FitConfig, load_config
 from common.datasets import DatasetError, DatasetNote
 from common.datasets.audio import AudioError, read_audio
 from common.encoder import LogMelStatistics
+from common.evaluation.load_features import load_features
 from common.evaluation.record import RunRecord
 from common.features import FeatureSet
 from esc50_feature_fc.esc50 import TASK
+from key_word_spotting import speech_commands
 from own_sounds.embedding import embed_main
 from own_sounds.files import expand, windows_of
 from own_sounds.predicting import predict_main
 from own_sounds.probing import probe_main
 from own_sounds.sounds import Source
+from speaker_recognition import librispeech
+from urbansound8k_feature_fc import urbansound8k
 
 FAST = ("--encoder", "logmel", "--epochs", "4", "--learning-rate", "0.01", "--hidden-dim", "16")
 
@@ -120,6 +127,51 @@ def test_given_folds_give_the_scores_of_the_task_itself(esc50_root: Path, tmp_pa
     predictions = [(tmp_path / name / "predictions.csv").read_text().splitlines()[1:] for name in ("task", "own")]
     said = [[line.split(",")[-3:] for line in lines] for lines in predictions]
     assert said[0] == said[1]
+
+
+REAL = {
+    "urbansound8k": (urbansound8k.TASK, "UrbanSound8K", {}),
+    "librispeech": (librispeech.TRAIN_CLEAN_100, "LibriSpeech", {"split": "chapter"}),
+    "speech_commands": (speech_commands.V2, "speech_commands", {}),
+}
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_real_sounds_as_a_table_give_the_scores_of_their_task(name: str, tmp_path: Path) -> None:
+    """Given the same clips and division, whichever way they come in."""
+    task, folder, options = REAL[name]
+    own_flags = [word for key, value in options.items() for word in (f"--{key}", value)]
+    root = SHARED / "real_audio" / folder
+    features = tmp_path / "features.pt"
+    with on_one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DatasetNote)  # a part of the data set
+        extract_main(task, ["--data-root", str(root), "--encoder", "logmel", "--output", str(features)])
+        classify_main(
+            task, ["--features", str(features), "--output-dir", str(tmp_path / "task"), *FAST[2:], *own_flags]
+        )
+    prepared = load_features(
+        task, load_config(FitConfig, task.config_file, None, {"features": features}), options
+    ).features
+    names = [prepared.class_names[label] for label in prepared.labels]
+    table = pd.DataFrame(
+        {"path": [os.path.relpath(root / clip, tmp_path) for clip in prepared.clip_ids], "label": names}
+    )
+    columns = {"fold": prepared.folds, "split": prepared.splits, "group": prepared.groups}
+    for column, values in columns.items():
+        if values is not None:
+            table[column] = values if isinstance(values, list) else values.tolist()
+    table.to_csv(tmp_path / "own.csv", index=False)
+    with on_one_thread():
+        probe(tmp_path / "own.csv", "--output-dir", tmp_path / "own")
+    of_task, own = (result(tmp_path / each).protocols["official"] for each in ("task", "own"))
+    assert own.protocol.startswith("given ") and not own.is_official
+    assert result(tmp_path / "task").features.class_names == result(tmp_path / "own").features.class_names
+    for kind, scored in of_task.heads.items():
+        assert own.heads[kind].mean == scored.mean
+        assert own.heads[kind].interval == scored.interval
+        assert own.heads[kind].confusion == scored.confusion
 
 
 def test_a_table_with_splits_and_segments(tmp_path: Path) -> None:
