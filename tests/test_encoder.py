@@ -613,3 +613,25 @@ def test_a_gpu_is_not_waited_for_within_a_batch() -> None:
             on_gpu._pool_batch(batch, waveforms, {"encoder_block6": {"mean"}})
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("padding", ["none", "official"])
+def test_embeddings_over_time_have_the_embedding_as_their_mean(padding: str) -> None:
+    """Also of long clips, which are cut into tiles; and each alone as in a batch."""
+    encoder = load_encoder("random:0", "cpu", padding=padding)
+    rng = np.random.default_rng(0)
+    clips = [0.1 * rng.standard_normal(samples).astype(np.float32) for samples in (5_000, 32_000, 50_123, 32_000 * 13)]
+    for layer, per_column in (("encoder_block6", 32), ("encoder_block2", 4)):
+        frames = encoder.embed_frames(clips, layer)
+        means = torch.stack([each.double().mean(dim=0).float() for each in frames])
+        torch.testing.assert_close(means, encoder.embed(clips, layer), atol=2e-6, rtol=1e-5)
+        for clip, own in zip(clips, frames, strict=True):
+            count = 1 + max(len(clip), encoder.info.min_samples) // 320
+            expected = -(-count // 32) * 32 // per_column if padding == "official" else count // per_column
+            assert len(own) == expected
+        assert torch.equal(encoder.embed_frames(clips[1:2], layer)[0], frames[1])
+    assert encoder.embed_frames([]) == []
+    times = encoder.frame_times(3)
+    torch.testing.assert_close(times, torch.tensor([0.155, 0.475, 0.795]))
+    with pytest.raises(UnknownOutputError, match="choose from"):
+        encoder.embed_frames(clips, "block6")

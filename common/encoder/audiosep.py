@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -29,6 +30,7 @@ from common.encoder.network import (
     LAYERS,
     N_FFT,
     SAMPLE_RATE,
+    TIME_POOLINGS,
     LayerOutput,
     ResUNet30Encoder,
     weight_shapes,
@@ -38,6 +40,7 @@ from common.encoder.protocol import EncoderInfo, Output, Waveform, find_output
 from common.encoder.tiling import FRAMES_PER_COLUMN, Tile, plan_tiles
 from common.encoder.waveforms import check_waveforms
 
+T = TypeVar("T")
 MIN_SAMPLES = (FRAMES_PER_COLUMN - 1) * HOP_LENGTH  # 9,920: the shortest waveform that leaves one column
 # With the official padding a shorter one is padded after the STFT, whose reflection needs half a window and one sample.
 MIN_SAMPLES_PADDED = N_FFT // 2 + 1
@@ -159,13 +162,15 @@ class AudioSepEncoder(Embeds, nn.Module):
         """
         checked = check_waveforms(waveforms, self.info.min_samples)
         pools = {each.layer: {other.pool for other in outputs if other.layer == each.layer} for each in outputs}
-        halo = max((HALO_FRAMES[layer] for layer in pools), default=0)
-        tiles = [
-            tile for clip, waveform in enumerate(checked) for tile in plan_tiles(clip, self._frames(waveform), halo)
-        ]
+        tiles = self._tiles(checked, list(pools))
         with self._arithmetic():
             # Nothing here waits for a GPU: it computes one batch while the samples of the next one are laid out.
-            batches = [part for batch in self._batches(tiles) for part in self._pool_batch(batch, checked, pools)]
+            computed = [
+                part
+                for batch in self._batches(tiles)
+                for part in self._compute(batch, lambda batch: list(self._pool(batch, checked, pools)))
+            ]
+        batches = [each for part in computed for each in part]
         parts: dict[tuple[int, str], list[Moments]] = {
             (clip, layer): [] for clip in range(len(checked)) for layer in pools
         }
@@ -181,6 +186,38 @@ class AudioSepEncoder(Embeds, nn.Module):
             for output in outputs
         }
 
+    @torch.no_grad()
+    def embed_frames(self, waveforms: Sequence[Waveform], layer: str = DEFAULT_LAYER) -> list[torch.Tensor]:
+        """The embeddings of each clip over time: the mean over frequency of each of the layer's columns.
+
+        Their mean over time is the clip's embedding (pool ``mean``), up to rounding. `frame_times` gives their places.
+
+        Arguments and errors as for `embed`.
+
+        Returns:
+            For each clip (T, channels) float32 on the CPU; of ``encoder_block6``, a column is 0.32 s, and what is left at
+            the end of a clip belongs to none.
+        """
+        checked = check_waveforms(waveforms, self.info.min_samples)
+        find_output(OUTPUTS, layer, DEFAULT_POOL)
+        columns: list[list[tuple[int, torch.Tensor]]] = [[] for _ in checked]
+        with self._arithmetic():
+            for batch in self._batches(self._tiles(checked, [layer])):
+                for part in self._compute(batch, lambda batch: list(self._columns(batch, checked, layer))):
+                    for tile, values in part:
+                        columns[tile.clip].append((tile.core_start, values))
+        return [
+            torch.cat([values for _, values in sorted(own, key=lambda each: each[0])]) if own else torch.empty(0)
+            for own in columns
+        ]
+
+    @staticmethod
+    def frame_times(count: int, layer: str = DEFAULT_LAYER) -> torch.Tensor:
+        """(count,) seconds: the centres of the first columns of a layer."""
+        frames = 1 << TIME_POOLINGS[layer]
+        centres: torch.Tensor = (frames * torch.arange(count) + (frames - 1) / 2) * HOP_LENGTH / SAMPLE_RATE
+        return centres
+
     @property
     def pads_time(self) -> bool:
         """Whether time is padded as AudioSep's own forward does."""
@@ -190,6 +227,12 @@ class AudioSepEncoder(Embeds, nn.Module):
         """The frames that are computed of a waveform."""
         frames = _sounding_frames(waveform)
         return -(-frames // FRAMES_PER_COLUMN) * FRAMES_PER_COLUMN if self.pads_time else frames
+
+    def _tiles(self, waveforms: Sequence[Array], layers: Sequence[str]) -> list[Tile]:
+        halo = max((HALO_FRAMES[layer] for layer in layers), default=0)
+        return [
+            tile for clip, waveform in enumerate(waveforms) for tile in plan_tiles(clip, self._frames(waveform), halo)
+        ]
 
     def _batches(self, tiles: list[Tile]) -> Iterator[list[Tile]]:
         """Tiles to compute together: one at a time on a CPU, tiles of the same padded width on a GPU."""
@@ -206,19 +249,11 @@ class AudioSepEncoder(Embeds, nn.Module):
                 yield same_width[start : start + size]
                 start += size
 
-    def _pool_batch(
-        self, batch: list[Tile], waveforms: list[Array], pools: Mapping[str, AbstractSet[str]]
-    ) -> list[tuple[list[Tile], str, BatchMoments]]:
-        """The moments of a batch of tiles, still on the device; in halves if the device is short of memory.
-
-        Args:
-            pools: layer -> its poolings.
-
-        Returns:
-            (tiles, layer, their moments) per layer.
-        """
+    def _compute(self, batch: list[Tile], work: Callable[[list[Tile]], T]) -> list[T]:
+        """What `work` makes of a batch of tiles; of its halves if the device is short of memory. `work` is a function of its
+        own, so that nothing of a batch that was too large is kept alive."""
         try:
-            return list(self._pool_whole_batch(batch, waveforms, pools))
+            return [work(batch)]
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
@@ -227,18 +262,29 @@ class AudioSepEncoder(Embeds, nn.Module):
             warnings.warn(f"the GPU is out of memory: continuing with {half} tiles at a time", stacklevel=4)
         self.batch_frames = min(self.batch_frames, half * self._width(batch))
         torch.cuda.empty_cache()
-        return [part for each in (batch[:half], batch[half:]) for part in self._pool_batch(each, waveforms, pools)]
+        return [part for each in (batch[:half], batch[half:]) for part in self._compute(each, work)]
 
     def _width(self, batch: list[Tile]) -> int:
         return max(tile.padded_frames(WIDTHS[self.device.type]) for tile in batch)
 
-    def _pool_whole_batch(
+    def _pool(
         self, batch: list[Tile], waveforms: list[Array], pools: Mapping[str, AbstractSet[str]]
     ) -> Iterator[tuple[list[Tile], str, BatchMoments]]:
-        """The same in one piece; a separate function, so that nothing of a batch that was too large is kept alive."""
+        """The moments of a batch of tiles, still on the device: (tiles, layer, their moments) per layer.
+
+        Args:
+            pools: layer -> its poolings.
+        """
         for output in self._forward(batch, waveforms, list(pools)):
             columns = [tile.columns(output.time_poolings) for tile in batch]
             yield batch, output.layer, batch_moments(output.activations, columns, pools[output.layer])
+
+    def _columns(self, batch: list[Tile], waveforms: list[Array], layer: str) -> Iterator[tuple[Tile, torch.Tensor]]:
+        """Each tile's own columns of a layer, (T, channels) float32 on the CPU."""
+        for output in self._forward(batch, waveforms, [layer]):
+            means = output.activations.float().mean(dim=3).transpose(1, 2).cpu()
+            for tile, values in zip(batch, means, strict=True):
+                yield tile, values[tile.columns(output.time_poolings)]
 
     def _forward(self, batch: list[Tile], waveforms: list[Array], layers: Sequence[str]) -> Iterator[LayerOutput]:
         """The layers' outputs of a batch of tiles."""

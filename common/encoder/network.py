@@ -57,6 +57,7 @@ FREQUENCIES = dict(
         strict=True,
     )
 )
+TIME_POOLINGS = dict(zip(LAYERS, itertools.accumulate((block[4][0] // 2 for block in BLOCKS), initial=0), strict=True))
 # Frames of the first block's input computed at a time, 131 kB of float32 each; 32 was the fastest of 2 to 512 on a CPU.
 CPU_PART, GPU_PART = 32, 2048
 
