@@ -7,7 +7,7 @@ ifdef CPU
 TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help install install-dev new-environment new-dev-environment demo reproduce test test-slow gpu lint format docs clean
+.PHONY: help install install-dev new-environment new-dev-environment adapters new-adapters-environment demo reproduce test test-slow gpu lint format docs clean
 
 help:
 	@echo "make demo         all six tasks on generated sounds with an untrained encoder (minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test         the tests (no GPU, network or weights needed)"
 	@echo "make test-slow    the long tests: real features, minutes of audio, UMAP"
 	@echo "make gpu          on a machine with a GPU: its tests, and the benchmarks"
+	@echo "make adapters     AudioSep in HEAR, MTEB, X-ARES and EVAR: the suites' own checkers, in .venv-adapters"
 	@echo "make lint         ruff (rules and format) and mypy"
 	@echo "make docs         the manual as a site, into site/"
 	@echo "make install      only create .venv with what the scripts need; CPU=1 takes the smaller CPU builds of torch"
@@ -44,6 +45,19 @@ new-dev-environment:
 	$(BIN)/python -m pip install -r requirements-dev.txt
 	$(BIN)/python -m pip install --no-deps -r examples/encoders/requirements.txt
 	@{ $(NOTED_DEV); } > $(VENV)/.installed-dev
+
+# An environment of its own, for the suites' own versions.
+adapters:
+	@{ $(NOTED); cat requirements-adapters.txt; } | cmp -s - .venv-adapters/.installed || $(MAKE) --no-print-directory new-adapters-environment
+	.venv-adapters/bin/python -m adapters.check
+
+new-adapters-environment:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
+	  "error: MTEB needs Python 3.11 or later, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 adapters")'
+	$(PYTHON) -m venv .venv-adapters
+	.venv-adapters/bin/python -m pip install -r requirements-adapters.txt
+	.venv-adapters/bin/python -m pip install --no-deps --ignore-requires-python xares==0.1.3 hearvalidator==2021.0.6
+	@{ $(NOTED); cat requirements-adapters.txt; } > .venv-adapters/.installed
 
 demo: install
 	$(BIN)/python -m demo.run
@@ -76,4 +90,4 @@ docs: install-dev
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) site data/demo
+	rm -rf $(VENV) .venv-adapters site data/demo
