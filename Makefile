@@ -28,14 +28,14 @@ NOTED = cat requirements.txt pyproject.toml; pwd
 NOTED_DEV = $(NOTED); cat requirements-dev.txt requirements-encoders.txt examples/encoders/requirements.txt
 
 install:
-	@{ $(NOTED); } | cmp -s - $(VENV)/.installed || $(MAKE) --no-print-directory new-environment
+	@{ $(NOTED); } | cmp -s - $(VENV)/.installed || $(MAKE) --no-print-directory new-environment GOALS="$(MAKECMDGOALS)"
 
 install-dev: install
-	@{ $(NOTED_DEV); } | cmp -s - $(VENV)/.installed-dev || $(MAKE) --no-print-directory new-dev-environment
+	@{ $(NOTED_DEV); } | cmp -s - $(VENV)/.installed-dev || $(MAKE) --no-print-directory new-dev-environment GOALS="$(MAKECMDGOALS)"
 
 new-environment:
 	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 14); sys.exit(0 if ok else \
-	  "error: Python 3.10 to 3.13 is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
+	  "error: Python 3.10 to 3.13 is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(GOALS)")'
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install $(TORCH_INDEX) $$(grep -oE '^torch(audio)?==[0-9.]+' requirements.txt))
 	$(BIN)/python -m pip install -r requirements.txt

@@ -7,34 +7,31 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from analysis.encoders import LEVEL, EncodersRecord
+from analysis.encoders import LEVEL, EncodersRecord, smallest_p_value
 from analysis.runs import Run
 from analysis.summary import SummaryRow, summary_rows
 from common.evaluation.record import ComparisonRecord, ProtocolRecord
 from common.heads import HEADS, HeadKind, head_title
 from common.text_table import percent, range_of
 
-LOGMEL = "log-mel statistics (no encoder)"
+LOGMEL, UNTRAINED = "log-mel", "untrained"
 
 
 @dataclass(frozen=True)
 class Rival:
-    """What the best score of a task is held against: another encoder, a control, or the other head.
+    """What the best score of a task is held against, with the same head: another encoder or a control; or the other head.
 
     Attributes:
         name: for readers.
+        kind: `LOGMEL`, `UNTRAINED`, or empty.
         accuracy: as a share.
-        p_value: of the difference, corrected for the number of such tests; None: not tested.
+        p_value: of the difference, corrected for the number of such tests; None: not tested, or too few groups to tell.
     """
 
     name: str
+    kind: str
     accuracy: float
     p_value: float | None
-
-    @property
-    def is_worse(self) -> bool:
-        """Whether it is significantly worse than the best."""
-        return self.p_value is not None and self.p_value < LEVEL
 
 
 @dataclass(frozen=True)
@@ -43,43 +40,60 @@ class TaskAnswer:
 
     Attributes:
         best: its row of the summary.
+        kind: what the best is: `LOGMEL`, `UNTRAINED`, or empty for an encoder.
         rivals: what it is held against, the best first.
-        logmel, untrained: the best scores without an encoder and with an untrained one; None: not run.
     """
 
     best: SummaryRow
+    kind: str
     rivals: list[Rival]
-    logmel: float | None
-    untrained: float | None
 
     @property
     def accuracy(self) -> float:
         """The best score, as a share."""
         return self.best.accuracy(self.best.best)
 
+    def is_worse(self, rival: Rival) -> bool:
+        """Whether a rival is significantly worse than the best."""
+        return rival.p_value is not None and rival.p_value < LEVEL and rival.accuracy < self.accuracy
+
     @property
     def not_worse(self) -> list[str]:
-        """What is not significantly worse."""
-        return [each.name for each in self.rivals if each.p_value is not None and not each.is_worse]
+        """What was tested, and is not significantly worse."""
+        return [each.name for each in self.rivals if each.p_value is not None and not self.is_worse(each)]
 
     @property
     def untested(self) -> list[str]:
         """What could not be tested against the best."""
         return [each.name for each in self.rivals if each.p_value is None]
 
+    def control(self, kind: str) -> float | None:
+        """The accuracy of a control, or of the best itself if it is one; None: not run."""
+        own = [self.accuracy] * (self.kind == kind)
+        return max([*own, *(each.accuracy for each in self.rivals if each.kind == kind)], default=None)
+
+    def beats(self, kind: str) -> bool | None:
+        """Whether the best is significantly better than a control; None if that was not tested."""
+        tested = [each for each in self.rivals if each.kind == kind and each.p_value is not None]
+        if self.kind == kind:
+            return False
+        return all(map(self.is_worse, tested)) if tested else None
+
 
 def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAnswer]:
     """One answer per task, in the order of the runs.
+
+    Only runs of the most clips are considered, and runs by a random division only if there are no others.
 
     Args:
         compared: the encoders against each other, if there are several.
     """
     answers = []
     for _, group in itertools.groupby(runs, key=lambda one: one.study.name):
-        own = list(group)
-        rows = [summary_rows([one])[0] for one in own]  # of the first protocol
-        honest = [pair for pair in zip(own, rows, strict=True) if pair[1].protocol != "random"]
-        answers.append(_answer(honest or list(zip(own, rows, strict=True)), compared))
+        found = [(one, summary_rows([one])[0]) for one in group]  # of the first protocol
+        found = [pair for pair in found if pair[1].protocol != "random"] or found
+        most = max(row.clips for _, row in found)
+        answers.append(_answer([pair for pair in found if pair[1].clips == most], compared))
     return answers
 
 
@@ -88,52 +102,55 @@ def _answer(found: Sequence[tuple[Run, SummaryRow]], compared: EncodersRecord | 
     protocol = one.protocols[one.first_protocol]
     head = best.best
     rivals = [*_other_head(protocol, head), *_controls(one, protocol, head)]
-    for _, row in found:
-        if row is not best and row.encoder != best.encoder:
-            p_value = _p_value(compared, best.task, head, best.encoder, row.encoder)
-            rivals.append(Rival(row.encoder, row.accuracy(head), p_value))
-    logmel = [each.accuracy for each in rivals if each.name.startswith("log-mel")]
-    untrained = [each.accuracy for each in rivals if each.name.startswith("untrained")]
-    own = {"logmel": best.encoder == LOGMEL, "untrained": best.is_untrained}
-    return TaskAnswer(
-        best,
-        sorted(rivals, key=lambda each: -each.accuracy),
-        max([*logmel, *[best.accuracy(head)] * own["logmel"]], default=None),
-        max([*untrained, *[best.accuracy(head)] * own["untrained"]], default=None),
-    )
+    for other, row in found:
+        if row.encoder != best.encoder:
+            p_value = _p_value(compared, best, row)
+            rivals.append(Rival(row.encoder, _kind_of(other), row.accuracy(head), p_value))
+    return TaskAnswer(best, _kind_of(one), sorted(rivals, key=lambda each: -each.accuracy))
+
+
+def _kind_of(one: Run) -> str:
+    features = one.record.features
+    return LOGMEL if features.checkpoint == "logmel" else UNTRAINED if features.release == "untrained" else ""
 
 
 def _other_head(protocol: ProtocolRecord, head: HeadKind) -> list[Rival]:
     (other,) = set(HEADS) - {head}
-    return [Rival(f"the {head_title(other)} head", protocol.heads[other].accuracy, protocol.comparison.p_value)]
+    p_value = _if_it_can_tell(protocol.comparison, protocol.comparison.p_value, 1)
+    return [Rival(f"the {head_title(other)} head", "", protocol.heads[other].accuracy, p_value)]
 
 
 def _controls(one: Run, protocol: ProtocolRecord, head: HeadKind) -> list[Rival]:
     """The same head on other features, as the run itself compared them."""
     rivals = []
     for control, made in one.record.controls.items():
-        name = "untrained encoder" if made.is_untrained else control
-        name = "log-mel" if made.checkpoint == "logmel" else name
         key = f"{control}, {head}"
         if key in protocol.controls:
-            tested: ComparisonRecord | None = protocol.control_comparisons.get(key)
-            rivals.append(Rival(name, protocol.controls[key].accuracy, tested.holm_p_value if tested else None))
+            kind = UNTRAINED if made.is_untrained else LOGMEL if made.checkpoint == "logmel" else ""
+            tested, tests = protocol.control_comparisons.get(key), len(protocol.control_comparisons)
+            p_value = _if_it_can_tell(tested, tested.holm_p_value, tests) if tested else None
+            name = {UNTRAINED: "untrained encoder", LOGMEL: "log-mel"}.get(kind, control)
+            rivals.append(Rival(name, kind, protocol.controls[key].accuracy, p_value))
     return rivals
 
 
-def _p_value(compared: EncodersRecord | None, task: str, head: HeadKind, first: str, second: str) -> float | None:
-    """Of two encoders; None if they were not compared, or if no difference could have been significant."""
-    if compared is None or not any(each.task == task and compared.can_tell(each) for each in compared.tasks):
+def _if_it_can_tell(compared: ComparisonRecord, p_value: float | None, tests: int) -> float | None:
+    """The p-value; None if there are too few groups for any difference to be significant."""
+    return p_value if compared.n_units is None or smallest_p_value(compared.n_units) * tests < LEVEL else None
+
+
+def _p_value(compared: EncodersRecord | None, first: SummaryRow, second: SummaryRow) -> float | None:
+    """Of two runs, with the head that is best in the first; None if these runs were not compared, or could not tell."""
+    if compared is None:
         return None
-    wanted = {first, second}
-    return next(
-        (
-            pair.holm_p_value
-            for pair in compared.pairs
-            if (pair.task, pair.head) == (task, head) and {pair.first, pair.second} == wanted
-        ),
-        None,
-    )
+    folders = {(task.task, score.encoder): score.folder for task in compared.tasks for score in task.scores}
+    if any(folders.get((first.task, row.encoder)) != row.folder for row in (first, second)):
+        return None
+    if not any(task.task == first.task and compared.can_tell(task) for task in compared.tasks):
+        return None
+    wanted = {first.encoder, second.encoder}
+    found = [pair for pair in compared.pairs if (pair.task, pair.head) == (first.task, first.best)]
+    return next((pair.holm_p_value for pair in found if {pair.first, pair.second} == wanted), None)
 
 
 def answer_table(answers: Sequence[TaskAnswer]) -> list[list[str]]:
@@ -146,11 +163,18 @@ def answer_table(answers: Sequence[TaskAnswer]) -> list[list[str]]:
         published = max(best.published, key=lambda one: one.accuracy, default=None)
         told = [", ".join(each.not_worse) or "nothing"] if each.not_worse or not each.untested else []
         told += [f"not tested: {', '.join(each.untested)}"] if each.untested else []
-        title = (
-            f"{best.title} ({best.clips:,} of {best.whole:,} clips)" if best.whole and best.is_sample else best.title
-        )
+        title = best.title
+        if best.is_sample:
+            title += f" ({best.clips:,} of {best.whole:,} clips)"
+        if best.protocol == "random":
+            title += " (random division)"
         row = [title, percent(each.accuracy), range_of(best.intervals[best.best]), head_title(best.best)]
-        row += [*[best.encoder] * several, "; ".join(told), percent(each.logmel), percent(each.untrained)]
+        row += [
+            *[best.encoder] * several,
+            "; ".join(told),
+            percent(each.control(LOGMEL)),
+            percent(each.control(UNTRAINED)),
+        ]
         table.append([*row, percent(best.majority_class), "-" if published is None else str(published)])
     return table
 
@@ -159,7 +183,7 @@ def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
     """The answer in a few sentences."""
     encoders = Counter(each.best.encoder for each in answers)
     tasks = len(answers)
-    if all(each.best.is_untrained for each in answers):
+    if all(each.kind == UNTRAINED for each in answers):
         return ["No answer yet: the best scores here are of untrained encoders, and say only that everything runs."]
     lines = []
     if len(encoders) > 1:
@@ -167,29 +191,20 @@ def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
         lines.append(f"Highest scores: {', '.join(leads)}.")
     else:
         (name,) = encoders
-        lines.append(f"{name}: {_span(answers)}" + (f" on {tasks} tasks." if tasks > 1 else "."))
+        low, high = (percent(function(each.accuracy for each in answers)) for function in (min, max))
+        span = low if low == high else f"{low} to {high}"
+        lines.append(f"{name}: {span} %" + (f" on {tasks} tasks." if tasks > 1 else "."))
     held = [
-        _against(answers, "log-mel", [each.logmel for each in answers], "log-mel statistics"),
-        _against(answers, "untrained", [each.untrained for each in answers], "an untrained encoder"),
+        f"than {words} on {sum(tested)} of {len(tested)}"
+        for kind, words in ((LOGMEL, "log-mel statistics"), (UNTRAINED, "an untrained encoder"))
+        if (tested := [beaten for each in answers if (beaten := each.beats(kind)) is not None])
     ]
-    lines.append(f"Significantly better than {held[0]}, than {held[1]}.")
-    published = [each for each in answers if each.best.published]
+    if held:
+        lines.append(f"Significantly better {', '.join(held)} tasks where that was tested.")
+    published = [each for each in answers if each.best.published and each.best.protocol != "random"]
     if published:
         reached = sum(each.accuracy >= max(one.accuracy for one in each.best.published) / 100 for each in published)
-        lines.append(f"As good as the best published probe listed here: {reached} of {len(published)}.")
+        lines.append(
+            f"The best published probe listed here is reached on {reached} of {len(published)} tasks (not a test)."
+        )
     return lines
-
-
-def _span(answers: Sequence[TaskAnswer]) -> str:
-    low, high = (function(each.accuracy for each in answers) for function in (min, max))
-    return f"{percent(low)} %" if low == high else f"{percent(low)} to {percent(high)} %"
-
-
-def _against(answers: Sequence[TaskAnswer], start: str, scores: Sequence[float | None], words: str) -> str:
-    """On how many tasks the best is significantly better than a control."""
-    there = [each for each, score in zip(answers, scores, strict=True) if score is not None]
-    if not there:
-        return f"{words} not tested"
-    own = [[one for one in each.rivals if one.name.startswith(start)] for each in there]
-    better = sum(bool(each) and all(one.is_worse for one in each) for each in own)
-    return f"{words} on {better} of {len(there)} task{'s' * (len(there) > 1)}"

@@ -64,9 +64,10 @@ class EncoderCost(_Record):
 
 class EncoderScore(_Record):
     """One encoder on one task: both heads, and the share of group bootstraps in which it is first; None with too few
-    groups."""
+    groups. `folder` is that of its run."""
 
     encoder: str
+    folder: str = ""
     heads: dict[HeadKind, ScoreRecord]
     first: dict[HeadKind, float | None]
 
@@ -116,6 +117,12 @@ class PairRecord(_Record):
         return self.holm_p_value is not None and self.holm_p_value < LEVEL
 
 
+def smallest_p_value(n_units: int) -> float:
+    """The smallest that a test can have: swapping G groups has 2^G outcomes, so it is 2 / 2^G on two sides, and never less
+    than one in the number of permutations."""
+    return float(max(2.0 ** (1 - n_units), 1 / (PERMUTATIONS + 1)))
+
+
 class EncodersRecord(_Record):
     """The content of encoders.json.
 
@@ -141,9 +148,8 @@ class EncodersRecord(_Record):
         return [task.task for task in self.tasks if len(task.scores) == len(self.encoders)]
 
     def can_tell(self, task: TaskComparison) -> bool:
-        """Whether the tests of a task can be significant at all: swapping G groups has 2^G outcomes, so the smallest
-        two-sided p-value is 2 / 2^G, and never less than one in the number of permutations."""
-        return max(2.0 ** (1 - task.n_units), 1 / (PERMUTATIONS + 1)) * len(self.pairs) < LEVEL
+        """Whether the tests of a task can be significant at all."""
+        return smallest_p_value(task.n_units) * len(self.pairs) < LEVEL
 
     def leaders(self, task: TaskComparison, head: HeadKind) -> set[str]:
         """The best encoder of a task, and those that are not significantly worse; none if the tests could not tell."""
@@ -282,6 +288,7 @@ def _compare_task(runs: Mapping[str, Run], hits: Mapping[str, _Hits]) -> TaskCom
         scores=[
             EncoderScore(
                 encoder=name,
+                folder=str(run.folder),
                 heads={
                     head: ScoreRecord(accuracy=scored.accuracy, interval=scored.interval)
                     for head, scored in _protocol(run).heads.items()

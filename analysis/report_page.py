@@ -24,6 +24,7 @@ from analysis.summary import SummaryRow, notes, summary_rows, summary_table
 from analysis.task_distances import COSTS, MEASURES, SimilarityRecord, reading_of
 from analysis.transfer import TransferCosts
 from common.arrays import Array
+from common.encoder_name import slug_of
 from common.evaluation.classify import run_title
 from common.evaluation.record import ProtocolRecord
 from common.evaluation.tables import remarks, score_table
@@ -31,8 +32,12 @@ from common.heads import HEADS, HeadKind, head_title
 from common.text_table import percent
 
 TEMPLATE = Path(__file__).resolve().with_name("template")
-QUESTION = "How good are AudioSep’s frozen features?"
-QUESTION_OF_ALL = "How good are these encoders’ frozen features?"
+# of AudioSep, of another encoder, of several
+QUESTIONS = (
+    "How good are AudioSep’s frozen features?",
+    "How good are these features?",
+    "How good are these encoders’ frozen features?",
+)
 PAIRS = 12  # confusions that are listed
 CLASSES = 60  # bars of a chart; if there are more classes, the best and the worst
 Table = list[list[str]]
@@ -135,7 +140,6 @@ def render(
     charts = _similarity_charts(similarity) if similarity else []
     untrained = [row.is_untrained for row in rows]
     encoders = {row.encoder for row in rows}
-    names = {str(one.record.features.encoder or "audiosep") for one in runs}
     answers = answer(runs, compared)
     there = {one.study.name for one in runs}
     data = {
@@ -151,7 +155,7 @@ def render(
         created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         task_count=len(there),
         untrained="all" if all(untrained) else "some" if any(untrained) else "",
-        question=QUESTION if len(encoders) == 1 and "audiosep" in names else QUESTION_OF_ALL,
+        question=_question(runs),
         answer=answer_table(answers),
         answer_words=answer_words(answers),
         level=f"{LEVEL:g}",
@@ -170,6 +174,12 @@ def render(
         # No clip's name may end the script element.
         data=json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
+
+
+def _question(runs: Sequence[Run]) -> str:
+    """The page's title."""
+    slugs = {slug_of(str(one.record.features.encoder or "audiosep")) for one in runs}
+    return QUESTIONS[0] if slugs == {"audiosep"} else QUESTIONS[1] if len(slugs) == 1 else QUESTIONS[2]
 
 
 def _encoder_tables(record: EncodersRecord) -> list[tuple[str, Table]]:

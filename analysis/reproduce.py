@@ -116,7 +116,7 @@ def _parse(argv: Sequence[str] | None) -> Plan:
     parser.add_argument("--recipe", default="paper", metavar="NAME", help="paper or tuned (default: paper)")
     parser.add_argument("--no-doctor", action="store_true", help="do not check environment and data first")
     parser.add_argument("--overwrite", action="store_true", help="replace files that were made with other settings")
-    parser.add_argument("--yes", action="store_true", help="download missing data sets without asking")
+    parser.add_argument("--yes", action="store_true", help="download missing data sets and weights without asking")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan with estimated times and disk space, and stop"
     )
@@ -304,7 +304,7 @@ def _show_plan(plan: Plan) -> None:
         f"\nIn all {time_range(sum(parts.values()))} and {n_bytes / 1e6:,.0f} MB of features, on {device}, which embeds"
     )
     print(f"{speed.audio:.0f} s of audio per second. From: nothing else runs. To: other work beside it.")
-    print("\n".join(_how_to_spend_less(parts, plan)))
+    print("\n".join(_how_to_spend_less(parts, plan, device.type == "cpu")))
     others = [str(encoder) for encoder in plan.encoders if encoder.kind != "audiosep"]
     if others:
         print(f"Not in the estimate: {', '.join(others)}; python -m common.encoder.check NAME measures its speed.")
@@ -315,7 +315,7 @@ def _show_plan(plan: Plan) -> None:
         call("common.download", *arguments, *_flag("--root", plan.data), "--dry-run")
 
 
-def _how_to_spend_less(parts: Mapping[str, float], plan: Plan) -> list[str]:
+def _how_to_spend_less(parts: Mapping[str, float], plan: Plan, is_on_cpu: bool) -> list[str]:
     """What takes most of the time, and which flags save most of it."""
     from analysis.estimates import time_range
 
@@ -332,17 +332,22 @@ def _how_to_spend_less(parts: Mapping[str, float], plan: Plan) -> list[str]:
         name = most.rpartition(" ")[2]
         rest = total - sum(hours for part, hours in parts.items() if part.endswith(f" {name}"))
         saved.append(f"without {name}: {time_range(rest)}")
-    if extraction > fitting:
+    if extraction > fitting and is_on_cpu:
         saved.append("a GPU, or --shard of the extraction scripts on several machines")
     return [*lines, f"To spend less: {'; '.join(saved)}."] if saved else lines
 
 
 def _missing_weights(plan: Plan) -> Path | None:
-    """The file of AudioSep's weights, if the plan needs it and it is not there."""
+    """The file of AudioSep's weights, if the plan needs it and it is not there; ConfigError if it is not the one that can be
+    downloaded."""
     if all(encoder.kind != "audiosep" for encoder in plan.encoders):
         return None
     name = plan.checkpoint or load_config(ExtractConfig, plan.studies[0].task.config_file).checkpoint
-    return None if name.startswith("random:") or Path(name).exists() else Path(name)
+    if name.startswith("random:") or Path(name).exists():
+        return None
+    if Path(name) != PROJECT_ROOT / DEFAULT_CHECKPOINT:
+        raise ConfigError(f"{name} not found; give AudioSep's weights with --checkpoint")
+    return Path(name)
 
 
 def _get_weights(plan: Plan) -> None:
@@ -351,8 +356,6 @@ def _get_weights(plan: Plan) -> None:
     if missing is None:
         return
     print(f"\nAudioSep's weights were not found ({missing}).")
-    if missing != PROJECT_ROOT / DEFAULT_CHECKPOINT:
-        raise ConfigError(f"{missing} not found; give AudioSep's weights with --checkpoint")
     if not plan.downloads:
         call("common.download", "weights", "--dry-run")
         wanted = sys.stdin.isatty() and input("Download them? [y/N] ").strip().lower() in ("y", "yes")

@@ -169,6 +169,8 @@ def runs_for(given: argparse.Namespace) -> list[Run]:
     runs = read_runs(given.results)
     there = {run.study.name for run in runs}
     missing = [study for study in STUDIES.values() if study.is_main and study.name not in there]
+    if not runs and given.results and any(given.results.rglob("result.json")):
+        raise ConfigError(f"none of the results below {given.results} is of a known task; each is named above")
     if not runs:
         raise ConfigError(
             f"no result.json in {given.results or 'the tasks folders'} yet; for example: {missing[0].how_to_run()}"

@@ -131,7 +131,7 @@ def _summary_row(one: Run, name: str, protocol: ProtocolRecord, known: TaskRefer
     interval = protocol.heads[best].interval
     clips, whole = one.record.features.clips, whole_count(one.study.task)
     if _is_sample(clips, whole):
-        known = TaskReferences(expected=known.expected, none=f"only {clips:,} of its {whole:,} clips are here")
+        known = TaskReferences(expected=known.expected, none=f"only {clips:,} of its {whole:,} clips were used")
     untrained = [
         scored.accuracy
         for control, scored in protocol.controls.items()

@@ -90,13 +90,16 @@ class Unknown:
             )
         return cls(head.known.threshold(rate), rate, len(head.known.held_out))
 
-    def explained(self) -> str:
-        """What the words mean, in two lines."""
-        return (
-            f"{NONE}: farther than {self.threshold:.4g} from every clip that the head has learned from. About {self.rate:.1%} of "
-            f"clips of the known classes are so by mistake (set by {self.held_out:,} held-out clips).\n"
-            "How many sounds of other classes it finds is not known: sounds like the known ones are missed."
-        )
+    def explained(self, has_windows: bool) -> str:
+        """What the words mean, in lines."""
+        lines = [
+            f"{NONE}: farther than {self.threshold:.4g} from the clips that the head has learned from. About {self.rate:.1%} or less "
+            f"of clips of the known classes are so by mistake (set by {self.held_out:,} held-out clips).",
+            "How many sounds of other classes it finds is not known: sounds like the known ones are missed.",
+        ]
+        if has_windows:
+            lines.append("The rate is that of whole clips. A window of another length may be marked far more often.")
+        return "\n".join(lines)
 
 
 def predict_main(argv: Sequence[str] | None = None) -> None:
@@ -138,7 +141,7 @@ def _predict(argv: Sequence[str] | None) -> None:
     show = _show_json if given["json"] else _show_table
     show(predictions, head.class_names, given["top"])
     if unknown:
-        print(unknown.explained(), file=sys.stderr)
+        print(unknown.explained(windows is not None), file=sys.stderr)
     if given["csv"]:
         _write_table(predictions, head.class_names, given["csv"])
     if given["plot"]:
@@ -246,7 +249,7 @@ def _show_table(predictions: Sequence[Prediction], names: Sequence[str], count: 
     for each in predictions:
         said = [f"{name} {100 * share:.1f} %" for name, share in each.top(names, count)]
         if each.is_unknown:
-            said = [NONE, *said[1:]]
+            said = [NONE, *said][: len(said)]
         window = "" if each.start_s is None else f"{each.start_s:.2f}-{each.end_s:.2f}"
         table.append([each.file.name, *[window] * windowed, *said])
     print(as_text(table, left=len(table[0])))

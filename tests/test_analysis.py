@@ -490,7 +490,7 @@ def test_a_summary_says_what_the_records_say(results: Path, tmp_path: Path) -> N
     assert "not measurements" in text[".md"]
     # A sample's scores do not stand beside published ones of all clips.
     assert all(row.is_sample and not row.published for row in rows)
-    assert "No published score for esc50: only 60 of its 2,000 clips are here." in text[".md"]
+    assert "No published score for esc50: only 60 of its 2,000 clips were used." in text[".md"]
 
 
 def test_latex_escapes_what_latex_reads() -> None:

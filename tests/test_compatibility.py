@@ -63,7 +63,7 @@ OTHER_METHOD = {"interval", "more_intervals"}  # the fixture's are of the bootst
 # Settings that version 0.1 did not have, with the defaults that leave everything as it was.
 NEW_SETTINGS = {"figure_format": "png", "encoder": "audiosep", "use_layer": None, "use_pool": None}
 # What version 0.1 did not note: whether logistic regression reached its end, the calibration of heads, and their threshold for unknown sounds.
-NEW_FACTS = {"converged", "calibration", "none_of_these", "control_comparisons"}
+NEW_FACTS = {"converged", "calibration", "none_of_these", "control_comparisons", "n_units", "holm_p_value"}
 
 
 def without(value: Any, keys: Collection[str]) -> Any:

@@ -104,11 +104,11 @@ def test_the_answer_names_the_best_and_what_it_cannot_be_told_from(classify: Cla
     assert only.best.encoder in ("hear:good.py", "hear:equal.py")
     other = ({"hear:good.py", "hear:equal.py"} - {only.best.encoder}).pop()
     assert other in only.not_worse and "hear:noise.py" not in only.not_worse and only.untested == []
-    assert (only.logmel, only.untrained) == (None, None)
+    assert (only.control("log-mel"), only.control("untrained")) == (None, None)
     (row,) = answer_table([only])[1:]
     assert row[0] == "ESC-50 (120 of 2,000 clips)" and row[1] == f"{100 * only.accuracy:.1f}" and other in row[4]
     words = " ".join(answer_words([only]))
-    assert "log-mel statistics not tested, than an untrained encoder not tested" in words
+    assert words.startswith(f"{only.best.encoder}: {100 * only.accuracy:.1f} %.") and "better" not in words
     # Without the comparison, nothing is claimed of other encoders.
     (alone,) = answer(runs, None)
     assert set(alone.untested) == {other, "hear:noise.py"}
@@ -130,10 +130,54 @@ def test_controls_of_the_run_itself_count(classify: Classify, tmp_path: Path) ->
     (only,) = answer(read_runs(folder), None)
     (run,) = read_runs(folder)
     head = only.best.best
-    assert only.logmel == run.protocols["official"].controls[f"logmel, {head}"].accuracy
+    assert only.control("log-mel") == run.protocols["official"].controls[f"logmel, {head}"].accuracy
     assert only.untested == [] and not {"log-mel", "untrained encoder"} & set(only.not_worse)
     words = " ".join(answer_words([only]))
-    assert "better than log-mel statistics on 1 of 1 task, than an untrained encoder on 1 of 1 task." in words
+    assert "better than log-mel statistics on 1 of 1, than an untrained encoder on 1 of 1 tasks where" in words
+
+
+def test_a_control_that_is_better_is_not_called_worse(classify: Classify, tmp_path: Path) -> None:
+    features = good()
+    replace(features, meta={"dataset": "esc50", **logmel_provenance()}).save(tmp_path / "logmel.pt")
+    folder = classify(
+        of_encoder(noise_like(features, 1), "noise"), "noise", "--control-features", str(tmp_path / "logmel.pt")
+    )
+    (only,) = answer(read_runs(folder), None)
+    assert "log-mel" in only.not_worse and only.beats("log-mel") is False
+    assert "better than log-mel statistics on 0 of 1" in " ".join(answer_words([only]))
+
+
+def test_tests_of_other_runs_are_not_claimed(classify: Classify) -> None:
+    """Two recipes of one encoder: the comparison has one of them, and the best may be the other."""
+    features = good()
+    classify(of_encoder(features, "other"), "c_other")
+    classify(of_encoder(noise_like(features, 1), "mine"), "a_mine")
+    folder = classify(of_encoder(features, "mine"), "b_mine", "--recipe", "tuned")
+    runs = read_runs(folder)
+    (only,) = answer(runs, compared(folder))
+    if only.best.folder.endswith("b_mine"):
+        assert "hear:other.py" in only.untested
+    (task,) = compared(folder).tasks
+    assert {score.folder.rpartition("/")[2] for score in task.scores} <= {"a_mine", "b_mine", "c_other"}
+
+
+def test_a_random_division_and_a_sample_are_marked(classify: Classify) -> None:
+    folder = classify(of_encoder(good(), "good"), "good", "--protocol", "random")
+    (only,) = answer(read_runs(folder), None)
+    assert answer_table([only])[1][0] == "ESC-50 (120 of 2,000 clips) (random division)"
+    # Fewer clips do not take the place of more.
+    few = good()
+    classify(of_encoder(few.subset(np.arange(60)), "few"), "few", "--protocol", "random")
+    (only,) = answer(read_runs(folder), None)
+    assert only.best.clips == 120
+
+
+def test_too_few_groups_are_not_tested(classify: Classify, tmp_path: Path) -> None:
+    features = replace(good(), groups=[f"g{row % 3}" for row in range(120)])
+    noise_like(features, 2).save(tmp_path / "control.pt")
+    folder = classify(of_encoder(features, "good"), "good", "--control-features", str(tmp_path / "control.pt"))
+    (only,) = answer(read_runs(folder), None)
+    assert only.not_worse == [] and len(only.untested) == 2
 
 
 def test_equal_encoders_are_both_first(classify: Classify) -> None:

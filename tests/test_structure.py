@@ -39,7 +39,7 @@ FLOORS = (
     ("heads",),
     ("evaluation",),
     ("cli",),
-    ("download", "doctor"),
+    ("download", "doctor", "export"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -32,7 +32,8 @@ function draw(id, traces, layout = {}, height = null) {
 }
 
 function summaryChart() {
-  const rows = data.summary.filter((row) => row.protocol !== "random").reverse();
+  const honest = data.summary.filter((row) => row.protocol !== "random");
+  const rows = (honest.length ? honest : [...data.summary]).reverse();
   const names = rows.map((row) => escape(row.label));
   const dots = (key, name, mark, symbol, shift = 0) => ({
     type: "scatter", mode: "markers", name, y: rows.map((_, place) => place + shift), customdata: names, x: rows.map((row) => (row[key] === null ? null : 100 * row[key])),

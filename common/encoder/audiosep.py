@@ -78,7 +78,7 @@ def load_encoder(
     """Build the frozen encoder, ready to embed.
 
     Args:
-        checkpoint: a weights file, ``"random:SEED"`` for an untrained encoder, or None for the default file.
+        checkpoint: a weights file or exported folder, ``"random:SEED"`` for an untrained encoder, or None for the default file.
         device: ``"auto"`` (CUDA if available, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``...
         precision: ``"fp32"``: true float32, also on a GPU (no TF32); ``"bf16"``; only on a GPU ``"tf32"`` (float32
             with products rounded to 10 bits) and ``"fp16"``; ``"auto"``: bf16 on a GPU that supports it, else fp32.

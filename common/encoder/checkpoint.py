@@ -28,6 +28,7 @@ KNOWN_RELEASES = {
     "f8cda01bfd0ebd141eef45d41db7a3ada23a56568465840d3cff04b8010ce82c": "AudioSep audiosep_base_4M_steps.ckpt",
 }
 CLAP_SHA256 = "51c68f12f9d7ea25fdaaccf741ec7f81e93ee594455410f3bca4f47f88d8e006"
+EXPORTED = "model.safetensors"  # in a folder that `common.export` has written
 DOWNLOAD = "python -m common.download weights"  # to DEFAULT_PATH
 # The name, without prefix, of the tensor that shows where in a file the separator is.
 ANCHOR = "base.bn0.weight"
@@ -54,7 +55,7 @@ def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, 
     """Read the tensors named in `shapes` from a checkpoint, or draw them for ``random:SEED``.
 
     Args:
-        checkpoint: a ``.bin``/``.ckpt``/``.pt`` or ``.safetensors`` file, ``"random:SEED"``, or None for
+        checkpoint: a ``.bin``/``.ckpt``/``.pt`` or ``.safetensors`` file, an exported folder, ``"random:SEED"``, or None for
             ``pretrained_models/AudioSep/pytorch_model.bin``.
         shapes: name without prefix -> shape of every tensor wanted.
 
@@ -64,6 +65,8 @@ def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, 
     if isinstance(checkpoint, str) and checkpoint.startswith("random:"):
         return _random_weights(checkpoint, shapes)
     path = Path(checkpoint) if checkpoint is not None else DEFAULT_PATH
+    if (path / EXPORTED).is_file():
+        path = path / EXPORTED
     _refuse_non_checkpoint(path)
     # The checksum comes first: a known wrong file is reported by name, not as a parser's error.
     sha256 = file_sha256(path)

@@ -21,7 +21,7 @@ from common.evaluation.record import ComparisonRecord, EfficiencyRecord, HeadRec
 from common.evaluation.scoring import MoreScores, compare_heads, score_head
 from common.evaluation.splits import make_splits, random_split, with_validation
 from common.evaluation.uncertainty import holm
-from common.evaluation.unseen import Unseen, measure_none_of_these, scaled_rows
+from common.evaluation.unseen import Unseen, measure_none_of_these
 from common.features import FeatureSet
 from common.heads import (
     HEADS,
@@ -33,7 +33,6 @@ from common.heads import (
     TrainedHead,
     fit_heads,
     recipe_for,
-    sample_rows,
 )
 
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
@@ -279,9 +278,8 @@ def _head_to_keep(
         (final,) = fit_heads(kind, features, [job], recipe_for(kind, fitter.config), fitter.device)
     known = None
     if held_out:
-        rows = sample_rows(final.job.split.train, final.job.seed)
         distances = np.concatenate([each.distances for each in held_out])
-        known = KnownSounds(scaled_rows(final.scaler, features, rows), distances)
+        known = KnownSounds.of(features.features[final.job.split.train].numpy(), distances, final.job.seed)
     return TrainedHead(kind, final.module, final.scaler, features.class_names, features.provenance, known=known)
 
 

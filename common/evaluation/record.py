@@ -98,6 +98,8 @@ class CalibrationRecord(_Record):
 class NoneOfTheseRecord(_Record):
     """How often a clip of a known class is called "none of these", for the first seed.
 
+    With folds it is measured on each fold against the rest; the kept head has learned from all, so its rate is a little lower.
+
     Attributes:
         asked: the false-alarm rate that the threshold was set for.
         measured: the share of `clips` beyond it.
@@ -150,6 +152,7 @@ class ComparisonRecord(_Record):
         difference, interval: the difference and its 95 % interval.
         p_value: of a test that swaps the heads in whole `units`: groups, or clips where groups are unknown.
         holm_p_value: corrected, where several comparisons belong together.
+        n_units: the number of units; None in records of earlier versions.
     """
 
     difference: float
@@ -157,6 +160,7 @@ class ComparisonRecord(_Record):
     p_value: float | None
     units: Literal["groups", "clips"]
     holm_p_value: float | None = None
+    n_units: int | None = None
 
 
 class EfficiencyRecord(_Record):

@@ -107,4 +107,5 @@ def compare_heads(first: Sequence[Outcome], second: Sequence[Outcome], features:
         interval=difference_interval(difference, before.groups, before.splits),
         p_value=paired_p_value(weighted, before.groups),
         units="clips" if features.groups is None else "groups",
+        n_units=len(np.unique(before.groups)),
     )

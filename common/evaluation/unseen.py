@@ -10,7 +10,7 @@ import numpy as np
 from common.arrays import Array
 from common.evaluation.record import NoneOfTheseRecord
 from common.features import FeatureSet
-from common.heads import FittedHead, Scaler, conformal_threshold, nearest_distances, sample_rows
+from common.heads import FittedHead, KnownSounds, conformal_threshold
 
 RATE = 0.05  # the false-alarm rate at which every run measures
 
@@ -40,14 +40,9 @@ class Unseen:
 
     @classmethod
     def _of(cls, head: FittedHead, features: FeatureSet, rows: Array, logits: Array) -> Unseen:
-        known = scaled_rows(head.scaler, features, sample_rows(head.job.split.train, head.job.seed))
-        distances = nearest_distances(scaled_rows(head.scaler, features, rows), known)
-        return cls(logits, features.labels.numpy()[rows], distances)
-
-
-def scaled_rows(scaler: Scaler, features: FeatureSet, rows: Array) -> Array:
-    """(N, K) float32, the rows of `features` after the scaler."""
-    return scaler(features.features[rows].numpy())
+        train = features.features[head.job.split.train].numpy()
+        known = KnownSounds.of(train, np.empty(0), head.job.seed)
+        return cls(logits, features.labels.numpy()[rows], known.distances(features.features[rows].numpy()))
 
 
 def measure_none_of_these(tested: Sequence[Unseen], validated: Unseen | None) -> NoneOfTheseRecord | None:

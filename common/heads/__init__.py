@@ -2,7 +2,7 @@
 
 from common.heads.classifiers import HEADS, HeadKind, LinearClassifier, ThreeLayerClassifier, head_title
 from common.heads.jobs import FitError, FittedHead, Job, Split, check_fittable
-from common.heads.known_sounds import KnownSounds, NoneOfTheseError, conformal_threshold, nearest_distances, sample_rows
+from common.heads.known_sounds import KnownSounds, NoneOfTheseError, conformal_threshold
 from common.heads.recipes import TUNED, Recipe, fit_own_scaler, recipe_for
 from common.heads.scalers import SCALERS, Scaler, fit_scaler
 from common.heads.trained import Answer, HeadFileError, OtherEncoderError, TrainedHead
@@ -35,7 +35,5 @@ __all__ = [
     "fit_own_scaler",
     "fit_scaler",
     "head_title",
-    "nearest_distances",
     "recipe_for",
-    "sample_rows",
 ]

@@ -10,7 +10,7 @@ from sklearn.metrics import pairwise_distances_argmin_min
 
 from common.arrays import Array
 from common.errors import UserError
-from common.heads.scalers import one_blas_thread
+from common.heads.scalers import Scaler, fit_scaler, one_blas_thread
 
 MOST_ROWS = 4096  # training rows that are kept: about 6 MB of 384 numbers each
 
@@ -23,20 +23,32 @@ class NoneOfTheseError(UserError):
 class KnownSounds:
     """A head's training rows, and how far from such rows clips of the known classes lie that were not among them.
 
-    A clip's distance is the Euclidean one, after the head's scaler, to the nearest row kept here (the nearest-neighbour
-    detector: Ramaswamy et al. 2000; for embeddings: Sun et al. 2022, https://arxiv.org/abs/2204.06507).
+    A clip's distance is the Euclidean one, of standardised embeddings, to the nearest row kept here (the nearest-neighbour
+    detector: Ramaswamy et al. 2000; for embeddings: Sun et al. 2022, https://arxiv.org/abs/2204.06507). The head's own scaler
+    is not used: if it whitens, its strength differs between folds, and distances with it.
 
     Attributes:
-        embeddings: (N, K) float32, scaled; of more than MOST_ROWS training rows, that many drawn at random.
-        held_out: (M,) float32, the distances of clips that the head they were measured with had not learned from.
+        scaler: standardises embeddings, fitted on the training rows.
+        embeddings: (N, D) float32, standardised; of more than MOST_ROWS training rows, that many drawn at random.
+        held_out: (M,) float32, the distances of clips that were not among the training rows they were measured against.
     """
 
+    scaler: Scaler
     embeddings: Array
     held_out: Array
 
-    def distances(self, scaled: Array) -> Array:
-        """(N, K) scaled embeddings -> (N,) distances."""
-        return nearest_distances(scaled, self.embeddings)
+    @classmethod
+    def of(cls, train: Array, held_out: Array, seed: int) -> KnownSounds:
+        """Of (N, D) training rows; `seed` draws those that are kept."""
+        scaler = fit_scaler("standard", train)
+        return cls(scaler, scaler(_sample(train, seed)), held_out)
+
+    def distances(self, embeddings: Array) -> Array:
+        """(N, D) embeddings -> (N,) float32."""
+        with one_blas_thread():
+            _, distances = pairwise_distances_argmin_min(self.scaler(embeddings), self.embeddings)
+        kept: Array = distances.astype(np.float32)
+        return kept
 
     def threshold(self, rate: float) -> float:
         """The distance beyond which a share of at most `rate` of new clips of the known classes lies, as far as these are
@@ -46,14 +58,6 @@ class KnownSounds:
             NoneOfTheseError: there are too few held-out clips for so small a rate.
         """
         return conformal_threshold(self.held_out, rate)
-
-
-def nearest_distances(scaled: Array, known: Array) -> Array:
-    """(N, K) and (M, K) -> (N,) float32, the distance of each row of the first to the nearest of the second."""
-    with one_blas_thread():
-        _, distances = pairwise_distances_argmin_min(scaled, known)
-    kept: Array = distances.astype(np.float32)
-    return kept
 
 
 def conformal_threshold(held_out: Array, rate: float) -> float:
@@ -68,9 +72,9 @@ def conformal_threshold(held_out: Array, rate: float) -> float:
     return float(np.sort(held_out)[place - 1])
 
 
-def sample_rows(rows: Array, seed: int) -> Array:
-    """The rows that are kept of a head's training rows."""
+def _sample(rows: Array, seed: int) -> Array:
+    """The rows that are kept of the training rows."""
     if len(rows) <= MOST_ROWS:
         return rows
-    drawn: Array = np.sort(np.random.default_rng(seed).choice(rows, MOST_ROWS, replace=False))
+    drawn: Array = rows[np.sort(np.random.default_rng(seed).choice(len(rows), MOST_ROWS, replace=False))]
     return drawn

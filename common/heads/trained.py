@@ -88,7 +88,7 @@ class TrainedHead:
         embeddings = torch.cat([embedded[output] for output in outputs], dim=1)
         distances = None
         if self.known is not None:
-            distances = torch.from_numpy(self.known.distances(self.scaler(np.asarray(embeddings, np.float32))))
+            distances = torch.from_numpy(self.known.distances(embeddings.numpy()))
         return Answer(self._probabilities(embeddings), distances)
 
     def predict_features(self, features: FeatureSet) -> torch.Tensor:
@@ -149,6 +149,8 @@ class TrainedHead:
             "class_names": list(self.class_names),
             "encoder": self.encoder,
             "temperature": self.temperature,
+            "known_mean": None if self.known is None else torch.from_numpy(self.known.scaler.mean.copy()),
+            "known_scale": None if self.known is None else torch.from_numpy(self.known.scaler.scale.copy()),
             "known_embeddings": None if self.known is None else torch.from_numpy(self.known.embeddings),
             "known_held_out": None if self.known is None else torch.from_numpy(self.known.held_out),
         }
@@ -174,7 +176,8 @@ class TrainedHead:
             module.load_state_dict(content["state_dict"])
             known = None
             if content.get("known_embeddings") is not None:
-                known = KnownSounds(content["known_embeddings"].numpy(), content["known_held_out"].numpy())
+                standard = Scaler(content["known_mean"].numpy(), content["known_scale"].numpy())
+                known = KnownSounds(standard, content["known_embeddings"].numpy(), content["known_held_out"].numpy())
         except (OSError, DamagedFileError, UnsafeFileError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             hint = (
                 "; it is a feature file: give the head that was trained on it" if _is_feature_file(Path(path)) else ""

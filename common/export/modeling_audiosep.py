@@ -1,0 +1,260 @@
+"""AudioSep's separation encoder for transformers: sound in, embeddings out. Everything is in this file.
+
+    from transformers import AutoFeatureExtractor, AutoModel
+    extractor = AutoFeatureExtractor.from_pretrained(FOLDER, trust_remote_code=True)
+    model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
+    inputs = extractor(waveforms, sampling_rate=32_000, return_tensors="pt")   # mono, float32, in [-1, 1]
+    embeddings = model(**inputs).pooler_output                                 # (clips, 384)
+
+The network is the encoder half of AudioSep's ResUNet30 (Liu et al., "Separate Anything You Describe",
+https://arxiv.org/abs/2308.05037; https://github.com/Audio-AGI/AudioSep, models/resunet.py):
+
+    magnitude of STFT -> bn0 -> last bin dropped -> pre_conv -> encoder_block1..6 -> mean over time and frequency
+
+A clip's embedding is the same alone and in any batch: clips are computed at their own lengths, which the attention mask tells.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+SAMPLE_RATE, N_FFT, HOP_LENGTH = 32_000, 2048, 320  # Hz, samples, samples: 100 frames per second
+N_BINS = N_FFT // 2 + 1
+FRAMES_PER_COLUMN = 32  # of the last block: 0.32 s
+# A shorter clip is padded with zeros: to 0.31 s, which is one column; if time is padded after the STFT, to what that reflects.
+MIN_SAMPLES, MIN_SAMPLES_PADDED = (FRAMES_PER_COLUMN - 1) * HOP_LENGTH, N_FFT // 2 + 1
+MIN_POWER = 1e-10
+CONDITION_SIZE = 512  # of CLAP's embeddings
+# name, channels in, channels out, pooling (time, frequency)
+BLOCKS = (
+    ("encoder_block1", 32, 32, (2, 2)),
+    ("encoder_block2", 32, 64, (2, 2)),
+    ("encoder_block3", 64, 128, (2, 2)),
+    ("encoder_block4", 128, 256, (2, 2)),
+    ("encoder_block5", 256, 384, (2, 2)),
+    ("encoder_block6", 384, 384, (1, 2)),
+    ("conv_block7a", 384, 384, (1, 1)),  # the bottleneck; only in hidden_states
+)
+
+
+class AudioSepEncoderConfig(PretrainedConfig):
+    """What the weights alone do not say.
+
+    Attributes:
+        hidden_size: numbers of an embedding.
+        sampling_rate: of the sound, in Hz.
+        condition: for FiLM: None (every beta is 0), or 512 numbers (a CLAP embedding of a text or sound, or zeros).
+        pads_time: whether time is padded with zeros after bn0 to a multiple of 32 frames, as AudioSep's own forward does.
+    """
+
+    model_type = "audiosep_encoder"
+
+    def __init__(
+        self,
+        hidden_size: int = 384,
+        sampling_rate: int = SAMPLE_RATE,
+        condition: Sequence[float] | None = None,
+        pads_time: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.hidden_size, self.sampling_rate = hidden_size, sampling_rate
+        self.condition, self.pads_time = condition, pads_time
+        super().__init__(**kwargs)
+
+
+class AudioSepFeatureExtractor(SequenceFeatureExtractor):
+    """Waveforms -> a zero-padded batch and its attention mask. Another sampling rate is refused."""
+
+    model_input_names: ClassVar = ["input_values", "attention_mask"]
+
+    def __init__(
+        self, feature_size: int = 1, sampling_rate: int = SAMPLE_RATE, padding_value: float = 0.0, **kwargs: Any
+    ) -> None:
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.return_attention_mask = True
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        padding: bool | str = True,
+        return_tensors: str | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """One waveform or a list of them, mono, floating-point, in [-1, 1] -> ``input_values``, ``attention_mask``.
+
+        Raises:
+            ValueError: another sampling rate, or a waveform that is empty, not 1-D, not floating-point or not finite.
+        """
+        if sampling_rate != self.sampling_rate:
+            raise ValueError(f"sampling_rate is {sampling_rate}; resample to {self.sampling_rate} Hz and say so")
+        if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
+            raw_speech = [raw_speech] if raw_speech.ndim == 1 else list(raw_speech)
+        elif raw_speech and isinstance(raw_speech[0], float):
+            raw_speech = [raw_speech]
+        waveforms = [self._checked(np.asarray(waveform), place) for place, waveform in enumerate(raw_speech)]
+        return self.pad(
+            BatchFeature({"input_values": waveforms}),
+            padding=padding,
+            return_attention_mask=True,
+            return_tensors=return_tensors,
+            **kwargs,
+        )
+
+    @staticmethod
+    def _checked(waveform: np.ndarray, place: int) -> np.ndarray:
+        if waveform.ndim != 1 or not len(waveform):
+            raise ValueError(f"waveform {place} has shape {waveform.shape}; give at least one sample, mono")
+        if waveform.dtype.kind != "f":
+            raise ValueError(f"waveform {place} has type {waveform.dtype}; give float32 in [-1, 1]")
+        if not np.isfinite(waveform).all():
+            raise ValueError(f"waveform {place} holds NaN or infinity")
+        return waveform.astype(np.float32)
+
+
+class ConvBlock(nn.Module):
+    """A residual block: batch norm, FiLM's beta, leaky ReLU and convolution, twice."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(channels_in), nn.BatchNorm2d(channels_out)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
+
+    def forward(self, x: torch.Tensor, beta1: torch.Tensor, beta2: torch.Tensor) -> torch.Tensor:
+        """(B, channels_in, time, frequency) -> (B, channels_out, time, frequency); the betas have a number per channel."""
+        hidden = self.conv1(F.leaky_relu(self.bn1(x) + beta1[:, None, None], 0.01))
+        hidden = self.conv2(F.leaky_relu(self.bn2(hidden) + beta2[:, None, None], 0.01))
+        return self.shortcut(x) + hidden
+
+
+class EncoderBlock(nn.Module):
+    """A residual block and the average pooling after it."""
+
+    def __init__(self, channels_in: int, channels_out: int, pooling: tuple[int, int]) -> None:
+        super().__init__()
+        self.conv_block1, self.pooling = ConvBlock(channels_in, channels_out), pooling
+
+    def forward(self, x: torch.Tensor, beta1: torch.Tensor, beta2: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(self.conv_block1(x, beta1, beta2), self.pooling)
+
+
+class Base(nn.Module):
+    """The layers, by their official names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn0 = nn.BatchNorm2d(N_BINS)
+        self.pre_conv = nn.Conv2d(1, BLOCKS[0][1], 1)
+        for name, *shape in BLOCKS:
+            self.add_module(name, EncoderBlock(*shape))
+
+
+class AudioSepEncoderModel(PreTrainedModel):
+    """The encoder."""
+
+    config_class = AudioSepEncoderConfig
+    main_input_name = "input_values"
+
+    def __init__(self, config: AudioSepEncoderConfig) -> None:
+        super().__init__(config)
+        self.base, self.film = Base(), nn.Module()
+        for name, channels_in, channels_out, _ in BLOCKS:
+            self.film.add_module(f"{name}->conv_block1->beta1", nn.Linear(CONDITION_SIZE, channels_in))
+            self.film.add_module(f"{name}->conv_block1->beta2", nn.Linear(CONDITION_SIZE, channels_out))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: the encoder is frozen, and all of its weights are in the file."""
+
+    def forward(
+        self,
+        input_values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple[torch.Tensor, ...]:
+        """Embed a batch.
+
+        Args:
+            input_values: (B, samples) at 32 kHz, mono, in [-1, 1].
+            attention_mask: (B, samples), 1 for a clip's own samples, 0 for the padding after them; None: no padding.
+
+        Returns:
+            last_hidden_state: (B, columns of 0.32 s, 384), means over frequency; 0 beyond a clip's own columns.
+            pooler_output: (B, 384), the mean over time of a clip's own columns: its embedding.
+            hidden_states: if asked for: the same of every layer, (B, its columns, its channels), pre_conv first.
+        """
+        lengths = self._lengths(input_values, attention_mask)
+        places: dict[int, list[int]] = {}
+        for place, length in enumerate(lengths):
+            places.setdefault(length, []).append(place)
+        found: list[list[torch.Tensor]] = [[] for _ in lengths]
+        for length, own in places.items():
+            layers = list(self._layers(input_values[own, :length], bool(output_hidden_states)))
+            for row, place in enumerate(own):
+                found[place] = [layer[row] for layer in layers]
+        last = len(BLOCKS) - 1 if output_hidden_states else -1  # the bottleneck comes after it
+        pooled = torch.stack([layers[last].mean(dim=0) for layers in found])
+        together = [nn.utils.rnn.pad_sequence(each, batch_first=True) for each in zip(*found, strict=True)]
+        hidden_states = tuple(together) if output_hidden_states else None
+        if return_dict is False:
+            return (together[last], pooled, *([hidden_states] if hidden_states else []))
+        return BaseModelOutputWithPooling(
+            last_hidden_state=together[last], pooler_output=pooled, hidden_states=hidden_states
+        )
+
+    @staticmethod
+    def _lengths(input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
+        """Samples of each clip; ValueError for anything but mono clips that are padded at their ends."""
+        if input_values.ndim != 2 or not input_values.is_floating_point() or 0 in input_values.shape:
+            raise ValueError(
+                f"input_values are {input_values.dtype} of shape {tuple(input_values.shape)}; give floating-point (clips, samples)"
+            )
+        if attention_mask is None:
+            return [input_values.shape[1]] * len(input_values)
+        mask = attention_mask.bool()
+        if mask.shape != input_values.shape or bool((mask[:, 1:] & ~mask[:, :-1]).any()) or not bool(mask[:, 0].all()):
+            raise ValueError("attention_mask must be 1 for each clip's samples, then 0 for the padding after them")
+        return mask.sum(dim=1).tolist()
+
+    def _layers(self, waveforms: torch.Tensor, with_all: bool) -> Iterator[torch.Tensor]:
+        """(B, samples) of one length -> means over frequency (B, time, channels): of every layer, or of encoder_block6."""
+        least = MIN_SAMPLES_PADDED if self.config.pads_time else MIN_SAMPLES
+        waveforms = F.pad(waveforms, (0, max(0, least - waveforms.shape[1])))
+        x = self.base.bn0(self.magnitude(waveforms).transpose(1, 3)).transpose(1, 3)
+        if self.config.pads_time:
+            x = F.pad(x, (0, 0, 0, -x.shape[2] % FRAMES_PER_COLUMN))
+        x = self.base.pre_conv(x[..., :-1])
+        if with_all:
+            yield x.mean(dim=3).transpose(1, 2)
+        for name, *_ in BLOCKS if with_all else BLOCKS[:-1]:
+            x = self.base.get_submodule(name)(x, *self._betas(name))
+            if with_all or name == BLOCKS[-2][0]:
+                yield x.mean(dim=3).transpose(1, 2)
+
+    @staticmethod
+    def magnitude(waveforms: torch.Tensor) -> torch.Tensor:
+        """(B, samples) -> (B, 1, frames, 1025)."""
+        window = torch.hann_window(N_FFT, dtype=waveforms.dtype, device=waveforms.device)
+        spectrum = torch.stft(waveforms, N_FFT, HOP_LENGTH, window=window, pad_mode="reflect", return_complex=True)
+        power = spectrum.real.square() + spectrum.imag.square()
+        return power.clamp(min=MIN_POWER).sqrt().transpose(1, 2)[:, None]
+
+    def _betas(self, block: str) -> Iterator[torch.Tensor]:
+        """FiLM's two betas of a block."""
+        for beta in ("beta1", "beta2"):
+            film = self.film.get_submodule(f"{block}->conv_block1->{beta}")
+            if self.config.condition is None:
+                yield torch.zeros_like(film.bias)
+            else:
+                yield film(torch.as_tensor(self.config.condition, dtype=film.bias.dtype, device=film.bias.device))
