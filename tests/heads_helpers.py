@@ -112,5 +112,5 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     def write(*arguments: Any) -> None:
         Path(arguments[-1]).touch()
 
-    for name in ("plot_confusion", "plot_curves", "plot_label_efficiency", "plot_per_class"):
+    for name in ("plot_confusion", "plot_curves", "plot_label_efficiency", "plot_per_class", "plot_reliability"):
         patch.setattr(f"common.evaluation.classify.{name}", write)

@@ -616,8 +616,9 @@ def test_a_gpu_is_not_waited_for_within_a_batch() -> None:
 
 
 @pytest.mark.parametrize("padding", ["none", "official"])
-def test_embeddings_over_time_have_the_embedding_as_their_mean(padding: str) -> None:
+def test_embeddings_over_time_have_the_embedding_as_their_mean(padding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also of long clips, which are cut into tiles; and each alone as in a batch."""
+    use_narrow_network(monkeypatch)
     encoder = load_encoder("random:0", "cpu", padding=padding)
     rng = np.random.default_rng(0)
     clips = [0.1 * rng.standard_normal(samples).astype(np.float32) for samples in (5_000, 32_000, 50_123, 32_000 * 13)]

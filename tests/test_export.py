@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from common.arrays import Array
 from common.encoder import load_encoder, new_encoder
 from common.encoder_name import EncoderName
-from common.export import ExportError, export_hugging_face
+from common.export import ExportError, export_hugging_face, export_onnx
 from common.export.__main__ import main
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -40,6 +41,14 @@ def clips() -> list[Array]:
     """Of several lengths, one of them shorter than a column."""
     rng = np.random.default_rng(0)
     return [(0.1 * rng.standard_normal(samples)).astype(np.float32) for samples in (32_000, 5_000, 50_123, 32_000)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where transformers copies the code of models to; not the developer's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +77,9 @@ def test_outside_the_project_it_gives_the_same_embeddings(folder: Path, tmp_path
     assert sum(path.stat().st_size for path in folder.iterdir()) < 100e6
 
 
-@pytest.fixture
-def loaded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> tuple[Any, Any]:
     """Feature extractor and model."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=True)
     model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
     return extractor, model.eval()
@@ -99,10 +107,7 @@ def test_a_clip_is_the_same_alone_and_in_any_padded_batch(loaded: tuple[Any, Any
     [({"condition": "zero"}, {"condition": "zero"}), ({"padding": "official"}, {"padding": "official"})],
 )
 @torch.no_grad()
-def test_condition_and_padding_are_exported(
-    settings: dict[str, str], own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+def test_condition_and_padding_are_exported(settings: dict[str, str], own: dict[str, str], tmp_path: Path) -> None:
     export_hugging_face(tmp_path / "exported", "random:1", **settings)
     extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "exported", trust_remote_code=True)
     model = transformers.AutoModel.from_pretrained(tmp_path / "exported", trust_remote_code=True).eval()
@@ -111,11 +116,8 @@ def test_condition_and_padding_are_exported(
     assert float((found - expected).abs().max() / expected.abs().max()) < 1e-6
 
 
-def test_the_project_loads_its_own_export_both_ways(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_project_loads_its_own_export_both_ways(folder: Path) -> None:
     """As a checkpoint, and as any other model of transformers."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
     expected = load_encoder("random:0", "cpu").embed(clips())
     from_folder = load_encoder(folder, "cpu")
     assert torch.equal(from_folder.embed(clips()), expected)
@@ -160,3 +162,33 @@ def test_the_card_says_where_the_weights_come_from(folder: Path, tmp_path: Path)
         export_hugging_face(folder, "random:0")
     with pytest.raises(ExportError, match="padding 'half' is unknown"):
         export_hugging_face(tmp_path, "random:0", padding="half")
+
+
+def test_onnx_needs_its_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ExportError, match="onnx and onnxscript is not installed: pip install -r"):
+        export_onnx(tmp_path / "encoder.onnx", "random:0")
+
+
+@pytest.mark.slow
+def test_one_onnx_graph_holds_any_length(tmp_path: Path) -> None:
+    """From the shortest clip to a minute, alone and several of one length."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    import onnxruntime
+
+    path = tmp_path / "encoder.onnx"
+    main([str(path), "--format", "onnx", "--checkpoint", "random:0", "--condition", "zero"])
+    assert [each.name for each in tmp_path.iterdir()] == ["encoder.onnx"] and path.stat().st_size < 100e6
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    encoder = load_encoder("random:0", "cpu", condition="zero")
+    rng = np.random.default_rng(0)
+    for count, samples in ((1, 9_920), (3, 16_001), (2, 50_123), (1, 32_000 * 60)):
+        audio = (0.1 * rng.standard_normal((count, samples))).astype(np.float32)
+        embedding, frames = session.run(None, {"audio": audio})
+        expected = encoder.embed(list(audio)).numpy()
+        assert np.abs(embedding - expected).max() / np.abs(expected).max() < 1e-6
+        columns = encoder.embed_frames(list(audio))[0].numpy()
+        assert np.abs(frames[0] - columns).max() / np.abs(columns).max() < 1e-6
+    with pytest.raises(ExportError, match="already exists; give another file, or --overwrite"):
+        export_onnx(path, "random:0")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from heads_helpers import classify, saved, small_features
+from heads_helpers import classify, draw_nothing, saved, small_features
 from matplotlib.figure import Figure
 
 from common.evaluation import plots
@@ -26,7 +26,8 @@ def test_the_same_results_give_the_same_file(kind: str, tmp_path: Path) -> None:
     assert written[0] == written[1] and written[0].startswith(STARTS[kind])
 
 
-def test_another_format_is_drawn_without_fitting(tmp_path: Path) -> None:
+def test_another_format_is_drawn_without_fitting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
     features = saved(small_features(), tmp_path / "features.pt")
     flags = ("--features", features, "--output-dir", tmp_path / "out", "--epochs", 2, "--device", "cpu")
     classify(*flags)

@@ -1,4 +1,8 @@
-"""Write AudioSep's encoder as a folder that transformers loads without this project: python -m common.export FOLDER."""
+"""Write AudioSep's encoder for use without this project: python -m common.export FOLDER, or --format onnx FILE.onnx.
+
+The folder is for Hugging Face transformers: AutoModel.from_pretrained(FOLDER, trust_remote_code=True). The ONNX file holds clips
+of any length; those of a call must have one length.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 from common.entry import run
 from common.flags import Parser
 
-FORMATS = ("hf",)
+FORMATS = ("hf", "onnx")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -18,8 +22,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _export(argv: Sequence[str] | None) -> None:
     parser = Parser(__doc__, prog="python -m common.export")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="where to; it is created")
-    parser.add_argument("--format", choices=FORMATS, default="hf", help="hf: Hugging Face transformers (default: hf)")
+    parser.add_argument("place", type=Path, metavar="FOLDER_OR_FILE", help="where to: a folder for hf, a file for onnx")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="hf", help="hf: Hugging Face transformers; or onnx (default: hf)"
+    )
     parser.add_argument(
         "--checkpoint", metavar="FILE", help="the weights, or random:SEED (default: the project's usual file)"
     )
@@ -29,9 +35,14 @@ def _export(argv: Sequence[str] | None) -> None:
     parser.add_argument("--padding", default="none", metavar="NAME", help="none or official (default: none)")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of a folder that is not empty")
     given = parser.parse_args(argv)
-    from common.export import export_hugging_face
+    from common.export import ExportError, export_hugging_face, export_onnx
 
-    written = export_hugging_face(given.folder, given.checkpoint, given.condition, given.padding, given.overwrite)
+    if given.format == "onnx" and given.padding != "none":
+        raise ExportError("--padding official is for --format hf alone")
+    if given.format == "onnx":
+        written = export_onnx(given.place, given.checkpoint, given.condition, given.overwrite)
+    else:
+        written = export_hugging_face(given.place, given.checkpoint, given.condition, given.padding, given.overwrite)
     for path in written:
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
 

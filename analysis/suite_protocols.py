@@ -1,0 +1,202 @@
+"""What each suite's protocol makes of the same features: python analysis/suite_protocols.py esc50 [--features FILE].
+
+The classifier, division and choice of epoch of MTEB and X-ARES are repeated on one feature file, beside the official division
+with validation clips. Only the protocol differs, so the differences are its own. For tasks with official folds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
+
+import common  # noqa: F401  # first: it says what is missing
+
+# isort: split
+import warnings
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from analysis.studies import find_study
+from common.arrays import Array
+from common.config import ConfigError, FitConfig, load_config
+from common.datasets import Prepared
+from common.entry import run
+from common.evaluation.load_features import load_features
+from common.evaluation.protocols import run_protocol
+from common.features import FeatureSet
+from common.flags import Parser
+from common.heads import head_title
+from common.progress import progress_bar
+from common.text_table import as_markdown, as_text, percent
+
+SEED = 42
+MTEB_CLIPS, MTEB_FOLDS, MTEB_ITERATIONS = 8, 5, 100  # mteb 2.26, abstasks/classification.py
+XARES_EPOCHS, XARES_BATCH, XARES_RATE, XARES_FALL = 10, 32, 1e-3, 0.1  # xares 0.1.3, task.py and trainer.py
+
+
+@dataclass(frozen=True)
+class Row:
+    """One protocol's score.
+
+    Attributes:
+        suite, protocol: for readers.
+        accuracy: the mean over folds (and seeds).
+    """
+
+    suite: str
+    protocol: str
+    accuracy: float
+
+
+def official_folds(features: FeatureSet) -> list[tuple[Array, Array]]:
+    """(train, test) rows of each of the data set's folds."""
+    assert features.folds is not None
+    folds = features.folds.numpy()
+    return [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+
+
+def random_folds(features: FeatureSet) -> list[tuple[Array, Array]]:
+    """MTEB's folds: clips at random, whatever is related."""
+    return list(KFold(MTEB_FOLDS, shuffle=True, random_state=SEED).split(np.arange(len(features))))
+
+
+def few_clips(labels: Array, order: list[int]) -> Array:
+    """MTEB's training clips: the first MTEB_CLIPS of each class in `order`, which is shuffled in place, as MTEB does it."""
+    np.random.RandomState(SEED).shuffle(order)  # MTEB's own generator
+    counts = dict.fromkeys(np.unique(labels).tolist(), 0)
+    kept = []
+    for place in order:
+        if counts[int(labels[place])] < MTEB_CLIPS:
+            kept.append(place)
+            counts[int(labels[place])] += 1
+    return np.array(kept)
+
+
+def logistic_regression(
+    features: FeatureSet, folds: Sequence[tuple[Array, Array]], is_scaled: bool, is_few: bool
+) -> float:
+    """The mean accuracy of scikit-learn's logistic regression, with MTEB's number of iterations."""
+    values, labels = features.features.numpy(), features.labels.numpy()
+    order: list[int] | None = None
+    accuracies = []
+    for train, test in progress_bar(iterable=folds, desc="logistic regression", unit="fold", leave=False):
+        if is_few:
+            order = order if order is not None else list(range(len(train)))
+            order = [place for place in order if place < len(train)]
+            train = train[few_clips(labels[train], order)]
+        scale = StandardScaler().fit(values[train]).transform if is_scaled else np.asarray
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is the protocol
+            fitted = LogisticRegression(max_iter=MTEB_ITERATIONS, random_state=SEED).fit(
+                scale(values[train]), labels[train]
+            )
+        accuracies.append(fitted.score(scale(values[test]), labels[test]))
+    return float(np.mean(accuracies))
+
+
+def xares_accuracies(features: FeatureSet, seeds: int) -> tuple[float, float]:
+    """X-ARES' classifier on the official folds: mean accuracy of the epoch that is best on the test fold, and of the last."""
+    best, last = [], []
+    jobs = [(seed, fold) for seed in range(seeds) for fold in official_folds(features)]
+    for seed, (train, test) in progress_bar(iterable=jobs, desc="X-ARES", unit="fit", leave=False):
+        accuracies = _fit_xares(features, train, test, seed)
+        best.append(max(accuracies))
+        last.append(accuracies[-1])
+    return float(np.mean(best)), float(np.mean(last))
+
+
+def _fit_xares(features: FeatureSet, train: Array, test: Array, seed: int) -> list[float]:
+    """The accuracy on the test rows after every epoch: layer normalisation and one linear layer, Adam, cosine."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.LayerNorm(features.features.shape[1]), nn.Linear(features.features.shape[1], len(features.class_names))
+        )
+    optimizer = torch.optim.Adam(model.parameters(), lr=XARES_RATE)
+    values, labels = features.features[train], features.labels[train]
+    steps = -(-len(train) // XARES_BATCH)
+    accuracies = []
+    for epoch in range(XARES_EPOCHS):
+        order = torch.randperm(len(train), generator=generator)
+        for step in range(steps):
+            done = (epoch * steps + step) / (XARES_EPOCHS * steps)
+            rate = XARES_RATE * (XARES_FALL + (1 - XARES_FALL) * (1 + np.cos(np.pi * done)) / 2)
+            optimizer.param_groups[0]["lr"] = rate
+            rows = order[step * XARES_BATCH : (step + 1) * XARES_BATCH]
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(values[rows]), labels[rows]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            said = model(features.features[test]).argmax(dim=1)
+        accuracies.append(float((said == features.labels[test]).float().mean()))
+    return accuracies
+
+
+def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[Row]:
+    """Every protocol's score; the heads' by `config`."""
+    features = prepared.features
+    record = run_protocol("official", prepared, config, torch.device("cpu")).record
+    rows = [
+        Row("this project", f"{head_title(kind)} head, official folds, epoch by validation clips", scored.accuracy)
+        for kind, scored in record.heads.items()
+    ]
+
+    def regression(
+        words: str, folds: Callable[[FeatureSet], list[tuple[Array, Array]]], scaled: bool, few: bool
+    ) -> Row:
+        is_mteb = few and not scaled and folds is random_folds
+        return Row("MTEB" if is_mteb else "", words, logistic_regression(features, folds(features), scaled, few))
+
+    rows += [
+        regression("logistic regression, official folds, standardised", official_folds, True, False),
+        regression("the same, random folds (related clips on both sides)", random_folds, True, False),
+        regression("the same, not standardised", random_folds, False, False),
+        regression("random folds, not standardised, 8 clips a class", random_folds, False, True),
+        regression("8 clips a class, but official folds and standardised", official_folds, True, True),
+    ]
+    best, last = xares_accuracies(features, seeds)
+    rows += [
+        Row("X-ARES", "layer norm and linear, official folds, epoch by the test fold", best),
+        Row("", "the same, last epoch", last),
+    ]
+    return rows
+
+
+def main() -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("task", metavar="TASK", help="one with official folds: esc50 or urbansound8k")
+    parser.add_argument("--features", type=Path, metavar="FILE", help="the feature file (default: the task's own)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of this project's heads (default: as configured)")
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="of heads and of X-ARES' classifier (default: 3)"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print Markdown")
+    given = parser.parse_args()
+    task = find_study(given.task).task
+    chosen = {"features": given.features, "epochs": given.epochs, "seeds": given.seeds, "device": "cpu"}
+    flags = {key: value for key, value in chosen.items() if value is not None}
+    config = load_config(FitConfig, task.config_file, None, flags)
+    loaded = load_features(task, config, {})
+    if loaded.features.folds is None:
+        raise ConfigError(
+            f"{task.title} has no official folds, on which these protocols differ; choose esc50 or urbansound8k"
+        )
+    rows = protocol_rows(loaded.prepared, config, config.seeds)
+    table = [["suite", "protocol", "accuracy, %"], *([row.suite, row.protocol, percent(row.accuracy)] for row in rows)]
+    print(f"{task.title}, {loaded.source.files}, {config.seeds} seeds")
+    print(as_markdown(table, left=2) if given.markdown else as_text(table, left=2))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,60 @@
+"""The emulated protocols of other suites: their clips and folds are theirs, and what leaks scores higher."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from heads_helpers import SIZE, fit_config, saved, small_features
+
+from analysis import suite_protocols
+from analysis.suite_protocols import few_clips, logistic_regression, official_folds, protocol_rows, random_folds
+from common.datasets import Prepared
+from common.features import FeatureSet
+
+
+def related() -> FeatureSet:
+    """Pairs of nearly equal clips within a fold, of classes that cannot be told apart otherwise."""
+    features = small_features(folds=5, per_fold=8)
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.standard_normal((len(features) // 2, SIZE)), 2, axis=0)
+    values += 0.01 * rng.standard_normal(values.shape)
+    labels = torch.from_numpy(np.repeat(rng.permutation(np.arange(len(features) // 2) % 4), 2))
+    folds = torch.from_numpy(np.repeat(np.arange(len(features) // 2) % 5 + 1, 2))
+    return replace(features, features=torch.from_numpy(values).float(), labels=labels, folds=folds)
+
+
+def test_mtebs_training_clips_are_eight_of_each_class() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(5), 30))
+    order = list(range(150))
+    first = few_clips(labels, order)
+    assert np.bincount(labels[first]).tolist() == [8] * 5 and len(set(first.tolist())) == 40
+    second = few_clips(labels, order)  # shuffled once more, as for the next fold
+    assert set(first.tolist()) != set(second.tolist())
+
+
+def test_random_folds_leak_what_is_related() -> None:
+    features = related()
+    assert sorted(np.concatenate([test for _, test in random_folds(features)])) == list(range(len(features)))
+    honest = logistic_regression(features, official_folds(features), is_scaled=True, is_few=False)
+    leaking = logistic_regression(features, random_folds(features), is_scaled=True, is_few=False)
+    assert leaking > honest + 0.1
+
+
+def test_the_table_has_every_protocol() -> None:
+    config = fit_config(epochs=2)
+    rows = protocol_rows(Prepared(related()), config, 1)
+    assert [row.suite for row in rows] == ["this project"] * 2 + [""] * 3 + ["MTEB", "", "X-ARES", ""]
+    assert all(0 <= row.accuracy <= 1 for row in rows)
+    assert rows[-2].accuracy >= rows[-1].accuracy  # the best epoch is no worse than the last
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(replace(related(), class_names=["dog", "rooster", "pig", "cow"]), tmp_path / "features.pt")
+    flags = ["--features", str(path), "--epochs", "2", "--seeds", "1", "--markdown"]
+    monkeypatch.setattr("sys.argv", ["suite_protocols.py", "esc50", *flags])
+    suite_protocols.main()
+    assert "| MTEB | random folds, not standardised, 8 clips a class |" in capsys.readouterr().out
