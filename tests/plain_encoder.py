@@ -35,7 +35,7 @@ def plain_layers(
     waveform: Array, checkpoint: str = "random:2024", condition: Array | None = None, pads_time: bool = False
 ) -> dict[str, torch.Tensor]:
     """layer -> its whole output (channels, time, frequency) for one waveform of at least 9,920 samples."""
-    tensors = _weights(checkpoint)
+    tensors = _weights(checkpoint, network.PRE_CONV_CHANNELS)
     samples = torch.from_numpy(waveform.astype(np.float64))
     window = torch.hann_window(2048, periodic=True, dtype=torch.float64)
     spectrum = torch.stft(samples, 2048, 320, window=window, center=True, pad_mode="reflect", return_complex=True)
@@ -53,8 +53,8 @@ def plain_layers(
 
 
 @functools.lru_cache(maxsize=1)
-def _weights(checkpoint: str) -> Tensors:
-    """The checkpoint's tensors in float64."""
+def _weights(checkpoint: str, channels: int) -> Tensors:
+    """The checkpoint's tensors in float64; `channels` tells the narrow network's from the whole one's."""
     return {name: value.double() for name, value in load_weights(checkpoint, weight_shapes()).tensors.items()}
 
 

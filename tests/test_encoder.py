@@ -110,6 +110,7 @@ def pooled(activations: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def test_the_official_padding_equals_the_plain_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """Alone, in a padded batch, and cut into tiles."""
+    use_narrow_network(monkeypatch)
     own = load_encoder("random:2024", "cpu", padding="official")
     waveforms = [noise(1, samples) for samples in (1025, 9_920, 24_001, 10_239, 150_001)]
     alone = [own.embed_outputs([waveform], own.outputs) for waveform in waveforms]
