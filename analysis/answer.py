@@ -205,6 +205,7 @@ def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
     if published:
         reached = sum(each.accuracy >= max(one.accuracy for one in each.best.published) / 100 for each in published)
         lines.append(
-            f"The best published probe listed here is reached on {reached} of {len(published)} tasks (not a test)."
+            f"The best published probe listed here is reached on {reached} of {len(published)} "
+            f"task{'s' * (len(published) > 1)} (not a test)."
         )
     return lines

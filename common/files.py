@@ -15,6 +15,7 @@ import re
 import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,11 +108,12 @@ class UnsafeFileError(ValueError):
     """A file holds Python objects that would run code if they were unpickled; nothing was unpickled."""
 
 
-def load_torch(path: Path, mmap: bool = False) -> Any:
+def load_torch(path: Path, mmap: bool = False, checks: bool = True) -> Any:
     """``torch.load`` with ``weights_only=True`` on the CPU; its many exceptions are mapped to the three below.
 
     Args:
         mmap: memory-map the file if its format allows, so that a large file's unused tensors are never read.
+        checks: compare the checksums inside, which torch does not look at; False where the whole file's is known.
 
     Raises:
         UnsafeFileError: the file holds more than tensors and plain containers.
@@ -120,6 +122,8 @@ def load_torch(path: Path, mmap: bool = False) -> Any:
     """
     import torch
 
+    if checks:
+        _refuse_damaged_zip(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
@@ -133,6 +137,24 @@ def load_torch(path: Path, mmap: bool = False) -> Any:
         if error.errno != errno.EINVAL:  # which reading a truncated zip can raise
             raise
         raise DamagedFileError(_cause(error)) from error
+
+
+def _refuse_damaged_zip(path: Path) -> None:
+    """DamagedFileError if a part of a zip, as torch writes since 1.6, does not have the checksum that stands beside it."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, MemoryError) as error:
+        raise DamagedFileError(_cause(error)) from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise DamagedFileError(_cause(error)) from error
+    if damaged is not None:
+        raise DamagedFileError(f"its part {damaged} does not have the checksum that was written with it")
 
 
 def _asks_for_callable(path: Path) -> bool:

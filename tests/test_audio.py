@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from conftest import noise, write_wav
 
-from common.datasets.audio import AudioError, read_audio
+from common.datasets.audio import AudioError, audio_duration_s, read_audio
 
 RATE = 32_000
 KINDS = [
@@ -174,3 +174,36 @@ def test_a_streamed_wav_whose_header_does_not_know_its_length(tmp_path: Path) ->
     content[4:8] = content[40:44] = b"\xff\xff\xff\xff"
     path.write_bytes(content)
     assert len(read_audio(path, RATE)) == RATE // 2
+
+
+def streamed(path: Path, samples: int, claimed: int) -> Path:
+    """A FLAC file of noise whose STREAMINFO claims another number of samples; 0: unknown, as streaming programs write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, noise(0, samples), 16_000)
+    content = bytearray(path.read_bytes())
+    content[21] = content[21] & 0xF0 | claimed >> 32
+    content[22:26] = (claimed & 0xFFFFFFFF).to_bytes(4, "big")
+    path.write_bytes(bytes(content))
+    return path
+
+
+@pytest.mark.parametrize("samples", [40_000, 1_100_000])  # more than a block too
+def test_flac_of_unknown_length_is_read_to_its_end(samples: int, tmp_path: Path) -> None:
+    path = streamed(tmp_path / "streamed.flac", samples, claimed=0)
+    known = streamed(tmp_path / "known.flac", samples, claimed=samples)
+    np.testing.assert_array_equal(read_audio(path, 16_000), read_audio(known, 16_000))
+    assert audio_duration_s(path) == audio_duration_s(known) == samples / 16_000
+    np.testing.assert_array_equal(read_audio(path, 16_000, 0.5, 1.25), read_audio(known, 16_000, 0.5, 1.25))
+    np.testing.assert_array_equal(read_audio(path, 16_000, 2.0), read_audio(known, 16_000, 2.0))
+    with pytest.raises(AudioError, match=r"truncated: .* samples could be read"):
+        read_audio(path, 16_000, 1.0, 1000.0)
+    with pytest.raises(AudioError, match="empty or reversed"):
+        read_audio(path, 16_000, 2.0, 1.0)
+
+
+@pytest.mark.parametrize("claimed", [2**36 - 1, 2**33, 80_000])
+def test_flac_that_claims_more_than_it_holds_fails_alone(claimed: int, tmp_path: Path) -> None:
+    """Without the memory that it claims."""
+    path = streamed(tmp_path / "greedy.flac", 40_000, claimed)
+    with pytest.raises(AudioError, match=rf"greedy\.flac: truncated: 40,000 of {claimed:,} samples"):
+        read_audio(path, 16_000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,10 @@ from common.errors import UserError
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 # Annotations are rounded to milliseconds or so; an end this far past the file's own is not an error.
 SEGMENT_TOLERANCE_S = 0.1
+
+
+BLOCK_FRAMES = 1 << 20  # decoded at a time, so that memory follows what is there and not what a header claims
+UNKNOWN_FRAMES = 1 << 62  # libsndfile's own number for a length that the header does not tell is larger
 
 
 class AudioError(UserError):
@@ -44,7 +49,7 @@ def read_audio(path: str | Path, sample_rate: int, start_s: float | None = None,
     """
     path = Path(path)
     try:
-        with soundfile.SoundFile(path) as file:
+        with _Sequential(path) as file:
             file_rate = file.samplerate
             if not MIN_RATE <= file_rate <= MAX_RATE:
                 raise AudioError(f"{path}: its header claims {file_rate:,} samples per second; the file is damaged")
@@ -52,11 +57,13 @@ def read_audio(path: str | Path, sample_rate: int, start_s: float | None = None,
             _refuse_truncated(file, path)
             if first:
                 file.seek(first)
-            samples = file.read(last - first, dtype="float32", always_2d=True)  # (frames, channels)
+            samples = _read_frames(file, None if last is None else last - first)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError(f"{path}: {_cause(path, error)}") from error
-    if len(samples) < last - first:
+    if last is not None and len(samples) < last - first:
         raise AudioError(f"{path}: truncated: {len(samples):,} of {last - first:,} samples could be read")
+    if not len(samples):
+        raise AudioError(f"{path}: holds no samples")
     if not np.isfinite(samples).all():
         raise AudioError(f"{path}: holds NaN or infinite samples")
     waveform: Array = samples.mean(axis=1, dtype=np.float32)
@@ -66,7 +73,7 @@ def read_audio(path: str | Path, sample_rate: int, start_s: float | None = None,
         except (RuntimeError, ValueError, MemoryError) as error:
             raise AudioError(f"{path}: cannot be resampled from {file_rate:,} Hz ({error})") from error
     if not len(waveform):
-        raise AudioError(f"{path}: only {last - first} samples at {file_rate} Hz, too short to resample")
+        raise AudioError(f"{path}: only {len(samples)} samples at {file_rate} Hz, too short to resample")
     return waveform
 
 
@@ -88,17 +95,44 @@ def limit_bandwidth(waveform: Array, sample_rate: int, through_rate: int) -> Arr
 
 
 def audio_duration_s(path: str | Path) -> float:
-    """The duration of a file in seconds, from its header.
+    """The duration of a file in seconds, from its header; if that does not tell (streamed FLAC), by decoding it.
 
     Raises:
         AudioError: the file cannot be opened as audio.
     """
     path = Path(path)
     try:
-        header = soundfile.info(path)
+        with _Sequential(path) as file:
+            frames = file.frames if file.frames < UNKNOWN_FRAMES else sum(map(len, _blocks(file, None)))
+            return float(frames / file.samplerate)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError(f"{path}: {_cause(path, error)}") from error
-    return float(header.frames / header.samplerate)
+
+
+class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
+    """A file that is read from one place on. soundfile confirms its place after every read by seeking there, which fails at the
+    end of a FLAC file whose header does not tell the right length."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _blocks(file: soundfile.SoundFile, count: int | None) -> Iterator[Array]:
+    """The next `count` frames (None: all) as (frames, channels) float32, up to BLOCK_FRAMES at a time; fewer if the file ends."""
+    left = count
+    while left is None or left > 0:
+        size = BLOCK_FRAMES if left is None else min(BLOCK_FRAMES, left)
+        block: Array = file.read(size, dtype="float32", always_2d=True)
+        yield block
+        if len(block) < size:
+            return
+        left = None if left is None else left - size
+
+
+def _read_frames(file: soundfile.SoundFile, count: int | None) -> Array:
+    """The blocks together."""
+    blocks = list(_blocks(file, count))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def audio_stamp(path: str | Path) -> int:
@@ -122,8 +156,14 @@ def audio_stamp(path: str | Path) -> int:
     return int.from_bytes(stamp.digest(), "little", signed=True)
 
 
-def _segment(file: soundfile.SoundFile, path: Path, start_s: float | None, end_s: float | None) -> tuple[int, int]:
-    """The segment as frames [first, last) of the file."""
+def _segment(
+    file: soundfile.SoundFile, path: Path, start_s: float | None, end_s: float | None
+) -> tuple[int, int | None]:
+    """The segment as frames [first, last) of the file; `last` is None if the header does not tell the file's length."""
+    if file.frames >= UNKNOWN_FRAMES:
+        if not 0 <= (start_s or 0.0) < (float("inf") if end_s is None else end_s):
+            raise AudioError(f"{path}: segment {start_s}-{end_s} s is empty or reversed")
+        return round((start_s or 0.0) * file.samplerate), None if end_s is None else round(end_s * file.samplerate)
     duration_s = file.frames / file.samplerate
     if not file.frames:
         raise AudioError(f"{path}: holds no samples (a header without audio)")
