@@ -22,7 +22,7 @@ from common.evaluation.record import ComparisonRecord, Interval
 from common.evaluation.scoring import compare_heads, score_head
 from common.evaluation.uncertainty import holm
 from common.features import FeatureSet
-from common.files import write_atomically, write_csv
+from common.files import DamagedFileError, read_json, write_csv, write_json
 from common.heads import HEADS, SCALERS, HeadKind, Job, head_title, recipe_for
 from common.progress import progress_bar
 from common.text_table import as_text, percent, range_of
@@ -109,8 +109,8 @@ class AblationRecord(_Record):
     def load(cls, path: Path) -> AblationRecord:
         """Read ablation_TASK.json; UserError if it is damaged or of an earlier version."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
+            return cls.model_validate_json(read_json(path))
+        except (ValidationError, DamagedFileError) as error:
             raise UserError(f"{path} is damaged or of an earlier version; run analysis/ablation.py again") from error
 
 
@@ -250,7 +250,7 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
     """Print the table; write json, csv and png into `folder`."""
     _print_effects(record)
     name = f"ablation_{record.task}"
-    write_atomically(folder / f"{name}.json", (record.model_dump_json(indent=1) + "\n").encode())
+    write_json(folder / f"{name}.json", record.model_dump_json())
     rows: list[tuple[object, ...]] = [
         ("factor", "variant", "dimensions", "head", "accuracy", "difference", "low", "high", "p_value", "holm_p_value")
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 from analysis.studies import STUDIES, Study, find_study, study_in
 from common.config import ConfigError, FigureFormat
-from common.files import PROJECT_ROOT
+from common.files import PROJECT_ROOT, sha256_of
 from common.flags import Parser
 
 if TYPE_CHECKING:  # --help should not wait for torch
@@ -62,8 +62,12 @@ class Run:
     def predictions(self, protocol: str = "official") -> dict[str, dict[str, str]]:
         """For the first seed: head -> clip id -> predicted class, for every clip that was tested."""
         from common.evaluation.predictions import prefix_of, read_predictions
+        from common.features import FeatureFileError
 
         path = self.folder / f"{prefix_of(protocol)}predictions.csv"
+        expected = self.record.checksums.get(path.name)  # none in records of earlier versions
+        if expected and path.exists() and sha256_of(path) != expected:
+            raise FeatureFileError(f"{path} is damaged (not what was written); classify again with --overwrite")
         record = self.protocols[protocol]
         return read_predictions(path, list(record.heads), record.seeds[0])
 

@@ -20,7 +20,7 @@ from common.arrays import Array
 from common.encoder import resolve_device
 from common.errors import UserError
 from common.features import ENCODER_SETTINGS, FeatureSet
-from common.files import write_atomically
+from common.files import DamagedFileError, read_json, write_json
 from common.heads import fit_scaler
 from common.progress import progress_bar
 from common.text_table import as_text, percent
@@ -78,8 +78,8 @@ class SimilarityRecord(BaseModel):
     def load(cls, path: Path) -> SimilarityRecord:
         """Read similarity.json; UserError if it is damaged or of an earlier version."""
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
+            return cls.model_validate_json(read_json(path))
+        except (ValidationError, DamagedFileError) as error:
             raise UserError(
                 f"{path} is damaged or of an earlier version; run analysis/task_similarity.py again"
             ) from error
@@ -166,7 +166,7 @@ def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> dict
 def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> list[Path]:
     """Write similarity.json and a heat map of each measure."""
     names, written = list(record.tasks), [folder / SIMILARITY_FILE]
-    write_atomically(written[0], (record.model_dump_json(indent=1) + "\n").encode())
+    write_json(written[0], record.model_dump_json())
     for measure, (title, how) in MEASURES.items():
         caption = f"{how}. Features standardised together. {reading_of(record, measure)}"
         written.append(folder / f"similarity_{measure}.{figure_format}")

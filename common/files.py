@@ -8,6 +8,7 @@ import errno
 import glob
 import hashlib
 import io
+import json
 import os
 import pickle
 import pickletools
@@ -24,6 +25,7 @@ from filelock import FileLock, Timeout
 
 from common.errors import UserError
 
+CHECKSUM = "checksum"  # the key of a JSON file's own
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -75,6 +77,37 @@ def write_atomically(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):  # name the target, not the temporary file
             error.filename, error.filename2 = str(path), None
         raise
+
+
+def write_json(path: Path, text: str) -> None:
+    """Write a JSON object atomically, with the checksum of its content as one more key."""
+    content = json.loads(text)
+    content[CHECKSUM] = _json_checksum(content)
+    write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> bytes:
+    """The JSON object that `write_json` has written, without its checksum; files of earlier versions have none.
+
+    Raises:
+        DamagedFileError: it is no JSON object, or its content is not what was written.
+        OSError: it cannot be opened.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"it is not JSON: {str(error)[:80]}") from error
+    if not isinstance(content, dict):
+        raise DamagedFileError("it is not a JSON object")
+    checksum = content.pop(CHECKSUM, None)
+    if checksum is not None and checksum != _json_checksum(content):
+        raise DamagedFileError("its content is not what was written: it was damaged, or changed by hand")
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def _json_checksum(content: Mapping[str, object]) -> str:
+    """Of the values, not of the layout."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -509,7 +510,7 @@ def test_a_record_of_an_unknown_task_is_named(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = (results / "a" / "result.json").read_text().replace('"task": "esc50"', '"task": "piano"', 1)
-    (tmp_path / "result.json").write_text(text)
+    (tmp_path / "result.json").write_text(re.sub(r'"checksum": "\w+"', '"checksum": null', text))
     assert read_runs(tmp_path) == []
     assert "result.json is of piano" in capsys.readouterr().err
 

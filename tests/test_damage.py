@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from heads_helpers import grouped_features, run, saved
+from heads_helpers import classify, draw_nothing, grouped_features, run, saved
 
+from analysis.runs import read_runs
 from common.datasets import Clip
+from common.evaluation.record import RecordError, RunRecord
 from common.extraction.resume import RowStore
 from common.features import FeatureFileError, FeatureSet
-from common.files import DamagedFileError, load_torch, save_torch
+from common.files import DamagedFileError, load_torch, read_json, save_torch, write_json
 from common.heads import HeadFileError, TrainedHead
 
 FLIPS = 150
@@ -118,3 +121,39 @@ def test_a_huge_label_takes_no_memory(tmp_path: Path) -> None:
                 FeatureSet.load(tmp_path / "features.pt")
         else:
             assert len(FeatureSet.load(tmp_path / "features.pt").class_names) == 5
+
+
+def test_a_flipped_bit_in_a_result_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
+    classify("--features", feature_file(tmp_path), "--output-dir", tmp_path / "out", "--epochs", 1)
+    path = tmp_path / "out" / "result.json"
+    before, content = RunRecord.load(path), path.read_bytes()
+    rng = np.random.default_rng(0)
+    told = 0
+    for place, bit in zip(rng.integers(0, len(content), FLIPS), rng.integers(0, 8, FLIPS), strict=True):
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        path.write_bytes(bytes(changed))
+        try:
+            assert RunRecord.load(path) == before  # between the values, or the checksum's own name
+        except RecordError:
+            told += 1
+    assert told > FLIPS / 2
+    path.write_bytes(content)
+    (one,) = read_runs(tmp_path / "out")
+    assert one.predictions()
+    table = one.folder / "predictions.csv"
+    table.write_text(table.read_text().replace("fold 1", "fold 2", 1))
+    with pytest.raises(FeatureFileError, match=r"not what was written.*classify again with --overwrite"):
+        one.predictions()
+
+
+def test_json_of_earlier_versions_has_no_checksum(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text('{"a": 1.5}')
+    assert json.loads(read_json(tmp_path / "old.json")) == {"a": 1.5}
+    write_json(tmp_path / "new.json", '{"a": 1.5, "b": null}')
+    assert json.loads(read_json(tmp_path / "new.json")) == {"a": 1.5, "b": None}
+    for text in ("[]", "{", "[" * 100_000, "\xff"):
+        (tmp_path / "other.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(DamagedFileError):
+            read_json(tmp_path / "other.json")

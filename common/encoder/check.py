@@ -87,9 +87,11 @@ class CheckRecord(BaseModel):
         """Read what ``--json`` wrote; UserError if it is damaged."""
         from pydantic import ValidationError
 
+        from common.files import DamagedFileError, read_json
+
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except ValidationError as error:
+            return cls.model_validate_json(read_json(path))
+        except (ValidationError, DamagedFileError) as error:
             raise UserError(f"{path} is damaged; run python -m common.encoder.check again") from error
 
 
@@ -322,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured")
     given = parser.parse_args(argv)
     from common.encoder import choose_outputs, new_encoder, resolve_device
-    from common.files import write_atomically
+    from common.files import write_json
     from common.text_table import as_text
 
     name = EncoderName.parse(given.name).resolved(Path.cwd())
@@ -340,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{record.encoder}, {record.checkpoint[:19]}\n")
     print(as_text(as_table(record), left=len(COLUMNS)))
     if given.json:
-        write_atomically(given.json, (record.model_dump_json(indent=1) + "\n").encode())
+        write_json(given.json, record.model_dump_json())
         print(f"-> {given.json}")
     if not record.holds:
         sys.exit(1)

@@ -27,7 +27,7 @@ from common.evaluation.record import (
 from common.evaluation.splits import make_splits, random_split
 from common.evaluation.tables import efficiency_table, remarks, score_table
 from common.features import FeatureSet
-from common.files import exclusive, write_atomically
+from common.files import exclusive, sha256_of, write_atomically
 from common.heads import HEADS, head_title, recipe_for
 from common.text_table import as_markdown, as_text, percent
 
@@ -114,7 +114,9 @@ def _fit_and_save(
                 head.save(folder / task.head_files[kind])
                 files.append(task.head_files[kind])
     source = FeaturesRecord.of(features, prepared.source.files, prepared.source.sha256)
-    record = RunRecord.of(task, config, source, protocols, files, controls)
+    read_again = [name for name in files if name.endswith("predictions.csv")]
+    checksums = {name: sha256_of(folder / name) for name in read_again}
+    record = RunRecord.of(task, config, source, protocols, files, controls).model_copy(update={"checksums": checksums})
     record.save(folder)
     return record
 

@@ -18,7 +18,7 @@ from common.datasets import Task
 from common.encoder.device import describe_cpu
 from common.errors import UserError
 from common.features import Counts, FeatureSet
-from common.files import OutputError, describe_difference, write_atomically, write_csv
+from common.files import DamagedFileError, OutputError, describe_difference, read_json, write_csv, write_json
 from common.heads import HEADS, HeadKind, Recipe, recipe_for
 
 Interval = tuple[float, float]
@@ -313,6 +313,7 @@ class RunRecord(_Record):
         protocols: name -> its scores.
         controls: name -> which encoder made the features of a control.
         files: what was written beside result.json.
+        checksums: of those that are read again: name -> SHA-256.
         command: the script and its flags.
         created: UTC time.
         versions: of the packages that compute.
@@ -326,6 +327,7 @@ class RunRecord(_Record):
     protocols: dict[str, ProtocolRecord]
     controls: dict[str, ControlRecord] = {}
     files: list[str]
+    checksums: dict[str, str] = {}
     command: list[str]
     created: str
     versions: dict[str, str]
@@ -370,14 +372,15 @@ class RunRecord(_Record):
         ]
         columns = list(dict.fromkeys(key for row in rows for key in row))
         write_csv(folder / "result.csv", [columns, *([row.get(name) for name in columns] for row in rows)])
-        text = self.model_dump_json(indent=1, exclude_unset=True)
-        write_atomically(folder / RESULT_FILE, (text + "\n").encode())
+        write_json(folder / RESULT_FILE, self.model_dump_json(exclude_unset=True))
 
     @classmethod
     def load(cls, path: Path) -> RunRecord:
         """Read a result.json; RecordError if it is damaged or something else."""
         try:
-            return cls.model_validate_json(path.read_bytes())
+            return cls.model_validate_json(read_json(path))
+        except DamagedFileError as error:
+            raise RecordError(f"{path} is not a record of this project ({error})") from error
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(map(str, problem["loc"]))
