@@ -24,6 +24,7 @@ import yaml
 
 from adapters import hear_audiosep
 from common.encoder import load_encoder
+from common.encoder_name import EncoderName
 from common.errors import UserError
 
 WEIGHTS = "random:0"
@@ -78,6 +79,27 @@ def check_mteb(name: str = "audiosep") -> str:
     return f"{name}: {len(passed)} of {MTEB_TASKS} tasks have a result"
 
 
+def check_revisions() -> str:
+    """That MTEB, which keeps results by name and revision, cannot take one encoder's for another's."""
+    mteb: Any = importlib.import_module("mteb")
+    from adapters.mteb_frozen import describe, entry
+
+    name = EncoderName.parse("audiosep")
+    encoders = [
+        load_encoder(WEIGHTS, "cpu"),
+        load_encoder("random:1", "cpu"),
+        load_encoder(WEIGHTS, "cpu", condition="zero"),
+    ]
+    revisions = {describe(encoder, name).revision for encoder in encoders}
+    if len(revisions) != len(encoders):
+        raise CheckFailed("MTEB: other weights or another condition have the same revision")
+    made = entry("audiosep", WEIGHTS, device="cpu")
+    loaded = mteb.get_model(made.mteb_model_meta.name)
+    if loaded.mteb_model_meta.revision != made.mteb_model_meta.revision:
+        raise CheckFailed("MTEB: what is registered is not what was entered")
+    return f"{made.mteb_model_meta.name} loads by its name; {len(revisions)} encoders have {len(revisions)} revisions"
+
+
 def check_evar() -> str:
     """The three methods of EVAR's base class, called as its pipeline does, with its yaml."""
     with _stand_in("evar"), _stand_in("evar.ar_base", BaseAudioRepr=_BaseAudioRepr):
@@ -117,6 +139,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "X-ARES (check_audio_encoder)": check_xares,
     "MTEB (mock_run)": check_mteb,
     "MTEB (mock_run), log-mel": lambda: check_mteb("logmel"),
+    "MTEB (registry)": check_revisions,
     "EVAR (by contract)": check_evar,
 }
 

@@ -8,6 +8,7 @@ mteb.evaluate(entry("hear:examples/encoders/resemblyzer_dvector.py"), mteb.get_t
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from mteb.models.model_implementations import MODEL_REGISTRY
 from adapters.shared import load_audiosep
 from common.arrays import Array
 from common.encoder import Encoder, new_encoder, resolve_device
+from common.encoder.checkpoint import KNOWN_RELEASES
 from common.encoder_name import EncoderName
 from common.progress import progress_bar
 
@@ -56,24 +58,30 @@ class FrozenEncoder(AbsEncoder):  # type: ignore[misc]  # mteb is optional
         output = self.model.default_output
         rows = []
         for batch in progress_bar(iterable=inputs, desc="embedding", unit="batch", leave=False):
-            clips = [np.asarray(each["array"]).squeeze() for each in batch["audio"]]
+            clips = [np.asarray(each["array"]).reshape(-1) for each in batch["audio"]]  # mono after the collator
             rows.append(self.model.embed_outputs(clips, [output])[output])
         return torch.cat(rows).numpy()
 
 
-def entry(name: str = "audiosep", checkpoint: str = "", device: str = "auto") -> FrozenEncoder:
+def entry(
+    name: str = "audiosep", checkpoint: str = "", device: str = "auto", trust_remote_code: bool = False
+) -> FrozenEncoder:
     """An encoder for `mteb.evaluate`, `mteb.mock_run` and MTEB's registry, where it is entered under its name.
 
     Args:
         name: as ``--encoder`` takes it.
         checkpoint: AudioSep's weights; see `adapters.shared`.
         device: ``"auto"``, ``"cpu"``, ``"cuda"``...
+        trust_remote_code: whether a model of ``hf:`` may run code that it brings.
 
     Raises:
         CheckpointError, PluginError, EncoderNameError: there is no such encoder.
     """
     parsed, place = EncoderName.parse(name), resolve_device(device)
-    encoder = load_audiosep(checkpoint, place) if parsed.kind == "audiosep" else new_encoder(parsed, "", place)
+    if parsed.kind == "audiosep":
+        encoder: Encoder = load_audiosep(checkpoint, place)
+    else:
+        encoder = new_encoder(parsed, "", place, trust_remote_code=trust_remote_code)
     meta = describe(encoder, parsed)
     made = FrozenEncoder(encoder, meta)
     MODEL_REGISTRY[meta.name] = meta
@@ -89,13 +97,16 @@ def describe(encoder: Encoder, name: EncoderName) -> ModelMeta:
         "release_date": None,
         "public_training_code": None,
     }
-    if info.encoder == "AudioSep ResUNet30" and info.release != "untrained":
+    if info.release in KNOWN_RELEASES.values():
         known |= AUDIOSEP
-    megabytes = None if info.parameters is None else info.parameters * 4 / 1e6
+    megabytes = None if info.parameters is None else round(info.parameters * 4 / 1024**2)
+    # MTEB keeps results by name and revision, so whatever changes an embedding must change the revision.
+    made_by = (info.checkpoint, info.condition, info.padding, info.precision, info.code, encoder.default_output.name)
+    revision = hashlib.sha256("\n".join(made_by).encode()).hexdigest()[:40]
     return ModelMeta(
         **known,
         loader=lambda *_, device=None, **__: FrozenEncoder(encoder, describe(encoder, name)),
-        revision=info.checkpoint.removeprefix("sha256:")[:40],
+        revision=revision,
         languages=["eng-Latn"],
         open_weights=True,
         n_parameters=info.parameters,

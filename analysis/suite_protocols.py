@@ -128,11 +128,10 @@ def _fit_xares(features: FeatureSet, train: Array, test: Array, seed: int) -> li
     steps = -(-len(train) // XARES_BATCH)
     accuracies = []
     for epoch in range(XARES_EPOCHS):
+        fallen = (1 + np.cos(np.pi * epoch / XARES_EPOCHS)) / 2  # set at the beginning of every epoch
+        optimizer.param_groups[0]["lr"] = XARES_RATE * (XARES_FALL + (1 - XARES_FALL) * fallen)
         order = torch.randperm(len(train), generator=generator)
         for step in range(steps):
-            done = (epoch * steps + step) / (XARES_EPOCHS * steps)
-            rate = XARES_RATE * (XARES_FALL + (1 - XARES_FALL) * (1 + np.cos(np.pi * done)) / 2)
-            optimizer.param_groups[0]["lr"] = rate
             rows = order[step * XARES_BATCH : (step + 1) * XARES_BATCH]
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(values[rows]), labels[rows]).backward()

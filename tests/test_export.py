@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from common.arrays import Array
-from common.encoder import load_encoder, new_encoder
+from common.encoder import CheckpointError, load_encoder, new_encoder
 from common.encoder_name import EncoderName
 from common.export import ExportError, export_hugging_face, export_onnx
 from common.export.__main__ import main
@@ -121,6 +121,10 @@ def test_the_project_loads_its_own_export_both_ways(folder: Path) -> None:
     expected = load_encoder("random:0", "cpu").embed(clips())
     from_folder = load_encoder(folder, "cpu")
     assert torch.equal(from_folder.embed(clips()), expected)
+    with pytest.raises(CheckpointError, match="exported with another condition or padding; give the same, or"):
+        load_encoder(folder, "cpu", padding="official")
+    assert load_encoder(folder / "model.safetensors", "cpu", padding="official").info.padding == "official"
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".json", ".md", ".py", ".safetensors"]
     assert from_folder.info.checkpoint.startswith("sha256:") and from_folder.info.release == "unknown"
     plug_in = new_encoder(EncoderName.parse(f"hf:{folder}"), "", CPU, trust_remote_code=True)
     (pooled,) = [output for output in plug_in.outputs if output.layer == "pooler_output"]
@@ -135,6 +139,7 @@ def test_the_project_loads_its_own_export_both_ways(folder: Path) -> None:
         (np.zeros(32_000, np.float32), None, "sampling_rate is None"),
         (np.zeros(32_000, np.int16), 32_000, "int16; give float32"),
         ([np.zeros((2, 32_000), np.float32)], 32_000, "mono"),
+        (np.zeros((400, 2), np.float32), 32_000, "give a list of waveforms, once they are mono"),
         (np.zeros(0, np.float32), 32_000, "at least one sample"),
         (np.full(32_000, np.nan, np.float32), 32_000, "NaN or infinity"),
     ],
@@ -156,12 +161,41 @@ def test_a_mask_with_holes_is_refused(loaded: tuple[Any, Any]) -> None:
 def test_the_card_says_where_the_weights_come_from(folder: Path, tmp_path: Path) -> None:
     card = (folder / "README.md").read_text()
     assert "Random weights (random:0): for trials only" in card and "<" not in card.replace("https://", "")
+    assert "license:" not in card and "Without a condition" in card and "random numbers in the shapes" in card
+    export_hugging_face(tmp_path / "other", "random:0", condition="zero", padding="official")
+    other = (tmp_path / "other" / "README.md").read_text()
+    assert (
+        "Without a condition" not in other
+        and "padded with zeros to a whole column" in other
+        and "<" not in other.replace("https", "")
+    )
     config = json.loads((folder / "config.json").read_text())
     assert config["condition"] is None and config["auto_map"]["AutoModel"].endswith("AudioSepEncoderModel")
     with pytest.raises(ExportError, match="not an empty folder; give another, or --overwrite"):
         export_hugging_face(folder, "random:0")
     with pytest.raises(ExportError, match="padding 'half' is unknown"):
-        export_hugging_face(tmp_path, "random:0", padding="half")
+        export_hugging_face(tmp_path / "third", "random:0", padding="half")
+
+
+@torch.no_grad()
+def test_what_users_of_transformers_do(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+    extractor, model = loaded
+    clip = clips()[0]
+    inputs = extractor(clip, sampling_rate=32_000, return_tensors="pt", return_attention_mask=True)
+    expected = model(**inputs).pooler_output
+    assert torch.equal(model(**inputs, output_attentions=False).pooler_output, expected)
+    for form in ([clip], clip.tolist(), list(clip), torch.from_numpy(clip), [torch.from_numpy(clip)]):
+        again = extractor(form, sampling_rate=32_000, return_tensors="pt")
+        assert torch.equal(again["input_values"], inputs["input_values"])
+    assert torch.equal(model.train()(**inputs).pooler_output, expected) and not model.training
+    model.save_pretrained(tmp_path / "again")
+    extractor.save_pretrained(tmp_path / "again")
+    saved = transformers.AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True, dtype=torch.bfloat16)
+    rounded = saved(**inputs).pooler_output.float()
+    assert float((rounded - expected).abs().max() / expected.abs().max()) < 0.05
+    options = {"return_dict": False, "output_hidden_states": True}
+    as_tuple = transformers.AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True, **options)(**inputs)
+    assert torch.equal(as_tuple[1], expected) and len(as_tuple[2]) == 8
 
 
 def test_onnx_needs_its_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -175,11 +209,14 @@ def test_one_onnx_graph_holds_any_length(tmp_path: Path) -> None:
     """From the shortest clip to a minute, alone and several of one length."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
+    import onnx
     import onnxruntime
 
     path = tmp_path / "encoder.onnx"
     main([str(path), "--format", "onnx", "--checkpoint", "random:0", "--condition", "zero"])
     assert [each.name for each in tmp_path.iterdir()] == ["encoder.onnx"] and path.stat().st_size < 100e6
+    properties = onnx.load(path).metadata_props
+    assert {each.key: each.value for each in properties}["checkpoint"] == "random:0"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     encoder = load_encoder("random:0", "cpu", condition="zero")
     rng = np.random.default_rng(0)

@@ -1,7 +1,7 @@
 """AudioSep in EVAR (https://github.com/nttcslab/eval-audio-repr).
 
-Copy this file into its folder ``evar/``, and ``audiosep.yaml`` into ``config/``; this project must be installed in the same
-environment (``pip install -e FOLDER``).
+Copy this file into its folder ``evar/`` and ``audiosep.yaml`` into ``config/``, and add ``import evar.ar_audiosep`` to the imports of
+its ``lineareval.py``. This project must be installed in the same environment (``pip install -e FOLDER``).
 """
 
 import torch

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from common.arrays import Array
-from common.encoder.checkpoint import Weights, load_weights
+from common.encoder.checkpoint import EXPORTED, CheckpointError, Weights, exported_settings, load_weights
 from common.encoder.condition import read_condition
 from common.encoder.device import PRECISIONS, DeviceError, keep_freed_memory, resolve_device, resolve_precision
 from common.encoder.embedding import Embeds
@@ -98,6 +98,13 @@ def load_encoder(
     resolved = resolve_device(device)
     precision = resolve_precision(precision, resolved)
     embedding, condition_identity = read_condition(condition)
+    exported = exported_settings(checkpoint)
+    own = (None if embedding is None else embedding.tolist(), padding == "official")
+    if exported is not None and exported != own:
+        raise CheckpointError(
+            f"{checkpoint} was exported with another condition or padding; give the same, or {checkpoint}/{EXPORTED} for the "
+            "weights alone"
+        )
     weights = load_weights(checkpoint, weight_shapes())
     encoder = AudioSepEncoder(weights, embedding, condition_identity, precision, padding)
     if resolved.type == "cpu":

@@ -76,6 +76,20 @@ def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, 
     return Weights(tensors, f"sha256:{sha256}", KNOWN_RELEASES.get(sha256, "unknown"))
 
 
+def exported_settings(checkpoint: str | Path | None) -> tuple[list[float] | None, bool] | None:
+    """Condition and padding of time of an exported folder; None for anything else."""
+    folder = Path(checkpoint) if checkpoint is not None else DEFAULT_PATH
+    if not (folder / EXPORTED).is_file():
+        return None
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return config["condition"], bool(config["pads_time"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder} has no config.json of an exported encoder; give {folder / EXPORTED} itself"
+        ) from error
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, computed once: saved in ``<path>.sha256.json`` with the file's size and modification time.
 
@@ -91,6 +105,8 @@ def file_sha256(path: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         remembered = None  # no note, or not ours: compute
     sha256 = sha256_of(path)
+    if path.name == EXPORTED:  # small, in a folder that is meant to be passed on
+        return sha256
     try:
         note.write_text(json.dumps({**state, "sha256": sha256}) + "\n")
     except OSError as error:

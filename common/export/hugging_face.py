@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 
 from common.encoder.audiosep import PADDINGS
-from common.encoder.checkpoint import EXPORTED, Weights, load_weights
+from common.encoder.checkpoint import EXPORTED, KNOWN_RELEASES, Weights, load_weights
 from common.encoder.condition import read_condition
 from common.encoder.network import SAMPLE_RATE, weight_shapes
 from common.errors import UserError
@@ -109,13 +109,31 @@ def _card(weights: Weights, condition: str, padding: str) -> str:
         "untrained": f"**Random weights ({weights.identity}): for trials only. Nothing here says anything about AudioSep.**",
         "unknown": f"From a checkpoint that is not one of the published releases ({weights.identity}).",
     }.get(weights.release, f"From the published release {weights.release} ({weights.identity}).")
-    parameters = sum(math.prod(tensor.shape) for tensor in weights.tensors.values())
+    parameters = sum(math.prod(tensor.shape) for name, tensor in weights.tensors.items() if ".running_" not in name)
+    is_padded, is_known = padding == "official", weights.release in KNOWN_RELEASES.values()
+    rest = "What is left at the end of a clip belongs to no column; a clip shorter than 0.31 s is padded with zeros to that."
+    if is_padded:
+        rest = "The end of a clip is padded with zeros to a whole column, after bn0, as AudioSep's own forward does."
+    betas = ""
+    if condition == "none":
+        betas = (
+            "\nWithout a condition every FiLM beta is 0. That is a state that AudioSep itself never runs in; the nearest that it does\n"
+            "is an all-zero condition (`condition` of 512 zeros in `config.json`).\n"
+        )
+    names = "by their official names without prefix: the encoder, the bottleneck and FiLM."
+    tensors = f"These are the tensors of the checkpoint named above, in float32, {names}"
+    if weights.release == "untrained":
+        tensors = f"These are random numbers in the shapes of AudioSep's tensors, {names}"
     text = CARD.read_text(encoding="utf-8")
     for name, value in {
         "ORIGIN": origin,
         "PARAMETERS": f"{parameters / 1e6:.1f} million",
         "CONDITION": condition,
         "PADDING": padding,
+        "LICENCE": "license: mit\n" if is_known else "",
+        "REST": rest,
+        "BETAS": betas,
+        "TENSORS": tensors,
     }.items():
         text = text.replace(f"<{name}>", value)
     return text

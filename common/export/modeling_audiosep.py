@@ -87,6 +87,7 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate: int | None = None,
         padding: bool | str = True,
         return_tensors: str | None = None,
+        return_attention_mask: bool = True,
         **kwargs: Any,
     ) -> BatchFeature:
         """One waveform or a list of them, mono, floating-point, in [-1, 1] -> ``input_values``, ``attention_mask``.
@@ -97,20 +98,25 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
         if sampling_rate != self.sampling_rate:
             raise ValueError(f"sampling_rate is {sampling_rate}; resample to {self.sampling_rate} Hz and say so")
         if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
-            raw_speech = [raw_speech] if raw_speech.ndim == 1 else list(raw_speech)
-        elif raw_speech and isinstance(raw_speech[0], float):
+            if raw_speech.ndim != 1:  # several clips, or one in stereo?
+                raise ValueError(
+                    f"one array of shape {tuple(raw_speech.shape)}; give a list of waveforms, once they are mono"
+                )
             raw_speech = [raw_speech]
-        waveforms = [self._checked(np.asarray(waveform), place) for place, waveform in enumerate(raw_speech)]
+        elif len(raw_speech) and isinstance(raw_speech[0], (float, np.floating)):
+            raw_speech = [raw_speech]
+        waveforms = [self._checked(waveform, place) for place, waveform in enumerate(raw_speech)]
         return self.pad(
             BatchFeature({"input_values": waveforms}),
             padding=padding,
-            return_attention_mask=True,
+            return_attention_mask=return_attention_mask,
             return_tensors=return_tensors,
             **kwargs,
         )
 
     @staticmethod
-    def _checked(waveform: np.ndarray, place: int) -> np.ndarray:
+    def _checked(given: Any, place: int) -> np.ndarray:
+        waveform = given.detach().cpu().numpy() if torch.is_tensor(given) else np.asarray(given)
         if waveform.ndim != 1 or not len(waveform):
             raise ValueError(f"waveform {place} has shape {waveform.shape}; give at least one sample, mono")
         if waveform.dtype.kind != "f":
@@ -173,6 +179,10 @@ class AudioSepEncoderModel(PreTrainedModel):
             self.film.add_module(f"{name}->conv_block1->beta2", nn.Linear(CONDITION_SIZE, channels_out))
         self.post_init()
 
+    def train(self, mode: bool = True) -> "AudioSepEncoderModel":
+        """Stays in evaluation mode: the encoder is frozen, and its batch norms' statistics are those of the weights."""
+        return super().train(False)
+
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: the encoder is frozen, and all of its weights are in the file."""
 
@@ -182,6 +192,7 @@ class AudioSepEncoderModel(PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **_: Any,
     ) -> BaseModelOutputWithPooling | tuple[torch.Tensor, ...]:
         """Embed a batch.
 
@@ -194,6 +205,10 @@ class AudioSepEncoderModel(PreTrainedModel):
             pooler_output: (B, 384), the mean over time of a clip's own columns: its embedding.
             hidden_states: if asked for: the same of every layer, (B, its columns, its channels), pre_conv first.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
         lengths = self._lengths(input_values, attention_mask)
         places: dict[int, list[int]] = {}
         for place, length in enumerate(lengths):
@@ -207,7 +222,7 @@ class AudioSepEncoderModel(PreTrainedModel):
         pooled = torch.stack([layers[last].mean(dim=0) for layers in found])
         together = [nn.utils.rnn.pad_sequence(each, batch_first=True) for each in zip(*found, strict=True)]
         hidden_states = tuple(together) if output_hidden_states else None
-        if return_dict is False:
+        if not return_dict:
             return (together[last], pooled, *([hidden_states] if hidden_states else []))
         return BaseModelOutputWithPooling(
             last_hidden_state=together[last], pooler_output=pooled, hidden_states=hidden_states
@@ -231,7 +246,12 @@ class AudioSepEncoderModel(PreTrainedModel):
         """(B, samples) of one length -> means over frequency (B, time, channels): of every layer, or of encoder_block6."""
         least = MIN_SAMPLES_PADDED if self.config.pads_time else MIN_SAMPLES
         waveforms = F.pad(waveforms, (0, max(0, least - waveforms.shape[1])))
-        x = self.base.bn0(self.magnitude(waveforms).transpose(1, 3)).transpose(1, 3)
+        # In float32 whatever the blocks are in: a loud tone's power is beyond what half precision holds.
+        magnitude = self.magnitude(waveforms.float()).transpose(1, 3)
+        bn0 = self.base.bn0
+        scale = bn0.weight.float() / (bn0.running_var.float() + bn0.eps).sqrt()
+        shift = bn0.bias.float() - bn0.running_mean.float() * scale
+        x = (magnitude * scale[:, None, None] + shift[:, None, None]).transpose(1, 3).to(self.dtype)
         if self.config.pads_time:
             x = F.pad(x, (0, 0, 0, -x.shape[2] % FRAMES_PER_COLUMN))
         x = self.base.pre_conv(x[..., :-1])

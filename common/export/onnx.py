@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import logging
@@ -10,13 +11,15 @@ import math
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from common.encoder.audiosep import MIN_SAMPLES, load_encoder
-from common.encoder.network import HOP_LENGTH, LEAKY_SLOPE, MIN_MAGNITUDE, N_FFT, ResUNet30Encoder
+from common.encoder.network import HOP_LENGTH, LEAKY_SLOPE, MIN_MAGNITUDE, N_FFT, SAMPLE_RATE, ResUNet30Encoder
+from common.encoder.protocol import EncoderInfo
 from common.export.hugging_face import ExportError
 
 NEEDED = ("onnx", "onnxscript")
@@ -46,7 +49,8 @@ def export_onnx(
         raise ExportError(f"{' and '.join(missing)} is not installed: pip install -r requirements-encoders.txt")
     if path.exists() and (path.is_dir() or not overwrite):
         raise ExportError(f"{path} already exists; give another file, or --overwrite")
-    graph = Graph(load_encoder(checkpoint, "cpu", condition=condition).network).eval()
+    encoder = load_encoder(checkpoint, "cpu", condition=condition)
+    graph = Graph(encoder.network).eval()
     sizes = {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=MIN_SAMPLES)}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -67,8 +71,27 @@ def export_onnx(
                 external_data=False,
                 verbose=False,
             )
+        _describe(whole, encoder.info)
         whole.replace(path)
     return [path]
+
+
+def _describe(path: Path, info: EncoderInfo) -> None:
+    """Write into the file what it is."""
+    onnx: Any = importlib.import_module("onnx")
+    model = onnx.load(path)
+    model.doc_string = "AudioSep's separation encoder: mono sound at 32 kHz -> embeddings of 384 numbers"
+    onnx.helper.set_model_props(
+        model,
+        {
+            "checkpoint": info.checkpoint,
+            "release": info.release,
+            "condition": info.condition,
+            "sample_rate": str(SAMPLE_RATE),
+            "min_samples": str(MIN_SAMPLES),
+        },
+    )
+    onnx.save(model, path)
 
 
 class Graph(nn.Module):
