@@ -13,11 +13,12 @@ import safetensors.torch
 import torch
 from conftest import SHARED, needs_shared, noise, write_wav
 from heads_helpers import on_one_thread
+from plain_encoder import use_narrow_network
 
 from common.cli import classify_main, extract_main
 from common.datasets import Clip
 from common.datasets.audio import read_audio
-from common.encoder import AudioSepEncoder, LogMelStatistics, Output, PluginError, new_encoder
+from common.encoder import LogMelStatistics, Output, PluginError, load_encoder, new_encoder
 from common.encoder.check import CheckRecord, check_encoder, main
 from common.encoder.hear import HearEncoder
 from common.encoder_name import EncoderName, EncoderNameError, file_of, slug_of
@@ -364,9 +365,10 @@ def test_a_folder_that_holds_no_audio_model(tmp_path: Path) -> None:
         new_encoder(EncoderName.parse(f"hf:{tmp_path}"), "", CPU)
 
 
-def test_the_check_of_the_projects_own_encoders(encoder: AudioSepEncoder) -> None:
+def test_the_check_of_the_projects_own_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_narrow_network(monkeypatch)
     with on_one_thread():
-        for own in (encoder, LogMelStatistics()):
+        for own in (load_encoder("random:2024", "cpu"), LogMelStatistics()):
             record = check_encoder(own)
             assert record.holds, [each for each in record.properties if each.holds is False]
             assert {each.measured for each in record.properties[:4]} == {"to the last bit"}
