@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -303,12 +304,16 @@ class FeatureSet:
             class_names = [str(label) for label in present.tolist()]
             labels = torch.where(labels < 0, labels, torch.searchsorted(present, labels))
         clip_ids = content.get("clip_ids", content.get("keys", [f"row {row}" for row in range(rows)]))
+        ids = _names(clip_ids, "clip_ids", rows, path)
+        if len(set(ids)) < rows:
+            twice = next(each for each, count in Counter(ids).items() if count > 1)
+            raise FeatureFileError(f"{path} is damaged: clip {twice} is in it more than once; extract again")
         folds = content.get("folds")
         return cls(
             features.detach().to(torch.float32),
             labels,
             _names(class_names, "class_names", int(labels.max()) + 1, path, exactly=False),
-            _names(clip_ids, "clip_ids", rows, path),
+            ids,
             None if folds is None else _folds(folds, rows, path),
             _optional_names(content, "splits", rows, path),
             _optional_names(content, "groups", rows, path),

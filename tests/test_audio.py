@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import librosa
@@ -10,7 +11,7 @@ import pytest
 import soundfile
 from conftest import noise, write_wav
 
-from common.datasets.audio import AudioError, audio_duration_s, read_audio
+from common.datasets.audio import AudioError, audio_duration_s, audio_stamp, read_audio
 
 RATE = 32_000
 KINDS = [
@@ -207,3 +208,24 @@ def test_flac_that_claims_more_than_it_holds_fails_alone(claimed: int, tmp_path:
     path = streamed(tmp_path / "greedy.flac", 40_000, claimed)
     with pytest.raises(AudioError, match=rf"greedy\.flac: truncated: 40,000 of {claimed:,} samples"):
         read_audio(path, 16_000)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system here")
+def test_a_pipe_in_place_of_a_clip_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "clip.wav")
+    for call in (lambda: read_audio(tmp_path / "clip.wav", 16_000), lambda: audio_stamp(tmp_path / "clip.wav")):
+        with pytest.raises(AudioError, match=r"clip\.wav: is a pipe, socket or device, not a file"):
+            call()
+    with pytest.raises(AudioError, match="is a pipe"):
+        audio_duration_s(tmp_path / "clip.wav")
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_finite_samples_that_overflow_fail_alone(rate: int, tmp_path: Path) -> None:
+    """In the mean of the channels, or in the resampling."""
+    samples = np.full((rate, 2), 3e38, np.float32) * np.where(np.arange(rate) % 50 < 25, 1, -1)[:, None].astype(
+        np.float32
+    )
+    soundfile.write(tmp_path / "loud.wav", samples, rate, subtype="FLOAT")
+    with pytest.raises(AudioError, match=r"loud\.wav: its samples are too large to average or resample"):
+        read_audio(tmp_path / "loud.wav", 16_000)

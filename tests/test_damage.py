@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,3 +158,12 @@ def test_json_of_earlier_versions_has_no_checksum(tmp_path: Path) -> None:
         (tmp_path / "other.json").write_bytes(text.encode("latin-1"))
         with pytest.raises(DamagedFileError):
             read_json(tmp_path / "other.json")
+
+
+def test_a_clip_that_is_there_twice_is_told(tmp_path: Path) -> None:
+    features = grouped_features()
+    ids = list(features.clip_ids)
+    ids[7] = ids[3]
+    saved(replace(features, clip_ids=ids), tmp_path / "features.pt")
+    with pytest.raises(FeatureFileError, match=f"clip {ids[3]} is in it more than once"):
+        FeatureSet.load(tmp_path / "features.pt")

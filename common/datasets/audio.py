@@ -48,6 +48,7 @@ def read_audio(path: str | Path, sample_rate: int, start_s: float | None = None,
             does not contain the segment.
     """
     path = Path(path)
+    _refuse_special(path)
     try:
         with _Sequential(path) as file:
             file_rate = file.samplerate
@@ -66,12 +67,17 @@ def read_audio(path: str | Path, sample_rate: int, start_s: float | None = None,
         raise AudioError(f"{path}: holds no samples")
     if not np.isfinite(samples).all():
         raise AudioError(f"{path}: holds NaN or infinite samples")
-    waveform: Array = samples.mean(axis=1, dtype=np.float32)
+    with np.errstate(over="ignore"):  # told below
+        waveform: Array = samples.mean(axis=1, dtype=np.float32)
     if file_rate != sample_rate:
         try:
             waveform = soxr.resample(waveform, file_rate, sample_rate, quality="HQ")
         except (RuntimeError, ValueError, MemoryError) as error:
             raise AudioError(f"{path}: cannot be resampled from {file_rate:,} Hz ({error})") from error
+    if not np.isfinite(waveform).all():
+        raise AudioError(
+            f"{path}: its samples are too large to average or resample (up to {np.abs(samples).max():.1e})"
+        )
     if not len(waveform):
         raise AudioError(f"{path}: only {len(samples)} samples at {file_rate} Hz, too short to resample")
     return waveform
@@ -101,12 +107,19 @@ def audio_duration_s(path: str | Path) -> float:
         AudioError: the file cannot be opened as audio.
     """
     path = Path(path)
+    _refuse_special(path)
     try:
         with _Sequential(path) as file:
             frames = file.frames if file.frames < UNKNOWN_FRAMES else sum(map(len, _blocks(file, None)))
             return float(frames / file.samplerate)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError(f"{path}: {_cause(path, error)}") from error
+
+
+def _refuse_special(path: Path) -> None:
+    """AudioError for a pipe, socket or device, which might never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise AudioError(f"{path}: is a pipe, socket or device, not a file")
 
 
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
@@ -142,6 +155,7 @@ def audio_stamp(path: str | Path) -> int:
         AudioError: the file cannot be opened.
     """
     block = 4096
+    _refuse_special(Path(path))
     try:
         with Path(path).open("rb") as file:
             size = file.seek(0, 2)

@@ -6,6 +6,7 @@ import ctypes
 import platform
 import re
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -46,7 +47,17 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         raise DeviceError(f"precision {precision!r} is unknown; choose one of auto, {', '.join(PRECISIONS)}")
     if precision in GPU_ONLY and device.type != "cuda":
         raise DeviceError(f"precision {precision} needs a CUDA GPU; on the CPU choose fp32 or bf16")
+    if precision == "bf16" and device.type == "cpu" and not has_bf16():
+        warnings.warn(
+            f"this CPU ({describe_cpu()}) has no bf16 instructions, so bf16 is several times slower than fp32; use fp32",
+            stacklevel=2,
+        )
     return precision
+
+
+def has_bf16() -> bool:
+    """Whether torch has kernels for bf16 on this CPU."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def describe_cpu() -> str:
