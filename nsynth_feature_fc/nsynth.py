@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.datasets import Clip, DatasetError, Division, Flag, Prepared, Task, layout_error
+from common.datasets import Clip, DatasetError, Division, Flag, Prepared, Task, layout_error, plain_name
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -52,7 +52,7 @@ def read_clips(root: Path, split: str) -> list[Clip]:
     try:
         with listing.open(encoding="utf-8") as file:
             notes = json.load(file, object_hook=_family_and_instrument)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{listing} is damaged ({error}); unpack {folder.name} again") from error
     if not isinstance(notes, dict) or not notes:
         raise DatasetError(f"{listing} lists no notes; unpack {folder.name} again")
@@ -61,7 +61,7 @@ def read_clips(root: Path, split: str) -> list[Clip]:
         family, instrument = note if isinstance(note, tuple) else (None, None)
         if family not in FAMILIES:
             raise DatasetError(f"{listing}: note {name} has no known instrument_family_str; unpack {folder.name} again")
-        clips.append(Clip(folder / "audio" / f"{name}.wav", family, split=split, group=instrument))
+        clips.append(Clip(folder / "audio" / f"{plain_name(name, listing)}.wav", family, split=split, group=instrument))
     return clips
 
 

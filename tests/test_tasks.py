@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -12,7 +13,7 @@ import pytest
 import torch
 from conftest import SHARED, needs_shared, write_csv, write_wav
 
-from common.datasets import DatasetError
+from common.datasets import DatasetError, plain_name
 from common.features import FeatureSet
 from demo import generate
 from demo.generate import generate_esc50, generate_urbansound8k
@@ -206,3 +207,26 @@ def test_the_demos_other_data_sets_are_official_layouts(tmp_path: Path, monkeypa
     assert len({clip.group for clip in librispeech.read_clips(tmp_path, "train-clean-100")}) == 4
     generate.generate_speech_commands(tmp_path / "commands", speakers=5)
     assert {clip.split for clip in speech_commands.V1.read_clips(tmp_path / "commands")} == {"train", "valid", "test"}
+
+
+@pytest.mark.parametrize("name", ["../../secret.wav", "7-3-0-1/../../x.wav", "7-3-0-1.wav\0", "..\\x.wav"])
+def test_names_that_lead_out_of_the_data_set_are_refused(name: str, tmp_path: Path) -> None:
+    if "\0" not in name:  # pandas reads up to it
+        with pytest.raises(DatasetError, match=r"lists .*, which is no file's name|is not the official row"):
+            urbansound8k.read_clips(urbansound8k_root(tmp_path / "u", (name, 7, 0.0, 4.0, 1, 10, 3, "dog_bark")))
+    folder = tmp_path / "nsynth" / "nsynth-test"
+    (folder / "audio").mkdir(parents=True)
+    entry = {"instrument_family_str": "bass", "instrument_str": "bass_synthetic_000"}
+    (folder / "examples.json").write_text(json.dumps({name.removesuffix(".wav"): entry}))
+    with pytest.raises(DatasetError, match=r"examples\.json lists .*, which is no file's name"):
+        nsynth.read_clips(tmp_path / "nsynth", "test")
+    with pytest.raises(DatasetError, match="is no file's name"):
+        plain_name(name, tmp_path)
+
+
+def test_a_listing_that_is_nested_too_deep_is_damaged(tmp_path: Path) -> None:
+    folder = tmp_path / "nsynth-test"
+    (folder / "audio").mkdir(parents=True)
+    (folder / "examples.json").write_text("[" * 100_000)
+    with pytest.raises(DatasetError, match="is damaged"):
+        nsynth.read_clips(tmp_path, "test")

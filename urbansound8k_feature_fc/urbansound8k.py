@@ -6,7 +6,7 @@ https://urbansounddataset.weebly.com/urbansound8k.html; the folds must not be re
 from pathlib import Path
 from typing import Any
 
-from common.datasets import Clip, DatasetError, Task, layout_error, read_metadata
+from common.datasets import Clip, DatasetError, Task, layout_error, plain_name, read_metadata
 
 TITLE = "UrbanSound8K"
 # In the order of the official classID 0 to 9.
@@ -50,7 +50,7 @@ def read_clips(root: Path) -> list[Clip]:
             )
     return [
         Clip(
-            root / "audio" / f"fold{row.fold}" / row.slice_file_name,
+            root / "audio" / f"fold{row.fold}" / plain_name(row.slice_file_name, metadata),
             row.class_name,
             fold=int(row.fold),
             group=str(row.fsID),

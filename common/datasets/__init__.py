@@ -7,6 +7,7 @@ from common.datasets.layout import (
     DatasetNote,
     download_command,
     layout_error,
+    plain_name,
     read_metadata,
 )
 from common.datasets.task import Division, Flag, Prepared, Task, Variants, use_as_is
@@ -24,6 +25,7 @@ __all__ = [
     "count",
     "download_command",
     "layout_error",
+    "plain_name",
     "read_metadata",
     "use_as_is",
 ]

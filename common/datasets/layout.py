@@ -55,6 +55,13 @@ def download_command(download: str, root: Path) -> str:
     return f"python -m common.download {download} --root {root.parent}"
 
 
+def plain_name(name: str, listing: Path) -> str:
+    """A file's name as a data set's listing gives it; DatasetError if it would lead out of its folder."""
+    if "\0" in name or "/" in name or "\\" in name or name in ("", ".", ".."):
+        raise DatasetError(f"{listing} lists {name!r}, which is no file's name; unpack the official archive again")
+    return name
+
+
 def read_metadata(path: Path, columns: tuple[str, ...], whole_numbers: tuple[str, ...], title: str) -> pd.DataFrame:
     """A data set's official CSV, with all `columns` present and without empty fields; `whole_numbers` are int64."""
     import pandas as pd
