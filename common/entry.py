@@ -15,8 +15,12 @@ from common.errors import UserError
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`. An error that the user can fix is one line on stderr and exit status 2; Ctrl-C is status 130."""
-    # A job scheduler sends SIGTERM before SIGKILL: treat it like Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A job scheduler sends SIGTERM before SIGKILL, and a terminal that is closed SIGHUP: treat them like Ctrl-C. What nohup
+    # has told to ignore stays ignored; Windows has no SIGHUP.
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):  # escape characters that the terminal cannot encode
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

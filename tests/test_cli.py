@@ -314,7 +314,7 @@ def extract_until_the_sixth_clip(flags: list[str], sign: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 @pytest.mark.usefixtures("scripts_load_the_stand_in")
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_keeps_the_work(stop: signal.Signals, esc50_root: Path, tmp_path: Path) -> None:
     flags = ["--data-root", str(esc50_root), "--checkpoint", "random:0", "--output"]
     features, whole, sign = tmp_path / "features.pt", tmp_path / "whole.pt", tmp_path / "sign"
