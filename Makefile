@@ -46,9 +46,11 @@ new-dev-environment:
 	$(BIN)/python -m pip install --no-deps -r examples/encoders/requirements.txt
 	@{ $(NOTED_DEV); } > $(VENV)/.installed-dev
 
+NOTED_ADAPTERS = $(NOTED); cat requirements-adapters.txt
+
 # An environment of its own, for the suites' own versions.
 adapters:
-	@{ $(NOTED); cat requirements-adapters.txt; } | cmp -s - .venv-adapters/.installed || $(MAKE) --no-print-directory new-adapters-environment
+	@{ $(NOTED_ADAPTERS); } | cmp -s - .venv-adapters/.installed || $(MAKE) --no-print-directory new-adapters-environment
 	.venv-adapters/bin/python -m adapters.check
 
 new-adapters-environment:
@@ -57,7 +59,7 @@ new-adapters-environment:
 	$(PYTHON) -m venv .venv-adapters
 	.venv-adapters/bin/python -m pip install -r requirements-adapters.txt
 	.venv-adapters/bin/python -m pip install --no-deps --ignore-requires-python xares==0.1.3 hearvalidator==2021.0.6
-	@{ $(NOTED); cat requirements-adapters.txt; } > .venv-adapters/.installed
+	@{ $(NOTED_ADAPTERS); } > .venv-adapters/.installed
 
 demo: install
 	$(BIN)/python -m demo.run

@@ -30,13 +30,13 @@ def load_model(model_file_path: str = "") -> AudioSepModel:
 
 def get_scene_embeddings(audio: torch.Tensor, model: AudioSepModel) -> torch.Tensor:
     """(n_sounds, n_samples) at 32 kHz -> (n_sounds, 384); ValueError for anything else than mono floating-point sounds."""
-    clips = clips_of(audio, model.min_samples, model.sample_rate)
+    clips = clips_of(audio, model.encoder)
     return model.encoder.embed(clips).to(audio.device)
 
 
 def get_timestamp_embeddings(audio: torch.Tensor, model: AudioSepModel) -> tuple[torch.Tensor, torch.Tensor]:
     """(n_sounds, n_samples) at 32 kHz -> embeddings (n_sounds, T, 384) and their centres (n_sounds, T) in milliseconds."""
-    clips = clips_of(audio, model.min_samples, model.sample_rate)
+    clips = clips_of(audio, model.encoder)
     frames = (
         torch.stack(model.encoder.embed_frames(clips)) if clips else torch.empty(0, 1, model.timestamp_embedding_size)
     )

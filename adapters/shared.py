@@ -31,7 +31,7 @@ def load_audiosep(checkpoint: str = "", device: str | torch.device = "cpu") -> A
         ) from error
 
 
-def clips_of(audio: torch.Tensor, min_samples: int, sample_rate: int) -> list[torch.Tensor]:
+def clips_of(audio: torch.Tensor, encoder: AudioSepEncoder) -> list[torch.Tensor]:
     """(n_sounds, n_samples) -> its rows. Sounds shorter than the encoder's minimum are padded by it, with a warning.
 
     Raises:
@@ -44,10 +44,11 @@ def clips_of(audio: torch.Tensor, min_samples: int, sample_rate: int) -> list[to
         raise ValueError(f"audio has type {audio.dtype}; give float32 in [-1, 1] (16-bit integers: divide by 32768)")
     if not audio.shape[1]:
         raise ValueError("audio has no samples; give at least one")
+    min_samples = encoder.info.min_samples
     if len(audio) and audio.shape[1] < min_samples:
         warnings.warn(
             f"sounds of {audio.shape[1]} samples are padded with zeros to the encoder's minimum of {min_samples} "
-            f"({min_samples / sample_rate:.2f} s)",
+            f"({min_samples / encoder.sample_rate:.2f} s)",
             stacklevel=3,
         )
     return list(audio)

@@ -25,5 +25,5 @@ class AudioSepXaresEncoder(torch.nn.Module):
 
         X-ARES pads the sounds of a batch to one length, so what is padded counts as silence, as with every encoder there.
         """
-        clips = clips_of(audio, self.encoder.info.min_samples, self.sampling_rate)
+        clips = clips_of(audio, self.encoder)
         return torch.stack(self.encoder.embed_frames(clips)).to(audio.device)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-from analysis.runs import add_figure_format, new_parser, output_folder
+from analysis.runs import new_parser, output_folder
 from analysis.studies import find_study
 from common.config import ExtractConfig, FitConfig, load_config
 from common.datasets import Division
 from common.entry import run
+from common.flags import add_figure_format
 
 if TYPE_CHECKING:
     from common.heads import HeadKind

@@ -7,10 +7,10 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from analysis.studies import STUDIES, Study, find_study, study_in
-from common.config import ConfigError, FigureFormat
+from common.config import ConfigError
 from common.files import PROJECT_ROOT, sha256_of
 from common.flags import Parser
 
@@ -147,14 +147,6 @@ def new_parser(description: str | None) -> argparse.ArgumentParser:
         help="where this writes (default: the results' folder, or analysis/results)",
     )
     return parser
-
-
-def add_figure_format(parser: argparse.ArgumentParser) -> None:
-    """The flag of analyses that draw."""
-    formats = get_args(FigureFormat)
-    parser.add_argument(
-        "--figure-format", choices=formats, default="png", help="what figures are written as (default: png)"
-    )
 
 
 def output_folder(given: argparse.Namespace) -> Path:

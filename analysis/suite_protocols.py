@@ -7,7 +7,7 @@ with validation clips. Only the protocol differs, so the differences are its own
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,18 +151,17 @@ def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[Row
         for kind, scored in record.heads.items()
     ]
 
-    def regression(
-        words: str, folds: Callable[[FeatureSet], list[tuple[Array, Array]]], scaled: bool, few: bool
-    ) -> Row:
-        is_mteb = few and not scaled and folds is random_folds
-        return Row("MTEB" if is_mteb else "", words, logistic_regression(features, folds(features), scaled, few))
-
+    official, mixed = official_folds(features), random_folds(features)
+    variants = (  # suite, protocol, folds, standardised, few clips
+        ("", "logistic regression, official folds, standardised", official, True, False),
+        ("", "the same, random folds (related clips on both sides)", mixed, True, False),
+        ("", "the same, not standardised", mixed, False, False),
+        ("MTEB", "random folds, not standardised, 8 clips a class", mixed, False, True),
+        ("", "8 clips a class, but official folds and standardised", official, True, True),
+    )
     rows += [
-        regression("logistic regression, official folds, standardised", official_folds, True, False),
-        regression("the same, random folds (related clips on both sides)", random_folds, True, False),
-        regression("the same, not standardised", random_folds, False, False),
-        regression("random folds, not standardised, 8 clips a class", random_folds, False, True),
-        regression("8 clips a class, but official folds and standardised", official_folds, True, True),
+        Row(suite, words, logistic_regression(features, folds, scaled, few))
+        for suite, words, folds, scaled, few in variants
     ]
     best, last = xares_accuracies(features, seeds)
     rows += [

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,9 +21,10 @@ import common  # noqa: F401  # first: it says what is missing
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from analysis.runs import COLUMNS, Run, add_figure_format, describe_encoder, new_parser, output_folder, runs_for
+from analysis.runs import COLUMNS, Run, describe_encoder, new_parser, output_folder, runs_for
 from common.entry import run
 from common.files import write_atomically, write_csv
+from common.flags import add_figure_format
 from common.text_table import as_latex, as_markdown, as_text, percent, range_of
 
 if TYPE_CHECKING:
@@ -173,6 +175,7 @@ def whole_count(task: Task) -> int | None:
     return task.official_counts.get("clips")
 
 
+@cache
 def read_references() -> tuple[dict[str, TaskReferences], dict[str, str]]:
     """Task -> the figures shown beside its scores; key -> source."""
     content = yaml.safe_load(REFERENCES.read_text(encoding="utf-8"))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-from analysis.runs import add_figure_format, describe_encoder, find_run, new_parser, output_folder
+from analysis.runs import describe_encoder, find_run, new_parser, output_folder
 from common.config import ConfigError, ScalerName
 from common.entry import run
+from common.flags import add_figure_format
 
 if TYPE_CHECKING:
     from common.features import FeatureSet

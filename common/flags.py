@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from typing import NoReturn
+from typing import NoReturn, get_args
+
+from common.config import FigureFormat
+
+
+def add_figure_format(parser: argparse.ArgumentParser) -> None:
+    """The flag of commands that draw."""
+    formats = get_args(FigureFormat)
+    parser.add_argument(
+        "--figure-format", choices=formats, default="png", help="what figures are written as (default: png)"
+    )
 
 
 class Parser(argparse.ArgumentParser):

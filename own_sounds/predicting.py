@@ -8,15 +8,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from common.config import DEFAULT_CHECKPOINT, ConfigError, FigureFormat
+from common.config import DEFAULT_CHECKPOINT, ConfigError
 from common.datasets.audio import AudioError, read_audio
 from common.encoder_name import EncoderName
 from common.entry import run
 from common.errors import UserError
 from common.files import PROJECT_ROOT, write_csv
-from common.flags import Parser
+from common.flags import Parser, add_figure_format
 from common.progress import progress_bar
 from common.text_table import as_text
 from own_sounds.embedding import add_windows
@@ -164,8 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw a timeline of each file; needs --window")
-    formats = get_args(FigureFormat)
-    parser.add_argument("--figure-format", choices=formats, default="png", help="of timelines (default: png)")
+    add_figure_format(parser)
     parser.add_argument("--encoder", metavar="NAME", help="where the head's encoder is, if it is a plug-in")
     text = "the weights that the head was trained with (default: the usual file, or the head's random:SEED)"
     parser.add_argument("--checkpoint", metavar="FILE", help=text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,17 +52,23 @@ KINDS: dict[str, tuple[Callable[[Path], Path], Callable[[Path], list[torch.Tenso
 }
 
 
+def with_flipped_bits(content: bytes) -> Iterator[bytes]:
+    """The content with another bit flipped, FLIPS times."""
+    rng = np.random.default_rng(0)
+    for place, bit in zip(rng.integers(0, len(content), FLIPS), rng.integers(0, 8, FLIPS), strict=True):
+        changed = bytearray(content)
+        changed[place] ^= 1 << bit
+        yield bytes(changed)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_bit_never_gives_other_numbers(kind: str, tmp_path: Path) -> None:
     make, read, refused = KINDS[kind]
     path = make(tmp_path)
     before, content = read(path), path.read_bytes()
-    rng = np.random.default_rng(0)
     told = 0
-    for place, bit in zip(rng.integers(0, len(content), FLIPS), rng.integers(0, 8, FLIPS), strict=True):
-        changed = bytearray(content)
-        changed[place] ^= 1 << bit
-        path.write_bytes(bytes(changed))
+    for changed in with_flipped_bits(content):
+        path.write_bytes(changed)
         try:
             after = read(path)
         except refused:
@@ -129,12 +135,9 @@ def test_a_flipped_bit_in_a_result_is_told(tmp_path: Path, monkeypatch: pytest.M
     classify("--features", feature_file(tmp_path), "--output-dir", tmp_path / "out", "--epochs", 1)
     path = tmp_path / "out" / "result.json"
     before, content = RunRecord.load(path), path.read_bytes()
-    rng = np.random.default_rng(0)
     told = 0
-    for place, bit in zip(rng.integers(0, len(content), FLIPS), rng.integers(0, 8, FLIPS), strict=True):
-        changed = bytearray(content)
-        changed[place] ^= 1 << bit
-        path.write_bytes(bytes(changed))
+    for changed in with_flipped_bits(content):
+        path.write_bytes(changed)
         try:
             assert RunRecord.load(path) == before  # between the values, or the checksum's own name
         except RecordError:

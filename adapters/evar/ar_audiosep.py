@@ -19,10 +19,10 @@ class AR_AudioSep(BaseAudioRepr):  # type: ignore[misc]  # EVAR is no package
 
     def encode_frames(self, batch_audio: torch.Tensor) -> torch.Tensor:
         """(B, samples) at 32 kHz -> (B, 384, frames of 0.32 s)."""
-        clips = clips_of(batch_audio, self.encoder.info.min_samples, self.encoder.sample_rate)
+        clips = clips_of(batch_audio, self.encoder)
         return torch.stack(self.encoder.embed_frames(clips)).transpose(1, 2).to(batch_audio.device)
 
     def forward(self, batch_audio: torch.Tensor) -> torch.Tensor:
         """(B, samples) at 32 kHz -> (B, 384)."""
-        clips = clips_of(batch_audio, self.encoder.info.min_samples, self.encoder.sample_rate)
+        clips = clips_of(batch_audio, self.encoder)
         return self.encoder.embed(clips).to(batch_audio.device)

@@ -18,8 +18,6 @@ from common.errors import UserError
 MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 # Annotations are rounded to milliseconds or so; an end this far past the file's own is not an error.
 SEGMENT_TOLERANCE_S = 0.1
-
-
 BLOCK_FRAMES = 1 << 20  # decoded at a time, so that memory follows what is there and not what a header claims
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's own number for a length that the header does not tell is larger
 

@@ -21,7 +21,7 @@ from common.evaluation.record import ComparisonRecord, EfficiencyRecord, HeadRec
 from common.evaluation.scoring import MoreScores, compare_heads, score_head
 from common.evaluation.splits import make_splits, random_split, with_validation
 from common.evaluation.uncertainty import holm
-from common.evaluation.unseen import Unseen, measure_none_of_these
+from common.evaluation.unseen import Distances, Unseen, held_out_distances, measure_none_of_these
 from common.features import FeatureSet
 from common.heads import (
     HEADS,
@@ -103,9 +103,10 @@ def run_protocol(
     control_outcomes = run.controls(controls or {})
     is_own = name == "official" and not plan.is_random
     unseen = {kind: run.unseen(kind, heads) for kind, heads in chosen.items()}
+    distances = run.distances(chosen["linear"])
+    none_of_these = measure_none_of_these(distances)
     measured = {
-        kind: {"calibration": calibrate(*each), "none_of_these": measure_none_of_these(*each)}
-        for kind, each in unseen.items()
+        kind: {"calibration": calibrate(*each), "none_of_these": none_of_these} for kind, each in unseen.items()
     }
     scored = {kind: run.score(each).model_copy(update=measured[kind]) for kind, each in outcomes.items()}
     record = ProtocolRecord(
@@ -124,15 +125,12 @@ def run_protocol(
         control_comparisons=run.compare_controls(control_outcomes, outcomes),
         label_efficiency=run.label_efficiency(),
     )
+    known = run.known_sounds(distances, chosen["linear"])
     heads = {}
     for kind in HEADS:
-        tested, validated = unseen[kind]
-        held_out = tested if len(tested) > 1 else [validated] if validated is not None else []
-        kept, calibration = (
-            _head_to_keep(kind, features, plan.jobs, chosen[kind], held_out, run.fitter),
-            scored[kind].calibration,
-        )
-        heads[kind] = kept if calibration is None else replace(kept, temperature=calibration.temperature)
+        kept, calibration = _head_to_keep(kind, features, plan.jobs, chosen[kind], run.fitter), scored[kind].calibration
+        temperature = 1.0 if calibration is None else calibration.temperature
+        heads[kind] = replace(kept, temperature=temperature, known=known)
     return ProtocolRun(record, outcomes, heads)
 
 
@@ -177,19 +175,44 @@ class _ProtocolRun:
     def unseen(self, kind: HeadKind, chosen: Sequence[ChosenHead]) -> tuple[list[Unseen], Unseen | None]:
         """The answers of the first seed's heads for the test rows of each split and, with one split, for its validation
         rows. If these were learned from, another head is fitted without them."""
-        seed = self.plan.jobs[0].seed
-        own = [(job, head) for job, head in zip(self.plan.jobs, chosen, strict=True) if job.seed == seed]
-        tested = [Unseen.test_rows(head.final, self.features) for _, head in own]
+        labels = self.features.labels.numpy()
+        own = self._of_first_seed(chosen)
+        tested = [Unseen.test_rows(head.final, labels) for head in own]
         validated = None
-        job, head = own[0]
+        job, head = self.plan.jobs[0], own[0]
         if len(own) == 1 and len(job.split.valid):
             apart = head.choosing
             if not len(apart.valid_logits):
                 recipe = recipe_for(kind, self.fitter.config)
                 again = replace(job, keep=recipe.epochs, shrinkage=head.final.job.shrinkage)
                 (apart,) = fit_heads(kind, self.features, [again], recipe, self.fitter.device)
-            validated = Unseen.validation_rows(apart, self.features)
+            validated = Unseen.validation_rows(apart, labels)
         return tested, validated
+
+    def distances(self, chosen: Sequence[ChosenHead]) -> Distances:
+        """Of the first seed's splits; those of either kind of head, which have the same."""
+        job, own = self.plan.jobs[0], self._of_first_seed(chosen)
+        tested = [
+            held_out_distances(self.features, head.final.job.split.test, head.final.job.split.train, job.seed)
+            for head in own
+        ]
+        validated = None
+        if len(own) == 1 and len(job.split.valid):
+            validated = held_out_distances(self.features, job.split.valid, job.split.train, job.seed)
+        return Distances(tested, validated)
+
+    def known_sounds(self, distances: Distances, chosen: Sequence[ChosenHead]) -> KnownSounds | None:
+        """What the kept heads have learned from; with folds that is all."""
+        if distances.held_out is None:
+            return None
+        own = self._of_first_seed(chosen)
+        values = self.features.features.numpy()
+        train = values if len(own) > 1 else values[own[0].final.job.split.train]
+        return KnownSounds.of(train, distances.held_out, self.plan.jobs[0].seed)
+
+    def _of_first_seed(self, chosen: Sequence[ChosenHead]) -> list[ChosenHead]:
+        seed = self.plan.jobs[0].seed
+        return [head for job, head in zip(self.plan.jobs, chosen, strict=True) if job.seed == seed]
 
     def probes(self) -> dict[str, HeadRecord]:
         """scikit-learn's classifiers on the same rows."""
@@ -261,14 +284,9 @@ def _head_to_keep(
     features: FeatureSet,
     jobs: Sequence[Job],
     chosen: Sequence[ChosenHead],
-    held_out: Sequence[Unseen],
     fitter: HeadFitter,
 ) -> TrainedHead:
-    """The first seed's head. With folds, each of which leaves clips out: one fitted on all clips for as many epochs.
-
-    Args:
-        held_out: what tells how far from its training rows clips of the known classes lie.
-    """
+    """The first seed's head. With folds, each of which leaves clips out: one fitted on all clips for as many epochs."""
     own = [head.final for job, head in zip(jobs, chosen, strict=True) if job.seed == jobs[0].seed]
     final = own[0]
     if len(own) > 1:
@@ -276,11 +294,7 @@ def _head_to_keep(
         epoch = int(np.median([head.epoch for head in own]))
         job = Job(everything, jobs[0].seed, epoch, own[0].job.shrinkage)
         (final,) = fit_heads(kind, features, [job], recipe_for(kind, fitter.config), fitter.device)
-    known = None
-    if held_out:
-        distances = np.concatenate([each.distances for each in held_out])
-        known = KnownSounds.of(features.features[final.job.split.train].numpy(), distances, final.job.seed)
-    return TrainedHead(kind, final.module, final.scaler, features.class_names, features.provenance, known=known)
+    return TrainedHead(kind, final.module, final.scaler, features.class_names, features.provenance)
 
 
 def _related_share(features: FeatureSet, jobs: Sequence[Job]) -> float | None:
