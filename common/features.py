@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from common.arrays import Array
@@ -29,7 +30,7 @@ ENCODER_SETTINGS = (
 # The part that several files of one encoder share.
 SHARED = (*ENCODER_SETTINGS, "outputs", "default_output", "parameters", "min_samples")
 # The part that has an entry per clip.
-PER_CLIP = ("failed", "samples", "audio_stamps")
+PER_CLIP = ("failed", "samples", "audio_checksums", "audio_stamps")
 SEVERAL = "several"  # stands for the layer and the pool of a file with several outputs
 
 
@@ -54,7 +55,8 @@ class Provenance(TypedDict, total=False):
     `encoder` to `sample_rate`: how the embeddings were computed; what `common.encoder.EncoderInfo` says of each. `code` and
     `padding` are left out where they say nothing. `outputs`: (layer, pool, width) of each part of a row, if there are
     several, and `default_output` the one that is meant if none is named. `clips` and `clip_list`: number and fingerprint of the requested clips. `failed`: (clip id,
-    reason). `samples` and `audio_stamps`: (N,) int64, each waveform's length and a checksum of its file.
+    reason). `samples` and `audio_checksums`: (N,) int64, each waveform's length and a checksum of its file's content;
+    files of earlier versions have `audio_stamps` in its place, which looked only at three places of a file.
     """
 
     dataset: str
@@ -78,11 +80,14 @@ class Provenance(TypedDict, total=False):
     counts: Counts
     failed: list[tuple[str, str]]
     samples: torch.Tensor
+    audio_checksums: torch.Tensor
     audio_stamps: torch.Tensor
     versions: dict[str, str]
 
 
 _PROVENANCE = TypeAdapter(Provenance)
+_JSON = TypeAdapter(dict[str, JsonValue])
+LONGEST_NAME = 1_000  # letters of a class, clip or group; a path has at most 4,096 bytes
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -287,7 +292,7 @@ class FeatureSet:
         path = Path(path)
         content = _read(path)
         features = content.get("features")
-        if not torch.is_tensor(features) or features.ndim != 2 or not features.is_floating_point():
+        if not torch.is_tensor(features) or features.ndim != 2 or not features.is_floating_point() or not features.shape[1]:
             raise FeatureFileError(f"{path} is not a feature file: it has no 2-D floating-point tensor 'features'")
         rows = len(features)
         if not rows:
@@ -317,7 +322,7 @@ class FeatureSet:
             None if folds is None else _folds(folds, rows, path),
             _optional_names(content, "splits", rows, path),
             _optional_names(content, "groups", rows, path),
-            _provenance(content.get("meta"), path),
+            _provenance(content.get("meta"), rows, path),
         )
 
 
@@ -341,15 +346,22 @@ def _joined_provenance(parts: Sequence[FeatureSet]) -> Provenance:
     return _PROVENANCE.validate_python(meta)
 
 
-def _provenance(meta: Any, path: Path) -> Provenance:
+def _provenance(meta: Any, rows: int, path: Path) -> Provenance:
     if meta is None:
         return {}
     try:
-        return _PROVENANCE.validate_python(meta)
+        provenance = _PROVENANCE.validate_python(meta)
+        # Entries that this version does not know are recorded with results, as JSON.
+        _JSON.validate_python({key: value for key, value in meta.items() if key not in Provenance.__annotations__})
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        place = ".".join(map(str, ("meta", *problem["loc"])))
-        raise FeatureFileError(f"{path} is damaged: {place}: {problem['msg']}; extract again") from error
+        place = ".".join(map(str, ("meta", *problem["loc"])))[:100]
+        raise FeatureFileError(f"{path} is damaged: {place}: {problem['msg'][:200]}; extract again") from error
+    for key in ("samples", "audio_checksums", "audio_stamps"):
+        values = provenance.get(key)
+        if isinstance(values, torch.Tensor) and (values.dtype != torch.int64 or values.shape != (rows,)):
+            raise FeatureFileError(f"{path} is damaged: meta.{key} does not have a number for each clip; extract again")
+    return provenance
 
 
 def _uneven(path: Path, rows: int, count: int, what: str) -> FeatureFileError:
@@ -364,7 +376,16 @@ def _names(values: Any, what: str, count: int, path: Path, exactly: bool = True)
         raise FeatureFileError(f"{path} is damaged: label {count - 1} but only {len(values)} class names")
     if exactly and len(values) != count:
         raise _uneven(path, count, len(values), what)
-    return [str(value) for value in values]
+    strange = next((value for value in values if not isinstance(value, (str, int, float, NoneType))), None)
+    if strange is not None:
+        raise FeatureFileError(f"{path} is damaged: one of its {what} is a {type(strange).__name__}; extract again")
+    names = [str(value) for value in values]
+    too_long = next((name for name in names if len(name) > LONGEST_NAME), None)
+    if too_long is not None:
+        raise FeatureFileError(
+            f"{path}: one of its {what} has more than {LONGEST_NAME:,} letters ({too_long[:20]}…); extract again"
+        )
+    return names
 
 
 def _optional_names(content: dict[str, Any], what: str, rows: int, path: Path) -> list[str] | None:
@@ -372,7 +393,7 @@ def _optional_names(content: dict[str, Any], what: str, rows: int, path: Path) -
 
 
 def _folds(folds: Any, rows: int, path: Path) -> torch.Tensor:
-    if not torch.is_tensor(folds) or folds.ndim != 1 or folds.is_floating_point():
+    if not torch.is_tensor(folds) or folds.ndim != 1 or not _are_whole(folds):
         raise FeatureFileError(f"{path} is damaged: folds are not a 1-D tensor of whole numbers; extract again")
     if len(folds) != rows:
         raise _uneven(path, rows, len(folds), "folds")
@@ -384,10 +405,14 @@ def _labels(labels: Any, path: Path) -> torch.Tensor:
         values = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
         raise FeatureFileError(f"{path}: 'labels' are not numbers; extract the features again") from error
-    is_unlabelled = values.ndim == 1 and bool((values == -1).all())
-    if values.ndim != 1 or values.is_floating_point() or (bool((values < 0).any()) and not is_unlabelled):
+    is_well_formed = values.ndim == 1 and _are_whole(values)
+    if not is_well_formed or (bool((values < 0).any()) and not bool((values == -1).all())):
         raise FeatureFileError(f"{path}: 'labels' must be one non-negative integer per row; extract the features again")
     return values.to(torch.int64)
+
+
+def _are_whole(values: torch.Tensor) -> bool:
+    return not values.is_floating_point() and not values.is_complex()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -158,7 +158,11 @@ def load_torch(path: Path, mmap: bool = False, checks: bool = True) -> Any:
     if checks:
         _refuse_damaged_zip(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
+        _refuse_odd_tensors(content)
+        return content
+    except DamagedFileError:
+        raise
     except pickle.UnpicklingError as error:
         # torch raises this both for content that could run code and for files that are not pickles.
         if re.search("unsupported (global|class)", str(error), re.IGNORECASE) or _asks_for_callable(path):
@@ -188,6 +192,23 @@ def _refuse_damaged_zip(path: Path) -> None:
         raise DamagedFileError(_cause(error)) from error
     if damaged is not None:
         raise DamagedFileError(f"its part {damaged} does not have the checksum that was written with it")
+
+
+def _refuse_odd_tensors(content: object) -> None:
+    """DamagedFileError for a tensor, at any depth, that is not dense and there: one with a stride of 0 claims any size."""
+    import torch
+
+    waiting, seen = [content], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+                raise DamagedFileError(f"it holds a tensor that is not dense ({value.layout}, {value.device})")
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise DamagedFileError(f"a tensor claims {value.numel():,} numbers, more than are there")
+        elif isinstance(value, (dict, list, tuple, set)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += [*value.keys(), *value.values()] if isinstance(value, dict) else value
 
 
 def _asks_for_callable(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import time
@@ -90,7 +91,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         if deed == "chunked":
             self.send_header("Transfer-Encoding", "chunked")
-        elif deed != "no-length":
+        elif deed not in ("no-length", "whole-without-length"):
             self.send_header("Content-Length", str(len(content) - start))
         for name, value in (("ETag", server.etag), ("Last-Modified", server.modified)):
             if value:
@@ -104,6 +105,11 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: int(argument or len(body) // 2)])
         elif deed == "no-length":
             self.wfile.write(body[: len(body) // 2])
+        elif deed == "trickle":
+            with contextlib.suppress(OSError):
+                for byte in body[:100]:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(0.01)
         elif deed == "stall":
             self.wfile.write(body[: int(argument or len(body) // 2)])
             self.wfile.flush()

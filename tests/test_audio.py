@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from conftest import noise, write_wav
 
-from common.datasets.audio import AudioError, audio_duration_s, audio_stamp, read_audio
+from common.datasets.audio import AudioError, audio_duration_s, audio_checksum, read_audio
 
 RATE = 32_000
 KINDS = [
@@ -213,7 +213,7 @@ def test_flac_that_claims_more_than_it_holds_fails_alone(claimed: int, tmp_path:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system here")
 def test_a_pipe_in_place_of_a_clip_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "clip.wav")
-    for call in (lambda: read_audio(tmp_path / "clip.wav", 16_000), lambda: audio_stamp(tmp_path / "clip.wav")):
+    for call in (lambda: read_audio(tmp_path / "clip.wav", 16_000), lambda: audio_checksum(tmp_path / "clip.wav")):
         with pytest.raises(AudioError, match=r"clip\.wav: is a pipe, socket or device, not a file"):
             call()
     with pytest.raises(AudioError, match="is a pipe"):

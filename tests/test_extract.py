@@ -24,7 +24,7 @@ from stand_in import StandIn, halt
 
 from common import files as files_module
 from common.datasets import Clip, DatasetError
-from common.datasets.audio import read_audio
+from common.datasets.audio import _checksum, read_audio, sampled_checksum
 from common.encoder import Output, Waveform
 from common.extraction import ExtractionError
 from common.extraction import extract as extract_function
@@ -290,7 +290,7 @@ def with_half_a_file(owner: object, function: str, number: int = 0) -> Callable[
 
 
 MOMENTS = {
-    "settings are half written": with_half_a_file(resume_module, "write_atomically"),
+    "settings are half written": with_half_a_file(resume_module, "write_json"),
     "no clip is embedded": at_a_clip(0),
     "four clips are embedded": at_a_clip(4),
     "the sixth chunk is half written": with_half_a_file(resume_module, "save_torch", 5),
@@ -494,10 +494,89 @@ def test_damaged_unfinished_work(run: Run, tmp_path: Path) -> None:
     partial = tmp_path / "features.pt.partial"
     partial.mkdir()
     (partial / "settings.json").write_text("{")
-    with pytest.raises(OutputError, match="settings cannot be read"):
-        run()
-    assert len(run(overwrite=True)) == 12
+    assert len(run()) == 12  # nothing was there that it could have described
     assert not partial.exists()
+
+
+@pytest.mark.parametrize("change", ["nothing", "settings", "lengths", "types", "not a dict", "other clips", "a folder"])
+def test_a_chunk_of_another_shape_is_computed_again(
+    change: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the note about its settings is damaged."""
+    run(output=tmp_path / "whole.pt")
+    interrupt_before_the_end(run, monkeypatch)
+    partial = tmp_path / "features.pt.partial"
+    (partial / "settings.json").write_text("{")
+    (path,) = partial.glob("chunk-*.pt")
+    chunk = torch.load(path)
+    changed = {
+        "nothing": chunk,
+        "settings": {**chunk, "settings": 3},
+        "lengths": {**chunk, "samples": chunk["samples"][:-1]},
+        "types": {**chunk, "indices": chunk["indices"].float()},
+        "not a dict": [chunk],
+        "other clips": {**chunk, "indices": chunk["indices"] + 100},
+    }
+    if change == "a folder":
+        path.unlink()
+        path.mkdir()
+        with pytest.raises(OutputError, match=r"chunk-.* Is a directory"):
+            run()
+        return
+    torch.save(changed[change], path)
+    capsys.readouterr()
+    run()
+    assert ("its clips are computed again" in capsys.readouterr().out) == (change != "nothing")
+    assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+
+
+def test_work_of_unknown_settings_is_not_taken_for_ones_own(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_before_the_end(run, monkeypatch)
+    (tmp_path / "features.pt.partial" / "settings.json").write_text("{")
+    with pytest.raises(OutputError, match=r"settings.json is damaged.*--overwrite discards it"):
+        run(encoder=StandIn("random:1"))
+    assert len(run(encoder=StandIn("random:1"), overwrite=True)) == 12
+
+
+def test_a_change_anywhere_in_a_clip_is_noticed(run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path) -> None:
+    """Also between the places that earlier versions compared, of the same size, at the same time."""
+    run()
+    path = clips[1][3].path
+    status, content = path.stat(), bytearray(path.read_bytes())
+    content[6000] ^= 64
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    _checksum.cache_clear()  # another process has none
+    with pytest.raises(OutputError, match=r"made from other audio \(1 files have changed"):
+        run()
+
+
+def test_a_file_of_a_version_that_sampled_its_audio_still_counts(
+    run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path
+) -> None:
+    features = run()
+    path = tmp_path / "features.pt"
+    whole = path.read_bytes()
+    meta = {key: value for key, value in features.meta.items() if key != "audio_checksums"}
+    meta["audio_stamps"] = torch.tensor([sampled_checksum(clip.path) for clip in clips[1]])
+    replace(features, meta=meta).save(path)
+    older = path.read_bytes()
+    run()
+    assert path.read_bytes() == older  # nothing to do
+    listed = clips[1]
+    content = listed[2].path.read_bytes()
+    listed[2].path.write_bytes(content[:-1] + b"x")
+    with pytest.raises(OutputError, match=r"made from other audio \(1 files have changed"):
+        run()
+    listed[2].path.write_bytes(content)
+    assert run(overwrite=True) is not None
+    # Its rows are used again where one clip has to be computed: with checksums of the whole files.
+    meta["failed"] = [("nothing", "of this list")]
+    replace(features, meta=meta).save(path)
+    run()
+    assert path.read_bytes() == whole
 
 
 def test_a_damaged_chunk_is_computed_again(

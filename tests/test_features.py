@@ -26,7 +26,7 @@ def test_saved_and_loaded_are_equal(tmp_path: Path) -> None:
         meta={
             "checkpoint": "random:0",
             "counts": {"clips": 3},
-            "samples": torch.arange(3),
+            "samples": torch.arange(len(features)),
             "failed": [("a", "b")],
         },
     )
@@ -39,7 +39,7 @@ def test_saved_and_loaded_are_equal(tmp_path: Path) -> None:
     assert loaded.meta.keys() == features.meta.keys()
     for key in ("checkpoint", "counts", "failed"):
         assert loaded.meta[key] == features.meta[key]
-    assert torch.equal(loaded.meta["samples"], torch.arange(3))
+    assert torch.equal(loaded.meta["samples"], torch.arange(len(features)))
 
 
 def test_a_set_of_features_does_not_change() -> None:

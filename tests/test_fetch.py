@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,7 +129,7 @@ def test_a_refusal_is_final(status: str, server: Server, path: Path) -> None:
 
 def test_a_pause_that_is_asked_for_is_made(server: Server, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(fetch_module, "time", SimpleNamespace(sleep=pauses.append))
+    monkeypatch.setattr(fetch_module, "time", SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic))
     server.script = ["429 1"]
     fetch(server.url, path, SHA256, retries=HASTY)
     assert pauses == [1]
@@ -171,6 +173,24 @@ def test_a_part_that_cannot_be_placed_is_not_taken_for_the_whole(deed: str, serv
 def test_without_a_length_the_known_size_tells_a_cut(server: Server, path: Path) -> None:
     server.script = ["no-length"]
     fetch(server.url, path, size=len(CONTENT), retries=HASTY)
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("bound", [{"size": 1_000_000}, {"most": 1_000_000}], ids=["the size is known", "about"])
+def test_an_endless_answer_without_a_length_is_cut_off(bound: dict[str, int], server: Server, path: Path) -> None:
+    server.script = ["whole-without-length"]
+    with pytest.raises(DownloadError, match="sends more than the 1,000,000 bytes that it may have"):
+        fetch(server.url, path, retries=HASTY, **bound)
+    assert not path.exists()
+    assert leftovers(path) == []  # bytes of it must not count as the file
+
+
+def test_a_connection_that_trickles_is_given_up(server: Server, path: Path) -> None:
+    """Although it brings something every time, and never falls silent."""
+    server.script = ["trickle"] * 4
+    with pytest.raises(DownloadError, match="bytes per second arrive, 3 times in a row; .* bytes are kept"):
+        fetch(server.url, path, SHA256, retries=replace(HASTY, stall_s=0.1))
+    fetch(server.url, path, SHA256, retries=replace(HASTY, stall_s=0.1))  # the last of the script, then all goes well
     assert path.read_bytes() == CONTENT
 
 

@@ -17,6 +17,7 @@ from common.download.unpack import UnpackError, unpack
 
 Make = Callable[[Path, dict[str, bytes]], Path]
 FILES = {"top/audio/a.wav": b"a" * 5000, "top/audio/b.wav": b"b" * 70_000, "top/list.csv": b"x,y\n"}
+MOST = 100
 LIMIT = 1_000_000
 
 
@@ -53,21 +54,21 @@ def present(folder: Path) -> dict[str, bytes]:
 def test_every_file_lands_in_its_place(make: Make, prefix: str, tmp_path: Path) -> None:
     archive = make(tmp_path / "archive", {prefix + name: content for name, content in FILES.items()})
     folder = tmp_path / "data"
-    assert unpack(archive, folder, LIMIT) == 3
+    assert unpack(archive, folder, LIMIT, MOST) == 3
     assert present(folder) == FILES
     assert [path.name for path in folder.iterdir()] == ["top"]
 
 
 def test_folders_of_one_name_become_one(tmp_path: Path) -> None:
-    unpack(make_tar(tmp_path / "a", FILES), tmp_path / "data", LIMIT)
-    unpack(make_tar(tmp_path / "b", {"top/list.csv": b"new", "top/more/c.wav": b"c"}), tmp_path / "data", LIMIT)
+    unpack(make_tar(tmp_path / "a", FILES), tmp_path / "data", LIMIT, MOST)
+    unpack(make_tar(tmp_path / "b", {"top/list.csv": b"new", "top/more/c.wav": b"c"}), tmp_path / "data", LIMIT, MOST)
     assert present(tmp_path / "data") == FILES | {"top/list.csv": b"new", "top/more/c.wav": b"c"}
 
 
 def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     left = tmp_path / "data" / ".unpacking.a" / "top"
     left.mkdir(parents=True)
-    unpack(make_zip(tmp_path / "a", FILES), tmp_path / "data", LIMIT)
+    unpack(make_zip(tmp_path / "a", FILES), tmp_path / "data", LIMIT, MOST)
     assert not left.exists()
 
 
@@ -80,7 +81,7 @@ def test_no_path_leads_out(make: Make, name: str, tmp_path: Path) -> None:
     archive = make(tmp_path / "archive", {"top/fine": b"1", name: b"2"})
     before = set(tmp_path.rglob("*")) | {tmp_path / "data"}
     with pytest.raises(UnpackError, match=r"leads out of the folder; .* nothing was unpacked"):
-        unpack(archive, tmp_path / "data", LIMIT)
+        unpack(archive, tmp_path / "data", LIMIT, MOST)
     assert set(tmp_path.rglob("*")) == before
 
 
@@ -99,7 +100,7 @@ def test_no_path_leads_out(make: Make, name: str, tmp_path: Path) -> None:
 def test_no_links_and_no_devices(info: tarfile.TarInfo, tmp_path: Path) -> None:
     archive = make_tar(tmp_path / "archive", {"top/fine": b"1"}, [info])
     with pytest.raises(UnpackError, match="is a link or a device"):
-        unpack(archive, tmp_path / "data", LIMIT)
+        unpack(archive, tmp_path / "data", LIMIT, MOST)
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -110,7 +111,7 @@ def test_no_links_in_a_zip(tmp_path: Path) -> None:
         info.external_attr = (stat.S_IFLNK | 0o777) << 16
         opened.writestr(info, "/etc/passwd")
     with pytest.raises(UnpackError, match="is a link or a device"):
-        unpack(archive, tmp_path / "data", LIMIT)
+        unpack(archive, tmp_path / "data", LIMIT, MOST)
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -120,7 +121,17 @@ def test_no_more_than_announced(make: Make, files: dict[str, bytes], tmp_path: P
     archive = make(tmp_path / "bomb", files)
     assert archive.stat().st_size < 20_000
     with pytest.raises(UnpackError, match="holds more than the 1,000,000 bytes that it may"):
-        unpack(archive, tmp_path / "data", LIMIT)
+        unpack(archive, tmp_path / "data", LIMIT, MOST)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+@pytest.mark.parametrize("number", [101, 201])
+def test_no_more_files_than_announced(number: int, make: Make, tmp_path: Path) -> None:
+    """Not even empty ones."""
+    archive = make(tmp_path / "archive", {f"{each}.wav": b"" for each in range(number)})
+    with pytest.raises(UnpackError, match="holds more than the [12]00 entries that it may"):
+        unpack(archive, tmp_path / "data", LIMIT, MOST)
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -129,7 +140,7 @@ def test_a_zip_that_lies_about_its_sizes(tmp_path: Path) -> None:
     # The size stands in the local header and in the directory.
     archive.write_bytes(archive.read_bytes().replace((2_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
     with pytest.raises(UnpackError, match="is damaged"):
-        unpack(archive, tmp_path / "data", LIMIT)
+        unpack(archive, tmp_path / "data", LIMIT, MOST)
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -140,7 +151,7 @@ def test_what_is_cut_short_is_refused(make: Make, keep: float, tmp_path: Path) -
     whole = make(tmp_path / "archive", noise).read_bytes()
     (tmp_path / "archive").write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
     with pytest.raises(UnpackError, match=r"is damaged \(.*\); delete it and get it again"):
-        unpack(tmp_path / "archive", tmp_path / "data", LIMIT)
+        unpack(tmp_path / "archive", tmp_path / "data", LIMIT, MOST)
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -151,20 +162,20 @@ def test_a_flipped_bit_is_noticed(make: Make, tmp_path: Path) -> None:
     content[len(content) // 2] ^= 16
     archive.write_bytes(content)
     with pytest.raises(UnpackError, match="is damaged"):
-        unpack(archive, tmp_path / "data", LIMIT)
+        unpack(archive, tmp_path / "data", LIMIT, MOST)
     assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_a_web_page_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "archive.zip").write_text("<html>please sign in</html>")
     with pytest.raises(UnpackError, match="is damaged"):
-        unpack(tmp_path / "archive.zip", tmp_path / "data", LIMIT)
+        unpack(tmp_path / "archive.zip", tmp_path / "data", LIMIT, MOST)
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 def test_an_empty_archive(make: Make, tmp_path: Path) -> None:
     with pytest.raises(UnpackError, match="holds no files"):
-        unpack(make(tmp_path / "archive", {}), tmp_path / "data", LIMIT)
+        unpack(make(tmp_path / "archive", {}), tmp_path / "data", LIMIT, MOST)
 
 
 @pytest.mark.parametrize("size", [-512, -513])
@@ -176,7 +187,7 @@ def test_negative_sizes(size: int, tmp_path: Path) -> None:
         one = opened.getmember("one").tobuf(tarfile.GNU_FORMAT)
     (tmp_path / "archive").write_bytes(one + b"1".ljust(512, b"\0") + info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
     with pytest.raises(UnpackError, match=r"has a negative size|is damaged"):
-        unpack(tmp_path / "archive", tmp_path / "data", LIMIT)
+        unpack(tmp_path / "archive", tmp_path / "data", LIMIT, MOST)
 
 
 @pytest.mark.parametrize("suffix", ["xz", "bz2", "gz"])
@@ -191,7 +202,7 @@ def test_damage_in_every_compression(suffix: str, tmp_path: Path) -> None:
         content[place] ^= 255
         (tmp_path / "archive").write_bytes(content)
         with pytest.raises(UnpackError, match="is damaged"):
-            unpack(tmp_path / "archive", tmp_path / "data", LIMIT)
+            unpack(tmp_path / "archive", tmp_path / "data", LIMIT, MOST)
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -199,9 +210,9 @@ def test_names_of_damaged_bytes_and_of_nothing(tmp_path: Path) -> None:
     archive = make_zip(tmp_path / "archive", {"tön.wav": b"1"})
     archive.write_bytes(archive.read_bytes().replace("ö".encode(), b"\xff\xfe"))
     with pytest.raises(UnpackError, match="is damaged"):
-        unpack(archive, tmp_path / "data", LIMIT)
+        unpack(archive, tmp_path / "data", LIMIT, MOST)
     with pytest.raises(UnpackError, match="is not a file name"):
-        unpack(make_tar(tmp_path / "archive", {".": b"1"}), tmp_path / "data", LIMIT)
+        unpack(make_tar(tmp_path / "archive", {".": b"1"}), tmp_path / "data", LIMIT, MOST)
 
 
 @pytest.mark.parametrize(("there", "packed"), [("top/a/b", "top/a"), ("top/a", "top/a/b")])
@@ -211,16 +222,16 @@ def test_files_and_folders_do_not_replace_each_other(there: str, packed: str, tm
     (data / there).write_bytes(b"mine")
     archive = make_tar(tmp_path / "archive", {"first": b"1", packed: b"2"})
     with pytest.raises(UnpackError, match="would replace what is there"):
-        unpack(archive, data, LIMIT)
+        unpack(archive, data, LIMIT, MOST)
     assert present(data) == {there: b"mine"}
 
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     archive = make_tar(tmp_path / "archive", {"a": b"1", "a/b": b"2"})
     with pytest.raises(UnpackError, match=r"archive cannot be unpacked into .*data: "):
-        unpack(archive, tmp_path / "data", LIMIT)
+        unpack(archive, tmp_path / "data", LIMIT, MOST)
     with pytest.raises(UnpackError, match=r"cannot be unpacked into .* name too long"):
-        unpack(make_tar(tmp_path / "archive", {"a" * 300: b"1"}), tmp_path / "data", LIMIT)
+        unpack(make_tar(tmp_path / "archive", {"a" * 300: b"1"}), tmp_path / "data", LIMIT, MOST)
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -233,5 +244,5 @@ def test_a_folder_on_another_disk_gets_whole_files(tmp_path: Path, monkeypatch: 
         return replace(path, target)
 
     monkeypatch.setattr(Path, "replace", on_another_disk)
-    unpack(make_tar(tmp_path / "archive", FILES), tmp_path / "data", LIMIT)
+    unpack(make_tar(tmp_path / "archive", FILES), tmp_path / "data", LIMIT, MOST)
     assert present(tmp_path / "data") == FILES

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import re
 from collections.abc import Iterator
@@ -146,26 +148,57 @@ def _read_frames(file: soundfile.SoundFile, count: int | None) -> Array:
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
-def audio_stamp(path: str | Path) -> int:
-    """A quick checksum of a file: of its size, and of 4 kB at its start, middle and end.
+def audio_checksum(path: Path) -> int:
+    """A checksum of a file's whole content.
+
+    It is computed once in a process while the file's size and modification time stay as they are: many clips may be
+    segments of one file.
+
+    Raises:
+        AudioError: the file cannot be opened.
+    """
+    _refuse_special(path)
+    with _opening(path):
+        status = path.stat()
+        return _checksum(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _checksum(path: Path, size: int, modified_ns: int) -> int:
+    del size, modified_ns  # they only tell files apart
+    found = hashlib.blake2b(digest_size=8)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return int.from_bytes(found.digest(), "little", signed=True)
+
+
+def sampled_checksum(path: Path) -> int:
+    """What earlier versions recorded: a checksum of the file's size, and of 4 kB at its start, middle and end.
 
     Raises:
         AudioError: the file cannot be opened.
     """
     block = 4096
-    _refuse_special(Path(path))
+    _refuse_special(path)
+    with _opening(path), path.open("rb") as file:
+        size = file.seek(0, 2)
+        found = hashlib.blake2b(str(size).encode(), digest_size=8)
+        for start in (0, (size - block) // 2, size - block):
+            file.seek(max(0, start))
+            found.update(file.read(block))
+    return int.from_bytes(found.digest(), "little", signed=True)
+
+
+@contextlib.contextmanager
+def _opening(path: Path) -> Iterator[None]:
+    """An OSError in the block as an AudioError."""
     try:
-        with Path(path).open("rb") as file:
-            size = file.seek(0, 2)
-            stamp = hashlib.blake2b(str(size).encode(), digest_size=8)
-            for start in (0, (size - block) // 2, size - block):
-                file.seek(max(0, start))
-                stamp.update(file.read(block))
+        yield
     except OSError as error:
         raise AudioError(
             f"{path}: {'not found' if isinstance(error, FileNotFoundError) else error.strerror}"
         ) from error
-    return int.from_bytes(stamp.digest(), "little", signed=True)
 
 
 def _segment(

@@ -48,6 +48,16 @@ class Archive:
             return mirror + self.url.removeprefix(HUGGING_FACE)
         return self.url
 
+    @property
+    def most_bytes(self) -> int | None:
+        """The limit on its size, where only about that is known."""
+        return None if self.about is None else 2 * self.about + 100_000_000
+
+    @property
+    def most_files(self) -> int:
+        """The limit on the number of files in it: there may be more than those that are counted, such as a README."""
+        return 2 * sum(self.holds.values()) + 10_000
+
     def found(self, root: Path) -> dict[str, int]:
         """How many files of each kind in `holds` exist."""
         return {
@@ -144,7 +154,8 @@ def get(archive: Archive, root: Path) -> None:
     _refuse_a_full_disk(archive, root)
     was_there, difference = path.exists(), ""
     if not was_there:
-        fetch(archive.resolved_url, path, None if archive.may_change else archive.checksum, archive.size)
+        checksum = None if archive.may_change else archive.checksum
+        fetch(archive.resolved_url, path, checksum, archive.size, most=archive.most_bytes)
     if archive.checksum is None:
         print(f"{path}: no checksum is published for it; its sha256 is {sha256_of(path)}")
     elif (was_there or archive.may_change) and (difference := differs(path, archive.checksum)):
@@ -160,7 +171,7 @@ def get(archive: Archive, root: Path) -> None:
     if not archive.holds:
         print(f"{path}: there and verified" if archive.checksum and not difference else f"{path}: there")
         return
-    files = unpack(path, folder, max_bytes=2 * archive.unpacked + 100_000_000)
+    files = unpack(path, folder, max_bytes=2 * archive.unpacked + 100_000_000, max_files=archive.most_files)
     if lacks := archive.lacks(root):
         raise DownloadError(f"{path} was unpacked into {folder}, which now holds {', '.join(lacks)}: is it complete?")
     print(f"{files:,} files -> {folder}; {path} ({_bytes(path.stat().st_size)}) is no longer needed")

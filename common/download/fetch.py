@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -43,12 +44,14 @@ class RetryPolicy:
         backoff_s: pause after the first of them; each further pause is twice as long.
         longest_pause_s: give up if the server asks for a longer pause.
         stall_s: silence after which a connection counts as broken.
+        least_rate: bytes per second; a connection that brings fewer over `stall_s` counts as broken too.
     """
 
     tries: int = 6
     backoff_s: float = 1.0
     longest_pause_s: float = 120.0
     stall_s: float = 60.0
+    least_rate: float = 1_000.0
 
 
 @dataclass(frozen=True)
@@ -66,16 +69,35 @@ _NOTE = TypeAdapter(_Note)
 _NO_NOTE = _Note("", "", "", "", None)
 
 
-class _RetryableError(Exception):
-    """An attempt failed, but another one may succeed; `pause_s` is how long the server asks to wait."""
+@dataclass(frozen=True)
+class _Job:
+    """What `fetch` was asked for; the part is what has been received so far, and the note is about it."""
 
-    def __init__(self, cause: str, pause_s: float | None = None) -> None:
+    url: str
+    part: Path
+    note: Path
+    size: int | None
+    most: int | None
+    retries: RetryPolicy
+
+
+class _RetryableError(Exception):
+    """An attempt failed, but another one may succeed; `pause_s` is how long the server asks to wait, and `is_vain` says that
+    it failed whatever it brought."""
+
+    def __init__(self, cause: str, pause_s: float | None = None, is_vain: bool = False) -> None:
         super().__init__(cause)
         self.pause_s = pause_s
+        self.is_vain = is_vain
 
 
 def fetch(
-    url: str, path: Path, checksum: str | None = None, size: int | None = None, retries: RetryPolicy | None = None
+    url: str,
+    path: Path,
+    checksum: str | None = None,
+    size: int | None = None,
+    retries: RetryPolicy | None = None,
+    most: int | None = None,
 ) -> None:
     """Download `url` to `path`, continuing what an earlier attempt left in ``<path>.part``.
 
@@ -85,6 +107,7 @@ def fetch(
         checksum: ``"sha256:<hex>"`` or ``"md5:<hex>"`` of the whole file; None: what the server sent is accepted
             once it is complete.
         size: of the whole file in bytes, if it is known.
+        most: of a file whose size neither is known nor told by the server; None: what the disk has room for.
 
     Raises:
         DownloadError: the server refuses or failed too often, or the file is not the expected one. What was received
@@ -93,13 +116,14 @@ def fetch(
     part = path.with_name(path.name + ".part")
     note = part.with_name(part.name + ".json")
     remove_leftovers(note)
-    resumed = _download(url, part, note, size, retries or RetryPolicy())
+    job = _Job(url, part, note, size, most, retries or RetryPolicy())
+    resumed = _download(job)
     difference = differs(part, checksum) if checksum else ""
     if difference and resumed:
         # The parts may come from two different files: download it in one piece to find out.
         print(f"{path.name}: {difference}; starting over", file=sys.stderr)
         _discard(part, note)
-        _download(url, part, note, size, retries or RetryPolicy())
+        _download(job)
         difference = differs(part, checksum) if checksum else ""
     if difference:
         _discard(part, note)
@@ -122,10 +146,11 @@ def differs(path: Path, checksum: str) -> str:
     return "" if found == wanted else f"its {algorithm} is {found}, not {wanted} ({size:,} bytes)"
 
 
-def _download(url: str, part: Path, note: Path, size: int | None, retries: RetryPolicy) -> bool:
-    """Download all of `url` into `part`; returns whether it took several attempts."""
+def _download(job: _Job) -> bool:
+    """Download all of it into the part; returns whether that took several attempts."""
     import requests
 
+    url, part, retries = job.url, job.part, job.retries
     part.parent.mkdir(parents=True, exist_ok=True)
     furthest, failures, attempts, started_over = _size(part), 0, 1 if _size(part) else 0, False
     with requests.Session() as session:
@@ -134,12 +159,12 @@ def _download(url: str, part: Path, note: Path, size: int | None, retries: Retry
         while True:
             attempts += 1
             try:
-                _attempt(session, url, part, note, size, retries)
+                _attempt(session, job)
             except _RetryableError as error:
                 here = _size(part)
                 if here < furthest and not started_over:
                     furthest, started_over = 0, True  # the old part was discarded for a new file
-                failures = 0 if here > furthest else failures + 1
+                failures = 0 if here > furthest and not error.is_vain else failures + 1
                 furthest = max(furthest, here)
                 if failures >= retries.tries:
                     raise DownloadError(
@@ -157,14 +182,13 @@ def _download(url: str, part: Path, note: Path, size: int | None, retries: Retry
                 return attempts > 1
 
 
-def _attempt(
-    session: requests.Session, url: str, part: Path, note: Path, size: int | None, retries: RetryPolicy
-) -> None:
+def _attempt(session: requests.Session, job: _Job) -> None:
     """One request: continue after the bytes that are there, or start over if the server cannot."""
     import requests
     import urllib3
 
-    have, before = _size(part), _read_note(note)
+    url, part, stall_s = job.url, job.part, job.retries.stall_s
+    have, before = _size(part), _read_note(job.note)
     headers = {}
     if have and before.url == url:
         if before.total == have:
@@ -173,8 +197,8 @@ def _attempt(
         if before.validator:
             headers["If-Range"] = before.validator  # if the file has changed, all of it is sent
     try:
-        with session.get(url, headers=headers, stream=True, timeout=(min(30, retries.stall_s), retries.stall_s)) as got:
-            total = _receive(got, url, part, note, before, size)
+        with session.get(url, headers=headers, stream=True, timeout=(min(30, stall_s), stall_s)) as got:
+            total = _receive(got, job, before)
     except DownloadError:
         raise
     except requests.exceptions.SSLError as error:
@@ -198,10 +222,9 @@ def _attempt(
         raise _RetryableError(f"the connection ended after {_size(part):,} of {total:,} bytes")
 
 
-def _receive(
-    response: requests.Response, url: str, part: Path, note: Path, before: _Note, size: int | None
-) -> int | None:
+def _receive(response: requests.Response, job: _Job, before: _Note) -> int | None:
     """Write what the server sends into `part`, at the offset that it gives; returns the whole file's size."""
+    url, part, note, size = job.url, job.part, job.note, job.size
     have, headers = _size(part), response.headers
     if response.status_code == 416 and have:
         _discard(part, note)
@@ -228,14 +251,39 @@ def _receive(
     new_note = _Note(url, etag, modified, etag if is_strong else modified, total)
     write_atomically(note, json.dumps(asdict(new_note)).encode())
     bar = progress_bar(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1000)
+    received, limit = start, total or job.most or start + free
     with part.open("r+b" if start else "wb") as file, bar:
         file.seek(start)
         file.truncate()
-        # Small blocks: an incomplete block is lost when the connection breaks.
-        for block in response.raw.stream(BLOCK, decode_content=False):
+        for block in _blocks(response, job.retries):
+            received += len(block)
+            if received > limit:
+                break
             file.write(block)
             bar.update(len(block))
+    if received > limit:
+        _discard(part, note)
+        raise DownloadError(
+            f"{url} sends more than the {limit:,} bytes that it may have, so it is not the file that is wanted; try later"
+        )
     return total
+
+
+def _blocks(response: requests.Response, retries: RetryPolicy) -> Iterator[bytes]:
+    """What the server sends, as it comes: an incomplete block would be lost when the connection breaks.
+
+    Raises:
+        _RetryableError: it is too slow.
+    """
+    since, received = time.monotonic(), 0
+    while block := response.raw.read1(BLOCK, decode_content=False):
+        yield block
+        received += len(block)
+        seconds = time.monotonic() - since
+        if seconds > retries.stall_s:
+            if received < retries.least_rate * seconds:
+                raise _RetryableError(f"only {received / seconds:,.0f} bytes per second arrive", is_vain=True)
+            since, received = time.monotonic(), 0
 
 
 def _refuse(response: requests.Response, url: str) -> None:

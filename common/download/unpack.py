@@ -53,7 +53,7 @@ class UnpackError(UserError):
     """An archive is damaged or malicious; the message is one line."""
 
 
-def unpack(archive: Path, folder: Path, max_bytes: int) -> int:
+def unpack(archive: Path, folder: Path, max_bytes: int, max_files: int) -> int:
     """Unpack a zip or (compressed) tar archive, then move its files into `folder`, replacing those that are there.
 
     Nothing appears under its final name until the whole archive has been read, and no file ever appears there in part.
@@ -61,20 +61,21 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> int:
 
     Args:
         max_bytes: the limit on the files' total size.
+        max_files: the limit on their number, and on that of the folders.
 
     Returns:
         The number of files.
 
     Raises:
         UnpackError: the archive is damaged, is of another kind, holds a path that leads out of the folder, a link, a
-            device, or more than `max_bytes`; or it cannot be written. Nothing of it is kept.
+            device, or more than `max_bytes` or `max_files`; or it cannot be written. Nothing of it is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_unpacked_leftovers(archive, folder)
     temporary = _temporary(archive, folder)
     try:
         temporary.mkdir()
-        n_files = _unpack(archive, temporary, max_bytes)
+        n_files = _unpack(archive, temporary, max_bytes, max_files)
         _move_into(temporary, folder, archive)
     except OSError as error:
         raise UnpackError(
@@ -96,12 +97,12 @@ def _temporary(archive: Path, folder: Path) -> Path:
     return folder / f".unpacking.{archive.name}"
 
 
-def _unpack(archive: Path, folder: Path, max_bytes: int) -> int:
+def _unpack(archive: Path, folder: Path, max_bytes: int, max_files: int) -> int:
     n_files = n_bytes = 0
     size = archive.stat().st_size
     bar = progress_bar(total=size, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, leave=False)
     try:
-        with archive.open("rb") as raw, bar, _members(raw, archive) as members:
+        with archive.open("rb") as raw, bar, _members(raw, archive, 2 * max_files) as members:
             for member in members:
                 target = folder.joinpath(*_safe_parts(member.name, archive))
                 n_bytes += member.size
@@ -113,6 +114,8 @@ def _unpack(archive: Path, folder: Path, max_bytes: int) -> int:
                 with member.open() as source, target.open("wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
                 n_files += 1
+                if n_files > max_files:
+                    raise _too_many(archive, max_files)
                 bar.update(raw.tell() - bar.n)
     except UnpackError:
         raise
@@ -134,10 +137,12 @@ def _damaged(archive: Path, error: Exception) -> UnpackError:
 
 
 @contextmanager
-def _members(raw: BinaryIO, archive: Path) -> Iterator[Iterator[Member]]:
-    """The archive's files, in one pass."""
+def _members(raw: BinaryIO, archive: Path, most: int) -> Iterator[Iterator[Member]]:
+    """The archive's files, in one pass; UnpackError if it has more than `most` entries, of any kind."""
     if zipfile.is_zipfile(raw):
         with zipfile.ZipFile(raw) as zip_file:
+            if len(zip_file.filelist) > most:
+                raise _too_many(archive, most)
             yield _zip_members(zip_file, archive)
         return
     raw.seek(0)
@@ -146,7 +151,7 @@ def _members(raw: BinaryIO, archive: Path) -> Iterator[Iterator[Member]]:
     except tarfile.ReadError as error:  # its message lists every format that was tried
         raise tarfile.ReadError("cut short, or neither zip nor tar") from error
     with tar_file:
-        yield _tar_members(tar_file, archive)
+        yield _tar_members(tar_file, archive, most)
 
 
 def _zip_members(opened: zipfile.ZipFile, archive: Path) -> Iterator[Member]:
@@ -159,8 +164,10 @@ def _zip_members(opened: zipfile.ZipFile, archive: Path) -> Iterator[Member]:
         yield Member(info.filename, info.file_size, partial(opened.open, info))
 
 
-def _tar_members(opened: tarfile.TarFile, archive: Path) -> Iterator[Member]:
-    for member in opened:
+def _tar_members(opened: tarfile.TarFile, archive: Path, most: int) -> Iterator[Member]:
+    for number, member in enumerate(opened):
+        if number >= most:
+            raise _too_many(archive, most)
         if member.size < 0:
             raise _forbidden(archive, member.name, "has a negative size")
         if member.isdir():
@@ -187,6 +194,10 @@ def _safe_parts(name: str, archive: Path) -> tuple[str, ...]:
     if not path.parts:
         raise _forbidden(archive, name, "is not a file name")
     return path.parts
+
+
+def _too_many(archive: Path, most: int) -> UnpackError:
+    return UnpackError(f"{archive} holds more than the {most:,} entries that it may; refused, nothing was unpacked")
 
 
 def _forbidden(archive: Path, name: str, what: str) -> UnpackError:

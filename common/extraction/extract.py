@@ -143,15 +143,20 @@ class _Extraction:
         return None if reason else existing
 
     def _why_unusable(self, existing: FeatureSet) -> str:
-        if "audio_stamps" not in existing.meta:
+        is_sampled = "audio_checksums" not in existing.meta
+        needed = ("failed", "counts", "device", "samples", "audio_stamps" if is_sampled else "audio_checksums")
+        if any(key not in existing.meta for key in needed):
             return "was not made by this project (no provenance in it)"
         different = self.settings.difference_from_file(existing.meta)
         if different:
             return f"was made with other settings ({different})"
         place = {clip_id: index for index, clip_id in enumerate(self.source.clip_ids)}
-        indices = [place[clip_id] for clip_id in existing.clip_ids]
-        stamps = dict(zip(indices, existing.meta["audio_stamps"].tolist(), strict=True))
-        changed = changed_files(self.source.clips, stamps)
+        strangers = [clip_id for clip_id in existing.clip_ids if clip_id not in place]
+        if strangers or existing.features.shape[1] != self.rows.embeddings.shape[1]:
+            return f"does not hold what its settings say ({(strangers or ['the width of its rows'])[0]})"
+        indices = torch.tensor([place[clip_id] for clip_id in existing.clip_ids])
+        checksums = existing.meta["audio_stamps" if is_sampled else "audio_checksums"]
+        changed = changed_files(self.source.clips, indices, checksums, is_sampled)
         return f"was made from other audio ({len(changed)} files have changed, such as {changed[0]})" if changed else ""
 
     def run(self) -> FeatureSet | None:
@@ -204,7 +209,7 @@ class _Extraction:
         # Checked again: another run may have finished it in the meantime.
         finished = self.finished_file()
         if finished is not None:
-            self.rows.adopt(finished, self.source.clip_ids)
+            self.rows.adopt(finished, self.source.clips, self.source.clip_ids)
         return self.rows.read_chunks(self.work_folder, self.source.clips, wanted)
 
     def _embed(self, pending: Sequence[int]) -> None:
@@ -252,7 +257,7 @@ class _Extraction:
                 peak = float(np.abs(waveform).max())
                 self.rows.failed[clip.index] = f"{path}: its embedding is not finite (peak {peak:.3g})"
             else:
-                self.rows.add(clip.index, embedding, len(waveform), clip.stamp)
+                self.rows.add(clip.index, embedding, len(waveform), clip.checksum)
         for clip in batch:
             if clip.problem:
                 self.rows.failed[clip.index] = clip.problem
@@ -317,7 +322,7 @@ class _Extraction:
             ),
             failed=failed,
             samples=samples,
-            audio_stamps=of_kept(rows.stamps),
+            audio_checksums=of_kept(rows.checksums),
             versions={
                 "python": platform.python_version(),
                 **{name: version(name) for name in packages},

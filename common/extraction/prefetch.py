@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from common.arrays import Array
 from common.datasets import Clip
-from common.datasets.audio import AudioError, audio_stamp, read_audio
+from common.datasets.audio import AudioError, audio_checksum, read_audio
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,15 @@ class Decoded:
 
     index: int
     waveform: Array | None
-    stamp: int
+    checksum: int
     problem: str
 
 
 def _decode(index: int, clip: Clip, sample_rate: int) -> Decoded:
     try:
-        # The stamp first: if the file is replaced in the meantime, the next run notices.
-        stamp = audio_stamp(clip.path)
-        return Decoded(index, read_audio(clip.path, sample_rate, clip.start_s, clip.end_s), stamp, "")
+        # The checksum first: if the file is replaced in the meantime, the next run notices.
+        checksum = audio_checksum(clip.path)
+        return Decoded(index, read_audio(clip.path, sample_rate, clip.start_s, clip.end_s), checksum, "")
     except AudioError as error:
         return Decoded(index, None, 0, str(error))
     except OSError as error:  # the caller would take it for an error of the output

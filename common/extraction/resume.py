@@ -6,20 +6,74 @@ same settings continues from them.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import JsonValue, TypeAdapter
 
 from common.datasets import Clip
-from common.datasets.audio import AudioError, audio_stamp
+from common.datasets.audio import AudioError, audio_checksum, sampled_checksum
 from common.extraction.settings import ExtractionSettings
 from common.features import FeatureSet
-from common.files import DamagedFileError, OutputError, load_torch, save_torch, write_atomically
+from common.files import DamagedFileError, OutputError, UnsafeFileError, load_torch, read_json, save_torch, write_json
+from common.progress import progress_bar
+
+SETTINGS_FILE = "settings.json"
+_SETTINGS = TypeAdapter(dict[str, JsonValue])
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some finished rows.
+
+    Attributes:
+        settings: a checksum of the settings that they were made with.
+        indices: (K,) int64, their clips.
+        features: (K, D) float32.
+        samples: (K,) int64, the waveforms' lengths.
+        checksums: (K,) int64, of the clips' files.
+        is_sampled: whether those looked at three places of a file only, as in earlier versions.
+    """
+
+    settings: str
+    indices: torch.Tensor
+    features: torch.Tensor
+    samples: torch.Tensor
+    checksums: torch.Tensor
+    is_sampled: bool
+
+    @classmethod
+    def read(cls, path: Path, n_clips: int, width: int) -> Chunk:
+        """A chunk of an extraction of `n_clips` clips with `width` numbers each.
+
+        Raises:
+            DamagedFileError: it is none.
+        """
+        content = load_torch(path)
+        if not isinstance(content, dict):
+            raise DamagedFileError(f"it holds a {type(content).__name__}, not a dict")
+        settings, is_sampled = content.get("settings"), "stamps" in content
+        indices = content.get("indices")
+        n_rows = len(indices) if isinstance(indices, torch.Tensor) and indices.ndim == 1 else 0
+        expected = {"indices": (n_rows,), "features": (n_rows, width), "samples": (n_rows,)}
+        expected["stamps" if is_sampled else "checksums"] = (n_rows,)
+        for name, shape in expected.items():
+            value, dtype = content.get(name), torch.float32 if name == "features" else torch.int64
+            if not isinstance(value, torch.Tensor) or value.dtype != dtype or tuple(value.shape) != shape:
+                raise DamagedFileError(f"its {name} are not what an extraction of these clips writes")
+        if not isinstance(settings, str) or not n_rows:
+            raise DamagedFileError("it holds no rows, or does not say how they were made")
+        indices, features, samples, checksums = (content[name] for name in expected)
+        is_row = indices.min() >= 0 and indices.max() < n_clips and samples.min() > 0
+        if not is_row or not features.isfinite().all():
+            raise DamagedFileError("it holds clips that are not this data set's, or rows that are not finite")
+        return cls(settings, indices, features, samples, checksums, is_sampled)
 
 
 @dataclass
@@ -29,7 +83,7 @@ class RowStore:
     Attributes:
         embeddings: (N, D).
         samples: (N,) int64, the waveform's length once a clip is embedded, and 0 before.
-        stamps: (N,) int64, a checksum of the file that the clip was read from.
+        checksums: (N,) int64, of the file that the clip was read from.
         failed: why a clip cannot be embedded. It is not saved: a run that continues tries those clips again.
         unsaved: the indices that are in no chunk yet.
         identity: a checksum of the settings that the rows were made with.
@@ -37,15 +91,15 @@ class RowStore:
 
     embeddings: torch.Tensor
     samples: torch.Tensor
-    stamps: torch.Tensor
+    checksums: torch.Tensor
     failed: dict[int, str]
     unsaved: list[int]
     identity: str
 
     @classmethod
     def empty(cls, n_rows: int, width: int, identity: str) -> RowStore:
-        samples, stamps = torch.zeros(2, n_rows, dtype=torch.int64)
-        return cls(torch.zeros(n_rows, width), samples, stamps, {}, [], identity)
+        samples, checksums = torch.zeros(2, n_rows, dtype=torch.int64)
+        return cls(torch.zeros(n_rows, width), samples, checksums, {}, [], identity)
 
     def n_embedded(self) -> int:
         return int((self.samples > 0).sum())
@@ -57,19 +111,22 @@ class RowStore:
         """Clips that are neither embedded nor failed."""
         return [index for index in (self.samples == 0).nonzero()[:, 0].tolist() if index not in self.failed]
 
-    def add(self, index: int, embedding: torch.Tensor, samples: int, stamp: int) -> None:
+    def add(self, index: int, embedding: torch.Tensor, samples: int, checksum: int) -> None:
         self.embeddings[index] = embedding
-        self.stamps[index] = stamp
+        self.checksums[index] = checksum
         self.samples[index] = samples
         self.unsaved.append(index)
 
-    def adopt(self, finished: FeatureSet, clip_ids: Sequence[str]) -> None:
-        """Copy the rows of a finished file."""
+    def adopt(self, finished: FeatureSet, clips: Sequence[Clip], clip_ids: Sequence[str]) -> None:
+        """Copy the rows of a finished file, whose audio is unchanged."""
         place = {clip_id: index for index, clip_id in enumerate(clip_ids)}
         indices = torch.tensor([place[clip_id] for clip_id in finished.clip_ids])
         self.embeddings[indices] = finished.features
         self.samples[indices] = finished.meta["samples"]
-        self.stamps[indices] = finished.meta["audio_stamps"]
+        if "audio_checksums" in finished.meta:
+            self.checksums[indices] = finished.meta["audio_checksums"]
+        else:
+            self.checksums[indices] = _whole_checksums(clips, indices)
 
     def save_chunk(self, work_folder: Path) -> None:
         """Write the unsaved rows as one more chunk."""
@@ -81,10 +138,14 @@ class RowStore:
             "indices": indices,
             "features": self.embeddings[indices],
             "samples": self.samples[indices],
-            "stamps": self.stamps[indices],
+            "checksums": self.checksums[indices],
         }
-        # Never the name of another chunk: an old chunk may hold a clip whose audio has changed, beside good rows.
-        save_torch(chunk, work_folder / f"chunk-{time.time_ns()}-{os.getpid()}.pt")
+        # Never the name of another chunk: an old chunk may hold a clip whose audio has changed, beside good rows. Clocks jump
+        # back, and processes of other machines write here too.
+        now, number = time.time_ns(), 0
+        while (path := work_folder / f"chunk-{now}-{os.getpid()}-{number}.pt").exists():
+            number += 1
+        save_torch(chunk, path)
         self.unsaved.clear()
 
     def read_chunks(self, work_folder: Path, clips: Sequence[Clip], wanted: Sequence[int]) -> int:
@@ -99,80 +160,125 @@ class RowStore:
         is_wanted[torch.tensor(wanted, dtype=torch.int64)] = True
         for path in sorted(work_folder.glob("chunk-*.pt")):
             try:
-                chunk = load_torch(path)
-            except DamagedFileError as error:
+                chunk = Chunk.read(path, len(clips), self.embeddings.shape[1])
+            except (DamagedFileError, UnsafeFileError) as error:
                 print(f"{path} is damaged ({error}); its clips are computed again")
                 path.unlink()
                 continue
-            if chunk.get("settings") != self.identity:
+            if chunk.settings != self.identity:
                 continue
-            indices, stamps = chunk["indices"], chunk["stamps"]
-            changed = set(changed_files(clips, dict(zip(indices.tolist(), stamps.tolist(), strict=True)), is_wanted))
+            own = chunk.indices
+            wanted_rows = is_wanted[own].nonzero()[:, 0]
+            indices, checksums = own[wanted_rows], chunk.checksums[wanted_rows]
+            changed = set(changed_files(clips, indices, checksums, chunk.is_sampled))
             if changed:
                 print(f"{len(changed)} audio files have changed since the last run; their clips are computed again")
-            unchanged = torch.tensor([clips[index].path not in changed for index in indices.tolist()], dtype=torch.bool)
-            kept = is_wanted[indices] & unchanged
-            self.embeddings[indices[kept]] = chunk["features"][kept]
-            self.samples[indices[kept]] = chunk["samples"][kept]
-            self.stamps[indices[kept]] = stamps[kept]
-            count += int(kept.sum())
+            kept = torch.tensor([clips[index].path not in changed for index in indices.tolist()], dtype=torch.bool)
+            indices, rows = indices[kept], wanted_rows[kept]
+            self.embeddings[indices] = chunk.features[rows]
+            self.samples[indices] = chunk.samples[rows]
+            self.checksums[indices] = _whole_checksums(clips, indices) if chunk.is_sampled else chunk.checksums[rows]
+            count += len(indices)
         return count
 
 
-def changed_files(clips: Sequence[Clip], stamps: dict[int, int], is_wanted: torch.Tensor | None = None) -> list[Path]:
+def changed_files(
+    clips: Sequence[Clip], indices: torch.Tensor, checksums: torch.Tensor, is_sampled: bool = False
+) -> list[Path]:
     """The files whose content has changed since their clips were embedded.
 
     Args:
-        stamps: clip index -> checksum at that time.
-        is_wanted: (N,) bool, the clips to check; None: all.
+        clips: all of the data set's.
+        indices: (K,) int64, the clips to check.
+        checksums: (K,) int64, of their files at that time.
+        is_sampled: whether those looked at three places of a file only.
     """
-    now: dict[Path, int | None] = {}
-    changed: dict[Path, None] = {}
-    for index, stamp in stamps.items():
-        if is_wanted is not None and not is_wanted[index]:
-            continue
-        path = clips[index].path
-        if path not in now:
-            try:
-                now[path] = audio_stamp(path)
-            except AudioError:
-                now[path] = None
-        if now[path] != stamp:
-            changed[path] = None
-    return list(changed)
+    before = list(zip([clips[index].path for index in indices.tolist()], checksums.tolist(), strict=True))
+    now = _checksums_of([path for path, _ in before], is_sampled)
+    return list(dict.fromkeys(path for path, checksum in before if now[path] != checksum))
+
+
+def _checksums_of(paths: Sequence[Path], is_sampled: bool) -> dict[Path, int | None]:
+    """The checksum of each file; None for one that cannot be opened."""
+    checksum = sampled_checksum if is_sampled else audio_checksum
+
+    def checksum_of(path: Path) -> int | None:
+        try:
+            return checksum(path)
+        except AudioError:
+            return None
+
+    files = list(dict.fromkeys(paths))
+    bar = progress_bar(total=len(files), desc="comparing audio files", unit="file", delay=1, leave=False)
+    # Reading and hashing leave Python to other threads.
+    with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        found: dict[Path, int | None] = {}
+        for path, own in zip(files, threads.map(checksum_of, files), strict=True):
+            found[path] = own
+            bar.update()
+    return found
+
+
+def _whole_checksums(clips: Sequence[Clip], indices: torch.Tensor) -> torch.Tensor:
+    """(K,) int64: the checksums of the clips' files, for rows of a version that looked at three places only."""
+    paths = [clips[index].path for index in indices.tolist()]
+    found = _checksums_of(paths, is_sampled=False)
+    return torch.tensor([found[path] or 0 for path in paths], dtype=torch.int64)
 
 
 def claim(work_folder: Path, settings: ExtractionSettings, overwrite: bool) -> None:
     """Reserve the folder for these settings. Work with other settings is refused, or discarded if `overwrite`."""
-    note = work_folder / "settings.json"
-    if note.exists():
-        try:
-            different = settings.difference_from_work(json.loads(note.read_text()))
-        except (ValueError, AttributeError) as error:
-            different = f"its settings cannot be read: {error}"
-        if not different:
+    try:
+        earlier = _read_settings(work_folder)
+        different = "" if earlier is None else settings.difference_from_work(earlier)
+        if earlier is not None and not different:
             return
+    except DamagedFileError as error:
+        # Each chunk says what it was made with: those of these settings can be used.
+        others = [path for path in work_folder.glob("chunk-*.pt") if _settings_of(path) not in (settings.identity, "")]
+        different = f"settings.json is damaged: {error}" if others else ""
+    if different:
         if not overwrite:
             raise OutputError(
                 f"{work_folder} holds unfinished work with other settings ({different}); --overwrite discards it"
             )
         discard(work_folder)
-    write_atomically(note, settings.as_json().encode())
+    write_json(work_folder / SETTINGS_FILE, settings.as_json())
+
+
+def _read_settings(work_folder: Path) -> dict[str, Any] | None:
+    """The settings that the folder's work was made with; None if it holds none.
+
+    Raises:
+        DamagedFileError: they cannot be read.
+    """
+    note = work_folder / SETTINGS_FILE
+    return _SETTINGS.validate_json(read_json(note)) if note.exists() else None
+
+
+def _settings_of(chunk: Path) -> str:
+    """The checksum of the settings that a chunk was made with; empty if it is damaged."""
+    try:
+        content = load_torch(chunk)
+    except (DamagedFileError, UnsafeFileError):
+        return ""
+    settings = content.get("settings") if isinstance(content, dict) else ""
+    return settings if isinstance(settings, str) else ""
 
 
 def is_finished_work(work_folder: Path, settings: ExtractionSettings) -> bool:
     """Whether the folder is empty, or holds only work of these settings, for which there is a finished file."""
-    note = work_folder / "settings.json"
-    if not note.exists():
-        return not any(work_folder.glob("chunk-*.pt"))
     try:
-        return not settings.difference_from_work(json.loads(note.read_text()))
-    except (ValueError, AttributeError):
+        earlier = _read_settings(work_folder)
+    except DamagedFileError:
         return False
+    if earlier is None:
+        return not any(work_folder.glob("chunk-*.pt"))
+    return not settings.difference_from_work(earlier)
 
 
 def discard(work_folder: Path) -> None:
     """Remove the chunks and their settings, once the finished file holds their rows."""
-    for pattern in ("chunk-*.pt", ".*.tmp", "done-*.json", "lengths.pt", "settings.json"):
+    for pattern in ("chunk-*.pt", ".*.tmp", "done-*.json", "lengths.pt", SETTINGS_FILE):
         for file in work_folder.glob(pattern):
             file.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ that was killed can simply be started again.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,16 +16,34 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common.datasets import Clip
 from common.errors import UserError
-from common.files import OutputError, exclusive, load_torch, save_torch, write_atomically
+from common.files import (
+    DamagedFileError,
+    OutputError,
+    UnsafeFileError,
+    exclusive,
+    load_torch,
+    read_json,
+    save_torch,
+    write_json,
+)
 
 ASSUMED_BYTES_PER_SECOND = 64_000  # of a file, to compare it with a segment of known length
 
 
 class ShardError(UserError):
     """--shard is not i/n."""
+
+
+class _Done(BaseModel):
+    """The note of a shard that is done: what its rows were made with, and why which of its clips failed."""
+
+    model_config = ConfigDict(frozen=True)
+    settings: str
+    failed: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -87,20 +104,27 @@ class Shard:
 
     def mark_done(self, work_folder: Path, failed: Mapping[int, str], identity: str) -> None:
         """Record that this shard is done, which of its clips failed, and what its rows were made with."""
-        note = {"settings": identity, "failed": {str(index): why for index, why in failed.items()}}
-        write_atomically(self._note(work_folder), json.dumps(note).encode())
+        write_json(self._note(work_folder), _Done(settings=identity, failed=dict(failed)).model_dump_json())
 
     def failures_of_all(self, work_folder: Path, identity: str) -> dict[int, str] | None:
-        """The failed clips of all shards, by index; None until all shards are done with these settings."""
+        """The failed clips of all shards, by index; None until all shards are done with these settings.
+
+        Raises:
+            OutputError: the note of a shard is damaged.
+        """
         failed: dict[int, str] = {}
         for index in range(self.count):
+            shard = Shard(index, self.count)
+            path = shard._note(work_folder)
             try:
-                note = json.loads(Shard(index, self.count)._note(work_folder).read_text(encoding="utf-8"))
+                note = _Done.model_validate_json(read_json(path))
             except FileNotFoundError:
                 return None
-            if note["settings"] != identity:
+            except (DamagedFileError, ValidationError) as error:
+                raise OutputError(f"{path} is damaged; run --shard {shard} again: finished clips are not repeated") from error
+            if note.settings != identity:
                 return None
-            failed |= {int(clip): why for clip, why in note["failed"].items()}
+            failed |= note.failed
         return failed
 
     def _note(self, work_folder: Path) -> Path:
@@ -121,10 +145,11 @@ def clip_lengths(work_folder: Path, clips: Sequence[Clip], identity: str) -> lis
     The first shard saves them, since all shards must assign clips alike, even if the files change.
     """
     path = work_folder / "lengths.pt"
-    if path.exists():
+    with contextlib.suppress(FileNotFoundError, DamagedFileError, UnsafeFileError):
         kept = load_torch(path)
-        if kept["settings"] == identity:
-            return [float(length) for length in kept["lengths"]]
+        lengths = kept.get("lengths") if isinstance(kept, dict) and kept.get("settings") == identity else None
+        if isinstance(lengths, torch.Tensor) and lengths.shape == (len(clips),):
+            return [float(length) for length in lengths.double()]
     lengths = [_length_s(clip) for clip in clips]
     save_torch({"settings": identity, "lengths": torch.tensor(lengths, dtype=torch.float64)}, path)
     return lengths
