@@ -200,7 +200,7 @@ class _Hits:
             )
         except FileNotFoundError as error:
             raise FeatureFileError(f"{path} is missing; classify again") from error
-        except (KeyError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        except (KeyError, ValueError, OverflowError) as error:  # pandas' own and UnicodeDecodeError are ValueErrors
             raise FeatureFileError(f"{path} is damaged ({error}); classify again with --overwrite") from error
 
 

@@ -242,8 +242,8 @@ def read_config(path: Path) -> dict[str, object]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"configuration {path} not found") from error
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"configuration {path} cannot be read: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError, OSError) as error:
+        raise ConfigError(f"configuration {path} cannot be read: {' '.join(str(error).split())[:300]}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -292,7 +292,12 @@ class FeatureSet:
         path = Path(path)
         content = _read(path)
         features = content.get("features")
-        if not torch.is_tensor(features) or features.ndim != 2 or not features.is_floating_point() or not features.shape[1]:
+        if (
+            not torch.is_tensor(features)
+            or features.ndim != 2
+            or not features.is_floating_point()
+            or not features.shape[1]
+        ):
             raise FeatureFileError(f"{path} is not a feature file: it has no 2-D floating-point tensor 'features'")
         rows = len(features)
         if not rows:
@@ -322,7 +327,7 @@ class FeatureSet:
             None if folds is None else _folds(folds, rows, path),
             _optional_names(content, "splits", rows, path),
             _optional_names(content, "groups", rows, path),
-            _provenance(content.get("meta"), rows, path),
+            _provenance(content.get("meta"), path),
         )
 
 
@@ -346,21 +351,28 @@ def _joined_provenance(parts: Sequence[FeatureSet]) -> Provenance:
     return _PROVENANCE.validate_python(meta)
 
 
-def _provenance(meta: Any, rows: int, path: Path) -> Provenance:
-    if meta is None:
-        return {}
+def read_provenance(meta: object) -> Provenance:
+    """What a file says of how its embeddings were made; ValueError says which entry is wrong."""
     try:
         provenance = _PROVENANCE.validate_python(meta)
         # Entries that this version does not know are recorded with results, as JSON.
-        _JSON.validate_python({key: value for key, value in meta.items() if key not in Provenance.__annotations__})
+        _JSON.validate_python(
+            {key: value for key, value in provenance.items() if key not in Provenance.__annotations__}
+        )
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
-        place = ".".join(map(str, ("meta", *problem["loc"])))[:100]
-        raise FeatureFileError(f"{path} is damaged: {place}: {problem['msg'][:200]}; extract again") from error
-    for key in ("samples", "audio_checksums", "audio_stamps"):
-        values = provenance.get(key)
-        if isinstance(values, torch.Tensor) and (values.dtype != torch.int64 or values.shape != (rows,)):
-            raise FeatureFileError(f"{path} is damaged: meta.{key} does not have a number for each clip; extract again")
+        place = ".".join(map(str, problem["loc"]))[:100]
+        raise ValueError(f"{place}: {problem['msg'][:200]}") from error
+    return provenance
+
+
+def _provenance(meta: Any, path: Path) -> Provenance:
+    if meta is None:
+        return {}
+    try:
+        provenance = read_provenance(meta)
+    except ValueError as error:
+        raise FeatureFileError(f"{path} is damaged: meta.{error}; extract again") from error
     return provenance
 
 

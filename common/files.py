@@ -19,11 +19,15 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from common.errors import UserError
+
+FORMULA = re.compile(r"'*[=+\-@\t\r]")  # also behind apostrophes, so that `plain_cell` takes away what was added
+if TYPE_CHECKING:
+    import torch
 
 CHECKSUM = "checksum"  # the key of a JSON file's own
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
@@ -111,10 +115,27 @@ def _json_checksum(content: Mapping[str, object]) -> str:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write rows, header first, atomically; None becomes an empty cell."""
+    """Write rows, header first, atomically; None becomes an empty cell.
+
+    A spreadsheet would run a text that starts as a formula does, so it gets an apostrophe in front; `plain_cell` takes it away.
+    """
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([_as_cell(value) for value in row] for row in rows)
     write_atomically(path, text.getvalue().encode())
+
+
+def _as_cell(value: object) -> object:
+    if not isinstance(value, (str, Path)) or not FORMULA.match(str(value)):
+        return value
+    with contextlib.suppress(ValueError):
+        float(str(value))  # -0.5 is harmless
+        return value
+    return f"'{value}"
+
+
+def plain_cell(text: str) -> str:
+    """A cell of a file that `write_csv` wrote, as it was before."""
+    return text[1:] if text.startswith("'") and FORMULA.match(text[1:]) else text
 
 
 def remove_leftovers(path: Path) -> None:
@@ -145,7 +166,8 @@ def load_torch(path: Path, mmap: bool = False, checks: bool = True) -> Any:
     """``torch.load`` with ``weights_only=True`` on the CPU; its many exceptions are mapped to the three below.
 
     Args:
-        mmap: memory-map the file if its format allows, so that a large file's unused tensors are never read.
+        mmap: memory-map the file if its format allows, so that a large file's unused tensors are never read. The caller looks
+            at the tensors that it uses with `oddity_of`.
         checks: compare the checksums inside, which torch does not look at; False where the whole file's is known.
 
     Raises:
@@ -159,7 +181,8 @@ def load_torch(path: Path, mmap: bool = False, checks: bool = True) -> Any:
         _refuse_damaged_zip(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
-        _refuse_odd_tensors(content)
+        if not mmap:
+            _refuse_odd_tensors(content)
         return content
     except DamagedFileError:
         raise
@@ -195,20 +218,29 @@ def _refuse_damaged_zip(path: Path) -> None:
 
 
 def _refuse_odd_tensors(content: object) -> None:
-    """DamagedFileError for a tensor, at any depth, that is not dense and there: one with a stride of 0 claims any size."""
+    """DamagedFileError for a tensor, at any depth, that is odd: one with a stride of 0 claims any size."""
     import torch
 
     waiting, seen = [content], set()
     while waiting:
         value = waiting.pop()
         if isinstance(value, torch.Tensor):
-            if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-                raise DamagedFileError(f"it holds a tensor that is not dense ({value.layout}, {value.device})")
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise DamagedFileError(f"a tensor claims {value.numel():,} numbers, more than are there")
+            if oddity := oddity_of(value):
+                raise DamagedFileError(f"it holds a tensor that {oddity}")
         elif isinstance(value, (dict, list, tuple, set)) and id(value) not in seen:
             seen.add(id(value))
             waiting += [*value.keys(), *value.values()] if isinstance(value, dict) else value
+
+
+def oddity_of(tensor: torch.Tensor) -> str:
+    """Why a tensor from a file cannot be used, in words; empty if it is dense, on the CPU, and all its numbers are there."""
+    import torch
+
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return f"is not dense ({tensor.layout}, {tensor.device})"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"claims {tensor.numel():,} numbers, more than are there"
+    return ""
 
 
 def _asks_for_callable(path: Path) -> bool:

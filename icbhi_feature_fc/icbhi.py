@@ -6,6 +6,7 @@ and cycles, the challenge's own: normal, crackle, wheeze or both. Split: the off
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from dataclasses import replace
@@ -23,6 +24,7 @@ from common.datasets import (
     Variants,
     download_command,
     layout_error,
+    read_text,
 )
 
 if TYPE_CHECKING:
@@ -98,8 +100,8 @@ def _read_splits(root: Path) -> dict[str, str]:
             f"{SPLIT_FILE} is neither in {root} nor beside it (it is a file of its own, not in the archive); "
             f"get it: {download_command('icbhi --only split', root)}"
         )
-    splits = {}
-    for line, row in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    splits: dict[str, str] = {}
+    for line, row in enumerate(read_text(path).split("\n"), start=1):
         if not row.strip():
             continue
         fields = row.split()
@@ -109,7 +111,11 @@ def _read_splits(root: Path) -> dict[str, str]:
                 f"{path} line {line} ({row.strip()[:60]!r}) is not 'recording<TAB>train|test'; delete it and "
                 f"download it again: {download_command('icbhi --only split', root)}"
             )
-        splits[name["key"]] = fields[1]
+        if splits.setdefault(name["key"], fields[1]) != fields[1]:
+            raise DatasetError(
+                f"{path} line {line}: {fields[0]} is listed as train and as test; delete it and download it again: "
+                f"{download_command('icbhi --only split', root)}"
+            )
     return splits
 
 
@@ -118,14 +124,14 @@ def _read_cycles(path: Path) -> list[tuple[float, float, str]]:
     if not path.is_file():
         raise DatasetError(f"{path} is missing: the recording beside it has no annotation; unpack {TITLE} again")
     cycles = []
-    for line, row in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for line, row in enumerate(read_text(path).splitlines(), start=1):
         fields = row.split()
         if not fields:
             continue
         try:
             start_s, end_s, crackles, wheezes = map(float, fields)
             label = CYCLE_CLASSES[{0.0: 0, 1.0: 1}[crackles] + 2 * {0.0: 0, 1.0: 1}[wheezes]]
-            well_formed = 0 <= start_s < end_s
+            well_formed = 0 <= start_s < end_s < math.inf
         except (ValueError, KeyError):
             well_formed = False
         if not well_formed:

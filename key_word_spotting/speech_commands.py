@@ -24,6 +24,7 @@ from common.datasets import (
     Variants,
     download_command,
     layout_error,
+    read_text,
 )
 
 TITLE = "Speech Commands"
@@ -109,9 +110,13 @@ def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]
             DatasetNote,
             stacklevel=2,
         )
-    split_of = {
-        listed: split for split, name in LISTS.items() for listed in (root / name).read_text(encoding="utf-8").split()
-    }
+    split_of: dict[str, str] = {}
+    for split, file in LISTS.items():
+        for listed in read_text(root / file).split():
+            if split_of.setdefault(listed, split) != split:
+                raise DatasetError(
+                    f"{root / file} lists {listed}, which the other list has too; unpack the archive again"
+                )
     clips = []
     for folder in folders:
         for path in sorted(folder.glob("*.wav")):

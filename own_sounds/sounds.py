@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import warnings
@@ -10,10 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING
 
 from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, Division, Prepared, Task
-from common.files import write_atomically
+from common.files import read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,7 +78,7 @@ class Source:
     def save(self, folder: Path, root: Path) -> None:
         """Write beside the results what analyses need to find the sounds again."""
         content = {**asdict(self), "place": str(self.place), "root": str(root)}
-        write_atomically(folder / SOURCE_FILE, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(folder / SOURCE_FILE, json.dumps(content))
 
     @classmethod
     def load(cls, folder: Path) -> tuple[Source, Path] | None:
@@ -85,9 +87,12 @@ class Source:
         if not path.exists():
             return None
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_json(path))
             root = Path(content.pop("root"))
-            return cls(Path(content.pop("place")), **content), root
+            source = cls(Path(content.pop("place")), **content)
+            if not all(isinstance(each, (str, NoneType)) for each in (source.label_regex, source.group_regex)):
+                raise ValueError("a regular expression is no text")
+            return source, root
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DatasetError(f"{path} is damaged; run own_sounds/probe.py again") from error
 
@@ -203,8 +208,8 @@ def _read_text_table(path: Path) -> pd.DataFrame:
         raise DatasetError(f"{path} is no table; give a .csv or .tsv, or a folder with a sub-folder per class")
     try:
         table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} cannot be read as a table: {' '.join(str(error).split())}") from error
+    except (ValueError, OverflowError) as error:  # pandas' own and UnicodeDecodeError are ValueErrors
+        raise DatasetError(f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}") from error
     missing = [column for column in COLUMNS[:2] if column not in table.columns]
     if missing:
         raise DatasetError(
@@ -228,8 +233,10 @@ def _clip(row: dict[str, str], folder: Path) -> Clip:
             f"label {row['label']!r} names several classes; this project trains heads for one class a clip"
         )
     fold, split = row.get("fold", ""), row.get("split", "").lower()
-    if fold and not fold.isdecimal():
+    if fold and not re.fullmatch(r"\d{1,9}", fold):
         raise ValueError(f"fold must be a whole number, not {fold!r}")
+    if "\0" in row["path"]:
+        raise ValueError(f"{row['path']!r} is no file's name")
     if split and split not in SPLITS:
         raise ValueError(f"split must be train, valid or test, not {split!r}")
     start, end = (_seconds(row.get(name, ""), name) for name in ("start", "end"))
@@ -246,9 +253,12 @@ def _clip(row: dict[str, str], folder: Path) -> Clip:
 
 def _seconds(text: str, name: str) -> float | None:
     try:
-        return float(text) if text else None
+        seconds = float(text) if text else None
     except ValueError as error:
         raise ValueError(f"{name} must be a number of seconds, not {text!r}") from error
+    if seconds is not None and not math.isfinite(seconds):
+        raise ValueError(f"{name} must be a number of seconds, not {text!r}")
+    return seconds
 
 
 def _matches(clips: Sequence[Clip], root: Path, pattern: str, flag: str) -> list[str]:

@@ -13,7 +13,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.datasets import Clip, DatasetError, DatasetNote, Division, Flag, Prepared, Task, Variants, layout_error
+from common.datasets import (
+    Clip,
+    DatasetError,
+    DatasetNote,
+    Division,
+    Flag,
+    Prepared,
+    Task,
+    Variants,
+    layout_error,
+    read_text,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,7 +90,7 @@ def read_speakers(path: Path) -> dict[str, str]:
     A name may hold the separator (speaker 60 is ``|CBW|Simon``), so only the first four separators count.
     """
     speakers = {}
-    for line, row in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for line, row in enumerate(read_text(path).splitlines(), start=1):
         if not row.strip() or row.startswith(";"):
             continue
         fields = [field.strip() for field in row.split("|", 4)]

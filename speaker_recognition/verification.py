@@ -13,7 +13,7 @@ from common.config import FitConfig
 from common.datasets import DatasetError, Flag, Task
 from common.encoder_name import EncoderName, file_of, slug_of
 from common.entry import run
-from common.files import OutputError, describe_difference, sha256_of, write_atomically, write_csv
+from common.files import OutputError, describe_difference, read_json, sha256_of, write_csv, write_json
 from common.progress import progress_bar
 from common.text_table import as_text
 from speaker_recognition.librispeech import OTHERS, TRAIN_CLEAN_100
@@ -126,7 +126,7 @@ def _verify(argv: Sequence[str] | None) -> None:
         features={"file": str(path)} | dict(features.provenance),
         statistics=str(statistics_path),
     )
-    write_atomically(folder / "verification.json", (json.dumps(asdict(record), indent=1) + "\n").encode())
+    write_json(folder / "verification.json", json.dumps(asdict(record)))
     _print_scores(record)
     print(f"-> {folder}: verification.json, trials.csv, det.{config.figure_format}")
 
@@ -188,10 +188,10 @@ def _refuse_other_results(path: Path, settings: VerificationSettings, overwrite:
     if overwrite or not path.exists():
         return
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    except (ValueError, KeyError, TypeError) as error:
+        before = json.loads(read_json(path))["settings"]
+        different = describe_difference(before, asdict(settings))
+    except (ValueError, KeyError, AttributeError) as error:
         raise OutputError(f"{path} is not a record of this project; --overwrite replaces it") from error
-    different = describe_difference(before, asdict(settings))
     if different:
         raise OutputError(f"{path} holds other results ({different}); --overwrite replaces them")
 

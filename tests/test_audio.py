@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from conftest import noise, write_wav
 
-from common.datasets.audio import AudioError, audio_duration_s, audio_checksum, read_audio
+from common.datasets.audio import AudioError, audio_checksum, audio_duration_s, read_audio
 
 RATE = 32_000
 KINDS = [
@@ -169,10 +169,33 @@ def test_truncated_files_are_refused(container: str, subtype: str, tmp_path: Pat
         read_audio(path, RATE)
 
 
-def test_a_streamed_wav_whose_header_does_not_know_its_length(tmp_path: Path) -> None:
+@pytest.mark.parametrize("container", ["RF64", "W64", "AU", "VOC", "SVX", "NIST", "AVR", "MPC2K", "CAF"])
+@pytest.mark.parametrize("keep", [0.3, 0.9, 0.999])
+def test_containers_of_which_libsndfile_reads_what_is_left(container: str, keep: float, tmp_path: Path) -> None:
+    path = tmp_path / "cut"
+    soundfile.write(path, noise(1, 44_100), 44_100, format=container, subtype="PCM_16")
+    content = path.read_bytes()
+    assert len(read_audio(path, 44_100)) == 44_100
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(AudioError):
+        read_audio(path, RATE)
+
+
+@pytest.mark.parametrize("claimed", [0x80010000, 0x90000000, 0xFFFF0000])
+def test_a_wav_that_claims_gigabytes_is_truncated(claimed: int, tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "cut.wav", seconds=0.5)
+    content = bytearray(path.read_bytes())
+    content[40:44] = claimed.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=f"truncated: 32,000 of {claimed:,} bytes of audio are there"):
+        read_audio(path, RATE)
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFF000, 0x80000000])
+def test_a_streamed_wav_whose_header_does_not_know_its_length(size: int, tmp_path: Path) -> None:
     path = write_wav(tmp_path / "piped.wav", seconds=0.5)
     content = bytearray(path.read_bytes())
-    content[4:8] = content[40:44] = b"\xff\xff\xff\xff"
+    content[4:8] = content[40:44] = size.to_bytes(4, "little")
     path.write_bytes(content)
     assert len(read_audio(path, RATE)) == RATE // 2
 

@@ -188,7 +188,7 @@ def test_an_endless_answer_without_a_length_is_cut_off(bound: dict[str, int], se
 def test_a_connection_that_trickles_is_given_up(server: Server, path: Path) -> None:
     """Although it brings something every time, and never falls silent."""
     server.script = ["trickle"] * 4
-    with pytest.raises(DownloadError, match="bytes per second arrive, 3 times in a row; .* bytes are kept"):
+    with pytest.raises(DownloadError, match=r"bytes per second arrive, 3 times in a row; .* bytes are kept"):
         fetch(server.url, path, SHA256, retries=replace(HASTY, stall_s=0.1))
     fetch(server.url, path, SHA256, retries=replace(HASTY, stall_s=0.1))  # the last of the script, then all goes well
     assert path.read_bytes() == CONTENT

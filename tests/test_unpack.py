@@ -130,7 +130,7 @@ def test_no_more_than_announced(make: Make, files: dict[str, bytes], tmp_path: P
 def test_no_more_files_than_announced(number: int, make: Make, tmp_path: Path) -> None:
     """Not even empty ones."""
     archive = make(tmp_path / "archive", {f"{each}.wav": b"" for each in range(number)})
-    with pytest.raises(UnpackError, match="holds more than the [12]00 entries that it may"):
+    with pytest.raises(UnpackError, match=r"holds more than the [12]00 entries that it may"):
         unpack(archive, tmp_path / "data", LIMIT, MOST)
     assert list((tmp_path / "data").iterdir()) == []
 

@@ -9,6 +9,7 @@ from common.datasets.layout import (
     layout_error,
     plain_name,
     read_metadata,
+    read_text,
 )
 from common.datasets.task import Division, Flag, Prepared, Task, Variants, use_as_is
 
@@ -27,5 +28,6 @@ __all__ = [
     "layout_error",
     "plain_name",
     "read_metadata",
+    "read_text",
     "use_as_is",
 ]

@@ -21,6 +21,9 @@ MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 # Annotations are rounded to milliseconds or so; an end this far past the file's own is not an error.
 SEGMENT_TOLERANCE_S = 0.1
 BLOCK_FRAMES = 1 << 20  # decoded at a time, so that memory follows what is there and not what a header claims
+# In libsndfile's log: the size that a WAV, RF64, W64, AIFF, AU or SVX file claims, and what it found instead if that is less.
+CLAIMED_BYTES = re.compile(r"^\s*(?:data|SSND|BODY|riff|Data [Ss]ize)\s*: (\d+)(?: \(should be (\d+)\))?", re.MULTILINE)
+CLAIMED_FRAMES = re.compile(r"^\s*Frames\s*: (\d+)", re.MULTILINE)
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's own number for a length that the header does not tell is larger
 
 
@@ -225,14 +228,34 @@ def _segment(
 
 
 def _refuse_truncated(file: soundfile.SoundFile, path: Path) -> None:
-    """libsndfile silently shortens a WAV or AIFF whose end is missing, and only says so in its log."""
-    announced = re.search(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-    if announced is None:
-        return
-    promised, present = map(int, announced.groups())
-    # Programs that stream to a pipe write a size close to 2^32, since they never learn the length.
-    if present < promised < 0x7FFFF000:
-        raise AudioError(f"{path}: truncated: {present:,} of {promised:,} bytes of audio are there")
+    """AudioError if the header promises more than is there: libsndfile silently reads what there is, and says so only in its
+    log. (MATLAB, IRCAM, PVF and PAF files do not tell; a truncated one is read as a shorter clip.)"""
+    log = file.extra_info
+    length = re.search(r"^Length : (\d+)", log, re.MULTILINE)
+    there = int(length[1]) if length else path.stat().st_size
+    for match in CLAIMED_BYTES.finditer(log):
+        promised, present = int(match[1]), int(match[2] or there)
+        if promised > present and not _is_streamed(promised):
+            raise AudioError(f"{path}: truncated: {present:,} of {promised:,} bytes of audio are there")
+    frames = [int(number) for number in CLAIMED_FRAMES.findall(log)]
+    if file.format == "NIST":
+        frames = [int(number) for number in re.findall(rb"sample_count -i (\d{1,18})\b", _start_of(path))]
+    for promised in frames:
+        if promised > file.frames and not _is_streamed(promised):
+            raise AudioError(f"{path}: truncated: {file.frames:,} of {promised:,} samples are there")
+    if "Seems to be a truncated file" in log:
+        raise AudioError(f"{path}: truncated")
+
+
+def _is_streamed(size: int) -> bool:
+    """Whether a header's size stands for "not known", as programs that write to a pipe leave it: all bits set in 32 or 64 bits,
+    or close below; or 2 GiB, or just below."""
+    return any(top - 4096 <= size <= top for top in (1 << 31, (1 << 32) - 1)) or size >= (1 << 63) - 4096
+
+
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4096)
 
 
 def _cause(path: Path, error: Exception) -> str:

@@ -62,14 +62,25 @@ def plain_name(name: str, listing: Path) -> str:
     return name
 
 
+def read_text(path: Path) -> str:
+    """A data set's text file; DatasetError if it cannot be read as UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        cause = "not text in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
+        raise DatasetError(f"{path} cannot be read ({cause}); get it again") from error
+
+
 def read_metadata(path: Path, columns: tuple[str, ...], whole_numbers: tuple[str, ...], title: str) -> pd.DataFrame:
     """A data set's official CSV, with all `columns` present and without empty fields; `whole_numbers` are int64."""
     import pandas as pd
 
     try:
         table = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is not the CSV of {title}: {str(error).strip()}; unpack it again") from error
+    except (ValueError, OverflowError, OSError) as error:  # pandas' own and UnicodeDecodeError are ValueErrors
+        raise DatasetError(
+            f"{path} is not the CSV of {title}: {' '.join(str(error).split())[:200]}; unpack it again"
+        ) from error
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise DatasetError(

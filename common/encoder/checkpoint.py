@@ -20,7 +20,7 @@ from safetensors.torch import load_file as load_safetensors
 
 from common.config import DEFAULT_CHECKPOINT
 from common.errors import UserError
-from common.files import PROJECT_ROOT, DamagedFileError, UnsafeFileError, load_torch, sha256_of
+from common.files import PROJECT_ROOT, DamagedFileError, UnsafeFileError, load_torch, oddity_of, sha256_of
 
 DEFAULT_PATH = PROJECT_ROOT / DEFAULT_CHECKPOINT
 KNOWN_RELEASES = {
@@ -84,7 +84,7 @@ def exported_settings(checkpoint: str | Path | None) -> tuple[list[float] | None
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return config["condition"], bool(config["pads_time"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder} has no config.json of an exported encoder; give {folder / EXPORTED} itself"
         ) from error
@@ -102,7 +102,7 @@ def file_sha256(path: Path) -> str:
         remembered = json.loads(note.read_text())
         if {key: remembered[key] for key in state} == state:
             return str(remembered["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         remembered = None  # no note, or not ours: compute
     sha256 = sha256_of(path)
     if path.name == EXPORTED:  # small, in a folder that is meant to be passed on
@@ -237,6 +237,8 @@ def _select(content: object, shapes: Mapping[str, tuple[int, ...]], path: Path) 
             problems.append(f"{prefix}{name} is missing")
         elif tuple(tensor.shape) != tuple(shape):
             problems.append(f"{prefix}{name} has shape {tuple(tensor.shape)} instead of {tuple(shape)}")
+        elif oddity := oddity_of(tensor):
+            problems.append(f"{prefix}{name} {oddity}")
         elif not tensor.is_floating_point():
             problems.append(f"{prefix}{name} has type {tensor.dtype} instead of a floating-point one")
         elif not torch.isfinite(tensor).all():

@@ -10,7 +10,7 @@ import torch
 
 from common.arrays import Array
 from common.errors import UserError
-from common.files import DamagedFileError, UnsafeFileError, load_torch
+from common.files import UnsafeFileError, load_torch
 
 CONDITION_SIZE = 512
 
@@ -34,9 +34,12 @@ def read_condition(condition: str | Path | Array | torch.Tensor | None) -> tuple
                 f"{what} not found; give none, zero, or a .npy or .pt file of {CONDITION_SIZE} numbers"
             )
         try:
-            condition = np.load(path, allow_pickle=False) if path.suffix == ".npy" else load_torch(path)
-        except (OSError, ValueError, EOFError, DamagedFileError, UnsafeFileError) as error:
-            raise ConditionError(f"{what} cannot be read as .npy or .pt: {str(error).splitlines()[0][:120]}") from error
+            # Mapped: a header may claim any number of numbers, and only 512 are wanted.
+            is_numpy = path.suffix == ".npy"
+            condition = np.load(path, mmap_mode="r", allow_pickle=False) if is_numpy else load_torch(path)
+        except (OSError, ValueError, OverflowError, EOFError, SyntaxError, TypeError, UnsafeFileError) as error:
+            cause = " ".join(str(error).split())[:120]
+            raise ConditionError(f"{what} cannot be read as .npy or .pt: {cause}") from error
     if not isinstance(condition, (np.ndarray, torch.Tensor)):
         raise ConditionError(
             f"{what} holds a {type(condition).__name__}; it must be one array of {CONDITION_SIZE} numbers"
@@ -44,8 +47,11 @@ def read_condition(condition: str | Path | Array | torch.Tensor | None) -> tuple
     real = condition.is_floating_point() if torch.is_tensor(condition) else condition.dtype.kind == "f"
     if not real:
         raise ConditionError(f"{what} holds numbers of type {condition.dtype}; it must hold floating-point ones")
+    n_numbers = condition.numel() if torch.is_tensor(condition) else condition.size
+    if n_numbers != CONDITION_SIZE:
+        raise ConditionError(f"{what} has shape {tuple(condition.shape)}; it must hold {CONDITION_SIZE} numbers")
     if isinstance(condition, np.ndarray):
-        condition = np.ascontiguousarray(condition, dtype=np.float64)
+        condition = np.array(condition, dtype=np.float64)
     values = torch.as_tensor(condition).detach().to("cpu", torch.float64).squeeze()
     if values.shape != (CONDITION_SIZE,):
         raise ConditionError(f"{what} has shape {tuple(condition.shape)}; it must hold {CONDITION_SIZE} numbers")

@@ -11,7 +11,7 @@ import torch
 
 from common.evaluation.outcomes import Outcome
 from common.features import FeatureFileError, FeatureSet
-from common.files import save_torch, write_csv
+from common.files import plain_cell, save_torch, write_csv
 from common.heads import HeadKind
 
 
@@ -68,9 +68,9 @@ def read_predictions(path: Path, heads: Sequence[str], seed: int) -> dict[str, d
             for row in csv.DictReader(file):
                 if row["seed"] == str(seed):
                     for head, by_clip in predicted.items():
-                        by_clip[row["clip_id"]] = row[head]
+                        by_clip[plain_cell(row["clip_id"])] = plain_cell(row[head])
     except FileNotFoundError as error:
         raise FeatureFileError(f"{path} is missing; classify again") from error
-    except (KeyError, UnicodeDecodeError, csv.Error) as error:
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, csv.Error) as error:  # half a row holds None
         raise FeatureFileError(f"{path} is damaged ({error}); classify again with --overwrite") from error
     return predicted

@@ -151,11 +151,12 @@ class _Extraction:
         if different:
             return f"was made with other settings ({different})"
         place = {clip_id: index for index, clip_id in enumerate(self.source.clip_ids)}
-        strangers = [clip_id for clip_id in existing.clip_ids if clip_id not in place]
-        if strangers or existing.features.shape[1] != self.rows.embeddings.shape[1]:
-            return f"does not hold what its settings say ({(strangers or ['the width of its rows'])[0]})"
-        indices = torch.tensor([place[clip_id] for clip_id in existing.clip_ids])
         checksums = existing.meta["audio_stamps" if is_sampled else "audio_checksums"]
+        widths = (existing.features.shape[1], self.rows.embeddings.shape[1])
+        of_clips = [values.shape == (len(existing),) for values in (checksums, existing.meta["samples"])]
+        if not place.keys() >= set(existing.clip_ids) or widths[0] != widths[1] or not all(of_clips):
+            return "does not hold what its settings say"
+        indices = torch.tensor([place[clip_id] for clip_id in existing.clip_ids])
         changed = changed_files(self.source.clips, indices, checksums, is_sampled)
         return f"was made from other audio ({len(changed)} files have changed, such as {changed[0]})" if changed else ""
 

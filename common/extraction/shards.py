@@ -121,7 +121,9 @@ class Shard:
             except FileNotFoundError:
                 return None
             except (DamagedFileError, ValidationError) as error:
-                raise OutputError(f"{path} is damaged; run --shard {shard} again: finished clips are not repeated") from error
+                raise OutputError(
+                    f"{path} is damaged; run --shard {shard} again: finished clips are not repeated"
+                ) from error
             if note.settings != identity:
                 return None
             failed |= note.failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from torch import nn
 from common.arrays import Array
 from common.encoder import Encoder, Output, Waveform, choose_outputs
 from common.errors import UserError
-from common.features import FeatureFileError, FeatureSet, Provenance
-from common.files import DamagedFileError, UnsafeFileError, load_torch, save_torch
+from common.features import FeatureFileError, FeatureSet, Provenance, read_provenance
+from common.files import load_torch, save_torch
 from common.heads.classifiers import HEADS, HeadKind
 from common.heads.known_sounds import KnownSounds
 from common.heads.scalers import Scaler
@@ -165,6 +166,7 @@ class TrainedHead:
             )
         try:
             content = load_torch(Path(path))
+            class_names, encoder = _names(content["class_names"]), read_provenance(content["encoder"])
             rotation = content["scaler_rotation"]
             scaler = Scaler(
                 content["scaler_mean"].numpy(),
@@ -172,26 +174,54 @@ class TrainedHead:
                 None if rotation is None else rotation.numpy(),
                 content["scaler_is_unit_length"],
             )
-            module = HEADS[content["head"]](scaler.width, len(content["class_names"]), content["hidden_dim"])
-            module.load_state_dict(content["state_dict"])
+            # Without memory, then with the tensors that are there: a damaged width claims any amount.
+            with torch.device("meta"):
+                module = HEADS[content["head"]](scaler.width, len(class_names), content["hidden_dim"])
+            module.load_state_dict(content["state_dict"], assign=True)
             known = None
             if content.get("known_embeddings") is not None:
                 standard = Scaler(content["known_mean"].numpy(), content["known_scale"].numpy())
                 known = KnownSounds(standard, content["known_embeddings"].numpy(), content["known_held_out"].numpy())
-        except (OSError, DamagedFileError, UnsafeFileError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            temperature = float(content.get("temperature", 1.0))
+            _refuse_odd_numbers(module, scaler, known, temperature)
+        except (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError) as error:
+            cause = " ".join(str(error).split())[:300]
             hint = (
                 "; it is a feature file: give the head that was trained on it" if _is_feature_file(Path(path)) else ""
             )
-            raise HeadFileError(f"{path} is not a trained head of this project ({error}){hint}") from error
-        return cls(
-            content["head"],
-            module.eval(),
-            scaler,
-            content["class_names"],
-            content["encoder"],
-            float(content.get("temperature", 1.0)),
-            known,
-        )
+            raise HeadFileError(f"{path} is not a trained head of this project ({cause}){hint}") from error
+        return cls(content["head"], module.eval(), scaler, class_names, encoder, temperature, known)
+
+
+def _names(names: object) -> list[str]:
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise TypeError("its class names are not a list of texts")
+    return names
+
+
+def _refuse_odd_numbers(module: nn.Module, scaler: Scaler, known: KnownSounds | None, temperature: float) -> None:
+    """ValueError where a head's parts do not fit together, or would give no probabilities."""
+    parts = [scaler.mean, scaler.scale, *([] if scaler.rotation is None else [scaler.rotation])]
+    if known is not None:
+        parts += [known.embeddings, known.held_out, known.scaler.mean, known.scaler.scale]
+    for part in parts:
+        if part.dtype.kind != "f" or not np.isfinite(part).all():
+            raise ValueError("its numbers are not finite")
+    for value in module.state_dict().values():
+        if value.dtype != torch.float32 or not value.isfinite().all():
+            raise ValueError("its weights are not finite float32 numbers")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"its temperature is {temperature}")
+    n_inputs = len(scaler.mean)
+    if scaler.scale.shape != scaler.mean.shape or scaler.mean.ndim != 1 or not (scaler.scale > 0).all():
+        raise ValueError("its scaler is not one of embeddings")
+    if scaler.rotation is not None and (scaler.rotation.ndim != 2 or scaler.rotation.shape[0] != n_inputs):
+        raise ValueError("its scaler's rotation has another width")
+    if known is not None:
+        width = known.scaler.mean.shape
+        has_rows = known.embeddings.ndim == 2 and known.embeddings.shape[1:] == width and len(known.embeddings)
+        if not has_rows or width != (n_inputs,) or known.scaler.scale.shape != width or known.held_out.ndim != 1:
+            raise ValueError("its known sounds have another width")
 
 
 def _is_feature_file(path: Path) -> bool:
