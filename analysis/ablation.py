@@ -45,7 +45,7 @@ def main() -> None:
     encoder = AblationEncoder(checkpoint, device, given.factors, given.condition)
     folder = output_folder(given)
     output = folder / f"ablation_{study.name}.pt"
-    extract_options = ExtractOptions(given.workers, given.overwrite)
+    extract_options = ExtractOptions(given.workers, given.overwrite, allow_missing=given.allow_missing)
     features = extract_variants(study, encoder, study.data_root(given.data), output, given.max_clips, extract_options)
     prepared = task.prepare(features, Division(options, config.train_test_split, config.random_seed))
     check_fittable(prepared.features, str(output))
@@ -88,6 +88,9 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--workers", type=int, metavar="N", help="threads that decode audio (default: one per core)")
     parser.add_argument("--overwrite", action="store_true", help="replace features that were made with other settings")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="leave out listed clips that are not there, counted and recorded"
+    )
     add_figure_format(parser)
     return parser.parse_args()
 

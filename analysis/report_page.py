@@ -256,8 +256,10 @@ def _section(each: ReportedRun, anchor: str, has_siblings: bool, audio_link: str
         f"Features: {features.layer or 'unknown layer'}, {features.pool or 'unknown'} pool, "
         f"condition {features.condition or 'unknown'}."
     )
-    if failed:
-        about += f" {failed} clips could not be read and are left out; the feature file names them."
+    missing = features.counts.get("missing", 0)
+    for number, why in ((failed - missing, "could not be read"), (missing, "were not there")):
+        if number:
+            about += f" {number:,} clips {why} and are left out; the feature file names them."
     audio_words = (
         f"Click a dot to play its clip, from {audio_link}."
         if each.audio.is_dir()

@@ -43,6 +43,7 @@ class Plan:
         controls: names in CONTROLS, evaluated beside AudioSep.
         with_doctor: check environment and data first.
         overwrite: replace files made with other settings.
+        allows_missing: leave out listed clips that are not there.
         downloads: download missing data sets without asking.
         is_dry_run: print the plan and stop.
     """
@@ -60,6 +61,7 @@ class Plan:
     controls: tuple[str, ...] = tuple(CONTROLS)
     with_doctor: bool = True
     overwrite: bool = False
+    allows_missing: bool = False
     downloads: bool = False
     is_dry_run: bool = False
 
@@ -116,6 +118,9 @@ def _parse(argv: Sequence[str] | None) -> Plan:
     parser.add_argument("--recipe", default="paper", metavar="NAME", help="paper or tuned (default: paper)")
     parser.add_argument("--no-doctor", action="store_true", help="do not check environment and data first")
     parser.add_argument("--overwrite", action="store_true", help="replace files that were made with other settings")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="leave out listed clips that are not there, counted and recorded"
+    )
     parser.add_argument("--yes", action="store_true", help="download missing data sets and weights without asking")
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan with estimated times and disk space, and stop"
@@ -136,6 +141,7 @@ def _parse(argv: Sequence[str] | None) -> Plan:
         controls=tuple(name for name, flags in CONTROLS.items() if flags[-1] != given.checkpoint),
         with_doctor=not given.no_doctor,
         overwrite=given.overwrite,
+        allows_missing=given.allow_missing,
         downloads=given.yes,
         is_dry_run=given.dry_run,
     )
@@ -253,6 +259,7 @@ def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:
         for script, part in study.extract.items():
             output = _features_file(study, features_folder, name, file_of(part.features_file, slug))
             flags = (*study.extract_flags, "--data-root", root, "--output", output, *again)
+            flags += ("--allow-missing",) * plan.allows_missing
             call(script, *flags, *_trust(plan), *made_by, *_flag("--device", plan.device))
     one = file_of(next(iter(study.extract.values())).features_file, slug)
     features, *others = (_features_file(study, features_folder, name, one) for name in sets)

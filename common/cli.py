@@ -218,7 +218,9 @@ def extract_task(
     encoder, outputs = _load_encoder(config, arguments.has_device, processes)
     print(_describe_clips(task, clips, root))
     print(_describe_encoder(encoder, outputs))
-    options = ExtractOptions(config.workers or default_workers(processes), arguments.overwrite, shard)
+    options = ExtractOptions(
+        config.workers or default_workers(processes), arguments.overwrite, shard, config.allow_missing
+    )
     source = ClipList(clips, root, task.name, task.class_names)
     return extract(source, encoder, features_file, outputs, options)
 

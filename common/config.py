@@ -109,6 +109,9 @@ class ExtractConfig(Settings):
     precision: str = setting("fp32", "fp32, bf16, auto; on a GPU also tf32, fp16", "--precision", "NAME")
     device: str = setting("cuda", "auto, cpu, cuda or cuda:N", "--device", "NAME")
     workers: int = setting(0, "threads that decode audio; 0: one per core", "--workers", "N", ge=0, le=1024)
+    allow_missing: StrictBool = setting(
+        False, "leave out listed clips that are not there, counted and recorded", "--allow-missing"
+    )
     trust_remote_code: StrictBool = setting(
         False, "run the code that a model of hf: brings; read it first", "--trust-remote-code"
     )

@@ -39,12 +39,13 @@ class FeatureFileError(UserError):
 
 
 class Counts(TypedDict, total=False):
-    """How many clips an extraction was given, how many it embedded, how many failed, and how many of the embedded ones
-    were padded to the encoder's minimum."""
+    """How many clips an extraction was given, how many it embedded, how many failed, how many of those because their files are
+    not there, and how many of the embedded ones were padded to the encoder's minimum."""
 
     clips: int
     extracted: int
     failed: int
+    missing: int
     padded: int
 
 
@@ -342,12 +343,15 @@ def _joined_provenance(parts: Sequence[FeatureSet]) -> Provenance:
     meta: dict[str, Any] = {key: value for key, value in parts[0].meta.items() if key in SHARED}
     counts = [part.meta["counts"] for part in parts if "counts" in part.meta]
     if len(counts) == len(parts):
+        missing = sum(count.get("missing", 0) for count in counts)
         meta["counts"] = Counts(
             clips=sum(count.get("clips", 0) for count in counts),
             extracted=sum(count.get("extracted", 0) for count in counts),
             failed=sum(count.get("failed", 0) for count in counts),
             padded=sum(count.get("padded", 0) for count in counts),
         )
+        if missing:
+            meta["counts"]["missing"] = missing
     return _PROVENANCE.validate_python(meta)
 
 

@@ -61,10 +61,33 @@ def digest_of(path: Path, algorithm: str, on_bytes: Callable[[int], object] = la
     return digest.hexdigest()
 
 
+def refuse_unwritable(path: Path) -> None:
+    """OutputError if a file cannot be written there, found out by writing an empty one beside it: before hours of work, not
+    after."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give the file to write: {path / 'features.pt'}")
+    target = Path(os.path.realpath(path))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = _temporary_file(target)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}; give another place") from error
+    os.close(handle)
+    Path(name).unlink()
+
+
+def _temporary_file(target: Path) -> tuple[int, str]:
+    return tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically: even after a crash or on a full disk, it is the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    """Write `content` to `path` atomically: even after a crash or on a full disk, it is the old file or the new one.
+
+    Where `path` is a link, the file that it names is written.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = _temporary_file(target)
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -75,7 +98,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        temporary.replace(path)
+        temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):  # name the target, not the temporary file
@@ -140,6 +163,7 @@ def plain_cell(text: str) -> str:
 
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files of killed writes to `path`; the caller must hold the path's lock."""
+    path = Path(os.path.realpath(path))
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         leftover.unlink(missing_ok=True)
 

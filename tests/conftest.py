@@ -73,6 +73,7 @@ def extract_clips(
     workers: int | None = None,
     overwrite: bool = False,
     shard: Shard | None = None,
+    allow_missing: bool = False,
 ) -> FeatureSet | None:
     """`extract` of one output of the encoder, with what a test does not care about left out."""
     return extract(
@@ -80,7 +81,7 @@ def extract_clips(
         encoder,
         output,
         [find_output(encoder.outputs, layer, pool)],
-        ExtractOptions(workers, overwrite, shard or Shard()),
+        ExtractOptions(workers, overwrite, shard or Shard(), allow_missing),
     )
 
 

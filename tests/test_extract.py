@@ -8,6 +8,8 @@ import json
 import os
 import signal
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,7 +32,7 @@ from common.extraction import ExtractionError
 from common.extraction import extract as extract_function
 from common.extraction import prefetch as prefetch_module
 from common.extraction import resume as resume_module
-from common.extraction.extract import _Extraction
+from common.extraction.extract import MissingClipsError, _Extraction
 from common.features import FeatureSet
 from common.files import OutputError, exclusive
 
@@ -628,17 +630,83 @@ def test_unreadable_clips_are_named_counted_and_left_out(
     _, listed = clips
     listed[2].path.write_bytes(b"")
     listed[7].path.unlink()
-    features = run()
+    features = run(allow_missing=True)
     assert len(features) == 10
-    assert features.meta["counts"] == {"clips": 12, "extracted": 10, "failed": 2, "padded": 0}
+    assert features.meta["counts"] == {"clips": 12, "extracted": 10, "failed": 2, "missing": 1, "padded": 0}
     assert [name for name, _ in features.meta["failed"]] == ["fold1/clip02.wav", "fold2/clip07.wav"]
     rows = failed_clips(tmp_path / "features.pt")
     assert [row["clip_id"] for row in rows] == ["fold1/clip02.wav", "fold2/clip07.wav"]
     assert "empty file" in rows[0]["reason"]
     assert "not found" in rows[1]["reason"]
     printed = capsys.readouterr()
-    assert "10 of 12 clips, 2 failed" in printed.out
+    assert "10 of 12 clips, 1 failed, 1 are not there (listed in " in printed.out
     assert str(listed[2].path) in printed.err
+
+
+def test_missing_clips_are_one_decision(
+    run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line for all, before anything is embedded."""
+    run(output=tmp_path / "whole.pt")
+    _, listed = clips
+    contents = {clip.path: clip.path.read_bytes() for clip in listed[2:8]}
+    for path in contents:
+        path.unlink()
+    with pytest.raises(
+        MissingClipsError, match=r"^6 of 12 clips are not there \(fold1/clip02.wav, .*, \.\.\.\) in .*--allow-missing"
+    ):
+        run()
+    assert not (tmp_path / "features.pt").exists()
+    capsys.readouterr()
+    assert len(run(allow_missing=True)) == 6
+    assert capsys.readouterr().err.count("not there") == 1
+    for path, content in contents.items():
+        path.write_bytes(content)
+    run()
+    assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+
+
+def test_a_decoder_that_hangs_fails_alone(
+    run: Run, clips: tuple[Path, list[Clip]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them, with one thread: others take their places, and the end does not wait for them."""
+    hanging, released = {clips[1][2].path, clips[1][5].path}, threading.Event()
+
+    def read(path: Path, *arguments: Any) -> np.ndarray:
+        if path in hanging:
+            released.wait(30)
+        return read_audio(path, *arguments)
+
+    monkeypatch.setattr(prefetch_module, "read_audio", read)
+    monkeypatch.setattr(prefetch_module, "DECODE_LIMIT_S", 0.2)
+    started = time.monotonic()
+    features = run(workers=1)
+    assert time.monotonic() - started < 10
+    released.set()
+    assert [name for name, _ in features.meta["failed"]] == ["fold1/clip02.wav", "fold2/clip05.wav"]
+    assert all("could not be read within 0 s; does its disk answer?" in why for _, why in features.meta["failed"])
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_embedded(
+    run: Run, tmp_path: Path, stand_in: StandIn
+) -> None:
+    for name in ("n" * 245 + ".pt", "file/features.pt"):
+        (tmp_path / "file").touch()
+        with pytest.raises(OutputError, match=r"cannot be written: .*; give another place"):
+            run(output=tmp_path / name)
+    assert stand_in.batch_sizes == []
+
+
+def test_a_link_in_the_place_of_the_output_stays_one(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "features.pt").symlink_to(tmp_path / "elsewhere" / "real.pt")
+    run()
+    assert (tmp_path / "features.pt").is_symlink()
+    first = (tmp_path / "elsewhere" / "real.pt").read_bytes()
+    run(encoder=StandIn("random:1"), overwrite=True)
+    assert (tmp_path / "features.pt").is_symlink()
+    assert (tmp_path / "elsewhere" / "real.pt").read_bytes() != first
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["real.pt"]
 
 
 def test_failed_clips_are_tried_again(run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path) -> None:
@@ -699,7 +767,7 @@ def test_if_every_clip_fails_nothing_is_saved(run: Run, clips: tuple[Path, list[
     root, listed = clips
     root.rename(tmp_path / "elsewhere")
     with pytest.raises(ExtractionError, match="all 12 clips failed"):
-        run()
+        run(allow_missing=True)
     assert not (tmp_path / "features.pt").exists()
     assert [row["clip_id"] for row in failed_clips(tmp_path / "features.pt")] == [clip.clip_id(root) for clip in listed]
     (tmp_path / "elsewhere").rename(root)
@@ -728,7 +796,7 @@ def test_a_read_only_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(PermissionError):
+    with pytest.raises(OutputError, match=r"features.pt cannot be written: Permission denied"):
         run()
 
 

@@ -27,7 +27,7 @@ from common.evaluation.record import (
 from common.evaluation.splits import make_splits, random_split
 from common.evaluation.tables import efficiency_table, remarks, score_table
 from common.features import FeatureSet
-from common.files import exclusive, sha256_of, write_atomically
+from common.files import exclusive, refuse_unwritable, sha256_of, write_atomically
 from common.heads import HEADS, head_title, recipe_for
 from common.text_table import as_markdown, as_text, percent
 
@@ -57,6 +57,7 @@ def classify(
     for name in _protocols(config):  # fails before anything is written
         divide = make_splits if name == "official" else random_split
         divide(features, config.train_test_split, config.random_seed)
+    refuse_unwritable(folder / "result.json")
     controls, control_sha256 = load_controls(task, features, config.control_features or ())
     settings = ConfigRecord.of(config, options, control_sha256)
     with exclusive(folder / f".{task.name}_results.lock", f"results into {folder}"):

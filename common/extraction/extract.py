@@ -8,7 +8,6 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,17 +20,18 @@ import torch
 from common.arrays import Array
 from common.encoder import Encoder, Output, PluginError
 from common.errors import UserError
-from common.extraction.prefetch import Decoded, decode_ahead, in_batches
+from common.extraction.prefetch import DaemonThreads, Decoded, decode_ahead, in_batches
 from common.extraction.resume import RowStore, changed_files, claim, discard, is_finished_work
 from common.extraction.settings import ClipList, ExtractionSettings
 from common.extraction.shards import Shard, clip_lengths, one_at_a_time
 from common.features import Counts, FeatureFileError, FeatureSet, Provenance
-from common.files import OutputError, remove_leftovers, write_csv
+from common.files import OutputError, refuse_unwritable, remove_leftovers, write_csv
 from common.progress import progress_bar
 
 T = TypeVar("T")
 
 WHOLE = Shard()
+NOT_FOUND = "not found"
 SAVE_EVERY_S = 20.0
 MAX_WORKERS = 16
 # Seconds of audio per call of the encoder. On a CPU, one clip: larger batches are no faster there, and no row waits for
@@ -43,20 +43,26 @@ class ExtractionError(UserError):
     """No clip could be embedded."""
 
 
+class MissingClipsError(UserError):
+    """Clips that the data set lists are not there."""
+
+
 @dataclass(frozen=True)
 class ExtractOptions:
-    """How an extraction runs; none of this changes its result.
+    """How an extraction runs; none of this changes the rows of its result.
 
     Attributes:
         workers: threads that decode ahead; None: one per core, at most 16.
         overwrite: whether a file, or unfinished work, made with other settings or from other audio may be replaced.
         shard: the part of the clips that this process embeds. The last shard to finish writes the file, which is the same
             for any number of shards on the same kind of device.
+        allow_missing: whether clips whose files are not there are left out, as failed; otherwise nothing is embedded.
     """
 
     workers: int | None = None
     overwrite: bool = False
     shard: Shard = WHOLE
+    allow_missing: bool = False
 
 
 def extract(
@@ -86,10 +92,12 @@ def extract(
         OutputError: another run is writing the same file; it was made with other settings or from other audio and may
             not be overwritten; or it cannot be written (finished work is kept).
         ExtractionError: every clip failed.
+        MissingClipsError: files of clips are not there, and `options` does not allow that.
         DatasetError: two clips have the same id.
         KeyboardInterrupt: interrupted; its message says what is kept.
     """
     started = time.monotonic()
+    refuse_unwritable(features_file)
     run = _Extraction(clips, encoder, features_file, tuple(outputs), options or ExtractOptions())
     finished = run.finished_file()
     if finished is not None and not _worth_another_try(finished, encoder):
@@ -128,8 +136,6 @@ class _Extraction:
     def finished_file(self) -> FeatureSet | None:
         """The existing file, if it is what this run would make; None if there is none, or it may be replaced."""
         path = self.features_file
-        if path.is_dir():
-            raise OutputError(f"{path} is a folder; give the file to write: --output {path / 'features.pt'}")
         if not path.exists():
             return None
         existing = None
@@ -166,8 +172,12 @@ class _Extraction:
             try:
                 own = self._claim()
                 left = set(self.rows.pending())
-                self._embed([index for index in own if index in left])
+                pending = [index for index in own if index in left]
+                missing = self._note_missing(pending)
+                self._embed([index for index in pending if index not in missing])
                 features = self._finish(len(own))
+            except BrokenPipeError:  # of the output's reader
+                raise
             except OSError as error:
                 raise OutputError(
                     f"cannot write {error.filename or self.work_folder}: {error.strerror}; "
@@ -213,6 +223,25 @@ class _Extraction:
             self.rows.adopt(finished, self.source.clips, self.source.clip_ids)
         return self.rows.read_chunks(self.work_folder, self.source.clips, wanted)
 
+    def _note_missing(self, pending: Sequence[int]) -> set[int]:
+        """Note the pending clips whose files are not there as failed, in one line for all; MissingClipsError if that is not
+        allowed."""
+        clips = self.source.clips
+        there = {path: path.exists() for path in dict.fromkeys(clips[index].path for index in pending)}
+        missing = [index for index in pending if not there[clips[index].path]]
+        if not missing:
+            return set()
+        names = ", ".join(self.source.clip_ids[index] for index in missing[:3]) + ", ..." * (len(missing) > 3)
+        words = f"{len(missing):,} of {len(clips):,} clips are not there ({names})"
+        if not self.options.allow_missing:
+            raise MissingClipsError(
+                f"{words} in {self.source.root}; unpack the data set again, or leave them out with --allow-missing, which is "
+                "recorded in the results"
+            )
+        print(f"{words}; they are left out", file=sys.stderr)
+        self.rows.failed |= {index: f"{clips[index].path}: {NOT_FOUND}" for index in missing}
+        return set(missing)
+
     def _embed(self, pending: Sequence[int]) -> None:
         """Embed the pending clips, saving a chunk every SAVE_EVERY_S, at the end, and on Ctrl-C."""
         encoder, device, shard = self.encoder, self.encoder.device.type, self.options.shard
@@ -220,7 +249,7 @@ class _Extraction:
         total = len(self.source) if shard.count == 1 else len(pending)
         desc = "embedding" if shard.count == 1 else f"shard {shard}"
         bar = progress_bar(total=total, initial=total - len(pending), unit="clip", desc=desc)
-        with bar, ThreadPoolExecutor(workers, thread_name_prefix="decode") as threads:
+        with bar, DaemonThreads(workers) as threads:
             decoded = decode_ahead(
                 self.source.clips, pending, encoder.sample_rate, threads, 1 + 2 * workers, CALL_S[device]
             )
@@ -239,7 +268,6 @@ class _Extraction:
                         self.rows.save_chunk(self.work_folder)
                         saved_at = time.monotonic()
             except KeyboardInterrupt as error:
-                threads.shutdown(wait=False, cancel_futures=True)
                 self.rows.save_chunk(self.work_folder)
                 raise KeyboardInterrupt(
                     f"interrupted: {self.rows.n_embedded():,} of {len(self.source):,} clips are kept; the same command "
@@ -315,12 +343,13 @@ class _Extraction:
 
         failed = [(self.source.clip_ids[index], reason) for index, reason in sorted(rows.failed.items())]
         samples, least = of_kept(rows.samples), self.encoder.info.min_samples
+        counts = Counts(clips=len(clips), extracted=len(kept), failed=len(failed), padded=int((samples < least).sum()))
+        if missing := sum(reason.endswith(NOT_FOUND) for _, reason in failed):
+            counts["missing"] = missing
         packages = ("torch", "numpy", "soundfile", "soxr", *self.encoder.info.packages)
         meta = Provenance(
             **self.settings.provenance,
-            counts=Counts(
-                clips=len(clips), extracted=len(kept), failed=len(failed), padded=int((samples < least).sum())
-            ),
+            counts=counts,
             failed=failed,
             samples=samples,
             audio_checksums=of_kept(rows.checksums),
@@ -362,7 +391,11 @@ class _Extraction:
                 f"all {n_clips:,} clips failed, so nothing was saved; the first: {failed[0][1]} "
                 f"(all reasons: {self.failures_file})"
             )
-        lost = f", {len(failed)} failed (listed in {self.failures_file})" if failed else ""
+        missing = features.meta["counts"].get("missing", 0)
+        lost = f", {len(failed) - missing:,} failed" * (len(failed) > missing) + f", {missing:,} are not there" * bool(
+            missing
+        )
+        lost += f" (listed in {self.failures_file})" if failed else ""
         padded = features.meta["counts"].get("padded")
         if padded:
             least = self.encoder.info.min_samples
