@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,8 +75,11 @@ def _map(one: Run, folder: Path, most: int) -> DrawnMap:
     rows = hashlib.sha256("\n".join(one.features.clip_ids).encode()).hexdigest()
     kept = folder / "maps" / f"{one.record.features.sha256[:16]}_{rows[:8]}_{method}_{most}.npz"
     if kept.exists():
-        with np.load(kept) as content:
-            return DrawnMap(content["rows"], content["points"], str(content["caption"]))
+        try:
+            with np.load(kept, allow_pickle=False) as content:
+                return DrawnMap(content["rows"], content["points"], str(content["caption"]))
+        except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+            print(f"{kept} is damaged ({str(error)[:100]}); the map is computed again", file=sys.stderr)
     drawn = make_map(one.features, method, "standard", most, seed=0)
     buffer = io.BytesIO()
     np.savez(buffer, rows=drawn.rows, points=drawn.points, caption=drawn.caption)

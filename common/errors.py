@@ -8,4 +8,21 @@ class UserError(ValueError):
 
     The message is one line that names the file or flag, what is wrong with it, and what to do. Scripts print it without a
     traceback and end with exit status 2. Any other exception is a bug in this project.
+
+    What a file or a flag brings into the message may be of any length and hold any letters: line ends and other control
+    characters are shown as escapes, and the middle of a long message is left out.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_as_line(str(message)))
+
+
+LONGEST_MESSAGE = 900  # letters
+
+
+def _as_line(text: str) -> str:
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[: LONGEST_MESSAGE - 300]} ... {text[-290:]}"
+    return text

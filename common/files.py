@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 CHECKSUM = "checksum"  # the key of a JSON file's own
+ODD_LETTERS = "backslashreplace"  # those of file names that are no UTF-8
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -66,14 +67,23 @@ def refuse_unwritable(path: Path) -> None:
     after."""
     if path.is_dir():
         raise OutputError(f"{path} is a folder; give the file to write: {path / 'features.pt'}")
-    target = Path(os.path.realpath(path))
     try:
+        target = _target_of(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = _temporary_file(target)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}; give another place") from error
     os.close(handle)
     Path(name).unlink()
+
+
+def _target_of(path: Path) -> Path:
+    """The file that is to be written where `path` may be a link; OutputError if that is a device or a pipe: root would replace
+    it."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise OutputError(f"{path} is a pipe, socket or device, not a file; give the name of a file")
+    return target
 
 
 def _temporary_file(target: Path) -> tuple[int, str]:
@@ -84,8 +94,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically: even after a crash or on a full disk, it is the old file or the new one.
 
     Where `path` is a link, the file that it names is written.
+
+    Raises:
+        OutputError: there is a pipe, socket or device.
+        OSError: it cannot be written.
     """
-    target = Path(os.path.realpath(path))
+    target = _target_of(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = _temporary_file(target)
     temporary = Path(name)
@@ -110,7 +124,7 @@ def write_json(path: Path, text: str) -> None:
     """Write a JSON object atomically, with the checksum of its content as one more key."""
     content = json.loads(text)
     content[CHECKSUM] = _json_checksum(content)
-    write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode(errors=ODD_LETTERS))
 
 
 def read_json(path: Path) -> bytes:
@@ -129,7 +143,7 @@ def read_json(path: Path) -> bytes:
     checksum = content.pop(CHECKSUM, None)
     if checksum is not None and checksum != _json_checksum(content):
         raise DamagedFileError("its content is not what was written: it was damaged, or changed by hand")
-    return json.dumps(content, ensure_ascii=False).encode()
+    return json.dumps(content, ensure_ascii=False).encode(errors=ODD_LETTERS)
 
 
 def _json_checksum(content: Mapping[str, object]) -> str:
@@ -144,7 +158,7 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([_as_cell(value) for value in row] for row in rows)
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode(errors=ODD_LETTERS))
 
 
 def _as_cell(value: object) -> object:

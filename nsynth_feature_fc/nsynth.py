@@ -10,6 +10,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from common.datasets import Clip, DatasetError, Division, Flag, Prepared, Task, layout_error, plain_name
@@ -59,8 +60,10 @@ def read_clips(root: Path, split: str) -> list[Clip]:
     clips = []
     for name, note in notes.items():
         family, instrument = note if isinstance(note, tuple) else (None, None)
-        if family not in FAMILIES:
-            raise DatasetError(f"{listing}: note {name} has no known instrument_family_str; unpack {folder.name} again")
+        if family not in FAMILIES or not isinstance(instrument, (str, NoneType)):
+            raise DatasetError(
+                f"{listing}: note {name} has no known instrument_family_str and instrument_str; unpack {folder.name} again"
+            )
         clips.append(Clip(folder / "audio" / f"{plain_name(name, listing)}.wav", family, split=split, group=instrument))
     return clips
 

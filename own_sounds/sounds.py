@@ -240,6 +240,8 @@ def _clip(row: dict[str, str], folder: Path) -> Clip:
     if split and split not in SPLITS:
         raise ValueError(f"split must be train, valid or test, not {split!r}")
     start, end = (_seconds(row.get(name, ""), name) for name in ("start", "end"))
+    if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
+        raise ValueError(f"start {row.get('start')!r} and end {row.get('end')!r} are no segment")
     return Clip(
         Path(os.path.normpath(folder / Path(row["path"]).expanduser())),
         row["label"],

@@ -100,7 +100,9 @@ def test_a_segment_is_that_part(tmp_path: Path) -> None:
     [
         (1.0, 1.0, "reversed"),
         (2.0, 1.0, "reversed"),
-        (-1.0, 1.0, "reversed"),
+        (-1.0, 1.0, "outside any audio"),
+        (0.0, float("nan"), "outside any audio"),
+        (1e308, None, "outside any audio"),
         (0.0, 4.0, "after the audio"),
         (3.01, 3.05, "no samples"),
     ],

@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import io
+import os
 import re
+import stat
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +28,7 @@ BLOCK_FRAMES = 1 << 20  # decoded at a time, so that memory follows what is ther
 # In libsndfile's log: the size that a WAV, RF64, W64, AIFF, AU or SVX file claims, and what it found instead if that is less.
 CLAIMED_BYTES = re.compile(r"^\s*(?:data|SSND|BODY|riff|Data [Ss]ize)\s*: (\d+)(?: \(should be (\d+)\))?", re.MULTILINE)
 CLAIMED_FRAMES = re.compile(r"^\s*Frames\s*: (\d+)", re.MULTILINE)
+LONGEST_S = 1e9  # thirty years
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's own number for a length that the header does not tell is larger
 
 
@@ -53,7 +58,7 @@ def read_audio(path: str | Path, sample_rate: int, start_s: float | None = None,
     path = Path(path)
     _refuse_special(path)
     try:
-        with _Sequential(path) as file:
+        with _open(path) as file:
             file_rate = file.samplerate
             if not MIN_RATE <= file_rate <= MAX_RATE:
                 raise AudioError(f"{path}: its header claims {file_rate:,} samples per second; the file is damaged")
@@ -112,7 +117,7 @@ def audio_duration_s(path: str | Path) -> float:
     path = Path(path)
     _refuse_special(path)
     try:
-        with _Sequential(path) as file:
+        with _open(path) as file:
             frames = file.frames if file.frames < UNKNOWN_FRAMES else sum(map(len, _blocks(file, None)))
             return float(frames / file.samplerate)
     except (soundfile.LibsndfileError, RuntimeError) as error:
@@ -121,7 +126,12 @@ def audio_duration_s(path: str | Path) -> float:
 
 def _refuse_special(path: Path) -> None:
     """AudioError for a pipe, socket or device, which might never end."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if "\0" in str(path):  # libsndfile would open what stands before it
+        raise AudioError(f"{path}: is no file's name")
+    with contextlib.suppress(OSError):  # told where it is opened
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            return
         raise AudioError(f"{path}: is a pipe, socket or device, not a file")
 
 
@@ -131,6 +141,20 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has n
 
     def seekable(self) -> bool:
         return False
+
+
+def _open(path: Path) -> _Sequential:
+    """Open a file. If the header of a WAV claims no audio, as programs leave it that cannot go back to it, there is as much as
+    follows."""
+    file = _Sequential(os.fsencode(path) if os.name == "posix" else path)  # names may be no UTF-8
+    if file.format not in ("WAV", "WAVEX") or file.frames:
+        return file
+    content = path.read_bytes()
+    place = content.find(b"data\0\0\0\0", 12)
+    if place < 0 or re.match(rb"[\w ]{4}", content[place + 8 :]):  # what follows is another chunk
+        return file
+    file.close()
+    return _Sequential(io.BytesIO(content[: place + 4] + b"\xff\xff\xff\xff" + content[place + 8 :]))
 
 
 def _blocks(file: soundfile.SoundFile, count: int | None) -> Iterator[Array]:
@@ -208,10 +232,15 @@ def _segment(
     file: soundfile.SoundFile, path: Path, start_s: float | None, end_s: float | None
 ) -> tuple[int, int | None]:
     """The segment as frames [first, last) of the file; `last` is None if the header does not tell the file's length."""
+    for value in (start_s, end_s):
+        if value is not None and not 0 <= value < LONGEST_S:
+            raise AudioError(f"{path}: segment {start_s}-{end_s} s lies outside any audio")
     if file.frames >= UNKNOWN_FRAMES:
-        if not 0 <= (start_s or 0.0) < (float("inf") if end_s is None else end_s):
+        first = round((start_s or 0.0) * file.samplerate)
+        last = None if end_s is None else round(end_s * file.samplerate)
+        if last is not None and first >= last:
             raise AudioError(f"{path}: segment {start_s}-{end_s} s is empty or reversed")
-        return round((start_s or 0.0) * file.samplerate), None if end_s is None else round(end_s * file.samplerate)
+        return first, last
     duration_s = file.frames / file.samplerate
     if not file.frames:
         raise AudioError(f"{path}: holds no samples (a header without audio)")
@@ -233,6 +262,8 @@ def _refuse_truncated(file: soundfile.SoundFile, path: Path) -> None:
     log = file.extra_info
     length = re.search(r"^Length : (\d+)", log, re.MULTILINE)
     there = int(length[1]) if length else path.stat().st_size
+    if file.format == "CAF":
+        _refuse_truncated_caf(path)
     for match in CLAIMED_BYTES.finditer(log):
         promised, present = int(match[1]), int(match[2] or there)
         if promised > present and not _is_streamed(promised):
@@ -247,6 +278,21 @@ def _refuse_truncated(file: soundfile.SoundFile, path: Path) -> None:
         raise AudioError(f"{path}: truncated")
 
 
+def _refuse_truncated_caf(path: Path) -> None:
+    """libsndfile does not notice where only a few bytes are missing."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        place = 8
+        while place + 12 <= size:
+            file.seek(place)
+            kind, length = struct.unpack(">4sq", file.read(12))
+            if length < 0:  # to the end of the file
+                return
+            if kind == b"data" and place + 12 + length > size:
+                raise AudioError(f"{path}: truncated: {size - place - 12:,} of {length:,} bytes of audio are there")
+            place += 12 + length
+
+
 def _is_streamed(size: int) -> bool:
     """Whether a header's size stands for "not known", as programs that write to a pipe leave it: all bits set in 32 or 64 bits,
     or close below; or 2 GiB, or just below."""
@@ -259,11 +305,14 @@ def _start_of(path: Path) -> bytes:
 
 
 def _cause(path: Path, error: Exception) -> str:
-    if not path.exists():
-        return "not found"
-    if path.is_dir():
-        return "is a folder, not an audio file"
-    if not path.stat().st_size:
-        return "empty file (0 bytes)"
+    try:
+        if not path.exists():
+            return "not found"
+        if path.is_dir():
+            return "is a folder, not an audio file"
+        if not path.stat().st_size:
+            return "empty file (0 bytes)"
+    except OSError as problem:
+        return f"cannot be opened ({problem.strerror})"
     # libsndfile repeats the path in front of its message.
     return f"cannot be read as audio ({str(getattr(error, 'error_string', error)).strip().rstrip('.')})"

@@ -22,6 +22,7 @@ from common.datasets.audio import AudioError, read_audio
 from common.doctor.findings import BAD, GOOD, NOTE, Finding
 from common.encoder import AudioSepEncoder, CheckpointError, load_encoder
 from common.encoder.checkpoint import DOWNLOAD
+from common.encoder.device import describe_cpu, has_bf16
 from common.files import PROJECT_ROOT
 
 WANTED_MEMORY = 2e9  # bytes; an extraction on a CPU takes about 1.5 GB
@@ -57,7 +58,9 @@ def check_environment(device: torch.device) -> Iterator[Finding]:
         name = torch.cuda.get_device_name(device)
         yield Finding(GOOD, "device", f"{name}: {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
     else:
-        yield Finding(GOOD, "device", f"CPU, {torch.get_num_threads()} threads (no CUDA GPU is used)")
+        bf16 = "bf16 too" if has_bf16() else "without bf16 instructions: keep --precision fp32"
+        words = f"CPU, {torch.get_num_threads()} threads, {describe_cpu()}, {bf16} (no CUDA GPU is used)"
+        yield Finding(GOOD, "device", words)
     available = _available_memory()
     if available is None:
         yield Finding(NOTE, "memory", "how much is free cannot be seen on this system")

@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from common.datasets import DatasetNote
-from common.download.fetch import DownloadError, differs, fetch
+from common.download.fetch import DownloadError, differs, fetch, remove_notes
 from common.download.unpack import remove_unpacked_leftovers, unpack
 from common.files import PROJECT_ROOT, exclusive, sha256_of
 from common.flags import Parser
@@ -149,11 +149,15 @@ def get(archive: Archive, root: Path) -> None:
     path, folder = root / archive.file, root / archive.into
     remove_unpacked_leftovers(path, folder)
     if archive.holds and archive.is_done(root):
+        if path.exists():
+            remove_notes(path)
         print(f"{archive.file}: unpacked already in {folder}")
         return
     _refuse_a_full_disk(archive, root)
     was_there, difference = path.exists(), ""
-    if not was_there:
+    if was_there:
+        remove_notes(path)
+    else:
         checksum = None if archive.may_change else archive.checksum
         fetch(archive.resolved_url, path, checksum, archive.size, most=archive.most_bytes)
     if archive.checksum is None:

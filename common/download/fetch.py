@@ -6,17 +6,20 @@ data sets restart a broken download of gigabytes from its beginning (pooch), or 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import queue
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -27,7 +30,9 @@ from common.progress import progress_bar
 if TYPE_CHECKING:
     import requests
 
+T = TypeVar("T")
 BLOCK = 1 << 16  # bytes
+MOST_REDIRECTS = 20
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses after which a retry may succeed
 
 
@@ -137,6 +142,13 @@ def fetch(
     note.unlink(missing_ok=True)
 
 
+def remove_notes(path: Path) -> None:
+    """Remove what a download that was killed at its very end left beside the whole file."""
+    note = path.with_name(path.name + ".part.json")
+    remove_leftovers(note)
+    note.unlink(missing_ok=True)
+
+
 def differs(path: Path, checksum: str) -> str:
     """How a file's checksum differs from ``"<algorithm>:<hex>"``, in words; empty if it does not."""
     algorithm, _, wanted = checksum.partition(":")
@@ -188,6 +200,8 @@ def _attempt(session: requests.Session, job: _Job) -> None:
     import urllib3
 
     url, part, stall_s = job.url, job.part, job.retries.stall_s
+    if part.exists() and not part.is_file():
+        raise DownloadError(f"{part} is no file; remove it, and run the same command again")
     have, before = _size(part), _read_note(job.note)
     headers = {}
     if have and before.url == url:
@@ -197,7 +211,8 @@ def _attempt(session: requests.Session, job: _Job) -> None:
         if before.validator:
             headers["If-Range"] = before.validator  # if the file has changed, all of it is sent
     try:
-        with session.get(url, headers=headers, stream=True, timeout=(min(30, stall_s), stall_s)) as got:
+        (got,) = _watched(_responses(session, url, headers, stall_s), 2 * stall_s)
+        with contextlib.closing(got):
             total = _receive(got, job, before)
     except DownloadError:
         raise
@@ -220,6 +235,66 @@ def _attempt(session: requests.Session, job: _Job) -> None:
         raise DownloadError(f"{url}: the server's response is invalid ({str(error)[:100]!r}); try later") from error
     if total is not None and _size(part) != total:
         raise _RetryableError(f"the connection ended after {_size(part):,} of {total:,} bytes")
+
+
+def _responses(
+    session: requests.Session, url: str, headers: dict[str, str], stall_s: float
+) -> Iterator[requests.Response]:
+    """The response to a request, with its redirects followed; one."""
+    import requests
+
+    # requests would read the whole body of a redirect into memory.
+    session.get_redirect_target = lambda resp: None  # type: ignore[method-assign]
+    for _ in range(MOST_REDIRECTS):
+        response = session.get(url, headers=headers, stream=True, timeout=(min(30, stall_s), stall_s))
+        if not response.is_redirect:
+            yield response
+            return
+        url = requests.compat.urljoin(response.url, response.headers["Location"])
+        response.close()
+    raise DownloadError(f"{url}: the server redirects more than {MOST_REDIRECTS} times; try later")
+
+
+def _watched(work: Iterator[T], limit_s: float) -> Iterator[T]:
+    """The items of `work`, which is done in another thread.
+
+    Raises:
+        _RetryableError: one takes longer than `limit_s`. A timeout of the connection does not notice a server that sends a byte
+            at a time, in a header say. The thread is left to itself.
+    """
+    items: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=16)
+    is_left = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not is_left.is_set():
+            with contextlib.suppress(queue.Full):
+                items.put((item, error), timeout=0.5)
+                return
+
+    def pump() -> None:
+        try:
+            for item in work:
+                put(item, None)
+                if is_left.is_set():
+                    return
+            put(None, StopIteration())
+        except BaseException as error:  # noqa: BLE001 - raised in the other thread
+            put(None, error)
+
+    threading.Thread(target=pump, name="download", daemon=True).start()
+    try:
+        while True:
+            try:
+                item, error = items.get(timeout=limit_s)
+            except queue.Empty:
+                raise _RetryableError("the server does not get on with its response", is_vain=True) from None
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield cast("T", item)
+    finally:
+        is_left.set()
 
 
 def _receive(response: requests.Response, job: _Job, before: _Note) -> int | None:
@@ -255,7 +330,7 @@ def _receive(response: requests.Response, job: _Job, before: _Note) -> int | Non
     with part.open("r+b" if start else "wb") as file, bar:
         file.seek(start)
         file.truncate()
-        for block in _blocks(response, job.retries):
+        for block in _watched(_blocks(response, job.retries), 2 * job.retries.stall_s):
             received += len(block)
             if received > limit:
                 break
@@ -319,9 +394,12 @@ def _range(response: requests.Response) -> tuple[int | None, int | None]:
         return int(sent[1]), None if sent[2] == "*" else int(sent[2])
     if response.status_code == 206:
         return None, None
-    length = response.headers.get("Content-Length", "")
-    is_known = re.fullmatch(r"\d{1,18}", length) and "Transfer-Encoding" not in response.headers
-    return 0, int(length) if is_known else None
+    length = response.headers.get("Content-Length")
+    if length is None or "Transfer-Encoding" in response.headers:
+        return 0, None
+    if not re.fullmatch(r"\d{1,18}", length.strip()):
+        raise _RetryableError(f"the server's response is invalid (Content-Length {length[:40]!r})")
+    return 0, int(length)
 
 
 def _cause(error: Exception) -> str:
@@ -345,6 +423,8 @@ def _size(path: Path) -> int:
 def _read_note(note: Path) -> _Note:
     """The note beside the part; an empty one if it is missing or not ours, so that the download starts over."""
     try:
+        if not note.is_file() or note.stat().st_size > 1 << 16:
+            return _NO_NOTE
         content = _NOTE.validate_json(note.read_bytes(), strict=True)
     except (OSError, ValidationError):
         return _NO_NOTE

@@ -40,6 +40,9 @@ DAMAGE = (
 )
 
 
+TEMPORARY = ".unpacking."
+
+
 @dataclass(frozen=True)
 class Member:
     """A file in an archive: its name, its announced size in bytes, and the function that opens it."""
@@ -94,17 +97,21 @@ def remove_unpacked_leftovers(archive: Path, folder: Path) -> None:
 
 
 def _temporary(archive: Path, folder: Path) -> Path:
-    return folder / f".unpacking.{archive.name}"
+    return folder / f"{TEMPORARY}{archive.name}"
 
 
 def _unpack(archive: Path, folder: Path, max_bytes: int, max_files: int) -> int:
     n_files = n_bytes = 0
+    folders: set[Path] = set()
     size = archive.stat().st_size
     bar = progress_bar(total=size, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, leave=False)
     try:
         with archive.open("rb") as raw, bar, _members(raw, archive, 2 * max_files) as members:
             for member in members:
                 target = folder.joinpath(*_safe_parts(member.name, archive))
+                folders.update(parent for parent in target.parents if folder in parent.parents)
+                if len(folders) > max_files:
+                    raise _too_many(archive, max_files)
                 n_bytes += member.size
                 if n_bytes > max_bytes:
                     raise UnpackError(
@@ -143,6 +150,8 @@ def _members(raw: BinaryIO, archive: Path, most: int) -> Iterator[Iterator[Membe
         with zipfile.ZipFile(raw) as zip_file:
             if len(zip_file.filelist) > most:
                 raise _too_many(archive, most)
+            if not _counts_agree(raw, len(zip_file.filelist)):
+                raise zipfile.BadZipFile("its list of files is cut short")
             yield _zip_members(zip_file, archive)
         return
     raw.seek(0)
@@ -152,6 +161,15 @@ def _members(raw: BinaryIO, archive: Path, most: int) -> Iterator[Iterator[Membe
         raise tarfile.ReadError("cut short, or neither zip nor tar") from error
     with tar_file:
         yield _tar_members(tar_file, archive, most)
+
+
+def _counts_agree(raw: BinaryIO, n_listed: int) -> bool:
+    """Whether a zip lists as many files as its last record says; above 65,534 that does not say."""
+    raw.seek(-min(raw.seek(0, 2), 22 + 65_535), 2)
+    tail = raw.read()
+    place = tail.rfind(b"PK\x05\x06")
+    count = int.from_bytes(tail[place + 10 : place + 12], "little")
+    return count in (n_listed, 0xFFFF)
 
 
 def _zip_members(opened: zipfile.ZipFile, archive: Path) -> Iterator[Member]:
@@ -175,9 +193,12 @@ def _tar_members(opened: tarfile.TarFile, archive: Path, most: int) -> Iterator[
         if not member.isreg():
             raise _forbidden(archive, member.name, "is a link or a device")
         yield Member(member.name, member.size, partial(_tar_content, opened, member))
-    # Read to the very end, where gzip keeps the checksum of everything.
-    while opened.fileobj is not None and opened.fileobj.read(1 << 20):
-        pass
+    # Read to the very end, where gzip keeps the checksum of everything. tarfile takes a damaged header for the end.
+    assert opened.fileobj is not None
+    opened.fileobj.seek(opened.offset)
+    while block := opened.fileobj.read(1 << 20):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError(f"what follows its {len(opened.getnames()):,} files is damaged")
 
 
 def _tar_content(opened: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
@@ -191,7 +212,7 @@ def _safe_parts(name: str, archive: Path) -> tuple[str, ...]:
     path = PurePosixPath(name)
     if path.is_absolute() or "\\" in name or "\0" in name or PureWindowsPath(name).drive or ".." in path.parts:
         raise _forbidden(archive, name, "leads out of the folder")
-    if not path.parts:
+    if not path.parts or path.parts[0].startswith(TEMPORARY):
         raise _forbidden(archive, name, "is not a file name")
     return path.parts
 

@@ -100,12 +100,14 @@ def load_encoder(
     embedding, condition_identity = read_condition(condition)
     exported = exported_settings(checkpoint)
     own = (None if embedding is None else embedding.tolist(), padding == "official")
-    if exported is not None and exported != own:
+    if exported is not None and (exported.condition, exported.pads_time) != own:
         raise CheckpointError(
             f"{checkpoint} was exported with another condition or padding; give the same, or {checkpoint}/{EXPORTED} for the "
             "weights alone"
         )
     weights = load_weights(checkpoint, weight_shapes())
+    if exported is not None and exported.weights_sha256 not in (None, weights.identity.removeprefix("sha256:")):
+        raise CheckpointError(f"{checkpoint}/{EXPORTED} is damaged: it is not the file that was exported; export again")
     encoder = AudioSepEncoder(weights, embedding, condition_identity, precision, padding)
     if resolved.type == "cpu":
         keep_freed_memory()

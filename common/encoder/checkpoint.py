@@ -76,15 +76,25 @@ def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, 
     return Weights(tensors, f"sha256:{sha256}", KNOWN_RELEASES.get(sha256, "unknown"))
 
 
-def exported_settings(checkpoint: str | Path | None) -> tuple[list[float] | None, bool] | None:
-    """Condition and padding of time of an exported folder; None for anything else."""
+@dataclass(frozen=True)
+class ExportedSettings:
+    """What an exported folder says of its encoder: the condition, whether time is padded, and the checksum of its weights (of
+    folders of earlier versions None)."""
+
+    condition: list[float] | None
+    pads_time: bool
+    weights_sha256: str | None
+
+
+def exported_settings(checkpoint: str | Path | None) -> ExportedSettings | None:
+    """The settings of an exported folder; None for anything else."""
     folder = Path(checkpoint) if checkpoint is not None else DEFAULT_PATH
     if not (folder / EXPORTED).is_file():
         return None
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return config["condition"], bool(config["pads_time"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return ExportedSettings(config["condition"], bool(config["pads_time"]), config.get("weights_sha256"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder} has no config.json of an exported encoder; give {folder / EXPORTED} itself"
         ) from error

@@ -27,7 +27,7 @@ from common.evaluation.record import (
 from common.evaluation.splits import make_splits, random_split
 from common.evaluation.tables import efficiency_table, remarks, score_table
 from common.features import FeatureSet
-from common.files import exclusive, refuse_unwritable, sha256_of, write_atomically
+from common.files import exclusive, refuse_unwritable, remove_leftovers, sha256_of, write_atomically
 from common.heads import HEADS, head_title, recipe_for
 from common.text_table import as_markdown, as_text, percent
 
@@ -67,6 +67,8 @@ def classify(
         else:
             print(f"{folder / 'result.json'} already exists, for the same features and settings. Nothing to do.")
             record = _with_figures(task, record, config.figure_format, folder)
+    for written in ("result.json", "result.csv", "result.md", *record.files):
+        remove_leftovers(folder / written)
     _print_scores(task, record)
     if config.markdown:
         write_atomically(folder / "result.md", _markdown(task, record).encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -53,13 +54,14 @@ def export_hugging_face(
         raise ExportError(f"{folder} is not an empty folder; give another, or --overwrite")
     weights = load_weights(checkpoint, weight_shapes())
     embedding, identity = read_condition(condition)
+    tensors = save(_tensors(weights), metadata={"format": "pt"})
     contents = {
-        "config.json": _json(_config(embedding, padding)),
+        "config.json": _json(_config(embedding, padding) | {"weights_sha256": hashlib.sha256(tensors).hexdigest()}),
         "preprocessor_config.json": _json(_preprocessor()),
         "modeling_audiosep.py": CODE.read_bytes(),
         "README.md": _card(weights, identity, padding).encode(),
         # Last: a folder with weights is complete.
-        EXPORTED: save(_tensors(weights), metadata={"format": "pt"}),
+        EXPORTED: tensors,
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar, cast
@@ -23,7 +23,7 @@ from common.errors import UserError
 from common.extraction.prefetch import DaemonThreads, Decoded, decode_ahead, in_batches
 from common.extraction.resume import RowStore, changed_files, claim, discard, is_finished_work
 from common.extraction.settings import ClipList, ExtractionSettings
-from common.extraction.shards import Shard, clip_lengths, one_at_a_time
+from common.extraction.shards import Shard, clip_lengths, one_at_a_time, remove_locks
 from common.features import Counts, FeatureFileError, FeatureSet, Provenance
 from common.files import OutputError, refuse_unwritable, remove_leftovers, write_csv
 from common.progress import progress_bar
@@ -98,12 +98,18 @@ def extract(
     """
     started = time.monotonic()
     refuse_unwritable(features_file)
-    run = _Extraction(clips, encoder, features_file, tuple(outputs), options or ExtractOptions())
+    options = options or ExtractOptions()
+    run = _Extraction(clips, encoder, features_file, tuple(outputs), options)
     finished = run.finished_file()
-    if finished is not None and not _worth_another_try(finished, encoder):
-        run.clear_leftovers()
-        print(f"{features_file} already exists, made with the same settings: {len(finished):,} clips. Nothing to do.")
-        return finished
+    if finished is not None:
+        if options.shard.index or not _worth_another_try(finished, encoder):
+            run.clear_leftovers()
+            print(
+                f"{features_file} already exists, made with the same settings: {len(finished):,} clips. Nothing to do."
+            )
+            return finished
+        # One process tries the few clips that failed; the other shards would wait for each other again.
+        run.options = replace(options, shard=WHOLE)
     features = run.run()
     if features is not None:
         run.report(features, time.monotonic() - started)
@@ -199,6 +205,7 @@ class _Extraction:
 
     def _remove_work_folder(self) -> None:
         with contextlib.suppress(OSError):  # another run has already started there
+            remove_locks(self.work_folder)
             (self.work_folder / "common.lock").unlink(missing_ok=True)
             self.work_folder.rmdir()
 

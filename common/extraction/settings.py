@@ -69,7 +69,11 @@ class ClipList:
         """A checksum of the clips' ids, labels, splits, folds and groups."""
         listing = hashlib.sha256()
         for clip_id, clip in zip(self.clip_ids, self.clips, strict=True):
-            listing.update(f"{clip_id}\t{clip.class_name}\t{clip.split}\t{clip.fold}\t{clip.group}\n".encode())
+            listing.update(
+                f"{clip_id}\t{clip.class_name}\t{clip.split}\t{clip.fold}\t{clip.group}\n".encode(
+                    errors="surrogatepass"
+                )
+            )
         return f"sha256:{listing.hexdigest()}"
 
 

@@ -166,6 +166,13 @@ def _length_s(clip: Clip) -> float:
         return 0.0  # embedding it will fail and name it
 
 
+def remove_locks(work_folder: Path) -> None:
+    """Remove the locks of shards that were killed; those that a process holds stay."""
+    for path in work_folder.glob("lock-*-of-*"):
+        if not _is_held(path):
+            path.unlink(missing_ok=True)
+
+
 def _is_held(path: Path) -> bool:
     lock = FileLock(path)
     try:

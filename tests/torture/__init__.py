@@ -1,0 +1,1 @@
+"""Attacks on the project, by class; `python -m tests.torture` runs them."""
