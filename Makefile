@@ -7,13 +7,14 @@ ifdef CPU
 TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: help install install-dev new-environment new-dev-environment adapters new-adapters-environment demo reproduce test test-slow gpu lint format docs clean
+.PHONY: help install install-dev new-environment new-dev-environment adapters new-adapters-environment demo reproduce test test-slow torture gpu lint format docs clean
 
 help:
 	@echo "make demo         all six tasks on generated sounds with an untrained encoder (minutes)"
 	@echo "make reproduce    the whole study: [TASKS=\"esc50 icbhi\"] [ENCODERS=\"audiosep logmel\"] [DATA=folder] [YES=1] [ARGS=--dry-run]"
 	@echo "make test         the tests (no GPU, network or weights needed)"
 	@echo "make test-slow    the long tests: real features, minutes of audio, UMAP"
+	@echo "make torture      attacks of every kind, 15 to 30 minutes: kills, damage, hostile files and servers, full disks"
 	@echo "make gpu          on a machine with a GPU: its tests, and the benchmarks"
 	@echo "make adapters     AudioSep in HEAR, MTEB, X-ARES and EVAR: the suites' own checkers, in .venv-adapters"
 	@echo "make lint         ruff (rules and format) and mypy"
@@ -72,6 +73,9 @@ test: install-dev
 
 test-slow: install-dev
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+torture: install-dev
+	$(BIN)/python -m tests.torture --write
 
 gpu: install-dev
 	$(BIN)/python -m pytest -m gpu

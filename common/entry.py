@@ -76,7 +76,8 @@ def _open_closed_streams() -> None:
 
 
 def _end(text: str, status: int) -> None:
-    print(" ".join(text.split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr may be what fails
+        print(" ".join(text.split()), file=sys.stderr, flush=True)
     sys.exit(status)
 
 

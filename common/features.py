@@ -323,10 +323,10 @@ class FeatureSet:
         return cls(
             features.detach().to(torch.float32),
             labels,
-            _names(class_names, "class_names", int(labels.max()) + 1, path, exactly=False),
+            _class_names(class_names, int(labels.max()) + 1, path),
             ids,
             None if folds is None else _folds(folds, rows, path),
-            _optional_names(content, "splits", rows, path),
+            _splits(content, rows, path),
             _optional_names(content, "groups", rows, path),
             _provenance(content.get("meta"), path),
         )
@@ -406,6 +406,24 @@ def _names(values: Any, what: str, count: int, path: Path, exactly: bool = True)
 
 def _optional_names(content: dict[str, Any], what: str, rows: int, path: Path) -> list[str] | None:
     return None if content.get(what) is None else _names(content[what], what, rows, path)
+
+
+def _class_names(names: Any, count: int, path: Path) -> list[str]:
+    found = _names(names, "class_names", count, path, exactly=False)
+    if len(set(found)) < len(found):
+        twice = next(each for each, times in Counter(found).items() if times > 1)
+        raise FeatureFileError(f"{path} is damaged: two of its classes are called {twice!r}; extract again")
+    return found
+
+
+def _splits(content: dict[str, Any], rows: int, path: Path) -> list[str] | None:
+    found = _optional_names(content, "splits", rows, path)
+    strangers = set(found or ()) - {"train", "valid", "test", "None"}
+    if strangers:
+        raise FeatureFileError(
+            f"{path} is damaged: a clip's split is {min(strangers)!r}, not train, valid or test; extract again"
+        )
+    return found
 
 
 def _folds(folds: Any, rows: int, path: Path) -> torch.Tensor:

@@ -65,9 +65,9 @@ def digest_of(path: Path, algorithm: str, on_bytes: Callable[[int], object] = la
 def refuse_unwritable(path: Path) -> None:
     """OutputError if a file cannot be written there, found out by writing an empty one beside it: before hours of work, not
     after."""
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; give the file to write: {path / 'features.pt'}")
     try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; give the file to write: {path / 'features.pt'}")
         target = _target_of(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = _temporary_file(target)
@@ -307,12 +307,17 @@ def exclusive(lock_path: Path, what: str) -> Iterator[None]:
 
     A killed process releases its lock.
     """
-    lock_path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(lock_path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise OutputError(f"another run is writing {what}; wait for it to end, or write elsewhere") from error
+    for attempt in range(10):
+        lock_path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+            break
+        except Timeout as error:
+            raise OutputError(f"another run is writing {what}; wait for it to end, or write elsewhere") from error
+        except FileNotFoundError:  # another run has ended, and removed the folder
+            if attempt == 9:
+                raise
     try:
         yield
     finally:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
+import stand_in
 import torch
 from heads_helpers import classify, draw_nothing, grouped_features, run, saved
 
+from analysis.report import _map
 from analysis.runs import read_runs
 from common.datasets import Clip
+from common.encoder import CheckpointError, load_encoder
 from common.evaluation.record import RecordError, RunRecord
+from common.export.hugging_face import export_hugging_face
 from common.extraction.resume import RowStore
 from common.features import FeatureFileError, FeatureSet
-from common.files import DamagedFileError, load_torch, read_json, save_torch, write_json
+from common.files import DamagedFileError, load_torch, plain_cell, read_json, save_torch, write_csv, write_json
 from common.heads import HeadFileError, TrainedHead
 
 FLIPS = 150
@@ -170,3 +179,106 @@ def test_a_clip_that_is_there_twice_is_told(tmp_path: Path) -> None:
     saved(replace(features, clip_ids=ids), tmp_path / "features.pt")
     with pytest.raises(FeatureFileError, match=f"clip {ids[3]} is in it more than once"):
         FeatureSet.load(tmp_path / "features.pt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("features", torch.zeros(1, 24).expand(10**9, 24), "claims 24,000,000,000 numbers, more than are there"),
+        ("features", torch.zeros(120, 24, dtype=torch.complex64), "no 2-D floating-point tensor"),
+        ("features", torch.eye(120).to_sparse(), "not dense"),
+        ("features", torch.zeros(10**6, 10**6, device="meta"), "not dense"),
+        ("labels", torch.zeros(120, dtype=torch.complex64), "one non-negative integer per row"),
+        ("labels", torch.full((120,), 10**15), "label 1000000000000000 but only 4 class names"),
+        ("class_names", [f"{'x' * 10**5}{index}" for index in range(4)], "has more than 1,000 letters"),
+        ("class_names", ["a"] * 4, "two of its classes are called 'a'"),
+        ("class_names", [torch.ones(1)] * 4, "one of its class_names is a Tensor"),
+        ("splits", ["=1+1"] * 120, "a clip's split is '=1\\+1', not train, valid or test"),
+        ("meta", {"dataset": "esc50", "more": torch.ones(1)}, "meta.more"),
+        ("meta", {"dataset": "esc50", ("a", "b"): 1}, "meta"),
+    ],
+)
+def test_hostile_content_is_told_before_anything_is_fitted(key: str, value: object, words: str, tmp_path: Path) -> None:
+    path = feature_file(tmp_path)
+    torch.save({**torch.load(path, weights_only=True), key: value}, path)
+    with pytest.raises(FeatureFileError, match=words):
+        FeatureSet.load(path)
+
+
+@pytest.mark.parametrize("key", ["hidden_dim", "scaler_is_unit_length", "temperature", "class_names", "scaler_scale"])
+def test_a_hostile_head_is_told_before_memory_is_taken(key: str, tmp_path: Path) -> None:
+    path = head_file(tmp_path)
+    content = torch.load(path, weights_only=True)
+    hostile = {
+        "hidden_dim": 10**12,
+        "scaler_is_unit_length": torch.ones(3),
+        "temperature": float("nan"),
+        "class_names": [1] * 4,
+    }
+    torch.save({**content, key: hostile.get(key, torch.zeros(24, dtype=torch.float64))}, path)
+    with pytest.raises(HeadFileError, match="is not a trained head of this project"):
+        TrainedHead.load(path)
+
+
+def test_exported_weights_that_changed_are_told(tmp_path: Path) -> None:
+    export_hugging_face(tmp_path / "exported", "random:0")
+    path = tmp_path / "exported" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged: it is not the file that was exported; export again"):
+        load_encoder(tmp_path / "exported", "cpu")
+
+
+def test_no_cell_of_a_table_is_a_formula(tmp_path: Path) -> None:
+    cells = ["=cmd|'/c calc'!A0", "+1+1", "-1+1", "@SUM(A1)", "\tx", "'=1", "-0.5", "plain", "'quoted'", "-name.wav"]
+    write_csv(tmp_path / "table.csv", [[cell] for cell in cells] + [[-0.5], [None]])
+    with (tmp_path / "table.csv").open(newline="") as file:
+        read = [row[0] if row else "" for row in csv.reader(file)]
+    assert [plain_cell(cell) for cell in read] == [*cells, "-0.5", ""]
+    for cell in read:
+        assert cell == "-0.5" or cell[:1] not in tuple("=+-@\t\r"), cell
+
+
+def test_a_damaged_map_is_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = SimpleNamespace(rows=np.arange(3), points=np.zeros((3, 2)), caption="a map")
+    monkeypatch.setattr("analysis.maps.make_map", lambda *arguments, **options: drawn)
+    draw_nothing(monkeypatch)
+    classify("--features", feature_file(tmp_path), "--output-dir", tmp_path / "out", "--epochs", 1)
+    (one,) = read_runs(tmp_path / "out")
+    assert _map(one, tmp_path, 50).caption == "a map"
+    (kept,) = (tmp_path / "maps").glob("*.npz")
+    whole = kept.read_bytes()
+    for damaged in (whole[:100], b"", whole.replace(b"a\0\0\0 ", b"b\0\0\0 ")):
+        kept.write_bytes(damaged)
+        assert _map(one, tmp_path, 50).caption == "a map"
+        assert "is damaged" in capsys.readouterr().err
+        assert kept.read_bytes() == whole
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX descriptors")
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("how", ["closed", "ended"])
+def test_a_closed_terminal_costs_no_work(number: int, how: str, esc50_root: Path, tmp_path: Path) -> None:
+    """`2>&-`, and `| head`: the file is right, or the same command makes it."""
+    arguments = ["--data-root", str(esc50_root), "--checkpoint", "random:0", "--output", str(tmp_path / "features.pt")]
+    process = processes.start(tmp_path / "printed.txt", extract_with_odd_streams, arguments, number, how)
+    status = processes.end(process)
+    assert status == (0 if how == "closed" else 2)
+    assert (tmp_path / "features.pt").exists() == (status == 0)
+
+
+def extract_with_odd_streams(arguments: list[str], number: int, how: str) -> None:
+    """In a process of its own: the stand-in's extraction without, or with a broken, stream."""
+    name = ("stdin", "stdout", "stderr")[number]
+    if how == "closed":
+        os.close(number)
+        setattr(sys, name, None)
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, number)
+        setattr(sys, name, os.fdopen(number, "w", buffering=1, closefd=False))
+    stand_in.main(arguments)

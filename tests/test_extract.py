@@ -591,10 +591,17 @@ def test_a_damaged_chunk_is_computed_again(
     assert "its clips are computed again" in capsys.readouterr().out
 
 
-def test_leftovers_of_killed_writes_are_removed(run: Run, tmp_path: Path) -> None:
+def test_leftovers_of_killed_runs_are_removed(run: Run, tmp_path: Path) -> None:
+    """Temporary files, and the locks and notes of shards, also of a run that was killed while it cleaned up."""
     (tmp_path / ".features.pt.abc.tmp").touch()
     run()
     assert not list(tmp_path.glob(".*"))
+    partial = tmp_path / "features.pt.partial"
+    partial.mkdir()
+    for name in ("lock-1-of-3", "common.lock"):
+        (partial / name).touch()
+    run()
+    assert not partial.exists()
 
 
 def test_a_file_without_provenance_is_not_overwritten(run: Run, tmp_path: Path) -> None:

@@ -81,11 +81,25 @@ def test_text_files_that_annotate_nothing_are_named_and_left_alone(root: Path) -
         "-1\t0.5\t0\t0",
         "0\t1\tcrackle\t0",
         "nan\t1\t0\t0",
+        "0.5\tinf\t0\t0",
     ],
 )
 def test_bad_rows_are_named(row: str, root: Path) -> None:
     (root / "102_1b1_Ar_sc_Meditron.txt").write_text(f"0.0\t1.0\t0\t0\n{row}\n")
     with pytest.raises(DatasetError, match=r"102_1b1_Ar_sc_Meditron.txt line 2 .* is not an annotation"):
+        read_recordings(root)
+
+
+def test_a_recording_on_two_sides_and_text_that_is_none(root: Path) -> None:
+    listing = root.parent / SPLIT_FILE
+    before = listing.read_text()
+    listing.write_text(before + "104_1b1_Al_sc_Litt3200\ttrain\n")
+    with pytest.raises(DatasetError, match=r"line \d+: 104_1b1_Al_sc_Litt3200 is listed as train and as test"):
+        read_recordings(root)
+    listing.write_text(before + "104_1b1_Al_sc_Litt3200\ttest\n")  # said twice
+    assert len(read_recordings(root)) == 4
+    listing.write_bytes(before.encode("utf-16"))
+    with pytest.raises(DatasetError, match=r"cannot be read \(not text in UTF-8\)"):
         read_recordings(root)
 
 

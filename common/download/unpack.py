@@ -41,6 +41,7 @@ DAMAGE = (
 
 
 TEMPORARY = ".unpacking."
+MOST_DEPTH = 50
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,15 @@ def _temporary(archive: Path, folder: Path) -> Path:
 
 def _unpack(archive: Path, folder: Path, max_bytes: int, max_files: int) -> int:
     n_files = n_bytes = 0
-    folders: set[Path] = set()
+    folders: set[tuple[str, ...]] = set()
     size = archive.stat().st_size
     bar = progress_bar(total=size, desc=f"unpacking {archive.name}", unit="B", unit_scale=True, leave=False)
     try:
         with archive.open("rb") as raw, bar, _members(raw, archive, 2 * max_files) as members:
             for member in members:
-                target = folder.joinpath(*_safe_parts(member.name, archive))
-                folders.update(parent for parent in target.parents if folder in parent.parents)
+                parts = _safe_parts(member.name, archive)
+                target = folder.joinpath(*parts)
+                folders.update(parts[:depth] for depth in range(1, len(parts)))
                 if len(folders) > max_files:
                     raise _too_many(archive, max_files)
                 n_bytes += member.size
@@ -214,6 +216,8 @@ def _safe_parts(name: str, archive: Path) -> tuple[str, ...]:
         raise _forbidden(archive, name, "leads out of the folder")
     if not path.parts or path.parts[0].startswith(TEMPORARY):
         raise _forbidden(archive, name, "is not a file name")
+    if len(path.parts) > MOST_DEPTH:
+        raise _forbidden(archive, name, f"lies more than {MOST_DEPTH} folders deep")
     return path.parts
 
 
@@ -222,7 +226,7 @@ def _too_many(archive: Path, most: int) -> UnpackError:
 
 
 def _forbidden(archive: Path, name: str, what: str) -> UnpackError:
-    return UnpackError(f"{archive}: {name!r} {what}; the archive is not safe: refused, nothing was unpacked")
+    return UnpackError(f"{archive}: {name[:200]!r} {what}; the archive is not safe: refused, nothing was unpacked")
 
 
 def _move_into(source: Path, folder: Path, archive: Path) -> None:

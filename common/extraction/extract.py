@@ -97,9 +97,10 @@ def extract(
         KeyboardInterrupt: interrupted; its message says what is kept.
     """
     started = time.monotonic()
-    refuse_unwritable(features_file)
     options = options or ExtractOptions()
     run = _Extraction(clips, encoder, features_file, tuple(outputs), options)
+    for path in (features_file, run.failures_file):
+        refuse_unwritable(path)
     finished = run.finished_file()
     if finished is not None:
         if options.shard.index or not _worth_another_try(finished, encoder):

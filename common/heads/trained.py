@@ -210,6 +210,8 @@ def _refuse_odd_numbers(module: nn.Module, scaler: Scaler, known: KnownSounds | 
     for value in module.state_dict().values():
         if value.dtype != torch.float32 or not value.isfinite().all():
             raise ValueError("its weights are not finite float32 numbers")
+    if not isinstance(scaler.is_unit_length, bool):
+        raise TypeError(f"scaler_is_unit_length is a {type(scaler.is_unit_length).__name__}")
     if not 0 < temperature < math.inf:
         raise ValueError(f"its temperature is {temperature}")
     n_inputs = len(scaler.mean)

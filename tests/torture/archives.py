@@ -396,14 +396,14 @@ def nothing_like_it(rng: random.Random, common: Path) -> Iterator[Case]:
 
 ATTACKS = [
     Attack(
-        "Damaged archives",
+        "damaged archives",
         "bits flipped, pieces cut, zeroed or doubled in zip, tar, gzip, bzip2 and xz",
         damaged,
         10,
         300,
     ),
     Attack(
-        "Hostile archives", "paths that lead out, links, devices, bombs, lies about sizes and numbers", hostile, 10, 300
+        "hostile archives", "paths that lead out, links, devices, bombs, lies about sizes and numbers", hostile, 10, 300
     ),
-    Attack("Not archives", "other files and noise in place of an archive", nothing_like_it, 6, 100),
+    Attack("not archives", "other files and noise in place of an archive", nothing_like_it, 6, 100),
 ]

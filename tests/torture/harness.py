@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import random
 import resource
@@ -10,6 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -18,10 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import DamagedFileError, UnsafeFileError
 
+# A killed process would keep the lock that tqdm shares with its forks, and its thread has none of them.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 # What reading something hostile may end in; scripts print the first as one line with status 2.
 REFUSALS = (UserError, DamagedFileError, UnsafeFileError)
 LONGEST_MESSAGE = 1_000
@@ -68,7 +74,7 @@ class Attack:
     what: str
     cases: Callable[[random.Random, Path], Iterator[Case]]
     quick: int = 5
-    most: int = 200
+    most: int = 400
 
 
 @dataclass
@@ -93,10 +99,13 @@ def run_attack(attack: Attack, most: int, seconds: float, seed: int, only_case: 
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         common = Path(folder) / "common"
         common.mkdir()
+        os.environ["MPLCONFIGDIR"] = folder  # where matplotlib writes when it is imported
         try:
             cases = attack.cases(random.Random(f"{seed} {attack.name}"), common)  # noqa: S311 - no secret
-            for number, case in enumerate(cases):
-                if number >= most or time.monotonic() - started > seconds:
+            for number in range(most):
+                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                    case = next(cases, None)
+                if case is None or time.monotonic() - started > seconds:
                     break
                 if only_case is not None and number != only_case:
                     continue
@@ -173,13 +182,13 @@ def judged(message: str) -> str:
     """The verdict of a refusal: its message is one line, not too long."""
     if not message or len(message) > LONGEST_MESSAGE:
         return f"{BROKEN} its message has {len(message)} letters: {message[:200]}"
-    return REFUSED
+    return f"{REFUSED} {message}"
 
 
 def forbid_elsewhere(folder: Path) -> None:
     """Let nothing be written, moved or removed outside this folder: a case in which that is tried does not hold, and must do no
     harm to the machine."""
-    allowed = (os.path.realpath(folder) + "/", "/proc/", "/dev/null")
+    allowed = (os.path.realpath(folder) + "/", "/proc/", "/dev/null/", "/dev/full/")
     # The event -> the places of a path and of the descriptor of the folder that it is relative to.
     changing = {
         "os.rename": ((0, 2), (1, 3)),
@@ -195,9 +204,8 @@ def forbid_elsewhere(folder: Path) -> None:
     def refuse_outside(event: str, path: object, parent: str, follows: bool) -> None:
         if not isinstance(path, (str, bytes, os.PathLike)):
             return
-        whole = os.path.join(parent, os.fsdecode(path))
-        before, name = os.path.split(os.path.abspath(whole))
-        real = os.path.realpath(whole) if follows else os.path.join(os.path.realpath(before), name)
+        whole = Path(parent, os.fsdecode(path)).absolute()
+        real = os.path.realpath(whole) if follows else f"{os.path.realpath(whole.parent)}/{whole.name}"
         if not f"{real}/".startswith(allowed):
             raise Broken(f"{event} outside its folder: {real}")
 

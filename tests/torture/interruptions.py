@@ -13,7 +13,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,18 @@ def classify_all(common: Path, folder: Path) -> None:
         saved(grouped_features(folds=2), features)
     patch = pytest.MonkeyPatch()
     draw_nothing(patch)
-    flags = ("--feature-dim", 24, "--device", "cpu", "--epochs", 1, "--features", features, "--output-dir", folder / "out")
+    flags = (
+        "--feature-dim",
+        24,
+        "--device",
+        "cpu",
+        "--epochs",
+        1,
+        "--features",
+        features,
+        "--output-dir",
+        folder / "out",
+    )
     _main(lambda: classify_main(TASK, [str(flag) for flag in flags]))
 
 
@@ -115,10 +126,10 @@ def _main(main: Callable[[], None]) -> None:
 
 
 WORKS = [
-    Work("extraction", extract_all, 12, 160),
-    Work("extraction in three shards", extract_in_shards, 6, 200),
-    Work("download", download_all, 8, 120),
-    Work("classification", classify_all, 2, 100),
+    Work("extraction", extract_all, 5, 160),
+    Work("extraction in three shards", extract_in_shards, 3, 200),
+    Work("download", download_all, 4, 120),
+    Work("classification", classify_all, 1, 100),
 ]
 
 
@@ -241,7 +252,9 @@ def _cases_of(work: Work) -> Callable[[random.Random, Path], Iterator[Case]]:
         folder.mkdir()
         total = _count_operations(work, common, folder)
         expected = settled_below(folder)
-        one_each = [(kind, [number]) for number in range(1, total + 1) for kind in ("kill", "kill with half of it written")]
+        one_each = [
+            (kind, [number]) for number in range(1, total + 1) for kind in ("kill", "kill with half of it written")
+        ]
         one_each += [(kind, [number]) for number in range(1, total + 1) for kind in ERRORS]
         rng.shuffle(one_each)
         for kind, numbers in one_each:
@@ -294,7 +307,16 @@ def _study(rng: random.Random, common: Path) -> Iterator[Case]:
     from demo.generate import generate_esc50
 
     generate_esc50(common / "data" / "ESC-50-master")
-    command = [sys.executable, "-m", "analysis.reproduce", "esc50", "--encoders", "logmel", "--data", str(common / "data")]
+    command = [
+        sys.executable,
+        "-m",
+        "analysis.reproduce",
+        "esc50",
+        "--encoders",
+        "logmel",
+        "--data",
+        str(common / "data"),
+    ]
     command += ["--no-doctor", "--seeds", "1", "--epochs", "1", "--device", "cpu"]
 
     def start(results: Path) -> subprocess.Popen[bytes]:
@@ -337,9 +359,11 @@ ATTACKS = [
         for work in WORKS
     ),
     Attack(
-        "kills at random times", "two shards at work are killed up to four times, then run again", _killed_at_random, 2, 60
+        "kills at random times",
+        "two shards at work are killed up to four times, then run again",
+        _killed_at_random,
+        1,
+        60,
     ),
-    replace(
-        Attack("a killed study", "make reproduce is killed with all its scripts, then run again", _study, 0, 5),
-    ),
+    Attack("a killed study", "make reproduce is killed with all its scripts, then run again", _study, 0, 5),
 ]

@@ -217,7 +217,7 @@ READERS = [
         build_librispeech,
         lambda root: (root, librispeech.read_clips(root, "train-clean-100")),
     ),
-    Reader("Tables of one's own", build_table, lambda root: Source(root / "table.csv").read(), may_leave=True),
+    Reader("tables of one's own", build_table, lambda root: Source(root / "table.csv").read(), may_leave=True),
 ]
 
 
@@ -635,7 +635,7 @@ ATTACKS = [
         )
         for reader in READERS
     ],
-    Attack("Settings", "settings files in YAML that are wrong, endless, nested, or would run code", settings, 8),
-    Attack("Conditions", "conditions of other types and sizes, damaged, or with headers that lie", conditions, 8, 250),
-    Attack("Notes of downloads", "damaged and forged notes beside half-finished downloads", notes, 8),
+    Attack("settings", "settings files in YAML that are wrong, endless, nested, or would run code", settings, 8),
+    Attack("conditions", "conditions of other types and sizes, damaged, or with headers that lie", conditions, 6, 400),
+    Attack("notes of downloads", "damaged and forged notes beside half-finished downloads", notes, 8),
 ]

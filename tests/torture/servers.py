@@ -499,7 +499,7 @@ def hostile(rng: random.Random, common: Path) -> Iterator[Case]:
 
 ATTACKS = [
     Attack(
-        "Hostile servers",
+        "hostile servers",
         "answers that are cut, stalled, endless, contradictory, redirected in circles, or not HTTP at all",
         hostile,
         8,
