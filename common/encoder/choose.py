@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from common.encoder.audiosep import load_encoder
@@ -43,5 +45,12 @@ def new_encoder(
     if name.kind == "logmel":
         return LogMelStatistics()
     if name.kind == "hear":
+        _say_that_it_is_code(name)
         return HearEncoder(name, device)
+    if trust_remote_code:
+        _say_that_it_is_code(name)
     return TransformersEncoder(name, device, trust_remote_code)
+
+
+def _say_that_it_is_code(name: EncoderName) -> None:
+    print(f"note: {name} is code that runs with your rights; use only what you trust", file=sys.stderr)

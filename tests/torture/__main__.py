@@ -65,7 +65,7 @@ def main() -> int:
     tallies = []
     for attack in chosen:
         most = attack.quick if given.quick else attack.most
-        tally = run_attack(attack, most, seconds, given.seed, given.case)
+        tally = run_attack(attack, most, attack.seconds or seconds, given.seed, given.case)
         tallies.append(tally)
         print(line_of(tally), flush=True)
         for words in tally.broken:

@@ -68,6 +68,7 @@ class Attack:
         cases: makes the cases, endless or not, with the given source of chance.
         quick: how many of them `make test` runs.
         most: how many `make torture` runs.
+        seconds: after which no further case is begun; None: an equal share of the suite's time.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Attack:
     cases: Callable[[random.Random, Path], Iterator[Case]]
     quick: int = 5
     most: int = 400
+    seconds: float | None = None
 
 
 @dataclass

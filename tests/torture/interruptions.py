@@ -365,5 +365,5 @@ ATTACKS = [
         1,
         60,
     ),
-    Attack("a killed study", "make reproduce is killed with all its scripts, then run again", _study, 0, 5),
+    Attack("a killed study", "make reproduce is killed with all its scripts, then run again", _study, 0, 5, 240.0),
 ]
