@@ -245,7 +245,13 @@ def read_config(path: Path) -> dict[str, object]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"configuration {path} not found") from error
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError, OSError) as error:  # AttributeError: !!timestamp x
+    except (
+        yaml.YAMLError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+        OSError,
+    ) as error:  # AttributeError: !!timestamp x
         raise ConfigError(f"configuration {path} cannot be read: {' '.join(str(error).split())[:300]}") from error
     if values is None:
         return {}

@@ -6,89 +6,32 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict
 
 from common.arrays import Array
-from common.errors import UserError
-from common.files import DamagedFileError, UnsafeFileError, load_torch, save_torch
+from common.feature_files import (
+    FeatureFileError,
+    class_names_of,
+    folds_of,
+    labels_of,
+    names_of,
+    optional_names,
+    provenance_of,
+    read_content,
+    splits_of,
+    uneven,
+)
+from common.files import save_torch
+from common.provenance import ENCODER_SETTINGS, PER_CLIP, SEVERAL, SHARED, Counts, Provenance, read_provenance
 
 if TYPE_CHECKING:  # they take a second to import
     import pandas as pd
     from sklearn.utils import Bunch
 
-# The part of a file's provenance that says how its embeddings were computed.
-ENCODER_SETTINGS = (
-    *("encoder", "checkpoint", "code", "release", "condition", "padding", "precision"),
-    *("layer", "pool", "sample_rate"),
-)
-# The part that several files of one encoder share.
-SHARED = (*ENCODER_SETTINGS, "outputs", "default_output", "parameters", "min_samples")
-# The part that has an entry per clip.
-PER_CLIP = ("failed", "samples", "audio_checksums", "audio_stamps")
-SEVERAL = "several"  # stands for the layer and the pool of a file with several outputs
-
-
-class FeatureFileError(UserError):
-    """A feature file cannot be used."""
-
-
-class Counts(TypedDict, total=False):
-    """How many clips an extraction was given, how many it embedded, how many failed, how many of those because their files are
-    not there, and how many of the embedded ones were padded to the encoder's minimum."""
-
-    clips: int
-    extracted: int
-    failed: int
-    missing: int
-    padded: int
-
-
-@with_config(ConfigDict(arbitrary_types_allowed=True, extra="allow"))
-class Provenance(TypedDict, total=False):
-    """How a feature file was made, as the file records it; empty for the original project's files.
-
-    `encoder` to `sample_rate`: how the embeddings were computed; what `common.encoder.EncoderInfo` says of each. `code` and
-    `padding` are left out where they say nothing. `outputs`: (layer, pool, width) of each part of a row, if there are
-    several, and `default_output` the one that is meant if none is named. `clips` and `clip_list`: number and fingerprint of the requested clips. `failed`: (clip id,
-    reason). `samples` and `audio_checksums`: (N,) int64, each waveform's length and a checksum of its file's content;
-    files of earlier versions have `audio_stamps` in its place, which looked only at three places of a file.
-    """
-
-    dataset: str
-    encoder: str
-    checkpoint: str
-    release: str
-    code: str
-    condition: str
-    padding: str
-    precision: str
-    parameters: int | None
-    min_samples: int
-    layer: str
-    pool: str
-    sample_rate: int
-    outputs: list[tuple[str, str, int]]
-    default_output: tuple[str, str]
-    clips: int
-    clip_list: str
-    device: str
-    counts: Counts
-    failed: list[tuple[str, str]]
-    samples: torch.Tensor
-    audio_checksums: torch.Tensor
-    audio_stamps: torch.Tensor
-    versions: dict[str, str]
-
-
-_PROVENANCE = TypeAdapter(Provenance)
-_JSON = TypeAdapter(dict[str, JsonValue])
-LONGEST_NAME = 1_000  # letters of a class, clip or group; a path has at most 4,096 bytes
+__all__ = ["ENCODER_SETTINGS", "SEVERAL", "Counts", "FeatureFileError", "FeatureSet", "Provenance"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -213,7 +156,7 @@ class FeatureSet:
     @property
     def provenance(self) -> Provenance:
         """`meta` without the entries that have a value per clip: what results and heads record of their features."""
-        return _PROVENANCE.validate_python({key: value for key, value in self.meta.items() if key not in PER_CLIP})
+        return read_provenance({key: value for key, value in self.meta.items() if key not in PER_CLIP})
 
     @property
     def output_columns(self) -> dict[str, slice]:
@@ -291,7 +234,7 @@ class FeatureSet:
             FeatureFileError: the file is missing, damaged or not a feature file, or its parts do not match.
         """
         path = Path(path)
-        content = _read(path)
+        content = read_content(path)
         features = content.get("features")
         if (
             not torch.is_tensor(features)
@@ -306,16 +249,16 @@ class FeatureSet:
         labels = content.get("labels", content.get("label"))
         if labels is None and "keys" not in content:
             raise FeatureFileError(f"{path} is not a feature file: it has neither 'labels' nor 'keys'")
-        labels = torch.full((rows,), -1) if labels is None else _labels(labels, path)
+        labels = torch.full((rows,), -1) if labels is None else labels_of(labels, path)
         if len(labels) != rows:
-            raise _uneven(path, rows, len(labels), "labels")
+            raise uneven(path, rows, len(labels), "labels")
         class_names = content.get("class_names")
         if class_names is None:  # numbers that may leave gaps, such as speaker ids
             present = labels[labels >= 0].unique()
             class_names = [str(label) for label in present.tolist()]
             labels = torch.where(labels < 0, labels, torch.searchsorted(present, labels))
         clip_ids = content.get("clip_ids", content.get("keys", [f"row {row}" for row in range(rows)]))
-        ids = _names(clip_ids, "clip_ids", rows, path)
+        ids = names_of(clip_ids, "clip_ids", rows, path)
         if len(set(ids)) < rows:
             twice = next(each for each, count in Counter(ids).items() if count > 1)
             raise FeatureFileError(f"{path} is damaged: clip {twice} is in it more than once; extract again")
@@ -323,12 +266,12 @@ class FeatureSet:
         return cls(
             features.detach().to(torch.float32),
             labels,
-            _class_names(class_names, int(labels.max()) + 1, path),
+            class_names_of(class_names, int(labels.max()) + 1, path),
             ids,
-            None if folds is None else _folds(folds, rows, path),
-            _splits(content, rows, path),
-            _optional_names(content, "groups", rows, path),
-            _provenance(content.get("meta"), path),
+            None if folds is None else folds_of(folds, rows, path),
+            splits_of(content, rows, path),
+            optional_names(content, "groups", rows, path),
+            provenance_of(content.get("meta"), path),
         )
 
 
@@ -352,116 +295,4 @@ def _joined_provenance(parts: Sequence[FeatureSet]) -> Provenance:
         )
         if missing:
             meta["counts"]["missing"] = missing
-    return _PROVENANCE.validate_python(meta)
-
-
-def read_provenance(meta: object) -> Provenance:
-    """What a file says of how its embeddings were made; ValueError says which entry is wrong."""
-    try:
-        provenance = _PROVENANCE.validate_python(meta)
-        # Entries that this version does not know are recorded with results, as JSON.
-        _JSON.validate_python(
-            {key: value for key, value in provenance.items() if key not in Provenance.__annotations__}
-        )
-    except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = ".".join(map(str, problem["loc"]))[:100]
-        raise ValueError(f"{place}: {problem['msg'][:200]}") from error
-    return provenance
-
-
-def _provenance(meta: Any, path: Path) -> Provenance:
-    if meta is None:
-        return {}
-    try:
-        provenance = read_provenance(meta)
-    except ValueError as error:
-        raise FeatureFileError(f"{path} is damaged: meta.{error}; extract again") from error
-    return provenance
-
-
-def _uneven(path: Path, rows: int, count: int, what: str) -> FeatureFileError:
-    return FeatureFileError(f"{path} is damaged: {rows} rows of features but {count} {what}; extract again")
-
-
-def _names(values: Any, what: str, count: int, path: Path, exactly: bool = True) -> list[str]:
-    """A list of `count` strings, or of at least that many."""
-    if not isinstance(values, (list, tuple)):
-        raise FeatureFileError(f"{path} is damaged: {what} is a {type(values).__name__}, not a list; extract again")
-    if not exactly and len(values) < count:
-        raise FeatureFileError(f"{path} is damaged: label {count - 1} but only {len(values)} class names")
-    if exactly and len(values) != count:
-        raise _uneven(path, count, len(values), what)
-    strange = next((value for value in values if not isinstance(value, (str, int, float, NoneType))), None)
-    if strange is not None:
-        raise FeatureFileError(f"{path} is damaged: one of its {what} is a {type(strange).__name__}; extract again")
-    names = [str(value) for value in values]
-    too_long = next((name for name in names if len(name) > LONGEST_NAME), None)
-    if too_long is not None:
-        raise FeatureFileError(
-            f"{path}: one of its {what} has more than {LONGEST_NAME:,} letters ({too_long[:20]}…); extract again"
-        )
-    return names
-
-
-def _optional_names(content: dict[str, Any], what: str, rows: int, path: Path) -> list[str] | None:
-    return None if content.get(what) is None else _names(content[what], what, rows, path)
-
-
-def _class_names(names: Any, count: int, path: Path) -> list[str]:
-    found = _names(names, "class_names", count, path, exactly=False)
-    if len(set(found)) < len(found):
-        twice = next(each for each, times in Counter(found).items() if times > 1)
-        raise FeatureFileError(f"{path} is damaged: two of its classes are called {twice!r}; extract again")
-    return found
-
-
-def _splits(content: dict[str, Any], rows: int, path: Path) -> list[str] | None:
-    found = _optional_names(content, "splits", rows, path)
-    strangers = set(found or ()) - {"train", "valid", "test", "None"}
-    if strangers:
-        raise FeatureFileError(
-            f"{path} is damaged: a clip's split is {min(strangers)!r}, not train, valid or test; extract again"
-        )
-    return found
-
-
-def _folds(folds: Any, rows: int, path: Path) -> torch.Tensor:
-    if not torch.is_tensor(folds) or folds.ndim != 1 or not _are_whole(folds):
-        raise FeatureFileError(f"{path} is damaged: folds are not a 1-D tensor of whole numbers; extract again")
-    if len(folds) != rows:
-        raise _uneven(path, rows, len(folds), "folds")
-    return folds.to(torch.int64)
-
-
-def _labels(labels: Any, path: Path) -> torch.Tensor:
-    try:
-        values = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise FeatureFileError(f"{path}: 'labels' are not numbers; extract the features again") from error
-    is_well_formed = values.ndim == 1 and _are_whole(values)
-    if not is_well_formed or (bool((values < 0).any()) and not bool((values == -1).all())):
-        raise FeatureFileError(f"{path}: 'labels' must be one non-negative integer per row; extract the features again")
-    return values.to(torch.int64)
-
-
-def _are_whole(values: torch.Tensor) -> bool:
-    return not values.is_floating_point() and not values.is_complex()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise FeatureFileError(
-            f"{path} not found; run the task's extract_*.py first, or give another file with --features"
-        )
-    if not path.is_file():
-        raise FeatureFileError(f"{path} is a folder, not a feature file")
-    try:
-        content = load_torch(path)
-    except UnsafeFileError as error:
-        raise FeatureFileError(f"{path} holds Python objects that would run code when opened; refused") from error
-    except DamagedFileError as error:
-        raise FeatureFileError(f"{path} is damaged or not a feature file ({error}); extract again") from error
-    if not isinstance(content, dict):
-        raise FeatureFileError(f"{path} is not a feature file: it holds a {type(content).__name__}, not a dict")
-    return content
+    return read_provenance(meta)

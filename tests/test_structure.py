@@ -34,7 +34,7 @@ FLOORS = (
     ("datasets",),
     ("entry",),
     ("encoder",),
-    ("features",),
+    ("provenance", "feature_files", "features"),
     ("extraction",),
     ("heads",),
     ("evaluation",),

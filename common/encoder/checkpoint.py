@@ -20,7 +20,16 @@ from safetensors.torch import load_file as load_safetensors
 
 from common.config import DEFAULT_CHECKPOINT
 from common.errors import UserError
-from common.files import PROJECT_ROOT, DamagedFileError, UnsafeFileError, load_torch, oddity_of, sha256_of
+from common.files import (
+    PROJECT_ROOT,
+    DamagedFileError,
+    UnsafeFileError,
+    load_torch,
+    oddity_of,
+    read_json,
+    sha256_of,
+    write_json,
+)
 
 DEFAULT_PATH = PROJECT_ROOT / DEFAULT_CHECKPOINT
 KNOWN_RELEASES = {
@@ -109,7 +118,7 @@ def file_sha256(path: Path) -> str:
     state = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     note = path.with_name(path.name + ".sha256.json")
     try:
-        remembered = json.loads(note.read_text())
+        remembered = json.loads(read_json(note))
         if {key: remembered[key] for key in state} == state:
             return str(remembered["sha256"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -118,7 +127,7 @@ def file_sha256(path: Path) -> str:
     if path.name == EXPORTED:  # small, in a folder that is meant to be passed on
         return sha256
     try:
-        note.write_text(json.dumps({**state, "sha256": sha256}) + "\n")
+        write_json(note, json.dumps({**state, "sha256": sha256}))
     except OSError as error:
         print(f"note: the checkpoint's checksum could not be saved in {note}: {error.strerror}")
     return sha256

@@ -14,11 +14,12 @@ from torch import nn
 from common.arrays import Array
 from common.encoder import Encoder, Output, Waveform, choose_outputs
 from common.errors import UserError
-from common.features import FeatureFileError, FeatureSet, Provenance, read_provenance
+from common.features import FeatureFileError, FeatureSet, Provenance
 from common.files import load_torch, save_torch
 from common.heads.classifiers import HEADS, HeadKind
 from common.heads.known_sounds import KnownSounds
 from common.heads.scalers import Scaler
+from common.provenance import read_provenance
 
 # What of the provenance must be the same where a head is used.
 USED_BY_HEAD = ("encoder", "checkpoint", "code", "condition", "padding", "precision", "layer", "pool")

@@ -24,6 +24,7 @@ from common.datasets import Clip
 from common.encoder import load_encoder
 from common.encoder.check import CheckRecord
 from common.encoder.check import main as check_main
+from common.encoder.checkpoint import file_sha256
 from common.evaluation.predictions import read_predictions
 from common.evaluation.record import RunRecord
 from common.export.hugging_face import export_hugging_face
@@ -119,6 +120,13 @@ def read_export(path: Path) -> object:
     return [float(value.double().sum()) for value in state.values()]
 
 
+def make_weights_note(folder: Path) -> Path:
+    """The checksum of a checkpoint, which is noted beside it."""
+    (folder / "weights.bin").write_bytes(b"weights")
+    file_sha256(folder / "weights.bin")
+    return folder / "weights.bin.sha256.json"
+
+
 def make_map(folder: Path) -> Path:
     (one,) = read_runs(make_run(folder).parent)
     _map(one, folder, 50)
@@ -138,6 +146,7 @@ KINDS = [
     Kept("trained head", make_head, read_head),
     Kept("result.json", make_run, lambda path: RunRecord.load(path).model_dump_json()),
     Kept("predictions.csv", lambda folder: make_run(folder).with_name("predictions.csv"), read_predicted),
+    Kept("checksum of weights", make_weights_note, lambda path: file_sha256(path.with_name("weights.bin"))),
     Kept("own_sounds.json", make_source, lambda path: Source.load(path.parent)),
     Kept("check of an encoder", make_check, lambda path: CheckRecord.load(path).model_dump_json(), quick=False),
     Kept("exported weights", make_export, read_export, quick=False),
