@@ -297,7 +297,7 @@ def test_a_checksum_that_cannot_be_remembered_is_no_error(
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(checkpoint, "write_json", refuse)
     assert len(file_sha256(path)) == 64
     assert "Permission denied" in capsys.readouterr().out
 
