@@ -21,8 +21,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from common.errors import UserError
 
 FORMULA = re.compile(r"'*[=+\-@\t\r]")  # also behind apostrophes, so that `plain_cell` takes away what was added
@@ -307,6 +305,8 @@ def exclusive(lock_path: Path, what: str) -> Iterator[None]:
 
     A killed process releases its lock.
     """
+    from filelock import FileLock, Timeout  # a fifth of what --help takes
+
     lock = FileLock(lock_path)
     for attempt in range(10):
         lock_path.parent.mkdir(parents=True, exist_ok=True)
