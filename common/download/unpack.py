@@ -122,6 +122,8 @@ def _unpack(archive: Path, folder: Path, max_bytes: int, max_files: int) -> int:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with member.open() as source, target.open("wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
+                    if file.tell() != member.size:  # a damaged list of files hides the checksum too
+                        raise zipfile.BadZipFile(f"{parts[-1]!r} has {file.tell():,} bytes, not {member.size:,}")
                 n_files += 1
                 if n_files > max_files:
                     raise _too_many(archive, max_files)
@@ -177,6 +179,8 @@ def _counts_agree(raw: BinaryIO, n_listed: int) -> bool:
 def _zip_members(opened: zipfile.ZipFile, archive: Path) -> Iterator[Member]:
     for info in opened.infolist():
         kind = stat.S_IFMT(info.external_attr >> 16)
+        if info.is_dir() and info.file_size:
+            raise _forbidden(archive, info.filename, "is a folder with content")
         if info.is_dir():
             continue  # a file's folders are made for it
         if kind not in (0, stat.S_IFREG):

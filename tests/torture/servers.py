@@ -321,10 +321,9 @@ DEEDS = [
         Deed(f"chunks: {form}", partial(chunked, form))
         for form in ("well", "no end", "no last chunk", "nonsense", "huge")
     ],
-    *[
-        Deed(f"chunks: {form}", partial(chunked, form))
-        for form in ("negative", "not a number", "longer", "no line ends")
-    ],
+    *[Deed(f"chunks: {form}", partial(chunked, form)) for form in ("negative", "longer", "no line ends")],
+    # Python takes 0x10 for a number, and then takes other bytes for those of the file.
+    Deed("chunks: not a number", partial(chunked, "not a number"), tells=False),
     *[Deed(f"chunks: {form}", partial(chunked, form)) for form in ("with a length", "extensions")],
     *[
         Deed(f"chunks: {form}", partial(chunked, form), needs_size=True)
