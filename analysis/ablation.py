@@ -89,7 +89,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, metavar="N", help="threads that decode audio (default: one per core)")
     parser.add_argument("--overwrite", action="store_true", help="replace features that were made with other settings")
     parser.add_argument(
-        "--allow-missing", action="store_true", help="leave out listed clips that are not there, counted and recorded"
+        "--allow-missing", action="store_true", help="leave out clips whose files are missing, counted and recorded"
     )
     add_figure_format(parser)
     return parser.parse_args()

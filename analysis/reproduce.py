@@ -119,7 +119,7 @@ def _parse(argv: Sequence[str] | None) -> Plan:
     parser.add_argument("--no-doctor", action="store_true", help="do not check environment and data first")
     parser.add_argument("--overwrite", action="store_true", help="replace files that were made with other settings")
     parser.add_argument(
-        "--allow-missing", action="store_true", help="leave out listed clips that are not there, counted and recorded"
+        "--allow-missing", action="store_true", help="leave out clips whose files are missing, counted and recorded"
     )
     parser.add_argument("--yes", action="store_true", help="download missing data sets and weights without asking")
     parser.add_argument(

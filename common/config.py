@@ -110,7 +110,7 @@ class ExtractConfig(Settings):
     device: str = setting("cuda", "auto, cpu, cuda or cuda:N", "--device", "NAME")
     workers: int = setting(0, "threads that decode audio; 0: one per core", "--workers", "N", ge=0, le=1024)
     allow_missing: StrictBool = setting(
-        False, "leave out listed clips that are not there, counted and recorded", "--allow-missing"
+        False, "leave out clips whose files are missing, counted and recorded", "--allow-missing"
     )
     trust_remote_code: StrictBool = setting(
         False, "run the code that a model of hf: brings; read it first", "--trust-remote-code"

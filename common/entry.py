@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import signal
 import stat
 import sys
@@ -44,9 +45,8 @@ def run(main: Callable[[], None]) -> None:
         # Such as that of `| head`. What is still to be flushed must not raise again.
         null = os.open(os.devnull, os.O_WRONLY)
         for number in (1, 2):
-            with contextlib.suppress(OSError):
-                if stat.S_ISFIFO(os.fstat(number).st_mode):
-                    os.dup2(null, number)
+            if _has_no_reader(number):
+                os.dup2(null, number)
         _end(
             "error: the program that reads the output has ended; finished work is kept, and the same command continues",
             2,
@@ -60,6 +60,17 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _end(f"error: {place}{error.strerror or error}", 2)
+
+
+def _has_no_reader(number: int) -> bool:
+    """Whether a descriptor is the end of a pipe that nobody reads; where that cannot be seen, whether it is a pipe."""
+    with contextlib.suppress(OSError):
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(number, select.POLLOUT)
+            return any(event & select.POLLERR for _, event in poll.poll(0))
+        return stat.S_ISFIFO(os.fstat(number).st_mode)
+    return False
 
 
 def _open_closed_streams() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
 
 class UserError(ValueError):
     """Something that the user can fix.
@@ -9,7 +12,7 @@ class UserError(ValueError):
     The message is one line that names the file or flag, what is wrong with it, and what to do. Scripts print it without a
     traceback and end with exit status 2. Any other exception is a bug in this project.
 
-    What a file or a flag brings into the message may be of any length and hold any letters: line ends and other control
+    What a file or a flag brings into the message may be of any length and hold any letters: line ends become blanks, other control
     characters are shown as escapes, and the middle of a long message is left out.
     """
 
@@ -21,8 +24,14 @@ LONGEST_MESSAGE = 900  # letters
 
 
 def _as_line(text: str) -> str:
+    text = re.sub(r"[\n\r\t\f\v]+\s*", " ", text)
     if not text.isprintable():
-        text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+        text = "".join(_shown(each) for each in text)
     if len(text) > LONGEST_MESSAGE:
         text = f"{text[: LONGEST_MESSAGE - 300]} ... {text[-290:]}"
     return text
+
+
+def _shown(letter: str) -> str:
+    is_control = unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return letter.encode("unicode_escape").decode() if is_control else letter

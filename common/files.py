@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 CHECKSUM = "checksum"  # the key of a JSON file's own
+MOST_REPEATED = 1 << 28  # bytes of a tensor that repeats fewer, as torch's expand makes it
 ODD_LETTERS = "backslashreplace"  # those of file names that are no UTF-8
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -72,7 +73,7 @@ def refuse_unwritable(path: Path) -> None:
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}; give another place") from error
     os.close(handle)
-    Path(name).unlink()
+    Path(name).unlink(missing_ok=True)  # a run beside this one may have cleaned up
 
 
 def _target_of(path: Path) -> Path:
@@ -155,11 +156,12 @@ def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
     A spreadsheet would run a text that starts as a formula does, so it gets an apostrophe in front; `plain_cell` takes it away.
     """
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([_as_cell(value) for value in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows([as_cell(value) for value in row] for row in rows)
     write_atomically(path, text.getvalue().encode(errors=ODD_LETTERS))
 
 
-def _as_cell(value: object) -> object:
+def as_cell(value: object) -> object:
+    """A value as a cell that no spreadsheet takes for a formula."""
     if not isinstance(value, (str, Path)) or not FORMULA.match(str(value)):
         return value
     with contextlib.suppress(ValueError):
@@ -177,7 +179,8 @@ def remove_leftovers(path: Path) -> None:
     """Remove the temporary files of killed writes to `path`; the caller must hold the path's lock."""
     path = Path(os.path.realpath(path))
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+        if "." not in leftover.name[len(path.name) + 2 : -len(".tmp")]:  # else it is of a longer name
+            leftover.unlink(missing_ok=True)
 
 
 def save_torch(content: object, path: Path) -> None:
@@ -274,7 +277,8 @@ def oddity_of(tensor: torch.Tensor) -> str:
 
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return f"is not dense ({tensor.layout}, {tensor.device})"
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+    claimed, there = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if claimed > max(there, MOST_REPEATED):
         return f"claims {tensor.numel():,} numbers, more than are there"
     return ""
 

@@ -89,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/*")
         elif start and deed != "206-bare":
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        if deed == "chunked":
+        if deed in ("chunked", "trickle-chunk"):
             self.send_header("Transfer-Encoding", "chunked")
         elif deed not in ("no-length", "whole-without-length"):
             self.send_header("Content-Length", str(len(content) - start))
@@ -105,6 +105,12 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: int(argument or len(body) // 2)])
         elif deed == "no-length":
             self.wfile.write(body[: len(body) // 2])
+        elif deed == "trickle-chunk":
+            with contextlib.suppress(OSError):
+                self.wfile.write(b"5;")
+                for _ in range(100):  # the length of the chunk never ends
+                    self.wfile.write(b"x")
+                    time.sleep(0.01)
         elif deed == "trickle":
             with contextlib.suppress(OSError):
                 for byte in body[:100]:

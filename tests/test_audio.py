@@ -183,7 +183,7 @@ def test_containers_of_which_libsndfile_reads_what_is_left(container: str, keep:
         read_audio(path, RATE)
 
 
-@pytest.mark.parametrize("claimed", [0x80010000, 0x90000000, 0xFFFF0000])
+@pytest.mark.parametrize("claimed", [0x80010000, 0x90000000, 0xFFFE0000])
 def test_a_wav_that_claims_gigabytes_is_truncated(claimed: int, tmp_path: Path) -> None:
     path = write_wav(tmp_path / "cut.wav", seconds=0.5)
     content = bytearray(path.read_bytes())
@@ -193,13 +193,26 @@ def test_a_wav_that_claims_gigabytes_is_truncated(claimed: int, tmp_path: Path) 
         read_audio(path, RATE)
 
 
-@pytest.mark.parametrize("size", [0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFF000, 0x80000000])
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0xFFFFFFFF - 36, 0x7FFFF000, 0x7FFFEFFF, 0x80000000, 0])
 def test_a_streamed_wav_whose_header_does_not_know_its_length(size: int, tmp_path: Path) -> None:
     path = write_wav(tmp_path / "piped.wav", seconds=0.5)
     content = bytearray(path.read_bytes())
     content[4:8] = content[40:44] = size.to_bytes(4, "little")
     path.write_bytes(content)
     assert len(read_audio(path, RATE)) == RATE // 2
+    whole = write_wav(tmp_path / "whole.wav", seconds=0.5)
+    np.testing.assert_array_equal(read_audio(path, RATE, 0.1, 0.3), read_audio(whole, RATE, 0.1, 0.3))
+
+
+def test_a_wav_without_audio_has_none(tmp_path: Path) -> None:
+    """What follows its data is another chunk, not audio that its header does not know of."""
+    path = write_wav(tmp_path / "empty.wav", seconds=0.5)
+    header = bytearray(path.read_bytes()[:44])
+    header[40:44] = bytes(4)
+    for rest in (b"", b"LIST" + (6).to_bytes(4, "little") + b"INFOxx"):
+        path.write_bytes(bytes(header) + rest)
+        with pytest.raises(AudioError, match="holds no samples"):
+            read_audio(path, RATE)
 
 
 def streamed(path: Path, samples: int, claimed: int) -> Path:

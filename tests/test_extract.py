@@ -646,7 +646,7 @@ def test_unreadable_clips_are_named_counted_and_left_out(
     assert "empty file" in rows[0]["reason"]
     assert "not found" in rows[1]["reason"]
     printed = capsys.readouterr()
-    assert "10 of 12 clips, 1 failed, 1 are not there (listed in " in printed.out
+    assert "10 of 12 clips, 1 failed, 1 missing (listed in " in printed.out
     assert str(listed[2].path) in printed.err
 
 
@@ -660,13 +660,13 @@ def test_missing_clips_are_one_decision(
     for path in contents:
         path.unlink()
     with pytest.raises(
-        MissingClipsError, match=r"^6 of 12 clips are not there \(fold1/clip02.wav, .*, \.\.\.\) in .*--allow-missing"
+        MissingClipsError, match=r"^6 of 12 clips are missing \(fold1/clip02.wav, .*, \.\.\.\) in .*--allow-missing"
     ):
         run()
     assert not (tmp_path / "features.pt").exists()
     capsys.readouterr()
     assert len(run(allow_missing=True)) == 6
-    assert capsys.readouterr().err.count("not there") == 1
+    assert capsys.readouterr().err.count("clips are missing") == 1
     for path, content in contents.items():
         path.write_bytes(content)
     run()
@@ -692,6 +692,71 @@ def test_a_decoder_that_hangs_fails_alone(
     released.set()
     assert [name for name, _ in features.meta["failed"]] == ["fold1/clip02.wav", "fold2/clip05.wav"]
     assert all("could not be read within 0 s; does its disk answer?" in why for _, why in features.meta["failed"])
+
+
+def test_a_disk_that_does_not_answer_ends_the_run(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After three clips, not after ten minutes for each."""
+    released = threading.Event()
+    whole, hang_from = run(output=tmp_path / "whole.pt"), 5
+
+    def read(path: Path, *arguments: Any) -> np.ndarray:
+        if int(path.stem[-2:]) >= hang_from:
+            released.wait(30)
+        return read_audio(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prefetch_module, "read_audio", read)
+        patch.setattr(prefetch_module, "DECODE_LIMIT_S", 0.1)
+        with pytest.raises(prefetch_module.NoAnswerError, match="3 clips in a row could not be read within"):
+            run()
+    released.set()
+    assert list((tmp_path / "features.pt.partial").glob("chunk-*"))  # the first five are kept
+    assert torch.equal(run().features, whole.features)
+
+
+def test_the_time_that_a_process_is_suspended_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait that takes much longer than it was to take is counted as what it was to take."""
+
+    class Suspended:
+        """A future whose first wait lasts an hour, as it seems, and whose second one has the result."""
+
+        calls = 0
+
+        def result(self, seconds: float) -> str:
+            self.calls += 1
+            if self.calls == 1:
+                clock[0] += 3600
+                raise prefetch_module.FutureTimeoutError
+            return "read"
+
+    clock = [0.0]
+    monkeypatch.setattr(prefetch_module.time, "monotonic", lambda: clock[0])
+    assert prefetch_module._result(Suspended()) == "read"
+
+
+def test_a_clip_that_cannot_be_looked_at_fails_alone(
+    clips: tuple[Path, list[Clip]], stand_in: StandIn, tmp_path: Path
+) -> None:
+    """It is not missing."""
+    root, listed = clips
+    odd = replace(listed[0], path=root / ("n" * 300 + ".wav"))
+    features = extract_clips([*listed, odd], root, stand_in, tmp_path / "features.pt")
+    assert features is not None
+    assert features.meta["counts"] == {"clips": 13, "extracted": 12, "failed": 1, "padded": 0}
+    assert "File name too long" in features.meta["failed"][0][1]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX permissions")
+def test_a_finished_file_in_a_folder_that_is_read_only_is_used(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run()
+
+    def refuse(path: Path) -> None:
+        raise OutputError(f"{path} cannot be written")
+
+    monkeypatch.setattr(extract_module, "refuse_unwritable", refuse)
+    assert len(run()) == 12
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_embedded(

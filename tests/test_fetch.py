@@ -194,6 +194,14 @@ def test_a_connection_that_trickles_is_given_up(server: Server, path: Path) -> N
     assert path.read_bytes() == CONTENT
 
 
+def test_a_header_that_trickles_is_given_up(server: Server, path: Path) -> None:
+    server.script = ["trickle-chunk"] * 3
+    started = time.monotonic()
+    with pytest.raises(DownloadError, match="the server's response has stalled, 3 times in a row"):
+        fetch(server.url, path, SHA256, retries=replace(HASTY, stall_s=0.05))
+    assert time.monotonic() - started < 2  # it does not wait for the connection to be closed
+
+
 def test_another_size_is_refused_before_anything_is_lost(server: Server, path: Path) -> None:
     server.script = ["cut 1000000", "503", "503", "503"]
     with pytest.raises(DownloadError):

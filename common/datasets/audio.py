@@ -12,6 +12,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -149,12 +150,53 @@ def _open(path: Path) -> _Sequential:
     file = _Sequential(os.fsencode(path) if os.name == "posix" else path)  # names may be no UTF-8
     if file.format not in ("WAV", "WAVEX") or file.frames:
         return file
-    content = path.read_bytes()
-    place = content.find(b"data\0\0\0\0", 12)
-    if place < 0 or re.match(rb"[\w ]{4}", content[place + 8 :]):  # what follows is another chunk
+    place = _unfinished_data(path)
+    if place is None:
         return file
     file.close()
-    return _Sequential(io.BytesIO(content[: place + 4] + b"\xff\xff\xff\xff" + content[place + 8 :]))
+    return _Sequential(_WithSize(path, place))
+
+
+def _unfinished_data(path: Path) -> int | None:
+    """Where the size of a WAV's data stands if it is 0 and audio follows; None if it does not."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        place = 12
+        while place + 8 < size:
+            file.seek(place)
+            kind, length, next_kind, next_length = struct.unpack("<4sI4sI", file.read(16).ljust(16, b"\0"))
+            if kind == b"data":
+                is_chunk = next_kind.isalnum() and place + 16 + next_length <= size
+                return None if length or is_chunk else place + 4
+            place += 8 + length + length % 2
+    return None
+
+
+class _WithSize(io.RawIOBase):
+    """A WAV whose data has another size than its header says: all bits set, which stands for "to the end"."""
+
+    def __init__(self, path: Path, place: int) -> None:
+        self._file, self._place = path.open("rb"), place
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        start = self._file.tell()
+        count = self._file.readinto(buffer)
+        for place in range(max(start, self._place), min(start + count, self._place + 4)):
+            buffer[place - start : place - start + 1] = b"\xff"
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _blocks(file: soundfile.SoundFile, count: int | None) -> Iterator[Array]:
@@ -190,7 +232,7 @@ def audio_checksum(path: Path) -> int:
         return _checksum(path, status.st_size, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1 << 20)  # more than any data set here has files: they are read in order, again and again
 def _checksum(path: Path, size: int, modified_ns: int) -> int:
     del size, modified_ns  # they only tell files apart
     found = hashlib.blake2b(digest_size=8)
@@ -295,8 +337,9 @@ def _refuse_truncated_caf(path: Path) -> None:
 
 def _is_streamed(size: int) -> bool:
     """Whether a header's size stands for "not known", as programs that write to a pipe leave it: all bits set in 32 or 64 bits,
-    or close below; or 2 GiB, or just below."""
-    return any(top - 4096 <= size <= top for top in (1 << 31, (1 << 32) - 1)) or size >= (1 << 63) - 4096
+    or
+    close below, since some round down to whole samples; or 2 GiB, or close below."""
+    return any(top - (1 << 16) <= size <= top for top in (1 << 31, (1 << 32) - 1)) or size >= (1 << 63) - 4096
 
 
 def _start_of(path: Path) -> bytes:

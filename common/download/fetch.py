@@ -15,7 +15,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -211,9 +211,9 @@ def _attempt(session: requests.Session, job: _Job) -> None:
         if before.validator:
             headers["If-Range"] = before.validator  # if the file has changed, all of it is sent
     try:
-        (got,) = _watched(_responses(session, url, headers, stall_s), 2 * stall_s)
-        with contextlib.closing(got):
-            total = _receive(got, job, before)
+        answer = _watched(_answer(session, url, headers, job.retries), 2 * stall_s)
+        got = cast("requests.Response", next(answer))
+        total = _receive(got, cast("Iterator[bytes]", answer), job, before)
     except DownloadError:
         raise
     except requests.exceptions.SSLError as error:
@@ -237,30 +237,38 @@ def _attempt(session: requests.Session, job: _Job) -> None:
         raise _RetryableError(f"the connection ended after {_size(part):,} of {total:,} bytes")
 
 
-def _responses(
-    session: requests.Session, url: str, headers: dict[str, str], stall_s: float
-) -> Iterator[requests.Response]:
-    """The response to a request, with its redirects followed; one."""
+def _answer(
+    session: requests.Session, url: str, headers: dict[str, str], retries: RetryPolicy
+) -> Generator[requests.Response | bytes, None, None]:
+    """The response to a request, with its redirects followed; then the blocks of its body, as they come.
+
+    Raises:
+        _RetryableError: it is too slow.
+    """
     import requests
+
+    timeout = (min(30, retries.stall_s), retries.stall_s)
 
     # requests would read the whole body of a redirect into memory.
     session.get_redirect_target = lambda resp: None  # type: ignore[method-assign]
     for _ in range(MOST_REDIRECTS):
-        response = session.get(url, headers=headers, stream=True, timeout=(min(30, stall_s), stall_s))
-        if not response.is_redirect:
-            yield response
-            return
-        url = requests.compat.urljoin(response.url, response.headers["Location"])
-        response.close()
+        with session.get(url, headers=headers, stream=True, timeout=timeout) as response:
+            if not response.is_redirect:
+                yield response
+                yield from _blocks(response, retries)
+                return
+            # As requests does: the headers were decoded as Latin-1.
+            location = response.headers["Location"].encode("latin-1").decode("utf-8", errors="replace")
+            url = requests.compat.urljoin(response.url, location)
     raise DownloadError(f"{url}: the server redirects more than {MOST_REDIRECTS} times; try later")
 
 
-def _watched(work: Iterator[T], limit_s: float) -> Iterator[T]:
+def _watched(work: Generator[T, None, None], limit_s: float) -> Iterator[T]:
     """The items of `work`, which is done in another thread.
 
     Raises:
         _RetryableError: one takes longer than `limit_s`. A timeout of the connection does not notice a server that sends a byte
-            at a time, in a header say. The thread is left to itself.
+            at a time, in a header say. The thread is left to itself: closing its connection would wait for it.
     """
     items: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=16)
     is_left = threading.Event()
@@ -276,6 +284,7 @@ def _watched(work: Iterator[T], limit_s: float) -> Iterator[T]:
             for item in work:
                 put(item, None)
                 if is_left.is_set():
+                    work.close()
                     return
             put(None, StopIteration())
         except BaseException as error:  # noqa: BLE001 - raised in the other thread
@@ -287,7 +296,7 @@ def _watched(work: Iterator[T], limit_s: float) -> Iterator[T]:
             try:
                 item, error = items.get(timeout=limit_s)
             except queue.Empty:
-                raise _RetryableError("the server does not get on with its response", is_vain=True) from None
+                raise _RetryableError("the server's response has stalled", is_vain=True) from None
             if isinstance(error, StopIteration):
                 return
             if error is not None:
@@ -297,7 +306,7 @@ def _watched(work: Iterator[T], limit_s: float) -> Iterator[T]:
         is_left.set()
 
 
-def _receive(response: requests.Response, job: _Job, before: _Note) -> int | None:
+def _receive(response: requests.Response, blocks: Iterator[bytes], job: _Job, before: _Note) -> int | None:
     """Write what the server sends into `part`, at the offset that it gives; returns the whole file's size."""
     url, part, note, size = job.url, job.part, job.note, job.size
     have, headers = _size(part), response.headers
@@ -330,7 +339,7 @@ def _receive(response: requests.Response, job: _Job, before: _Note) -> int | Non
     with part.open("r+b" if start else "wb") as file, bar:
         file.seek(start)
         file.truncate()
-        for block in _watched(_blocks(response, job.retries), 2 * job.retries.stall_s):
+        for block in blocks:
             received += len(block)
             if received > limit:
                 break

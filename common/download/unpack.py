@@ -168,12 +168,12 @@ def _members(raw: BinaryIO, archive: Path, most: int) -> Iterator[Iterator[Membe
 
 
 def _counts_agree(raw: BinaryIO, n_listed: int) -> bool:
-    """Whether a zip lists as many files as its last record says; above 65,534 that does not say."""
+    """Whether a zip lists as many files as its last record says, which has two bytes for the number."""
     raw.seek(-min(raw.seek(0, 2), 22 + 65_535), 2)
     tail = raw.read()
     place = tail.rfind(b"PK\x05\x06")
     count = int.from_bytes(tail[place + 10 : place + 12], "little")
-    return count in (n_listed, 0xFFFF)
+    return count in (n_listed % (1 << 16), 0xFFFF)
 
 
 def _zip_members(opened: zipfile.ZipFile, archive: Path) -> Iterator[Member]:
@@ -204,7 +204,7 @@ def _tar_members(opened: tarfile.TarFile, archive: Path, most: int) -> Iterator[
     opened.fileobj.seek(opened.offset)
     while block := opened.fileobj.read(1 << 20):
         if block.strip(b"\0"):
-            raise tarfile.ReadError(f"what follows its {len(opened.getnames()):,} files is damaged")
+            raise tarfile.ReadError("a header in it is damaged, or other bytes follow its end")
 
 
 def _tar_content(opened: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:

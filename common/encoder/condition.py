@@ -40,7 +40,16 @@ def read_condition(condition: str | Path | Array | torch.Tensor | None) -> tuple
             # Mapped: a header may claim any number of numbers, and only 512 are wanted.
             is_numpy = path.suffix == ".npy"
             condition = np.load(path, mmap_mode="r", allow_pickle=False) if is_numpy else load_torch(path)
-        except (OSError, ValueError, OverflowError, EOFError, TypeError, MemoryError, *ODD_HEADERS, UnsafeFileError) as error:
+        except (
+            OSError,
+            ValueError,
+            OverflowError,
+            EOFError,
+            TypeError,
+            MemoryError,
+            *ODD_HEADERS,
+            UnsafeFileError,
+        ) as error:
             cause = " ".join(str(error).split())[:120]
             raise ConditionError(f"{what} cannot be read as .npy or .pt: {cause}") from error
     if not isinstance(condition, (np.ndarray, torch.Tensor)):

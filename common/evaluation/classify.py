@@ -67,8 +67,8 @@ def classify(
         else:
             print(f"{folder / 'result.json'} already exists, for the same features and settings. Nothing to do.")
             record = _with_figures(task, record, config.figure_format, folder)
-    for written in ("result.json", "result.csv", "result.md", *record.files):
-        remove_leftovers(folder / written)
+        for written in ("result.json", "result.csv", "result.md", *record.files):
+            remove_leftovers(folder / written)
     _print_scores(task, record)
     if config.markdown:
         write_atomically(folder / "result.md", _markdown(task, record).encode())

@@ -8,7 +8,8 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar, cast
@@ -18,6 +19,8 @@ import soundfile
 import torch
 
 from common.arrays import Array
+from common.datasets import Clip
+from common.datasets.audio import AudioError
 from common.encoder import Encoder, Output, PluginError
 from common.errors import UserError
 from common.extraction.prefetch import DaemonThreads, Decoded, decode_ahead, in_batches
@@ -31,7 +34,6 @@ from common.progress import progress_bar
 T = TypeVar("T")
 
 WHOLE = Shard()
-NOT_FOUND = "not found"
 SAVE_EVERY_S = 20.0
 MAX_WORKERS = 16
 # Seconds of audio per call of the encoder. On a CPU, one clip: larger batches are no faster there, and no row waits for
@@ -99,19 +101,15 @@ def extract(
     started = time.monotonic()
     options = options or ExtractOptions()
     run = _Extraction(clips, encoder, features_file, tuple(outputs), options)
+    finished = run.finished_file()
+    if finished is not None and (options.shard.index or not _worth_another_try(finished, encoder)):
+        run.clear_leftovers()
+        print(f"{features_file} already exists, made with the same settings: {len(finished):,} clips. Nothing to do.")
+        return finished
     for path in (features_file, run.failures_file):
         refuse_unwritable(path)
-    finished = run.finished_file()
-    if finished is not None:
-        if options.shard.index or not _worth_another_try(finished, encoder):
-            run.clear_leftovers()
-            print(
-                f"{features_file} already exists, made with the same settings: {len(finished):,} clips. Nothing to do."
-            )
-            return finished
-        # One process tries the few clips that failed; the other shards would wait for each other again.
-        run.options = replace(options, shard=WHOLE)
-    features = run.run()
+    # Where there is a file, one process tries the few clips that failed; shards would wait for each other again.
+    features = run.run(options.shard if finished is None else WHOLE)
     if features is not None:
         run.report(features, time.monotonic() - started)
     return features
@@ -139,12 +137,16 @@ class _Extraction:
         self.work_folder = features_file.with_name(features_file.name + ".partial")
         width = sum(output.width for output in outputs)
         self.rows = RowStore.empty(len(clips), width, self.settings.identity)
+        self.shard = WHOLE
+        self.missing: frozenset[int] = frozenset()
 
     def finished_file(self) -> FeatureSet | None:
         """The existing file, if it is what this run would make; None if there is none, or it may be replaced."""
         path = self.features_file
         if not path.exists():
             return None
+        if not path.is_file():
+            refuse_unwritable(path)  # which says what it is
         existing = None
         try:
             existing = FeatureSet.load(path)
@@ -173,15 +175,16 @@ class _Extraction:
         changed = changed_files(self.source.clips, indices, checksums, is_sampled)
         return f"was made from other audio ({len(changed)} files have changed, such as {changed[0]})" if changed else ""
 
-    def run(self) -> FeatureSet | None:
-        """Embed this shard's clips and, as the last shard, write the file."""
-        with self.options.shard.hold(self.work_folder, str(self.features_file)):
+    def run(self, shard: Shard) -> FeatureSet | None:
+        """Embed the shard's clips and, as the last shard, write the file."""
+        self.shard, self.missing = shard, self._missing_clips()
+        with shard.hold(self.work_folder, str(self.features_file)):
             try:
                 own = self._claim()
                 left = set(self.rows.pending())
-                pending = [index for index in own if index in left]
-                missing = self._note_missing(pending)
-                self._embed([index for index in pending if index not in missing])
+                for index in left & self.missing:
+                    self.rows.failed[index] = _not_found(self.source.clips[index])
+                self._embed([index for index in own if index in left - self.missing])
                 features = self._finish(len(own))
             except BrokenPipeError:  # of the output's reader
                 raise
@@ -213,7 +216,7 @@ class _Extraction:
     def _claim(self) -> Sequence[int]:
         """Claim the folder for these settings and load finished rows; returns the indices of this shard's clips."""
         own: Sequence[int] = range(len(self.source))
-        shard = self.options.shard
+        shard = self.shard
         with one_at_a_time(self.work_folder):
             claim(self.work_folder, self.settings, self.options.overwrite)
             if shard.count > 1:
@@ -231,28 +234,28 @@ class _Extraction:
             self.rows.adopt(finished, self.source.clips, self.source.clip_ids)
         return self.rows.read_chunks(self.work_folder, self.source.clips, wanted)
 
-    def _note_missing(self, pending: Sequence[int]) -> set[int]:
-        """Note the pending clips whose files are not there as failed, in one line for all; MissingClipsError if that is not
-        allowed."""
+    def _missing_clips(self) -> frozenset[int]:
+        """The clips of all shards whose files are missing, told in one line; MissingClipsError if that is not allowed."""
         clips = self.source.clips
-        there = {path: path.exists() for path in dict.fromkeys(clips[index].path for index in pending)}
-        missing = [index for index in pending if not there[clips[index].path]]
+        paths = list(dict.fromkeys(clip.path for clip in clips))
+        with ThreadPoolExecutor(16) as threads:  # the servers of network disks answer one at a time
+            gone = {path for path, is_gone in zip(paths, threads.map(_is_missing, paths), strict=True) if is_gone}
+        missing = [index for index, clip in enumerate(clips) if clip.path in gone]
         if not missing:
-            return set()
+            return frozenset()
         names = ", ".join(self.source.clip_ids[index] for index in missing[:3]) + ", ..." * (len(missing) > 3)
-        words = f"{len(missing):,} of {len(clips):,} clips are not there ({names})"
+        words = f"{len(missing):,} of {len(clips):,} clips are missing ({names})"
         if not self.options.allow_missing:
             raise MissingClipsError(
                 f"{words} in {self.source.root}; unpack the data set again, or leave them out with --allow-missing, which is "
                 "recorded in the results"
             )
         print(f"{words}; they are left out", file=sys.stderr)
-        self.rows.failed |= {index: f"{clips[index].path}: {NOT_FOUND}" for index in missing}
-        return set(missing)
+        return frozenset(missing)
 
     def _embed(self, pending: Sequence[int]) -> None:
         """Embed the pending clips, saving a chunk every SAVE_EVERY_S, at the end, and on Ctrl-C."""
-        encoder, device, shard = self.encoder, self.encoder.device.type, self.options.shard
+        encoder, device, shard = self.encoder, self.encoder.device.type, self.shard
         workers = self.options.workers or default_workers()
         total = len(self.source) if shard.count == 1 else len(pending)
         desc = "embedding" if shard.count == 1 else f"shard {shard}"
@@ -275,6 +278,9 @@ class _Extraction:
                     if time.monotonic() - saved_at > SAVE_EVERY_S:
                         self.rows.save_chunk(self.work_folder)
                         saved_at = time.monotonic()
+            except UserError:
+                self.rows.save_chunk(self.work_folder)
+                raise
             except KeyboardInterrupt as error:
                 self.rows.save_chunk(self.work_folder)
                 raise KeyboardInterrupt(
@@ -312,7 +318,7 @@ class _Extraction:
 
     def _finish(self, n_own: int) -> FeatureSet | None:
         """Mark this shard as done. If all shards are, assemble the rows and write the file; otherwise None."""
-        shard, folder, identity = self.options.shard, self.work_folder, self.settings.identity
+        shard, folder, identity = self.shard, self.work_folder, self.settings.identity
         shard.mark_done(folder, self.rows.failed, identity)
         with one_at_a_time(folder):
             failed = shard.failures_of_all(folder, identity)
@@ -352,7 +358,7 @@ class _Extraction:
         failed = [(self.source.clip_ids[index], reason) for index, reason in sorted(rows.failed.items())]
         samples, least = of_kept(rows.samples), self.encoder.info.min_samples
         counts = Counts(clips=len(clips), extracted=len(kept), failed=len(failed), padded=int((samples < least).sum()))
-        if missing := sum(reason.endswith(NOT_FOUND) for _, reason in failed):
+        if missing := sum(reason == _not_found(clips[index]) for index, reason in rows.failed.items()):
             counts["missing"] = missing
         packages = ("torch", "numpy", "soundfile", "soxr", *self.encoder.info.packages)
         meta = Provenance(
@@ -400,9 +406,8 @@ class _Extraction:
                 f"(all reasons: {self.failures_file})"
             )
         missing = features.meta["counts"].get("missing", 0)
-        lost = f", {len(failed) - missing:,} failed" * (len(failed) > missing) + f", {missing:,} are not there" * bool(
-            missing
-        )
+        lost = f", {len(failed) - missing:,} failed" if len(failed) > missing else ""
+        lost += f", {missing:,} missing" if missing else ""
         lost += f" (listed in {self.failures_file})" if failed else ""
         padded = features.meta["counts"].get("padded")
         if padded:
@@ -412,6 +417,22 @@ class _Extraction:
                 f"({least:,} samples, {least / self.encoder.sample_rate:.2f} s)"
             )
         print(f"{len(features):,} of {n_clips:,} clips{lost}, {seconds:.1f} s -> {self.features_file}")
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether there is no such file; one that cannot be looked at for another reason fails where it is read."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def _not_found(clip: Clip) -> str:
+    """Why a missing clip failed, as `read_audio` says it too."""
+    return str(AudioError(f"{clip.path}: not found"))
 
 
 def _worth_another_try(finished: FeatureSet, encoder: Encoder) -> bool:

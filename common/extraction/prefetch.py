@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -15,9 +16,17 @@ from typing import TypeVar
 from common.arrays import Array
 from common.datasets import Clip
 from common.datasets.audio import AudioError, audio_checksum, read_audio
+from common.errors import UserError
 
 T = TypeVar("T")
 DECODE_LIMIT_S = 600.0  # for one clip: hours of audio take less, and a disk that does not answer takes for ever
+
+
+MOST_IN_A_ROW = 3  # clips that cannot be read in time
+
+
+class NoAnswerError(UserError):
+    """The disk that the clips are on does not answer."""
 
 
 class DaemonThreads:
@@ -62,6 +71,7 @@ class DaemonThreads:
         while (task := self._tasks.get()) is not None:
             if self._is_open:
                 task()
+            task = None  # it holds what it has read
 
 
 @dataclass(frozen=True)
@@ -99,7 +109,7 @@ def decode_ahead(
     `ahead_s` seconds, estimated from the clips so far."""
     waiting: deque[tuple[int, Future[Decoded]]] = deque()
     to_come = iter(pending)
-    ahead, done, samples = least, 0, 0
+    ahead, done, samples, in_a_row = least, 0, 0, 0
     while True:
         for index in itertools.islice(to_come, max(0, ahead + 1 - len(waiting))):
             waiting.append((index, threads.submit(_decode, index, clips[index], sample_rate)))
@@ -107,8 +117,14 @@ def decode_ahead(
             return
         index, future = waiting.popleft()
         try:
-            clip = future.result(DECODE_LIMIT_S)
+            clip, in_a_row = _result(future), 0
         except FutureTimeoutError:
+            in_a_row += 1
+            if in_a_row == MOST_IN_A_ROW:
+                raise NoAnswerError(
+                    f"{clips[index].path}: {MOST_IN_A_ROW} clips in a row could not be read within {DECODE_LIMIT_S:,.0f} s each; "
+                    "does their disk answer? Finished clips are kept, and the same command continues"
+                ) from None
             threads.add()
             problem = f"could not be read within {DECODE_LIMIT_S:,.0f} s; does its disk answer?"
             clip = Decoded(index, None, 0, f"{clips[index].path}: {problem}")
@@ -116,6 +132,19 @@ def decode_ahead(
             done, samples = done + 1, samples + len(clip.waveform)
             ahead = max(least, round(ahead_s * sample_rate * done / samples))
         yield clip
+
+
+def _result(future: Future[T]) -> T:
+    """The result; FutureTimeoutError after DECODE_LIMIT_S, in which the time does not count that this process was suspended."""
+    slice_s, waited_s = DECODE_LIMIT_S / 20, 0.0
+    while True:
+        started = time.monotonic()
+        try:
+            return future.result(slice_s)
+        except FutureTimeoutError:
+            waited_s += min(time.monotonic() - started, 2 * slice_s)
+            if waited_s >= DECODE_LIMIT_S:
+                raise
 
 
 def in_batches(clips: Iterator[Decoded], samples: float) -> Iterator[list[Decoded]]:

@@ -90,21 +90,27 @@ def line_of(tally: Tally) -> str:
     )
 
 
+def numbers_of(tally: Tally) -> tuple[int, ...]:
+    """Cases, right, accepted, refused, broken."""
+    known = tally.attack.has_answer
+    return tally.cases, tally.right * known, tally.right * (not known), tally.refused, len(tally.broken)
+
+
 def write_table(tallies: Sequence[Tally], seed: int) -> None:
     """Replace the table in the page on reliability."""
     rows = [
-        "| attack | what is done | cases | right result | refused in one line | broken |",
-        "|---|---|--:|--:|--:|--:|",
+        "| attack | what is done | cases | right | accepted | refused in one line | broken |",
+        "|---|---|--:|--:|--:|--:|--:|",
     ]
     for tally in tallies:
         attack = tally.attack
         counts = (
-            f"not run: {tally.skipped} | | | "
+            f"not run: {tally.skipped} | | | | "
             if tally.skipped
-            else f"{tally.cases:,} | {tally.right:,} | {tally.refused:,} | {len(tally.broken):,} "
+            else " | ".join(f"{number:,}" for number in numbers_of(tally)) + " "
         )
         rows.append(f"| {attack.name} | {attack.what} | {counts}|")
-    total = [sum(each) for each in zip(*((t.cases, t.right, t.refused, len(t.broken)) for t in tallies), strict=True)]
+    total = [sum(each) for each in zip(*map(numbers_of, tallies), strict=True)]
     rows.append("| **together** | | " + " | ".join(f"**{number:,}**" for number in total) + " |")
     minutes = sum(tally.seconds for tally in tallies) / 60
     where = f"Python {platform.python_version()} on {platform.system()}, seed {seed}, {minutes:.0f} minutes"

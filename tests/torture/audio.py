@@ -383,8 +383,29 @@ def _any(folder: Path, content: bytes) -> None:
 
 
 ATTACKS = [
-    Attack("damaged audio", "bits flipped, pieces cut, zeroed or doubled in 25 kinds of audio files", damaged, 6, 1000),
+    Attack(
+        "damaged audio",
+        "bits flipped, pieces cut, zeroed or doubled in 25 kinds of audio files",
+        damaged,
+        6,
+        1000,
+        has_answer=False,
+    ),
     Attack("audio cut short", "audio files that end within the audio", cut_short, 6, 1000),
-    Attack("headers that lie", "audio files and parts of them that are not what they claim", lying, 6, 1000),
-    Attack("not audio files", "text, folders, pipes, devices, links, noise and strange names", not_audio, 6, 1000),
+    Attack(
+        "headers that lie",
+        "audio files and parts of them that are not what they claim",
+        lying,
+        6,
+        1000,
+        has_answer=False,
+    ),
+    Attack(
+        "not audio files",
+        "text, folders, pipes, devices, links, noise and strange names",
+        not_audio,
+        6,
+        1000,
+        has_answer=False,
+    ),
 ]

@@ -216,7 +216,10 @@ ATTACKS = [
         _hostile_features,
         10,
         500,
+        has_answer=False,
     ),
-    Attack("hostile heads", "the same in trained heads, which are then used", _hostile_heads, 15, 500),
+    Attack(
+        "hostile heads", "the same in trained heads, which are then used", _hostile_heads, 15, 500, has_answer=False
+    ),
     Attack("code in files", "pickles that would run code, as features and as heads", _code, 4, 20),
 ]

@@ -68,6 +68,7 @@ class Attack:
         cases: makes the cases, endless or not, with the given source of chance.
         quick: how many of them `make test` runs.
         most: how many `make torture` runs.
+        has_answer: whether the right result is known; otherwise any usable one is accepted.
         seconds: after which no further case is begun; None: an equal share of the suite's time.
     """
 
@@ -77,6 +78,7 @@ class Attack:
     quick: int = 5
     most: int = 400
     seconds: float | None = None
+    has_answer: bool = True
 
 
 @dataclass

@@ -628,14 +628,27 @@ ATTACKS = [
     *[
         Attack(
             reader.name,
-            f"{reader.name[0].lower() if reader.may_leave else reader.name[0]}{reader.name[1:]}: fields, lines, bytes and "
-            "encodings changed, files in the wrong place",
+            "fields, lines, bytes and encodings changed, files missing or in the wrong place",
             partial(listing_cases, reader),
             8,
+            has_answer=False,
         )
         for reader in READERS
     ],
-    Attack("settings", "settings files in YAML that are wrong, endless, nested, or would run code", settings, 8),
-    Attack("conditions", "conditions of other types and sizes, damaged, or with headers that lie", conditions, 6, 400),
+    Attack(
+        "settings",
+        "settings files in YAML that are wrong, endless, nested, or would run code",
+        settings,
+        8,
+        has_answer=False,
+    ),
+    Attack(
+        "conditions",
+        "conditions of other types and sizes, damaged, or with headers that lie",
+        conditions,
+        6,
+        400,
+        has_answer=False,
+    ),
     Attack("notes of downloads", "damaged and forged notes beside half-finished downloads", notes, 8),
 ]

@@ -367,7 +367,8 @@ def _hanging(rng: random.Random, common: Path) -> Iterator[Case]:
         status, said = script(main)
         require_one_line(status, said)
         require(time.monotonic() - started < 20, "it waits for the clips that hang")
-        require(said.count("could not be read within") == len(hanging), said[-300:])
+        ended_early = status == 2 and "3 clips in a row" in said
+        require(ended_early or said.count("could not be read within") == len(hanging), said[-300:])
         status, said = script(lambda: _extract(common, folder / "features.pt"))
         require(status == 0, f"again: {said[-300:]}")
         require((folder / "features.pt").read_bytes() == (common / "whole.pt").read_bytes(), "another file")
@@ -415,6 +416,6 @@ ATTACKS = [
         12,
         240,
     ),
-    Attack("hanging decoders", "clips that never end to be decoded", _hanging, 2, 40),
+    Attack("hanging decoders", "clips whose decoding never ends", _hanging, 2, 40),
     Attack("few open files", "a limit of 3 to 39 open files", _few_descriptors, 4, 40),
 ]
