@@ -51,6 +51,7 @@ def birdsong(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_example_of_a_data_set_runs(project: Path, birdsong: Path) -> None:
     """In processes of their own, as the import of a module beside the script is a part of what is shown."""
     (commands,) = COMMANDS.findall(section())

@@ -58,6 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_outside_the_project_it_gives_the_same_embeddings(folder: Path, tmp_path: Path) -> None:
     """In a process of its own, in another folder, where nothing of the project is imported."""
     np.savez(tmp_path / "clips.npz", *clips())

@@ -35,6 +35,7 @@ def printed(notebook: NotebookNode, cell_id: str) -> str:
     return "".join(output.text for output in outputs_of(notebook, cell_id) if output.output_type == "stream")
 
 
+@pytest.mark.slow
 def test_every_cell_runs(notebook: NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From any folder, in which nothing is written."""
     own = tmp_path / "settings"  # not the settings, the history and the kernels of whoever runs the tests
@@ -43,7 +44,7 @@ def test_every_cell_runs(notebook: NotebookNode, tmp_path: Path, monkeypatch: py
         monkeypatch.setenv(name, str(own / name.lower()))
     folder = tmp_path / "anywhere"
     folder.mkdir()
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=120, iopub_timeout=60, resources={"metadata": {"path": str(folder)}}).execute()
     assert list(folder.iterdir()) == []
     assert "car_horn/0.wav" in outputs_of(notebook, "features")[-1].data["text/html"]
     assert "image/png" in outputs_of(notebook, "map")[-1].data

@@ -214,7 +214,7 @@ ATTACKS = [
         "hostile feature files",
         "well-formed files with sparse, complex or endless tensors, huge labels and names, provenance that is no JSON; classified",
         _hostile_features,
-        10,
+        4,
         500,
         has_answer=False,
     ),
