@@ -32,7 +32,8 @@ from common.extraction import ExtractionError
 from common.extraction import extract as extract_function
 from common.extraction import prefetch as prefetch_module
 from common.extraction import resume as resume_module
-from common.extraction.extract import MissingClipsError, _Extraction
+from common.extraction.extract import _Extraction
+from common.extraction.missing import MissingClipsError
 from common.features import FeatureSet
 from common.files import OutputError, exclusive
 

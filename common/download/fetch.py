@@ -6,57 +6,30 @@ data sets restart a broken download of gigabytes from its beginning (pooch), or 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import queue
 import re
 import shutil
 import sys
-import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from common.errors import UserError
+from common.download.connection import DownloadError, RetryableError, RetryPolicy, answer, watched
 from common.files import digest_of, remove_leftovers, write_atomically
 from common.progress import progress_bar
 
 if TYPE_CHECKING:
     import requests
 
-T = TypeVar("T")
-BLOCK = 1 << 16  # bytes
-MOST_REDIRECTS = 20
+__all__ = ["DownloadError", "RetryPolicy", "differs", "fetch", "remove_notes"]
+
 BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses after which a retry may succeed
-
-
-class DownloadError(UserError):
-    """A file cannot be downloaded; the message is one line: the URL or file, the cause, and what to do."""
-
-
-@dataclass(frozen=True)
-class RetryPolicy:
-    """How long to keep trying a server.
-
-    Attributes:
-        tries: give up after this many attempts in a row without a new byte.
-        backoff_s: pause after the first of them; each further pause is twice as long.
-        longest_pause_s: give up if the server asks for a longer pause.
-        stall_s: silence after which a connection counts as broken.
-        least_rate: bytes per second; a connection that brings fewer over `stall_s` counts as broken too.
-    """
-
-    tries: int = 6
-    backoff_s: float = 1.0
-    longest_pause_s: float = 120.0
-    stall_s: float = 60.0
-    least_rate: float = 1_000.0
 
 
 @dataclass(frozen=True)
@@ -84,16 +57,6 @@ class _Job:
     size: int | None
     most: int | None
     retries: RetryPolicy
-
-
-class _RetryableError(Exception):
-    """An attempt failed, but another one may succeed; `pause_s` is how long the server asks to wait, and `is_vain` says that
-    it failed whatever it brought."""
-
-    def __init__(self, cause: str, pause_s: float | None = None, is_vain: bool = False) -> None:
-        super().__init__(cause)
-        self.pause_s = pause_s
-        self.is_vain = is_vain
 
 
 def fetch(
@@ -172,7 +135,7 @@ def _download(job: _Job) -> bool:
             attempts += 1
             try:
                 _attempt(session, job)
-            except _RetryableError as error:
+            except RetryableError as error:
                 here = _size(part)
                 if here < furthest and not started_over:
                     furthest, started_over = 0, True  # the old part was discarded for a new file
@@ -211,20 +174,20 @@ def _attempt(session: requests.Session, job: _Job) -> None:
         if before.validator:
             headers["If-Range"] = before.validator  # if the file has changed, all of it is sent
     try:
-        answer = _watched(_answer(session, url, headers, job.retries), 2 * stall_s)
-        got = cast("requests.Response", next(answer))
-        total = _receive(got, cast("Iterator[bytes]", answer), job, before)
+        coming = watched(answer(session, url, headers, job.retries), 2 * stall_s)
+        got = cast("requests.Response", next(coming))
+        total = _receive(got, cast("Iterator[bytes]", coming), job, before)
     except DownloadError:
         raise
     except requests.exceptions.SSLError as error:
         if "CERTIFICATE_VERIFY_FAILED" not in str(error):
-            raise _RetryableError("the secure connection failed") from error
+            raise RetryableError("the secure connection failed") from error
         raise DownloadError(
             f"{url}: the server's certificate cannot be verified; get the file in another way (a browser on another "
             f"network, say), put it as {part.with_suffix('')}, and run the same command again"
         ) from error
     except (requests.exceptions.ConnectionError, requests.exceptions.Timeout, urllib3.exceptions.HTTPError) as error:
-        raise _RetryableError(_cause(error)) from error
+        raise RetryableError(_cause(error)) from error
     except requests.exceptions.RequestException as error:
         raise DownloadError(f"{url}: {error}") from error
     except OSError as error:
@@ -234,76 +197,7 @@ def _attempt(session: requests.Session, job: _Job) -> None:
     except (ValueError, OverflowError) as error:
         raise DownloadError(f"{url}: the server's response is invalid ({str(error)[:100]!r}); try later") from error
     if total is not None and _size(part) != total:
-        raise _RetryableError(f"the connection ended after {_size(part):,} of {total:,} bytes")
-
-
-def _answer(
-    session: requests.Session, url: str, headers: dict[str, str], retries: RetryPolicy
-) -> Generator[requests.Response | bytes, None, None]:
-    """The response to a request, with its redirects followed; then the blocks of its body, as they come.
-
-    Raises:
-        _RetryableError: it is too slow.
-    """
-    import requests
-
-    timeout = (min(30, retries.stall_s), retries.stall_s)
-
-    # requests would read the whole body of a redirect into memory.
-    session.get_redirect_target = lambda resp: None  # type: ignore[method-assign]
-    for _ in range(MOST_REDIRECTS):
-        with session.get(url, headers=headers, stream=True, timeout=timeout) as response:
-            if not response.is_redirect:
-                yield response
-                yield from _blocks(response, retries)
-                return
-            # As requests does: the headers were decoded as Latin-1.
-            location = response.headers["Location"].encode("latin-1").decode("utf-8", errors="replace")
-            url = requests.compat.urljoin(response.url, location)
-    raise DownloadError(f"{url}: the server redirects more than {MOST_REDIRECTS} times; try later")
-
-
-def _watched(work: Generator[T, None, None], limit_s: float) -> Iterator[T]:
-    """The items of `work`, which is done in another thread.
-
-    Raises:
-        _RetryableError: one takes longer than `limit_s`. A timeout of the connection does not notice a server that sends a byte
-            at a time, in a header say. The thread is left to itself: closing its connection would wait for it.
-    """
-    items: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=16)
-    is_left = threading.Event()
-
-    def put(item: T | None, error: BaseException | None) -> None:
-        while not is_left.is_set():
-            with contextlib.suppress(queue.Full):
-                items.put((item, error), timeout=0.5)
-                return
-
-    def pump() -> None:
-        try:
-            for item in work:
-                put(item, None)
-                if is_left.is_set():
-                    work.close()
-                    return
-            put(None, StopIteration())
-        except BaseException as error:  # noqa: BLE001 - raised in the other thread
-            put(None, error)
-
-    threading.Thread(target=pump, name="download", daemon=True).start()
-    try:
-        while True:
-            try:
-                item, error = items.get(timeout=limit_s)
-            except queue.Empty:
-                raise _RetryableError("the server's response has stalled", is_vain=True) from None
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield cast("T", item)
-    finally:
-        is_left.set()
+        raise RetryableError(f"the connection ended after {_size(part):,} of {total:,} bytes")
 
 
 def _receive(response: requests.Response, blocks: Iterator[bytes], job: _Job, before: _Note) -> int | None:
@@ -312,7 +206,7 @@ def _receive(response: requests.Response, blocks: Iterator[bytes], job: _Job, be
     have, headers = _size(part), response.headers
     if response.status_code == 416 and have:
         _discard(part, note)
-        raise _RetryableError("the server's file is not longer than the part already here, so it is a different file")
+        raise RetryableError("the server's file is not longer than the part already here, so it is a different file")
     _refuse(response, url)
     start, total = _range(response)
     etag, modified = headers.get("ETag", ""), headers.get("Last-Modified", "")
@@ -320,7 +214,7 @@ def _receive(response: requests.Response, blocks: Iterator[bytes], job: _Job, be
     changed = [now for earlier, now in seen if now and earlier and now != earlier]
     if start is None or start > have or (start and changed):
         _discard(part, note)
-        raise _RetryableError(
+        raise RetryableError(
             "the server's file has changed" if changed else "the server sent a different part than requested"
         )
     total = total or (before.total if start else None) or size
@@ -353,23 +247,6 @@ def _receive(response: requests.Response, blocks: Iterator[bytes], job: _Job, be
     return total
 
 
-def _blocks(response: requests.Response, retries: RetryPolicy) -> Iterator[bytes]:
-    """What the server sends, as it comes: an incomplete block would be lost when the connection breaks.
-
-    Raises:
-        _RetryableError: it is too slow.
-    """
-    since, received = time.monotonic(), 0
-    while block := response.raw.read1(BLOCK, decode_content=False):
-        yield block
-        received += len(block)
-        seconds = time.monotonic() - since
-        if seconds > retries.stall_s:
-            if received < retries.least_rate * seconds:
-                raise _RetryableError(f"only {received / seconds:,.0f} bytes per second arrive", is_vain=True)
-            since, received = time.monotonic(), 0
-
-
 def _refuse(response: requests.Response, url: str) -> None:
     """Raise if the response is not a file."""
     import urllib3
@@ -382,7 +259,7 @@ def _refuse(response: requests.Response, url: str) -> None:
             pause_s = urllib3.Retry().parse_retry_after(asked) if asked else None
         except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
             pause_s = None
-        raise _RetryableError(f"the server responded with {status}{phrase}", pause_s)
+        raise RetryableError(f"the server responded with {status}{phrase}", pause_s)
     moved = (
         "If the file has moved, get it from its new place and put it where the download would have gone (--dry-run "
         "names it); the same command then continues"
@@ -407,7 +284,7 @@ def _range(response: requests.Response) -> tuple[int | None, int | None]:
     if length is None or "Transfer-Encoding" in response.headers:
         return 0, None
     if not re.fullmatch(r"\d{1,18}", length.strip()):
-        raise _RetryableError(f"the server's response is invalid (Content-Length {length[:40]!r})")
+        raise RetryableError(f"the server's response is invalid (Content-Length {length[:40]!r})")
     return 0, int(length)
 
 

@@ -8,7 +8,6 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,10 +18,9 @@ import soundfile
 import torch
 
 from common.arrays import Array
-from common.datasets import Clip
-from common.datasets.audio import AudioError
 from common.encoder import Encoder, Output, PluginError
 from common.errors import UserError
+from common.extraction.missing import find_missing, not_found
 from common.extraction.prefetch import DaemonThreads, Decoded, decode_ahead, in_batches
 from common.extraction.resume import RowStore, changed_files, claim, discard, is_finished_work
 from common.extraction.settings import ClipList, ExtractionSettings
@@ -43,10 +41,6 @@ CALL_S = {"cpu": 0.0, "cuda": 1200.0}
 
 class ExtractionError(UserError):
     """No clip could be embedded."""
-
-
-class MissingClipsError(UserError):
-    """Clips that the data set lists are not there."""
 
 
 @dataclass(frozen=True)
@@ -177,13 +171,13 @@ class _Extraction:
 
     def run(self, shard: Shard) -> FeatureSet | None:
         """Embed the shard's clips and, as the last shard, write the file."""
-        self.shard, self.missing = shard, self._missing_clips()
+        self.shard, self.missing = shard, find_missing(self.source, self.options.allow_missing)
         with shard.hold(self.work_folder, str(self.features_file)):
             try:
                 own = self._claim()
                 left = set(self.rows.pending())
                 for index in left & self.missing:
-                    self.rows.failed[index] = _not_found(self.source.clips[index])
+                    self.rows.failed[index] = not_found(self.source.clips[index])
                 self._embed([index for index in own if index in left - self.missing])
                 features = self._finish(len(own))
             except BrokenPipeError:  # of the output's reader
@@ -233,25 +227,6 @@ class _Extraction:
         if finished is not None:
             self.rows.adopt(finished, self.source.clips, self.source.clip_ids)
         return self.rows.read_chunks(self.work_folder, self.source.clips, wanted)
-
-    def _missing_clips(self) -> frozenset[int]:
-        """The clips of all shards whose files are missing, told in one line; MissingClipsError if that is not allowed."""
-        clips = self.source.clips
-        paths = list(dict.fromkeys(clip.path for clip in clips))
-        with ThreadPoolExecutor(16) as threads:  # the servers of network disks answer one at a time
-            gone = {path for path, is_gone in zip(paths, threads.map(_is_missing, paths), strict=True) if is_gone}
-        missing = [index for index, clip in enumerate(clips) if clip.path in gone]
-        if not missing:
-            return frozenset()
-        names = ", ".join(self.source.clip_ids[index] for index in missing[:3]) + ", ..." * (len(missing) > 3)
-        words = f"{len(missing):,} of {len(clips):,} clips are missing ({names})"
-        if not self.options.allow_missing:
-            raise MissingClipsError(
-                f"{words} in {self.source.root}; unpack the data set again, or leave them out with --allow-missing, which is "
-                "recorded in the results"
-            )
-        print(f"{words}; they are left out", file=sys.stderr)
-        return frozenset(missing)
 
     def _embed(self, pending: Sequence[int]) -> None:
         """Embed the pending clips, saving a chunk every SAVE_EVERY_S, at the end, and on Ctrl-C."""
@@ -358,7 +333,7 @@ class _Extraction:
         failed = [(self.source.clip_ids[index], reason) for index, reason in sorted(rows.failed.items())]
         samples, least = of_kept(rows.samples), self.encoder.info.min_samples
         counts = Counts(clips=len(clips), extracted=len(kept), failed=len(failed), padded=int((samples < least).sum()))
-        if missing := sum(reason == _not_found(clips[index]) for index, reason in rows.failed.items()):
+        if missing := sum(reason == not_found(clips[index]) for index, reason in rows.failed.items()):
             counts["missing"] = missing
         packages = ("torch", "numpy", "soundfile", "soxr", *self.encoder.info.packages)
         meta = Provenance(
@@ -417,22 +392,6 @@ class _Extraction:
                 f"({least:,} samples, {least / self.encoder.sample_rate:.2f} s)"
             )
         print(f"{len(features):,} of {n_clips:,} clips{lost}, {seconds:.1f} s -> {self.features_file}")
-
-
-def _is_missing(path: Path) -> bool:
-    """Whether there is no such file; one that cannot be looked at for another reason fails where it is read."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except (OSError, ValueError):
-        return False
-    return False
-
-
-def _not_found(clip: Clip) -> str:
-    """Why a missing clip failed, as `read_audio` says it too."""
-    return str(AudioError(f"{clip.path}: not found"))
 
 
 def _worth_another_try(finished: FeatureSet, encoder: Encoder) -> bool:
