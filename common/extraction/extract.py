@@ -310,7 +310,8 @@ class _Extraction:
                     f"{len(self.rows.pending()):,} clips that a shard had finished are missing or have changed; run every shard "
                     "again: finished clips are not repeated"
                 )
-            remove_leftovers(self.features_file)
+            for path in (self.features_file, self.failures_file):
+                remove_leftovers(path)
             features = self._assemble()
             self._write_failures(features.meta["failed"])
             if len(features):
