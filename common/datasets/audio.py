@@ -337,8 +337,7 @@ def _refuse_truncated_caf(path: Path) -> None:
 
 def _is_streamed(size: int) -> bool:
     """Whether a header's size stands for "not known", as programs that write to a pipe leave it: all bits set in 32 or 64 bits,
-    or
-    close below, since some round down to whole samples; or 2 GiB, or close below."""
+    or close below, since some round down to whole samples; or 2 GiB, or close below."""
     return any(top - (1 << 16) <= size <= top for top in (1 << 31, (1 << 32) - 1)) or size >= (1 << 63) - 4096
 
 

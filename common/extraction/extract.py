@@ -178,7 +178,8 @@ class _Extraction:
                 left = set(self.rows.pending())
                 for index in left & self.missing:
                     self.rows.failed[index] = not_found(self.source.clips[index])
-                self._embed([index for index in own if index in left - self.missing])
+                left -= self.missing
+                self._embed([index for index in own if index in left])
                 features = self._finish(len(own))
             except BrokenPipeError:  # of the output's reader
                 raise

@@ -20,8 +20,6 @@ from common.errors import UserError
 
 T = TypeVar("T")
 DECODE_LIMIT_S = 600.0  # for one clip: hours of audio take less, and a disk that does not answer takes for ever
-
-
 MOST_IN_A_ROW = 3  # clips that cannot be read in time
 
 

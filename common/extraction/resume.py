@@ -33,7 +33,6 @@ class Chunk:
     """Some finished rows.
 
     Attributes:
-        settings: a checksum of the settings that they were made with.
         indices: (K,) int64, their clips.
         features: (K, D) float32.
         samples: (K,) int64, the waveforms' lengths.
@@ -41,7 +40,6 @@ class Chunk:
         is_sampled: whether those looked at three places of a file only, as in earlier versions.
     """
 
-    settings: str
     indices: torch.Tensor
     features: torch.Tensor
     samples: torch.Tensor
@@ -49,8 +47,9 @@ class Chunk:
     is_sampled: bool
 
     @classmethod
-    def read(cls, path: Path, n_clips: int, width: int) -> Chunk:
-        """A chunk of an extraction of `n_clips` clips with `width` numbers each.
+    def read(cls, path: Path, identity: str, n_clips: int, width: int) -> Chunk | None:
+        """A chunk of an extraction of `n_clips` clips with `width` numbers each; None if it was made with other settings than
+        those of which `identity` is a checksum.
 
         Raises:
             DamagedFileError: it is none.
@@ -58,8 +57,11 @@ class Chunk:
         content = load_torch(path)
         if not isinstance(content, dict):
             raise DamagedFileError(f"it holds a {type(content).__name__}, not a dict")
-        settings, is_sampled = content.get("settings"), "stamps" in content
-        indices = content.get("indices")
+        if not isinstance(content.get("settings"), str):
+            raise DamagedFileError("it does not say how its rows were made")
+        if content["settings"] != identity:
+            return None
+        indices, is_sampled = content.get("indices"), "stamps" in content
         n_rows = len(indices) if isinstance(indices, torch.Tensor) and indices.ndim == 1 else 0
         expected = {"indices": (n_rows,), "features": (n_rows, width), "samples": (n_rows,)}
         expected["stamps" if is_sampled else "checksums"] = (n_rows,)
@@ -67,13 +69,13 @@ class Chunk:
             value, dtype = content.get(name), torch.float32 if name == "features" else torch.int64
             if not isinstance(value, torch.Tensor) or value.dtype != dtype or tuple(value.shape) != shape:
                 raise DamagedFileError(f"its {name} are not what an extraction of these clips writes")
-        if not isinstance(settings, str) or not n_rows:
-            raise DamagedFileError("it holds no rows, or does not say how they were made")
+        if not n_rows:
+            raise DamagedFileError("it holds no rows")
         indices, features, samples, checksums = (content[name] for name in expected)
         is_row = indices.min() >= 0 and indices.max() < n_clips and samples.min() > 0
         if not is_row or not features.isfinite().all():
             raise DamagedFileError("it holds clips that are not this data set's, or rows that are not finite")
-        return cls(settings, indices, features, samples, checksums, is_sampled)
+        return cls(indices, features, samples, checksums, is_sampled)
 
 
 @dataclass
@@ -160,12 +162,12 @@ class RowStore:
         is_wanted[torch.tensor(wanted, dtype=torch.int64)] = True
         for path in sorted(work_folder.glob("chunk-*.pt")):
             try:
-                chunk = Chunk.read(path, len(clips), self.embeddings.shape[1])
+                chunk = Chunk.read(path, self.identity, len(clips), self.embeddings.shape[1])
             except (DamagedFileError, UnsafeFileError) as error:
                 print(f"{path} is damaged ({error}); its clips are computed again")
                 path.unlink()
                 continue
-            if chunk.settings != self.identity:
+            if chunk is None:
                 continue
             own = chunk.indices
             wanted_rows = is_wanted[own].nonzero()[:, 0]
