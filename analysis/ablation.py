@@ -31,7 +31,7 @@ def main() -> None:
     given = _flags()
     from analysis.ablation_features import AblationEncoder, extract_variants
     from analysis.ablation_scores import ablate, write_effects
-    from common.encoder import resolve_device
+    from common.encoder.device import fitting_device, resolve_device
     from common.extraction import ExtractOptions
     from common.heads import check_fittable
 
@@ -54,7 +54,7 @@ def main() -> None:
         given.factors,
         HEADS_OF_GRID[given.grid],
         config,
-        device,
+        fitting_device(device),
         task=study.name,
         title=task.title,
         encoder=encoder.info,
@@ -85,7 +85,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--recipe", metavar="NAME", help="paper or tuned (default: as configured)")
     parser.add_argument("--epochs", type=int, metavar="N", help="(default: as configured)")
     parser.add_argument("--seeds", type=int, metavar="N", help="(default: as configured)")
-    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
     parser.add_argument("--workers", type=int, metavar="N", help="threads that decode audio (default: one per core)")
     parser.add_argument("--overwrite", action="store_true", help="replace features that were made with other settings")
     parser.add_argument(

@@ -16,6 +16,7 @@ from common.datasets import Clip
 from common.datasets.audio import AudioError, audio_duration_s
 from common.doctor.checks import BYTES_PER_CLIP
 from common.encoder import load_encoder
+from common.encoder.device import fitting_device
 from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads
 
@@ -59,11 +60,11 @@ def measure_speed(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Spee
         [str(row) for row in range(rows)],
     )
     jobs = [Job(Split("noise", np.arange(400), np.arange(400, rows)), seed) for seed in range(n_jobs)]
-    few = replace(recipe, epochs=1)
+    few, place = replace(recipe, epochs=1), fitting_device(device)
     steps = few.epochs * n_jobs * int(np.ceil(400 / few.batch_size))
     return Speed(
         audio,
-        {kind: _fastest(partial(fit_heads, kind, features, jobs, few, device)) / steps for kind in HEADS},
+        {kind: _fastest(partial(fit_heads, kind, features, jobs, few, place)) / steps for kind in HEADS},
     )
 
 

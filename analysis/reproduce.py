@@ -112,7 +112,7 @@ def _parse(argv: Sequence[str] | None) -> Plan:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run the code that a model of hf: brings; read it first"
     )
-    parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: as configured)")
+    parser.add_argument("--device", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N (default: as configured)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of the heads (default: 5)")
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs of the heads (default: as configured)")
     parser.add_argument("--recipe", default="paper", metavar="NAME", help="paper or tuned (default: paper)")

@@ -298,9 +298,10 @@ def pick_device(name: str, is_required: bool) -> torch.device:
 def _classify(variants: Task | Variants, argv: Sequence[str] | None) -> None:
     what = "Train the linear and the three-layer head on embeddings"
     arguments = parse_classify_flags(variants, what, argv)
+    from common.encoder.device import fitting_device
     from common.evaluation.classify import classify
 
-    device = pick_device(arguments.config.device, arguments.has_device)
+    device = fitting_device(pick_device(arguments.config.device, arguments.has_device))
     config = arguments.config.model_copy(update={"device": str(device)})
     for task in arguments.tasks:
         classify(task, config, arguments.options, device, arguments.overwrite)

@@ -107,7 +107,7 @@ class ExtractConfig(Settings):
         "none", "none, zero, or a .npy or .pt file of a 512-d CLAP embedding", "--condition", "WHAT", is_path=True
     )
     precision: str = setting("fp32", "fp32, bf16, auto; on a GPU also tf32, fp16", "--precision", "NAME")
-    device: str = setting("cuda", "auto, cpu, cuda or cuda:N", "--device", "NAME")
+    device: str = setting("cuda", "auto, cpu, mps, cuda or cuda:N", "--device", "NAME")
     workers: int = setting(0, "threads that decode audio; 0: one per core", "--workers", "N", ge=0, le=1024)
     allow_missing: StrictBool = setting(
         False, "leave out clips whose files are missing, counted and recorded", "--allow-missing"
@@ -170,7 +170,7 @@ class FitConfig(Settings):
     random_seed: int = setting(
         42, "seed of initial weights, clip order and random splits", "--seed", "N", ge=0, le=2**32 - 1
     )
-    device: str = setting("cuda", "auto, cpu, cuda or cuda:N", "--device", "NAME")
+    device: str = setting("cuda", "auto, cpu, mps, cuda or cuda:N", "--device", "NAME")
     refit: StrictBool = setting(
         True, "refitting on training and validation clips after the epoch is chosen", "--no-refit"
     )

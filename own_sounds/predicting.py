@@ -171,7 +171,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--condition", metavar="FILE", help="the condition that the head was trained with, if it was a file"
     )
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N (default: auto)"
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a model of hf: brings")
     return parser
 

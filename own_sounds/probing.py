@@ -48,7 +48,9 @@ def _probe(argv: Sequence[str] | None) -> None:
         return  # other shards are not done yet
     source.save(folder, root)
     picked = {f"use_{key}": flags.get(key) if "+" in str(flags.get(key, "")) else None for key in ("layer", "pool")}
-    device = pick_device(extract.device, arguments.has_device)
+    from common.encoder.device import fitting_device
+
+    device = fitting_device(pick_device(extract.device, arguments.has_device))
     own = {"features": features_file, "output_dir": folder, "encoder": extract.encoder, "device": str(device), **picked}
     from common.evaluation.classify import classify
 

@@ -34,6 +34,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA GPU here"))
+    if not torch.backends.mps.is_available():
+        for item in items:
+            if "mps" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no Apple silicon here"))
 
 
 @pytest.fixture(scope="session")

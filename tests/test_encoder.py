@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from conftest import SHARED, needs_shared, noise
 from heads_helpers import on_one_thread
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from plain_encoder import plain_layers, use_narrow_network
 
 from common.arrays import Array
@@ -34,12 +37,14 @@ from common.encoder import (
     load_encoder,
     network,
     tiling,
+    winograd,
 )
-from common.encoder.audiosep import MIN_SAMPLES, OUTPUTS
+from common.encoder.audiosep import MIN_SAMPLES, OUTPUTS, build_encoder
 from common.encoder.condition import read_condition
 from common.encoder.device import DeviceError, resolve_precision
 from common.encoder.network import BLOCKS, weight_shapes
 from common.encoder.tiling import Tile, plan_tiles
+from common.encoder.winograd import WinogradConv2d
 
 CONDITION = np.random.default_rng(5).standard_normal(512)
 TOLERANCES = {"mean": 3e-6, "std": 1e-5, "max": 3e-6, "mean_time": 3e-6}
@@ -564,7 +569,7 @@ def test_bad_device_and_precision_are_explained(narrow_network: None) -> None:
     with pytest.raises(ValueError, match="needs a CUDA GPU"):
         load_encoder("random:1", device="cpu", precision="tf32")
     assert load_encoder("random:1", device="cpu", precision="auto").info.precision == "fp32"
-    with pytest.raises(ValueError, match="give auto, cpu, cuda"):
+    with pytest.raises(ValueError, match="give auto, cpu, mps, cuda"):
         load_encoder("random:1", device="gpu")
     with pytest.raises(ValueError, match="CUDA GPUs"):
         load_encoder("random:1", device="cuda:99")
@@ -599,6 +604,82 @@ def test_gpu_equals_cpu(encoder: AudioSepEncoder) -> None:
         assert relative(got[layer], expected[layer]) < 1e-5, layer
     alone = torch.cat([on_gpu.embed([waveform]) for waveform in waveforms])
     assert relative(on_gpu.embed(waveforms), alone) < 1e-6
+
+
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_fewer_multiplications_change_no_embedding(capability: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    plain, fast = build_encoder("random:2024", "fp32", None, "none"), load_encoder("random:2024", device="cpu")
+    replaced = [
+        isinstance(conv, WinogradConv2d) for block in fast.network.blocks for conv in (block.conv1, block.conv2)
+    ]
+    # conv1 and conv2 of each block
+    assert replaced == [False] * 4 + [True, capability == "AVX2"] + [True] * 8
+    waveforms = [noise(seed, samples) for seed, samples in enumerate([9_920, 33_333, 160_000])]
+    expected, got = plain.embed_layers(waveforms), fast.embed_layers(waveforms)
+    for layer in LAYERS:
+        assert relative(got[layer], expected[layer]) < 1e-6, layer
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    stride=st.tuples(st.sampled_from([1, 2]), st.sampled_from([1, 2])),
+    size=st.tuples(st.integers(2, 75), st.integers(2, 30)),
+    items=st.integers(1, 3),
+    has_bias=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_winograd_equals_the_direct_convolution(
+    stride: tuple[int, int], size: tuple[int, int], items: int, has_bias: bool, seed: int
+) -> None:
+    """Also with less than a whole tile."""
+    torch.manual_seed(seed)
+    conv = torch.nn.Conv2d(7, 5, (2 + stride[0], 2 + stride[1]), stride, padding=1, bias=has_bias)
+    x = torch.randn(items, 7, *size)
+    with torch.no_grad():
+        with mock.patch.object(winograd, "MIN_TILES", 1):
+            got = WinogradConv2d(conv)(x)
+        expected = conv.double()(x.double())
+    assert got.shape == expected.shape
+    assert relative(got, expected) < 1e-5
+
+
+@pytest.mark.mps
+def test_mps_equals_cpu(encoder: AudioSepEncoder) -> None:
+    waveforms = [noise(seed, samples) for seed, samples in enumerate([5, 9_920, 33_333, 160_000, 1_500 * 320])]
+    expected, got = encoder.embed_layers(waveforms), load_encoder("random:2024", device="mps").embed_layers(waveforms)
+    for layer in LAYERS:
+        assert relative(got[layer], expected[layer]) < 1e-5, layer
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="Apple silicon")
+def test_mps_is_refused_with_a_reason_elsewhere() -> None:
+    with pytest.raises(
+        DeviceError, match=r"device 'mps' is not available \(it is for Apple's GPUs\); give auto or cpu"
+    ):
+        load_encoder("random:2024", device="mps")
+
+
+def test_only_fp32_is_offered_on_mps() -> None:
+    assert resolve_precision("auto", torch.device("mps")) == "fp32"
+    for precision in ("bf16", "fp16", "tf32"):
+        with pytest.raises(DeviceError, match=f"precision {precision} is not offered on mps; choose fp32"):
+            resolve_precision(precision, torch.device("mps"))
+
+
+def test_mps_is_refused_where_it_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its place the CPU, with an error in one weight from when the encoder is moved there."""
+    moved = torch.device("mps")
+
+    def damaged(self: AudioSepEncoder, device: torch.device) -> AudioSepEncoder:
+        assert device is moved
+        self.network.bn0_scale[100] *= 2
+        return self
+
+    monkeypatch.setattr("common.encoder.audiosep.resolve_device", lambda name: moved)
+    monkeypatch.setattr(AudioSepEncoder, "to", damaged)
+    with pytest.raises(DeviceError, match=r"on mps, embeddings differ by .* from those of the CPU; use --device cpu"):
+        load_encoder("random:2024", device="mps")
 
 
 @pytest.mark.gpu

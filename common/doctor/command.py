@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)"
     )
     parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="where the one named data set is")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N (default: auto)"
+    )
     given = parser.parse_args(argv)
     chosen = [name for name in sets if not given.names or any(name.startswith(want) for want in given.names)]
     unknown = [want for want in given.names if not any(name.startswith(want) for name in sets)]

@@ -52,7 +52,8 @@ HALO_FRAMES = dict.fromkeys(LAYERS, 128) | {"bottleneck": 192}
 GPU_BATCH_FRAMES = 16 * 1024
 # Widths of tiles per octave. On a CPU 16 are a few percent faster than 8 but take half a gigabyte more, as memory
 # fragments; computing every width that occurs would take gigabytes.
-WIDTHS = {"cpu": 16, "cuda": 8}
+WIDTHS = {"cpu": 16, "mps": 8, "cuda": 8}
+MPS_TOLERANCE = 1e-5  # relative
 OUTPUTS = tuple(
     Output(layer, pool, CHANNELS[layer] * (FREQUENCIES[layer] if pool == "mean_time" else 1))
     for layer in LAYERS
@@ -79,7 +80,8 @@ def load_encoder(
 
     Args:
         checkpoint: a weights file or exported folder, ``"random:SEED"`` for an untrained encoder, or None for the default file.
-        device: ``"auto"`` (CUDA if available, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``...
+        device: ``"auto"`` (CUDA if available, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``..., or ``"mps"``, whose
+            embeddings are compared with the CPU's first.
         precision: ``"fp32"``: true float32, also on a GPU (no TF32); ``"bf16"``; only on a GPU ``"tf32"`` (float32
             with products rounded to 10 bits) and ``"fp16"``; ``"auto"``: bf16 on a GPU that supports it, else fp32.
         condition: None or ``"none"`` (every FiLM beta 0), ``"zero"`` (the betas of an all-zero condition), or
@@ -90,13 +92,34 @@ def load_encoder(
 
     Raises:
         CheckpointError: the weights cannot be used.
-        DeviceError: an unknown precision, device or padding.
+        DeviceError: an unknown precision, device or padding; or mps computes other embeddings than the CPU.
         ConditionError: the condition cannot be read or has another size. (All three are ValueErrors.)
     """
     if padding not in PADDINGS:
         raise DeviceError(f"padding {padding!r} is unknown; choose one of {', '.join(PADDINGS)}")
     resolved = resolve_device(device)
-    precision = resolve_precision(precision, resolved)
+    encoder = build_encoder(checkpoint, resolve_precision(precision, resolved), condition, padding)
+    if resolved.type == "cpu":
+        keep_freed_memory()
+        if encoder.info.precision == "fp32":
+            encoder.network.multiply_less()
+    encoder.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if resolved.type != "mps":
+        return encoder.to(resolved)
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.1 * torch.randn(SAMPLE_RATE, generator=generator)
+    expected = encoder.embed([noise])
+    encoder = encoder.to(resolved)
+    error = float(torch.linalg.vector_norm(encoder.embed([noise]) - expected) / torch.linalg.vector_norm(expected))
+    if not error < MPS_TOLERANCE:
+        raise DeviceError(f"on mps, embeddings differ by {error:.0e} from those of the CPU; use --device cpu")
+    return encoder
+
+
+def build_encoder(
+    checkpoint: str | Path | None, precision: str, condition: str | Path | Array | torch.Tensor | None, padding: str
+) -> AudioSepEncoder:
+    """The encoder as plain convolutions, on no device in particular. Arguments and errors as for `load_encoder`."""
     embedding, condition_identity = read_condition(condition)
     exported = exported_settings(checkpoint)
     own = (None if embedding is None else embedding.tolist(), padding == "official")
@@ -108,11 +131,7 @@ def load_encoder(
     weights = load_weights(checkpoint, weight_shapes())
     if exported is not None and exported.weights_sha256 not in (None, weights.identity.removeprefix("sha256:")):
         raise CheckpointError(f"{checkpoint}/{EXPORTED} is damaged: it is not the file that was exported; export again")
-    encoder = AudioSepEncoder(weights, embedding, condition_identity, precision, padding)
-    if resolved.type == "cpu":
-        keep_freed_memory()
-    encoder.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return encoder.to(resolved)
+    return AudioSepEncoder(weights, embedding, condition_identity, precision, padding)
 
 
 class AudioSepEncoder(Embeds, nn.Module):
@@ -244,8 +263,8 @@ class AudioSepEncoder(Embeds, nn.Module):
         ]
 
     def _batches(self, tiles: list[Tile]) -> Iterator[list[Tile]]:
-        """Tiles to compute together: one at a time on a CPU, tiles of the same padded width on a GPU."""
-        if self.device.type == "cpu":
+        """Tiles to compute together: tiles of the same padded width on a CUDA GPU, else one at a time."""
+        if self.device.type != "cuda":
             yield from ([tile] for tile in tiles)
             return
         by_width: dict[int, list[Tile]] = {}
@@ -312,7 +331,7 @@ class AudioSepEncoder(Embeds, nn.Module):
     @contextlib.contextmanager
     def _arithmetic(self) -> Iterator[None]:
         """Configure cuDNN, which by default rounds float32 convolutions to TF32 and may choose algorithms by timing."""
-        if self.device.type == "cpu":
+        if self.device.type != "cuda":
             yield
             return
         is_tf32 = self.info.precision == "tf32"

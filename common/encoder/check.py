@@ -319,7 +319,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         shown = "the encoder's own" if default is None else default
         text = f"{fields[key].description} (default: {shown})"
         parser.add_argument(f"--{key}", default=default, metavar=metavar_of(fields[key]), help=text)
-    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--device", default="auto", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N (default: auto)"
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help=fields["trust_remote_code"].description)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured")
     given = parser.parse_args(argv)

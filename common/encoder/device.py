@@ -16,6 +16,7 @@ from common.errors import UserError
 # name -> type of the blocks' weights and activations; the STFT, bn0, pre_conv and the pooling are always float32
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GPU_ONLY = ("tf32", "fp16")
+DEVICES = "auto, cpu, mps, cuda or cuda:N"
 
 
 class DeviceError(UserError):
@@ -23,15 +24,18 @@ class DeviceError(UserError):
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """``"auto"`` or a device's name -> a torch.device that exists here; DeviceError otherwise."""
+    """``"auto"`` (a CUDA GPU or the CPU) or a device's name -> a torch.device that exists here; DeviceError otherwise."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
-        raise DeviceError(f"device {device!r} is unknown; give auto, cpu, cuda or cuda:N") from error
-    if resolved.type not in ("cpu", "cuda"):
-        raise DeviceError(f"device {device!r} is not supported; give auto, cpu, cuda or cuda:N")
+        raise DeviceError(f"device {device!r} is unknown; give {DEVICES}") from error
+    if resolved.type not in ("cpu", "mps", "cuda"):
+        raise DeviceError(f"device {device!r} is not supported; give {DEVICES}")
+    if resolved.type == "mps" and not torch.backends.mps.is_available():
+        why = "needs macOS 14 or newer" if torch.backends.mps.is_built() else "is for Apple's GPUs"
+        raise DeviceError(f"device {device!r} is not available (it {why}); give auto or cpu")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
             f"device {device!r} is not available ({torch.cuda.device_count()} CUDA GPUs); give auto or cpu"
@@ -45,6 +49,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     if precision not in PRECISIONS:
         raise DeviceError(f"precision {precision!r} is unknown; choose one of auto, {', '.join(PRECISIONS)}")
+    if device.type == "mps" and precision != "fp32":
+        raise DeviceError(f"precision {precision} is not offered on mps; choose fp32")
     if precision in GPU_ONLY and device.type != "cuda":
         raise DeviceError(f"precision {precision} needs a CUDA GPU; on the CPU choose fp32 or bf16")
     if precision == "bf16" and device.type == "cpu" and not has_bf16():
@@ -53,6 +59,14 @@ def resolve_precision(precision: str, device: torch.device) -> str:
             stacklevel=2,
         )
     return precision
+
+
+def fitting_device(device: torch.device) -> torch.device:
+    """Where heads are fitted if clips are embedded on `device`: there, or on the CPU if it lacks the operations."""
+    if device.type != "mps":
+        return device
+    print("heads are fitted on the CPU: mps lacks float64")
+    return torch.device("cpu")
 
 
 def has_bf16() -> bool:

@@ -28,6 +28,7 @@ from torch import nn
 
 from common.encoder.condition import CONDITION_SIZE
 from common.encoder.pooling import to_device
+from common.encoder.winograd import WinogradConv2d, pays
 
 SAMPLE_RATE = 32_000  # Hz
 N_FFT = 2048  # samples
@@ -128,6 +129,13 @@ class ResUNet30Encoder(nn.Module):
     def blocks(self) -> list[_Block]:
         """All blocks, in the order of BLOCKS."""
         return [self.first_block, *(block for block in self.later_blocks if isinstance(block, _Block))]
+
+    def multiply_less(self) -> None:
+        """Compute the convolutions of many channels with fewer multiplications, which pays on a CPU in float32."""
+        for block in self.blocks:
+            for name, conv in (("conv1", block.conv1), ("conv2", block.conv2)):
+                if isinstance(conv, nn.Conv2d) and pays(conv):
+                    setattr(block, name, WinogradConv2d(conv))
 
     def forward(
         self,

@@ -45,7 +45,7 @@ class Moments:
     def split(batch: BatchMoments) -> list[Moments]:
         """The batch's items, copied from the device."""
         mean, *others = (
-            None if values is None else values.double().cpu()
+            None if values is None else values.cpu().double()
             for values in (batch.mean, batch.squares, batch.maximum, batch.mean_time)
         )
         assert mean is not None

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoder.audiosep import MIN_SAMPLES, load_encoder
+from common.encoder.audiosep import MIN_SAMPLES, build_encoder
 from common.encoder.network import HOP_LENGTH, LEAKY_SLOPE, MIN_MAGNITUDE, N_FFT, SAMPLE_RATE, ResUNet30Encoder
 from common.encoder.protocol import EncoderInfo
 from common.export.hugging_face import ExportError
@@ -49,7 +49,7 @@ def export_onnx(
         raise ExportError(f"{' and '.join(missing)} is not installed: pip install -r requirements-encoders.txt")
     if path.exists() and (path.is_dir() or not overwrite):
         raise ExportError(f"{path} already exists; give another file, or --overwrite")
-    encoder = load_encoder(checkpoint, "cpu", condition=condition)
+    encoder = build_encoder(checkpoint, "fp32", condition, "none")
     graph = Graph(encoder.network).eval()
     sizes = {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=MIN_SAMPLES)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,7 @@ class Graph(nn.Module):
     """The folded network by plain operations, with the STFT as a convolution, which any runtime has.
 
     Args:
-        network: of `load_encoder`.
+        network: of `build_encoder`.
     """
 
     def __init__(self, network: ResUNet30Encoder) -> None:

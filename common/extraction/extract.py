@@ -34,9 +34,9 @@ T = TypeVar("T")
 WHOLE = Shard()
 SAVE_EVERY_S = 20.0
 MAX_WORKERS = 16
-# Seconds of audio per call of the encoder. On a CPU, one clip: larger batches are no faster there, and no row waits for
-# others. On a GPU a call is several batches of tiles, which it computes without a pause.
-CALL_S = {"cpu": 0.0, "cuda": 1200.0}
+# Seconds of audio per call of the encoder. One clip on a CPU, where larger batches are no faster and no row waits for
+# others, and on mps. On a CUDA GPU a call is several batches of tiles, which it computes without a pause.
+CALL_S = {"cpu": 0.0, "mps": 0.0, "cuda": 1200.0}
 
 
 class ExtractionError(UserError):
