@@ -182,14 +182,14 @@ def extract_shard(work: Work, printed: Path, results: Connection) -> None:
 
 
 def run_all(works: Sequence[Work], at_once: int, printed: Path) -> tuple[list[Attempt], float]:
-    """Run every work in a process of its own, `at_once` at a time, each on one core; one that was killed again at the end.
+    """Run every work in a process of its own, `at_once` at a time, each on one core; the one that is killed, once more.
 
     Returns:
         The attempts in the order of their ends, and the seconds from the first one's start to the last one's end.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["common.extraction", "common.encoder"])  # once, for all
-    first = context.Process(target=int)
+    context.set_forkserver_preload(["common.extraction", "common.encoder"])
+    first = context.Process(target=int)  # imports them once, for all
     first.start()
     first.join()
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

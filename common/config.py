@@ -56,7 +56,7 @@ def setting(
 class Settings(BaseModel):
     """Base of the two configurations: immutable, and strict about names and types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from common.config import ConfigError
 from common.datasets import DatasetError, DatasetMissingError, DatasetNote
-from common.datasets.audio import audio_duration_s
 from own_sounds.sounds import find_audio
 
 SHORTEST = 0.1  # of a window; a shorter rest at a file's end is part of no window
@@ -63,6 +62,8 @@ def windows_of(path: Path, window_s: float, hop_s: float) -> list[tuple[float, f
     Raises:
         AudioError: the file cannot be opened as audio.
     """
+    from common.datasets.audio import audio_duration_s
+
     duration_s, number = audio_duration_s(path), 0
     windows: list[tuple[float, float]] = []
     while not windows or number * hop_s + SHORTEST * window_s < duration_s:

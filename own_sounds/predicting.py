@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.config import DEFAULT_CHECKPOINT, ConfigError
-from common.datasets.audio import AudioError, read_audio
 from common.encoder_name import EncoderName
 from common.entry import run
 from common.errors import UserError
@@ -115,6 +114,7 @@ def _predict(argv: Sequence[str] | None) -> None:
     if given["plot"] and windows is None:
         raise ConfigError("--plot draws timelines; add --window S")
     files = expand(given["paths"])
+    from common.datasets.audio import AudioError
     from common.encoder import resolve_device
     from common.heads import TrainedHead
 
@@ -234,6 +234,8 @@ def listen(
     parts: list[tuple[float | None, float | None]] = [(None, None)]
     if windows is not None:
         parts = list(windows_of(path, windows.window_s, windows.hop_s))
+    from common.datasets.audio import read_audio
+
     for start, end in parts:
         waveform = read_audio(path, encoder.sample_rate, start, end)
         answer = head.answer(encoder, [waveform])

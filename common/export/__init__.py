@@ -1,6 +1,8 @@
-"""The encoder as files that other libraries load: ``python -m common.export FOLDER``, or ``--format onnx FILE``."""
+"""The encoder as files that other libraries load: ``python -m common.export FOLDER``, or ``--format onnx FILE``.
 
-from common.export.hugging_face import ExportError, export_hugging_face
-from common.export.onnx import export_onnx
+What it offers is listed in ``__init__.pyi`` and imported when it is first used, so that commands start without torch.
+"""
 
-__all__ = ["ExportError", "export_hugging_face", "export_onnx"]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
