@@ -10,6 +10,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -143,8 +144,9 @@ def _random_weights(checkpoint: str, shapes: Mapping[str, tuple[int, ...]]) -> W
         raise CheckpointError(f"--checkpoint {checkpoint}: give random: a seed from 0 to 4294967295, as in random:0")
     seed = int(seed_text)
     batch_norms = {name.rpartition(".")[0] for name in shapes if name.endswith(".running_var")}
-    tensors = {}
-    for name, shape in shapes.items():
+
+    def draw(name: str) -> torch.Tensor:
+        shape = shapes[name]
         bits = np.random.PCG64(seed ^ zlib.crc32(name.encode("utf-8")))
         z = np.random.Generator(bits).standard_normal(shape).astype(np.float32)
         module, _, kind = name.rpartition(".")
@@ -156,7 +158,10 @@ def _random_weights(checkpoint: str, shapes: Mapping[str, tuple[int, ...]]) -> W
             value = np.exp(np.float32(0.2) * z)
         else:  # biases and running means
             value = np.float32(0.1) * z
-        tensors[name] = torch.from_numpy(value)
+        return torch.from_numpy(value)
+
+    with ThreadPoolExecutor() as threads:
+        tensors = dict(zip(shapes, threads.map(draw, shapes), strict=True))
     return Weights(tensors, f"random:{seed}", "untrained")
 
 

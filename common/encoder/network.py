@@ -220,6 +220,13 @@ class ResUNet30Encoder(nn.Module):
                 )
 
 
+class _EmptyConv2d(nn.Conv2d):
+    """Without torch's random weights, which take a quarter of a second and are never used."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
 class _Block(nn.Module):
     """One residual block and the average pooling after it, with BatchNorms and betas folded into the neighbouring steps.
 
@@ -233,10 +240,12 @@ class _Block(nn.Module):
         self.pooling = pooling
         self.scale = nn.Buffer(torch.empty(channels_in, 1, 1, dtype=dtype))
         self.shift = nn.Buffer(torch.empty(channels_in, 1, 1, dtype=dtype))
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, dtype=dtype)
+        self.conv1 = _EmptyConv2d(channels_in, channels_out, 3, padding=1, dtype=dtype)
         kernel = (2 + pooling[0], 2 + pooling[1])
-        self.conv2 = nn.Conv2d(channels_out, channels_out, kernel, stride=pooling, padding=1, bias=False, dtype=dtype)
-        self.shortcut = nn.Conv2d(channels_in, channels_out, 1, dtype=dtype) if channels_in != channels_out else None
+        self.conv2 = _EmptyConv2d(
+            channels_out, channels_out, kernel, stride=pooling, padding=1, bias=False, dtype=dtype
+        )
+        self.shortcut = _EmptyConv2d(channels_in, channels_out, 1, dtype=dtype) if channels_in != channels_out else None
 
     def forward(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
         """(B, channels_in, time, frequency) -> (B, channels_out, time // pooling[0], frequency // pooling[1])."""
@@ -283,12 +292,11 @@ class _FirstBlock(_Block):
 def _pooled_kernel(kernel: torch.Tensor, pooling: tuple[int, int]) -> torch.Tensor:
     """The kernel whose outputs, at stride `pooling`, are the average-pooled outputs of `kernel` (out, in, 3, 3)."""
     time, frequency = pooling
-    shifted = [
-        F.pad(kernel, (right, frequency - 1 - right, down, time - 1 - down))
-        for down in range(time)
-        for right in range(frequency)
-    ]
-    return torch.stack(shifted).mean(dim=0)
+    pooled = kernel.new_zeros(*kernel.shape[:2], 2 + time, 2 + frequency)
+    for down in range(time):
+        for right in range(frequency):
+            pooled[:, :, down : down + 3, right : right + 3] += kernel / (time * frequency)
+    return pooled
 
 
 def _padding_mask(first: int, ends: torch.Tensor, x: torch.Tensor) -> PaddingMask | None:

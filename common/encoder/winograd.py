@@ -37,16 +37,32 @@ class WinogradConv2d(nn.Module):
         super().__init__()
         self.direct = conv
         self.stride = (conv.stride[0], conv.stride[1])
-        down, across = (_transforms(taps // step) for taps, step in zip(conv.kernel_size, self.stride, strict=True))
-        parts = conv.weight.detach().double().unflatten(3, (-1, self.stride[1])).unflatten(2, (-1, self.stride[0]))
-        weight = torch.einsum("ia,jb,ocapbq->ijpqco", down.of_kernel, across.of_kernel, parts)
-        self.weight = nn.Buffer(weight.flatten(2, 4).flatten(0, 1).float().contiguous())
-        self.bias = None if conv.bias is None else nn.Buffer(conv.bias.detach())
+        down, across = self._directions()
         self.down_inputs, self.down_outputs = nn.Buffer(down.of_inputs.float()), nn.Buffer(down.to_outputs.float())
         self.across_inputs, self.across_outputs = (
             nn.Buffer(across.of_inputs.float()),
             nn.Buffer(across.to_outputs.float()),
         )
+        self._weight: torch.Tensor | None = None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The kernel at the points: (points, inputs of a product, channels_out). Computed when it is first used: short
+        clips do not need all of them, and few people need the bottleneck's."""
+        if self._weight is None or self._weight.device != self.direct.weight.device:
+            down, across = (direction.of_kernel.to(self.direct.weight.device) for direction in self._directions())
+            kernel = self.direct.weight.detach().double()
+            parts = kernel.unflatten(3, (-1, self.stride[1])).unflatten(2, (-1, self.stride[0]))
+            weight = torch.einsum("ia,jb,ocapbq->ijpqco", down, across, parts)
+            self._weight = weight.flatten(2, 4).flatten(0, 1).float().contiguous()
+        return self._weight
+
+    def _directions(self) -> tuple[_Transforms, _Transforms]:
+        """The transforms in time and in frequency."""
+        down, across = (
+            _transforms(taps // step) for taps, step in zip(self.direct.kernel_size, self.stride, strict=True)
+        )
+        return down, across
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, channels_in, time, frequency) -> (B, channels_out, time // stride[0], frequency // stride[1]), channels last
@@ -60,7 +76,7 @@ class WinogradConv2d(nn.Module):
             for tiles, step, size in zip((down, across), self.stride, x.shape[2:], strict=True)
         )
         padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, right, 1, below)).contiguous()
-        y = x.new_empty(len(x), down, OUTPUTS, across, OUTPUTS, self.weight.shape[2])
+        y = x.new_empty(len(x), down, OUTPUTS, across, OUTPUTS, self.direct.out_channels)
         for image, into in zip(padded, y, strict=True):
             for first in range(0, down, ROWS_AT_A_TIME):
                 part = into[first : first + ROWS_AT_A_TIME]
@@ -85,9 +101,9 @@ class WinogradConv2d(nn.Module):
         x = (self.down_inputs @ inputs.reshape(points_down, -1)).view(points_down, points_across, -1)
         x = torch.matmul(self.across_inputs, x).view(points_down * points_across, down * across, -1)
         x = torch.bmm(x, self.weight)
-        if self.bias is not None:
+        if self.direct.bias is not None:
             one = POINTS.index(1.0)  # the value there is in every output, once
-            x[one * points_across + one] += self.bias
+            x[one * points_across + one] += self.direct.bias
         y = (self.down_outputs @ x.view(points_down, -1)).view(OUTPUTS, points_across, -1)
         return torch.matmul(self.across_outputs, y).view(OUTPUTS, OUTPUTS, down, across, -1)
 
