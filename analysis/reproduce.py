@@ -190,9 +190,8 @@ def _flag(name: str, value: object) -> tuple[object, ...]:
 
 def run_script(script: str, *flags: object) -> int:
     """Show a command and run it; returns its exit status."""
-    shown = [str(flag).replace(f"{PROJECT_ROOT}/", "") for flag in flags]
     is_module = not script.endswith(".py")
-    print(f"\n$ python {'-m ' * is_module}{script} {' '.join(shown)}", flush=True)
+    _show_command(script, *flags)
     what = ["-m", script] if is_module else [str(PROJECT_ROOT / script)]
     return subprocess.run([sys.executable, *what, *map(str, flags)], check=False).returncode
 
@@ -203,6 +202,19 @@ def call(script: str, *flags: object) -> None:
     if status:
         print("stopped; once that is fixed, the same command continues", file=sys.stderr)
         sys.exit(status)
+
+
+def preview_download(*flags: object) -> None:
+    """Show what a download would do, in this process: another one takes as long as all of a plan's previews."""
+    from common.download.command import main as download
+
+    _show_command("common.download", *flags, "--dry-run")
+    download([*map(str, flags), "--dry-run"])
+
+
+def _show_command(script: str, *flags: object) -> None:
+    shown = [str(flag).replace(f"{PROJECT_ROOT}/", "") for flag in flags]
+    print(f"\n$ python {'' if script.endswith('.py') else '-m '}{script} {' '.join(shown)}", flush=True)
 
 
 def _get(study: Study, plan: Plan) -> bool:
@@ -218,7 +230,7 @@ def _get(study: Study, plan: Plan) -> bool:
     calls = [(*each, "--root", root.parent) for each in study.download]
     if not plan.downloads:
         for each in calls:
-            call("common.download", *each, "--dry-run")
+            preview_download(*each)
         if input("Download it? [y/N] ").strip().lower() not in ("y", "yes"):
             print(f"{study.name} is skipped")
             return False
@@ -294,8 +306,9 @@ def _show_plan(plan: Plan) -> None:
     table = [["task", "data", "clips", "hours of audio", "extraction", "fitting", "features"]]
     parts: dict[str, float] = {}  # what -> hours
     n_bytes = 0
+    roots = {study.name: study.data_root(plan.data) for study in plan.studies}
     for study in plan.studies:
-        root = study.data_root(plan.data)
+        root = roots[study.name]
         planned = estimate(study, root, speed, recipe, plan.seeds, encoders)
         n_bytes += planned.n_bytes
         parts[f"extraction of {study.name}"] = planned.extract_hours
@@ -316,10 +329,10 @@ def _show_plan(plan: Plan) -> None:
     if others:
         print(f"Not in the estimate: {', '.join(others)}; python -m common.encoder.check NAME measures its speed.")
     if _missing_weights(plan):
-        call("common.download", "weights", "--dry-run")
-    missing = [study for study in plan.studies if not study.data_root(plan.data).is_dir()]
+        preview_download("weights")
+    missing = [study for study in plan.studies if not roots[study.name].is_dir()]
     for arguments in dict.fromkeys(each for study in missing for each in study.download):
-        call("common.download", *arguments, *_flag("--root", plan.data), "--dry-run")
+        preview_download(*arguments, *_flag("--root", plan.data))
 
 
 def _how_to_spend_less(parts: Mapping[str, float], plan: Plan, is_on_cpu: bool) -> list[str]:
@@ -364,7 +377,7 @@ def _get_weights(plan: Plan) -> None:
         return
     print(f"\nAudioSep's weights were not found ({missing}).")
     if not plan.downloads:
-        call("common.download", "weights", "--dry-run")
+        preview_download("weights")
         wanted = sys.stdin.isatty() and input("Download them? [y/N] ").strip().lower() in ("y", "yes")
         if not wanted:
             raise ConfigError(

@@ -32,6 +32,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """What is called in this test; nothing runs. The weights are there."""
     calls = Calls()
     monkeypatch.setattr(reproduce, "run_script", calls)
+    monkeypatch.setattr(
+        reproduce, "preview_download", lambda *flags: calls("common.download", *flags, "--dry-run") and None
+    )
     monkeypatch.setattr(reproduce, "_missing_weights", lambda plan: None)
     return calls
 
@@ -120,6 +123,9 @@ def test_missing_weights_are_part_of_the_plan(
 ) -> None:
     monkeypatch.undo()
     monkeypatch.setattr(reproduce, "run_script", calls)
+    monkeypatch.setattr(
+        reproduce, "preview_download", lambda *flags: calls("common.download", *flags, "--dry-run") and None
+    )
     monkeypatch.setattr("analysis.estimates.measure_speed", lambda device, recipe: SPEED)
     monkeypatch.setattr(reproduce, "DEFAULT_CHECKPOINT", "pretrained_models/none.bin")
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)

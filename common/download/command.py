@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -105,9 +106,14 @@ class Source:
 _SOURCES = TypeAdapter(dict[str, Source])
 
 
+@cache
+def _read_sources(archives: Path) -> dict[str, Source]:
+    return _SOURCES.validate_python(yaml.safe_load(archives.read_text(encoding="utf-8")))
+
+
 def main(argv: Sequence[str] | None = None, archives: Path = ARCHIVES) -> None:
     """The command; `archives` is the table of known archives."""
-    sources = _SOURCES.validate_python(yaml.safe_load(archives.read_text(encoding="utf-8")))
+    sources = _read_sources(archives)
     parser = Parser(__doc__, prog="python -m common.download")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(sources))
     parser.add_argument(

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.metrics import pairwise_distances_argmin_min
 
 from common.arrays import Array
 from common.errors import UserError
@@ -45,6 +44,8 @@ class KnownSounds:
 
     def distances(self, embeddings: Array) -> Array:
         """(N, D) embeddings -> (N,) float32."""
+        from sklearn.metrics import pairwise_distances_argmin_min
+
         with one_blas_thread():
             _, distances = pairwise_distances_argmin_min(self.scaler(embeddings), self.embeddings)
         kept: Array = distances.astype(np.float32)

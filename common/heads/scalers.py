@@ -8,8 +8,6 @@ from functools import cache
 from typing import get_args
 
 import numpy as np
-from scipy.linalg import eigh
-from sklearn.preprocessing import StandardScaler
 from threadpoolctl import ThreadpoolController
 
 from common.arrays import Array
@@ -75,6 +73,8 @@ def fit_scaler(kind: ScalerName, train: Array, shrinkage: float | None = None, i
     size = train.shape[1]
     if kind == "none":
         return Scaler(np.zeros(size), np.ones(size), None, is_unit_length)
+    from sklearn.preprocessing import StandardScaler  # takes a second to import, and many commands fit nothing
+
     standard = StandardScaler().fit(train.astype(np.float64))
     if kind == "standard":
         return Scaler(standard.mean_, standard.scale_, None, is_unit_length)
@@ -95,6 +95,8 @@ def _principal_components(rows: Array, shrinkage: float) -> tuple[Array, Array]:
     by_row = count < size
     products = (rows @ rows.T if by_row else rows.T @ rows) / count
     kept = min(MOST_COMPONENTS, count - 1)
+    from scipy.linalg import eigh
+
     variances, vectors = eigh(products, subset_by_index=(len(products) - kept, len(products) - 1))
     if by_row:
         vectors = rows.T @ vectors
