@@ -31,13 +31,14 @@ from common.heads import (
     Split,
     batched_fit,
     check_fittable,
+    compiled_fit,
     fit_chosen,
     fit_heads,
     fit_scaler,
 )
 from common.heads.batched_fit import BatchedFit
 from common.heads.cuda_graph import GraphedSteps
-from common.heads.scaled_rows import ScaledFeatures
+from common.heads.scaled_rows import ScaledFeatures, append_one, padded_rows
 from common.heads.scalers import SHRINKAGES
 from common.heads.stacked_heads import StackedHeads, generator
 
@@ -61,6 +62,8 @@ SEED = 42
 ROWS = np.arange(72)  # of small_features()
 
 each_kind = pytest.mark.parametrize("kind", HEADS)
+# Compiled steps, and those of torch for all heads of a stack, which GPUs and large batches take.
+each_way = pytest.mark.parametrize("largest_batch", [16, 0], ids=["compiled", "stacked"])
 each_recipe = pytest.mark.parametrize("recipe", [PAPER, TUNED], ids=["paper", "tuned"])
 
 
@@ -126,9 +129,13 @@ def test_heads_together_learn_what_each_learns_alone(
         assert together.curves.train_loss == pytest.approx(alone.curves.train_loss, rel=1e-5)
 
 
+@each_way
 @each_kind
-def test_equals_plain_torch(kind: HeadKind, features: FeatureSet) -> None:
+def test_equals_plain_torch(
+    kind: HeadKind, largest_batch: int, features: FeatureSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """DataLoader, module, cross-entropy and torch.optim.Adam, on the same order of clips."""
+    monkeypatch.setattr(compiled_fit, "LARGEST_BATCH", largest_batch)
     for split in uneven_splits():
         (fitted,) = fit(kind, features, [split])
         train = features.features[split.train].double().numpy()
@@ -150,6 +157,38 @@ def test_equals_plain_torch(kind: HeadKind, features: FeatureSet) -> None:
         assert (weights(fitted) - expected).norm() < 1e-5 * expected.norm()
         test = torch.from_numpy((features.features[split.test].double().numpy() - mean) / std).float()
         assert torch.allclose(fitted.test_logits, module(test), atol=1e-4)
+
+
+@each_kind
+def test_compiled_steps_are_those_of_float64(kind: HeadKind) -> None:
+    """At the real size, over the first steps, for which no ReLU turns on a rounding."""
+    size, n_classes, n_steps = 384, 50, 50
+    rng = np.random.default_rng(3)
+    values = torch.from_numpy(rng.standard_normal((8 * n_steps, size)).astype(np.float32))
+    labels = torch.from_numpy(rng.integers(0, n_classes, 8 * n_steps))
+    torch.manual_seed(SEED)
+    module = HEADS[kind](size, n_classes, 256)
+    linear = [layer for layer in module if isinstance(layer, torch.nn.Linear)]
+    layers = [torch.zeros(1, padded_rows(layer.in_features), layer.out_features) for layer in linear]
+    for layer, own in zip(layers, linear, strict=True):
+        layer[0, : own.in_features], layer[0, own.in_features] = own.weight.detach().t(), own.bias.detach()
+    compiled = compiled_fit.CompiledFit(layers, size, PAPER, [n_steps])
+    order = torch.arange(8 * n_steps).view(-1, 8)
+    total = compiled.run(0, append_one(values), order, labels[order], torch.full((n_steps, 8), 1 / 8))
+    module = module.double()
+    optimizer = torch.optim.Adam(module.parameters(), lr=PAPER.learning_rate)
+    expected_total = 0.0
+    for rows in order:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(module(values[rows].double()), labels[rows])
+        loss.backward()
+        optimizer.step()
+        expected_total += 8 * loss.item()
+    assert total == pytest.approx(expected_total, rel=1e-6)
+    for layer, own in zip(layers, linear, strict=True):
+        expected = torch.cat([own.weight.detach().t(), own.bias.detach()[None]])
+        assert (layer[0, : len(expected)] - expected).norm() < 2e-6 * expected.norm()
+        assert not layer[0, len(expected) :].any()
 
 
 @each_kind
@@ -241,6 +280,7 @@ def test_replayed_steps_equal_steps(
     kind: HeadKind, can_capture: bool, features: FeatureSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, but that a step that is replayed is taken again instead of read from a graph."""
+    monkeypatch.setattr(compiled_fit, "LARGEST_BATCH", 0)
     expected = fit(kind, features, uneven_splits())
     replayed = []
 
@@ -330,9 +370,13 @@ def test_heads_with_and_without_validation_are_fitted_together(features: Feature
         assert together.epoch == alone.epoch
 
 
+@each_way
 @each_kind
-def test_the_tuned_steps_equal_plain_torch(kind: HeadKind, features: FeatureSet) -> None:
+def test_the_tuned_steps_equal_plain_torch(
+    kind: HeadKind, largest_batch: int, features: FeatureSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Decay on weights alone, the cosine, smoothed labels: as torch does them (without dropout, which is random)."""
+    monkeypatch.setattr(compiled_fit, "LARGEST_BATCH", largest_batch)
     recipe = replace(TUNED, input_dropout=0.0, dropout=0.0)
     split = uneven_splits()[1]
     (fitted,) = fit(kind, features, [split], recipe=recipe)

@@ -14,6 +14,7 @@ import torch
 from common.features import FeatureSet
 from common.heads.adamw import StackedAdamW
 from common.heads.classifiers import HeadKind, head_title
+from common.heads.compiled_fit import CompiledFit, is_compiled
 from common.heads.cuda_graph import GraphedSteps
 from common.heads.jobs import Curves, FitError, FittedHead, Job
 from common.heads.recipes import Recipe
@@ -39,6 +40,9 @@ class BatchedFit:
         self.n_batches = [math.ceil(len(job.split.train) / recipe.batch_size) for job in jobs]
         steps = [recipe.epochs * number for number in self.n_batches]
         self.optimizer = StackedAdamW(self.heads.layers, self.heads.gradients, self.heads.widths, recipe, steps)
+        self.compiled = (
+            CompiledFit(self.heads.layers, self.rows.width, recipe, steps) if is_compiled(recipe, device) else None
+        )
         # A CUDA graph must not need new numbers from the host, as schedules and dropout do.
         needs_host = recipe.is_cosine or recipe.dropout or recipe.input_dropout
         self.graph = GraphedSteps() if device.type == "cuda" and not needs_host else None
@@ -56,7 +60,12 @@ class BatchedFit:
         batches = self._shuffled_batches(sizes)
         self.loss_sum.zero_()
         first = 0
-        if self.graph is not None:
+        if self.compiled is not None:
+            for head, number in enumerate(self.n_batches):
+                own = [each[:number, head].contiguous() for each in batches]
+                self.loss_sum[head] = self.compiled.run(head, self.rows.scaled, *own[:3])
+            first = self.n_batches[0]
+        elif self.graph is not None:
             first = min(self.n_batches)  # after these, not all heads have batches left
             self.graph.run(self._step, [each[:first] for each in batches])
         for number in range(first, self.n_batches[0]):

@@ -20,6 +20,7 @@ import torch
 from common.features import FeatureSet
 from common.heads.batched_fit import BatchedFit
 from common.heads.classifiers import HeadKind
+from common.heads.compiled_fit import is_compiled
 from common.heads.jobs import FittedHead, Job, Split
 from common.heads.recipes import Recipe
 from common.heads.scaled_rows import ScaledFeatures
@@ -138,6 +139,9 @@ def fit_heads(
     def fit(stack_jobs: Sequence[Job]) -> list[FittedHead]:
         # A step's products are too small to split between cores: each stack has its own core.
         torch.set_num_threads(1)
+        # Moments of weights that are not used any more shrink for ever; below 1e-38 a CPU needs 100 times as long for each.
+        # This holds for the calling thread, and so until the pool ends.
+        torch.set_flush_denormal(True)
         batched = BatchedFit(kind, features, stack_jobs, recipe, device, scaled)
         for _ in range(recipe.epochs):
             if stop.is_set():
@@ -167,8 +171,10 @@ def _stacks(
     size, n_classes, hidden = features.features.shape[1], len(features.class_names), recipe.hidden_dim
     parameters = size * n_classes if kind == "linear" else (size + hidden + n_classes) * hidden
     cached = max(1, CACHED_BYTES // (16 * parameters)) if device.type == "cpu" else len(jobs)
-    # The same number of stacks for every core, of nearly equal size.
+    # The same number of stacks for every core, of nearly equal size. Compiled, nothing is gained by fitting heads together.
     n_stacks = max(1, min(len(jobs), workers * math.ceil(len(jobs) / workers / max(1, cached))))
+    if is_compiled(recipe, device):
+        n_stacks = len(jobs)
     most_scaled = max(1, int(SCALED_BYTES / workers // max(1, 4 * features.features.numel())))
     stacks: list[list[Job]] = []
     for number in range(n_stacks):
