@@ -1,23 +1,21 @@
-"""Cheap reference classifiers, in addition to the heads: scikit-learn's defaults, on the same rows, scaled alike."""
+"""Cheap reference classifiers, in addition to the heads: scikit-learn's, with its defaults, on the same rows, scaled alike."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from common.arrays import Array
+from common.evaluation.logistic_regression import LogisticRegression
 from common.evaluation.outcomes import Outcome
 from common.features import FeatureSet
 from common.heads import Job, Recipe, fit_own_scaler
 from common.progress import progress_bar
 
 PROBES: dict[str, Callable[[int], Any]] = {  # of the number of training rows
-    "logistic_regression": lambda _: LogisticRegression(max_iter=1000),
+    "logistic_regression": lambda _: LogisticRegression,
     "nearest_neighbours": lambda n_train: KNeighborsClassifier(min(5, n_train)),
     "nearest_centroid": lambda _: NearestCentroid(),
 }
@@ -38,11 +36,8 @@ def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Reci
         key = (train.tobytes(), job.split.test.tobytes())
         if key not in predicted:  # nothing in a probe is random: another seed gives the same for the same rows
             scaler = fit_own_scaler(recipe, raw[train])
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # it is recorded instead
-                probe = PROBES[name](len(train)).fit(scaler(raw[train]), labels[train])
-            is_iterative = isinstance(probe, LogisticRegression)
-            converged = bool(probe.n_iter_.max() < probe.max_iter) if is_iterative else None
+            probe = PROBES[name](len(train)).fit(scaler(raw[train]), labels[train])
+            converged = getattr(probe, "converged", None)
             predicted[key] = probe.predict(scaler(raw[job.split.test])), converged
         predictions, converged = predicted[key]
         outcomes.append(Outcome(job.seed, job.split.name, len(train), job.split.test, predictions, converged=converged))
