@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -296,28 +296,36 @@ class _Extraction:
         """Mark this shard as done. If all shards are, assemble the rows and write the file; otherwise None."""
         shard, folder, identity = self.shard, self.work_folder, self.settings.identity
         shard.mark_done(folder, self.rows.failed, identity)
+        features, written = None, False
         with one_at_a_time(folder):
             failed = shard.failures_of_all(folder, identity)
             if failed is None:  # others are not done, or one that finished at the same time has written it
                 written = not (folder / "settings.json").exists()
                 then = f"{self.features_file} is written" if written else f"the last shard writes {self.features_file}"
                 print(f"shard {shard}: {n_own:,} clips done; {then}")
-                return None
-            if shard.count > 1:
-                self._gather(range(len(self.source)))
-            self.rows.failed = {index: why for index, why in failed.items() if not self.rows.samples[index]}
-            if self.rows.pending():
-                raise OutputError(
-                    f"{len(self.rows.pending()):,} clips that a shard had finished are missing or have changed; run every shard "
-                    "again: finished clips are not repeated"
-                )
-            for path in (self.features_file, self.failures_file):
-                remove_leftovers(path)
-            features = self._assemble()
-            self._write_failures(features.meta["failed"])
-            if len(features):
-                features.save(self.features_file)
-            discard(folder)
+            else:
+                features = self._write(failed)
+        if written:  # waiting for the lock has made the folder again
+            self._remove_work_folder()
+        return features
+
+    def _write(self, failed: Mapping[int, str]) -> FeatureSet:
+        """Assemble all rows and write the file; `failed` are those of all shards."""
+        if self.shard.count > 1:
+            self._gather(range(len(self.source)))
+        self.rows.failed = {index: why for index, why in failed.items() if not self.rows.samples[index]}
+        if self.rows.pending():
+            raise OutputError(
+                f"{len(self.rows.pending()):,} clips that a shard had finished are missing or have changed; run every shard "
+                "again: finished clips are not repeated"
+            )
+        for path in (self.features_file, self.failures_file):
+            remove_leftovers(path)
+        features = self._assemble()
+        self._write_failures(features.meta["failed"])
+        if len(features):
+            features.save(self.features_file)
+        discard(self.work_folder)
         return features
 
     def _assemble(self) -> FeatureSet:

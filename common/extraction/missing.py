@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from common.datasets import Clip
 from common.datasets.audio import AudioError
 from common.errors import UserError
 from common.extraction.settings import ClipList
+
+AT_A_TIME = 256  # files that a thread looks for; a task for each takes ten times as long and 2 kB more
 
 
 class MissingClipsError(UserError):
@@ -21,8 +24,9 @@ def find_missing(source: ClipList, is_allowed: bool) -> frozenset[int]:
     allowed."""
     clips = source.clips
     paths = list(dict.fromkeys(clip.path for clip in clips))
+    parts = [paths[start : start + AT_A_TIME] for start in range(0, len(paths), AT_A_TIME)]
     with ThreadPoolExecutor(16) as threads:  # a network disk takes its time for each
-        gone = {path for path, is_gone in zip(paths, threads.map(_is_missing, paths), strict=True) if is_gone}
+        gone = {path for part in threads.map(_missing_of, parts) for path in part}
     missing = [index for index, clip in enumerate(clips) if clip.path in gone]
     if not missing:
         return frozenset()
@@ -40,6 +44,10 @@ def find_missing(source: ClipList, is_allowed: bool) -> frozenset[int]:
 def not_found(clip: Clip) -> str:
     """Why a missing clip failed, as `read_audio` says it too."""
     return str(AudioError(f"{clip.path}: not found"))
+
+
+def _missing_of(paths: Sequence[Path]) -> list[Path]:
+    return [path for path in paths if _is_missing(path)]
 
 
 def _is_missing(path: Path) -> bool:

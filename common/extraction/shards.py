@@ -8,6 +8,7 @@ that was killed can simply be started again.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,11 +79,11 @@ class Shard:
         Each clip goes to the shard with the least work so far (Graham's longest processing time first), so that all
         shards finish at about the same time.
         """
-        loads = [(0.0, shard) for shard in range(self.count)]
+        loads = [(0.0, shard) for shard in range(self.count)]  # a heap: the least work is first
         own = []
         for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-            load, shard = min(loads)
-            loads[shard] = (load + lengths[index], shard)
+            load, shard = loads[0]
+            heapq.heapreplace(loads, (load + lengths[index], shard))
             if shard == self.index:
                 own.append(index)
         return own
@@ -151,7 +152,8 @@ def clip_lengths(work_folder: Path, clips: Sequence[Clip], identity: str) -> lis
         kept = load_torch(path)
         lengths = kept.get("lengths") if isinstance(kept, dict) and kept.get("settings") == identity else None
         if isinstance(lengths, torch.Tensor) and lengths.shape == (len(clips),):
-            return [float(length) for length in lengths.double()]
+            kept_lengths: list[float] = lengths.double().tolist()
+            return kept_lengths
     lengths = [_length_s(clip) for clip in clips]
     save_torch({"settings": identity, "lengths": torch.tensor(lengths, dtype=torch.float64)}, path)
     return lengths
