@@ -9,13 +9,28 @@ formulas are those of torch's fused AdamW; sums are in another order.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numba
 import numpy as np
 
-# Sums may be reordered into vectors. Not allowed is what assumes that no value is infinite or not a number: a fit that
-# diverges must show it.
-_compiled = numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function when it is first called; keep the result for other processes, if there is a place to keep it.
+
+    Sums may be reordered into vectors. Not allowed is what assumes that no value is infinite or not a number: a fit that
+    diverges must show it.
+    """
+    compiler = partial(numba.njit, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+    try:
+        kept: Callable[..., Any] = compiler(cache=True)(function)
+    except (RuntimeError, OSError):  # neither the project's folder nor the user's can be written
+        kept = compiler()(function)
+    return kept
+
+
 BETAS = (0.9, 0.999)
 EPS = 1e-8
 ROWS = 4  # rows of weights, and of a batch, that are computed together
