@@ -132,6 +132,8 @@ def fit_heads(
     order = sorted(range(len(jobs)), key=lambda index: -len(jobs[index].split.train))
     workers = (os.cpu_count() or 1) if device.type == "cpu" else 1
     stacks = _stacks(kind, features, [jobs[index] for index in order], recipe, device, workers)
+    if is_compiled(recipe, device):
+        import common.heads.compiled_steps  # noqa: F401  # here, and not by several threads at once
     total, stop = recipe.epochs * len(jobs), threading.Event()
     scaled = ScaledFeatures(features, stacks, recipe, device)
     bar = progress_bar(total=total, desc=f"fitting {len(jobs)} x {kind}", unit="epoch", leave=False)

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import extract_clips, write_wav
 from heads_helpers import draw_nothing, grouped_features, saved
 from loopback import serving
@@ -30,6 +32,7 @@ from common.download.command import Archive, get
 from common.extraction import Shard
 from common.extraction import extract as extract_module
 from common.files import PROJECT_ROOT
+from common.heads import HEADS, Job, Recipe, Split, fit_heads
 from esc50_feature_fc.esc50 import TASK
 from tests.torture.harness import Attack, Case, require, require_same, silence, tree
 
@@ -75,6 +78,15 @@ def extract_in_shards(common: Path, folder: Path) -> None:
     for index in range(3):
         shard = Shard(index, 3)
         extract_clips(_clips(common), common / "audio", StandIn(), folder / "features.pt", workers=1, shard=shard)
+
+
+def compile_steps() -> None:
+    """Compile the steps of both heads before anything is interrupted: they are kept beside the project, where a case may not
+    write."""
+    features = grouped_features()
+    rows = np.arange(len(features))
+    for kind in HEADS:
+        fit_heads(kind, features, [Job(Split("all", rows, rows), 0)], Recipe(1, 8, 1e-3), torch.device("cpu"))
 
 
 def classify_all(common: Path, folder: Path) -> None:
@@ -367,3 +379,5 @@ ATTACKS = [
     ),
     Attack("a killed study", "make reproduce is killed with all its scripts, then run again", _study, 0, 5, 240.0),
 ]
+
+compile_steps()
