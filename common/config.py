@@ -29,6 +29,7 @@ DEFAULT_CHECKPOINT = Path("pretrained_models") / "AudioSep" / "pytorch_model.bin
 ProtocolName = Literal["official", "random"]
 RecipeName = Literal["paper", "tuned"]
 FigureFormat = Literal["png", "pdf", "svg"]
+DEVICES = "auto, cpu, mps, cuda or cuda:N"
 ScalerName = Literal["standard", "whiten", "none"]
 
 
@@ -107,7 +108,7 @@ class ExtractConfig(Settings):
         "none", "none, zero, or a .npy or .pt file of a 512-d CLAP embedding", "--condition", "WHAT", is_path=True
     )
     precision: str = setting("fp32", "fp32, bf16, auto; on a GPU also tf32, fp16", "--precision", "NAME")
-    device: str = setting("cuda", "auto, cpu, mps, cuda or cuda:N", "--device", "NAME")
+    device: str = setting("cuda", DEVICES, "--device", "NAME")
     workers: int = setting(0, "threads that decode audio; 0: one per core", "--workers", "N", ge=0, le=1024)
     allow_missing: StrictBool = setting(
         False, "leave out clips whose files are missing, counted and recorded", "--allow-missing"
@@ -170,7 +171,7 @@ class FitConfig(Settings):
     random_seed: int = setting(
         42, "seed of initial weights, clip order and random splits", "--seed", "N", ge=0, le=2**32 - 1
     )
-    device: str = setting("cuda", "auto, cpu, mps, cuda or cuda:N", "--device", "NAME")
+    device: str = setting("cuda", DEVICES, "--device", "NAME")
     refit: StrictBool = setting(
         True, "refitting on training and validation clips after the epoch is chosen", "--no-refit"
     )

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
+from common.config import DEVICES
 from common.errors import UserError
 
 # name -> type of the blocks' weights and activations; the STFT, bn0, pre_conv and the pooling are always float32
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GPU_ONLY = ("tf32", "fp16")
-DEVICES = "auto, cpu, mps, cuda or cuda:N"
 
 
 class DeviceError(UserError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,9 +81,7 @@ class StackedAdamW:
         for number, (first, _) in enumerate(self.groups):
             if first >= active:
                 return
-            rate = self.recipe.learning_rate
-            if self.recipe.is_cosine:
-                rate *= 0.5 * (1 + math.cos(math.pi * self.done[number] / self.steps[first]))
+            rate = self.recipe.rate(self.done[number], self.steps[first])
             for decay, groups in self.parameters:
                 own = groups[number]
                 adamw(

@@ -39,10 +39,12 @@ class BatchedFit:
         self.heads = StackedHeads(kind, self.rows.width, len(features.class_names), jobs, recipe, device)
         self.n_batches = [math.ceil(len(job.split.train) / recipe.batch_size) for job in jobs]
         steps = [recipe.epochs * number for number in self.n_batches]
-        self.optimizer = StackedAdamW(self.heads.layers, self.heads.gradients, self.heads.widths, recipe, steps)
-        self.compiled = (
-            CompiledFit(self.heads.layers, self.rows.width, recipe, steps) if is_compiled(recipe, device) else None
-        )
+        # Each keeps moments of its own, as large as the weights.
+        self.compiled: CompiledFit | None = None
+        if is_compiled(recipe, device):
+            self.compiled = CompiledFit(self.heads.layers, self.rows.width, recipe, steps)
+        else:
+            self.optimizer = StackedAdamW(self.heads.layers, self.heads.gradients, self.heads.widths, recipe, steps)
         # A CUDA graph must not need new numbers from the host, as schedules and dropout do.
         needs_host = recipe.is_cosine or recipe.dropout or recipe.input_dropout
         self.graph = GraphedSteps() if device.type == "cuda" and not needs_host else None

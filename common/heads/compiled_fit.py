@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -57,9 +56,7 @@ class CompiledFit:
         layers, means, squares = (
             tuple(layer[head] for layer in kind) for kind in (self.layers, self.means, self.squares)
         )
-        rates = np.full(len(order), recipe.learning_rate)
-        if recipe.is_cosine:
-            rates *= 0.5 * (1 + np.cos(math.pi * np.arange(done, done + len(order)) / self.steps[head]))
+        rates = np.array([recipe.rate(done + step, self.steps[head]) for step in range(len(order))])
         batches = (rows.numpy(), self.width + 1, order.numpy(), labels.numpy(), shares.numpy())
         settings = (done, rates, recipe.weight_decay, np.float32(recipe.label_smoothing))
         self.done[head] += len(order)

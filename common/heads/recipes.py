@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,6 +45,11 @@ class Recipe:
     input_dropout: float = 0.0
     dropout: float = 0.0
     label_smoothing: float = 0.0
+
+    def rate(self, done: int, steps: int) -> float:
+        """The learning rate of the step after `done` of `steps`."""
+        falls = 0.5 * (1 + math.cos(math.pi * done / steps)) if self.is_cosine else 1.0
+        return self.learning_rate * falls
 
 
 # Found by random search over these fields (about 70 trials for the linear head, 90 for the three-layer head) on the

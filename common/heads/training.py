@@ -175,8 +175,7 @@ def _stacks(
     cached = max(1, CACHED_BYTES // (16 * parameters)) if device.type == "cpu" else len(jobs)
     # The same number of stacks for every core, of nearly equal size. Compiled, nothing is gained by fitting heads together.
     n_stacks = max(1, min(len(jobs), workers * math.ceil(len(jobs) / workers / max(1, cached))))
-    if is_compiled(recipe, device):
-        n_stacks = len(jobs)
+    n_stacks = len(jobs) if is_compiled(recipe, device) else n_stacks
     most_scaled = max(1, int(SCALED_BYTES / workers // max(1, 4 * features.features.numel())))
     stacks: list[list[Job]] = []
     for number in range(n_stacks):
