@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from analysis.runs import new_parser, output_folder
 from analysis.studies import find_study
-from common.config import ExtractConfig, FitConfig, load_config
+from common.config import DEVICES, ExtractConfig, FitConfig, load_config
 from common.datasets import Division
 from common.entry import run
 from common.flags import add_figure_format
@@ -85,7 +85,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--recipe", metavar="NAME", help="paper or tuned (default: as configured)")
     parser.add_argument("--epochs", type=int, metavar="N", help="(default: as configured)")
     parser.add_argument("--seeds", type=int, metavar="N", help="(default: as configured)")
-    parser.add_argument("--device", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N (default: auto)")
+    parser.add_argument("--device", metavar="NAME", help=f"{DEVICES} (default: auto)")
     parser.add_argument("--workers", type=int, metavar="N", help="threads that decode audio (default: one per core)")
     parser.add_argument("--overwrite", action="store_true", help="replace features that were made with other settings")
     parser.add_argument(

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from analysis.runs import ENCODERS_FOLDER
 from analysis.studies import STUDIES, Study, find_study
-from common.config import DEFAULT_CHECKPOINT, ConfigError, ExtractConfig, FitConfig, RecipeName, load_config
+from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError, ExtractConfig, FitConfig, RecipeName, load_config
 from common.encoder_name import FORMS, EncoderName, file_of
 from common.entry import run
 from common.files import PROJECT_ROOT
@@ -112,7 +112,7 @@ def _parse(argv: Sequence[str] | None) -> Plan:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="run the code that a model of hf: brings; read it first"
     )
-    parser.add_argument("--device", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N (default: as configured)")
+    parser.add_argument("--device", metavar="NAME", help=f"{DEVICES} (default: as configured)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of the heads (default: 5)")
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs of the heads (default: as configured)")
     parser.add_argument("--recipe", default="paper", metavar="NAME", help="paper or tuned (default: paper)")

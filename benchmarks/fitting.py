@@ -28,9 +28,12 @@ def main() -> None:
     given = parser.parse_args()
     from fitting_runs import compare
 
-    figures = compare(given.device, given.rounds, given.seeds)
+    from common.encoder import resolve_device
+
+    device = resolve_device(given.device)
+    figures = compare(device, given.rounds, given.seeds)
     if given.json:
-        given.json.write_text(json.dumps({"device": given.device, "figures": figures}, indent=1) + "\n")
+        given.json.write_text(json.dumps({"device": str(device), "figures": figures}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from common.encoder import resolve_device
 from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads
 
@@ -45,9 +44,9 @@ def plain_epochs(kind: HeadKind, features: FeatureSet, split: Split, epochs: int
                 module(batch.to(device)).argmax(dim=1).cpu()
 
 
-def compare(device_name: str, rounds: int, seeds: int) -> list[dict[str, Any]]:
+def compare(device: torch.device, rounds: int, seeds: int) -> list[dict[str, Any]]:
     """Fit both ways in turns; print a line and return the figures for each head and number of heads."""
-    device, epochs = resolve_device(device_name), 20
+    epochs = 20
     features = made_up(2000, 50)
     rows = np.arange(2000)
     folds = [Split(f"fold {fold}", rows[rows // 400 != fold], rows[rows // 400 == fold]) for fold in range(5)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.config import DEFAULT_CHECKPOINT, ConfigError
+from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError
 from common.encoder_name import EncoderName
 from common.entry import run
 from common.errors import UserError
@@ -171,9 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--condition", metavar="FILE", help="the condition that the head was trained with, if it was a file"
     )
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N (default: auto)"
-    )
+    parser.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a model of hf: brings")
     return parser
 

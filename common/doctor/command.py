@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common.cli import data_root_of
-from common.config import ExtractConfig, load_config
+from common.config import DEVICES, ExtractConfig, load_config
 from common.datasets import Task
 from common.doctor.findings import BAD, GOOD, NOTE, Finding, Mark
 from common.flags import Parser
@@ -28,9 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)"
     )
     parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="where the one named data set is")
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N (default: auto)"
-    )
+    parser.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
     given = parser.parse_args(argv)
     chosen = [name for name in sets if not given.names or any(name.startswith(want) for want in given.names)]
     unknown = [want for want in given.names if not any(name.startswith(want) for name in sets)]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from common.config import ConfigError, ExtractConfig, metavar_of
+from common.config import DEVICES, ConfigError, ExtractConfig, metavar_of
 from common.encoder_name import FORMS, EncoderName
 from common.entry import run
 from common.errors import UserError
@@ -319,9 +319,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shown = "the encoder's own" if default is None else default
         text = f"{fields[key].description} (default: {shown})"
         parser.add_argument(f"--{key}", default=default, metavar=metavar_of(fields[key]), help=text)
-    parser.add_argument(
-        "--device", default="auto", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N (default: auto)"
-    )
+    parser.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
     parser.add_argument("--trust-remote-code", action="store_true", help=fields["trust_remote_code"].description)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured")
     given = parser.parse_args(argv)
