@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SHARED, needs_shared, noise
 from heads_helpers import on_one_thread
 from hypothesis import given, settings
@@ -43,6 +44,8 @@ from common.encoder.audiosep import MIN_SAMPLES, OUTPUTS, build_encoder
 from common.encoder.condition import read_condition
 from common.encoder.device import DeviceError, resolve_precision
 from common.encoder.network import BLOCKS, weight_shapes
+from common.encoder.padding import fill_padding, padding_mask
+from common.encoder.table import TableConv2d
 from common.encoder.tiling import Tile, plan_tiles
 from common.encoder.winograd import WinogradConv2d
 
@@ -615,6 +618,7 @@ def test_fewer_multiplications_change_no_embedding(capability: str, monkeypatch:
     ]
     # conv1 and conv2 of each block
     assert replaced == [False] * 4 + [True, capability == "AVX2"] + [True] * 8
+    assert fast.network.first_block.table is not None or "fbgemm" not in torch.backends.quantized.supported_engines
     waveforms = [noise(seed, samples) for seed, samples in enumerate([9_920, 33_333, 160_000])]
     expected, got = plain.embed_layers(waveforms), fast.embed_layers(waveforms)
     for layer in LAYERS:
@@ -639,9 +643,43 @@ def test_winograd_equals_the_direct_convolution(
     with torch.no_grad():
         with mock.patch.object(winograd, "MIN_TILES", 1):
             got = WinogradConv2d(conv)(x)
-        expected = conv.double()(x.double())
+        conv, x = conv.double(), x.double()
+        expected = conv(x)
+        # Rounding errors grow with what is added up, also where it cancels out.
+        added_up = F.conv2d(x.abs(), conv.weight.abs(), stride=stride, padding=1)
     assert got.shape == expected.shape
-    assert relative(got, expected) < 1e-5
+    assert float((got - expected).norm() / added_up.norm()) < 5e-6
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    channels=st.integers(1, 9),
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 11), st.integers(1, 20)),
+    n_alike=st.integers(0, 3),
+    n_flat=st.integers(0, 3),
+    is_padded=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_a_table_equals_the_convolution(
+    channels: int, sizes: tuple[int, int, int], n_alike: int, n_flat: int, is_padded: bool, seed: int
+) -> None:
+    """Also of channels that bend at one place, and of channels that do not depend on the spectrogram."""
+    torch.manual_seed(seed)
+    scale, shift = torch.randn(2, channels)
+    scale[:n_alike], shift[:n_alike] = scale[0].clone(), shift[0].clone()
+    scale[channels - n_flat :] = 0
+    conv, x = torch.nn.Conv2d(channels, 5, 3, padding=1), torch.randn(sizes)
+    x[0, 0, 0] = -shift[0] / scale[0] if scale[0] else 0  # where a channel bends
+    ends = torch.randint(0, sizes[1] + 1, (sizes[0],)) if is_padded else torch.full((sizes[0],), sizes[1])
+    mask = padding_mask(int(ends.min()), ends, sizes[1])
+    with torch.no_grad():
+        got = TableConv2d(scale, shift, 0.01, conv)(x, mask)
+        conv, scaled, shift = conv.double(), x[:, None].double() * scale.view(-1, 1, 1).double(), shift.view(-1, 1, 1)
+        expected = conv(fill_padding(F.leaky_relu(scaled + shift, 0.01), mask))
+        assert conv.bias is not None
+        added_up = F.conv2d(scaled.abs() + shift.abs(), conv.weight.abs(), conv.bias.abs(), padding=1)
+    assert got.shape == expected.shape
+    assert float(fill_padding(got - expected, mask).norm() / added_up.norm()) < 1e-6
 
 
 @pytest.mark.mps

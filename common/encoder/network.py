@@ -27,7 +27,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.encoder.condition import CONDITION_SIZE
+from common.encoder.padding import PaddingMask, fill_padding, padding_mask
 from common.encoder.pooling import to_device
+from common.encoder.table import TableConv2d, table_pays
 from common.encoder.winograd import WinogradConv2d, pays
 
 SAMPLE_RATE = 32_000  # Hz
@@ -61,19 +63,6 @@ FREQUENCIES = dict(
 TIME_POOLINGS = dict(zip(LAYERS, itertools.accumulate((block[4][0] // 2 for block in BLOCKS), initial=0), strict=True))
 # Frames of the first block's input computed at a time, 131 kB of float32 each; 32 was the fastest of 2 to 512 on a CPU.
 CPU_PART, GPU_PART = 32, 2048
-
-
-@dataclass(frozen=True)
-class PaddingMask:
-    """Which positions of a batch are padding.
-
-    Attributes:
-        first: the first position in time that is padding in any item.
-        is_padding: (B, 1, time - first, 1) bool, from `first` on.
-    """
-
-    first: int
-    is_padding: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -131,7 +120,9 @@ class ResUNet30Encoder(nn.Module):
         return [self.first_block, *(block for block in self.later_blocks if isinstance(block, _Block))]
 
     def multiply_less(self) -> None:
-        """Compute the convolutions of many channels with fewer multiplications, which pays on a CPU in float32."""
+        """Compute convolutions with fewer multiplications where it pays: on a CPU in float32."""
+        if table_pays():
+            self.first_block.use_table()
         for block in self.blocks:
             for name, conv in (("conv1", block.conv1), ("conv2", block.conv2)):
                 if isinstance(conv, nn.Conv2d) and pays(conv):
@@ -158,16 +149,14 @@ class ResUNet30Encoder(nn.Module):
         """
         x = self.normalised_magnitude(samples)
         if sounding is not None:
-            mask = _padding_mask(min(sounding), to_device(sounding, x.device), x)
-            if mask is not None:
-                x[:, mask.first :].masked_fill_(mask.is_padding[:, 0], 0)
+            fill_padding(x, padding_mask(min(sounding), to_device(sounding, x.device), x.shape[1]))
         if "pre_conv" in layers:
             yield LayerOutput("pre_conv", 0, self.first_block.pre_conv(x))
         ends, level = to_device(lengths, x.device), 0
         for number, block in enumerate(self.blocks, start=1):
             if not set(LAYERS[number:]) & set(layers):
                 return
-            x = block(x, _padding_mask(min(lengths) >> level, ends >> level, x))
+            x = block(x, padding_mask(min(lengths) >> level, ends >> level, x.shape[-2]))
             level += block.pooling[0] - 1
             if LAYERS[number] in layers:
                 yield LayerOutput(LAYERS[number], level, x)
@@ -249,16 +238,20 @@ class _Block(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
         """(B, channels_in, time, frequency) -> (B, channels_out, time // pooling[0], frequency // pooling[1])."""
-        activated, pooled = self._branch_inputs(x)
-        hidden = F.leaky_relu_(self.conv1(_zero_padding(activated, mask)), LEAKY_SLOPE)
-        del activated
-        residual: torch.Tensor = self.conv2(_zero_padding(hidden, mask))
+        hidden = F.leaky_relu_(self._convolved(x, mask), LEAKY_SLOPE)
+        residual: torch.Tensor = self.conv2(fill_padding(hidden, mask))
+        del hidden
+        pooled = self._pooled(x)
         return residual.add_(pooled if self.shortcut is None else self.shortcut(pooled))
 
-    def _branch_inputs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The inputs of conv1 and of the shortcut."""
+    def _convolved(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
+        """The output of conv1."""
         activated = F.leaky_relu_(torch.addcmul(self.shift, x, self.scale), LEAKY_SLOPE)
-        return activated, x if self.pooling == (1, 1) else F.avg_pool2d(x, self.pooling)
+        return self.conv1(fill_padding(activated, mask))  # type: ignore[no-any-return]
+
+    def _pooled(self, x: torch.Tensor) -> torch.Tensor:
+        """The input of the shortcut."""
+        return x if self.pooling == (1, 1) else F.avg_pool2d(x, self.pooling)
 
 
 class _FirstBlock(_Block):
@@ -274,19 +267,29 @@ class _FirstBlock(_Block):
         # float32, like the spectrogram
         self.scale, self.shift = nn.Buffer(torch.empty(channels_in)), nn.Buffer(torch.empty(channels_in))
         self.pre_weight, self.pre_bias = nn.Buffer(torch.empty(channels_in)), nn.Buffer(torch.empty(channels_in))
+        self.table: TableConv2d | None = None
 
     def pre_conv(self, spectrogram: torch.Tensor) -> torch.Tensor:
         """(B, time, frequency) -> (B, 32, time, frequency), channels last in memory."""
         return torch.addcmul(self.pre_bias, spectrogram[..., None], self.pre_weight).permute(0, 3, 1, 2)
 
-    def _branch_inputs(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def use_table(self) -> None:
+        """Read conv1's outputs from a table."""
+        self.table = TableConv2d(self.scale, self.shift, LEAKY_SLOPE, self.conv1)
+
+    def _convolved(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
+        if self.table is not None:
+            return self.table(x, mask)  # type: ignore[no-any-return]
         activated = x.new_empty(*x.shape, len(self.scale), dtype=self.dtype)
         # In parts: on a CPU a few frames, which stay in its cache between the three steps; on a GPU a few items, since
         # float32 values of all would double the memory.
         size, dim = (CPU_PART, 1) if x.device.type == "cpu" else (max(1, GPU_PART // x.shape[1]), 0)
         for part, target in zip(x.split(size, dim), activated.split(size, dim), strict=True):
             target.copy_(F.leaky_relu_(torch.addcmul(self.shift, part[..., None], self.scale), LEAKY_SLOPE))
-        return activated.permute(0, 3, 1, 2), self.pre_conv(F.avg_pool2d(x, self.pooling)).to(self.dtype)
+        return self.conv1(fill_padding(activated.permute(0, 3, 1, 2), mask))  # type: ignore[no-any-return]
+
+    def _pooled(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pre_conv(F.avg_pool2d(x, self.pooling)).to(self.dtype)
 
 
 def _pooled_kernel(kernel: torch.Tensor, pooling: tuple[int, int]) -> torch.Tensor:
@@ -297,20 +300,3 @@ def _pooled_kernel(kernel: torch.Tensor, pooling: tuple[int, int]) -> torch.Tens
         for right in range(frequency):
             pooled[:, :, down : down + 3, right : right + 3] += kernel / (time * frequency)
     return pooled
-
-
-def _padding_mask(first: int, ends: torch.Tensor, x: torch.Tensor) -> PaddingMask | None:
-    """The padding mask of x, (B, channels, time, frequency) or (B, time, frequency), whose items end at `ends` (B,),
-    the shortest at `first`; None if nothing is padded."""
-    width = x.shape[-2]
-    if first == width:
-        return None
-    is_padding = torch.arange(first, width, device=x.device) >= ends[:, None]
-    return PaddingMask(first, is_padding[:, None, :, None])
-
-
-def _zero_padding(x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
-    """Set the padding of x, (B, channels, time, frequency), to zero in place."""
-    if mask is not None:
-        x[:, :, mask.first :].masked_fill_(mask.is_padding, 0)
-    return x
