@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 # Threads that wait should not keep a core busy. It is read when torch is loaded, so it comes first.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -17,8 +18,9 @@ import torch
 from stand_in import StandIn, load_stand_in
 
 from common.datasets import Clip
-from common.encoder import AudioSepEncoder, Encoder, choose, find_output, load_encoder
+from common.encoder import AudioSepEncoder, Encoder, checkpoint, choose, find_output, load_encoder
 from common.encoder.audiosep import DEFAULT_LAYER, DEFAULT_POOL
+from common.encoder.checkpoint import Weights
 from common.extraction import ClipList, ExtractOptions, Shard, extract
 from common.features import FeatureSet
 from common.files import PROJECT_ROOT
@@ -40,6 +42,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no Apple silicon here"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def draw_weights_once() -> Iterator[None]:
+    """Untrained weights, which take half a second, are drawn once; encoders copy them."""
+    drawn: dict[tuple[str, tuple[tuple[str, tuple[int, ...]], ...]], Weights] = {}
+    draw = checkpoint._random_weights
+
+    def kept(name: str, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
+        key = (name, tuple(shapes.items()))
+        if key not in drawn:
+            drawn[key] = draw(name, shapes)
+        return drawn[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_random_weights", kept)
+        yield
+
+
 @pytest.fixture(scope="session")
 def encoder() -> AudioSepEncoder:
     return load_encoder("random:2024", device="cpu")
@@ -57,11 +76,20 @@ def scripts_load_the_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "load_encoder", load_stand_in)
 
 
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Let figures be empty files: drawing them takes longer than all the rest of a small run."""
+
+    def write(*arguments: Any) -> None:
+        Path(arguments[-1]).touch()
+
+    for name in ("plot_confusion", "plot_curves", "plot_label_efficiency", "plot_per_class", "plot_reliability"):
+        patch.setattr(f"common.evaluation.classify.{name}", write)
+
+
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Empty files for a classification's figures, which take longer than all the rest and have tests of their own."""
-    for name in ("plot_confusion", "plot_per_class", "plot_curves", "plot_reliability"):
-        monkeypatch.setattr(f"common.evaluation.classify.{name}", lambda *arguments: arguments[-1].touch())
+    """Empty files for a classification's figures, which have tests of their own."""
+    draw_nothing(monkeypatch)
 
 
 def extract_clips(

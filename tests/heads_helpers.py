@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from conftest import made_up_features
 from threadpoolctl import threadpool_limits
@@ -104,13 +103,3 @@ def classify(*flags: object) -> Result:
         except SystemExit as stop:
             status = int(stop.code or 0)
     return Result(status, printed.getvalue(), errors.getvalue())
-
-
-def draw_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Let figures be empty files: drawing them takes longer than all the rest of a small run."""
-
-    def write(*arguments: Any) -> None:
-        Path(arguments[-1]).touch()
-
-    for name in ("plot_confusion", "plot_curves", "plot_label_efficiency", "plot_per_class", "plot_reliability"):
-        patch.setattr(f"common.evaluation.classify.{name}", write)

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import PROJECT_ROOT
-from heads_helpers import CPU, draw_nothing, fit_config, noise_like, on_one_thread
+from conftest import PROJECT_ROOT, draw_nothing
+from heads_helpers import CPU, fit_config, noise_like, on_one_thread
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from plain_encoder import use_narrow_network

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from heads_helpers import Result, classify, draw_nothing
+from heads_helpers import Result, classify
 
 from analysis.runs import read_runs
 from analysis.summary import summary_rows
@@ -39,13 +39,8 @@ EXACT = 1e-9  # scores are shares of clips, so that the same predictions give th
 # Losses are sums of float32, whose rounding differs between kinds of CPU.
 LOSS = 1e-4
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 each_run = pytest.mark.parametrize("name", FLAGS)
-
-
-@pytest.fixture(autouse=True)
-def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are empty files in this file's tests."""
-    draw_nothing(monkeypatch)
 
 
 def stored(name: str) -> dict[str, Any]:

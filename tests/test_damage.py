@@ -17,7 +17,8 @@ import processes
 import pytest
 import stand_in
 import torch
-from heads_helpers import classify, draw_nothing, grouped_features, run, saved
+from conftest import draw_nothing
+from heads_helpers import classify, grouped_features, run, saved
 
 from analysis.report import _map
 from analysis.runs import read_runs

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -41,19 +43,30 @@ def of_encoder(features: FeatureSet, name: str, **changes: object) -> FeatureSet
     return replace(features, meta={**meta, **changes})
 
 
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where every classification is kept, since many tests want the same one."""
+    return tmp_path_factory.mktemp("classified")
+
+
 @pytest.fixture
-def classify(tmp_path: Path, no_figures: None) -> Classify:
+def classify(tmp_path: Path, classified: Path, no_figures: None) -> Classify:
     """Classify features into the folder of their name; returns the folder of all results."""
 
     def run(features: FeatureSet, name: str, *flags: str) -> Path:
-        features.save(tmp_path / f"{name}.pt")
-        flags = ("--epochs", "4", "--learning-rate", "0.01", "--seeds", "2", "--hidden-dim", "16", *flags)
-        folder = tmp_path / "results"
-        with on_one_thread():
-            classify_main(
-                TASK, ["--features", str(tmp_path / f"{name}.pt"), "--output-dir", str(folder / name), *flags]
-            )
-        return folder
+        path = tmp_path / f"{name}.pt"
+        features.save(path)
+        key = hashlib.sha256(path.read_bytes() + repr((name, flags)).encode()).hexdigest()
+        kept = classified / key / name
+        if not kept.exists():
+            kept.parent.mkdir()
+            own = kept.parent / path.name
+            shutil.copy(path, own)
+            flags = ("--epochs", "4", "--learning-rate", "0.01", "--seeds", "2", "--hidden-dim", "16", *flags)
+            with on_one_thread():
+                classify_main(TASK, ["--features", str(own), "--output-dir", str(kept), *flags])
+        shutil.copytree(kept, tmp_path / "results" / name)
+        return tmp_path / "results"
 
     return run
 

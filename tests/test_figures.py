@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from heads_helpers import classify, draw_nothing, saved, small_features
+from conftest import draw_nothing
+from heads_helpers import classify, saved, small_features
 from matplotlib.figure import Figure
 
 from common.evaluation import plots

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import SHARED, needs_shared, noise, write_wav
+from conftest import SHARED, draw_nothing, needs_shared, noise, write_wav
 from heads_helpers import on_one_thread
 
 from analysis import summary
@@ -37,6 +37,7 @@ from own_sounds.sounds import Source
 from speaker_recognition import librispeech
 from urbansound8k_feature_fc import urbansound8k
 
+pytestmark = pytest.mark.usefixtures("no_figures")
 FAST = ("--encoder", "logmel", "--epochs", "4", "--learning-rate", "0.01", "--hidden-dim", "16")
 
 
@@ -64,8 +65,11 @@ def digits(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
+    return folder_of_classes(tmp_path / "My sounds")
+
+
+def folder_of_classes(root: Path) -> Path:
     """A sub-folder per class."""
-    root = tmp_path / "My sounds"
     for place, name in enumerate(("high", "low")):
         for number in range(8):
             tone(root / name / f"{number}.wav", 2000 - 1700 * place, number, seconds=1)
@@ -337,10 +341,19 @@ def test_waveforms_at_another_rate_are_resampled(tmp_path: Path) -> None:
 # Predictions
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        draw_nothing(patch)
+        probe(folder_of_classes(folder / "My sounds"), "--output-dir", folder / "out", "--no-refit")
+    return folder / "out"
+
+
 @pytest.fixture
-def head(classes: Path, tmp_path: Path) -> Path:
-    probe(classes, "--output-dir", tmp_path / "trained", "--no-refit")
-    return tmp_path / "trained" / "own_my_sounds_linear_classifier.pt"
+def head(trained_once: Path, tmp_path: Path) -> Path:
+    """A head trained on `folder_of_classes`."""
+    return Path(shutil.copytree(trained_once, tmp_path / "trained")) / "own_my_sounds_linear_classifier.pt"
 
 
 def test_what_a_head_hears(head: Path, classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

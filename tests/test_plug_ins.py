@@ -105,6 +105,7 @@ def test_names_of_files() -> None:
     assert slug_of(LogMelStatistics.info.encoder) == "logmel"
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_from_the_command_line_to_the_scores(
     module: Path, esc50_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -448,6 +449,7 @@ def nearest_neighbour(embeddings: torch.Tensor, labels: np.ndarray, groups: np.n
 
 
 @needs_shared
+@pytest.mark.slow
 def test_each_encoder_is_best_at_what_it_was_trained_for() -> None:
     """Speakers against digits: a path that mixed up rates, scales or rows would not show both."""
     paths = sorted((SHARED / "real_audio" / "speech_commands").glob("[a-z]*/*.wav"))

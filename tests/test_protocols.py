@@ -11,7 +11,6 @@ import pytest
 from heads_helpers import (
     CPU,
     classify,
-    draw_nothing,
     fit_config,
     grouped_features,
     noise_like,
@@ -27,12 +26,6 @@ from common.evaluation.splits import make_splits, random_split, with_validation
 from common.evaluation.tables import remarks
 from common.heads import HEADS, TUNED, Recipe, fit_scaler, recipe_for
 from common.heads.recipes import shrinkage_for
-
-
-@pytest.fixture
-def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are empty files in this test."""
-    draw_nothing(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +208,8 @@ def test_the_tuned_shrinkage_falls_with_the_number_of_clips() -> None:
     assert shrinkage_for(Recipe(1, 8, 1e-3), None, 1600, 384) is None
 
 
-def test_the_whole_command(tmp_path: Path) -> None:
-    """With the figures as they are: what is printed, and what every file holds."""
+def test_the_whole_command(no_figures: None, tmp_path: Path) -> None:
+    """What is printed, and what every file holds."""
     features = grouped_features(folds=3)
     features = replace(features, meta={"checkpoint": "random:0"})
     shuffled = np.random.default_rng(0).permutation(len(features))
@@ -252,7 +245,7 @@ def test_the_whole_command(tmp_path: Path) -> None:
     assert "holds the results of another run" in other_run.stderr
 
 
-def test_without_an_official_division_both_protocols_are_one(no_drawing: None, tmp_path: Path) -> None:
+def test_without_an_official_division_both_protocols_are_one(no_figures: None, tmp_path: Path) -> None:
     features = saved(replace(grouped_features(), folds=None), tmp_path / "features.pt")
     result = classify("--features", features, "--output-dir", tmp_path / "results", "--protocol", "both", "--epochs", 2)
     assert "has no official division" in result.stdout
@@ -269,7 +262,7 @@ def test_control_features_of_other_clips(tmp_path: Path) -> None:
     assert "lacks 70 of the clips" in result.stderr
 
 
-def test_other_controls_are_another_run(no_drawing: None, tmp_path: Path) -> None:
+def test_other_controls_are_another_run(no_figures: None, tmp_path: Path) -> None:
     features = grouped_features()
     one = saved(noise_like(features, seed=1), tmp_path / "a" / "f.pt")
     other = saved(noise_like(features, seed=2), tmp_path / "b" / "f.pt")
@@ -286,7 +279,7 @@ def test_other_controls_are_another_run(no_drawing: None, tmp_path: Path) -> Non
     assert "control_sha256 was" in changed.stderr
 
 
-def test_nothing_of_an_earlier_run_stays(no_drawing: None, tmp_path: Path) -> None:
+def test_nothing_of_an_earlier_run_stays(no_figures: None, tmp_path: Path) -> None:
     results = tmp_path / "results"
     flags = ("--features", saved(grouped_features(), tmp_path / "f.pt"), "--output-dir", results, "--epochs", 2)
     assert classify(*flags, "--protocol", "both", "--markdown", "--label-fractions", 0.5).returncode == 0
@@ -298,7 +291,7 @@ def test_nothing_of_an_earlier_run_stays(no_drawing: None, tmp_path: Path) -> No
     assert {path.name for path in results.iterdir()} == {"result.json", "notes.txt", *record.files}
 
 
-def test_a_fold_that_can_hold_out_nothing_is_fitted_with_the_others(no_drawing: None, tmp_path: Path) -> None:
+def test_a_fold_that_can_hold_out_nothing_is_fitted_with_the_others(no_figures: None, tmp_path: Path) -> None:
     features = small_features(folds=2)
     assert features.folds is not None
     is_rare = ((features.labels == 3) & (features.folds == 1)).numpy()
@@ -310,7 +303,7 @@ def test_a_fold_that_can_hold_out_nothing_is_fitted_with_the_others(no_drawing: 
     assert words in result.words
 
 
-def test_ones_own_configuration_overrides_the_tuned_recipe(no_drawing: None, tmp_path: Path) -> None:
+def test_ones_own_configuration_overrides_the_tuned_recipe(no_figures: None, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("recipe: tuned\nepochs: 3\n")
     flags = ("--features", saved(grouped_features(), tmp_path / "f.pt"), "--output-dir", tmp_path / "results")
     assert classify(*flags, "--config", tmp_path / "own.yaml").returncode == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from heads_helpers import draw_nothing
+from conftest import draw_nothing
 
 from analysis.report_page import DrawnMap, ReportedRun, render
 from analysis.runs import Run, read_runs

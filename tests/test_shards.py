@@ -182,6 +182,7 @@ def test_a_killed_shard_is_started_again_and_loses_nothing(
 
 
 @pytest.mark.usefixtures("scripts_load_the_stand_in")
+@pytest.mark.slow
 def test_torchrun_makes_the_file_of_one_process(esc50_root: Path, tmp_path: Path) -> None:
     flags = ["--data-root", str(esc50_root), "--checkpoint", "random:0", "--device", "cpu", "--output"]
     extract_main(TASK, [*flags, str(tmp_path / "whole.pt")])

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from sklearn.metrics import (
     accuracy_score,
-    f1_score,
     precision_recall_fscore_support,
-    recall_score,
     roc_curve,
     top_k_accuracy_score,
 )
@@ -35,11 +33,11 @@ def scores(labels: Array, predictions: Array, n_classes: int, logits: Array | No
         never predicted has F1 0, and one that never occurs counts too; ``top5_accuracy`` if there are logits
         (N, C) and 30 classes or more.
     """
-    occurring = np.unique(labels)
+    _, recall, f1, _ = precision_recall_fscore_support(labels, predictions, labels=range(n_classes), zero_division=0)
     scored = {
         "accuracy": float(accuracy_score(labels, predictions)),
-        "balanced_accuracy": float(recall_score(labels, predictions, labels=occurring, average="macro")),
-        "macro_f1": float(f1_score(labels, predictions, labels=range(n_classes), average="macro", zero_division=0)),
+        "balanced_accuracy": float(recall[np.unique(labels)].mean()),
+        "macro_f1": float(f1.mean()),
     }
     if logits is not None and n_classes >= TOP5_CLASSES:
         scored["top5_accuracy"] = float(top_k_accuracy_score(labels, logits, k=5, labels=range(n_classes)))

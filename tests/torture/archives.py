@@ -399,11 +399,11 @@ ATTACKS = [
         "damaged archives",
         "bits flipped, pieces cut, zeroed or doubled in zip, tar, gzip, bzip2 and xz",
         damaged,
-        5,
+        2,
         300,
     ),
     Attack(
-        "hostile archives", "paths that lead out, links, devices, bombs, lies about sizes and numbers", hostile, 5, 300
+        "hostile archives", "paths that lead out, links, devices, bombs, lies about sizes and numbers", hostile, 2, 300
     ),
-    Attack("not archives", "other files and noise in place of an archive", nothing_like_it, 3, 100),
+    Attack("not archives", "other files and noise in place of an archive", nothing_like_it, 2, 100),
 ]

@@ -235,14 +235,14 @@ ATTACKS = [
         "damaged files that are read again",
         "a bit or byte changed, pieces cut, zeroed or doubled in " + ", ".join(kind.name for kind in KINDS),
         _read_again,
-        5,
+        3,
         800,
     ),
     Attack(
         "damaged unfinished work",
         "the same in chunks, notes, settings and lengths of an extraction in shards, or other content in their places",
         _unfinished,
-        8,
+        3,
         600,
     ),
 ]

@@ -214,12 +214,10 @@ ATTACKS = [
         "hostile feature files",
         "well-formed files with sparse, complex or endless tensors, huge labels and names, provenance that is no JSON; classified",
         _hostile_features,
-        4,
+        2,
         500,
         has_answer=False,
     ),
-    Attack(
-        "hostile heads", "the same in trained heads, which are then used", _hostile_heads, 15, 500, has_answer=False
-    ),
-    Attack("code in files", "pickles that would run code, as features and as heads", _code, 4, 20),
+    Attack("hostile heads", "the same in trained heads, which are then used", _hostile_heads, 3, 500, has_answer=False),
+    Attack("code in files", "pickles that would run code, as features and as heads", _code, 2, 20),
 ]

@@ -138,9 +138,9 @@ def _main(main: Callable[[], None]) -> None:
 
 
 WORKS = [
-    Work("extraction", extract_all, 5, 160),
-    Work("extraction in three shards", extract_in_shards, 3, 200),
-    Work("download", download_all, 4, 120),
+    Work("extraction", extract_all, 2, 160),
+    Work("extraction in three shards", extract_in_shards, 1, 200),
+    Work("download", download_all, 2, 120),
     Work("classification", classify_all, 1, 100),
 ]
 

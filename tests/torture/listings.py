@@ -630,7 +630,7 @@ ATTACKS = [
             reader.name,
             "fields, lines, bytes and encodings changed, files missing or in the wrong place",
             partial(listing_cases, reader),
-            4,
+            2,
             has_answer=False,
         )
         for reader in READERS
@@ -639,16 +639,16 @@ ATTACKS = [
         "settings",
         "settings files in YAML that are wrong, endless, nested, or would run code",
         settings,
-        4,
+        2,
         has_answer=False,
     ),
     Attack(
         "conditions",
         "conditions of other types and sizes, damaged, or with headers that lie",
         conditions,
-        4,
+        2,
         400,
         has_answer=False,
     ),
-    Attack("notes of downloads", "damaged and forged notes beside half-finished downloads", notes, 4),
+    Attack("notes of downloads", "damaged and forged notes beside half-finished downloads", notes, 2),
 ]

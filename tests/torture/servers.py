@@ -501,7 +501,7 @@ ATTACKS = [
         "hostile servers",
         "answers that are cut, stalled, endless, contradictory, redirected in circles, or not HTTP at all",
         hostile,
-        4,
+        2,
         80,
     )
 ]

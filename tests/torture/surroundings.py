@@ -401,21 +401,21 @@ def _few_descriptors(rng: random.Random, common: Path) -> Iterator[Case]:
 
 ATTACKS = [
     Attack(
-        "full disks", "a file system with room for a few kilobytes, or a few files; then with room", _full_disks, 2, 100
+        "full disks", "a file system with room for a few kilobytes, or a few files; then with room", _full_disks, 1, 100
     ),
     Attack(
-        "several processes", "two to five processes, or shards, write one file at the same time", _two_processes, 3, 200
+        "several processes", "two to five processes, or shards, write one file at the same time", _two_processes, 2, 200
     ),
-    Attack("clocks", "a clock that stands still or jumps by years, with a kill between", _clocks, 2, 100),
+    Attack("clocks", "a clock that stands still or jumps by years, with a kill between", _clocks, 1, 100),
     Attack("little memory", "a clip of ten minutes where 10 to 300 MB are left", _memory, 1, 40),
-    Attack("terminals", "closed streams, readers that have ended, a terminal on a full disk", _terminals, 8, 20),
+    Attack("terminals", "closed streams, readers that have ended, a terminal on a full disk", _terminals, 3, 20),
     Attack(
         "places",
         "names of 1 to 300 letters, links, pipes, sockets and devices in the place of the output",
         _places,
-        12,
+        4,
         240,
     ),
-    Attack("hanging decoders", "clips whose decoding never ends", _hanging, 2, 40),
-    Attack("few open files", "a limit of 3 to 39 open files", _few_descriptors, 4, 40),
+    Attack("hanging decoders", "clips whose decoding never ends", _hanging, 1, 40),
+    Attack("few open files", "a limit of 3 to 39 open files", _few_descriptors, 2, 40),
 ]
