@@ -272,7 +272,7 @@ def test_a_click_plays_the_clip_from_the_folder_beside_it(open_report: Open, run
 
 
 @needs_browser
-@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
+@pytest.mark.parametrize(("theme", "width"), [pytest.param("light", 1280, marks=pytest.mark.slow), ("dark", 390)])
 def test_it_is_accessible_and_fits_the_screen(
     open_report: Open, run: Run, tmp_path: Path, theme: str, width: int
 ) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import extract_clips, write_wav
-from heads_helpers import classify, draw_nothing, grouped_features, run, saved
+from conftest import draw_nothing, extract_clips, write_wav
+from heads_helpers import classify, grouped_features, run, saved
 from stand_in import StandIn
 
 from analysis.encoders import _Hits

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from heads_helpers import classify, draw_nothing, grouped_features, run, saved
+from conftest import draw_nothing
+from heads_helpers import classify, grouped_features, run, saved
 
 from common.errors import UserError
 from common.evaluation.record import RunRecord

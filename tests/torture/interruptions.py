@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import extract_clips, write_wav
-from heads_helpers import draw_nothing, grouped_features, saved
+from conftest import draw_nothing, extract_clips, write_wav
+from heads_helpers import grouped_features, saved
 from loopback import serving
 from stand_in import StandIn
 
