@@ -62,7 +62,18 @@ def classify(tmp_path: Path, classified: Path, no_figures: None) -> Classify:
             kept.parent.mkdir()
             own = kept.parent / path.name
             shutil.copy(path, own)
-            flags = ("--epochs", "4", "--learning-rate", "0.01", "--seeds", "2", "--hidden-dim", "16", *flags)
+            flags = (
+                "--epochs",
+                "4",
+                "--learning-rate",
+                "0.01",
+                "--seeds",
+                "2",
+                "--hidden-dim",
+                "16",
+                "--no-refit",
+                *flags,
+            )
             with on_one_thread():
                 classify_main(TASK, ["--features", str(own), "--output-dir", str(kept), *flags])
         shutil.copytree(kept, tmp_path / "results" / name)

@@ -38,7 +38,7 @@ from speaker_recognition import librispeech
 from urbansound8k_feature_fc import urbansound8k
 
 pytestmark = pytest.mark.usefixtures("no_figures")
-FAST = ("--encoder", "logmel", "--epochs", "4", "--learning-rate", "0.01", "--hidden-dim", "16")
+FAST = ("--encoder", "logmel", "--epochs", "4", "--learning-rate", "0.01", "--hidden-dim", "16", "--no-refit")
 
 
 def tone(path: Path, hertz: float, seed: int = 0, seconds: float = 0.3, rate: int = 16_000) -> Path:
@@ -346,7 +346,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         draw_nothing(patch)
-        probe(folder_of_classes(folder / "My sounds"), "--output-dir", folder / "out", "--no-refit")
+        probe(folder_of_classes(folder / "My sounds"), "--output-dir", folder / "out")
     return folder / "out"
 
 
