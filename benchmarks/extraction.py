@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 import common  # noqa: F401  # first: it says what is missing
 
-# The environment by which each library that torch computes with is held to older instructions.
+# The environment by which the libraries that torch computes with are held to older instructions; FBGEMM, which reads the
+# first convolution's table, has none.
 ISAS = {
     "avx2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"},
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "MKL_ENABLE_INSTRUCTIONS": "AVX512"},

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import functools
+import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from common.datasets import Clip
 from common.encoder import AudioSepEncoder, Encoder, checkpoint, choose, find_output, load_encoder
 from common.encoder.audiosep import DEFAULT_LAYER, DEFAULT_POOL
 from common.encoder.checkpoint import Weights
+from common.evaluation import plots
 from common.extraction import ClipList, ExtractOptions, Shard, extract
 from common.features import FeatureSet
 from common.files import PROJECT_ROOT
@@ -79,11 +82,13 @@ def scripts_load_the_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def draw_nothing(patch: pytest.MonkeyPatch) -> None:
     """Let figures be empty files: drawing them takes longer than all the rest of a small run."""
 
-    def write(*arguments: Any) -> None:
+    def write(plot: Callable[..., None], *arguments: Any) -> None:
+        inspect.signature(plot).bind(*arguments)
         Path(arguments[-1]).touch()
 
     for name in ("plot_confusion", "plot_curves", "plot_label_efficiency", "plot_per_class", "plot_reliability"):
-        patch.setattr(f"common.evaluation.classify.{name}", write)
+        plot = getattr(plots, name)
+        patch.setattr(f"common.evaluation.classify.{name}", functools.partial(write, plot))
 
 
 @pytest.fixture

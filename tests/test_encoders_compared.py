@@ -27,6 +27,7 @@ from common.features import FeatureFileError, FeatureSet
 from esc50_feature_fc.esc50 import TASK
 
 Classify = Callable[..., Path]
+FAST = ("--epochs", "4", "--learning-rate", "0.01", "--seeds", "2", "--hidden-dim", "16", "--no-refit")
 
 
 def of_encoder(features: FeatureSet, name: str, **changes: object) -> FeatureSet:
@@ -59,23 +60,13 @@ def classify(tmp_path: Path, classified: Path, no_figures: None) -> Classify:
         key = hashlib.sha256(path.read_bytes() + repr((name, flags)).encode()).hexdigest()
         kept = classified / key / name
         if not kept.exists():
-            kept.parent.mkdir()
-            own = kept.parent / path.name
-            shutil.copy(path, own)
-            flags = (
-                "--epochs",
-                "4",
-                "--learning-rate",
-                "0.01",
-                "--seeds",
-                "2",
-                "--hidden-dim",
-                "16",
-                "--no-refit",
-                *flags,
-            )
+            kept.parent.mkdir(exist_ok=True)
+            features_path, made = shutil.copy(path, kept.parent), kept.with_name("unfinished")
             with on_one_thread():
-                classify_main(TASK, ["--features", str(own), "--output-dir", str(kept), *flags])
+                classify_main(
+                    TASK, ["--features", features_path, "--output-dir", str(made), *FAST, *flags, "--overwrite"]
+                )
+            made.rename(kept)
         shutil.copytree(kept, tmp_path / "results" / name)
         return tmp_path / "results"
 

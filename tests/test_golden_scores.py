@@ -21,7 +21,7 @@ TOLERANCE = {"linear": 0.0005, "three_layer": 0.0075}
 @needs_shared
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "linear", "three_layer"), [("paper", 45.6, 39.6), ("tuned", 64.7, 67.4)], ids=["paper", "tuned"]
+    ("recipe", "linear", "three_layer"), [("paper", 45.6, 39.9), ("tuned", 64.7, 67.4)], ids=["paper", "tuned"]
 )
 def test_scores_of_the_published_features(recipe: str, linear: float, three_layer: float, tmp_path: Path) -> None:
     classify_main(

@@ -278,7 +278,7 @@ class _FirstBlock(_Block):
         self.table = TableConv2d(self.scale, self.shift, LEAKY_SLOPE, self.conv1)
 
     def _convolved(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
-        if self.table is not None:
+        if self.table is not None and x.device.type == "cpu":  # an encoder may be moved
             return self.table(x, mask)  # type: ignore[no-any-return]
         activated = x.new_empty(*x.shape, len(self.scale), dtype=self.dtype)
         # In parts: on a CPU a few frames, which stay in its cache between the three steps; on a GPU a few items, since

@@ -30,7 +30,7 @@ def padding_mask(first: int, ends: torch.Tensor, frames: int) -> PaddingMask | N
 
 
 def fill_padding(x: torch.Tensor, mask: PaddingMask | None, value: float = 0) -> torch.Tensor:
-    """Set the padding of x, (B, channels, time, frequency) or (B, time, frequency), in place."""
+    """Set the padding of x, (B, channels, time, frequency) or (B, time, frequency), to `value` in place; returns x."""
     if mask is not None:
         is_padding = mask.is_padding if x.ndim == 3 else mask.is_padding[:, None]
         x[..., mask.first :, :].masked_fill_(is_padding, value)

@@ -2,10 +2,10 @@
 
 Each of its input channels is ``leaky_relu(scale * x + shift)`` of the spectrogram's one channel x. It is linear on both sides
 of where it bends. So what one place of the spectrogram adds to the outputs around it is linear in x between neighbouring
-bends: 33 pieces for 32 channels. Their slopes and offsets are computed once. Then a place takes one multiplication for each
-output and tap, where the convolution takes one for each input channel, output and tap.
+bends: 33 pieces for 32 channels. Their slopes and offsets are computed once. So an output takes two
+multiplications for each tap, where the convolution takes one for each tap and input channel.
 
-torch's ``embedding_bag`` adds rows of a table, each times a weight: the row of slopes times x, and the row of offsets.
+torch's ``embedding_bag`` adds rows of a table, each times a weight: the row of slopes times x, the row of offsets times 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 
 from common.encoder.padding import PaddingMask, fill_padding
 
-# Frames that are computed at a time, so that what is computed of them stays in a CPU's cache; 4 and 8 were the fastest.
+# Frames that are computed at a time, so that what is computed of them stays in a CPU's cache; of 1 to 8, 4 was the fastest.
 FRAMES_AT_A_TIME = 4
 
 
@@ -51,14 +51,14 @@ class TableConv2d(nn.Module):
         self.table = nn.Buffer(torch.cat([table, outside]).flatten(3).flatten(0, 2).float())
         # Two numbers that belong together, such as the places of a piece's slopes and offsets, are moved as one.
         self.pieces = nn.Buffer(_as_one(*(6 * torch.arange(len(pieces) + 1) + part for part in (0, 1))))
+        self.outside = int(self.pieces[-1])
         self.taps = nn.Buffer(_as_one(2 * torch.arange(3), 2 * torch.arange(3)))
 
     def forward(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
         """(B, time, frequency) -> (B, channels_out, time, frequency), channels last in memory. What is padding counts as
         0 after the leaky ReLU; the outputs at its places mean nothing."""
-        outside = int(self.pieces[-1])
-        rows = fill_padding(self.pieces[torch.bucketize(x, self.bends, out_int32=True)], mask, outside)
-        rows = F.pad(rows, (1, 1, 1, 1), value=outside)
+        rows = fill_padding(self.pieces[torch.bucketize(x, self.bends, out_int32=True)], mask, self.outside)
+        rows = F.pad(rows, (1, 1, 1, 1), value=self.outside)
         weights = F.pad(torch.stack([x, torch.ones_like(x)], dim=-1).view(torch.int64).squeeze(-1), (1, 1, 1, 1))
         y = x.new_empty(*x.shape, self.table.shape[1] // 3)
         for item_rows, item_weights, item in zip(rows, weights, y, strict=True):
