@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Threads that wait should not keep a core busy. It is read when torch is loaded, so it comes first.
+# What tests compute is too small to share between cores; tests of threads choose their number. Threads that wait should not
+# keep a core busy. Both are read when torch is loaded, so they come first.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np

@@ -296,7 +296,7 @@ def test_it_prints(open_report: Open, run: Run, tmp_path: Path) -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize("count", [2_000, 30_000])
+@pytest.mark.parametrize("count", [pytest.param(2_000, marks=pytest.mark.slow), 30_000])
 def test_a_large_page_opens_in_time(open_report: Open, run: Run, tmp_path: Path, count: int) -> None:
     rows = np.arange(count) % len(run.features)
     large = Run(run.study, run.folder, run.record)
