@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
@@ -31,8 +32,9 @@ def main() -> None:
     from common.encoder import resolve_device
 
     device = resolve_device(given.device)
-    figures = compare(device, given.rounds, given.seeds)
+    comparisons = compare(device, given.rounds, given.seeds)
     if given.json:
+        figures = [asdict(each) for each in comparisons]
         given.json.write_text(json.dumps({"device": str(device), "figures": figures}, indent=1) + "\n")
 
 

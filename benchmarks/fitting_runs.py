@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +12,24 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of a head and epoch, the medians: fitted the plain way, and with the others."""
+
+    plain: float
+    together: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both ways, for one kind of head and number of heads; `ratio` is how many times as fast they are together."""
+
+    head: HeadKind
+    heads: int
+    seconds_per_head_and_epoch: Seconds
+    ratio: float
 
 
 def made_up(n_clips: int, n_classes: int) -> FeatureSet:
@@ -44,13 +62,13 @@ def plain_epochs(kind: HeadKind, features: FeatureSet, split: Split, epochs: int
                 module(batch.to(device)).argmax(dim=1).cpu()
 
 
-def compare(device: torch.device, rounds: int, seeds: int) -> list[dict[str, Any]]:
-    """Fit both ways in turns; print a line and return the figures for each head and number of heads."""
+def compare(device: torch.device, rounds: int, seeds: int) -> list[Comparison]:
+    """Fit both ways in turns; print a line for each head and number of heads."""
     epochs = 20
     features = made_up(2000, 50)
     rows = np.arange(2000)
     folds = [Split(f"fold {fold}", rows[rows // 400 != fold], rows[rows // 400 == fold]) for fold in range(5)]
-    figures = []
+    comparisons = []
     for kind in HEADS:
         for n_seeds in sorted({1, seeds}):
             jobs = [Job(split, seed) for seed in range(n_seeds) for split in folds]
@@ -66,12 +84,12 @@ def compare(device: torch.device, rounds: int, seeds: int) -> list[dict[str, Any
                         torch.cuda.synchronize()
                     heads = 1 if way == "plain" else len(jobs)
                     times[way] += [(time.perf_counter() - started) / heads / epochs] * (round_ > 0)
-            medians = {way: float(np.median(each)) for way, each in times.items()}
-            ratio = medians["plain"] / medians["together"]
-            figures.append({"head": kind, "heads": len(jobs), "seconds_per_head_and_epoch": medians, "ratio": ratio})
+            seconds = Seconds(**{way: float(np.median(each)) for way, each in times.items()})
+            ratio = seconds.plain / seconds.together
+            comparisons.append(Comparison(kind, len(jobs), seconds, ratio))
             print(
-                f"{kind:<12} {len(jobs):>3} heads together: {1000 * medians['together']:7.1f} ms per head and epoch, "
-                f"plain {1000 * medians['plain']:7.1f} ms: {ratio:5.1f} times as fast",
+                f"{kind:<12} {len(jobs):>3} heads together: {1000 * seconds.together:7.1f} ms per head and epoch, "
+                f"plain {1000 * seconds.plain:7.1f} ms: {ratio:5.1f} times as fast",
                 flush=True,
             )
-    return figures
+    return comparisons

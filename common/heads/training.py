@@ -170,12 +170,14 @@ def _stacks(
     On a CPU, weights, gradients and moments of a stack should fit into its cache; otherwise a step waits for memory. The
     scaled copies of the features, one for every set of training rows, must fit into memory.
     """
-    size, n_classes, hidden = features.features.shape[1], len(features.class_names), recipe.hidden_dim
-    parameters = size * n_classes if kind == "linear" else (size + hidden + n_classes) * hidden
-    cached = max(1, CACHED_BYTES // (16 * parameters)) if device.type == "cpu" else len(jobs)
-    # The same number of stacks for every core, of nearly equal size. Compiled, nothing is gained by fitting heads together.
-    n_stacks = max(1, min(len(jobs), workers * math.ceil(len(jobs) / workers / max(1, cached))))
-    n_stacks = len(jobs) if is_compiled(recipe, device) else n_stacks
+    if is_compiled(recipe, device):
+        n_stacks = len(jobs)  # nothing is gained by fitting heads together
+    else:
+        size, n_classes, hidden = features.features.shape[1], len(features.class_names), recipe.hidden_dim
+        parameters = size * n_classes if kind == "linear" else (size + hidden + n_classes) * hidden
+        cached = max(1, CACHED_BYTES // (16 * parameters)) if device.type == "cpu" else len(jobs)
+        # The same number of stacks for every core, of nearly equal size.
+        n_stacks = max(1, min(len(jobs), workers * math.ceil(len(jobs) / workers / max(1, cached))))
     most_scaled = max(1, int(SCALED_BYTES / workers // max(1, 4 * features.features.numel())))
     stacks: list[list[Job]] = []
     for number in range(n_stacks):
