@@ -141,17 +141,19 @@ def fit_heads(
     def fit(stack_jobs: Sequence[Job]) -> list[FittedHead]:
         # A step's products are too small to split between cores: each stack has its own core.
         torch.set_num_threads(1)
-        # Moments of weights that are not used any more shrink for ever; below 1e-38 a CPU needs 100 times as long for each.
-        # This holds for the calling thread, and so until the pool ends.
-        torch.set_flush_denormal(True)
         batched = BatchedFit(kind, features, stack_jobs, recipe, device, scaled)
+        # Moments of weights that are not used any more shrink for ever; below 1e-38 a CPU needs 100 times as long for each.
+        # This holds for the calling thread. Scaling is done before: NumPy warns where there are no such numbers.
+        torch.set_flush_denormal(True)
         for _ in range(recipe.epochs):
             if stop.is_set():
                 break
             batched.epoch()
             bar.update(len(stack_jobs))
         scaled.release(stack_jobs)
-        return batched.finish()
+        fitted = batched.finish()
+        torch.set_flush_denormal(False)
+        return fitted
 
     with bar, _threads_restored(), ThreadPoolExecutor(min(workers, len(stacks)) or 1) as pool:
         try:
