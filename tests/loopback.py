@@ -42,12 +42,15 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *arguments: object) -> None:
         pass
 
+    def end_headers(self) -> None:
+        self.send_header("Connection", "close")  # or the next request may be sent on a connection that is about to end
+        super().end_headers()
+
     def do_GET(self) -> None:
         server, asked = self.server, self.headers.get("Range")
         server.ranges.append(asked)
         server.paths.append(self.path)
         deed, _, argument = (server.script.pop(0) if server.script else "well").partition(" ")
-        self.close_connection = True
         if deed.isdecimal():
             self.send_response(int(deed))
             if argument:
