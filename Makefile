@@ -40,6 +40,7 @@ new-environment:
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install $(TORCH_INDEX) $$(grep -oE '^torch(audio)?==[0-9.]+' requirements.txt))
 	$(BIN)/python -m pip install -r requirements.txt
+	$(BIN)/python -m common.precompile
 	@{ $(NOTED); } > $(VENV)/.installed
 
 new-dev-environment:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 PYTHON = ((3, 10), (3, 14))  # from, to before
 NEEDED = (
     *("numpy", "pydantic", "scipy", "sklearn", "soundfile", "soxr", "torch", "tqdm", "yaml", "filelock", "jinja2"),
-    *("matplotlib", "pandas", "plotly", "requests", "safetensors", "threadpoolctl"),
+    *("matplotlib", "numba", "pandas", "plotly", "requests", "safetensors", "threadpoolctl"),
 )
 
 

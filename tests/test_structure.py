@@ -30,7 +30,18 @@ SCRIPTS = sorted(
 )
 # From the ground up: a module imports only from its own floor and from those before it.
 FLOORS = (
-    ("requirements_check", "arrays", "errors", "files", "progress", "text_table", "encoder_name", "flags", "config"),
+    (
+        "requirements_check",
+        "arrays",
+        "compiled",
+        "errors",
+        "files",
+        "progress",
+        "text_table",
+        "encoder_name",
+        "flags",
+        "config",
+    ),
     ("datasets",),
     ("entry",),
     ("encoder",),
@@ -39,7 +50,7 @@ FLOORS = (
     ("heads",),
     ("evaluation",),
     ("cli",),
-    ("download", "doctor", "export"),
+    ("download", "doctor", "export", "precompile"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -21,16 +21,19 @@ import itertools
 import operator
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from common.encoder.condition import CONDITION_SIZE
-from common.encoder.padding import PaddingMask, fill_padding, padding_mask
+from common.encoder.padding import PaddingMask, fill_padding, item_ends, padding_mask
 from common.encoder.pooling import to_device
-from common.encoder.table import TableConv2d, table_pays
-from common.encoder.winograd import WinogradConv2d, pays
+
+if TYPE_CHECKING:
+    from common.encoder.table import TableConv2d
+    from common.encoder.winograd import WinogradBlock
 
 SAMPLE_RATE = 32_000  # Hz
 N_FFT = 2048  # samples
@@ -121,12 +124,8 @@ class ResUNet30Encoder(nn.Module):
 
     def multiply_less(self) -> None:
         """Compute convolutions with fewer multiplications where it pays: on a CPU in float32."""
-        if table_pays():
-            self.first_block.use_table()
         for block in self.blocks:
-            for name, conv in (("conv1", block.conv1), ("conv2", block.conv2)):
-                if isinstance(conv, nn.Conv2d) and pays(conv):
-                    setattr(block, name, WinogradConv2d(conv))
+            block.multiply_less()
 
     def forward(
         self,
@@ -235,19 +234,32 @@ class _Block(nn.Module):
             channels_out, channels_out, kernel, stride=pooling, padding=1, bias=False, dtype=dtype
         )
         self.shortcut = _EmptyConv2d(channels_in, channels_out, 1, dtype=dtype) if channels_in != channels_out else None
+        self.winograd: WinogradBlock | None = None
 
     def forward(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
         """(B, channels_in, time, frequency) -> (B, channels_out, time // pooling[0], frequency // pooling[1])."""
-        hidden = F.leaky_relu_(self._convolved(x, mask), LEAKY_SLOPE)
-        residual: torch.Tensor = self.conv2(fill_padding(hidden, mask))
-        del hidden
-        pooled = self._pooled(x)
+        residual, pooled = self._residual(x, mask), self._pooled(x)
         return residual.add_(pooled if self.shortcut is None else self.shortcut(pooled))
 
-    def _convolved(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
-        """The output of conv1."""
+    def multiply_less(self) -> None:
+        """Use Winograd's algorithm where it pays. With AVX-512 32 channels are too few; other kinds of CPUs were not measured."""
+        from common.encoder.winograd import WinogradBlock  # numba takes a quarter of a second
+
+        if self.conv1.in_channels >= (32 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 64):
+            scale, shift = self.scale.flatten(), self.shift.flatten()
+            self.winograd = WinogradBlock(scale, shift, LEAKY_SLOPE, self.conv1, self.conv2)
+
+    def _residual(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
+        """The output of conv2."""
+        # An encoder may be moved.
+        if self.winograd is not None and x.device.type == "cpu" and self.winograd.pays(*x.shape[2:]):
+            return self.winograd(x, item_ends(mask, len(x), x.shape[2]))
+        return self.conv2(self._hidden(x, mask))  # type: ignore[no-any-return]
+
+    def _hidden(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
+        """The input of conv2."""
         activated = F.leaky_relu_(torch.addcmul(self.shift, x, self.scale), LEAKY_SLOPE)
-        return self.conv1(fill_padding(activated, mask))  # type: ignore[no-any-return]
+        return fill_padding(F.leaky_relu_(self.conv1(fill_padding(activated, mask)), LEAKY_SLOPE), mask)
 
     def _pooled(self, x: torch.Tensor) -> torch.Tensor:
         """The input of the shortcut."""
@@ -273,20 +285,23 @@ class _FirstBlock(_Block):
         """(B, time, frequency) -> (B, 32, time, frequency), channels last in memory."""
         return torch.addcmul(self.pre_bias, spectrogram[..., None], self.pre_weight).permute(0, 3, 1, 2)
 
-    def use_table(self) -> None:
+    def multiply_less(self) -> None:
         """Read conv1's outputs from a table."""
+        from common.encoder.table import TableConv2d  # numba takes a quarter of a second
+
         self.table = TableConv2d(self.scale, self.shift, LEAKY_SLOPE, self.conv1)
 
-    def _convolved(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
-        if self.table is not None and x.device.type == "cpu":  # an encoder may be moved
-            return self.table(x, mask)  # type: ignore[no-any-return]
+    def _hidden(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
+        if self.table is not None and x.device.type == "cpu":
+            return self.table(x, item_ends(mask, *x.shape[:2]))
         activated = x.new_empty(*x.shape, len(self.scale), dtype=self.dtype)
         # In parts: on a CPU a few frames, which stay in its cache between the three steps; on a GPU a few items, since
         # float32 values of all would double the memory.
         size, dim = (CPU_PART, 1) if x.device.type == "cpu" else (max(1, GPU_PART // x.shape[1]), 0)
         for part, target in zip(x.split(size, dim), activated.split(size, dim), strict=True):
             target.copy_(F.leaky_relu_(torch.addcmul(self.shift, part[..., None], self.scale), LEAKY_SLOPE))
-        return self.conv1(fill_padding(activated.permute(0, 3, 1, 2), mask))  # type: ignore[no-any-return]
+        hidden = self.conv1(fill_padding(activated.permute(0, 3, 1, 2), mask))
+        return fill_padding(F.leaky_relu_(hidden, LEAKY_SLOPE), mask)
 
     def _pooled(self, x: torch.Tensor) -> torch.Tensor:
         return self.pre_conv(F.avg_pool2d(x, self.pooling)).to(self.dtype)

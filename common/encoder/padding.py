@@ -13,10 +13,12 @@ class PaddingMask:
 
     Attributes:
         first: the first position in time that is padding in any item.
+        ends: (B,) where the padding of each item begins.
         is_padding: (B, time - first, 1) bool, from `first` on.
     """
 
     first: int
+    ends: torch.Tensor
     is_padding: torch.Tensor
 
 
@@ -26,7 +28,12 @@ def padding_mask(first: int, ends: torch.Tensor, frames: int) -> PaddingMask | N
     if first == frames:
         return None
     is_padding = torch.arange(first, frames, device=ends.device) >= ends[:, None]
-    return PaddingMask(first, is_padding[:, :, None])
+    return PaddingMask(first, ends, is_padding[:, :, None])
+
+
+def item_ends(mask: PaddingMask | None, items: int, frames: int) -> list[int]:
+    """Where the padding of each of a batch's items begins: at `frames` without a mask."""
+    return [frames] * items if mask is None else mask.ends.tolist()
 
 
 def fill_padding(x: torch.Tensor, mask: PaddingMask | None, value: float = 0) -> torch.Tensor:

@@ -2,37 +2,34 @@
 
 Each of its input channels is ``leaky_relu(scale * x + shift)`` of the spectrogram's one channel x. It is linear on both sides
 of where it bends. So what one place of the spectrogram adds to the outputs around it is linear in x between neighbouring
-bends: 33 pieces for 32 channels. Their slopes and offsets are computed once. So an output takes two
-multiplications for each tap, where the convolution takes one for each tap and input channel.
-
-torch's ``embedding_bag`` adds rows of a table, each times a weight: the row of slopes times x, the row of offsets times 1.
+bends: 33 pieces for 32 channels. Their slopes and offsets are computed once. So an output takes one
+multiplication for each tap, where the convolution takes one for each tap and input channel.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from common.encoder.padding import PaddingMask, fill_padding
-
-# Frames that are computed at a time, so that what is computed of them stays in a CPU's cache; of 1 to 8, 4 was the fastest.
-FRAMES_AT_A_TIME = 4
+from common.compiled import call, compiled
+from common.encoder.threads import in_parallel
 
 
-class TableConv2d(nn.Module):
-    """What a convolution computes of ``leaky_relu(scale * x + shift)``, up to the rounding of float32.
+class TableConv2d:
+    """The leaky ReLU of what a convolution computes of ``leaky_relu(scale * x + shift)``, up to the rounding of float32.
 
     Args:
         scale, shift: (channels_in,).
-        negative_slope: of the leaky ReLU.
+        negative_slope: of both leaky ReLUs.
         conv: a 3x3 convolution with a padding of 1.
     """
 
     def __init__(self, scale: torch.Tensor, shift: torch.Tensor, negative_slope: float, conv: nn.Conv2d) -> None:
-        super().__init__()
         assert conv.bias is not None
         scale, shift, kernel, bias = (each.detach().double() for each in (scale, shift, conv.weight, conv.bias))
         # Where the scale is 0, a channel does not bend.
@@ -43,51 +40,69 @@ class TableConv2d(nn.Module):
         # A channel's sign changes at its bend: (pieces, channels_in).
         is_positive = torch.where(scale == 0, shift > 0, (pieces > before) == (scale > 0))
         gain = torch.where(is_positive, 1.0, negative_slope).double()
-        slopes, offsets = (torch.einsum("ocij,pc->pijo", kernel, gain * each) for each in (scale, shift))
-        offsets[:, 1, 1] += bias  # of the middle, which is never outside
-        table = torch.stack([slopes, offsets], dim=2)  # (pieces, taps in time, 2, taps in frequency, channels_out)
-        outside = torch.zeros_like(table[:1])
-        self.bends = nn.Buffer(bends.float())
-        self.table = nn.Buffer(torch.cat([table, outside]).flatten(3).flatten(0, 2).float())
-        # Two numbers that belong together, such as the places of a piece's slopes and offsets, are moved as one.
-        self.pieces = nn.Buffer(_as_one(*(6 * torch.arange(len(pieces) + 1) + part for part in (0, 1))))
-        self.outside = int(self.pieces[-1])
-        self.taps = nn.Buffer(_as_one(2 * torch.arange(3), 2 * torch.arange(3)))
+        slopes, offsets = (torch.einsum("ocij,pc->ijpo", kernel, gain * each) for each in (scale, shift))
+        offsets[1, 1] += bias  # of the middle, which is never outside
+        table = torch.stack([slopes, offsets], dim=3).flatten(0, 1).float()
+        outside = torch.zeros_like(table[:, :1])
+        self.channels = conv.out_channels
+        self.negative_slope = np.float32(negative_slope)
+        self.bends = bends.float().numpy()
+        # Of (taps, pieces and outside, slopes and offsets, channels_out)
+        self.table = torch.cat([table, outside], dim=1).flatten().numpy()
 
-    def forward(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
-        """(B, time, frequency) -> (B, channels_out, time, frequency), channels last in memory. What is padding counts as
-        0 after the leaky ReLU; the outputs at its places mean nothing."""
-        rows = fill_padding(self.pieces[torch.bucketize(x, self.bends, out_int32=True)], mask, self.outside)
-        rows = F.pad(rows, (1, 1, 1, 1), value=self.outside)
-        weights = F.pad(torch.stack([x, torch.ones_like(x)], dim=-1).view(torch.int64).squeeze(-1), (1, 1, 1, 1))
-        y = x.new_empty(*x.shape, self.table.shape[1] // 3)
-        for item_rows, item_weights, item in zip(rows, weights, y, strict=True):
-            for start in range(0, len(item), FRAMES_AT_A_TIME):
-                part = slice(start, start + FRAMES_AT_A_TIME + 2)
-                self._frames(item_rows[part], item_weights[part], item[start : start + FRAMES_AT_A_TIME])
+    def __call__(self, x: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
+        """(B, time, frequency) -> (B, channels_out, time, frequency), channels last in memory. From its end on, an item counts
+        as 0 after the first leaky ReLU, and so do its outputs."""
+        y = x.new_empty(*x.shape, self.channels)
+        for item, end, into in zip(x.numpy(), ends, y.numpy(), strict=True):
+            own = (np.ascontiguousarray(item[:end]), self.bends, self.table, self.negative_slope, into)
+            in_parallel(partial(call, _read, *own), len(item))
         return y.permute(0, 3, 1, 2)
 
-    def _frames(self, rows: torch.Tensor, weights: torch.Tensor, into: torch.Tensor) -> None:
-        """The outputs of a few frames: (frames + 2, frequencies + 2) twice -> (frames, frequencies, channels_out)."""
-        frames, frequencies, channels = into.shape
-        bags = rows.new_empty(2, frames, frequencies + 2, 3)
-        torch.add(rows.unfold(0, 3, 1), self.taps, out=bags[0])
-        bags[1] = weights.unfold(0, 3, 1)
-        of_taps = F.embedding_bag(
-            bags[0].view(torch.int32).view(-1, 6),
-            self.table,
-            mode="sum",
-            per_sample_weights=bags[1].view(torch.float32).view(-1, 6),
-        ).view(frames, frequencies + 2, 3, channels)
-        torch.add(of_taps[:, :-2, 0], of_taps[:, 1:-1, 1], out=into)
-        into += of_taps[:, 2:, 2]
 
+@compiled
+def _read(x, bends, table, negative_slope, out, first, last):  # type: ignore[no-untyped-def]
+    """Frames `first` to `last` of out (time, frequency, channels), of x (at most as many frames, frequency).
 
-def table_pays() -> bool:
-    """Whether `embedding_bag` has kernels for this CPU; its plain loop is slower than the convolution."""
-    return "fbgemm" in torch.backends.quantized.supported_engines and "AVX" in torch.backends.cpu.get_cpu_capability()
-
-
-def _as_one(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Pairs of numbers below 2^31 as int64, whose sums are the pairs' sums."""
-    return torch.stack([first, second], dim=-1).int().view(torch.int64).squeeze(-1)
+    Indexes are unsigned, since a negative one would count from the end: to look whether it is would take the longest.
+    """
+    n_frames, n_frequencies = x.shape
+    channels, tap = np.uint64(out.shape[2]), np.uint64(len(table) // 9)
+    outside = tap - np.uint64(2) * channels
+    # With a frame and a frequency of the outside on either side.
+    values = np.zeros((last - first + 2, n_frequencies + 2), np.float32)
+    rows = np.empty(
+        (last - first + 2, n_frequencies + 2), np.uint64
+    )  # where the slopes begin, before those of other taps
+    for t in range(first - 1, last + 1):
+        row, value = rows[t - first + 1], values[t - first + 1]
+        inside = 0 <= t < n_frames
+        for f in range(n_frequencies + 2):
+            row[f] = np.uint64(0) if inside else outside
+        if inside:
+            row[0] = row[-1] = outside
+            for f in range(n_frequencies):
+                value[f + 1] = x[t, f]
+            for bend in bends:
+                for f in range(1, n_frequencies + 1):
+                    row[f] += np.uint64(2) * channels if value[f] > bend else np.uint64(0)
+    out[max(first, n_frames) : last] = np.float32(0)
+    for t in range(first, min(n_frames, last)):
+        r0, r1, r2 = rows[t - first], rows[t - first + 1], rows[t - first + 2]
+        v0, v1, v2 = values[t - first], values[t - first + 1], values[t - first + 2]
+        for f in range(n_frequencies):
+            # Where the slopes of the nine taps begin; the offsets come right after. And what they are multiplied by.
+            a, b, c = r0[f], r0[f + 1] + tap, r0[f + 2] + np.uint64(2) * tap
+            d, e, g = r1[f] + np.uint64(3) * tap, r1[f + 1] + np.uint64(4) * tap, r1[f + 2] + np.uint64(5) * tap
+            h, i, j = r2[f] + np.uint64(6) * tap, r2[f + 1] + np.uint64(7) * tap, r2[f + 2] + np.uint64(8) * tap
+            xa, xb, xc, xd, xe, xg = v0[f], v0[f + 1], v0[f + 2], v1[f], v1[f + 1], v1[f + 2]
+            xh, xi, xj = v2[f], v2[f + 1], v2[f + 2]
+            y = out[t, f]
+            for o in range(channels):
+                p = o + channels
+                total = table[a + o] * xa + table[a + p] + table[b + o] * xb + table[b + p]
+                total += table[c + o] * xc + table[c + p] + table[d + o] * xd + table[d + p]
+                total += table[e + o] * xe + table[e + p] + table[g + o] * xg + table[g + p]
+                total += table[h + o] * xh + table[h + p] + table[i + o] * xi + table[i + p]
+                total += table[j + o] * xj + table[j + p]
+                y[o] = max(total, negative_slope * total)

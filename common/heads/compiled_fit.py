@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from common.heads.recipes import Recipe
 # Measured with 25 three-layer heads: at batches of 8, compiled steps take less than half the time of torch's stacked ones.
 # At 64, products dominate, and torch's are faster.
 LARGEST_BATCH = 16
-COMPILED_FUNCTIONS = 8  # each is kept on the disk by itself
 
 
 def is_compiled(recipe: Recipe, device: torch.device) -> bool:
@@ -50,6 +48,7 @@ class CompiledFit:
         Returns:
             The sum of the cross-entropies.
         """
+        from common.compiled import call
         from common.heads.compiled_steps import linear_steps, three_layer_steps  # takes half a second
 
         recipe, done = self.recipe, self.done[head]
@@ -61,14 +60,5 @@ class CompiledFit:
         settings = (done, rates, recipe.weight_decay, np.float32(recipe.label_smoothing))
         self.done[head] += len(order)
         if len(layers) == 1:
-            return _call(linear_steps, *batches, layers[0], means[0], squares[0], *settings)
-        return _call(three_layer_steps, *batches, layers, means, squares, *settings)
-
-
-def _call(steps: Callable[..., float], *arguments: object) -> float:
-    """Call compiled steps. The first call compiles them and keeps the result on the disk; where that fails, on a full disk, the
-    result is in memory, and nothing has been computed yet."""
-    for _ in range(COMPILED_FUNCTIONS):
-        with contextlib.suppress(OSError):
-            return float(steps(*arguments))
-    return float(steps(*arguments))
+            return float(call(linear_steps, *batches, layers[0], means[0], squares[0], *settings))
+        return float(call(three_layer_steps, *batches, layers, means, squares, *settings))

@@ -9,34 +9,17 @@ formulas are those of torch's fused AdamW; sums are in another order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
-import numba
 import numpy as np
 
-
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function when it is first called; keep the result for other processes, if there is a place to keep it.
-
-    Sums may be reordered into vectors. Not allowed is what assumes that no value is infinite or not a number: a fit that
-    diverges must show it.
-    """
-    compiler = partial(numba.njit, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
-    try:
-        kept: Callable[..., Any] = compiler(cache=True)(function)
-    except (RuntimeError, OSError):  # neither the project's folder nor the user's can be written
-        kept = compiler()(function)
-    return kept
-
+from common.compiled import compiled
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
 ROWS = 4  # rows of weights, and of a batch, that are computed together
 
 
-@_compiled
+@compiled
 def _forward(x, weights, n_inputs, out):  # type: ignore[no-untyped-def]
     """out (B, O) = x (B, I) @ weights (I, O), for the first `n_inputs` of I; B is even."""
     n_batch, n_outputs = out.shape
@@ -59,7 +42,7 @@ def _forward(x, weights, n_inputs, out):  # type: ignore[no-untyped-def]
                 ya[o] += a0 * w0[o]
 
 
-@_compiled
+@compiled
 def _backward(x, error, weights, means, squares, n_inputs, below, gradient, rate, root, decay):  # type: ignore[no-untyped-def]
     """One layer: the error below it, and one step of AdamW on its weights.
 
@@ -103,7 +86,7 @@ def _backward(x, error, weights, means, squares, n_inputs, below, gradient, rate
             w[o] = w[o] * keep - rate * mean / (np.sqrt(square) / root + eps)
 
 
-@_compiled
+@compiled
 def _cross_entropy(logits, labels, shares, smoothing):  # type: ignore[no-untyped-def]
     """Turn (B, C) logits into the error of their weighted cross-entropies, in place; returns the sum of those of the rows
     whose share is not 0."""
@@ -131,7 +114,7 @@ def _cross_entropy(logits, labels, shares, smoothing):  # type: ignore[no-untype
     return summed
 
 
-@_compiled
+@compiled
 def _take_batch(rows, order, labels, shares, step, x, batch_labels, batch_shares):  # type: ignore[no-untyped-def]
     """Copy the inputs, labels and shares of a batch."""
     for b in range(order.shape[1]):
@@ -140,13 +123,13 @@ def _take_batch(rows, order, labels, shares, step, x, batch_labels, batch_shares
         batch_shares[b] = shares[step, b]
 
 
-@_compiled
+@compiled
 def _corrections(done, learning_rate):  # type: ignore[no-untyped-def]
     """Adam's step size over its first bias correction, and the root of the second one, after `done` steps."""
     return np.float32(learning_rate / (1 - BETAS[0] ** done)), np.float32(math.sqrt(1 - BETAS[1] ** done))
 
 
-@_compiled
+@compiled
 def _relu(values, hidden):  # type: ignore[no-untyped-def]
     """(B, H) values -> the first H columns of `hidden`, whose last one stays 1."""
     for b in range(values.shape[0]):
@@ -155,7 +138,7 @@ def _relu(values, hidden):  # type: ignore[no-untyped-def]
             into[h] = row[h] if not row[h] <= 0 else np.float32(0)
 
 
-@_compiled
+@compiled
 def linear_steps(rows, n_inputs, order, labels, shares, layer, mean, square, done, rates, decay, smoothing):  # type: ignore[no-untyped-def]
     """Steps of a linear head, each on one batch.
 
@@ -189,7 +172,7 @@ def linear_steps(rows, n_inputs, order, labels, shares, layer, mean, square, don
     return total
 
 
-@_compiled
+@compiled
 def three_layer_steps(  # type: ignore[no-untyped-def]
     rows, n_inputs, order, labels, shares, layers, means, squares, done, rates, decay, smoothing
 ):

@@ -1,0 +1,39 @@
+"""How loops that torch has no operation for are compiled: by numba, when they are first called.
+
+Importing this module takes a quarter of a second: import it where compiled code is needed, not at the top of a script.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numba
+
+COMPILED_FUNCTIONS = 16  # that one call compiles, at most; each is kept on the disk by itself
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function when it is first called; keep the result for other processes, if there is a place to keep it.
+
+    Sums may be reordered into vectors. Not allowed is what assumes that no value is infinite or not a number: a fit that
+    diverges, or an embedding of damaged weights, must show it. numba does not see a change of these options: after one, delete
+    the kept results (`__pycache__/*.nbi`).
+    """
+    compiler = partial(numba.njit, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+    try:
+        kept: Callable[..., Any] = compiler(cache=True)(function)
+    except (RuntimeError, OSError):  # neither the project's folder nor the user's can be written
+        kept = compiler()(function)
+    return kept
+
+
+def call(function: Callable[..., Any], *arguments: object) -> Any:
+    """Call a compiled function. The first call compiles it and keeps the result on the disk; where that fails, on a full disk,
+    the result is in memory, and nothing has been computed yet."""
+    for _ in range(COMPILED_FUNCTIONS):
+        with contextlib.suppress(OSError):
+            return function(*arguments)
+    return function(*arguments)
