@@ -71,9 +71,7 @@ def _read(x, bends, table, negative_slope, out, first, last):  # type: ignore[no
     outside = tap - np.uint64(2) * channels
     # With a frame and a frequency of the outside on either side.
     values = np.zeros((last - first + 2, n_frequencies + 2), np.float32)
-    rows = np.empty(
-        (last - first + 2, n_frequencies + 2), np.uint64
-    )  # where the slopes begin, before those of other taps
+    rows = np.empty(values.shape, np.uint64)  # where the slopes of the first tap begin
     for t in range(first - 1, last + 1):
         row, value = rows[t - first + 1], values[t - first + 1]
         inside = 0 <= t < n_frames

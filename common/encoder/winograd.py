@@ -28,7 +28,7 @@ from common.encoder.threads import in_parallel
 
 OUTPUTS = 4  # of a tile, in each direction
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # the first of these, and infinity
-PHASES = 8  # every eighth column lies side by side; eight columns are two tiles at a stride of 1, one at a stride of 2
+PHASES = 8  # columns that are eight apart lie side by side; eight columns are two tiles at a stride of 1, one at 2
 # Inputs or products at the points that are computed at a time, 34 MB: more gains little; with fewer, the starts cost more.
 NUMBERS_AT_A_TIME = 2**23
 # With fewer tiles, reading the transformed kernels, which are 4 to 6 times larger, takes longer than what is saved.
