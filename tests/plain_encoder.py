@@ -80,3 +80,9 @@ def _block(x: torch.Tensor, tensors: Tensors, name: str, condition: Array | None
     if f"{block}.shortcut.weight" in tensors:
         x = F.conv2d(x, tensors[f"{block}.shortcut.weight"], tensors[f"{block}.shortcut.bias"])
     return x + residual
+
+
+def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
+    """The largest relative L2 error of a row."""
+    value, reference = torch.atleast_2d(value.double()), torch.atleast_2d(reference.double())
+    return float(((value - reference).norm(dim=1) / reference.norm(dim=1)).max())

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import SHARED, needs_shared, noise
 from heads_helpers import on_one_thread
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from plain_encoder import plain_layers, use_narrow_network
+from plain_encoder import plain_layers, relative, use_narrow_network
 
 from common.arrays import Array
 from common.datasets.audio import read_audio
@@ -39,27 +33,16 @@ from common.encoder import (
     find_output,
     load_encoder,
     network,
-    threads,
     tiling,
-    winograd,
 )
-from common.encoder.audiosep import MIN_SAMPLES, OUTPUTS, build_encoder
+from common.encoder.audiosep import MIN_SAMPLES, OUTPUTS
 from common.encoder.condition import read_condition
 from common.encoder.device import DeviceError, resolve_precision
 from common.encoder.network import BLOCKS, weight_shapes
-from common.encoder.padding import fill_padding, padding_mask
-from common.encoder.table import TableConv2d
 from common.encoder.tiling import Tile, plan_tiles
-from common.encoder.winograd import WinogradBlock
 
 CONDITION = np.random.default_rng(5).standard_normal(512)
 TOLERANCES = {"mean": 3e-6, "std": 1e-5, "max": 3e-6, "mean_time": 3e-6}
-
-
-def relative(value: torch.Tensor, reference: torch.Tensor) -> float:
-    """The largest relative L2 error of a row."""
-    value, reference = torch.atleast_2d(value.double()), torch.atleast_2d(reference.double())
-    return float(((value - reference).norm(dim=1) / reference.norm(dim=1)).max())
 
 
 @pytest.fixture(autouse=True)
@@ -610,150 +593,6 @@ def test_gpu_equals_cpu(encoder: AudioSepEncoder) -> None:
         assert relative(got[layer], expected[layer]) < 1e-5, layer
     alone = torch.cat([on_gpu.embed([waveform]) for waveform in waveforms])
     assert relative(on_gpu.embed(waveforms), alone) < 1e-6
-
-
-@pytest.mark.parametrize(("capability", "n_replaced"), [("AVX2", 6), ("AVX512", 5), ("DEFAULT", 5)])
-def test_fewer_multiplications_change_no_embedding(
-    capability: str, n_replaced: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    plain, fast = build_encoder("random:2024", "fp32", None, "none"), load_encoder("random:2024", device="cpu")
-    assert plain.network.first_block.table is None and fast.network.first_block.table is not None
-    for encoder, n_own in ((plain, 0), (fast, n_replaced)):
-        replaced = [block.winograd is not None for block in encoder.network.blocks]
-        assert replaced == [False] * (7 - n_own) + [True] * n_own
-    waveforms = [noise(seed, samples) for seed, samples in enumerate([9_920, 33_333, 160_000])]
-    expected, got = plain.embed_layers(waveforms), fast.embed_layers(waveforms)
-    for layer in LAYERS:
-        assert relative(got[layer], expected[layer]) < 1e-6, layer
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    pooling=st.tuples(st.sampled_from([1, 2]), st.sampled_from([1, 2])),
-    size=st.tuples(st.integers(2, 75), st.sampled_from([8, 16, 40])),
-    items=st.integers(1, 3),
-    channels=st.tuples(
-        *[st.one_of(st.integers(1, 9), st.just(130))] * 2
-    ),  # of 130, three columns are computed at a time
-    is_padded=st.booleans(),
-    at_a_time=st.sampled_from([1, 5_000, 2**23]),
-    min_tiles=st.sampled_from([1, 8]),
-    seed=st.integers(0, 2**16),
-)
-def test_winograd_equals_the_direct_convolutions(
-    pooling: tuple[int, int],
-    size: tuple[int, int],
-    items: int,
-    channels: tuple[int, int],
-    is_padded: bool,
-    at_a_time: int,
-    min_tiles: int,
-    seed: int,
-) -> None:
-    """Also of less than a whole tile."""
-    torch.manual_seed(seed)
-    conv1 = torch.nn.Conv2d(*channels, 3, padding=1)
-    conv2 = torch.nn.Conv2d(channels[1], channels[1], (2 + pooling[0], 2 + pooling[1]), pooling, padding=1, bias=False)
-    scale, shift = torch.randn(2, channels[0])
-    x, ends = torch.randn(items, channels[0], *size), torch.full((items,), size[0])
-    if is_padded:
-        ends = torch.randint(0, size[0] + 1, (items,))
-        x[0, :, int(ends[0]) :] = torch.nan  # no padding is read
-    mask = padding_mask(int(ends.min()), ends, size[0])
-    with torch.no_grad():
-        with mock.patch.multiple(winograd, MIN_TILES=min_tiles, NUMBERS_AT_A_TIME=at_a_time):
-            got = WinogradBlock(scale, shift, 0.01, conv1, conv2)(x, ends.tolist())
-        x, conv1, conv2 = x.double(), conv1.double(), conv2.double()
-        activated = fill_padding(F.leaky_relu(x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1), 0.01), mask)
-        expected = conv2(fill_padding(F.leaky_relu(conv1(activated), 0.01), mask))
-        # Rounding errors grow with what is added up, also where it cancels out.
-        assert conv1.bias is not None
-        added_up = F.conv2d(activated.abs(), conv1.weight.abs(), conv1.bias.abs(), padding=1)
-        added_up = F.conv2d(added_up, conv2.weight.abs(), stride=pooling, padding=1)
-    assert got.shape == expected.shape
-    for item, end in enumerate(ends // pooling[0]):
-        assert not got[item, :, end:].any()
-        expected[item, :, end:] = 0
-    assert float((got - expected).norm() / added_up.norm()) < 5e-6
-
-
-def test_the_encoder_computes_the_same_with_any_number_of_threads() -> None:
-    """Also with more than the rows there are; and with threads of its own, where torch is built without OpenMP's."""
-    waveforms = [noise(seed, samples) for seed, samples in enumerate([9_920, 33_333, 160_000])]
-    encoder = load_encoder("random:2024", device="cpu")
-    expected = encoder.embed(waveforms)
-    for n_threads in (2, 3, 40):
-        torch.set_num_threads(n_threads)  # the fixture of this file sets it back
-        assert relative(encoder.embed(waveforms), expected) < 1e-6
-    with mock.patch.object(threads, "_openmp", return_value=None):
-        assert relative(encoder.embed(waveforms), expected) < 1e-6
-
-
-@pytest.mark.parametrize("has_openmp", [True, False])
-def test_work_is_shared_out_whole_and_its_errors_are_raised(has_openmp: bool) -> None:
-    torch.set_num_threads(3)
-    if not has_openmp:
-        context: Any = mock.patch.object(threads, "_openmp", return_value=None)
-    else:
-        context = contextlib.nullcontext()
-        assert sys.platform != "linux" or threads._openmp() is not None
-    with context:
-        for count in (0, 1, 2, 3, 10):
-            done: list[int] = []
-            threads.in_parallel(lambda first, last, done=done: done.extend(range(first, last)), count)
-            assert sorted(done) == list(range(count))
-        together = threading.Barrier(3)
-        threads.in_parallel(lambda first, last: together.wait(timeout=30), 3)
-
-        def interrupted(first: int, last: int) -> None:
-            if last == 10:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            threads.in_parallel(interrupted, 10)
-
-
-def test_an_interruption_before_a_callback_is_not_lost() -> None:
-    """Then ctypes prints it, and the callback of this thread is not called."""
-    torch.set_num_threads(2)
-    with (
-        mock.patch.object(threads, "_openmp", return_value=lambda *arguments: None),
-        pytest.raises(KeyboardInterrupt),
-    ):
-        threads.in_parallel(lambda first, last: None, 2)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    channels=st.integers(1, 9),
-    sizes=st.tuples(st.integers(1, 3), st.integers(1, 11), st.integers(1, 20)),
-    n_alike=st.integers(0, 3),
-    n_flat=st.integers(0, 3),
-    is_padded=st.booleans(),
-    seed=st.integers(0, 2**16),
-)
-def test_a_table_equals_the_convolution(
-    channels: int, sizes: tuple[int, int, int], n_alike: int, n_flat: int, is_padded: bool, seed: int
-) -> None:
-    """Also of channels that bend at one place, and of channels that do not depend on the spectrogram."""
-    torch.manual_seed(seed)
-    scale, shift = torch.randn(2, channels)
-    scale[:n_alike], shift[:n_alike] = scale[0].clone(), shift[0].clone()
-    scale[channels - n_flat :] = 0
-    shift[channels - n_flat // 2 :] = 0
-    conv, x = torch.nn.Conv2d(channels, 5, 3, padding=1), torch.randn(sizes)
-    x[0, 0, 0] = -shift[0] / scale[0] if scale[0] else 0  # where a channel bends
-    ends = torch.randint(0, sizes[1] + 1, (sizes[0],)) if is_padded else torch.full((sizes[0],), sizes[1])
-    mask = padding_mask(int(ends.min()), ends, sizes[1])
-    with torch.no_grad():
-        got = TableConv2d(scale, shift, 0.01, conv)(x, ends.tolist())
-        conv, scaled, shift = conv.double(), x[:, None].double() * scale.view(-1, 1, 1).double(), shift.view(-1, 1, 1)
-        expected = fill_padding(F.leaky_relu(conv(fill_padding(F.leaky_relu(scaled + shift, 0.01), mask)), 0.01), mask)
-        assert conv.bias is not None
-        added_up = F.conv2d(scaled.abs() + shift.abs(), conv.weight.abs(), conv.bias.abs(), padding=1)
-    assert got.shape == expected.shape
-    assert float((got - expected).norm() / added_up.norm()) < 1e-6
 
 
 @pytest.mark.mps
