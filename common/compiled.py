@@ -15,19 +15,25 @@ import numba
 COMPILED_FUNCTIONS = 16  # that one call compiles, at most; each is kept on the disk by itself
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function when it is first called; keep the result for other processes, if there is a place to keep it.
+# Sums may be reordered into vectors. Not allowed is what assumes that no value is infinite or not a number: a fit that
+# diverges, or an embedding of damaged weights, must show it. numba does not see a change of these options: after one,
+# delete the kept results (`__pycache__/*.nbi`).
+_compiler = partial(numba.njit, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
-    Sums may be reordered into vectors. Not allowed is what assumes that no value is infinite or not a number: a fit that
-    diverges, or an embedding of damaged weights, must show it. numba does not see a change of these options: after one, delete
-    the kept results (`__pycache__/*.nbi`).
-    """
-    compiler = partial(numba.njit, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function when it is first called; keep the result for other processes, if there is a place to keep it."""
     try:
-        kept: Callable[..., Any] = compiler(cache=True)(function)
+        kept: Callable[..., Any] = _compiler(cache=True)(function)
     except (RuntimeError, OSError):  # neither the project's folder nor the user's can be written
-        kept = compiler()(function)
+        kept = _compiler()(function)
     return kept
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function into those that call it; a call from an inner loop costs a fifth of the loop's time."""
+    into_callers: Callable[..., Any] = _compiler(inline="always")(function)
+    return into_callers
 
 
 def call(function: Callable[..., Any], *arguments: object) -> Any:

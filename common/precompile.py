@@ -17,19 +17,17 @@ def main() -> None:
     import torch
 
     from common.encoder import load_encoder
-    from common.heads.compiled_fit import CompiledFit
-    from common.heads.recipes import Recipe
-    from common.heads.scaled_rows import append_one, padded_rows
+    from common.features import FeatureSet
+    from common.heads import HEADS, Job, Recipe, Split, fit_heads
 
     started = time.perf_counter()
     encoder = load_encoder("random:0", device="cpu")
     encoder.embed([torch.randn(encoder.sample_rate)])
-    recipe = Recipe(epochs=1, batch_size=8, learning_rate=1e-3)
-    order, shares, size = torch.arange(8)[None], torch.full((1, 8), 1 / 8), 16
-    for sizes in ((size, 2), (size, size, size, 2)):  # a linear and a three-layer head
-        layers = [torch.zeros(1, padded_rows(size), n_outputs) for n_outputs in sizes[1:]]
-        rows = append_one(torch.zeros(8, size))
-        CompiledFit(layers, size, recipe, [1]).run(0, rows, order, torch.zeros(1, 8, dtype=torch.int64), shares)
+    rows = torch.arange(4)
+    features = FeatureSet(torch.eye(4), rows % 2, ["0", "1"], ["a", "b", "c", "d"])
+    job = Job(Split("all", rows.numpy(), rows.numpy()), seed=0)
+    for kind in HEADS:
+        fit_heads(kind, features, [job], Recipe(1, 8, 1e-3, scaler="none"), torch.device("cpu"))
     print(f"compiled in {time.perf_counter() - started:.0f} s")
 
 

@@ -16,7 +16,7 @@ from common.evaluation.plots import plot_reliability
 from common.evaluation.unseen import Unseen
 from common.features import FeatureSet
 from common.heads import KnownSounds, NoneOfTheseError, TrainedHead, conformal_threshold
-from common.heads.known_sounds import MOST_ROWS
+from common.heads.novelty import MOST_ROWS
 
 
 def answers(seed: int, rows: int = 4000, too_sure: float = 1.0) -> Unseen:

@@ -1,12 +1,12 @@
 """Heads: the classifiers that are trained on frozen embeddings."""
 
 from common.heads.classifiers import HEADS, HeadKind, LinearClassifier, ThreeLayerClassifier, head_title
+from common.heads.fit import ChosenHead, fit_chosen, fit_heads
 from common.heads.jobs import FitError, FittedHead, Job, Split, check_fittable
-from common.heads.known_sounds import KnownSounds, NoneOfTheseError, conformal_threshold
+from common.heads.novelty import KnownSounds, NoneOfTheseError, conformal_threshold
 from common.heads.recipes import TUNED, Recipe, fit_own_scaler, recipe_for
 from common.heads.scalers import SCALERS, Scaler, fit_scaler
 from common.heads.trained import Answer, HeadFileError, OtherEncoderError, TrainedHead
-from common.heads.training import ChosenHead, fit_chosen, fit_heads
 
 __all__ = [
     "HEADS",

@@ -46,6 +46,11 @@ class Recipe:
     dropout: float = 0.0
     label_smoothing: float = 0.0
 
+    @property
+    def leaves_shrinkage_open(self) -> bool:
+        """Whether validation rows choose the shrinkage of whitening."""
+        return self.scaler == "whiten" and self.shrinkage is None and self.relative_shrinkage is None
+
     def rate(self, done: int, steps: int) -> float:
         """The learning rate of the step after `done` of `steps`."""
         falls = 0.5 * (1 + math.cos(math.pi * done / steps)) if self.is_cosine else 1.0

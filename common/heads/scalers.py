@@ -108,6 +108,8 @@ def _principal_components(rows: Array, shrinkage: float) -> tuple[Array, Array]:
 
 @cache
 def _controller() -> ThreadpoolController:
+    import scipy.linalg.cython_blas  # noqa: F401  # which compiled steps call: only libraries that are loaded are known
+
     return ThreadpoolController()
 
 

@@ -17,7 +17,7 @@ from common.errors import UserError
 from common.features import FeatureFileError, FeatureSet, Provenance
 from common.files import load_torch, save_torch
 from common.heads.classifiers import HEADS, HeadKind
-from common.heads.known_sounds import KnownSounds
+from common.heads.novelty import KnownSounds
 from common.heads.scalers import Scaler
 from common.provenance import read_provenance
 

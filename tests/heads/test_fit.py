@@ -1,13 +1,10 @@
-"""Fitting: the batched fit equals plain torch and each head alone; nothing of the test rows is seen."""
+"""Fitting: compiled steps equal plain torch, a head is the same beside any others, and test rows change nothing."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -29,18 +26,15 @@ from common.heads import (
     Job,
     Recipe,
     Split,
-    batched_fit,
     check_fittable,
-    compiled_fit,
     fit_chosen,
     fit_heads,
     fit_scaler,
 )
-from common.heads.batched_fit import BatchedFit
-from common.heads.cuda_graph import GraphedSteps
-from common.heads.scaled_rows import ScaledFeatures, append_one, padded_rows
+from common.heads.batches import Batches, append_one, generator
+from common.heads.fit import CompiledHead, _Fitting, _ScaledRows
+from common.heads.plain import PlainHead, _drop
 from common.heads.scalers import SHRINKAGES
-from common.heads.stacked_heads import StackedHeads, generator
 
 PAPER = Recipe(epochs=3, batch_size=8, learning_rate=1e-3, hidden_dim=32)
 TUNED = Recipe(
@@ -57,14 +51,12 @@ TUNED = Recipe(
     dropout=0.3,
     label_smoothing=0.2,
 )
-CONSTANT = replace(TUNED, is_cosine=False, dropout=0.0, input_dropout=0.0)  # each step needs nothing new of the host
+BY_BLAS = replace(TUNED, batch_size=32)  # batches that are large enough for BLAS
 SEED = 42
 ROWS = np.arange(72)  # of small_features()
 
 each_kind = pytest.mark.parametrize("kind", HEADS)
-# Compiled steps, and those of torch for all heads of a stack, which GPUs and large batches take.
-each_way = pytest.mark.parametrize("largest_batch", [16, 0], ids=["compiled", "stacked"])
-each_recipe = pytest.mark.parametrize("recipe", [PAPER, TUNED], ids=["paper", "tuned"])
+each_recipe = pytest.mark.parametrize("recipe", [PAPER, TUNED, BY_BLAS], ids=["paper", "tuned", "blas"])
 
 
 @pytest.fixture(autouse=True)
@@ -103,13 +95,6 @@ def uneven_splits() -> list[Split]:
     return [Split(name, ROWS[:size], ROWS[size:]) for name, size in (("small", 9), ("whole", 72), ("middle", 50))]
 
 
-def three_heads(kind: HeadKind, features: FeatureSet, recipe: Recipe) -> BatchedFit:
-    """A batched fit of three seeds on one split."""
-    jobs = [Job(Split("one", ROWS[:50], ROWS[50:]), seed, shrinkage=recipe.shrinkage) for seed in range(3)]
-    shared = ScaledFeatures(features, [jobs], recipe, CPU)
-    return BatchedFit(kind, features, jobs, recipe, CPU, shared)
-
-
 def weights(head: FittedHead) -> torch.Tensor:
     """All of a head's numbers."""
     return torch.cat([parameter.flatten() for parameter in head.module.parameters()])
@@ -117,25 +102,24 @@ def weights(head: FittedHead) -> torch.Tensor:
 
 @each_recipe
 @each_kind
-def test_heads_together_learn_what_each_learns_alone(
+def test_compiled_steps_equal_plain_torch(
     kind: HeadKind, recipe: Recipe, features: FeatureSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one stack for all
+    """Also with dropout: both are given the same random numbers."""
     splits = uneven_splits()
-    for split, together in zip(splits, fit(kind, features, splits, recipe=recipe), strict=True):
-        (alone,) = fit(kind, features, [split], recipe=recipe)
-        assert together.job.split is split
-        assert torch.equal(weights(together), weights(alone))
-        assert together.curves.train_loss == pytest.approx(alone.curves.train_loss, rel=1e-5)
+    compiled = fit(kind, features, splits, recipe=recipe)
+    monkeypatch.setattr(
+        "common.heads.fit.CompiledHead", lambda module, recipe, n_steps: PlainHead(module, recipe, n_steps, CPU)
+    )
+    for head, expected in zip(compiled, fit(kind, features, splits, recipe=recipe), strict=True):
+        assert (weights(head) - weights(expected)).norm() < 1e-5 * weights(expected).norm()
+        assert head.curves.train_loss == pytest.approx(expected.curves.train_loss, rel=1e-5)
+        assert head.epoch == expected.epoch
 
 
-@each_way
 @each_kind
-def test_equals_plain_torch(
-    kind: HeadKind, largest_batch: int, features: FeatureSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paper_steps_equal_a_data_loader_and_adam(kind: HeadKind, features: FeatureSet) -> None:
     """DataLoader, module, cross-entropy and torch.optim.Adam, on the same order of clips."""
-    monkeypatch.setattr(compiled_fit, "LARGEST_BATCH", largest_batch)
     for split in uneven_splits():
         (fitted,) = fit(kind, features, [split])
         train = features.features[split.train].double().numpy()
@@ -159,22 +143,20 @@ def test_equals_plain_torch(
         assert torch.allclose(fitted.test_logits, module(test), atol=1e-4)
 
 
+@pytest.mark.parametrize("batch", [8, 64], ids=["fused", "blas"])
 @each_kind
-def test_compiled_steps_are_those_of_float64(kind: HeadKind) -> None:
+def test_compiled_steps_are_those_of_float64(kind: HeadKind, batch: int) -> None:
     """At the real size, over the first steps, for which no ReLU turns on a rounding."""
-    size, n_classes, n_steps = 384, 50, 50
+    size, n_classes, n_steps = 384, 50, 20
     rng = np.random.default_rng(3)
-    values = torch.from_numpy(rng.standard_normal((8 * n_steps, size)).astype(np.float32))
-    labels = torch.from_numpy(rng.integers(0, n_classes, 8 * n_steps))
+    values = torch.from_numpy(rng.standard_normal((batch * n_steps, size)).astype(np.float32))
+    labels = torch.from_numpy(rng.integers(0, n_classes, batch * n_steps))
     torch.manual_seed(SEED)
     module = HEADS[kind](size, n_classes, 256)
-    linear = [layer for layer in module if isinstance(layer, torch.nn.Linear)]
-    layers = [torch.zeros(1, padded_rows(layer.in_features), layer.out_features) for layer in linear]
-    for layer, own in zip(layers, linear, strict=True):
-        layer[0, : own.in_features], layer[0, own.in_features] = own.weight.detach().t(), own.bias.detach()
-    compiled = compiled_fit.CompiledFit(layers, size, PAPER, [n_steps])
-    order = torch.arange(8 * n_steps).view(-1, 8)
-    total = compiled.run(0, append_one(values), order, labels[order], torch.full((n_steps, 8), 1 / 8))
+    compiled = CompiledHead(module, PAPER, n_steps)
+    order = torch.arange(batch * n_steps).view(-1, batch)
+    shares = torch.full((n_steps, batch), 1 / batch)
+    total = compiled.epoch(append_one(values), Batches(order, labels[order], shares, torch.zeros(n_steps, 0)))
     module = module.double()
     optimizer = torch.optim.Adam(module.parameters(), lr=PAPER.learning_rate)
     expected_total = 0.0
@@ -183,12 +165,12 @@ def test_compiled_steps_are_those_of_float64(kind: HeadKind) -> None:
         loss = F.cross_entropy(module(values[rows].double()), labels[rows])
         loss.backward()
         optimizer.step()
-        expected_total += 8 * loss.item()
+        expected_total += batch * loss.item()
     assert total == pytest.approx(expected_total, rel=1e-6)
-    for layer, own in zip(layers, linear, strict=True):
-        expected = torch.cat([own.weight.detach().t(), own.bias.detach()[None]])
-        assert (layer[0, : len(expected)] - expected).norm() < 2e-6 * expected.norm()
-        assert not layer[0, len(expected) :].any()
+    for name, value in compiled.state().items():
+        expected = module.state_dict()[name]
+        assert (value - expected).norm() < 3e-6 * expected.norm()
+    assert torch.allclose(compiled.logits(values), module(values.double()).float(), atol=1e-4)
 
 
 @each_kind
@@ -274,65 +256,8 @@ def test_refusals(features: FeatureSet) -> None:
         check_fittable(replace(features, features=torch.ones(72, SIZE)), "f.pt")
 
 
-@pytest.mark.parametrize("can_capture", [True, False])
-@each_kind
-def test_replayed_steps_equal_steps(
-    kind: HeadKind, can_capture: bool, features: FeatureSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a GPU, but that a step that is replayed is taken again instead of read from a graph."""
-    monkeypatch.setattr(compiled_fit, "LARGEST_BATCH", 0)
-    expected = fit(kind, features, uneven_splits())
-    replayed = []
-
-    class Replayed(GraphedSteps):
-        def _capture(self, step: Callable[..., None]) -> Any:
-            if not can_capture:
-                raise RuntimeError("operation not permitted\nmore about it")
-            return SimpleNamespace(replay=lambda: (replayed.append(1), self._take(step)))
-
-    initial = BatchedFit.__init__
-
-    def with_graph(self: BatchedFit, *arguments: Any) -> None:
-        initial(self, *arguments)
-        self.graph = Replayed()
-
-    monkeypatch.setattr(BatchedFit, "__init__", with_graph)
-    monkeypatch.setattr("os.cpu_count", lambda: 1)  # one stack for all, as on a GPU
-    with (
-        contextlib.nullcontext() if can_capture else pytest.warns(UserWarning, match="more slowly: operation not perm")
-    ):
-        fitted = fit(kind, features, uneven_splits())
-    for one, other in zip(fitted, expected, strict=True):
-        assert torch.equal(weights(one), weights(other))
-        assert one.curves.train_loss == other.curves.train_loss
-    assert bool(replayed) == can_capture
-
-
-@pytest.mark.parametrize(
-    ("recipe", "has_graph"),
-    [
-        (PAPER, True),
-        (CONSTANT, True),
-        (replace(CONSTANT, is_cosine=True), False),
-        (replace(CONSTANT, dropout=0.1), False),
-        (replace(CONSTANT, input_dropout=0.1), False),
-    ],
-    ids=["paper", "constant", "cosine", "dropout", "input dropout"],
-)
-def test_only_steps_without_new_numbers_of_the_host_become_a_graph(
-    recipe: Recipe, has_graph: bool, features: FeatureSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert three_heads("linear", features, recipe).graph is None  # never on a CPU
-    for part in ("StackRows", "StackedHeads", "StackedAdamW"):  # what a GPU would be needed for
-        monkeypatch.setattr(batched_fit, part, MagicMock())
-    monkeypatch.setattr(torch, "zeros", MagicMock())
-    gpu: Any = SimpleNamespace(type="cuda")
-    on_gpu = BatchedFit("linear", features, [], recipe, gpu, MagicMock())
-    assert isinstance(on_gpu.graph, GraphedSteps) == has_graph
-
-
 @pytest.mark.gpu
-@pytest.mark.parametrize("recipe", [PAPER, CONSTANT], ids=["paper", "constant"])
+@each_recipe
 @each_kind
 def test_gpu_equals_cpu(kind: HeadKind, recipe: Recipe, features: FeatureSet) -> None:
     splits = uneven_splits()
@@ -370,13 +295,9 @@ def test_heads_with_and_without_validation_are_fitted_together(features: Feature
         assert together.epoch == alone.epoch
 
 
-@each_way
 @each_kind
-def test_the_tuned_steps_equal_plain_torch(
-    kind: HeadKind, largest_batch: int, features: FeatureSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tuned_steps_equal_torch_with_its_own_schedule(kind: HeadKind, features: FeatureSet) -> None:
     """Decay on weights alone, the cosine, smoothed labels: as torch does them (without dropout, which is random)."""
-    monkeypatch.setattr(compiled_fit, "LARGEST_BATCH", largest_batch)
     recipe = replace(TUNED, input_dropout=0.0, dropout=0.0)
     split = uneven_splits()[1]
     (fitted,) = fit(kind, features, [split], recipe=recipe)
@@ -404,54 +325,11 @@ def test_the_tuned_steps_equal_plain_torch(
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
-    jobs = [Job(Split("one", ROWS[:50], ROWS[50:]), seed) for seed in range(3)]
-    heads = StackedHeads("three_layer", 384, 4, jobs, TUNED, CPU)
-    x = torch.ones(3, 16, 385)
-    x[..., :-1] = 2.0
-    factors = heads._dropout(x[..., :-1], 0.3)
-    assert factors is not None
-    assert (x[..., -1] == 1).all()  # what the bias is multiplied by
-    assert torch.equal(x[..., :-1], 2 * factors)
-    assert (factors == 0).float().mean() == pytest.approx(0.3, abs=0.02)
-    assert torch.allclose(factors[factors != 0], torch.tensor(1 / 0.7))
-    assert heads._dropout(x, 0.0) is None
-
-
-@pytest.mark.parametrize("recipe", [PAPER, replace(TUNED, input_dropout=0.0)], ids=["paper", "dropout"])
-def test_gradients_equal_autograd(recipe: Recipe, features: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one batch, a part of which does not count, with whatever dropout drew."""
-    batched = three_heads("three_layer", features, recipe)
-    heads, scaled, labels = batched.heads, batched.rows.scaled, batched.rows.labels
-    drawn, dropout = [], StackedHeads._dropout
-
-    def noting(self: StackedHeads, x: torch.Tensor, probability: float) -> torch.Tensor | None:
-        drawn.append(dropout(self, x, probability))
-        return drawn[-1]
-
-    monkeypatch.setattr(StackedHeads, "_dropout", noting)
-    rows = torch.arange(3 * recipe.batch_size).view(3, -1)
-    counts = torch.ones(rows.shape, dtype=torch.bool)
-    counts[1, 5:] = False
-    layers = [layer.clone().requires_grad_() for layer in heads.layers]
-    with torch.no_grad():
-        x = scaled[rows.flatten()].view(*rows.shape, -1)
-        losses = heads.backward(x, labels[rows], counts / counts.sum(dim=1, keepdim=True))
-    for head in range(3):
-        x = scaled[rows[head], : batched.rows.width]
-        for number, layer in enumerate(layers):
-            if number:
-                x = x.relu()
-                factors = drawn[number]
-                x = x if factors is None else x * factors[head]
-            width = x.shape[1]
-            x = x @ layer[head, :width] + layer[head, width]
-        own = counts[head]
-        truth = labels[rows[head]][own]
-        loss = F.cross_entropy(x[own], truth, label_smoothing=recipe.label_smoothing)
-        loss.backward()
-        assert losses[head][own].mean().item() == pytest.approx(loss.item(), rel=1e-5)
-    for gradient, layer in zip(heads.gradients, layers, strict=True):
-        torch.testing.assert_close(gradient, layer.grad, rtol=1e-4, atol=1e-6)
+    drawn = torch.rand(64 * 384 + 7, generator=torch.Generator().manual_seed(0))
+    dropped, left = _drop(torch.full((64, 384), 2.0), drawn, 0.3)
+    assert (dropped == 0).float().mean() == pytest.approx(0.3, abs=0.01)
+    assert torch.allclose(dropped[dropped != 0], torch.tensor(2 / 0.7))
+    assert torch.equal(left, drawn[-7:])
 
 
 VALIDATED = Split("one", ROWS[:40], ROWS[56:], ROWS[40:56])
@@ -514,14 +392,10 @@ def test_the_strength_of_whitening_is_that_of_the_best_validation_accuracy(featu
     assert chosen.choosing.job.shrinkage == max(tried, key=tried.__getitem__)
 
 
-def test_seeds_differ_and_large_sets_are_fitted_in_parts(features: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    jobs = [Job(split, seed) for seed in (1, 2) for split in folds_of(features)]
-    together = fit_heads("linear", features, jobs, PAPER, CPU)
-    assert not torch.equal(weights(together[0]), weights(together[3]))
-    monkeypatch.setattr("common.heads.training.SCALED_BYTES", 1)  # room for one scaled copy at a time
-    for whole, part in zip(together, fit_heads("linear", features, jobs, PAPER, CPU), strict=True):
-        assert whole.job is part.job
-        assert torch.equal(weights(whole), weights(part))
+def test_different_seeds_give_different_heads(features: FeatureSet) -> None:
+    (split, *_) = folds_of(features)
+    first, second = fit_heads("linear", features, [Job(split, 1), Job(split, 2)], PAPER, CPU)
+    assert not torch.equal(weights(first), weights(second))
 
 
 @each_recipe
@@ -564,36 +438,25 @@ def test_whitening_of_wide_rows_keeps_the_largest_components(monkeypatch: pytest
         np.testing.assert_allclose(covariance, np.diag(expected), atol=1e-5)
 
 
-def test_scaled_copies_are_freed_after_the_last_stack_that_needs_them(features: FeatureSet) -> None:
+def test_scaled_rows_are_freed_after_the_last_job_that_needs_them(features: FeatureSet) -> None:
     one, other = (Job(split, SEED) for split in folds_of(features)[:2])
-    shared = ScaledFeatures(features, [[one], [one, other]], PAPER, CPU)
-    (_, first), (_, second) = shared.get(one), shared.get(other)
-    shared.release([one])
-    assert shared.get(one)[1] is first  # another stack needs it
-    assert shared.get(other)[1] is second
-    shared.release([one, other])
-    assert shared.get(one)[1] is not first
-    assert shared.get(other)[1] is not second
+    scaled = _ScaledRows(features.features.numpy(), [one, one, other], PAPER, CPU)
+    (_, first), (_, second) = scaled.take(one), scaled.take(other)
+    scaled.release(one)
+    assert scaled.take(one)[1] is first  # another job needs it
+    scaled.release(one)
+    scaled.release(other)
+    assert scaled.take(one)[1] is not first
+    assert scaled.take(other)[1] is not second
 
 
-def test_ctrl_c_ends_all_stacks(features: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: BatchedFit) -> None:
+def test_ctrl_c_ends_the_other_threads(features: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: _Fitting) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(BatchedFit, "epoch", interrupted)
+    monkeypatch.setattr(_Fitting, "epoch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit("linear", features, folds_of(features), epochs=10**6)
-
-
-def test_threads_do_not_disturb_each_others_seeds(features: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers draw from torch's one global generator: many small stacks on two threads must still start alike."""
-    split = folds_of(features)[0]
-    jobs = [Job(split, seed) for seed in range(60)]
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    monkeypatch.setattr("common.heads.training.CACHED_BYTES", 1)  # a stack for every job
-    first, again = (fit_heads("three_layer", features, jobs, replace(PAPER, epochs=1), CPU) for _ in range(2))
-    for one, other in zip(first, again, strict=True):
-        assert torch.equal(weights(one), weights(other))
 
 
 def test_a_head_that_diverges_is_an_error(features: FeatureSet) -> None:

@@ -1,0 +1,73 @@
+"""A head's fit by plain torch: autograd and torch.optim, on any device.
+
+Tests compare the compiled steps with it, and ``--device cuda`` of a classification uses it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common.heads.batches import Batches
+from common.heads.recipes import Recipe
+from common.heads.steps import BETAS, EPS
+
+
+class PlainHead:
+    """A head that is fitted step by step."""
+
+    def __init__(self, module: nn.Sequential, recipe: Recipe, n_steps: int, device: torch.device) -> None:
+        """Start from the weights of `module`; `n_steps` is the length of the whole fit."""
+        self.module, self.recipe, self.n_steps, self.done = module.to(device), recipe, n_steps, 0
+        parameters = list(module.parameters())
+        groups = [  # only weights decay, not biases
+            {"params": [p for p in parameters if p.ndim == 2], "weight_decay": recipe.weight_decay},
+            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPS)
+
+    def epoch(self, rows: torch.Tensor, batches: Batches) -> float:
+        """Take a step for each batch of the (N, P) `rows`; returns the sum of the cross-entropies."""
+        order, labels, shares, drawn = (each.to(rows.device) for each in batches)
+        first = next(layer for layer in self.module if isinstance(layer, nn.Linear))
+        total = torch.zeros((), device=rows.device)
+        for step in range(len(order)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.recipe.rate(self.done, self.n_steps)
+            logits = self._logits(rows[order[step], : first.in_features], drawn[step])
+            smoothing = self.recipe.label_smoothing
+            losses = F.cross_entropy(logits, labels[step], reduction="none", label_smoothing=smoothing)
+            self.optimizer.zero_grad()
+            (losses * shares[step]).sum().backward()
+            self.optimizer.step()
+            total += losses.detach()[shares[step] > 0].sum()
+            self.done += 1
+        return float(total)
+
+    def _logits(self, x: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        """(B, D) embeddings -> (B, C), with dropout by the random numbers `drawn`."""
+        x, drawn = _drop(x, drawn, self.recipe.input_dropout)
+        for layer in self.module:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                x, drawn = _drop(x, drawn, self.recipe.dropout)
+        return x
+
+    @torch.no_grad()
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """(M, D) scaled embeddings -> (M, C), without dropout."""
+        logits: torch.Tensor = self.module(x)
+        return logits
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """A copy of the module's state, on the CPU."""
+        return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
+
+
+def _drop(x: torch.Tensor, drawn: torch.Tensor, dropout: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dropout by the first x.numel() of the numbers `drawn`; returns the numbers left too."""
+    if not dropout:
+        return x, drawn
+    kept = drawn[: x.numel()].view_as(x) >= dropout
+    return x * kept / (1 - dropout), drawn[x.numel() :]
