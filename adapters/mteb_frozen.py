@@ -22,7 +22,7 @@ from adapters.shared import load_audiosep
 from common.arrays import Array
 from common.encoder import Encoder, new_encoder, resolve_device
 from common.encoder.checkpoint import KNOWN_RELEASES
-from common.encoder_name import EncoderName
+from common.encoder_name import EncoderKind, EncoderName
 from common.progress import progress_bar
 
 ORGANISATION = "frozen-encoders"
@@ -78,7 +78,7 @@ def entry(
         CheckpointError, PluginError, EncoderNameError: there is no such encoder.
     """
     parsed, place = EncoderName.parse(name), resolve_device(device)
-    if parsed.kind == "audiosep":
+    if parsed.kind is EncoderKind.AUDIOSEP:
         encoder: Encoder = load_audiosep(checkpoint, place)
     else:
         encoder = new_encoder(parsed, "", place, trust_remote_code=trust_remote_code)

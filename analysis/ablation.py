@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-from analysis.runs import new_parser, output_folder
+from analysis.scores import new_parser, output_folder
 from analysis.studies import find_study
 from common.config import DEVICES, ExtractConfig, FitConfig, load_config
 from common.datasets import Division

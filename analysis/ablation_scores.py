@@ -8,38 +8,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from analysis.ablation_features import BASE_LAYER, BASE_POOL, BASELINE, GRID, GRID_NAMES, factor_of
+from analysis.compare import Score
 from analysis.plots import Effect, plot_effects
 from common.config import FitConfig, ScalerName
 from common.datasets import Prepared
 from common.encoder import LAYERS, POOLS, EncoderInfo
 from common.errors import UserError
+from common.evaluation.intervals import holm
 from common.evaluation.outcomes import HeadFitter, Outcome
-from common.evaluation.protocols import plan_fits, seeds_of
-from common.evaluation.record import ComparisonRecord, Interval
-from common.evaluation.scoring import compare_heads, score_head
-from common.evaluation.uncertainty import holm
-from common.features import FeatureSet
+from common.evaluation.protocol import plan_fits, seeds_of
+from common.evaluation.record import ComparisonRecord, Interval, Record
+from common.evaluation.scores import compare_heads, score_head
 from common.files import DamagedFileError, read_json, write_csv, write_json
 from common.heads import HEADS, SCALERS, HeadKind, Job, head_title, recipe_for
 from common.progress import progress_bar
 from common.text_table import as_text, percent, range_of
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class ScoreRecord(_Record):
-    """An accuracy with its 95 % interval."""
-
-    accuracy: float
-    interval: Interval | None
-
-
-class EffectScore(ScoreRecord):
+class EffectScore(Score):
     """The same with the difference from the baseline, that one's interval and p-value, and the p-value corrected for the
     number of variants and heads (Holm 1979)."""
 
@@ -49,7 +38,7 @@ class EffectScore(ScoreRecord):
     holm_p_value: float | None = None
 
 
-class EffectRecord(_Record):
+class EffectRecord(Record):
     """One variant: the factor that it changes, its name, the numbers per clip, and both heads' scores."""
 
     factor: str
@@ -63,21 +52,21 @@ class EffectRecord(_Record):
         return self.linear if kind == "linear" else self.three_layer
 
 
-class GridRecord(_Record):
+class GridRecord(Record):
     """One combination of layer, pool and scaler."""
 
     layer: str
     pool: str
     scaler: ScalerName
-    linear: ScoreRecord | None = None
-    three_layer: ScoreRecord | None = None
+    linear: Score | None = None
+    three_layer: Score | None = None
 
-    def of(self, kind: HeadKind) -> ScoreRecord | None:
+    def of(self, kind: HeadKind) -> Score | None:
         """One head's score, if it was fitted."""
         return self.linear if kind == "linear" else self.three_layer
 
 
-class AblationRecord(_Record):
+class AblationRecord(Record):
     """The content of ablation_TASK.json.
 
     Attributes:
@@ -100,7 +89,7 @@ class AblationRecord(_Record):
     test_clips: int
     recipe: str
     seeds: list[int]
-    baseline: dict[HeadKind, ScoreRecord]
+    baseline: dict[HeadKind, Score]
     heads: ComparisonRecord
     effects: list[EffectRecord]
     grid: list[GridRecord]
@@ -133,11 +122,12 @@ class Variant:
 class Ablation:
     """The fits of one ablation: all variants on the same splits and seeds."""
 
-    def __init__(self, features: FeatureSet, config: FitConfig, device: torch.device) -> None:
-        """`features`: rows of all outputs, divided by the task."""
+    def __init__(self, prepared: Prepared, config: FitConfig, device: torch.device) -> None:
+        """`prepared`: rows of all outputs, divided by the task."""
+        features = prepared.features
         self.features, self.config, self.device = features, config, device
         self.columns = features.output_columns
-        self.plan = plan_fits("official", features, config.train_test_split, seeds_of(config))
+        self.plan = plan_fits("official", prepared, config.train_test_split, seeds_of(config))
         self.jobs: list[Job] = self.plan.jobs
         self.baseline = {kind: self.outcomes(kind, (BASELINE,), None) for kind in HEADS}
 
@@ -147,9 +137,9 @@ class Ablation:
         own = self.config if scaler is None else self.config.model_copy(update={"scaler": scaler, "whiten_eps": None})
         return HeadFitter(own, self.device).outcomes(kind, replace(self.features, features=columns), self.jobs)
 
-    def score(self, outcomes: Sequence[Outcome]) -> ScoreRecord:
+    def score(self, outcomes: Sequence[Outcome]) -> Score:
         scored = score_head(outcomes, self.features)
-        return ScoreRecord(accuracy=scored.accuracy, interval=scored.interval)
+        return Score(accuracy=scored.accuracy, interval=scored.interval)
 
     def effect(self, variant: Variant) -> EffectRecord:
         """A variant against the baseline."""
@@ -205,7 +195,7 @@ def ablate(
         grid_heads: heads that are fitted on the whole grid of layers, pools and scalers.
     """
     features = prepared.features
-    ablation = Ablation(features, config, device)
+    ablation = Ablation(prepared, config, device)
     variants = progress_bar(iterable=ablation.variants(factors), desc="variants", unit="variant")
     effects = _with_holm([ablation.effect(variant) for variant in variants])
     combinations = [
@@ -222,7 +212,7 @@ def ablate(
         task=task,
         title=title,
         encoder=encoder,
-        division=prepared.protocol or ablation.plan.division,
+        division=prepared.description or ablation.plan.division,
         clips=len(features),
         test_clips=len(np.unique(tested)),
         recipe=config.recipe,

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-from analysis.runs import Run, new_parser, output_folder, runs_for
+from analysis.scores import Run, new_parser, output_folder, runs_for
 from common.config import ConfigError
 from common.entry import run
 from common.files import write_atomically
 
 if TYPE_CHECKING:
     from analysis.ablation_scores import AblationRecord
-    from analysis.report_page import DrawnMap
+    from analysis.report_page.page import DrawnMap
 
 MAX_TSNE_CLIPS = 5000  # clips; above, UMAP, which is faster
 
@@ -37,8 +37,8 @@ def main() -> None:
     if given.max_clips < 10:
         raise ConfigError("--max-clips must be at least 10")
     from analysis.ablation_scores import AblationRecord
-    from analysis.encoders import compare_encoders, read_costs
-    from analysis.report_page import ReportedRun, render
+    from analysis.compare import compare_encoders, read_costs
+    from analysis.report_page.page import ReportedRun, render
     from analysis.task_distances import SIMILARITY_FILE, SimilarityRecord
     from common.progress import progress_bar
 
@@ -68,7 +68,7 @@ def _map(one: Run, folder: Path, most: int) -> DrawnMap:
     import numpy as np
 
     from analysis.maps import make_map
-    from analysis.report_page import DrawnMap
+    from analysis.report_page.page import DrawnMap
 
     method = "tsne" if min(most, len(one.features)) <= MAX_TSNE_CLIPS else "umap"
     # A task may choose other rows of the same file.

@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-from analysis.runs import ENCODERS_FOLDER
+from analysis.scores import ENCODERS_FOLDER
 from analysis.studies import STUDIES, Study, find_study
 from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError, ExtractConfig, FitConfig, RecipeName, load_config
-from common.encoder_name import FORMS, EncoderName, file_of
+from common.encoder_name import FORMS, EncoderKind, EncoderName, file_of
 from common.entry import run
 from common.files import PROJECT_ROOT
 from common.flags import Parser
@@ -51,7 +51,7 @@ class Plan:
     studies: tuple[Study, ...]
     data: Path | None = None
     results: Path | None = None
-    encoders: tuple[EncoderName, ...] = (EncoderName("audiosep"),)
+    encoders: tuple[EncoderName, ...] = (EncoderName(EncoderKind.AUDIOSEP),)
     checkpoint: str | None = None
     device: str | None = None
     trusts: bool = False
@@ -158,7 +158,7 @@ def _encoders(names: Sequence[str]) -> tuple[EncoderName, ...]:
 
 
 def _comes_later(encoder: EncoderName) -> bool:
-    return encoder.kind != "audiosep"
+    return encoder.kind is not EncoderKind.AUDIOSEP
 
 
 def _measure_encoders(plan: Plan) -> None:
@@ -243,7 +243,7 @@ def _one_study(study: Study, plan: Plan) -> None:
     """Doctor, then every encoder."""
     root = study.data_root(plan.data)
     if plan.with_doctor:
-        needs_weights = any(encoder.kind == "audiosep" for encoder in plan.encoders)
+        needs_weights = any(encoder.kind is EncoderKind.AUDIOSEP for encoder in plan.encoders)
         checkpoint = plan.checkpoint if needs_weights else "random:0"
         wanted = (*_flag("--checkpoint", checkpoint), *_flag("--device", plan.device))
         status = run_script("common.doctor", study.check, "--data-root", root, *wanted)
@@ -257,7 +257,7 @@ def _one_study(study: Study, plan: Plan) -> None:
 def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:
     """Features, for AudioSep control features too, and heads."""
     root = study.data_root(plan.data)
-    slug, is_audiosep = encoder.slug, encoder.kind == "audiosep"
+    slug, is_audiosep = encoder.slug, encoder.kind is EncoderKind.AUDIOSEP
     task, again = study.task, ("--overwrite",) * plan.overwrite
     folder = task.output_dir_of(slug)
     if plan.results:
@@ -302,7 +302,7 @@ def _show_plan(plan: Plan) -> None:
     recipe = recipe_for("three_layer", load_config(FitConfig, plan.studies[0].task.config_file, None, flags))
     device = resolve_device(plan.device or "auto")
     speed = measure_speed(device, recipe)
-    encoders = sum(encoder.kind == "audiosep" for encoder in plan.encoders) + ("random_0" in plan.controls)
+    encoders = sum(encoder.kind is EncoderKind.AUDIOSEP for encoder in plan.encoders) + ("random_0" in plan.controls)
     table = [["task", "data", "clips", "hours of audio", "extraction", "fitting", "features"]]
     parts: dict[str, float] = {}  # what -> hours
     n_bytes = 0
@@ -325,7 +325,7 @@ def _show_plan(plan: Plan) -> None:
     )
     print(f"{speed.audio:.0f} s of audio per second. From: nothing else runs. To: other work beside it.")
     print("\n".join(_how_to_spend_less(parts, plan, device.type == "cpu")))
-    others = [str(encoder) for encoder in plan.encoders if encoder.kind != "audiosep"]
+    others = [str(encoder) for encoder in plan.encoders if encoder.kind is not EncoderKind.AUDIOSEP]
     if others:
         print(f"Not in the estimate: {', '.join(others)}; python -m common.encoder.check NAME measures its speed.")
     if _missing_weights(plan):
@@ -360,7 +360,7 @@ def _how_to_spend_less(parts: Mapping[str, float], plan: Plan, is_on_cpu: bool) 
 def _missing_weights(plan: Plan) -> Path | None:
     """The file of AudioSep's weights, if the plan needs it and it is not there; ConfigError if it is not the one that can be
     downloaded."""
-    if all(encoder.kind != "audiosep" for encoder in plan.encoders):
+    if all(encoder.kind is not EncoderKind.AUDIOSEP for encoder in plan.encoders):
         return None
     name = plan.checkpoint or load_config(ExtractConfig, plan.studies[0].task.config_file).checkpoint
     if name.startswith("random:") or Path(name).exists():

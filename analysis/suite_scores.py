@@ -17,7 +17,7 @@ from torch import nn
 from common.arrays import Array
 from common.config import FitConfig
 from common.datasets import Prepared
-from common.evaluation.protocols import run_protocol
+from common.evaluation.protocol import run_protocol
 from common.features import FeatureSet
 from common.heads import head_title
 from common.progress import progress_bar

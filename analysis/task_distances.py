@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from analysis.ablation_features import BASE_LAYER, BASE_POOL, GRID_NAMES, read_variants
 from analysis.plots import plot_heat
-from analysis.runs import Run, describe_encoder
 from analysis.sampling import balanced_rows
+from analysis.scores import Run
 from analysis.similarity import PRINCIPAL, frechet_distance, linear_cka, mmd, principal_subspace, subspace_overlap
 from analysis.transfer import TransferCosts, transfer_costs
 from common.arrays import Array
-from common.encoder import resolve_device
 from common.errors import UserError
 from common.features import ENCODER_SETTINGS, FeatureSet
 from common.files import DamagedFileError, read_json, write_json
@@ -133,7 +133,7 @@ def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with
         matrix += np.triu(matrix, 1).T
     return SimilarityRecord(
         tasks={name: len(each) for name, each in tasks.items()},
-        words=f"Compared: {', '.join(names)}; encoder: {describe_encoder(runs[names[0]].record)}; {half:,} clips of each.",
+        words=f"Compared: {', '.join(names)}; encoder: {runs[names[0]].encoder}; {half:,} clips of each.",
         dimensions=size,
         clips_of_each=half,
         halvings=HALVINGS,
@@ -159,7 +159,7 @@ def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> dict
         own_data = runs[target].study.download[0][0]
         others = {name: each for name, each in tasks.items() if runs[name].study.download[0][0] != own_data}
         config = runs[target].record.config.fit_config
-        transfer[target] = transfer_costs(tasks[target], others, config, resolve_device("auto"))
+        transfer[target] = transfer_costs(tasks[target], others, config, torch.device("cpu"))
     return transfer
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-from analysis.runs import new_parser, output_folder, runs_for
+from analysis.scores import new_parser, output_folder, runs_for
 from common.config import ConfigError
 from common.entry import run
 from common.flags import add_figure_format

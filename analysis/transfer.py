@@ -11,11 +11,12 @@ import torch
 from analysis.similarity import principal_subspace
 from common.arrays import Array
 from common.config import FitConfig
+from common.datasets import Prepared
 from common.evaluation.outcomes import HeadFitter, Outcome
-from common.evaluation.protocols import plan_fits
-from common.evaluation.scoring import compare_heads
+from common.evaluation.protocol import plan_fits
+from common.evaluation.scores import compare_heads
 from common.features import FeatureSet
-from common.heads import HeadKind, Job, Recipe, fit_own_scaler, fit_scaler, recipe_for
+from common.heads import HeadKind, Job, Recipe, fit_recipe_scaler, fit_scaler, recipe_for
 
 KIND: HeadKind = "linear"  # the head that is scored
 
@@ -51,7 +52,7 @@ def transfer_costs(
         The costs of ``"scaler"`` and ``"subspace"``. The task's own ones are fitted on each split's training rows.
     """
     recipe = recipe_for(KIND, config)
-    jobs = plan_fits("official", target, config.train_test_split, [config.random_seed]).jobs
+    jobs = plan_fits("official", Prepared(target), config.train_test_split, [config.random_seed]).jobs
     # Rows are already scaled, so the recipe must not scale them.
     unscaled = config.model_copy(update={"scaler": "none", "whiten_eps": None})
     fitter = HeadFitter(unscaled, device)
@@ -78,7 +79,7 @@ def transfer_costs(
 def _transformed(raw: Array, fitted_on: Array, recipe: Recipe, is_reduced: bool) -> Array:
     """Rows scaled, or standardised and reduced to the first principal directions, as fitted on other rows."""
     if not is_reduced:
-        return fit_own_scaler(recipe, fitted_on)(raw)
+        return fit_recipe_scaler(recipe, fitted_on)(raw)
     # Directions of standardised rows: whitened ones have no principal directions.
     standard = fit_scaler("standard", fitted_on)
     reduced: Array = standard(raw) @ principal_subspace(standard(fitted_on).astype(np.float64)).astype(np.float32)

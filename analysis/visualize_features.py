@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-from analysis.runs import describe_encoder, find_run, new_parser, output_folder
+from analysis.scores import find_run, new_parser, output_folder
 from common.config import ConfigError, ScalerName
 from common.entry import run
 from common.flags import add_figure_format
@@ -44,7 +44,7 @@ def main() -> None:
         drawn = make_map(one.features, method, given.scaler, given.max_clips, given.seed)
         title = (
             f"{one.study.task.title}: {METHODS[method]} of the features, coloured by {given.colour}\n"
-            f"encoder: {describe_encoder(one.record)}"
+            f"encoder: {one.encoder}"
         )
         scaled = "" if given.scaler == "standard" else f"_{given.scaler}"
         path = folder / f"map_{one.study.name}_{method}_{given.colour}{scaled}.{given.figure_format}"

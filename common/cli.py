@@ -21,7 +21,7 @@ from common.config import (
     metavar_of,
 )
 from common.datasets import Clip, Task, Variants
-from common.encoder_name import EncoderName
+from common.encoder_name import EncoderKind, EncoderName
 from common.entry import run
 from common.flags import Parser
 
@@ -234,7 +234,7 @@ def _load_encoder(config: ExtractConfig, has_device: bool, processes: int) -> tu
     name = EncoderName.parse(config.encoder)
     if Path(config.checkpoint).name == "logmel" and not Path(config.checkpoint).exists():
         raise ConfigError("--checkpoint logmel is now --encoder logmel")
-    if name.kind == "audiosep":  # a wrong layer is refused before the weights are read
+    if name.kind is EncoderKind.AUDIOSEP:  # a wrong layer is refused before the weights are read
         choose_outputs(AudioSepEncoder.outputs, AudioSepEncoder.default_output, config.layer, config.pool)
     device = pick_device(config.device, has_device)
     if processes > 1 and device.type == "cuda" and device.index is None:
@@ -264,19 +264,20 @@ def _describe_encoder(encoder: Encoder, outputs: Sequence[Output]) -> str:
     more = f" and {len(outputs) - 4} more" if len(outputs) > 4 else ""
     width = sum(output.width for output in outputs)
     embedded = f"{what}{more}: {width:,} numbers per clip"
-    if info.is_plug_in:
+    if info.kind is EncoderKind.LOGMEL:
+        return f"no encoder: {info.encoder}, as a control; {embedded}"
+    if info.kind.is_plug_in:
         fixed = getattr(encoder, "is_fixed_length", False)
         note = "; its feature extractor pads or cuts every clip to one length" if fixed else ""
         return (
             f"encoder: {info.encoder}, weights {info.checkpoint[:19]}, at {encoder.sample_rate:,} Hz; {embedded}; "
             f"{info.precision} on {encoder.device}{note}"
         )
-    release = {
-        "untrained": "untrained: its scores say nothing about AudioSep",
-        "unknown": "a checkpoint unknown to this project (not one of the published releases)",
-    }.get(info.release, f"known release {info.release}")
-    if info.parameters == 0:
-        return f"no encoder: {info.encoder.partition(',')[0]}, as a control; {embedded}"
+    release = f"known release {info.release}"
+    if info.kind is EncoderKind.UNTRAINED:
+        release = "untrained: its scores say nothing about AudioSep"
+    elif info.release == "unknown":
+        release = "a checkpoint unknown to this project (not one of the published releases)"
     return (
         f"encoder: {info.checkpoint[:19]}, {release}; {embedded}; "
         f"condition {info.condition[:19]}, {info.precision} on {encoder.device}"
@@ -299,7 +300,7 @@ def _classify(variants: Task | Variants, argv: Sequence[str] | None) -> None:
     what = "Train the linear and the three-layer head on embeddings"
     arguments = parse_classify_flags(variants, what, argv)
     from common.encoder.device import fitting_device
-    from common.evaluation.classify import classify
+    from common.evaluation.results import classify
 
     device = fitting_device(pick_device(arguments.config.device, arguments.has_device))
     config = arguments.config.model_copy(update={"device": str(device)})

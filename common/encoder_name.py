@@ -4,13 +4,31 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 
 from common.errors import UserError
 
-BUILT_IN = ("audiosep", "logmel")
-PLUG_INS = ("hear", "hf")
 FORMS = "audiosep, logmel, hear:MODULE_OR_FILE.py[:WEIGHTS] or hf:NAME_OR_FOLDER"
+
+
+class EncoderKind(StrEnum):
+    """The kinds of encoders. A name has every kind but UNTRAINED, which its weights decide."""
+
+    AUDIOSEP = "audiosep"
+    UNTRAINED = "untrained"  # AudioSep's network with random weights
+    LOGMEL = "logmel"  # log-mel statistics, which are no network
+    HEAR = "hear"  # a module with the interface of HEAR 2021
+    TRANSFORMERS = "hf"  # a model of Hugging Face transformers
+
+    @property
+    def is_plug_in(self) -> bool:
+        """Whether the encoder comes from outside this project."""
+        return self in (EncoderKind.HEAR, EncoderKind.TRANSFORMERS)
+
+
+BUILT_IN = (EncoderKind.AUDIOSEP, EncoderKind.LOGMEL)
+PLUG_INS = (EncoderKind.HEAR, EncoderKind.TRANSFORMERS)
 
 
 class EncoderNameError(UserError):
@@ -22,12 +40,12 @@ class EncoderName:
     """A parsed name.
 
     Attributes:
-        kind: ``"audiosep"``, ``"logmel"``, ``"hear"`` or ``"hf"``.
+        kind: any but UNTRAINED.
         place: for ``hear`` a module, or the path of a ``.py`` file; for ``hf`` a model's name, or a folder.
         weights: the path of a HEAR module's weights; may be empty.
     """
 
-    kind: str
+    kind: EncoderKind
     place: str = ""
     weights: str = ""
 
@@ -35,12 +53,13 @@ class EncoderName:
     def parse(cls, text: str) -> EncoderName:
         """Read a name; EncoderNameError if it has none of the forms."""
         if text in BUILT_IN:
-            return cls(text)
-        kind, _, place = text.partition(":")
-        if kind not in PLUG_INS or not place:
-            missing = f"; {kind} needs something after a colon" if kind in PLUG_INS else ""
+            return cls(EncoderKind(text))
+        prefix, _, place = text.partition(":")
+        if prefix not in PLUG_INS or not place:
+            missing = f"; {prefix} needs something after a colon" if prefix in PLUG_INS else ""
             raise EncoderNameError(f"encoder {text!r} is unknown{missing}: give {FORMS}")
-        if kind == "hf":
+        kind = EncoderKind(prefix)
+        if kind is EncoderKind.TRANSFORMERS:
             return cls(kind, place)
         # A file may have a colon in its path (C:\...), so its name ends at .py.
         found = re.fullmatch(r"(.+?\.py)(?::(.+))?", place)
@@ -55,12 +74,12 @@ class EncoderName:
     @property
     def is_file(self) -> bool:
         """Whether `place` is a ``.py`` file."""
-        return self.kind == "hear" and self.place.endswith(".py")
+        return self.kind is EncoderKind.HEAR and self.place.endswith(".py")
 
     @property
     def label(self) -> str:
         """The name without folders, as files and results record it, such as ``"hear:dvector.py"``."""
-        if self.kind == "hf":
+        if self.kind is EncoderKind.TRANSFORMERS:
             is_folder = Path(self.place).is_dir()
             return f"hf:{Path(self.place).resolve().name if is_folder else self.place}"
         return str(replace(self, place=Path(self.place).name, weights=Path(self.weights).name))
@@ -68,13 +87,13 @@ class EncoderName:
     @property
     def slug(self) -> str:
         """A short form for file names, such as ``"dvector"`` or ``"hubert-base-ls960"``."""
-        return slug_of(self.label)
+        return slug_of(self.kind, self.label)
 
     def resolved(self, base: Path) -> EncoderName:
         """The same with relative paths taken from `base`."""
         place, weights = self.place, self.weights
         path = base / _expanded(place)
-        if self.is_file or (self.kind == "hf" and path.is_dir()):
+        if self.is_file or (self.kind is EncoderKind.TRANSFORMERS and path.is_dir()):
             place = str(path)
         return replace(self, place=place, weights=str(base / _expanded(weights)) if weights else "")
 
@@ -86,12 +105,13 @@ def _expanded(path: str) -> Path:
         raise EncoderNameError(f"{path}: {error}") from error
 
 
-def slug_of(label: str) -> str:
-    """The short form of an encoder's label, as feature files record it, for file names."""
-    known = {"AudioSep ResUNet30": "audiosep", "log-mel statistics, no encoder": "logmel"}
-    if label in (*BUILT_IN, *known):
-        return known.get(label, label)
-    name = EncoderName.parse(label) if label.partition(":")[0] in PLUG_INS else EncoderName("", label)
+def slug_of(kind: EncoderKind | None, label: str) -> str:
+    """A short form for file names of an encoder, as feature files record it; that of AudioSep if the kind is unknown."""
+    if kind in (None, EncoderKind.AUDIOSEP, EncoderKind.UNTRAINED):
+        return EncoderKind.AUDIOSEP.value
+    if kind is EncoderKind.LOGMEL:
+        return kind.value
+    name = EncoderName.parse(label)
     parts = [name.place.removesuffix(".py").rpartition("/")[2], Path(name.weights).stem]
     slug = re.sub(r"[^\w.-]+", "_", "_".join(part for part in parts if part))
     return f"{name.kind}_{slug}" if slug in BUILT_IN else slug

@@ -6,32 +6,103 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from common.arrays import Array
-from common.feature_files import (
-    FeatureFileError,
-    class_names_of,
-    folds_of,
-    labels_of,
-    names_of,
-    optional_names,
-    provenance_of,
-    read_content,
-    splits_of,
-    uneven,
-)
-from common.files import save_torch
-from common.provenance import ENCODER_SETTINGS, PER_CLIP, SEVERAL, SHARED, Counts, Provenance, read_provenance
+from common.encoder_name import EncoderKind, slug_of
+from common.errors import UserError
+from common.files import DamagedFileError, UnsafeFileError, load_torch, save_torch
 
 if TYPE_CHECKING:  # they take a second to import
     import pandas as pd
     from sklearn.utils import Bunch
 
-__all__ = ["ENCODER_SETTINGS", "SEVERAL", "Counts", "FeatureFileError", "FeatureSet", "Provenance"]
+# The part of a file's provenance that says how its embeddings were computed.
+ENCODER_SETTINGS = (
+    *("kind", "encoder", "checkpoint", "code", "release", "condition", "padding", "precision"),
+    *("layer", "pool", "sample_rate"),
+)
+# The part that several files of one encoder share.
+SHARED = (*ENCODER_SETTINGS, "outputs", "default_output", "parameters", "min_samples")
+PER_CLIP = ("failed", "samples", "audio_checksums")  # the part that has an entry per clip
+SEVERAL = "several"  # stands for the layer and the pool of a file with several outputs
+SPLITS = ("train", "valid", "test")
+
+
+class FeatureFileError(UserError):
+    """A feature file cannot be used."""
+
+
+class Counts(TypedDict, total=False):
+    """How many clips an extraction was given, how many it embedded, how many failed, how many of those because their
+    files are missing, and how many of the embedded ones were padded to the encoder's minimum."""
+
+    clips: int
+    extracted: int
+    failed: int
+    missing: int
+    padded: int
+
+
+@with_config(ConfigDict(arbitrary_types_allowed=True, extra="allow"))
+class Provenance(TypedDict, total=False):
+    """How a feature file was made, as the file records it; empty for the original project's files.
+
+    `kind` to `sample_rate`: how the embeddings were computed; see `common.encoder.EncoderInfo`. `outputs`: (layer,
+    pool, width) of each part of a row, if there are several, and `default_output` the one that is meant if none is
+    named. `clips` and `clip_list`: number and fingerprint of the requested clips. `failed`: (clip id, reason).
+    `samples` and `audio_checksums`: (N,) int64, each waveform's length and a checksum of its file's content.
+    """
+
+    dataset: str
+    kind: Annotated[str, AfterValidator(lambda kind: EncoderKind(kind).value)]
+    encoder: str
+    checkpoint: str
+    release: str
+    code: str
+    condition: str
+    padding: str
+    precision: str
+    parameters: int | None
+    min_samples: int
+    layer: str
+    pool: str
+    sample_rate: int
+    outputs: list[tuple[str, str, int]]
+    default_output: tuple[str, str]
+    clips: int
+    clip_list: str
+    device: str
+    counts: Counts
+    failed: list[tuple[str, str]]
+    samples: torch.Tensor
+    audio_checksums: torch.Tensor
+    versions: dict[str, str]
+
+
+_PROVENANCE = TypeAdapter(Provenance)
+_JSON = TypeAdapter(dict[str, JsonValue])
+
+
+def read_provenance(meta: object) -> Provenance:
+    """What a file says of how its embeddings were made; ValueError says which entry is wrong."""
+    try:
+        provenance = _PROVENANCE.validate_python(meta)
+        # Entries that this version does not know are recorded with results, as JSON.
+        _JSON.validate_python(
+            {key: value for key, value in provenance.items() if key not in Provenance.__annotations__}
+        )
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(map(str, problem["loc"]))[:100]
+        raise ValueError(f"{place}: {problem['msg'][:200]}") from error
+    return provenance
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,19 +147,18 @@ class FeatureSet:
 
         numbers = [f"f{place}" for place in range(self.features.shape[1])]
         for name, columns in self.output_columns.items():
-            own = range(columns.stop - columns.start)
-            numbers[columns] = [f"{name.replace(' ', '_')}_{place}" for place in own]
+            width = columns.stop - columns.start
+            numbers[columns] = [f"{name.replace(' ', '_')}_{place}" for place in range(width)]
         known: dict[str, object] = {"clip_id": self.clip_ids}
         if self.class_names:
             known["class_name"] = [self.class_names[label] for label in self.labels.tolist()]
         known |= {} if self.folds is None else {"fold": self.folds.numpy()}
-        known |= {
-            name: values for name, values in (("split", self.splits), ("group", self.groups)) if values is not None
-        }
+        optional = (("split", self.splits), ("group", self.groups))
+        known |= {name: values for name, values in optional if values is not None}
         return pd.concat([pd.DataFrame(known), pd.DataFrame(self.features.numpy(), columns=numbers)], axis=1)
 
     def to_sklearn(self) -> Bunch:
-        """As scikit-learn's own data sets: ``data`` (N, D), ``target`` (N,), ``target_names`` and ``groups`` (N,) or None."""
+        """As scikit-learn's data sets: ``data`` (N, D), ``target`` (N,), ``target_names`` and ``groups`` (N,) or None."""
         from sklearn.utils import Bunch
 
         return Bunch(
@@ -115,12 +185,10 @@ class FeatureSet:
                 )
         present = {name for part in parts for name in part.class_names}
         class_names = [name for name in class_order or sorted(present) if name in present]
-
+        labels = [torch.tensor([class_names.index(name) for name in part.class_names])[part.labels] for part in parts]
         return cls(
             torch.cat([part.features for part in parts]),
-            torch.cat(
-                [torch.tensor([class_names.index(name) for name in part.class_names])[part.labels] for part in parts]
-            ),
+            torch.cat(labels),
             class_names,
             [clip_id for part in parts for clip_id in part.clip_ids],
             None,
@@ -159,6 +227,12 @@ class FeatureSet:
         return read_provenance({key: value for key, value in self.meta.items() if key not in PER_CLIP})
 
     @property
+    def encoder_slug(self) -> str:
+        """A short form of the encoder's name for file names; that of AudioSep if the file does not say."""
+        kind = self.meta.get("kind")
+        return slug_of(EncoderKind(kind) if kind else None, self.meta.get("encoder", ""))
+
+    @property
     def output_columns(self) -> dict[str, slice]:
         """Name of each output (`common.encoder.Output.name`) -> its columns in the rows; empty if there is only one."""
         columns, start = {}, 0
@@ -178,35 +252,15 @@ class FeatureSet:
             FeatureFileError: the file has no such output.
         """
         outputs = self.meta.get("outputs") or [(self.meta.get("layer", ""), self.meta.get("pool", ""), 0)]
-        known = ", ".join(f"{layer} {pool}".strip() for layer, pool, _ in outputs)
-        default_layer, default_pool = self.meta.get("default_output", outputs[0][:2])
-        names = [name.strip() for name in (default_layer if layers is None else layers).split("+")]
-        picked: list[tuple[str, str]] = []
-        for name in names:
-            own = [pool for layer, pool, _ in outputs if layer == name]
-            if not own:
-                hint = "; join several with +" if "," in name or name == "all" else ""
-                raise FeatureFileError(f"--layer {name} is not in the feature file, which holds: {known}{hint}")
-            if pools is None:
-                wanted = [default_pool if default_pool in own else own[0]]
-            elif own == [""]:  # nothing to pool
-                wanted = own
-            else:
-                wanted = [pools] if pools in own else [pool.strip() for pool in pools.split("+")]
-            for pool in wanted:
-                if pool not in own:
-                    raise FeatureFileError(f"--pool {pool} of {name} is not in the feature file, which holds: {known}")
-                picked.append((name, pool))
+        default = self.meta.get("default_output", outputs[0][:2])
+        picked = _choose_outputs([output[:2] for output in outputs], default, layers, pools)
         if "outputs" not in self.meta:
             return self
-        columns = self.output_columns
-        kept = [columns[f"{layer} {pool}".strip()] for layer, pool in picked]
+        columns = [self.output_columns[f"{layer} {pool}".strip()] for layer, pool in picked]
         meta = {key: value for key, value in self.meta.items() if key not in ("outputs", "default_output")}
-        meta |= {
-            "layer": "+".join(dict.fromkeys(layer for layer, _ in picked)),
-            "pool": "+".join(dict.fromkeys(pool for _, pool in picked if pool)),
-        }
-        features = torch.cat([self.features[:, each] for each in kept], dim=1)
+        meta["layer"] = "+".join(dict.fromkeys(layer for layer, _ in picked))
+        meta["pool"] = "+".join(dict.fromkeys(pool for _, pool in picked if pool))
+        features = torch.cat([self.features[:, part] for part in columns], dim=1)
         return replace(self, features=features, meta=cast("Provenance", meta))
 
     def save(self, path: str | Path) -> None:
@@ -234,51 +288,13 @@ class FeatureSet:
             FeatureFileError: the file is missing, damaged or not a feature file, or its parts do not match.
         """
         path = Path(path)
-        content = read_content(path)
-        features = content.get("features")
-        if (
-            not torch.is_tensor(features)
-            or features.ndim != 2
-            or not features.is_floating_point()
-            or not features.shape[1]
-        ):
-            raise FeatureFileError(f"{path} is not a feature file: it has no 2-D floating-point tensor 'features'")
-        rows = len(features)
-        if not rows:
-            raise FeatureFileError(f"{path} holds no clips; extract the features again")
-        labels = content.get("labels", content.get("label"))
-        if labels is None and "keys" not in content:
-            raise FeatureFileError(f"{path} is not a feature file: it has neither 'labels' nor 'keys'")
-        labels = torch.full((rows,), -1) if labels is None else labels_of(labels, path)
-        if len(labels) != rows:
-            raise uneven(path, rows, len(labels), "labels")
-        class_names = content.get("class_names")
-        if class_names is None:  # numbers that may leave gaps, such as speaker ids
-            present = labels[labels >= 0].unique()
-            class_names = [str(label) for label in present.tolist()]
-            labels = torch.where(labels < 0, labels, torch.searchsorted(present, labels))
-        clip_ids = content.get("clip_ids", content.get("keys", [f"row {row}" for row in range(rows)]))
-        ids = names_of(clip_ids, "clip_ids", rows, path)
-        if len(set(ids)) < rows:
-            twice = next(each for each, count in Counter(ids).items() if count > 1)
-            raise FeatureFileError(f"{path} is damaged: clip {twice} is in it more than once; extract again")
-        folds = content.get("folds")
-        return cls(
-            features.detach().to(torch.float32),
-            labels,
-            class_names_of(class_names, int(labels.max()) + 1, path),
-            ids,
-            None if folds is None else folds_of(folds, rows, path),
-            splits_of(content, rows, path),
-            optional_names(content, "groups", rows, path),
-            provenance_of(content.get("meta"), path),
-        )
+        return _Reader(path, _read_content(path)).read()
 
 
 def _chained(lists: Sequence[list[str] | None]) -> list[str] | None:
     """The lists concatenated; None if one is missing."""
-    there = [values for values in lists if values is not None]
-    return [value for values in there for value in values] if len(there) == len(lists) else None
+    present = [values for values in lists if values is not None]
+    return [value for values in present for value in values] if len(present) == len(lists) else None
 
 
 def _joined_provenance(parts: Sequence[FeatureSet]) -> Provenance:
@@ -286,13 +302,156 @@ def _joined_provenance(parts: Sequence[FeatureSet]) -> Provenance:
     meta: dict[str, Any] = {key: value for key, value in parts[0].meta.items() if key in SHARED}
     counts = [part.meta["counts"] for part in parts if "counts" in part.meta]
     if len(counts) == len(parts):
-        missing = sum(count.get("missing", 0) for count in counts)
-        meta["counts"] = Counts(
-            clips=sum(count.get("clips", 0) for count in counts),
-            extracted=sum(count.get("extracted", 0) for count in counts),
-            failed=sum(count.get("failed", 0) for count in counts),
-            padded=sum(count.get("padded", 0) for count in counts),
-        )
-        if missing:
-            meta["counts"]["missing"] = missing
+        total: Counter[str] = Counter()
+        for count in counts:
+            total.update(cast("dict[str, int]", count))
+        meta["counts"] = dict(total)
     return read_provenance(meta)
+
+
+def _choose_outputs(
+    outputs: Sequence[tuple[str, str]], default: tuple[str, str], layers: str | None, pools: str | None
+) -> list[tuple[str, str]]:
+    """The (layer, pool) pairs that ``--layer`` and ``--pool`` of a classification name, in order."""
+    known = ", ".join(f"{layer} {pool}".strip() for layer, pool in outputs)
+    chosen = []
+    for name in [name.strip() for name in (default[0] if layers is None else layers).split("+")]:
+        of_layer = [pool for layer, pool in outputs if layer == name]
+        if not of_layer:
+            hint = "; join several with +" if "," in name or name == "all" else ""
+            raise FeatureFileError(f"--layer {name} is not in the feature file, which holds: {known}{hint}")
+        if pools is None:
+            wanted = [default[1] if default[1] in of_layer else of_layer[0]]
+        elif of_layer == [""] or pools in of_layer:  # nothing to pool, or one name that has a + in it
+            wanted = [pools if pools in of_layer else ""]
+        else:
+            wanted = [pool.strip() for pool in pools.split("+")]
+        for pool in wanted:
+            if pool not in of_layer:
+                raise FeatureFileError(f"--pool {pool} of {name} is not in the feature file, which holds: {known}")
+            chosen.append((name, pool))
+    return chosen
+
+
+def _read_content(path: Path) -> dict[str, Any]:
+    """The dict that a file holds; nothing in it is run."""
+    if not path.exists():
+        raise FeatureFileError(
+            f"{path} not found; run the task's extract_*.py first, or give another file with --features"
+        )
+    if not path.is_file():
+        raise FeatureFileError(f"{path} is a folder, not a feature file")
+    try:
+        content = load_torch(path)
+    except UnsafeFileError as error:
+        raise FeatureFileError(f"{path} holds Python objects that would run code when opened; refused") from error
+    except DamagedFileError as error:
+        raise FeatureFileError(f"{path} is damaged or not a feature file ({error}); extract again") from error
+    if not isinstance(content, dict):
+        raise FeatureFileError(f"{path} is not a feature file: it holds a {type(content).__name__}, not a dict")
+    return content
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A feature file's content, which is checked part by part."""
+
+    path: Path
+    content: dict[str, Any]
+
+    def read(self) -> FeatureSet:
+        """Everything; FeatureFileError if a part is missing or does not fit."""
+        features: Any = self.content.get("features")
+        is_matrix = torch.is_tensor(features) and features.ndim == 2 and features.is_floating_point()
+        if not is_matrix or not features.shape[1] or features.layout != torch.strided or features.is_meta:
+            raise FeatureFileError(f"{self.path} is not a feature file: it has no 2-D floating-point tensor 'features'")
+        count = len(features)
+        if not count:
+            raise FeatureFileError(f"{self.path} holds no clips; extract the features again")
+        labels = self._labels(count)
+        names = self.content.get("class_names")
+        if names is None:  # numbers that may leave gaps, such as speaker ids
+            present = labels[labels >= 0].unique()
+            names = [str(label) for label in present.tolist()]
+            labels = torch.where(labels < 0, labels, torch.searchsorted(present, labels))
+        clip_ids = self.content.get("clip_ids", self.content.get("keys", [f"row {row}" for row in range(count)]))
+        splits = self._optional_names("splits", count)
+        if strangers := set(splits or ()) - {*SPLITS, "None"}:
+            raise self._damaged(f"a clip's split is {min(strangers)!r}, not train, valid or test")
+        return FeatureSet(
+            features.detach().to(torch.float32),
+            labels,
+            self._class_names(names, int(labels.max()) + 1),
+            self._unique(self._names(clip_ids, "clip_ids", count)),
+            self._folds(count),
+            splits,
+            self._optional_names("groups", count),
+            self._provenance(),
+        )
+
+    def _damaged(self, what: str) -> FeatureFileError:
+        return FeatureFileError(f"{self.path} is damaged: {what}; extract again")
+
+    def _labels(self, count: int) -> torch.Tensor:
+        labels = self.content.get("labels", self.content.get("label"))
+        if labels is None:
+            if "keys" not in self.content:
+                raise FeatureFileError(f"{self.path} is not a feature file: it has neither 'labels' nor 'keys'")
+            return torch.full((count,), -1)
+        try:
+            values = torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise FeatureFileError(f"{self.path}: 'labels' are not numbers; extract the features again") from error
+        is_whole = values.ndim == 1 and not values.is_floating_point() and not values.is_complex()
+        if not is_whole or (bool((values < 0).any()) and not bool((values == -1).all())):
+            raise FeatureFileError(
+                f"{self.path}: 'labels' must be one non-negative integer per row; extract the features again"
+            )
+        if len(values) != count:
+            raise self._damaged(f"{count} rows of features but {len(values)} labels")
+        return values.to(torch.int64)
+
+    def _names(self, values: Any, what: str, count: int) -> list[str]:
+        if not isinstance(values, (list, tuple)):
+            raise self._damaged(f"{what} is a {type(values).__name__}, not a list")
+        if len(values) != count:
+            raise self._damaged(f"{count} rows of features but {len(values)} {what}")
+        strange = next((value for value in values if not isinstance(value, (str, int, float, NoneType))), None)
+        if strange is not None:
+            raise self._damaged(f"one of its {what} is a {type(strange).__name__}")
+        return [str(value) for value in values]
+
+    def _optional_names(self, what: str, count: int) -> list[str] | None:
+        return None if self.content.get(what) is None else self._names(self.content[what], what, count)
+
+    def _class_names(self, names: Any, count: int) -> list[str]:
+        if isinstance(names, (list, tuple)) and len(names) < count:
+            raise self._damaged(f"label {count - 1} but only {len(names)} class names")
+        class_names = self._names(names, "class_names", len(names) if isinstance(names, (list, tuple)) else 0)
+        if len(set(class_names)) < len(class_names):
+            twice = next(name for name, times in Counter(class_names).items() if times > 1)
+            raise self._damaged(f"two of its classes are called {twice!r}")
+        return class_names
+
+    def _unique(self, clip_ids: list[str]) -> list[str]:
+        if len(set(clip_ids)) < len(clip_ids):
+            twice = next(name for name, times in Counter(clip_ids).items() if times > 1)
+            raise self._damaged(f"clip {twice} is in it more than once")
+        return clip_ids
+
+    def _folds(self, count: int) -> torch.Tensor | None:
+        folds = self.content.get("folds")
+        if folds is None:
+            return None
+        if not torch.is_tensor(folds) or folds.ndim != 1 or folds.is_floating_point() or folds.is_complex():
+            raise self._damaged("folds are not a 1-D tensor of whole numbers")
+        if len(folds) != count:
+            raise self._damaged(f"{count} rows of features but {len(folds)} folds")
+        return folds.to(torch.int64)
+
+    def _provenance(self) -> Provenance:
+        meta = self.content.get("meta")
+        try:
+            return {} if meta is None else read_provenance(meta)
+        except ValueError as error:
+            raise self._damaged(f"meta.{error}") from error

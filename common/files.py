@@ -11,30 +11,33 @@ import io
 import json
 import os
 import pickle
-import pickletools
 import re
 import struct
+import sys
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from common.errors import UserError
 
-FORMULA = re.compile(r"'*[=+\-@\t\r]")  # also behind apostrophes, so that `plain_cell` takes away what was added
-if TYPE_CHECKING:
-    import torch
-
-CHECKSUM = "checksum"  # the key of a JSON file's own
-MOST_REPEATED = 1 << 28  # bytes of a tensor that repeats fewer, as torch's expand makes it
-ODD_LETTERS = "backslashreplace"  # those of file names that are no UTF-8
+CHECKSUM = "checksum"  # the key of a JSON file's checksum
+ODD_LETTERS = "backslashreplace"  # those of file names that are not UTF-8
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
 class OutputError(UserError):
-    """An output may not be written: another run is writing it, or it was made with other settings."""
+    """An output may not be written: another run is writing it, or it was made with different settings."""
+
+
+class DamagedFileError(ValueError):
+    """A file is truncated or of another format; the message is only the cause."""
+
+
+class UnsafeFileError(ValueError):
+    """A file holds Python objects that would run code if they were unpickled; nothing was unpickled."""
 
 
 def describe_difference(earlier: Mapping[str, object], now: Mapping[str, object]) -> str:
@@ -62,8 +65,8 @@ def digest_of(path: Path, algorithm: str, on_bytes: Callable[[int], object] = la
 
 
 def refuse_unwritable(path: Path) -> None:
-    """OutputError if a file cannot be written there, found out by writing an empty one beside it: before hours of work, not
-    after."""
+    """OutputError if a file cannot be written there, found out by writing an empty one beside it: before hours of
+    work, not after."""
     try:
         if path.is_dir():
             raise OutputError(f"{path} is a folder; give the file to write: {path / 'features.pt'}")
@@ -77,8 +80,7 @@ def refuse_unwritable(path: Path) -> None:
 
 
 def _target_of(path: Path) -> Path:
-    """The file that is to be written where `path` may be a link; OutputError if that is a device or a pipe: root would replace
-    it."""
+    """The file to write where `path` may be a link; OutputError if that is a device or a pipe: root would replace it."""
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file() and not target.is_dir():
         raise OutputError(f"{path} is a pipe, socket or device, not a file; give the name of a file")
@@ -119,6 +121,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of killed writes to `path`; the caller must hold the path's lock."""
+    path = Path(os.path.realpath(path))
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if "." not in leftover.name[len(path.name) + 2 : -len(".tmp")]:  # else it is of a longer name
+            leftover.unlink(missing_ok=True)
+
+
 def write_json(path: Path, text: str) -> None:
     """Write a JSON object atomically, with the checksum of its content as one more key."""
     content = json.loads(text)
@@ -127,10 +137,11 @@ def write_json(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> bytes:
-    """The JSON object that `write_json` has written, without its checksum; files of earlier versions have none.
+    """The JSON object that `write_json` has written, without its checksum; if its content has changed since, that is
+    said.
 
     Raises:
-        DamagedFileError: it is no JSON object, or its content is not what was written.
+        DamagedFileError: it is not a JSON object.
         OSError: it cannot be opened.
     """
     try:
@@ -141,7 +152,7 @@ def read_json(path: Path) -> bytes:
         raise DamagedFileError("it is not a JSON object")
     checksum = content.pop(CHECKSUM, None)
     if checksum is not None and checksum != _json_checksum(content):
-        raise DamagedFileError("its content is not what was written: it was damaged, or changed by hand")
+        print(f"note: {path} has changed since it was written: it was edited or damaged", file=sys.stderr)
     return json.dumps(content, ensure_ascii=False).encode(errors=ODD_LETTERS)
 
 
@@ -151,36 +162,16 @@ def _json_checksum(content: Mapping[str, object]) -> str:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write rows, header first, atomically; None becomes an empty cell.
-
-    A spreadsheet would run a text that starts as a formula does, so it gets an apostrophe in front; `plain_cell` takes it away.
-    """
+    """Write rows, header first, atomically; None becomes an empty cell."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([as_cell(value) for value in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(rows)
     write_atomically(path, text.getvalue().encode(errors=ODD_LETTERS))
 
 
-def as_cell(value: object) -> object:
-    """A value as a cell that no spreadsheet takes for a formula."""
-    if not isinstance(value, (str, Path)) or not FORMULA.match(str(value)):
-        return value
-    with contextlib.suppress(ValueError):
-        float(str(value))  # -0.5 is harmless
-        return value
-    return f"'{value}"
-
-
-def plain_cell(text: str) -> str:
-    """A cell of a file that `write_csv` wrote, as it was before."""
-    return text[1:] if text.startswith("'") and FORMULA.match(text[1:]) else text
-
-
-def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of killed writes to `path`; the caller must hold the path's lock."""
-    path = Path(os.path.realpath(path))
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if "." not in leftover.name[len(path.name) + 2 : -len(".tmp")]:  # else it is of a longer name
-            leftover.unlink(missing_ok=True)
+def spreadsheet_cell(value: object) -> object:
+    """A value for a file that people open in a spreadsheet, which would run a text such as ``=A1`` as a formula."""
+    is_formula = isinstance(value, str) and re.match(r"[=+\-@\t\r]", value)
+    return f"'{value}" if is_formula else value
 
 
 def save_torch(content: object, path: Path) -> None:
@@ -193,21 +184,12 @@ def save_torch(content: object, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-class DamagedFileError(ValueError):
-    """A file is truncated or of another format; the message is only the cause."""
-
-
-class UnsafeFileError(ValueError):
-    """A file holds Python objects that would run code if they were unpickled; nothing was unpickled."""
-
-
 def load_torch(path: Path, mmap: bool = False, checks: bool = True) -> Any:
     """``torch.load`` with ``weights_only=True`` on the CPU; its many exceptions are mapped to the three below.
 
     Args:
-        mmap: memory-map the file if its format allows, so that a large file's unused tensors are never read. The caller looks
-            at the tensors that it uses with `oddity_of`.
-        checks: compare the checksums inside, which torch does not look at; False where the whole file's is known.
+        mmap: memory-map the file if its format allows, so that a large file's unused tensors are never read.
+        checks: compare the checksums inside a zip, which torch does not look at; False where the whole file's is known.
 
     Raises:
         UnsafeFileError: the file holds more than tensors and plain containers.
@@ -216,21 +198,23 @@ def load_torch(path: Path, mmap: bool = False, checks: bool = True) -> Any:
     """
     import torch
 
-    if checks:
-        _refuse_damaged_zip(path)
+    with path.open("rb") as file:  # OSError, before others can be taken for damage
+        is_zip = file.read(4) == b"PK\x03\x04"
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
-        if not mmap:
-            _refuse_odd_tensors(content)
-        return content
+        if checks and is_zip:
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise DamagedFileError(f"its part {damaged} does not have the checksum that was written with it")
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except DamagedFileError:
         raise
     except pickle.UnpicklingError as error:
         # torch raises this both for content that could run code and for files that are not pickles.
-        if re.search("unsupported (global|class)", str(error), re.IGNORECASE) or _asks_for_callable(path):
-            raise UnsafeFileError(_cause(error)) from error
+        is_unsafe = re.search("unsupported (global|class)", str(error), re.IGNORECASE)
+        raise (UnsafeFileError if is_unsafe else DamagedFileError)(_cause(error)) from error
+    except (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, MemoryError) as error:
         raise DamagedFileError(_cause(error)) from error
-    except (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise DamagedFileError(_cause(error)) from error
     except OSError as error:
         if error.errno != errno.EINVAL:  # which reading a truncated zip can raise
@@ -238,68 +222,11 @@ def load_torch(path: Path, mmap: bool = False, checks: bool = True) -> Any:
         raise DamagedFileError(_cause(error)) from error
 
 
-def _refuse_damaged_zip(path: Path) -> None:
-    """DamagedFileError if a part of a zip, as torch writes since 1.6, does not have the checksum that stands beside it."""
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
-            return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, RuntimeError, MemoryError) as error:
-        raise DamagedFileError(_cause(error)) from error
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        raise DamagedFileError(_cause(error)) from error
-    if damaged is not None:
-        raise DamagedFileError(f"its part {damaged} does not have the checksum that was written with it")
-
-
-def _refuse_odd_tensors(content: object) -> None:
-    """DamagedFileError for a tensor, at any depth, that is odd: one with a stride of 0 claims any size."""
-    import torch
-
-    waiting, seen = [content], set()
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, torch.Tensor):
-            if oddity := oddity_of(value):
-                raise DamagedFileError(f"it holds a tensor that {oddity}")
-        elif isinstance(value, (dict, list, tuple, set)) and id(value) not in seen:
-            seen.add(id(value))
-            waiting += [*value.keys(), *value.values()] if isinstance(value, dict) else value
-
-
-def oddity_of(tensor: torch.Tensor) -> str:
-    """Why a tensor from a file cannot be used, in words; empty if it is dense, on the CPU, and all its numbers are there."""
-    import torch
-
-    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        return f"is not dense ({tensor.layout}, {tensor.device})"
-    claimed, there = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    if claimed > max(there, MOST_REPEATED):
-        return f"claims {tensor.numel():,} numbers, more than are there"
-    return ""
-
-
-def _asks_for_callable(path: Path) -> bool:
-    """Whether a bare pickle refers to an object by module and name; its opcodes are read, not run."""
-    with path.open("rb") as file:
-        if file.read(1) != b"\x80":
-            return False
-        file.seek(0)
-        try:
-            return any(opcode.name in ("GLOBAL", "STACK_GLOBAL") for opcode, _, _ in pickletools.genops(file))
-        except ValueError:
-            return False
-
-
 def _cause(error: Exception) -> str:
     """The one sentence of torch's long message that says what is wrong with the file."""
     text = str(error).strip() or type(error).__name__
-    own = re.search(r"WeightsUnpickler error: *(.*)", text)
-    cause = re.split(r"\. |\n", own.group(1) if own else text)[0].strip()
+    said = re.search(r"WeightsUnpickler error: *(.*)", text)
+    cause = re.split(r"\. |\n", said.group(1) if said else text)[0].strip()
     return cause[:120] or "not a pickle of tensors"
 
 

@@ -23,17 +23,18 @@ def as_markdown(table: list[list[str]], left: int = 1) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [table[0], rule, *table[1:]])
 
 
-def as_latex(table: list[list[str]]) -> str:
-    """The table in LaTeX, for a paper, with the rules of the booktabs package."""
+def as_latex(table: list[list[str]], caption: str = "") -> str:
+    """The table in LaTeX, for a paper, with the rules of the booktabs package; with a caption, as a float."""
 
     def line(row: list[str]) -> str:
         return " & ".join(escape_latex(cell) for cell in row) + r" \\" + "\n"
 
     columns = "l" + "r" * (len(table[0]) - 1)
-    body = "".join(map(line, table[1:]))
-    return (
-        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(table[0])}\\midrule\n{body}\\bottomrule\n\\end{{tabular}}\n"
-    )
+    rules = f"\\toprule\n{line(table[0])}\\midrule\n{''.join(map(line, table[1:]))}\\bottomrule\n"
+    tabular = f"\\begin{{tabular}}{{{columns}}}\n{rules}\\end{{tabular}}\n"
+    if not caption:
+        return tabular
+    return f"\\begin{{table}}\n\\caption{{{escape_latex(caption)}}}\n{tabular}\\end{{table}}\n"
 
 
 def escape_latex(text: str) -> str:

@@ -190,7 +190,7 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
 
 def scores(labels: Array, predictions: Array, class_names: Sequence[str]) -> dict[str, float]:
     """The challenge's own: sensitivity, specificity and the ICBHI score."""
-    from common.evaluation.metrics import icbhi_scores
+    from common.evaluation.scores import icbhi_scores
 
     return icbhi_scores(labels, predictions, class_names)
 

@@ -14,7 +14,7 @@ from common.config import ConfigError, ExtractConfig, load_config
 from common.datasets import Clip, Task
 from common.entry import run
 from common.errors import UserError
-from common.files import ODD_LETTERS, as_cell, write_atomically
+from common.files import ODD_LETTERS, write_atomically
 from common.flags import Parser
 from own_sounds.files import Windows, expand, windows_of
 from own_sounds.probing import EXTRACT
@@ -100,10 +100,7 @@ def write_table(features: FeatureSet, path: Path) -> None:
     if path.suffix == ".npz":
         np.savez(buffer, features=features.features.numpy(), clip_ids=np.array(features.clip_ids))
     elif path.suffix == ".csv":
-        table = features.to_pandas()
-        texts = table.select_dtypes(exclude="number").columns
-        table[texts] = table[texts].map(as_cell)
-        buffer.write(table.to_csv(index=False).encode(errors=ODD_LETTERS))
+        buffer.write(features.to_pandas().to_csv(index=False).encode(errors=ODD_LETTERS))
     else:
         try:
             features.to_pandas().to_parquet(buffer, index=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError
-from common.encoder_name import EncoderName
+from common.encoder_name import EncoderKind, EncoderName
 from common.entry import run
 from common.errors import UserError
 from common.files import PROJECT_ROOT, write_csv
@@ -197,15 +197,15 @@ def encoder_of(
     """
     from common.encoder import new_encoder
 
-    label = str(made.get("encoder", "audiosep"))
+    kind, label = EncoderKind(str(made.get("kind", "audiosep"))), str(made.get("encoder"))
     if encoder:
         name = EncoderName.parse(encoder).resolved(Path.cwd())
-    elif label.startswith("hear:") and ".py" in label:
-        raise ConfigError(f"the head was trained on {label}; say where that is: --encoder hear:FOLDER/{label[5:]}")
-    elif label.startswith(("hear:", "hf:")):
+    elif kind.is_plug_in:
         name = EncoderName.parse(label)
+        if name.is_file:
+            raise ConfigError(f"the head was trained on {label}; say where that is: --encoder hear:FOLDER/{label[5:]}")
     else:
-        name = EncoderName("logmel" if made.get("checkpoint") == "logmel" else "audiosep")
+        name = EncoderName(EncoderKind.LOGMEL if kind is EncoderKind.LOGMEL else EncoderKind.AUDIOSEP)
     checkpoint, condition = str(made.get("checkpoint", "")), str(made.get("condition", "none"))
     usual = checkpoint if checkpoint.startswith("random:") else str(PROJECT_ROOT / DEFAULT_CHECKPOINT)
     if condition.startswith("sha256:") and not own_condition:

@@ -52,7 +52,7 @@ def _probe(argv: Sequence[str] | None) -> None:
 
     device = fitting_device(pick_device(extract.device, arguments.has_device))
     own = {"features": features_file, "output_dir": folder, "encoder": extract.encoder, "device": str(device), **picked}
-    from common.evaluation.classify import classify
+    from common.evaluation.results import classify
 
     classify(task, fit.model_copy(update=own), {}, device, given["overwrite"])
 

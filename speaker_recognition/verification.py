@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from common.cli import parse_classify_flags
 from common.config import FitConfig
 from common.datasets import DatasetError, Flag, Task
-from common.encoder_name import EncoderName, file_of, slug_of
+from common.encoder_name import EncoderName, file_of
 from common.entry import run
 from common.files import OutputError, describe_difference, read_json, sha256_of, write_csv, write_json
 from common.progress import progress_bar
@@ -94,7 +94,7 @@ def _verify(argv: Sequence[str] | None) -> None:
     config, subset = arguments.config, str(arguments.options["statistics"])
     path = config.features or TASK.features_of(EncoderName.parse(config.encoder).slug)
     features = _load(path, TASK, config)
-    encoder = slug_of(features.meta.get("encoder", "audiosep"))
+    encoder = features.encoder_slug
     statistics_path = path.parent / file_of(STATISTICS[subset].features_file, encoder)
     statistics = _load(statistics_path, STATISTICS[subset], config)
     features.require_same_encoder(statistics, str(path), str(statistics_path))
@@ -223,7 +223,7 @@ def make_trials(features: FeatureSet, seed: int) -> tuple[Array, Array]:
 
 def error_rates(same: Array, similarity: Array, weights: Array | None = None) -> dict[str, float]:
     """``equal_error_rate`` and ``min_dcf_<prior>`` of trials; arguments as for `equal_error_rate`."""
-    from common.evaluation.metrics import equal_error_rate, min_dcf
+    from common.evaluation.scores import equal_error_rate, min_dcf
 
     costs = {f"min_dcf_{p_target}": min_dcf(same, similarity, p_target, weights) for p_target in P_TARGETS}
     return {"equal_error_rate": equal_error_rate(same, similarity, weights), **costs}

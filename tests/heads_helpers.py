@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from common.cli import classify_main
 from common.config import FitConfig, load_config
 from common.datasets import Prepared
-from common.evaluation.protocols import ProtocolRun, run_protocol
+from common.evaluation.protocol import ProtocolRun, run_protocol
 from common.features import FeatureSet
 from esc50_feature_fc.esc50 import TASK
 

@@ -16,6 +16,7 @@ from common.cli import extract_main
 from common.encoder import SAMPLE_RATE, EncoderInfo, Output, Waveform, choose
 from common.encoder.audiosep import DEFAULT, DEFAULT_LAYER, DEFAULT_POOL, OUTPUTS
 from common.encoder.protocol import find_output
+from common.encoder_name import EncoderKind
 from esc50_feature_fc.esc50 import TASK
 
 POOLING: dict[str, Callable[..., np.ndarray]] = {"mean": np.mean, "std": np.std, "max": np.max, "mean_time": np.mean}
@@ -38,7 +39,14 @@ class StandIn:
         self, checkpoint: str = "random:2024", condition: str = "none", padding: str = "none", min_samples: int = 1
     ) -> None:
         self.info = EncoderInfo(
-            "stand-in", checkpoint, "untrained", condition, "fp32", min_samples=min_samples, padding=padding
+            EncoderKind.UNTRAINED,
+            "stand-in",
+            checkpoint,
+            "untrained",
+            condition,
+            "fp32",
+            min_samples=min_samples,
+            padding=padding,
         )
         self.batch_sizes: list[int] = []
         self.before_call: Callable[[int], object] = lambda number: None

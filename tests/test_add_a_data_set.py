@@ -66,7 +66,7 @@ def test_the_example_of_a_data_set_runs(project: Path, birdsong: Path) -> None:
     assert record.features.class_names == list(SPECIES)
     protocol = record.protocols["official"]
     assert protocol.is_official and not protocol.is_random
-    assert protocol.protocol == "official train and test split"
+    assert protocol.division == "official train and test split"
     assert protocol.related_test_clips == 0
     with (project / "birdsong_feature_fc" / "logmel" / "predictions.csv").open(encoding="utf-8") as rows:
         tested = {row["clip_id"] for row in csv.DictReader(rows)}

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from plain_encoder import use_narrow_network
 
-from analysis import plots, report_page, similarity, visualize_features
+from analysis import plots, similarity, visualize_features
 from analysis.ablation_features import (
     DEGRADATIONS,
     GRID,
@@ -36,8 +36,9 @@ from analysis.ablation_features import (
 from analysis.ablation_scores import AblationRecord, ablate, write_effects
 from analysis.maps import knn_purity, make_map, project, silhouette
 from analysis.plots import Effect, plot_effects, plot_heat
-from analysis.runs import Run, read_runs
+from analysis.report_page.page import _similarity_charts
 from analysis.sampling import balanced_rows, seeded_rows
+from analysis.scores import Run, read_runs
 from analysis.studies import STUDIES, find_study
 from analysis.summary import read_references, summary_rows, summary_table, write_summary
 from analysis.task_distances import SIMILARITY_FILE, SimilarityRecord, comparable, compare_tasks, draw
@@ -47,6 +48,7 @@ from common.config import ConfigError
 from common.datasets import Prepared
 from common.datasets.audio import limit_bandwidth
 from common.encoder import EncoderInfo, Output
+from common.encoder_name import EncoderKind
 from common.errors import UserError
 from common.features import FeatureFileError, FeatureSet
 from common.heads import HEADS
@@ -171,7 +173,7 @@ def test_two_versions_of_one_data_set_have_no_transfer_and_still_a_report() -> N
         subspace=matrix,
         transfer={"v1": own, "v2": own},
     )
-    charts = report_page._similarity_charts(record)
+    charts = _similarity_charts(record)
     assert {chart.words for chart in charts[:3]} == {"largest between v2 and v1, 0.10"}
     assert [chart.z for chart in charts[3:]] == [[[None, None], [None, None]]] * 2
 
@@ -340,7 +342,7 @@ def ablation() -> AblationRecord:
     features.features[:, columns["encoder_block3 mean"]] += 6 * knows
     features.features[:, columns["encoder_block6 mean"]] += 3 * knows
     config = fit_config(epochs=4, batch_size=16, learning_rate=1e-2, hidden_dim=8, refit=False)
-    info = EncoderInfo("AudioSep ResUNet30", "random:0", "untrained", "none", "fp32")
+    info = EncoderInfo(EncoderKind.UNTRAINED, "AudioSep ResUNet30", "random:0", "untrained", "none", "fp32")
     prepared = Prepared(features)
     return ablate(prepared, ("layer", "noise"), ("linear",), config, CPU, task="esc50", title="ESC-50", encoder=info)
 
@@ -469,20 +471,20 @@ def test_every_study_names_scripts_and_data_that_exist() -> None:
 def test_a_summary_says_what_the_records_say(results: Path, tmp_path: Path) -> None:
     runs = read_runs(results)
     rows = summary_rows(runs)
-    assert [row.protocol for row in rows] == ["official", "random", "official"]
-    assert [row.recipe for row in rows] == ["paper", "paper", "tuned"]
+    assert [row.protocol.kind for row in rows] == ["official", "random", "official"]
+    assert [row.run.record.config.recipe for row in rows] == ["paper", "paper", "tuned"]
     for row, (one, name) in zip(rows, [(runs[0], "official"), (runs[0], "random"), (runs[1], "official")], strict=True):
         heads = json.loads((one.folder / "result.json").read_text())["protocols"][name]["heads"]
-        assert row.linear == heads["linear"]["mean"]["accuracy"]
-        assert row.three_layer == heads["three_layer"]["mean"]["accuracy"]
+        assert row.accuracy("linear") == heads["linear"]["mean"]["accuracy"]
+        assert row.accuracy("three_layer") == heads["three_layer"]["mean"]["accuracy"]
     paths = write_summary(rows, tmp_path)
     table = summary_table(rows, is_wide=True)
-    assert f"{100 * rows[0].linear:.1f}" in table[1]
+    assert f"{100 * rows[0].accuracy('linear'):.1f}" in table[1]
     text = {path.suffix: path.read_text() for path in paths}
     with (tmp_path / "summary.csv").open() as file:
         written = list(csv.DictReader(file))
     assert [(row["task"], row["protocol"], float(row["linear"])) for row in written] == [
-        (row.task, row.protocol, row.linear) for row in rows
+        (row.run.study.name, row.protocol.kind, row.accuracy("linear")) for row in rows
     ]
     shown = [line.split(" | ") for line in text[".md"].splitlines() if line.startswith("| ESC-50 ")]
     assert len(shown) == len(rows)
@@ -490,7 +492,7 @@ def test_a_summary_says_what_the_records_say(results: Path, tmp_path: Path) -> N
     assert "85/88" in text[".tex"]
     assert "not measurements" in text[".md"]
     # A sample's scores do not stand beside published ones of all clips.
-    assert all(row.is_sample and not row.published for row in rows)
+    assert all(row.is_sample and not row.references.published for row in rows)
     assert "No published score for esc50: only 60 of its 2,000 clips were used." in text[".md"]
 
 
@@ -519,14 +521,10 @@ def test_a_run_reads_its_rows_and_predictions(results: Path) -> None:
     one = read_runs(results)[0]
     assert torch.equal(one.features.features, clusters(seed=0).features)
     for name in ("official", "random"):
-        predicted = one.predictions(name)
-        assert set(predicted) == {"linear", "three_layer"}
-        hits = [
-            predicted["linear"].get(clip) == one.features.class_names[label]
-            for clip, label in zip(one.features.clip_ids, one.features.labels, strict=True)
-            if clip in predicted["linear"]
-        ]
-        assert np.mean(hits) == pytest.approx(one.protocols[name].heads["linear"].accuracy)
+        table = one.predictions(name)
+        assert {"linear", "three_layer"} <= set(table.columns)
+        hits = table["linear"] == table["class_name"]
+        assert hits.groupby(table["split"]).mean().mean() == pytest.approx(one.protocols[name].heads["linear"].accuracy)
 
 
 def test_changed_features_are_refused(results: Path, tmp_path: Path) -> None:

@@ -11,9 +11,8 @@ import torch
 from heads_helpers import grouped_features, run, small_features
 from scipy.special import softmax
 
-from common.evaluation.calibration import calibrate, expected_error, fit_temperature, reliability
+from common.evaluation.calibration import Unseen, calibrate, expected_error, fit_temperature, reliability
 from common.evaluation.plots import plot_reliability
-from common.evaluation.unseen import Unseen
 from common.features import FeatureSet
 from common.heads import KnownSounds, NoneOfTheseError, TrainedHead, conformal_threshold
 from common.heads.novelty import MOST_ROWS

@@ -15,14 +15,15 @@ import torch
 from heads_helpers import noise_like, on_one_thread, small_features
 
 from analysis import summary
-from analysis.answer import answer, answer_table, answer_words
-from analysis.encoder_tables import encoder_table, pair_table, ranking_table, reading_notes
-from analysis.encoders import EncodersRecord, compare_encoders, read_costs
-from analysis.runs import read_runs
+from analysis.compare import EncodersRecord, compare_encoders, read_costs
+from analysis.compare_tables import encoder_table, pair_table, ranking_table, reading_notes
+from analysis.report_page.answer import answer, answer_table, answer_words
+from analysis.scores import read_runs
 from common.cli import classify_main
 from common.encoder import LogMelStatistics
 from common.encoder.check import CheckRecord, check_encoder
-from common.evaluation.uncertainty import holm
+from common.encoder_name import EncoderKind
+from common.evaluation.intervals import holm
 from common.features import FeatureFileError, FeatureSet
 from esc50_feature_fc.esc50 import TASK
 
@@ -34,6 +35,7 @@ def of_encoder(features: FeatureSet, name: str, **changes: object) -> FeatureSet
     """The features as if a HEAR module of this name had made them."""
     meta = {
         "dataset": "esc50",
+        "kind": "hear",
         "encoder": f"hear:{name}.py",
         "checkpoint": f"sha256:{name}",
         "release": "plug-in",
@@ -116,18 +118,18 @@ def test_the_answer_names_the_best_and_what_it_cannot_be_told_from(classify: Cla
         folder = classify(of_encoder(other, name), name)
     runs = read_runs(folder)
     (only,) = answer(runs, compared(folder))
-    assert only.best.encoder in ("hear:good.py", "hear:equal.py")
-    other = ({"hear:good.py", "hear:equal.py"} - {only.best.encoder}).pop()
+    assert only.best.run.encoder in ("hear:good.py", "hear:equal.py")
+    other = ({"hear:good.py", "hear:equal.py"} - {only.best.run.encoder}).pop()
     assert other in only.not_worse and "hear:noise.py" not in only.not_worse and only.untested == []
-    assert (only.control("log-mel"), only.control("untrained")) == (None, None)
+    assert (only.control(EncoderKind.LOGMEL), only.control(EncoderKind.UNTRAINED)) == (None, None)
     (row,) = answer_table([only])[1:]
-    assert row[0] == "ESC-50 (120 of 2,000 clips)" and row[1] == f"{100 * only.accuracy:.1f}" and other in row[4]
+    assert row[0] == "ESC-50 (120 of 2,000 clips)" and row[1] == f"{100 * only.accuracy:.1f}" and other in row[5]
     words = " ".join(answer_words([only]))
-    assert words.startswith(f"{only.best.encoder}: {100 * only.accuracy:.1f} %.") and "better" not in words
+    assert words.startswith(f"{only.best.run.encoder}: {100 * only.accuracy:.1f} %.") and "better" not in words
     # Without the comparison, nothing is claimed of other encoders.
     (alone,) = answer(runs, None)
     assert set(alone.untested) == {other, "hear:noise.py"}
-    assert "not tested: " in answer_table([alone])[1][4]
+    assert "not tested: " in answer_table([alone])[1][5]
 
 
 def test_controls_of_the_run_itself_count(classify: Classify, tmp_path: Path) -> None:
@@ -136,7 +138,8 @@ def test_controls_of_the_run_itself_count(classify: Classify, tmp_path: Path) ->
     path = tmp_path / "logmel.pt"
     control.save(path)
     untrained = replace(
-        noise_like(features, 3), meta={"dataset": "esc50", "checkpoint": "random:0", "release": "untrained"}
+        noise_like(features, 3),
+        meta={"dataset": "esc50", "kind": "untrained", "checkpoint": "random:0", "release": "untrained"},
     )
     untrained.save(tmp_path / "random.pt")
     folder = classify(
@@ -145,10 +148,13 @@ def test_controls_of_the_run_itself_count(classify: Classify, tmp_path: Path) ->
     (only,) = answer(read_runs(folder), None)
     (run,) = read_runs(folder)
     head = only.best.best
-    assert only.control("log-mel") == run.protocols["official"].controls[f"logmel, {head}"].accuracy
-    assert only.untested == [] and not {"log-mel", "untrained encoder"} & set(only.not_worse)
+    assert only.control(EncoderKind.LOGMEL) == run.protocols["official"].controls["logmel"][head].accuracy
+    assert only.untested == [] and not {"log-mel statistics", "untrained AudioSep (random:0)"} & set(only.not_worse)
     words = " ".join(answer_words([only]))
-    assert "better than log-mel statistics on 1 of 1, than an untrained encoder on 1 of 1 tasks where" in words
+    assert (
+        "better than log-mel statistics on 1 of 1 task. Significantly better than an untrained encoder on 1 of 1"
+        in words
+    )
 
 
 def test_a_control_that_is_better_is_not_called_worse(classify: Classify, tmp_path: Path) -> None:
@@ -158,8 +164,8 @@ def test_a_control_that_is_better_is_not_called_worse(classify: Classify, tmp_pa
         of_encoder(noise_like(features, 1), "noise"), "noise", "--control-features", str(tmp_path / "logmel.pt")
     )
     (only,) = answer(read_runs(folder), None)
-    assert "log-mel" in only.not_worse and only.beats("log-mel") is False
-    assert "better than log-mel statistics on 0 of 1" in " ".join(answer_words([only]))
+    assert "log-mel statistics" in only.not_worse and only.beats(EncoderKind.LOGMEL) is False
+    assert "better than log-mel statistics on 0 of 1 task" in " ".join(answer_words([only]))
 
 
 def test_tests_of_other_runs_are_not_claimed(classify: Classify) -> None:
@@ -170,7 +176,7 @@ def test_tests_of_other_runs_are_not_claimed(classify: Classify) -> None:
     folder = classify(of_encoder(features, "mine"), "b_mine", "--recipe", "tuned")
     runs = read_runs(folder)
     (only,) = answer(runs, compared(folder))
-    if only.best.folder.endswith("b_mine"):
+    if str(only.best.run.folder).endswith("b_mine"):
         assert "hear:other.py" in only.untested
     (task,) = compared(folder).tasks
     assert {score.folder.rpartition("/")[2] for score in task.scores} <= {"a_mine", "b_mine", "c_other"}
@@ -220,8 +226,8 @@ def test_the_order_of_the_clips_in_a_file_does_not_matter(classify: Classify) ->
 @pytest.mark.parametrize(
     ("what", "flags", "reason"),
     [
-        ("recipe", ("--epochs", "5"), "epochs not as in"),
-        ("clips", (), "it was tested on other clips than"),
+        ("recipe", ("--epochs", "5"), "recipe not as in"),
+        ("clips", (), "clips not as in"),
         ("name", (), "hear:good.py is already there from"),
     ],
 )
@@ -268,9 +274,9 @@ def test_files_and_costs(
     monkeypatch.setattr("sys.argv", ["summary.py", "--results", str(folder)])
     summary.main()
     printed = capsys.readouterr().out
-    assert "log-mel statistics (no encoder)" in printed and "corrected for" in printed
+    assert "log-mel statistics" in printed and "corrected for" in printed
     record = EncodersRecord.model_validate_json((folder / "encoders.json").read_bytes())
-    assert record.encoders["log-mel statistics (no encoder)"].speed == measured.speed
+    assert record.encoders["log-mel statistics"].speed == measured.speed
     assert record.encoders["hear:good.py"].speed is None
     text = (folder / "encoders.md").read_text()
     assert "We report the accuracy" in text and "seeds" in text and "official folds 1-5" in text
@@ -282,12 +288,18 @@ def test_files_and_costs(
     # A measurement of other weights says nothing.
     other = json.loads(measured.model_dump_json()) | {"checkpoint": "other"}
     (folder / "encoders" / "logmel.json").write_text(CheckRecord.model_validate(other).model_dump_json())
-    assert compared(folder).encoders["log-mel statistics (no encoder)"].speed is None
+    assert compared(folder).encoders["log-mel statistics"].speed is None
 
 
 def logmel_provenance() -> dict[str, object]:
     info = LogMelStatistics.info
-    return {"encoder": info.encoder, "checkpoint": info.checkpoint, "release": info.release, "parameters": 0}
+    return {
+        "kind": info.kind.value,
+        "encoder": info.encoder,
+        "checkpoint": info.checkpoint,
+        "release": info.release,
+        "parameters": 0,
+    }
 
 
 def test_missing_predictions_are_named(classify: Classify) -> None:

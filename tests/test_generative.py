@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, assume, given, reject, settings
 from hypothesis import strategies as st
 
 from common.arrays import Array
+from common.datasets import Prepared
 from common.encoder.pooling import POOLS, Moments, batch_moments
 from common.encoder.tiling import FRAMES_PER_COLUMN, MAX_TILE_FRAMES, plan_tiles
 from common.evaluation.splits import SplitError, hold_out_groups, make_splits, random_split, with_validation
@@ -185,7 +186,8 @@ def classes_of(features: FeatureSet, rows: Array) -> set[int]:
 @given(divided())
 def test_the_sides_of_every_split_are_disjoint_and_every_class_trains(drawn: Divided) -> None:
     features, seed = drawn.features, drawn.seed
-    splits, _ = make_splits(features, 0.2, seed)
+    is_divided = features.folds is not None or features.splits is not None
+    splits = make_splits(Prepared(features))[0] if is_divided else [random_split(features, 0.2, seed)]
     for split in splits:
         validated, words = with_validation(features, split, seed)
         train, valid, test = (set(rows.tolist()) for rows in (validated.train, validated.valid, validated.test))
@@ -231,7 +233,7 @@ def test_the_order_of_rows_changes_no_side(drawn: Divided) -> None:
     """Official divisions, whole groups and whole folds do not depend on the order of rows. (Random clips do.)"""
     features, seed = drawn.features, drawn.seed
     permuted = permuted_rows(features, np.random.default_rng(seed).permutation(len(features)))
-    before, now = (make_splits(each, 0.2, seed)[0] for each in (features, permuted))
+    before, now = (make_splits(Prepared(each))[0] for each in (features, permuted))
     for one, other in zip(before, now, strict=True):
         one, words = with_validation(features, one, seed)
         other, same_words = with_validation(permuted, other, seed)

@@ -13,6 +13,7 @@ from heads_helpers import CPU, SIZE, small_features
 from torch import nn
 
 from common.config import ScalerName
+from common.datasets import Prepared
 from common.encoder import LogMelStatistics
 from common.evaluation.splits import make_splits
 from common.heads import (
@@ -43,7 +44,7 @@ def test_layers() -> None:
 @pytest.mark.parametrize("kind", HEADS)
 def test_a_saved_head_predicts_as_before(kind: HeadKind, scaler: ScalerName, tmp_path: Path) -> None:
     features = small_features()
-    splits, _ = make_splits(features, 0.2, 42)
+    splits, _ = make_splits(Prepared(features))
     recipe = Recipe(
         epochs=2, batch_size=8, learning_rate=1e-3, hidden_dim=16, scaler=scaler, is_unit_length=scaler == "whiten"
     )
@@ -84,7 +85,10 @@ def head_of(encoder: LogMelStatistics, **changes: object) -> TrainedHead:
     """A head of random weights on the encoder's default output."""
     info = encoder.info
     made = {
+        "kind": info.kind.value,
         "encoder": info.encoder,
+        "code": info.code,
+        "padding": info.padding,
         "checkpoint": info.checkpoint,
         "condition": info.condition,
         "precision": info.precision,

@@ -14,7 +14,7 @@ import torch
 from conftest import SHARED, needs_shared, write_wav
 
 from common.datasets import Clip, DatasetError, DatasetNote, Division
-from common.evaluation.metrics import icbhi_scores, majority_predictions
+from common.evaluation.scores import icbhi_scores, majority_predictions
 from common.evaluation.splits import SplitError, hold_out_groups, make_splits, with_validation
 from common.features import FeatureSet
 from icbhi_feature_fc.icbhi import CYCLE_CLASSES, RECORDING_CLASSES, SPLIT_FILE, prepare, read_cycles, read_recordings
@@ -185,11 +185,11 @@ def test_validation_patients_train_nothing(official: Path, disjoint: bool) -> No
     with pytest.warns(DatasetNote, match=note):
         prepared = prepare(features, divided(disjoint))
     sides = "no patient on both sides" if disjoint else "patients 156, 218 on both sides"
-    assert prepared.protocol.endswith(f", {sides}")
+    assert prepared.description.endswith(f", {sides}")
     assert prepared.is_official != disjoint
-    assert ("without some training clips" in prepared.protocol) == disjoint
-    (split,), protocol = make_splits(prepared.features, 0.2, 42)
-    assert protocol == "official train and test split"
+    assert ("without some training clips" in prepared.description) == disjoint
+    (split,), protocol = make_splits(prepared)
+    assert protocol == f"{'given' if disjoint else 'official'} train and test split"
     split, words = with_validation(prepared.features, split, 42)
     assert words == "20% of the training clips, whole groups"
     groups = np.array(prepared.features.groups)
@@ -215,7 +215,7 @@ def test_one_training_patient_cannot_validate(root: Path) -> None:
 @pytest.mark.parametrize("disjoint", [False, True])
 def test_a_split_without_common_patients_is_the_official_one(root: Path, disjoint: bool) -> None:
     prepared = prepare(features_of(read_recordings(root)), divided(disjoint))
-    assert prepared.protocol == "official 60/40 split, no patient on both sides"
+    assert prepared.description == "official 60/40 split, no patient on both sides"
     assert prepared.is_official
     assert prepared.features.splits == ["train", "train", "test", "test"]
 
@@ -225,13 +225,13 @@ def test_patients_on_both_sides_are_dropped_from_training(root: Path) -> None:
     with pytest.warns(DatasetNote, match="1 training clips of patients 103 are left out"):
         prepared = prepare(features_of(clips), divided(True))
     assert not prepared.is_official
-    assert prepared.protocol == "official 60/40 split without some training clips, no patient on both sides"
+    assert prepared.description == "official 60/40 split without some training clips, no patient on both sides"
     assert prepared.features.splits == ["train", "test", "test"]
     assert prepared.features.groups == ["101", "103", "104"]
     with pytest.warns(DatasetNote, match="patients 103 are on both sides of the official split"):
         prepared = prepare(features_of(clips), divided(False))
     assert prepared.is_official
-    assert prepared.protocol == "official 60/40 split, patients 103 on both sides"
+    assert prepared.description == "official 60/40 split, patients 103 on both sides"
     assert len(prepared.features) == 4
 
 

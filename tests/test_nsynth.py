@@ -120,11 +120,11 @@ def test_ten_families_or_eleven() -> None:
     prepared = prepare(joined("train", "valid", "test"), divided("10", "train"))
     assert prepared.features.class_names == ["bass", "vocal"]  # vocal, the last official number, is not lost
     assert len(prepared.features) == 8
-    assert "without synth_lead" in prepared.protocol
+    assert "without synth_lead" in prepared.description
     assert prepared.is_official
     prepared = prepare(joined("train", "valid", "test"), divided("11", "train"))
     assert prepared.features.class_names == ["bass", "synth_lead", "vocal"]
-    assert prepared.protocol.startswith("official train, valid and test sets, 11 families")
+    assert prepared.description.startswith("official train, valid and test sets, 11 families")
     assert prepared.is_official
     with pytest.raises(DatasetError, match="--families 11 needs the train set"):
         prepare(joined("valid", "test"), divided("11", "valid"))
@@ -133,7 +133,7 @@ def test_ten_families_or_eleven() -> None:
 def test_training_on_valid_says_so() -> None:
     for splits in (("valid", "test"), ("train", "valid", "test")):
         prepared = prepare(joined(*splits), divided("10", "valid"))
-        assert "TRAINED ON VALID" in prepared.protocol
+        assert "TRAINED ON VALID" in prepared.description
         assert not prepared.is_official
         assert Counter(prepared.features.splits) == {"train": 2, "test": 3}
         assert prepared.features.clip_ids[0] == "valid0"

@@ -21,7 +21,7 @@ from analysis import summary
 from analysis.studies import find_study
 from common.cli import classify_main, extract_main
 from common.config import FitConfig, load_config
-from common.datasets import DatasetError, DatasetNote
+from common.datasets import DatasetError, DatasetNote, DivisionKind
 from common.datasets.audio import AudioError, read_audio
 from common.encoder import LogMelStatistics
 from common.evaluation.load_features import load_features
@@ -92,7 +92,7 @@ def test_a_folder_of_classes_is_a_task(classes: Path, tmp_path: Path, capsys: py
     record = result(tmp_path / "out")
     assert (record.task, record.features.class_names, record.features.clips) == ("own_my_sounds", ["high", "low"], 16)
     assert record.protocols["official"].heads["linear"].accuracy == 1
-    assert not record.protocols["official"].is_official
+    assert record.protocols["official"].kind is DivisionKind.RANDOM
     probe(classes, "--output-dir", tmp_path / "out")
     assert capsys.readouterr().out.count("Nothing to do") == 2
 
@@ -107,7 +107,7 @@ def test_classes_and_groups_from_the_path(
     record = result(tmp_path / "out")
     assert record.features.class_names == names
     protocol = record.protocols["official"]
-    assert "folds by group, made here with seed 42" in protocol.protocol and not protocol.is_official
+    assert "folds by group, made here with seed 42" in protocol.division and protocol.kind is DivisionKind.OWN_FOLDS
     assert protocol.related_test_clips == 0
     assert protocol.comparison.units == "groups"
 
@@ -125,7 +125,7 @@ def test_given_folds_give_the_scores_of_the_task_itself(esc50_root: Path, tmp_pa
     table.to_csv(esc50_root / "own.csv", index=False)
     probe(esc50_root / "own.csv", "--output-dir", tmp_path / "own")
     of_task, own = (result(tmp_path / name).protocols["official"] for name in ("task", "own"))
-    assert own.protocol == "given folds 1, 2, 3, 4, 5"
+    assert own.division == "given folds 1, 2, 3, 4, 5"
     assert own.heads["linear"].mean == of_task.heads["linear"].mean
     assert own.heads["three_layer"].confusion == of_task.heads["three_layer"].confusion
     predictions = [(tmp_path / name / "predictions.csv").read_text().splitlines()[1:] for name in ("task", "own")]
@@ -170,7 +170,7 @@ def test_real_sounds_as_a_table_give_the_scores_of_their_task(name: str, tmp_pat
     with on_one_thread():
         probe(tmp_path / "own.csv", "--output-dir", tmp_path / "own")
     of_task, own = (result(tmp_path / each).protocols["official"] for each in ("task", "own"))
-    assert own.protocol.startswith("given ") and not own.is_official
+    assert own.description.startswith("given ") and not own.is_official
     assert result(tmp_path / "task").features.class_names == result(tmp_path / "own").features.class_names
     for kind, scored in of_task.heads.items():
         assert own.heads[kind].mean == scored.mean
@@ -189,7 +189,7 @@ def test_a_table_with_splits_and_segments(tmp_path: Path) -> None:
     (tmp_path / "table.tsv").write_text("\n".join(rows))
     probe(tmp_path / "table.tsv", "--output-dir", tmp_path / "out")
     protocol = result(tmp_path / "out").protocols["official"]
-    assert protocol.protocol == "given train, valid and test split"
+    assert protocol.division == "given train, valid and test split"
     assert protocol.heads["linear"].splits[0].n_test == 2
 
 
@@ -432,7 +432,7 @@ def test_failures_and_refusals_of_predict(
     assert "it is a feature file" in refused(features, classes / "low")
     assert "--plot draws timelines; add --window S" in refused(head, classes / "low", "--plot", tmp_path / "p")
     content = torch.load(head, weights_only=True)
-    content["encoder"]["encoder"] = "hear:mine.py"
+    content["encoder"] |= {"kind": "hear", "encoder": "hear:mine.py"}
     torch.save(content, tmp_path / "other.pt")
     assert "say where that is: --encoder hear:FOLDER/mine.py" in refused(tmp_path / "other.pt", classes / "low")
     shutil.copy(head, tmp_path / "kept.pt")

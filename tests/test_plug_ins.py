@@ -21,7 +21,7 @@ from common.datasets.audio import read_audio
 from common.encoder import LogMelStatistics, Output, PluginError, load_encoder, new_encoder
 from common.encoder.check import CheckRecord, check_encoder, main
 from common.encoder.hear import HearEncoder
-from common.encoder_name import EncoderName, EncoderNameError, file_of, slug_of
+from common.encoder_name import EncoderKind, EncoderName, EncoderNameError, file_of, slug_of
 from common.evaluation.record import RunRecord
 from common.extraction import ClipList, ExtractOptions, extract
 from common.features import FeatureFileError, FeatureSet
@@ -76,13 +76,17 @@ def load(name: str) -> HearEncoder:
 @pytest.mark.parametrize(
     ("text", "parsed", "slug"),
     [
-        ("audiosep", EncoderName("audiosep"), "audiosep"),
-        ("logmel", EncoderName("logmel"), "logmel"),
-        ("hear:panns_hear", EncoderName("hear", "panns_hear"), "panns_hear"),
-        ("hear:panns_hear:w/best.pt", EncoderName("hear", "panns_hear", "w/best.pt"), "panns_hear_best"),
-        ("hear:a/b/enc.py", EncoderName("hear", "a/b/enc.py"), "enc"),
-        (r"hear:C:\x\enc.py:C:\w.pt", EncoderName("hear", r"C:\x\enc.py", r"C:\w.pt"), None),
-        ("hf:facebook/hubert-base-ls960", EncoderName("hf", "facebook/hubert-base-ls960"), "hubert-base-ls960"),
+        ("audiosep", EncoderName(EncoderKind.AUDIOSEP), "audiosep"),
+        ("logmel", EncoderName(EncoderKind.LOGMEL), "logmel"),
+        ("hear:panns_hear", EncoderName(EncoderKind.HEAR, "panns_hear"), "panns_hear"),
+        ("hear:panns_hear:w/best.pt", EncoderName(EncoderKind.HEAR, "panns_hear", "w/best.pt"), "panns_hear_best"),
+        ("hear:a/b/enc.py", EncoderName(EncoderKind.HEAR, "a/b/enc.py"), "enc"),
+        (r"hear:C:\x\enc.py:C:\w.pt", EncoderName(EncoderKind.HEAR, r"C:\x\enc.py", r"C:\w.pt"), None),
+        (
+            "hf:facebook/hubert-base-ls960",
+            EncoderName(EncoderKind.TRANSFORMERS, "facebook/hubert-base-ls960"),
+            "hubert-base-ls960",
+        ),
     ],
 )
 def test_names(text: str, parsed: EncoderName, slug: str | None) -> None:
@@ -101,8 +105,8 @@ def test_names_of_files() -> None:
     assert file_of("esc50_features_audiosep.pt", "audiosep") == "esc50_features_audiosep.pt"
     assert file_of("esc50_features_audiosep.pt", "logmel") == "esc50_features_logmel.pt"
     assert file_of("nsynth_train_features.pt", "logmel") == "nsynth_train_features_logmel.pt"
-    assert slug_of("AudioSep ResUNet30") == "audiosep"
-    assert slug_of(LogMelStatistics.info.encoder) == "logmel"
+    assert slug_of(EncoderKind.UNTRAINED, "AudioSep ResUNet30") == slug_of(None, "") == "audiosep"
+    assert slug_of(LogMelStatistics.info.kind, LogMelStatistics.info.encoder) == "logmel"
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -129,7 +133,7 @@ def test_from_the_command_line_to_the_scores(
     changed(module, "square()", "abs()")
     with pytest.raises(SystemExit):
         extract_main(TASK, flags)
-    assert "was made with other settings (code" in capsys.readouterr().err
+    assert "was made with different settings (code" in capsys.readouterr().err
     classify_main(TASK, ["--encoder", f"hear:{module}", "--epochs", "2"])
     record = RunRecord.load(tmp_path / "results" / "tiny" / "result.json")
     assert (record.features.encoder, record.features.width) == ("hear:tiny.py", 6)
@@ -227,7 +231,7 @@ def test_missing_files_are_explained(module: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", [{"condition": "zero"}, {"precision": "bf16"}, {"padding": "official"}])
 def test_what_only_audiosep_has_is_refused(what: dict[str, str], module: Path) -> None:
-    for name in (EncoderName("logmel"), EncoderName.parse(f"hear:{module}")):
+    for name in (EncoderName(EncoderKind.LOGMEL), EncoderName.parse(f"hear:{module}")):
         with pytest.raises(PluginError, match="is for AudioSep alone"):
             new_encoder(name, "random:0", CPU, **what)
 

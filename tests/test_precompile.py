@@ -9,6 +9,7 @@ from conftest import noise
 from heads_helpers import CPU, small_features
 
 from common import precompile
+from common.datasets import Prepared
 from common.encoder import load_encoder, table, winograd
 from common.evaluation.splits import make_splits
 from common.heads import HEADS, Job, Recipe, fit_heads, steps
@@ -21,7 +22,7 @@ def test_each_function_is_compiled_once() -> None:
     encoder = load_encoder("random:2024", device="cpu")
     encoder.embed_layers([noise(seed, samples) for seed, samples in enumerate([9_920, 160_000])])
     features = small_features()
-    jobs = [Job(split, 42) for split in make_splits(features, 0.2, 42)[0]]
+    jobs = [Job(split, 42) for split in make_splits(Prepared(features))[0]]
     for kind in HEADS:
         fit_heads(kind, features, jobs, Recipe(epochs=1, batch_size=8, learning_rate=1e-3), CPU)
     for function in (table._read, winograd._to_points, winograd._to_outputs):

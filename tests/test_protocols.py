@@ -19,11 +19,11 @@ from heads_helpers import (
     small_features,
 )
 
-from common.datasets import Prepared
-from common.evaluation.protocols import ProtocolRun, run_protocol
+from common.datasets import DivisionKind, Prepared
+from common.evaluation.protocol import ProtocolRun, run_protocol
 from common.evaluation.record import RunRecord
 from common.evaluation.splits import make_splits, random_split, with_validation
-from common.evaluation.tables import remarks
+from common.evaluation.text import remarks
 from common.heads import HEADS, TUNED, Recipe, fit_scaler, recipe_for
 from common.heads.recipes import shrinkage_for
 
@@ -37,7 +37,7 @@ def official() -> ProtocolRun:
 def test_folds_choose_on_whole_groups_of_their_training_clips() -> None:
     features = grouped_features(per_fold=12)
     groups = np.array(features.groups)
-    splits = make_splits(features, 0.2, 42)[0]
+    splits = make_splits(Prepared(features))[0]
     assert len(splits) == 5
     for split in splits:
         validated, words = with_validation(features, split, 42)
@@ -54,7 +54,7 @@ def test_folds_choose_on_whole_groups_of_their_training_clips() -> None:
 def test_without_groups_a_fold_validates_and_without_folds_clips_do() -> None:
     features = small_features(folds=5)
     assert features.folds is not None
-    split = make_splits(features, 0.2, 42)[0][4]
+    split = make_splits(Prepared(features))[0][4]
     validated, words = with_validation(features, split, 42)
     assert words == "one of the training folds"
     assert set(features.folds[validated.valid].tolist()) == {1}  # after the last comes the first
@@ -67,7 +67,7 @@ def test_without_groups_a_fold_validates_and_without_folds_clips_do() -> None:
 
 def test_if_nothing_can_be_held_out_the_last_epoch_is_kept() -> None:
     features = small_features(per_fold=1, folds=2)
-    split = make_splits(features, 0.2, 42)[0][0]
+    split = make_splits(Prepared(features))[0][0]
     validated, words = with_validation(features, split, 42)
     assert words == "nothing: the last epoch is kept"
     assert len(validated.valid) == 0
@@ -80,12 +80,12 @@ def test_if_nothing_can_be_held_out_the_last_epoch_is_kept() -> None:
 def test_the_random_protocol_says_that_it_leaks() -> None:
     features = grouped_features(per_fold=12)
     honest, random = run(features).record, run(features, "random").record
-    assert honest.is_official
+    assert honest.kind is DivisionKind.OFFICIAL
     assert honest.related_test_clips == 0
-    assert not random.is_official
+    assert random.kind is DivisionKind.RANDOM
     assert random.related_test_clips is not None
     assert random.related_test_clips > 0.5
-    assert random.protocol == "random 20% test split, stratified, seed 42"
+    assert random.division == "random 20% test split, stratified, seed 42"
     # Nearly the same clip is on the other side, so the score is too high.
     assert random.heads["linear"].accuracy > honest.heads["linear"].accuracy
 
@@ -94,16 +94,17 @@ def test_the_random_protocol_says_that_it_leaks() -> None:
 def test_a_tasks_own_division_is_named_and_official_only_if_it_says_so(is_official: bool) -> None:
     prepared = Prepared(grouped_features(), "by whole chapters", is_official)
     own, random = (run_protocol(name, prepared, fit_config(), CPU).record for name in ("official", "random"))
-    assert (own.protocol, own.is_official, own.is_random) == ("by whole chapters", is_official, False)
-    assert (random.is_official, random.is_random) == (False, True)
-    assert random.protocol == "random 20% test split, stratified, seed 42"
+    kind = DivisionKind.OFFICIAL if is_official else DivisionKind.OWN_FOLDS
+    assert (own.division, own.kind) == ("by whole chapters", kind)
+    assert random.kind is DivisionKind.RANDOM
+    assert random.division == "random 20% test split, stratified, seed 42"
 
 
 def test_rows_that_are_divided_at_random_are_not_official() -> None:
     prepared = Prepared(replace(grouped_features(), folds=None), "as the task says", is_official=True)
     record = run_protocol("official", prepared, fit_config(), CPU).record
-    assert (record.is_official, record.is_random) == (False, True)
-    assert record.protocol == "random 20% test split, stratified, seed 42"
+    assert record.kind is DivisionKind.RANDOM
+    assert record.division == "random 20% test split, stratified, seed 42"
 
 
 def test_seeds_draw_random_splits_anew_and_keep_official_ones() -> None:
@@ -137,22 +138,23 @@ def test_controls_and_probes_are_scored_beside_the_heads() -> None:
     others = {"noise": noise_like(features, seed=1, size=7)}
     record = run(features, others=others, probes=True, controls=True).record
     assert set(record.probes) == {"logistic_regression", "nearest_neighbours", "nearest_centroid"}
-    assert set(record.controls) == {f"{control}, {kind}" for control in ("noise", "shuffled_labels") for kind in HEADS}
+    assert set(record.controls) == {"noise"}
+    assert set(record.controls["noise"]) == set(record.shuffled_labels) == set(HEADS)
     # What says nothing of the class scores like chance, a fourth; what says something, better.
-    for scored in record.controls.values():
+    for scored in [*record.controls["noise"].values(), *record.shuffled_labels.values()]:
         assert scored.accuracy < 0.4
     assert record.probes["logistic_regression"].accuracy > 0.45
     # Only logistic regression is fitted in steps.
     assert all(fit.converged for fit in record.probes["logistic_regression"].splits)
     assert all(fit.converged is None for fit in record.probes["nearest_centroid"].splits)
     # What was noted while fitting shuffled labels is not recorded.
-    assert all(fit.epoch is None for fit in record.controls["shuffled_labels, linear"].splits)
-    assert all(fit.epoch is not None for fit in record.controls["noise, linear"].splits)
+    assert all(fit.epoch is None for fit in record.shuffled_labels["linear"].splits)
+    assert all(fit.epoch is not None for fit in record.controls["noise"]["linear"].splits)
     # The heads are compared with other features' heads, not with those of other labels.
-    assert set(record.control_comparisons) == {f"noise, {kind}" for kind in HEADS}
+    assert set(record.control_comparisons) == {"noise"}
     for kind, scored in record.heads.items():
-        compared = record.control_comparisons[f"noise, {kind}"]
-        assert compared.difference == pytest.approx(scored.accuracy - record.controls[f"noise, {kind}"].accuracy)
+        compared = record.control_comparisons["noise"][kind]
+        assert compared.difference == pytest.approx(scored.accuracy - record.controls["noise"][kind].accuracy)
         assert compared.p_value is not None and compared.holm_p_value is not None
         assert compared.p_value <= compared.holm_p_value <= 2 * compared.p_value
     assert sum("Minus noise" in line for line in remarks(record)) == 2

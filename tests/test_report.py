@@ -14,8 +14,8 @@ import soundfile
 import torch
 from conftest import draw_nothing
 
-from analysis.report_page import DrawnMap, ReportedRun, render
-from analysis.runs import Run, read_runs
+from analysis.report_page.page import DrawnMap, ReportedRun, render
+from analysis.scores import Run, read_runs
 from analysis.studies import STUDIES
 from common.cli import classify_main
 from common.features import FeatureSet
@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         names,
         [f"audio/clip <{row}> #1%.wav" for row in range(60)],
         folds=torch.arange(60) // 3 % 5 + 1,
-        meta={"dataset": "esc50", "checkpoint": "random:0", "release": "untrained"},
+        meta={"dataset": "esc50", "kind": "untrained", "checkpoint": "random:0", "release": "untrained"},
     ).save(folder / "features.pt")
     where = ["--features", str(folder / "features.pt"), "--output-dir", str(folder), "--feature-dim", "16"]
     with pytest.MonkeyPatch.context() as patch:
@@ -239,7 +239,8 @@ def test_hover_filter_and_click(open_report: Open, run: Run, tmp_path: Path) -> 
     page.wait_for_selector("#run0-map .hoverlayer text")
     hover = page.text_content("#run0-map .hoverlayer")
     best = run.protocols["official"].best_head
-    said = run.predictions()[best]
+    table = run.predictions()
+    said = dict(zip(table["clip_id"], table[best], strict=True))
     clip = features.clip_ids[7]
     assert clip in hover
     assert f"class: {features.class_names[7 % 3]}" in hover

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from common.arrays import Array
+from common.datasets import DivisionKind
 from common.evaluation import plots
-from common.evaluation.metrics import confusion_matrix, icbhi_scores, per_class, scores
 from common.evaluation.outcomes import FitFacts, Outcome
 from common.evaluation.plots import FEW, MANY, plot_confusion, plot_curves, plot_label_efficiency, plot_per_class
 from common.evaluation.predictions import read_predictions, save_predictions
@@ -29,14 +29,15 @@ from common.evaluation.record import (
     FeaturesRecord,
     FitRecord,
     PerClass,
+    ProtocolIdentity,
     ProtocolRecord,
     RecordError,
     RunRecord,
     earlier_record,
     remove_record,
 )
-from common.evaluation.scoring import compare_heads, score_head
-from common.evaluation.tables import remarks, score_table
+from common.evaluation.scores import compare_heads, confusion_matrix, icbhi_scores, per_class, score_head, scores
+from common.evaluation.text import remarks, score_table
 from common.features import FeatureFileError, FeatureSet
 from common.files import OutputError
 from common.heads import HeadKind
@@ -136,8 +137,9 @@ def record() -> RunRecord:
     # With a task's own score that is not defined.
     scored = score_head(outcomes, features, lambda labels, predictions, class_names: {"own": math.nan})
     protocol = ProtocolRecord(
-        protocol="official folds 1-3",
-        is_official=True,
+        kind=DivisionKind.OFFICIAL,
+        division="official folds 1-3",
+        identity=ProtocolIdentity(version=1, dataset="esc50", clips="c", division="d", recipe="r", seeds=[42, 43]),
         validation="one of the training folds",
         chooses_epoch=True,
         refit=True,
@@ -146,9 +148,9 @@ def record() -> RunRecord:
         heads={"linear": scored, "three_layer": scored},
         majority_class=scored,
         comparison=compare_heads(outcomes, outcomes, features),
-        controls={"shuffled_labels, linear": scored},
+        shuffled_labels={"linear": scored},
     )
-    source = FeaturesRecord(file="features.pt", sha256="abc", clips=7, class_names=["a", "b", "c", "d"])
+    source = FeaturesRecord(file="features.pt", sha256="abc", clips=7, width=6, class_names=["a", "b", "c", "d"])
     return RunRecord.of(TASK, CONFIG, source, {"official": protocol}, [], {})
 
 
@@ -223,7 +225,9 @@ def test_the_predictions_of_one_seed_are_read_again(tmp_path: Path) -> None:
     features = small_features()
     outcomes: dict[HeadKind, list[Outcome]] = {"linear": outcomes_of(features, 2, 0.3)}
     save_predictions(outcomes, features, tmp_path, "")
-    said = read_predictions(tmp_path / "predictions.csv", ["linear"], 43)["linear"]
+    table = read_predictions(tmp_path / "predictions.csv", ["linear"], None)
+    table = table[table["seed"] == 43]
+    said = dict(zip(table["clip_id"], table["linear"], strict=True))
     expected = {
         features.clip_ids[row]: features.class_names[label]
         for outcome in outcomes["linear"]
@@ -233,9 +237,11 @@ def test_the_predictions_of_one_seed_are_read_again(tmp_path: Path) -> None:
     assert said == expected
     assert set(said) == set(features.clip_ids)
     with pytest.raises(FeatureFileError, match=r"predictions\.csv is damaged"):
-        read_predictions(tmp_path / "predictions.csv", ["three_layer"], 43)
+        read_predictions(tmp_path / "predictions.csv", ["three_layer"], None)
     with pytest.raises(FeatureFileError, match=r"nowhere\.csv is missing; classify again"):
-        read_predictions(tmp_path / "nowhere.csv", ["linear"], 43)
+        read_predictions(tmp_path / "nowhere.csv", ["linear"], None)
+    with pytest.raises(FeatureFileError, match=r"predictions\.csv is damaged \(not what was written\)"):
+        read_predictions(tmp_path / "predictions.csv", ["linear"], "another checksum")
 
 
 def test_an_earlier_record_counts_for_an_equal_run_only(record: RunRecord, tmp_path: Path) -> None:

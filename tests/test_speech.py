@@ -13,8 +13,8 @@ import torch
 from conftest import SHARED, needs_shared, write_wav
 
 from common.cli import classify_main, extract_main
-from common.datasets import DatasetError, DatasetNote, Division
-from common.evaluation.splits import make_splits
+from common.datasets import DatasetError, DatasetNote, Division, DivisionKind
+from common.evaluation.splits import make_splits, random_split
 from common.features import FeatureSet
 from key_word_spotting import speech_commands
 from speaker_recognition import librispeech
@@ -120,12 +120,12 @@ def test_no_chapter_on_both_sides() -> None:
     features = speakers({"7": [50, 40, 5, 5], "8": [30, 30], "9": [80], "10": [1, 99]})
     with pytest.warns(DatasetNote, match="1 speakers with a single chapter are left out: 9"):
         divided_rows = librispeech.prepare(features, BY_CHAPTER)
-    assert "1 speakers with one chapter left out" in divided_rows.protocol
+    assert "1 speakers with one chapter left out" in divided_rows.description
     assert not divided_rows.is_official
     prepared = divided_rows.features
     assert prepared.class_names == ["7", "8", "10"]
     assert len(prepared) == len(features) - 80
-    (split,), _ = make_splits(prepared, 0.2, 42)
+    (split,), _ = make_splits(divided_rows)
     groups = np.array(prepared.groups)
     assert not set(groups[split.train]) & set(groups[split.test])
     for rows in (split.train, split.test):
@@ -208,7 +208,7 @@ def test_matched_differs_from_chapter_in_the_sessions_alone(test_share: float, s
     again = librispeech.prepare(features, divided("matched", test_share, seed)).features
     assert again.splits == matched.features.splits
     # Drawn at random, the test utterances of most speakers are of several chapters, which train as well.
-    (split,), _ = make_splits(matched.features, test_share, seed)
+    (split,), _ = make_splits(matched)
     groups = np.array(matched.features.groups)
     assert np.isin(groups[split.test], groups[split.train]).mean() > 0.5
 
@@ -242,17 +242,16 @@ def test_the_protocol_names_the_share_that_is_tested(how: str, words: str) -> No
     features = speakers({"7": [50, 50], "8": [20, 10], "9": [80]})
     prepared = librispeech.prepare(features, divided(how))
     assert utterances_of_each(prepared.features) == {"7": (50, 50), "8": (20, 10)}
-    assert prepared.protocol == (f"46% test, {words}, seed 42; 1 speakers with one chapter left out")
+    assert prepared.description == (f"46% test, {words}, seed 42; 1 speakers with one chapter left out")
     without = librispeech.prepare(features.subset(np.arange(130)), divided(how, seed=7))
-    assert without.protocol == f"46% test, {words}, seed 7"
+    assert without.description == f"46% test, {words}, seed 7"
 
 
 def test_by_utterance_is_the_random_split() -> None:
     features = speakers({"7": [50], "8": [30, 30]})
     prepared = librispeech.prepare(features, BY_UTTERANCE)
-    (split,), named = make_splits(prepared.features, 0.2, 42)
-    assert prepared.protocol == ""
-    assert named == "random 20% test split, stratified"
+    split = random_split(prepared.features, 0.2, 42)
+    assert (prepared.description, prepared.kind) == ("", DivisionKind.RANDOM)
     assert prepared.features.labels[split.test].bincount().tolist() == [10, 12]
 
 
@@ -381,7 +380,7 @@ def test_ten_commands_from_audio_to_scores(ten_commands: Path, tmp_path: Path) -
     record = json.loads((results / "result.json").read_text())
     assert record["features"]["class_names"] == [*speech_commands.COMMANDS, "_silence_", "_unknown_"]
     protocol = record["protocols"]["official"]
-    assert protocol["protocol"] == "official train, valid and test split"
+    assert protocol["division"] == "official train, valid and test split"
     assert protocol["heads"]["linear"]["splits"][0]["n_test"] == 13
     with pytest.raises(SystemExit):
         classify_main(speech_commands.VERSIONS, ["--version", "v1", *options])  # the 30 words' features are others

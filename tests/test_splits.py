@@ -9,7 +9,8 @@ import pytest
 import torch
 from heads_helpers import small_features
 
-from common.evaluation.splits import SplitError, hold_out_groups, make_splits
+from common.datasets import Prepared
+from common.evaluation.splits import SplitError, hold_out_groups, make_splits, random_split
 from common.features import FeatureSet
 
 
@@ -27,7 +28,7 @@ def folds_of(features: FeatureSet) -> torch.Tensor:
 def test_folds_present_in_the_data_are_used() -> None:
     features = small_features(folds=3)
     features = replace(features, folds=torch.tensor([0, 1, 2, 10])[folds_of(features)])
-    splits, protocol = make_splits(features, 0.2, 42)
+    splits, protocol = make_splits(Prepared(features))
     assert protocol == "official folds 1, 2, 10"
     assert [split.name for split in splits] == ["fold 1", "fold 2", "fold 10"]
     for split in splits:
@@ -38,50 +39,49 @@ def test_folds_present_in_the_data_are_used() -> None:
 
 
 def test_consecutive_folds_are_named_as_a_range() -> None:
-    assert make_splits(small_features(folds=5), 0.2, 42)[1] == "official folds 1-5"
+    assert make_splits(Prepared(small_features(folds=5)))[1] == "official folds 1-5"
 
 
 def test_official_train_and_test() -> None:
     features = without_folds()
     sides = ["test" if row % 5 == 0 else "valid" if row % 5 == 1 else "train" for row in range(len(features))]
-    (split,), protocol = make_splits(replace(features, splits=sides), 0.2, 42)
+    (split,), protocol = make_splits(Prepared(replace(features, splits=sides)))
     assert protocol == "official train, valid and test split"
     for side, rows in (("train", split.train), ("valid", split.valid), ("test", split.test)):
         assert rows.tolist() == [row for row, own in enumerate(sides) if own == side]
     sides = ["train" if side == "valid" else side for side in sides]
-    assert make_splits(replace(features, splits=sides), 0.2, 42)[1] == "official train and test split"
+    assert make_splits(Prepared(replace(features, splits=sides)))[1] == "official train and test split"
 
 
-def test_a_random_split_is_stratified_seeded_and_says_what_it_is() -> None:
+def test_a_random_split_is_stratified_and_seeded() -> None:
     features = without_folds(per_fold=10)
-    (split,), protocol = make_splits(features, 0.2, 42)
-    assert protocol == "random 20% test split, stratified"
+    split = random_split(features, 0.2, 42)
     assert features.labels[split.test].bincount().tolist() == [6, 6, 6, 6]
     assert not set(split.train) & set(split.test)
-    (again,), _ = make_splits(features, 0.2, 42)
+    again = random_split(features, 0.2, 42)
     assert np.array_equal(split.test, again.test)
-    (other,), _ = make_splits(features, 0.2, 43)
+    other = random_split(features, 0.2, 43)
     assert not np.array_equal(split.test, other.test)
 
 
 def test_an_official_split_without_a_side_is_refused() -> None:
     features = without_folds()
     with pytest.raises(SplitError, match="no test clips of the official split"):
-        make_splits(replace(features, splits=["train"] * len(features)), 0.2, 42)
+        make_splits(Prepared(replace(features, splits=["train"] * len(features))))
 
 
 def test_one_fold_is_refused() -> None:
     features = small_features()
     folds_of(features)[:] = 4
     with pytest.raises(SplitError, match="only fold 4 is present"):
-        make_splits(features, 0.2, 42)
+        make_splits(Prepared(features))
 
 
 def test_a_fold_without_a_class_is_refused() -> None:
     features = small_features()
     features.labels[(folds_of(features) == 2) & (features.labels == 3)] = 0
     with pytest.raises(SplitError, match=r"fold 2 has no clip of class class 3"):
-        make_splits(features, 0.2, 42)
+        make_splits(Prepared(features))
 
 
 def test_a_class_with_one_clip_cannot_be_split() -> None:
@@ -89,12 +89,12 @@ def test_a_class_with_one_clip_cannot_be_split() -> None:
     features.labels[features.labels == 3] = 0
     features.labels[7] = 3
     with pytest.raises(SplitError, match="class 3 has a single clip"):
-        make_splits(features, 0.2, 42)
+        random_split(features, 0.2, 42)
 
 
 def test_too_few_clips_for_the_share() -> None:
     with pytest.raises(SplitError, match="cannot be split"):
-        make_splits(without_folds(per_fold=1, folds=2), 0.2, 42)
+        random_split(without_folds(per_fold=1, folds=2), 0.2, 42)
 
 
 def test_held_out_groups_are_whole_and_leave_every_class() -> None:

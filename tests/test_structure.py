@@ -45,7 +45,7 @@ FLOORS = (
     ("datasets",),
     ("entry",),
     ("encoder",),
-    ("provenance", "feature_files", "features"),
+    ("features",),
     ("extraction",),
     ("heads",),
     ("evaluation",),

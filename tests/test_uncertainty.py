@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.evaluation.uncertainty import MIN_GROUPS, difference_interval, paired_p_value, share_interval
+from common.evaluation.intervals import MIN_GROUPS, difference_interval, paired_p_value, share_interval
 
 
 def test_intervals_are_of_groups_not_clips() -> None:

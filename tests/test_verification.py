@@ -12,7 +12,7 @@ import torch
 from conftest import SHARED, needs_shared
 
 from common.datasets import DatasetError
-from common.evaluation.metrics import equal_error_rate, min_dcf
+from common.evaluation.scores import equal_error_rate, min_dcf
 from common.features import FeatureSet
 from speaker_recognition.verification import error_rates, main, make_trials, speaker_intervals, transformed
 

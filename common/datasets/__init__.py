@@ -11,7 +11,7 @@ from common.datasets.layout import (
     read_metadata,
     read_text,
 )
-from common.datasets.task import Division, Flag, Prepared, Task, Variants, use_as_is
+from common.datasets.task import Division, DivisionKind, Flag, Prepared, Task, Variants, use_as_is
 
 __all__ = [
     "Clip",
@@ -19,6 +19,7 @@ __all__ = [
     "DatasetMissingError",
     "DatasetNote",
     "Division",
+    "DivisionKind",
     "Flag",
     "Prepared",
     "Task",

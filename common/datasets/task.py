@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,20 +51,42 @@ class Division:
     seed: int
 
 
+class DivisionKind(StrEnum):
+    """Who divides the rows into training and test sides: the data set's authors, the user, or chance."""
+
+    OFFICIAL = "official"
+    OWN_FOLDS = "own_folds"
+    OWN_SPLIT = "own_split"
+    RANDOM = "random"  # whatever clips are related
+
+    @property
+    def label(self) -> str:
+        """For readers."""
+        return self.value.replace("_", " ")
+
+
 @dataclass(frozen=True)
 class Prepared:
     """The rows of a task, chosen and divided.
 
     Attributes:
         features: the rows to fit and score.
-        protocol: a description of their division; empty: what the features' own folds or splits are.
-        is_official: whether the data set's authors divide it so. Rows that are divided at random are not official,
-            whatever this says.
+        description: of their division, for readers; empty: named after the folds or splits of the features.
+        is_official: whether the data set's authors divide it so. Without folds or splits it is not.
     """
 
     features: FeatureSet
-    protocol: str = ""
+    description: str = ""
     is_official: bool = True
+
+    @property
+    def kind(self) -> DivisionKind:
+        """The kind of the division."""
+        if self.features.folds is None and self.features.splits is None:
+            return DivisionKind.RANDOM
+        if self.is_official:
+            return DivisionKind.OFFICIAL
+        return DivisionKind.OWN_SPLIT if self.features.folds is None else DivisionKind.OWN_FOLDS
 
 
 def use_as_is(features: FeatureSet, division: Division) -> Prepared:

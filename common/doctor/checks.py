@@ -21,8 +21,9 @@ from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote
 from common.datasets.audio import AudioError, read_audio
 from common.doctor.findings import BAD, GOOD, NOTE, Finding
 from common.encoder import AudioSepEncoder, CheckpointError, load_encoder
-from common.encoder.checkpoint import DOWNLOAD
+from common.encoder.checkpoint import DOWNLOAD, KNOWN_RELEASES
 from common.encoder.device import describe_cpu, has_bf16
+from common.encoder_name import EncoderKind
 from common.files import PROJECT_ROOT
 
 WANTED_MEMORY = 2e9  # bytes; an extraction on a CPU takes about 1.5 GB
@@ -106,10 +107,10 @@ def check_checkpoint(checkpoint: str | Path, device: torch.device) -> tuple[Find
         what, _, fix = str(error).partition(". ")
         return Finding(BAD, "weights", what, fix or DOWNLOAD), None
     release = encoder.info.release
-    if release == "untrained":
+    if encoder.info.kind is EncoderKind.UNTRAINED:
         return Finding(NOTE, "weights", f"{checkpoint} is untrained: its scores say nothing about AudioSep"), encoder
     identity = encoder.info.checkpoint[:19]
-    if release == "unknown":
+    if release not in KNOWN_RELEASES.values():
         found = f"{checkpoint} fits, but its checksum ({identity}) is of no published release"
         return Finding(NOTE, "weights", found), encoder
     return Finding(GOOD, "weights", f"{release} ({identity})"), encoder

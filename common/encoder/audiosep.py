@@ -39,6 +39,7 @@ from common.encoder.pooling import POOLS, BatchMoments, Moments, batch_moments
 from common.encoder.protocol import EncoderInfo, Output, Waveform, find_output
 from common.encoder.tiling import FRAMES_PER_COLUMN, Tile, plan_tiles
 from common.encoder.waveforms import check_waveforms
+from common.encoder_name import EncoderKind
 
 T = TypeVar("T")
 MIN_SAMPLES = (FRAMES_PER_COLUMN - 1) * HOP_LENGTH  # 9,920: the shortest waveform that leaves one column
@@ -159,6 +160,7 @@ class AudioSepEncoder(Embeds, nn.Module):
     ) -> None:
         super().__init__()
         self.info = EncoderInfo(
+            EncoderKind.UNTRAINED if weights.is_untrained else EncoderKind.AUDIOSEP,
             "AudioSep ResUNet30",
             weights.identity,
             weights.release,

@@ -26,7 +26,6 @@ from common.files import (
     DamagedFileError,
     UnsafeFileError,
     load_torch,
-    oddity_of,
     read_json,
     sha256_of,
     write_json,
@@ -52,13 +51,17 @@ class CheckpointError(UserError):
 class Weights:
     """Encoder and FiLM tensors by their official name without prefix, and where they come from.
 
-    `identity` is ``sha256:<hex>`` of the file, or ``random:<seed>``; `release` names the known release
-    it equals, ``"unknown"``, or ``"untrained"``.
+    Attributes:
+        tensors: name -> float32 values.
+        identity: ``sha256:<hex>`` of the file, or ``random:<seed>``.
+        release: the known release that the file equals, ``"unknown"``, or ``"untrained"``; for readers.
+        is_untrained: whether the values are random.
     """
 
     tensors: dict[str, torch.Tensor]
     identity: str
     release: str
+    is_untrained: bool = False
 
 
 def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
@@ -162,7 +165,7 @@ def _random_weights(checkpoint: str, shapes: Mapping[str, tuple[int, ...]]) -> W
 
     with ThreadPoolExecutor() as threads:
         tensors = dict(zip(shapes, threads.map(draw, shapes), strict=True))
-    return Weights(tensors, f"random:{seed}", "untrained")
+    return Weights(tensors, f"random:{seed}", "untrained", is_untrained=True)
 
 
 def _refuse_non_checkpoint(path: Path) -> None:
@@ -261,8 +264,6 @@ def _select(content: object, shapes: Mapping[str, tuple[int, ...]], path: Path) 
             problems.append(f"{prefix}{name} is missing")
         elif tuple(tensor.shape) != tuple(shape):
             problems.append(f"{prefix}{name} has shape {tuple(tensor.shape)} instead of {tuple(shape)}")
-        elif oddity := oddity_of(tensor):
-            problems.append(f"{prefix}{name} {oddity}")
         elif not tensor.is_floating_point():
             problems.append(f"{prefix}{name} has type {tensor.dtype} instead of a floating-point one")
         elif not torch.isfinite(tensor).all():

@@ -12,7 +12,7 @@ from common.encoder.hugging_face import TransformersEncoder
 from common.encoder.logmel import LogMelStatistics
 from common.encoder.plug_in import PluginError
 from common.encoder.protocol import Encoder
-from common.encoder_name import EncoderName
+from common.encoder_name import EncoderKind, EncoderName
 
 
 def new_encoder(
@@ -36,15 +36,15 @@ def new_encoder(
         PluginError: an encoder from outside cannot be loaded, or something is asked of it that only AudioSep has.
         CheckpointError, DeviceError, ConditionError: as `load_encoder`.
     """
-    if name.kind == "audiosep":
+    if name.kind is EncoderKind.AUDIOSEP:
         return load_encoder(checkpoint, device, precision, condition, padding)
     asked = {"condition": (condition, ("none",)), "precision": (precision, ("fp32", "auto"))}
     for flag, (value, own) in {**asked, "padding": (padding, ("none",))}.items():
         if value not in own:
             raise PluginError(f"--{flag} {value} is for AudioSep alone; {name} has only {own[0]}")
-    if name.kind == "logmel":
+    if name.kind is EncoderKind.LOGMEL:
         return LogMelStatistics()
-    if name.kind == "hear":
+    if name.kind is EncoderKind.HEAR:
         _say_that_it_is_code(name)
         return HearEncoder(name, device)
     if trust_remote_code:

@@ -144,6 +144,7 @@ class HearEncoder(Embeds):
         code = f"sha256:{hashlib.sha256(Path(source).read_bytes()).hexdigest()}" if source else "unknown"
         version = getattr(self._model, "version", getattr(self._module, "__version__", ""))
         return EncoderInfo(
+            kind=self.name.kind,
             encoder=self.name.label,
             checkpoint=checkpoint,
             release="plug-in",

@@ -69,6 +69,7 @@ class TransformersEncoder(Embeds):
             key: value.shape for key, value in inputs[1].items()
         }
         self.info = EncoderInfo(
+            kind=name.kind,
             encoder=name.label,
             checkpoint=tensors_sha256(self._model),
             release="plug-in",

@@ -14,9 +14,10 @@ from common.encoder.embedding import Embeds
 from common.encoder.network import HOP_LENGTH, N_FFT, SAMPLE_RATE
 from common.encoder.protocol import EncoderInfo, Output, Waveform
 from common.encoder.waveforms import check_waveforms
+from common.encoder_name import EncoderKind
 
 N_MELS = 128
-NAME = "logmel"  # the value of --encoder that selects it
+NAME = EncoderKind.LOGMEL.value
 
 
 class LogMelStatistics(Embeds):
@@ -28,7 +29,7 @@ class LogMelStatistics(Embeds):
     outputs = (Output(NAME, "mean+std", 2 * N_MELS),)
     default_output = outputs[0]
     info = EncoderInfo(
-        "log-mel statistics, no encoder", NAME, "untrained", "none", "fp32", parameters=0, min_samples=N_FFT
+        EncoderKind.LOGMEL, "log-mel statistics", NAME, "none", "none", "fp32", parameters=0, min_samples=N_FFT
     )
 
     def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 
 from common.arrays import Array
+from common.encoder_name import EncoderKind
 from common.errors import UserError
 
 Waveform = Array | torch.Tensor
@@ -42,10 +43,10 @@ class EncoderInfo:
     """Where embeddings come from, as feature files and results record it.
 
     Attributes:
-        encoder: the kind of encoder.
+        kind: the kind of encoder.
+        encoder: its name, such as ``"AudioSep ResUNet30"``.
         checkpoint: ``sha256:<hex>`` of the weights, ``random:<seed>``, or a name if there are no weights.
-        release: the name of the weights' known release, ``"unknown"``, or ``"untrained"``.
-            ``"plug-in"`` if the encoder is from outside, and nothing is known.
+        release: the name of the weights' known release, ``"unknown"``, ``"untrained"`` or ``"plug-in"``; for readers.
         condition: ``"none"``, ``"zero"``, or ``sha256:<hex>`` of the condition.
         precision: such as ``"fp32"``.
         code: of a plug-in, ``sha256:<hex>`` of its file and its version, or the class; empty for the project's own.
@@ -55,6 +56,7 @@ class EncoderInfo:
         packages: others than the project's own that compute, whose versions are recorded.
     """
 
+    kind: EncoderKind
     encoder: str
     checkpoint: str
     release: str
@@ -65,11 +67,6 @@ class EncoderInfo:
     min_samples: int = 1
     padding: str = "none"
     packages: tuple[str, ...] = ()
-
-    @property
-    def is_plug_in(self) -> bool:
-        """Whether the encoder is not the project's own."""
-        return self.release == "plug-in"
 
 
 class Encoder(Protocol):

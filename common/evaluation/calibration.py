@@ -1,19 +1,119 @@
-"""Whether probabilities mean what they say: a temperature for the logits, and how far confidence is from accuracy."""
+"""What is measured on clips that a head has not learned from: whether its probabilities mean what they say, and how often
+its "none of these" is a false alarm."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from common.arrays import Array
-from common.evaluation.record import CalibrationRecord, ReliabilityBin
-from common.evaluation.unseen import Unseen
+from common.evaluation.record import CalibrationRecord, NoneOfTheseRecord, ReliabilityBin
+from common.features import FeatureSet
+from common.heads import (
+    ChosenHead,
+    HeadKind,
+    Job,
+    KnownSounds,
+    Recipe,
+    Split,
+    conformal_threshold,
+    fit_heads,
+)
 
+RATE = 0.05  # the false-alarm rate at which every run measures
 BINS = 15
 RANGE = (-3.0, 3.0)  # of the temperature's decimal logarithm
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """A fitted head's logits (M, C) for rows that it has not learned from, and their labels (M,)."""
+
+    logits: Array
+    labels: Array
+
+
+def unseen_by(
+    kind: HeadKind,
+    chosen: Sequence[ChosenHead],
+    features: FeatureSet,
+    job: Job,
+    recipe: Recipe,
+    device: torch.device,
+) -> tuple[list[Unseen], Unseen | None]:
+    """What one seed's heads answer for the test rows of each split and, with one split, for its validation rows.
+
+    Args:
+        chosen: the seed's heads, one a split.
+        job: of the first split. If the head has learned from its validation rows, another is fitted without them.
+    """
+    labels = features.labels.numpy()
+    tested = [Unseen(head.final.test_logits.numpy(), labels[head.final.job.split.test]) for head in chosen]
+    if len(chosen) > 1 or not len(job.split.valid):
+        return tested, None
+    apart = chosen[0].choosing
+    if not len(apart.valid_logits):
+        again = replace(job, keep=recipe.epochs, shrinkage=chosen[0].final.job.shrinkage)
+        (apart,) = fit_heads(kind, features, [again], recipe, device)
+    return tested, Unseen(apart.valid_logits.numpy(), labels[apart.job.split.valid])
+
+
+@dataclass(frozen=True)
+class Distances:
+    """How far held-out rows lie from the nearest training row.
+
+    Attributes:
+        tested: of the test rows of each split, (M,) each.
+        validated: with one split, of its validation rows; None if there are none, or several splits.
+    """
+
+    tested: list[Array]
+    validated: Array | None
+
+    @property
+    def held_out(self) -> Array | None:
+        """What sets the threshold of the kept head; None if nothing can."""
+        return np.concatenate(self.tested) if len(self.tested) > 1 else self.validated
+
+
+def held_out_distances(features: FeatureSet, job: Job, splits: Sequence[Split]) -> Distances:
+    """The distances of one seed's splits; `job` is of the first, before validation rows are used for training."""
+    values = features.features.numpy()
+
+    def distances(rows: Array, train: Array) -> Array:
+        return KnownSounds.of(values[train], np.empty(0), job.seed).distances(values[rows])
+
+    tested = [distances(split.test, split.train) for split in splits]
+    has_validation = len(splits) == 1 and len(job.split.valid)
+    return Distances(tested, distances(job.split.valid, job.split.train) if has_validation else None)
+
+
+def measure_none_of_these(distances: Distances) -> NoneOfTheseRecord | None:
+    """How often clips of the known classes are called "none of these" when a share of RATE was asked for.
+
+    With several splits (folds), the threshold of each is set by the distances of the others; with one, by its
+    validation rows. None if nothing can set a threshold.
+    """
+    several = len(distances.tested) > 1
+    alarms = []
+    for place, tested in enumerate(distances.tested):
+        others = [values for other, values in enumerate(distances.tested) if other != place]
+        held_out = np.concatenate(others) if several else distances.validated
+        if held_out is None or (len(held_out) + 1) * RATE < 1:
+            return None
+        alarms.append(tested > conformal_threshold(held_out, RATE))
+    together = np.concatenate(alarms)
+    return NoneOfTheseRecord(
+        asked=RATE,
+        measured=float(together.mean()),
+        clips=len(together),
+        fitted_on="the other folds" if several else "validation clips",
+    )
 
 
 def fit_temperature(logits: Array, labels: Array) -> float:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from common.config import ConfigError, FitConfig
 from common.datasets import Division, Prepared, Task
-from common.encoder_name import EncoderName, slug_of
-from common.evaluation.protocols import SHUFFLED
+from common.encoder_name import EncoderKind, EncoderName
 from common.features import FeatureFileError, FeatureSet
 from common.files import sha256_of
 from common.heads import check_fittable
@@ -53,7 +52,7 @@ class PreparedFeatures:
     @property
     def encoder(self) -> str:
         """The short name of the encoder that made them; that of AudioSep if the file does not say."""
-        return slug_of(self.features.meta.get("encoder", "audiosep"))
+        return self.features.encoder_slug
 
 
 def load_features(task: Task, config: FitConfig, options: Mapping[str, str | bool]) -> PreparedFeatures:
@@ -68,10 +67,10 @@ def load_features(task: Task, config: FitConfig, options: Mapping[str, str | boo
     name = EncoderName.parse(config.encoder)
     source = _read(task, config.features, name.slug)
     features = _recognise(task, source).pick(config.use_layer, config.use_pool)
-    made_by = features.meta.get("encoder")
-    if name.kind != "audiosep" and made_by is not None and slug_of(made_by) != name.slug:
+    is_known, is_default = "kind" in features.meta, name.kind is EncoderKind.AUDIOSEP
+    if is_known and not is_default and features.encoder_slug != name.slug:
         raise FeatureFileError(
-            f"{source.path} was made by {made_by}, not by {name.label}; leave --encoder out, or give another file"
+            f"{source.path} was made by {features.meta['encoder']}, not by {name.label}; leave --encoder out, or give another file"
         )
     width = features.features.shape[1]
     if config.feature_dim not in (None, width):
@@ -160,7 +159,7 @@ def load_controls(
         source = _read(task, file, "audiosep")
         source = replace(source, features=source.features.pick(None, None))
         path = source.path
-        name = path.stem if path.stem not in (*controls, SHUFFLED) else f"{path.parent.name}/{path.stem}"
+        name = path.stem if path.stem not in controls else f"{path.parent.name}/{path.stem}"
         if name in controls:
             raise ConfigError(f"--control-features: two are called {name}; rename one")
         controls[name], checksums[name] = _same_clips(task, features, source), source.sha256

@@ -1,16 +1,29 @@
-"""The predictions of fitted heads for test clips, and the fitting itself."""
+"""The predictions of heads and probes for test clips, and the fitting that leads to them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from common.arrays import Array
 from common.config import FitConfig
 from common.features import FeatureSet
-from common.heads import ChosenHead, HeadKind, Job, fit_chosen, recipe_for
+from common.heads import ChosenHead, HeadKind, Job, Recipe, fit_chosen, fit_recipe_scaler, recipe_for
+from common.progress import progress_bar
+
+# name -> a classifier of scikit-learn, of the number of training rows
+PROBES: dict[str, Callable[[int], Any]] = {
+    "logistic_regression": lambda _: LogisticRegression(max_iter=1000),
+    "nearest_neighbours": lambda n_train: KNeighborsClassifier(min(5, n_train)),
+    "nearest_centroid": lambda _: NearestCentroid(),
+}
 
 
 @dataclass(frozen=True)
@@ -20,8 +33,8 @@ class FitFacts:
     Attributes:
         epoch: the epoch that is kept, from 1.
         shrinkage: of whitening; None for other scalers, or if the recipe sets it by the number of rows.
-        best_test_accuracy_over_epochs, best_test_epoch: what the original project reported: the epoch chosen by the test
-            clips. It is not a score.
+        best_test_accuracy_over_epochs, best_test_epoch: what the original project reported: the epoch chosen by the
+            test clips. It is not a score.
         train_loss, valid_accuracy, test_accuracy_over_epochs: after every epoch.
     """
 
@@ -59,7 +72,7 @@ class Outcome:
         predictions: (M,) int64, classes.
         logits: (M, C) float32; None if there are none.
         facts: of the fit; None if there was none, or if they do not apply.
-        converged: whether an iterative fit reached its end; None if it has none.
+        converged: whether an iterative fit reached its end; None for a fit without iterations.
     """
 
     seed: int
@@ -74,10 +87,8 @@ class Outcome:
     @classmethod
     def of(cls, head: ChosenHead) -> Outcome:
         job, logits = head.final.job, head.final.test_logits.numpy()
-        rows = job.split.test
-        return cls(
-            job.seed, job.split.name, len(job.split.train), rows, logits.argmax(axis=1), logits, FitFacts.of(head)
-        )
+        predictions, n_train = logits.argmax(axis=1), len(job.split.train)
+        return cls(job.seed, job.split.name, n_train, job.split.test, predictions, logits, FitFacts.of(head))
 
 
 @dataclass(frozen=True)
@@ -99,3 +110,29 @@ class HeadFitter:
     def outcomes(self, kind: HeadKind, features: FeatureSet, jobs: Sequence[Job]) -> list[Outcome]:
         """The outcome of one head per job."""
         return [Outcome.of(head) for head in self.fit(kind, features, jobs)]
+
+
+def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe) -> list[Outcome]:
+    """Fit a cheap reference classifier on each job's training and validation rows, and predict its test rows.
+
+    Args:
+        name: a key of PROBES.
+        recipe: whose scaler is used.
+    """
+    raw, labels = features.features.numpy(), features.labels.numpy()
+    predicted: dict[tuple[bytes, bytes], tuple[Array, bool | None]] = {}
+    outcomes = []
+    for job in progress_bar(iterable=jobs, desc=f"fitting {name}", unit="fit", leave=False):
+        train = job.split.learnable
+        key = (train.tobytes(), job.split.test.tobytes())
+        if key not in predicted:  # nothing in a probe is random: another seed gives the same for the same rows
+            scaler = fit_recipe_scaler(recipe, raw[train])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # recorded instead
+                probe = PROBES[name](len(train)).fit(scaler(raw[train]), labels[train])
+            iterations = getattr(probe, "n_iter_", None)
+            converged = None if iterations is None else bool(iterations.max() < probe.max_iter)
+            predicted[key] = probe.predict(scaler(raw[job.split.test])), converged
+        predictions, converged = predicted[key]
+        outcomes.append(Outcome(job.seed, job.split.name, len(train), job.split.test, predictions, converged=converged))
+    return outcomes

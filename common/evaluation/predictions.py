@@ -1,18 +1,24 @@
-"""The predictions of a run as files: predictions.csv for people, predictions.pt with the logits."""
+"""The predictions of a run as files: predictions.csv for people and programs, predictions.pt with the logits."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from common.evaluation.outcomes import Outcome
 from common.features import FeatureFileError, FeatureSet
-from common.files import plain_cell, save_torch, write_csv
+from common.files import save_torch, sha256_of, write_csv
 from common.heads import HeadKind
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEYS = ("seed", "split", "clip_id")
 
 
 def prefix_of(protocol: str) -> str:
@@ -33,7 +39,7 @@ def save_predictions(
     labels = features.labels.numpy()
     predicted = [np.concatenate([outcome.predictions for outcome in each]) for each in outcomes.values()]
     fits = [(outcome.seed, outcome.split, row) for outcome in first for row in outcome.rows.tolist()]
-    table: list[tuple[object, ...]] = [("seed", "split", "clip_id", "group", "class_name", *outcomes)]
+    table: list[tuple[object, ...]] = [(*KEYS, "group", "class_name", *outcomes)]
     for index, (seed, split, row) in enumerate(fits):
         group = features.groups[row] if features.groups is not None else ""
         said = [names[each[index]] for each in predicted]
@@ -56,21 +62,25 @@ def save_predictions(
     return [f"{prefix}predictions.csv", f"{prefix}predictions.pt"]
 
 
-def read_predictions(path: Path, heads: Sequence[str], seed: int) -> dict[str, dict[str, str]]:
-    """For one seed: head -> clip id -> predicted class, for every clip that was tested.
+def read_predictions(path: Path, heads: Sequence[str], checksum: str | None) -> pd.DataFrame:
+    """Every row of a predictions.csv as text (``seed`` is a number), ordered by seed, split and clip.
+
+    Args:
+        heads: whose columns it must have.
+        checksum: SHA-256 of the file as it was written; None: not compared.
 
     Raises:
-        FeatureFileError: the file is missing, or is not a predictions.csv of these heads.
+        FeatureFileError: the file is missing, damaged or changed, or lacks a column.
     """
-    predicted: dict[str, dict[str, str]] = {head: {} for head in heads}
+    import pandas as pd
+
+    if not path.exists():
+        raise FeatureFileError(f"{path} is missing; classify again")
+    if checksum is not None and sha256_of(path) != checksum:
+        raise FeatureFileError(f"{path} is damaged (not what was written); classify again with --overwrite")
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if row["seed"] == str(seed):
-                    for head, by_clip in predicted.items():
-                        by_clip[plain_cell(row["clip_id"])] = plain_cell(row[head])
-    except FileNotFoundError as error:
-        raise FeatureFileError(f"{path} is missing; classify again") from error
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, csv.Error) as error:  # half a row holds None
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, quoting=csv.QUOTE_MINIMAL)
+        table["seed"] = table["seed"].astype(int)
+        return table[[*KEYS, "group", "class_name", *heads]].sort_values(list(KEYS), ignore_index=True)
+    except (KeyError, ValueError, OverflowError) as error:  # pandas' errors and UnicodeDecodeError are ValueErrors
         raise FeatureFileError(f"{path} is damaged ({error}); classify again with --overwrite") from error
-    return predicted

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, computed_field
 
 from common.config import FitConfig
-from common.datasets import Task
+from common.datasets import DivisionKind, Task
 from common.encoder.device import describe_cpu
+from common.encoder_name import EncoderKind, slug_of
 from common.errors import UserError
 from common.features import Counts, FeatureSet
-from common.files import DamagedFileError, OutputError, describe_difference, read_json, write_csv, write_json
-from common.heads import HEADS, HeadKind, Recipe, recipe_for
+from common.files import (
+    DamagedFileError,
+    OutputError,
+    describe_difference,
+    read_json,
+    spreadsheet_cell,
+    write_csv,
+    write_json,
+)
+from common.heads import HEADS, HeadKind, Recipe, head_title, recipe_for
 
 Interval = tuple[float, float]
 # A score that is not defined (no clip of its kind) is NaN here and null in the file: JSON has no NaN.
@@ -31,11 +42,13 @@ class RecordError(UserError):
     """A result.json cannot be read."""
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """The base of all records: immutable; NaN is null in JSON."""
+
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="null")
 
 
-class FitRecord(_Record):
+class FitRecord(Record):
     """One split and seed. In the file, scores (``accuracy``, ``macro_f1``, ...) are beside the named fields."""
 
     model_config = ConfigDict(extra="allow")
@@ -60,7 +73,7 @@ class FitRecord(_Record):
         return self.__pydantic_extra__
 
 
-class PerClass(_Record):
+class PerClass(Record):
     """Scores of every class, in the order of the class names; `clips`: of the true class, for one seed."""
 
     precision: list[float]
@@ -69,7 +82,7 @@ class PerClass(_Record):
     clips: list[float]
 
 
-class ReliabilityBin(_Record):
+class ReliabilityBin(Record):
     """Predictions of about the same confidence: their mean confidence, their accuracy, and their number."""
 
     confidence: float
@@ -77,7 +90,7 @@ class ReliabilityBin(_Record):
     clips: int
 
 
-class CalibrationRecord(_Record):
+class CalibrationRecord(Record):
     """Whether a head's probabilities mean what they say, for the first seed.
 
     Attributes:
@@ -95,7 +108,7 @@ class CalibrationRecord(_Record):
     after: list[ReliabilityBin]
 
 
-class NoneOfTheseRecord(_Record):
+class NoneOfTheseRecord(Record):
     """How often a clip of a known class is called "none of these", for the first seed.
 
     With folds it is measured on each fold against the rest; the kept head has learned from all, so its rate is a little lower.
@@ -113,14 +126,14 @@ class NoneOfTheseRecord(_Record):
     fitted_on: str
 
 
-class HeadRecord(_Record):
+class HeadRecord(Record):
     """The scores of one head over all splits and seeds.
 
     Attributes:
         mean: of every score over all splits and seeds.
         std_over_folds: of the folds' means over seeds; None with one fold. `std_over_seeds`: of the seeds' means over
             folds; None with one seed. Both are population standard deviations.
-        interval: 95 % interval of the mean accuracy (`common.evaluation.uncertainty`); None with too few groups.
+        interval: 95 % interval of the mean accuracy (`common.evaluation.intervals`); None with too few groups.
         more_intervals: those of the other scores that have one.
         per_class, confusion: over all splits and seeds; the confusion matrix holds counts, row: true class.
         splits: every split and seed.
@@ -145,25 +158,25 @@ class HeadRecord(_Record):
         return self.mean["accuracy"]
 
 
-class ComparisonRecord(_Record):
+class ComparisonRecord(Record):
     """The difference in accuracy between two heads on the same test clips: second minus first.
 
     Attributes:
         difference, interval: the difference and its 95 % interval.
         p_value: of a test that swaps the heads in whole `units`: groups, or clips where groups are unknown.
         holm_p_value: corrected, where several comparisons belong together.
-        n_units: the number of units; None in records of earlier versions.
+        n_units: the number of units.
     """
 
     difference: float
     interval: Interval | None
     p_value: float | None
     units: Literal["groups", "clips"]
+    n_units: int
     holm_p_value: float | None = None
-    n_units: int | None = None
 
 
-class EfficiencyRecord(_Record):
+class EfficiencyRecord(Record):
     """The scores of a head that learned from a share of the labels; see `HeadRecord`."""
 
     head: HeadKind
@@ -175,26 +188,100 @@ class EfficiencyRecord(_Record):
     interval: Interval | None
 
 
-class ProtocolRecord(_Record):
+class ProtocolIdentity(Record):
+    """All that decides whether two scores may stand in one column; nothing of the encoder.
+
+    Attributes:
+        version: of the protocols' code.
+        dataset: the task's name.
+        clips: checksum of the clips and their classes.
+        division: checksum of the side of every clip in every fit.
+        recipe: checksum of both heads' recipes, and whether heads are refitted.
+        seeds: of the fits.
+    """
+
+    version: int
+    dataset: str
+    clips: str
+    division: str
+    recipe: str
+    seeds: list[int]
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def hash(self) -> str:
+        """A short checksum of everything."""
+        return hashlib.sha256(json.dumps(self.model_dump(exclude={"hash"})).encode()).hexdigest()[:12]
+
+    def differences(self, other: ProtocolIdentity) -> list[str]:
+        """The names of what differs."""
+        names = [name for name in ProtocolIdentity.model_fields if getattr(self, name) != getattr(other, name)]
+        # Other clips are also divided otherwise.
+        return [name for name in names if name != "division" or "clips" not in names]
+
+
+class ScoreKind(StrEnum):
+    """What a row of a protocol's scores is of."""
+
+    HEAD = "head"
+    PROBE = "probe"
+    CONTROL = "control"  # a head on other features of the same clips
+    SHUFFLED = "shuffled_labels"  # a head on the run's features with labels of other clips
+    MAJORITY = "majority_class"
+
+
+class ScoredRow(Record):
+    """One row of a protocol's scores.
+
+    Attributes:
+        kind: what it is.
+        classifier: a head, a probe, or ``majority_class``.
+        control: the name of the control; empty for other kinds.
+        scores: the scores.
+    """
+
+    kind: ScoreKind
+    classifier: str
+    control: str
+    scores: HeadRecord
+
+    @property
+    def name(self) -> str:
+        """As result.csv calls it."""
+        first = {ScoreKind.CONTROL: self.control, ScoreKind.SHUFFLED: self.kind.value}.get(self.kind)
+        return self.classifier if first is None else f"{first}, {self.classifier}"
+
+    @property
+    def title(self) -> str:
+        """For readers."""
+        head = head_title(self.classifier)
+        first = {ScoreKind.CONTROL: self.control, ScoreKind.SHUFFLED: "shuffled"}.get(self.kind)
+        return head if first is None else f"{first}, {head}"
+
+
+class ProtocolRecord(Record):
     """Everything scored by one protocol.
 
     Attributes:
-        protocol: a description of the division, for readers.
-        is_official: whether the data set's authors divide it so.
-        validation: a description of the validation clips.
+        kind: the kind of the division.
+        division: a description of it, for readers.
+        identity: what scores of other encoders must share to be compared with these.
+        validation: a description of the validation clips, for readers.
         chooses_epoch: whether validation clips choose the epoch, or the last one is kept.
         refit: whether heads were fitted again on training and validation clips.
         seeds: of the fits.
         related_test_clips: share of test clips whose group has training clips; None if groups are unknown.
-        heads, majority_class, probes, controls: the scores.
+        heads, majority_class, probes: the scores.
+        controls: name of a control -> its heads.
+        shuffled_labels: the heads on labels of other clips; empty if not asked for.
         comparison: of the three-layer head with the linear one.
-        control_comparisons: the names of controls -> of the run's head with the control's of the same kind; not for shuffled
-            labels, which are other clips' labels.
+        control_comparisons: name of a control -> of the run's head with the control's of the same kind.
         label_efficiency: scores by share of the labels.
     """
 
-    protocol: str
-    is_official: bool
+    kind: DivisionKind
+    division: str
+    identity: ProtocolIdentity
     validation: str
     chooses_epoch: bool
     refit: bool
@@ -204,20 +291,23 @@ class ProtocolRecord(_Record):
     majority_class: HeadRecord
     comparison: ComparisonRecord
     probes: dict[str, HeadRecord] = {}
-    controls: dict[str, HeadRecord] = {}
-    control_comparisons: dict[str, ComparisonRecord] = {}
+    controls: dict[str, dict[HeadKind, HeadRecord]] = {}
+    shuffled_labels: dict[HeadKind, HeadRecord] = {}
+    control_comparisons: dict[str, dict[HeadKind, ComparisonRecord]] = {}
     label_efficiency: list[EfficiencyRecord] = []
 
-    @property
-    def is_random(self) -> bool:
-        """Whether clips were divided at random, whatever is related."""
-        return self.protocol.startswith("random")
+    def rows(self) -> Iterator[ScoredRow]:
+        """Every row of the printed table: heads, probes, controls, shuffled labels, the majority class."""
 
-    @property
-    def all_heads(self) -> dict[str, HeadRecord]:
-        """Every row of the printed table: heads, probes, controls, the majority class."""
-        heads: dict[str, HeadRecord] = dict(self.heads.items())
-        return heads | self.probes | self.controls | {"majority_class": self.majority_class}
+        def row(kind: ScoreKind, classifier: str, scores: HeadRecord, control: str = "") -> ScoredRow:
+            return ScoredRow.model_construct(kind=kind, classifier=classifier, control=control, scores=scores)
+
+        yield from (row(ScoreKind.HEAD, name, scores) for name, scores in self.heads.items())
+        yield from (row(ScoreKind.PROBE, name, scores) for name, scores in self.probes.items())
+        for control, heads in self.controls.items():
+            yield from (row(ScoreKind.CONTROL, name, scores, control) for name, scores in heads.items())
+        yield from (row(ScoreKind.SHUFFLED, name, scores) for name, scores in self.shuffled_labels.items())
+        yield row(ScoreKind.MAJORITY, ScoreKind.MAJORITY, self.majority_class)
 
     @property
     def best_head(self) -> HeadKind:
@@ -254,7 +344,53 @@ class ConfigRecord(FitConfig):
         return FitConfig(**{key: getattr(self, key) for key in FitConfig.model_fields})
 
 
-class FeaturesRecord(_Record):
+class EncoderRecord(Record):
+    """Which encoder made some features, as far as their file says; see `common.encoder.EncoderInfo`."""
+
+    kind: EncoderKind | None = None
+    encoder: str | None = None
+    checkpoint: str | None = None
+    release: str = "unknown"
+    condition: str | None = None
+    padding: str | None = None
+    precision: str | None = None
+    parameters: int | None = None
+    layer: str | None = None
+    pool: str | None = None
+
+    @property
+    def slug(self) -> str:
+        """A short form of the encoder's name for file names."""
+        return slug_of(self.kind, self.encoder or "")
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether it is AudioSep's encoder with random weights."""
+        return self.kind is EncoderKind.UNTRAINED
+
+    @property
+    def title(self) -> str:
+        """The encoder in a few words, with every setting that is not the default one."""
+        if self.kind is None:
+            return "unknown encoder"
+        if self.kind is EncoderKind.LOGMEL:
+            return "log-mel statistics"
+        if self.kind.is_plug_in:
+            is_usual = self.layer in ("scene", "last_hidden_state") and self.pool in ("", "mean")
+            return f"{self.encoder}" if is_usual else f"{self.encoder}, {self.layer} {self.pool}".strip()
+        weights = self.release if self.release != "unknown" else _short(self.checkpoint or "")
+        name = f"untrained AudioSep ({self.checkpoint})" if self.is_untrained else f"AudioSep ({weights})"
+        usual = {"layer": "encoder_block6", "pool": "mean", "condition": "none", "precision": "fp32"}
+        values = {key: getattr(self, key) for key in usual}
+        unusual = [_short(value) for key, value in values.items() if value not in (None, usual[key])]
+        return ", ".join([name, *unusual, *["official padding"] * (self.padding == "official")])
+
+
+def _short(identity: str) -> str:
+    return identity.removeprefix("sha256:")[:12] if identity.startswith("sha256:") else identity
+
+
+class FeaturesRecord(EncoderRecord):
     """The feature file of a run. In the record, the rest of its provenance is beside the named fields.
 
     Attributes:
@@ -270,40 +406,18 @@ class FeaturesRecord(_Record):
     sha256: str
     clips: int
     class_names: list[str]
+    width: int
     dataset: str | None = None
-    encoder: str | None = None
-    checkpoint: str | None = None
-    release: str = "unknown"
-    condition: str | None = None
-    padding: str | None = None
-    precision: str | None = None
-    parameters: int | None = None
-    width: int | None = None
-    layer: str | None = None
-    pool: str | None = None
     counts: Counts = Counts()
 
     @classmethod
     def of(cls, features: FeatureSet, file: str, sha256: str) -> FeaturesRecord:
-        own = {"file": file, "sha256": sha256, "clips": len(features), "class_names": features.class_names}
-        own["width"] = features.features.shape[1]
-        return cls.model_validate({**features.provenance, **own})
+        width, class_names = features.features.shape[1], features.class_names
+        fields = {"file": file, "sha256": sha256, "clips": len(features), "class_names": class_names, "width": width}
+        return cls.model_validate({**features.provenance, **fields})
 
 
-class ControlRecord(_Record):
-    """The feature file of a control: which encoder made it; None where the file does not say."""
-
-    encoder: str | None = None
-    checkpoint: str | None = None
-    release: str | None = None
-
-    @property
-    def is_untrained(self) -> bool:
-        """Whether it is of an encoder with random weights, and not of log-mel statistics, which has none."""
-        return self.release == "untrained" and (self.checkpoint or "").startswith("random:")
-
-
-class RunRecord(_Record):
+class RunRecord(Record):
     """One run of a classification script: what result.json holds.
 
     Attributes:
@@ -311,7 +425,7 @@ class RunRecord(_Record):
         config: the effective configuration.
         features: what was classified.
         protocols: name -> its scores.
-        controls: name -> which encoder made the features of a control.
+        controls: name of a control -> which encoder made its features.
         files: what was written beside result.json.
         checksums: of those that are read again: name -> SHA-256.
         command: the script and its flags.
@@ -325,7 +439,7 @@ class RunRecord(_Record):
     config: ConfigRecord
     features: FeaturesRecord
     protocols: dict[str, ProtocolRecord]
-    controls: dict[str, ControlRecord] = {}
+    controls: dict[str, EncoderRecord] = {}
     files: list[str]
     checksums: dict[str, str] = {}
     command: list[str]
@@ -350,10 +464,10 @@ class RunRecord(_Record):
             config=config,
             features=features,
             protocols=dict(protocols),
-            controls={name: ControlRecord.model_validate(each.provenance) for name, each in controls.items()},
+            controls={name: EncoderRecord.model_validate(other.provenance) for name, other in controls.items()},
             files=list(files),
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={"python": platform.python_version(), **packages},
             cpu=describe_cpu(),
         )
@@ -361,17 +475,15 @@ class RunRecord(_Record):
     def save(self, folder: Path) -> None:
         """Write result.json, and result.csv with one row per protocol, head, split and seed."""
         rows = [
-            {
-                "protocol": "own" if name == "official" and not protocol.is_official else name,
-                "head": head,
-                **_cells(fit),
-            }
-            for name, protocol in self.protocols.items()
-            for head, scored in protocol.all_heads.items()
-            for fit in scored.splits
+            {"protocol": protocol.kind.value, "head": row.name, **_cells(fit)}
+            for protocol in self.protocols.values()
+            for row in protocol.rows()
+            for fit in row.scores.splits
         ]
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        write_csv(folder / "result.csv", [columns, *([row.get(name) for name in columns] for row in rows)])
+        write_csv(
+            folder / "result.csv", [columns, *([spreadsheet_cell(row.get(name)) for name in columns] for row in rows)]
+        )
         write_json(folder / RESULT_FILE, self.model_dump_json(exclude_unset=True))
 
     @classmethod
@@ -411,24 +523,22 @@ def earlier_record(
         OutputError: it is of another run, and `overwrite` is not set.
     """
     path = folder / RESULT_FILE
-    if not path.exists():
+    if overwrite or not path.exists():
         return None
     try:
         record = RunRecord.load(path)
     except RecordError as error:
-        if overwrite:
-            return None
         raise OutputError(f"{error}; --overwrite replaces it") from error
     before = {**_comparable(record.config), "task": record.task, "features": record.features.sha256}
     now = {"task": task.name, **_comparable(config), "features": features_sha256}
     different = describe_difference(before, now)
-    if different and not overwrite:
+    if different:
         raise OutputError(
             f"{path} holds the results of another run ({different}); "
             "--overwrite replaces them, --output-dir writes elsewhere"
         )
     is_complete = bool(record.protocols) and all((folder / name).is_file() for name in record.files)
-    return record if is_complete and not different else None
+    return record if is_complete else None
 
 
 def _comparable(config: ConfigRecord) -> dict[str, object]:

@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from common.arrays import Array
+from common.datasets import DivisionKind, Prepared
 from common.errors import UserError
 from common.features import FeatureSet
 from common.heads import Split
@@ -21,33 +22,31 @@ class SplitError(UserError):
     """The data cannot be split for a fair score."""
 
 
-def make_splits(features: FeatureSet, test_share: float, seed: int) -> tuple[list[Split], str]:
-    """The data set's official division if the features hold one, else a stratified random one.
+def make_splits(prepared: Prepared) -> tuple[list[Split], str]:
+    """The division that the rows' folds or splits give.
 
     Returns:
-        The splits, and a phrase that names the protocol, such as ``"official folds 1, 2, 10"``.
+        The splits, and a phrase for readers, such as ``"official folds 1-5"``.
 
     Raises:
-        SplitError: there is only one fold, or a class is missing from a fold or side.
+        SplitError: there is only one fold, or a side or a class is missing.
     """
+    features = prepared.features
+    whose = "official" if prepared.kind is DivisionKind.OFFICIAL else "given"
     if features.folds is not None:
-        return _folds(features)
-    if features.splits is not None:
-        sides = np.array(features.splits)
-        missing = [side for side in ("train", "test") if side not in sides]
-        if missing:
-            raise SplitError(
-                f"the features hold no {' and no '.join(missing)} clips of the official split; "
-                "extract the features of the whole data set"
-            )
-        splits = [Split("test", *(np.flatnonzero(sides == side) for side in ("train", "test", "valid")))]
-        protocol = "official train, valid and test split" if len(splits[0].valid) else "official train and test split"
-    else:
-        splits = [random_split(features, test_share, seed)]
-        protocol = f"random {test_share:.0%} test split, stratified"
-    for split in splits:
-        _refuse_missing_classes(features, split.train, f"the training side of the {protocol}")
-    return splits, protocol
+        return _folds(features, whose)
+    assert features.splits is not None
+    sides = np.array(features.splits)
+    missing = [side for side in ("train", "test") if side not in sides]
+    if missing:
+        raise SplitError(
+            f"the features hold no {' and no '.join(missing)} clips of the {whose} split; "
+            "extract the features of the whole data set"
+        )
+    split = Split("test", *(np.flatnonzero(sides == side) for side in ("train", "test", "valid")))
+    described = f"{whose} train, valid and test split" if len(split.valid) else f"{whose} train and test split"
+    _refuse_missing_classes(features, split.train, f"the training side of the {described}")
+    return [split], described
 
 
 def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Split, str]:
@@ -129,19 +128,19 @@ def _fold_numbers(features: FeatureSet) -> Array:
     return features.folds.numpy()
 
 
-def _folds(features: FeatureSet) -> tuple[list[Split], str]:
+def _folds(features: FeatureSet, whose: str) -> tuple[list[Split], str]:
     folds = _fold_numbers(features)
     present = np.unique(folds).tolist()
     if len(present) == 1:
         raise SplitError(
-            f"only fold {present[0]} is present: cross-validation over the official folds needs two or more; "
+            f"only fold {present[0]} is present: cross-validation over the {whose} folds needs two or more; "
             "extract the features of the whole data set"
         )
     for fold in present:
         _refuse_missing_classes(features, np.flatnonzero(folds == fold), f"fold {fold}")
     splits = [Split(f"fold {fold}", np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in present]
     whole = present == list(range(present[0], present[-1] + 1)) and len(present) > 2
-    return splits, f"official folds {f'{present[0]}-{present[-1]}' if whole else ', '.join(map(str, present))}"
+    return splits, f"{whose} folds {f'{present[0]}-{present[-1]}' if whole else ', '.join(map(str, present))}"
 
 
 def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:

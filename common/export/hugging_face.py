@@ -107,12 +107,14 @@ def _preprocessor() -> dict[str, object]:
 
 def _card(weights: Weights, condition: str, padding: str) -> str:
     """The model card: what this is, where it comes from, how to use it."""
-    origin = {
-        "untrained": f"**Random weights ({weights.identity}): for trials only. Nothing here says anything about AudioSep.**",
-        "unknown": f"From a checkpoint that is not one of the published releases ({weights.identity}).",
-    }.get(weights.release, f"From the published release {weights.release} ({weights.identity}).")
+    is_known = weights.release in KNOWN_RELEASES.values()
+    origin = f"From a checkpoint that is not one of the published releases ({weights.identity})."
+    if is_known:
+        origin = f"From the published release {weights.release} ({weights.identity})."
+    if weights.is_untrained:
+        origin = f"**Random weights ({weights.identity}): for trials only. Nothing here says anything about AudioSep.**"
     parameters = sum(math.prod(tensor.shape) for name, tensor in weights.tensors.items() if ".running_" not in name)
-    is_padded, is_known = padding == "official", weights.release in KNOWN_RELEASES.values()
+    is_padded = padding == "official"
     rest = "What is left at the end of a clip belongs to no column; a clip shorter than 0.31 s is padded with zeros to that."
     if is_padded:
         rest = "The end of a clip is padded with zeros to a whole column, after bn0, as AudioSep's own forward does."
@@ -124,7 +126,7 @@ def _card(weights: Weights, condition: str, padding: str) -> str:
         )
     names = "by their official names without prefix: the encoder, the bottleneck and FiLM."
     tensors = f"These are the tensors of the checkpoint named above, in float32, {names}"
-    if weights.release == "untrained":
+    if weights.is_untrained:
         tensors = f"These are random numbers in the shapes of AudioSep's tensors, {names}"
     text = CARD.read_text(encoding="utf-8")
     for name, value in {

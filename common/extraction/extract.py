@@ -152,21 +152,20 @@ class _Extraction:
         return None if reason else existing
 
     def _why_unusable(self, existing: FeatureSet) -> str:
-        is_sampled = "audio_checksums" not in existing.meta
-        needed = ("failed", "counts", "device", "samples", "audio_stamps" if is_sampled else "audio_checksums")
+        needed = ("failed", "counts", "device", "samples", "audio_checksums")
         if any(key not in existing.meta for key in needed):
             return "was not made by this project (no provenance in it)"
         different = self.settings.difference_from_file(existing.meta)
         if different:
-            return f"was made with other settings ({different})"
+            return f"was made with different settings ({different})"
         place = {clip_id: index for index, clip_id in enumerate(self.source.clip_ids)}
-        checksums = existing.meta["audio_stamps" if is_sampled else "audio_checksums"]
+        checksums = existing.meta["audio_checksums"]
         widths = (existing.features.shape[1], self.rows.embeddings.shape[1])
         of_clips = [values.shape == (len(existing),) for values in (checksums, existing.meta["samples"])]
         if not place.keys() >= set(existing.clip_ids) or widths[0] != widths[1] or not all(of_clips):
             return "does not hold what its settings say"
         indices = torch.tensor([place[clip_id] for clip_id in existing.clip_ids])
-        changed = changed_files(self.source.clips, indices, checksums, is_sampled)
+        changed = changed_files(self.source.clips, indices, checksums)
         return f"was made from other audio ({len(changed)} files have changed, such as {changed[0]})" if changed else ""
 
     def run(self, shard: Shard) -> FeatureSet | None:
@@ -226,7 +225,7 @@ class _Extraction:
         # Checked again: another run may have finished it in the meantime.
         finished = self.finished_file()
         if finished is not None:
-            self.rows.adopt(finished, self.source.clips, self.source.clip_ids)
+            self.rows.adopt(finished, self.source.clip_ids)
         return self.rows.read_chunks(self.work_folder, self.source.clips, wanted)
 
     def _embed(self, pending: Sequence[int]) -> None:

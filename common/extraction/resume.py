@@ -18,7 +18,7 @@ import torch
 from pydantic import JsonValue, TypeAdapter
 
 from common.datasets import Clip
-from common.datasets.audio import AudioError, audio_checksum, sampled_checksum
+from common.datasets.audio import AudioError, audio_checksum
 from common.extraction.settings import ExtractionSettings
 from common.features import FeatureSet
 from common.files import DamagedFileError, OutputError, UnsafeFileError, load_torch, read_json, save_torch, write_json
@@ -37,14 +37,12 @@ class Chunk:
         features: (K, D) float32.
         samples: (K,) int64, the waveforms' lengths.
         checksums: (K,) int64, of the clips' files.
-        is_sampled: whether those looked at three places of a file only, as in earlier versions.
     """
 
     indices: torch.Tensor
     features: torch.Tensor
     samples: torch.Tensor
     checksums: torch.Tensor
-    is_sampled: bool
 
     @classmethod
     def read(cls, path: Path, identity: str, n_clips: int, width: int) -> Chunk | None:
@@ -61,10 +59,9 @@ class Chunk:
             raise DamagedFileError("it does not say how its rows were made")
         if content["settings"] != identity:
             return None
-        indices, is_sampled = content.get("indices"), "stamps" in content
+        indices = content.get("indices")
         n_rows = len(indices) if isinstance(indices, torch.Tensor) and indices.ndim == 1 else 0
-        expected = {"indices": (n_rows,), "features": (n_rows, width), "samples": (n_rows,)}
-        expected["stamps" if is_sampled else "checksums"] = (n_rows,)
+        expected = {"indices": (n_rows,), "features": (n_rows, width), "samples": (n_rows,), "checksums": (n_rows,)}
         for name, shape in expected.items():
             value, dtype = content.get(name), torch.float32 if name == "features" else torch.int64
             if not isinstance(value, torch.Tensor) or value.dtype != dtype or tuple(value.shape) != shape:
@@ -75,7 +72,7 @@ class Chunk:
         is_row = indices.min() >= 0 and indices.max() < n_clips and samples.min() > 0
         if not is_row or not features.isfinite().all():
             raise DamagedFileError("it holds clips that are not this data set's, or rows that are not finite")
-        return cls(indices, features, samples, checksums, is_sampled)
+        return cls(indices, features, samples, checksums)
 
 
 @dataclass
@@ -119,16 +116,13 @@ class RowStore:
         self.samples[index] = samples
         self.unsaved.append(index)
 
-    def adopt(self, finished: FeatureSet, clips: Sequence[Clip], clip_ids: Sequence[str]) -> None:
+    def adopt(self, finished: FeatureSet, clip_ids: Sequence[str]) -> None:
         """Copy the rows of a finished file, whose audio is unchanged."""
         place = {clip_id: index for index, clip_id in enumerate(clip_ids)}
         indices = torch.tensor([place[clip_id] for clip_id in finished.clip_ids])
         self.embeddings[indices] = finished.features
         self.samples[indices] = finished.meta["samples"]
-        if "audio_checksums" in finished.meta:
-            self.checksums[indices] = finished.meta["audio_checksums"]
-        else:
-            self.checksums[indices] = _whole_checksums(clips, indices)
+        self.checksums[indices] = finished.meta["audio_checksums"]
 
     def save_chunk(self, work_folder: Path) -> None:
         """Write the unsaved rows as one more chunk."""
@@ -172,41 +166,37 @@ class RowStore:
             own = chunk.indices
             wanted_rows = is_wanted[own].nonzero()[:, 0]
             indices, checksums = own[wanted_rows], chunk.checksums[wanted_rows]
-            changed = set(changed_files(clips, indices, checksums, chunk.is_sampled))
+            changed = set(changed_files(clips, indices, checksums))
             if changed:
                 print(f"{len(changed)} audio files have changed since the last run; their clips are computed again")
             kept = torch.tensor([clips[index].path not in changed for index in indices.tolist()], dtype=torch.bool)
             indices, rows = indices[kept], wanted_rows[kept]
             self.embeddings[indices] = chunk.features[rows]
             self.samples[indices] = chunk.samples[rows]
-            self.checksums[indices] = _whole_checksums(clips, indices) if chunk.is_sampled else chunk.checksums[rows]
+            self.checksums[indices] = chunk.checksums[rows]
             count += len(indices)
         return count
 
 
-def changed_files(
-    clips: Sequence[Clip], indices: torch.Tensor, checksums: torch.Tensor, is_sampled: bool = False
-) -> list[Path]:
+def changed_files(clips: Sequence[Clip], indices: torch.Tensor, checksums: torch.Tensor) -> list[Path]:
     """The files whose content has changed since their clips were embedded.
 
     Args:
         clips: all of the data set's.
         indices: (K,) int64, the clips to check.
         checksums: (K,) int64, of their files at that time.
-        is_sampled: whether those looked at three places of a file only.
     """
     before = list(zip([clips[index].path for index in indices.tolist()], checksums.tolist(), strict=True))
-    now = _checksums_of([path for path, _ in before], is_sampled)
+    now = _checksums_of([path for path, _ in before])
     return list(dict.fromkeys(path for path, checksum in before if now[path] != checksum))
 
 
-def _checksums_of(paths: Sequence[Path], is_sampled: bool) -> dict[Path, int | None]:
+def _checksums_of(paths: Sequence[Path]) -> dict[Path, int | None]:
     """The checksum of each file; None for one that cannot be opened."""
-    checksum = sampled_checksum if is_sampled else audio_checksum
 
     def checksum_of(path: Path) -> int | None:
         try:
-            return checksum(path)
+            return audio_checksum(path)
         except AudioError:
             return None
 
@@ -219,13 +209,6 @@ def _checksums_of(paths: Sequence[Path], is_sampled: bool) -> dict[Path, int | N
             found[path] = own
             bar.update()
     return found
-
-
-def _whole_checksums(clips: Sequence[Clip], indices: torch.Tensor) -> torch.Tensor:
-    """(K,) int64: the checksums of the clips' files, for rows of a version that looked at three places only."""
-    paths = [clips[index].path for index in indices.tolist()]
-    found = _checksums_of(paths, is_sampled=False)
-    return torch.tensor([found[path] or 0 for path in paths], dtype=torch.int64)
 
 
 def claim(work_folder: Path, settings: ExtractionSettings, overwrite: bool) -> None:

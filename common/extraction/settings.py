@@ -14,8 +14,6 @@ from common.encoder import Encoder, Output
 from common.features import SEVERAL, Provenance
 from common.files import describe_difference
 
-# What a file that leaves these out means.
-LEFT_OUT = {"code": "", "padding": "none"}
 NOT_DECISIVE = ("release", "device", "parameters", "min_samples", "default_output")
 
 
@@ -91,9 +89,12 @@ class ExtractionSettings:
         is_one = len(outputs) == 1
         provenance = Provenance(
             dataset=clips.dataset,
+            kind=encoder.info.kind.value,
             encoder=encoder.info.encoder,
             checkpoint=encoder.info.checkpoint,
             release=encoder.info.release,
+            code=encoder.info.code,
+            padding=encoder.info.padding,
             condition=encoder.info.condition,
             precision=encoder.info.precision,
             layer=outputs[0].layer if is_one else SEVERAL,
@@ -109,10 +110,6 @@ class ExtractionSettings:
             provenance["outputs"] = [(output.layer, output.pool, output.width) for output in outputs]
             first = encoder.default_output if encoder.default_output in outputs else outputs[0]
             provenance["default_output"] = (first.layer, first.pool)
-        if encoder.info.code:
-            provenance["code"] = encoder.info.code
-        if encoder.info.padding != "none":
-            provenance["padding"] = encoder.info.padding
         return cls(provenance)
 
     @property
@@ -122,11 +119,11 @@ class ExtractionSettings:
 
     def difference_from_file(self, meta: Provenance) -> str:
         """How a finished file was made differently, in words; empty if it was not."""
-        return describe_difference({**LEFT_OUT, **meta}, {**LEFT_OUT, **self.decisive})
+        return describe_difference(meta, self.decisive)
 
     def difference_from_work(self, earlier: Mapping[str, object]) -> str:
         """How unfinished work was made differently, in words; empty if it was not."""
-        return describe_difference({**LEFT_OUT, **earlier}, {**LEFT_OUT, **json.loads(self.as_json())})
+        return describe_difference(earlier, json.loads(self.as_json()))
 
     def as_json(self) -> str:
         """The settings as the folder of unfinished work records them."""

@@ -4,7 +4,7 @@ from common.heads.classifiers import HEADS, HeadKind, LinearClassifier, ThreeLay
 from common.heads.fit import ChosenHead, fit_chosen, fit_heads
 from common.heads.jobs import FitError, FittedHead, Job, Split, check_fittable
 from common.heads.novelty import KnownSounds, NoneOfTheseError, conformal_threshold
-from common.heads.recipes import TUNED, Recipe, fit_own_scaler, recipe_for
+from common.heads.recipes import TUNED, Recipe, fit_recipe_scaler, recipe_for
 from common.heads.scalers import SCALERS, Scaler, fit_scaler
 from common.heads.trained import Answer, HeadFileError, OtherEncoderError, TrainedHead
 
@@ -32,7 +32,7 @@ __all__ = [
     "conformal_threshold",
     "fit_chosen",
     "fit_heads",
-    "fit_own_scaler",
+    "fit_recipe_scaler",
     "fit_scaler",
     "head_title",
     "recipe_for",

@@ -97,7 +97,7 @@ def shrinkage_for(recipe: Recipe, shrinkage: float | None, n_train: int, size: i
     return min(1.0, recipe.relative_shrinkage * min(size, MOST_COMPONENTS) / n_train)
 
 
-def fit_own_scaler(recipe: Recipe, rows: Array) -> Scaler:
+def fit_recipe_scaler(recipe: Recipe, rows: Array) -> Scaler:
     """The recipe's scaler fitted on (N, D) rows; with the default shrinkage if that is left to validation rows."""
     shrinkage = shrinkage_for(recipe, recipe.shrinkage, *rows.shape) or DEFAULT_SHRINKAGE
     return fit_scaler(recipe.scaler, rows, shrinkage, recipe.is_unit_length)

@@ -14,15 +14,14 @@ from torch import nn
 from common.arrays import Array
 from common.encoder import Encoder, Output, Waveform, choose_outputs
 from common.errors import UserError
-from common.features import FeatureFileError, FeatureSet, Provenance
+from common.features import FeatureFileError, FeatureSet, Provenance, read_provenance
 from common.files import load_torch, save_torch
 from common.heads.classifiers import HEADS, HeadKind
 from common.heads.novelty import KnownSounds
 from common.heads.scalers import Scaler
-from common.provenance import read_provenance
 
 # What of the provenance must be the same where a head is used.
-USED_BY_HEAD = ("encoder", "checkpoint", "code", "condition", "padding", "precision", "layer", "pool")
+USED_BY_HEAD = ("encoder", "kind", "checkpoint", "code", "condition", "padding", "precision", "layer", "pool")
 
 
 class HeadFileError(UserError):
@@ -107,10 +106,8 @@ class TrainedHead:
     def outputs_of(self, encoder: Encoder) -> tuple[Output, ...]:
         """The encoder's outputs that the head was trained on; OtherEncoderError if it is another encoder."""
         info = encoder.info
-        own = {name: getattr(info, name) for name in ("encoder", "checkpoint", "condition", "precision")}
-        own |= {"code": info.code} if info.code else {}
-        own |= {"padding": info.padding} if info.padding != "none" else {}
-        self._require({**own, "layer": self.encoder.get("layer"), "pool": self.encoder.get("pool")}, "the encoder")
+        computed = {key: getattr(info, key) for key in USED_BY_HEAD if key not in ("layer", "pool")}
+        self._require({**computed, "layer": self.encoder.get("layer"), "pool": self.encoder.get("pool")}, "the encoder")
         layers, pools = (str(self.encoder[key]).replace("+", ",") for key in ("layer", "pool"))
         return choose_outputs(encoder.outputs, encoder.default_output, layers, pools or None)
 

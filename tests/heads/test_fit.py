@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, TensorDataset
 
 from common.arrays import Array
+from common.datasets import Prepared
 from common.evaluation.splits import make_splits
 from common.features import FeatureSet
 from common.heads import (
@@ -87,7 +88,7 @@ def fit(
 
 def folds_of(features: FeatureSet) -> list[Split]:
     """The official folds as splits."""
-    return make_splits(features, 0.2, 42)[0]
+    return make_splits(Prepared(features))[0]
 
 
 def uneven_splits() -> list[Split]:

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from analysis.encoders import _Hits
+from analysis.runs import read_runs
 from conftest import draw_nothing, extract_clips, write_wav
 from heads_helpers import classify, grouped_features, run, saved
 from stand_in import StandIn
 
-from analysis.encoders import _Hits
 from analysis.report import _map
-from analysis.runs import read_runs
 from common.datasets import Clip
 from common.encoder import load_encoder
 from common.encoder.check import CheckRecord

@@ -1,8 +1,10 @@
-"""Scores of predictions; the definitions are scikit-learn's."""
+"""Scores of predictions, by scikit-learn's definitions, with intervals as the record keeps them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from sklearn.metrics import (
@@ -14,7 +16,13 @@ from sklearn.metrics import (
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from common.arrays import Array
+from common.evaluation.intervals import difference_interval, paired_p_value, share_interval
+from common.evaluation.outcomes import Outcome
+from common.evaluation.record import ComparisonRecord, FitRecord, HeadRecord, PerClass
+from common.features import FeatureSet
 
+Key = TypeVar("Key", str, int)
+MoreScores = Callable[[Array, Array, Sequence[str]], dict[str, float]]
 TOP5_CLASSES = 30  # the fewest classes for which top-5 accuracy is informative
 NORMAL = "normal"  # the class of ICBHI that is not abnormal
 # Scores that are the mean of the accuracies on strata of the clips -> the stratum of each clip, from its label and the
@@ -111,3 +119,107 @@ def min_dcf(same: Array, similarity: Array, p_target: float, weights: Array | No
     false_accept, true_accept, _ = roc_curve(same, similarity, sample_weight=weights, drop_intermediate=False)
     cost = p_target * (1 - true_accept) + (1 - p_target) * false_accept
     return float(cost.min() / min(p_target, 1 - p_target))
+
+
+def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: MoreScores | None = None) -> HeadRecord:
+    """The scores of one head over all splits and seeds.
+
+    Args:
+        more_scores: (labels, predictions, class names) -> scores in addition to those of `scores`.
+    """
+    labels, names_of, n_classes = features.labels.numpy(), features.class_names, len(features.class_names)
+    fits = [_score_fit(outcome, labels, names_of, more_scores) for outcome in outcomes]
+    truth = labels[np.concatenate([outcome.rows for outcome in outcomes])]
+    predictions = np.concatenate([outcome.predictions for outcome in outcomes])
+    hits = hits_of(outcomes, features)
+    names = list(fits[0].scores)
+    means = {name: float(np.mean([fit.scores[name] for fit in fits])) for name in names}
+    by_split, by_seed = [fit.split for fit in fits], [fit.seed for fit in fits]
+    classes, n_seeds = per_class(truth, predictions, n_classes), len(set(by_seed))
+    return HeadRecord(
+        mean=means,
+        std_over_folds=_std_between(fits, by_split, names),
+        std_over_seeds=_std_between(fits, by_seed, names),
+        interval=share_interval(hits.hits, hits.groups, hits.splits),
+        more_intervals={
+            name: share_interval(hits.hits, hits.groups, hits.splits, strata(truth, names_of))
+            for name, strata in STRATA.items()
+            if np.isfinite(means.get(name, np.nan))
+        },
+        per_class=PerClass(**{**classes, "clips": [clips / n_seeds for clips in classes["clips"]]}),
+        confusion=confusion_matrix(truth, predictions, n_classes).tolist(),
+        splits=fits,
+    )
+
+
+def _score_fit(
+    outcome: Outcome, labels: Array, class_names: Sequence[str], more_scores: MoreScores | None
+) -> FitRecord:
+    truth = labels[outcome.rows]
+    scored = scores(truth, outcome.predictions, len(class_names), outcome.logits)
+    if more_scores is not None:
+        scored |= more_scores(truth, outcome.predictions, class_names)
+    facts = asdict(outcome.facts) if outcome.facts is not None else {}
+    identity = {"split": outcome.split, "seed": outcome.seed, "n_train": outcome.n_train, "n_test": len(truth)}
+    converged = {} if outcome.converged is None else {"converged": outcome.converged}
+    return FitRecord.model_validate({**identity, **facts, **converged, **scored})
+
+
+def _std_between(fits: Sequence[FitRecord], keys: Sequence[Key], names: Sequence[str]) -> dict[str, float] | None:
+    """Standard deviation of each score between the values of `keys`, after averaging over everything else."""
+    values = sorted(set(keys))
+    if len(values) < 2:
+        return None
+    return {
+        name: float(
+            np.std(
+                [
+                    np.mean([fit.scores[name] for fit, key in zip(fits, keys, strict=True) if key == value])
+                    for value in values
+                ]
+            )
+        )
+        for name in names
+    }
+
+
+class Hits(NamedTuple):
+    """Predictions by what their scores depend on.
+
+    Attributes:
+        hits: (M,) float, whether each prediction is right.
+        groups: (M,) the group of each, or the clip if groups are unknown.
+        splits: (M,) the fold of each.
+    """
+
+    hits: Array
+    groups: Array
+    splits: Array
+
+
+def hits_of(outcomes: Sequence[Outcome], features: FeatureSet) -> Hits:
+    """Of all splits and seeds, in order."""
+    rows = np.concatenate([outcome.rows for outcome in outcomes])
+    predictions = np.concatenate([outcome.predictions for outcome in outcomes])
+    groups = np.array(features.groups)[rows] if features.groups is not None else rows
+    splits = np.concatenate([np.full(len(outcome.rows), outcome.split) for outcome in outcomes])
+    return Hits((predictions == features.labels.numpy()[rows]).astype(float), groups, splits)
+
+
+def compare_heads(first: Sequence[Outcome], second: Sequence[Outcome], features: FeatureSet) -> ComparisonRecord:
+    """The difference in accuracy between two heads on the same test clips: second minus first."""
+    return compare_hits(hits_of(first, features), hits_of(second, features), features.groups is not None)
+
+
+def compare_hits(first: Hits, second: Hits, has_groups: bool) -> ComparisonRecord:
+    """The difference in accuracy on the same test clips, in the same order: second minus first."""
+    difference = second.hits - first.hits
+    _, fold, sizes = np.unique(first.splits, return_inverse=True, return_counts=True)
+    weighted = difference / sizes[fold] / len(sizes)  # every fold has the same weight
+    return ComparisonRecord(
+        difference=float(weighted.sum()),
+        interval=difference_interval(difference, first.groups, first.splits),
+        p_value=paired_p_value(weighted, first.groups),
+        units="groups" if has_groups else "clips",
+        n_units=len(np.unique(first.groups)),
+    )

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,19 +15,20 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 
 from analysis.ablation_scores import AblationRecord
-from analysis.answer import answer, answer_table, answer_words
-from analysis.encoder_tables import encoder_table, pair_table, ranking_table, reading_notes
-from analysis.encoders import LEVEL, EncodersRecord
-from analysis.runs import Run, describe_encoder
+from analysis.compare import LEVEL, EncodersRecord
+from analysis.compare_tables import encoder_table, pair_table, ranking_table, reading_notes
+from analysis.report_page.answer import answer, answer_table, answer_words
+from analysis.scores import Run
 from analysis.studies import STUDIES
 from analysis.summary import SummaryRow, notes, summary_rows, summary_table
 from analysis.task_distances import COSTS, MEASURES, SimilarityRecord, reading_of
 from analysis.transfer import TransferCosts
 from common.arrays import Array
-from common.encoder_name import slug_of
-from common.evaluation.classify import run_title
+from common.datasets import DivisionKind
+from common.encoder_name import EncoderKind
 from common.evaluation.record import ProtocolRecord
-from common.evaluation.tables import remarks, score_table
+from common.evaluation.results import run_title
+from common.evaluation.text import remarks, score_table
 from common.heads import HEADS, HeadKind, head_title
 from common.text_table import percent
 
@@ -138,8 +139,8 @@ def render(
         sections.append(_section(each, f"run{number}", has_siblings, link))
         tasks[f"run{number}"] = _task_charts(each, quote(link))
     charts = _similarity_charts(similarity) if similarity else []
-    untrained = [row.is_untrained for row in rows]
-    encoders = {row.encoder for row in rows}
+    untrained = [run.record.features.is_untrained for run in runs]
+    encoders = {run.encoder for run in runs}
     answers = answer(runs, compared)
     there = {one.study.name for one in runs}
     data = {
@@ -152,7 +153,7 @@ def render(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
     return environment.get_template("report.html").render(
-        created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         task_count=len(there),
         untrained="all" if all(untrained) else "some" if any(untrained) else "",
         question=_question(runs),
@@ -160,7 +161,7 @@ def render(
         answer_words=answer_words(answers),
         level=f"{LEVEL:g}",
         summary=summary_table(rows, is_wide=True),
-        summary_notes=[*notes(rows), *_leak_note(rows)],
+        summary_notes=[*notes(rows), *_leak_note(runs)],
         missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in there],
         similarity=charts,
         encoder_tables=_encoder_tables(compared) if compared else [],
@@ -178,8 +179,10 @@ def render(
 
 def _question(runs: Sequence[Run]) -> str:
     """The page's title."""
-    slugs = {slug_of(str(one.record.features.encoder or "audiosep")) for one in runs}
-    return QUESTIONS[0] if slugs == {"audiosep"} else QUESTIONS[1] if len(slugs) == 1 else QUESTIONS[2]
+    features = [run.record.features for run in runs]
+    slugs, kinds = {each.slug for each in features}, {each.kind for each in features}
+    is_audiosep = kinds <= {EncoderKind.AUDIOSEP, EncoderKind.UNTRAINED, None}
+    return QUESTIONS[0] if is_audiosep else QUESTIONS[1] if len(slugs) == 1 else QUESTIONS[2]
 
 
 def _encoder_tables(record: EncodersRecord) -> list[tuple[str, Table]]:
@@ -209,15 +212,13 @@ def _encoder_points(record: EncodersRecord) -> list[dict[str, object]]:
     ]
 
 
-def _leak_note(rows: Sequence[SummaryRow]) -> list[str]:
+def _leak_note(runs: Sequence[Run]) -> list[str]:
     """What a random division changes, if one was run."""
-    honest = [row for row in rows if row.protocol != "random"]
-    by_folder = {(row.folder, row.protocol): row for row in rows}
     gains = [
-        (100 * (random.accuracy(kind) - row.accuracy(kind)), row.title, kind)
-        for row in honest
-        if (random := by_folder.get((row.folder, "random")))
-        for kind in HEADS
+        (100 * (random.heads[kind].accuracy - scored.accuracy), run.study.task.title, kind)
+        for run in runs
+        if (random := run.protocols.get("random")) and run.first_protocol.kind is not DivisionKind.RANDOM
+        for kind, scored in run.first_protocol.heads.items()
     ]
     if not gains:
         return []
@@ -229,16 +230,17 @@ def _leak_note(rows: Sequence[SummaryRow]) -> list[str]:
 
 
 def _summary_point(row: SummaryRow, with_encoder: bool) -> dict[str, object]:
-    more = [*[row.encoder] * with_encoder, *[row.recipe] * (row.recipe != "paper")]
-    published = [each.accuracy / 100 for each in row.published]
+    recipe, protocol = row.run.record.config.recipe, row.protocol
+    more = [*[row.run.encoder] * with_encoder, *[recipe] * (recipe != "paper")]
+    published = [score.accuracy / 100 for score in row.references.published]
     return {
-        "label": row.title + f" ({', '.join(more)})" * bool(more),
-        "protocol": row.protocol,
-        "linear": row.linear,
-        "three_layer": row.three_layer,
-        "majority_class": row.majority_class,
+        "label": row.run.study.task.title + f" ({', '.join(more)})" * bool(more),
+        "protocol": protocol.kind.label,
+        "linear": row.accuracy("linear"),
+        "three_layer": row.accuracy("three_layer"),
+        "majority_class": protocol.majority_class.accuracy,
         "untrained_encoder": row.untrained_encoder,
-        "intervals": row.intervals,
+        "intervals": {kind: scored.interval for kind, scored in protocol.heads.items()},
         "published_best": max(published, default=None),
     }
 
@@ -246,13 +248,13 @@ def _summary_point(row: SummaryRow, with_encoder: bool) -> dict[str, object]:
 def _section(each: ReportedRun, anchor: str, has_siblings: bool, audio_link: str) -> Section:
     one = each.run
     record, features = one.record, one.record.features
-    first = one.protocols[one.first_protocol]
+    first = one.first_protocol
     best = first.best_head
     names = features.class_names
     short = one.study.task.title + (f" ({one.folder.name})" if has_siblings else "")
     failed = features.counts.get("failed", 0)
     about = (
-        f"{features.clips:,} clips, {len(names)} classes. Encoder: {describe_encoder(record)}. "
+        f"{features.clips:,} clips, {len(names)} classes. Encoder: {one.encoder}. "
         f"Features: {features.layer or 'unknown layer'}, {features.pool or 'unknown'} pool, "
         f"condition {features.condition or 'unknown'}."
     )
@@ -271,10 +273,15 @@ def _section(each: ReportedRun, anchor: str, has_siblings: bool, audio_link: str
         title=short,
         about=about,
         protocols=[
-            ProtocolSection(name, run_title(one.study.task, record, protocol), score_table(protocol), remarks(protocol))
-            for name, protocol in one.protocols.items()
+            ProtocolSection(
+                protocol.kind.label,
+                run_title(one.study.task, record, protocol),
+                score_table(protocol),
+                remarks(protocol),
+            )
+            for protocol in one.protocols.values()
         ],
-        division=first.protocol[:1].upper() + first.protocol[1:],
+        division=first.division[:1].upper() + first.division[1:],
         head=head_title(best),
         pairs=_confused_pairs(np.array(first.heads[best].confusion), names, len(first.seeds)),
         class_names=names,
@@ -313,7 +320,7 @@ def _confused_pairs(confusion: Array, names: Sequence[str], n_seeds: int) -> Tab
 def _task_charts(each: ReportedRun, audio: str) -> dict[str, object]:
     """What the page's script draws of one run."""
     one = each.run
-    protocol = one.protocols[one.first_protocol]
+    protocol = one.first_protocol
     best, names = protocol.best_head, one.record.features.class_names
     effects = each.ablation.model_dump(mode="json")["effects"] if each.ablation else None
     return {
@@ -363,7 +370,9 @@ def _map_points(one: Run, kind: HeadKind, drawn: DrawnMap) -> dict[str, object]:
     """The points of a map, with the head's prediction for each clip that was tested."""
     features, points = one.features, drawn.points
     label_of = {name: label for label, name in enumerate(features.class_names)}
-    predicted = one.predictions(one.first_protocol)[kind]
+    table = one.predictions()
+    table = table[table["seed"] == one.first_protocol.seeds[0]]
+    predicted = dict(zip(table["clip_id"], table[kind], strict=True))
     clips = [features.clip_ids[row] for row in drawn.rows]
     return {
         "x": _rounded(points[:, 0], 2),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from common.datasets import DivisionKind
+from common.evaluation.intervals import MIN_GROUPS
 from common.evaluation.record import ProtocolRecord
-from common.evaluation.uncertainty import MIN_GROUPS
 from common.heads import head_title
 from common.text_table import percent, range_of
 
@@ -21,18 +22,15 @@ TITLES = {
 
 def score_table(protocol: ProtocolRecord) -> list[list[str]]:
     """The table of one protocol, header first: means, the 95 % interval of the accuracy, spreads; all in percent."""
-    rows = protocol.all_heads
-    names = [name for name in TITLES if any(name in scored.mean for scored in rows.values())]
-    has_folds = any(scored.std_over_folds for scored in rows.values())
-    has_seeds = any(scored.std_over_seeds for scored in rows.values())
+    rows = list(protocol.rows())
+    names = [name for name in TITLES if any(name in row.scores.mean for row in rows)]
+    has_folds = any(row.scores.std_over_folds for row in rows)
+    has_seeds = any(row.scores.std_over_seeds for row in rows)
     header = ["head", "accuracy", "95 %", *["± folds"] * has_folds, *["± seeds"] * has_seeds]
     table = [header + [TITLES[name] for name in names[1:]]]
-    for label, scored in rows.items():
-        cells = [
-            head_title(label.replace("shuffled_labels", "shuffled")),
-            percent(scored.accuracy),
-            range_of(scored.interval),
-        ]
+    for row in rows:
+        scored = row.scores
+        cells = [row.title, percent(scored.accuracy), range_of(scored.interval)]
         for is_wanted, spread in ((has_folds, scored.std_over_folds), (has_seeds, scored.std_over_seeds)):
             cells += [percent(spread["accuracy"]) if spread else ""] if is_wanted else []
         table.append(cells + [percent(scored.mean.get(name)) for name in names[1:]])
@@ -111,23 +109,27 @@ def _calibration_remarks(protocol: ProtocolRecord) -> list[str]:
 
 
 def _control_remarks(protocol: ProtocolRecord) -> list[str]:
-    lines = []
-    for name, each in protocol.control_comparisons.items():
-        p_value = "-" if each.holm_p_value is None else f"{each.holm_p_value:.2g}"
-        lines.append(
-            f"Minus {head_title(name)}: {100 * each.difference:+.1f} points, 95 % {range_of(each.interval)}, p = {p_value} "
-            f"(corrected for {len(protocol.control_comparisons)} tests, Holm)."
-        )
-    return lines
+    compared = [
+        (f"{control}, {head_title(kind)}", comparison)
+        for control, by_head in protocol.control_comparisons.items()
+        for kind, comparison in by_head.items()
+    ]
+    return [
+        f"Minus {title}: {100 * each.difference:+.1f} points, 95 % {range_of(each.interval)}, "
+        f"p = {'-' if each.holm_p_value is None else f'{each.holm_p_value:.2g}'} "
+        f"(corrected for {len(compared)} tests, Holm)."
+        for title, each in compared
+    ]
 
 
 def _leak_remarks(protocol: ProtocolRecord) -> list[str]:
     related = protocol.related_test_clips
-    if not protocol.is_random:
+    if protocol.kind is not DivisionKind.RANDOM:
         if not related:
             return []
         sentence = f"{related:.1%} of the test clips have related training clips"
-        return [f"{sentence}, in the official division too."] if protocol.is_official else [f"WARNING: {sentence}."]
+        is_official = protocol.kind is DivisionKind.OFFICIAL
+        return [f"{sentence}, in the official division too." if is_official else f"WARNING: {sentence}."]
     if related == 0:
         return [
             "This split does not keep recordings, patients or speakers apart on purpose, but here no test clip has a "

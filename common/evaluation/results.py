@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import numpy as np
 import torch
 
 from common.config import ConfigError, FigureFormat, FitConfig, ProtocolName
-from common.datasets import Task
+from common.datasets import DivisionKind, Task
 from common.evaluation.load_features import PreparedFeatures, load_controls, load_features
 from common.evaluation.plots import plot_confusion, plot_curves, plot_label_efficiency, plot_per_class, plot_reliability
 from common.evaluation.predictions import prefix_of, save_predictions
-from common.evaluation.protocols import PROTOCOLS, run_protocol
+from common.evaluation.protocol import PROTOCOLS, plan_fits, run_protocol
 from common.evaluation.record import (
     ConfigRecord,
     FeaturesRecord,
@@ -24,8 +25,7 @@ from common.evaluation.record import (
     earlier_record,
     remove_record,
 )
-from common.evaluation.splits import make_splits, random_split
-from common.evaluation.tables import efficiency_table, remarks, score_table
+from common.evaluation.text import efficiency_table, remarks, score_table
 from common.features import FeatureSet
 from common.files import exclusive, refuse_unwritable, remove_leftovers, sha256_of, write_atomically
 from common.heads import HEADS, head_title, recipe_for
@@ -55,8 +55,7 @@ def classify(
     features = prepared.features
     folder = config.output_dir or task.output_dir_of(prepared.encoder)
     for name in _protocols(config):  # fails before anything is written
-        divide = make_splits if name == "official" else random_split
-        divide(features, config.train_test_split, config.random_seed)
+        plan_fits(name, prepared.prepared, config.train_test_split, [config.random_seed])
     refuse_unwritable(folder / "result.json")
     controls, control_sha256 = load_controls(task, features, config.control_features or ())
     settings = ConfigRecord.of(config, options, control_sha256)
@@ -66,7 +65,7 @@ def classify(
             record = _fit_and_save(task, prepared, settings, device, controls, folder)
         else:
             print(f"{folder / 'result.json'} already exists, for the same features and settings. Nothing to do.")
-            record = _with_figures(task, record, config.figure_format, folder)
+        record = _with_figures(task, record, config.figure_format, folder)
         for written in ("result.json", "result.csv", "result.md", *record.files):
             remove_leftovers(folder / written)
     _print_scores(task, record)
@@ -96,56 +95,58 @@ def _fit_and_save(
     controls: Mapping[str, FeatureSet],
     folder: Path,
 ) -> RunRecord:
-    """Run the protocols, write all of a run's files into `folder`, and return its record."""
+    """Run the protocols, write scores, predictions and heads into `folder`, and return the record."""
     features = prepared.features
     # The record is written last: without it, the files of an interrupted fit are ignored.
     remove_record(folder)
     protocols: dict[str, ProtocolRecord] = {}
     files = ["result.csv"]
     for name in _protocols(config):
-        if protocols and protocols["official"].is_random:
+        if protocols and protocols["official"].kind is DivisionKind.RANDOM:
             print(f"{task.title} has no official division, so only the random protocol is run")
             break
-        run = run_protocol(name, prepared.prepared, config.fit_config, device, task.scores, controls)
+        run = run_protocol(name, prepared.prepared, config.fit_config, device, task.scores, controls, task.name)
         protocols[name] = run.record
         files += save_predictions(run.outcomes, features, folder, prefix_of(name))
-        for figure, draw in _figures(task, run.record, features.class_names).items():
-            files.append(f"{prefix_of(name)}{figure}.{config.figure_format}")
-            draw(folder / files[-1])
         if len(protocols) == 1:
             for kind, head in run.heads.items():
                 head.save(folder / task.head_files[kind])
                 files.append(task.head_files[kind])
     source = FeaturesRecord.of(features, prepared.source.files, prepared.source.sha256)
-    read_again = [name for name in files if name.endswith("predictions.csv")]
-    checksums = {name: sha256_of(folder / name) for name in read_again}
+    checksums = {name: sha256_of(folder / name) for name in files if name.endswith("predictions.csv")}
     record = RunRecord.of(task, config, source, protocols, files, controls).model_copy(update={"checksums": checksums})
     record.save(folder)
     return record
 
 
 def _with_figures(task: Task, record: RunRecord, figure_format: FigureFormat, folder: Path) -> RunRecord:
-    """An earlier run's record, its figures drawn if they are missing in this format."""
+    """The record with the figures that are missing in this format drawn; a figure that fails is a warning."""
     files = list(record.files)
     for name, protocol in record.protocols.items():
-        for figure, draw in _figures(task, protocol, record.features.class_names).items():
+        for figure, draw in _figures(task, record.features, protocol).items():
             file = f"{prefix_of(name)}{figure}.{figure_format}"
-            if file not in files:
+            if file in files:
+                continue
+            try:
                 draw(folder / file)
-                files.append(file)
+            except Exception as error:  # noqa: BLE001 - whatever a drawing library raises: the results are there
+                print(f"warning: {folder / file} was not drawn: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+                continue
+            files.append(file)
     if files != record.files:
+        print(f"figures drawn as {figure_format}")
         record = record.model_copy(update={"files": files})
         record.save(folder)
-        print(f"figures drawn as {figure_format}")
     return record
 
 
-def _figures(task: Task, protocol: ProtocolRecord, class_names: Sequence[str]) -> dict[str, Callable[[Path], None]]:
+def _figures(task: Task, features: FeaturesRecord, protocol: ProtocolRecord) -> dict[str, Callable[[Path], None]]:
     """A protocol's figures: the name without ending -> what draws it into a file."""
     figures: dict[str, Callable[[Path], None]] = {}
+    below, class_names = f"{features.title}\n{protocol.division}", features.class_names
     for kind in HEADS:
         scored = protocol.heads[kind]
-        title = f"{task.title}, {head_title(kind)} head: {scored.accuracy:.1%}\n{protocol.protocol}"
+        title = f"{task.title}, {head_title(kind)} head: {scored.accuracy:.1%}\n{below}"
         confusion = np.array(scored.confusion)
         figures[f"confusion_{kind}"] = partial(plot_confusion, confusion, class_names, title)
         figures[f"per_class_{kind}"] = partial(plot_per_class, scored.per_class, class_names, title)
@@ -153,28 +154,26 @@ def _figures(task: Task, protocol: ProtocolRecord, class_names: Sequence[str]) -
         if scored.calibration is not None:
             figures[f"reliability_{kind}"] = partial(plot_reliability, scored.calibration, title)
     if protocol.label_efficiency:
-        title = f"{task.title}: how many labels are needed\n{protocol.protocol}"
+        title = f"{task.title}: how many labels are needed\n{below}"
         figures["label_efficiency"] = partial(plot_label_efficiency, protocol.label_efficiency, title)
     return figures
 
 
 def run_title(task: Task, record: RunRecord, protocol: ProtocolRecord) -> str:
-    """The line above a table: the task, its clips, the protocol, the recipe, the seeds."""
+    """The line above a table: the task, the encoder, the clips, the division, the recipe, the seeds."""
     seeds, dataset = len(protocol.seeds), record.features.dataset
     is_other = dataset not in (None, task.name, *task.parts)  # recognised as part of another
     return (
-        f"{dataset if is_other else task.title}: {record.features.clips:,} clips, {len(record.features.class_names)} classes, "
-        f"{protocol.protocol}; {record.config.recipe} recipe, "
+        f"{dataset if is_other else task.title}, {record.features.title}: {record.features.clips:,} clips, "
+        f"{len(record.features.class_names)} classes, {protocol.division}; {record.config.recipe} recipe, "
         + (f"{seeds} seeds" if seeds > 1 else f"seed {protocol.seeds[0]}")
     )
 
 
 def _print_scores(task: Task, record: RunRecord) -> None:
     features = record.features
-    made_by = (
-        f"{features.encoder}, {features.layer} {features.pool}".strip() if features.encoder else "an unknown encoder"
-    )
-    print(f"features of {made_by}: {features.width:,} numbers per clip" if features.width else f"features of {made_by}")
+    output = f", {features.layer} {features.pool}".rstrip() if features.layer else ""
+    print(f"features of {features.title}{output}: {features.width:,} numbers per clip")
     for protocol in record.protocols.values():
         print("\n" + textwrap.fill(run_title(task, record, protocol), COLUMNS))
         print(as_text(score_table(protocol)))
@@ -188,8 +187,7 @@ def _print_scores(task: Task, record: RunRecord) -> None:
 
 def _difference(record: RunRecord) -> str:
     official, random = (record.protocols[name].heads for name in PROTOCOLS)
-    first = "official" if record.protocols["official"].is_official else "own division"
-    table = [["head", first, "random", "difference"]]
+    table = [["head", record.protocols["official"].kind.label, "random", "difference"]]
     for kind in official:
         scores = official[kind].accuracy, random[kind].accuracy
         table.append([head_title(kind), *map(percent, scores), f"{100 * (scores[1] - scores[0]):+.1f}"])

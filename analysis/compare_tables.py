@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.encoders import LEVEL, EncodersRecord
+from analysis.compare import LEVEL, EncodersRecord, Pair
 from analysis.plots import Panel, plot_encoders
-from common.evaluation.uncertainty import MIN_GROUPS
+from common.evaluation.intervals import MIN_GROUPS
 from common.files import write_atomically, write_csv
 from common.heads import HEADS, HeadKind, head_title
 from common.text_table import as_latex, as_markdown, escape_latex, percent
@@ -47,6 +48,17 @@ def pair_table(record: EncodersRecord) -> list[list[str]]:
     return table
 
 
+def _pair_rows(pairs: Sequence[Pair]) -> list[tuple[object, ...]]:
+    """Every pair for programs, header first: shares, not percent."""
+    header = ("task", "head", "first", "second", "difference", "low", "high", "p_value", "holm_p_value")
+    rows: list[tuple[object, ...]] = [header]
+    for pair in pairs:
+        low, high = pair.interval or (None, None)
+        names = (pair.task, pair.head, pair.first, pair.second)
+        rows.append((*names, pair.difference, low, high, pair.p_value, pair.holm_p_value))
+    return rows
+
+
 def ranking_table(record: EncodersRecord) -> list[list[str]]:
     """How stable each task's first place is: the share of group bootstraps in which an encoder is first."""
     columns = [f"{task.title}, {head_title(head)}" for task in record.tasks for head in HEADS]
@@ -84,11 +96,11 @@ def reading_notes(record: EncodersRecord) -> list[str]:
             f"Too few groups for any difference to be significant, so nothing is marked: {', '.join(too_few)}; below "
             f"{MIN_GROUPS} groups there is no interval either."
         )
-    common = [task.title for task in record.tasks if task.task in record.common_tasks]
+    shared = [task.title for task in record.common_tasks]
     if not record.average_rank:
         lines.append("No mean rank: no task has been run with every encoder.")
-    elif len(record.common_tasks) < len(record.tasks):
-        lines.append(f"Mean rank: over {', '.join(common)}, which every encoder has.")
+    elif len(shared) < len(record.tasks):
+        lines.append(f"Mean rank: over {', '.join(shared)}, which every encoder has.")
     measured = {cost.measured_on for cost in record.encoders.values() if cost.measured_on}
     if measured:
         lines.append(
@@ -120,7 +132,7 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
     }
     for name, content in contents.items():
         write_atomically(folder / name, content.encode())
-    write_csv(folder / "encoders.csv", pair_table(record))
+    write_csv(folder / "encoders.csv", _pair_rows(record.pairs))
     panels = [
         Panel(
             f"{task.title}\n({task.clips:,} clips, {task.classes} classes)",

@@ -1,9 +1,10 @@
-"""The finished runs that analyses start from, and the flags that choose them."""
+"""All finished runs, as one long table of scores and one of predictions: what every analysis groups."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING
 
 from analysis.studies import STUDIES, Study, find_study, study_in
 from common.config import ConfigError
-from common.files import PROJECT_ROOT, sha256_of
+from common.files import PROJECT_ROOT
 from common.flags import Parser
 
 if TYPE_CHECKING:  # --help should not wait for torch
-    from common.evaluation.record import FeaturesRecord, ProtocolRecord, RunRecord
+    import pandas as pd
+
+    from common.evaluation.record import ProtocolRecord, RunRecord
     from common.features import FeatureSet
 
-COLUMNS = 100  # the width of printed text
+WIDTH = 100  # of printed text
 ENCODERS_FOLDER = "encoders"  # below the results: what `common.encoder.check` measured of each encoder
 
 
@@ -36,9 +39,14 @@ class Run:
         return self.record.protocols
 
     @property
-    def first_protocol(self) -> str:
+    def first_protocol(self) -> ProtocolRecord:
         """The official one, if it was run."""
-        return next(iter(self.protocols))
+        return next(iter(self.protocols.values()))
+
+    @property
+    def encoder(self) -> str:
+        """The encoder of its features, for readers."""
+        return self.record.features.title
 
     @cached_property
     def features(self) -> FeatureSet:
@@ -59,67 +67,65 @@ class Run:
             )
         return prepared.features
 
-    def predictions(self, protocol: str = "official") -> dict[str, dict[str, str]]:
-        """For the first seed: head -> clip id -> predicted class, for every clip that was tested."""
+    def predictions(self, protocol: str | None = None) -> pd.DataFrame:
+        """Every prediction of a protocol (None: the first), ordered by seed, split and clip.
+
+        Returns:
+            Columns ``seed``, ``split``, ``clip_id``, ``group`` (empty where unknown), ``class_name`` and one a head.
+
+        Raises:
+            FeatureFileError: the file is missing, damaged or changed.
+        """
         from common.evaluation.predictions import prefix_of, read_predictions
-        from common.features import FeatureFileError
 
-        path = self.folder / f"{prefix_of(protocol)}predictions.csv"
-        expected = self.record.checksums.get(path.name)  # none in records of earlier versions
-        if expected and path.exists() and sha256_of(path) != expected:
-            raise FeatureFileError(f"{path} is damaged (not what was written); classify again with --overwrite")
-        record = self.protocols[protocol]
-        return read_predictions(path, list(record.heads), record.seeds[0])
+        name = protocol or next(iter(self.protocols))
+        path = self.folder / f"{prefix_of(name)}predictions.csv"
+        return read_predictions(path, list(self.protocols[name].heads), self.record.checksums.get(path.name))
 
 
-def describe_encoder(record: RunRecord) -> str:
-    """The encoder of a run's features in a few words."""
-    features = record.features
-    if features.checkpoint is None:
-        return "unknown (no provenance)"
-    if features.checkpoint == "logmel":
-        return "log-mel statistics (no encoder)"
-    if features.release == "untrained":
-        return ", ".join([f"untrained ({features.checkpoint})", *_unusual(features)])
-    if features.release == "plug-in":
-        is_usual = features.layer in ("scene", "last_hidden_state") and features.pool in ("", "mean")
-        return f"{features.encoder}" if is_usual else f"{features.encoder}, {features.layer} {features.pool}".strip()
-    name = features.release if features.release != "unknown" else features.checkpoint.removeprefix("sha256:")[:12]
-    return ", ".join([name, *_unusual(features)])
+def scores(runs: Sequence[Run]) -> pd.DataFrame:
+    """All scores, one row each.
+
+    Returns:
+        Columns ``run`` (place in `runs`), ``task``, ``encoder``, ``output``, ``protocol``, ``hash``, ``recipe``,
+        ``kind`` (`ScoreKind`), ``head``, ``control``, ``split``, ``seed``, ``metric`` and ``value``.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(row for place, run in enumerate(runs) for row in _rows(place, run))
 
 
-def _unusual(features: FeaturesRecord) -> list[str]:
-    """The settings of AudioSep's encoder that are not the default ones."""
-    usual = ("encoder_block6", "mean", "none", "fp32")
-    own = (features.layer, features.pool, features.condition, features.precision)
-    other = [
-        value.removeprefix("sha256:")[:12] if value.startswith("sha256:") else value
-        for value, default in zip(own, usual, strict=True)
-        if value is not None and value != default
-    ]
-    return [*other, *["official padding"] * (features.padding == "official")]
+def _rows(place: int, run: Run) -> Iterator[dict[str, object]]:
+    features = run.record.features
+    output = f"{features.layer or ''} {features.pool or ''}".strip()
+    for name, protocol in run.protocols.items():
+        of_protocol = {
+            "run": place,
+            "task": run.study.name,
+            "encoder": run.encoder,
+            "output": output,
+            "protocol": name,
+            "hash": protocol.identity.hash,
+            "recipe": run.record.config.recipe,
+        }
+        for row in protocol.rows():
+            of_row = {"kind": row.kind.value, "head": row.classifier, "control": row.control}
+            for fit in row.scores.splits:
+                for metric, value in fit.scores.items():
+                    of_fit = {"split": fit.split, "seed": fit.seed, "metric": metric, "value": value}
+                    yield {**of_protocol, **of_row, **of_fit}
 
 
 def read_runs(folder: Path | None) -> list[Run]:
-    """Every finished run: those in the tasks' own folders, or every result.json below `folder`.
+    """Every finished run: those in the tasks' folders, or every result.json below `folder`.
 
     Raises:
-        ConfigError: a record is damaged, or of an earlier version.
+        ConfigError: a record is damaged, or of another version.
     """
-    from common.evaluation.record import RESULT_FILE, RecordError, RunRecord
+    from common.evaluation.record import RecordError, RunRecord
 
-    if folder is None:
-        # AudioSep's results are in the task's folder, those of each other encoder in a folder below it.
-        own = (PROJECT_ROOT / "own_sounds" / "results").glob("*/")
-        folders = dict.fromkeys([*(study.results_folder for study in STUDIES.values()), *sorted(own)])
-        found = [path for each in folders for path in (each / RESULT_FILE, *sorted(each.glob(f"*/{RESULT_FILE}")))]
-        paths = [path for path in dict.fromkeys(found) if path.is_file()]
-    else:
-        if not folder.is_dir():
-            raise ConfigError(f"--results {folder} is not a folder; give the one that has result.json files below it")
-        paths = sorted(folder.rglob(RESULT_FILE))
     runs = []
-    for path in paths:
+    for path in _result_files(folder):
         try:
             record = RunRecord.load(path)
         except RecordError as error:
@@ -129,9 +135,31 @@ def read_runs(folder: Path | None) -> list[Run]:
             print(f"left out: {path} is of {record.task}, for which analysis/studies.py has no Study", file=sys.stderr)
             continue
         runs.append(Run(study, path.parent, record))
-    # One's own sounds come last, by their names.
+    # Own sounds come last, by their names.
     order = {name: place for place, name in enumerate(STUDIES)}
     return sorted(runs, key=lambda run: (order.get(run.study.name, len(order)), run.study.name, str(run.folder)))
+
+
+def _result_files(folder: Path | None) -> list[Path]:
+    from common.evaluation.record import RESULT_FILE
+
+    if folder is not None:
+        if not folder.is_dir():
+            raise ConfigError(f"--results {folder} is not a folder; give the one that has result.json files below it")
+        return sorted(folder.rglob(RESULT_FILE))
+    # AudioSep's results are in the task's folder, those of each other encoder in a folder below it.
+    own_sounds = sorted((PROJECT_ROOT / "own_sounds" / "results").glob("*/"))
+    folders = dict.fromkeys([*(study.results_folder for study in STUDIES.values()), *own_sounds])
+    paths = [path for each in folders for path in (each / RESULT_FILE, *sorted(each.glob(f"*/{RESULT_FILE}")))]
+    return [path for path in dict.fromkeys(paths) if path.is_file()]
+
+
+def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Task -> its runs, in their order."""
+    tasks: dict[str, list[Run]] = {}
+    for run in runs:
+        tasks.setdefault(run.study.name, []).append(run)
+    return tasks
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:
@@ -163,8 +191,7 @@ def runs_for(given: argparse.Namespace) -> list[Run]:
         ConfigError: there are none at all.
     """
     runs = read_runs(given.results)
-    there = {run.study.name for run in runs}
-    missing = [study for study in STUDIES.values() if study.is_main and study.name not in there]
+    missing = [study for study in STUDIES.values() if study.is_main and study.name not in by_task(runs)]
     if not runs and given.results and any(given.results.rglob("result.json")):
         raise ConfigError(f"none of the results below {given.results} is of a known task; each is named above")
     if not runs:
@@ -183,9 +210,9 @@ def find_run(given: argparse.Namespace) -> Run:
         ConfigError: there is none.
     """
     study = find_study(given.task)
-    own = [run for run in read_runs(given.results) if run.study is study]
-    if not own:
+    runs = [run for run in read_runs(given.results) if run.study is study]
+    if not runs:
         raise ConfigError(f"{study.name} has not been run yet; to get it: {study.how_to_run()}")
-    if len(own) > 1:
-        print(f"{len(own)} runs of {study.name}; taking {own[0].folder} (choose with --results)", file=sys.stderr)
-    return own[0]
+    if len(runs) > 1:
+        print(f"{len(runs)} runs of {study.name}; taking {runs[0].folder} (choose with --results)", file=sys.stderr)
+    return runs[0]
