@@ -18,7 +18,7 @@ from analysis.studies import find_study
 from common.config import DEVICES, ExtractConfig, FitConfig, load_config
 from common.datasets import Division
 from common.entry import run
-from common.flags import add_figure_format
+from common.flags import add_figure_format, user_path
 
 if TYPE_CHECKING:
     from common.heads import HeadKind
@@ -54,7 +54,7 @@ def main() -> None:
         given.factors,
         HEADS_OF_GRID[given.grid],
         config,
-        fitting_device(device),
+        fitting_device("auto" if given.device is None else given.device),
         task=study.name,
         title=task.title,
         encoder=encoder.info,
@@ -65,11 +65,15 @@ def main() -> None:
 def _flags() -> argparse.Namespace:
     parser = new_parser(__doc__)
     parser.add_argument("task", metavar="TASK", help="such as esc50")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
+    parser.add_argument(
+        "--data", type=user_path, metavar="FOLDER", help="where the data sets' folders are (default: data)"
+    )
     parser.add_argument(
         "--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)"
     )
-    parser.add_argument("--condition", type=Path, metavar="FILE", help="a 512-d embedding, for the factor condition")
+    parser.add_argument(
+        "--condition", type=user_path, metavar="FILE", help="a 512-d embedding, for the factor condition"
+    )
     parser.add_argument(
         "--factors", nargs="+", choices=FACTORS, default=FACTORS, metavar="NAME", help=", ".join(FACTORS)
     )

@@ -19,6 +19,7 @@ from analysis.scores import Run, new_parser, output_folder, runs_for
 from common.config import ConfigError
 from common.entry import run
 from common.files import write_atomically
+from common.flags import user_path
 
 if TYPE_CHECKING:
     from analysis.ablation_scores import AblationRecord
@@ -29,7 +30,9 @@ MAX_TSNE_CLIPS = 5000  # clips; above, UMAP, which is faster
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
+    parser.add_argument(
+        "--data", type=user_path, metavar="FOLDER", help="where the data sets' folders are (default: data)"
+    )
     parser.add_argument(
         "--max-clips", type=int, default=5000, metavar="N", help="at most N per map, sampled by class (default: 5000)"
     )

@@ -20,7 +20,7 @@ from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError, ExtractConfi
 from common.encoder_name import FORMS, EncoderKind, EncoderName, file_of
 from common.entry import run
 from common.files import PROJECT_ROOT
-from common.flags import Parser
+from common.flags import Parser, user_path
 
 # name -> the flags of what takes the encoder's place
 CONTROLS = {
@@ -95,9 +95,11 @@ def _parse(argv: Sequence[str] | None) -> Plan:
     parser = Parser(__doc__, prog="make reproduce")
     names = ", ".join(study.name for study in STUDIES.values())
     parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"{names} (default: the main ones)")
-    parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
     parser.add_argument(
-        "--results", type=Path, metavar="FOLDER", help="where everything goes (default: the tasks' own folders)"
+        "--data", type=user_path, metavar="FOLDER", help="where the data sets' folders are (default: data)"
+    )
+    parser.add_argument(
+        "--results", type=user_path, metavar="FOLDER", help="where everything goes (default: the tasks' own folders)"
     )
     parser.add_argument(
         "--encoders",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from analysis.studies import STUDIES, Study, find_study, study_in
 from common.config import ConfigError
 from common.files import PROJECT_ROOT
-from common.flags import Parser
+from common.flags import Parser, user_path
 
 if TYPE_CHECKING:  # --help should not wait for torch
     import pandas as pd
@@ -166,11 +166,14 @@ def new_parser(description: str | None) -> argparse.ArgumentParser:
     """The flags that all analyses share."""
     parser = Parser(description)
     parser.add_argument(
-        "--results", type=Path, metavar="FOLDER", help="where result.json files are (default: the tasks' own folders)"
+        "--results",
+        type=user_path,
+        metavar="FOLDER",
+        help="where result.json files are (default: the tasks' own folders)",
     )
     parser.add_argument(
         "--output",
-        type=Path,
+        type=user_path,
         metavar="FOLDER",
         help="where this writes (default: the results' folder, or analysis/results)",
     )

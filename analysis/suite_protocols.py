@@ -17,14 +17,14 @@ import common  # noqa: F401  # first: it says what is missing
 from analysis.studies import find_study
 from common.config import ConfigError, FitConfig, load_config
 from common.entry import run
-from common.flags import Parser
+from common.flags import Parser, user_path
 from common.text_table import as_markdown, as_text, percent
 
 
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("task", metavar="TASK", help="one with official folds: esc50 or urbansound8k")
-    parser.add_argument("--features", type=Path, metavar="FILE", help="the feature file (default: the task's own)")
+    parser.add_argument("--features", type=user_path, metavar="FILE", help="the feature file (default: the task's own)")
     parser.add_argument("--epochs", type=int, metavar="N", help="of this project's heads (default: as configured)")
     parser.add_argument(
         "--seeds", type=int, default=3, metavar="N", help="of heads and of X-ARES' classifier (default: 3)"

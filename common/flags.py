@@ -1,13 +1,35 @@
-"""The parser of command-line flags that every command uses."""
+"""Command-line flags: a parser for every command, and the flags that the declared settings give."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import re
-from typing import NoReturn, get_args
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, NoReturn, get_args
 
-from common.config import FigureFormat
+from common.config import (
+    Config,
+    ConfigError,
+    ExtractConfig,
+    FigureFormat,
+    FitConfig,
+    extra_of,
+    flag_of,
+    is_list,
+    load_config,
+)
+from common.datasets import Task, Variants
+
+
+def user_path(text: str) -> Path:
+    """The type of flags that take a path: ``~`` is the home, also after ``=``, where the shell leaves it."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
 
 
 def add_figure_format(parser: argparse.ArgumentParser) -> None:
@@ -19,14 +41,153 @@ def add_figure_format(parser: argparse.ArgumentParser) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser without abbreviations, which names the flag that a misspelt one probably means."""
+    """argparse's parser without abbreviations; an error is one line, which names the flag that a misspelt one probably
+    means."""
 
     def __init__(self, description: str | None, prog: str | None = None) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Print the usage and the message, and exit with status 2."""
+        """Print the message, and exit with status 2."""
         flags = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-        found = re.search(r"unrecognized arguments: .*?(--[\w-]+)", message)
-        near = difflib.get_close_matches(found[1], flags, 1) if found else []
-        super().error(f"{message}; did you mean {near[0]}?" if near else message)
+        unknown = re.search(r"unrecognized arguments: .*?(--[\w-]+)", message)
+        near = difflib.get_close_matches(unknown[1], flags, 1) if unknown else []
+        hint = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists what it takes"
+        self.exit(2, f"error: {message}; {hint}\n")
+
+
+@dataclass(frozen=True)
+class Arguments(Generic[Config]):
+    """A script's parsed command line.
+
+    Attributes:
+        tasks: the tasks to run.
+        config: the effective configuration.
+        options: the values of the task's own flags.
+        overwrite: whether files made with different settings may be replaced.
+        shard: ``i/n``, or None.
+    """
+
+    tasks: list[Task]
+    config: Config
+    options: dict[str, str | bool]
+    overwrite: bool
+    shard: str | None
+
+
+def parse_extract_flags(task: Task | Variants, argv: Sequence[str] | None) -> Arguments[ExtractConfig]:
+    """Parse the flags of an extraction script."""
+    variants = _as_variants(task)
+    parser = _new_parser("Extract embeddings", variants)
+    add_settings(parser, ExtractConfig, variants.first, ExtractConfig.model_fields)
+    add_shared(parser)
+    text = "embed only shard i of n, for job arrays; the last shard to finish writes the file (default: all)"
+    parser.add_argument("--shard", metavar="I/N", help=text)
+    return _parsed(parser, variants, ExtractConfig, argv)
+
+
+def parse_classify_flags(
+    task: Task | Variants, what: str, argv: Sequence[str] | None, only: Collection[str] | None = None
+) -> Arguments[FitConfig]:
+    """Parse the flags of a classification script, or of another script that reads features.
+
+    Args:
+        what: what the script does, for --help.
+        only: the settings to offer as flags; None: all.
+    """
+    variants = _as_variants(task)
+    parser = _new_parser(what, variants)
+    for flag in variants.first.flags:
+        text = flag.help + (f" (default: {flag.choices[0]})" if flag.choices else "")
+        if flag.choices:
+            parser.add_argument(flag.name, choices=flag.choices, help=text)
+        else:
+            parser.add_argument(flag.name, action="store_true", default=None, help=text)
+    add_settings(parser, FitConfig, variants.first, FitConfig.model_fields if only is None else only)
+    add_shared(parser)
+    return _parsed(parser, variants, FitConfig, argv)
+
+
+def _as_variants(task: Task | Variants) -> Variants:
+    return Variants({}, {(): task}) if isinstance(task, Task) else task
+
+
+def _new_parser(what: str, variants: Variants) -> Parser:
+    """A parser with the flags that choose among the variants."""
+    titles = "; or of ".join(variant.title for variant in variants.tasks.values())
+    parser = Parser(f"{what} of {titles}.")
+    for place, (flag, text) in enumerate(variants.flags.items()):
+        values = list(dict.fromkeys(values[place] for values in variants.tasks))
+        default = f"{text} (default: {values[0]})"
+        parser.add_argument(flag, dest=f"variant{place}", choices=[*values, "both"], default=values[0], help=default)
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task, keys: Collection[str]) -> None:
+    """Add a flag for each setting, with its current default in the help text; values are not converted here."""
+    defaults = load_config(kind, task.config_file)
+    places = {
+        "data_root": task.default_data_root,
+        "features": task.default_features,
+        "output_dir": task.default_output_dir,
+    }
+    for key in keys:
+        field, default = kind.model_fields[key], getattr(defaults, key)
+        extra, text = extra_of(field), field.description or ""
+        if field.annotation is bool:
+            is_on = field.default
+            text = f"no {text}" if is_on else text
+            parser.add_argument(flag_of(field), dest=key, action="store_const", const=not is_on, help=text)
+            continue
+        metavar = extra["metavar"]
+        if key == "features" and task.parts and kind is FitConfig:
+            metavar, text, default = "FOLDER", f"where {', '.join(task.parts.values())} are", task.folder
+        if default is None:
+            default = places.get(key) or extra["unset"]
+        parser.add_argument(
+            flag_of(field),
+            dest=key,
+            metavar=metavar,
+            nargs="+" if is_list(field) else None,
+            help=f"{text} (default: {default})".replace("%", "%%"),
+        )
+
+
+def add_shared(parser: argparse.ArgumentParser) -> None:
+    """Add the flags ``--config`` and ``--overwrite``."""
+    text = "your own YAML file, which overrides common/config.yaml and the task's"
+    parser.add_argument("--config", type=user_path, metavar="FILE", help=text)
+    parser.add_argument("--overwrite", action="store_true", help="replace files that were made with different settings")
+
+
+def _parsed(
+    parser: argparse.ArgumentParser, variants: Variants, kind: type[Config], argv: Sequence[str] | None
+) -> Arguments[Config]:
+    given = vars(parser.parse_args(argv))
+    flags = {key: given[key] for key in kind.model_fields if given.get(key) is not None}
+    config = load_config(kind, variants.first.config_file, given["config"], flags)
+    options = {
+        flag.key: flag.default if given.get(flag.key) is None else given[flag.key] for flag in variants.first.flags
+    }
+    wanted = [given[f"variant{place}"] for place in range(len(variants.flags))]
+    tasks = [
+        task
+        for values, task in variants.tasks.items()
+        if all(choice in (value, "both") for choice, value in zip(wanted, values, strict=True))
+    ]
+    if len(tasks) > 1:
+        both = next(flag for flag, choice in zip(variants.flags, wanted, strict=True) if choice == "both")
+        _refuse_one_place_for_several(config, tasks, both)
+    return Arguments(tasks, config, options, given["overwrite"], given.get("shard"))
+
+
+def _refuse_one_place_for_several(config: ExtractConfig | FitConfig, tasks: Sequence[Task], flag: str) -> None:
+    has_one_data_folder = len({task.data_folder for task in tasks}) == 1
+    for key in ("features", "output_dir", "data_root"):
+        if key == "data_root" and has_one_data_folder:
+            continue
+        if getattr(config, key, None) is not None:
+            place_flag = flag_of(type(config).model_fields[key])
+            raise ConfigError(
+                f"{place_flag} (or {key}) names one location, but {flag} both needs several; give only one of them"
+            )

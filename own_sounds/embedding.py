@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.cli import Arguments, add_settings, add_shared, extract_task
+from common.cli import extract_task
 from common.config import ConfigError, ExtractConfig, load_config
 from common.datasets import Clip, Task
 from common.entry import run
 from common.errors import UserError
 from common.files import ODD_LETTERS, write_atomically
-from common.flags import Parser
+from common.flags import Arguments, Parser, add_settings, add_shared, user_path
 from own_sounds.files import Windows, expand, windows_of
 from own_sounds.probing import EXTRACT
 from own_sounds.sounds import FOLDER
@@ -33,9 +33,11 @@ def embed_main(argv: Sequence[str] | None = None) -> None:
 
 def _embed(argv: Sequence[str] | None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="audio files, or folders of them")
     parser.add_argument(
-        "-o", "--output", required=True, type=Path, metavar="FILE", help=f"what to write: {', '.join(FORMATS)}"
+        "paths", nargs="+", type=user_path, metavar="FILE_OR_FOLDER", help="audio files, or folders of them"
+    )
+    parser.add_argument(
+        "-o", "--output", required=True, type=user_path, metavar="FILE", help=f"what to write: {', '.join(FORMATS)}"
     )
     add_windows(parser)
     task = _task(Path("NAME"))
@@ -52,7 +54,7 @@ def _embed(argv: Sequence[str] | None) -> None:
     windows = Windows.given(given["window"], given["hop"])
     clips = [clip for path in files for clip in _clips(path, windows)]
     root = Path(os.path.commonpath([path.parent for path in files]))
-    arguments = Arguments([task], config, {}, "device" in flags, given["overwrite"], given["shard"])
+    arguments = Arguments([task], config, {}, given["overwrite"], given["shard"])
     features_file = output.with_suffix(".pt")
     features = extract_task(_task(output), clips, root, features_file, arguments)
     if features is not None and output.suffix != ".pt":

@@ -15,7 +15,7 @@ from common.encoder_name import EncoderKind, EncoderName
 from common.entry import run
 from common.errors import UserError
 from common.files import PROJECT_ROOT, write_csv
-from common.flags import Parser, add_figure_format
+from common.flags import Parser, add_figure_format, user_path
 from common.progress import progress_bar
 from common.text_table import as_text
 from own_sounds.embedding import add_windows
@@ -152,18 +152,20 @@ def _predict(argv: Sequence[str] | None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__)
-    parser.add_argument("head", type=Path, metavar="HEAD.pt", help="a trained head, as classification writes it")
-    parser.add_argument("paths", nargs="+", type=Path, metavar="FILE_OR_FOLDER", help="audio files, or folders of them")
+    parser.add_argument("head", type=user_path, metavar="HEAD.pt", help="a trained head, as classification writes it")
+    parser.add_argument(
+        "paths", nargs="+", type=user_path, metavar="FILE_OR_FOLDER", help="audio files, or folders of them"
+    )
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes that are printed (default: 5)")
     add_windows(parser)
     text = "call what is unlike all that the head has learned from none of these, by a distance beyond which this share of clips "
     text += "of the known classes lies by mistake, such as 0.05"
     parser.add_argument("--none-of-these", type=float, metavar="RATE", help=text)
     parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="write a row per file or window, with every probability"
+        "--csv", type=user_path, metavar="FILE", help="write a row per file or window, with every probability"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw a timeline of each file; needs --window")
+    parser.add_argument("--plot", type=user_path, metavar="FOLDER", help="draw a timeline of each file; needs --window")
     add_figure_format(parser)
     parser.add_argument("--encoder", metavar="NAME", help="where the head's encoder is, if it is a plug-in")
     text = "the weights that the head was trained with (default: the usual file, or the head's random:SEED)"

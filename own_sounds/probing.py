@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import Arguments, add_settings, add_shared, extract_task, pick_device
+from common.cli import extract_task
 from common.config import ConfigError, ExtractConfig, FitConfig, load_config
 from common.encoder_name import EncoderName, file_of
 from common.entry import run
-from common.flags import Parser
+from common.flags import Arguments, Parser, add_settings, add_shared, user_path
 from own_sounds.sounds import Source
 
 EXTRACT = [key for key in ExtractConfig.model_fields if key not in ("data_root", "features")]
@@ -43,14 +43,14 @@ def _probe(argv: Sequence[str] | None) -> None:
     if folder.is_file():
         raise ConfigError(f"--output-dir {folder} is a file; give a folder")
     features_file = folder / file_of(task.features_file, slug)
-    arguments = Arguments([task], extract, {}, "device" in flags, given["overwrite"], given["shard"])
+    arguments = Arguments([task], extract, {}, given["overwrite"], given["shard"])
     if extract_task(task, clips, root, features_file, arguments) is None:
         return  # other shards are not done yet
     source.save(folder, root)
     picked = {f"use_{key}": flags.get(key) if "+" in str(flags.get(key, "")) else None for key in ("layer", "pool")}
     from common.encoder.device import fitting_device
 
-    device = fitting_device(pick_device(extract.device, arguments.has_device))
+    device = fitting_device(extract.device)
     own = {"features": features_file, "output_dir": folder, "encoder": extract.encoder, "device": str(device), **picked}
     from common.evaluation.results import classify
 
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(__doc__)
     parser.add_argument(
         "source",
-        type=Path,
+        type=user_path,
         metavar="FOLDER_OR_CSV",
         help="a folder with a sub-folder per class; or a CSV or TSV with the columns path, label and, if you like, fold, split, "
         "group, start, end (seconds)",

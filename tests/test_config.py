@@ -30,7 +30,7 @@ def test_the_unified_configuration(tmp_path: Path) -> None:
         "hidden_dim": 256,
         "train_test_split": 0.2,
         "random_seed": 42,
-        "device": "cuda",
+        "device": "auto",
     }
     assert {key: config[key] for key in expected} == expected
     (tmp_path / "empty.yaml").touch()
@@ -134,9 +134,8 @@ def test_a_wrong_encoder_is_named(
         with pytest.raises(ConfigError) as error:
             load_config(kind, task_config, file, flags)
         forms = "audiosep, logmel, hear:MODULE_OR_FILE.py[:WEIGHTS] or hf:NAME_OR_FOLDER"
-        expected = (
-            "nosuchuser" if "~" in name else f"{file or 'the command line'}: encoder must be {forms}, not {name!r}"
-        )
+        setting = f"{file}: encoder" if file else "--encoder"
+        expected = "nosuchuser" if "~" in name else f"{setting} must be {forms}, not {name!r}"
         assert expected in str(error.value)
         assert "\n" not in str(error.value)
 

@@ -11,7 +11,7 @@ from common.cli import data_root_of
 from common.config import DEVICES, ExtractConfig, load_config
 from common.datasets import Task
 from common.doctor.findings import BAD, GOOD, NOTE, Finding, Mark
-from common.flags import Parser
+from common.flags import Parser, user_path
 
 MARKS: dict[Mark, str] = {GOOD: "✓", NOTE: "!", BAD: "✗"}
 PLAIN_MARKS: dict[Mark, str] = {GOOD: "ok", NOTE: "! ", BAD: "NO"}  # if the terminal cannot encode the others
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)"
     )
-    parser.add_argument("--data-root", type=Path, metavar="FOLDER", help="where the one named data set is")
+    parser.add_argument("--data-root", type=user_path, metavar="FOLDER", help="where the one named data set is")
     parser.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
     given = parser.parse_args(argv)
     chosen = [name for name in sets if not given.names or any(name.startswith(want) for want in given.names)]

@@ -17,7 +17,7 @@ from common.datasets import DatasetNote
 from common.download.fetch import DownloadError, differs, fetch, remove_notes
 from common.download.unpack import remove_unpacked_leftovers, unpack
 from common.files import PROJECT_ROOT, exclusive, sha256_of
-from common.flags import Parser
+from common.flags import Parser, user_path
 
 ARCHIVES = Path(__file__).with_name("archives.yaml")
 WEIGHTS_FOLDER = PROJECT_ROOT / "pretrained_models" / "AudioSep"
@@ -117,7 +117,10 @@ def main(argv: Sequence[str] | None = None, archives: Path = ARCHIVES) -> None:
     parser = Parser(__doc__, prog="python -m common.download")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(sources))
     parser.add_argument(
-        "--root", type=Path, metavar="FOLDER", help="folder to use (default: data; weights: pretrained_models/AudioSep)"
+        "--root",
+        type=user_path,
+        metavar="FOLDER",
+        help="folder to use (default: data; weights: pretrained_models/AudioSep)",
     )
     parser.add_argument("--only", metavar="PART", help="only this part of a data set, as --list names it")
     parser.add_argument("--list", action="store_true", help="list everything, its size and how much of it is here")

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from common.config import DEVICES, ConfigError, ExtractConfig, metavar_of
+from common.config import DEVICES, ConfigError, ExtractConfig, extra_of
 from common.encoder_name import FORMS, EncoderName
 from common.entry import run
 from common.errors import UserError
-from common.flags import Parser
+from common.flags import Parser, user_path
 
 if TYPE_CHECKING:  # --help should not wait for torch
     import torch
@@ -318,10 +318,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         default = fields[key].default
         shown = "the encoder's own" if default is None else default
         text = f"{fields[key].description} (default: {shown})"
-        parser.add_argument(f"--{key}", default=default, metavar=metavar_of(fields[key]), help=text)
+        parser.add_argument(f"--{key}", default=default, metavar=extra_of(fields[key])["metavar"], help=text)
     parser.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
     parser.add_argument("--trust-remote-code", action="store_true", help=fields["trust_remote_code"].description)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="also write what was measured")
     given = parser.parse_args(argv)
     from common.encoder import choose_outputs, new_encoder, resolve_device
     from common.files import write_json

@@ -61,12 +61,18 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
-def fitting_device(device: torch.device) -> torch.device:
-    """Where heads are fitted if clips are embedded on `device`: there, or on the CPU if it lacks the operations."""
-    if device.type != "mps":
-        return device
-    print("heads are fitted on the CPU: mps lacks float64")
-    return torch.device("cpu")
+def fitting_device(name: str) -> torch.device:
+    """Where heads are fitted for a device's name: on the CPU unless a CUDA GPU is named.
+
+    Compiled steps on the CPU fit one head a core. What a GPU would gain for heads this small has not been measured.
+    """
+    if name == "auto":
+        return torch.device("cpu")
+    device = resolve_device(name)
+    if device.type == "mps":
+        print("heads are fitted on the CPU: mps lacks float64")
+        return torch.device("cpu")
+    return device
 
 
 def has_bf16() -> bool:

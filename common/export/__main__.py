@@ -7,10 +7,9 @@ of any length; those of a call must have one length.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from common.entry import run
-from common.flags import Parser
+from common.flags import Parser, user_path
 
 FORMATS = ("hf", "onnx")
 
@@ -22,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _export(argv: Sequence[str] | None) -> None:
     parser = Parser(__doc__, prog="python -m common.export")
-    parser.add_argument("place", type=Path, metavar="FOLDER_OR_FILE", help="where to: a folder for hf, a file for onnx")
+    parser.add_argument(
+        "place", type=user_path, metavar="FOLDER_OR_FILE", help="where to: a folder for hf, a file for onnx"
+    )
     parser.add_argument(
         "--format", choices=FORMATS, default="hf", help="hf: Hugging Face transformers; or onnx (default: hf)"
     )
