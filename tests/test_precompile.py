@@ -10,7 +10,8 @@ from heads_helpers import CPU, small_features
 
 from common import precompile
 from common.datasets import Prepared
-from common.encoder import load_encoder, table, winograd
+from common.encoder import load_encoder
+from common.encoder.fast_cpu import table, winograd
 from common.evaluation.splits import make_splits
 from common.heads import HEADS, Job, Recipe, fit_heads, steps
 

@@ -103,7 +103,9 @@ def load_encoder(
     if resolved.type == "cpu":
         keep_freed_memory()
         if encoder.info.precision == "fp32":
-            encoder.network.multiply_less()
+            from common.encoder.fast_cpu import accelerate
+
+            accelerate(encoder.network)
     encoder.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if resolved.type != "mps":
         return encoder.to(resolved)

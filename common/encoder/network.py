@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +30,6 @@ from torch import nn
 from common.encoder.condition import CONDITION_SIZE
 from common.encoder.padding import PaddingMask, fill_padding, item_ends, padding_mask
 from common.encoder.pooling import to_device
-
-if TYPE_CHECKING:
-    from common.encoder.table import TableConv2d
-    from common.encoder.winograd import WinogradBlock
 
 SAMPLE_RATE = 32_000  # Hz
 N_FFT = 2048  # samples
@@ -122,11 +118,6 @@ class ResUNet30Encoder(nn.Module):
         """All blocks, in the order of BLOCKS."""
         return [self.first_block, *(block for block in self.later_blocks if isinstance(block, _Block))]
 
-    def multiply_less(self) -> None:
-        """Compute convolutions with fewer multiplications where it pays: on a CPU in float32."""
-        for block in self.blocks:
-            block.multiply_less()
-
     def forward(
         self,
         samples: torch.Tensor,
@@ -208,6 +199,16 @@ class ResUNet30Encoder(nn.Module):
                 )
 
 
+class FastConvolutions(Protocol):
+    """Both convolutions of a block, with the activations before them, computed otherwise."""
+
+    def pays(self, time: int, frequency: int) -> bool:
+        """Whether an input of this size is large enough to gain from it."""
+
+    def __call__(self, x: torch.Tensor, ends: list[int]) -> torch.Tensor:
+        """The block's residual; of each item, frames from its end on are padding."""
+
+
 class _EmptyConv2d(nn.Conv2d):
     """Without torch's random weights, which take a quarter of a second and are never used."""
 
@@ -234,26 +235,20 @@ class _Block(nn.Module):
             channels_out, channels_out, kernel, stride=pooling, padding=1, bias=False, dtype=dtype
         )
         self.shortcut = _EmptyConv2d(channels_in, channels_out, 1, dtype=dtype) if channels_in != channels_out else None
-        self.winograd: WinogradBlock | None = None
+        self.fast_convolutions: FastConvolutions | None = None  # of all the block, in place of conv1 and conv2
+        self.fast_conv1: Callable[[torch.Tensor, list[int]], torch.Tensor] | None = None  # of the first block
 
     def forward(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
         """(B, channels_in, time, frequency) -> (B, channels_out, time // pooling[0], frequency // pooling[1])."""
         residual, pooled = self._residual(x, mask), self._pooled(x)
         return residual.add_(pooled if self.shortcut is None else self.shortcut(pooled))
 
-    def multiply_less(self) -> None:
-        """Use Winograd's algorithm where it pays. With AVX-512 32 channels are too few; other kinds of CPUs were not measured."""
-        from common.encoder.winograd import WinogradBlock  # numba takes a quarter of a second
-
-        if self.conv1.in_channels >= (32 if torch.backends.cpu.get_cpu_capability() == "AVX2" else 64):
-            scale, shift = self.scale.flatten(), self.shift.flatten()
-            self.winograd = WinogradBlock(scale, shift, LEAKY_SLOPE, self.conv1, self.conv2)
-
     def _residual(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
         """The output of conv2."""
         # An encoder may be moved.
-        if self.winograd is not None and x.device.type == "cpu" and self.winograd.pays(*x.shape[2:]):
-            return self.winograd(x, item_ends(mask, len(x), x.shape[2]))
+        fast = self.fast_convolutions
+        if fast is not None and x.device.type == "cpu" and fast.pays(*x.shape[2:]):
+            return fast(x, item_ends(mask, len(x), x.shape[2]))
         return self.conv2(self._hidden(x, mask))  # type: ignore[no-any-return]
 
     def _hidden(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
@@ -279,21 +274,14 @@ class _FirstBlock(_Block):
         # float32, like the spectrogram
         self.scale, self.shift = nn.Buffer(torch.empty(channels_in)), nn.Buffer(torch.empty(channels_in))
         self.pre_weight, self.pre_bias = nn.Buffer(torch.empty(channels_in)), nn.Buffer(torch.empty(channels_in))
-        self.table: TableConv2d | None = None
 
     def pre_conv(self, spectrogram: torch.Tensor) -> torch.Tensor:
         """(B, time, frequency) -> (B, 32, time, frequency), channels last in memory."""
         return torch.addcmul(self.pre_bias, spectrogram[..., None], self.pre_weight).permute(0, 3, 1, 2)
 
-    def multiply_less(self) -> None:
-        """Read conv1's outputs from a table."""
-        from common.encoder.table import TableConv2d  # numba takes a quarter of a second
-
-        self.table = TableConv2d(self.scale, self.shift, LEAKY_SLOPE, self.conv1)
-
     def _hidden(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
-        if self.table is not None and x.device.type == "cpu":
-            return self.table(x, item_ends(mask, *x.shape[:2]))
+        if self.fast_conv1 is not None and x.device.type == "cpu":
+            return self.fast_conv1(x, item_ends(mask, *x.shape[:2]))
         activated = x.new_empty(*x.shape, len(self.scale), dtype=self.dtype)
         # In parts: on a CPU a few frames, which stay in its cache between the three steps; on a GPU a few items, since
         # float32 values of all would double the memory.

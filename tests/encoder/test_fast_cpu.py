@@ -18,11 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_encoder import relative
 
-from common.encoder import LAYERS, load_encoder, threads, winograd
+from common.encoder import LAYERS, load_encoder
 from common.encoder.audiosep import build_encoder
+from common.encoder.fast_cpu import threads, winograd
+from common.encoder.fast_cpu.reference import convolve, leaky_relu
+from common.encoder.fast_cpu.table import TableConv2d
+from common.encoder.fast_cpu.winograd import WinogradBlock
 from common.encoder.padding import fill_padding, padding_mask
-from common.encoder.table import TableConv2d
-from common.encoder.winograd import WinogradBlock
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +40,29 @@ def test_fewer_multiplications_change_no_embedding(
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     plain, fast = build_encoder("random:2024", "fp32", None, "none"), load_encoder("random:2024", device="cpu")
-    assert plain.network.first_block.table is None and fast.network.first_block.table is not None
+    assert plain.network.first_block.fast_conv1 is None and fast.network.first_block.fast_conv1 is not None
     for encoder, n_own in ((plain, 0), (fast, n_replaced)):
-        replaced = [block.winograd is not None for block in encoder.network.blocks]
+        replaced = [block.fast_convolutions is not None for block in encoder.network.blocks]
         assert replaced == [False] * (7 - n_own) + [True] * n_own
     waveforms = [noise(seed, samples) for seed, samples in enumerate([9_920, 33_333, 160_000])]
     expected, got = plain.embed_layers(waveforms), fast.embed_layers(waveforms)
     for layer in LAYERS:
         assert relative(got[layer], expected[layer]) < 1e-6, layer
+
+
+def test_a_block_equals_numpy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    conv1 = torch.nn.Conv2d(16, 8, 3, padding=1)
+    conv2 = torch.nn.Conv2d(8, 8, 4, 2, padding=1, bias=False)
+    x = torch.randn(2, 16, 34, 24, generator=generator)
+    scale, shift = torch.randn(2, 16, generator=generator)
+    with torch.no_grad():
+        got = WinogradBlock(scale, shift, 0.01, conv1, conv2)(x, [34, 34])
+    weight1, bias1, weight2 = (value.detach().double().numpy() for value in (conv1.weight, conv1.bias, conv2.weight))
+    scale, shift = (value.double().view(-1, 1, 1).numpy() for value in (scale, shift))
+    hidden = convolve(leaky_relu(x.double().numpy() * scale + shift, 0.01), weight1) + bias1[:, None, None]
+    expected = torch.from_numpy(convolve(leaky_relu(hidden, 0.01), weight2, (2, 2)))
+    assert relative(got, expected) < 1e-5
 
 
 @settings(max_examples=25, deadline=None)

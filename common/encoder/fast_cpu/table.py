@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from common.compiled import call, compiled
-from common.encoder.threads import in_parallel
+from common.encoder.fast_cpu.threads import in_parallel
 
 
 class TableConv2d:

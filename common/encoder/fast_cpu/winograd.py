@@ -24,7 +24,7 @@ from torch import nn
 
 from common.arrays import Array
 from common.compiled import call, compiled
-from common.encoder.threads import in_parallel
+from common.encoder.fast_cpu.threads import in_parallel
 
 OUTPUTS = 4  # of a tile, in each direction
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # the first of these, and infinity
