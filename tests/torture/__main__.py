@@ -1,6 +1,7 @@
 """Attack the project and count what held: python -m tests.torture, or make torture.
 
-A case holds if it ends in the right files, or in a refusal of one line. The exit status is 1 if one did not hold.
+A case holds if it ends in the right files, or in a refusal of one line. The exit status is 1 if
+one did not hold.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ import argparse
 import os
 import platform
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-# Read when torch is loaded: cases run in forked processes, where the threads of their parent do not exist.
+# Read when torch is loaded. Forked processes do not have the threads of their parent.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
 sys.dont_write_bytecode = True
@@ -22,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' helpe
 
 from common.files import PROJECT_ROOT  # noqa: E402 - after what is read when torch is loaded
 from tests.torture.attacks import ATTACKS  # noqa: E402
-from tests.torture.runner import Tally, remove_root, run_attack  # noqa: E402
+from tests.torture.runner import Tally, root, run_attack  # noqa: E402
 
 PAGE = PROJECT_ROOT / "docs" / "reliability.md"
 START, END = "<!-- torture: start -->", "<!-- torture: end -->"
@@ -35,26 +37,26 @@ HEADER = """
 def main() -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
-    parser.add_argument("--only", metavar="NAME", default="", help="only attacks with this in their name")
-    parser.add_argument("--case", type=int, metavar="N", help="only this case of each")
-    parser.add_argument("--quick", action="store_true", help="one or a few cases of each, as make test does")
-    parser.add_argument("--seed", type=int, default=0, help="of what is attacked where (default: 0)")
-    parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.relative_to(PROJECT_ROOT)}")
+    parser.add_argument("--only", metavar="NAME", default="", help="only those attacks")
+    parser.add_argument("--quick", action="store_true", help="a few cases of each, as in make test")
+    parser.add_argument("--seed", type=int, default=0, help="of all random choices (default: 0)")
+    parser.add_argument("--write", action="store_true", help=f"write the table into {PAGE.name}")
     options = parser.parse_args()
     chosen = [attack for attack in ATTACKS if options.only in attack.name]
     if not chosen:
         names = "; ".join(attack.name for attack in ATTACKS)
         parser.error(f"no attack has {options.only!r} in its name; choose from: {names}")
-    if options.write and (options.only or options.quick or options.case is not None):
+    if options.write and (options.only or options.quick):
         parser.error("--write wants all attacks in full")
     warnings.simplefilter("ignore")
     tallies = []
     try:
         for attack in chosen:
-            tallies.append(run_attack(attack, options.quick, options.seed, options.case))
+            cases = attack.quick if options.quick else attack.cases
+            tallies.append(run_attack(attack, cases, options.seed))
             print_tally(tallies[-1])
     finally:
-        remove_root()
+        shutil.rmtree(root())
     cases, *_, broken = totals(tallies)
     seconds = sum(tally.seconds for tally in tallies)
     print(f"{cases:,} cases, {cases - broken:,} held, {broken} broken; {seconds:.0f} s")
@@ -67,11 +69,12 @@ def main() -> int:
 def print_tally(tally: Tally) -> None:
     """Print how an attack ended."""
     cases, same, accepted, refused, broken = tally.counts
-    result = f"{cases} cases, {same} as undisturbed, {accepted} accepted, {refused} refused, {broken} broken"
+    held = f"{same} as undisturbed, {accepted} accepted, {refused} refused"
+    result = f"{cases} cases, {held}, {broken} broken"
     skipped = f"; not run here: {tally.skipped}" if tally.skipped else ""
     print(f"{tally.attack.name}: {result} ({tally.seconds:.1f} s){skipped}", flush=True)
     for line in tally.broken:
-        print(f"  BROKEN {line}", flush=True)
+        print(f"  BROKEN {tally.attack.name}, {line}", flush=True)
 
 
 def totals(tallies: Sequence[Tally]) -> list[int]:
@@ -88,14 +91,17 @@ def write_table(tallies: Sequence[Tally], seed: int) -> None:
         counts = " | ".join(f"{count:,}" for count in tally.counts)
         if tally.skipped:
             counts = f"not run: {tally.skipped} | | | |"
-        rows.append(f"| {attack.name} | {attack.what} | {commands} | {counts} |")
-    rows.append("| **all** | | | " + " | ".join(f"**{count:,}**" for count in totals(tallies)) + " |")
+        rows.append(f"| {attack.name} | {attack.summary} | {commands} | {counts} |")
+    sums = " | ".join(f"**{count:,}**" for count in totals(tallies))
+    rows.append(f"| **all** | | | {sums} |")
     minutes = sum(tally.seconds for tally in tallies) / 60
-    where = f"Python {platform.python_version()} on {platform.system()}, seed {seed}, {minutes:.0f} minutes"
-    table = "\n".join([START, "", f"The last run: {where}.", "", HEADER, *rows, "", END])
+    where = f"Python {platform.python_version()} on {platform.system()}, seed {seed}"
+    last_run = f"The last run: {where}, {minutes:.0f} minutes."
+    table = "\n".join([START, "", last_run, "", HEADER, *rows, "", END])
     page = PAGE.read_text(encoding="utf-8")
     assert START in page
-    PAGE.write_text(re.sub(f"{START}.*{END}", lambda match: table, page, flags=re.DOTALL), encoding="utf-8")
+    page = re.sub(f"{START}.*{END}", lambda match: table, page, flags=re.DOTALL)
+    PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

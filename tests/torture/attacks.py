@@ -1,4 +1,7 @@
-"""The table of attacks."""
+"""The attacks, and at the end their table.
+
+The docstring of an attack says what is done; the manual's table shows it.
+"""
 
 from __future__ import annotations
 
@@ -17,92 +20,65 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from heads_helpers import SIZE
 
 from common.features import FeatureSet
-from tests.torture.commands import (
-    ARCHIVED,
-    CLASSIFY,
-    COMPRESSED,
-    CONDITION,
-    DATA_SETS,
-    DOWNLOAD,
-    EMBED,
-    EXTRACT,
-    FORMATS,
-    PREDICT,
-    SHARDS,
-    SUMMARIZE,
-    UNPACK,
-    WEIGHTS,
-    file_server,
-    pack,
-)
+from tests.torture import commands
+from tests.torture.commands import CLASSIFY, DOWNLOAD, EMBED, EXTRACT, PREDICT, SHARDS, WEIGHTS
 from tests.torture.runner import (
-    INTERRUPTED,
+    SIGNALS,
     Attack,
     CannotRunError,
     Case,
-    Ended,
     Verdict,
     interrupt_at,
-    read_rows,
     require,
 )
 
 # Interruptions
 
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-DISK_ERRORS = (errno.ENOSPC, errno.EIO)
 
-
-def interrupted_while_writing(case: Case) -> Verdict:
-    """Interrupt some runs just before they change a file."""
-    for _ in range(case.rng.choice((1, 1, 1, 2, 4))):
-        operation = case.rng.randint(1, case.undisturbed.operations)
-        main = case.rng.choice(case.command.mains)
-        if case.rng.random() < 0.6:
-            number = case.rng.choice(SIGNALS)
-            case.did(f"{number.name} at operation {operation}")
-            interrupt: Callable[[], object] = partial(_signal_itself, number)
-        else:
-            code = case.rng.choice(DISK_ERRORS)
-            case.did(f"{errno.errorcode[code]} at operation {operation}")
-            interrupt = partial(_fail, code)
-        case.start(main, partial(interrupt_at, operation, interrupt)).wait(*_interrupted_statuses())
-    return case.finish_the_same()
-
-
-def _signal_itself(number: int) -> None:
+def signal_itself(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def _fail(code: int) -> None:
+def fail(code: int) -> None:
     raise OSError(code, os.strerror(code))
 
 
-def _interrupted_statuses() -> tuple[int, ...]:
-    return INTERRUPTED, *(-number for number in SIGNALS)
+INTERRUPTIONS = (
+    *(partial(signal_itself, number) for number in SIGNALS),
+    *(partial(fail, code) for code in (errno.ENOSPC, errno.EIO)),
+)
+
+
+def interrupted_while_writing(case: Case) -> Verdict:
+    """SIGKILL, SIGTERM, SIGINT or a disk's error at any change of a file, up to four times."""
+    for _ in range(case.rng.choice((1, 1, 1, 2, 4))):
+        operation = case.rng.randint(1, case.operations)
+        interrupt = case.rng.choice(INTERRUPTIONS)
+        case.log.append(f"{interrupt.func.__name__}{interrupt.args} at operation {operation}")
+        main = case.rng.choice(case.command.mains)
+        case.start(main, partial(interrupt_at, operation, interrupt)).wait(is_interrupted=True)
+    return case.finish_the_same()
 
 
 def killed_at_random_times(case: Case) -> Verdict:
-    """Send signals to running processes."""
+    """SIGKILL, SIGTERM or SIGINT after 0 to 150 ms, up to three times."""
     for _ in range(case.rng.randint(1, 3)):
         number, pause_s = case.rng.choice(SIGNALS), case.rng.uniform(0, 0.15)
-        case.did(f"{number.name} after {pause_s:.3f} s")
+        case.log.append(f"{number.name} after {pause_s:.3f} s")
         scripts = [case.start(main) for main in case.command.mains]
         time.sleep(pause_s)
         for script in scripts:
-            script.kill(number)
+            os.kill(script.process, number)
         for script in scripts:
-            script.wait(*_interrupted_statuses())
+            script.wait(is_interrupted=True)
     return case.finish_the_same()
 
 
 def several_processes(case: Case) -> Verdict:
-    """Write one output with several processes."""
+    """Two to four processes write one output."""
     scripts = []
     for _ in range(case.rng.randint(2, 4)):
         scripts.append(case.start(case.rng.choice(case.command.mains)))
@@ -113,27 +89,27 @@ def several_processes(case: Case) -> Verdict:
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path, options: str) -> Iterator[Callable[[], None]]:
+def small_disk(folder: Path, options: str) -> Iterator[Callable[[], int]]:
     """Mount a small file system; what is yielded makes it large."""
-    libc, place = ctypes.CDLL(None), os.fsencode(folder)
+    libc, place, remount = ctypes.CDLL(None), os.fsencode(folder), 32
     folder.mkdir()
     if libc.mount(b"tmpfs", place, b"tmpfs", 0, options.encode()):
         raise CannotRunError("mounting a small file system needs root")
-    remount = 32
+    large = b"size=100m,nr_inodes=10000"
     try:
-        yield lambda: libc.mount(b"tmpfs", place, b"tmpfs", remount, b"size=100m,nr_inodes=10000")
+        yield lambda: libc.mount(b"tmpfs", place, b"tmpfs", remount, large)
     finally:
         libc.umount2(place, 2)
 
 
 def full_disk(case: Case) -> Verdict:
-    """Run with room for a part of the bytes, or of the files; then with enough."""
-    files = case.undisturbed.files
-    size = round(sum(map(len, files.values())) * case.rng.uniform(0, 1.2) / 4096 + 1) * 4
-    options = f"size={size}k,nr_inodes=10000"
+    """Room for a part of the bytes, or of the files; then for all."""
+    sizes = [path.stat().st_size for path in case.expected.rglob("*")]
+    pages = round(sum(sizes) * case.rng.uniform(0, 1.2) / 4096) + 1
+    options = f"size={4 * pages}k,nr_inodes=10000"
     if case.rng.random() < 0.4:
-        options = f"size=100m,nr_inodes={case.rng.randint(2, len(files) + 6)}"
-    case.did(options)
+        options = f"size=100m,nr_inodes={case.rng.randint(2, len(sizes) + 6)}"
+    case.log.append(options)
     with small_disk(case.out, options) as enlarge:
         case.start(case.command.mains[0]).wait()
         enlarge()
@@ -141,19 +117,19 @@ def full_disk(case: Case) -> Verdict:
 
 
 def broken_connection(case: Case) -> Verdict:
-    """Break the connection; at times, kill the download while it waits."""
-    server, is_killed = file_server(), case.rng.random() < 0.7
+    """The server hangs up or stalls within a file; at times, the download is killed then."""
+    server, is_killed = commands.file_server(), case.rng.random() < 0.7
     server.ranges.clear()
     for _ in range(case.rng.randint(1, 2)):
-        server.script = [f"{case.rng.choice(('cut', 'stall'))} {case.rng.randint(1_000, 50_000)}"]
-        case.did(server.script[0])
+        deed = case.rng.choice(("cut", "stall"))
+        server.script = [f"{deed} {case.rng.randint(1_000, 50_000)}"]
         script = case.start(case.command.mains[0])
         if is_killed:
             number = case.rng.choice(SIGNALS)
-            case.did(number.name)
             wait_for_output(case)
-            script.kill(number)
-        script.wait(*_interrupted_statuses())
+            os.kill(script.process, number)
+            case.log.append(f"{deed}, {number.name}")
+        script.wait(is_interrupted=True)
     server.script.clear()
     require(is_killed or any(server.ranges), "it began again instead of asking for the rest")
     return case.finish_the_same()
@@ -162,120 +138,79 @@ def broken_connection(case: Case) -> Verdict:
 def wait_for_output(case: Case) -> None:
     """Wait until a process has written something, half a second at most."""
     deadline = time.monotonic() + 0.5
-    while time.monotonic() < deadline:
-        if any(path.is_file() and path.stat().st_size for path in case.out.glob("*")):
-            return
+    while time.monotonic() < deadline and not any(map(Path.is_file, case.out.rglob("*"))):
         time.sleep(0.005)
 
 
 # Damage
 
-Change = Callable[[bytes, random.Random], bytes]
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    """With a bit flipped, half of the time; or with a piece zeroed, dropped or all after it cut."""
+    place, length = rng.randrange(len(content)), rng.choice((1, 8, 512, 4096))
+    before, after = content[:place], content[place + length :]
+    flipped = before + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :]
+    zeroed = before + bytes(len(content) - len(before) - len(after)) + after
+    return rng.choice((flipped, flipped, flipped, zeroed, before + after, before))
 
 
-def flip(content: bytes, rng: random.Random) -> bytes:
-    place = rng.randrange(len(content))
-    return content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :]
-
-
-def truncate(content: bytes, rng: random.Random) -> bytes:
-    return content[: rng.randrange(len(content))]
-
-
-def zero(content: bytes, rng: random.Random) -> bytes:
-    place, length = rng.randrange(len(content)), rng.choice((8, 512, 4096))
-    piece = content[place : place + length]
-    return content[:place] + bytes(len(piece)) + content[place + length :]
-
-
-def drop(content: bytes, rng: random.Random) -> bytes:
-    place, length = rng.randrange(len(content)), rng.choice((1, 8, 512))
-    return content[:place] + content[place + length :]
-
-
-CHANGES: tuple[Change, ...] = (flip, flip, flip, truncate, zero, drop)
-
-
-def damage(case: Case, path: Path, changes: tuple[Change, ...] = CHANGES) -> None:
+def damage(case: Case, path: Path) -> None:
     """Change a file as failing disks and broken copies do."""
-    change = case.rng.choice(changes)
-    case.did(f"{change.__name__} in {path.name}")
-    path.write_bytes(change(path.read_bytes(), case.rng))
+    content = path.read_bytes()
+    path.write_bytes(damaged(content, case.rng))
+    case.log.append(f"damage in {path.name}")
 
 
-def damaged_file(case: Case, patterns: tuple[str, ...]) -> Verdict:
-    """Damage a file that the command reads."""
-    damage(case, case.pick(*patterns))
-    return case.finish_the_same_or_refuse()
-
-
-def damaged_record(case: Case) -> Verdict:
-    """Damage a JSON file beside the results: what it is used for must be right, or the file is named."""
-    path = case.pick("results/*.json")
+def finish_with_damage(case: Case, pattern: str) -> Verdict:
+    """Damage changes nothing or is told. For records, which people may edit, a warning will do."""
+    path = case.pick(pattern)
     damage(case, path)
     ended = case.finish()
     if ended.is_refused:
         return Verdict.REFUSED
-    if path.name in ended.printed:
+    if path.suffix == ".json" and path.name in ended.printed:
         return Verdict.ACCEPTED
     return case.require_same()
 
 
-def damaged_unfinished_extraction(case: Case) -> Verdict:
-    """Run one shard, then damage what it left for the other."""
-    case.start(case.command.mains[0]).wait()
-    return damaged_file(case, ("out/**/*",))
+def damaged_file(case: Case) -> Verdict:
+    """Bits flipped, pieces zeroed, dropped or cut off in features, heads and records of results."""
+    return finish_with_damage(case, case.command.attacked)
 
 
-def damaged_unfinished_download(case: Case) -> Verdict:
-    """Kill a download in its middle, then damage what it left."""
-    file_server().script = [f"stall {case.rng.randint(1_000, 50_000)}"]
+def damaged_unfinished_work(case: Case) -> Verdict:
+    """The same in any file that a killed extraction or download left."""
+    commands.file_server().script = [f"stall {case.rng.randint(1_000, 50_000)}"]
     script = case.start(case.command.mains[0])
     wait_for_output(case)
-    script.kill(signal.SIGKILL)
-    script.wait(-signal.SIGKILL)
-    file_server().script.clear()
-    return damaged_file(case, ("out/**/*",))
-
-
-def damaged_archive(case: Case) -> Verdict:
-    """Serve a damaged archive that has no known checksum."""
-    file = case.command.name
-    case.did(file)
-    change = case.rng.choice(CHANGES)
-    case.did(change.__name__)
-    file_server().files[file] = change(pack(file, ARCHIVED), case.rng)
-    ended = case.finish()
-    if ended.is_refused:
-        return Verdict.REFUSED
-    for name, content in ARCHIVED.items():
-        require((case.out / "unpacked" / name).read_bytes() == content, f"other content in {name}")
-    return Verdict.SAME
+    time.sleep(case.rng.uniform(0, 0.1))
+    os.kill(script.process, signal.SIGKILL)
+    script.wait(is_interrupted=True)
+    commands.file_server().script.clear()
+    return finish_with_damage(case, "out/**/*")
 
 
 def unsafe_archive(case: Case) -> Verdict:
-    """Serve an archive with a member that would be written elsewhere."""
-    file, folder = case.command.name, case.folder
-    links = {"top/link": case.rng.choice(("../..", str(folder), "../../archives.yaml"))}
-    members: dict[str, tuple[dict[str, bytes], dict[str, str]]] = {
-        name: ({name: b"escaped"}, {})
-        for name in ("../escaped", "top/../../../escaped", f"{folder}/escaped", "../../archives.yaml")
-    }
-    members["a link"] = {}, links
-    members["a file behind a link"] = {"top/link/escaped": b"escaped"}, links
-    name = case.rng.choice(sorted(members))
-    case.did(name)
-    files, links = members[name]
-    file_server().files[file] = pack(file, {**ARCHIVED, **files}, links)
-    table = (folder / "archives.yaml").read_bytes()
-    ended = case.finish()
-    require(ended.is_refused, "it was not refused")
-    require((folder / "archives.yaml").read_bytes() == table, "a file beside the output was replaced")
-    require(not any(folder.rglob("escaped")), "it was written")
+    """Members with .. or an absolute path, links, files behind links."""
+    link = {"top/link": case.rng.choice(("../..", str(case.folder), "../../data/archives.yaml"))}
+    outside = ("../escaped", "top/../../escaped", "../../data/archives.yaml", f"{case.folder}/escaped")
+    unsafe: tuple[dict[str, bytes | str], ...] = (
+        *({name: b"escaped"} for name in outside),
+        {**link},
+        {**link, "top/link/escaped": b"escaped"},
+    )
+    members = case.rng.choice(unsafe)
+    case.log.append(str(members))
+    file = case.command.name
+    commands.file_server().files[file] = commands.pack(file, {**members, **commands.ARCHIVED})
+    table = (case.data / "archives.yaml").read_bytes()
+    require(case.finish().is_refused, "it was not refused")
+    require((case.data / "archives.yaml").read_bytes() == table, "a file was replaced")
+    require(not any(case.folder.rglob("escaped")), "a file was written")
     return Verdict.REFUSED
 
 
-# Code and wrong content
+# Code and weights
 
 
 class Executes:
@@ -288,86 +223,42 @@ class Executes:
         return Path.touch, (self.path,)
 
 
-def code(case: Case, patterns: tuple[str, ...]) -> Verdict:
-    """Put a pickle that runs code in the place of a file."""
-    path, sign = case.pick(*patterns), case.folder / "executed"
-    value: Any = Executes(sign)
-    values = {"itself": value, "in a list": [value], "as a key": {value: 1}, "as features": {"features": value}}
-    place = case.rng.choice(sorted(values))
-    form = case.rng.choice(("torch", "torch, legacy", "pickle"))
-    case.did(f"{place}, {form}, in {path.name}")
+def code_in_file(case: Case) -> Verdict:
+    """Pickles that run code, and tags of Python objects in YAML, in place of the files."""
+    if case.command is SHARDS:
+        case.start(case.command.mains[0]).wait()  # which leaves rows for the other
+    path, sign = case.pick(case.command.attacked), case.folder / "executed"
+    code: Any = Executes(sign)
+    value = case.rng.choice((code, [code], {code: 1}, {"features": code}, {"state_dict": code}))
+    form = case.rng.randrange(3)
+    case.log.append(f"{type(value).__name__}, form {form}, in {path.name}")
     if path.suffix == ".yaml":
         path.write_text(f"seed: !!python/object/apply:os.system ['touch {sign}']\n")
-    elif path.suffix == ".npy":
-        np.save(path, np.array([value] * 512, dtype=object), allow_pickle=True)
-    elif form == "pickle":
-        path.write_bytes(pickle.dumps(values[place], protocol=2))
+    elif form == 2:
+        path.write_bytes(pickle.dumps(value, protocol=2))
     else:
-        torch.save(values[place], path, _use_new_zipfile_serialization=form == "torch")
+        torch.save(value, path, _use_new_zipfile_serialization=form == 1)
     ended = case.finish()
     require(not sign.exists(), "code was run")
     return Verdict.REFUSED if ended.is_refused else case.require_same()
 
 
-def code_in_unfinished_work(case: Case) -> Verdict:
-    """Put code into the rows that one shard left for the other."""
-    case.start(case.command.mains[0]).wait()
-    return code(case, ("out/**/*.pt",))
-
-
-WRONG: dict[str, Callable[[], Any]] = {
-    "nothing": lambda: None,
-    "text": lambda: "x",
-    "a number": lambda: -1,
-    "an empty list": list,
-    "names": lambda: ["a", "b"],
-    "numbers as names": lambda: [1, 2.5, None],
-    "no rows": lambda: torch.zeros(0, SIZE),
-    "few rows": lambda: torch.zeros(3, SIZE),
-    "three dimensions": lambda: torch.zeros(48, 2, 2),
-    "NaN": lambda: torch.full((48, SIZE), torch.nan),
-    "huge numbers": lambda: torch.full((48, SIZE), 3e38) * torch.randn(48, SIZE).sign(),
-    "negative labels": lambda: -torch.arange(48) - 2,
-    "large labels": lambda: torch.full((48,), 10**15),
-    "a class for every clip": lambda: torch.arange(48),
-}
-
-
-def wrong_content(case: Case, patterns: tuple[str, ...]) -> Verdict:
-    """Replace one entry of a file: a refusal, or finite results."""
-    path = case.pick(*patterns)
-    content: dict[str, Any] = torch.load(path, weights_only=True)
-    key, name = case.rng.choice(sorted(content)), case.rng.choice(sorted(WRONG))
-    case.did(f"{name} as {key}")
-    torch.save({**content, key: WRONG[name]()}, path)
-    if case.finish().is_refused:
-        return Verdict.REFUSED
-    for table in case.out.glob("predict*.csv"):
-        cells = [cell for row in read_rows(table) for cell in row.values()]
-        require(not {"nan", "inf", "-inf"} & set(cells), f"{table.name} is not finite")
-    for record in case.out.glob("result.json"):
-        (protocol, *_) = json.loads(record.read_bytes())["protocols"].values()
-        for kind, head in protocol["heads"].items():
-            require(0 <= head["mean"]["accuracy"] <= 100, f"accuracy of {kind}")
-    return Verdict.ACCEPTED
-
-
 def wrong_weights(case: Case) -> Verdict:
-    """Change one tensor of the encoder's weights: all are needed, as they are."""
-    path = case.folder / "weights.ckpt"
+    """A tensor that is missing, renamed, NaN, or of another shape or type."""
+    path = case.data / "weights.ckpt"
     tensors: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
     name = case.rng.choice(sorted(tensors))
     tensor = tensors.pop(name)
-    ways = {
-        "missing": {},
-        "renamed": {f"{name}_": tensor},
-        "of another shape": {name: tensor[None]},
-        "NaN": {name: torch.full_like(tensor, torch.nan)},
-        "of whole numbers": {name: tensor.int()},
-    }
-    way = case.rng.choice(sorted(ways))
-    case.did(f"{name} {way}")
-    torch.save({**tensors, **ways[way]}, path)
+    wrong: tuple[dict[str, torch.Tensor], ...] = (
+        {},
+        {f"{name}_": tensor},
+        {name: torch.full_like(tensor, torch.nan)},
+        {name: tensor[None]},
+        {name: tensor.int()},
+    )
+    changed = case.rng.choice(wrong)
+    case.log.append(f"{name} becomes {changed.keys()}")
+    torch.save({**tensors, **changed}, path)
     ended = case.finish()
     require(ended.is_refused, "it was not refused")
     require(name in ended.printed, "the tensor is not named")
@@ -377,94 +268,76 @@ def wrong_weights(case: Case) -> Verdict:
 # Audio
 
 
-def require_others_the_same(case: Case, ended: Ended, spoiled: set[str]) -> set[str]:
-    """Every clip has its row or is named as failed, and only spoiled ones differ; returns those that failed."""
-    features, whole = (FeatureSet.load(folder / "features.pt") for folder in (case.out, case.undisturbed.folder))
-    listed = case.out / "features.pt.failed.csv"
-    failed = {row["clip_id"] for row in read_rows(listed)} if listed.exists() else set()
+def finish_with_spoiled_audio(
+    case: Case,
+    spoil: Callable[[Path], None],
+) -> tuple[set[str], set[str]]:
+    """Embed all files, of which up to three are spoiled: these, and those that failed.
+
+    All others must have the same numbers as ever, and those that failed must be named and counted.
+    """
+    spoiled = set(case.rng.sample(sorted(commands.FORMATS), case.rng.randint(1, 3)))
+    for name in sorted(spoiled):
+        spoil(case.data / name)
+    ended = case.finish()
+    require(ended.status == 0, f"the others were not embedded: {ended.printed[-300:]}")
+    folders = (case.expected, case.out)
+    whole, features = (FeatureSet.load(folder / "features.pt") for folder in folders)
     rows = dict(zip(features.clip_ids, features.features, strict=True))
-    require(not failed & rows.keys(), "a clip has failed and has a row")
-    require(failed | rows.keys() == set(whole.clip_ids), "a clip is neither in the features nor named as failed")
+    failed = set(whole.clip_ids) - rows.keys()
     require(features.meta["counts"]["failed"] == len(failed), "failed clips are not counted")
     for name in failed:
-        require(re.search(f"failed: .*{re.escape(name)}", ended.printed), f"{name} is not named as failed")
+        listed = (case.out / "features.pt.failed.csv").read_text()
+        require(f"/{name}: " in listed, f"{name} is not listed")
+        require(re.search(f"failed: .*/{re.escape(name)}: ", ended.printed), f"{name} is not named")
     for name, row in zip(whole.clip_ids, whole.features, strict=True):
-        require(name in spoiled or (name in rows and torch.equal(rows[name], row)), f"other numbers for {name}")
+        is_same = name in rows and torch.equal(rows[name], row)
+        require(is_same or name in spoiled, f"other numbers for {name}")
     require(features.features.isfinite().all(), "embeddings are not finite")
-    return failed
-
-
-def spoiled_audio(case: Case, spoil: Callable[[Case, Path], None]) -> tuple[Ended, set[str]]:
-    """Spoil one to three files and embed all."""
-    spoiled = set(case.rng.sample(sorted(FORMATS), case.rng.randint(1, 3)))
-    for name in sorted(spoiled):
-        spoil(case, case.folder / "data" / name)
-    return case.finish(), spoiled
+    return spoiled, failed
 
 
 def damaged_audio(case: Case) -> Verdict:
-    """Damage anywhere, or in the header: each file fails alone, or is another sound."""
+    """Damage anywhere, or in the header, in eleven formats."""
 
-    def spoil(case: Case, path: Path) -> None:
+    def spoil(path: Path) -> None:
+        damage(case, path)
         if case.rng.random() < 0.5:
-            damage(case, path)
-            return
-        content = path.read_bytes()
-        case.did(f"header of {path.name}")
-        path.write_bytes(flip(zero(content[:60], case.rng), case.rng)[:60] + content[60:])
+            content = path.read_bytes()
+            path.write_bytes(damaged(content[:60] or b"x", case.rng) + content[60:])
 
-    ended, spoiled = spoiled_audio(case, spoil)
-    require(ended.status == 0, f"it ended: {ended.printed[-300:]}")
-    require_others_the_same(case, ended, spoiled)
+    finish_with_spoiled_audio(case, spoil)
     return Verdict.ACCEPTED
 
 
 def truncated_audio(case: Case) -> Verdict:
-    """Cut files within the audio: each fails alone. Of compressed ones, what is left may be read."""
+    """Files that end within the audio. What is left of a compressed one may be read."""
 
-    def spoil(case: Case, path: Path) -> None:
+    def spoil(path: Path) -> None:
         size = path.stat().st_size
         left = case.rng.randint(size // 3, round(size * 0.95))
-        case.did(f"{path.name} cut to {left} of {size} bytes")
+        case.log.append(f"{path.name} cut to {left} of {size} bytes")
         os.truncate(path, left)
 
-    ended, spoiled = spoiled_audio(case, spoil)
-    require(ended.status == 0, f"it ended: {ended.printed[-300:]}")
-    failed = require_others_the_same(case, ended, spoiled)
-    require(spoiled - set(COMPRESSED) <= failed, f"read as if whole: {sorted(spoiled - failed)}")
+    spoiled, failed = finish_with_spoiled_audio(case, spoil)
+    require(spoiled - commands.COMPRESSED <= failed, f"read as if whole: {spoiled - failed}")
     return Verdict.ACCEPTED
 
 
-def put_in_place(path: Path, kind: str) -> None:
-    """Put something else in the place of a file."""
-    path.unlink()
-    if kind == "a folder":
-        path.mkdir()
-    elif kind == "a pipe":
-        os.mkfifo(path)
-    elif kind.startswith("a link to"):
-        path.symlink_to({"itself": path.name}.get(kind.split()[-1], kind.split()[-1]))
-    elif kind != "nothing":
-        path.write_bytes({"an empty file": b"", "text": b"text\n" * 99, "zeros": bytes(9_999)}[kind])
-
-
-NOT_FILES = ("nothing", "a folder", "a pipe", "a link to itself", "a link to /dev/null", "a link to /dev/zero")
-NOT_AUDIO = (*NOT_FILES, "an empty file", "text", "zeros")
-
-
 def not_audio(case: Case) -> Verdict:
-    """Put other things in the place of audio files."""
+    """Pipes, empty files, text or zeros in place of audio files."""
 
-    def spoil(case: Case, path: Path) -> None:
-        kind = case.rng.choice(NOT_AUDIO)
-        case.did(f"{kind} as {path.name}")
-        put_in_place(path, kind)
+    def spoil(path: Path) -> None:
+        content = case.rng.choice((None, b"", b"text\n" * 99, bytes(9_999)))
+        case.log.append(f"{path.name} is {'a pipe' if content is None else content[:5]}")
+        path.unlink()
+        if content is None:
+            os.mkfifo(path)
+        else:
+            path.write_bytes(content)
 
-    ended, spoiled = spoiled_audio(case, spoil)
-    if ended.is_refused:
-        return Verdict.REFUSED
-    failed = require_others_the_same(case, ended, spoiled)
-    require(failed == spoiled, f"read as audio: {sorted(spoiled - failed)}")
+    spoiled, failed = finish_with_spoiled_audio(case, spoil)
+    require(failed == spoiled, f"read as audio: {spoiled - failed}")
     return Verdict.ACCEPTED
 
 
@@ -472,55 +345,62 @@ def not_audio(case: Case) -> Verdict:
 
 TOKEN = re.compile(r'"[^"\n]*"|[^\s,|:{}\[\]"]+')
 VALUES = (
-    *("", " ", '"', "''", "0", "-1", "-0.5", "1.5", "inf", "nan", "1e400", "9" * 400, "0x10", "1_0"),
-    *("true", "null", "[]", "{}", "\0", "a\0b", "\n", "\r", "\u2028", "\u202e", "#", ";", "=1+1", "é音", "²"),
+    *("", " ", '"', "''", "0", "-1", "-0.5", "1.5", "inf", "nan", "1e400", "9" * 400, "0x10", "²"),
+    *("true", "null", "[]", "{}", "\0", "a\0b", "\n", "\r", "\u2028", "\u202e", "#", "=1+1", "é音"),
     *("../../../etc/passwd", "/etc/passwd", "~", "C:\\x", "..", "a/b", "x" * 300, "train", "test"),
 )
 
 
-def edit(text: str, rng: random.Random) -> str | bytes:
+def edited(text: str, rng: random.Random) -> bytes:
     """A table or list as people and programs spoil it."""
     lines, tokens = text.splitlines(keepends=True), list(TOKEN.finditer(text))
-    token, other, place = rng.choice(tokens), rng.choice(tokens), rng.randrange(len(lines))
+    token, place, value = rng.choice(tokens), rng.randrange(len(lines)), rng.choice(VALUES)
+    if token[0].startswith('"') and rng.random() < 0.7:
+        value = json.dumps(value)
     before, line, after = "".join(lines[:place]), lines[place], "".join(lines[place + 1 :])
-    value = rng.choice(VALUES)
-    in_quotes = json.dumps(value) if token[0].startswith('"') and rng.random() < 0.7 else value
-    changed = [text[: token.start()] + new + text[token.end() :] for new in (in_quotes, other[0])]
-    fields = line.split(",")
-    wholes: tuple[str | bytes, ...] = (
+    new_cells = (value, rng.choice(tokens)[0], '"')
+    cells = [text[: token.start()] + cell + text[token.end() :] for cell in new_cells]
+    wholes = (
         before + after,
         before + line + line + after,
-        before + ",".join(fields[:-1]) + "\n" + after,
+        before + line.rpartition(",")[0] + "\n" + after,
         before + line.rstrip("\r\n") + ",more\n" + after,
-        text.encode("utf-16"),
-        text.encode("utf-8-sig"),
-        text.encode().replace(token[0].encode(), b"\xff\xe9"),
         text.replace("\n", "\r\n"),
         text.replace("\n", " "),
-        text + text,
         "",
-        bytes(9_999),
+        "\0" * 9_999,
         "[" * 100_000,
-        text[: token.start()] + '"' + text[token.start() :],
     )
-    return rng.choice((*changed * 7, *wholes))
+    changed = rng.choice((*cells * 6, *wholes, text))
+    encoding = "utf-8" if changed != text else rng.choice(("utf-16", "utf-8-sig"))
+    content = changed.encode(encoding, "surrogatepass")
+    return content.replace(token[0].encode(), b"\xff\xe9") if rng.random() < 0.05 else content
+
+
+def spoil_listing(case: Case, path: Path) -> None:
+    """Edit, damage or replace a table or list."""
+    content, way = path.read_bytes(), case.rng.random()
+    if way < 0.7:
+        path.write_bytes(edited(content.decode(), case.rng))
+        case.log.append(f"{path.name} is {path.read_bytes()[:2_000]!r}")
+        return
+    if way < 0.9:
+        damage(case, path)
+        return
+    path.unlink()
+    kind = case.rng.choice(("missing", "a folder", "a pipe", path.name, "/dev/null", "/dev/zero"))
+    case.log.append(f"{path.name} is {kind}")
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    elif kind != "missing":
+        path.symlink_to(kind)
 
 
 def spoiled_listing(case: Case) -> Verdict:
-    """Edit, damage or replace a table, list or metadata: a refusal, or features that the data set can have."""
-    path = case.pick(*case.command.listings)
-    way = case.rng.random()
-    if way < 0.1:
-        kind = case.rng.choice(NOT_FILES)
-        case.did(f"{kind} as {path.name}")
-        put_in_place(path, kind)
-    elif way < 0.3:
-        damage(case, path)
-    else:
-        edited = edit(path.read_bytes().decode(), case.rng)
-        content = edited if isinstance(edited, bytes) else edited.encode("utf-8", "surrogatepass")
-        case.did(f"{path.name} is {content[:2_000]!r}")
-        path.write_bytes(content)
+    """Cells, lines, encodings changed, damage, pipes or links in place of tables and metadata."""
+    spoil_listing(case, case.pick(case.command.attacked))
     if case.finish().is_refused:
         return Verdict.REFUSED
     (file,) = case.out.glob("*features*.pt")
@@ -532,105 +412,25 @@ def spoiled_listing(case: Case) -> Verdict:
     require(set(features.splits or ()) <= {"train", "valid", "test"}, "an unknown split")
     if case.command.class_names:
         require(set(features.class_names) <= set(case.command.class_names), "an unknown class")
-        outside = [name for name in features.clip_ids if name.startswith("/") or ".." in Path(name).parts]
-        require(not outside, f"a clip outside the data set: {outside[:3]}")
+        outside = [name for name in features.clip_ids if ".." in Path(name).parts or name[0] == "/"]
+        require(not outside, f"clips outside the data set: {outside}")
     return Verdict.ACCEPTED
 
 
 WORKS = (EXTRACT, CLASSIFY, DOWNLOAD, SHARDS)
-HEAD = ("results/*linear*.pt",)
 ATTACKS = (
-    Attack(
-        "interrupted while writing",
-        "SIGKILL, SIGTERM, SIGINT, a full disk or an error of the disk at any change of a file, up to four times",
-        interrupted_while_writing,
-        WORKS,
-        cases=400,
-        quick=4,
-    ),
-    Attack(
-        "killed at random times",
-        "SIGKILL, SIGTERM or SIGINT after 0 to 150 ms, up to three times",
-        killed_at_random_times,
-        WORKS,
-        cases=120,
-        quick=3,
-    ),
-    Attack("several processes", "two to four write one output", several_processes, WORKS, cases=120, quick=3),
-    Attack("full disk", "room for a part of the bytes or files, then for all", full_disk, WORKS, cases=100, quick=3),
-    Attack(
-        "broken connection",
-        "the server hangs up or stalls; at times the download is killed",
-        broken_connection,
-        (DOWNLOAD,),
-        cases=30,
-    ),
-    Attack(
-        "damaged features",
-        "bits flipped, pieces cut, zeroed or dropped in a feature file",
-        partial(damaged_file, patterns=("features.pt",)),
-        (CLASSIFY,),
-        cases=150,
-    ),
-    Attack(
-        "damaged head",
-        "the same in a trained head",
-        partial(damaged_file, patterns=HEAD),
-        (PREDICT,),
-        cases=150,
-    ),
-    Attack("damaged records", "the same in result.json and own_sounds.json", damaged_record, (SUMMARIZE,), cases=100),
-    Attack(
-        "damaged unfinished extraction",
-        "the same in what one shard left for the other",
-        damaged_unfinished_extraction,
-        (SHARDS,),
-        cases=150,
-    ),
-    Attack(
-        "damaged unfinished download",
-        "the same in what a killed download left",
-        damaged_unfinished_download,
-        (DOWNLOAD,),
-        cases=40,
-    ),
-    Attack("damaged archive", "the same in an archive of unknown checksum", damaged_archive, UNPACK, 100, quick=2),
-    Attack(
-        "unsafe archive",
-        "members with .. or an absolute path, links, files behind links",
-        unsafe_archive,
-        UNPACK,
-        cases=60,
-        quick=2,
-    ),
-    Attack("code in features", "pickles that run code", partial(code, patterns=("features.pt",)), (CLASSIFY,), 20),
-    Attack("code in a head", "the same", partial(code, patterns=HEAD), (PREDICT,), 20),
-    Attack("code in unfinished work", "the same", code_in_unfinished_work, (SHARDS,), 20),
-    Attack(
-        "code in settings, weights and condition",
-        "the same; tags of Python objects in YAML",
-        partial(code, patterns=("settings.yaml", "weights.ckpt", "condition.npy")),
-        (EXTRACT, WEIGHTS, CONDITION),
-        cases=30,
-    ),
-    Attack(
-        "wrong features",
-        "an entry of another type, shape or range in a feature file",
-        partial(wrong_content, patterns=("features.pt",)),
-        (CLASSIFY,),
-        cases=150,
-    ),
-    Attack("wrong head", "the same in a trained head", partial(wrong_content, patterns=HEAD), (PREDICT,), cases=150),
-    Attack("wrong weights", "a tensor missing, renamed, NaN, of another shape", wrong_weights, (WEIGHTS,), 30, quick=0),
-    Attack("damaged audio", "damage anywhere or in the header, in eleven formats", damaged_audio, (EMBED,), 150),
-    Attack("truncated audio", "the end is missing", truncated_audio, (EMBED,), cases=150),
-    Attack("not audio", "nothing, folders, pipes, links, text or zeros in its place", not_audio, (EMBED,), cases=80),
-    Attack(
-        "spoiled tables, lists and metadata",
-        "fields, lines and encodings changed, damage, other things in their place",
-        spoiled_listing,
-        DATA_SETS,
-        cases=700,
-        quick=7,
-    ),
+    Attack(interrupted_while_writing, WORKS, cases=240, quick=3),
+    Attack(killed_at_random_times, WORKS, cases=120, quick=2),
+    Attack(several_processes, WORKS, cases=80, quick=2),
+    Attack(full_disk, WORKS, cases=80, quick=2),
+    Attack(broken_connection, (DOWNLOAD,), cases=24),
+    Attack(damaged_file, (CLASSIFY, PREDICT, commands.SUMMARIZE), cases=240, quick=3),
+    Attack(damaged_unfinished_work, (SHARDS, DOWNLOAD), cases=120, quick=1),
+    Attack(unsafe_archive, commands.UNPACK, cases=40, quick=1),
+    Attack(code_in_file, (CLASSIFY, PREDICT, EXTRACT, SHARDS, WEIGHTS), cases=60, quick=3),
+    Attack(wrong_weights, (WEIGHTS,), cases=24, quick=0),
+    Attack(damaged_audio, (EMBED,), cases=120),
+    Attack(truncated_audio, (EMBED,), cases=120),
+    Attack(not_audio, (EMBED,), cases=40),
+    Attack(spoiled_listing, commands.DATA_SETS, cases=420, quick=7),
 )

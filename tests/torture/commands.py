@@ -1,4 +1,7 @@
-"""The commands that are attacked, and the small files that they read."""
+"""The commands that are attacked, and the small files that they read.
+
+A command reads files in a folder `data`, which its `build` fills, and writes into a folder `out`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import json
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 
@@ -25,12 +28,13 @@ from loopback import Server, serving
 
 from analysis import summary
 from common.cli import classify_main, extract_main
-from common.datasets import Task, Variants
+from common.datasets import Task
 from common.download.command import main as download_main
 from common.encoder.checkpoint import load_weights
 from common.encoder.network import weight_shapes
 from common.entry import run
 from common.extraction import extract as extraction
+from demo.generate import generate_icbhi, generate_librispeech, generate_speech_commands
 from esc50_feature_fc import esc50
 from icbhi_feature_fc import icbhi
 from key_word_spotting import speech_commands
@@ -39,154 +43,98 @@ from own_sounds.embedding import embed_main
 from own_sounds.predicting import predict_main
 from own_sounds.probing import probe_main
 from speaker_recognition import librispeech
-from tests.torture.runner import Command
+from tests.torture.runner import Build, Command
 from urbansound8k_feature_fc import urbansound8k
 
 extraction.SAVE_EVERY_S = -1.0  # after every clip, so that there is unfinished work to attack
 draw_nothing(pytest.MonkeyPatch())
 LOGMEL = ("--encoder", "logmel", "--device", "cpu", "--workers", "2")
-SHORT_FIT = ("--device", "cpu", "--epochs", "1")
 
 
 # Data sets
 
 
-def build_esc50(folder: Path) -> None:
+def build_esc50(data: Path) -> None:
     """Six clips, one of which cannot be decoded, and a file of settings."""
     rows = []
     for fold in (1, 2, 5):
         for target in (0, 10):
             name = f"{fold}-{1000 + fold}-A-{target}.wav"
             rows.append((name, fold, target, esc50.CLASS_NAMES[target], True, 1000 + fold, "A"))
-            write_wav(folder / "data" / "audio" / name, fold + target, seconds=0.05 + 0.01 * fold)
-    (folder / "data" / "audio" / rows[3][0]).write_bytes(b"not audio")
+            write_wav(data / "audio" / name, fold + target, seconds=0.05 + 0.01 * fold)
+    (data / "audio" / rows[3][0]).write_bytes(b"not audio")
     columns = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
-    write_csv(folder / "data" / "meta" / "esc50.csv", columns, rows)
-    (folder / "settings.yaml").write_text("precision: fp32\n")
+    write_csv(data / "meta" / "esc50.csv", columns, rows)
+    (data / "settings.yaml").write_text("precision: fp32\n")
 
 
-def build_urbansound8k(folder: Path) -> None:
-    rows = [(f"{7 + fold}-3-0-1.wav", 7 + fold, 0, 4, 1, fold, 3, "dog_bark") for fold in (1, 2, 10)]
-    for name, *_, fold, _, _ in rows:
-        write_wav(folder / "data" / "audio" / f"fold{fold}" / name, fold, seconds=0.05)
+def build_urbansound8k(data: Path) -> None:
+    rows = []
+    for fold in (1, 2, 10):
+        rows.append((f"{fold}-3-0-1.wav", fold, 0, 4, 1, fold, 3, "dog_bark"))
+        write_wav(data / "audio" / f"fold{fold}" / rows[-1][0], fold, seconds=0.05)
     columns = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
-    write_csv(folder / "data" / "metadata" / "UrbanSound8K.csv", columns, rows)
+    write_csv(data / "metadata" / "UrbanSound8K.csv", columns, rows)
 
 
-def build_nsynth(folder: Path) -> None:
+def build_nsynth(data: Path) -> None:
     notes = {}
     for number, family in enumerate(("bass", "vocal", "synth_lead")):
         name = f"{family}_acoustic_{number:03d}-060-100"
-        write_wav(folder / "data" / "nsynth-train" / "audio" / f"{name}.wav", number, seconds=0.05)
-        notes[name] = {"note": number, "instrument_str": name[:-8], "pitch": 60, "qualities": [0]}
+        write_wav(data / "nsynth-train" / "audio" / f"{name}.wav", number, seconds=0.05)
+        notes[name] = {"note": number, "instrument_str": name[:-8], "qualities": [0]}
         notes[name] |= {"instrument_family": number, "instrument_family_str": family}
-    (folder / "data" / "nsynth-train" / "examples.json").write_text(json.dumps(notes))
+    (data / "nsynth-train" / "examples.json").write_text(json.dumps(notes))
 
 
-def build_icbhi(folder: Path) -> None:
-    splits = ""
-    for patient, split in ((101, "train"), (102, "train"), (103, "test")):
-        stem = f"{patient}_1b1_Al_sc_Meditron"
-        write_wav(folder / "data" / f"{stem}.wav", patient, seconds=0.3, rate=4_000)
-        (folder / "data" / f"{stem}.txt").write_text("0.0\t.15\t0\t0\n.15\t.2\t1\t0\n.2\t.3\t1\t1\n")
-        splits += f"{stem}\t{split}\r\n"
-    (folder / "data" / icbhi.SPLIT_FILE).write_text(splits)
-
-
-def build_speech_commands(folder: Path) -> None:
-    for word in ("yes", "no", "bed"):
-        for speaker in "abc":
-            name = f"0000000{speaker}_nohash_0.wav"
-            write_wav(folder / "data" / word / name, seconds=0.05, rate=16_000)
-    for speaker, name in (("b", "validation_list.txt"), ("c", "testing_list.txt")):
-        words = [f"{word}/0000000{speaker}_nohash_0.wav\n" for word in ("yes", "no", "bed")]
-        (folder / "data" / name).write_text("".join(words))
-
-
-def build_librispeech(folder: Path) -> None:
-    rows = ["; comment", ";ID  |SEX| SUBSET           |MINUTES| NAME"]
-    for speaker, name in ((60, "|CBW|Simon"), (62, "Some Body"), (61, "Paul")):
-        subset = "test-clean" if speaker == 61 else "train-clean-100"
-        path = folder / "data" / subset / str(speaker) / "1" / f"{speaker}-1-0000.flac"
-        write_wav(path, speaker, seconds=0.05, rate=16_000)
-        rows.append(f"{speaker}   | M | {subset:<16} | 20.18 | {name}")
-    (folder / "data" / "SPEAKERS.TXT").write_text("\n".join(rows) + "\n")
-
-
-def build_table(folder: Path) -> None:
+def build_table(data: Path) -> None:
     rows = [(f"{n}.wav", "ab"[n % 2], n // 2 % 2 + 1, f"group{n}", 0, 0.05) for n in range(8)]
     for number, row in enumerate(rows):
-        write_wav(folder / "data" / row[0], number, seconds=0.06)
-    write_csv(folder / "data" / "table.csv", ("path", "label", "fold", "group", "start", "end"), rows)
+        write_wav(data / row[0], number, seconds=0.06)
+    write_csv(data / "table.csv", ("path", "label", "fold", "group", "start", "end"), rows)
 
 
-def extract(task: Task | Variants, *flags: str, folder: Path) -> None:
+def extract(data: Path, out: Path, task: Task = esc50.TASK, flags: tuple[str, ...] = ()) -> None:
     """A task's extraction script."""
-    places = ("--data-root", str(folder / "data"), "--output", str(folder / "out" / "features.pt"))
+    places = ("--data-root", str(data), "--output", str(out / "features.pt"))
     extract_main(task, [*places, *LOGMEL, *flags])
 
 
-def extraction_of(
-    name: str,
-    build: Callable[[Path], None],
-    task: Task | Variants,
-    listings: tuple[str, ...],
-    class_names: tuple[str, ...] | None,
-    *flags: str,
-) -> Command:
-    """The extraction of a data set."""
-    mains = (lambda folder: extract(task, *flags, folder=folder),)
-    patterns = tuple(f"data/{listing}" for listing in listings)
-    return Command(name, build, mains, patterns, class_names)
+def extract_with_settings(data: Path, out: Path) -> None:
+    extract(data, out, flags=("--config", str(data / "settings.yaml")))
 
 
-def probe(folder: Path) -> None:
+def probe(data: Path, out: Path) -> None:
     """own_sounds/probe.py with a table."""
-    places = (str(folder / "data" / "table.csv"), "--output-dir", str(folder / "out"))
-    probe_main([*places, *LOGMEL, *SHORT_FIT])
+    places = (str(data / "table.csv"), "--output-dir", str(out))
+    probe_main([*places, *LOGMEL, "--epochs", "1"])
 
 
-EXTRACT = Command(
-    "extraction",
-    build_esc50,
-    (lambda folder: extract(esc50.TASK, "--config", str(folder / "settings.yaml"), folder=folder),),
-)
+def extraction_of(task: Task, build: Build, listing: str) -> Command:
+    """The extraction of a data set, whose listing is attacked."""
+    return Command(task.name, build, (partial(extract, task=task),), listing, task.class_names)
+
+
+TRAIN_CLEAN_100 = librispeech.TRAIN_CLEAN_100
+EXTRACT = Command("extraction", build_esc50, (extract_with_settings,), "data/settings.yaml")
 SHARDS = Command(
     "extraction in two shards",
     build_esc50,
-    tuple(partial(lambda folder, shard: extract(esc50.TASK, "--shard", shard, folder=folder), shard=shard)
-          for shard in ("1/2", "2/2")),
+    tuple(partial(extract, flags=("--shard", shard)) for shard in ("1/2", "2/2")),
+    "out/**/*.pt",
 )
 DATA_SETS = (
-    extraction_of("ESC-50", build_esc50, esc50.TASK, ("meta/esc50.csv",), esc50.CLASS_NAMES),
-    extraction_of(
-        "UrbanSound8K",
-        build_urbansound8k,
-        urbansound8k.TASK,
-        ("metadata/UrbanSound8K.csv",),
-        urbansound8k.CLASS_NAMES,
-    ),
-    extraction_of(
-        "NSynth",
-        build_nsynth,
-        nsynth.task("train"),
-        ("nsynth-train/examples.json",),
-        nsynth.FAMILIES,
-    ),
-    extraction_of("ICBHI", build_icbhi, icbhi.LEVELS, ("*.txt",), icbhi.CYCLE_CLASSES, "--level", "cycle"),
-    extraction_of("Speech Commands", build_speech_commands, speech_commands.V1, ("*.txt",), ("yes", "no", "bed")),
-    extraction_of(
-        "LibriSpeech",
-        build_librispeech,
-        librispeech.TRAIN_CLEAN_100,
-        ("SPEAKERS.TXT",),
-        None,
-    ),
-    Command("own table", build_table, (probe,), ("data/table.csv",)),
+    extraction_of(esc50.TASK, build_esc50, "data/meta/*"),
+    extraction_of(urbansound8k.TASK, build_urbansound8k, "data/metadata/*"),
+    extraction_of(nsynth.task("train"), build_nsynth, "data/*/examples.json"),
+    extraction_of(icbhi.CYCLES, partial(generate_icbhi, patients=3), "**/*.txt"),
+    extraction_of(speech_commands.V1, partial(generate_speech_commands, speakers=3), "data/*.txt"),
+    extraction_of(TRAIN_CLEAN_100, partial(generate_librispeech, speakers=2, utterances=1), "data/*"),
+    Command("own table", build_table, (probe,), "data/table.csv"),
 )
 
 
-# Audio in all formats
+# Audio
 
 FORMATS = {
     "pcm.wav": "PCM_16",
@@ -201,95 +149,71 @@ FORMATS = {
     "vorbis.ogg": "VORBIS",
     "sound.mp3": "MPEG_LAYER_III",
 }
-COMPRESSED = ("vorbis.ogg", "sound.mp3")
+COMPRESSED = {"vorbis.ogg", "sound.mp3"}
 
 
-def build_audio(folder: Path) -> None:
-    (folder / "data").mkdir()
+def build_audio(data: Path) -> None:
     for seed, (name, subtype) in enumerate(FORMATS.items()):
-        soundfile.write(folder / "data" / name, noise(seed, 8_000), 16_000, subtype)
+        soundfile.write(data / name, noise(seed, 8_000), 16_000, subtype)
 
 
-def embed(folder: Path) -> None:
+def embed(data: Path, out: Path) -> None:
     """own_sounds/embed.py with every file."""
-    paths = [str(folder / "data" / name) for name in FORMATS]
-    embed_main([*paths, "-o", str(folder / "out" / "features.pt"), *LOGMEL])
+    paths = [str(data / name) for name in FORMATS]
+    embed_main([*paths, "-o", str(out / "features.pt"), *LOGMEL])
 
 
 EMBED = Command("embedding of files", build_audio, (embed,))
 
 
-# Features, heads and results
+# Features, heads, results and weights
 
 
-def build_features(folder: Path) -> None:
-    saved(grouped_features(folds=2), folder / "features.pt")
+def build_features(data: Path) -> None:
+    saved(grouped_features(folds=2), data / "features.pt")
 
 
-def classify(folder: Path) -> None:
+def classify(data: Path, out: Path) -> None:
     """ESC-50's classification script."""
-    places = ("--features", str(folder / "features.pt"), "--output-dir", str(folder / "out"))
-    classify_main(esc50.TASK, [*places, "--feature-dim", str(SIZE), *SHORT_FIT])
+    places = ("--features", str(data / "features.pt"), "--output-dir", str(out))
+    flags = ("--feature-dim", str(SIZE), "--device", "cpu", "--epochs", "1")
+    classify_main(esc50.TASK, [*places, *flags])
 
 
-def build_results(folder: Path) -> None:
+def build_results(data: Path) -> None:
     """The results of probe.py."""
-    build_table(folder)
-    probe(folder)
-    (folder / "out").rename(folder / "results")
+    build_table(data)
+    probe(data, data / "results")
 
 
-def predict(folder: Path) -> None:
+def predict(data: Path, out: Path) -> None:
     """own_sounds/predict.py."""
-    head = folder / "results" / "own_table_linear_classifier.pt"
-    predict_main([str(head), str(folder / "data"), "--csv", str(folder / "out" / "predicted.csv")])
+    head = data / "results" / "own_table_linear_classifier.pt"
+    predict_main([str(head), str(data), "--csv", str(out / "predicted.csv")])
 
 
-def summarize(folder: Path) -> None:
+def summarize(data: Path, out: Path) -> None:
     """python -m analysis.summary."""
-    places = ["--results", str(folder / "results"), "--output", str(folder / "out")]
-    sys.argv = ["analysis.summary", *places]
+    sys.argv = ["summary", "--results", str(data / "results"), "--output", str(out)]
     run(summary.main)
 
 
-CLASSIFY = Command("classification", build_features, (classify,))
-PREDICT = Command("prediction", build_results, (predict,))
-SUMMARIZE = Command("summary of results", build_results, (summarize,))
-
-
-# The encoder's weights and condition
-
-
-def build_weights(folder: Path) -> None:
-    build_esc50(folder)
+def build_weights(data: Path) -> None:
+    build_esc50(data)
     tensors = load_weights("random:1", weight_shapes()).tensors
-    torch.save({f"ss_model.{name}": tensor for name, tensor in tensors.items()}, folder / "weights.ckpt")
+    torch.save({f"ss_model.{name}": tensors[name] for name in tensors}, data / "weights.ckpt")
 
 
-def build_conditions(folder: Path) -> None:
-    build_esc50(folder)
-    np.save(folder / "condition.npy", noise(1, 512))
-
-
-def extract_with(folder: Path, *flags: str) -> None:
+def extract_with_weights(data: Path, out: Path) -> None:
     """ESC-50's extraction with AudioSep."""
-    extract(esc50.TASK, "--encoder", "audiosep", *flags, folder=folder)
+    weights = ("--checkpoint", str(data / "weights.ckpt"))
+    extract(data, out, flags=("--encoder", "audiosep", *weights))
 
 
-WEIGHTS = Command(
-    "weights",
-    build_weights,
-    (lambda folder: extract_with(folder, "--checkpoint", str(folder / "weights.ckpt")),),
-)
-CONDITION = Command(
-    "condition",
-    build_conditions,
-    (
-        lambda folder: extract_with(
-            folder, "--checkpoint", "random:1", "--condition", str(folder / "condition.npy")
-        ),
-    ),
-)
+CLASSIFY = Command("classification", build_features, (classify,), "data/features.pt")
+PREDICT = Command("prediction", build_results, (predict,), "data/results/*linear*.pt")
+SUMMARIZE = Command("summary of results", build_results, (summarize,), "data/results/*.json")
+WEIGHTS = Command("AudioSep's weights", build_weights, (extract_with_weights,), "data/weights.ckpt")
 
 
 # Downloads
@@ -305,40 +229,29 @@ def file_server() -> Server:
     return context.enter_context(serving())
 
 
-def pack_tar(files: Mapping[str, bytes], links: Mapping[str, str] | None = None) -> bytes:
-    """A .tar.gz of links and of files."""
+def pack(file: str, members: Mapping[str, bytes | str]) -> bytes:
+    """A zip, or a compressed tar, of files (bytes) and links (where they lead)."""
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for name, target in (links or {}).items():
+    if file.endswith(".zip"):
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name, content in members.items():
+                member = zipfile.ZipInfo(name)
+                member.external_attr = (0o120777 if isinstance(content, str) else 0o100644) << 16
+                archive.writestr(member, content, zipfile.ZIP_DEFLATED)
+        return packed.getvalue()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, content in members.items():
             info = tarfile.TarInfo(name)
-            info.type, info.linkname = tarfile.SYMTYPE, target
-            archive.addfile(info)
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                tar.addfile(info)
+            else:
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
     return packed.getvalue()
 
 
-def pack_zip(files: Mapping[str, bytes], links: Mapping[str, str] | None = None) -> bytes:
-    """A .zip of links and of files."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, target in (links or {}).items():
-            info = zipfile.ZipInfo(name)
-            info.external_attr = 0o120777 << 16
-            archive.writestr(info, target)
-        for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
-    return packed.getvalue()
-
-
-def pack(file: str, files: Mapping[str, bytes], links: Mapping[str, str] | None = None) -> bytes:
-    """An archive of the kind that its name says."""
-    return (pack_zip if file.endswith(".zip") else pack_tar)(files, links)
-
-
-def build_download(folder: Path, file: str, has_checksum: bool) -> None:
+def build_download(data: Path, file: str, has_checksum: bool) -> None:
     """The table of a data set with one archive."""
     content = pack(file, ARCHIVED)
     file_server().files[file] = content
@@ -350,20 +263,18 @@ def build_download(folder: Path, file: str, has_checksum: bool) -> None:
         "holds": {"top/*.wav": len(ARCHIVED)},
     }
     if has_checksum:
-        archive |= {"size": len(content), "checksum": f"sha256:{hashlib.sha256(content).hexdigest()}"}
+        archive["checksum"] = f"sha256:{hashlib.sha256(content).hexdigest()}"
     source = {"title": "Sounds", "licence": "none", "archives": [archive]}
-    (folder / "archives.yaml").write_text(yaml.safe_dump({"sounds": source}))
+    (data / "archives.yaml").write_text(yaml.safe_dump({"sounds": source}))
 
 
-def download(folder: Path) -> None:
+def download(data: Path, out: Path) -> None:
     """python -m common.download."""
-    flags: Sequence[str] = ("sounds", "--root", str(folder / "out"))
-    run(lambda: download_main(flags, folder / "archives.yaml"))
+    run(lambda: download_main(("sounds", "--root", str(out)), data / "archives.yaml"))
 
 
-DOWNLOAD = Command(
-    "download", partial(build_download, file="sounds.tar.gz", has_checksum=True), (download,)
-)
+CHECKED = partial(build_download, file="sounds.tar.gz", has_checksum=True)
+DOWNLOAD = Command("download", CHECKED, (download,))
 UNPACK = tuple(
     Command(file, partial(build_download, file=file, has_checksum=False), (download,))
     for file in ("archive.tar.gz", "archive.zip")
