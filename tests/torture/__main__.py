@@ -10,7 +10,6 @@ import argparse
 import os
 import platform
 import re
-import shutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' helpe
 
 from common.files import PROJECT_ROOT  # noqa: E402 - after what is read when torch is loaded
 from tests.torture.attacks import ATTACKS  # noqa: E402
-from tests.torture.runner import Tally, root, run_attack  # noqa: E402
+from tests.torture.runner import Tally, run_attack  # noqa: E402
 
 PAGE = PROJECT_ROOT / "docs" / "reliability.md"
 START, END = "<!-- torture: start -->", "<!-- torture: end -->"
@@ -50,13 +49,10 @@ def main() -> int:
         parser.error("--write wants all attacks in full")
     warnings.simplefilter("ignore")
     tallies = []
-    try:
-        for attack in chosen:
-            cases = attack.quick if options.quick else attack.cases
-            tallies.append(run_attack(attack, cases, options.seed))
-            print_tally(tallies[-1])
-    finally:
-        shutil.rmtree(root())
+    for attack in chosen:
+        cases = attack.quick if options.quick else attack.cases
+        tallies.append(run_attack(attack, cases, options.seed))
+        print("\n".join([row_of(tallies[-1]), *tallies[-1].broken]), flush=True)
     cases, *_, broken = totals(tallies)
     seconds = sum(tally.seconds for tally in tallies)
     print(f"{cases:,} cases, {cases - broken:,} held, {broken} broken; {seconds:.0f} s")
@@ -66,15 +62,14 @@ def main() -> int:
     return 1 if broken else 0
 
 
-def print_tally(tally: Tally) -> None:
-    """Print how an attack ended."""
-    cases, same, accepted, refused, broken = tally.counts
-    held = f"{same} as undisturbed, {accepted} accepted, {refused} refused"
-    result = f"{cases} cases, {held}, {broken} broken"
-    skipped = f"; not run here: {tally.skipped}" if tally.skipped else ""
-    print(f"{tally.attack.name}: {result} ({tally.seconds:.1f} s){skipped}", flush=True)
-    for line in tally.broken:
-        print(f"  BROKEN {tally.attack.name}, {line}", flush=True)
+def row_of(tally: Tally) -> str:
+    """A row of the table."""
+    attack = tally.attack
+    commands = ", ".join(command.name for command in attack.commands)
+    counts = " | ".join(map(str, tally.counts))
+    if tally.skipped:
+        counts = f"not run: {tally.skipped} | | | |"
+    return f"| {attack.name} | {attack.summary} | {commands} | {counts} |"
 
 
 def totals(tallies: Sequence[Tally]) -> list[int]:
@@ -84,16 +79,8 @@ def totals(tallies: Sequence[Tally]) -> list[int]:
 
 def write_table(tallies: Sequence[Tally], seed: int) -> None:
     """Replace the table in the page on reliability."""
-    rows = []
-    for tally in tallies:
-        attack = tally.attack
-        commands = ", ".join(command.name for command in attack.commands)
-        counts = " | ".join(f"{count:,}" for count in tally.counts)
-        if tally.skipped:
-            counts = f"not run: {tally.skipped} | | | |"
-        rows.append(f"| {attack.name} | {attack.summary} | {commands} | {counts} |")
     sums = " | ".join(f"**{count:,}**" for count in totals(tallies))
-    rows.append(f"| **all** | | | {sums} |")
+    rows = [*map(row_of, tallies), f"| **all** | | | {sums} |"]
     minutes = sum(tally.seconds for tally in tallies) / 60
     where = f"Python {platform.python_version()} on {platform.system()}, seed {seed}"
     last_run = f"The last run: {where}, {minutes:.0f} minutes."

@@ -38,16 +38,12 @@ from tests.torture.runner import (
 # Interruptions
 
 
-def signal_itself(number: int) -> None:
-    os.kill(os.getpid(), number)
-
-
 def fail(code: int) -> None:
     raise OSError(code, os.strerror(code))
 
 
 INTERRUPTIONS = (
-    *(partial(signal_itself, number) for number in SIGNALS),
+    *(partial(signal.raise_signal, number) for number in SIGNALS),
     *(partial(fail, code) for code in (errno.ENOSPC, errno.EIO)),
 )
 
@@ -192,10 +188,11 @@ def damaged_unfinished_work(case: Case) -> Verdict:
 
 def unsafe_archive(case: Case) -> Verdict:
     """Members with .. or an absolute path, links, files behind links."""
-    link = {"top/link": case.rng.choice(("../..", str(case.folder), "../../data/archives.yaml"))}
-    outside = ("../escaped", "top/../../escaped", "../../data/archives.yaml", f"{case.folder}/escaped")
+    table = "../../data/archives.yaml"
+    link = {"top/link": case.rng.choice(("../..", str(case.folder), table))}
+    names = ("../escaped", "top/../../escaped", f"{case.folder}/escaped", table)
     unsafe: tuple[dict[str, bytes | str], ...] = (
-        *({name: b"escaped"} for name in outside),
+        *({name: b"escaped"} for name in names),
         {**link},
         {**link, "top/link/escaped": b"escaped"},
     )
@@ -203,9 +200,8 @@ def unsafe_archive(case: Case) -> Verdict:
     case.log.append(str(members))
     file = case.command.name
     commands.file_server().files[file] = commands.pack(file, {**members, **commands.ARCHIVED})
-    table = (case.data / "archives.yaml").read_bytes()
     require(case.finish().is_refused, "it was not refused")
-    require((case.data / "archives.yaml").read_bytes() == table, "a file was replaced")
+    require((case.data / "archives.yaml").read_bytes() != b"escaped", "a file was replaced")
     require(not any(case.folder.rglob("escaped")), "a file was written")
     return Verdict.REFUSED
 
@@ -346,7 +342,7 @@ def not_audio(case: Case) -> Verdict:
 TOKEN = re.compile(r'"[^"\n]*"|[^\s,|:{}\[\]"]+')
 VALUES = (
     *("", " ", '"', "''", "0", "-1", "-0.5", "1.5", "inf", "nan", "1e400", "9" * 400, "0x10", "²"),
-    *("true", "null", "[]", "{}", "\0", "a\0b", "\n", "\r", "\u2028", "\u202e", "#", "=1+1", "é音"),
+    *("true", "null", "[]", "{}", "\0", "a\0b", "\n", "\r", "\u2028", "\u202e", "#", "=1+1", "é"),
     *("../../../etc/passwd", "/etc/passwd", "~", "C:\\x", "..", "a/b", "x" * 300, "train", "test"),
 )
 
@@ -377,30 +373,29 @@ def edited(text: str, rng: random.Random) -> bytes:
     return content.replace(token[0].encode(), b"\xff\xe9") if rng.random() < 0.05 else content
 
 
-def spoil_listing(case: Case, path: Path) -> None:
-    """Edit, damage or replace a table or list."""
-    content, way = path.read_bytes(), case.rng.random()
-    if way < 0.7:
-        path.write_bytes(edited(content.decode(), case.rng))
-        case.log.append(f"{path.name} is {path.read_bytes()[:2_000]!r}")
-        return
-    if way < 0.9:
-        damage(case, path)
-        return
+def put_something_else(case: Case, path: Path) -> None:
+    """Put a folder, a pipe, a link or nothing in the place of a file."""
     path.unlink()
-    kind = case.rng.choice(("missing", "a folder", "a pipe", path.name, "/dev/null", "/dev/zero"))
+    kind = case.rng.choice(("nothing", "a folder", "a pipe", path.name, "/dev/null", "/dev/zero"))
     case.log.append(f"{path.name} is {kind}")
     if kind == "a folder":
         path.mkdir()
     elif kind == "a pipe":
         os.mkfifo(path)
-    elif kind != "missing":
+    elif kind != "nothing":
         path.symlink_to(kind)
 
 
 def spoiled_listing(case: Case) -> Verdict:
     """Cells, lines, encodings changed, damage, pipes or links in place of tables and metadata."""
-    spoil_listing(case, case.pick(case.command.attacked))
+    path, way = case.pick(case.command.attacked), case.rng.random()
+    if way < 0.1:
+        put_something_else(case, path)
+    elif way < 0.3:
+        damage(case, path)
+    else:
+        path.write_bytes(edited(path.read_bytes().decode(), case.rng))
+        case.log.append(f"{path.name} is {path.read_bytes()[:2_000]!r}")
     if case.finish().is_refused:
         return Verdict.REFUSED
     (file,) = case.out.glob("*features*.pt")
@@ -412,25 +407,26 @@ def spoiled_listing(case: Case) -> Verdict:
     require(set(features.splits or ()) <= {"train", "valid", "test"}, "an unknown split")
     if case.command.class_names:
         require(set(features.class_names) <= set(case.command.class_names), "an unknown class")
+    if case.command is not commands.TABLE:  # which may name files anywhere
         outside = [name for name in features.clip_ids if ".." in Path(name).parts or name[0] == "/"]
         require(not outside, f"clips outside the data set: {outside}")
     return Verdict.ACCEPTED
 
 
-WORKS = (EXTRACT, CLASSIFY, DOWNLOAD, SHARDS)
+WORKS = (SHARDS, CLASSIFY, DOWNLOAD, EXTRACT)
 ATTACKS = (
-    Attack(interrupted_while_writing, WORKS, cases=240, quick=3),
-    Attack(killed_at_random_times, WORKS, cases=120, quick=2),
-    Attack(several_processes, WORKS, cases=80, quick=2),
-    Attack(full_disk, WORKS, cases=80, quick=2),
-    Attack(broken_connection, (DOWNLOAD,), cases=24),
-    Attack(damaged_file, (CLASSIFY, PREDICT, commands.SUMMARIZE), cases=240, quick=3),
-    Attack(damaged_unfinished_work, (SHARDS, DOWNLOAD), cases=120, quick=1),
-    Attack(unsafe_archive, commands.UNPACK, cases=40, quick=1),
-    Attack(code_in_file, (CLASSIFY, PREDICT, EXTRACT, SHARDS, WEIGHTS), cases=60, quick=3),
-    Attack(wrong_weights, (WEIGHTS,), cases=24, quick=0),
-    Attack(damaged_audio, (EMBED,), cases=120),
-    Attack(truncated_audio, (EMBED,), cases=120),
-    Attack(not_audio, (EMBED,), cases=40),
-    Attack(spoiled_listing, commands.DATA_SETS, cases=420, quick=7),
+    Attack(interrupted_while_writing, WORKS, cases=160, quick=2),
+    Attack(killed_at_random_times, WORKS, cases=60),
+    Attack(several_processes, WORKS, cases=48),
+    Attack(full_disk, WORKS, cases=48),
+    Attack(broken_connection, (DOWNLOAD,), cases=16),
+    Attack(damaged_file, (CLASSIFY, PREDICT, commands.SUMMARIZE), cases=210, quick=2),
+    Attack(damaged_unfinished_work, (SHARDS, DOWNLOAD), cases=80),
+    Attack(unsafe_archive, commands.UNPACK, cases=24),
+    Attack(code_in_file, (CLASSIFY, PREDICT, SHARDS, EXTRACT, WEIGHTS), cases=40, quick=2),
+    Attack(wrong_weights, (WEIGHTS,), cases=12, quick=0),
+    Attack(damaged_audio, (EMBED,), cases=80),
+    Attack(truncated_audio, (EMBED,), cases=80),
+    Attack(not_audio, (EMBED,), cases=24),
+    Attack(spoiled_listing, commands.DATA_SETS, cases=280, quick=3),
 )

@@ -5,13 +5,12 @@ A command reads files in a folder `data`, which its `build` fills, and writes in
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import hashlib
 import io
 import json
 import sys
 import tarfile
+import threading
 import zipfile
 from collections.abc import Mapping
 from functools import cache, partial
@@ -24,7 +23,7 @@ import torch
 import yaml
 from conftest import draw_nothing, noise, write_csv, write_wav
 from heads_helpers import SIZE, grouped_features, saved
-from loopback import Server, serving
+from loopback import Server
 
 from analysis import summary
 from common.cli import classify_main, extract_main
@@ -42,7 +41,7 @@ from nsynth_feature_fc import nsynth
 from own_sounds.embedding import embed_main
 from own_sounds.predicting import predict_main
 from own_sounds.probing import probe_main
-from speaker_recognition import librispeech
+from speaker_recognition.librispeech import TRAIN_CLEAN_100
 from tests.torture.runner import Build, Command
 from urbansound8k_feature_fc import urbansound8k
 
@@ -97,11 +96,7 @@ def build_table(data: Path) -> None:
 def extract(data: Path, out: Path, task: Task = esc50.TASK, flags: tuple[str, ...] = ()) -> None:
     """A task's extraction script."""
     places = ("--data-root", str(data), "--output", str(out / "features.pt"))
-    extract_main(task, [*places, *LOGMEL, *flags])
-
-
-def extract_with_settings(data: Path, out: Path) -> None:
-    extract(data, out, flags=("--config", str(data / "settings.yaml")))
+    extract_main(task, [*places, *LOGMEL, *(flag.format(data=data) for flag in flags)])
 
 
 def probe(data: Path, out: Path) -> None:
@@ -115,22 +110,23 @@ def extraction_of(task: Task, build: Build, listing: str) -> Command:
     return Command(task.name, build, (partial(extract, task=task),), listing, task.class_names)
 
 
-TRAIN_CLEAN_100 = librispeech.TRAIN_CLEAN_100
-EXTRACT = Command("extraction", build_esc50, (extract_with_settings,), "data/settings.yaml")
+WITH_SETTINGS = partial(extract, flags=("--config", "{data}/settings.yaml"))
+EXTRACT = Command("extraction", build_esc50, (WITH_SETTINGS,), "data/settings.yaml")
 SHARDS = Command(
     "extraction in two shards",
     build_esc50,
     tuple(partial(extract, flags=("--shard", shard)) for shard in ("1/2", "2/2")),
     "out/**/*.pt",
 )
+TABLE = Command("own table", build_table, (probe,), "data/table.csv")
 DATA_SETS = (
     extraction_of(esc50.TASK, build_esc50, "data/meta/*"),
+    TABLE,
     extraction_of(urbansound8k.TASK, build_urbansound8k, "data/metadata/*"),
     extraction_of(nsynth.task("train"), build_nsynth, "data/*/examples.json"),
     extraction_of(icbhi.CYCLES, partial(generate_icbhi, patients=3), "**/*.txt"),
     extraction_of(speech_commands.V1, partial(generate_speech_commands, speakers=3), "data/*.txt"),
-    extraction_of(TRAIN_CLEAN_100, partial(generate_librispeech, speakers=2, utterances=1), "data/*"),
-    Command("own table", build_table, (probe,), "data/table.csv"),
+    extraction_of(TRAIN_CLEAN_100, partial(generate_librispeech, speakers=2), "data/SPEAKERS.TXT"),
 )
 
 
@@ -204,16 +200,12 @@ def build_weights(data: Path) -> None:
     torch.save({f"ss_model.{name}": tensors[name] for name in tensors}, data / "weights.ckpt")
 
 
-def extract_with_weights(data: Path, out: Path) -> None:
-    """ESC-50's extraction with AudioSep."""
-    weights = ("--checkpoint", str(data / "weights.ckpt"))
-    extract(data, out, flags=("--encoder", "audiosep", *weights))
-
-
+AUDIOSEP = ("--encoder", "audiosep", "--checkpoint", "{data}/weights.ckpt")
 CLASSIFY = Command("classification", build_features, (classify,), "data/features.pt")
 PREDICT = Command("prediction", build_results, (predict,), "data/results/*linear*.pt")
 SUMMARIZE = Command("summary of results", build_results, (summarize,), "data/results/*.json")
-WEIGHTS = Command("AudioSep's weights", build_weights, (extract_with_weights,), "data/weights.ckpt")
+WITH_WEIGHTS = partial(extract, flags=AUDIOSEP)
+WEIGHTS = Command("AudioSep's weights", build_weights, (WITH_WEIGHTS,), "data/weights.ckpt")
 
 
 # Downloads
@@ -224,9 +216,9 @@ ARCHIVED = {f"top/{number}.wav": np.random.default_rng(number).bytes(9_000) for 
 @cache
 def file_server() -> Server:
     """A server that runs until the suite ends."""
-    context = contextlib.ExitStack()
-    atexit.register(context.close)
-    return context.enter_context(serving())
+    server = Server()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
 
 
 def pack(file: str, members: Mapping[str, bytes | str]) -> bytes:

@@ -29,6 +29,9 @@ from tqdm import tqdm
 # A killed process would keep the lock that tqdm shares between processes.
 tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
+FILES = tempfile.TemporaryDirectory(prefix="torture-")  # of all cases, until the suite ends
+ROOT = Path(os.path.realpath(FILES.name))
+os.environ["MPLCONFIGDIR"] = str(ROOT)  # where matplotlib writes when it is imported
 LIMIT_S = 60.0
 LIMIT_BYTES = 3_000_000_000  # of address space, beyond what the process starts with
 LONGEST_MESSAGE = 1_000
@@ -119,19 +122,6 @@ class Ended:
     def is_refused(self) -> bool:
         return self.status == 2
 
-    def check(self, is_interrupted: bool) -> None:
-        """`Broken` for a traceback, an unexpected status, or a refusal that is not one line."""
-        tail = self.printed[-400:]
-        require(WROTE_OUTSIDE not in self.printed, tail)
-        if is_interrupted and self.status in (INTERRUPTED, *(-number for number in SIGNALS)):
-            return  # with a traceback if tqdm was half made
-        require("Traceback (most recent call last)" not in self.printed, tail)
-        require(self.status in (0, 2), f"ended with status {self.status}: {tail}")
-        errors = [line for line in self.printed.splitlines() if line.startswith("error: ")]
-        if self.is_refused:
-            require(len(errors) == 1, f"{len(errors)} lines of error: {tail}")
-            require(len(errors[0]) <= LONGEST_MESSAGE, f"an error of {len(errors[0])} letters")
-
 
 class Script:
     """A process of a command. It is forked, because starting Python and torch takes seconds."""
@@ -158,7 +148,9 @@ class Script:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
             torch.set_num_threads(1)  # the parent's threads do not exist here
-            resource.setrlimit(resource.RLIMIT_AS, (allowed_bytes(), -1))
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            most_bytes = pages * resource.getpagesize() + LIMIT_BYTES
+            resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
             WATCH.forbids_outside = True
             prepare()
             status = status_of(main)
@@ -172,7 +164,7 @@ class Script:
             os._exit(status)
 
     def wait(self, *, is_interrupted: bool = False) -> Ended:
-        """Wait for the end; `Broken` unless it is success, a refusal or an interruption."""
+        """Wait for the end; `Broken` unless it is success, one line of refusal or an interruption."""
         deadline = time.monotonic() + LIMIT_S
         while not (waited := os.waitpid(self.process, os.WNOHANG))[0]:
             require(time.monotonic() < deadline, f"did not end within {LIMIT_S:.0f} s")
@@ -181,7 +173,16 @@ class Script:
         printed = self.log.read_text(errors="replace") if self.log.exists() else ""
         self.log.unlink(missing_ok=True)
         ended = Ended(os.waitstatus_to_exitcode(waited[1]), printed.replace("\r", "\n"))
-        ended.check(is_interrupted)
+        tail = ended.printed[-400:]
+        require(WROTE_OUTSIDE not in ended.printed, tail)
+        if is_interrupted and ended.status in (INTERRUPTED, *(-number for number in SIGNALS)):
+            return ended  # with a traceback if tqdm was half made
+        require("Traceback (most recent call last)" not in ended.printed, tail)
+        require(ended.status in (0, 2), f"ended with status {ended.status}: {tail}")
+        errors = [line for line in ended.printed.splitlines() if line.startswith("error: ")]
+        if ended.is_refused:
+            require(len(errors) == 1, f"{len(errors)} lines of error: {tail}")
+            require(len(errors[0]) <= LONGEST_MESSAGE, f"an error of {len(errors[0])} letters")
         return ended
 
     def end(self) -> None:
@@ -199,12 +200,6 @@ def status_of(main: Callable[[], object]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     return 0
-
-
-def allowed_bytes() -> int:
-    """The address space that this process has, and LIMIT_BYTES."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    return pages * resource.getpagesize() + LIMIT_BYTES
 
 
 @dataclass
@@ -317,17 +312,9 @@ def undisturbed(command: Command) -> tuple[Path, int]:
 
 
 @cache
-def root() -> Path:
-    """The folder of this run of the suite."""
-    folder = Path(os.path.realpath(tempfile.mkdtemp(prefix="torture-")))
-    os.environ["MPLCONFIGDIR"] = str(folder)  # matplotlib writes there when it is imported
-    return folder
-
-
-@cache
 def subject(command: Command) -> Path:
     """A folder with what a command reads."""
-    folder = root() / command.name.replace(" ", "_") / "subject"
+    folder = ROOT / command.name.replace(" ", "_") / "subject"
     (folder / "data").mkdir(parents=True)
     run_here(partial(command.build, folder / "data"))
     return folder
@@ -412,7 +399,7 @@ def run_attack(attack: Attack, cases: int, seed: int) -> Tally:
             break
         except Exception as error:  # noqa: BLE001 - also what checks raise on damaged results
             log = f"{command.name}: {', '.join(case.log)}"
-            tally.broken.append(f"case {number} ({log}): {type(error).__name__}: {error}")
+            tally.broken.append(f"BROKEN case {number} ({log}): {type(error).__name__}: {error}")
         finally:
             for script in case.scripts:
                 script.end()
