@@ -14,7 +14,7 @@ help:
 	@echo "make reproduce    the whole study: [TASKS=\"esc50 icbhi\"] [ENCODERS=\"audiosep logmel\"] [DATA=folder] [YES=1] [ARGS=--dry-run]"
 	@echo "make test         the tests (no GPU, network or weights needed)"
 	@echo "make test-slow    the long tests: real features, minutes of audio, UMAP"
-	@echo "make torture      attacks of every kind, 15 to 30 minutes: kills, damage, hostile files and servers, full disks"
+	@echo "make torture      kills, damage, code in files, full disks: about 10 minutes"
 	@echo "make gpu          on a machine with a GPU: its tests, and the benchmarks"
 	@echo "make adapters     AudioSep in HEAR, MTEB, X-ARES and EVAR: the suites' own checkers, in .venv-adapters"
 	@echo "make lint         ruff (rules and format) and mypy"

@@ -440,17 +440,6 @@ def printed_texts() -> str:
     return text
 
 
-def test_the_tests_that_the_page_on_reliability_names_are_there() -> None:
-    page = (DOCS / "reliability.md").read_text(encoding="utf-8")
-    named = 0
-    for row in page.splitlines():
-        files = re.findall(r"`(test_\w+\.py)`", row)
-        for test in re.findall(r"`(test_\w+)`", row):
-            named += 1
-            assert f"def {test}(" in (ROOT / "tests" / files[0]).read_text(encoding="utf-8"), test
-    assert named > 25
-
-
 def test_the_messages_of_troubleshooting_are_those_of_the_scripts() -> None:
     printed = printed_texts()
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")

@@ -5,7 +5,6 @@ The docstring of an attack says what is done; the manual's table shows it.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import json
@@ -15,7 +14,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ def fail(code: int) -> None:
     raise OSError(code, os.strerror(code))
 
 
+MS_REMOUNT, MNT_DETACH = 32, 2
 INTERRUPTIONS = (
     *(partial(signal.raise_signal, number) for number in SIGNALS),
     *(partial(fail, code) for code in (errno.ENOSPC, errno.EIO)),
@@ -84,18 +84,11 @@ def several_processes(case: Case) -> Verdict:
     return case.finish_the_same()
 
 
-@contextlib.contextmanager
-def small_disk(folder: Path, options: str) -> Iterator[Callable[[], int]]:
-    """Mount a small file system; what is yielded makes it large."""
-    libc, place, remount = ctypes.CDLL(None), os.fsencode(folder), 32
-    folder.mkdir()
-    if libc.mount(b"tmpfs", place, b"tmpfs", 0, options.encode()):
+def mount(folder: Path, options: str, flags: int = 0) -> None:
+    """Mount a file system in memory; with MS_REMOUNT, change its size."""
+    place, kind = os.fsencode(folder), b"tmpfs"
+    if ctypes.CDLL(None).mount(kind, place, kind, flags, options.encode()):
         raise CannotRunError("mounting a small file system needs root")
-    large = b"size=100m,nr_inodes=10000"
-    try:
-        yield lambda: libc.mount(b"tmpfs", place, b"tmpfs", remount, large)
-    finally:
-        libc.umount2(place, 2)
 
 
 def full_disk(case: Case) -> Verdict:
@@ -106,10 +99,14 @@ def full_disk(case: Case) -> Verdict:
     if case.rng.random() < 0.4:
         options = f"size=100m,nr_inodes={case.rng.randint(2, len(sizes) + 6)}"
     case.log.append(options)
-    with small_disk(case.out, options) as enlarge:
+    case.out.mkdir()
+    mount(case.out, options)
+    try:
         case.start(case.command.mains[0]).wait()
-        enlarge()
+        mount(case.out, "size=100m,nr_inodes=10000", MS_REMOUNT)
         return case.finish_the_same()
+    finally:
+        ctypes.CDLL(None).umount2(os.fsencode(case.out), MNT_DETACH)
 
 
 def broken_connection(case: Case) -> Verdict:

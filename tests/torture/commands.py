@@ -94,13 +94,11 @@ def build_table(data: Path) -> None:
 
 
 def extract(data: Path, out: Path, task: Task = esc50.TASK, flags: tuple[str, ...] = ()) -> None:
-    """A task's extraction script."""
     places = ("--data-root", str(data), "--output", str(out / "features.pt"))
     extract_main(task, [*places, *LOGMEL, *(flag.format(data=data) for flag in flags)])
 
 
 def probe(data: Path, out: Path) -> None:
-    """own_sounds/probe.py with a table."""
     places = (str(data / "table.csv"), "--output-dir", str(out))
     probe_main([*places, *LOGMEL, "--epochs", "1"])
 
@@ -154,7 +152,6 @@ def build_audio(data: Path) -> None:
 
 
 def embed(data: Path, out: Path) -> None:
-    """own_sounds/embed.py with every file."""
     paths = [str(data / name) for name in FORMATS]
     embed_main([*paths, "-o", str(out / "features.pt"), *LOGMEL])
 
@@ -170,26 +167,22 @@ def build_features(data: Path) -> None:
 
 
 def classify(data: Path, out: Path) -> None:
-    """ESC-50's classification script."""
     places = ("--features", str(data / "features.pt"), "--output-dir", str(out))
     flags = ("--feature-dim", str(SIZE), "--device", "cpu", "--epochs", "1")
     classify_main(esc50.TASK, [*places, *flags])
 
 
 def build_results(data: Path) -> None:
-    """The results of probe.py."""
     build_table(data)
     probe(data, data / "results")
 
 
 def predict(data: Path, out: Path) -> None:
-    """own_sounds/predict.py."""
     head = data / "results" / "own_table_linear_classifier.pt"
     predict_main([str(head), str(data), "--csv", str(out / "predicted.csv")])
 
 
 def summarize(data: Path, out: Path) -> None:
-    """python -m analysis.summary."""
     sys.argv = ["summary", "--results", str(data / "results"), "--output", str(out)]
     run(summary.main)
 
@@ -261,7 +254,6 @@ def build_download(data: Path, file: str, has_checksum: bool) -> None:
 
 
 def download(data: Path, out: Path) -> None:
-    """python -m common.download."""
     run(lambda: download_main(("sounds", "--root", str(out)), data / "archives.yaml"))
 
 

@@ -64,7 +64,7 @@ class CannotRunError(Exception):
 class Verdict(Enum):
     """How a case that holds has ended."""
 
-    SAME = "the same files as without the attack"
+    SAME = "the files of an undisturbed run"
     ACCEPTED = "another valid result"
     REFUSED = "one line and exit status 2"
 
@@ -164,7 +164,7 @@ class Script:
             os._exit(status)
 
     def wait(self, *, is_interrupted: bool = False) -> Ended:
-        """Wait for the end; `Broken` unless it is success, one line of refusal or an interruption."""
+        """Wait for the end; `Broken` unless it is success, a refusal or an interruption."""
         deadline = time.monotonic() + LIMIT_S
         while not (waited := os.waitpid(self.process, os.WNOHANG))[0]:
             require(time.monotonic() < deadline, f"did not end within {LIMIT_S:.0f} s")
