@@ -5,6 +5,7 @@ The docstring of an attack says what is done; the manual's table shows it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import json
@@ -26,6 +27,7 @@ from tests.torture import commands
 from tests.torture.commands import CLASSIFY, DOWNLOAD, EMBED, EXTRACT, PREDICT, SHARDS, WEIGHTS
 from tests.torture.runner import (
     SIGNALS,
+    WATCH,
     Attack,
     CannotRunError,
     Case,
@@ -41,15 +43,24 @@ def fail(code: int) -> None:
     raise OSError(code, os.strerror(code))
 
 
+def kill_within_write() -> None:
+    """Kill this process, with half of what it wrote last on the disk."""
+    path, size = WATCH.opened
+    if Path(path).is_file():  # or it has been renamed
+        os.truncate(path, (size + Path(path).stat().st_size) // 2)
+    signal.raise_signal(signal.SIGKILL)
+
+
 MS_REMOUNT, MNT_DETACH = 32, 2
 INTERRUPTIONS = (
+    partial(kill_within_write),
     *(partial(signal.raise_signal, number) for number in SIGNALS),
     *(partial(fail, code) for code in (errno.ENOSPC, errno.EIO)),
 )
 
 
 def interrupted_while_writing(case: Case) -> Verdict:
-    """SIGKILL, SIGTERM, SIGINT or a disk's error at any change of a file, up to four times."""
+    """SIGKILL, SIGTERM, SIGINT or a disk's error at, or within, any write, up to four times."""
     for _ in range(case.rng.choice((1, 1, 1, 2, 4))):
         operation = case.rng.randint(1, case.operations)
         interrupt = case.rng.choice(INTERRUPTIONS)
@@ -129,9 +140,12 @@ def broken_connection(case: Case) -> Verdict:
 
 
 def wait_for_output(case: Case) -> None:
-    """Wait until a process has written something, half a second at most."""
-    deadline = time.monotonic() + 0.5
-    while time.monotonic() < deadline and not any(map(Path.is_file, case.out.rglob("*"))):
+    """Wait until a process has written something, five seconds at most."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):  # of a temporary file
+            if any(path.is_file() and path.stat().st_size for path in case.out.rglob("*")):
+                return
         time.sleep(0.005)
 
 
@@ -154,21 +168,16 @@ def damage(case: Case, path: Path) -> None:
     case.log.append(f"damage in {path.name}")
 
 
-def finish_with_damage(case: Case, pattern: str) -> Verdict:
-    """Damage changes nothing or is told. For records, which people may edit, a warning will do."""
-    path = case.pick(pattern)
+def damaged_file(case: Case, pattern: str = "") -> Verdict:
+    """Bits flipped, pieces zeroed, dropped or cut off in features, heads and records of results."""
+    path = case.pick(pattern or case.command.attacked)
     damage(case, path)
     ended = case.finish()
     if ended.is_refused:
         return Verdict.REFUSED
-    if path.suffix == ".json" and path.name in ended.printed:
+    if path.suffix == ".json" and path.name in ended.printed:  # a record that its owner may edit
         return Verdict.ACCEPTED
     return case.require_same()
-
-
-def damaged_file(case: Case) -> Verdict:
-    """Bits flipped, pieces zeroed, dropped or cut off in features, heads and records of results."""
-    return finish_with_damage(case, case.command.attacked)
 
 
 def damaged_unfinished_work(case: Case) -> Verdict:
@@ -180,7 +189,7 @@ def damaged_unfinished_work(case: Case) -> Verdict:
     os.kill(script.process, signal.SIGKILL)
     script.wait(is_interrupted=True)
     commands.file_server().script.clear()
-    return finish_with_damage(case, "out/**/*")
+    return damaged_file(case, "out/**/*")
 
 
 def unsafe_archive(case: Case) -> Verdict:
@@ -319,19 +328,25 @@ def truncated_audio(case: Case) -> Verdict:
 
 def not_audio(case: Case) -> Verdict:
     """Pipes, empty files, text or zeros in place of audio files."""
-
-    def spoil(path: Path) -> None:
-        content = case.rng.choice((None, b"", b"text\n" * 99, bytes(9_999)))
-        case.log.append(f"{path.name} is {'a pipe' if content is None else content[:5]}")
-        path.unlink()
-        if content is None:
-            os.mkfifo(path)
-        else:
-            path.write_bytes(content)
-
-    spoiled, failed = finish_with_spoiled_audio(case, spoil)
+    kinds = ("a pipe", "", "text\n" * 99, "\0" * 9_999)
+    spoiled, failed = finish_with_spoiled_audio(case, lambda path: replace_with(case, path, kinds))
     require(failed == spoiled, f"read as audio: {spoiled - failed}")
     return Verdict.ACCEPTED
+
+
+def replace_with(case: Case, path: Path, kinds: tuple[str, ...]) -> None:
+    """Put something else in the place of a file: something special, or a text."""
+    kind = case.rng.choice(kinds)
+    case.log.append(f"{path.name} is {kind[:20]!r}")
+    path.unlink()
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a pipe":
+        os.mkfifo(path)
+    elif kind.startswith("a link to "):
+        path.symlink_to(kind.split()[-1])
+    elif kind != "nothing":
+        path.write_text(kind)
 
 
 # Tables, lists and metadata
@@ -370,24 +385,12 @@ def edited(text: str, rng: random.Random) -> bytes:
     return content.replace(token[0].encode(), b"\xff\xe9") if rng.random() < 0.05 else content
 
 
-def put_something_else(case: Case, path: Path) -> None:
-    """Put a folder, a pipe, a link or nothing in the place of a file."""
-    path.unlink()
-    kind = case.rng.choice(("nothing", "a folder", "a pipe", path.name, "/dev/null", "/dev/zero"))
-    case.log.append(f"{path.name} is {kind}")
-    if kind == "a folder":
-        path.mkdir()
-    elif kind == "a pipe":
-        os.mkfifo(path)
-    elif kind != "nothing":
-        path.symlink_to(kind)
-
-
 def spoiled_listing(case: Case) -> Verdict:
     """Cells, lines, encodings changed, damage, pipes or links in place of tables and metadata."""
     path, way = case.pick(case.command.attacked), case.rng.random()
+    links = (f"a link to {path.name}", "a link to /dev/null", "a link to /dev/zero")
     if way < 0.1:
-        put_something_else(case, path)
+        replace_with(case, path, ("nothing", "a folder", "a pipe", *links))
     elif way < 0.3:
         damage(case, path)
     else:

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -68,10 +69,9 @@ def build_esc50(data: Path) -> None:
 
 
 def build_urbansound8k(data: Path) -> None:
-    rows = []
-    for fold in (1, 2, 10):
-        rows.append((f"{fold}-3-0-1.wav", fold, 0, 4, 1, fold, 3, "dog_bark"))
-        write_wav(data / "audio" / f"fold{fold}" / rows[-1][0], fold, seconds=0.05)
+    rows = [(f"{fold}-3-0-1.wav", fold, 0, 4, 1, fold, 3, "dog_bark") for fold in (1, 2, 10)]
+    for name, fold, *_ in rows:
+        write_wav(data / "audio" / f"fold{fold}" / name, fold, seconds=0.05)
     columns = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
     write_csv(data / "metadata" / "UrbanSound8K.csv", columns, rows)
 
@@ -116,7 +116,7 @@ SHARDS = Command(
     tuple(partial(extract, flags=("--shard", shard)) for shard in ("1/2", "2/2")),
     "out/**/*.pt",
 )
-TABLE = Command("own table", build_table, (probe,), "data/table.csv")
+TABLE = Command("a table", build_table, (probe,), "data/table.csv")
 DATA_SETS = (
     extraction_of(esc50.TASK, build_esc50, "data/meta/*"),
     TABLE,
@@ -183,8 +183,9 @@ def predict(data: Path, out: Path) -> None:
 
 
 def summarize(data: Path, out: Path) -> None:
-    sys.argv = ["summary", "--results", str(data / "results"), "--output", str(out)]
-    run(summary.main)
+    flags = ["summary", "--results", str(data / "results"), "--output", str(out)]
+    with mock.patch.object(sys, "argv", flags):
+        run(summary.main)
 
 
 def build_weights(data: Path) -> None:
