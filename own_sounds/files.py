@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     """The files, and the audio files of the folders among them; DatasetError if one is missing or holds none."""
     found: list[Path] = []
     for path in paths:
-        path = path.expanduser().resolve()
+        path = Path(os.path.realpath(path.expanduser()))
         if path.is_dir():
             audio, others = find_audio(path)
             if not audio:

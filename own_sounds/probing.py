@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def probe_main(argv: Sequence[str] | None = None) -> None:
 
 def _probe(argv: Sequence[str] | None) -> None:
     given = vars(_parser().parse_args(argv))
-    source = Source(given["source"].expanduser().resolve(), given["label_regex"], given["group_regex"])
+    source = Source(Path(os.path.realpath(given["source"].expanduser())), given["label_regex"], given["group_regex"])
     task = source.task()
     flags = {key: given[key] for key in (*EXTRACT, *FIT) if given.get(key) is not None}
     joined = {key: str(flags[key]).replace("+", ",") for key in ("layer", "pool") if key in flags}

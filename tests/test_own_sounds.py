@@ -319,6 +319,16 @@ def test_mistakes_of_embed(flags: list[str], message: str, tmp_path: Path, capsy
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_to_itself_is_not_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loop.csv").symlink_to("loop.csv")
+    for main, flags in ((probe_main, ()), (embed_main, ("-o", str(tmp_path / "embeddings.pt")))):
+        with pytest.raises(SystemExit) as ended:
+            main([str(tmp_path / "loop.csv"), *flags])
+        assert ended.value.code == 2
+        assert "loop.csv not found" in capsys.readouterr().err
+
+
 def test_files_and_folders_expand(classes: Path, tmp_path: Path) -> None:
     one = classes / "low" / "0.wav"
     assert expand([one, classes / "low"])[0] == one.resolve()
