@@ -413,7 +413,7 @@ def spoiled_listing(case: Case) -> Verdict:
     return Verdict.ACCEPTED
 
 
-WORKS = (SHARDS, CLASSIFY, DOWNLOAD, EXTRACT)
+WORKS = (CLASSIFY, SHARDS, DOWNLOAD, EXTRACT)
 ATTACKS = (
     Attack(interrupted_while_writing, WORKS, cases=160, quick=2),
     Attack(killed_at_random_times, WORKS, cases=60),
