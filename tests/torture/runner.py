@@ -251,7 +251,8 @@ sys.addaudithook(WATCH.hear)
 
 def interrupt_at(operation: int, interrupt: Callable[[], object]) -> None:
     """Call a function before this process changes a file for the n-th time."""
-    WATCH.operations, WATCH.interrupt_at, WATCH.interrupt = 0, operation, interrupt
+    WATCH.operations, WATCH.opened = 0, ("", 0)
+    WATCH.interrupt_at, WATCH.interrupt = operation, interrupt
 
 
 class Case:
