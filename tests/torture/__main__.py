@@ -1,7 +1,6 @@
 """Attack the project and count what held: python -m tests.torture, or make torture.
 
-A case holds if it ends in the right files, or in a refusal of one line. The exit status is 1 if
-one did not hold.
+The exit status is 1 if a case is broken: it ended neither in valid files nor in one line.
 """
 
 from __future__ import annotations

@@ -162,8 +162,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 def damage(case: Case, path: Path) -> None:
     """Change a file as failing disks and broken copies do."""
-    content = path.read_bytes()
-    path.write_bytes(damaged(content, case.rng))
+    path.write_bytes(damaged(path.read_bytes(), case.rng))
     case.log.append(f"damage in {path.name}")
 
 
@@ -273,9 +272,9 @@ def finish_with_spoiled_audio(
     case: Case,
     spoil: Callable[[Path], None],
 ) -> tuple[set[str], set[str]]:
-    """Embed all files, of which up to three are spoiled: these, and those that failed.
+    """Embed all files, up to three of them spoiled: the names of these, and of those that failed.
 
-    All others must have the same numbers as ever, and those that failed must be named and counted.
+    The others must have the same numbers as ever; those that failed must be named and counted.
     """
     spoiled = set(case.rng.sample(sorted(commands.FORMATS), case.rng.randint(1, 3)))
     for name in sorted(spoiled):

@@ -194,10 +194,10 @@ def build_weights(data: Path) -> None:
     torch.save({f"ss_model.{name}": tensors[name] for name in tensors}, data / "weights.ckpt")
 
 
-AUDIOSEP = ("--encoder", "audiosep", "--checkpoint", "{data}/weights.ckpt")
 CLASSIFY = Command("classification", build_features, (classify,), "data/features.pt")
 PREDICT = Command("prediction", build_results, (predict,), "data/results/*linear*.pt")
 SUMMARIZE = Command("summary of results", build_results, (summarize,), "data/results/*.json")
+AUDIOSEP = ("--encoder", "audiosep", "--checkpoint", "{data}/weights.ckpt")
 WITH_WEIGHTS = partial(extract, flags=AUDIOSEP)
 WEIGHTS = Command("AudioSep's weights", build_weights, (WITH_WEIGHTS,), "data/weights.ckpt")
 
