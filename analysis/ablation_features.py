@@ -14,25 +14,14 @@ from analysis.sampling import balanced_rows
 from analysis.studies import Study
 from common.arrays import Array
 from common.datasets.audio import limit_bandwidth
-from common.encoder import (
-    CHANNELS,
-    SAMPLE_RATE,
-    AudioSepEncoder,
-    EncoderInfo,
-    Output,
-    Waveform,
-    load_encoder,
-)
+from common.encoder import SAMPLE_RATE, AudioSepEncoder, EncoderInfo, Output, Waveform, load_encoder
 from common.extraction import ClipList, ExtractOptions, extract
 from common.features import FeatureFileError, FeatureSet
 
-BASE = Output("encoder_block6", "mean", CHANNELS["encoder_block6"])
-BASE_LAYER, BASE_POOL = BASE.layer, BASE.pool
-BASELINE = BASE.name
+BASE = AudioSepEncoder.default_output
 # Over time alone, the early layers give 16,000 to 33,000 numbers per clip, which would fill most of the file.
 TIME_LAYERS = ("encoder_block4", "encoder_block5", "encoder_block6", "bottleneck")
 GRID = tuple(output for output in AudioSepEncoder.outputs if output.pool != "mean_time" or output.layer in TIME_LAYERS)
-GRID_NAMES = tuple(output.name for output in GRID)
 Degradation = Callable[[Array], Array]
 
 
@@ -54,18 +43,18 @@ def add_noise(snr_db: float) -> Degradation:
     return noisy
 
 
-# name of the variant -> what happens to the waveform before it is embedded
-DEGRADATIONS: dict[str, Degradation] = {
-    "first 50 %": keep_first(0.5),
-    "first 25 %": keep_first(0.25),
-    "up to 8 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 16_000),
-    "up to 4 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 8_000),
-    "noise, SNR 20 dB": add_noise(20),
-    "noise, SNR 10 dB": add_noise(10),
-    "noise, SNR 0 dB": add_noise(0),
+# factor -> variant -> what happens to the waveform before it is embedded. In the file, the factor takes the place of
+# the layer, and the variant that of the pool.
+DEGRADATIONS: dict[str, dict[str, Degradation]] = {
+    "duration": {"first 50 %": keep_first(0.5), "first 25 %": keep_first(0.25)},
+    "bandwidth": {
+        "up to 8 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 16_000),
+        "up to 4 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 8_000),
+    },
+    "noise": {f"SNR {snr_db} dB": add_noise(snr_db) for snr_db in (20, 10, 0)},
 }
-# factor -> how the names of its variants begin
-FACTORS = {"condition": ("condition",), "duration": ("first",), "bandwidth": ("up to",), "noise": ("noise",)}
+CONDITION = "condition"
+FACTORS = (CONDITION, *DEGRADATIONS)  # those whose variants need further passes
 
 
 class AblationEncoder:
@@ -81,14 +70,14 @@ class AblationEncoder:
         """
         self.plain = load_encoder(checkpoint, device)
         self.conditioned: dict[str, AudioSepEncoder] = {}
-        if "condition" in factors:
-            self.conditioned["condition zero"] = load_encoder(checkpoint, device, condition="zero")
+        if CONDITION in factors:
+            self.conditioned["zero"] = load_encoder(checkpoint, device, condition="zero")
             if condition is not None:
                 other = load_encoder(checkpoint, device, condition=condition)
-                self.conditioned[f"condition {other.info.condition.removeprefix('sha256:')[:12]}"] = other
-        self.degradations = {name: how for name, how in DEGRADATIONS.items() if factor_of(name) in factors}
-        names = (*self.conditioned, *self.degradations)
-        self.outputs = (*GRID, *(Output(name, "", BASE.width) for name in names))
+                self.conditioned[other.info.condition.removeprefix("sha256:")[:12]] = other
+        names = [(CONDITION, name) for name in self.conditioned]
+        names += [(factor, name) for factor, variants in DEGRADATIONS.items() if factor in factors for name in variants]
+        self.outputs = (*GRID, *(Output(factor, name, BASE.width) for factor, name in names))
         self.default_output = BASE
 
     @property
@@ -101,27 +90,18 @@ class AblationEncoder:
 
     def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
         """As `Encoder.embed_outputs`."""
-        embedded = self.plain.embed_outputs(waveforms, [output for output in outputs if output.pool])
+        embedded = self.plain.embed_outputs(waveforms, [output for output in outputs if output.layer not in FACTORS])
         for output in outputs:
-            if output.layer in self.conditioned:
-                embedded[output] = self.conditioned[output.layer].embed(waveforms)
-            elif output.layer in self.degradations:
-                degrade = self.degradations[output.layer]
+            if output.layer == CONDITION:
+                embedded[output] = self.conditioned[output.pool].embed(waveforms)
+            elif output.layer in DEGRADATIONS:
+                degrade = DEGRADATIONS[output.layer][output.pool]
                 embedded[output] = self.plain.embed([degrade(np.asarray(waveform)) for waveform in waveforms])
         return embedded
 
 
-def factor_of(variant: str) -> str:
-    """The factor that a variant belongs to; empty for one of the grid of layers and pools."""
-    return next((factor for factor, begins in FACTORS.items() if variant.startswith(begins)), "")
-
-
 def read_variants(path: Path) -> FeatureSet:
-    """A file of variants, whose `output_columns` name them.
-
-    Raises:
-        FeatureFileError: it holds no variants.
-    """
+    """A file of variants, whose `output_columns` name them; FeatureFileError if it holds none."""
     features = FeatureSet.load(path)
     if not features.output_columns:
         raise FeatureFileError(

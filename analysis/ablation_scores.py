@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from analysis.ablation_features import BASE_LAYER, BASE_POOL, BASELINE, GRID, GRID_NAMES, factor_of
+from analysis.ablation_features import BASE, FACTORS, GRID
 from analysis.compare import Score
 from analysis.plots import Effect, plot_effects
 from common.config import FitConfig, ScalerName
@@ -22,6 +22,7 @@ from common.evaluation.outcomes import HeadFitter, Outcome
 from common.evaluation.protocol import plan_fits, seeds_of
 from common.evaluation.record import ComparisonRecord, Interval, Record
 from common.evaluation.scores import compare_heads, score_head
+from common.features import FeatureSet
 from common.files import DamagedFileError, read_json, write_csv, write_json
 from common.heads import HEADS, SCALERS, HeadKind, Job, head_title, recipe_for
 from common.progress import progress_bar
@@ -29,8 +30,8 @@ from common.text_table import as_text, percent, range_of
 
 
 class EffectScore(Score):
-    """The same with the difference from the baseline, that one's interval and p-value, and the p-value corrected for the
-    number of variants and heads (Holm 1979)."""
+    """An accuracy with its difference from the baseline, that one's interval and p-value, and the p-value corrected for
+    the number of variants and heads (Holm 1979)."""
 
     difference: float
     difference_interval: Interval | None
@@ -44,26 +45,21 @@ class EffectRecord(Record):
     factor: str
     name: str
     dimensions: int
-    linear: EffectScore
-    three_layer: EffectScore
+    heads: dict[HeadKind, EffectScore]
 
-    def of(self, kind: HeadKind) -> EffectScore:
-        """One head's score."""
-        return self.linear if kind == "linear" else self.three_layer
+    @property
+    def title(self) -> str:
+        """For readers."""
+        return f"{self.name} ({self.factor})"
 
 
 class GridRecord(Record):
-    """One combination of layer, pool and scaler."""
+    """One combination of layer, pool and scaler, with the scores of the heads that were fitted."""
 
     layer: str
     pool: str
     scaler: ScalerName
-    linear: Score | None = None
-    three_layer: Score | None = None
-
-    def of(self, kind: HeadKind) -> Score | None:
-        """One head's score, if it was fitted."""
-        return self.linear if kind == "linear" else self.three_layer
+    heads: dict[HeadKind, Score]
 
 
 class AblationRecord(Record):
@@ -76,7 +72,7 @@ class AblationRecord(Record):
         clips, test_clips: their numbers.
         recipe, seeds: of the heads.
         baseline: scores of both heads.
-        heads: the three-layer head against the linear one, at the baseline.
+        comparison: the three-layer head against the linear one, at the baseline.
         effects: from the best for the linear head to the worst.
         grid: the accuracy of every combination.
     """
@@ -90,7 +86,7 @@ class AblationRecord(Record):
     recipe: str
     seeds: list[int]
     baseline: dict[HeadKind, Score]
-    heads: ComparisonRecord
+    comparison: ComparisonRecord
     effects: list[EffectRecord]
     grid: list[GridRecord]
 
@@ -101,6 +97,28 @@ class AblationRecord(Record):
             return cls.model_validate_json(read_json(path))
         except (ValidationError, DamagedFileError) as error:
             raise UserError(f"{path} is damaged or of an earlier version; run analysis/ablation.py again") from error
+
+    @property
+    def baseline_words(self) -> str:
+        """What every effect is a difference from."""
+        scores = ", ".join(f"{head_title(kind)} {percent(score.accuracy)} %" for kind, score in self.baseline.items())
+        return f"Baseline: {BASE.layer}, {BASE.pool} pool, no condition, whole clip: {scores}."
+
+    @property
+    def clips_words(self) -> str:
+        """What was fitted and tested."""
+        return (
+            f"{self.clips:,} clips ({self.test_clips:,} tested), {self.division}, {self.recipe} recipe, "
+            f"{len(self.seeds)} seed(s)"
+        )
+
+    @property
+    def selection_words(self) -> str:
+        """What a reader of the best effect must know."""
+        return (
+            f"The {len(self.effects)} variants are sorted by their test scores, so the first one's is too high; its "
+            f"p-value is corrected for {len(HEADS) * len(self.effects)} tests (Holm)."
+        )
 
 
 @dataclass(frozen=True)
@@ -119,62 +137,64 @@ class Variant:
     scaler: ScalerName | None = None
 
 
-class Ablation:
-    """The fits of one ablation: all variants on the same splits and seeds."""
+@dataclass(frozen=True)
+class _Fits:
+    """What all variants of an ablation share: the rows of all outputs, the splits and seeds, the recipe."""
 
-    def __init__(self, prepared: Prepared, config: FitConfig, device: torch.device) -> None:
-        """`prepared`: rows of all outputs, divided by the task."""
-        features = prepared.features
-        self.features, self.config, self.device = features, config, device
-        self.columns = features.output_columns
-        self.plan = plan_fits("official", prepared, config.train_test_split, seeds_of(config))
-        self.jobs: list[Job] = self.plan.jobs
-        self.baseline = {kind: self.outcomes(kind, (BASELINE,), None) for kind in HEADS}
+    features: FeatureSet
+    config: FitConfig
+    device: torch.device
+    jobs: list[Job]
 
     def outcomes(self, kind: HeadKind, outputs: Sequence[str], scaler: ScalerName | None) -> list[Outcome]:
         """One head per job on these outputs side by side."""
-        columns = torch.cat([self.features.features[:, self.columns[name]] for name in outputs], dim=1)
-        own = self.config if scaler is None else self.config.model_copy(update={"scaler": scaler, "whiten_eps": None})
-        return HeadFitter(own, self.device).outcomes(kind, replace(self.features, features=columns), self.jobs)
+        columns = self.features.output_columns
+        rows = torch.cat([self.features.features[:, columns[name]] for name in outputs], dim=1)
+        config = self.config
+        if scaler is not None:
+            config = config.model_copy(update={"scaler": scaler, "whiten_eps": None})
+        return HeadFitter(config, self.device).outcomes(kind, replace(self.features, features=rows), self.jobs)
 
     def score(self, outcomes: Sequence[Outcome]) -> Score:
         scored = score_head(outcomes, self.features)
         return Score(accuracy=scored.accuracy, interval=scored.interval)
 
-    def effect(self, variant: Variant) -> EffectRecord:
+    def effect(self, variant: Variant, baseline: dict[HeadKind, list[Outcome]]) -> EffectRecord:
         """A variant against the baseline."""
-        scores = {}
+        heads = {}
         for kind in HEADS:
             outcomes = self.outcomes(kind, variant.outputs, variant.scaler)
-            scored, compared = self.score(outcomes), compare_heads(self.baseline[kind], outcomes, self.features)
-            scores[kind] = EffectScore(
-                accuracy=scored.accuracy,
-                interval=scored.interval,
+            compared = compare_heads(baseline[kind], outcomes, self.features)
+            heads[kind] = EffectScore(
+                **self.score(outcomes).model_dump(),
                 difference=compared.difference,
                 difference_interval=compared.interval,
                 p_value=compared.p_value,
             )
-        width = sum(self.columns[name].stop - self.columns[name].start for name in variant.outputs)
-        return EffectRecord(factor=variant.factor, name=variant.name, dimensions=width, **scores)
+        columns = [self.features.output_columns[name] for name in variant.outputs]
+        width = sum(part.stop - part.start for part in columns)
+        return EffectRecord(factor=variant.factor, name=variant.name, dimensions=width, heads=heads)
 
-    def grid_point(self, layer: str, pool: str, scaler: ScalerName, kinds: Sequence[HeadKind]) -> GridRecord:
-        """One combination, with the given heads."""
-        scores = {kind: self.score(self.outcomes(kind, (f"{layer} {pool}",), scaler)) for kind in kinds}
-        return GridRecord(layer=layer, pool=pool, scaler=scaler, **scores)
 
-    def variants(self, factors: Sequence[str]) -> list[Variant]:
-        """All variants of these factors but the baseline."""
-        found: list[Variant] = []
-        if "layer" in factors:
-            found += [Variant("layer", layer, (f"{layer} {BASE_POOL}",)) for layer in LAYERS if layer != BASE_LAYER]
-            found.append(Variant("layer", "all layers side by side", tuple(f"{layer} {BASE_POOL}" for layer in LAYERS)))
-        if "pool" in factors:
-            found += [Variant("pool", f"{pool} pool", (f"{BASE_LAYER} {pool}",)) for pool in POOLS if pool != BASE_POOL]
-            found.append(Variant("pool", "mean and std pool", (BASELINE, f"{BASE_LAYER} std")))
-        if "scaler" in factors:
-            own = recipe_for("linear", self.config).scaler
-            found += [Variant("scaler", f"scaler {name}", (BASELINE,), name) for name in SCALERS if name != own]
-        return found + [Variant(factor_of(name), name, (name,)) for name in self.columns if name not in GRID_NAMES]
+def _variants(factors: Sequence[str], features: FeatureSet, config: FitConfig) -> Iterator[Variant]:
+    """All variants of these factors but the baseline."""
+    if "layer" in factors:
+        for layer in LAYERS:
+            if layer != BASE.layer:
+                yield Variant("layer", layer, (f"{layer} {BASE.pool}",))
+        yield Variant("layer", "all layers side by side", tuple(f"{layer} {BASE.pool}" for layer in LAYERS))
+    if "pool" in factors:
+        for pool in POOLS:
+            if pool != BASE.pool:
+                yield Variant("pool", f"{pool} pool", (f"{BASE.layer} {pool}",))
+        yield Variant("pool", "mean and std pool", (BASE.name, f"{BASE.layer} std"))
+    if "scaler" in factors:
+        for scaler in SCALERS:
+            if scaler != recipe_for("linear", config).scaler:
+                yield Variant("scaler", f"scaler {scaler}", (BASE.name,), scaler)
+    for factor, name, _ in features.meta.get("outputs", []):
+        if factor in FACTORS:
+            yield Variant(factor, name, (f"{factor} {name}",))
 
 
 def ablate(
@@ -195,76 +215,84 @@ def ablate(
         grid_heads: heads that are fitted on the whole grid of layers, pools and scalers.
     """
     features = prepared.features
-    ablation = Ablation(prepared, config, device)
-    variants = progress_bar(iterable=ablation.variants(factors), desc="variants", unit="variant")
-    effects = _with_holm([ablation.effect(variant) for variant in variants])
+    plan = plan_fits("official", prepared, config.train_test_split, seeds_of(config))
+    fits = _Fits(features, config, device, plan.jobs)
+    baseline = {kind: fits.outcomes(kind, (BASE.name,), None) for kind in HEADS}
+    variants = progress_bar(iterable=list(_variants(factors, features, config)), desc="variants", unit="variant")
+    effects = _with_holm([fits.effect(variant, baseline) for variant in variants])
     combinations = [
-        (output.layer, output.pool, scaler)
+        (output, scaler)
         for output in GRID
         for scaler in SCALERS
         # Thousands of numbers per clip: whitening keeps the largest principal components; other scalers take hours.
-        if scaler == "whiten" or output.pool != "mean_time"
+        if grid_heads and (scaler == "whiten" or output.pool != "mean_time")
     ]
-    bar = progress_bar(iterable=combinations if grid_heads else [], desc="grid", unit="variant")
-    grid = [ablation.grid_point(layer, pool, scaler, grid_heads) for layer, pool, scaler in bar]
-    tested = np.concatenate([job.split.test for job in ablation.jobs])
+    grid = []
+    for output, scaler in progress_bar(iterable=combinations, desc="grid", unit="variant"):
+        heads = {kind: fits.score(fits.outcomes(kind, (output.name,), scaler)) for kind in grid_heads}
+        grid.append(GridRecord(layer=output.layer, pool=output.pool, scaler=scaler, heads=heads))
     return AblationRecord(
         task=task,
         title=title,
         encoder=encoder,
-        division=prepared.description or ablation.plan.division,
+        division=prepared.description or plan.division,
         clips=len(features),
-        test_clips=len(np.unique(tested)),
+        test_clips=len(np.unique(np.concatenate([job.split.test for job in plan.jobs]))),
         recipe=config.recipe,
         seeds=seeds_of(config),
-        baseline={kind: ablation.score(outcomes) for kind, outcomes in ablation.baseline.items()},
-        heads=compare_heads(ablation.baseline["linear"], ablation.baseline["three_layer"], features),
-        effects=sorted(effects, key=lambda effect: -effect.linear.difference),
+        baseline={kind: fits.score(outcomes) for kind, outcomes in baseline.items()},
+        comparison=compare_heads(baseline["linear"], baseline["three_layer"], features),
+        effects=sorted(effects, key=lambda effect: -effect.heads["linear"].difference),
         grid=grid,
     )
 
 
 def _with_holm(effects: Sequence[EffectRecord]) -> list[EffectRecord]:
     """The effects with p-values corrected for the number of variants and heads."""
-    scores = [effect.of(kind) for effect in effects for kind in HEADS]
-    corrected = iter(holm([scored.p_value for scored in scores]))
+    corrected = iter(holm([score.p_value for effect in effects for score in effect.heads.values()]))
+
+    def with_next(score: EffectScore) -> EffectScore:
+        return score.model_copy(update={"holm_p_value": next(corrected)})
+
     return [
-        effect.model_copy(
-            update={kind: effect.of(kind).model_copy(update={"holm_p_value": next(corrected)}) for kind in HEADS}
-        )
+        effect.model_copy(update={"heads": {kind: with_next(score) for kind, score in effect.heads.items()}})
         for effect in effects
     ]
 
 
 def write_effects(record: AblationRecord, folder: Path, figure_format: str = "png") -> None:
-    """Print the table; write json, csv and png into `folder`."""
+    """Print the table; write json, csv and a figure into `folder`."""
     _print_effects(record)
     name = f"ablation_{record.task}"
     write_json(folder / f"{name}.json", record.model_dump_json())
-    rows: list[tuple[object, ...]] = [
-        ("factor", "variant", "dimensions", "head", "accuracy", "difference", "low", "high", "p_value", "holm_p_value")
-    ]
+    header = (
+        "factor",
+        "variant",
+        "dimensions",
+        "head",
+        "accuracy",
+        "difference",
+        "low",
+        "high",
+        "p_value",
+        "holm_p_value",
+    )
+    rows: list[tuple[object, ...]] = [header]
     for effect in record.effects:
-        for kind in HEADS:
-            scored = effect.of(kind)
-            interval = scored.difference_interval or ("", "")
-            figures = (scored.accuracy, scored.difference, *interval, scored.p_value, scored.holm_p_value)
+        for kind, score in effect.heads.items():
+            interval = score.difference_interval or (None, None)
+            figures = (score.accuracy, score.difference, *interval, score.p_value, score.holm_p_value)
             rows.append((effect.factor, effect.name, effect.dimensions, kind, *figures))
     write_csv(folder / f"{name}.csv", rows)
     drawn = [
         Effect(
-            f"{effect.name} ({effect.factor})",
-            {kind: (effect.of(kind).difference, effect.of(kind).difference_interval) for kind in HEADS},
+            effect.title,
+            {kind: (score.difference, score.difference_interval) for kind, score in effect.heads.items()},
         )
         for effect in record.effects
     ]
-    base = record.baseline
-    caption = (
-        f"Baseline: {BASE_LAYER}, {BASE_POOL} pool, no condition, whole clip: linear "
-        f"{percent(base['linear'].accuracy)} %, three-layer {percent(base['three_layer'].accuracy)} %. "
-        f"{record.clips:,} clips ({record.test_clips:,} tested), {record.division}, {record.recipe} recipe, "
-        f"{len(record.seeds)} seed(s); 95 % intervals by groups, each for itself. {_selection_note(record)}"
-    )
+    intervals = "95 % intervals by groups, each for itself."
+    caption = f"{record.baseline_words} {record.clips_words}; {intervals} {record.selection_words}"
     plot_effects(drawn, f"{record.title}: what each choice is worth", caption, folder / f"{name}.{figure_format}")
     print(f"-> {', '.join(str(folder / f'{name}.{suffix}') for suffix in ('json', 'csv', figure_format))}")
 
@@ -276,32 +304,19 @@ def _print_effects(record: AblationRecord) -> None:
     table.append(["", "baseline", *(cell for cells in base for cell in cells)])
     for effect in record.effects:
         cells = [effect.factor, effect.name]
-        for kind in HEADS:
-            scored = effect.of(kind)
-            difference = f"{100 * scored.difference:+.1f} ({range_of(scored.difference_interval)})"
-            p_value = "-" if scored.holm_p_value is None else f"{scored.holm_p_value:.2g}"
-            cells += [percent(scored.accuracy), difference, p_value]
+        for score in effect.heads.values():
+            difference = f"{100 * score.difference:+.1f} ({range_of(score.difference_interval)})"
+            p_value = "-" if score.holm_p_value is None else f"{score.holm_p_value:.2g}"
+            cells += [percent(score.accuracy), difference, p_value]
         table.append(cells)
-    print(
-        f"\n{record.title}: {record.clips:,} clips ({record.test_clips:,} tested), {record.division}, "
-        f"{record.recipe} recipe, {len(record.seeds)} seed(s)"
-    )
-    print(as_text(table))
-    print(_selection_note(record))
-    heads = record.heads
-    print(f"three-layer minus linear head: {100 * heads.difference:+.1f} points, 95 % {range_of(heads.interval)}")
+    print(f"\n{record.title}: {record.clips_words}\n{as_text(table)}\n{record.selection_words}")
+    compared = record.comparison
+    print(f"three-layer minus linear head: {100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}")
     for kind in HEADS:
-        scores = [(own.accuracy, point) for point in record.grid if (own := point.of(kind)) is not None]
-        if scores:
-            accuracy, best = max(scores, key=lambda each: each[0])
+        fitted = [point for point in record.grid if kind in point.heads]
+        if fitted:
+            best = max(fitted, key=lambda point: point.heads[kind].accuracy)
             print(
-                f"best of {len(scores)} in the grid, {head_title(kind)}: {best.layer}, {best.pool} pool, scaler "
-                f"{best.scaler}: {percent(accuracy)} (a maximum over test scores, not a score)"
+                f"best of {len(fitted)} in the grid, {head_title(kind)}: {best.layer}, {best.pool} pool, scaler "
+                f"{best.scaler}: {percent(best.heads[kind].accuracy)} (a maximum over test scores, not a score)"
             )
-
-
-def _selection_note(record: AblationRecord) -> str:
-    return (
-        f"The {len(record.effects)} variants are sorted by their test scores, so the first one's is too high; its p-value is "
-        f"corrected for {len(HEADS) * len(record.effects)} tests (Holm)."
-    )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -19,6 +21,7 @@ from common.heads import HeadKind, head_title
 IN_LEGEND = 20  # names that a legend holds; more are written into the map
 IN_MAP = 60  # names that a map holds
 MARKERS = "os^Dv"
+Interval = tuple[float, tuple[float, float] | None]  # a share, and its 95 % interval
 HEADS: dict[HeadKind, tuple[str, str]] = {"linear": ("#3b6fb6", "o"), "three_layer": ("#c0392b", "s")}
 
 
@@ -140,13 +143,26 @@ def plot_heat(
     save_figure(figure, path)
 
 
+def _draw_heads(axes: Axes, rows: Sequence[Mapping[HeadKind, Interval]]) -> None:
+    """Draw the values of both heads with their intervals, in percent, from row 0 on."""
+    for head, (colour, marker) in HEADS.items():
+        drawn = [(place, *row[head]) for place, row in enumerate(rows) if head in row]
+        if not drawn:
+            continue
+        places = [place + (-0.15 if head == "linear" else 0.15) for place, _, _ in drawn]
+        middle = np.array([100 * value for _, value, _ in drawn])
+        ends = np.array([100 * np.array(interval or (value, value)) for _, value, interval in drawn])
+        style: dict[str, Any] = {"fmt": marker, "color": colour, "capsize": 2, "markersize": 4.5}
+        axes.errorbar(middle, places, xerr=np.abs(ends.T - middle), label=head_title(head), **style)
+
+
 @dataclass(frozen=True)
 class Panel:
     """One task's scores as shares: encoder -> head -> (accuracy, its 95 % interval); and the majority class."""
 
     title: str
     chance: float
-    encoders: dict[str, dict[HeadKind, tuple[float, tuple[float, float] | None]]]
+    encoders: dict[str, dict[HeadKind, Interval]]
 
 
 def plot_encoders(panels: Sequence[Panel], encoders: Sequence[str], caption: str, path: Path) -> None:
@@ -163,26 +179,7 @@ def plot_encoders(panels: Sequence[Panel], encoders: Sequence[str], caption: str
             continue
         panel = panels[place]
         axes.axvline(100 * panel.chance, color="#888888", linewidth=1, linestyle="--", label="chance")
-        for head, (colour, marker) in HEADS.items():
-            shift = -0.15 if head == "linear" else 0.15
-            own = [
-                (row + shift, *panel.encoders[name][head])
-                for row, name in enumerate(encoders)
-                if name in panel.encoders
-            ]
-            middle = np.array([100 * accuracy for _, accuracy, _ in own])
-            ends = np.array([100 * np.array(interval or (accuracy, accuracy)) for _, accuracy, interval in own])
-            errors, label = np.abs(ends.T - middle), head_title(head)
-            axes.errorbar(
-                middle,
-                [row for row, _, _ in own],
-                xerr=errors,
-                fmt=marker,
-                color=colour,
-                capsize=2,
-                markersize=4.5,
-                label=label,
-            )
+        _draw_heads(axes, [panel.encoders.get(name, {}) for name in encoders])
         axes.set_title(panel.title, fontsize=9.5)
         axes.set_yticks(range(len(encoders)), encoders, fontsize=8.5)
         axes.set_ylim(len(encoders) - 0.5, -0.5)
@@ -200,24 +197,14 @@ class Effect:
     """Differences from a baseline as shares: head -> (difference, its 95 % interval)."""
 
     name: str
-    heads: dict[HeadKind, tuple[float, tuple[float, float] | None]]
+    heads: dict[HeadKind, Interval]
 
 
 def plot_effects(effects: Sequence[Effect], title: str, caption: str, path: Path) -> None:
     """Draw differences from a baseline in points, both heads, with their 95 % intervals; in the order given."""
     figure = Figure(figsize=(8.5, max(3, 0.34 * len(effects) + 1.8)), layout="constrained")
     axes = figure.subplots()
-    for head, (colour, marker) in HEADS.items():
-        shift = -0.14 if head == "linear" else 0.14
-        own = [(place + shift, *effect.heads[head]) for place, effect in enumerate(effects) if head in effect.heads]
-        if not own:
-            continue
-        places = [place for place, _, _ in own]
-        middle = np.array([100 * difference for _, difference, _ in own])
-        ends = np.array([100 * np.array(interval or (difference, difference)) for _, difference, interval in own])
-        errors = np.abs(ends.T - middle)
-        label = head_title(head)
-        axes.errorbar(middle, places, xerr=errors, fmt=marker, color=colour, capsize=2, markersize=4.5, label=label)
+    _draw_heads(axes, [effect.heads for effect in effects])
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(effects)), [effect.name for effect in effects], fontsize=8.5)
     axes.set_ylim(len(effects) - 0.4, -0.6)

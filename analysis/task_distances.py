@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from analysis.ablation_features import BASE_LAYER, BASE_POOL, GRID_NAMES, read_variants
+from analysis.ablation_features import BASE, GRID, read_variants
 from analysis.plots import plot_heat
 from analysis.sampling import balanced_rows
 from analysis.scores import Run
@@ -19,6 +19,7 @@ from analysis.similarity import PRINCIPAL, frechet_distance, linear_cka, mmd, pr
 from analysis.transfer import TransferCosts, transfer_costs
 from common.arrays import Array
 from common.errors import UserError
+from common.evaluation.record import Record
 from common.features import ENCODER_SETTINGS, FeatureSet
 from common.files import DamagedFileError, read_json, write_json
 from common.heads import fit_scaler
@@ -36,10 +37,9 @@ COSTS = {
     "subspace": f"What another task's {PRINCIPAL} principal directions cost",
 }
 HALVINGS = 5
-Matrix = list[list[float]]
 
 
-class SimilarityRecord(BaseModel):
+class SimilarityRecord(Record):
     """The content of similarity.json: every measure between every two tasks, and the costs of transfers.
 
     Attributes:
@@ -48,31 +48,31 @@ class SimilarityRecord(BaseModel):
         dimensions: of the features.
         clips_of_each: the number of clips of every task in one measurement.
         halvings: how often the clips were halved at random; every value is the mean.
-        frechet, mmd, subspace: (task, task). On the diagonal: two halves of the same task, the value that "no different"
-            has at this number of clips.
-        transfer: target -> ``scaler`` and ``subspace`` -> costs.
+        measures: one of MEASURES -> (task, task). On the diagonal: two halves of the same task, the value that "no
+            different" has at this number of clips.
+        transfer: target -> one of COSTS -> costs.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     tasks: dict[str, int]
     words: str
     dimensions: int
     clips_of_each: int
     halvings: int
-    frechet: Matrix
-    mmd: Matrix
-    subspace: Matrix
+    measures: dict[str, list[list[float]]]
     transfer: dict[str, dict[str, TransferCosts]]
-
-    def matrix(self, measure: str) -> Matrix:
-        """The matrix of one of MEASURES."""
-        return {"frechet": self.frechet, "mmd": self.mmd, "subspace": self.subspace}[measure]
 
     def is_uncertain(self, target: str, what: str, source: str) -> bool:
         """Whether the interval of a transfer's cost covers 0, or is unknown."""
         cost = self.transfer[target][what].others.get(source)
         return cost is None or cost.interval is None or cost.interval[0] <= 0 <= cost.interval[1]
+
+    def reading(self, measure: str) -> str:
+        """What a reader of one of MEASURES must know."""
+        text = (
+            f"{self.clips_of_each:,} clips of each task. Diagonal: two halves of the same task, so this is what no "
+            f"difference looks like; means of {self.halvings} halvings."
+        )
+        return f"{text} By chance {PRINCIPAL / self.dimensions:.2f}." if measure == "subspace" else text
 
     @classmethod
     def load(cls, path: Path) -> SimilarityRecord:
@@ -88,17 +88,18 @@ class SimilarityRecord(BaseModel):
 def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
     """Task -> a sample of its rows, for the tasks whose features are of the most common encoder."""
     tasks: dict[str, FeatureSet] = {}
-    for one in runs:
-        if one.study.name in tasks:
-            print(f"{one.study.name} was run more than once; {one.folder} is left out")
+    for run in runs:
+        if run.study.name in tasks:
+            print(f"{run.study.name} was run more than once; {run.folder} is left out")
             continue
-        features = one.features
+        features = run.features
         sides = features.folds.tolist() if features.folds is not None else features.splits or [""] * len(features)
-        tasks[one.study.name] = features.subset(balanced_rows(features.labels.numpy(), np.array(sides), most))
+        tasks[run.study.name] = features.subset(balanced_rows(features.labels.numpy(), np.array(sides), most))
     made = {name: tuple(map(features.meta.get, ENCODER_SETTINGS)) for name, features in tasks.items()}
     chosen, _ = Counter(made.values()).most_common(1)[0]
     for name in [name for name in tasks if made[name] != chosen]:
-        different = [key for key, own, other in zip(ENCODER_SETTINGS, made[name], chosen, strict=True) if own != other]
+        settings = zip(ENCODER_SETTINGS, made[name], chosen, strict=True)
+        different = [key for key, value, expected in settings if value != expected]
         print(f"{name} is left out: its features were not made like those of most tasks ({', '.join(different)})")
         del tasks[name]
     return tasks
@@ -111,35 +112,29 @@ def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with
     # dominate. The same number of clips of each, too: distances between samples grow if there are fewer.
     fewest = min(map(len, tasks.values()))
     rng = np.random.default_rng(0)
-    rows = [rng.permutation(len(each))[:fewest] for each in tasks.values()]
-    drawn = [each.features.numpy()[own] for each, own in zip(tasks.values(), rows, strict=True)]
-    groups = [
-        own if each.groups is None else np.array(each.groups)[own]
-        for each, own in zip(tasks.values(), rows, strict=True)
-    ]
-    scaler = fit_scaler("standard", np.concatenate(drawn))
-    scaled = [scaler(rows).astype(np.float64) for rows in drawn]
+    drawn = [rng.permutation(len(features))[:fewest] for features in tasks.values()]
+    pairs = list(zip(tasks.values(), drawn, strict=True))
+    values = [features.features.numpy()[rows] for features, rows in pairs]
+    groups = [rows if features.groups is None else np.array(features.groups)[rows] for features, rows in pairs]
+    scaler = fit_scaler("standard", np.concatenate(values))
+    scaled = [scaler(rows).astype(np.float64) for rows in values]
     size, half = scaled[0].shape[1], fewest // 2
-    frechet, mmds, subspace = np.zeros((3, len(names), len(names)))
+    measures = {name: np.zeros((len(names), len(names))) for name in MEASURES}
     for _ in range(HALVINGS):
-        halves = [_halves(own, of, rng) for own, of in zip(scaled, groups, strict=True)]
+        halves = [_halves(rows, of_rows, rng) for rows, of_rows in zip(scaled, groups, strict=True)]
         bases = [tuple(map(principal_subspace, pair)) for pair in halves]
         for i, j in itertools.combinations_with_replacement(range(len(names)), 2):
-            one, other = halves[i][0], halves[j][int(i == j)]
-            frechet[i, j] += frechet_distance(one, other) / size / HALVINGS
-            mmds[i, j] += mmd(one, other) / HALVINGS
-            subspace[i, j] += subspace_overlap(bases[i][0], bases[j][int(i == j)]) / HALVINGS
-    for matrix in (frechet, mmds, subspace):
-        matrix += np.triu(matrix, 1).T
+            first, second = halves[i][0], halves[j][int(i == j)]
+            measures["frechet"][i, j] += frechet_distance(first, second) / size / HALVINGS
+            measures["mmd"][i, j] += mmd(first, second) / HALVINGS
+            measures["subspace"][i, j] += subspace_overlap(bases[i][0], bases[j][int(i == j)]) / HALVINGS
     return SimilarityRecord(
-        tasks={name: len(each) for name, each in tasks.items()},
+        tasks={name: len(features) for name, features in tasks.items()},
         words=f"Compared: {', '.join(names)}; encoder: {runs[names[0]].encoder}; {half:,} clips of each.",
         dimensions=size,
         clips_of_each=half,
         halvings=HALVINGS,
-        frechet=frechet.tolist(),
-        mmd=mmds.tolist(),
-        subspace=subspace.tolist(),
+        measures={name: (matrix + np.triu(matrix, 1).T).tolist() for name, matrix in measures.items()},
         transfer=_transfers(tasks, runs) if with_transfer else {},
     )
 
@@ -156,8 +151,8 @@ def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> dict
     transfer = {}
     for target in progress_bar(iterable=list(tasks), desc="transfers", unit="task"):
         # Not from another version of the same data: its clips may be the target's test clips.
-        own_data = runs[target].study.download[0][0]
-        others = {name: each for name, each in tasks.items() if runs[name].study.download[0][0] != own_data}
+        data = runs[target].study.download[0][0]
+        others = {name: features for name, features in tasks.items() if runs[name].study.download[0][0] != data}
         config = runs[target].record.config.fit_config
         transfer[target] = transfer_costs(tasks[target], others, config, torch.device("cpu"))
     return transfer
@@ -168,24 +163,17 @@ def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> 
     names, written = list(record.tasks), [folder / SIMILARITY_FILE]
     write_json(written[0], record.model_dump_json())
     for measure, (title, how) in MEASURES.items():
-        caption = f"{how}. Features standardised together. {reading_of(record, measure)}"
+        caption = f"{how}. Features standardised together. {record.reading(measure)}"
         written.append(folder / f"similarity_{measure}.{figure_format}")
-        plot_heat(np.array(record.matrix(measure)), names, names, title, caption, written[-1])
+        plot_heat(np.array(record.measures[measure]), names, names, title, caption, written[-1])
     for what, title in COSTS.items() if record.transfer else ():
         written.append(_draw_transfer(record, what, title, folder / f"transfer_{what}.{figure_format}"))
     for measure in ("frechet", "subspace"):
         print(f"\n{MEASURES[measure][0]} ({MEASURES[measure][1]}; diagonal: two halves of one task)")
-        _print_matrix(names, np.array(record.matrix(measure)))
+        short = [name[:14] for name in names]
+        rows = zip(short, record.measures[measure], strict=True)
+        print(as_text([["", *short], *([name, *(f"{value:.2f}" for value in row)] for name, row in rows)]))
     return written
-
-
-def reading_of(record: SimilarityRecord, measure: str) -> str:
-    """What a reader of one of MEASURES must know."""
-    text = (
-        f"{record.clips_of_each:,} clips of each task. Diagonal: two halves of the same task, so this is what no difference "
-        f"looks like; means of {record.halvings} halvings."
-    )
-    return f"{text} By chance {PRINCIPAL / record.dimensions:.2f}." if measure == "subspace" else text
 
 
 def _draw_transfer(record: SimilarityRecord, what: str, title: str, path: Path) -> Path:
@@ -196,21 +184,15 @@ def _draw_transfer(record: SimilarityRecord, what: str, title: str, path: Path) 
         if cost is not None:
             values[row, column] = 100 * cost.difference
             uncertain[row, column] = record.is_uncertain(target, what, source)
-    own = [f"{name} (own: {percent(record.transfer[name][what].own)} %)" for name in names]
+    rows = [f"{name} (own: {percent(record.transfer[name][what].own)} %)" for name in names]
     clips = ", ".join(f"{name} {count:,}" for name, count in record.tasks.items())
     caption = (
         "Row: the task that is scored, by its official division, linear head, one seed. Column: the task whose clips the "
         "scaler or subspace was fitted on. Difference in accuracy to the task's own, points; in brackets where its 95 % "
         f"interval covers 0. Clips: {clips}."
     )
-    plot_heat(values, own, names, title, caption, path, digits=1, is_diverging=True, uncertain=uncertain)
+    plot_heat(values, rows, names, title, caption, path, digits=1, is_diverging=True, uncertain=uncertain)
     return path
-
-
-def _print_matrix(names: Sequence[str], values: Array) -> None:
-    short = [name[:14] for name in names]
-    rows = [[name, *(f"{value:.2f}" for value in row)] for name, row in zip(short, values, strict=True)]
-    print(as_text([["", *short], *rows]))
 
 
 def draw_cka(path: Path, folder: Path, figure_format: str = "png") -> Path:
@@ -218,14 +200,13 @@ def draw_cka(path: Path, folder: Path, figure_format: str = "png") -> Path:
     one task's clips."""
     features = read_variants(path)
     raw, columns = features.features.numpy().astype(np.float64), features.output_columns
+    grid = {output.name: output for output in GRID}
     names = [
-        name
-        for name in columns
-        if name not in GRID_NAMES or name.endswith(f" {BASE_POOL}") or name.startswith(BASE_LAYER)
+        name for name in columns if name not in grid or grid[name].pool == BASE.pool or grid[name].layer == BASE.layer
     ]
     values = np.ones((len(names), len(names)))
-    for (i, one), (j, other) in itertools.combinations(enumerate(names), 2):
-        values[i, j] = values[j, i] = linear_cka(raw[:, columns[one]], raw[:, columns[other]])
+    for (i, first), (j, second) in itertools.combinations(enumerate(names), 2):
+        values[i, j] = values[j, i] = linear_cka(raw[:, columns[first]], raw[:, columns[second]])
     task = path.stem.removeprefix("ablation_")
     written = folder / f"cka_{task}.{figure_format}"
     caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."

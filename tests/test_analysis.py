@@ -25,12 +25,11 @@ from plain_encoder import use_narrow_network
 from analysis import plots, similarity, visualize_features
 from analysis.ablation_features import (
     DEGRADATIONS,
+    FACTORS,
     GRID,
-    GRID_NAMES,
     TIME_LAYERS,
     AblationEncoder,
     add_noise,
-    factor_of,
     read_variants,
 )
 from analysis.ablation_scores import AblationRecord, ablate, write_effects
@@ -47,7 +46,7 @@ from common.cli import classify_main
 from common.config import ConfigError
 from common.datasets import Prepared
 from common.datasets.audio import limit_bandwidth
-from common.encoder import EncoderInfo, Output
+from common.encoder import EncoderInfo
 from common.encoder_name import EncoderKind
 from common.errors import UserError
 from common.features import FeatureFileError, FeatureSet
@@ -168,9 +167,7 @@ def test_two_versions_of_one_data_set_have_no_transfer_and_still_a_report() -> N
         dimensions=SIZE,
         clips_of_each=9,
         halvings=5,
-        frechet=matrix,
-        mmd=matrix,
-        subspace=matrix,
+        measures=dict.fromkeys(("frechet", "mmd", "subspace"), matrix),
         transfer={"v1": own, "v2": own},
     )
     charts = _similarity_charts(record)
@@ -203,7 +200,7 @@ def test_tasks_are_compared_and_drawn(results: Path, tmp_path: Path, drawn: list
     assert list(tasks) == ["esc50", "icbhi"]
     record = compare_tasks(tasks, dict(zip(names, runs, strict=True)), with_transfer=False)
     for measure in ("frechet", "mmd", "subspace"):
-        matrix = np.array(record.matrix(measure))
+        matrix = np.array(record.measures[measure])
         assert matrix.shape == (2, 2)
         np.testing.assert_array_equal(matrix, matrix.T)
     assert record.clips_of_each == min(map(len, tasks.values())) // 2
@@ -296,21 +293,20 @@ def test_variants_equal_what_the_encoder_gives_alone(
     assert all(len(rows) == 2 for rows in by_name.values())
     assert torch.equal(by_name["encoder_block6 mean"], encoder.plain.embed(waveforms))
     assert torch.equal(by_name["encoder_block2 std"], encoder.plain.embed(waveforms, "encoder_block2", "std"))
-    assert torch.equal(by_name["condition zero"], encoder.conditioned["condition zero"].embed(waveforms))
+    assert torch.equal(by_name["condition zero"], encoder.conditioned["zero"].embed(waveforms))
     (own,) = (name for name in by_name if name.startswith("condition ") and name != "condition zero")
     assert not torch.equal(by_name[own], by_name["condition zero"])
     assert not torch.equal(by_name["condition zero"], by_name["encoder_block6 mean"])
-    noisy = DEGRADATIONS["noise, SNR 10 dB"]
-    assert torch.equal(by_name["noise, SNR 10 dB"][1:], encoder.plain.embed([noisy(waveforms[1])]))
-    assert "first 50 %" not in by_name
+    noisy = DEGRADATIONS["noise"]["SNR 10 dB"]
+    assert torch.equal(by_name["noise SNR 10 dB"][1:], encoder.plain.embed([noisy(waveforms[1])]))
+    assert "duration first 50 %" not in by_name
     assert set(GRID) < set(embedded)
-    assert set(GRID_NAMES) < set(by_name)
     for layer in TIME_LAYERS:
         assert torch.equal(by_name[f"{layer} mean_time"], encoder.plain.embed(waveforms, layer, "mean_time"))
     assert {name.removesuffix(" mean_time") for name in by_name if name.endswith("mean_time")} == set(TIME_LAYERS)
     assert encoder.default_output.name == "encoder_block6 mean"
-    assert {factor_of(name) for name in by_name} == {"", *factors}
-    (asked,) = (output for output in encoder.outputs if output.name == "up to 4 kHz")
+    assert {output.layer for output in encoder.outputs} & set(FACTORS) == set(factors)
+    (asked,) = (output for output in encoder.outputs if output.name == "bandwidth up to 4 kHz")
     assert list(encoder.embed_outputs(waveforms, [asked])) == [asked]
     assert (encoder.info, encoder.device) == (encoder.plain.info, CPU)
 
@@ -325,16 +321,15 @@ def test_degradations(rng: np.random.Generator) -> None:
     spectrum = np.square(np.abs(np.fft.rfft(narrow)))
     assert len(narrow) == len(waveform)
     assert spectrum[4_400:].sum() < 1e-4 * spectrum.sum()
-    assert len(DEGRADATIONS["first 25 %"](waveform)) == 8_000
-    assert len(DEGRADATIONS["first 25 %"](waveform[:1])) == 1
+    assert len(DEGRADATIONS["duration"]["first 25 %"](waveform)) == 8_000
+    assert len(DEGRADATIONS["duration"]["first 25 %"](waveform[:1])) == 1
     assert len(limit_bandwidth(waveform[:7], 32_000, 8_000)) == 7
 
 
 @pytest.fixture(scope="module")
 def ablation() -> AblationRecord:
     """Of outputs of four numbers, among which block 3's mean says the class, block 6's mean less clearly."""
-    noise_name = "noise, SNR 0 dB"
-    outputs = [(output.layer, output.pool, 4) for output in GRID] + [(noise_name, "", 4)]
+    outputs = [(output.layer, output.pool, 4) for output in GRID] + [("noise", "SNR 0 dB", 4)]
     features = clusters(count=80, spread=0, size=4 * len(outputs), folds=2)
     features = replace(features, meta={"outputs": outputs})
     columns = features.output_columns
@@ -351,24 +346,24 @@ def test_an_ablation_finds_the_layer_that_knows_the_classes(ablation: AblationRe
     best = ablation.effects[0]
     assert (best.factor, best.name) == ("layer", "encoder_block3") or best.name.startswith("all layers")
     (noise,) = (effect for effect in ablation.effects if effect.factor == "noise")
-    assert noise.linear.difference < -0.1
+    assert noise.heads["linear"].difference < -0.1
     for kind, base in ablation.baseline.items():
         for effect in ablation.effects:
-            assert effect.of(kind).accuracy == pytest.approx(base.accuracy + effect.of(kind).difference)
+            assert effect.heads[kind].accuracy == pytest.approx(base.accuracy + effect.heads[kind].difference)
     assert len(ablation.effects) == 7 + 1 + 1
     assert {effect.name: effect.dimensions for effect in ablation.effects}["all layers side by side"] == 8 * 4
     assert len(ablation.grid) == 8 * 3 * 3 + len(TIME_LAYERS)
     over_time = [(point.layer, point.scaler) for point in ablation.grid if point.pool == "mean_time"]
     assert over_time == [(layer, "whiten") for layer in TIME_LAYERS]
     assert ablation.division == "official folds 1, 2"
-    assert all(point.linear is not None and point.three_layer is None for point in ablation.grid)
-    found = max(ablation.grid, key=lambda point: point.linear.accuracy if point.linear else 0)
+    assert all(list(point.heads) == ["linear"] for point in ablation.grid)
+    found = max(ablation.grid, key=lambda point: point.heads["linear"].accuracy)
     assert (found.layer, found.pool) == ("encoder_block3", "mean")
 
 
 def test_p_values_of_an_ablation_are_corrected_for_their_number(ablation: AblationRecord) -> None:
     """Holm: the k-th smallest of n is multiplied by n - k + 1, and none is below a smaller one's."""
-    scored = [effect.of(kind) for effect in ablation.effects for kind in HEADS]
+    scored = [effect.heads[kind] for effect in ablation.effects for kind in HEADS]
     ordered = sorted((each.p_value, each.holm_p_value) for each in scored)
     assert len(ordered) == 2 * len(ablation.effects)
     highest = 0.0
@@ -394,9 +389,9 @@ def test_the_effects_are_written_as_they_are(ablation: AblationRecord, tmp_path:
     assert [(row["variant"], row["head"]) for row in rows] == [
         (effect.name, kind) for effect in ablation.effects for kind in ablation.baseline
     ]
-    assert float(rows[0]["accuracy"]) == ablation.effects[0].linear.accuracy
+    assert float(rows[0]["accuracy"]) == ablation.effects[0].heads["linear"].accuracy
     assert [float(row["holm_p_value"]) for row in rows] == [
-        effect.of(kind).holm_p_value for effect in ablation.effects for kind in ablation.baseline
+        effect.heads[kind].holm_p_value for effect in ablation.effects for kind in ablation.baseline
     ]
     (figure,) = drawn
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -415,13 +410,6 @@ def test_a_file_of_variants_is_recognised(tmp_path: Path) -> None:
     clusters(count=10, n_classes=2).save(tmp_path / "plain.pt")
     with pytest.raises(FeatureFileError, match="holds no variants"):
         read_variants(tmp_path / "plain.pt")
-
-
-def test_outputs_of_an_ablation_have_the_names_of_their_columns() -> None:
-    assert Output("up to 4 kHz", "", 384).name == "up to 4 kHz"
-    assert Output("pre_conv", "std", 32) in GRID
-    assert Output("pre_conv", "std", 32).name in GRID_NAMES
-    assert tuple(output.name for output in GRID) == GRID_NAMES
 
 
 # Figures

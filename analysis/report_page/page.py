@@ -21,7 +21,7 @@ from analysis.report_page.answer import answer, answer_table, answer_words
 from analysis.scores import Run
 from analysis.studies import STUDIES
 from analysis.summary import SummaryRow, notes, summary_rows, summary_table
-from analysis.task_distances import COSTS, MEASURES, SimilarityRecord, reading_of
+from analysis.task_distances import COSTS, MEASURES, SimilarityRecord
 from analysis.transfer import TransferCosts
 from common.arrays import Array
 from common.datasets import DivisionKind
@@ -291,16 +291,9 @@ def _section(each: ReportedRun, anchor: str, has_siblings: bool, audio_link: str
         map_caption=each.map.caption,
         audio_words=audio_words,
         record=str(one.folder / "result.json"),
-        ablation=_ablation_words(each.ablation) if each.ablation else "",
-    )
-
-
-def _ablation_words(ablation: AblationRecord) -> str:
-    base = ablation.baseline
-    return (
-        "One change at a time, against the baseline (encoder_block6, mean pool, no condition, whole clip: linear "
-        f"{percent(base['linear'].accuracy)} %, three-layer {percent(base['three_layer'].accuracy)} %); "
-        f"{ablation.clips:,} clips, {ablation.division}; 95 % intervals by groups."
+        ablation=f"{each.ablation.baseline_words} {each.ablation.clips_words}; 95 % intervals by groups."
+        if each.ablation
+        else "",
     )
 
 
@@ -392,8 +385,8 @@ def _similarity_charts(record: SimilarityRecord) -> list[HeatChart]:
     titles = [STUDIES[name].task.title if name in STUDIES else name for name in names]
     charts = []
     for key, (title, how) in MEASURES.items():
-        z: list[list[float | None]] = [list(row) for row in record.matrix(key)]
-        caption = f"{how[:1].upper()}{how[1:]}. {reading_of(record, key)}"
+        z: list[list[float | None]] = [list(row) for row in record.measures[key]]
+        caption = f"{how[:1].upper()}{how[1:]}. {record.reading(key)}"
         words = _largest(z, titles)
         charts.append(HeatChart(f"similarity-{key}", title, caption, words, z, 2, False, titles, titles))
     for key, title in COSTS.items() if record.transfer else ():

@@ -139,12 +139,12 @@ function ablationChart(id, task) {
   const rows = task.ablation;
   const heads = [["linear", "linear", "circle", -0.15], ["three_layer", "three", "square", 0.15]];
   const traces = heads.map(([kind, mark, symbol, shift]) => {
-    const x = rows.map((row) => 100 * row[kind].difference);
-    const reach = (side, sign) => rows.map((row, i) => (row[kind].difference_interval ? sign * (100 * row[kind].difference_interval[side] - x[i]) : 0));
+    const x = rows.map((row) => 100 * row.heads[kind].difference);
+    const reach = (side, sign) => rows.map((row, i) => (row.heads[kind].difference_interval ? sign * (100 * row.heads[kind].difference_interval[side] - x[i]) : 0));
     return { type: "scatter", mode: "markers", x, y: rows.map((_, place) => place + shift), name: kind.replace("_", "-"),
       marker: { color: colour(mark), symbol, size: 8 },
       error_x: { type: "data", symmetric: false, array: reach(1, 1), arrayminus: reach(0, -1), color: colour(mark), thickness: 1.2 },
-      customdata: rows.map((row) => [escape(row.name), percent(row[kind].accuracy)]),
+      customdata: rows.map((row) => [escape(row.name), percent(row.heads[kind].accuracy)]),
       hovertemplate: "%{customdata[0]}: %{customdata[1]} % (%{x:+.1f})<extra></extra>" };
   });
   draw(`${id}-ablation`, traces, { xaxis: { title: { text: "accuracy against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") },
