@@ -43,6 +43,11 @@ class Estimate:
     fit_hours: float
     n_bytes: int
 
+    @property
+    def hours(self) -> float:
+        """Of all work."""
+        return self.extract_hours + self.fit_hours
+
 
 def measure_speed(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Speed:
     """Embed a few seconds of noise and fit a few heads to noise, some times; the fastest counts."""

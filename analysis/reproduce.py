@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
@@ -21,6 +22,9 @@ from common.encoder_name import FORMS, EncoderKind, EncoderName, file_of
 from common.entry import run
 from common.files import PROJECT_ROOT
 from common.flags import Parser, user_path
+
+if TYPE_CHECKING:
+    from analysis.estimates import Estimate
 
 # name -> the flags of what takes the encoder's place
 CONTROLS = {
@@ -151,16 +155,15 @@ def _parse(argv: Sequence[str] | None) -> Plan:
 
 def _encoders(names: Sequence[str]) -> tuple[EncoderName, ...]:
     """The encoders, AudioSep first; ConfigError if two have the same short name, and so the same files."""
-    encoders = sorted({EncoderName.parse(name).resolved(Path.cwd()): None for name in names}, key=_comes_later)
+    encoders = sorted(
+        {EncoderName.parse(name).resolved(Path.cwd()): None for name in names},
+        key=lambda encoder: not _is_audiosep(encoder),
+    )
     slugs = [encoder.slug for encoder in encoders]
     for encoder in encoders:
         if slugs.count(encoder.slug) > 1:
             raise ConfigError(f"--encoders: two are called {encoder.slug} in the names of files; rename one's file")
     return tuple(encoders)
-
-
-def _comes_later(encoder: EncoderName) -> bool:
-    return encoder.kind is not EncoderKind.AUDIOSEP
 
 
 def _measure_encoders(plan: Plan) -> None:
@@ -245,7 +248,7 @@ def _one_study(study: Study, plan: Plan) -> None:
     """Doctor, then every encoder."""
     root = study.data_root(plan.data)
     if plan.with_doctor:
-        needs_weights = any(encoder.kind is EncoderKind.AUDIOSEP for encoder in plan.encoders)
+        needs_weights = any(_is_audiosep(encoder) for encoder in plan.encoders)
         checkpoint = plan.checkpoint if needs_weights else "random:0"
         wanted = (*_flag("--checkpoint", checkpoint), *_flag("--device", plan.device))
         status = run_script("common.doctor", study.check, "--data-root", root, *wanted)
@@ -259,7 +262,7 @@ def _one_study(study: Study, plan: Plan) -> None:
 def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:
     """Features, for AudioSep control features too, and heads."""
     root = study.data_root(plan.data)
-    slug, is_audiosep = encoder.slug, encoder.kind is EncoderKind.AUDIOSEP
+    slug, is_audiosep = encoder.slug, _is_audiosep(encoder)
     task, again = study.task, ("--overwrite",) * plan.overwrite
     folder = task.output_dir_of(slug)
     if plan.results:
@@ -304,65 +307,64 @@ def _show_plan(plan: Plan) -> None:
     recipe = recipe_for("three_layer", load_config(FitConfig, plan.studies[0].task.config_file, None, flags))
     device = resolve_device(plan.device or "auto")
     speed = measure_speed(device, recipe)
-    encoders = sum(encoder.kind is EncoderKind.AUDIOSEP for encoder in plan.encoders) + ("random_0" in plan.controls)
+    n_sets = sum(_is_audiosep(encoder) for encoder in plan.encoders) + ("random_0" in plan.controls)
     table = [["task", "data", "clips", "hours of audio", "extraction", "fitting", "features"]]
-    parts: dict[str, float] = {}  # what -> hours
-    n_bytes = 0
-    roots = {study.name: study.data_root(plan.data) for study in plan.studies}
+    estimates: dict[str, Estimate] = {}
     for study in plan.studies:
-        root = roots[study.name]
-        planned = estimate(study, root, speed, recipe, plan.seeds, encoders)
-        n_bytes += planned.n_bytes
-        parts[f"extraction of {study.name}"] = planned.extract_hours
-        parts[f"fitting of {study.name}"] = planned.fit_hours
+        root = study.data_root(plan.data)
+        planned = estimates[study.name] = estimate(study, root, speed, recipe, plan.seeds, n_sets)
         times = time_range(planned.extract_hours), time_range(planned.fit_hours)
         cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
         table.append([study.name, "here" if root.is_dir() else "to download", *cells])
-    controls = " and ".join(plan.controls)
-    print(f"For each task: doctor, features, {controls} as controls, both heads with {plan.seeds} seeds")
+    total = sum(each.hours for each in estimates.values())
+    megabytes = sum(each.n_bytes for each in estimates.values()) / 1e6
+    print(
+        f"For each task: doctor, features, {' and '.join(plan.controls)} as controls, both heads with {plan.seeds} seeds"
+    )
     print("under both protocols with probes and shuffled labels; then summary, similarities and report.\n")
     print(as_text(table))
-    print(
-        f"\nIn all {time_range(sum(parts.values()))} and {n_bytes / 1e6:,.0f} MB of features, on {device}, which embeds"
-    )
+    print(f"\nIn all {time_range(total)} and {megabytes:,.0f} MB of features, on {device}, which embeds")
     print(f"{speed.audio:.0f} s of audio per second. From: nothing else runs. To: other work beside it.")
-    print("\n".join(_how_to_spend_less(parts, plan, device.type == "cpu")))
-    others = [str(encoder) for encoder in plan.encoders if encoder.kind is not EncoderKind.AUDIOSEP]
+    print(_how_to_spend_less(estimates, plan.seeds, device.type == "cpu"))
+    others = [str(encoder) for encoder in plan.encoders if not _is_audiosep(encoder)]
     if others:
         print(f"Not in the estimate: {', '.join(others)}; python -m common.encoder.check NAME measures its speed.")
     if _missing_weights(plan):
         preview_download("weights")
-    missing = [study for study in plan.studies if not roots[study.name].is_dir()]
+    missing = [study for study in plan.studies if not study.data_root(plan.data).is_dir()]
     for arguments in dict.fromkeys(each for study in missing for each in study.download):
         preview_download(*arguments, *_flag("--root", plan.data))
 
 
-def _how_to_spend_less(parts: Mapping[str, float], plan: Plan, is_on_cpu: bool) -> list[str]:
+def _how_to_spend_less(estimates: Mapping[str, Estimate], seeds: int, is_on_cpu: bool) -> str:
     """What takes most of the time, and which flags save most of it."""
     from analysis.estimates import time_range
 
-    total = sum(parts.values())
-    most = max(parts, key=lambda part: parts[part])
-    extraction, fitting = (
-        sum(hours for part, hours in parts.items() if part.startswith(kind)) for kind in ("ext", "fit")
-    )
-    lines = [f"Most of it: {most} ({parts[most] / total:.0%})."]
+    extraction = sum(each.extract_hours for each in estimates.values())
+    fitting = sum(each.fit_hours for each in estimates.values())
+    total = extraction + fitting
+    name, longest = max(estimates.items(), key=lambda item: max(item[1].extract_hours, item[1].fit_hours))
+    part = "extraction" if longest.extract_hours > longest.fit_hours else "fitting"
+    share = max(longest.extract_hours, longest.fit_hours) / total
     saved = []
-    if plan.seeds > 1:
-        saved.append(f"--seeds 1: {time_range(extraction + fitting / plan.seeds)}")
-    if len(plan.studies) > 1:
-        name = most.rpartition(" ")[2]
-        rest = total - sum(hours for part, hours in parts.items() if part.endswith(f" {name}"))
-        saved.append(f"without {name}: {time_range(rest)}")
+    if seeds > 1:
+        saved.append(f"--seeds 1: {time_range(extraction + fitting / seeds)}")
+    if len(estimates) > 1:
+        saved.append(f"without {name}: {time_range(total - longest.hours)}")
     if extraction > fitting and is_on_cpu:
         saved.append("a GPU, or --shard of the extraction scripts on several machines")
-    return [*lines, f"To spend less: {'; '.join(saved)}."] if saved else lines
+    most = f"Most of it: {part} of {name} ({share:.0%})."
+    return f"{most}\nTo spend less: {'; '.join(saved)}." if saved else most
+
+
+def _is_audiosep(encoder: EncoderName) -> bool:
+    return encoder.kind is EncoderKind.AUDIOSEP
 
 
 def _missing_weights(plan: Plan) -> Path | None:
     """The file of AudioSep's weights, if the plan needs it and it is not there; ConfigError if it is not the one that can be
     downloaded."""
-    if all(encoder.kind is not EncoderKind.AUDIOSEP for encoder in plan.encoders):
+    if not any(_is_audiosep(encoder) for encoder in plan.encoders):
         return None
     name = plan.checkpoint or load_config(ExtractConfig, plan.studies[0].task.config_file).checkpoint
     if name.startswith("random:") or Path(name).exists():
