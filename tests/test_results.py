@@ -33,9 +33,8 @@ from common.evaluation.record import (
     ProtocolRecord,
     RecordError,
     RunRecord,
-    earlier_record,
-    remove_record,
 )
+from common.evaluation.results import earlier_record, remove_record
 from common.evaluation.scores import compare_heads, confusion_matrix, icbhi_scores, per_class, score_head, scores
 from common.evaluation.text import remarks, score_table
 from common.features import FeatureFileError, FeatureSet

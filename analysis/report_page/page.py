@@ -27,8 +27,7 @@ from common.arrays import Array
 from common.datasets import DivisionKind
 from common.encoder_name import EncoderKind
 from common.evaluation.record import ProtocolRecord
-from common.evaluation.results import run_title
-from common.evaluation.text import remarks, score_table
+from common.evaluation.text import remarks, run_title, score_table
 from common.heads import HEADS, HeadKind, head_title
 from common.text_table import percent
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -13,9 +14,17 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import DetCurveDisplay
 
 from common.arrays import Array
-from common.evaluation.record import CalibrationRecord, EfficiencyRecord, FitRecord, PerClass
+from common.datasets import Task
+from common.evaluation.record import (
+    CalibrationRecord,
+    EfficiencyRecord,
+    FeaturesRecord,
+    FitRecord,
+    PerClass,
+    ProtocolRecord,
+)
 from common.files import write_atomically
-from common.heads import head_title
+from common.heads import HEADS, head_title
 
 FEW, MANY = 20, 60  # classes: the most for which all numbers fit into a matrix, and all names into a figure
 
@@ -191,3 +200,22 @@ def save_figure(figure: Figure, path: Path) -> None:
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "figure"}):
         figure.savefig(buffer, format=kind, dpi=130, metadata=undated)
     write_atomically(path, buffer.getvalue())
+
+
+def figures_of(task: Task, features: FeaturesRecord, protocol: ProtocolRecord) -> dict[str, Callable[[Path], None]]:
+    """A protocol's figures: the name without ending -> what draws it into a file."""
+    figures: dict[str, Callable[[Path], None]] = {}
+    below, class_names = f"{features.title}\n{protocol.division}", features.class_names
+    for kind in HEADS:
+        scored = protocol.heads[kind]
+        title = f"{task.title}, {head_title(kind)} head: {scored.accuracy:.1%}\n{below}"
+        confusion = np.array(scored.confusion)
+        figures[f"confusion_{kind}"] = partial(plot_confusion, confusion, class_names, title)
+        figures[f"per_class_{kind}"] = partial(plot_per_class, scored.per_class, class_names, title)
+        figures[f"curves_{kind}"] = partial(plot_curves, scored.splits, title)
+        if scored.calibration is not None:
+            figures[f"reliability_{kind}"] = partial(plot_reliability, scored.calibration, title)
+    if protocol.label_efficiency:
+        title = f"{task.title}: how many labels are needed\n{below}"
+        figures["label_efficiency"] = partial(plot_label_efficiency, protocol.label_efficiency, title)
+    return figures

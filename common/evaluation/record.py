@@ -23,8 +23,6 @@ from common.errors import UserError
 from common.features import Counts, FeatureSet
 from common.files import (
     DamagedFileError,
-    OutputError,
-    describe_difference,
     read_json,
     spreadsheet_cell,
     write_csv,
@@ -507,53 +505,3 @@ def _cells(fit: FitRecord) -> dict[str, object]:
     single = {key: value for key, value in values.items() if not isinstance(value, list)}
     identity = ("split", "seed", "n_train", "n_test")
     return {key: single.pop(key) for key in identity} | fit.scores | single
-
-
-# Settings in which a finished run may differ and still be the requested run.
-NOT_DECISIVE = ("features", "encoder", "output_dir", "markdown", "figure_format")
-
-
-def earlier_record(
-    folder: Path, task: Task, config: ConfigRecord, features_sha256: str, overwrite: bool = False
-) -> RunRecord | None:
-    """The record in `folder` if it is of the same task, features and configuration and all its files exist; None if
-    there is none, or it may be replaced.
-
-    Raises:
-        OutputError: it is of another run, and `overwrite` is not set.
-    """
-    path = folder / RESULT_FILE
-    if overwrite or not path.exists():
-        return None
-    try:
-        record = RunRecord.load(path)
-    except RecordError as error:
-        raise OutputError(f"{error}; --overwrite replaces it") from error
-    before = {**_comparable(record.config), "task": record.task, "features": record.features.sha256}
-    now = {"task": task.name, **_comparable(config), "features": features_sha256}
-    different = describe_difference(before, now)
-    if different:
-        raise OutputError(
-            f"{path} holds the results of another run ({different}); "
-            "--overwrite replaces them, --output-dir writes elsewhere"
-        )
-    is_complete = bool(record.protocols) and all((folder / name).is_file() for name in record.files)
-    return record if is_complete else None
-
-
-def _comparable(config: ConfigRecord) -> dict[str, object]:
-    values: dict[str, object] = json.loads(config.model_dump_json())
-    return {key: value for key, value in values.items() if key not in NOT_DECISIVE}
-
-
-def remove_record(folder: Path) -> None:
-    """Remove an earlier run's record with every file that it names, so that none is taken for a new run's."""
-    path = folder / RESULT_FILE
-    try:
-        names = [*RunRecord.load(path).files, "result.md"]
-    except (OSError, RecordError):
-        names = []  # there is none, or not ours
-    path.unlink(missing_ok=True)
-    for name in names:
-        if Path(name).name == name:  # nothing outside the folder, whatever the record says
-            (folder / name).unlink(missing_ok=True)

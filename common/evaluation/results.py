@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import sys
-import textwrap
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from common.config import ConfigError, FigureFormat, FitConfig, ProtocolName
 from common.datasets import DivisionKind, Task
 from common.evaluation.load_features import PreparedFeatures, load_controls, load_features
-from common.evaluation.plots import plot_confusion, plot_curves, plot_label_efficiency, plot_per_class, plot_reliability
+from common.evaluation.plots import figures_of
 from common.evaluation.predictions import prefix_of, save_predictions
 from common.evaluation.protocol import PROTOCOLS, plan_fits, run_protocol
 from common.evaluation.record import (
+    RESULT_FILE,
     ConfigRecord,
     FeaturesRecord,
     ProtocolRecord,
+    RecordError,
     RunRecord,
-    earlier_record,
-    remove_record,
 )
-from common.evaluation.text import efficiency_table, remarks, score_table
+from common.evaluation.text import as_result_md, print_scores
 from common.features import FeatureSet
-from common.files import exclusive, refuse_unwritable, remove_leftovers, sha256_of, write_atomically
-from common.heads import HEADS, head_title, recipe_for
-from common.text_table import as_markdown, as_text, percent
-
-COLUMNS = 100  # the width of printed text
+from common.files import (
+    OutputError,
+    describe_difference,
+    exclusive,
+    refuse_unwritable,
+    remove_leftovers,
+    sha256_of,
+    write_atomically,
+)
+from common.heads import recipe_for
 
 
 def classify(
@@ -68,9 +71,9 @@ def classify(
         record = _with_figures(task, record, config.figure_format, folder)
         for written in ("result.json", "result.csv", "result.md", *record.files):
             remove_leftovers(folder / written)
-    _print_scores(task, record)
+    print_scores(task, record)
     if config.markdown:
-        write_atomically(folder / "result.md", _markdown(task, record).encode())
+        write_atomically(folder / "result.md", as_result_md(task, record).encode())
         print(f"-> {folder / 'result.md'}")
     print(f"-> {folder}: {', '.join(['result.json', *record.files])}")
     return record
@@ -123,7 +126,7 @@ def _with_figures(task: Task, record: RunRecord, figure_format: FigureFormat, fo
     """The record with the figures that are missing in this format drawn; a figure that fails is a warning."""
     files = list(record.files)
     for name, protocol in record.protocols.items():
-        for figure, draw in _figures(task, record.features, protocol).items():
+        for figure, draw in figures_of(task, record.features, protocol).items():
             file = f"{prefix_of(name)}{figure}.{figure_format}"
             if file in files:
                 continue
@@ -140,65 +143,51 @@ def _with_figures(task: Task, record: RunRecord, figure_format: FigureFormat, fo
     return record
 
 
-def _figures(task: Task, features: FeaturesRecord, protocol: ProtocolRecord) -> dict[str, Callable[[Path], None]]:
-    """A protocol's figures: the name without ending -> what draws it into a file."""
-    figures: dict[str, Callable[[Path], None]] = {}
-    below, class_names = f"{features.title}\n{protocol.division}", features.class_names
-    for kind in HEADS:
-        scored = protocol.heads[kind]
-        title = f"{task.title}, {head_title(kind)} head: {scored.accuracy:.1%}\n{below}"
-        confusion = np.array(scored.confusion)
-        figures[f"confusion_{kind}"] = partial(plot_confusion, confusion, class_names, title)
-        figures[f"per_class_{kind}"] = partial(plot_per_class, scored.per_class, class_names, title)
-        figures[f"curves_{kind}"] = partial(plot_curves, scored.splits, title)
-        if scored.calibration is not None:
-            figures[f"reliability_{kind}"] = partial(plot_reliability, scored.calibration, title)
-    if protocol.label_efficiency:
-        title = f"{task.title}: how many labels are needed\n{below}"
-        figures["label_efficiency"] = partial(plot_label_efficiency, protocol.label_efficiency, title)
-    return figures
+# Settings in which a finished run may differ and still be the requested run.
+NOT_DECISIVE = ("features", "encoder", "output_dir", "markdown", "figure_format")
 
 
-def run_title(task: Task, record: RunRecord, protocol: ProtocolRecord) -> str:
-    """The line above a table: the task, the encoder, the clips, the division, the recipe, the seeds."""
-    seeds, dataset = len(protocol.seeds), record.features.dataset
-    is_other = dataset not in (None, task.name, *task.parts)  # recognised as part of another
-    return (
-        f"{dataset if is_other else task.title}, {record.features.title}: {record.features.clips:,} clips, "
-        f"{len(record.features.class_names)} classes, {protocol.division}; {record.config.recipe} recipe, "
-        + (f"{seeds} seeds" if seeds > 1 else f"seed {protocol.seeds[0]}")
-    )
+def earlier_record(
+    folder: Path, task: Task, config: ConfigRecord, features_sha256: str, overwrite: bool = False
+) -> RunRecord | None:
+    """The record in `folder` if it is of the same task, features and configuration and all its files exist; None if
+    there is none, or it may be replaced.
+
+    Raises:
+        OutputError: it is of another run, and `overwrite` is not set.
+    """
+    path = folder / RESULT_FILE
+    if overwrite or not path.exists():
+        return None
+    try:
+        record = RunRecord.load(path)
+    except RecordError as error:
+        raise OutputError(f"{error}; --overwrite replaces it") from error
+    before = {**_comparable(record.config), "task": record.task, "features": record.features.sha256}
+    now = {"task": task.name, **_comparable(config), "features": features_sha256}
+    different = describe_difference(before, now)
+    if different:
+        raise OutputError(
+            f"{path} holds the results of another run ({different}); "
+            "--overwrite replaces them, --output-dir writes elsewhere"
+        )
+    is_complete = bool(record.protocols) and all((folder / name).is_file() for name in record.files)
+    return record if is_complete else None
 
 
-def _print_scores(task: Task, record: RunRecord) -> None:
-    features = record.features
-    output = f", {features.layer} {features.pool}".rstrip() if features.layer else ""
-    print(f"features of {features.title}{output}: {features.width:,} numbers per clip")
-    for protocol in record.protocols.values():
-        print("\n" + textwrap.fill(run_title(task, record, protocol), COLUMNS))
-        print(as_text(score_table(protocol)))
-        for line in remarks(protocol):
-            print(textwrap.fill(line, COLUMNS))
-        if protocol.label_efficiency:
-            print(as_text(efficiency_table(protocol)))
-    if len(record.protocols) == 2:
-        print(f"\n{_difference(record)}")
+def _comparable(config: ConfigRecord) -> dict[str, object]:
+    values: dict[str, object] = json.loads(config.model_dump_json())
+    return {key: value for key, value in values.items() if key not in NOT_DECISIVE}
 
 
-def _difference(record: RunRecord) -> str:
-    official, random = (record.protocols[name].heads for name in PROTOCOLS)
-    table = [["head", record.protocols["official"].kind.label, "random", "difference"]]
-    for kind in official:
-        scores = official[kind].accuracy, random[kind].accuracy
-        table.append([head_title(kind), *map(percent, scores), f"{100 * (scores[1] - scores[0]):+.1f}"])
-    return as_text(table)
-
-
-def _markdown(task: Task, record: RunRecord) -> str:
-    parts = []
-    for protocol in record.protocols.values():
-        parts += [f"**{run_title(task, record, protocol)}** (percent)", as_markdown(score_table(protocol))]
-        parts.append("\n".join(f"- {line}" for line in remarks(protocol)))
-        if protocol.label_efficiency:
-            parts.append(as_markdown(efficiency_table(protocol)))
-    return "\n\n".join(parts) + "\n"
+def remove_record(folder: Path) -> None:
+    """Remove an earlier run's record with every file that it names, so that none is taken for a new run's."""
+    path = folder / RESULT_FILE
+    try:
+        names = [*RunRecord.load(path).files, "result.md"]
+    except (OSError, RecordError):
+        names = []  # there is none, or not ours
+    path.unlink(missing_ok=True)
+    for name in names:
+        if Path(name).name == name:  # nothing outside the folder, whatever the record says
+            (folder / name).unlink(missing_ok=True)

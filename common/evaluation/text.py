@@ -1,12 +1,16 @@
-"""A run's scores as text: the table in the terminal, and the same in Markdown."""
+"""A run's scores as text: the tables and remarks in the terminal, and the same in Markdown."""
 
 from __future__ import annotations
 
-from common.datasets import DivisionKind
+import textwrap
+
+from common.datasets import DivisionKind, Task
 from common.evaluation.intervals import MIN_GROUPS
-from common.evaluation.record import ProtocolRecord
+from common.evaluation.record import ProtocolRecord, RunRecord
 from common.heads import head_title
-from common.text_table import percent, range_of
+from common.text_table import as_markdown, as_text, percent, range_of
+
+WIDTH = 100  # of printed text
 
 NAMES = {"balanced_accuracy": "the balanced accuracy", "icbhi_score": "the ICBHI score"}
 TITLES = {
@@ -163,3 +167,48 @@ def efficiency_table(protocol: ProtocolRecord) -> list[list[str]]:
         accuracy, interval = percent(point.mean["accuracy"]), range_of(point.interval)
         table.append([head_title(point.head), share, f"{point.n_train:,}", accuracy, interval])
     return table
+
+
+def run_title(task: Task, record: RunRecord, protocol: ProtocolRecord) -> str:
+    """The line above a table: the task, the encoder, the clips, the division, the recipe, the seeds."""
+    seeds, dataset = len(protocol.seeds), record.features.dataset
+    is_other = dataset not in (None, task.name, *task.parts)  # recognised as part of another
+    return (
+        f"{dataset if is_other else task.title}, {record.features.title}: {record.features.clips:,} clips, "
+        f"{len(record.features.class_names)} classes, {protocol.division}; {record.config.recipe} recipe, "
+        + (f"{seeds} seeds" if seeds > 1 else f"seed {protocol.seeds[0]}")
+    )
+
+
+def print_scores(task: Task, record: RunRecord) -> None:
+    features = record.features
+    output = f", {features.layer} {features.pool}".rstrip() if features.layer else ""
+    print(f"features of {features.title}{output}: {features.width:,} numbers per clip")
+    for protocol in record.protocols.values():
+        print("\n" + textwrap.fill(run_title(task, record, protocol), WIDTH))
+        print(as_text(score_table(protocol)))
+        for line in remarks(protocol):
+            print(textwrap.fill(line, WIDTH))
+        if protocol.label_efficiency:
+            print(as_text(efficiency_table(protocol)))
+    if len(record.protocols) == 2:
+        print(f"\n{_difference(record)}")
+
+
+def _difference(record: RunRecord) -> str:
+    official, random = (record.protocols[name].heads for name in ("official", "random"))
+    table = [["head", record.protocols["official"].kind.label, "random", "difference"]]
+    for kind in official:
+        scores = official[kind].accuracy, random[kind].accuracy
+        table.append([head_title(kind), *map(percent, scores), f"{100 * (scores[1] - scores[0]):+.1f}"])
+    return as_text(table)
+
+
+def as_result_md(task: Task, record: RunRecord) -> str:
+    parts = []
+    for protocol in record.protocols.values():
+        parts += [f"**{run_title(task, record, protocol)}** (percent)", as_markdown(score_table(protocol))]
+        parts.append("\n".join(f"- {line}" for line in remarks(protocol)))
+        if protocol.label_efficiency:
+            parts.append(as_markdown(efficiency_table(protocol)))
+    return "\n\n".join(parts) + "\n"
