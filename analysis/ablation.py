@@ -28,38 +28,42 @@ HEADS_OF_GRID: dict[str, tuple[HeadKind, ...]] = {"none": (), "linear": ("linear
 
 
 def main() -> None:
-    given = _flags()
+    arguments = _flags()
     from analysis.ablation_features import AblationEncoder, extract_variants
     from analysis.ablation_scores import ablate, write_effects
     from common.encoder.device import fitting_device, resolve_device
     from common.extraction import ExtractOptions
     from common.heads import check_fittable
 
-    study = find_study(given.task)
+    study = find_study(arguments.task)
     task, options = study.task, study.task.default_options
-    flags = {key: getattr(given, key) for key in ("epochs", "seeds", "recipe") if getattr(given, key) is not None}
+    flags = {
+        key: getattr(arguments, key) for key in ("epochs", "seeds", "recipe") if getattr(arguments, key) is not None
+    }
     config = load_config(FitConfig, task.config_file, None, flags)
-    chosen = {} if given.checkpoint is None else {"checkpoint": given.checkpoint}
+    chosen = {} if arguments.checkpoint is None else {"checkpoint": arguments.checkpoint}
     checkpoint = load_config(ExtractConfig, task.config_file, None, chosen).checkpoint
-    device = resolve_device("auto" if given.device is None else given.device)
-    encoder = AblationEncoder(checkpoint, device, given.factors, given.condition)
-    folder = output_folder(given)
+    device = resolve_device("auto" if arguments.device is None else arguments.device)
+    encoder = AblationEncoder(checkpoint, device, arguments.factors, arguments.condition)
+    folder = output_folder(arguments)
     output = folder / f"ablation_{study.name}.pt"
-    extract_options = ExtractOptions(given.workers, given.overwrite, allow_missing=given.allow_missing)
-    features = extract_variants(study, encoder, study.data_root(given.data), output, given.max_clips, extract_options)
+    extract_options = ExtractOptions(arguments.workers, arguments.overwrite, allow_missing=arguments.allow_missing)
+    features = extract_variants(
+        study, encoder, study.data_root(arguments.data), output, arguments.max_clips, extract_options
+    )
     prepared = task.prepare(features, Division(options, config.train_test_split, config.random_seed))
     check_fittable(prepared.features, str(output))
     record = ablate(
         prepared,
-        given.factors,
-        HEADS_OF_GRID[given.grid],
+        arguments.factors,
+        HEADS_OF_GRID[arguments.grid],
         config,
-        fitting_device("auto" if given.device is None else given.device),
+        fitting_device("auto" if arguments.device is None else arguments.device),
         task=study.name,
         title=task.title,
         encoder=encoder.info,
     )
-    write_effects(record, folder, given.figure_format)
+    write_effects(record, folder, arguments.figure_format)
 
 
 def _flags() -> argparse.Namespace:

@@ -312,7 +312,7 @@ def _cost(run: Run, costs: Mapping[str, CheckRecord]) -> EncoderCost:
         parameters=features.parameters,
         width=features.width,
         speed=None if measured is None else measured.speed,
-        fails=[] if measured is None else [each.name for each in measured.properties if each.holds is False],
+        fails=[] if measured is None else [checked.name for checked in measured.properties if checked.holds is False],
         measured_on=None if measured is None else (measured.cpu if measured.device == "cpu" else measured.device),
     )
 

@@ -21,7 +21,9 @@ def encoder_table(record: EncodersRecord, head: HeadKind) -> list[list[str]]:
     for encoder, cost in record.encoders.items():
         cells = []
         for task in record.tasks:
-            score = next((each.heads[head] for each in task.scores if each.encoder == encoder), None)
+            score = next(
+                (found_score.heads[head] for found_score in task.scores if found_score.encoder == encoder), None
+            )
             if score is None:
                 cells.append("-")
                 continue
@@ -66,7 +68,7 @@ def ranking_table(record: EncodersRecord) -> list[list[str]]:
     for encoder in record.encoders:
         cells = []
         for task in record.tasks:
-            score = next((each for each in task.scores if each.encoder == encoder), None)
+            score = next((scored for scored in task.scores if scored.encoder == encoder), None)
             cells += [_whole_percent(score.first[head] if score else None) for head in HEADS]
         table.append([encoder, *cells])
     return table
@@ -111,7 +113,7 @@ def reading_notes(record: EncodersRecord) -> list[str]:
         lines.append(
             f"WARNING: what every encoder needs does not hold of {'; '.join(failing)}: its scores mean little."
         )
-    lines += [f"Not compared: {each}." for each in record.left_out]
+    lines += [f"Not compared: {reason}." for reason in record.left_out]
     return lines
 
 
@@ -138,7 +140,7 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
             f"{task.title}\n({task.clips:,} clips, {task.classes} classes)",
             task.chance,
             {
-                score.encoder: {head: (own.accuracy, own.interval) for head, own in score.heads.items()}
+                score.encoder: {head: (scored.accuracy, scored.interval) for head, scored in score.heads.items()}
                 for score in task.scores
             },
         )

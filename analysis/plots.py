@@ -45,11 +45,11 @@ def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: 
     colours = class_colours(len(names))
     size = float(np.clip(20_000 / len(points), 4, 36))
     for index, name in enumerate(names):
-        own = points[shown_values == name]
+        of_name = points[shown_values == name]
         repeated = index // (10 if len(names) <= 10 else 20)
         axes.scatter(
-            own[:, 0],
-            own[:, 1],
+            of_name[:, 0],
+            of_name[:, 1],
             s=size,
             color=colours[index],
             marker=MARKERS[repeated % len(MARKERS)],
@@ -91,10 +91,10 @@ def _apart(places: Array, texts: Sequence[str], extent: Array) -> Array:
         steps = sorted(range(-60, 61), key=abs)
         for step in steps:
             place = places[index] + (0, step * 0.25 * half[index, 1])
-            if all((np.abs(place - other) >= half[index] + half[each]).any() for each, other in moved):
+            if all((np.abs(place - other) >= half[index] + half[placed]).any() for placed, other in moved):
                 break
         moved.append((index, place))
-    return np.array([place for _, place in sorted(moved, key=lambda each: each[0])])
+    return np.array([place for _, place in sorted(moved, key=lambda placed: placed[0])])
 
 
 def _wrapped(text: str, columns: int) -> str:

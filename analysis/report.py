@@ -36,8 +36,8 @@ def main() -> None:
     parser.add_argument(
         "--max-clips", type=int, default=5000, metavar="N", help="at most N per map, sampled by class (default: 5000)"
     )
-    given = parser.parse_args()
-    if given.max_clips < 10:
+    arguments = parser.parse_args()
+    if arguments.max_clips < 10:
         raise ConfigError("--max-clips must be at least 10")
     from analysis.ablation_scores import AblationRecord
     from analysis.compare import compare_encoders, read_costs
@@ -45,13 +45,15 @@ def main() -> None:
     from analysis.task_distances import SIMILARITY_FILE, SimilarityRecord
     from common.progress import progress_bar
 
-    runs = runs_for(given)
-    folder = output_folder(given)
+    runs = runs_for(arguments)
+    folder = output_folder(arguments)
     ablations = {record.task: record for record in map(AblationRecord.load, sorted(folder.glob("ablation_*.json")))}
     similarity = folder / SIMILARITY_FILE
     reported = [
-        ReportedRun(one, _map(one, folder, given.max_clips), one.study.data_root(given.data), _own(one, ablations))
-        for one in progress_bar(iterable=runs, desc="maps", unit="run")
+        ReportedRun(
+            run, _map(run, folder, arguments.max_clips), run.study.data_root(arguments.data), _own(run, ablations)
+        )
+        for run in progress_bar(iterable=runs, desc="maps", unit="run")
     ]
     compared = compare_encoders(runs, read_costs(folder))
     page = render(reported, SimilarityRecord.load(similarity) if similarity.exists() else None, folder, compared)
@@ -60,30 +62,30 @@ def main() -> None:
     print(f"{len(runs)} runs, {len(page.encode()) / 1e6:.1f} MB -> {path}")
 
 
-def _own(one: Run, ablations: dict[str, AblationRecord]) -> AblationRecord | None:
+def _own(run: Run, ablations: dict[str, AblationRecord]) -> AblationRecord | None:
     """The ablation of a run's task, if it is of the same encoder; another one would say nothing about this run."""
-    ablation = ablations.get(one.study.name)
-    return ablation if ablation and ablation.encoder.checkpoint == one.record.features.checkpoint else None
+    ablation = ablations.get(run.study.name)
+    return ablation if ablation and ablation.encoder.checkpoint == run.record.features.checkpoint else None
 
 
-def _map(one: Run, folder: Path, most: int) -> DrawnMap:
+def _map(run: Run, folder: Path, most: int) -> DrawnMap:
     """A run's map; the map of the same features is computed only once."""
     import numpy as np
 
     from analysis.maps import make_map
     from analysis.report_page.page import DrawnMap
 
-    method = "tsne" if min(most, len(one.features)) <= MAX_TSNE_CLIPS else "umap"
+    method = "tsne" if min(most, len(run.features)) <= MAX_TSNE_CLIPS else "umap"
     # A task may choose other rows of the same file.
-    rows = hashlib.sha256("\n".join(one.features.clip_ids).encode()).hexdigest()
-    kept = folder / "maps" / f"{one.record.features.sha256[:16]}_{rows[:8]}_{method}_{most}.npz"
+    rows = hashlib.sha256("\n".join(run.features.clip_ids).encode()).hexdigest()
+    kept = folder / "maps" / f"{run.record.features.sha256[:16]}_{rows[:8]}_{method}_{most}.npz"
     if kept.exists():
         try:
             with np.load(kept, allow_pickle=False) as content:
                 return DrawnMap(content["rows"], content["points"], str(content["caption"]))
         except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
             print(f"{kept} is damaged ({str(error)[:100]}); the map is computed again", file=sys.stderr)
-    drawn = make_map(one.features, method, "standard", most, seed=0)
+    drawn = make_map(run.features, method, "standard", most, seed=0)
     buffer = io.BytesIO()
     np.savez(buffer, rows=drawn.rows, points=drawn.points, caption=drawn.caption)
     kept.parent.mkdir(exist_ok=True)

@@ -131,25 +131,25 @@ def _parse(argv: Sequence[str] | None) -> Plan:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the plan with estimated times and disk space, and stop"
     )
-    given = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
     main_ones = [study for study in STUDIES.values() if study.is_main]
     return Plan(
-        studies=tuple(dict.fromkeys(map(find_study, given.tasks)) or main_ones),
-        data=given.data,
-        results=given.results,
-        encoders=_encoders(given.encoders),
-        checkpoint=given.checkpoint,
-        device=given.device,
-        trusts=given.trust_remote_code,
-        seeds=given.seeds,
-        epochs=given.epochs,
-        recipe=given.recipe,
-        controls=tuple(name for name, flags in CONTROLS.items() if flags[-1] != given.checkpoint),
-        with_doctor=not given.no_doctor,
-        overwrite=given.overwrite,
-        allows_missing=given.allow_missing,
-        downloads=given.yes,
-        is_dry_run=given.dry_run,
+        studies=tuple(dict.fromkeys(map(find_study, arguments.tasks)) or main_ones),
+        data=arguments.data,
+        results=arguments.results,
+        encoders=_encoders(arguments.encoders),
+        checkpoint=arguments.checkpoint,
+        device=arguments.device,
+        trusts=arguments.trust_remote_code,
+        seeds=arguments.seeds,
+        epochs=arguments.epochs,
+        recipe=arguments.recipe,
+        controls=tuple(name for name, flags in CONTROLS.items() if flags[-1] != arguments.checkpoint),
+        with_doctor=not arguments.no_doctor,
+        overwrite=arguments.overwrite,
+        allows_missing=arguments.allow_missing,
+        downloads=arguments.yes,
+        is_dry_run=arguments.dry_run,
     )
 
 
@@ -229,18 +229,20 @@ def _get(study: Study, plan: Plan) -> bool:
         return True
     print(f"\n{study.task.title} was not found ({root}).")
     if not plan.downloads and not sys.stdin.isatty():
-        how = " && ".join(f"python -m common.download {' '.join(each)} --root {root.parent}" for each in study.download)
+        how = " && ".join(
+            f"python -m common.download {' '.join(flags)} --root {root.parent}" for flags in study.download
+        )
         print(f"skipped; to get it: {how}, or --yes")
         return False
-    calls = [(*each, "--root", root.parent) for each in study.download]
+    calls = [(*flags, "--root", root.parent) for flags in study.download]
     if not plan.downloads:
-        for each in calls:
-            preview_download(*each)
+        for flags in calls:
+            preview_download(*flags)
         if input("Download it? [y/N] ").strip().lower() not in ("y", "yes"):
             print(f"{study.name} is skipped")
             return False
-    for each in calls:
-        call("common.download", *each)
+    for flags in calls:
+        call("common.download", *flags)
     return True
 
 
@@ -269,8 +271,8 @@ def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:
         folder = plan.results / study.name if is_audiosep else plan.results / study.name / slug
     features_folder = folder if plan.results else task.folder
     # Always named: config.yaml may name another.
-    own = ("--encoder", encoder, *(_flag("--checkpoint", plan.checkpoint) if is_audiosep else ()))
-    sets: dict[str, tuple[object, ...]] = {"": own}
+    this_encoder = ("--encoder", encoder, *(_flag("--checkpoint", plan.checkpoint) if is_audiosep else ()))
+    sets: dict[str, tuple[object, ...]] = {"": this_encoder}
     sets |= {name: CONTROLS[name] for name in plan.controls if is_audiosep}
     for name, made_by in sets.items():
         for script, part in study.extract.items():
@@ -278,8 +280,8 @@ def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:
             flags = (*study.extract_flags, "--data-root", root, "--output", output, *again)
             flags += ("--allow-missing",) * plan.allows_missing
             call(script, *flags, *_trust(plan), *made_by, *_flag("--device", plan.device))
-    one = file_of(next(iter(study.extract.values())).features_file, slug)
-    features, *others = (_features_file(study, features_folder, name, one) for name in sets)
+    file_name = file_of(next(iter(study.extract.values())).features_file, slug)
+    features, *others = (_features_file(study, features_folder, name, file_name) for name in sets)
     if task.parts:  # for several files, their folder
         features, others = features.parent, [other.parent for other in others]
     what = ("--features", features, "--output-dir", folder, "--recipe", plan.recipe, "--seeds", plan.seeds)
@@ -292,8 +294,8 @@ def _features_file(study: Study, folder: Path, control: str, name: str) -> Path:
     """Where a set's features go; those of a control beside the task's own, by the control's name."""
     if not control:
         return folder / name
-    own = folder / "controls" / study.name  # several tasks share a folder
-    return own / control / name if study.task.parts else own / f"{control}.pt"
+    controls = folder / "controls" / study.name  # several tasks share a folder
+    return controls / control / name if study.task.parts else controls / f"{control}.pt"
 
 
 def _show_plan(plan: Plan) -> None:
@@ -316,8 +318,8 @@ def _show_plan(plan: Plan) -> None:
         times = time_range(planned.extract_hours), time_range(planned.fit_hours)
         cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
         table.append([study.name, "here" if root.is_dir() else "to download", *cells])
-    total = sum(each.hours for each in estimates.values())
-    megabytes = sum(each.n_bytes for each in estimates.values()) / 1e6
+    total = sum(planned_task.hours for planned_task in estimates.values())
+    megabytes = sum(planned_task.n_bytes for planned_task in estimates.values()) / 1e6
     print(
         f"For each task: doctor, features, {' and '.join(plan.controls)} as controls, both heads with {plan.seeds} seeds"
     )
@@ -332,7 +334,7 @@ def _show_plan(plan: Plan) -> None:
     if _missing_weights(plan):
         preview_download("weights")
     missing = [study for study in plan.studies if not study.data_root(plan.data).is_dir()]
-    for arguments in dict.fromkeys(each for study in missing for each in study.download):
+    for arguments in dict.fromkeys(planned_task for study in missing for planned_task in study.download):
         preview_download(*arguments, *_flag("--root", plan.data))
 
 
@@ -340,8 +342,8 @@ def _how_to_spend_less(estimates: Mapping[str, Estimate], seeds: int, is_on_cpu:
     """What takes most of the time, and which flags save most of it."""
     from analysis.estimates import time_range
 
-    extraction = sum(each.extract_hours for each in estimates.values())
-    fitting = sum(each.fit_hours for each in estimates.values())
+    extraction = sum(planned.extract_hours for planned in estimates.values())
+    fitting = sum(planned.fit_hours for planned in estimates.values())
     total = extraction + fitting
     name, longest = max(estimates.items(), key=lambda item: max(item[1].extract_hours, item[1].fit_hours))
     part = "extraction" if longest.extract_hours > longest.fit_hours else "fitting"

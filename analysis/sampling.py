@@ -14,8 +14,8 @@ def seeded_rows(strata: Array, most: int, seed: int = 0) -> Array:
     rng = np.random.default_rng(seed)
     kept = []
     for stratum in np.unique(strata):
-        own = np.flatnonzero(strata == stratum)
-        kept.append(rng.choice(own, max(1, round(most * len(own) / len(strata))), replace=False))
+        of_stratum = np.flatnonzero(strata == stratum)
+        kept.append(rng.choice(of_stratum, max(1, round(most * len(of_stratum) / len(strata))), replace=False))
     return np.sort(np.concatenate(kept))
 
 
@@ -28,6 +28,6 @@ def balanced_rows(labels: Array, sides: Array, most: int, seed: int = 0) -> Arra
         left -= quotas[side]
     rows = []
     for side, quota in quotas.items():
-        own = np.flatnonzero(sides == side)
-        rows.append(own[seeded_rows(labels[own], quota, seed)])
+        of_side = np.flatnonzero(sides == side)
+        rows.append(of_side[seeded_rows(labels[of_side], quota, seed)])
     return np.sort(np.concatenate(rows))

@@ -150,7 +150,7 @@ def _result_files(folder: Path | None) -> list[Path]:
     # AudioSep's results are in the task's folder, those of each other encoder in a folder below it.
     own_sounds = sorted((PROJECT_ROOT / "own_sounds" / "results").glob("*/"))
     folders = dict.fromkeys([*(study.results_folder for study in STUDIES.values()), *own_sounds])
-    paths = [path for each in folders for path in (each / RESULT_FILE, *sorted(each.glob(f"*/{RESULT_FILE}")))]
+    paths = [path for place in folders for path in (place / RESULT_FILE, *sorted(place.glob(f"*/{RESULT_FILE}")))]
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
@@ -180,40 +180,40 @@ def new_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def output_folder(given: argparse.Namespace) -> Path:
+def output_folder(arguments: argparse.Namespace) -> Path:
     """Where an analysis writes; created if need be."""
-    folder: Path = given.output or given.results or PROJECT_ROOT / "analysis" / "results"
+    folder: Path = arguments.output or arguments.results or PROJECT_ROOT / "analysis" / "results"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def runs_for(given: argparse.Namespace) -> list[Run]:
+def runs_for(arguments: argparse.Namespace) -> list[Run]:
     """The runs that an analysis is about; tasks not run yet are listed on stderr, with the commands that run them.
 
     Raises:
         ConfigError: there are none at all.
     """
-    runs = read_runs(given.results)
+    runs = read_runs(arguments.results)
     missing = [study for study in STUDIES.values() if study.is_main and study.name not in by_task(runs)]
-    if not runs and given.results and any(given.results.rglob("result.json")):
-        raise ConfigError(f"none of the results below {given.results} is of a known task; each is named above")
+    if not runs and arguments.results and any(arguments.results.rglob("result.json")):
+        raise ConfigError(f"none of the results below {arguments.results} is of a known task; each is named above")
     if not runs:
         raise ConfigError(
-            f"no result.json in {given.results or 'the tasks folders'} yet; for example: {missing[0].how_to_run()}"
+            f"no result.json in {arguments.results or 'the tasks folders'} yet; for example: {missing[0].how_to_run()}"
         )
     for study in missing:
         print(f"not run yet: {study.name}; to get it: {study.how_to_run()}", file=sys.stderr)
     return runs
 
 
-def find_run(given: argparse.Namespace) -> Run:
+def find_run(arguments: argparse.Namespace) -> Run:
     """The run of the named task; if there are several, the one whose folder comes first.
 
     Raises:
         ConfigError: there is none.
     """
-    study = find_study(given.task)
-    runs = [run for run in read_runs(given.results) if run.study is study]
+    study = find_study(arguments.task)
+    runs = [run for run in read_runs(arguments.results) if run.study is study]
     if not runs:
         raise ConfigError(f"{study.name} has not been run yet; to get it: {study.how_to_run()}")
     if len(runs) > 1:

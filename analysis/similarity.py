@@ -17,12 +17,12 @@ def frechet_distance(first: Array, second: Array) -> float:
     "Frechet Audio Distance" (2019), https://arxiv.org/abs/1812.08466. With fewer rows than dimensions it is biased upward.
     """
     difference = first.mean(axis=0) - second.mean(axis=0)
-    one, other = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    variances, directions = eigh(one)
+    covariance, other_covariance = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
+    variances, directions = eigh(covariance)
     root = (directions * np.sqrt(variances.clip(0))) @ directions.T
     # The trace of (C1 C2)^(1/2), from the symmetric C1^(1/2) C2 C1^(1/2), whose eigenvalues are real.
-    cross = np.sqrt(eigh(root @ other @ root, eigvals_only=True).clip(0)).sum()
-    return float(difference @ difference + np.trace(one) + np.trace(other) - 2 * cross)
+    cross = np.sqrt(eigh(root @ other_covariance @ root, eigvals_only=True).clip(0)).sum()
+    return float(difference @ difference + np.trace(covariance) + np.trace(other_covariance) - 2 * cross)
 
 
 def mmd(first: Array, second: Array) -> float:
@@ -61,6 +61,6 @@ def linear_cka(first: Array, second: Array) -> float:
     Kornblith et al., "Similarity of Neural Network Representations Revisited" (2019), https://arxiv.org/abs/1905.00414,
     in its form for features: ``|Y'X|^2 / (|X'X| |Y'Y|)``. It pairs clips, so it cannot compare different ones.
     """
-    one, other = first - first.mean(axis=0), second - second.mean(axis=0)
-    scale = np.linalg.norm(one.T @ one) * np.linalg.norm(other.T @ other)
-    return float(np.square(np.linalg.norm(other.T @ one)) / scale) if scale > 0 else float("nan")
+    centred, other_centred = first - first.mean(axis=0), second - second.mean(axis=0)
+    scale = np.linalg.norm(centred.T @ centred) * np.linalg.norm(other_centred.T @ other_centred)
+    return float(np.square(np.linalg.norm(other_centred.T @ centred)) / scale) if scale > 0 else float("nan")

@@ -66,7 +66,9 @@ class Study:
         commands = [(script, *self.extract_flags) for script in self.extract if script != self.classify]
         if not commands:
             return f"python {self.classify} {' '.join(self.extract_flags)}"
-        return " && ".join(f"python {' '.join(each)}" for each in [*commands, (self.classify, *self.classify_flags)])
+        return " && ".join(
+            f"python {' '.join(command)}" for command in [*commands, (self.classify, *self.classify_flags)]
+        )
 
 
 def _speech_commands(version: str, release: str, hours: float) -> Study:
@@ -185,19 +187,19 @@ def study_in(folder: Path, name: str) -> Study | None:
     """The study whose results are in a folder: one of STUDIES by its name, or one's own sounds; None if it is neither."""
     if name in STUDIES:
         return STUDIES[name]
-    own = Source.load(folder)
-    return None if own is None else _own_study(*own)
+    loaded = Source.load(folder)
+    return None if loaded is None else _own_study(*loaded)
 
 
 def find_study(name: str) -> Study:
     """Find a study by its name, or the beginning of one, such as `librispeech`; or by the folder of results of one's own
     sounds. ConfigError if there is none."""
-    own = Source.load(Path(name)) if name else None
-    if own is not None:
-        return _own_study(*own)
-    found = [study for study in STUDIES.values() if name and study.name.startswith(name)]
-    if not found:
+    loaded = Source.load(Path(name)) if name else None
+    if loaded is not None:
+        return _own_study(*loaded)
+    matching = [study for study in STUDIES.values() if name and study.name.startswith(name)]
+    if not matching:
         raise ConfigError(
             f"task {name} is unknown; choose one of {', '.join(STUDIES)}, or a folder that own_sounds/probe.py has written"
         )
-    return STUDIES.get(name, found[0])
+    return STUDIES.get(name, matching[0])

@@ -116,13 +116,13 @@ class SummaryRow:
     def untrained_encoder(self) -> float | None:
         """The best score of a control with random weights, if there is one."""
         controls = self.run.record.controls
-        found = [
+        accuracies = [
             scored.accuracy
             for name, heads in self.protocol.controls.items()
             for scored in heads.values()
             if name in controls and controls[name].is_untrained
         ]
-        return max(found, default=None)
+        return max(accuracies, default=None)
 
 
 def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
@@ -182,7 +182,7 @@ def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
 def notes(rows: Sequence[SummaryRow]) -> list[str]:
     """What a reader must know about the table."""
     _, sources = read_references()
-    used = {each.source for row in rows for each in row.references.published}
+    used = {score.source for row in rows for score in row.references.published}
     encoders = sorted({row.run.encoder for row in rows})
     lines = [
         f"Encoder{'s' * (len(encoders) > 1)}: {'; '.join(encoders)}.",
@@ -248,11 +248,11 @@ def _as_csv(rows: Sequence[SummaryRow]) -> list[Sequence[object]]:
 def main() -> None:
     parser = new_parser(__doc__)
     add_figure_format(parser)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     from analysis.compare import compare_encoders, read_costs
     from analysis.compare_tables import write_encoders
 
-    runs, folder = runs_for(given), output_folder(given)
+    runs, folder = runs_for(arguments), output_folder(arguments)
     rows = summary_rows(runs)
     print(as_text(summary_table(rows, is_wide=False)))
     print("\n".join(textwrap.fill(line, WIDTH) for line in notes(rows)))
@@ -260,7 +260,7 @@ def main() -> None:
     compared = compare_encoders(runs, read_costs(folder))
     if compared is not None:
         _print_encoders(compared)
-        written += write_encoders(compared, folder, given.figure_format)
+        written += write_encoders(compared, folder, arguments.figure_format)
     print(f"-> {', '.join(map(str, written))}")
 
 

@@ -25,22 +25,22 @@ def main() -> None:
     )
     parser.add_argument("--no-transfer", action="store_true", help="leave out the fits of linear heads")
     add_figure_format(parser)
-    given = parser.parse_args()
-    if given.max_clips < 50:
+    arguments = parser.parse_args()
+    if arguments.max_clips < 50:
         raise ConfigError("--max-clips must be at least 50")
     from analysis.task_distances import comparable, compare_tasks, draw, draw_cka
 
-    runs = runs_for(given)
-    folder = output_folder(given)
-    tasks = comparable(runs, given.max_clips)
+    runs = runs_for(arguments)
+    folder = output_folder(arguments)
+    tasks = comparable(runs, arguments.max_clips)
     written = []
     if len(tasks) > 1:
-        record = compare_tasks(tasks, {one.study.name: one for one in reversed(runs)}, not given.no_transfer)
-        written += draw(record, folder, given.figure_format)
+        record = compare_tasks(tasks, {run.study.name: run for run in reversed(runs)}, not arguments.no_transfer)
+        written += draw(record, folder, arguments.figure_format)
     else:
         print("only one task: nothing to compare between tasks")
     for path in sorted(folder.glob("ablation_*.pt")):
-        written.append(draw_cka(path, folder, given.figure_format))
+        written.append(draw_cka(path, folder, arguments.figure_format))
     if not written:
         raise ConfigError("nothing to compare: run a second task, or analysis/ablation.py for layers and pools")
     print(f"-> {', '.join(map(str, written))}")

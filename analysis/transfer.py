@@ -88,4 +88,4 @@ def _transformed(raw: Array, fitted_on: Array, recipe: Recipe, is_reduced: bool)
 
 def _accuracy(outcomes: Sequence[Outcome], target: FeatureSet) -> float:
     labels = target.labels.numpy()
-    return float(np.mean([(labels[each.rows] == each.predictions).mean() for each in outcomes]))
+    return float(np.mean([(labels[outcome.rows] == outcome.predictions).mean() for outcome in outcomes]))

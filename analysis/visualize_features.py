@@ -31,23 +31,23 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample and the map (default: 0)")
     add_figure_format(parser)
-    given = parser.parse_args()
-    if given.max_clips < 0 or not 0 <= given.seed < 2**32:
+    arguments = parser.parse_args()
+    if arguments.max_clips < 0 or not 0 <= arguments.seed < 2**32:
         raise ConfigError("--max-clips must be 0 or more, --seed from 0 to 4294967295")
     from analysis.maps import make_map
     from analysis.plots import plot_map
 
-    one = find_run(given)
-    names, values = _values(one.features, given.colour)
-    folder = output_folder(given)
-    for method in METHODS if given.method == "both" else (given.method,):
-        drawn = make_map(one.features, method, given.scaler, given.max_clips, given.seed)
+    run = find_run(arguments)
+    names, values = _values(run.features, arguments.colour)
+    folder = output_folder(arguments)
+    for method in METHODS if arguments.method == "both" else (arguments.method,):
+        drawn = make_map(run.features, method, arguments.scaler, arguments.max_clips, arguments.seed)
         title = (
-            f"{one.study.task.title}: {METHODS[method]} of the features, coloured by {given.colour}\n"
-            f"encoder: {one.encoder}"
+            f"{run.study.task.title}: {METHODS[method]} of the features, coloured by {arguments.colour}\n"
+            f"encoder: {run.encoder}"
         )
-        scaled = "" if given.scaler == "standard" else f"_{given.scaler}"
-        path = folder / f"map_{one.study.name}_{method}_{given.colour}{scaled}.{given.figure_format}"
+        scaled = "" if arguments.scaler == "standard" else f"_{arguments.scaler}"
+        path = folder / f"map_{run.study.name}_{method}_{arguments.colour}{scaled}.{arguments.figure_format}"
         plot_map(drawn.points, names, [values[row] for row in drawn.rows], title, drawn.caption, path)
         print(f"{drawn.caption}\n-> {path}")
 

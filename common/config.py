@@ -260,7 +260,7 @@ class _Everything(ExtractConfig, FitConfig):
 
 
 def load_config(
-    kind: type[Config], task_config: Path, own: Path | None = None, flags: Mapping[str, object] | None = None
+    kind: type[Config], task_config: Path, user_file: Path | None = None, flags: Mapping[str, object] | None = None
 ) -> Config:
     """Merge the configurations; later sources override earlier ones.
 
@@ -276,7 +276,7 @@ def load_config(
     values = _read_values(COMMON_CONFIG)
     if task_config.exists():
         values |= _read_values(task_config)
-    chosen = _read_values(own) if own else {}
+    chosen = _read_values(user_file) if user_file else {}
     chosen |= _validated(flags or {}, Path.cwd())
     values |= chosen
     if kind is FitConfig and values["recipe"] == "tuned":

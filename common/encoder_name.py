@@ -62,9 +62,9 @@ class EncoderName:
         if kind is EncoderKind.TRANSFORMERS:
             return cls(kind, place)
         # A file may have a colon in its path (C:\...), so its name ends at .py.
-        found = re.fullmatch(r"(.+?\.py)(?::(.+))?", place)
-        if found:
-            return cls(kind, found[1], found[2] or "")
+        file = re.fullmatch(r"(.+?\.py)(?::(.+))?", place)
+        if file:
+            return cls(kind, file[1], file[2] or "")
         module, _, weights = place.partition(":")
         return cls(kind, module, weights)
 

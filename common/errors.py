@@ -26,7 +26,7 @@ LONGEST_MESSAGE = 900  # letters
 def _as_line(text: str) -> str:
     text = re.sub(r"[\n\r\t\f\v]+\s*", " ", text)
     if not text.isprintable():
-        text = "".join(_shown(each) for each in text)
+        text = "".join(_shown(letter) for letter in text)
     if len(text) > LONGEST_MESSAGE:
         text = f"{text[: LONGEST_MESSAGE - 300]} ... {text[-290:]}"
     return text

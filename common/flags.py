@@ -163,13 +163,14 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
 def _parsed(
     parser: argparse.ArgumentParser, variants: Variants, kind: type[Config], argv: Sequence[str] | None
 ) -> Arguments[Config]:
-    given = vars(parser.parse_args(argv))
-    flags = {key: given[key] for key in kind.model_fields if given.get(key) is not None}
-    config = load_config(kind, variants.first.config_file, given["config"], flags)
+    arguments = vars(parser.parse_args(argv))
+    flags = {key: arguments[key] for key in kind.model_fields if arguments.get(key) is not None}
+    config = load_config(kind, variants.first.config_file, arguments["config"], flags)
     options = {
-        flag.key: flag.default if given.get(flag.key) is None else given[flag.key] for flag in variants.first.flags
+        flag.key: flag.default if arguments.get(flag.key) is None else arguments[flag.key]
+        for flag in variants.first.flags
     }
-    wanted = [given[f"variant{place}"] for place in range(len(variants.flags))]
+    wanted = [arguments[f"variant{place}"] for place in range(len(variants.flags))]
     tasks = [
         task
         for values, task in variants.tasks.items()
@@ -178,7 +179,7 @@ def _parsed(
     if len(tasks) > 1:
         both = next(flag for flag, choice in zip(variants.flags, wanted, strict=True) if choice == "both")
         _refuse_one_place_for_several(config, tasks, both)
-    return Arguments(tasks, config, options, given["overwrite"], given.get("shard"))
+    return Arguments(tasks, config, options, arguments["overwrite"], arguments.get("shard"))
 
 
 def _refuse_one_place_for_several(config: ExtractConfig | FitConfig, tasks: Sequence[Task], flag: str) -> None:

@@ -90,7 +90,7 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
 
     for name in ("plot_confusion", "plot_curves", "plot_label_efficiency", "plot_per_class", "plot_reliability"):
         plot = getattr(plots, name)
-        patch.setattr(f"common.evaluation.results.{name}", functools.partial(write, plot))
+        patch.setattr(f"common.evaluation.plots.{name}", functools.partial(write, plot))
 
 
 @pytest.fixture

@@ -247,7 +247,8 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
         path.write_bytes(pickle.dumps({"state_dict": {}, "hyper_parameters": payload}))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
-    assert "would run code" in problem(path)
+    # A bare pickle is not what torch writes, whatever it holds.
+    assert ("truncated or not a checkpoint" if kind == "bare pickle" else "would run code") in problem(path)
     assert not marker.exists()
 
 

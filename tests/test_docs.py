@@ -414,20 +414,7 @@ def test_the_manual_explains_every_setting() -> None:
 
 
 # Messages that other programs print, or that are put together from parts.
-COMPOSED = (
-    "No module named 'common'",
-    "an extraction takes about 2.0 GB",
-    "unrecognized arguments:",
-    "; did you mean",
-    "must be one of",
-    "must be a number from",
-    "must be true or false",
-    "must be text",
-    "it must be one array of 512 numbers",
-    "must hold 512 numbers",
-    "ICBHI_challenge_train_test.txt is neither in",
-    "another run is writing results into",
-)
+COMPOSED = ("No module named 'common'",)
 
 
 def printed_texts() -> str:
@@ -443,8 +430,8 @@ def printed_texts() -> str:
 def test_the_messages_of_troubleshooting_are_those_of_the_scripts() -> None:
     printed = printed_texts()
     page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
-    cells = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")]
-    quoted = [part.strip() for cell in cells for text in re.findall(r"`([^`]+)`", cell) for part in text.split("…")]
+    leads = re.findall(r"\*\*(.+?)\*\*", page)
+    quoted = [part.strip() for lead in leads for text in re.findall(r"`([^`]+)`", lead) for part in text.split("…")]
     long = [part for part in quoted if len(part) >= 10 and part not in COMPOSED]
-    assert len(long) > 100
+    assert len(long) > 20
     assert [part for part in long if part not in printed] == []

@@ -318,8 +318,8 @@ def test_ones_own_configuration_overrides_the_tuned_recipe(no_figures: None, tmp
     [
         (("--whiten-eps", 0.5), "--whiten-eps is the strength of whitening; add --scaler whiten"),
         (("--seed", 2**32 - 1, "--seeds", 2), "--seeds 2 starting at seed 4294967295 exceeds 4294967295"),
-        (("--label-fractions", 2), "label_fractions must be a list of numbers from 1e-06 to 1"),
-        (("--protocol", "fair"), "protocol must be one of official, random, both"),
+        (("--label-fractions", 2), "--label-fractions must be a list of numbers from 1e-06 to 1"),
+        (("--protocol", "fair"), "--protocol must be one of official, random, both"),
     ],
 )
 def test_flags_that_make_no_sense(flags: tuple[object, ...], words: str, tmp_path: Path) -> None:

@@ -129,19 +129,19 @@ def render(
         folder: where the page will be; links to the sounds are relative to it.
         compared: the encoders against each other, if there are several.
     """
-    runs = [each.run for each in reported]
+    runs = [reported_run.run for reported_run in reported]
     rows = summary_rows(runs)
     sections, tasks = [], {}
-    for number, each in enumerate(reported):
-        link = Path(os.path.relpath(each.audio, folder)).as_posix()
-        has_siblings = sum(other.study is each.run.study for other in runs) > 1
-        sections.append(_section(each, f"run{number}", has_siblings, link))
-        tasks[f"run{number}"] = _task_charts(each, quote(link))
+    for number, reported_run in enumerate(reported):
+        link = Path(os.path.relpath(reported_run.audio, folder)).as_posix()
+        has_siblings = sum(other.study is reported_run.run.study for other in runs) > 1
+        sections.append(_section(reported_run, f"run{number}", has_siblings, link))
+        tasks[f"run{number}"] = _task_charts(reported_run, quote(link))
     charts = _similarity_charts(similarity) if similarity else []
     untrained = [run.record.features.is_untrained for run in runs]
     encoders = {run.encoder for run in runs}
     answers = answer(runs, compared)
-    there = {one.study.name for one in runs}
+    present = {one.study.name for one in runs}
     data = {
         "summary": [_summary_point(row, len(encoders) > 1) for row in rows],
         "tasks": tasks,
@@ -153,7 +153,7 @@ def render(
     )
     return environment.get_template("report.html").render(
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        task_count=len(there),
+        task_count=len(present),
         untrained="all" if all(untrained) else "some" if any(untrained) else "",
         question=_question(runs),
         answer=answer_table(answers),
@@ -161,7 +161,7 @@ def render(
         level=f"{LEVEL:g}",
         summary=summary_table(rows, is_wide=True),
         summary_notes=[*notes(rows), *_leak_note(runs)],
-        missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in there],
+        missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in present],
         similarity=charts,
         encoder_tables=_encoder_tables(compared) if compared else [],
         encoder_notes=reading_notes(compared) if compared else [],
@@ -179,7 +179,7 @@ def render(
 def _question(runs: Sequence[Run]) -> str:
     """The page's title."""
     features = [run.record.features for run in runs]
-    slugs, kinds = {each.slug for each in features}, {each.kind for each in features}
+    slugs, kinds = {made_by.slug for made_by in features}, {made_by.kind for made_by in features}
     is_audiosep = kinds <= {EncoderKind.AUDIOSEP, EncoderKind.UNTRAINED, None}
     return QUESTIONS[0] if is_audiosep else QUESTIONS[1] if len(slugs) == 1 else QUESTIONS[2]
 
@@ -202,8 +202,8 @@ def _encoder_points(record: EncodersRecord) -> list[dict[str, object]]:
             "encoder": score.encoder,
             "chance": task.chance,
             **{
-                head: {"accuracy": own.accuracy, "interval": own.interval and list(own.interval)}
-                for head, own in score.heads.items()
+                head: {"accuracy": scored.accuracy, "interval": scored.interval and list(scored.interval)}
+                for head, scored in score.heads.items()
             },
         }
         for task in record.tasks
@@ -244,16 +244,16 @@ def _summary_point(row: SummaryRow, with_encoder: bool) -> dict[str, object]:
     }
 
 
-def _section(each: ReportedRun, anchor: str, has_siblings: bool, audio_link: str) -> Section:
-    one = each.run
-    record, features = one.record, one.record.features
-    first = one.first_protocol
+def _section(reported: ReportedRun, anchor: str, has_siblings: bool, audio_link: str) -> Section:
+    run = reported.run
+    record, features = run.record, run.record.features
+    first = run.first_protocol
     best = first.best_head
     names = features.class_names
-    short = one.study.task.title + (f" ({one.folder.name})" if has_siblings else "")
+    short = run.study.task.title + (f" ({run.folder.name})" if has_siblings else "")
     failed = features.counts.get("failed", 0)
     about = (
-        f"{features.clips:,} clips, {len(names)} classes. Encoder: {one.encoder}. "
+        f"{features.clips:,} clips, {len(names)} classes. Encoder: {run.encoder}. "
         f"Features: {features.layer or 'unknown layer'}, {features.pool or 'unknown'} pool, "
         f"condition {features.condition or 'unknown'}."
     )
@@ -263,7 +263,7 @@ def _section(each: ReportedRun, anchor: str, has_siblings: bool, audio_link: str
             about += f" {number:,} clips {why} and are left out; the feature file names them."
     audio_words = (
         f"Click a dot to play its clip, from {audio_link}."
-        if each.audio.is_dir()
+        if reported.audio.is_dir()
         else f"Clips play from {audio_link}, once the data set is there."
     )
     return Section(
@@ -274,11 +274,11 @@ def _section(each: ReportedRun, anchor: str, has_siblings: bool, audio_link: str
         protocols=[
             ProtocolSection(
                 protocol.kind.label,
-                run_title(one.study.task, record, protocol),
+                run_title(run.study.task, record, protocol),
                 score_table(protocol),
                 remarks(protocol),
             )
-            for protocol in one.protocols.values()
+            for protocol in run.protocols.values()
         ],
         division=first.division[:1].upper() + first.division[1:],
         head=head_title(best),
@@ -287,11 +287,11 @@ def _section(each: ReportedRun, anchor: str, has_siblings: bool, audio_link: str
         classes_cut=f"the {CLASSES // 2} best and the {CLASSES // 2} worst of {len(names)}"
         if len(names) > CLASSES
         else "",
-        map_caption=each.map.caption,
+        map_caption=reported.map.caption,
         audio_words=audio_words,
-        record=str(one.folder / "result.json"),
-        ablation=f"{each.ablation.baseline_words} {each.ablation.clips_words}; 95 % intervals by groups."
-        if each.ablation
+        record=str(run.folder / "result.json"),
+        ablation=f"{reported.ablation.baseline_words} {reported.ablation.clips_words}; 95 % intervals by groups."
+        if reported.ablation
         else "",
     )
 
@@ -309,18 +309,18 @@ def _confused_pairs(confusion: Array, names: Sequence[str], n_seeds: int) -> Tab
     return table if len(table) > 1 else [*table, ["none", "-", "-", "0"]]
 
 
-def _task_charts(each: ReportedRun, audio: str) -> dict[str, object]:
+def _task_charts(reported: ReportedRun, audio: str) -> dict[str, object]:
     """What the page's script draws of one run."""
-    one = each.run
-    protocol = one.first_protocol
-    best, names = protocol.best_head, one.record.features.class_names
-    effects = each.ablation.model_dump(mode="json")["effects"] if each.ablation else None
+    run = reported.run
+    protocol = run.first_protocol
+    best, names = protocol.best_head, run.record.features.class_names
+    effects = reported.ablation.model_dump(mode="json")["effects"] if reported.ablation else None
     return {
         "class_names": names,
         "confusion": protocol.heads[best].confusion,
         "f1": _class_bars(protocol, best, names),
         "curves": {kind: _curves(protocol, kind) for kind in protocol.heads},
-        "map": _map_points(one, best, each.map),
+        "map": _map_points(run, best, reported.map),
         "audio": audio,
         "ablation": effects,
     }
@@ -358,12 +358,12 @@ def _rounded(values: Array, digits: int = 4) -> list[float]:
     return [round(float(value), digits) for value in values]
 
 
-def _map_points(one: Run, kind: HeadKind, drawn: DrawnMap) -> dict[str, object]:
+def _map_points(run: Run, kind: HeadKind, drawn: DrawnMap) -> dict[str, object]:
     """The points of a map, with the head's prediction for each clip that was tested."""
-    features, points = one.features, drawn.points
+    features, points = run.features, drawn.points
     label_of = {name: label for label, name in enumerate(features.class_names)}
-    table = one.predictions()
-    table = table[table["seed"] == one.first_protocol.seeds[0]]
+    table = run.predictions()
+    table = table[table["seed"] == run.first_protocol.seeds[0]]
     predicted = dict(zip(table["clip_id"], table[kind], strict=True))
     clips = [features.clip_ids[row] for row in drawn.rows]
     return {
@@ -409,8 +409,8 @@ def _largest(z: Sequence[Sequence[float | None]], names: Sequence[str]) -> str:
     """The largest value between two tasks, in words."""
     values = [
         (abs(value), value, row, column)
-        for row, each in enumerate(z)
-        for column, value in enumerate(each)
+        for row, values_of_row in enumerate(z)
+        for column, value in enumerate(values_of_row)
         if value is not None and row != column
     ]
     if not values:

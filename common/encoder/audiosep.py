@@ -125,8 +125,8 @@ def build_encoder(
     """The encoder as plain convolutions, on no device in particular. Arguments and errors as for `load_encoder`."""
     embedding, condition_identity = read_condition(condition)
     exported = exported_settings(checkpoint)
-    own = (None if embedding is None else embedding.tolist(), padding == "official")
-    if exported is not None and (exported.condition, exported.pads_time) != own:
+    asked = (None if embedding is None else embedding.tolist(), padding == "official")
+    if exported is not None and (exported.condition, exported.pads_time) != asked:
         raise CheckpointError(
             f"{checkpoint} was exported with another condition or padding; give the same, or {checkpoint}/{EXPORTED} for the "
             "weights alone"
@@ -193,7 +193,7 @@ class AudioSepEncoder(Embeds, nn.Module):
         Arguments and errors as for `embed`. A waveform shorter than `info.min_samples` is zero-padded to that.
         """
         checked = check_waveforms(waveforms, self.info.min_samples)
-        pools = {each.layer: {other.pool for other in outputs if other.layer == each.layer} for each in outputs}
+        pools = {wanted.layer: {other.pool for other in outputs if other.layer == wanted.layer} for wanted in outputs}
         tiles = self._tiles(checked, list(pools))
         with self._arithmetic():
             # Nothing here waits for a GPU: it computes one batch while the samples of the next one are laid out.
@@ -202,7 +202,7 @@ class AudioSepEncoder(Embeds, nn.Module):
                 for batch in self._batches(tiles)
                 for part in self._compute(batch, lambda batch: list(self._pool(batch, checked, pools)))
             ]
-        batches = [each for part in computed for each in part]
+        batches = [wanted for part in computed for wanted in part]
         parts: dict[tuple[int, str], list[Moments]] = {
             (clip, layer): [] for clip in range(len(checked)) for layer in pools
         }
@@ -210,7 +210,7 @@ class AudioSepEncoder(Embeds, nn.Module):
             for tile, moment in zip(batch, Moments.split(moments), strict=True):
                 parts[tile.clip, layer].append(moment)
         # Tiles of one width share a batch, so a clip's parts may come in any order; their sums are in float64.
-        merged = {key: Moments.merge(each) for key, each in parts.items()}
+        merged = {key: Moments.merge(wanted) for key, wanted in parts.items()}
         return {
             output: torch.stack([merged[clip, output.layer].pooled(output.pool) for clip in range(len(checked))])
             if checked
@@ -239,8 +239,10 @@ class AudioSepEncoder(Embeds, nn.Module):
                     for tile, values in part:
                         columns[tile.clip].append((tile.core_start, values))
         return [
-            torch.cat([values for _, values in sorted(own, key=lambda each: each[0])]) if own else torch.empty(0)
-            for own in columns
+            torch.cat([values for _, values in sorted(of_clip, key=lambda column: column[0])])
+            if of_clip
+            else torch.empty(0)
+            for of_clip in columns
         ]
 
     @staticmethod
@@ -294,7 +296,7 @@ class AudioSepEncoder(Embeds, nn.Module):
             warnings.warn(f"the GPU is out of memory: continuing with {half} tiles at a time", stacklevel=4)
         self.batch_frames = min(self.batch_frames, half * self._width(batch))
         torch.cuda.empty_cache()
-        return [part for each in (batch[:half], batch[half:]) for part in self._compute(each, work)]
+        return [part for smaller in (batch[:half], batch[half:]) for part in self._compute(smaller, work)]
 
     def _width(self, batch: list[Tile]) -> int:
         return max(tile.padded_frames(WIDTHS[self.device.type]) for tile in batch)

@@ -80,7 +80,7 @@ class CheckRecord(BaseModel):
     @property
     def holds(self) -> bool:
         """Whether every property that is needed does."""
-        return all(each.holds is not False for each in self.properties)
+        return all(item.holds is not False for item in self.properties)
 
     @classmethod
     def load(cls, path: Path) -> CheckRecord:
@@ -111,7 +111,7 @@ def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord
         measured.any_order(),
         measured.other_lengths(),
         measured.differ(),
-        *(measured.finite(*each) for each in measured.extremes()),
+        *(measured.finite(*extreme) for extreme in measured.extremes()),
         measured.refuses_nan(),
         measured.gain(),
         measured.trailing_silence(),
@@ -173,7 +173,7 @@ class _Measurement:
         import itertools
 
         pairs = itertools.combinations(self.together, 2)
-        least = min(_error(one[None], other[None]) for one, other in pairs)
+        least = min(_error(first[None], other[None]) for first, other in pairs)
         return Property(
             name="different sounds differ", holds=least > SAME, measured=f"relative difference {least:.1e} or more"
         )
@@ -279,7 +279,7 @@ def _error(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
 def _same(name: str, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Property:
     """Whether all pairs of (N, width) are the same; NaN is not."""
     errors = [_error(embeddings, reference) for embeddings, reference in pairs]
-    error = next((each for each in errors if each != each), max(errors))
+    error = next((error for error in errors if error != error), max(errors))
     measured = "to the last bit" if error == 0 else f"relative difference {error:.1e}"
     return Property(name=name, holds=error <= SAME, measured=measured)
 
@@ -305,7 +305,7 @@ def as_table(record: CheckRecord) -> list[list[str]]:
         "shortest clip without padding": least,
         "speed": f"{record.speed:.1f} s of audio per second: clips of 5 s, one by one, {record.device} ({record.cpu})",
     }
-    rows = [[ENDS[each.holds], each.name, each.measured] for each in record.properties]
+    rows = [[ENDS[item.holds], item.name, item.measured] for item in record.properties]
     return [list(COLUMNS), *rows, *(["", name, value] for name, value in facts.items())]
 
 
@@ -322,28 +322,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
     parser.add_argument("--trust-remote-code", action="store_true", help=fields["trust_remote_code"].description)
     parser.add_argument("--json", type=user_path, metavar="FILE", help="also write what was measured")
-    given = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
     from common.encoder import choose_outputs, new_encoder, resolve_device
     from common.files import write_json
     from common.text_table import as_text
 
-    name = EncoderName.parse(given.name).resolved(Path.cwd())
+    name = EncoderName.parse(arguments.name).resolved(Path.cwd())
     encoder = new_encoder(
         name,
-        given.checkpoint,
-        resolve_device(given.device),
-        padding=given.padding,
-        trust_remote_code=given.trust_remote_code,
+        arguments.checkpoint,
+        resolve_device(arguments.device),
+        padding=arguments.padding,
+        trust_remote_code=arguments.trust_remote_code,
     )
-    outputs = choose_outputs(encoder.outputs, encoder.default_output, given.layer, given.pool)
+    outputs = choose_outputs(encoder.outputs, encoder.default_output, arguments.layer, arguments.pool)
     if len(outputs) > 1:
         raise ConfigError(f"{len(outputs)} outputs are asked for; check one at a time: --layer {outputs[0].layer} ...")
     record = check_encoder(encoder, outputs[0])
     print(f"{record.encoder}, {record.checkpoint[:19]}\n")
     print(as_text(as_table(record), left=len(COLUMNS)))
-    if given.json:
-        write_json(given.json, record.model_dump_json())
-        print(f"-> {given.json}")
+    if arguments.json:
+        write_json(arguments.json, record.model_dump_json())
+        print(f"-> {arguments.json}")
     if not record.holds:
         sys.exit(1)
 

@@ -233,10 +233,10 @@ def _state_dicts(content: object, depth: int = 3) -> list[dict[str, torch.Tensor
     if not isinstance(content, Mapping) or depth == 0:
         return []
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and torch.is_tensor(value)}
-    found = [tensors] if tensors else []
+    state_dicts = [tensors] if tensors else []
     for value in content.values():
-        found += _state_dicts(value, depth - 1)
-    return found
+        state_dicts += _state_dicts(value, depth - 1)
+    return state_dicts
 
 
 def _select(content: object, shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, torch.Tensor]:

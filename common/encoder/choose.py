@@ -39,9 +39,9 @@ def new_encoder(
     if name.kind is EncoderKind.AUDIOSEP:
         return load_encoder(checkpoint, device, precision, condition, padding)
     asked = {"condition": (condition, ("none",)), "precision": (precision, ("fp32", "auto"))}
-    for flag, (value, own) in {**asked, "padding": (padding, ("none",))}.items():
-        if value not in own:
-            raise PluginError(f"--{flag} {value} is for AudioSep alone; {name} has only {own[0]}")
+    for flag, (value, allowed) in {**asked, "padding": (padding, ("none",))}.items():
+        if value not in allowed:
+            raise PluginError(f"--{flag} {value} is for AudioSep alone; {name} has only {allowed[0]}")
     if name.kind is EncoderKind.LOGMEL:
         return LogMelStatistics()
     if name.kind is EncoderKind.HEAR:

@@ -84,8 +84,8 @@ def describe_cpu() -> str:
     """The CPU's model and the instructions that torch uses on it, such as ``"AMD EPYC 7B13, AVX2"``."""
     model = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
-        model = found[1].strip() if found else model
+        named = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(errors="replace"), re.MULTILINE)
+        model = named[1].strip() if named else model
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 
 

@@ -48,7 +48,9 @@ class Embeds:
         """
         output = self._one_output(layer, pool)
         if sample_rate is not None and sample_rate != self.sample_rate:
-            waveforms = [resample(each, sample_rate, self.sample_rate) for each in check_waveforms(waveforms, 1)]
+            waveforms = [
+                resample(waveform, sample_rate, self.sample_rate) for waveform in check_waveforms(waveforms, 1)
+            ]
         return self.embed_outputs(waveforms, [output])[output]
 
     def embed_files(
@@ -69,7 +71,7 @@ class Embeds:
         return torch.cat(rows) if rows else torch.empty(0, output.width)
 
     def _one_output(self, layer: str | None, pool: str | None) -> Output:
-        found = choose_outputs(self.outputs, self.default_output, layer, pool)
-        if len(found) > 1:
+        chosen = choose_outputs(self.outputs, self.default_output, layer, pool)
+        if len(chosen) > 1:
             raise ValueError(f"layer {layer!r} and pool {pool!r} are several outputs; see embed_outputs")
-        return found[0]
+        return chosen[0]

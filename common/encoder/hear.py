@@ -73,9 +73,9 @@ class HearEncoder(Embeds):
             outputs += [Output(TIMESTAMPS, pool, width) for pool in POOLS]
         self.outputs, self.default_output = tuple(outputs), outputs[0]
         self._pad_to = 1
-        given = getattr(self._model, "min_samples", None)
-        self.min_samples = given or find_min_samples(self, str(name))
-        if not given:
+        declared = getattr(self._model, "min_samples", None)
+        self.min_samples = declared or find_min_samples(self, str(name))
+        if not declared:
             self._pad_to = self.min_samples
         self.info = self._describe()
 
@@ -119,10 +119,10 @@ class HearEncoder(Embeds):
         except Exception as error:
             if function == "load_model" and not arguments and "required positional argument" in str(error):
                 raise PluginError(f"{self.name}: load_model needs weights; give them: {self.name}:WEIGHTS") from error
-            own = [
+            frames = [
                 frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self._module.__file__
             ]
-            place = f" (line {own[-1].lineno})" if own else ""
+            place = f" (line {frames[-1].lineno})" if frames else ""
             raise PluginError(f"{self.name}: {function}{place}: {type(error).__name__}: {error}") from error
 
     def _attribute(self, attribute: str) -> int:
@@ -158,10 +158,10 @@ class HearEncoder(Embeds):
 
 def _weights_sha256(name: EncoderName, path: Path) -> str:
     """``sha256:<hex>`` of a file, or of all files of a folder; PluginError if it is missing."""
-    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     if not files:
         raise PluginError(f"{name}: weights {path} not found")
-    sums = [sha256_of(each) for each in files]
+    sums = [sha256_of(file) for file in files]
     return f"sha256:{sums[0] if path.is_file() else hashlib.sha256(''.join(sums).encode()).hexdigest()}"
 
 

@@ -99,13 +99,13 @@ class TransformersEncoder(Embeds):
     def _states(self, audio: Array, with_layers: bool) -> dict[str, torch.Tensor]:
         """(N, samples) -> layer -> (N, time, D), or (N, D) for the pooler's output."""
         try:
-            found = self._model(**self._inputs(audio), output_hidden_states=with_layers, return_dict=True)
+            result = self._model(**self._inputs(audio), output_hidden_states=with_layers, return_dict=True)
         except Exception as error:
             raise PluginError(f"{self.name}: {type(error).__name__}: {error}") from error
-        states = {LAST: found.last_hidden_state}
-        states |= {f"hidden_state_{number}": each for number, each in enumerate(found.get("hidden_states") or ())}
-        if found.get(POOLER) is not None:
-            states[POOLER] = found[POOLER]
+        states = {LAST: result.last_hidden_state}
+        states |= {f"hidden_state_{number}": state for number, state in enumerate(result.get("hidden_states") or ())}
+        if result.get(POOLER) is not None:
+            states[POOLER] = result[POOLER]
         return states
 
     def _inputs(self, audio: Array) -> dict[str, torch.Tensor]:
@@ -119,8 +119,8 @@ class TransformersEncoder(Embeds):
             **self._model.config.to_dict(),
             **{f"extractor {k}": v for k, v in self._extractor.to_dict().items()},
         }
-        own = {key: value for key, value in settings.items() if not re.search(r"path|version|hash|dtype", key)}
-        return hashlib.sha256(json.dumps(own, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        decisive = {key: value for key, value in settings.items() if not re.search(r"path|version|hash|dtype", key)}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _find_outputs(self, waveform: Array) -> tuple[Output, ...]:
         """Every output that the model has, found by embedding a second of noise."""

@@ -30,9 +30,9 @@ def by_length(waveforms: Sequence[Array], sample_rate: int) -> Iterator[list[int
     rows: dict[int, list[int]] = {}
     for row, waveform in enumerate(waveforms):
         rows.setdefault(len(waveform), []).append(row)
-    for length, own in rows.items():
+    for length, same_length in rows.items():
         size = max(1, int(BATCH_S * sample_rate / length))
-        yield from (own[start : start + size] for start in range(0, len(own), size))
+        yield from (same_length[start : start + size] for start in range(0, len(same_length), size))
 
 
 def pool_over_time(frames: torch.Tensor, pool: str) -> torch.Tensor:

@@ -105,27 +105,27 @@ def batch_moments(values: torch.Tensor, columns: Sequence[slice], pools: Collect
     values, mask = values.float(), None
     n_frequencies = values.shape[3]
     counts: int | torch.Tensor
-    if len({(own.start, own.stop) for own in columns}) == 1:
+    if len({(core.start, core.stop) for core in columns}) == 1:
         values, counts = values[:, :, columns[0]], columns[0].stop - columns[0].start
     else:
         starts, stops = (
-            to_device([getattr(own, end) for own in columns], values.device)[:, None, None, None]
+            to_device([getattr(core, end) for core in columns], values.device)[:, None, None, None]
             for end in ("start", "stop")
         )
         position = torch.arange(values.shape[2], device=values.device)[:, None]
         mask = (position >= starts) & (position < stops)  # (B, 1, time, 1)
         counts = (stops - starts)[:, :, 0, 0]
 
-    def own(values: torch.Tensor, otherwise: float) -> torch.Tensor:
+    def of_core(values: torch.Tensor, otherwise: float) -> torch.Tensor:
         return values if mask is None else values.where(mask, otherwise)
 
-    mean = own(values, 0).sum(dim=(2, 3)) / (counts * n_frequencies)
-    squares = own(values - mean[:, :, None, None], 0).square().sum(dim=(2, 3)) if "std" in pools else None
-    maximum = own(values, -torch.inf).amax(dim=(2, 3)) if "max" in pools else None
+    mean = of_core(values, 0).sum(dim=(2, 3)) / (counts * n_frequencies)
+    squares = of_core(values - mean[:, :, None, None], 0).square().sum(dim=(2, 3)) if "std" in pools else None
+    maximum = of_core(values, -torch.inf).amax(dim=(2, 3)) if "max" in pools else None
     mean_time = None
     if "mean_time" in pools:
         n_times = counts[:, :, None] if isinstance(counts, torch.Tensor) else counts
-        mean_time = own(values, 0).sum(dim=2) / n_times
+        mean_time = of_core(values, 0).sum(dim=2) / n_times
     return BatchMoments(
-        [n_frequencies * (each.stop - each.start) for each in columns], mean, squares, maximum, mean_time
+        [n_frequencies * (part.stop - part.start) for part in columns], mean, squares, maximum, mean_time
     )

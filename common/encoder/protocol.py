@@ -120,13 +120,13 @@ def choose_outputs(
     known = tuple(dict.fromkeys(output.layer for output in outputs))
     chosen: list[Output] = []
     for layer in _names("layer", layers, default.layer, known):
-        own = [output for output in outputs if output.layer == layer]
-        if len(own) == 1:
-            chosen += own
+        of_layer = [output for output in outputs if output.layer == layer]
+        if len(of_layer) == 1:
+            chosen += of_layer
             continue
-        first = default.pool if default.pool in {output.pool for output in own} else own[0].pool
-        for pool in _names("pool", pools, first, [output.pool for output in own]):
-            chosen += [output for output in own if output.pool == pool]
+        first = default.pool if default.pool in {output.pool for output in of_layer} else of_layer[0].pool
+        for pool in _names("pool", pools, first, [output.pool for output in of_layer]):
+            chosen += [output for output in of_layer if output.pool == pool]
     return tuple(chosen)
 
 

@@ -142,17 +142,20 @@ def calibrate(tested: Sequence[Unseen], validated: Unseen | None) -> Calibration
     """
     if len(tested) > 1:
         places = range(len(tested))
-        own = [_joint_temperature([tested[other] for other in places if other != place]) for place in places]
+        temperatures = [_joint_temperature([tested[other] for other in places if other != place]) for place in places]
         temperature = _joint_temperature(tested)
     elif validated is not None:
         temperature = fit_temperature(validated.logits, validated.labels)
-        own = [temperature]
+        temperatures = [temperature]
     else:
         return None
-    labels = np.concatenate([each.labels for each in tested])
-    before = np.concatenate([softmax(each.logits.astype(np.float64), axis=1) for each in tested])
+    labels = np.concatenate([answers.labels for answers in tested])
+    before = np.concatenate([softmax(answers.logits.astype(np.float64), axis=1) for answers in tested])
     after = np.concatenate(
-        [softmax(each.logits.astype(np.float64) / by, axis=1) for each, by in zip(tested, own, strict=True)]
+        [
+            softmax(answers.logits.astype(np.float64) / by, axis=1)
+            for answers, by in zip(tested, temperatures, strict=True)
+        ]
     )
     bins = [reliability(probabilities, labels) for probabilities in (before, after)]
     return CalibrationRecord(
@@ -171,19 +174,21 @@ def reliability(probabilities: Array, labels: Array) -> list[ReliabilityBin]:
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return [
         ReliabilityBin(
-            confidence=float(confidence[own].mean()), accuracy=float(right[own].mean()), clips=int(own.sum())
+            confidence=float(confidence[is_in_bin].mean()),
+            accuracy=float(right[is_in_bin].mean()),
+            clips=int(is_in_bin.sum()),
         )
         for number in range(BINS)
-        if (own := place == number).any()
+        if (is_in_bin := place == number).any()
     ]
 
 
 def expected_error(bins: Sequence[ReliabilityBin]) -> float:
     """The expected calibration error: the mean gap between confidence and accuracy, weighted by clips."""
-    clips = sum(each.clips for each in bins)
-    return sum(each.clips * abs(each.confidence - each.accuracy) for each in bins) / clips
+    clips = sum(part.clips for part in bins)
+    return sum(part.clips * abs(part.confidence - part.accuracy) for part in bins) / clips
 
 
 def _joint_temperature(answers: Sequence[Unseen]) -> float:
-    logits, labels = ([getattr(each, name) for each in answers] for name in ("logits", "labels"))
+    logits, labels = ([getattr(answer, name) for answer in answers] for name in ("logits", "labels"))
     return fit_temperature(np.concatenate(logits), np.concatenate(labels))

@@ -44,10 +44,10 @@ def share_interval(
     if len(sums) < MIN_GROUPS:
         return None
     share, error = _jackknife(sums, counts, first_cells)
-    own, effective_groups = counts.sum(axis=1), _effective_groups(counts)
+    clips_of_group, effective_groups = counts.sum(axis=1), _effective_groups(counts)
     # What is not varied is not known: with few groups that have a miss, the error itself is uncertain.
     right = sums.sum(axis=1)
-    informative = min(int((right < own).sum()), int((right > 0).sum()))
+    informative = min(int((right < clips_of_group).sum()), int((right > 0).sum()))
     t = _t_quantile(min(effective_groups - 1, _degrees_of_cells(sums, counts, first_cells)), informative)
     variance = share * (1 - share)
     clips = variance / error**2 if variance > 0 and error > 0 else effective_groups
@@ -96,14 +96,14 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def _effective_groups(counts: Array) -> float:
     """The number of groups; fewer, if some are much larger than others."""
-    own = counts.sum(axis=1)
-    return float(own.sum() ** 2 / np.square(own).sum())
+    sizes = counts.sum(axis=1)
+    return float(sizes.sum() ** 2 / np.square(sizes).sum())
 
 
 def _t_quantile(degrees: float, informative: int) -> float:
     """Student's t; if only a few groups vary, with as few degrees of freedom as they leave."""
-    own = min(degrees, informative + 1) if informative else degrees
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(1.0, own)))
+    freedom = min(degrees, informative + 1) if informative else degrees
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(1.0, freedom)))
 
 
 def _by_group(values: Array, groups: Array, splits: Array, strata: Array | None) -> tuple[Array, Array, Array]:
@@ -151,9 +151,9 @@ def _jackknife(sums: Array, counts: Array, first_cells: Array) -> tuple[float, f
 
 def _mean_of_cells(sums: Array, counts: Array, first_cells: Array) -> Array:
     """(B, cells) -> (B,); a stratum or a fold of which nothing is left does not count."""
-    there = counts > 0.5
-    shares = np.divide(sums, counts, out=np.zeros_like(sums), where=there)
-    totals, parts = (np.add.reduceat(each, first_cells, axis=1) for each in (shares, there.astype(float)))
+    is_present = counts > 0.5
+    shares = np.divide(sums, counts, out=np.zeros_like(sums), where=is_present)
+    totals, parts = (np.add.reduceat(values, first_cells, axis=1) for values in (shares, is_present.astype(float)))
     folds = np.divide(totals, parts, out=np.full(totals.shape, np.nan), where=parts > 0)
     means: Array = np.nanmean(folds, axis=1)
     return means

@@ -97,15 +97,15 @@ def _read(task: Task, place: Path | None, encoder: str) -> FeatureSource:
     if encoder == "audiosep" and only and not any((folder / name).exists() for name in parts_of.values()):
         print(f"{folder} holds features of {only} alone: these are taken")
         parts_of = task.parts_of(only)
-    there = {dataset: folder / name for dataset, name in parts_of.items() if (folder / name).exists()}
-    paths = list(there.values())
+    present = {dataset: folder / name for dataset, name in parts_of.items() if (folder / name).exists()}
+    paths = list(present.values())
     if not paths:
         names = ", ".join(parts_of.values())
         raise ConfigError(
             f"{folder} holds none of {names}; run the task's extract_*.py first, or give --features FOLDER"
         )
     parts = [FeatureSet.load(path) for path in paths]
-    for part, (dataset, path) in zip(parts, there.items(), strict=True):
+    for part, (dataset, path) in zip(parts, present.items(), strict=True):
         refuse_other_data(task, part, path, dataset)
     together = hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest()
     features = FeatureSet.join(parts, [str(path) for path in paths], task.class_names)
@@ -141,12 +141,12 @@ def refuse_other_data(task: Task, features: FeatureSet, path: Path, wanted: str,
     Args:
         if_unknown: the data set assumed for features without provenance; None: `wanted`.
     """
-    found = features.meta.get("dataset", wanted if if_unknown is None else if_unknown)
-    if found == wanted:
+    dataset = features.meta.get("dataset", wanted if if_unknown is None else if_unknown)
+    if dataset == wanted:
         return
-    is_akin = found.partition("_")[0] == wanted.partition("_")[0]
+    is_akin = dataset.partition("_")[0] == wanted.partition("_")[0]
     because = f": {task.why_only_its_own}" if task.why_only_its_own and is_akin else ""
-    raise FeatureFileError(f"{path} holds features of {found}, not of {wanted}{because}; give others with --features")
+    raise FeatureFileError(f"{path} holds features of {dataset}, not of {wanted}{because}; give others with --features")
 
 
 def load_controls(

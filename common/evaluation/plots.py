@@ -109,8 +109,8 @@ def plot_reliability(calibration: CalibrationRecord, title: str, path: Path) -> 
         ("as trained", calibration.before, calibration.error_before, "#c0392b", "s"),
         (f"temperature {calibration.temperature:.2g}", calibration.after, calibration.error_after, "#3b6fb6", "o"),
     ):
-        clips = np.array([each.clips for each in bins])
-        confidence, accuracy = (np.array([getattr(each, name) for each in bins]) for name in ("confidence", "accuracy"))
+        clips = np.array([part.clips for part in bins])
+        confidence, accuracy = (np.array([getattr(part, name) for part in bins]) for name in ("confidence", "accuracy"))
         sizes = 8 + 160 * clips / clips.sum()
         text = f"{label}: expected calibration error {100 * error:.1f}"
         axes.plot(100 * confidence, 100 * accuracy, color=colour, linewidth=1)
@@ -157,12 +157,12 @@ def plot_label_efficiency(points: Sequence[EfficiencyRecord], title: str, path: 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     for (head, colour), marker in zip((("linear", "#3b6fb6"), ("three_layer", "#c0392b")), "os", strict=True):
-        own = sorted((point for point in points if point.head == head), key=lambda point: point.n_train)
-        if not own:
+        of_head = sorted((point for point in points if point.head == head), key=lambda point: point.n_train)
+        if not of_head:
             continue
-        clips = [point.n_train for point in own]
-        accuracy = np.array([100 * point.mean["accuracy"] for point in own])
-        ends = [point.interval or (point.mean["accuracy"],) * 2 for point in own]
+        clips = [point.n_train for point in of_head]
+        accuracy = np.array([100 * point.mean["accuracy"] for point in of_head])
+        ends = [point.interval or (point.mean["accuracy"],) * 2 for point in of_head]
         errors = np.abs(100 * np.array(ends).T - accuracy)
         axes.errorbar(clips, accuracy, errors, marker=marker, color=colour, capsize=3, label=head_title(head))
     axes.set_xscale("log")

@@ -37,17 +37,21 @@ def save_predictions(
     """
     names, first = features.class_names, next(iter(outcomes.values()))
     labels = features.labels.numpy()
-    predicted = [np.concatenate([outcome.predictions for outcome in each]) for each in outcomes.values()]
+    predicted = [
+        np.concatenate([outcome.predictions for outcome in fits_of_head]) for fits_of_head in outcomes.values()
+    ]
     fits = [(outcome.seed, outcome.split, row) for outcome in first for row in outcome.rows.tolist()]
     table: list[tuple[object, ...]] = [(*KEYS, "group", "class_name", *outcomes)]
     for index, (seed, split, row) in enumerate(fits):
         group = features.groups[row] if features.groups is not None else ""
-        said = [names[each[index]] for each in predicted]
+        said = [names[fits_of_head[index]] for fits_of_head in predicted]
         table.append((seed, split, features.clip_ids[row], group, names[labels[row]], *said))
     write_csv(folder / f"{prefix}predictions.csv", table)
     logits = {
-        head: torch.from_numpy(np.concatenate([outcome.logits for outcome in each if outcome.logits is not None]))
-        for head, each in outcomes.items()
+        head: torch.from_numpy(
+            np.concatenate([outcome.logits for outcome in fits_of_head if outcome.logits is not None])
+        )
+        for head, fits_of_head in outcomes.items()
     }
     content = {
         "clip_ids": list(features.clip_ids),

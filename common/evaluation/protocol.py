@@ -170,15 +170,15 @@ def run_protocol(
         refit=config.refit and plan.has_validation,
         seeds=seeds_of(config),
         related_test_clips=_related_share(features, jobs),
-        heads={kind: score_head(each, features, more_scores) for kind, each in outcomes.items()},
+        heads={kind: score_head(fitted, features, more_scores) for kind, fitted in outcomes.items()},
         majority_class=score_head([_majority(features, job) for job in jobs], features, more_scores),
         comparison=compare_heads(outcomes["linear"], outcomes["three_layer"], features),
         probes=_probes(features, jobs, config, more_scores) if config.probes else {},
         controls={
-            control: {kind: score_head(each, features, more_scores) for kind, each in by_head.items()}
+            control: {kind: score_head(fitted, features, more_scores) for kind, fitted in by_head.items()}
             for control, by_head in control_outcomes.items()
         },
-        shuffled_labels={kind: score_head(each, features, more_scores) for kind, each in shuffled.items()},
+        shuffled_labels={kind: score_head(fitted, features, more_scores) for kind, fitted in shuffled.items()},
         control_comparisons=_compare_controls(control_outcomes, outcomes, features),
         label_efficiency=_label_efficiency(features, fitter, jobs, more_scores),
     )
@@ -203,13 +203,13 @@ def _with_kept_heads(
         train = features.features.numpy()
         known = KnownSounds.of(train if len(splits) > 1 else train[splits[0].train], distances.held_out, jobs[0].seed)
     scored, heads = {}, {}
-    for kind, own in first.items():
+    for kind, fitted in first.items():
         recipe = recipe_for(kind, fitter.config)
-        calibration = calibrate(*unseen_by(kind, own, features, jobs[0], recipe, fitter.device))
+        calibration = calibrate(*unseen_by(kind, fitted, features, jobs[0], recipe, fitter.device))
         scored[kind] = record.heads[kind].model_copy(
             update={"calibration": calibration, "none_of_these": none_of_these}
         )
-        kept = _head_to_keep(kind, features, jobs[0].seed, own, fitter)
+        kept = _head_to_keep(kind, features, jobs[0].seed, fitted, fitter)
         temperature = 1.0 if calibration is None else calibration.temperature
         heads[kind] = replace(kept, temperature=temperature, known=known)
     return ProtocolRun(record.model_copy(update={"heads": scored}), outcomes, heads)

@@ -77,7 +77,7 @@ def _whitening_remarks(protocol: ProtocolRecord) -> list[str]:
     for kind, scored in protocol.heads.items():
         shrinkages = sorted({fit.shrinkage for fit in scored.splits if fit.shrinkage is not None})
         if len(shrinkages) > 1:
-            values = ", ".join(f"{each:g}" for each in shrinkages)
+            values = ", ".join(f"{shrinkage:g}" for shrinkage in shrinkages)
             lines.append(f"Strength of whitening chosen on validation clips: {values} ({head_title(kind)}).")
     return lines
 
@@ -85,8 +85,8 @@ def _whitening_remarks(protocol: ProtocolRecord) -> list[str]:
 def _best_on_test_remark(protocol: ProtocolRecord) -> str:
     best = []
     for kind, scored in protocol.heads.items():
-        each = [fit.best_test_accuracy_over_epochs for fit in scored.splits]
-        known = [value for value in each if value is not None]
+        accuracies = [fit.best_test_accuracy_over_epochs for fit in scored.splits]
+        known = [value for value in accuracies if value is not None]
         best.append(f"{head_title(kind)} {percent(sum(known) / len(known) if known else None)}")
     return f"Not a score: with the epoch chosen by the test clips, as the original project did: {', '.join(best)}."
 
@@ -105,8 +105,8 @@ def _calibration_remarks(protocol: ProtocolRecord) -> list[str]:
     if not known:
         return []
     errors = "; ".join(
-        f"{head_title(kind)} {percent(each.error_before)} -> {percent(each.error_after)} (temperature {each.temperature:.2g})"
-        for kind, each in known.items()
+        f"{head_title(kind)} {percent(measured.error_before)} -> {percent(measured.error_after)} (temperature {measured.temperature:.2g})"
+        for kind, measured in known.items()
     )
     fitted_on = next(iter(known.values())).fitted_on
     return [f"Calibration error of the probabilities, without and with a temperature fitted on {fitted_on}: {errors}."]
@@ -119,10 +119,10 @@ def _control_remarks(protocol: ProtocolRecord) -> list[str]:
         for kind, comparison in by_head.items()
     ]
     return [
-        f"Minus {title}: {100 * each.difference:+.1f} points, 95 % {range_of(each.interval)}, "
-        f"p = {'-' if each.holm_p_value is None else f'{each.holm_p_value:.2g}'} "
+        f"Minus {title}: {100 * comparison.difference:+.1f} points, 95 % {range_of(comparison.interval)}, "
+        f"p = {'-' if comparison.holm_p_value is None else f'{comparison.holm_p_value:.2g}'} "
         f"(corrected for {len(compared)} tests, Holm)."
-        for title, each in compared
+        for title, comparison in compared
     ]
 
 

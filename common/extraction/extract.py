@@ -173,13 +173,13 @@ class _Extraction:
         self.shard, self.missing = shard, find_missing(self.source, self.options.allow_missing)
         with shard.hold(self.work_folder, str(self.features_file)):
             try:
-                own = self._claim()
+                mine = self._claim()
                 left = set(self.rows.pending())
                 for index in left & self.missing:
                     self.rows.failed[index] = not_found(self.source.clips[index])
                 left -= self.missing
-                self._embed([index for index in own if index in left])
-                features = self._finish(len(own))
+                self._embed([index for index in mine if index in left])
+                features = self._finish(len(mine))
             except BrokenPipeError:  # of the output's reader
                 raise
             except OSError as error:
@@ -209,16 +209,16 @@ class _Extraction:
 
     def _claim(self) -> Sequence[int]:
         """Claim the folder for these settings and load finished rows; returns the indices of this shard's clips."""
-        own: Sequence[int] = range(len(self.source))
+        mine: Sequence[int] = range(len(self.source))
         shard = self.shard
         with one_at_a_time(self.work_folder):
             claim(self.work_folder, self.settings, self.options.overwrite)
             if shard.count > 1:
-                own = shard.assign(clip_lengths(self.work_folder, self.source.clips, self.settings.identity))
-            count = self._gather(own)
+                mine = shard.assign(clip_lengths(self.work_folder, self.source.clips, self.settings.identity))
+            count = self._gather(mine)
         if count:
             print(f"continuing: {count:,} of {len(self.source):,} clips were done before")
-        return own
+        return mine
 
     def _gather(self, wanted: Sequence[int]) -> int:
         """Load the rows of a finished file and of chunks; returns how many rows the chunks had."""
@@ -267,7 +267,9 @@ class _Extraction:
     def _embed_batch(self, batch: Sequence[Decoded]) -> float:
         """Embed what could be decoded, and note what failed; returns the seconds of audio."""
         readable = [(clip, clip.waveform) for clip in batch if clip.waveform is not None]
-        for (clip, waveform), embedding in zip(readable, self._rows_of([each for _, each in readable]), strict=True):
+        for (clip, waveform), embedding in zip(
+            readable, self._rows_of([waveform for _, waveform in readable]), strict=True
+        ):
             path = self.source.clips[clip.index].path
             if isinstance(embedding, PluginError):
                 self.rows.failed[clip.index] = f"{path}: {embedding}"

@@ -163,9 +163,9 @@ class RowStore:
                 continue
             if chunk is None:
                 continue
-            own = chunk.indices
-            wanted_rows = is_wanted[own].nonzero()[:, 0]
-            indices, checksums = own[wanted_rows], chunk.checksums[wanted_rows]
+            chunk_indices = chunk.indices
+            wanted_rows = is_wanted[chunk_indices].nonzero()[:, 0]
+            indices, checksums = chunk_indices[wanted_rows], chunk.checksums[wanted_rows]
             changed = set(changed_files(clips, indices, checksums))
             if changed:
                 print(f"{len(changed)} audio files have changed since the last run; their clips are computed again")
@@ -204,11 +204,11 @@ def _checksums_of(paths: Sequence[Path]) -> dict[Path, int | None]:
     bar = progress_bar(total=len(files), desc="comparing audio files", unit="file", delay=1, leave=False)
     # Reading and hashing leave Python to other threads.
     with bar, ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        found: dict[Path, int | None] = {}
-        for path, own in zip(files, threads.map(checksum_of, files), strict=True):
-            found[path] = own
+        checksums: dict[Path, int | None] = {}
+        for path, checksum in zip(files, threads.map(checksum_of, files), strict=True):
+            checksums[path] = checksum
             bar.update()
-    return found
+    return checksums
 
 
 def claim(work_folder: Path, settings: ExtractionSettings, overwrite: bool) -> None:

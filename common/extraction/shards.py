@@ -80,13 +80,13 @@ class Shard:
         shards finish at about the same time.
         """
         loads = [(0.0, shard) for shard in range(self.count)]  # a heap: the least work is first
-        own = []
+        mine = []
         for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
             load, shard = loads[0]
             heapq.heapreplace(loads, (load + lengths[index], shard))
             if shard == self.index:
-                own.append(index)
-        return own
+                mine.append(index)
+        return mine
 
     @contextlib.contextmanager
     def hold(self, work_folder: Path, what: str) -> Iterator[None]:

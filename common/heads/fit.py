@@ -212,7 +212,7 @@ class CompiledHead:
         dropouts = np.array([recipe.input_dropout, recipe.dropout], np.float32)
         total = call(
             take_steps,
-            *(rows.numpy(), self.widths[0] + 1, *(each.numpy() for each in batches)),
+            *(rows.numpy(), self.widths[0] + 1, *(part.numpy() for part in batches)),
             *(self.layers, self.means, self.squares, self.done, rates),
             *(recipe.weight_decay, np.float32(recipe.label_smoothing), dropouts),
         )

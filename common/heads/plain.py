@@ -29,7 +29,7 @@ class PlainHead:
 
     def epoch(self, rows: torch.Tensor, batches: Batches) -> float:
         """Take a step for each batch of the (N, P) `rows`; returns the sum of the cross-entropies."""
-        order, labels, shares, drawn = (each.to(rows.device) for each in batches)
+        order, labels, shares, drawn = (part.to(rows.device) for part in batches)
         first = next(layer for layer in self.module if isinstance(layer, nn.Linear))
         total = torch.zeros((), device=rows.device)
         for step in range(len(order)):

@@ -117,10 +117,10 @@ FIELDS = {
 def recipe_for(kind: HeadKind, config: FitConfig) -> Recipe:
     """The recipe of a head; values of the configuration replace the recipe's own if they are not None."""
     values = {field: getattr(config, key) for key, field in FIELDS.items()}
-    own: dict[str, Any] = {field: value for field, value in values.items() if value is not None}
+    chosen: dict[str, Any] = {field: value for field, value in values.items() if value is not None}
     if config.recipe == "paper":
-        return Recipe(**own)
+        return Recipe(**chosen)
     # Rows of equal length make sense after whitening; a user who chose another scaler did not ask for them.
-    if own.get("scaler", "whiten") != "whiten":
-        own["is_unit_length"] = False
-    return replace(TUNED[kind], **own)
+    if chosen.get("scaler", "whiten") != "whiten":
+        chosen["is_unit_length"] = False
+    return replace(TUNED[kind], **chosen)

@@ -119,9 +119,9 @@ class TrainedHead:
                 "features that this project has extracted"
             )
         for key in USED_BY_HEAD:
-            own, others = self.encoder.get(key), other.get(key)
-            if own != others:
-                raise OtherEncoderError(f"the head was trained with {key} {own}, but {what} has {others}")
+            expected, actual = self.encoder.get(key), other.get(key)
+            if expected != actual:
+                raise OtherEncoderError(f"the head was trained with {key} {expected}, but {what} has {actual}")
 
     def _probabilities(self, embeddings: torch.Tensor) -> torch.Tensor:
         return (self.logits(embeddings) / self.temperature).softmax(dim=1)

@@ -31,7 +31,7 @@ class TableConv2d:
 
     def __init__(self, scale: torch.Tensor, shift: torch.Tensor, negative_slope: float, conv: nn.Conv2d) -> None:
         assert conv.bias is not None
-        scale, shift, kernel, bias = (each.detach().double() for each in (scale, shift, conv.weight, conv.bias))
+        scale, shift, kernel, bias = (values.detach().double() for values in (scale, shift, conv.weight, conv.bias))
         # Where the scale is 0, a channel does not bend.
         bends, order = torch.sort(torch.where(scale == 0, math.inf, -shift / scale))
         before = torch.empty_like(order)
@@ -40,7 +40,7 @@ class TableConv2d:
         # A channel's sign changes at its bend: (pieces, channels_in).
         is_positive = torch.where(scale == 0, shift > 0, (pieces > before) == (scale > 0))
         gain = torch.where(is_positive, 1.0, negative_slope).double()
-        slopes, offsets = (torch.einsum("ocij,pc->ijpo", kernel, gain * each) for each in (scale, shift))
+        slopes, offsets = (torch.einsum("ocij,pc->ijpo", kernel, gain * values) for values in (scale, shift))
         offsets[1, 1] += bias  # of the middle, which is never outside
         table = torch.stack([slopes, offsets], dim=3).flatten(0, 1).float()
         outside = torch.zeros_like(table[:, :1])
@@ -55,8 +55,8 @@ class TableConv2d:
         as 0 after the first leaky ReLU, and so do its outputs."""
         y = x.new_empty(*x.shape, self.channels)
         for item, end, into in zip(x.numpy(), ends, y.numpy(), strict=True):
-            own = (np.ascontiguousarray(item[:end]), self.bends, self.table, self.negative_slope, into)
-            in_parallel(partial(call, _read, *own), len(item))
+            arguments = (np.ascontiguousarray(item[:end]), self.bends, self.table, self.negative_slope, into)
+            in_parallel(partial(call, _read, *arguments), len(item))
         return y.permute(0, 3, 1, 2)
 
 
