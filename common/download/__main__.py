@@ -1,5 +1,3 @@
-"""python -m common.download"""
-
 from common.download.command import main
 from common.entry import run
 
