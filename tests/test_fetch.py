@@ -71,7 +71,6 @@ def test_what_is_complete_is_not_sent_again(server: Server, part: Path) -> None:
 
 
 CHANGES = [("2", "", 3_000_000), ("1", "Monday", 3_000_000), ("1", "", 2_000_000), ("1", "", 9)]
-NOTES = [b"", b"\xff\0", b'["http://127.0.0.1/other", "1", "", 3000000]']
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -82,12 +81,15 @@ def test_a_changed_file_starts_over(change: Change, server: Server, interrupted:
     assert interrupted.read_bytes() == server.content
 
 
-@pytest.mark.parametrize("note", NOTES)
-def test_a_part_of_another_file_starts_over(note: bytes, server: Server, interrupted: Path) -> None:
-    interrupted.with_name("archive.tar.gz.part.json").write_bytes(note)
+def test_a_part_of_unknown_origin_starts_over(server: Server, interrupted: Path) -> None:
+    interrupted.with_name("archive.tar.gz.part.json").write_bytes(b"\xff\0")
     fetch(server.url, interrupted, LIMIT)
     assert server.ranges[-1] is None
-    assert interrupted.read_bytes() == CONTENT
+
+
+def test_the_part_of_another_url_starts_over(server: Server, interrupted: Path) -> None:
+    fetch(server.url + "?other", interrupted, LIMIT)
+    assert server.ranges[-1] is None
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
