@@ -215,6 +215,63 @@ def test_a_wav_without_audio_has_none(tmp_path: Path) -> None:
             read_audio(path, RATE)
 
 
+def test_a_caf_that_lacks_a_few_bytes_is_truncated(tmp_path: Path) -> None:
+    """libsndfile reads it as a shorter clip. Chunks of a CAF are not padded to even sizes."""
+    path = tmp_path / "cut.caf"
+    soundfile.write(path, noise(1, 4_410), 44_100, format="CAF", subtype="PCM_16")
+    content = path.read_bytes()
+    start, end = content.find(b"free") + 4, content.find(b"data")
+    size = int.from_bytes(content[start : start + 8], "big") - 1
+    odd = content[:start] + size.to_bytes(8, "big") + content[start + 8 : end - 1] + content[end:]
+    for whole in (content, odd):
+        path.write_bytes(whole)
+        assert len(read_audio(path, 44_100)) == 4_410
+        path.write_bytes(whole[:-2])
+        with pytest.raises(AudioError, match="truncated"):
+            read_audio(path, 44_100)
+
+
+@pytest.mark.parametrize("before", [b"", b"LIST\x03\0\0\0abc\0"], ids=["", "a chunk of odd size"])
+@pytest.mark.parametrize("audio", [b"\x01\x02" * 500, b"abcd\xff\xff\xff\x7f" * 100])
+def test_a_wav_of_a_recorder_cut_off_is_read(before: bytes, audio: bytes, tmp_path: Path) -> None:
+    """Its header claims no audio; what follows is no chunk, even where it begins as one would."""
+    path = write_wav(tmp_path / "cut.wav", seconds=0.5)
+    header = path.read_bytes()[:36] + before + b"data"
+    path.write_bytes(header + bytes(4) + audio)
+    expected = np.frombuffer(audio, "<i2") / np.float32(1 << 15)
+    np.testing.assert_array_equal(read_audio(path, RATE), expected)
+    path.write_bytes(header + bytes(4))
+    with pytest.raises(AudioError, match="holds no samples"):
+        read_audio(path, RATE)
+
+
+def test_a_gsm_without_audio_has_none(tmp_path: Path) -> None:
+    path = tmp_path / "empty.wav"
+    soundfile.write(path, noise(1, 8_000), 8_000, subtype="GSM610")
+    content = path.read_bytes()
+    path.write_bytes(content[: content.find(b"data") + 4] + bytes(4))
+    with pytest.raises(AudioError, match="holds no samples"):
+        read_audio(path, RATE)
+
+
+def test_a_rate_that_no_recorder_has_is_damage(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "fast.wav", seconds=0.5)
+    content = bytearray(path.read_bytes())
+    content[24:28] = (50_000_000).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match="its header claims 50,000,000 samples per second"):
+        read_audio(path, RATE)
+
+
+def test_any_file_name_is_read(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "name.wav", seconds=0.5)
+    if os.name == "posix":
+        path = path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav"))  # not UTF-8
+    assert len(read_audio(path, RATE)) == RATE // 2
+    with pytest.raises(AudioError, match="is not a file name"):
+        read_audio(f"{path}\0.wav", RATE)
+
+
 def streamed(path: Path, samples: int, claimed: int) -> Path:
     """A FLAC file of noise whose STREAMINFO claims another number of samples; 0: unknown, as streaming programs write."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,6 +315,7 @@ def test_a_pipe_in_place_of_a_clip_does_not_hang(tmp_path: Path) -> None:
         audio_duration_s(tmp_path / "clip.wav")
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("rate", [16_000, 44_100])
 def test_finite_samples_that_overflow_fail_alone(rate: int, tmp_path: Path) -> None:
     """In the mean of the channels, or in the resampling."""

@@ -6,6 +6,7 @@ same settings continues from them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections.abc import Sequence
@@ -197,7 +198,7 @@ def _checksums_of(paths: Sequence[Path]) -> dict[Path, int | None]:
     def checksum_of(path: Path) -> int | None:
         try:
             return audio_checksum(path)
-        except AudioError:
+        except (AudioError, OSError):
             return None
 
     files = list(dict.fromkeys(paths))
