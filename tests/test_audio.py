@@ -204,6 +204,15 @@ def test_a_streamed_wav_whose_header_does_not_know_its_length(size: int, tmp_pat
     np.testing.assert_array_equal(read_audio(path, RATE, 0.1, 0.3), read_audio(whole, RATE, 0.1, 0.3))
 
 
+def test_a_streamed_w64_is_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "piped.w64"
+    soundfile.write(path, noise(1, RATE), RATE, format="W64", subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    content[16:24] = ((1 << 63) - 1).to_bytes(8, "little")
+    path.write_bytes(content)
+    assert len(read_audio(path, RATE)) == RATE
+
+
 def test_a_wav_without_audio_has_none(tmp_path: Path) -> None:
     """What follows its data is another chunk, not audio that its header does not know of."""
     path = write_wav(tmp_path / "empty.wav", seconds=0.5)
