@@ -6,7 +6,6 @@ same settings continues from them.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Sequence
