@@ -298,18 +298,16 @@ def _by_groups(features: FeatureSet, seed: int) -> Prepared:
     """As many folds as keep every class in every fold, at most MOST_FOLDS; no group is on two sides."""
     import numpy as np
     import torch
-    from sklearn.model_selection import StratifiedGroupKFold
+
+    from common.evaluation.splits import group_folds
 
     labels, groups = features.labels.numpy(), np.array(features.groups)
     of_class = Counter(label for label, _ in set(zip(labels.tolist(), groups.tolist(), strict=True)))
     rarest, count = min(of_class.items(), key=lambda each: (each[1], each[0]))
     for n_folds in range(min(MOST_FOLDS, count), 1, -1):
-        folds = np.zeros(len(features), dtype=np.int64)
         with warnings.catch_warnings():  # about classes with fewer clips than folds, which is checked below
             warnings.simplefilter("ignore", UserWarning)
-            parts = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed).split(labels, labels, groups)
-            for number, (_, rows) in enumerate(parts, start=1):
-                folds[rows] = number
+            folds = 1 + group_folds(labels, groups, n_folds, seed)
         if all(len(set(labels[folds == number])) == len(of_class) for number in range(1, n_folds + 1)):
             divided = replace(features, folds=torch.from_numpy(folds))
             return Prepared(divided, f"{n_folds} folds by group, made here with seed {seed}", is_official=False)

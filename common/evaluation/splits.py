@@ -105,8 +105,7 @@ def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) 
     labels, groups = features.labels.numpy()[rows], np.array(features.groups)[rows]
     if len(set(groups)) < 2:
         raise SplitError(f"the {len(rows)} training clips are of a single group, so nothing can be held out")
-    folds = StratifiedGroupKFold(min(round(1 / share), len(set(groups))), shuffle=True, random_state=seed)
-    per_class = np.maximum(np.bincount(labels), 1)
+    count, per_class = min(round(1 / share), len(set(groups))), np.maximum(np.bincount(labels), 1)
 
     def imbalance(part: Array) -> float:
         return float(np.abs(np.bincount(labels[part], minlength=len(per_class)) / per_class - share).sum())
@@ -115,12 +114,30 @@ def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) 
         with warnings.catch_warnings():  # about classes with fewer clips than parts, which does not matter here
             warnings.simplefilter("ignore", UserWarning)
             # Of the disjoint parts, the one that comes closest to the share in every class.
-            held_out = min((part for _, part in folds.split(rows, labels, groups)), key=imbalance)
+            folds = group_folds(labels, groups, count, seed)
+            held_out = min((np.flatnonzero(folds == fold) for fold in range(count)), key=imbalance)
     except ValueError as error:
         raise SplitError(f"{len(rows)} training clips are too few to hold out whole groups: {error}") from error
     kept: Array = rows[np.sort(held_out)]
     _refuse_missing_classes(features, np.setdiff1d(rows, kept), "what is left for training")
     return kept
+
+
+def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:
+    """The fold of every row, from 0; all rows of a group are in the same one. ValueError if there are too few rows.
+
+    The folds are those of StratifiedGroupKFold up to scikit-learn 1.7, on which earlier scores rest. It balanced the folds
+    by classes, and then took each group for another one by mistake. Version 1.8 corrects that, and draws other folds.
+    """
+    _, group_of = np.unique(groups, return_inverse=True)
+    taken_for = np.arange(group_of.max() + 1)
+    np.random.RandomState(seed).shuffle(taken_for)
+    stand_ins = np.argsort(taken_for)[group_of]
+    fold_of = np.empty_like(taken_for)
+    for fold, (_, rows) in enumerate(StratifiedGroupKFold(count).split(labels, labels, stand_ins)):
+        fold_of[stand_ins[rows]] = fold
+    folds: Array = fold_of[group_of]
+    return folds
 
 
 def _fold_numbers(features: FeatureSet) -> Array:
