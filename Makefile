@@ -35,8 +35,7 @@ install-dev: install
 	@{ $(NOTED_DEV); } | cmp -s - $(VENV)/.installed-dev || $(MAKE) --no-print-directory new-dev-environment GOALS="$(MAKECMDGOALS)"
 
 new-environment:
-	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info < (3, 14); sys.exit(0 if ok else \
-	  "error: Python 3.10 to 3.13 is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 $(GOALS)")'
+	@$(PYTHON) common/requirements_check.py $(GOALS)
 	$(PYTHON) -m venv $(VENV)
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install $(TORCH_INDEX) $$(grep -oE '^torch(audio)?==[0-9.]+' requirements.txt))
 	$(BIN)/python -m pip install -r requirements.txt
@@ -56,8 +55,7 @@ adapters:
 	.venv-adapters/bin/python -m adapters.check
 
 new-adapters-environment:
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
-	  "error: MTEB needs Python 3.11 or later, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 adapters")'
+	@$(PYTHON) common/requirements_check.py adapters
 	$(PYTHON) -m venv .venv-adapters
 	.venv-adapters/bin/python -m pip install -r requirements-adapters.txt
 	.venv-adapters/bin/python -m pip install --no-deps --ignore-requires-python xares==0.1.3 hearvalidator==2021.0.6

@@ -1,14 +1,14 @@
 """Whether this Python can run the project; imported before anything else, so that what is missing is one line.
 
-It must itself run on old Pythons without any package.
+It must itself run on old Pythons (from 3.6 on, hence the quoted types) without any package.
 """
-
-from __future__ import annotations
 
 import sys
 from importlib.util import find_spec
 
-PYTHON = ((3, 10), (3, 14))  # from, to before
+# The one place that says so: `make` asks this file, and a test compares pyproject.toml and the manual with it.
+PYTHON = ((3, 11), (3, 14))  # the first and the last
+NAMED = " to ".join("{}.{}".format(*version) for version in PYTHON)
 NEEDED = (
     *("numpy", "pydantic", "scipy", "sklearn", "soundfile", "soxr", "torch", "tqdm", "yaml", "filelock", "jinja2"),
     *("matplotlib", "numba", "pandas", "plotly", "requests", "safetensors", "threadpoolctl"),
@@ -26,13 +26,24 @@ def require_environment() -> None:
     raise SystemExit(2)
 
 
-def find_problem(version: tuple[int, ...], missing: list[str]) -> str | None:
+def is_supported(version: "tuple[int, ...]") -> bool:
+    """Whether the project runs on Pythons of this version."""
+    return PYTHON[0] <= version[:2] <= PYTHON[1]
+
+
+def find_problem(version: "tuple[int, ...]", missing: "list[str]") -> "str | None":
     """What keeps this Python from running the project, with what to do; None if nothing does."""
     own = "{}.{} ({})".format(*version[:2], sys.executable)
     activate = "source .venv/bin/activate (make install creates it)"
-    if not PYTHON[0] <= version < PYTHON[1]:
-        return f"Python 3.10 to 3.13 is needed, this is {own}; activate the project's environment: {activate}"
+    if not is_supported(version):
+        return f"Python {NAMED} is needed, this is {own}; activate the project's environment: {activate}"
     if missing:
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more packages" if len(missing) > 3 else "")
         return f"Python {own} lacks {names}; activate the project's environment: {activate}"
     return None
+
+
+if __name__ == "__main__":  # what make asks before it creates an environment; the words are its goals
+    if not is_supported(sys.version_info[:2]):
+        own, goals = sys.version.split()[0], " ".join(sys.argv[1:])
+        sys.exit(f"error: Python {NAMED} is needed, this is {own}; try: make PYTHON=python3.12 {goals}")

@@ -7,13 +7,14 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from conftest import PROJECT_ROOT
 
-from common.requirements_check import find_problem
+from common.requirements_check import NAMED, PYTHON, find_problem
 
 COMMON = PROJECT_ROOT / "common"
 TASKS = sorted(path.parent for path in PROJECT_ROOT.glob("*/config.yaml") if path.parent != COMMON)
@@ -184,11 +185,23 @@ def test_a_python_without_the_requirements_is_told_what_to_do() -> None:
 
 
 def test_a_python_of_another_version_is_named() -> None:
-    for version in ((3, 9), (3, 14)):
+    (major, first), (_, last) = PYTHON
+    for version in ((major, first - 1), (major, last + 1)):
         problem = find_problem(version, [])
-        assert problem is not None and problem.startswith(f"Python 3.10 to 3.13 is needed, this is 3.{version[1]} (")
-    for version in ((3, 10), (3, 13)):
+        assert problem is not None and problem.startswith(f"Python {NAMED} is needed, this is 3.{version[1]} (")
+    for version in PYTHON:
         assert find_problem(version, []) is None
     # What runs before the check must be readable by old Pythons.
     for path in [COMMON / "requirements_check.py", COMMON / "__init__.py", *SCRIPTS]:
         ast.parse(path.read_text(encoding="utf-8"), feature_version=(3, 8))
+
+
+def test_the_supported_pythons_are_the_same_everywhere() -> None:
+    (major, first), (_, last) = PYTHON
+    settings = tomllib.loads((PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["project"]["requires-python"] == f">={major}.{first},<{major}.{last + 1}"
+    assert settings["tool"]["mypy"]["python_version"] == f"{major}.{first}"
+    assert "target-version" not in settings["tool"]["ruff"]  # ruff takes it from requires-python
+    for page in ("README.md", "README.zh-TW.md", "docs/installation.md", "requirements.txt"):
+        named = re.findall(r"Python (3\.\d+) (?:to|到) (3\.\d+)", (PROJECT_ROOT / page).read_text(encoding="utf-8"))
+        assert named == [tuple(NAMED.split(" to "))], page
