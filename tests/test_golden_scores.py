@@ -13,9 +13,9 @@ from common.text_table import percent
 from esc50_feature_fc.esc50 import TASK
 
 FEATURES = SHARED / "reference_features" / "esc50_features_audiosep.pt"
-# Rounding depends on the kind of CPU, and training in batches of 8 amplifies it. With an earlier version and the paper recipe
-# the three-layer head scored 39.5 on an AMD and 39.0 on an Intel CPU; the linear head scored the same.
-TOLERANCE = {"linear": 0.0005, "three_layer": 0.0075}
+# Rounding depends on the kind of CPU, and training in batches of 8 amplifies it: with the paper recipe the three-layer head
+# scored 39.9, 39.5 and 39.0 on three CPUs; the linear head scored the same.
+TOLERANCE = {"linear": 0.0005, "three_layer": 0.0095}
 
 
 @needs_shared
