@@ -1,11 +1,92 @@
 """Embed audio files with any encoder: python own_sounds/embed.py FILE_OR_FOLDER... -o embeddings.pt (.npz, .csv, .parquet)."""
 
+from __future__ import annotations
+
+import io
+import os
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-from own_sounds.embedding import embed_main
+from common.cli import extract_task
+from common.config import ConfigError, ExtractConfig, load_config
+from common.datasets import Clip, Task
+from common.entry import run
+from common.errors import UserError
+from common.files import ODD_LETTERS, write_atomically
+from common.flags import Arguments, Parser, add_settings, add_shared, user_path
+from own_sounds.sounds import FOLDER, audio_files
+from own_sounds.timeline import Windows, add_windows
+
+if TYPE_CHECKING:
+    from common.features import FeatureSet
+
+FORMATS = (".pt", ".npz", ".parquet", ".csv")
+TASK = Task("embeddings", "embeddings", FOLDER, lambda root: [], None, "embeddings.pt", {})
+SETTINGS = [key for key in ExtractConfig.model_fields if key not in ("data_root", "features")]
+
+
+def embed_main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    run(lambda: _embed(argv))
+
+
+def _embed(argv: Sequence[str] | None) -> None:
+    parser = Parser(__doc__)
+    parser.add_argument("paths", nargs="+", type=user_path, metavar="FILE_OR_FOLDER", help="audio files or folders")
+    text = f"what to write: {', '.join(FORMATS)}"
+    parser.add_argument("-o", "--output", required=True, type=user_path, metavar="FILE", help=text)
+    add_windows(parser)
+    add_settings(parser, ExtractConfig, TASK, SETTINGS)
+    add_shared(parser)
+    parser.add_argument("--shard", metavar="I/N", help="embed only shard i of n, for job arrays")
+    arguments = parser.parse_args(argv)
+    output: Path = arguments.output
+    if output.suffix not in FORMATS:
+        raise ConfigError(f"--output {output}: give a name that ends in {', '.join(FORMATS)}")
+    if output.suffix == ".parquet" and not find_spec("pyarrow"):
+        raise ConfigError("--output .parquet needs pyarrow: pip install pyarrow; or write .csv or .npz")
+    task = replace(TASK, name=f"embeddings_{output.stem}", title=output.stem)
+    settings = {key: value for key, value in vars(arguments).items() if key in SETTINGS and value is not None}
+    config = load_config(ExtractConfig, task.config_file, arguments.config, settings)
+    windows = Windows.of_flags(arguments.window, arguments.hop)
+    paths = audio_files(arguments.paths)
+    clips = [clip for path in paths for clip in _clips(path, windows)]
+    root = Path(os.path.commonpath([path.parent for path in paths]))
+    how = Arguments([task], config, {}, arguments.overwrite, arguments.shard)
+    features = extract_task(task, clips, root, output.with_suffix(".pt"), how)
+    if features is not None and output.suffix != ".pt":
+        _write_table(features, output)
+        print(f"-> {output}")
+
+
+def _clips(path: Path, windows: Windows | None) -> list[Clip]:
+    """The file, or its windows. A file that cannot be opened is one clip, so that the extraction names it."""
+    try:
+        spans = windows.of_file(path) if windows else [(None, None)]
+    except UserError:
+        spans = [(None, None)]
+    return [Clip(path, "", start_s=start_s, end_s=end_s) for start_s, end_s in spans]
+
+
+def _write_table(features: FeatureSet, path: Path) -> None:
+    """Write the embeddings as .npz, .csv or .parquet."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    if path.suffix == ".npz":
+        np.savez(buffer, features=features.features.numpy(), clip_ids=np.array(features.clip_ids))
+    elif path.suffix == ".csv":
+        buffer.write(features.to_pandas().to_csv(index=False).encode(errors=ODD_LETTERS))
+    else:
+        features.to_pandas().to_parquet(buffer, index=False)
+    write_atomically(path, buffer.getvalue())
+
 
 if __name__ == "__main__":
     embed_main()

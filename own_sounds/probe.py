@@ -1,11 +1,80 @@
 """Any folder or table of sounds as a task: features, both heads, scores: python own_sounds/probe.py FOLDER_OR_CSV."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-from own_sounds.probing import probe_main
+from common.cli import extract_task
+from common.config import ConfigError, ExtractConfig, FitConfig, load_config
+from common.encoder_name import EncoderName, file_of
+from common.entry import run
+from common.flags import Arguments, Parser, add_settings, add_shared, user_path
+from own_sounds.sounds import Source
+
+EXTRACT = [key for key in ExtractConfig.model_fields if key not in ("data_root", "features")]
+# What both kinds of settings have is asked for once, and what follows from the extraction not at all.
+FOLLOWS = ("use_layer", "use_pool", "feature_dim")
+FIT = [key for key in FitConfig.model_fields if key not in (*ExtractConfig.model_fields, *FOLLOWS)]
+
+
+def probe_main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    run(lambda: _probe(argv))
+
+
+def _probe(argv: Sequence[str] | None) -> None:
+    arguments = _parser().parse_args(argv)
+    source = Source(arguments.source.resolve(), arguments.label_regex, arguments.group_regex)
+    task = source.task()
+    flags = {key: value for key, value in vars(arguments).items() if value is not None}
+    # Of the layers and pools that a head joins by "+", the extraction writes all.
+    separate = {key: flags[key].replace("+", ",") for key in ("layer", "pool") if key in flags}
+    joined = {f"use_{key}": flags[key] for key in separate if "+" in flags[key]}
+    settings = {key: flags[key] for key in EXTRACT if key in flags} | separate
+    extract = load_config(ExtractConfig, task.config_file, arguments.config, settings)
+    settings = {key: flags[key] for key in FIT if key in flags} | joined
+    fit = load_config(FitConfig, task.config_file, arguments.config, settings)
+    root, clips = source.read()
+    encoder = EncoderName.parse(extract.encoder).slug
+    folder = fit.output_dir or task.output_dir_of(encoder)
+    if folder.is_file():
+        raise ConfigError(f"--output-dir {folder} is a file; give a folder")
+    features_file = folder / file_of(task.features_file, encoder)
+    how = Arguments([task], extract, {}, arguments.overwrite, arguments.shard)
+    if extract_task(task, clips, root, features_file, how) is None:
+        return  # other shards are not done yet
+    source.save(folder, root)
+    from common.encoder.device import fitting_device
+    from common.evaluation.results import classify
+
+    device = fitting_device(extract.device)
+    places = {"features": features_file, "output_dir": folder, "encoder": extract.encoder, "device": str(device)}
+    classify(task, fit.model_copy(update=places), {}, device, arguments.overwrite)
+
+
+def _parser() -> Parser:
+    parser = Parser(__doc__)
+    text = (
+        "a folder with a sub-folder per class; or a CSV or TSV with the columns path and label, and maybe fold, split, "
+    )
+    text += "group, start, end (seconds)"
+    parser.add_argument("source", type=user_path, metavar="FOLDER_OR_CSV", help=text)
+    text = "finds the class in a clip's path, such as '^(\\d)_'; then no sub-folders are needed"
+    parser.add_argument("--label-regex", metavar="REGEX", help=text)
+    text = "finds the group (speaker, recording) in a clip's path, such as '_(\\w+)_'; no group is on both sides"
+    parser.add_argument("--group-regex", metavar="REGEX", help=text)
+    task = Source(Path("NAME")).task()
+    add_settings(parser, ExtractConfig, task, EXTRACT)
+    add_settings(parser, FitConfig, task, FIT)
+    add_shared(parser)
+    text = "embed only shard i of n, for job arrays; the last shard trains the heads"
+    parser.add_argument("--shard", metavar="I/N", help=text)
+    return parser
+
 
 if __name__ == "__main__":
     probe_main()

@@ -1,18 +1,18 @@
-"""One's own sounds as a task: a folder with a sub-folder per class, or a table (CSV or TSV) of paths and labels."""
+"""Sounds in a folder or a table (CSV or TSV), read as clips and made a task."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, Division, Prepared, Task
 from common.files import read_json, write_json
@@ -22,40 +22,27 @@ if TYPE_CHECKING:
 
     from common.features import FeatureSet
 
-# What libsndfile decodes, by the usual endings of file names.
-AUDIO = frozenset(
-    f".{ending}"
-    for ending in [
-        "aif",
-        "aifc",
-        "aiff",
-        "au",
-        "caf",
-        "flac",
-        "mp3",
-        "oga",
-        "ogg",
-        "opus",
-        "rf64",
-        "snd",
-        "sph",
-        "voc",
-        "w64",
-        "wav",
-        "wave",
-    ]
-)
-TABLES = {".csv": ",", ".tsv": "\t"}
-COLUMNS = ("path", "label", "fold", "split", "group", "start", "end")
+# The usual file extensions of what libsndfile decodes.
+AUDIO = frozenset((
+    ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".sph", ".voc",
+    ".w64", ".wav", ".wave",
+))  # fmt: skip
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
 SPLITS = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "val": "valid",
-    "validation": "valid",
-    "dev": "valid",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
-SPLITS |= {"test": "test", "testing": "test", "eval": "test"}
+SECONDS = r"[\d.]*(e[-+]?\d+)?"
+COLUMNS = {  # of a table: what a cell matches, and that in words
+    "path": (".+", "a file"),
+    "label": ("[^;]+", "one class (heads are trained for one class a clip)"),
+    "fold": (r"\d{0,9}", "a whole number"),
+    "split": ("|".join(("", *SPLITS)), "train, valid or test"),
+    "group": (".*", "text"),
+    "start": (SECONDS, "a number of seconds"),
+    "end": (SECONDS, "a number of seconds"),
+}
 MOST_FOLDS = 5
 FOLDER = Path(__file__).resolve().parent
 SOURCE_FILE = "own_sounds.json"  # beside the results
@@ -63,12 +50,12 @@ SOURCE_FILE = "own_sounds.json"  # beside the results
 
 @dataclass(frozen=True)
 class Source:
-    """Where the sounds are, and how their classes and groups are found.
+    """A folder or table of sounds, and how to find the class and group of a clip.
 
     Attributes:
-        place: a folder, or a table.
-        label_regex, group_regex: searched in each path below the root; the first bracket of a match, or else all of it, is
-            the clip's class, or its group.
+        place: the folder or the table.
+        label_regex, group_regex: searched in every clip's path relative to the root; the first capture group of the
+            match, or all of it, is the class or the group.
     """
 
     place: Path
@@ -77,145 +64,135 @@ class Source:
 
     def save(self, folder: Path, root: Path) -> None:
         """Write beside the results what analyses need to find the sounds again."""
-        content = {**asdict(self), "place": str(self.place), "root": str(root)}
-        write_json(folder / SOURCE_FILE, json.dumps(content))
+        write_json(folder / SOURCE_FILE, json.dumps({**asdict(self), "place": str(self.place), "root": str(root)}))
 
     @classmethod
     def load(cls, folder: Path) -> tuple[Source, Path] | None:
-        """What `save` has written: source and root; None if there is nothing, DatasetError if it is damaged."""
+        """The source and root written by `save`, or None; DatasetError if the file is damaged."""
         path = folder / SOURCE_FILE
         if not path.exists():
             return None
         try:
             content = json.loads(read_json(path))
-            root = Path(content.pop("root"))
-            source = cls(Path(content.pop("place")), **content)
-            if not all(isinstance(each, (str, NoneType)) for each in (source.label_regex, source.group_regex)):
-                raise ValueError("a regular expression is no text")
-            return source, root
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            root, place = Path(content.pop("root")), Path(content.pop("place"))
+            return cls(place, **content), root
+        except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(f"{path} is damaged; run own_sounds/probe.py again") from error
 
     @property
     def name(self) -> str:
-        """A name for files: of the folder or the table, without what file names should not have."""
-        stem = self.place.stem if self.place.suffix in TABLES else self.place.name
+        """The name of the task and its files: letters, digits, ``_`` and ``-``."""
+        stem = self.place.stem if self.place.suffix in SEPARATORS else self.place.name
         return "own_" + re.sub(r"[^\w-]+", "_", stem).strip("_").lower()
 
     def read(self) -> tuple[Path, list[Clip]]:
-        """The root, to which clip ids are relative, and the clips.
-
-        Raises:
-            DatasetError: the place is missing, is laid out otherwise, or a row of the table is wrong.
-        """
+        """The root, to which clip ids are relative, and the clips; DatasetError if the place is missing or laid out wrong."""
         if not self.place.exists():
-            raise DatasetMissingError(
-                f"{self.place} not found; give a folder with a sub-folder per class, or a CSV or TSV"
-            )
+            raise DatasetMissingError(f"{self.place} not found; give a folder with a sub-folder per class, or a table")
         if self.place.is_file():
             root, clips = read_table(self.place)
         else:
             root, clips = self.place, read_folder(self.place, has_classes=self.label_regex is None)
         if self.label_regex is not None:
-            found = _matches(clips, root, self.label_regex, "--label-regex")
-            clips = [replace(clip, class_name=name) for clip, name in zip(clips, found, strict=True)]
+            labels = _matches(clips, root, self.label_regex, "--label-regex")
+            clips = [replace(clip, class_name=label) for clip, label in zip(clips, labels, strict=True)]
         if self.group_regex is not None:
-            found = _matches(clips, root, self.group_regex, "--group-regex")
-            clips = [replace(clip, group=name) for clip, name in zip(clips, found, strict=True)]
+            groups = _matches(clips, root, self.group_regex, "--group-regex")
+            clips = [replace(clip, group=group) for clip, group in zip(clips, groups, strict=True)]
         return root, clips
 
     def task(self) -> Task:
-        """The task of these sounds, for extraction, heads and analyses."""
+        """The task for extraction, heads and analyses."""
+        name = self.name
         return Task(
-            name=self.name,
+            name=name,
             title=self.place.name,
             folder=FOLDER,
             read_clips=lambda root: self.read()[1],
             class_names=None,
-            features_file=f"{self.name}_features_audiosep.pt",
-            head_files={
-                "linear": f"{self.name}_linear_classifier.pt",
-                "three_layer": f"{self.name}_three_classifier.pt",
-            },
-            results_folder=FOLDER / "results" / self.name,
+            features_file=f"{name}_features_audiosep.pt",
+            head_files={"linear": f"{name}_linear_classifier.pt", "three_layer": f"{name}_three_classifier.pt"},
+            results_folder=FOLDER / "results" / name,
             prepare=prepare,
         )
 
 
-def find_audio(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The audio files below a folder, and the other ones; hidden ones are neither."""
+def audio_files(paths: Sequence[Path]) -> list[Path]:
+    """The files, and all audio files in the folders among them; DatasetError if a path is missing or has no audio."""
+    files: list[Path] = []
+    for path in (path.resolve() for path in paths):
+        if not path.exists():
+            raise DatasetMissingError(f"{path} not found; give audio files or folders of them")
+        in_folder = _find_audio(path) if path.is_dir() else [path]
+        if not in_folder:
+            raise DatasetError(f"{path} holds no audio files")
+        files += in_folder
+    return list(dict.fromkeys(files))
+
+
+def _find_audio(folder: Path) -> list[Path]:
+    """All audio files in a folder and its sub-folders, sorted; hidden ones are skipped, other files are reported."""
     files = sorted(
         path
         for path in folder.rglob("*")
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
-    is_audio = {path: path.suffix.lower() in AUDIO for path in files}
-    return [path for path in files if is_audio[path]], [path for path in files if not is_audio[path]]
+    others = [path for path in files if path.suffix.lower() not in AUDIO]
+    if others:
+        warnings.warn(f"{folder}: {len(others)} files that are not audio are left out", DatasetNote, stacklevel=3)
+    return [path for path in files if path.suffix.lower() in AUDIO]
 
 
 def read_folder(root: Path, has_classes: bool = True) -> list[Clip]:
-    """Every audio file below `root`.
-
-    Args:
-        has_classes: whether the sub-folder that a file is in, at any depth, is its class; else it has none yet.
-    """
-    audio, others = find_audio(root)
-    loose = [path for path in audio if path.parent == root] if has_classes else []
-    if loose or not audio:
-        found = f"{loose[0].name} lies directly in it" if loose else "it holds no audio files"
+    """A clip per audio file, of the class named by its top sub-folder, or of none yet if not `has_classes`."""
+    files = _find_audio(root)
+    loose = [path for path in files if path.parent == root] if has_classes else []
+    if loose or not files:
+        problem = f"{loose[0].name} lies directly in it" if loose else "it holds no audio files"
         raise DatasetError(
-            f"{root}: {found}; make a sub-folder for every class, give a CSV with the columns path and label, or say with "
-            "--label-regex where in the path the class is"
+            f"{root}: {problem}; make a sub-folder for every class, give a CSV with the columns path and label, or say "
+            "with --label-regex where in the path the class is"
         )
-    if others:
-        warnings.warn(
-            f"{len(others)} files that are no audio are left out (first: {others[0]})", DatasetNote, stacklevel=2
-        )
-    return [Clip(path, path.relative_to(root).parts[0] if has_classes else "") for path in audio]
+    return [Clip(path, path.relative_to(root).parts[0] if has_classes else "") for path in files]
 
 
 def read_table(path: Path) -> tuple[Path, list[Clip]]:
-    """The clips of a CSV or TSV with the columns path and label and, if there are any, fold, split, group, start, end.
-
-    Paths are relative to the table's folder. Returns the root as well: that folder, or one above it if a file is
-    outside.
-    """
-    table = _read_text_table(path)
+    """The root and the clips of a table. Paths are relative to its folder, which is the root unless a file lies outside."""
+    table = _read_cells(path)
     folder, clips = path.resolve().parent, []
-    seen: dict[tuple[object, ...], int] = {}
+    lines: dict[tuple[object, ...], int] = {}
     for line, row in enumerate(table.to_dict("records"), start=2):
         try:
-            clip = _clip({str(key): str(value).strip() for key, value in row.items()}, folder)
+            clip = _clip({str(column): str(cell).strip() for column, cell in row.items()}, folder)
         except ValueError as error:
             raise DatasetError(f"{path} line {line}: {error}") from error
-        first = seen.setdefault((clip.path, clip.start_s, clip.end_s), line)
+        first = lines.setdefault((clip.path, clip.start_s, clip.end_s), line)
         if first != line:
-            raise DatasetError(f"{path} line {line}: {row['path']} is listed in line {first} already")
+            raise DatasetError(f"{path} line {line}: {row['path']} is already listed in line {first}")
         clips.append(clip)
     for column in ("fold", "split", "group"):
-        missing = [place for place, clip in enumerate(clips, start=2) if getattr(clip, column) is None]
-        if missing and len(missing) < len(clips):
-            raise DatasetError(f"{path} line {missing[0]} has no {column}, but others have; fill in all or none")
-    outside = [clip.path for clip in clips if folder not in clip.path.parents]
-    return Path(os.path.commonpath([folder, *(each.parent for each in outside)])), clips
+        empty = [line for line, clip in enumerate(clips, start=2) if getattr(clip, column) is None]
+        if empty and len(empty) < len(clips):
+            raise DatasetError(f"{path} line {empty[0]} has no {column}, but others have; fill in all or none")
+    outside = [clip.path.parent for clip in clips if folder not in clip.path.parents]
+    return Path(os.path.commonpath([folder, *outside])), clips
 
 
-def _read_text_table(path: Path) -> pd.DataFrame:
+def _read_cells(path: Path) -> pd.DataFrame:
+    """The table as text; DatasetError unless it has rows and the required columns."""
     import pandas as pd
 
-    separator = TABLES.get(path.suffix.lower())
+    separator = SEPARATORS.get(path.suffix.lower())
     if separator is None:
-        raise DatasetError(f"{path} is no table; give a .csv or .tsv, or a folder with a sub-folder per class")
+        raise DatasetError(f"{path} is not a table; give a .csv or .tsv, or a folder with a sub-folder per class")
     try:
         table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, OverflowError) as error:  # pandas' own and UnicodeDecodeError are ValueErrors
+    except ValueError as error:  # the base of pandas' errors and of UnicodeDecodeError
         raise DatasetError(f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}") from error
-    missing = [column for column in COLUMNS[:2] if column not in table.columns]
+    missing = [column for column in ("path", "label") if column not in table.columns]
     if missing:
-        raise DatasetError(
-            f"{path} lacks the column {' and '.join(missing)} (it has {', '.join(map(str, table.columns[:10]))}); needed are path "
-            f"and label, and known besides are {', '.join(COLUMNS[2:])}"
-        )
+        columns = ", ".join(map(str, table.columns[:10]))
+        raise DatasetError(f"{path} lacks the column {' and '.join(missing)} (it has {columns}); add it")
     if table.empty:
         raise DatasetError(f"{path} lists no clips")
     unknown = [str(column) for column in table.columns if column not in COLUMNS]
@@ -225,93 +202,74 @@ def _read_text_table(path: Path) -> pd.DataFrame:
 
 
 def _clip(row: dict[str, str], folder: Path) -> Clip:
-    """A row of the table; ValueError says what is wrong with it."""
-    if not row["path"] or not row["label"]:
-        raise ValueError(f"{'path' if not row['path'] else 'label'} is empty")
-    if ";" in row["label"]:
-        raise ValueError(
-            f"label {row['label']!r} names several classes; this project trains heads for one class a clip"
-        )
-    fold, split = row.get("fold", ""), row.get("split", "").lower()
-    if fold and not re.fullmatch(r"\d{1,9}", fold):
-        raise ValueError(f"fold must be a whole number, not {fold!r}")
-    if "\0" in row["path"]:
-        raise ValueError(f"{row['path']!r} is no file's name")
-    if split and split not in SPLITS:
-        raise ValueError(f"split must be train, valid or test, not {split!r}")
-    start, end = (_seconds(row.get(name, ""), name) for name in ("start", "end"))
-    if (start or 0.0) < 0 or (end is not None and end <= (start or 0.0)):
-        raise ValueError(f"start {row.get('start')!r} and end {row.get('end')!r} are no segment")
+    """The clip of a table's row; ValueError says what is wrong with it."""
+    for column, (pattern, meaning) in COLUMNS.items():
+        if not re.fullmatch(pattern, row.get(column, ""), re.IGNORECASE):
+            raise ValueError(f"{column} must be {meaning}, not {row[column]!r}")
+    fold, split = row.get("fold"), row.get("split")
+    start_s, end_s = (float(row[column]) if row.get(column) else None for column in ("start", "end"))
+    if end_s is not None and end_s <= (start_s or 0):
+        raise ValueError(f"end {end_s} is not after start {start_s or 0}")
     return Clip(
         Path(os.path.normpath(folder / Path(row["path"]).expanduser())),
         row["label"],
-        split=SPLITS[split] if split else None,
+        split=SPLITS[split.lower()] if split else None,
         fold=int(fold) if fold else None,
         group=row.get("group") or None,
-        start_s=start,
-        end_s=end,
+        start_s=start_s,
+        end_s=end_s,
     )
 
 
-def _seconds(text: str, name: str) -> float | None:
-    try:
-        seconds = float(text) if text else None
-    except ValueError as error:
-        raise ValueError(f"{name} must be a number of seconds, not {text!r}") from error
-    if seconds is not None and not math.isfinite(seconds):
-        raise ValueError(f"{name} must be a number of seconds, not {text!r}")
-    return seconds
-
-
 def _matches(clips: Sequence[Clip], root: Path, pattern: str, flag: str) -> list[str]:
-    """What the pattern finds in each clip's path; DatasetError if it finds nothing in one."""
+    """What the pattern matches in every clip's path; DatasetError if it matches nothing somewhere."""
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise DatasetError(f"{flag} {pattern!r} is no regular expression: {error}") from error
+        raise DatasetError(f"{flag} {pattern!r} is not a regular expression: {error}") from error
     names = []
     for clip in clips:
         path = clip.path.relative_to(root).as_posix()
-        found = expression.search(path)
-        name = found[1 if expression.groups else 0] if found else None
+        match = expression.search(path)
+        name = match[1 if expression.groups else 0] if match else None
         if not name:
-            raise DatasetError(f"{flag} {pattern!r} finds nothing in {path}")
+            raise DatasetError(f"{flag} {pattern!r} matches nothing in {path}")
         names.append(name)
     return names
 
 
 def prepare(features: FeatureSet, division: Division) -> Prepared:
-    """The rows in their given folds or splits; else in folds that keep groups apart; else as they are, for a random
-    division, which is announced with a warning. None of these is called official."""
+    """Use the folds or splits of the table; else make folds that keep groups apart; else leave the rows undivided, for
+    a random split with its warning. None of these is called official."""
     if features.folds is not None:
-        present = sorted(set(features.folds.tolist()))
-        return Prepared(features, f"given folds {', '.join(map(str, present))}", is_official=False)
+        numbers = sorted(set(features.folds.tolist()))
+        return Prepared(features, f"given folds {', '.join(map(str, numbers))}", is_official=False)
     if features.splits is not None:
-        sides = [side for side in ("train", "valid", "test") if side in features.splits]
-        return Prepared(features, f"given {', '.join(sides[:-1])} and {sides[-1]} split", is_official=False)
+        names = [name for name in ("train", "valid", "test") if name in features.splits]
+        return Prepared(features, f"given {', '.join(names[:-1])} and {names[-1]} split", is_official=False)
     if features.groups is None:
         return Prepared(features, is_official=False)
     return _by_groups(features, division.seed)
 
 
 def _by_groups(features: FeatureSet, seed: int) -> Prepared:
-    """As many folds as keep every class in every fold, at most MOST_FOLDS; no group is on two sides."""
+    """As many folds as all hold every class and keep groups whole, at most MOST_FOLDS; DatasetError if below two."""
     import numpy as np
     import torch
 
     from common.evaluation.splits import group_folds
 
     labels, groups = features.labels.numpy(), np.array(features.groups)
-    of_class = Counter(label for label, _ in set(zip(labels.tolist(), groups.tolist(), strict=True)))
-    rarest, count = min(of_class.items(), key=lambda each: (each[1], each[0]))
-    for n_folds in range(min(MOST_FOLDS, count), 1, -1):
-        with warnings.catch_warnings():  # about classes with fewer clips than folds, which is checked below
+    groups_of_class = Counter(label for label, _ in set(zip(labels.tolist(), groups.tolist(), strict=True)))
+    rarest, n_groups = min(groups_of_class.items(), key=lambda item: (item[1], item[0]))
+    for n_folds in range(min(MOST_FOLDS, n_groups), 1, -1):
+        with warnings.catch_warnings():  # of scikit-learn, about classes with fewer clips than folds
             warnings.simplefilter("ignore", UserWarning)
             folds = 1 + group_folds(labels, groups, n_folds, seed)
-        if all(len(set(labels[folds == number])) == len(of_class) for number in range(1, n_folds + 1)):
+        if all(len(set(labels[folds == number])) == len(groups_of_class) for number in range(1, n_folds + 1)):
             divided = replace(features, folds=torch.from_numpy(folds))
             return Prepared(divided, f"{n_folds} folds by group, made here with seed {seed}", is_official=False)
     raise DatasetError(
-        f"no folds keep groups apart with every class in each: class {features.class_names[rarest]} has clips of only "
-        f"{count} group{'s' * (count > 1)}; give folds or splits, or leave the groups out (then related clips may be on both sides)"
+        f"no folds keep groups apart and hold every class: class {features.class_names[rarest]} has clips of only {n_groups} "
+        f"group{'s' * (n_groups > 1)}; give folds or splits, or leave out the groups (then related clips may be on both sides)"
     )

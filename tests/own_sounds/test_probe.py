@@ -1,0 +1,181 @@
+"""A folder or table of sounds as a task: its division, scores and errors, against the tasks themselves."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import SHARED, needs_shared
+from heads_helpers import on_one_thread
+from own_sounds_helpers import FAST, folder_of_classes, probe, tone
+
+from analysis import summary
+from analysis.studies import find_study
+from common.cli import classify_main, extract_main
+from common.config import FitConfig, load_config
+from common.datasets import DatasetNote, DivisionKind
+from common.evaluation.load_features import load_features
+from common.evaluation.record import RunRecord
+from esc50_feature_fc.esc50 import TASK
+from key_word_spotting import speech_commands
+from speaker_recognition import librispeech
+from urbansound8k_feature_fc import urbansound8k
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+@pytest.fixture
+def digits(tmp_path: Path) -> Path:
+    """DIGIT_SPEAKER_TAKE.wav, flat in one folder: 3 digits by 4 speakers, twice each."""
+    root = tmp_path / "recordings"
+    for digit in range(3):
+        for speaker in range(4):
+            for take in range(2):
+                seed = 100 * digit + 10 * speaker + take
+                tone(root / f"{digit}_{'abcd'[speaker]}_{take}.wav", 300 * (1 + digit) + 20 * speaker, seed)
+    return root
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    return folder_of_classes(tmp_path / "My sounds")
+
+
+def result(folder: Path) -> RunRecord:
+    return RunRecord.load(folder / "result.json")
+
+
+def test_a_folder_of_classes_is_a_task_with_a_random_split(
+    classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe(classes, "--output-dir", tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert "WARNING: this split does not keep recordings, patients or speakers apart" in printed
+    record = result(tmp_path / "out")
+    assert (record.task, record.features.class_names, record.features.clips) == ("own_my_sounds", ["high", "low"], 16)
+    assert record.protocols["official"].heads["linear"].accuracy == 1
+    assert record.protocols["official"].kind is DivisionKind.RANDOM
+    probe(classes, "--output-dir", tmp_path / "out")
+    assert capsys.readouterr().out.count("Nothing to do") == 2
+
+
+@pytest.mark.parametrize(
+    ("label", "group", "names"), [(r"^(\d)_", r"_(\w)_", ["0", "1", "2"]), (r"_(\w)_", r"^\d", ["a", "b", "c", "d"])]
+)
+def test_regular_expressions_find_classes_and_groups_in_paths(
+    label: str, group: str, names: list[str], digits: Path, tmp_path: Path
+) -> None:
+    probe(digits, "--label-regex", label, "--group-regex", group, "--output-dir", tmp_path / "out")
+    record = result(tmp_path / "out")
+    assert record.features.class_names == names
+    protocol = record.protocols["official"]
+    assert "folds by group, made here with seed 42" in protocol.division and protocol.kind is DivisionKind.OWN_FOLDS
+    assert protocol.related_test_clips == 0
+    assert protocol.comparison.units == "groups"
+
+
+def test_a_table_with_folds_gives_the_scores_of_its_task(esc50_root: Path, tmp_path: Path) -> None:
+    """The same clips, folds and order of classes: through ESC-50's scripts, and as a table."""
+    with on_one_thread():
+        output = tmp_path / "task.pt"
+        extract_main(TASK, ["--data-root", str(esc50_root), "--encoder", "logmel", "--output", str(output)])
+        flags = ["--features", str(output), "--output-dir", str(tmp_path / "task"), *FAST[2:]]
+        classify_main(TASK, flags)
+    meta = pd.read_csv(esc50_root / "meta" / "esc50.csv")
+    table = pd.DataFrame({"path": "audio/" + meta.filename, "label": meta.category, "fold": meta.fold})
+    table["group"] = meta.src_file.astype(str)
+    table.to_csv(esc50_root / "table.csv", index=False)
+    probe(esc50_root / "table.csv", "--output-dir", tmp_path / "table")
+    of_task, of_table = (result(tmp_path / name).protocols["official"] for name in ("task", "table"))
+    assert of_table.division == "given folds 1, 2, 3, 4, 5"
+    assert of_table.heads["linear"].mean == of_task.heads["linear"].mean
+    assert of_table.heads["three_layer"].confusion == of_task.heads["three_layer"].confusion
+    predictions = [(tmp_path / name / "predictions.csv").read_text().splitlines()[1:] for name in ("task", "table")]
+    answers = [[line.split(",")[-3:] for line in lines] for lines in predictions]
+    assert answers[0] == answers[1]
+
+
+REAL = {
+    "urbansound8k": (urbansound8k.TASK, "UrbanSound8K", {}),
+    "librispeech": (librispeech.TRAIN_CLEAN_100, "LibriSpeech", {"split": "chapter"}),
+    "speech_commands": (speech_commands.V2, "speech_commands", {}),
+}
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_real_sounds_as_a_table_give_the_scores_of_their_task(name: str, tmp_path: Path) -> None:
+    """Given the same clips and division, whichever way they come in."""
+    task, folder, options = REAL[name]
+    task_flags = [word for key, value in options.items() for word in (f"--{key}", value)]
+    root = SHARED / "real_audio" / folder
+    features = tmp_path / "features.pt"
+    with on_one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DatasetNote)  # a part of the data set
+        extract_main(task, ["--data-root", str(root), "--encoder", "logmel", "--output", str(features)])
+        classify_main(
+            task, ["--features", str(features), "--output-dir", str(tmp_path / "task"), *FAST[2:], *task_flags]
+        )
+    prepared = load_features(
+        task, load_config(FitConfig, task.config_file, None, {"features": features}), options
+    ).features
+    names = [prepared.class_names[label] for label in prepared.labels]
+    table = pd.DataFrame(
+        {"path": [os.path.relpath(root / clip, tmp_path) for clip in prepared.clip_ids], "label": names}
+    )
+    columns = {"fold": prepared.folds, "split": prepared.splits, "group": prepared.groups}
+    for column, values in columns.items():
+        if values is not None:
+            table[column] = values if isinstance(values, list) else values.tolist()
+    table.to_csv(tmp_path / "table.csv", index=False)
+    with on_one_thread():
+        probe(tmp_path / "table.csv", "--output-dir", tmp_path / "table")
+    of_task, of_table = (result(tmp_path / name).protocols["official"] for name in ("task", "table"))
+    assert of_table.description.startswith("given ") and not of_table.is_official
+    assert result(tmp_path / "task").features.class_names == result(tmp_path / "table").features.class_names
+    for kind, scored in of_task.heads.items():
+        assert of_table.heads[kind].mean == scored.mean
+        assert of_table.heads[kind].interval == scored.interval
+        assert of_table.heads[kind].confusion == scored.confusion
+
+
+def test_a_table_may_name_splits_and_segments(tmp_path: Path) -> None:
+    tone(tmp_path / "long.wav", 300, seconds=2)
+    tone(tmp_path / "other.wav", 2000, seconds=2)
+    rows = ["path\tlabel\tsplit\tstart\tend"]
+    for split, start in (("train", 0.0), ("training", 0.4), ("dev", 0.8), ("eval", 1.2)):
+        rows += [
+            f"{name}.wav\t{label}\t{split}\t{start}\t{start + 0.4}" for name, label in (("long", "x"), ("other", "y"))
+        ]
+    (tmp_path / "table.tsv").write_text("\n".join(rows))
+    probe(tmp_path / "table.tsv", "--output-dir", tmp_path / "out")
+    protocol = result(tmp_path / "out").protocols["official"]
+    assert protocol.division == "given train, valid and test split"
+    assert protocol.heads["linear"].splits[0].n_test == 2
+
+
+def test_groups_that_no_folds_keep_apart_are_explained(
+    classes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        probe(classes, "--group-regex", r"^(\w+)/", "--output-dir", tmp_path / "out")
+    assert "class high has clips of only 1 group" in capsys.readouterr().err
+
+
+def test_analyses_find_the_sounds_again_from_the_results(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    probe(
+        digits, "--label-regex", r"^(\d)_", "--group-regex", r"_(\w)_", "--output-dir", tmp_path / "results" / "digits"
+    )
+    monkeypatch.setattr("sys.argv", ["summary.py", "--results", str(tmp_path / "results")])
+    summary.main()
+    assert "own_recordings" in capsys.readouterr().out
+    study = find_study(str(tmp_path / "results" / "digits"))
+    assert study.data_root(None) == digits.resolve()
+    assert len(study.task.read_clips(digits)) == 24
+    assert "--label-regex '^(\\\\d)_'" in study.how_to_run()
