@@ -17,9 +17,9 @@ from stand_in import load_stand_in
 
 from common import config
 from common.datasets import task
-from common.doctor import checks
-from common.doctor.command import main
-from common.doctor.findings import BAD, GOOD, NOTE, Finding
+from common.doctor import Finding, checks
+from common.doctor.__main__ import main
+from common.doctor.checks import BAD, GOOD, NOTE
 from common.encoder import AudioSepEncoder
 from common.entry import run
 from demo import generate
@@ -74,7 +74,9 @@ def call(capsys: Capture, *arguments: object, checkpoint: str = "random:2024") -
     return exit_.value.code, captured.out + captured.err
 
 
-def test_all_is_well(whole: Path, encoder: AudioSepEncoder, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_passes_a_whole_data_set(
+    whole: Path, encoder: AudioSepEncoder, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The known answer is the real encoder's; the clips are embedded by the stand-in."""
     monkeypatch.setattr(
         checks,
@@ -99,7 +101,7 @@ def test_all_is_well(whole: Path, encoder: AudioSepEncoder, capsys: Capture, mon
 
 
 @only_data
-def test_missing_and_extra_files(damaged: Path, capsys: Capture) -> None:
+def test_the_doctor_names_missing_and_extra_files(damaged: Path, capsys: Capture) -> None:
     gone = damaged / "audio" / "3-103011-A-1.wav"
     gone.rename(gone.with_name("9-1-A-0.wav"))
     status, printed = call(capsys, "esc50", "--data-root", damaged)
@@ -108,7 +110,7 @@ def test_missing_and_extra_files(damaged: Path, capsys: Capture) -> None:
     assert f"-> unpack it again: python -m common.download esc50 --root {damaged.parent}" in printed
     (damaged / "audio" / "3-103012-A-1.wav").rename(gone)
     os.link(gone, damaged / "audio" / "3-103012-A-1.wav")
-    os.link(gone, damaged / "audio" / "._3-103012-A-1.wav")  # what macOS leaves is no audio
+    os.link(gone, damaged / "audio" / "._3-103012-A-1.wav")  # what macOS leaves is not audio
     status, printed = call(capsys, "esc50", "--data-root", damaged)
     assert "✗ files    1 files have no label: audio/9-1-A-0.wav" in printed
     assert "1 failed check." in printed
@@ -122,7 +124,7 @@ def edit_metadata(root: Path, edit: Callable[[list[str]], list[str]]) -> None:
 
 
 @only_data
-def test_classes_and_counts(damaged: Path, capsys: Capture) -> None:
+def test_the_doctor_names_empty_classes_and_wrong_counts(damaged: Path, capsys: Capture) -> None:
     edit_metadata(damaged, lambda lines: [line for line in lines if ",rain," not in line and ",pig," not in line])
     status, printed = call(capsys, "esc50", "--data-root", damaged)
     assert status == 1
@@ -132,7 +134,7 @@ def test_classes_and_counts(damaged: Path, capsys: Capture) -> None:
 
 
 @only_data
-def test_one_class_only(damaged: Path, capsys: Capture) -> None:
+def test_the_doctor_refuses_a_single_class(damaged: Path, capsys: Capture) -> None:
     edit_metadata(damaged, lambda lines: [lines[0], *(line for line in lines if ",dog," in line)])
     status, printed = call(capsys, "esc50", "--data-root", damaged)
     assert status == 1
@@ -140,7 +142,7 @@ def test_one_class_only(damaged: Path, capsys: Capture) -> None:
 
 
 @only_data
-def test_a_recording_in_two_folds(damaged: Path, capsys: Capture) -> None:
+def test_the_doctor_finds_a_recording_in_two_folds(damaged: Path, capsys: Capture) -> None:
     edit_metadata(damaged, lambda lines: [line.replace(",102000,", ",101000,") for line in lines])
     status, printed = call(capsys, "esc50", "--data-root", damaged)
     assert status == 1
@@ -148,7 +150,7 @@ def test_a_recording_in_two_folds(damaged: Path, capsys: Capture) -> None:
 
 
 @only_data
-def test_files_that_are_no_audio(damaged: Path, capsys: Capture) -> None:
+def test_the_doctor_counts_files_that_are_not_audio(damaged: Path, capsys: Capture) -> None:
     for path in (damaged / "audio").iterdir():
         path.unlink()
         path.write_bytes(b"<html>")
@@ -158,7 +160,7 @@ def test_files_that_are_no_audio(damaged: Path, capsys: Capture) -> None:
 
 
 @only_data
-def test_another_layout_and_other_names(tmp_path: Path, capsys: Capture) -> None:
+def test_a_missing_folder_and_an_unknown_data_set_are_named(tmp_path: Path, capsys: Capture) -> None:
     status, printed = call(capsys, "esc50", "--data-root", tmp_path / "nowhere")
     assert status == 1
     assert f"✗ labels   data root {tmp_path / 'nowhere'} does not exist" in printed
@@ -171,7 +173,7 @@ def test_another_layout_and_other_names(tmp_path: Path, capsys: Capture) -> None
 
 
 @only_data
-def test_without_names_what_is_not_there_is_no_fault(
+def test_absent_data_sets_fail_no_check_unless_named(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (config, task):
@@ -182,7 +184,7 @@ def test_without_names_what_is_not_there_is_no_fault(
 
 
 @only_data
-def test_three_sets_are_one_division(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sets_of_nsynth_are_one_division(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "note", lambda rng, time, *timbre: note(rng, time[:6400], *timbre))
     root = tmp_path / "nsynth"
     generate.generate_nsynth(root, notes=1)
@@ -199,7 +201,7 @@ def test_three_sets_are_one_division(tmp_path: Path, capsys: Capture, monkeypatc
 
 
 @only_data
-def test_what_is_only_a_part_is_no_fault(tmp_path: Path, capsys: Capture) -> None:
+def test_absent_further_divisions_are_only_a_note(tmp_path: Path, capsys: Capture) -> None:
     generate.generate_librispeech(tmp_path / "LibriSpeech", speakers=2, utterances=2)
     shutil.rmtree(tmp_path / "LibriSpeech" / "test-clean")
     _, printed = call(capsys, "librispeech", "--data-root", tmp_path / "LibriSpeech")
@@ -207,16 +209,18 @@ def test_what_is_only_a_part_is_no_fault(tmp_path: Path, capsys: Capture) -> Non
     assert "1 failed check." in printed  # the counts
 
 
-def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+def test_weights_that_do_not_fit_come_with_the_download_command(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "weights.bin")
     finding, encoder = checks.check_checkpoint(tmp_path / "weights.bin", torch.device("cpu"))
     assert encoder is None
     assert finding.mark == BAD
-    assert "no AudioSep separator in it" in finding.found
+    assert "no AudioSep separator in it" in finding.text
     assert "python -m common.download weights" in finding.fix
 
 
-def test_another_answer_is_noticed(encoder: AudioSepEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_off_by_a_thousandth_fails_the_known_answer(
+    encoder: AudioSepEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Wrong:
         """The real encoder, but for a factor."""
 
@@ -234,19 +238,19 @@ def test_another_answer_is_noticed(encoder: AudioSepEncoder, monkeypatch: pytest
     assert "pip install -r requirements.txt" in findings[-1].fix
 
 
-def test_the_known_answer_is_the_plain_encoder_s() -> None:
+def test_the_known_answer_is_that_of_the_plain_encoder() -> None:
     waveform = (0.1 * np.random.default_rng(2024).standard_normal(48_000)).astype(np.float32)
     embedding = plain_layers(waveform)["encoder_block6"].mean(dim=(1, 2))
     answer = [*embedding[:6].tolist(), float(embedding.norm()), float(embedding.sum())]
     np.testing.assert_allclose(answer, checks.KNOWN_ANSWER, rtol=1e-5)
 
 
-def test_packages_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_versions_are_a_note_and_low_memory_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     findings = {finding.what: finding for finding in checks.check_environment(torch.device("cpu"))}
     assert findings["packages"].mark == GOOD
     monkeypatch.setattr(checks, "version", lambda name: "0.1")
     monkeypatch.setattr(checks, "_available_memory", lambda: 10**9)
     findings = {finding.what: finding for finding in checks.check_environment(torch.device("cpu"))}
     assert findings["packages"].mark == NOTE
-    assert f"numpy 0.1 (tested: {np.__version__})" in findings["packages"].found
+    assert f"numpy 0.1 (tested: {np.__version__})" in findings["packages"].text
     assert findings["memory"].mark == BAD
