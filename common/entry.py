@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
-import select
 import signal
-import stat
 import sys
 import warnings
 from collections.abc import Callable
@@ -22,8 +19,8 @@ OUT_OF_MEMORY = "there is not enough memory; close other programs, or use a mach
 
 def run(main: Callable[[], None]) -> None:
     """Call `main`. An error that the user can fix is one line on stderr and exit status 2; Ctrl-C is status 130."""
-    # A job scheduler sends SIGTERM before SIGKILL, and a terminal that is closed SIGHUP: treat them like Ctrl-C. What nohup
-    # has told to ignore stays ignored; Windows has no SIGHUP.
+    # A job scheduler sends SIGTERM before SIGKILL, and a closed terminal SIGHUP: treat them like Ctrl-C. Signals that nohup
+    # ignores stay ignored; Windows has no SIGHUP.
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -41,18 +38,10 @@ def run(main: Callable[[], None]) -> None:
         _end(str(interrupt) or "interrupted", 130)
     except UserError as error:
         _end(f"error: {error}", 2)
-    except BrokenPipeError:
-        # Such as that of `| head`. What is still to be flushed must not raise again.
-        null = os.open(os.devnull, os.O_WRONLY)
-        for number in (1, 2):
-            if _has_no_reader(number):
-                os.dup2(null, number)
-        _end(
-            "error: the program that reads the output has ended; finished work is kept, and the same command continues",
-            2,
-        )
+    except BrokenPipeError:  # such as that of `| head`
+        _end("error: the program that reads the output has ended; finished work is kept, the same command continues", 2)
     except MemoryError as error:
-        _end(f"error: {OUT_OF_MEMORY} ({error or 'Python could not get more'})", 2)
+        _end(f"error: {OUT_OF_MEMORY} ({error or 'Python got no more'})", 2)
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # as torch says it
             raise
@@ -62,33 +51,21 @@ def run(main: Callable[[], None]) -> None:
         _end(f"error: {place}{error.strerror or error}", 2)
 
 
-def _has_no_reader(number: int) -> bool:
-    """Whether a descriptor is the end of a pipe that nobody reads; where that cannot be seen, whether it is a pipe."""
-    with contextlib.suppress(OSError):
-        if hasattr(select, "poll"):
-            poll = select.poll()
-            poll.register(number, select.POLLOUT)
-            return any(event & select.POLLERR for _, event in poll.poll(0))
-        return stat.S_ISFIFO(os.fstat(number).st_mode)
-    return False
-
-
 def _open_closed_streams() -> None:
-    """What the caller has closed (`2>&-`) leads nowhere: otherwise the next file that is opened would get its number, and what
-    is printed with it."""
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-    for name in ("stdout", "stderr"):
+    """Lead streams that the caller has closed (`2>&-`) nowhere: else the next file that is opened gets the stream's number,
+    and what is printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open to the end
 
 
 def _end(text: str, status: int) -> None:
-    with contextlib.suppress(OSError):  # stderr may be what fails
-        print(" ".join(text.split()), file=sys.stderr, flush=True)
+    """Exit, with the text as one line on stderr; what a stream without a reader still holds is dropped."""
+    for stream, line in ((sys.stdout, ""), (sys.stderr, " ".join(text.split()) + "\n")):
+        try:
+            print(line, end="", file=stream, flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python's own flush at exit fails
     sys.exit(status)
 
 
