@@ -1,6 +1,6 @@
 """LibriSpeech (Panayotov et al. 2015): read English, 16 kHz; used here to recognise and to verify speakers.
 
-https://www.openslr.org/12; train-clean-100 has 251 speakers, dev-clean and test-clean have 40 other speakers each.
+https://www.openslr.org/12; 251 speakers in train-clean-100, and 40 others in dev-clean and in test-clean.
 """
 
 from __future__ import annotations
@@ -33,9 +33,13 @@ if TYPE_CHECKING:
     from common.features import FeatureSet
 
 TITLE = "LibriSpeech"
-VALID_SHARE = 0.2  # of the training utterances of each speaker, to choose the epoch, if the test side is by chapter
+VALID_SHARE = 0.2  # of a speaker's training utterances, to choose the epoch, with --split chapter or matched
+SPLIT_HELP = (
+    "utterance: 80/20 within every speaker; chapter: by whole chapters; matched: by utterance, but as many of each speaker as "
+    "by chapter"
+)
 SUBSETS = ("train-clean-100", "dev-clean", "test-clean")
-# Of the small subsets, from SPEAKERS.TXT; a feature file without provenance is recognised by them.
+# From SPEAKERS.TXT; a feature file without provenance is recognised by them.
 SPEAKERS = {
     "test-clean": (
         "61 121 237 260 672 908 1089 1188 1221 1284 1320 1580 1995 2094 2300 2830 2961 3570 3575 3729 4077 4446 4507 4970 4992 "
@@ -59,28 +63,25 @@ def read_clips(root: Path, subset: str) -> list[Clip]:
             raise DatasetError(f"data root {root} is one subset; give the folder that holds it: {root.parent}")
         expected = f"SPEAKERS.TXT and {subset}/<speaker>/<chapter>/*.flac"
         raise layout_error(root, TITLE, expected, "LibriSpeech", f"librispeech --only {subset}")
-    speakers = read_speakers(root / "SPEAKERS.TXT")
+    subset_of = read_speakers(root / "SPEAKERS.TXT")
     clips = []
     for path in sorted((root / subset).glob("*/*/*.flac")):
-        speaker, chapter = path.parent.parent.name, path.parent.name
+        speaker, chapter = path.parts[-3:-1]
         if not path.name.startswith(f"{speaker}-{chapter}-"):
             raise DatasetError(f"{path} does not belong in {path.parent}; unpack {subset} again")
-        if speakers.get(speaker) != subset:
+        if subset_of.get(speaker) != subset:
+            listed = f" but in {subset_of[speaker]}" if speaker in subset_of else ""
             raise DatasetError(
-                f"{path}: speaker {speaker} is not in {subset} by {root / 'SPEAKERS.TXT'}"
-                f"{f' (but in {speakers[speaker]})' if speaker in speakers else ''}; unpack {subset} again"
+                f"{path}: speaker {speaker} is not in {subset}{listed} by {root / 'SPEAKERS.TXT'}; unpack {subset} again"
             )
         clips.append(Clip(path, speaker, group=f"{speaker}-{chapter}"))
-    missing = sorted(name for name, of in speakers.items() if of == subset and not (root / subset / name).is_dir())
-    if missing and clips:
-        warnings.warn(
-            f"{len(missing)} speakers of {subset} are missing in {root}: {', '.join(missing[:6])}"
-            f"{'...' if len(missing) > 6 else ''}",
-            DatasetNote,
-            stacklevel=2,
-        )
     if not clips:
         raise DatasetError(f"{root / subset} holds no <speaker>/<chapter>/*.flac; unpack {subset} again")
+    present = {clip.class_name for clip in clips}
+    missing = sorted(speaker for speaker in subset_of if subset_of[speaker] == subset and speaker not in present)
+    if missing:
+        text = f"{len(missing)} speakers of {subset} are missing in {root}, such as {', '.join(missing[:6])}"
+        warnings.warn(text, DatasetNote, stacklevel=2)
     return clips
 
 
@@ -112,11 +113,10 @@ def recognise(features: FeatureSet) -> tuple[FeatureSet, str] | None:
 def prepare(features: FeatureSet, division: Division) -> Prepared:
     """Divide the utterances of every speaker, as ``--split`` says.
 
-    ``utterance``: nothing is prepared; a seeded random division follows. ``chapter``: the chapters of each speaker are
-    tested whose share of its utterances is nearest to the one asked for, so that no recording session is on both sides;
-    speakers with one chapter are named and left out. ``matched``: the same speakers, each with as many training and test
-    utterances as by chapter, but drawn at random. Both draw a fifth of the training utterances of each speaker to choose the
-    epoch. So the difference between the two is that of the sessions alone.
+    ``utterance``: at random, later. ``chapter``: test the chapters of a speaker whose share of its utterances is nearest to
+    the test share, so that no recording session is on both sides; speakers with one chapter are left out. ``matched``: the
+    same speakers with as many training and test utterances, but drawn at random. Both choose the epoch on a fifth of the
+    training utterances of every speaker, so that only the sessions differ between them.
     """
     import numpy as np
 
@@ -126,43 +126,39 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
     if features.groups is None:
         raise DatasetError(f"--split {how}: the feature file names no chapters; extract it with this project")
     # Two generators, so that both ways of dividing break ties alike.
-    ties, drawn = np.random.default_rng(division.seed), np.random.default_rng([division.seed, 1])
+    ties, draws = np.random.default_rng(division.seed), np.random.default_rng([division.seed, 1])
     labels, chapters = features.labels.numpy(), np.array(features.groups)
-    splits = np.full(len(features), "train", dtype=object)
-    alone = []
-    for label, speaker in enumerate(features.class_names):
-        own = np.flatnonzero(labels == label)
-        tested = _nearest_chapters(chapters[own], division.test_share, ties)
-        if not tested:
-            alone.append(speaker)
+    splits = np.full(len(features), "", dtype=object)  # empty: left out
+    for label in range(len(features.class_names)):
+        utterances = np.flatnonzero(labels == label)
+        tested_chapters = _nearest_chapters(chapters[utterances], division.test_share, ties)
+        if not tested_chapters:
             continue
-        rows = own[np.isin(chapters[own], tested)]
-        tested_rows = drawn.choice(own, len(rows), replace=False) if how == "matched" else rows
-        left = np.setdiff1d(own, tested_rows)
-        # Drawn in the same way for both, so that what chooses the epoch is no difference between them.
-        splits[drawn.choice(left, round(VALID_SHARE * len(left)), replace=False)] = "valid"
-        splits[tested_rows] = "test"
-    if alone:
-        warnings.warn(
-            f"{len(alone)} speakers with a single chapter are left out: {', '.join(alone)}", DatasetNote, stacklevel=2
-        )
-    kept = np.flatnonzero(~np.isin(np.array(features.class_names)[labels], alone))
+        tested = utterances[np.isin(chapters[utterances], tested_chapters)]
+        if how == "matched":
+            tested = draws.choice(utterances, len(tested), replace=False)
+        trained = np.setdiff1d(utterances, tested)
+        splits[trained], splits[tested] = "train", "test"
+        splits[draws.choice(trained, round(VALID_SHARE * len(trained)), replace=False)] = "valid"
+    kept = np.flatnonzero(splits != "")
+    left_out = [name for label, name in enumerate(features.class_names) if label not in labels[kept]]
+    if left_out:
+        text = f"{len(left_out)} speakers with a single chapter are left out: {', '.join(left_out)}"
+        warnings.warn(text, DatasetNote, stacklevel=2)
     if not len(kept):
         raise DatasetError(f"--split {how}: no speaker has two chapters, so there is nothing to split")
-    prepared = replace(features, splits=splits.tolist()).subset(kept)
+    by = "by utterance, as many of each speaker as --split chapter tests"
+    if how == "chapter":
+        by = f"by whole chapters (nearest to {division.test_share:.0%})"
     share = f"{(splits[kept] == 'test').mean():.0%} test"
-    nearest = f"by whole chapters (nearest to {division.test_share:.0%})"
-    by = nearest if how == "chapter" else "by utterance, as many of each speaker as --split chapter tests"
-    left_out = f"; {len(alone)} speakers with one chapter left out" if alone else ""
-    return Prepared(prepared, f"{share}, {by}, seed {division.seed}{left_out}", is_official=False)
+    without = f"; {len(left_out)} speakers with one chapter left out" if left_out else ""
+    prepared = replace(features, splits=splits.tolist()).subset(kept)
+    return Prepared(prepared, f"{share}, {by}, seed {division.seed}{without}", is_official=False)
 
 
 def _nearest_chapters(chapters: Array, test_share: float, rng: np.random.Generator) -> list[str]:
-    """The chapters, some but not all, whose share of a speaker's utterances is nearest to `test_share`; ties are drawn.
-
-    Args:
-        chapters: the chapter of each of the speaker's utterances.
-    """
+    """Some of the chapters, not all, whose share of a speaker's utterances is nearest to `test_share`; ties are drawn.
+    `chapters`: (N,) of the utterances."""
     import numpy as np
 
     names, counts = np.unique(chapters, return_counts=True)
@@ -185,14 +181,7 @@ def task(subset: str, features_file: str, official_counts: Mapping[str, int]) ->
         features_file=features_file,
         head_files={"linear": "librispeech_linear_classifier.pt", "three_layer": "librispeech_three_classifier.pt"},
         why_only_its_own="its speakers are different, and a head has no class for a speaker it was not trained on",
-        flags=(
-            Flag(
-                "--split",
-                "utterance: 80/20 within every speaker; chapter: by whole chapters; matched: by utterance, but as many of "
-                "each speaker as by chapter",
-                ("utterance", "chapter", "matched"),
-            ),
-        ),
+        flags=(Flag("--split", SPLIT_HELP, ("utterance", "chapter", "matched")),),
         recognise=recognise,
         prepare=prepare,
         official_counts=official_counts,
@@ -200,9 +189,7 @@ def task(subset: str, features_file: str, official_counts: Mapping[str, int]) ->
 
 
 TRAIN_CLEAN_100 = task(
-    "train-clean-100",
-    "librispeech_trainclean100_features.pt",
-    {"clips": 28_539, "classes": 251, "groups": 585},
+    "train-clean-100", "librispeech_trainclean100_features.pt", {"clips": 28_539, "classes": 251, "groups": 585}
 )
 OTHERS = {
     "test-clean": task("test-clean", "librispeech_testclean_features.pt", {"clips": 2620, "classes": 40}),

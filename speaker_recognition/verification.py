@@ -1,4 +1,4 @@
-"""Speaker verification: are two utterances of one speaker? Decided by the cosine of their embeddings, untrained."""
+"""Speaker verification: do two utterances come from one speaker? By the cosine of their embeddings, without training."""
 
 from __future__ import annotations
 
@@ -22,15 +22,13 @@ if TYPE_CHECKING:
     from common.arrays import Array
     from common.features import FeatureSet
 
-TRIALS = 20_000  # of each kind, at most
+MOST_TRIALS = 20_000  # of one speaker, and of two
 P_TARGETS = (0.01, 0.05)
 STATISTICS = {"train-clean-100": TRAIN_CLEAN_100, "dev-clean": OTHERS["dev-clean"]}
 TASK = replace(
     OTHERS["test-clean"],
     results_folder=TRAIN_CLEAN_100.folder / "verification",
-    flags=(
-        Flag("--statistics", "the subset to standardise and whiten by; its speakers are others", tuple(STATISTICS)),
-    ),
+    flags=(Flag("--statistics", "the subset to standardise and whiten by; its speakers differ", tuple(STATISTICS)),),
 )
 SETTINGS = ("encoder", "features", "use_layer", "use_pool", "output_dir", "random_seed", "figure_format")
 RESAMPLES = 500  # of the speakers
@@ -39,7 +37,7 @@ MIN_SPEAKERS = 10  # with fewer, the bootstrap is too narrow
 
 @dataclass(frozen=True)
 class VerificationSettings:
-    """The settings that decide the scores of a verification."""
+    """What decides the scores."""
 
     seed: int
     statistics: str
@@ -51,8 +49,7 @@ class VerificationSettings:
 
 @dataclass(frozen=True)
 class TrialCounts:
-    """Numbers of speakers, of same-speaker trials and of different-speaker trials; and whether the two sides of a
-    same-speaker trial are known to be of two chapters."""
+    """Numbers of speakers, of trials of one speaker and of two; and whether the former are known to span two chapters."""
 
     speakers: int
     same: int
@@ -60,25 +57,9 @@ class TrialCounts:
     across_chapters: bool
 
 
-@dataclass(frozen=True)
-class VerificationRecord:
-    """The content of verification.json.
-
-    Attributes:
-        settings: what decides the scores.
-        trials: their numbers.
-        scores: embeddings -> ``equal_error_rate`` and ``min_dcf_<prior>``.
-        intervals: the same for their 95 % intervals, by a bootstrap over speakers; None with fewer than MIN_SPEAKERS.
-        features: file and provenance.
-        statistics: the file of the other speakers.
-    """
-
-    settings: VerificationSettings
-    trials: TrialCounts
-    scores: dict[str, dict[str, float]]
-    intervals: dict[str, dict[str, tuple[float, float] | None]]
-    features: dict[str, object]
-    statistics: str
+# Kind of embeddings -> equal_error_rate and min_dcf_<prior>; and their 95 % intervals, None with too few speakers.
+Scores = dict[str, dict[str, float]]
+Intervals = dict[str, dict[str, tuple[float, float] | None]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -94,46 +75,49 @@ def _verify(argv: Sequence[str] | None) -> None:
     config, subset = arguments.config, str(arguments.options["statistics"])
     path = config.features or TASK.features_of(EncoderName.parse(config.encoder).slug)
     features = _load(path, TASK, config)
-    encoder = features.encoder_slug
-    statistics_path = path.parent / file_of(STATISTICS[subset].features_file, encoder)
+    statistics_path = path.parent / file_of(STATISTICS[subset].features_file, features.encoder_slug)
     statistics = _load(statistics_path, STATISTICS[subset], config)
     features.require_same_encoder(statistics, str(path), str(statistics_path))
     if set(features.class_names) & set(statistics.class_names):
         raise DatasetError(f"{path} and {statistics_path} share speakers; the statistics must come from others")
-    folder = config.output_dir or TASK.output_dir_of(encoder)
-    settings = VerificationSettings(
-        config.random_seed, subset, sha256_of(path), sha256_of(statistics_path), config.use_layer, config.use_pool
-    )
+    folder = config.output_dir or TASK.output_dir_of(features.encoder_slug)
+    checksums = (sha256_of(path), sha256_of(statistics_path))
+    settings = VerificationSettings(config.random_seed, subset, *checksums, config.use_layer, config.use_pool)
     _refuse_other_results(folder / "verification.json", settings, arguments.overwrite)
     pairs, same = make_trials(features, config.random_seed)
-    similarities = {
-        name: cosine(embeddings, pairs)
-        for name, embeddings in transformed(features.features.double().numpy(), statistics).items()
-    }
-    _write_trials(features, pairs, same, folder / "trials.csv")
-    crossing = features.groups is not None
-    across = "cross-chapter " if crossing else ""
-    plot_det(same, similarities, f"{TASK.title}, {len(same):,} {across}trials", folder / f"det.{config.figure_format}")
-    scores = {name: error_rates(same, similarity) for name, similarity in similarities.items()}
+    embeddings = transformed(features.features.double().numpy(), statistics)
+    similarities = {name: cosine(values, pairs) for name, values in embeddings.items()}
     speakers = features.labels.numpy()[pairs]
     bar = progress_bar(iterable=similarities.items(), desc="intervals", unit="scoring", leave=False)
-    intervals = {name: speaker_intervals(same, similarity, speakers, config.random_seed) for name, similarity in bar}
-    record = VerificationRecord(
-        settings=settings,
-        trials=TrialCounts(len(features.class_names), int(same.sum()), int((~same).sum()), crossing),
-        scores=scores,
-        intervals=intervals,
-        features={"file": str(path)} | dict(features.provenance),
-        statistics=str(statistics_path),
-    )
-    write_json(folder / "verification.json", json.dumps(asdict(record)))
-    _print_scores(record)
+    crosses_chapters = features.groups is not None
+    counts = TrialCounts(len(features.class_names), int(same.sum()), int((~same).sum()), crosses_chapters)
+    scores = {name: error_rates(same, similarity) for name, similarity in similarities.items()}
+    intervals = {name: speaker_intervals(same, values, speakers, config.random_seed) for name, values in bar}
+    record = {
+        "settings": asdict(settings),
+        "trials": asdict(counts),
+        "scores": scores,
+        "intervals": intervals,
+        "features": {"file": str(path)} | dict(features.provenance),
+        "statistics": str(statistics_path),
+    }
+    trials = [
+        (int(is_same), *(features.clip_ids[row] for row in pair)) for is_same, pair in zip(same, pairs, strict=True)
+    ]
+    write_csv(folder / "trials.csv", [("same_speaker", "clip_a", "clip_b"), *trials])
+    write_json(folder / "verification.json", json.dumps(record))
+    title = f"{TASK.title}, {len(same):,} {'cross-chapter ' * crosses_chapters}trials"
+    plot_det(same, similarities, title, folder / f"det.{config.figure_format}")
+    _print_scores(counts, scores, intervals, subset)
     print(f"-> {folder}: verification.json, trials.csv, det.{config.figure_format}")
 
 
 def _load(path: Path, task: Task, config: FitConfig) -> FeatureSet:
-    """The features of a subset; an error if they are of another one, or if an embedding is all zeros. A file that does not
-    say what it is of is taken at its word."""
+    """The features of a subset. A file without provenance is taken at its word.
+
+    Raises:
+        UserError: the file is of other data, or an embedding is all zeros.
+    """
     from common.evaluation.load_features import refuse_other_data
     from common.features import FeatureSet
     from common.heads import check_fittable
@@ -149,26 +133,18 @@ def _load(path: Path, task: Task, config: FitConfig) -> FeatureSet:
     return features
 
 
-def _write_trials(features: FeatureSet, pairs: Array, same: Array, path: Path) -> None:
-    rows = [(int(label), features.clip_ids[a], features.clip_ids[b]) for label, (a, b) in zip(same, pairs, strict=True)]
-    write_csv(path, [("same_speaker", "clip_a", "clip_b"), *rows])
-
-
-def _print_scores(record: VerificationRecord) -> None:
-    counts = record.trials
-    across = " in two chapters" if counts.across_chapters else ""
+def _print_scores(counts: TrialCounts, scores: Scores, intervals: Intervals, statistics: str) -> None:
+    across = " in two chapters" * counts.across_chapters
     print(f"\n{TASK.title}: {counts.speakers} speakers, {counts.same:,} trials of one speaker{across},")
-    print(f"{counts.different:,} of two speakers; statistics from {record.settings.statistics}")
+    print(f"{counts.different:,} of two speakers; statistics from {statistics}")
     if not counts.across_chapters:
-        print(
-            "WARNING: chapters are unknown, so both sides of a trial may be of one session; the rates may be too low."
-        )
+        print("WARNING: chapters are unknown, so trials may be within a session; the rates may be too low.")
     table = [["cosine of embeddings", "EER %", "95 %", *(cell for p in P_TARGETS for cell in (f"minDCF({p})", "95 %"))]]
-    for name, row in record.scores.items():
+    for name, rates in scores.items():
         cells = [name]
-        for metric, value in row.items():
+        for metric, value in rates.items():
             scale, digits = (100, 1) if metric == "equal_error_rate" else (1, 3)
-            ends = record.intervals[name][metric]
+            ends = intervals[name][metric]
             between = "-" if ends is None else " to ".join(f"{scale * end:.{digits}f}" for end in ends)
             cells += [f"{scale * value:.{digits}f}", between]
         table.append(cells)
@@ -177,19 +153,17 @@ def _print_scores(record: VerificationRecord) -> None:
         print(f"No 95 % interval: {counts.speakers} speakers are too few to tell.")
     else:
         print(
-            f"95 %: bootstrap over the {counts.speakers} speakers, corrected for its bias. In simulations with 10 and 40 speakers it"
+            f"95 % intervals resample the {counts.speakers} speakers. In simulations with 10 and 40 speakers they held the"
         )
-        print(
-            "held the true EER 96 times in 100, the true minDCF(0.05) 81 and 96 times, the true minDCF(0.01) only 61 and 81."
-        )
+        print("true EER 96 times in 100, minDCF(0.05) 81 and 96 times, minDCF(0.01) only 61 and 81 times.")
 
 
 def _refuse_other_results(path: Path, settings: VerificationSettings, overwrite: bool) -> None:
+    """OutputError if the file holds results of different settings, and may not be replaced."""
     if overwrite or not path.exists():
         return
     try:
-        before = json.loads(read_json(path))["settings"]
-        different = describe_difference(before, asdict(settings))
+        different = describe_difference(json.loads(read_json(path))["settings"], asdict(settings))
     except (ValueError, KeyError, AttributeError) as error:
         raise OutputError(f"{path} is not a record of this project; --overwrite replaces it") from error
     if different:
@@ -197,7 +171,7 @@ def _refuse_other_results(path: Path, settings: VerificationSettings, overwrite:
 
 
 def make_trials(features: FeatureSet, seed: int) -> tuple[Array, Array]:
-    """Pairs of rows (N, 2) and whether each is of one speaker (N,): equally many of each kind, at most TRIALS each.
+    """Pairs of rows (N, 2) and whether each is of one speaker (N,): equally many of each kind, at most MOST_TRIALS.
 
     A pair of one speaker spans two chapters, so that the recording session cannot give it away, if chapters are known.
 
@@ -214,7 +188,7 @@ def make_trials(features: FeatureSet, seed: int) -> tuple[Array, Array]:
     one_speaker = labels[first] == labels[second]
     same = np.flatnonzero(one_speaker & (chapters[first] != chapters[second]))
     different = np.flatnonzero(~one_speaker)
-    count = min(TRIALS, len(same), len(different))
+    count = min(MOST_TRIALS, len(same), len(different))
     if not count:
         raise DatasetError("no trials can be made: verification needs two speakers, and one of them in two chapters")
     picked = np.sort(np.concatenate([rng.choice(kind, count, replace=False) for kind in (same, different)]))
@@ -232,16 +206,15 @@ def error_rates(same: Array, similarity: Array, weights: Array | None = None) ->
 def speaker_intervals(
     same: Array, similarity: Array, speakers: Array, seed: int
 ) -> dict[str, tuple[float, float] | None]:
-    """The 95 % interval of each error rate, by a bootstrap over speakers (percentile, corrected for bias: Efron 1987; the
-    least cost over all thresholds is lower in resamples); None with fewer than MIN_SPEAKERS.
+    """The 95 % interval of each error rate, by a bootstrap over speakers; None with fewer than MIN_SPEAKERS.
 
-    Trials share speakers, so they are not independent. A speaker drawn twice counts twice: a trial of one speaker as often
-    as that one was drawn, a trial of two as often as the product.
+    Percentile, corrected for bias (Efron 1987): the least cost over all thresholds is lower in resamples. Trials share
+    speakers, so they are not independent: a trial of one speaker counts as often as that speaker was drawn, a trial of two
+    as often as the product.
 
     Args:
         same, similarity: (N,) of the trials.
         speakers: (N, 2) the speaker of each side, as numbers.
-        seed: of the draws.
     """
     import numpy as np
     from scipy.stats import norm
@@ -250,21 +223,19 @@ def speaker_intervals(
     measured = error_rates(same, similarity)
     if count < MIN_SPEAKERS:
         return dict.fromkeys(measured)
-    drawn: dict[str, list[float]] = {}
-    while not drawn or len(next(iter(drawn.values()))) < RESAMPLES:
+    samples: list[dict[str, float]] = []
+    while len(samples) < RESAMPLES:
         times = np.bincount(rng.integers(0, count, count), minlength=count)
         first, second = times[speakers].T
         weights = np.where(same, first, first * second)
         kept = weights > 0
-        if len(set(same[kept].tolist())) < 2:
-            continue  # of one kind of trial nothing was drawn
-        for name, value in error_rates(same[kept], similarity[kept], weights[kept]).items():
-            drawn.setdefault(name, []).append(value)
+        if len(set(same[kept].tolist())) == 2:  # else only one kind of trial was drawn
+            samples.append(error_rates(same[kept], similarity[kept], weights[kept]))
     intervals: dict[str, tuple[float, float] | None] = {}
-    for name, values in drawn.items():
-        below = (np.array(values) < measured[name]).mean()
-        bias = norm.ppf(np.clip(below, 1 / RESAMPLES, 1 - 1 / RESAMPLES))
-        low, high = np.quantile(values, norm.cdf(2 * bias + norm.ppf((0.025, 0.975))))
+    for name, rate in measured.items():
+        rates = [sample[name] for sample in samples]
+        bias = norm.ppf(np.clip(np.mean(np.array(rates) < rate), 1 / RESAMPLES, 1 - 1 / RESAMPLES))
+        low, high = np.quantile(rates, norm.cdf(2 * bias + norm.ppf((0.025, 0.975))))
         intervals[name] = (float(low), float(high))
     return intervals
 
