@@ -44,8 +44,8 @@ def read_clips(root: Path) -> list[Clip]:
     rows: list[Any] = list(meta.itertuples())
     for line, row in enumerate(rows, start=2):
         name = FILENAME.fullmatch(str(row.filename))
-        facts = name and (int(name["fold"]), int(name["target"]), row.category)
-        if facts != (row.fold, row.target, dict(enumerate(CLASS_NAMES)).get(row.target)):
+        from_name = name and (int(name["fold"]), int(name["target"]), row.category)
+        if from_name != (row.fold, row.target, dict(enumerate(CLASS_NAMES)).get(row.target)):
             raise DatasetError(
                 f"{root / 'meta' / 'esc50.csv'} line {line} ({row.filename}: fold {row.fold}, target {row.target}, "
                 f"{row.category}) is not the official row; unpack the official archive again"

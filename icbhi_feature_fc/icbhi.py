@@ -1,7 +1,7 @@
 """ICBHI 2017 (Rocha et al. 2019): 920 recordings of breathing, 126 patients, 6,898 annotated breathing cycles.
 
 https://bhichallenge.med.auth.gr. Two tasks: recordings, normal or abnormal (a crackle or a wheeze in any cycle);
-and cycles, the challenge's own: normal, crackle, wheeze or both. Split: the official 60/40 one.
+and cycles, as in the challenge: normal, crackle, wheeze or both. The split is the official 60/40 one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read_recordings(root: Path) -> list[Clip]:
 
 
 def read_cycles(root: Path) -> list[Clip]:
-    """Every annotated breathing cycle as a clip of its own: that segment of its recording; groups are patients."""
+    """Every annotated breathing cycle as a clip, a segment of its recording; groups are patients."""
     return [
         Clip(path, label, split=split, group=patient, start_s=start_s, end_s=end_s)
         for path, split, patient, cycles in _read(root)
@@ -97,7 +97,7 @@ def _read_splits(root: Path) -> dict[str, str]:
             break
     else:
         raise DatasetError(
-            f"{SPLIT_FILE} is neither in {root} nor beside it (it is a file of its own, not in the archive); "
+            f"{SPLIT_FILE} is neither in {root} nor beside it (a separate file, not in the archive); "
             f"get it: {download_command('icbhi --only split', root)}"
         )
     splits: dict[str, str] = {}
@@ -148,15 +148,15 @@ def _read_cycles(path: Path) -> list[tuple[float, float, str]]:
 def _note_unknown_files(root: Path, recordings: list[Path]) -> None:
     """Warn about text files that are not a recording's annotation; they are ignored."""
     stems = {path.stem for path in recordings}
-    strangers = sorted(path.name for path in root.glob("*.txt") if path.stem not in stems and path.name != SPLIT_FILE)
-    if strangers:
-        shown = ", ".join(strangers[:4]) + (f" and {len(strangers) - 4} more" if len(strangers) > 4 else "")
+    foreign = sorted(path.name for path in root.glob("*.txt") if path.stem not in stems and path.name != SPLIT_FILE)
+    if foreign:
+        shown = ", ".join(foreign[:4]) + (f" and {len(foreign) - 4} more" if len(foreign) > 4 else "")
         warnings.warn(f"ignored text files, which annotate no recording: {shown}", DatasetNote, stacklevel=3)
 
 
 def prepare(features: FeatureSet, division: Division) -> Prepared:
     """Use the official split; with --patient-disjoint, drop the training recordings of patients who are in the test set
-    too. (Patients for the choice of epoch are held out later, in `common.evaluation.splits`.)"""
+    too. Patients for the choice of epoch are held out later, in `common.evaluation.splits`."""
     import numpy as np
 
     if features.splits is None or features.groups is None:
@@ -189,7 +189,7 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
 
 
 def scores(labels: Array, predictions: Array, class_names: Sequence[str]) -> dict[str, float]:
-    """The challenge's own: sensitivity, specificity and the ICBHI score."""
+    """The challenge's scores: sensitivity, specificity and their mean, the ICBHI score."""
     from common.evaluation.scores import icbhi_scores
 
     return icbhi_scores(labels, predictions, class_names)

@@ -1,7 +1,7 @@
 """Speech Commands (Warden 2018): one-second words; 30 of them in v0.01, 35 in v0.02.
 
 https://arxiv.org/abs/1804.03209; the archives' own validation_list.txt and testing_list.txt define the splits,
-and no speaker (the hash in a file's name) is in two of them. The task of ten commands, `_unknown_` and `_silence_`
+and no speaker (the hash in the file name) is in two of them. The task of ten commands, `_unknown_` and `_silence_`
 is tested on a separate archive, as in TensorFlow Datasets' ``speech_commands`` and in HEAR.
 """
 
@@ -78,11 +78,11 @@ COMMAND_COUNTS = {"v0.01": {"test": 3_081}, "v0.02": {"train": 85_511, "valid": 
 
 
 def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]:
-    """Every word file as a clip; what is in neither list is training data; groups are speakers.
+    """Every word file as a clip; files in neither list are for training; groups are speakers.
 
     Args:
         words: the version's words; a folder of any other word is an error, missing words are a warning.
-        data_folder: how the folder of this version is usually called.
+        data_folder: the usual name of this version's folder.
 
     Raises:
         DatasetError: the layout or version differs, a file is not named as the archive's are, or a listed file is
@@ -97,11 +97,11 @@ def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]
     if missing or not folders:
         expected, version = "<word>/*.wav, validation_list.txt and testing_list.txt", data_folder.rpartition("_")[2]
         raise layout_error(root, TITLE, expected, data_folder, f"speech_commands --only {version}")
-    strangers = [folder.name for folder in folders if folder.name not in words]
-    if strangers:
-        other = " (words of v0.02: is it the other version's script?)" if set(strangers) <= set(WORDS_V2) else ""
+    foreign = [folder.name for folder in folders if folder.name not in words]
+    if foreign:
+        other = " (words of v0.02: is it the other version's script?)" if set(foreign) <= set(WORDS_V2) else ""
         raise DatasetError(
-            f"{root} holds folders that are not words of this version: {', '.join(strangers[:5])}{other}; take them out"
+            f"{root} holds folders that are not words of this version: {', '.join(foreign[:5])}{other}; take them out"
         )
     absent = sorted(set(words) - {folder.name for folder in folders})
     if absent:
@@ -143,7 +143,7 @@ def read_ten_commands(root: Path, words: Sequence[str], data_folder: str, test_f
         test_folder: name of the test set's folder, which is beside `root`.
 
     Raises:
-        DatasetError: as for `read_clips`; or there is no noise or test set, or the test set lacks a class.
+        DatasetError: as for `read_clips`; or noise or test set are missing, or the test set lacks a class.
     """
     test = _read_test_set(root, test_folder)
     clips = [
@@ -186,12 +186,12 @@ def _read_silence(folder: Path) -> list[Clip]:
 
 def _read_test_set(root: Path, test_folder: str) -> list[Clip]:
     """The archive of the ten-command task's test clips, in folders named as the classes; some end in .wav.wav."""
-    # Through the data root, so that a clip's name is relative to it.
+    # Reached through the data root, so that clip ids are relative to it.
     folder = root / ".." / test_folder
     usual = root.resolve().parent / test_folder
     if not folder.is_dir():
         raise DatasetMissingError(
-            f"the ten-command task is tested on an archive of its own, and {usual} does not exist; get it: "
+            f"the ten-command task is tested on a separate archive, and {usual} does not exist; get it: "
             + download_command(f"speech_commands --only test-{test_folder.rpartition('_')[2]}", usual)
         )
     classes = (*COMMANDS, SILENCE, UNKNOWN)

@@ -212,15 +212,15 @@ def test_the_demos_other_data_sets_are_official_layouts(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("name", ["../../secret.wav", "7-3-0-1/../../x.wav", "7-3-0-1.wav\0", "..\\x.wav"])
 def test_names_that_lead_out_of_the_data_set_are_refused(name: str, tmp_path: Path) -> None:
     if "\0" not in name:  # pandas reads up to it
-        with pytest.raises(DatasetError, match=r"lists .*, which is no file's name|is not the official row"):
+        with pytest.raises(DatasetError, match=r"lists .*, which is not a file name|is not the official row"):
             urbansound8k.read_clips(urbansound8k_root(tmp_path / "u", (name, 7, 0.0, 4.0, 1, 10, 3, "dog_bark")))
     folder = tmp_path / "nsynth" / "nsynth-test"
     (folder / "audio").mkdir(parents=True)
     entry = {"instrument_family_str": "bass", "instrument_str": "bass_synthetic_000"}
     (folder / "examples.json").write_text(json.dumps({name.removesuffix(".wav"): entry}))
-    with pytest.raises(DatasetError, match=r"examples\.json lists .*, which is no file's name"):
+    with pytest.raises(DatasetError, match=r"examples\.json lists .*, which is not a file name"):
         nsynth.read_clips(tmp_path / "nsynth", "test")
-    with pytest.raises(DatasetError, match="is no file's name"):
+    with pytest.raises(DatasetError, match="is not a file name"):
         plain_name(name, tmp_path)
 
 

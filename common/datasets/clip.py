@@ -1,4 +1,4 @@
-"""One labelled piece of audio."""
+"""A labelled piece of audio."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One labelled piece of audio: a file, or a segment of it.
+    """A labelled piece of audio: a file, or a segment of it.
 
     Attributes:
         path: the audio file.
-        class_name: the label as text; empty if the clip has none.
+        class_name: the label; empty if unlabelled.
         split: ``"train"``, ``"valid"`` or ``"test"`` if the data set has an official split.
         fold: official cross-validation fold, from 1.
         group: the source recording, patient or speaker, which must not be on two sides of a split.
-        start_s, end_s: the segment in seconds; None: the file's beginning or end.
+        start_s, end_s: the segment in seconds; None for the start or end of the file.
     """
 
     path: Path
@@ -30,7 +30,7 @@ class Clip:
     end_s: float | None = None
 
     def clip_id(self, root: Path) -> str:
-        """The path relative to the data root, with the segment if the clip is one."""
+        """The path relative to the data root, with the segment if there is one."""
         name = self.path.relative_to(root).as_posix()
         return name if self.start_s is None and self.end_s is None else f"{name}#{self.start_s}-{self.end_s}"
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class DatasetNote(UserWarning):
-    """A warning about a data set, which the user should know of but which does not stop the run."""
+    """A warning about a data set that does not stop the run."""
 
 
 class DatasetError(UserError):
@@ -20,12 +20,12 @@ class DatasetError(UserError):
 
 
 class DatasetMissingError(DatasetError):
-    """A data set, or a part of it, is missing altogether."""
+    """A data set, or a part of it, is missing."""
 
 
 def layout_error(root: Path, title: str, expected: str, usual_folder: str, download: str) -> DatasetMissingError:
-    """The error for a data root that does not hold what a data set's official archive holds; `download` is the data
-    set's name for `python -m common.download`."""
+    """The error for a data root that differs from the official archive; `download` is the data set's name for
+    `python -m common.download`."""
     if not root.exists():
         return DatasetMissingError(
             f"data root {root} does not exist. Give the folder of {title} ({expected} in it) with --data-root, or "
@@ -43,9 +43,9 @@ def layout_error(root: Path, title: str, expected: str, usual_folder: str, downl
         if parent.name == usual_folder:
             return DatasetMissingError(f"data root {root} is a part of {title}; give all of it: --data-root {parent}")
     names = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
-    found = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
+    content = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
     return DatasetMissingError(
-        f"data root {root} is not laid out as {title}: expected {expected}; found {found}. "
+        f"data root {root} is not laid out as {title}: expected {expected}; found {content}. "
         f"If that is missing, get it: {download_command(download, root)}"
     )
 
@@ -56,9 +56,9 @@ def download_command(download: str, root: Path) -> str:
 
 
 def plain_name(name: str, listing: Path) -> str:
-    """A file's name as a data set's listing gives it; DatasetError if it would lead out of its folder."""
+    """A file name from a data set's listing; DatasetError if it leads out of its folder."""
     if "\0" in name or "/" in name or "\\" in name or name in ("", ".", ".."):
-        raise DatasetError(f"{listing} lists {name!r}, which is no file's name; unpack the official archive again")
+        raise DatasetError(f"{listing} lists {name!r}, which is not a file name; unpack the official archive again")
     return name
 
 
@@ -77,7 +77,7 @@ def read_metadata(path: Path, columns: tuple[str, ...], whole_numbers: tuple[str
 
     try:
         table = pd.read_csv(path)
-    except (ValueError, OverflowError, OSError) as error:  # pandas' own and UnicodeDecodeError are ValueErrors
+    except (ValueError, OverflowError, OSError) as error:  # pandas' errors and UnicodeDecodeError are ValueErrors
         raise DatasetError(
             f"{path} is not the CSV of {title}: {' '.join(str(error).split())[:200]}; unpack it again"
         ) from error

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag that only one task's classification script has; a switch if it has no choices."""
+    """A flag of a single task's classification script; a switch if it has no choices."""
 
     name: str
     help: str
@@ -27,12 +27,12 @@ class Flag:
 
     @property
     def key(self) -> str:
-        """The key of its value in the configuration."""
+        """The key of its value in `Division.options`."""
         return self.name.removeprefix("--").replace("-", "_")
 
     @property
     def default(self) -> str | bool:
-        """Its value if it is not given."""
+        """Its value by default."""
         return self.choices[0] if self.choices else False
 
 
@@ -41,8 +41,8 @@ class Division:
     """How the user wants a task's rows divided.
 
     Attributes:
-        options: `Flag.key` -> value, of the task's own flags.
-        test_share: share of test clips if the data set has no official division.
+        options: `Flag.key` -> value, of the task's flags.
+        test_share: share of test clips without an official division.
         seed: of random choices.
     """
 
@@ -72,7 +72,7 @@ class Prepared:
     Attributes:
         features: the rows to fit and score.
         description: of their division, for readers; empty: named after the folds or splits of the features.
-        is_official: whether the data set's authors divide it so. Without folds or splits it is not.
+        is_official: whether the data set's authors divide it so; ignored without folds or splits.
     """
 
     features: FeatureSet
@@ -90,7 +90,7 @@ class Prepared:
 
 
 def use_as_is(features: FeatureSet, division: Division) -> Prepared:
-    """`Task.prepare` for a task that uses all rows in the data set's own division."""
+    """`Task.prepare` for a task that uses all rows in the official division."""
     del division
     return Prepared(features)
 
@@ -101,23 +101,23 @@ class Task:
 
     Attributes:
         name: short name, as in ``esc50``.
-        title: the data set's own name.
+        title: the data set's name.
         folder: the task's folder, which holds its config.yaml and where its files are written.
         read_clips: data root -> clips; raises DatasetError for a wrong layout.
         class_names: every class in the official order; None if the data decide (speakers).
         features_file: name of the extracted features.
         head_files: head name -> name of its trained file.
-        recognise: completes a feature file that holds less than ours, such as the original project's;
-            returns it with a sentence that says what was recognised, or None if nothing was.
+        recognise: completes a feature file with fewer fields than ours, such as the original project's; returns it
+            with a sentence that says what was recognised, or None.
         results_folder: where results and trained heads go; None: `folder`.
-        data_folder: the data root below data/ if config.yaml names none, as for one of several variants.
-        parts: data set -> name of a feature file, for a task that joins several files; else empty.
+        data_folder: the data root below data/, if config.yaml names none.
+        parts: data set -> name of its feature file, for a task that joins several files.
         why_only_its_own: why features of a related data set cannot be classified, for the error message.
-        flags: flags of the classification script that only this task has.
+        flags: of this task's classification script alone.
         prepare: (features, how to divide them) -> the rows to fit and score, chosen and divided.
         scores: (labels, predictions, class names) -> scores in addition to accuracy and macro-F1.
-        official_counts: the counts of the whole data set, by the names that `count` gives; as far as known.
-        official_overlap: groups that the data set's own division puts on two sides.
+        official_counts: counts of the whole data set, as far as known, by the names of `count`.
+        official_overlap: groups that the official division puts on two sides.
     """
 
     name: str
@@ -162,7 +162,7 @@ class Task:
         return {dataset: file_of(name, encoder) for dataset, name in self.parts.items()}
 
     def output_dir_of(self, encoder: str) -> Path:
-        """Where the results of an encoder go: those of other encoders than AudioSep in a folder of its name."""
+        """Where results go; those of encoders other than AudioSep in a folder of that name."""
         return self.default_output_dir if encoder == "audiosep" else self.default_output_dir / encoder
 
     @property
@@ -172,7 +172,7 @@ class Task:
 
     @property
     def default_options(self) -> dict[str, str | bool]:
-        """The values of the task's own flags if none is given."""
+        """The default values of the task's flags."""
         return {flag.key: flag.default for flag in self.flags}
 
 
