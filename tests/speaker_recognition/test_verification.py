@@ -37,7 +37,7 @@ def speakers(first: int, count: int, chapters: int = 2, utterances: int = 6, see
     )
 
 
-def test_error_rates_by_hand() -> None:
+def test_error_rates_are_those_computed_by_hand() -> None:
     same = np.array([True] * 4 + [False] * 4)
     assert equal_error_rate(same, np.array([5, 6, 7, 8, 1, 2, 3, 4.0])) == 0
     assert equal_error_rate(same, np.array([4, 6, 7, 8, 1, 2, 3, 5.0])) == pytest.approx(0.25)
@@ -48,7 +48,7 @@ def test_error_rates_by_hand() -> None:
     assert min_dcf(same, np.array([4, 6, 7, 8, 1, 2, 3, 5.0]), 0.01) == pytest.approx(0.25)
 
 
-def test_trials_cross_chapters_and_are_fixed() -> None:
+def test_trials_of_one_speaker_span_two_chapters_and_follow_the_seed() -> None:
     features = speakers(1, 5)
     pairs, same = make_trials(features, 42)
     labels, groups = features.labels.numpy(), np.array(features.groups)
@@ -62,13 +62,13 @@ def test_trials_cross_chapters_and_are_fixed() -> None:
     assert not np.array_equal(pairs, other)
 
 
-def test_trials_that_cannot_be_made() -> None:
+def test_trials_need_two_speakers_and_two_chapters() -> None:
     for features in (speakers(1, 5, chapters=1), speakers(1, 1)):
         with pytest.raises(DatasetError, match="no trials can be made"):
             make_trials(features, 42)
 
 
-def test_whitening_is_of_the_other_speakers() -> None:
+def test_whitening_makes_the_other_speakers_uncorrelated() -> None:
     statistics = speakers(100, 40, utterances=20)
     whitened = transformed(statistics.features.double().numpy(), statistics)["whitened"]
     covariance = np.cov(whitened.T)
@@ -77,7 +77,7 @@ def test_whitening_is_of_the_other_speakers() -> None:
     assert (np.diag(covariance) > 0.3).all()  # shrinkage keeps the smallest directions small
 
 
-def test_weights_count_as_repetitions() -> None:
+def test_a_trial_s_weight_counts_as_repetitions() -> None:
     rng = np.random.default_rng(0)
     same, similarity = rng.random(60) < 0.5, rng.standard_normal(60)
     times = rng.integers(0, 4, 60)
@@ -87,7 +87,7 @@ def test_weights_count_as_repetitions() -> None:
     assert weighted["min_dcf_0.01"] == pytest.approx(min_dcf(*repeated, 0.01))
 
 
-def test_intervals_are_wider_than_those_of_independent_trials() -> None:
+def test_speaker_intervals_are_wider_than_those_of_independent_trials() -> None:
     """Speakers differ in how well they are told apart, and their trials share them."""
     features = speakers(1, 20)
     pairs, same = make_trials(features, 0)
@@ -103,7 +103,7 @@ def test_intervals_are_wider_than_those_of_independent_trials() -> None:
     assert speaker_intervals(same, similarity, sides, 42)["equal_error_rate"] == (low, high)
 
 
-def test_files_of_the_original_project_verify_without_chapters(
+def test_files_of_the_original_project_are_verified_without_chapters(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Only features and raw speaker ids."""
@@ -121,7 +121,7 @@ def test_files_of_the_original_project_verify_without_chapters(
 
 
 @needs_shared
-def test_the_published_features_verify(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_published_features_give_the_published_error_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("testclean", "devclean"):
         file = f"librispeech_{name}_features.pt"
         (tmp_path / file).symlink_to(SHARED / "reference_features" / file)
@@ -134,7 +134,7 @@ def test_the_published_features_verify(tmp_path: Path, capsys: pytest.CaptureFix
     assert record["scores"]["whitened"]["equal_error_rate"] == pytest.approx(0.145, abs=0.0005)
 
 
-def test_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_prints_and_writes_what_it_computes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     speakers(1, 8).save(tmp_path / "librispeech_testclean_features.pt")
     speakers(100, 40, seed=3).save(tmp_path / "librispeech_trainclean100_features.pt")
     flags = ["--features", str(tmp_path / "librispeech_testclean_features.pt"), "--output-dir", str(tmp_path / "out")]
@@ -149,7 +149,7 @@ def test_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (tmp_path / "out" / "det.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_scripts_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_refuses_features_that_do_not_belong_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "librispeech_testclean_features.pt"
     speakers(1, 8).save(path)
 

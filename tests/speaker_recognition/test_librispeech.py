@@ -1,8 +1,7 @@
-"""LibriSpeech and Speech Commands: labels, sessions and speakers, splits that share neither."""
+"""LibriSpeech: speakers and chapters, and divisions that share no session."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +11,9 @@ import pytest
 import torch
 from conftest import SHARED, needs_shared, write_wav
 
-from common.cli import classify_main, extract_main
 from common.datasets import DatasetError, DatasetNote, Division, DivisionKind
 from common.evaluation.splits import make_splits, random_split
 from common.features import FeatureSet
-from key_word_spotting import speech_commands
 from speaker_recognition import librispeech
 
 SPEAKERS = """\
@@ -45,18 +42,18 @@ def libri(tmp_path: Path) -> Path:
     return root
 
 
-def test_utterances_by_speaker_and_chapter(libri: Path) -> None:
+def test_utterances_are_labelled_by_speaker_and_grouped_by_chapter(libri: Path) -> None:
     clips = librispeech.read_clips(libri, "train-clean-100")
     assert Counter(clip.class_name for clip in clips) == {"60": 4, "62": 2}
     assert {clip.group for clip in clips} == {"60-1", "60-2", "62-3"}
     assert [clip.class_name for clip in librispeech.read_clips(libri, "test-clean")] == ["61", "61"]
 
 
-def test_a_name_may_hold_the_separator(libri: Path) -> None:
+def test_a_speaker_s_name_may_hold_the_separator(libri: Path) -> None:
     assert librispeech.read_speakers(libri / "SPEAKERS.TXT")["60"] == "train-clean-100"
 
 
-def test_wrong_librispeech(libri: Path) -> None:
+def test_a_wrong_layout_or_speaker_is_named(libri: Path) -> None:
     with pytest.raises(DatasetError, match=r"expected SPEAKERS.TXT and dev-clean/"):
         librispeech.read_clips(libri, "dev-clean")
     with pytest.raises(DatasetError, match=f"give the folder that holds it: {libri}"):
@@ -96,7 +93,7 @@ def divided(how: str, test_share: float = 0.2, seed: int = 42) -> Division:
 BY_CHAPTER, BY_UTTERANCE = divided("chapter"), divided("utterance")
 
 
-def test_chapters_that_cannot_be_split() -> None:
+def test_splitting_by_chapter_needs_two_chapters_that_are_known() -> None:
     features = speakers({"7": [50], "8": [30]})
     with pytest.raises(DatasetError, match="no speaker has two chapters"), pytest.warns(DatasetNote):
         librispeech.prepare(features, BY_CHAPTER)
@@ -106,17 +103,8 @@ def test_chapters_that_cannot_be_split() -> None:
         librispeech.prepare(replace(features, groups=None), divided("matched"))
 
 
-def test_words_of_the_other_version(commands: Path) -> None:
-    write_wav(commands / "visual" / "0a_nohash_0.wav")
-    with pytest.raises(DatasetError, match=r"not words of this version: visual \(words of v0.02"):
-        speech_commands.V1.read_clips(commands)
-    with pytest.warns(DatasetNote, match="32 of the 35 words are missing"):
-        assert len(speech_commands.V2.read_clips(commands)) == 7
-    assert (len(speech_commands.WORDS_V1), len(speech_commands.WORDS_V2)) == (30, 35)
-
-
 @pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
-def test_no_chapter_on_both_sides() -> None:
+def test_by_chapter_no_chapter_is_on_both_sides() -> None:
     features = speakers({"7": [50, 40, 5, 5], "8": [30, 30], "9": [80], "10": [1, 99]})
     with pytest.warns(DatasetNote, match="1 speakers with a single chapter are left out: 9"):
         divided_rows = librispeech.prepare(features, BY_CHAPTER)
@@ -247,7 +235,7 @@ def test_the_protocol_names_the_share_that_is_tested(how: str, words: str) -> No
     assert without.description == f"46% test, {words}, seed 7"
 
 
-def test_by_utterance_is_the_random_split() -> None:
+def test_by_utterance_the_division_is_random() -> None:
     features = speakers({"7": [50], "8": [30, 30]})
     prepared = librispeech.prepare(features, BY_UTTERANCE)
     split = random_split(prepared.features, 0.2, 42)
@@ -255,145 +243,9 @@ def test_by_utterance_is_the_random_split() -> None:
     assert prepared.features.labels[split.test].bincount().tolist() == [10, 12]
 
 
-@pytest.fixture
-def commands(tmp_path: Path) -> Path:
-    root = tmp_path / "speech_commands_v0.01"
-    for word in ("yes", "no"):
-        for speaker in ("0a", "1b", "2c"):
-            write_wav(root / word / f"{speaker}_nohash_0.wav", rate=16_000)
-    write_wav(root / "_background_noise_" / "running_tap.wav", rate=16_000)
-    (root / "validation_list.txt").write_text("yes/1b_nohash_0.wav\nno/1b_nohash_0.wav\n")
-    (root / "testing_list.txt").write_text("yes/2c_nohash_0.wav\nno/2c_nohash_0.wav\n")
-    return root
-
-
-@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
-def test_words_and_lists(commands: Path) -> None:
-    clips = speech_commands.V1.read_clips(commands)
-    assert Counter((clip.class_name, clip.split) for clip in clips) == {
-        (word, split): 1 for word in ("yes", "no") for split in ("train", "valid", "test")
-    }
-    assert {clip.group for clip in clips if clip.split == "valid"} == {"1b"}
-
-
-@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
-def test_wrong_speech_commands(commands: Path, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="one folder too high"):
-        speech_commands.V1.read_clips(tmp_path)
-    (commands / "yes" / "2c_nohash_0.wav").unlink()
-    with pytest.raises(DatasetError, match=r"1 files of the official lists are missing .*yes/2c_nohash_0.wav"):
-        speech_commands.V1.read_clips(commands)
-    write_wav(commands / "yes" / "2c_nohash_0.wav")
-    write_wav(commands / "no" / "recording 7.wav")
-    with pytest.raises(DatasetError, match="is not named as"):
-        speech_commands.V1.read_clips(commands)
-    (commands / "testing_list.txt").unlink()
-    with pytest.raises(DatasetError, match=r"^testing_list.txt of Speech Commands are missing"):
-        speech_commands.V1.read_clips(commands)
-
-
-@pytest.fixture
-def ten_commands(tmp_path: Path) -> Path:
-    """Speech Commands v0.01 with all ten commands and two other words, and its test set beside it."""
-    root, test_set = tmp_path / "speech_commands_v0.01", tmp_path / "speech_commands_test_set_v0.01"
-    speakers = {"train": "0000000a", "valid": "0000000b", "test": "0000000c"}
-    for number, word in enumerate((*speech_commands.COMMANDS, "bed", "cat")):
-        for speaker in speakers.values():
-            write_wav(root / word / f"{speaker}_nohash_0.wav", number, rate=16_000)
-        folder = test_set / (word if word in speech_commands.COMMANDS else "_unknown_")
-        suffix = ".wav.wav" if word == "cat" else ".wav"
-        write_wav(folder / f"{word}_{speakers['test']}_nohash_0{suffix}", number, rate=16_000, format="WAV")
-    write_wav(test_set / "_silence_" / "0.wav", 99, rate=16_000)
-    for name, seconds in (("running_tap", 2.2), ("white_noise", 3.0)):
-        write_wav(root / "_background_noise_" / f"{name}.wav", 7, seconds, rate=16_000)
-    for split, name in speech_commands.LISTS.items():
-        words = (*speech_commands.COMMANDS, "bed", "cat")
-        (root / name).write_text("".join(f"{word}/{speakers[split]}_nohash_0.wav\n" for word in words))
-    return root
-
-
-@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
-def test_ten_commands_unknown_and_silence(ten_commands: Path) -> None:
-    clips = speech_commands.V1_12.read_clips(ten_commands)
-    counts = Counter((clip.class_name, clip.split) for clip in clips)
-    for split in ("train", "valid", "test"):
-        assert all(counts[command, split] == 1 for command in speech_commands.COMMANDS)
-        assert counts["_unknown_", split] == 2
-    # 3.0 s of noise hold windows at 0, 0.5, 1.0 and 1.5 s; the one at 2.0 s would end with the file.
-    assert [counts["_silence_", split] for split in ("train", "valid", "test")] == [4, 3, 1]
-    noise = [clip for clip in clips if clip.class_name == "_silence_" and clip.split == "train"]
-    assert [(clip.start_s, clip.end_s) for clip in noise] == [(0.0, 1.0), (0.5, 1.5), (1.0, 2.0), (1.5, 2.5)]
-    sides = [{clip.group for clip in clips if clip.split == split} for split in ("train", "valid", "test")]
-    assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
-    assert sides[2] == {"0000000c", "_silence_/0.wav"}
-    assert len({clip.clip_id(ten_commands) for clip in clips}) == len(clips)
-
-
-def test_the_windows_of_silence_are_those_of_tensorflow_datasets(tmp_path: Path) -> None:
-    # About the lengths of v0.02's noise files. TensorFlow Datasets counts 85,511 training and 10,102 validation
-    # clips, of which 84,843 and 9,981 are words.
-    lengths = {
-        "doing_the_dishes": 1_522_930,
-        "dude_miaowing": 988_891,
-        "exercise_bike": 980_062,
-        "pink_noise": 960_000,
-        "running_tap": 978_488,
-        "white_noise": 960_000,
-    }
-    for name, samples in lengths.items():
-        write_wav(tmp_path / f"{name}.wav", seconds=samples / 16_000, rate=16_000)
-    clips = speech_commands._read_silence(tmp_path)
-    expected = {name: len(range(0, samples - 16_000, 8_000)) for name, samples in lengths.items()}
-    assert Counter(clip.group for clip in clips) == expected
-    assert Counter(clip.split for clip in clips) == {"train": 85_511 - 84_843, "valid": 10_102 - 9_981}
-
-
-@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
-def test_a_ten_command_task_that_is_not_whole(ten_commands: Path, tmp_path: Path) -> None:
-    noise, test_set = ten_commands / "_background_noise_", tmp_path / "speech_commands_test_set_v0.01"
-    (noise / "running_tap.wav").rename(noise / "tap.wav")
-    with pytest.warns(DatasetNote, match="no _silence_ for validation"):
-        speech_commands.V1_12.read_clips(ten_commands)
-    (noise / "tap.wav").unlink()
-    (noise / "white_noise.wav").write_bytes(b"no audio")
-    with pytest.raises(DatasetError, match=r"white_noise.wav: cannot be read as audio"):
-        speech_commands.V1_12.read_clips(ten_commands)
-    (noise / "white_noise.wav").unlink()
-    with pytest.raises(DatasetError, match="has no noise of over a second"):
-        speech_commands.V1_12.read_clips(ten_commands)
-    (test_set / "_silence_" / "0.wav").unlink()
-    with pytest.raises(DatasetError, match=r"has no \.wav files of _silence_"):
-        speech_commands.V1_12.read_clips(ten_commands)
-    test_set.rename(tmp_path / "elsewhere")
-    with pytest.raises(DatasetError, match=r"get it: .* speech_commands --only test-v0.01 --root "):
-        speech_commands.V1_12.read_clips(ten_commands)
-
-
-@pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
-@pytest.mark.usefixtures("scripts_load_the_stand_in", "no_figures")
-def test_ten_commands_from_audio_to_scores(ten_commands: Path, tmp_path: Path) -> None:
-    features, results = tmp_path / "features.pt", tmp_path / "results"
-    root = ("--data-root", str(ten_commands), "--checkpoint", "random:2024", "--device", "cpu")
-    extract_main(speech_commands.V1_TASKS, ["--task", "12", *root, "--output", str(features)])
-    options = ("--epochs", "2", "--output-dir", str(results), "--features", str(features))
-    classify_main(speech_commands.VERSIONS, ["--version", "v1", "--task", "12", *options])
-    record = json.loads((results / "result.json").read_text())
-    assert record["features"]["class_names"] == [*speech_commands.COMMANDS, "_silence_", "_unknown_"]
-    protocol = record["protocols"]["official"]
-    assert protocol["division"] == "official train, valid and test split"
-    assert protocol["heads"]["linear"]["splits"][0]["n_test"] == 13
-    with pytest.raises(SystemExit):
-        classify_main(speech_commands.VERSIONS, ["--version", "v1", *options])  # the 30 words' features are others
-
-
 @needs_shared
 @pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
-def test_the_real_samples() -> None:
-    clips = speech_commands.V1.read_clips(SHARED / "real_audio" / "speech_commands")
-    assert len(clips) == 240
-    sides = {split: {clip.group for clip in clips if clip.split == split} for split in ("train", "valid", "test")}
-    assert all(sides.values())
-    assert not sides["train"] & sides["valid"] | sides["train"] & sides["test"] | sides["valid"] & sides["test"]
+def test_the_real_utterances_are_of_6_speakers_in_12_chapters() -> None:
     clips = librispeech.read_clips(SHARED / "real_audio" / "LibriSpeech", "train-clean-100")
     assert Counter(Counter(clip.class_name for clip in clips).values()) == {12: 6}
     assert len({clip.group for clip in clips}) == 12
@@ -401,9 +253,9 @@ def test_the_real_samples() -> None:
 
 def test_files_of_raw_speaker_ids_are_recognised() -> None:
     for subset, ids in librispeech.SPEAKERS.items():
-        own = ids.split()
-        assert len(own) == len(set(own)) == 40
-        features = replace(speakers({speaker: [2] for speaker in own[:5]}), groups=None)
+        names = ids.split()
+        assert len(names) == len(set(names)) == 40
+        features = replace(speakers({speaker: [2] for speaker in names[:5]}), groups=None)
         recognised = librispeech.recognise(features)
         assert recognised is not None
         assert recognised[0].meta == {"dataset": f"librispeech_{subset}"}
