@@ -1,74 +1,50 @@
 """Small generated data sets in the official layouts, for trying the whole pipeline without any download.
 
-Every class has its own kind of sound, and every recording its own pitch, pace and room noise, so that the
-classes can mostly, but not always, be told apart. Every run writes the same files, to the last byte.
+Classes differ in their kind of sound, recordings in pitch, pace and room noise, so that most clips can be told apart, but
+not all. Every run writes the same files, to the last byte.
 """
 
 from __future__ import annotations
 
-import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from common.arrays import Array
-from demo.sounds import (
-    Sound,
-    baby,
-    bark,
-    breath,
-    children,
-    crow_of_a_rooster,
-    drill,
-    fan,
-    fire,
-    hammer,
-    horn,
-    idling,
-    in_room,
-    music,
-    note,
-    rain,
-    recording,
-    rotor,
-    saw,
-    shot,
-    sneeze,
-    speech,
-    ticks,
-    wail,
-    waves,
-)
+from common.files import write_csv
+from demo import sounds
+from demo.sounds import Sound, breath, in_room, note, recording, speech
 from esc50_feature_fc.esc50 import CLASS_NAMES as ESC50_CLASSES
 from nsynth_feature_fc.nsynth import FAMILIES as NSYNTH_FAMILIES
 from urbansound8k_feature_fc.urbansound8k import CLASS_NAMES as URBANSOUND8K_CLASSES
 
 # The ten classes of the ESC-10 subset, by their place in ESC-50.
 ESC50_SOUNDS: dict[str, Sound] = {
-    "dog": bark,
-    "rooster": crow_of_a_rooster,
-    "rain": rain,
-    "sea_waves": waves,
-    "crackling_fire": fire,
-    "crying_baby": baby,
-    "sneezing": sneeze,
-    "clock_tick": ticks,
-    "helicopter": rotor,
-    "chainsaw": saw,
+    "dog": sounds.bark,
+    "rooster": sounds.crow_of_a_rooster,
+    "rain": sounds.rain,
+    "sea_waves": sounds.waves,
+    "crackling_fire": sounds.fire,
+    "crying_baby": sounds.baby,
+    "sneezing": sounds.sneeze,
+    "clock_tick": sounds.ticks,
+    "helicopter": sounds.rotor,
+    "chainsaw": sounds.saw,
 }
 URBANSOUND8K_SOUNDS: dict[str, Sound] = {
-    "air_conditioner": fan,
-    "car_horn": horn,
-    "children_playing": children,
-    "dog_bark": bark,
-    "drilling": drill,
-    "engine_idling": idling,
-    "gun_shot": shot,
-    "jackhammer": hammer,
-    "siren": wail,
-    "street_music": music,
+    "air_conditioner": sounds.fan,
+    "car_horn": sounds.horn,
+    "children_playing": sounds.children,
+    "dog_bark": sounds.bark,
+    "drilling": sounds.drill,
+    "engine_idling": sounds.idling,
+    "gun_shot": sounds.shot,
+    "jackhammer": sounds.hammer,
+    "siren": sounds.wail,
+    "street_music": sounds.music,
 }
 # As in UrbanSound8K, whose files keep the format that their uploader chose.
 URBANSOUND8K_FORMATS = (
@@ -91,12 +67,11 @@ def generate_esc50(root: Path, recordings: int = 3) -> None:
             for take in range(recordings):
                 rng = np.random.default_rng([50, fold, target, take])
                 source = 100_000 + (fold * 50 + target) * 10 + take
-                row = (f"{fold}-{source}-A-{target}.wav", fold, target, name, "True", source, "A")
-                rows.append(row)
-                waveform = recording(sound, rng, 5.0, 44_100, (-12, 6))
-                _write(root / "audio" / row[0], waveform, 44_100, "PCM_16")
+                file = f"{fold}-{source}-A-{target}.wav"
+                rows.append((file, fold, target, name, "True", source, "A"))
+                _write(root / "audio" / file, recording(sound, rng, 5.0, 44_100, (-12, 6)), 44_100)
     header = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
-    _write_csv(root / "meta" / "esc50.csv", header, sorted(rows))
+    write_csv(root / "meta" / "esc50.csv", [header, *sorted(rows)])
 
 
 def generate_urbansound8k(root: Path, recordings: int = 3) -> None:
@@ -117,37 +92,31 @@ def generate_urbansound8k(root: Path, recordings: int = 3) -> None:
                 samples = np.stack([waveform * gain for gain in rng.uniform(0.7, 1, channels)], axis=1)
                 _write(root / "audio" / f"fold{fold}" / filename, samples, rate, subtype)
     header = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
-    _write_csv(root / "metadata" / "UrbanSound8K.csv", header, rows)
+    write_csv(root / "metadata" / "UrbanSound8K.csv", [header, *rows])
 
 
-def _write(path: Path, samples: Array, rate: int, subtype: str) -> None:
+def _write(path: Path, samples: Array, rate: int, subtype: str = "PCM_16") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, samples, rate, subtype=subtype)
 
 
-def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
-
-
 def generate_icbhi(root: Path, patients: int = 24) -> None:
-    """Write ICBHI's layout: a recording of five cycles for each patient and place, the split list beside the folder."""
+    """Write ICBHI's layout: a recording of five cycles per patient and place, the split list beside the folder."""
     lines = []
     for patient in range(patients):
         rng = np.random.default_rng([920, patient])
-        ill = patient % 3 > 0
+        is_ill = patient % 3 > 0
         for place in ("Al", "Pr"):
             stem = f"{101 + patient}_1b1_{place}_sc_Meditron"
             rate, cycles, rows = 8_000, [], []
             for _ in range(5):
-                crackles = ill and rng.uniform() < (0.8 if patient % 3 == 1 else 0.2)
-                wheezes = ill and rng.uniform() < (0.8 if patient % 3 == 2 else 0.2)
+                crackles = is_ill and rng.uniform() < (0.8 if patient % 3 == 1 else 0.2)
+                wheezes = is_ill and rng.uniform() < (0.8 if patient % 3 == 2 else 0.2)
                 cycles.append(breath(rng, np.arange(round(rng.uniform(0.8, 1.3) * rate)) / rate, crackles, wheezes))
                 end = sum(map(len, cycles)) / rate
                 rows.append((round(end - len(cycles[-1]) / rate, 3), round(end, 3), int(crackles), int(wheezes)))
             mixture = in_room(np.concatenate(cycles), rng, rate, (10, 25))
-            _write(root / f"{stem}.wav", mixture, rate, "PCM_16")
+            _write(root / f"{stem}.wav", mixture, rate)
             text = "".join("\t".join(map(str, row)) + "\n" for row in rows)
             (root / f"{stem}.txt").write_text(text, encoding="utf-8")
             lines.append(f"{stem}\t{'test' if patient % 5 in (1, 3) else 'train'}\n")
@@ -166,12 +135,8 @@ def generate_nsynth(root: Path, notes: int = 2) -> None:
                     instrument_name = f"{name}_synthetic_{instrument:03d}"
                     key = f"{instrument_name}-{pitch:03d}-{velocity:03d}"
                     sound = note(rng, np.arange(64_000) / 16_000, family, instrument, pitch)
-                    _write(
-                        root / f"nsynth-{split}" / "audio" / f"{key}.wav",
-                        in_room(sound, rng, 16_000, (5, 25)),
-                        16_000,
-                        "PCM_16",
-                    )
+                    audio = root / f"nsynth-{split}" / "audio" / f"{key}.wav"
+                    _write(audio, in_room(sound, rng, 16_000, (5, 25)), 16_000)
                     listing[key] = {
                         "note_str": key,
                         "instrument_str": instrument_name,
@@ -187,8 +152,7 @@ def generate_nsynth(root: Path, notes: int = 2) -> None:
 
 
 def generate_librispeech(root: Path, speakers: int = 8, utterances: int = 5) -> None:
-    """Write LibriSpeech's layout: two chapters per speaker, each in its own room; half as many other speakers in
-    test-clean."""
+    """Write LibriSpeech's layout: two chapters per speaker; half as many other speakers in test-clean."""
     names = ["; a generated stand-in for SPEAKERS.TXT\n"]
     for speaker in range(speakers + speakers // 2):
         speaker_id, subset = 1000 + speaker, "train-clean-100" if speaker < speakers else "test-clean"
@@ -200,7 +164,7 @@ def generate_librispeech(root: Path, speakers: int = 8, utterances: int = 5) -> 
                 time = np.arange(round(rng.uniform(1.5, 2.5) * 16_000)) / 16_000
                 sound = speech(rng, time, speaker, rng.integers(0, 12, 6).tolist())
                 name = f"{speaker_id}-{folder.name}-{number:04d}.flac"
-                _write(folder / name, in_room(sound, rng, 16_000, (-2, 12)), 16_000, "PCM_16")
+                _write(folder / name, in_room(sound, rng, 16_000, (-2, 12)), 16_000)
     (root / "SPEAKERS.TXT").write_text("".join(names), encoding="utf-8")
 
 
@@ -213,14 +177,21 @@ def generate_speech_commands(root: Path, speakers: int = 20) -> None:
             time = np.arange(16_000 if speaker % 4 else 13_000) / 16_000  # some are shorter than a second
             sound = speech(rng, time, 50 + speaker, np.random.default_rng([4, number]).integers(0, 12, 2).tolist())
             name = f"{word}/{speaker:08x}_nohash_0.wav"
-            _write(root / name, in_room(sound, rng, 16_000, (0, 15)), 16_000, "PCM_16")
+            _write(root / name, in_room(sound, rng, 16_000, (0, 15)), 16_000)
             if speaker % 5 < 2:
                 lists[("validation_list.txt", "testing_list.txt")[speaker % 5]].append(name)
-    _write(
-        root / "_background_noise_" / "white_noise.wav",
-        0.1 * np.random.default_rng(5).standard_normal(32_000),
-        16_000,
-        "PCM_16",
-    )
+    noise = 0.1 * np.random.default_rng(5).standard_normal(32_000)
+    _write(root / "_background_noise_" / "white_noise.wav", noise, 16_000)
     for name, rows in lists.items():
         (root / name).write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+
+
+# task -> the data set's official folder, what writes it there, and how little of it is enough for a first look
+DATA_SETS: dict[str, tuple[str, Callable[..., None], dict[str, int]]] = {
+    "esc50": ("ESC-50-master", generate_esc50, {"recordings": 1}),
+    "icbhi": ("ICBHI_final_database", generate_icbhi, {"patients": 15}),
+    "urbansound8k": ("UrbanSound8K", generate_urbansound8k, {"recordings": 1}),
+    "nsynth": ("nsynth", generate_nsynth, {"notes": 1}),
+    "librispeech_train-clean-100": ("LibriSpeech", generate_librispeech, {"utterances": 4}),
+    "speech_commands_v1": ("speech_commands_v0.01", generate_speech_commands, {"speakers": 15}),
+}

@@ -6,11 +6,21 @@ The first results appear within a minute, all of them and the report within abou
 
 from __future__ import annotations
 
+import runpy
+import shutil
+import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
+from unittest import mock
 
 from common.entry import run
+from common.files import PROJECT_ROOT
 from common.flags import Parser
 
+FOLDER = PROJECT_ROOT / "data" / "demo"
+ENCODER = "random:0"
+EPOCHS = 50  # half the usual number: small sets of generated sounds need no more
 BANNER = """\
 DEMO: an UNTRAINED encoder (random weights) on GENERATED sounds. The scores show that the pipeline runs.
 They say nothing about AudioSep. For the real thing, get the weights and a data set (see README.md), then:
@@ -22,11 +32,64 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser(__doc__, prog="python -m demo.run")
     parser.add_argument("--study", action="store_true", help="what make reproduce runs, on more sounds (10 minutes)")
-    is_study = parser.parse_args(argv).study
+    arguments = parser.parse_args(argv)
     print(BANNER, flush=True)
-    from demo import pipeline  # after --help, which needs none of what it imports
+    _study() if arguments.study else _demo()
 
-    pipeline.study() if is_study else pipeline.demo()
+
+def _demo() -> None:
+    """Every task once: official protocol, one seed; then the table and the report."""
+    from analysis.studies import STUDIES
+    from demo.generate import DATA_SETS
+
+    started, sounds, results = time.monotonic(), FOLDER / "sounds", FOLDER / "results"
+    shutil.rmtree(results, ignore_errors=True)  # those of an earlier demo
+    for name, (data_folder, write, few) in DATA_SETS.items():
+        study, folder = STUDIES[name], results / name
+        write(sounds / data_folder, **few)
+        for script, task in study.extract.items():
+            output = folder / task.features_file
+            _call(script, "--data-root", sounds / data_folder, "--checkpoint", ENCODER, "--output", output)
+        features = folder if study.task.parts else output
+        flags = ("--features", features, "--output-dir", folder, "--epochs", EPOCHS)
+        _call(study.classify, *study.classify_flags, *flags)
+    _verify_speakers(sounds, results)
+    _call("analysis/summary.py", "--results", results)
+    _call("analysis/report.py", "--results", results, "--data", sounds)
+    print(f"\nDone in {time.monotonic() - started:.0f} s. The report, for a browser: {results / 'report.html'}")
+
+
+def _study() -> None:
+    """What `make reproduce` does, in separate processes; no doctor, since these are not the real data sets."""
+    from analysis.reproduce import main as reproduce
+    from demo.generate import DATA_SETS
+
+    sounds, results = FOLDER / "study_sounds", FOLDER / "study"
+    for data_folder, write, _ in DATA_SETS.values():
+        write(sounds / data_folder)
+    flags = ("--checkpoint", ENCODER, "--epochs", EPOCHS, "--seeds", 2, "--no-doctor", "--overwrite")
+    reproduce([*DATA_SETS, "--data", str(sounds), "--results", str(results), *map(str, flags)])
+    _verify_speakers(sounds, results)
+    print(f"\nThe report, for a browser: {results / 'report.html'}")
+
+
+def _verify_speakers(sounds: Path, results: Path) -> None:
+    """Run the speaker verification, whose scores are of another kind, after the six classifications."""
+    folder = results / "librispeech_train-clean-100"
+    features = folder / "librispeech_testclean_features.pt"
+    script = "speaker_recognition/extract_testclean_librispeech_features.py"
+    _call(script, "--data-root", sounds / "LibriSpeech", "--checkpoint", ENCODER, "--output", features, "--overwrite")
+    places = ("--features", features, "--output-dir", folder / "verification")
+    _call("speaker_recognition/librispeech_verification.py", *places, "--overwrite")
+
+
+def _call(script: str, *flags: object) -> None:
+    """Show a command and run the script in this process, which has already loaded torch; exits if it fails."""
+    arguments = [str(flag) for flag in flags]
+    shown = " ".join(arguments).replace(f"{PROJECT_ROOT}/", "")
+    print(f"\n$ python {script} {shown}", flush=True)
+    with mock.patch.object(sys, "argv", [script, *arguments]):
+        runpy.run_path(str(PROJECT_ROOT / script), run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Synthetic sounds: one kind for every class of the demo, each recording with its own pitch, pace and noise."""
+"""Synthetic sounds: a kind per class of the demo; pitch, pace and noise differ between recordings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from common.arrays import Array
 Sound = Callable[[np.random.Generator, Array], Array]
 
 
-def harmonic(frequency: Array, time: Array, partials: int, roll_off: float = 1.0) -> Array:
-    """A tone of `partials` harmonics that follows the frequency (Hz) at each moment; none above Nyquist."""
+def harmonic(frequency: Array | float, time: Array, partials: int, roll_off: float = 1.0) -> Array:
+    """A tone of `partials` harmonics of a frequency (Hz), fixed or of every moment; none above Nyquist."""
     step = time[1] - time[0]
-    phase = 2 * np.pi * np.cumsum(frequency) * step
+    phase = 2 * np.pi * np.cumsum(np.broadcast_to(frequency, time.shape)) * step
     tone = np.zeros_like(time)
     for partial in range(1, partials + 1):
         tone += np.where(frequency * partial < 0.45 / step, np.sin(partial * phase), 0) / partial**roll_off
@@ -40,7 +40,7 @@ def pulses(time: Array, moments: Array, decay_s: float) -> Array:
 
 
 def every(rng: np.random.Generator, time: Array, period_s: float, jitter: float = 0.0) -> Array:
-    """Moments a period apart, from a random start."""
+    """Moments (s) a period apart, from a random start."""
     moments = np.arange(rng.uniform(0, min(period_s, time[-1] / 2)), time[-1], period_s)
     return moments + jitter * period_s * rng.standard_normal(len(moments))
 
@@ -81,9 +81,7 @@ def sneeze(rng: np.random.Generator, time: Array) -> Array:
 
 
 def ticks(rng: np.random.Generator, time: Array) -> Array:
-    return pulses(time, every(rng, time, rng.uniform(0.45, 0.55)), 0.006) * harmonic(
-        np.full_like(time, rng.uniform(1800, 2600)), time, 2
-    )
+    return pulses(time, every(rng, time, rng.uniform(0.45, 0.55)), 0.006) * harmonic(rng.uniform(1800, 2600), time, 2)
 
 
 def rotor(rng: np.random.Generator, time: Array) -> Array:
@@ -96,13 +94,13 @@ def saw(rng: np.random.Generator, time: Array) -> Array:
 
 
 def fan(rng: np.random.Generator, time: Array) -> Array:
-    hum = harmonic(np.full_like(time, rng.uniform(48, 62)), time, 5)
+    hum = harmonic(rng.uniform(48, 62), time, 5)
     return 0.5 * hum + coloured_noise(rng, time, 80, rng.uniform(800, 2000))
 
 
 def horn(rng: np.random.Generator, time: Array) -> Array:
     low = rng.uniform(380, 440)
-    return sum(harmonic(np.full_like(time, tone), time, 8, 0.7) for tone in (low, 1.25 * low))
+    return sum(harmonic(tone, time, 8, 0.7) for tone in (low, 1.25 * low))
 
 
 def children(rng: np.random.Generator, time: Array) -> Array:
@@ -114,7 +112,7 @@ def children(rng: np.random.Generator, time: Array) -> Array:
 
 
 def drill(rng: np.random.Generator, time: Array) -> Array:
-    whirr = harmonic(np.full_like(time, rng.uniform(180, 320)), time, 20, 0.3)
+    whirr = harmonic(rng.uniform(180, 320), time, 20, 0.3)
     return whirr + coloured_noise(rng, time, 2000, 8000)
 
 
@@ -142,10 +140,8 @@ def music(rng: np.random.Generator, time: Array) -> Array:
     beat_s = rng.uniform(0.25, 0.4)
     notes = scale[rng.integers(0, len(scale), int(time[-1] / beat_s) + 2)]
     moments = np.arange(0, time[-1], beat_s)
-    melody = notes[(time / beat_s).astype(int)]
-    return pulses(time, moments, 0.25) * harmonic(melody, time, 6) + 0.3 * harmonic(
-        np.full_like(time, key / 2), time, 4
-    )
+    melody = harmonic(notes[(time / beat_s).astype(int)], time, 6)
+    return pulses(time, moments, 0.25) * melody + 0.3 * harmonic(key / 2, time, 4)
 
 
 def recording(sound: Sound, rng: np.random.Generator, seconds: float, rate: int, snr_db: tuple[float, float]) -> Array:
@@ -163,28 +159,28 @@ def in_room(signal: Array, rng: np.random.Generator, rate: int, snr_db: tuple[fl
 
 
 def breath(rng: np.random.Generator, time: Array, crackles: bool, wheezes: bool) -> Array:
-    """One breathing cycle: noise that swells twice, with clicks or a whistle if asked for."""
+    """A breathing cycle: noise that swells twice, maybe with crackles (clicks) or wheezes (a whistle)."""
     swell = np.abs(np.sin(2 * np.pi * np.arange(len(time)) / len(time)))
     sound = swell * coloured_noise(rng, time, 100, rng.uniform(400, 900))
     if crackles:
         moments = time[0] + np.sort(rng.uniform(0, time[-1] - time[0], 12))
         sound += 3 * pulses(time, moments, 0.008) * coloured_noise(rng, time, 300, 1200)
     if wheezes:
-        sound += 1.5 * swell * harmonic(np.full_like(time, rng.uniform(250, 500)), time, 3)
+        sound += 1.5 * swell * harmonic(rng.uniform(250, 500), time, 3)
     return sound
 
 
 def note(rng: np.random.Generator, time: Array, family: int, instrument: int, pitch: int) -> Array:
     """A note with the harmonics, attack and noise of its family, varied a little by instrument."""
-    timbre, own = np.random.default_rng([1, family]), np.random.default_rng([2, family, instrument])
+    timbre, variation = np.random.default_rng([1, family]), np.random.default_rng([2, family, instrument])
     roll_off, decay_s, breathy = timbre.uniform(0.3, 2), timbre.uniform(0.2, 3), timbre.choice([0, 0, 0.3])
     odd_only = timbre.uniform() < 0.3
     frequency = np.full_like(time, 440 * 2 ** ((pitch - 69) / 12))
     vibrato = 1 + timbre.choice([0, 0.01]) * np.sin(2 * np.pi * 5 * time)
-    tone = harmonic(frequency * vibrato, time, 12, roll_off * own.uniform(0.8, 1.2))
+    tone = harmonic(frequency * vibrato, time, 12, roll_off * variation.uniform(0.8, 1.2))
     if odd_only:
         tone -= 0.8 * harmonic(2 * frequency * vibrato, time, 6, roll_off) / 2**roll_off
-    envelope = np.exp(-time / (decay_s * own.uniform(0.7, 1.4))) * (time < 3)
+    envelope = np.exp(-time / (decay_s * variation.uniform(0.7, 1.4))) * (time < 3)
     return envelope * (tone + breathy * coloured_noise(rng, time, 500, 5000))
 
 
@@ -202,7 +198,7 @@ def vowel(time: Array, pitch: Array, formants: tuple[float, float], tract: float
 
 
 def speech(rng: np.random.Generator, time: Array, speaker: int, syllables: list[int]) -> Array:
-    """Syllables, each with its own vowel, with a speaker's pitch and vocal tract."""
+    """Syllables, which differ in their vowels, in a speaker's pitch and vocal tract."""
     voice = np.random.default_rng([3, speaker])
     pitch_hz, tract = voice.uniform(90, 240), voice.uniform(0.85, 1.2)
     vowels = [(700, 1200), (300, 2300), (350, 800), (550, 1800), (450, 1000), (650, 1700)]
