@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ def probe_main(argv: Sequence[str] | None = None) -> None:
 
 def _probe(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_args(argv)
-    source = Source(arguments.source.resolve(), arguments.label_regex, arguments.group_regex)
+    source = Source(Path(os.path.realpath(arguments.source)), arguments.label_regex, arguments.group_regex)
     task = source.task()
     flags = {key: value for key, value in vars(arguments).items() if value is not None}
     # Of the layers and pools that a head joins by "+", the extraction writes all.

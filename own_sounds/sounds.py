@@ -120,7 +120,7 @@ class Source:
 def audio_files(paths: Sequence[Path]) -> list[Path]:
     """The files, and all audio files in the folders among them; DatasetError if a path is missing or has no audio."""
     files: list[Path] = []
-    for path in (path.resolve() for path in paths):
+    for path in (Path(os.path.realpath(path)) for path in paths):  # Path.resolve raises on a link to itself
         if not path.exists():
             raise DatasetMissingError(f"{path} not found; give audio files or folders of them")
         in_folder = _find_audio(path) if path.is_dir() else [path]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from conftest import write_wav
 from own_sounds_helpers import folder_of_classes
 
-from common.datasets import DatasetError, DatasetNote
+from common.datasets import DatasetError, DatasetMissingError, DatasetNote
 from own_sounds.sounds import Source, audio_files
 
 
@@ -72,6 +73,13 @@ def test_a_wrong_folder_or_pattern_is_refused(classes: Path, tmp_path: Path) -> 
     (classes / "notes.txt").touch()
     with pytest.warns(DatasetNote, match="1 files that are not audio are left out"):
         assert len(Source(classes).read()[1]) == 16
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_to_itself_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    with pytest.raises(DatasetMissingError, match=r"loop\.wav not found"):
+        audio_files([tmp_path / "loop.wav"])
 
 
 def test_files_and_folders_are_listed_once_each(classes: Path, tmp_path: Path) -> None:

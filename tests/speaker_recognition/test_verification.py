@@ -121,7 +121,9 @@ def test_files_of_the_original_project_are_verified_without_chapters(
 
 
 @needs_shared
-def test_the_published_features_give_the_published_error_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_published_features_give_the_published_error_rate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("testclean", "devclean"):
         file = f"librispeech_{name}_features.pt"
         (tmp_path / file).symlink_to(SHARED / "reference_features" / file)
@@ -149,7 +151,9 @@ def test_the_script_prints_and_writes_what_it_computes(tmp_path: Path, capsys: p
     assert (tmp_path / "out" / "det.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_script_refuses_features_that_do_not_belong_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_script_refuses_features_that_do_not_belong_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "librispeech_testclean_features.pt"
     speakers(1, 8).save(path)
 

@@ -39,9 +39,9 @@ from esc50_feature_fc import esc50
 from icbhi_feature_fc import icbhi
 from key_word_spotting import speech_commands
 from nsynth_feature_fc import nsynth
-from own_sounds.embedding import embed_main
-from own_sounds.predicting import predict_main
-from own_sounds.probing import probe_main
+from own_sounds.embed import embed_main
+from own_sounds.predict import predict_main
+from own_sounds.probe import probe_main
 from speaker_recognition.librispeech import TRAIN_CLEAN_100
 from tests.torture.runner import Build, Command
 from urbansound8k_feature_fc import urbansound8k
