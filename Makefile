@@ -52,7 +52,7 @@ NOTED_ADAPTERS = $(NOTED); cat requirements-adapters.txt
 # An environment of its own, for the suites' own versions.
 adapters:
 	@{ $(NOTED_ADAPTERS); } | cmp -s - .venv-adapters/.installed || $(MAKE) --no-print-directory new-adapters-environment
-	.venv-adapters/bin/python -m adapters.check
+	.venv-adapters/bin/python -m integrations.check
 
 new-adapters-environment:
 	@$(PYTHON) common/requirements_check.py adapters

@@ -1,7 +1,7 @@
 """What each suite's protocol makes of the same features: python analysis/suite_protocols.py esc50 [--features FILE].
 
-The classifier, division and choice of epoch of MTEB and X-ARES are repeated on one feature file, beside the official division
-with validation clips. Only the protocol differs, so the differences are its own. For tasks with official folds.
+Repeats the classifier, division and choice of epoch of MTEB and X-ARES on one feature file, beside the official division with
+validation clips. Only the protocol differs. For tasks with official folds.
 """
 
 from __future__ import annotations
@@ -26,17 +26,15 @@ def main() -> None:
     parser.add_argument("task", metavar="TASK", help="one with official folds: esc50 or urbansound8k")
     parser.add_argument("--features", type=user_path, metavar="FILE", help="the feature file (default: the task's own)")
     parser.add_argument("--epochs", type=int, metavar="N", help="of this project's heads (default: as configured)")
-    parser.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="of heads and of X-ARES' classifier (default: 3)"
-    )
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="of heads and X-ARES (default: 3)")
     parser.add_argument("--markdown", action="store_true", help="print Markdown")
-    given = parser.parse_args()
-    from analysis.suite_scores import protocol_rows
+    arguments = parser.parse_args()
     from common.evaluation.load_features import load_features
+    from integrations.suite_protocols import protocol_rows
 
-    task = find_study(given.task).task
-    chosen = {"features": given.features, "epochs": given.epochs, "seeds": given.seeds, "device": "cpu"}
-    flags = {key: value for key, value in chosen.items() if value is not None}
+    task = find_study(arguments.task).task
+    settings = {key: getattr(arguments, key) for key in ("features", "epochs", "seeds")} | {"device": "cpu"}
+    flags = {key: value for key, value in settings.items() if value is not None}
     config = load_config(FitConfig, task.config_file, None, flags)
     loaded = load_features(task, config, {})
     if loaded.features.folds is None:
@@ -46,7 +44,7 @@ def main() -> None:
     rows = protocol_rows(loaded.prepared, config, config.seeds)
     table = [["suite", "protocol", "accuracy, %"], *([row.suite, row.protocol, percent(row.accuracy)] for row in rows)]
     print(f"{task.title}, {loaded.source.files}, {config.seeds} seeds")
-    print(as_markdown(table, left=2) if given.markdown else as_text(table, left=2))
+    print((as_markdown if arguments.markdown else as_text)(table, left=2))
 
 
 if __name__ == "__main__":

@@ -24,11 +24,11 @@ from analysis.scores import read_runs
 from common.datasets import Clip
 from common.encoder import CheckpointError, load_encoder
 from common.evaluation.record import RecordError, RunRecord
-from common.export.hugging_face import export_hugging_face
 from common.extraction.resume import RowStore
 from common.features import FeatureFileError, FeatureSet
 from common.files import DamagedFileError, load_torch, read_json, save_torch, spreadsheet_cell, write_json
 from common.heads import HeadFileError, TrainedHead
+from integrations.export.hugging_face import export_hugging_face
 
 FLIPS = 150
 

@@ -18,10 +18,9 @@ from common.requirements_check import NAMED, PYTHON, find_problem
 
 COMMON = PROJECT_ROOT / "common"
 TASKS = sorted(path.parent for path in PROJECT_ROOT.glob("*/config.yaml") if path.parent != COMMON)
+ROOMS = ("analysis", "demo", "benchmarks", "integrations", "own_sounds")
 SOURCES = sorted(
-    path
-    for folder in (COMMON, *(PROJECT_ROOT / name for name in ("analysis", "demo", "benchmarks", "own_sounds")), *TASKS)
-    for path in folder.rglob("*.py")
+    path for folder in (COMMON, *(PROJECT_ROOT / name for name in ROOMS), *TASKS) for path in folder.rglob("*.py")
 )
 SCRIPTS = sorted(
     path
@@ -29,6 +28,11 @@ SCRIPTS = sorted(
     for path in folder.glob("*.py")
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
+# Who may import which part of integrations/; the rest of the project imports none.
+DOORS = {
+    COMMON / "export.py": "integrations.export",
+    PROJECT_ROOT / "analysis" / "suite_protocols.py": "integrations.suite_protocols",
+}
 # From the ground up: a module imports only from its own floor and from those before it.
 FLOORS = (
     (
@@ -88,6 +92,13 @@ def test_imports_go_one_way_between_floors(room: str) -> None:
                 other = rest.partition(".")[0]
                 assert FLOOR_OF[other] <= FLOOR_OF[room], f"{path} imports {module} from a later floor"
             assert package not in {*(task.name for task in TASKS), "analysis", "demo"}, f"common knows no {module}"
+
+
+def test_integrations_are_imported_only_through_their_doors() -> None:
+    for path in SOURCES:
+        if PROJECT_ROOT / "integrations" not in path.parents:
+            modules = {module for module in imports(path) if module.partition(".")[0] == "integrations"}
+            assert modules == ({DOORS[path]} if path in DOORS else set()), path
 
 
 def test_every_room_has_a_floor() -> None:

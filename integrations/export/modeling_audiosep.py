@@ -11,7 +11,7 @@ https://arxiv.org/abs/2308.05037; https://github.com/Audio-AGI/AudioSep, models/
 
     magnitude of STFT -> bn0 -> last bin dropped -> pre_conv -> encoder_block1..6 -> mean over time and frequency
 
-A clip's embedding is the same alone and in any batch: clips are computed at their own lengths, which the attention mask tells.
+A clip's embedding is the same alone and in any batch: each clip is computed at its length, which the attention mask holds.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,11 +25,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
 
 SAMPLE_RATE, N_FFT, HOP_LENGTH = 32_000, 2048, 320  # Hz, samples, samples: 100 frames per second
 N_BINS = N_FFT // 2 + 1
 FRAMES_PER_COLUMN = 32  # of the last block: 0.32 s
-# A shorter clip is padded with zeros: to 0.31 s, which is one column; if time is padded after the STFT, to what that reflects.
+# Shorter clips are padded with zeros: to 0.31 s, one column; if time is padded after the STFT, to what the STFT reflects.
 MIN_SAMPLES, MIN_SAMPLES_PADDED = (FRAMES_PER_COLUMN - 1) * HOP_LENGTH, N_FFT // 2 + 1
 MIN_POWER = 1e-10
 CONDITION_SIZE = 512  # of CLAP's embeddings
@@ -49,10 +50,10 @@ class AudioSepEncoderConfig(PretrainedConfig):
     """What the weights alone do not say.
 
     Attributes:
-        hidden_size: numbers of an embedding.
-        sampling_rate: of the sound, in Hz.
+        hidden_size: of an embedding.
+        sampling_rate: in Hz.
         condition: for FiLM: None (every beta is 0), or 512 numbers (a CLAP embedding of a text or sound, or zeros).
-        pads_time: whether time is padded with zeros after bn0 to a multiple of 32 frames, as AudioSep's own forward does.
+        pads_time: whether time is padded with zeros after bn0 to a multiple of 32 frames, as in AudioSep's forward pass.
     """
 
     model_type = "audiosep_encoder"
@@ -71,15 +72,9 @@ class AudioSepEncoderConfig(PretrainedConfig):
 
 
 class AudioSepFeatureExtractor(SequenceFeatureExtractor):
-    """Waveforms -> a zero-padded batch and its attention mask. Another sampling rate is refused."""
+    """Waveforms -> a zero-padded batch and its attention mask; a different sampling rate is refused."""
 
     model_input_names: ClassVar = ["input_values", "attention_mask"]
-
-    def __init__(
-        self, feature_size: int = 1, sampling_rate: int = SAMPLE_RATE, padding_value: float = 0.0, **kwargs: Any
-    ) -> None:
-        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
-        self.return_attention_mask = True
 
     def __call__(
         self,
@@ -93,21 +88,18 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
         """One waveform or a list of them, mono, floating-point, in [-1, 1] -> ``input_values``, ``attention_mask``.
 
         Raises:
-            ValueError: another sampling rate, or a waveform that is empty, not 1-D, not floating-point or not finite.
+            ValueError: wrong sampling rate, or a waveform that is empty, not 1-D, not floating-point or not finite.
         """
         if sampling_rate != self.sampling_rate:
             raise ValueError(f"sampling_rate is {sampling_rate}; resample to {self.sampling_rate} Hz and say so")
         if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
             if raw_speech.ndim != 1:  # several clips, or one in stereo?
-                raise ValueError(
-                    f"one array of shape {tuple(raw_speech.shape)}; give a list of waveforms, once they are mono"
-                )
+                raise ValueError(f"shape {tuple(raw_speech.shape)}; give a list of waveforms, once they are mono")
             raw_speech = [raw_speech]
         elif len(raw_speech) and isinstance(raw_speech[0], (float, np.floating)):
             raw_speech = [raw_speech]
-        waveforms = [self._checked(waveform, place) for place, waveform in enumerate(raw_speech)]
         return self.pad(
-            BatchFeature({"input_values": waveforms}),
+            BatchFeature({"input_values": [self._check(waveform, index) for index, waveform in enumerate(raw_speech)]}),
             padding=padding,
             return_attention_mask=return_attention_mask,
             return_tensors=return_tensors,
@@ -115,14 +107,14 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
         )
 
     @staticmethod
-    def _checked(given: Any, place: int) -> np.ndarray:
-        waveform = given.detach().cpu().numpy() if torch.is_tensor(given) else np.asarray(given)
+    def _check(raw: Any, index: int) -> np.ndarray:
+        waveform = raw.detach().cpu().numpy() if torch.is_tensor(raw) else np.asarray(raw)
         if waveform.ndim != 1 or not len(waveform):
-            raise ValueError(f"waveform {place} has shape {waveform.shape}; give at least one sample, mono")
+            raise ValueError(f"waveform {index} has shape {waveform.shape}; give at least one sample, mono")
         if waveform.dtype.kind != "f":
-            raise ValueError(f"waveform {place} has type {waveform.dtype}; give float32 in [-1, 1]")
+            raise ValueError(f"waveform {index} has type {waveform.dtype}; give float32 in [-1, 1]")
         if not np.isfinite(waveform).all():
-            raise ValueError(f"waveform {place} holds NaN or infinity")
+            raise ValueError(f"waveform {index} holds NaN or infinity")
         return waveform.astype(np.float32)
 
 
@@ -143,98 +135,73 @@ class ConvBlock(nn.Module):
         return self.shortcut(x) + hidden
 
 
-class EncoderBlock(nn.Module):
-    """A residual block and the average pooling after it."""
-
-    def __init__(self, channels_in: int, channels_out: int, pooling: tuple[int, int]) -> None:
-        super().__init__()
-        self.conv_block1, self.pooling = ConvBlock(channels_in, channels_out), pooling
-
-    def forward(self, x: torch.Tensor, beta1: torch.Tensor, beta2: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(self.conv_block1(x, beta1, beta2), self.pooling)
-
-
-class Base(nn.Module):
-    """The layers, by their official names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bn0 = nn.BatchNorm2d(N_BINS)
-        self.pre_conv = nn.Conv2d(1, BLOCKS[0][1], 1)
-        for name, *shape in BLOCKS:
-            self.add_module(name, EncoderBlock(*shape))
-
-
 class AudioSepEncoderModel(PreTrainedModel):
-    """The encoder."""
+    """The encoder; layers have their official names."""
 
     config_class = AudioSepEncoderConfig
     main_input_name = "input_values"
 
     def __init__(self, config: AudioSepEncoderConfig) -> None:
         super().__init__(config)
-        self.base, self.film = Base(), nn.Module()
+        self.base, self.film = nn.Module(), nn.Module()
+        self.base.bn0 = nn.BatchNorm2d(N_BINS)
+        self.base.pre_conv = nn.Conv2d(1, BLOCKS[0][1], 1)
         for name, channels_in, channels_out, _ in BLOCKS:
+            block = nn.ModuleDict({"conv_block1": ConvBlock(channels_in, channels_out)})
+            self.base.add_module(name, block)
             self.film.add_module(f"{name}->conv_block1->beta1", nn.Linear(CONDITION_SIZE, channels_in))
             self.film.add_module(f"{name}->conv_block1->beta2", nn.Linear(CONDITION_SIZE, channels_out))
         self.post_init()
 
     def train(self, mode: bool = True) -> "AudioSepEncoderModel":
-        """Stays in evaluation mode: the encoder is frozen, and its batch norms' statistics are those of the weights."""
+        """Stay in evaluation mode: the encoder is frozen, with the batch norms' statistics of the checkpoint."""
         return super().train(False)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: the encoder is frozen, and all of its weights are in the file."""
+        """Do nothing: all weights are in the file."""
 
+    @can_return_tuple
     def forward(
         self,
         input_values: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
         **_: Any,
-    ) -> BaseModelOutputWithPooling | tuple[torch.Tensor, ...]:
+    ) -> BaseModelOutputWithPooling:
         """Embed a batch.
 
         Args:
             input_values: (B, samples) at 32 kHz, mono, in [-1, 1].
-            attention_mask: (B, samples), 1 for a clip's own samples, 0 for the padding after them; None: no padding.
+            attention_mask: (B, samples), 1 for a clip's samples, 0 for the padding after them; None: no padding.
 
         Returns:
-            last_hidden_state: (B, columns of 0.32 s, 384), means over frequency; 0 beyond a clip's own columns.
-            pooler_output: (B, 384), the mean over time of a clip's own columns: its embedding.
-            hidden_states: if asked for: the same of every layer, (B, its columns, its channels), pre_conv first.
+            last_hidden_state: (B, columns of 0.32 s, 384), means over frequency; 0 beyond the end of a clip.
+            pooler_output: (B, 384), the mean over a clip's columns: its embedding.
+            hidden_states: if asked for: the same for every layer, (B, columns, channels), pre_conv first.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        if return_dict is None:
-            return_dict = self.config.return_dict
         lengths = self._lengths(input_values, attention_mask)
-        places: dict[int, list[int]] = {}
-        for place, length in enumerate(lengths):
-            places.setdefault(length, []).append(place)
-        found: list[list[torch.Tensor]] = [[] for _ in lengths]
-        for length, own in places.items():
-            layers = list(self._layers(input_values[own, :length], bool(output_hidden_states)))
-            for row, place in enumerate(own):
-                found[place] = [layer[row] for layer in layers]
-        last = len(BLOCKS) - 1 if output_hidden_states else -1  # the bottleneck comes after it
-        pooled = torch.stack([layers[last].mean(dim=0) for layers in found])
-        together = [nn.utils.rnn.pad_sequence(each, batch_first=True) for each in zip(*found, strict=True)]
-        hidden_states = tuple(together) if output_hidden_states else None
-        if not return_dict:
-            return (together[last], pooled, *([hidden_states] if hidden_states else []))
+        clips: list[list[torch.Tensor]] = [[] for _ in lengths]
+        for length in set(lengths):
+            rows = [row for row, clip_length in enumerate(lengths) if clip_length == length]
+            for layer in self._layers(input_values[rows, :length], bool(output_hidden_states)):
+                for row, columns in zip(rows, layer, strict=True):
+                    clips[row].append(columns)
+        last = -2 if output_hidden_states else -1  # the bottleneck comes after it
+        pooled = torch.stack([layers[last].mean(dim=0) for layers in clips])
+        padded = [nn.utils.rnn.pad_sequence(layer, batch_first=True) for layer in zip(*clips, strict=True)]
+        hidden_states = tuple(padded) if output_hidden_states else None
         return BaseModelOutputWithPooling(
-            last_hidden_state=together[last], pooler_output=pooled, hidden_states=hidden_states
+            last_hidden_state=padded[last], pooler_output=pooled, hidden_states=hidden_states
         )
 
     @staticmethod
     def _lengths(input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
-        """Samples of each clip; ValueError for anything but mono clips that are padded at their ends."""
+        """Samples of each clip; ValueError unless clips are mono and padded at their ends."""
         if input_values.ndim != 2 or not input_values.is_floating_point() or 0 in input_values.shape:
-            raise ValueError(
-                f"input_values are {input_values.dtype} of shape {tuple(input_values.shape)}; give floating-point (clips, samples)"
-            )
+            form = f"{input_values.dtype} of shape {tuple(input_values.shape)}"
+            raise ValueError(f"input_values are {form}; give floating-point (clips, samples)")
         if attention_mask is None:
             return [input_values.shape[1]] * len(input_values)
         mask = attention_mask.bool()
@@ -244,31 +211,28 @@ class AudioSepEncoderModel(PreTrainedModel):
 
     def _layers(self, waveforms: torch.Tensor, with_all: bool) -> Iterator[torch.Tensor]:
         """(B, samples) of one length -> means over frequency (B, time, channels): of every layer, or of encoder_block6."""
-        least = MIN_SAMPLES_PADDED if self.config.pads_time else MIN_SAMPLES
-        waveforms = F.pad(waveforms, (0, max(0, least - waveforms.shape[1])))
-        # In float32 whatever the blocks are in: a loud tone's power is beyond what half precision holds.
-        magnitude = self.magnitude(waveforms.float()).transpose(1, 3)
-        bn0 = self.base.bn0
-        scale = bn0.weight.float() / (bn0.running_var.float() + bn0.eps).sqrt()
-        shift = bn0.bias.float() - bn0.running_mean.float() * scale
-        x = (magnitude * scale[:, None, None] + shift[:, None, None]).transpose(1, 3).to(self.dtype)
+        min_samples = MIN_SAMPLES_PADDED if self.config.pads_time else MIN_SAMPLES
+        waveforms = F.pad(waveforms, (0, max(0, min_samples - waveforms.shape[1])))
+        x = self._normalised_magnitude(waveforms.float()).to(self.dtype)
         if self.config.pads_time:
             x = F.pad(x, (0, 0, 0, -x.shape[2] % FRAMES_PER_COLUMN))
         x = self.base.pre_conv(x[..., :-1])
         if with_all:
             yield x.mean(dim=3).transpose(1, 2)
-        for name, *_ in BLOCKS if with_all else BLOCKS[:-1]:
-            x = self.base.get_submodule(name)(x, *self._betas(name))
+        for name, _, _, pooling in BLOCKS if with_all else BLOCKS[:-1]:
+            x = F.avg_pool2d(self.base.get_submodule(name)["conv_block1"](x, *self._betas(name)), pooling)
             if with_all or name == BLOCKS[-2][0]:
                 yield x.mean(dim=3).transpose(1, 2)
 
-    @staticmethod
-    def magnitude(waveforms: torch.Tensor) -> torch.Tensor:
-        """(B, samples) -> (B, 1, frames, 1025)."""
-        window = torch.hann_window(N_FFT, dtype=waveforms.dtype, device=waveforms.device)
+    def _normalised_magnitude(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """(B, samples) -> (B, 1, frames, 1025) after bn0, in float32: half precision cannot hold a loud tone's power."""
+        window = torch.hann_window(N_FFT, device=waveforms.device)
         spectrum = torch.stft(waveforms, N_FFT, HOP_LENGTH, window=window, pad_mode="reflect", return_complex=True)
         power = spectrum.real.square() + spectrum.imag.square()
-        return power.clamp(min=MIN_POWER).sqrt().transpose(1, 2)[:, None]
+        magnitude = power.clamp(min=MIN_POWER).sqrt().transpose(1, 2)[:, None]
+        bn0 = self.base.bn0
+        scale = bn0.weight.float() / (bn0.running_var.float() + bn0.eps).sqrt()
+        return magnitude * scale + (bn0.bias.float() - bn0.running_mean.float() * scale)
 
     def _betas(self, block: str) -> Iterator[torch.Tensor]:
         """FiLM's two betas of a block."""

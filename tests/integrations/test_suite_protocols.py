@@ -11,9 +11,9 @@ import torch
 from heads_helpers import SIZE, fit_config, saved, small_features
 
 from analysis import suite_protocols
-from analysis.suite_scores import few_clips, logistic_regression, official_folds, protocol_rows, random_folds
 from common.datasets import Prepared
 from common.features import FeatureSet
+from integrations.suite_protocols import few_clips, logistic_regression, official_folds, protocol_rows, random_folds
 
 
 def related() -> FeatureSet:

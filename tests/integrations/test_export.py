@@ -16,8 +16,9 @@ import torch
 from common.arrays import Array
 from common.encoder import CheckpointError, load_encoder, new_encoder
 from common.encoder_name import EncoderName
-from common.export import ExportError, export_hugging_face, export_onnx
-from common.export.__main__ import main
+from integrations.export import ExportError, main
+from integrations.export.hugging_face import export_hugging_face
+from integrations.export.onnx import export_onnx
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 CPU = torch.device("cpu")
@@ -31,9 +32,9 @@ model, loading = AutoModel.from_pretrained(folder, trust_remote_code=True, outpu
 assert not any(loading.values()), loading
 waveforms = list(np.load(clips).values())
 with torch.no_grad():
-    found = model.eval()(**extractor(waveforms, sampling_rate=32_000, return_tensors="pt"))
-assert not any(name.partition(".")[0] == "common" for name in sys.modules)
-np.savez(result, pooled=found.pooler_output, frames=found.last_hidden_state)
+    output = model.eval()(**extractor(waveforms, sampling_rate=32_000, return_tensors="pt"))
+assert not any(name.partition(".")[0] in ("common", "integrations") for name in sys.modules)
+np.savez(result, pooled=output.pooler_output, frames=output.last_hidden_state)
 """
 
 
@@ -44,7 +45,7 @@ def clips() -> list[Array]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Where transformers copies the code of models to; not the developer's own folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
@@ -60,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_outside_the_project_it_gives_the_same_embeddings(folder: Path, tmp_path: Path) -> None:
-    """In a process of its own, in another folder, where nothing of the project is imported."""
+    """In a new process, in a folder where nothing of the project is imported."""
     np.savez(tmp_path / "clips.npz", *clips())
     (tmp_path / "outside.py").write_text(OUTSIDE)
     words = [sys.executable, "-I", "outside.py", str(folder), "clips.npz", "result.npz"]
@@ -69,12 +70,12 @@ def test_outside_the_project_it_gives_the_same_embeddings(folder: Path, tmp_path
     assert ended.returncode == 0, ended.stderr
     encoder = load_encoder("random:0", "cpu")
     expected = encoder.embed(clips())
-    with np.load(tmp_path / "result.npz") as found:
-        pooled, frames = torch.from_numpy(found["pooled"]), torch.from_numpy(found["frames"])
+    with np.load(tmp_path / "result.npz") as result:
+        pooled, frames = torch.from_numpy(result["pooled"]), torch.from_numpy(result["frames"])
     assert float((pooled - expected).abs().max() / expected.abs().max()) < 1e-6
-    for own, wanted in zip(frames, encoder.embed_frames(clips()), strict=True):
-        assert float((own[: len(wanted)] - wanted).abs().max() / wanted.abs().max()) < 1e-6
-        assert not own[len(wanted) :].any()
+    for padded, wanted in zip(frames, encoder.embed_frames(clips()), strict=True):
+        assert float((padded[: len(wanted)] - wanted).abs().max() / wanted.abs().max()) < 1e-6
+        assert not padded[len(wanted) :].any()
     assert sum(path.stat().st_size for path in folder.iterdir()) < 100e6
 
 
@@ -103,18 +104,15 @@ def test_a_clip_is_the_same_alone_and_in_any_padded_batch(loaded: tuple[Any, Any
     assert torch.equal(as_tuple[1], together.pooler_output)
 
 
-@pytest.mark.parametrize(
-    ("settings", "own"),
-    [({"condition": "zero"}, {"condition": "zero"}), ({"padding": "official"}, {"padding": "official"})],
-)
+@pytest.mark.parametrize("settings", [{"condition": "zero"}, {"padding": "official"}])
 @torch.no_grad()
-def test_condition_and_padding_are_exported(settings: dict[str, str], own: dict[str, str], tmp_path: Path) -> None:
+def test_condition_and_padding_are_exported(settings: dict[str, str], tmp_path: Path) -> None:
     export_hugging_face(tmp_path / "exported", "random:1", **settings)
     extractor = transformers.AutoFeatureExtractor.from_pretrained(tmp_path / "exported", trust_remote_code=True)
     model = transformers.AutoModel.from_pretrained(tmp_path / "exported", trust_remote_code=True).eval()
-    found = model(**extractor(clips(), sampling_rate=32_000, return_tensors="pt")).pooler_output
-    expected = load_encoder("random:1", "cpu", **own).embed(clips())
-    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-6
+    pooled = model(**extractor(clips(), sampling_rate=32_000, return_tensors="pt")).pooler_output
+    expected = load_encoder("random:1", "cpu", **settings).embed(clips())
+    assert float((pooled - expected).abs().max() / expected.abs().max()) < 1e-6
 
 
 def test_the_project_loads_its_own_export_both_ways(folder: Path) -> None:
@@ -129,8 +127,8 @@ def test_the_project_loads_its_own_export_both_ways(folder: Path) -> None:
     assert from_folder.info.checkpoint.startswith("sha256:") and from_folder.info.release == "unknown"
     plug_in = new_encoder(EncoderName.parse(f"hf:{folder}"), "", CPU, trust_remote_code=True)
     (pooled,) = [output for output in plug_in.outputs if output.layer == "pooler_output"]
-    found = plug_in.embed_outputs(clips(), [pooled])[pooled]
-    assert float((found - expected).abs().max() / expected.abs().max()) < 1e-6
+    embeddings = plug_in.embed_outputs(clips(), [pooled])[pooled]
+    assert float((embeddings - expected).abs().max() / expected.abs().max()) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -167,7 +165,7 @@ def test_the_card_says_where_the_weights_come_from(folder: Path, tmp_path: Path)
     other = (tmp_path / "other" / "README.md").read_text()
     assert (
         "Without a condition" not in other
-        and "padded with zeros to a whole column" in other
+        and "padded with zeros to a whole frame" in other
         and "<" not in other.replace("https", "")
     )
     config = json.loads((folder / "config.json").read_text())
@@ -215,9 +213,9 @@ def test_one_onnx_graph_holds_any_length(tmp_path: Path) -> None:
 
     path = tmp_path / "encoder.onnx"
     main([str(path), "--format", "onnx", "--checkpoint", "random:0", "--condition", "zero"])
-    assert [each.name for each in tmp_path.iterdir()] == ["encoder.onnx"] and path.stat().st_size < 100e6
+    assert [file.name for file in tmp_path.iterdir()] == ["encoder.onnx"] and path.stat().st_size < 100e6
     properties = onnx.load(path).metadata_props
-    assert {each.key: each.value for each in properties}["checkpoint"] == "random:0"
+    assert {item.key: item.value for item in properties}["checkpoint"] == "random:0"
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     encoder = load_encoder("random:0", "cpu", condition="zero")
     rng = np.random.default_rng(0)

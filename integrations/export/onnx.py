@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import io
 import logging
 import math
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,8 @@ from torch import nn
 
 from common.encoder.audiosep import MIN_SAMPLES, build_encoder
 from common.encoder.network import HOP_LENGTH, LEAKY_SLOPE, MIN_MAGNITUDE, N_FFT, SAMPLE_RATE, ResUNet30Encoder
-from common.encoder.protocol import EncoderInfo
-from common.export.hugging_face import ExportError
+from common.files import write_atomically
+from integrations.export import ExportError
 
 NEEDED = ("onnx", "onnxscript")
 OPSET = 20
@@ -28,17 +26,11 @@ OPSET = 20
 
 def export_onnx(
     path: Path, checkpoint: str | None = None, condition: str | None = None, overwrite: bool = False
-) -> list[Path]:
-    """Write the encoder as an ONNX file.
+) -> Path:
+    """Write the encoder as an ONNX file; return its path.
 
     Input ``audio`` (clips, samples): clips of one length, at least MIN_SAMPLES, mono at 32 kHz. Outputs ``embedding``
-    (clips, 384) and ``frames`` (clips, columns of 0.32 s, 384).
-
-    Args:
-        checkpoint, condition: as `load_encoder`.
-
-    Returns:
-        The file.
+    (clips, 384) and ``frames`` (clips, columns of 0.32 s, 384). `checkpoint` and `condition` are as for `load_encoder`.
 
     Raises:
         ExportError: packages are missing, or the file exists.
@@ -50,62 +42,46 @@ def export_onnx(
     if path.exists() and (path.is_dir() or not overwrite):
         raise ExportError(f"{path} already exists; give another file, or --overwrite")
     encoder = build_encoder(checkpoint, "fp32", condition, "none")
-    graph = Graph(encoder.network).eval()
     sizes = {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=MIN_SAMPLES)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        whole = Path(folder) / path.name
-        # torch tells every step on stdout, and warns of packages that it does not use.
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                graph,
-                (torch.zeros(2, 40_000),),
-                whole,
-                input_names=["audio"],
-                output_names=["embedding", "frames"],
-                dynamic_shapes=(sizes,),
-                opset_version=OPSET,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
-        _describe(whole, encoder.info)
-        whole.replace(path)
-    return [path]
-
-
-def _describe(path: Path, info: EncoderInfo) -> None:
-    """Write into the file what it is."""
-    onnx: Any = importlib.import_module("onnx")
-    model = onnx.load(path)
+    # torch prints every step, and warns about packages that it does not use.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Graph(encoder.network).eval(),
+            (torch.zeros(2, 40_000),),
+            input_names=["audio"],
+            output_names=["embedding", "frames"],
+            dynamic_shapes=(sizes,),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    model: Any = program.model_proto
     model.doc_string = "AudioSep's separation encoder: mono sound at 32 kHz -> embeddings of 384 numbers"
-    onnx.helper.set_model_props(
-        model,
-        {
-            "checkpoint": info.checkpoint,
-            "release": info.release,
-            "condition": info.condition,
-            "sample_rate": str(SAMPLE_RATE),
-            "min_samples": str(MIN_SAMPLES),
-        },
-    )
-    onnx.save(model, path)
+    info = encoder.info
+    facts = {
+        "checkpoint": info.checkpoint,
+        "release": info.release,
+        "condition": info.condition,
+        "sample_rate": str(SAMPLE_RATE),
+        "min_samples": str(MIN_SAMPLES),
+    }
+    for key, value in facts.items():
+        model.metadata_props.add(key=key, value=value)
+    write_atomically(path, model.SerializeToString())
+    return path
 
 
 class Graph(nn.Module):
-    """The folded network by plain operations, with the STFT as a convolution, which any runtime has.
-
-    Args:
-        network: of `build_encoder`.
-    """
+    """The folded network of `build_encoder` as plain operations, with the STFT as a convolution, which any runtime has."""
 
     def __init__(self, network: ResUNet30Encoder) -> None:
         super().__init__()
         self.network = network
         bins, samples = torch.arange(N_FFT // 2)[:, None], torch.arange(N_FFT)
-        # Whole numbers first: an angle of millions would lose its digits.
+        # Integers modulo N_FFT first: an angle in the millions would lose precision.
         angles = (bins * samples % N_FFT).double() * (2 * math.pi / N_FFT)
         window = network.window.double()
         kernel = torch.cat([angles.cos() * window, -angles.sin() * window])[:, None]

@@ -1,0 +1,6 @@
+"""The command `python -m common.export`; its code is in `integrations/export/`."""
+
+from integrations.export import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""A folder that transformers loads: weights of the encoder alone, configuration, code, feature extractor, model card."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from common.encoder.audiosep import PADDINGS
+from common.encoder.checkpoint import EXPORTED, KNOWN_RELEASES, Weights, load_weights
+from common.encoder.condition import read_condition
+from common.encoder.network import SAMPLE_RATE, weight_shapes
+from common.files import write_atomically
+from integrations.export import ExportError
+
+CODE = Path(__file__).with_name("modeling_audiosep.py")
+CARD = Path(__file__).with_name("model_card.md")
+EXTRACTOR = f"{CODE.stem}.AudioSepFeatureExtractor"
+CONFIG = {
+    "architectures": ["AudioSepEncoderModel"],
+    "auto_map": {
+        "AutoConfig": f"{CODE.stem}.AudioSepEncoderConfig",
+        "AutoFeatureExtractor": EXTRACTOR,
+        "AutoModel": f"{CODE.stem}.AudioSepEncoderModel",
+    },
+    "model_type": "audiosep_encoder",
+    "dtype": "float32",
+    "hidden_size": 384,
+    "sampling_rate": SAMPLE_RATE,
+}
+PREPROCESSOR = {
+    "feature_extractor_type": "AudioSepFeatureExtractor",
+    "auto_map": {"AutoFeatureExtractor": EXTRACTOR},
+    "feature_size": 1,
+    "padding_value": 0.0,
+    "return_attention_mask": True,
+    "sampling_rate": SAMPLE_RATE,
+}
+
+
+def export_hugging_face(
+    folder: Path,
+    checkpoint: str | None = None,
+    condition: str | None = None,
+    padding: str = "none",
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write the encoder as a model of transformers; return the files.
+
+    The weights keep their official names, so `load_encoder` takes the folder as a checkpoint too.
+
+    Args:
+        folder: created if missing; must be empty unless `overwrite` is set.
+        checkpoint, condition, padding: as `load_encoder`.
+
+    Raises:
+        ExportError: the folder is not empty, or the padding is unknown.
+        CheckpointError, ConditionError: as `load_encoder`.
+    """
+    if padding not in PADDINGS:
+        raise ExportError(f"padding {padding!r} is unknown; choose one of {', '.join(PADDINGS)}")
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
+        raise ExportError(f"{folder} is not an empty folder; give another, or --overwrite")
+    weights = load_weights(checkpoint, weight_shapes())
+    embedding, condition_name = read_condition(condition)
+    tensors = save(_tensors(weights), metadata={"format": "pt"})
+    settings = {
+        "condition": None if embedding is None else embedding.tolist(),
+        "pads_time": padding == "official",
+        "weights_sha256": hashlib.sha256(tensors).hexdigest(),
+    }
+    contents = {
+        "config.json": _json(CONFIG | settings),
+        "preprocessor_config.json": _json(PREPROCESSOR),
+        CODE.name: CODE.read_bytes(),
+        "README.md": _card(weights, condition_name, padding).encode(),
+        EXPORTED: tensors,  # last: a folder with weights is complete
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def _json(content: dict[str, object]) -> bytes:
+    return (json.dumps(content, indent=2) + "\n").encode()
+
+
+def _tensors(weights: Weights) -> dict[str, torch.Tensor]:
+    """The weights, and the counters of torch's batch norms."""
+    norms = [name.rpartition(".")[0] for name in weights.tensors if name.endswith(".running_var")]
+    counters = {f"{name}.num_batches_tracked": torch.tensor(0) for name in norms}
+    return {name: tensor.contiguous() for name, tensor in weights.tensors.items()} | counters
+
+
+def _card(weights: Weights, condition: str, padding: str) -> str:
+    """The model card: its lines without a tag, and those whose <tag> describes this export."""
+    origin = "release" if weights.release in KNOWN_RELEASES.values() else "checkpoint"
+    tags = {"untrained" if weights.is_untrained else origin, f"condition:{condition}", f"padding:{padding}"}
+    parameters = sum(tensor.numel() for name, tensor in weights.tensors.items() if ".running_" not in name)
+    lines = [re.fullmatch(r"(?:<([a-z:]+)>)?(.*)", line) for line in CARD.read_text(encoding="utf-8").splitlines()]
+    text = "\n".join(line[2] for line in lines if line and (line[1] is None or line[1] in tags)) + "\n"
+    values = {
+        "RELEASE": weights.release,
+        "IDENTITY": weights.identity,
+        "PARAMETERS": f"{parameters / 1e6:.1f}",
+        "CONDITION": condition,
+        "PADDING": padding,
+    }
+    return re.sub(r"<([A-Z]+)>", lambda match: values[match[1]], text)

@@ -1,0 +1,134 @@
+"""Other suites' protocols on one feature file: the classifiers, divisions and choices of epoch of MTEB and X-ARES."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import KFold, LeaveOneGroupOut
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+
+from common.arrays import Array
+from common.config import FitConfig
+from common.datasets import Prepared
+from common.evaluation.protocol import run_protocol
+from common.features import FeatureSet
+from common.heads import head_title
+from common.progress import progress_bar
+
+SEED = 42
+MTEB_CLIPS, MTEB_FOLDS, MTEB_ITERATIONS = 8, 5, 100  # mteb 2.26, abstasks/classification.py
+XARES_EPOCHS, XARES_BATCH, XARES_RATE, XARES_FALL = 10, 32, 1e-3, 0.1  # xares 0.1.3, task.py and trainer.py
+
+
+class Row(NamedTuple):
+    """The accuracy by one protocol: the mean over folds and seeds."""
+
+    suite: str
+    protocol: str
+    accuracy: float
+
+
+def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[Row]:
+    """Score features with official folds by every protocol; `config` is for this project's heads."""
+    features = prepared.features
+    record = run_protocol("official", prepared, config, torch.device("cpu")).record
+    rows = [
+        Row("this project", f"{head_title(kind)} head, official folds, epoch by validation clips", scored.accuracy)
+        for kind, scored in record.heads.items()
+    ]
+    official, mixed = official_folds(features), random_folds(features)
+    variants = (  # suite, protocol, folds, standardised, few clips
+        ("", "logistic regression, official folds, standardised", official, True, False),
+        ("", "the same, random folds (related clips on both sides)", mixed, True, False),
+        ("", "the same, not standardised", mixed, False, False),
+        ("MTEB", "random folds, not standardised, 8 clips a class", mixed, False, True),
+        ("", "8 clips a class, but official folds and standardised", official, True, True),
+    )
+    for suite, protocol, folds, is_scaled, is_few in variants:
+        rows.append(Row(suite, protocol, logistic_regression(features, folds, is_scaled, is_few)))
+    best, last = xares_accuracies(features, seeds)
+    rows.append(Row("X-ARES", "layer norm and linear, official folds, epoch by the test fold", best))
+    rows.append(Row("", "the same, last epoch", last))
+    return rows
+
+
+def official_folds(features: FeatureSet) -> list[tuple[Array, Array]]:
+    """(train, test) rows of each official fold."""
+    assert features.folds is not None
+    return list(LeaveOneGroupOut().split(features.folds, groups=features.folds.numpy()))
+
+
+def random_folds(features: FeatureSet) -> list[tuple[Array, Array]]:
+    """MTEB's folds: clips at random, so that related clips are on both sides."""
+    return list(KFold(MTEB_FOLDS, shuffle=True, random_state=SEED).split(np.arange(len(features))))
+
+
+def few_clips(labels: Array, order: list[int]) -> Array:
+    """MTEB's training clips: the first MTEB_CLIPS of each class, after shuffling `order` in place, as MTEB does."""
+    np.random.RandomState(SEED).shuffle(order)  # MTEB's generator
+    counts: Counter[int] = Counter()
+    kept = []
+    for row in order:
+        counts[labels[row]] += 1
+        if counts[labels[row]] <= MTEB_CLIPS:
+            kept.append(row)
+    return np.array(kept)
+
+
+def logistic_regression(
+    features: FeatureSet, folds: Sequence[tuple[Array, Array]], is_scaled: bool, is_few: bool
+) -> float:
+    """The mean accuracy of scikit-learn's logistic regression, with MTEB's number of iterations."""
+    values, labels = features.features.numpy(), features.labels.numpy()
+    order, accuracies = list(range(len(features))), []
+    for train, test in progress_bar(iterable=folds, desc="logistic regression", unit="fold", leave=False):
+        if is_few:
+            order = [row for row in order if row < len(train)]
+            train = train[few_clips(labels[train], order)]
+        classifier = LogisticRegression(max_iter=MTEB_ITERATIONS, random_state=SEED)
+        model = make_pipeline(StandardScaler(), classifier) if is_scaled else classifier
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is the protocol
+            model.fit(values[train], labels[train])
+        accuracies.append(model.score(values[test], labels[test]))
+    return float(np.mean(accuracies))
+
+
+def xares_accuracies(features: FeatureSet, seeds: int) -> tuple[float, float]:
+    """X-ARES' classifier on the official folds: mean accuracy of the epoch that is best on the test fold, and of the last."""
+    jobs = [(seed, fold) for seed in range(seeds) for fold in official_folds(features)]
+    progress = progress_bar(iterable=jobs, desc="X-ARES", unit="fit", leave=False)
+    accuracies = np.array([_fit_xares(features, train, test, seed) for seed, (train, test) in progress])
+    return float(accuracies.max(axis=1).mean()), float(accuracies[:, -1].mean())
+
+
+def _fit_xares(features: FeatureSet, train: Array, test: Array, seed: int) -> list[float]:
+    """The accuracy on the test rows after every epoch: layer normalisation and one linear layer, Adam, cosine."""
+    generator = torch.Generator().manual_seed(seed)
+    width = features.features.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(features.class_names)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=XARES_RATE)
+    values, labels = features.features[train], features.labels[train]
+    accuracies = []
+    for epoch in range(XARES_EPOCHS):
+        cosine = (1 + np.cos(np.pi * epoch / XARES_EPOCHS)) / 2  # set at the beginning of every epoch
+        optimizer.param_groups[0]["lr"] = XARES_RATE * (XARES_FALL + (1 - XARES_FALL) * cosine)
+        for rows in torch.randperm(len(train), generator=generator).split(XARES_BATCH):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(values[rows]), labels[rows]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            predictions = model(features.features[test]).argmax(dim=1)
+        accuracies.append(float((predictions == features.labels[test]).float().mean()))
+    return accuracies

@@ -1,0 +1,25 @@
+"""AudioSep as an encoder of X-ARES (https://github.com/jimbozhang/xares): 384 numbers every 0.32 s."""
+
+from __future__ import annotations
+
+import torch
+
+from integrations.audiosep import embed_batch_frames, load_audiosep
+
+
+class AudioSepXaresEncoder(torch.nn.Module):
+    """The encoder with X-ARES' attributes; the environment names the weights (`integrations.audiosep`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = load_audiosep()
+        self.sampling_rate = self.encoder.sample_rate
+        self.output_dim = self.encoder.embedding_size
+        self.hop_size_in_ms = 320
+
+    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+        """(B, samples) at 32 kHz -> (B, frames, 384).
+
+        X-ARES pads a batch to its longest sound, so the padding counts as silence, as for every encoder there.
+        """
+        return embed_batch_frames(audio, self.encoder)
