@@ -16,7 +16,7 @@ help:
 	@echo "make test-slow    the long tests: real features, minutes of audio, UMAP"
 	@echo "make torture      kills, damage, code in files, full disks: about 10 minutes"
 	@echo "make gpu          on a machine with a GPU: its tests, and the benchmarks"
-	@echo "make adapters     AudioSep in HEAR, MTEB, X-ARES and EVAR: the suites' own checkers, in .venv-adapters"
+	@echo "make adapters     AudioSep in HEAR, MTEB, X-ARES and EVAR: the suites' checkers, in .venv-adapters"
 	@echo "make lint         ruff (rules and format) and mypy"
 	@echo "make docs         the manual as a site, into site/"
 	@echo "make install      only create .venv with what the scripts need; CPU=1 takes the smaller CPU builds of torch"
@@ -49,7 +49,7 @@ new-dev-environment:
 
 NOTED_ADAPTERS = $(NOTED); cat requirements-adapters.txt
 
-# An environment of its own, for the suites' own versions.
+# A separate environment, for the suites' versions.
 adapters:
 	@{ $(NOTED_ADAPTERS); } | cmp -s - .venv-adapters/.installed || $(MAKE) --no-print-directory new-adapters-environment
 	.venv-adapters/bin/python -m integrations.check
