@@ -1,16 +1,16 @@
 """How fast clips become embeddings: python benchmarks/extraction.py [--audio FOLDER].
 
-Compares the original project's way with this project's at each precision, on the same files, each in its own process,
-taking turns in one run. Outputs are checked against each other. The original's way is measured as a user runs it, and
-with glibc keeping the memory that it would return after every layer, as this project's encoder has it do.
+Compares the original project's way with this project's at each precision, on the same files, in separate processes that
+take turns. Outputs are checked against each other. The original's way is measured as a user runs it, and with glibc
+keeping the memory that it would return after every layer, as this project's encoder asks it to.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
@@ -47,29 +47,23 @@ def main() -> None:
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precisions", nargs="+", default=None, metavar="NAME", help="(default: all the device has)")
     parser.add_argument("--compile", action="store_true", help="measure each precision with torch.compile too")
-    parser.add_argument(
-        "--isa", choices=list(ISAS), help="use no newer CPU instructions than these (default: all that the CPU has)"
-    )
+    parser.add_argument("--isa", choices=list(ISAS), help="newest CPU instructions to use (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    given = parser.parse_args()
-    os.environ.update(ISAS.get(given.isa, {}))  # before torch is imported, here and in the processes that measure
-    from extraction_runs import run
+    arguments = parser.parse_args()
+    os.environ.update(ISAS.get(arguments.isa, {}))  # before torch is imported, here and in the processes that measure
+    from extraction_runs import measure
+    from measuring import save_figures
 
-    from common.text_table import as_markdown, as_text
+    from common.text_table import as_text
 
-    report = run(given)
-    print(f"\n{report['title']}\n")
-    print(as_text(report["table"]))
-    print("\nWhere the time goes, ms per second of audio, one part after the other:\n")
-    print(as_text(report["parts"]))
-    if given.json:
-        given.json.write_text(json.dumps({**report, "markdown": as_markdown(report["table"])}, indent=1) + "\n")
-    print(
-        "\nRoofline, s of audio/s, if the blocks did nothing but compute, or nothing but read and write activations:\n"
-    )
-    print(as_text(report["roofline"]))
-    if report["wrong"]:
-        raise SystemExit(f"outputs differ from the original's by more than allowed: {', '.join(report['wrong'])}")
+    report = measure(arguments)
+    print(f"\n{report.title}\n\n{as_text(report.table)}")
+    print(f"\nWhere the time goes, ms per second of audio, one part after the other:\n\n{as_text(report.parts)}")
+    save_figures(arguments.json, asdict(report))
+    print("\nRoofline, s of audio/s, if the blocks only computed, or only read and wrote activations:\n")
+    print(as_text(report.roofline))
+    if report.wrong:
+        raise SystemExit(f"outputs differ from the original's by more than allowed: {', '.join(report.wrong)}")
 
 
 if __name__ == "__main__":

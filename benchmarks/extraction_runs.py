@@ -1,14 +1,14 @@
-"""The measurements of `extraction.py`: each way of extraction in a process of its own, and the tables of what they took."""
+"""The measurements of `extraction.py`: each way of extraction in a separate process, and tables of what they took."""
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,10 +18,12 @@ import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
+from measuring import peak_memory, timed
+from original import PlainEncoder, extract_originally
 
 from common.datasets import Clip
 from common.datasets.audio import read_audio
-from common.encoder import audiosep, find_output, load_encoder
+from common.encoder import audiosep, load_encoder
 from common.encoder.device import PRECISIONS, describe_cpu, keep_freed_memory, resolve_precision
 from common.encoder.network import BLOCKS, SAMPLE_RATE
 from common.extraction import ClipList, extract
@@ -31,263 +33,242 @@ ORIGINAL, KEPT, COMPILED = "original", "original, memory kept", ", compiled"
 LIMITS = {"fp32": 1e-5, "tf32": 1e-2, "bf16": 1e-2, "fp16": 1e-2}  # relative L2 against the original's output
 
 
-def operations_per_second(folded: bool) -> float:
-    """The operations of the six blocks' convolutions for one second of audio, counting additions and multiplications.
+@dataclass(frozen=True)
+class Figures:
+    """One way of extraction. None is what does not apply: all but memory to the original's ways, parts to compiled ones.
 
-    Args:
-        folded: as this project computes them, with the pooling folded into conv2 and done before the shortcut; or as
-            the original does, one after the other.
+    Attributes:
+        memory: peak, bytes.
+        alone: seconds of audio per second, of the encoder on waveforms in memory.
+        peak: operations per second of the fastest convolution.
+        bandwidth: bytes per second that a copy reads and writes.
+        parts: part of the extraction -> seconds per second of audio.
+        seconds: of each round, and their median.
+        error: relative L2 distance of the embeddings from the original's.
     """
-    total, positions = 0.0, 100 * 1024.0
-    for _, _, channels_in, channels_out, (in_time, in_frequency) in BLOCKS[:-1]:
-        pooled = positions / in_time / in_frequency
-        second = (2 + in_time) * (2 + in_frequency) * pooled if folded else 9 * positions
-        total += 2 * channels_out * (9 * positions * channels_in + second * channels_out)
-        if channels_in != channels_out:
-            total += 2 * (pooled if folded else positions) * channels_in * channels_out
-        positions = pooled
-    return total
+
+    memory: int
+    alone: float | None = None
+    peak: float | None = None
+    bandwidth: float | None = None
+    parts: dict[str, float] | None = None
+    seconds: tuple[float, ...] = ()
+    median: float = 0.0
+    error: float = 0.0
 
 
-def traffic_per_second(size: int) -> float:
-    """Bytes that the folded blocks' steps read and write for one second of audio, if nothing stays in a cache.
+@dataclass(frozen=True)
+class Report:
+    """The figures of every way, the tables made from them, and the ways whose embeddings are wrong."""
+
+    title: str
+    device: str
+    audio_s: float
+    figures: dict[str, Figures]
+    table: list[list[str]]
+    parts: list[list[str]]
+    roofline: list[list[str]]
+    wrong: list[str]
+
+
+def work_per_second(size: int) -> tuple[float, float]:
+    """Operations (additions and multiplications) of the six folded blocks' convolutions for one second of audio, and the bytes
+    that the blocks read and write, if nothing stays in a cache.
 
     Args:
         size: bytes of an activation; the first block's input is computed in float32 from the spectrogram.
     """
-    total, positions = 0.0, 100 * 1024.0
-    for number, (_, _, channels_in, channels_out, (in_time, in_frequency)) in enumerate(BLOCKS[:-1]):
+    operations = traffic = 0.0
+    positions = 100 * 1024.0
+    for name, _, channels_in, channels_out, (in_time, in_frequency) in BLOCKS[:-1]:
         pooled = positions / in_time / in_frequency
-        if number == 0:
-            total += 4 * (2 * positions + 4 * positions * channels_in) + size * 2 * positions * channels_in
+        kernel = (2 + in_time) * (2 + in_frequency)
+        operations += 2 * channels_out * (9 * positions * channels_in + kernel * pooled * channels_out)
+        if channels_in != channels_out:
+            operations += 2 * pooled * channels_in * channels_out
+        if name == BLOCKS[0][0]:
+            traffic += 4 * positions * (2 + 4 * channels_in) + size * 2 * positions * channels_in
         else:
-            total += size * 6 * positions * channels_in  # scaled, activated in place, read by conv1; pooled
-        total += size * (4 * positions * channels_out + pooled * channels_out)  # conv1's, activated in place; conv2's
-        total += size * (pooled * 2 * channels_in + pooled * channels_out)  # the pooled input and its shortcut
-        total += size * 3 * pooled * channels_out  # their addition
+            traffic += size * 6 * positions * channels_in  # scaled, activated in place, read by conv1; pooled
+        # The output of conv1, activated in place; that of conv2, the pooled input, its shortcut, and their addition.
+        traffic += size * (4 * positions * channels_out + 5 * pooled * channels_out + 2 * pooled * channels_in)
         positions = pooled
-    return total
+    return operations, traffic
 
 
 def bandwidth(device: torch.device) -> float:
     """Bytes per second that a copy of 512 MB reads and writes; the best of several."""
     source = torch.ones(2**27, device=device)
-    target = torch.empty_like(source)
-    return max(2 * source.nbytes / _timed(partial(target.copy_, source), device) for _ in range(8))
+    copy = torch.empty_like(source)
+    return max(2 * source.nbytes / timed(partial(copy.copy_, source), device) for _ in range(8))
 
 
 def peak(device: torch.device, precision: str) -> float:
     """Operations per second of 3x3 convolutions of the same type, with the same library; the best of several shapes."""
-    dtype, best = PRECISIONS[precision], 0.0
+    options, best = {"device": device, "dtype": PRECISIONS[precision]}, 0.0
     for channels, height, width in ((64, 256, 512), (128, 128, 256), (256, 64, 128), (384, 32, 64)):
-        image = torch.randn(1, channels, height, width, device=device, dtype=dtype)
-        kernel = torch.randn(channels, channels, 3, 3, device=device, dtype=dtype)
-        image, kernel = (each.to(memory_format=torch.channels_last) for each in (image, kernel))
-        for _ in range(12):
-            seconds = _timed(partial(F.conv2d, image, kernel, padding=1), device)
-            best = max(best, 2 * 9 * channels**2 * height * width / seconds)
+        image = torch.randn(1, channels, height, width, **options).to(memory_format=torch.channels_last)
+        kernel = torch.randn(channels, channels, 3, 3, **options).to(memory_format=torch.channels_last)
+        seconds = min(timed(partial(F.conv2d, image, kernel, padding=1), device) for _ in range(12))
+        best = max(best, 2 * 9 * channels**2 * height * width / seconds)
     return best
 
 
-def _timed(call: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    call()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
 def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) -> None:
-    """Do one way's work whenever asked; send the seconds and embeddings, and at the end the peak memory."""
+    """Extract whenever asked, and send the seconds and embeddings; at the end send the `Figures` but the rounds'."""
     torch.backends.cudnn.allow_tf32 = way.startswith("tf32")  # torch's default would round the reference too
-    if way.startswith(ORIGINAL):
-        from original import PlainEncoder, extract_originally
+    is_original = way.startswith(ORIGINAL)
+    precision, *compiled = way.split(COMPILED)
+    if way == KEPT:
+        keep_freed_memory()
+    encoder: Any = PlainEncoder(CHECKPOINT).to(device) if is_original else load_encoder(CHECKPOINT, device, precision)
+    for block in encoder.network.blocks if compiled else ():
+        block.compile()
+    clips = ClipList([Clip(path, "sound") for path in paths], paths[0].parent, "benchmark")
 
-        if way == KEPT:
-            keep_freed_memory()
-        encoder = PlainEncoder(CHECKPOINT).to(device)
-
-        def work(number: int) -> torch.Tensor:
+    def work() -> torch.Tensor:
+        if is_original:
             return extract_originally(encoder, paths, device)
-    else:
-        precision, *compiled = way.split(COMPILED)
-        encoder = load_encoder(CHECKPOINT, device, precision)
-        if compiled:
-            for block in encoder.network.blocks:
-                block.compile()
-        folder = Path(tempfile.mkdtemp())
-        clips = ClipList([Clip(path, "sound") for path in paths], paths[0].parent, "benchmark")
-        output = find_output(encoder.outputs, "encoder_block6", "mean")
+        file = Path(tempfile.mkdtemp(), "features.pt")
+        return extract(clips, encoder, file, [encoder.default_output]).features
 
-        def work(number: int) -> torch.Tensor:
-            features = extract(clips, encoder, folder / f"{number}.pt", [output])
-            assert features is not None
-            return features.features
-
-    number = 0
-    while pipe.recv() == "go":
+    while pipe.recv():
         started = time.perf_counter()
-        embeddings = work(number)
+        embeddings = work()
         pipe.send((time.perf_counter() - started, embeddings.numpy()))
-        number += 1
-    extra = {"memory": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
-    if device.type == "cuda":
-        extra["memory"] = torch.cuda.max_memory_allocated(device)
-    if not way.startswith(ORIGINAL):  # only now, while all others are idle
-        waveforms = [read_audio(path, SAMPLE_RATE) for path in paths[: 8 if device.type == "cpu" else 400]]
-        timed_s = sum(len(waveform) for waveform in waveforms) / SAMPLE_RATE
-        alone = [_timed(lambda: encoder.embed(waveforms), device) for _ in range(3)]
-        extra |= {"alone": timed_s / min(alone), "peak": peak(device, precision), "bandwidth": bandwidth(device)}
-        if not compiled:  # compiled blocks cannot be timed from inside
-            extra["parts"] = {
-                name: seconds / timed_s for name, seconds in breakdown(encoder, paths[: len(waveforms)]).items()
-            }
-    pipe.send(extra)
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
+    if is_original:
+        pipe.send(Figures(memory))
+        return
+    # Only now, while all other processes are idle.
+    some = paths[: 8 if device.type == "cpu" else 400]
+    waveforms = [read_audio(path, SAMPLE_RATE) for path in some]
+    timed_s = sum(len(waveform) for waveform in waveforms) / SAMPLE_RATE
+    alone = timed_s / min(timed(lambda: encoder.embed(waveforms), device) for _ in range(3))
+    parts = None  # compiled blocks cannot be timed from inside
+    limits = peak(device, precision), bandwidth(device)
+    if not compiled:
+        parts = {name: seconds / timed_s for name, seconds in breakdown(encoder, some).items()}
+    pipe.send(Figures(memory, alone, *limits, parts))
 
 
 def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
-    """Seconds spent in each part, one after the other without overlap."""
+    """Seconds spent in each part, one after the other without overlap. The encoder keeps the timers."""
     spent: dict[str, float] = defaultdict(float)
 
     def timing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any, **options: Any) -> Any:
-            result: list[Any] = []
-            spent[name] += _timed(lambda: result.append(call(*arguments, **options)), encoder.device)
-            return result[0]
+        def timed_call(*arguments: Any, **options: Any) -> Any:
+            results: list[Any] = []
+            spent[name] += timed(lambda: results.append(call(*arguments, **options)), encoder.device)
+            return results[0]
 
-        return timed
+        return timed_call
 
-    network, pool = encoder.network, audiosep.batch_moments
-    network.normalised_magnitude = timing("STFT", network.normalised_magnitude)
-    for (name, *_), block in zip(BLOCKS, network.blocks, strict=True):
+    encoder.network.normalised_magnitude = timing("STFT", encoder.network.normalised_magnitude)
+    for (name, *_), block in zip(BLOCKS, encoder.network.blocks, strict=True):
         block.forward = timing(name, block.forward)
-    audiosep.batch_moments = timing("pooling", pool)
-    try:
-        encoder.embed([read_audio(paths[0], SAMPLE_RATE)])
-        spent.clear()
-        soundfile_read = timing("decode", lambda path: soundfile.read(path, dtype="float32"))
-        timed_read = timing("decode and resample", read_audio)
-        waveforms = []
-        for path in paths:
-            soundfile_read(path)
-            waveforms.append(timed_read(path, SAMPLE_RATE))
-        encoder.embed(waveforms)
-    finally:
-        audiosep.batch_moments = pool
-        del network.__dict__["normalised_magnitude"]
-        for block in network.blocks:
-            del block.__dict__["forward"]
-    spent["resample"] = max(0.0, spent.pop("decode and resample") - spent["decode"])
-    return dict(spent)
-
-
-def run(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure what the arguments of `extraction.py` ask for: figures and tables by name."""
-    device = load_encoder(CHECKPOINT, given.device).device
-    precisions = given.precisions or (["fp32", "bf16"] if device.type == "cpu" else list(PRECISIONS))
-    own = [resolve_precision(name, device) for name in precisions]
-    ways = [ORIGINAL, *[KEPT] * (device.type == "cpu"), *own, *(f"{name}{COMPILED}" for name in own if given.compile)]
-    with tempfile.TemporaryDirectory() as folder:
-        paths = _files(given, Path(folder))
-        audio_s = sum(soundfile.info(path).duration for path in paths)
-        seconds, embeddings, extras = _measure(ways, paths, device, given.rounds)
-    report = _report(ways, seconds, embeddings, extras, audio_s, device)
-    where = f"{torch.cuda.get_device_name(device)}" if device.type == "cuda" else describe_cpu()
-    wrong = [way for way in ways[1:] if report["figures"][way]["error"] > LIMITS.get(way.partition(",")[0], 1e-5)]
-    title = (
-        f"{len(paths)} files, {audio_s:.0f} s of audio, {where}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}, {given.rounds} rounds; medians"
-    )
-    return {"title": title, **report, "wrong": wrong}
-
-
-def _files(given: argparse.Namespace, folder: Path) -> list[Path]:
-    """Files to extract: the given ones, or generated noise with a changing spectrum, in 16 bits."""
-    if given.audio is not None:
-        kinds = (".wav", ".flac", ".ogg", ".mp3")
-        return sorted(path for path in given.audio.rglob("*") if path.suffix.lower() in kinds)[: given.clips]
-    rng = np.random.default_rng(0)
-    paths = [folder / f"{number}.{'flac' if given.flac else 'wav'}" for number in range(given.clips)]
+    audiosep.batch_moments = timing("pooling", audiosep.batch_moments)
+    encoder.embed([read_audio(paths[0], SAMPLE_RATE)])
+    spent.clear()
+    decode = timing("decode", partial(soundfile.read, dtype="float32"))
+    decode_and_resample = timing("resample", read_audio)
+    waveforms = []
     for path in paths:
-        samples = np.cumsum(rng.standard_normal(round(given.rate * given.seconds)))
+        decode(path)
+        waveforms.append(decode_and_resample(path, SAMPLE_RATE))
+    encoder.embed(waveforms)
+    resample_s = max(0.0, spent.pop("resample") - spent["decode"])
+    return {**spent, "resample": resample_s}
+
+
+def measure(arguments: argparse.Namespace) -> Report:
+    """Measure what the arguments of `extraction.py` ask for."""
+    device = load_encoder(CHECKPOINT, arguments.device).device
+    names = arguments.precisions or (["fp32", "bf16"] if device.type == "cpu" else list(PRECISIONS))
+    precisions = [resolve_precision(name, device) for name in names]
+    compiled = [f"{name}{COMPILED}" for name in precisions if arguments.compile]
+    ways = [ORIGINAL, *[KEPT] * (device.type == "cpu"), *precisions, *compiled]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = listed(arguments.audio) if arguments.audio else generated(arguments, Path(folder))
+        paths = paths[: arguments.clips]
+        audio_s = sum(soundfile.info(path).duration for path in paths)
+        figures = take_turns(ways, paths, device, arguments.rounds)
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else describe_cpu()
+    title = (
+        f"{len(paths)} files, {audio_s:.0f} s of audio, {hardware}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}, {arguments.rounds} rounds; medians"
+    )
+    wrong = [way for way in ways[1:] if figures[way].error > LIMITS.get(way.partition(",")[0], 1e-5)]
+    parts = {way: figure.parts for way, figure in figures.items() if figure.parts}
+    parts_table = [["part", *parts]]
+    for name in next(iter(parts.values())):
+        parts_table.append([name, *(f"{1000 * seconds[name]:.2f}" for seconds in parts.values())])
+    tables = overview(figures, audio_s), parts_table, roofline(figures, audio_s)
+    return Report(title, str(device), audio_s, figures, *tables, wrong)
+
+
+def listed(folder: Path) -> list[Path]:
+    """The audio files below a folder."""
+    kinds = (".wav", ".flac", ".ogg", ".mp3")
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in kinds)
+
+
+def generated(arguments: argparse.Namespace, folder: Path) -> list[Path]:
+    """Files of noise with a changing spectrum, in 16 bits."""
+    rng = np.random.default_rng(0)
+    paths = [folder / f"{number}.{'flac' if arguments.flac else 'wav'}" for number in range(arguments.clips)]
+    for path in paths:
+        samples = np.cumsum(rng.standard_normal(round(arguments.rate * arguments.seconds)))
         samples = np.diff(samples, prepend=0) + 0.2 * rng.random() * (samples - samples.mean()) / samples.std()
-        soundfile.write(path, 0.1 * samples / np.abs(samples).max() * 9, given.rate, subtype="PCM_16")
+        soundfile.write(path, 0.1 * samples / np.abs(samples).max() * 9, arguments.rate, subtype="PCM_16")
     return paths
 
 
-def _measure(
-    ways: Sequence[str], paths: list[Path], device: torch.device, rounds: int
-) -> tuple[dict[str, list[float]], dict[str, np.ndarray], dict[str, dict]]:
+def take_turns(ways: Sequence[str], paths: list[Path], device: torch.device, rounds: int) -> dict[str, Figures]:
     """Run the ways in turns; the first turn warms up and is not counted."""
     context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
+    pipes = {}
     for way in ways:
-        pipes[way], theirs = context.Pipe()
-        processes.append(context.Process(target=worker, args=(way, paths, device, theirs), daemon=True))
-        processes[-1].start()
+        pipes[way], remote = context.Pipe()
+        context.Process(target=worker, args=(way, paths, device, remote), daemon=True).start()
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     embeddings: dict[str, np.ndarray] = {}
     for turn in range(rounds + 1):
         for way in ways if turn % 2 else reversed(ways):
-            time.sleep(0.3)  # until the other's threads are idle
-            pipes[way].send("go")
-            taken, embeddings[way] = pipes[way].recv()
-            if turn:
-                seconds[way].append(taken)
-    extras = {}
+            time.sleep(0.3)  # until the threads of the previous process are idle
+            pipes[way].send(True)
+            elapsed, embeddings[way] = pipes[way].recv()
+            seconds[way].append(elapsed)
+    reference, figures = embeddings[ORIGINAL], {}
     for way in ways:
-        pipes[way].send("stop")
-        extras[way] = pipes[way].recv()
-    for process in processes:
-        process.join()
-    return seconds, embeddings, extras
-
-
-def _report(
-    ways: Sequence[str],
-    seconds: dict[str, list[float]],
-    embeddings: dict[str, np.ndarray],
-    extras: dict[str, dict],
-    audio_s: float,
-    device: torch.device,
-) -> dict[str, Any]:
-    """The figures, and the tables made from them."""
-    medians = {way: float(np.median(each)) for way, each in seconds.items()}
-    table = [
-        [
-            "way",
-            "s of audio/s",
-            "against original",
-            *["against it, memory kept"] * (KEPT in ways),
-            "encoder alone",
-            "error",
-            "of peak",
-            "memory, GB",
-        ]
-    ]
-    figures = {}
-    for way in ways:
-        reference = embeddings[ORIGINAL]
+        pipes[way].send(False)
+        counted = tuple(seconds[way][1:])
         error = float(np.linalg.norm(embeddings[way] - reference) / np.linalg.norm(reference))
-        best = extras[way].get("peak")
-        share = operations_per_second(folded=True) * audio_s / medians[way] / best if best else None
-        figures[way] = {"seconds": seconds[way], "error": error, "share_of_peak": share, **extras[way]}
-        ratios = [f"{medians[each] / medians[way]:.2f}" for each in (ORIGINAL, *[KEPT] * (KEPT in ways))]
-        memory, alone = extras[way]["memory"] / 1e9, extras[way].get("alone")
-        ratios.append("-" if alone is None else f"{alone:.1f}")
-        cells = [f"{audio_s / medians[way]:.1f}", *ratios, f"{error:.0e}", "-" if share is None else f"{share:.0%}"]
-        table.append([way, *cells, f"{memory:.1f}"])
-    timed = [way for way in ways if "parts" in extras[way]]
-    parts = [["part", *timed]]
-    for name in extras[timed[0]]["parts"]:
-        parts.append([name, *(f"{1000 * extras[way]['parts'][name]:.2f}" for way in timed)])
-    roofline = [["precision", "GFLOP", "MB", "computing", "memory", "reached"]]
-    for way in (way for way in ways if "peak" in extras[way]):
-        size = PRECISIONS[way.partition(COMPILED)[0]].itemsize
-        work, traffic = operations_per_second(folded=True), traffic_per_second(size)
-        limits = (extras[way]["peak"] / work, extras[way]["bandwidth"] / traffic, audio_s / medians[way])
-        roofline.append([way, f"{work / 1e9:.1f}", f"{traffic / 1e6:.0f}", *(f"{limit:.0f}" for limit in limits)])
-    tables = {"table": table, "parts": parts, "roofline": roofline}
-    return {"device": str(device), "audio_s": audio_s, "figures": figures, **tables}
+        figures[way] = replace(pipes[way].recv(), seconds=counted, median=float(np.median(counted)), error=error)
+    return figures
+
+
+def overview(figures: dict[str, Figures], audio_s: float) -> list[list[str]]:
+    """A row for each way."""
+    titles = {ORIGINAL: "against original", KEPT: "against it, memory kept"}
+    baselines = {titles[way]: figures[way].median for way in titles if way in figures}
+    table = [["way", "s of audio/s", *baselines, "encoder alone", "error", "of peak", "memory, GB"]]
+    for way, figure in figures.items():
+        ratios = [f"{median / figure.median:.2f}" for median in baselines.values()]
+        alone = f"{figure.alone:.1f}" if figure.alone else "-"
+        share = f"{work_per_second(4)[0] * audio_s / figure.median / figure.peak:.0%}" if figure.peak else "-"
+        cells = [*ratios, alone, f"{figure.error:.0e}", share, f"{figure.memory / 1e9:.1f}"]
+        table.append([way, f"{audio_s / figure.median:.1f}", *cells])
+    return table
+
+
+def roofline(figures: dict[str, Figures], audio_s: float) -> list[list[str]]:
+    """What the arithmetic and the memory would allow, in seconds of audio per second."""
+    table = [["precision", "GFLOP", "MB", "computing", "memory", "reached"]]
+    for way, figure in figures.items():
+        if figure.peak and figure.bandwidth:
+            operations, traffic = work_per_second(PRECISIONS[way.partition(COMPILED)[0]].itemsize)
+            speeds = (figure.peak / operations, figure.bandwidth / traffic, audio_s / figure.median)
+            work = [f"{operations / 1e9:.1f}", f"{traffic / 1e6:.0f}"]
+            table.append([way, *work, *(f"{speed:.0f}" for speed in speeds)])
+    return table

@@ -7,7 +7,6 @@ the same heads on the same generated features of ESC-50's size, in turns, in one
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -21,21 +20,19 @@ def main() -> None:
     """Measure, print a table, and write the figures as JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--rounds", type=int, default=3, help="timed runs of both ways (default: %(default)s)")
-    parser.add_argument(
-        "--seeds", type=int, default=5, help="seeds fitted together with 5 folds (default: %(default)s)"
-    )
+    parser.add_argument("--rounds", type=int, default=3, help="timed runs of both ways (default: 3)")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds fitted together with 5 folds (default: 5)")
     parser.add_argument("--json", type=Path, help="file for the figures")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     from fitting_runs import compare
+    from measuring import save_figures
 
     from common.encoder import resolve_device
 
-    device = resolve_device(given.device)
-    comparisons = compare(device, given.rounds, given.seeds)
-    if given.json:
-        figures = [asdict(each) for each in comparisons]
-        given.json.write_text(json.dumps({"device": str(device), "figures": figures}, indent=1) + "\n")
+    device = resolve_device(arguments.device)
+    comparisons = compare(device, arguments.rounds, arguments.seeds)
+    figures = [asdict(comparison) for comparison in comparisons]
+    save_figures(arguments.json, {"device": str(device), "figures": figures})
 
 
 if __name__ == "__main__":

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import timed
 from torch.utils.data import DataLoader, TensorDataset
 
 from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads
 
+EPOCHS, CLIPS, CLASSES, FOLDS = 20, 2000, 50, 5  # of ESC-50's size
+
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of a head and epoch, the medians: fitted the plain way, and with the others."""
+    """Median seconds per head and epoch: fitted the plain way, and together with other heads."""
 
     plain: float
     together: float
@@ -32,24 +34,22 @@ class Comparison:
     ratio: float
 
 
-def made_up(n_clips: int, n_classes: int) -> FeatureSet:
+def random_features() -> FeatureSet:
     """Features (N, 384) of overlapping classes."""
     rng = np.random.default_rng(0)
-    labels = np.arange(n_clips) % n_classes
-    values = rng.standard_normal((n_classes, 384))[labels] + 3 * rng.standard_normal((n_clips, 384))
-    clip_ids = [str(row) for row in range(n_clips)]
-    return FeatureSet(
-        torch.from_numpy(values).float(), torch.from_numpy(labels), list(map(str, range(n_classes))), clip_ids
-    )
+    labels = np.arange(CLIPS) % CLASSES
+    values = rng.standard_normal((CLASSES, 384))[labels] + 3 * rng.standard_normal((CLIPS, 384))
+    names, clip_ids = [str(label) for label in range(CLASSES)], [str(row) for row in range(CLIPS)]
+    return FeatureSet(torch.from_numpy(values).float(), torch.from_numpy(labels), names, clip_ids)
 
 
-def plain_epochs(kind: HeadKind, features: FeatureSet, split: Split, epochs: int, device: torch.device) -> None:
-    """Fit one head the plain way, predicting test rows after every epoch as the stack does."""
+def fit_plainly(kind: HeadKind, features: FeatureSet, split: Split, device: torch.device) -> None:
+    """Fit one head the plain way, with predictions for the test rows after every epoch, as `fit_heads` has them."""
     train = TensorDataset(features.features[split.train], features.labels[split.train])
     test = TensorDataset(features.features[split.test], features.labels[split.test])
     module = HEADS[kind](features.features.shape[1], len(features.class_names)).to(device)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
-    for _ in range(epochs):
+    for _ in range(EPOCHS):
         total = 0.0
         for batch, labels in DataLoader(train, batch_size=8, shuffle=True):
             optimizer.zero_grad()
@@ -63,33 +63,29 @@ def plain_epochs(kind: HeadKind, features: FeatureSet, split: Split, epochs: int
 
 
 def compare(device: torch.device, rounds: int, seeds: int) -> list[Comparison]:
-    """Fit both ways in turns; print a line for each head and number of heads."""
-    epochs = 20
-    features = made_up(2000, 50)
-    rows = np.arange(2000)
-    folds = [Split(f"fold {fold}", rows[rows // 400 != fold], rows[rows // 400 == fold]) for fold in range(5)]
+    """Fit both ways in turns; print a line for each kind and number of heads."""
+    features, rows = random_features(), np.arange(CLIPS)
+    of_fold = rows // (CLIPS // FOLDS)
+    splits = [Split(f"fold {fold}", rows[of_fold != fold], rows[of_fold == fold]) for fold in range(FOLDS)]
     comparisons = []
     for kind in HEADS:
         for n_seeds in sorted({1, seeds}):
-            jobs = [Job(split, seed) for seed in range(n_seeds) for split in folds]
-            times: dict[str, list[float]] = {"plain": [], "together": []}
-            for round_ in range(rounds + 1):  # the first one warms up
-                for way in times:
-                    started = time.perf_counter()
-                    if way == "plain":
-                        plain_epochs(kind, features, folds[0], epochs, device)
-                    else:
-                        fit_heads(kind, features, jobs, Recipe(epochs, 8, 1e-3), device)
-                    if device.type == "cuda":
-                        torch.cuda.synchronize()
-                    heads = 1 if way == "plain" else len(jobs)
-                    times[way] += [(time.perf_counter() - started) / heads / epochs] * (round_ > 0)
-            seconds = Seconds(**{way: float(np.median(each)) for way, each in times.items()})
-            ratio = seconds.plain / seconds.together
-            comparisons.append(Comparison(kind, len(jobs), seconds, ratio))
+            jobs = [Job(split, seed) for seed in range(n_seeds) for split in splits]
+            seconds = _measure(kind, features, jobs, rounds, device)
+            comparison = Comparison(kind, len(jobs), seconds, seconds.plain / seconds.together)
             print(
                 f"{kind:<12} {len(jobs):>3} heads together: {1000 * seconds.together:7.1f} ms per head and epoch, "
-                f"plain {1000 * seconds.plain:7.1f} ms: {ratio:5.1f} times as fast",
+                f"plain {1000 * seconds.plain:7.1f} ms: {comparison.ratio:5.1f} times as fast",
                 flush=True,
             )
+            comparisons.append(comparison)
     return comparisons
+
+
+def _measure(kind: HeadKind, features: FeatureSet, jobs: list[Job], rounds: int, device: torch.device) -> Seconds:
+    plain, together = [], []
+    for _ in range(rounds + 1):
+        plain.append(timed(lambda: fit_plainly(kind, features, jobs[0].split, device), device))
+        together.append(timed(lambda: fit_heads(kind, features, jobs, Recipe(EPOCHS, 8, 1e-3), device), device))
+    # The first round warms up.
+    return Seconds(float(np.median(plain[1:])) / EPOCHS, float(np.median(together[1:])) / EPOCHS / len(jobs))

@@ -1,32 +1,33 @@
-"""The measurements of `job_array.py`: the clips, the stand-in for the encoder, and each shard in a process of its own."""
+"""The measurements of `job_array.py`: the clips, a stand-in for the encoder, and each shard in a separate process."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import multiprocessing
 import os
 import resource
 import signal
-import struct
 import sys
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
+from measuring import peak_memory
 from tqdm import tqdm
 
 from common.datasets import Clip
 from common.encoder import EncoderInfo, Output, Waveform
+from common.encoder_name import EncoderKind
 from common.extraction import ClipList, ExtractOptions, Shard, extract
 from common.files import sha256_of
 
@@ -37,17 +38,29 @@ WIDTH = 384  # of AudioSep's embeddings
 
 
 @dataclass(frozen=True)
+class Settings:
+    """The flags of `job_array.py`."""
+
+    clips: int
+    shards: int
+    at_once: int
+    encoder_ms: float
+    slowdown: float
+    save_every: float
+    folder: Path | None
+
+
+@dataclass(frozen=True)
 class Attempt:
-    """What one process took; of a killed one only `computed` and `seconds` are known.
+    """What one process took; for a killed process only `computed` and `seconds` are known.
 
     Attributes:
-        shard: its index, from 0.
-        is_killed: whether it was killed before its end.
+        shard: index from 0.
         computed: clips that went through the encoder.
         seconds: from the list of clips to the end, without Python's start and the imports.
-        before_s, after_s: the part before the first clip went to the encoder, and the part after the last one came back.
+        before_s, after_s: until the first clip went to the encoder, and after the last one came back.
         cpu_s: seconds of a core.
-        peak_bytes: of its memory.
+        peak_bytes: of memory.
     """
 
     shard: int
@@ -62,8 +75,9 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Measured:
-    """The attempts of the array in the order of their ends, its wall time, the process without shards, and the files."""
+    """Attempts of the array in the order of their ends, its wall time, the process without shards, and both files."""
 
+    settings: Settings
     attempts: list[Attempt]
     wall_s: float
     whole: Attempt
@@ -71,20 +85,34 @@ class Measured:
     array_sha256: str
     whole_sha256: str
 
+    @property
+    def computed_again(self) -> int:
+        """Clips that went through the encoder twice, because of the kill."""
+        return sum(attempt.computed for attempt in self.attempts) - self.settings.clips
+
+    @property
+    def ideal_s(self) -> float:
+        """Wall time of the array if dividing the work cost nothing."""
+        return self.whole.seconds / self.settings.at_once
+
+    @property
+    def fair_s(self) -> float:
+        """The same, with what the kill and the slow encoder cost."""
+        settings, last = self.settings, self.settings.shards - 1
+        (straggler,) = (attempt for attempt in self.attempts if attempt.shard == last and not attempt.is_killed)
+        slowed_s = straggler.computed * settings.encoder_ms / 1000 * (settings.slowdown - 1)
+        again_s = self.computed_again / settings.clips * self.whole.seconds
+        return self.ideal_s + (again_s + slowed_s) / settings.at_once
+
 
 @dataclass(frozen=True)
 class Work:
-    """What a process is given.
+    """What one process extracts: `shard` of the first `clips` sounds of a folder, into `features_file`.
 
     Attributes:
-        sounds: the folder of the clips.
-        clips: how many of them are extracted, by all shards together.
-        features_file: what they write.
-        shard: its own.
-        encoder_s: how long its encoder sleeps for each clip.
-        save_every_s: how long it works for a chunk.
-        kill_at: it is killed when it has computed this many clips; None: it is not.
-        core: the one that it may use; None: any.
+        encoder_s: seconds that the encoder sleeps per clip.
+        kill_at: the process is killed after this many clips; None: it is not.
+        core: the only core that it may use; None: any.
     """
 
     sounds: Path
@@ -98,13 +126,13 @@ class Work:
 
 
 class StandIn:
-    """An `Encoder` that costs next to nothing but the time that it sleeps, as a process waits for its GPU."""
+    """An `Encoder` that costs almost nothing but the time that it sleeps, as a process waits for its GPU."""
 
     sample_rate = RATE
     device = torch.device("cpu")
     default_output = Output("waveform", "", WIDTH)
     outputs = (default_output,)
-    info = EncoderInfo("stand-in", "none", "untrained", "none", "fp32")
+    info = EncoderInfo(EncoderKind.UNTRAINED, "stand-in", "none", "untrained", "none", "fp32")
 
     def __init__(self, sleep_s: float, kill_at: int | None) -> None:
         self.sleep_s, self.kill_at = sleep_s, kill_at
@@ -124,101 +152,74 @@ class StandIn:
 
 
 def path_of(number: int) -> Path:
-    """A clip's file, relative to the folder of all."""
+    """A clip's file, relative to the folder of all clips."""
     return Path(f"{number // PER_FOLDER:05d}", f"{number:08d}.wav")
 
 
 def make_sounds(folder: Path, count: int) -> None:
-    """Write the first `count` clips: noise as 16-bit WAV. Those that an earlier run has made are kept."""
+    """Write the first `count` clips: noise as 16-bit WAV. Those of an earlier run are kept."""
     note = folder / "made.txt"
     made = int(note.read_text()) if note.exists() else 0
     for number in range(made, count):
         path, rng = folder / path_of(number), np.random.default_rng(number)
-        samples = rng.integers(-8000, 8000, rng.integers(SHORTEST, LONGEST), dtype=np.int16).tobytes()
-        riff, data = (b"RIFF", 36 + len(samples), b"WAVE"), (b"data", len(samples))
-        header = struct.pack("<4sI4s4sIHHIIHH4sI", *riff, b"fmt ", 16, 1, 1, RATE, 2 * RATE, 2, 16, *data)
-        if number in (made, number // PER_FOLDER * PER_FOLDER):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(header + samples)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, rng.integers(-8000, 8000, rng.integers(SHORTEST, LONGEST), dtype=np.int16), RATE)
     note.write_text(str(max(made, count)))
 
 
-def extract_shard(work: Work, printed: Path, results: Connection) -> None:
-    """In a process of its own: extract the shard, and send what that took."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends this one
+def extract_shard(work: Work, log: Path, results: Connection) -> None:
+    """In a separate process: extract the shard, and send the `Attempt`."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a killed process leaves behind
+    tqdm.set_lock(threading.RLock())  # the default is a semaphore, which a killed process leaves behind
     if work.core is not None:
         os.sched_setaffinity(0, {work.core})
     vars(importlib.import_module("common.extraction.extract"))["SAVE_EVERY_S"] = work.save_every_s
-    with printed.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         started, encoder = time.monotonic(), StandIn(work.encoder_s, work.kill_at)
         clips = [
             Clip(work.sounds / path_of(number), "abc"[number % 3], fold=1 + number % 5, group=f"source{number // 10}")
             for number in range(work.clips)
         ]
-        extract(
-            ClipList(clips, work.sounds, "job_array"),
-            encoder,
-            work.features_file,
-            encoder.outputs,
-            ExtractOptions(workers=1, shard=work.shard),
-        )
+        listed, options = ClipList(clips, work.sounds, "job_array"), ExtractOptions(workers=1, shard=work.shard)
+        extract(listed, encoder, work.features_file, encoder.outputs, options)
         ended = time.monotonic()
     used = resource.getrusage(resource.RUSAGE_SELF)
-    first_at, last_at = encoder.first_at or ended, encoder.last_at or ended
-    results.send(
-        Attempt(
-            work.shard.index,
-            is_killed=False,
-            computed=encoder.computed,
-            seconds=ended - started,
-            before_s=first_at - started,
-            after_s=ended - last_at,
-            cpu_s=used.ru_utime + used.ru_stime,
-            peak_bytes=used.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
-        )
-    )
+    times = (ended - started, (encoder.first_at or ended) - started, ended - (encoder.last_at or ended))
+    cpu_s = used.ru_utime + used.ru_stime
+    results.send(Attempt(work.shard.index, False, encoder.computed, *times, cpu_s, peak_memory()))
 
 
-def run_all(works: Sequence[Work], at_once: int, printed: Path) -> tuple[list[Attempt], float]:
-    """Run every work in a process of its own, `at_once` at a time, each on one core; the one that is killed, once more.
+def run_all(works: Sequence[Work], at_once: int, log: Path) -> Iterator[Attempt]:
+    """Run each work in a separate process on one core, `at_once` at a time, and a killed one once more.
 
-    Returns:
-        The attempts in the order of their ends, and the seconds from the first one's start to the last one's end.
+    Yields the attempts in the order of their ends.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["common.extraction", "common.encoder"])
-    first = context.Process(target=int)  # imports them once, for all
-    first.start()
-    first.join()
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    free = [cores[slot % len(cores)] if cores else None for slot in range(at_once)]
-    waiting, attempts, started_at = deque(works), list[Attempt](), time.monotonic()
-    running: dict[ForkServerProcess, tuple[Work, Connection, float]] = {}
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
+    free, waiting = [cores[slot % len(cores)] for slot in range(at_once)], deque(works)
+    running: dict[BaseProcess, tuple[Work, Connection, float]] = {}
     try:
         while waiting or running:
             while waiting and free:
                 work = replace(waiting.popleft(), core=free.pop(0))
                 receiver, sender = context.Pipe(duplex=False)
-                process = context.Process(target=extract_shard, args=(work, printed, sender))
+                process = context.Process(target=extract_shard, args=(work, log, sender))
                 running[process] = (work, receiver, time.monotonic())
                 process.start()
                 sender.close()
             wait([process.sentinel for process in running])
-            for process in [each for each in running if not each.is_alive()]:
+            for process in [process for process in running if not process.is_alive()]:
                 work, receiver, started = running.pop(process)
                 free.append(work.core)
                 if work.kill_at is not None and process.exitcode == -signal.SIGKILL:
-                    attempts.append(Attempt(work.shard.index, True, work.kill_at, time.monotonic() - started))
                     waiting.append(replace(work, kill_at=None))
+                    yield Attempt(work.shard.index, True, work.kill_at, time.monotonic() - started)
                 elif process.exitcode:
-                    raise SystemExit(
-                        f"shard {work.shard} ended with status {process.exitcode}:\n{printed.read_text()[-4000:]}"
-                    )
+                    end = log.read_text()[-4000:]
+                    raise SystemExit(f"shard {work.shard} ended with status {process.exitcode}:\n{end}")
                 else:
-                    attempts.append(receiver.recv())
-        return attempts, time.monotonic() - started_at
+                    yield receiver.recv()
     finally:
         for process in running:
             if process.pid is not None:
@@ -226,37 +227,37 @@ def run_all(works: Sequence[Work], at_once: int, printed: Path) -> tuple[list[At
                 process.join()
 
 
-def measure(given: argparse.Namespace, at_once: int) -> Measured:
+def measure(settings: Settings) -> Measured:
     """Run the array, then one process, on the same clips."""
-    if given.folder:
-        given.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="job_array_", dir=given.folder) as made:
-        folder = Path(made)
-        sounds = (given.folder or folder).absolute() / "sounds"
-        say(f"making {given.clips:,} clips in {sounds}")
-        make_sounds(sounds, given.clips)
-        array_file, whole_file, printed = folder / "array.pt", folder / "whole.pt", folder / "printed.txt"
-        encoder_s = given.encoder_ms / 1000
-        works = [
-            Work(sounds, given.clips, array_file, Shard(index, given.shards), encoder_s, given.save_every)
-            for index in range(given.shards)
-        ]
-        works[0] = replace(works[0], kill_at=given.clips // given.shards // 2)
-        works[-1] = replace(works[-1], encoder_s=given.slowdown * encoder_s)
-        say(f"extracting them in {given.shards} shards")
-        attempts, wall_s = run_all(works, at_once, printed)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["common.extraction", "common.encoder"])
+    first = context.Process(target=int)  # imports them once, for all
+    first.start()
+    first.join()
+    if settings.folder:
+        settings.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="job_array_", dir=settings.folder) as temporary:
+        folder = Path(temporary)
+        array_file, whole_file, log = folder / "array.pt", folder / "whole.pt", folder / "log.txt"
+        sounds = (settings.folder or folder).absolute() / "sounds"
+        say(f"making {settings.clips:,} clips in {sounds}")
+        make_sounds(sounds, settings.clips)
+        encoder_s = settings.encoder_ms / 1000
+        whole = Work(sounds, settings.clips, whole_file, Shard(), encoder_s, settings.save_every)
+        shards = [Shard(index, settings.shards) for index in range(settings.shards)]
+        works = [replace(whole, features_file=array_file, shard=shard) for shard in shards]
+        works[0] = replace(works[0], kill_at=settings.clips // settings.shards // 2)
+        works[-1] = replace(works[-1], encoder_s=settings.slowdown * encoder_s)
+        say(f"extracting them in {settings.shards} shards")
+        started = time.monotonic()
+        attempts = list(run_all(works, settings.at_once, log))
+        wall_s = time.monotonic() - started
         say("extracting them in one process")
-        whole = replace(works[0], features_file=whole_file, shard=Shard(), kill_at=None)
-        return Measured(
-            attempts,
-            wall_s,
-            run_all([whole], 1, printed)[0][0],
-            array_file.stat().st_size,
-            sha256_of(array_file),
-            sha256_of(whole_file),
-        )
+        (alone,) = run_all([whole], 1, log)
+        file_bytes, checksums = array_file.stat().st_size, (sha256_of(array_file), sha256_of(whole_file))
+        return Measured(settings, attempts, wall_s, alone, file_bytes, *checksums)
 
 
 def say(what: str) -> None:
-    """What is being done, for who waits."""
+    """Show what is being done."""
     print(f"{what} ...", file=sys.stderr, flush=True)
