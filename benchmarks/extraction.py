@@ -51,19 +51,20 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args()
     os.environ.update(ISAS.get(arguments.isa, {}))  # before torch is imported, here and in the processes that measure
-    from extraction_runs import measure
+    from extraction_runs import measure, overview, parts_table, roofline, wrong_ways
     from measuring import save_figures
 
     from common.text_table import as_text
 
-    report = measure(arguments)
-    print(f"\n{report.title}\n\n{as_text(report.table)}")
-    print(f"\nWhere the time goes, ms per second of audio, one part after the other:\n\n{as_text(report.parts)}")
-    save_figures(arguments.json, asdict(report))
+    title, figures = measure(arguments)
+    print(f"\n{title}\n\n{as_text(overview(figures))}")
+    print("\nWhere the time goes, ms per second of audio, one part after the other:\n")
+    print(as_text(parts_table(figures)))
     print("\nRoofline, s of audio/s, if the blocks only computed, or only read and wrote activations:\n")
-    print(as_text(report.roofline))
-    if report.wrong:
-        raise SystemExit(f"outputs differ from the original's by more than allowed: {', '.join(report.wrong)}")
+    print(as_text(roofline(figures)))
+    save_figures(arguments.json, {"title": title, "figures": {way: asdict(figures[way]) for way in figures}})
+    if wrong := wrong_ways(figures):
+        raise SystemExit(f"outputs differ from the original's by more than allowed: {', '.join(wrong)}")
 
 
 if __name__ == "__main__":

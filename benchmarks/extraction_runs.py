@@ -29,22 +29,16 @@ from common.encoder.network import BLOCKS, SAMPLE_RATE
 from common.extraction import ClipList, extract
 
 CHECKPOINT = "random:2024"
+KINDS = (".wav", ".flac", ".ogg", ".mp3")
 ORIGINAL, KEPT, COMPILED = "original", "original, memory kept", ", compiled"
 LIMITS = {"fp32": 1e-5, "tf32": 1e-2, "bf16": 1e-2, "fp16": 1e-2}  # relative L2 against the original's output
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One way of extraction. None is what does not apply: all but memory to the original's ways, parts to compiled ones.
-
-    Attributes:
-        memory: peak, bytes.
-        alone: seconds of audio per second, of the encoder on waveforms in memory.
-        peak: operations per second of the fastest convolution.
-        bandwidth: bytes per second that a copy reads and writes.
-        parts: part of the extraction -> seconds per second of audio.
-        seconds: of each round, and their median.
-        error: relative L2 distance of the embeddings from the original's.
+    """One way of extraction: relative L2 error against the original, peak memory in bytes, seconds of audio per second end to end
+    (`speed`) and of the encoder alone, the device's best operations and bytes per second, and seconds of each part per second
+    of audio. None: not measured for this way.
     """
 
     memory: int
@@ -53,22 +47,8 @@ class Figures:
     bandwidth: float | None = None
     parts: dict[str, float] | None = None
     seconds: tuple[float, ...] = ()
-    median: float = 0.0
+    speed: float = 0.0
     error: float = 0.0
-
-
-@dataclass(frozen=True)
-class Report:
-    """The figures of every way, the tables made from them, and the ways whose embeddings are wrong."""
-
-    title: str
-    device: str
-    audio_s: float
-    figures: dict[str, Figures]
-    table: list[list[str]]
-    parts: list[list[str]]
-    roofline: list[list[str]]
-    wrong: list[str]
 
 
 def work_per_second(size: int) -> tuple[float, float]:
@@ -121,21 +101,20 @@ def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) 
     precision, *compiled = way.split(COMPILED)
     if way == KEPT:
         keep_freed_memory()
-    encoder: Any = PlainEncoder(CHECKPOINT).to(device) if is_original else load_encoder(CHECKPOINT, device, precision)
+    encoder: Any = PlainEncoder(CHECKPOINT, device) if is_original else load_encoder(CHECKPOINT, device, precision)
     for block in encoder.network.blocks if compiled else ():
         block.compile()
     clips = ClipList([Clip(path, "sound") for path in paths], paths[0].parent, "benchmark")
 
-    def work() -> torch.Tensor:
-        if is_original:
-            return extract_originally(encoder, paths, device)
-        file = Path(tempfile.mkdtemp(), "features.pt")
-        return extract(clips, encoder, file, [encoder.default_output]).features
-
-    while pipe.recv():
-        started = time.perf_counter()
-        embeddings = work()
-        pipe.send((time.perf_counter() - started, embeddings.numpy()))
+    with tempfile.TemporaryDirectory() as folder:
+        while pipe.recv():
+            started = time.perf_counter()
+            if is_original:
+                embeddings = extract_originally(encoder, paths)
+            else:
+                file = Path(tempfile.mkdtemp(dir=folder), "features.pt")
+                embeddings = extract(clips, encoder, file, [encoder.default_output]).features
+            pipe.send((time.perf_counter() - started, embeddings.numpy()))
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     if is_original:
         pipe.send(Figures(memory))
@@ -181,50 +160,41 @@ def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
     return {**spent, "resample": resample_s}
 
 
-def measure(arguments: argparse.Namespace) -> Report:
-    """Measure what the arguments of `extraction.py` ask for."""
+def measure(arguments: argparse.Namespace) -> tuple[str, dict[str, Figures]]:
+    """Measure what the arguments of `extraction.py` ask for: a title, and the figures of each way."""
     device = load_encoder(CHECKPOINT, arguments.device).device
     names = arguments.precisions or (["fp32", "bf16"] if device.type == "cpu" else list(PRECISIONS))
     precisions = [resolve_precision(name, device) for name in names]
     compiled = [f"{name}{COMPILED}" for name in precisions if arguments.compile]
     ways = [ORIGINAL, *[KEPT] * (device.type == "cpu"), *precisions, *compiled]
     with tempfile.TemporaryDirectory() as folder:
-        paths = listed(arguments.audio) if arguments.audio else generated(arguments, Path(folder))
-        paths = paths[: arguments.clips]
+        if arguments.audio is None:
+            generate(arguments, Path(folder))
+        files = sorted(path for path in (arguments.audio or Path(folder)).rglob("*") if path.suffix.lower() in KINDS)
+        paths = files[: arguments.clips]
         audio_s = sum(soundfile.info(path).duration for path in paths)
-        figures = take_turns(ways, paths, device, arguments.rounds)
+        figures = take_turns(ways, paths, device, arguments.rounds, audio_s)
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else describe_cpu()
     title = (
         f"{len(paths)} files, {audio_s:.0f} s of audio, {hardware}, {torch.get_num_threads()} threads, torch "
         f"{torch.__version__}, {arguments.rounds} rounds; medians"
     )
-    wrong = [way for way in ways[1:] if figures[way].error > LIMITS.get(way.partition(",")[0], 1e-5)]
-    parts = {way: figure.parts for way, figure in figures.items() if figure.parts}
-    parts_table = [["part", *parts]]
-    for name in next(iter(parts.values())):
-        parts_table.append([name, *(f"{1000 * seconds[name]:.2f}" for seconds in parts.values())])
-    tables = overview(figures, audio_s), parts_table, roofline(figures, audio_s)
-    return Report(title, str(device), audio_s, figures, *tables, wrong)
+    return title, figures
 
 
-def listed(folder: Path) -> list[Path]:
-    """The audio files below a folder."""
-    kinds = (".wav", ".flac", ".ogg", ".mp3")
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in kinds)
-
-
-def generated(arguments: argparse.Namespace, folder: Path) -> list[Path]:
-    """Files of noise with a changing spectrum, in 16 bits."""
+def generate(arguments: argparse.Namespace, folder: Path) -> None:
+    """Write files of noise with a changing spectrum, in 16 bits."""
     rng = np.random.default_rng(0)
-    paths = [folder / f"{number}.{'flac' if arguments.flac else 'wav'}" for number in range(arguments.clips)]
-    for path in paths:
+    for number in range(arguments.clips):
         samples = np.cumsum(rng.standard_normal(round(arguments.rate * arguments.seconds)))
         samples = np.diff(samples, prepend=0) + 0.2 * rng.random() * (samples - samples.mean()) / samples.std()
+        path = folder / f"{number:06d}.{'flac' if arguments.flac else 'wav'}"
         soundfile.write(path, 0.1 * samples / np.abs(samples).max() * 9, arguments.rate, subtype="PCM_16")
-    return paths
 
 
-def take_turns(ways: Sequence[str], paths: list[Path], device: torch.device, rounds: int) -> dict[str, Figures]:
+def take_turns(
+    ways: Sequence[str], paths: list[Path], device: torch.device, rounds: int, audio_s: float
+) -> dict[str, Figures]:
     """Run the ways in turns; the first turn warms up and is not counted."""
     context = multiprocessing.get_context("spawn")
     pipes = {}
@@ -244,31 +214,44 @@ def take_turns(ways: Sequence[str], paths: list[Path], device: torch.device, rou
         pipes[way].send(False)
         counted = tuple(seconds[way][1:])
         error = float(np.linalg.norm(embeddings[way] - reference) / np.linalg.norm(reference))
-        figures[way] = replace(pipes[way].recv(), seconds=counted, median=float(np.median(counted)), error=error)
+        speed = audio_s / float(np.median(counted))
+        figures[way] = replace(pipes[way].recv(), seconds=counted, speed=speed, error=error)
     return figures
 
 
-def overview(figures: dict[str, Figures], audio_s: float) -> list[list[str]]:
+def wrong_ways(figures: dict[str, Figures]) -> list[str]:
+    """The ways whose embeddings differ from the original's by more than allowed."""
+    return [way for way, figure in figures.items() if figure.error > LIMITS.get(way.partition(",")[0], 1e-5)]
+
+
+def overview(figures: dict[str, Figures]) -> list[list[str]]:
     """A row for each way."""
     titles = {ORIGINAL: "against original", KEPT: "against it, memory kept"}
-    baselines = {titles[way]: figures[way].median for way in titles if way in figures}
+    baselines = {titles[way]: figures[way].speed for way in titles if way in figures}
     table = [["way", "s of audio/s", *baselines, "encoder alone", "error", "of peak", "memory, GB"]]
     for way, figure in figures.items():
-        ratios = [f"{median / figure.median:.2f}" for median in baselines.values()]
+        ratios = [f"{figure.speed / speed:.2f}" for speed in baselines.values()]
         alone = f"{figure.alone:.1f}" if figure.alone else "-"
-        share = f"{work_per_second(4)[0] * audio_s / figure.median / figure.peak:.0%}" if figure.peak else "-"
+        share = f"{work_per_second(4)[0] * figure.speed / figure.peak:.0%}" if figure.peak else "-"
         cells = [*ratios, alone, f"{figure.error:.0e}", share, f"{figure.memory / 1e9:.1f}"]
-        table.append([way, f"{audio_s / figure.median:.1f}", *cells])
+        table.append([way, f"{figure.speed:.1f}", *cells])
     return table
 
 
-def roofline(figures: dict[str, Figures], audio_s: float) -> list[list[str]]:
+def parts_table(figures: dict[str, Figures]) -> list[list[str]]:
+    """A row for each part of an extraction, in ms per second of audio."""
+    parts = {way: figure.parts for way, figure in figures.items() if figure.parts}
+    names = next(iter(parts.values()))
+    return [["part", *parts], *([name, *(f"{1000 * spent[name]:.2f}" for spent in parts.values())] for name in names)]
+
+
+def roofline(figures: dict[str, Figures]) -> list[list[str]]:
     """What the arithmetic and the memory would allow, in seconds of audio per second."""
     table = [["precision", "GFLOP", "MB", "computing", "memory", "reached"]]
     for way, figure in figures.items():
         if figure.peak and figure.bandwidth:
             operations, traffic = work_per_second(PRECISIONS[way.partition(COMPILED)[0]].itemsize)
-            speeds = (figure.peak / operations, figure.bandwidth / traffic, audio_s / figure.median)
+            speeds = (figure.peak / operations, figure.bandwidth / traffic, figure.speed)
             work = [f"{operations / 1e9:.1f}", f"{traffic / 1e6:.0f}"]
             table.append([way, *work, *(f"{speed:.0f}" for speed in speeds)])
     return table

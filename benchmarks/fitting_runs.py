@@ -17,21 +17,13 @@ EPOCHS, CLIPS, CLASSES, FOLDS = 20, 2000, 50, 5  # of ESC-50's size
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """Median seconds per head and epoch: fitted the plain way, and together with other heads."""
-
-    plain: float
-    together: float
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """Both ways, for one kind of head and number of heads; `ratio` is how many times as fast they are together."""
+    """Median seconds per head and epoch, of one kind of head: fitted the plain way, and together."""
 
     head: HeadKind
     heads: int
-    seconds_per_head_and_epoch: Seconds
-    ratio: float
+    plain_s: float
+    together_s: float
 
 
 def random_features() -> FeatureSet:
@@ -71,21 +63,21 @@ def compare(device: torch.device, rounds: int, seeds: int) -> list[Comparison]:
     for kind in HEADS:
         for n_seeds in sorted({1, seeds}):
             jobs = [Job(split, seed) for seed in range(n_seeds) for split in splits]
-            seconds = _measure(kind, features, jobs, rounds, device)
-            comparison = Comparison(kind, len(jobs), seconds, seconds.plain / seconds.together)
+            comparison = _compare(kind, features, jobs, rounds, device)
+            plain_s, together_s = comparison.plain_s, comparison.together_s
             print(
-                f"{kind:<12} {len(jobs):>3} heads together: {1000 * seconds.together:7.1f} ms per head and epoch, "
-                f"plain {1000 * seconds.plain:7.1f} ms: {comparison.ratio:5.1f} times as fast",
+                f"{kind:<12} {len(jobs):>3} heads together: {1000 * together_s:7.1f} ms per head and epoch, "
+                f"plain {1000 * plain_s:7.1f} ms: {plain_s / together_s:5.1f} times as fast",
                 flush=True,
             )
             comparisons.append(comparison)
     return comparisons
 
 
-def _measure(kind: HeadKind, features: FeatureSet, jobs: list[Job], rounds: int, device: torch.device) -> Seconds:
+def _compare(kind: HeadKind, features: FeatureSet, jobs: list[Job], rounds: int, device: torch.device) -> Comparison:
     plain, together = [], []
-    for _ in range(rounds + 1):
+    for _ in range(rounds + 1):  # the first round warms up
         plain.append(timed(lambda: fit_plainly(kind, features, jobs[0].split, device), device))
         together.append(timed(lambda: fit_heads(kind, features, jobs, Recipe(EPOCHS, 8, 1e-3), device), device))
-    # The first round warms up.
-    return Seconds(float(np.median(plain[1:])) / EPOCHS, float(np.median(together[1:])) / EPOCHS / len(jobs))
+    plain_s, together_s = (float(np.median(seconds[1:])) / EPOCHS for seconds in (plain, together))
+    return Comparison(kind, len(jobs), plain_s, together_s / len(jobs))

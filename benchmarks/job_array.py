@@ -53,27 +53,24 @@ def main() -> None:
         parser.error("--shards must be at least 2, --clips at least 4 per shard, --at-once at least 1")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # children are cleaned up as after Ctrl-C
     import torch
-    from job_array_runs import Settings, measure
+    from job_array_runs import measure
     from measuring import save_figures
 
     from common.encoder.device import describe_cpu
     from common.text_table import as_text
 
-    flags = dict(vars(arguments))
-    json_file, settings = flags.pop("json"), Settings(**flags)
     try:
-        measured = measure(settings)
+        measured = measure(arguments)
     except KeyboardInterrupt:
         raise SystemExit("interrupted; its processes are ended, its outputs removed") from None
-    machine = {"cpu": describe_cpu(), "python": platform.python_version(), "torch": torch.__version__}
     print(
-        f"\n{settings.clips:,} clips in {settings.shards} shards, {settings.at_once} processes at once, "
-        f"{settings.encoder_ms:g} ms per clip in the encoder\n"
-        f"{machine['cpu']}; Python {machine['python']}, torch {machine['torch']}\n"
+        f"\n{arguments.clips:,} clips in {arguments.shards} shards, {arguments.at_once} processes at once, "
+        f"{arguments.encoder_ms:g} ms per clip in the encoder\n"
+        f"{describe_cpu()}; Python {platform.python_version()}, torch {torch.__version__}\n"
     )
-    totals = totals_of(measured)
-    print(f"{as_text(table_of(measured))}\n\n{as_text(totals)}")
-    save_figures(json_file, {**machine, **asdict(measured), "totals": totals})
+    totals = totals_of(measured, arguments)
+    print(f"{as_text(table_of(measured, arguments))}\n\n{as_text(totals)}")
+    save_figures(arguments.json, {**vars(arguments), "cpu": describe_cpu(), **asdict(measured), "totals": totals})
     if measured.array_sha256 != measured.whole_sha256:
         raise SystemExit(
             f"the files differ: {measured.array_sha256} of the array, {measured.whole_sha256} of one process"
@@ -89,27 +86,32 @@ def row_of(name: str, attempt: Attempt, clips: int, again: int = 0) -> list[str]
     return [name, f"{clips:,}", f"{attempt.computed:,}", f"{again:,}" if again else "-", *cells]
 
 
-def table_of(measured: Measured) -> list[list[str]]:
+def table_of(measured: Measured, arguments: argparse.Namespace) -> list[list[str]]:
     """A row for each attempt at a shard, in the order of their ends, and one for the process without shards."""
-    total, shards = measured.settings.clips, measured.settings.shards
     (killed,) = (attempt for attempt in measured.attempts if attempt.is_killed)
     clips = {attempt.shard: attempt.computed for attempt in measured.attempts if attempt.shard != killed.shard}
-    clips[killed.shard] = total - sum(clips.values())
-    roles = {killed.shard: ", restarted", shards - 1: ", straggler"}
+    clips[killed.shard] = arguments.clips - sum(clips.values())
+    roles = {killed.shard: ", restarted", arguments.shards - 1: ", straggler"}
     table = [HEADER]
     for attempt in measured.attempts:
-        name = f"shard {attempt.shard + 1}/{shards}"
+        name = f"shard {attempt.shard + 1}/{arguments.shards}"
         name += ", killed" if attempt.is_killed else roles.get(attempt.shard, "")
         name += ", wrote the file" if attempt is measured.attempts[-1] else ""
         is_restarted = attempt.shard == killed.shard and not attempt.is_killed
-        table.append(row_of(name, attempt, clips[attempt.shard], measured.computed_again if is_restarted else 0))
-    return [*table, row_of("one process", measured.whole, total)]
+        again = killed.computed + attempt.computed - clips[killed.shard] if is_restarted else 0
+        table.append(row_of(name, attempt, clips[attempt.shard], again))
+    return [*table, row_of("one process", measured.whole, arguments.clips)]
 
 
-def totals_of(measured: Measured) -> list[list[str]]:
+def totals_of(measured: Measured, arguments: argparse.Namespace) -> list[list[str]]:
     """What the whole array took, beside what it would take if dividing the work cost nothing."""
-    at_once, wall_s, ideal_s, fair_s = measured.settings.at_once, measured.wall_s, measured.ideal_s, measured.fair_s
-    starts_s = sum(attempt.before_s for attempt in measured.attempts) / at_once
+    at_once, wall_s, whole_s, attempts = arguments.at_once, measured.wall_s, measured.whole.seconds, measured.attempts
+    last = arguments.shards - 1
+    slow_clips = sum(attempt.computed for attempt in attempts if attempt.shard == last and not attempt.is_killed)
+    slowed_s = slow_clips * arguments.encoder_ms / 1000 * (arguments.slowdown - 1)
+    again_s = (sum(attempt.computed for attempt in attempts) / arguments.clips - 1) * whole_s
+    ideal_s, fair_s = whole_s / at_once, (whole_s + again_s + slowed_s) / at_once
+    starts_s = sum(attempt.before_s for attempt in attempts) / at_once
     return [
         ["the array", ""],
         ["wall time, s", f"{wall_s:.2f}"],
@@ -118,7 +120,7 @@ def totals_of(measured: Measured) -> list[list[str]]:
         ["the same and what the kill and the slow encoder cost, s", f"{fair_s:.2f}"],
         ["wall time / that", f"{wall_s / fair_s:.2f}"],
         [f"all shards, before their first clips, / {at_once}, s", f"{starts_s:.2f}"],
-        ["the last shard, after its last clip: assembly, s", f"{measured.attempts[-1].after_s:.2f}"],
+        ["the last shard, after its last clip: assembly, s", f"{attempts[-1].after_s:.2f}"],
         ["peak memory of one process, MB", f"{measured.whole.peak_bytes / 1e6:.0f}"],
         ["file, MB", f"{measured.file_bytes / 1e6:.1f}"],
         ["bytes equal", "yes" if measured.array_sha256 == measured.whole_sha256 else "no"],

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib
 import multiprocessing
 import os
-import resource
 import signal
 import sys
 import tempfile
@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -33,34 +32,13 @@ from common.files import sha256_of
 
 RATE = 8_000
 SHORTEST, LONGEST = RATE // 20, RATE // 5  # samples: 0.05 to 0.2 s
-PER_FOLDER = 500
 WIDTH = 384  # of AudioSep's embeddings
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The flags of `job_array.py`."""
-
-    clips: int
-    shards: int
-    at_once: int
-    encoder_ms: float
-    slowdown: float
-    save_every: float
-    folder: Path | None
-
-
-@dataclass(frozen=True)
 class Attempt:
-    """What one process took; for a killed process only `computed` and `seconds` are known.
-
-    Attributes:
-        shard: index from 0.
-        computed: clips that went through the encoder.
-        seconds: from the list of clips to the end, without Python's start and the imports.
-        before_s, after_s: until the first clip went to the encoder, and after the last one came back.
-        cpu_s: seconds of a core.
-        peak_bytes: of memory.
+    """What one process took: `seconds` from the list of clips to the end, before the first clip went to the encoder, and after
+    the last one came back; seconds of a core, and peak memory. Of a killed process only `computed` and `seconds` are known.
     """
 
     shard: int
@@ -77,7 +55,6 @@ class Attempt:
 class Measured:
     """Attempts of the array in the order of their ends, its wall time, the process without shards, and both files."""
 
-    settings: Settings
     attempts: list[Attempt]
     wall_s: float
     whole: Attempt
@@ -85,34 +62,11 @@ class Measured:
     array_sha256: str
     whole_sha256: str
 
-    @property
-    def computed_again(self) -> int:
-        """Clips that went through the encoder twice, because of the kill."""
-        return sum(attempt.computed for attempt in self.attempts) - self.settings.clips
-
-    @property
-    def ideal_s(self) -> float:
-        """Wall time of the array if dividing the work cost nothing."""
-        return self.whole.seconds / self.settings.at_once
-
-    @property
-    def fair_s(self) -> float:
-        """The same, with what the kill and the slow encoder cost."""
-        settings, last = self.settings, self.settings.shards - 1
-        (straggler,) = (attempt for attempt in self.attempts if attempt.shard == last and not attempt.is_killed)
-        slowed_s = straggler.computed * settings.encoder_ms / 1000 * (settings.slowdown - 1)
-        again_s = self.computed_again / settings.clips * self.whole.seconds
-        return self.ideal_s + (again_s + slowed_s) / settings.at_once
-
 
 @dataclass(frozen=True)
 class Work:
-    """What one process extracts: `shard` of the first `clips` sounds of a folder, into `features_file`.
-
-    Attributes:
-        encoder_s: seconds that the encoder sleeps per clip.
-        kill_at: the process is killed after this many clips; None: it is not.
-        core: the only core that it may use; None: any.
+    """What one process extracts: a shard of the first `clips` sounds. The encoder sleeps `encoder_s` per clip; a chunk is saved every
+    `save_every_s`; the process is killed after `kill_at` clips, and may use only `core`. None: not killed, any core.
     """
 
     sounds: Path
@@ -143,28 +97,20 @@ class StandIn:
         if self.computed == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         self.first_at = self.first_at or time.monotonic()
-        if self.sleep_s:
-            time.sleep(self.sleep_s * len(waveforms))
+        time.sleep(self.sleep_s * len(waveforms))
         rows = [np.resize(waveform, WIDTH) + np.asarray(waveform).sum() for waveform in waveforms]
         self.computed += len(rows)
         self.last_at = time.monotonic()
         return dict.fromkeys(outputs, torch.from_numpy(np.stack(rows)))
 
 
-def path_of(number: int) -> Path:
-    """A clip's file, relative to the folder of all clips."""
-    return Path(f"{number // PER_FOLDER:05d}", f"{number:08d}.wav")
-
-
 def make_sounds(folder: Path, count: int) -> None:
-    """Write the first `count` clips: noise as 16-bit WAV. Those of an earlier run are kept."""
-    note = folder / "made.txt"
-    made = int(note.read_text()) if note.exists() else 0
-    for number in range(made, count):
-        path, rng = folder / path_of(number), np.random.default_rng(number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, rng.integers(-8000, 8000, rng.integers(SHORTEST, LONGEST), dtype=np.int16), RATE)
-    note.write_text(str(max(made, count)))
+    """Write the first `count` clips, unless they exist: noise as 16-bit WAV."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        path, rng = folder / f"{number:08d}.wav", np.random.default_rng(number)
+        if not path.exists():
+            soundfile.write(path, rng.integers(-8000, 8000, rng.integers(SHORTEST, LONGEST), dtype=np.int16), RATE)
 
 
 def extract_shard(work: Work, log: Path, results: Connection) -> None:
@@ -178,16 +124,16 @@ def extract_shard(work: Work, log: Path, results: Connection) -> None:
     with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         started, encoder = time.monotonic(), StandIn(work.encoder_s, work.kill_at)
         clips = [
-            Clip(work.sounds / path_of(number), "abc"[number % 3], fold=1 + number % 5, group=f"source{number // 10}")
+            Clip(
+                work.sounds / f"{number:08d}.wav", "abc"[number % 3], fold=1 + number % 5, group=f"source{number // 10}"
+            )
             for number in range(work.clips)
         ]
         listed, options = ClipList(clips, work.sounds, "job_array"), ExtractOptions(workers=1, shard=work.shard)
         extract(listed, encoder, work.features_file, encoder.outputs, options)
         ended = time.monotonic()
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    times = (ended - started, (encoder.first_at or ended) - started, ended - (encoder.last_at or ended))
-    cpu_s = used.ru_utime + used.ru_stime
-    results.send(Attempt(work.shard.index, False, encoder.computed, *times, cpu_s, peak_memory()))
+    seconds = (ended - started, (encoder.first_at or ended) - started, ended - (encoder.last_at or ended))
+    results.send(Attempt(work.shard.index, False, encoder.computed, *seconds, time.process_time(), peak_memory()))
 
 
 def run_all(works: Sequence[Work], at_once: int, log: Path) -> Iterator[Attempt]:
@@ -198,19 +144,19 @@ def run_all(works: Sequence[Work], at_once: int, log: Path) -> Iterator[Attempt]
     context = multiprocessing.get_context("forkserver")
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [None]
     free, waiting = [cores[slot % len(cores)] for slot in range(at_once)], deque(works)
-    running: dict[BaseProcess, tuple[Work, Connection, float]] = {}
+    running = {}
     try:
         while waiting or running:
             while waiting and free:
                 work = replace(waiting.popleft(), core=free.pop(0))
                 receiver, sender = context.Pipe(duplex=False)
                 process = context.Process(target=extract_shard, args=(work, log, sender))
-                running[process] = (work, receiver, time.monotonic())
                 process.start()
                 sender.close()
-            wait([process.sentinel for process in running])
-            for process in [process for process in running if not process.is_alive()]:
-                work, receiver, started = running.pop(process)
+                running[process.sentinel] = (process, work, receiver, time.monotonic())
+            for sentinel in wait(list(running)):
+                process, work, receiver, started = running.pop(sentinel)
+                process.join()
                 free.append(work.core)
                 if work.kill_at is not None and process.exitcode == -signal.SIGKILL:
                     waiting.append(replace(work, kill_at=None))
@@ -221,41 +167,40 @@ def run_all(works: Sequence[Work], at_once: int, log: Path) -> Iterator[Attempt]
                 else:
                     yield receiver.recv()
     finally:
-        for process in running:
-            if process.pid is not None:
-                process.kill()
-                process.join()
+        for process, *_ in running.values():
+            process.kill()
+            process.join()
 
 
-def measure(settings: Settings) -> Measured:
-    """Run the array, then one process, on the same clips."""
+def measure(arguments: argparse.Namespace) -> Measured:
+    """Run the array that the arguments of `job_array.py` ask for, then one process, on the same clips."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["common.extraction", "common.encoder"])
     first = context.Process(target=int)  # imports them once, for all
     first.start()
     first.join()
-    if settings.folder:
-        settings.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="job_array_", dir=settings.folder) as temporary:
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="job_array_", dir=arguments.folder) as temporary:
         folder = Path(temporary)
         array_file, whole_file, log = folder / "array.pt", folder / "whole.pt", folder / "log.txt"
-        sounds = (settings.folder or folder).absolute() / "sounds"
-        say(f"making {settings.clips:,} clips in {sounds}")
-        make_sounds(sounds, settings.clips)
-        encoder_s = settings.encoder_ms / 1000
-        whole = Work(sounds, settings.clips, whole_file, Shard(), encoder_s, settings.save_every)
-        shards = [Shard(index, settings.shards) for index in range(settings.shards)]
+        sounds = (arguments.folder or folder).absolute() / "sounds"
+        say(f"making {arguments.clips:,} clips in {sounds}")
+        make_sounds(sounds, arguments.clips)
+        encoder_s = arguments.encoder_ms / 1000
+        whole = Work(sounds, arguments.clips, whole_file, Shard(), encoder_s, arguments.save_every)
+        shards = [Shard(index, arguments.shards) for index in range(arguments.shards)]
         works = [replace(whole, features_file=array_file, shard=shard) for shard in shards]
-        works[0] = replace(works[0], kill_at=settings.clips // settings.shards // 2)
-        works[-1] = replace(works[-1], encoder_s=settings.slowdown * encoder_s)
-        say(f"extracting them in {settings.shards} shards")
+        works[0] = replace(works[0], kill_at=arguments.clips // arguments.shards // 2)
+        works[-1] = replace(works[-1], encoder_s=arguments.slowdown * encoder_s)
+        say(f"extracting them in {arguments.shards} shards")
         started = time.monotonic()
-        attempts = list(run_all(works, settings.at_once, log))
+        attempts = list(run_all(works, arguments.at_once, log))
         wall_s = time.monotonic() - started
         say("extracting them in one process")
         (alone,) = run_all([whole], 1, log)
         file_bytes, checksums = array_file.stat().st_size, (sha256_of(array_file), sha256_of(whole_file))
-        return Measured(settings, attempts, wall_s, alone, file_bytes, *checksums)
+        return Measured(attempts, wall_s, alone, file_bytes, *checksums)
 
 
 def say(what: str) -> None:

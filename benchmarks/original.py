@@ -1,4 +1,4 @@
-"""The original project's way of extraction, as a baseline: plain float32 modules in PyTorch's default layout, nothing
+"""The original project's way of extraction, as a baseline: plain float32 layers in PyTorch's default layout, nothing
 folded, one clip at a time, decoded by a DataLoader without workers."""
 
 from __future__ import annotations
@@ -6,80 +6,49 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from common.datasets.audio import read_audio
 from common.encoder.checkpoint import load_weights
-from common.encoder.network import BLOCKS, HOP_LENGTH, N_BINS, N_FFT, PRE_CONV_CHANNELS, SAMPLE_RATE, weight_shapes
+from common.encoder.network import BLOCKS, HOP_LENGTH, N_FFT, SAMPLE_RATE, weight_shapes
 
 
-class PlainBlock(nn.Module):
-    """``ConvBlockRes`` of the official code."""
+class PlainEncoder:
+    """STFT, bn0, pre_conv and six blocks of the official code, each followed by its pooling; then the mean."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
-        super().__init__()
-        self.bn1, self.bn2 = nn.BatchNorm2d(channels_in), nn.BatchNorm2d(channels_out)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
-        self.shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
+    def __init__(self, checkpoint: str, device: torch.device) -> None:
+        self.tensors = {
+            name: tensor.to(device) for name, tensor in load_weights(checkpoint, weight_shapes()).tensors.items()
+        }
+        self.window, self.device = torch.hann_window(N_FFT, device=device), device
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        origin = x
-        x = self.conv1(F.leaky_relu_(self.bn1(x), negative_slope=0.01))
-        x = self.conv2(F.leaky_relu_(self.bn2(x), negative_slope=0.01))
-        return (origin if self.shortcut is None else self.shortcut(origin)) + x
-
-
-class PlainEncoder(nn.Module):
-    """STFT, bn0, pre_conv and six blocks, each followed by its pooling; then the mean."""
-
-    def __init__(self, checkpoint: str) -> None:
-        super().__init__()
-        self.register_buffer("window", torch.hann_window(N_FFT), persistent=False)
-        self.bn0 = nn.BatchNorm2d(N_BINS)
-        self.pre_conv = nn.Conv2d(1, PRE_CONV_CHANNELS, 1)
-        used = BLOCKS[:-1]
-        for name, _, channels_in, channels_out, _ in used:
-            self.add_module(name, PlainBlock(channels_in, channels_out))
-        tensors = load_weights(checkpoint, weight_shapes()).tensors
-        names = {key.replace(".conv_block1", "").removeprefix("base."): value for key, value in tensors.items()}
-        own = self.state_dict()
-        missing = [key for key in own if key not in names and not key.endswith("num_batches_tracked")]
-        if missing:
-            raise ValueError(f"the weights lack {missing}")
-        self.load_state_dict({key: names.get(key, value) for key, value in own.items()})
-        self.poolings = [pooling for *_, pooling in used]
-        self.eval().requires_grad_(False)
-
-    def forward(self, waveform: torch.Tensor) -> torch.Tensor:
+    def embed(self, waveform: torch.Tensor) -> torch.Tensor:
         """(1, samples) -> (1, 384)."""
-        spectrum = torch.stft(waveform, N_FFT, HOP_LENGTH, window=self.window, return_complex=True)
+        spectrum = torch.stft(waveform.to(self.device), N_FFT, HOP_LENGTH, window=self.window, return_complex=True)
         magnitude = torch.sqrt((spectrum.real**2 + spectrum.imag**2).clamp(min=1e-10))  # (1, 1025, frames)
-        x = self.bn0(magnitude[..., None]).permute(0, 3, 2, 1)[..., :-1]  # (1, 1, frames, 1024)
-        x = self.pre_conv(x)
-        for (name, *_), pooling in zip(BLOCKS[:-1], self.poolings, strict=True):
-            x = F.avg_pool2d(self.get_submodule(name)(x), pooling)
+        x = self._norm(magnitude[..., None], "base.bn0").permute(0, 3, 2, 1)[..., :-1]  # (1, 1, frames, 1024)
+        x = self._conv(x, "base.pre_conv")
+        for _, name, _, _, pooling in BLOCKS[:-1]:
+            x = F.avg_pool2d(self._block(x, f"base.{name}.conv_block1"), pooling)
         return x.mean(dim=(2, 3))
 
+    def _block(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        """``ConvBlockRes`` of the official code."""
+        hidden = self._conv(F.leaky_relu_(self._norm(x, f"{name}.bn1"), 0.01), f"{name}.conv1", padding=1)
+        hidden = self._conv(F.leaky_relu_(self._norm(hidden, f"{name}.bn2"), 0.01), f"{name}.conv2", padding=1)
+        return (self._conv(x, f"{name}.shortcut") if f"{name}.shortcut.weight" in self.tensors else x) + hidden
 
-class Files(Dataset):
-    """Audio files as waveforms at the encoder's rate."""
+    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        names = ("running_mean", "running_var", "weight", "bias")
+        return F.batch_norm(x, *(self.tensors[f"{name}.{part}"] for part in names))
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return read_audio(self.paths[index], SAMPLE_RATE)
+    def _conv(self, x: torch.Tensor, name: str, padding: int = 0) -> torch.Tensor:
+        return F.conv2d(x, self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias"), padding=padding)
 
 
-def extract_originally(encoder: PlainEncoder, paths: Sequence[Path], device: torch.device) -> torch.Tensor:
+def extract_originally(encoder: PlainEncoder, paths: Sequence[Path]) -> torch.Tensor:
     """(N, 384) embeddings, one clip at a time."""
-    rows = [encoder(waveform.to(device)).cpu() for waveform in DataLoader(Files(paths), batch_size=1)]
-    return torch.cat(rows)
+    loader = DataLoader(paths, collate_fn=lambda batch: torch.from_numpy(read_audio(batch[0], SAMPLE_RATE))[None])
+    return torch.cat([encoder.embed(waveform).cpu() for waveform in loader])
