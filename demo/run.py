@@ -31,10 +31,11 @@ They say nothing about AudioSep. For the real thing, get the weights and a data 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser(__doc__, prog="python -m demo.run")
-    parser.add_argument("--study", action="store_true", help="what make reproduce runs, on more sounds (10 minutes)")
+    study = "what make reproduce runs, of all tasks (10 minutes) or of those that are named, on more sounds"
+    parser.add_argument("--study", nargs="*", metavar="TASK", help=study)
     arguments = parser.parse_args(argv)
     print(BANNER, flush=True)
-    _study() if arguments.study else _demo()
+    _demo() if arguments.study is None else _study(arguments.study)
 
 
 def _demo() -> None:
@@ -59,17 +60,19 @@ def _demo() -> None:
     print(f"\nDone in {time.monotonic() - started:.0f} s. The report, for a browser: {results / 'report.html'}")
 
 
-def _study() -> None:
+def _study(names: Sequence[str]) -> None:
     """What `make reproduce` does, in separate processes; no doctor, since these are not the real data sets."""
     from analysis.reproduce import main as reproduce
     from demo.generate import DATA_SETS
 
     sounds, results = FOLDER / "study_sounds", FOLDER / "study"
-    for data_folder, write, _ in DATA_SETS.values():
+    for name in names or DATA_SETS:
+        data_folder, write, _ = DATA_SETS[name]
         write(sounds / data_folder)
     flags = ("--checkpoint", ENCODER, "--epochs", EPOCHS, "--seeds", 2, "--no-doctor", "--overwrite")
-    reproduce([*DATA_SETS, "--data", str(sounds), "--results", str(results), *map(str, flags)])
-    _verify_speakers(sounds, results)
+    reproduce([*(names or DATA_SETS), "--data", str(sounds), "--results", str(results), *map(str, flags)])
+    if not names or "librispeech_train-clean-100" in names:
+        _verify_speakers(sounds, results)
     print(f"\nThe report, for a browser: {results / 'report.html'}")
 
 
