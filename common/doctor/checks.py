@@ -106,8 +106,7 @@ def check_checkpoint(checkpoint: str | Path, device: torch.device) -> tuple[Find
     if info.kind is EncoderKind.UNTRAINED:
         return Finding(NOTE, "weights", f"{checkpoint} is untrained: its scores say nothing about AudioSep"), encoder
     if info.release not in KNOWN_RELEASES.values():
-        text = f"{checkpoint} fits, but its checksum ({identity}) is of no published release"
-        return Finding(NOTE, "weights", text), encoder
+        return Finding(NOTE, "weights", f"{checkpoint} fits, but {identity} is not a published release"), encoder
     return Finding(GOOD, "weights", f"{info.release} ({identity})"), encoder
 
 
