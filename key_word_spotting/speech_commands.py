@@ -110,13 +110,7 @@ def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]
             DatasetNote,
             stacklevel=2,
         )
-    split_of: dict[str, str] = {}
-    for split, file in LISTS.items():
-        for listed in read_text(root / file).split():
-            if split_of.setdefault(listed, split) != split:
-                raise DatasetError(
-                    f"{root / file} lists {listed}, which the other list has too; unpack the archive again"
-                )
+    split_of = _read_lists(root)
     clips = []
     for folder in folders:
         for path in sorted(folder.glob("*.wav")):
@@ -131,6 +125,18 @@ def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]
             f"unpack {TITLE} again"
         )
     return clips
+
+
+def _read_lists(root: Path) -> dict[str, str]:
+    """Path of a clip -> valid or test; DatasetError if both lists have it."""
+    split_of: dict[str, str] = {}
+    for split, file in LISTS.items():
+        for path in read_text(root / file).split():
+            if split_of.setdefault(path, split) != split:
+                raise DatasetError(
+                    f"{root / file} lists {path}, which the other list has too; unpack the archive again"
+                )
+    return split_of
 
 
 def read_ten_commands(root: Path, words: Sequence[str], data_folder: str, test_folder: str) -> list[Clip]:
