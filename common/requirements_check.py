@@ -33,17 +33,17 @@ def is_supported(version: "tuple[int, ...]") -> bool:
 
 def find_problem(version: "tuple[int, ...]", missing: "list[str]") -> "str | None":
     """What keeps this Python from running the project, with what to do; None if nothing does."""
-    own = "{}.{} ({})".format(*version[:2], sys.executable)
+    running = "{}.{} ({})".format(*version[:2], sys.executable)
     activate = "source .venv/bin/activate (make install creates it)"
     if not is_supported(version):
-        return f"Python {NAMED} is needed, this is {own}; activate the project's environment: {activate}"
+        return f"Python {NAMED} is needed, this is {running}; activate the project's environment: {activate}"
     if missing:
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more packages" if len(missing) > 3 else "")
-        return f"Python {own} lacks {names}; activate the project's environment: {activate}"
+        return f"Python {running} lacks {names}; activate the project's environment: {activate}"
     return None
 
 
 if __name__ == "__main__":  # what make asks before it creates an environment; the words are its goals
     if not is_supported(sys.version_info[:2]):
-        own, goals = sys.version.split()[0], " ".join(sys.argv[1:])
-        sys.exit(f"error: Python {NAMED} is needed, this is {own}; try: make PYTHON=python3.12 {goals}")
+        running, goals = sys.version.split()[0], " ".join(sys.argv[1:])
+        sys.exit(f"error: Python {NAMED} is needed, this is {running}; try: make PYTHON=python3.12 {goals}")

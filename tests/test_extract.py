@@ -589,7 +589,7 @@ def test_unfinished_work_of_other_settings_is_refused(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_before_the_end(run, monkeypatch)
-    with pytest.raises(OutputError, match=r"unfinished work with other settings \(pool was mean, now max"):
+    with pytest.raises(OutputError, match=r"unfinished work with different settings \(pool was mean, now max"):
         run(pool="max")
     features = run(pool="max", overwrite=True)
     assert features.meta["pool"] == "max"

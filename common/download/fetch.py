@@ -27,6 +27,14 @@ class DownloadError(UserError):
     """A file cannot be downloaded, or is not the expected one."""
 
 
+class _BrokenAnswer(requests.ConnectionError):
+    """The server answered in a way that may pass."""
+
+
+class _Refusal(RequestException):
+    """The server answered in a way that will not pass."""
+
+
 def fetch(url: str, part: Path, max_bytes: int) -> None:
     """Download a file to `part`, continuing what an earlier run has left there.
 
@@ -69,7 +77,7 @@ def _attempt(url: str, part: Path, max_bytes: int) -> None:
         version = json.dumps([url, *tags, size]).encode()
         if start and (start != have or not note.exists() or note.read_bytes() != version):
             part.unlink()
-            raise requests.ConnectionError("the server's file has changed")
+            raise _BrokenAnswer("the server's file has changed")
         note.write_bytes(version)
         bar = progress_bar(total=size, initial=start, desc=part.stem, unit="B", unit_scale=True)
         with part.open("ab" if start else "wb") as file, bar:
@@ -81,7 +89,7 @@ def _attempt(url: str, part: Path, max_bytes: int) -> None:
                 bar.update(len(block))
             os.fsync(file.fileno())  # no crash leaves an incomplete file under the final name
         if size and _size(part) != size:
-            raise requests.ConnectionError("the server sent only a part of the file")
+            raise _BrokenAnswer("the server sent only a part of the file")
 
 
 def _span(response: requests.Response) -> tuple[int, int | None]:
@@ -92,22 +100,23 @@ def _span(response: requests.Response) -> tuple[int, int | None]:
         match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", content_range)
         return (int(match[1] or match[2]), int(match[2])) if match else (-1, None)
     if status != 200:
-        kind = requests.ConnectionError if status in BUSY else RequestException
-        raise kind(f"the server responded with {status} ({response.reason})")
+        refused = _BrokenAnswer if status in BUSY else _Refusal
+        raise refused(f"the server responded with {status} ({response.reason})")
     if "text/html" in response.headers.get("Content-Type", ""):
-        raise RequestException("the server sent a web page instead of the file")
+        raise _Refusal("the server sent a web page instead of the file")
     length = response.headers.get("Content-Length")
     return 0, int(length) if length else None
 
 
 def _cause(error: RequestException) -> str:
     """What failed, in plain words."""
-    text = str(error)
+    if isinstance(error, (_BrokenAnswer, _Refusal)):
+        return str(error)
     if isinstance(error, SSLError):
         return "the server's certificate cannot be verified"
-    if OFFLINE.search(text):
+    if OFFLINE.search(str(error)):
         return "the server cannot be reached (is there a network?)"
-    return text if text.startswith("the server") else "the connection broke or was refused"
+    return "the connection broke or was refused"
 
 
 def _size(path: Path) -> int:

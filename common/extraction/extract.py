@@ -49,7 +49,7 @@ class ExtractOptions:
 
     Attributes:
         workers: threads that decode ahead; None: one per core, at most 16.
-        overwrite: whether a file, or unfinished work, made with other settings or from other audio may be replaced.
+        overwrite: whether a file, or unfinished work, made with different settings or from other audio may be replaced.
         shard: the part of the clips that this process embeds. The last shard to finish writes the file, which is the same
             for any number of shards on the same kind of device.
         allow_missing: whether clips whose files are not there are left out, as failed; otherwise nothing is embedded.
@@ -85,7 +85,7 @@ def extract(
         The FeatureSet; None if other shards are not done yet.
 
     Raises:
-        OutputError: another run is writing the same file; it was made with other settings or from other audio and may
+        OutputError: another run is writing the same file; it was made with different settings or from other audio and may
             not be overwritten; or it cannot be written (finished work is kept).
         ExtractionError: every clip failed.
         MissingClipsError: files of clips are not there, and `options` does not allow that.
@@ -193,7 +193,7 @@ class _Extraction:
         return features
 
     def clear_leftovers(self) -> None:
-        """Remove what a run that was killed after writing the file left behind; work of other settings is kept."""
+        """Remove what a run that was killed after writing the file left behind; work of different settings is kept."""
         if not self.work_folder.exists() or not is_finished_work(self.work_folder, self.settings):
             return
         with contextlib.suppress(OutputError):  # another run is using it

@@ -46,11 +46,11 @@ class Chunk:
 
     @classmethod
     def read(cls, path: Path, identity: str, n_clips: int, width: int) -> Chunk | None:
-        """A chunk of an extraction of `n_clips` clips with `width` numbers each; None if it was made with other settings than
+        """A chunk of an extraction of `n_clips` clips with `width` numbers each; None if it was made with different settings than
         those of which `identity` is a checksum.
 
         Raises:
-            DamagedFileError: it is none.
+            DamagedFileError: it is not a chunk.
         """
         content = load_torch(path)
         if not isinstance(content, dict):
@@ -147,7 +147,7 @@ class RowStore:
     def read_chunks(self, work_folder: Path, clips: Sequence[Clip], wanted: Sequence[int]) -> int:
         """Copy the wanted rows from chunks of the same settings, except clips whose audio has changed.
 
-        A process that has not noticed that its work was discarded may still write chunks of other settings.
+        A process that has not noticed that its work was discarded may still write chunks of different settings.
 
         Returns:
             The number of rows.
@@ -212,7 +212,7 @@ def _checksums_of(paths: Sequence[Path]) -> dict[Path, int | None]:
 
 
 def claim(work_folder: Path, settings: ExtractionSettings, overwrite: bool) -> None:
-    """Reserve the folder for these settings. Work with other settings is refused, or discarded if `overwrite`."""
+    """Reserve the folder for these settings. Work with different settings is refused, or discarded if `overwrite`."""
     try:
         earlier = _read_settings(work_folder)
         different = "" if earlier is None else settings.difference_from_work(earlier)
@@ -225,7 +225,7 @@ def claim(work_folder: Path, settings: ExtractionSettings, overwrite: bool) -> N
     if different:
         if not overwrite:
             raise OutputError(
-                f"{work_folder} holds unfinished work with other settings ({different}); --overwrite discards it"
+                f"{work_folder} holds unfinished work with different settings ({different}); --overwrite discards it"
             )
         discard(work_folder)
     write_json(work_folder / SETTINGS_FILE, settings.as_json())

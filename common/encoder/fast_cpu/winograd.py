@@ -125,7 +125,7 @@ class WinogradConv2d:
         in_order, slope, classes = into.ndim == 3, np.float32(negative_slope), PHASES // OUTPUTS // self.stride[1]
         rows, across = -(-len(into) // OUTPUTS), math.prod(into.shape[1:-1]) // OUTPUTS
         # As views: into a copy, the result would be lost.
-        source, target = (each.view(len(each), math.prod(each.shape[1:])).numpy() for each in (image, into))
+        source, target = (x.view(len(x), math.prod(x.shape[1:])).numpy() for x in (image, into))
         points = (len(self.down.of_inputs), len(self.across.of_inputs))
         inputs = (self.down.of_inputs, self.across.of_inputs, self.stride)
         outputs = (self.down.to_outputs, self.across.to_outputs, slope, classes, in_order)
@@ -137,8 +137,8 @@ class WinogradConv2d:
             in_parallel(partial(call, _to_points, source, *inputs, first, x.numpy()), count)
             x = torch.bmm(x, self.weight).unflatten(0, points)
             if self.direct.bias is not None:
-                one = POINTS.index(1.0)  # the value there is in every output, once
-                x[one, one] += self.direct.bias.detach()
+                at_one = POINTS.index(1.0)  # the value there is in every output, once
+                x[at_one, at_one] += self.direct.bias.detach()
             in_parallel(partial(call, _to_outputs, x.numpy(), *outputs, first, target), count)
 
 
@@ -159,7 +159,7 @@ def _to_points(image, down, across, stride, first, points, start, stop):  # type
     numbers, into = image.ravel(), points.ravel()
     padded = part + 2 * channels  # with a column of the outside on either side
     strip = np.zeros(len(down) * PHASES * padded, np.float32)
-    places, one, zero, plain = np.zeros(6, np.uint64), np.uint64(1), np.uint64(0), np.float32(1)
+    places, single, zero, plain = np.zeros(6, np.uint64), np.uint64(1), np.uint64(0), np.float32(1)
     for row in range(start, stop):
         for below in range(step_down):
             for k in range(len(down)):
@@ -170,7 +170,7 @@ def _to_points(image, down, across, stride, first, points, start, stop):  # type
                     size = np.uint64(min(SPAN, begin + part - at))
                     for i in range(len(down)):
                         to = np.uint64((i * PHASES + begin // part) * padded + channels + at - begin)
-                        _combine(down[i], numbers, places, np.uint64(at), plain, strip, to, one, size, zero)
+                        _combine(down[i], numbers, places, np.uint64(at), plain, strip, to, single, size, zero)
             for i in range(len(down)):
                 for tile in range(classes):
                     for right in range(step_across):
@@ -182,7 +182,7 @@ def _to_points(image, down, across, stride, first, points, start, stop):  # type
                             to = np.uint64(to + (below * step_across + right) * channels)
                             run, count, apart = np.uint64(channels), np.uint64(columns), np.uint64(depth)
                             if depth == channels:
-                                run, count = np.uint64(part), one
+                                run, count = np.uint64(part), single
                             _combine(across[j], strip, places, zero, plain, into, to, count, run, apart)
 
 
@@ -205,7 +205,7 @@ def _to_outputs(points, down, across, slope, classes, in_order, first, image, st
     numbers, into = points.ravel(), image.ravel()
     span = max(1, SPAN // channels)  # columns that are computed at a time
     strip = np.empty(n_down * OUTPUTS * span * channels, np.float32)
-    places, one, zero, plain = np.zeros(6, np.uint64), np.uint64(1), np.uint64(0), np.float32(1)
+    places, single, zero, plain = np.zeros(6, np.uint64), np.uint64(1), np.uint64(0), np.float32(1)
     for row in range(start, stop):
         for tile in range(classes):
             for column in range(0, columns, span):
@@ -216,7 +216,7 @@ def _to_outputs(points, down, across, slope, classes, in_order, first, image, st
                         places[k] = ((i * n_across + k) * tiles + (row * classes + tile) * columns + column) * channels
                     for j in range(OUTPUTS):
                         to = np.uint64((i * OUTPUTS + j) * size)
-                        _combine(across[j], numbers, places, zero, plain, strip, to, one, np.uint64(size), zero)
+                        _combine(across[j], numbers, places, zero, plain, strip, to, single, np.uint64(size), zero)
                 for j in range(OUTPUTS):
                     for k in range(n_down):
                         places[k] = (k * OUTPUTS + j) * size
@@ -229,7 +229,7 @@ def _to_outputs(points, down, across, slope, classes, in_order, first, image, st
                             _combine(down[i], strip, places, zero, slope, into, to, np.uint64(count), run, apart)
                         else:
                             to = np.uint64(to + (phase * columns + column) * channels)
-                            _combine(down[i], strip, places, zero, slope, into, to, one, np.uint64(size), zero)
+                            _combine(down[i], strip, places, zero, slope, into, to, single, np.uint64(size), zero)
 
 
 @compiled
