@@ -15,11 +15,7 @@ from common.encoder import AudioSepEncoder, CheckpointError, load_encoder
 
 
 def load_audiosep(checkpoint: str = "", device: str | torch.device = "cpu") -> AudioSepEncoder:
-    """Build the encoder from `checkpoint`, or, if that is empty, as the environment says.
-
-    Raises:
-        CheckpointError: the weights are missing or cannot be used.
-    """
+    """Build the encoder from `checkpoint`, or, if that is empty, as the environment says; CheckpointError if it cannot."""
     checkpoint = checkpoint or os.environ.get("AUDIOSEP_CHECKPOINT", "")
     try:
         return load_encoder(checkpoint or None, device, condition=os.environ.get("AUDIOSEP_CONDITION") or None)

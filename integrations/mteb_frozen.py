@@ -1,10 +1,4 @@
-"""Any encoder of this project in MTEB (https://github.com/embeddings-benchmark/mteb): AudioSep, log-mel, HEAR, transformers.
-
-import mteb
-from integrations.mteb_frozen import entry
-mteb.evaluate(entry("audiosep"), mteb.get_tasks(["ESC50"]))
-mteb.evaluate(entry("hear:examples/encoders/resemblyzer_dvector.py"), mteb.get_tasks(["ESC50"]))
-"""
+"""Any encoder of this project in MTEB (https://github.com/embeddings-benchmark/mteb): ``mteb.evaluate(entry("audiosep"), tasks)``."""
 
 from __future__ import annotations
 
@@ -42,11 +36,7 @@ class FrozenEncoder(AbsEncoder):  # type: ignore[misc]  # mteb is optional
         self.model, self.mteb_model_meta = encoder, meta
 
     def encode(self, inputs: Any, **_: object) -> Array:
-        """A loader of batches ``{"audio": [{"array", "sampling_rate"}, ...]}`` -> (clips, width).
-
-        Raises:
-            ValueError: a clip is empty or not floating-point.
-        """
+        """A loader of batches ``{"audio": [{"array", "sampling_rate"}, ...]}`` -> (clips, width)."""
         inputs.collate_fn = AudioCollator(target_sampling_rate=self.model.sample_rate)
         output = self.model.default_output
         rows = []
@@ -62,10 +52,8 @@ def entry(
     """Build an encoder for `mteb.evaluate` and `mteb.mock_run`, and register it with MTEB under its name.
 
     Args:
-        name: as ``--encoder`` takes it.
+        name, trust_remote_code: as ``--encoder`` and ``--trust-remote-code`` take them.
         checkpoint: AudioSep's weights; see `integrations.audiosep`.
-        device: ``"auto"``, ``"cpu"``, ``"cuda"``...
-        trust_remote_code: whether a model of ``hf:`` may run the code that it brings.
 
     Raises:
         CheckpointError, PluginError, EncoderNameError: the encoder cannot be built.
@@ -83,11 +71,8 @@ def entry(
 def describe(encoder: Encoder, name: EncoderName) -> ModelMeta:
     """What MTEB records about an encoder."""
     info = encoder.info
-    origin = {
-        "name": f"{ORGANISATION}/{name.slug}",
-        "license": None,
-        "release_date": None,
-        "public_training_code": None,
+    origin = dict.fromkeys(("license", "release_date", "public_training_code")) | {
+        "name": f"{ORGANISATION}/{name.slug}"
     }
     # MTEB keeps results by name and revision, so whatever changes an embedding must change the revision.
     identity = (info.checkpoint, info.condition, info.padding, info.precision, info.code, encoder.default_output.name)

@@ -18,8 +18,5 @@ class AudioSepXaresEncoder(torch.nn.Module):
         self.hop_size_in_ms = 320
 
     def forward(self, audio: torch.Tensor) -> torch.Tensor:
-        """(B, samples) at 32 kHz -> (B, frames, 384).
-
-        X-ARES pads a batch to its longest sound, so the padding counts as silence, as for every encoder there.
-        """
+        """(B, samples) at 32 kHz -> (B, frames, 384); what X-ARES has padded in a batch counts as silence."""
         return embed_batch_frames(audio, self.encoder)

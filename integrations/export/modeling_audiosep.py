@@ -1,17 +1,8 @@
-"""AudioSep's separation encoder for transformers: sound in, embeddings out. Everything is in this file.
+"""AudioSep's separation encoder for transformers: waveforms -> embeddings. Everything is in this file; README.md shows its use.
 
-    from transformers import AutoFeatureExtractor, AutoModel
-    extractor = AutoFeatureExtractor.from_pretrained(FOLDER, trust_remote_code=True)
-    model = AutoModel.from_pretrained(FOLDER, trust_remote_code=True)
-    inputs = extractor(waveforms, sampling_rate=32_000, return_tensors="pt")   # mono, float32, in [-1, 1]
-    embeddings = model(**inputs).pooler_output                                 # (clips, 384)
-
-The network is the encoder half of AudioSep's ResUNet30 (Liu et al., "Separate Anything You Describe",
-https://arxiv.org/abs/2308.05037; https://github.com/Audio-AGI/AudioSep, models/resunet.py):
-
-    magnitude of STFT -> bn0 -> last bin dropped -> pre_conv -> encoder_block1..6 -> mean over time and frequency
-
-A clip's embedding is the same alone and in any batch: each clip is computed at its length, which the attention mask holds.
+The encoder half of AudioSep's ResUNet30 (https://arxiv.org/abs/2308.05037; https://github.com/Audio-AGI/AudioSep,
+models/resunet.py): magnitude of STFT -> bn0 -> last bin dropped -> pre_conv -> encoder_block1..6 -> mean over time and
+frequency. A clip's embedding is the same alone and in any batch: each clip is computed at its length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -92,11 +83,10 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
         """
         if sampling_rate != self.sampling_rate:
             raise ValueError(f"sampling_rate is {sampling_rate}; resample to {self.sampling_rate} Hz and say so")
-        if isinstance(raw_speech, (np.ndarray, torch.Tensor)):
-            if raw_speech.ndim != 1:  # several clips, or one in stereo?
-                raise ValueError(f"shape {tuple(raw_speech.shape)}; give a list of waveforms, once they are mono")
-            raw_speech = [raw_speech]
-        elif len(raw_speech) and isinstance(raw_speech[0], (float, np.floating)):
+        is_array = isinstance(raw_speech, (np.ndarray, torch.Tensor))
+        if is_array and raw_speech.ndim != 1:  # several clips, or one in stereo?
+            raise ValueError(f"shape {tuple(raw_speech.shape)}; give a list of waveforms, once they are mono")
+        if is_array or (len(raw_speech) and isinstance(raw_speech[0], (float, np.floating))):
             raw_speech = [raw_speech]
         return self.pad(
             BatchFeature({"input_values": [self._check(waveform, index) for index, waveform in enumerate(raw_speech)]}),
@@ -147,8 +137,7 @@ class AudioSepEncoderModel(PreTrainedModel):
         self.base.bn0 = nn.BatchNorm2d(N_BINS)
         self.base.pre_conv = nn.Conv2d(1, BLOCKS[0][1], 1)
         for name, channels_in, channels_out, _ in BLOCKS:
-            block = nn.ModuleDict({"conv_block1": ConvBlock(channels_in, channels_out)})
-            self.base.add_module(name, block)
+            self.base.add_module(name, nn.ModuleDict({"conv_block1": ConvBlock(channels_in, channels_out)}))
             self.film.add_module(f"{name}->conv_block1->beta1", nn.Linear(CONDITION_SIZE, channels_in))
             self.film.add_module(f"{name}->conv_block1->beta2", nn.Linear(CONDITION_SIZE, channels_out))
         self.post_init()
@@ -156,9 +145,6 @@ class AudioSepEncoderModel(PreTrainedModel):
     def train(self, mode: bool = True) -> "AudioSepEncoderModel":
         """Stay in evaluation mode: the encoder is frozen, with the batch norms' statistics of the checkpoint."""
         return super().train(False)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Do nothing: all weights are in the file."""
 
     @can_return_tuple
     def forward(

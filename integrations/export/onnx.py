@@ -20,7 +20,6 @@ from common.encoder.network import HOP_LENGTH, LEAKY_SLOPE, MIN_MAGNITUDE, N_FFT
 from common.files import write_atomically
 from integrations.export import ExportError
 
-NEEDED = ("onnx", "onnxscript")
 OPSET = 20
 
 
@@ -36,7 +35,7 @@ def export_onnx(
         ExportError: packages are missing, or the file exists.
         CheckpointError, ConditionError: as `load_encoder`.
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"{' and '.join(missing)} is not installed: pip install -r requirements-encoders.txt")
     if path.exists() and (path.is_dir() or not overwrite):
@@ -60,16 +59,9 @@ def export_onnx(
     assert program is not None
     model: Any = program.model_proto
     model.doc_string = "AudioSep's separation encoder: mono sound at 32 kHz -> embeddings of 384 numbers"
-    info = encoder.info
-    facts = {
-        "checkpoint": info.checkpoint,
-        "release": info.release,
-        "condition": info.condition,
-        "sample_rate": str(SAMPLE_RATE),
-        "min_samples": str(MIN_SAMPLES),
-    }
-    for key, value in facts.items():
-        model.metadata_props.add(key=key, value=value)
+    facts = {name: getattr(encoder.info, name) for name in ("checkpoint", "release", "condition")}
+    for key, value in {**facts, "sample_rate": SAMPLE_RATE, "min_samples": MIN_SAMPLES}.items():
+        model.metadata_props.add(key=key, value=str(value))
     write_atomically(path, model.SerializeToString())
     return path
 
