@@ -27,14 +27,6 @@ class DownloadError(UserError):
     """A file cannot be downloaded, or is not the expected one."""
 
 
-class _BrokenAnswer(requests.ConnectionError):
-    """The server answered in a way that may pass."""
-
-
-class _Refusal(RequestException):
-    """The server answered in a way that will not pass."""
-
-
 def fetch(url: str, part: Path, max_bytes: int) -> None:
     """Download a file to `part`, continuing what an earlier run has left there.
 
@@ -77,7 +69,7 @@ def _attempt(url: str, part: Path, max_bytes: int) -> None:
         version = json.dumps([url, *tags, size]).encode()
         if start and (start != have or not note.exists() or note.read_bytes() != version):
             part.unlink()
-            raise _BrokenAnswer("the server's file has changed")
+            raise requests.ConnectionError("the server's file has changed", response=response)
         note.write_bytes(version)
         bar = progress_bar(total=size, initial=start, desc=part.stem, unit="B", unit_scale=True)
         with part.open("ab" if start else "wb") as file, bar:
@@ -89,7 +81,7 @@ def _attempt(url: str, part: Path, max_bytes: int) -> None:
                 bar.update(len(block))
             os.fsync(file.fileno())  # no crash leaves an incomplete file under the final name
         if size and _size(part) != size:
-            raise _BrokenAnswer("the server sent only a part of the file")
+            raise requests.ConnectionError("the server sent only a part of the file", response=response)
 
 
 def _span(response: requests.Response) -> tuple[int, int | None]:
@@ -100,17 +92,17 @@ def _span(response: requests.Response) -> tuple[int, int | None]:
         match = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+)", content_range)
         return (int(match[1] or match[2]), int(match[2])) if match else (-1, None)
     if status != 200:
-        refused = _BrokenAnswer if status in BUSY else _Refusal
-        raise refused(f"the server responded with {status} ({response.reason})")
+        kind = requests.ConnectionError if status in BUSY else RequestException
+        raise kind(f"the server responded with {status} ({response.reason})", response=response)
     if "text/html" in response.headers.get("Content-Type", ""):
-        raise _Refusal("the server sent a web page instead of the file")
+        raise RequestException("the server sent a web page instead of the file", response=response)
     length = response.headers.get("Content-Length")
     return 0, int(length) if length else None
 
 
 def _cause(error: RequestException) -> str:
     """What failed, in plain words."""
-    if isinstance(error, (_BrokenAnswer, _Refusal)):
+    if error.response is not None:  # one of the errors above
         return str(error)
     if isinstance(error, SSLError):
         return "the server's certificate cannot be verified"
