@@ -195,42 +195,42 @@ class CompiledHead:
 
     def __init__(self, module: nn.Sequential, recipe: Recipe, n_steps: int) -> None:
         """Start from the weights of `module`; `n_steps` is the length of the whole fit."""
+        from common.heads.steps import Layer, Regularisation  # takes half a second
+
         self.recipe, self.n_steps, self.done = recipe, n_steps, 0
         linear = {name: layer for name, layer in module.named_children() if isinstance(layer, nn.Linear)}
-        self.names = list(linear)
-        self.layers = tuple(_as_rows(layer) for layer in linear.values())
-        self.means, self.squares = (tuple(_zeros(*layer.shape) for layer in self.layers) for _ in range(2))
-        self.widths = [layer.in_features for layer in linear.values()]
+        self.names, weights = list(linear), [_as_rows(layer) for layer in linear.values()]
+        self.layers = tuple(
+            Layer(rows, _zeros(*rows.shape), _zeros(*rows.shape), layer.in_features + 1)
+            for layer, rows in zip(linear.values(), weights, strict=True)
+        )
+        dropouts = np.array([recipe.label_smoothing, recipe.input_dropout, recipe.dropout], np.float32)
+        self.regularisation = Regularisation(recipe.weight_decay, *dropouts)
 
     def epoch(self, rows: torch.Tensor, batches: Batches) -> float:
         """Take a step for each batch of the (N, P) `rows`; returns the sum of the cross-entropies."""
         from common.compiled import call
-        from common.heads.steps import take_steps  # takes half a second
+        from common.heads.steps import make_room, take_steps
 
-        recipe, order = self.recipe, batches.order
-        rates = np.array([recipe.rate(self.done + step, self.n_steps) for step in range(len(order))])
-        dropouts = np.array([recipe.input_dropout, recipe.dropout], np.float32)
-        total = call(
-            take_steps,
-            *(rows.numpy(), self.widths[0] + 1, *(part.numpy() for part in batches)),
-            *(self.layers, self.means, self.squares, self.done, rates),
-            *(recipe.weight_decay, np.float32(recipe.label_smoothing), dropouts),
-        )
-        self.done += len(order)
+        rates = np.array([self.recipe.rate(self.done + step, self.n_steps) for step in range(len(batches.order))])
+        arrays = tuple(part.numpy() for part in batches)
+        rooms = make_room(self.layers, batches.order.shape[1])
+        total = call(take_steps, rows.numpy(), arrays, self.layers, rooms, self.regularisation, self.done, rates)
+        self.done += len(rates)
         return float(total)
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """(M, D) scaled embeddings -> (M, C), without dropout."""
-        for number, (layer, width) in enumerate(zip(self.layers, self.widths, strict=True)):
-            weights = torch.from_numpy(layer)
+        for number, layer in enumerate(self.layers):
+            weights, width = torch.from_numpy(layer.weights), layer.n_inputs - 1
             x = torch.addmm(weights[width], x.relu_() if number else x, weights[:width])
         return x
 
     def state(self) -> dict[str, torch.Tensor]:
         """A copy of the layers as a module's state."""
         state: dict[str, torch.Tensor] = {}
-        for name, layer, width in zip(self.names, self.layers, self.widths, strict=True):
-            weights = torch.from_numpy(layer)
+        for name, layer in zip(self.names, self.layers, strict=True):
+            weights, width = torch.from_numpy(layer.weights), layer.n_inputs - 1
             state |= {f"{name}.weight": weights[:width].t().contiguous(), f"{name}.bias": weights[width].clone()}
         return state
 

@@ -10,9 +10,12 @@ products dominate, and BLAS computes them. The formulas are those of torch's Ada
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from common.arrays import Array
 from common.compiled import compiled, inlined
 
 BETAS = (0.9, 0.999)
@@ -20,6 +23,53 @@ EPS = 1e-8
 ROWS = 4  # rows of weights, and of a batch, that are computed together
 # Measured with three-layer heads: up to this batch size, the fused loops are faster than BLAS.
 LARGEST_FUSED = 16
+
+
+class Layer(NamedTuple):
+    """A linear layer that is being fitted.
+
+    Attributes:
+        weights, means, squares: (P, O) float32 weights and Adam's moments of them, changed in place; P is padded.
+        n_inputs: rows of weights that are used, the last of which is the bias.
+    """
+
+    weights: Array
+    means: Array
+    squares: Array
+    n_inputs: int
+
+
+class Regularisation(NamedTuple):
+    """AdamW's weight decay; label smoothing; dropout of the embeddings, and after each ReLU."""
+
+    weight_decay: float
+    smoothing: np.float32
+    input_dropout: np.float32
+    dropout: np.float32
+
+
+class Room(NamedTuple):
+    """Memory that a batch needs at a layer, B being a multiple of ROWS.
+
+    Attributes:
+        inputs: (B, P), each row followed by a 1, for the bias, and zeros.
+        outputs: (B, O), then their errors.
+        gradients, products: of weights (P, O), of which fused steps use one row; of inputs (B, P), if not fused.
+    """
+
+    inputs: Array
+    outputs: Array
+    gradients: Array
+    products: Array
+
+
+class _Adam(NamedTuple):
+    """A step of AdamW: its size over the first bias correction, the root of the second one, and what weights, not
+    biases, are multiplied by (weight decay)."""
+
+    rate: np.float32
+    root: np.float32
+    keep: np.float32
 
 
 @compiled
@@ -46,8 +96,10 @@ def _forward(x, weights, n_inputs, out):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _adam(gradient, w, m, s, rate, root, keep):  # type: ignore[no-untyped-def]
-    """One step of AdamW on a row of weights `w`, with its moments `m` and `s`, in place."""
+def _adam(gradient, layer, i, adam):  # type: ignore[no-untyped-def]
+    """One step of AdamW on row i of a layer's weights, and on its moments, in place."""
+    w, m, s = layer.weights[i], layer.means[i], layer.squares[i]
+    rate, root, keep = adam.rate, adam.root, adam.keep if i < layer.n_inputs - 1 else np.float32(1)
     beta, gamma = np.float32(BETAS[0]), np.float32(BETAS[1])
     not_beta, not_gamma = np.float32(1) - beta, np.float32(1 - BETAS[1])
     eps = np.float32(EPS)
@@ -61,25 +113,18 @@ def _adam(gradient, w, m, s, rate, root, keep):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _backward(  # type: ignore[no-untyped-def]
-    x, error, weights, means, squares, n_inputs, below, gradient, rate, root, keep, scale
-):
+def _backward(layer, room, below, adam, scale):  # type: ignore[no-untyped-def]
     """The error below a layer and one step of AdamW on its weights, fused; for small batches.
 
     Args:
-        x: (B, I) the layer's inputs, the last of `n_inputs` being 1, for the bias; B is a multiple of 4.
-        error: (B, O) of its outputs.
-        weights, means, squares: (I, O), changed in place.
         below: (B, I - 1), to be filled with the error of the inputs that are not 0 (ReLU); empty: not wanted.
-        gradient: (O,) to work in.
-        rate, root: the step size over the first bias correction, and the root of the second one.
-        keep: what weights, not biases, are multiplied by (weight decay).
         scale: what dropout has multiplied the inputs by.
     """
+    x, error, gradient = room.inputs, room.outputs, room.gradients[0]
     n_batch, n_outputs = error.shape
-    for i in range(n_inputs):
-        w = weights[i]
-        if below.shape[0] and i < n_inputs - 1:
+    for i in range(layer.n_inputs):
+        w = layer.weights[i]
+        if below.shape[0] and i < layer.n_inputs - 1:
             for b in range(n_batch):
                 total, e = np.float32(0), error[b]
                 if x[b, i] > 0:
@@ -95,32 +140,31 @@ def _backward(  # type: ignore[no-untyped-def]
             else:
                 for o in range(n_outputs):
                     gradient[o] += x0 * e0[o] + x1 * e1[o] + x2 * e2[o] + x3 * e3[o]
-        _adam(gradient, w, means[i], squares[i], rate, root, keep if i < n_inputs - 1 else np.float32(1))
+        _adam(gradient, layer, i, adam)
 
 
 @compiled
-def _backward_by_blas(  # type: ignore[no-untyped-def]
-    x, error, weights, means, squares, n_inputs, below, gradients, products, rate, root, keep, scale
-):
-    """As `_backward`, for large batches; `gradients` (I, O) and `products` (B, I) are to work in."""
+def _backward_by_blas(layer, room, below, adam, scale):  # type: ignore[no-untyped-def]
+    """As `_backward`, for large batches."""
+    x = room.inputs
     if below.shape[0]:
-        np.dot(error, weights.T, products)
+        np.dot(room.outputs, layer.weights.T, room.products)
         for b in range(below.shape[0]):
             for i in range(below.shape[1]):
-                below[b, i] = products[b, i] * scale if x[b, i] > 0 else np.float32(0)
-    np.dot(x.T, error, gradients)
-    for i in range(n_inputs):
-        last = i == n_inputs - 1
-        _adam(gradients[i], weights[i], means[i], squares[i], rate, root, np.float32(1) if last else keep)
+                below[b, i] = room.products[b, i] * scale if x[b, i] > 0 else np.float32(0)
+    np.dot(x.T, room.outputs, room.gradients)
+    for i in range(layer.n_inputs):
+        _adam(room.gradients[i], layer, i, adam)
 
 
 @compiled
 def _cross_entropy(logits, labels, shares, smoothing):  # type: ignore[no-untyped-def]
-    """Turn (B, C) logits into the error of their weighted cross-entropies, in place; returns the sum of those of the
-    rows whose share is not 0."""
+    """Turn (B, C) logits into the errors of their weighted cross-entropies, in place; returns the sum of those of the
+    rows whose share is not 0. Rows beyond the labels are padding."""
+    logits[len(labels) :] = np.float32(0)
     n_classes = logits.shape[1]
     even, summed = smoothing / np.float32(n_classes), 0.0
-    for b in range(logits.shape[0]):
+    for b in range(len(labels)):
         row = logits[b]
         if shares[b] == 0:
             row[:] = np.float32(0)
@@ -164,77 +208,75 @@ def _drop(values, width, drawn, start, n_rows, dropout):  # type: ignore[no-unty
 
 
 @compiled
-def take_steps(  # type: ignore[no-untyped-def]
-    rows, n_inputs, order, labels, shares, drawn, layers, means, squares, done, rates, decay, smoothing, dropouts
-):
+def _forward_pass(layers, rooms, drawn, n_rows, regularisation):  # type: ignore[no-untyped-def]
+    """From the embeddings in the first room to the logits in the last one, with dropout by the `drawn` numbers."""
+    place, dropout = 0, regularisation.dropout
+    if regularisation.input_dropout > 0:
+        place = _drop(rooms[0].inputs, layers[0].n_inputs - 1, drawn, place, n_rows, regularisation.input_dropout)
+    for number in range(len(layers)):
+        layer, room = layers[number], rooms[number]
+        if n_rows <= LARGEST_FUSED:
+            _forward(room.inputs, layer.weights, layer.n_inputs, room.outputs)
+        else:
+            np.dot(room.inputs, layer.weights, room.outputs)
+        if number < len(layers) - 1:
+            hidden = rooms[number + 1].inputs
+            _relu(room.outputs, hidden)
+            if dropout > 0:
+                place = _drop(hidden, layers[number + 1].n_inputs - 1, drawn, place, n_rows, dropout)
+
+
+@compiled
+def _backward_pass(layers, rooms, n_rows, adam, scale):  # type: ignore[no-untyped-def]
+    """From the errors of the logits to a step of all layers."""
+    nothing = np.zeros((0, 0), np.float32)
+    for number in range(len(layers) - 1, -1, -1):
+        below = rooms[number - 1].outputs if number else nothing
+        if n_rows <= LARGEST_FUSED:
+            _backward(layers[number], rooms[number], below, adam, scale)
+        else:
+            _backward_by_blas(layers[number], rooms[number], below, adam, scale)
+
+
+def make_room(layers: Sequence[Layer], n_rows: int) -> tuple[Room, ...]:
+    """Memory for batches of `n_rows`."""
+    n_batch, is_fused = -(-n_rows // ROWS) * ROWS, n_rows <= LARGEST_FUSED
+    rooms = []
+    for layer in layers:
+        n_inputs, n_outputs = layer.weights.shape
+        shapes = ((n_batch, n_inputs), (n_batch, n_outputs), (1 if is_fused else n_inputs, n_outputs))
+        arrays = [np.zeros(shape, np.float32) for shape in (*shapes, (0 if is_fused else n_batch, n_inputs))]
+        rooms.append(Room(*arrays))
+        rooms[-1].inputs[:, layer.n_inputs - 1] = 1
+    return tuple(rooms)
+
+
+@compiled
+def take_steps(rows, batches, layers, rooms, regularisation, done, rates):  # type: ignore[no-untyped-def]
     """Steps of one head, each on one batch.
 
     Args:
         rows: (N, P) float32 scaled embeddings, each followed by a 1, for the bias, and zeros.
-        n_inputs: numbers of an embedding and the 1 after them.
-        order, labels, shares: (S, B) int64, int64 and float32: row numbers of S batches, their labels, and the weight
-            of each row in its batch's loss; a row of weight 0 is padding.
-        drawn: (S, n) float32 random numbers for dropout, for each layer in turn.
-        layers, means, squares: tuples of (P, O) float32 weights and Adam's moments, changed in place.
+        batches: the arrays of `common.heads.batches.Batches`, of S batches.
+        layers, rooms: tuples of `Layer` and of `Room`, from the embeddings on.
         done: steps of this head before.
         rates: (S,) float64 learning rates.
-        decay, smoothing: AdamW's weight decay; label smoothing.
-        dropouts: of the embeddings, and after each ReLU.
 
     Returns:
         The sum of the cross-entropies.
     """
-    n_rows, n_layers = order.shape[1], len(layers)
-    n_batch = -(-n_rows // ROWS) * ROWS
-    is_fused = n_rows <= LARGEST_FUSED
-    batch_labels, batch_shares = np.zeros(n_batch, np.int64), np.zeros(n_batch, np.float32)
-    # A layer's inputs, each row followed by a 1 and zeros; its outputs, then their errors; and room to work in.
-    inputs = [np.zeros((n_batch, layer.shape[0]), np.float32) for layer in layers]
-    outputs = [np.zeros((n_batch, layer.shape[1]), np.float32) for layer in layers]
-    gradients = [np.zeros((1 if is_fused else layer.shape[0], layer.shape[1]), np.float32) for layer in layers]
-    products = [np.zeros((0 if is_fused else n_batch, layer.shape[0]), np.float32) for layer in layers]
-    nothing = np.zeros((0, 0), np.float32)
-    widths = [n_inputs]
-    for number in range(1, n_layers):
-        widths.append(layers[number - 1].shape[1] + 1)
-        inputs[number][:, widths[number] - 1] = np.float32(1)
-    drops_inputs, drops = dropouts[0] > 0, dropouts[1] > 0
-    scale = np.float32(1 / (1 - dropouts[1]))
-    total = 0.0
-    for step in range(len(order)):
+    order, labels, shares, drawn = batches
+    n_rows = order.shape[1]
+    scale, total = np.float32(1 / (1 - regularisation.dropout)), 0.0
+    for step in range(len(rates)):
         for b in range(n_rows):
-            inputs[0][b] = rows[order[step, b]]
-            batch_labels[b] = labels[step, b]
-            batch_shares[b] = shares[step, b]
-        place = 0
-        if drops_inputs:
-            place = _drop(inputs[0], n_inputs - 1, drawn[step], place, n_rows, dropouts[0])
-        for number in range(n_layers):
-            if is_fused:
-                _forward(inputs[number], layers[number], widths[number], outputs[number])
-            else:
-                np.dot(inputs[number], layers[number], outputs[number])
-            if number < n_layers - 1:
-                hidden = inputs[number + 1]
-                _relu(outputs[number], hidden)
-                if drops:
-                    place = _drop(hidden, widths[number + 1] - 1, drawn[step], place, n_rows, dropouts[1])
-        total += _cross_entropy(outputs[n_layers - 1], batch_labels, batch_shares, smoothing)
-        # Adam's step size over its first bias correction, and the root of the second one.
-        rate = np.float32(rates[step] / (1 - BETAS[0] ** (done + step + 1)))
-        root = np.float32(math.sqrt(1 - BETAS[1] ** (done + step + 1)))
-        keep = np.float32(1 - rates[step] * decay)
-        for number in range(n_layers - 1, -1, -1):
-            below = outputs[number - 1] if number else nothing
-            x, error, layer = inputs[number], outputs[number], layers[number]
-            if is_fused:
-                _backward(
-                    *(x, error, layer, means[number], squares[number], widths[number], below),
-                    *(gradients[number][0], rate, root, keep, scale),
-                )
-            else:
-                _backward_by_blas(
-                    *(x, error, layer, means[number], squares[number], widths[number], below),
-                    *(gradients[number], products[number], rate, root, keep, scale),
-                )
+            rooms[0].inputs[b] = rows[order[step, b]]
+        _forward_pass(layers, rooms, drawn[step], n_rows, regularisation)
+        logits = rooms[len(layers) - 1].outputs
+        total += _cross_entropy(logits, labels[step], shares[step], regularisation.smoothing)
+        number = done + step + 1
+        rate = np.float32(rates[step] / (1 - BETAS[0] ** number))
+        root = np.float32(math.sqrt(1 - BETAS[1] ** number))
+        adam = _Adam(rate, root, np.float32(1 - rates[step] * regularisation.weight_decay))
+        _backward_pass(layers, rooms, n_rows, adam, scale)
     return total
