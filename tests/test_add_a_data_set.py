@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import write_wav
 
 from common.evaluation.record import RunRecord
 from common.files import PROJECT_ROOT
+from tests.support.samples import write_wav
 
 FILE = re.compile(r"^`(\S+\.py)`[^\n]*:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMANDS = re.compile(r"```bash\n(.*?)```", re.DOTALL)

@@ -16,20 +16,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import processes
 import pytest
 import torch
 import yaml
-from conftest import PROJECT_ROOT, SHARED, made_up_features, needs_shared
-from stand_in import StandIn, halt, load_stand_in
 
 from common.cli import classify_main, extract_main
 from common.datasets.audio import read_audio
 from common.encoder import choose, load_encoder
 from common.features import FeatureSet
-from common.files import exclusive
+from common.files import PROJECT_ROOT, exclusive
 from common.heads import TrainedHead
 from esc50_feature_fc.esc50 import TASK
+from tests.support import processes
+from tests.support.samples import SHARED, made_up_features, needs_shared
+from tests.support.stand_in import StandIn, halt, load_stand_in
 
 EXTRACT = PROJECT_ROOT / "esc50_feature_fc" / "extract_esc50_features_audiosep.py"
 CLASSIFY = PROJECT_ROOT / "esc50_feature_fc" / "esc50_linear_classifier.py"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PROJECT_ROOT
 from pydantic import ValidationError
 
 from common.config import COMMON_CONFIG, ConfigError, ExtractConfig, FitConfig, as_yaml, load_config
+from common.files import PROJECT_ROOT
 
 
 @pytest.fixture

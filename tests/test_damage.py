@@ -12,12 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import processes
 import pytest
-import stand_in
 import torch
-from conftest import draw_nothing
-from heads_helpers import classify, grouped_features, run, saved
 
 from analysis.report import _map
 from analysis.scores import read_runs
@@ -29,6 +25,8 @@ from common.features import FeatureFileError, FeatureSet
 from common.files import DamagedFileError, load_torch, read_json, save_torch, spreadsheet_cell, write_json
 from common.heads import HeadFileError, TrainedHead
 from integrations.export.hugging_face import export_hugging_face
+from tests.support import processes, stand_in
+from tests.support.heads import classify, draw_nothing, grouped_features, run, saved
 
 FLIPS = 150
 

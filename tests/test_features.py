@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, needs_shared
-from heads_helpers import small_features
 
 from common.features import FeatureFileError, FeatureSet
 from esc50_feature_fc import esc50
+from tests.support.heads import small_features
+from tests.support.samples import SHARED, needs_shared
 
 
 def test_saved_and_loaded_are_equal(tmp_path: Path) -> None:

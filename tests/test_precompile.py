@@ -5,15 +5,14 @@ from __future__ import annotations
 import sys
 from unittest import mock
 
-from conftest import noise
-from heads_helpers import CPU, small_features
-
 from common import precompile
 from common.datasets import Prepared
 from common.encoder import load_encoder
 from common.encoder.fast_cpu import table, winograd
 from common.evaluation.splits import make_splits
 from common.heads import HEADS, Job, Recipe, fit_heads, steps
+from tests.support.heads import CPU, small_features
+from tests.support.samples import noise
 
 
 def test_each_function_is_compiled_once() -> None:

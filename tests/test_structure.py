@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT_ROOT
 
+from common.files import PROJECT_ROOT
 from common.requirements_check import NAMED, PYTHON, find_problem
 
 COMMON = PROJECT_ROOT / "common"

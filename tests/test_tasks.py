@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, needs_shared, write_csv, write_wav
 
 from common.datasets import DatasetError, plain_name
 from common.features import FeatureSet
@@ -23,6 +22,7 @@ from icbhi_feature_fc import icbhi
 from key_word_spotting import speech_commands
 from nsynth_feature_fc import nsynth
 from speaker_recognition import librispeech
+from tests.support.samples import SHARED, needs_shared, write_csv, write_wav
 from urbansound8k_feature_fc import urbansound8k
 
 

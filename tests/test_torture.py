@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import PROJECT_ROOT
+
+from common.files import PROJECT_ROOT
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it forks, and limits memory as Linux does")

@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import write_csv
-from plain_encoder import plain_layers
-from stand_in import load_stand_in
 
 from common import config
 from common.datasets import task
@@ -25,6 +22,9 @@ from common.entry import run
 from demo import generate
 from demo.sounds import note
 from esc50_feature_fc.esc50 import CLASS_NAMES
+from tests.support.plain_encoder import plain_layers
+from tests.support.samples import write_csv
+from tests.support.stand_in import load_stand_in
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,8 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import noise
-from heads_helpers import on_one_thread
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain_encoder import relative
 
 from common.encoder import LAYERS, load_encoder
 from common.encoder.audiosep import build_encoder
@@ -25,6 +22,9 @@ from common.encoder.fast_cpu.reference import convolve, leaky_relu
 from common.encoder.fast_cpu.table import TableConv2d
 from common.encoder.fast_cpu.winograd import WinogradBlock
 from common.encoder.padding import fill_padding, padding_mask
+from tests.support.heads import on_one_thread
+from tests.support.plain_encoder import relative
+from tests.support.samples import noise
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import made_up_features
-from heads_helpers import CPU, SIZE, on_one_thread, small_features
 from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -36,6 +34,8 @@ from common.heads.batches import Batches, append_one, generator
 from common.heads.fit import CompiledHead, _Fitting, _ScaledRows
 from common.heads.plain import PlainHead, _drop
 from common.heads.scalers import SHRINKAGES
+from tests.support.heads import CPU, SIZE, on_one_thread, small_features
+from tests.support.samples import made_up_features
 
 PAPER = Recipe(epochs=3, batch_size=8, learning_rate=1e-3, hidden_dim=32)
 TUNED = Recipe(

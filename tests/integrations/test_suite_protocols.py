@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from heads_helpers import SIZE, fit_config, saved, small_features
 
 from analysis import suite_protocols
 from common.datasets import Prepared
 from common.features import FeatureSet
 from integrations.suite_protocols import few_clips, logistic_regression, official_folds, protocol_rows, random_folds
+from tests.support.heads import SIZE, fit_config, saved, small_features
 
 
 def related() -> FeatureSet:

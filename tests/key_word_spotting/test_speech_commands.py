@@ -7,11 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import SHARED, needs_shared, write_wav
 
 from common.cli import classify_main, extract_main
 from common.datasets import DatasetError, DatasetNote
 from key_word_spotting import speech_commands
+from tests.support.samples import SHARED, needs_shared, write_wav
 
 
 def test_words_of_the_other_version_are_refused(commands: Path) -> None:

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from own_sounds_helpers import folder_of_classes, tone
 
 from common.datasets.audio import AudioError, read_audio
 from common.encoder import LogMelStatistics
 from common.features import FeatureSet
 from own_sounds import embed
 from own_sounds.embed import embed_main
+from tests.support.own_sounds import folder_of_classes, tone
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import draw_nothing
-from own_sounds_helpers import folder_of_classes, probe, tone
 
 from common.datasets.audio import read_audio
 from own_sounds.predict import predict_main
+from tests.support.heads import draw_nothing
+from tests.support.own_sounds import folder_of_classes, probe, tone
 
 
 @pytest.fixture

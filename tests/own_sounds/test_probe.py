@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import SHARED, needs_shared
-from heads_helpers import on_one_thread
-from own_sounds_helpers import FAST, folder_of_classes, probe, tone
 
 from analysis import summary
 from analysis.studies import find_study
@@ -22,6 +19,9 @@ from common.evaluation.record import RunRecord
 from esc50_feature_fc.esc50 import TASK
 from key_word_spotting import speech_commands
 from speaker_recognition import librispeech
+from tests.support.heads import on_one_thread
+from tests.support.own_sounds import FAST, folder_of_classes, probe, tone
+from tests.support.samples import SHARED, needs_shared
 from urbansound8k_feature_fc import urbansound8k
 
 pytestmark = pytest.mark.usefixtures("no_figures")

@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import write_wav
-from own_sounds_helpers import folder_of_classes
 
 from common.datasets import DatasetError, DatasetMissingError, DatasetNote
 from own_sounds.sounds import Source, audio_files
+from tests.support.own_sounds import folder_of_classes
+from tests.support.samples import write_wav
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from own_sounds_helpers import tone
-
 from own_sounds.timeline import Windows
+from tests.support.own_sounds import tone
 
 
 def test_windows_cover_a_file_up_to_its_end(tmp_path: Path) -> None:

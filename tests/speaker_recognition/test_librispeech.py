@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, needs_shared, write_wav
 
 from common.datasets import DatasetError, DatasetNote, Division, DivisionKind
 from common.evaluation.splits import make_splits, random_split
 from common.features import FeatureSet
 from speaker_recognition import librispeech
+from tests.support.samples import SHARED, needs_shared, write_wav
 
 SPEAKERS = """\
 ; comments

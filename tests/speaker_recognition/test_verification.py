@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, needs_shared
 
 from common.datasets import DatasetError
 from common.evaluation.scores import equal_error_rate, min_dcf
 from common.features import FeatureSet
 from speaker_recognition.verification import error_rates, main, make_trials, speaker_intervals, transformed
+from tests.support.samples import SHARED, needs_shared
 
 
 def speakers(first: int, count: int, chapters: int = 2, utterances: int = 6, seed: int = 0) -> FeatureSet:

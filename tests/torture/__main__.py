@@ -13,13 +13,11 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 # Read when torch is loaded. Forked processes do not have the threads of their parent.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MPLBACKEND", "agg")
 sys.dont_write_bytecode = True
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests' helpers
 
 from common.files import PROJECT_ROOT  # noqa: E402 - after what is read when torch is loaded
 from tests.torture.attacks import ATTACKS  # noqa: E402

@@ -22,9 +22,6 @@ import pytest
 import soundfile
 import torch
 import yaml
-from conftest import draw_nothing, noise, write_csv, write_wav
-from heads_helpers import SIZE, grouped_features, saved
-from loopback import Server
 
 from analysis import summary
 from common.cli import classify_main, extract_main
@@ -43,6 +40,9 @@ from own_sounds.embed import embed_main
 from own_sounds.predict import predict_main
 from own_sounds.probe import probe_main
 from speaker_recognition.librispeech import TRAIN_CLEAN_100
+from tests.support.heads import SIZE, draw_nothing, grouped_features, saved
+from tests.support.loopback import Server
+from tests.support.samples import noise, write_csv, write_wav
 from tests.torture.runner import Build, Command
 from urbansound8k_feature_fc import urbansound8k
 

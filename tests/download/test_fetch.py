@@ -9,10 +9,10 @@ from unittest import mock
 
 import pytest
 import requests
-from loopback import CONTENT, Server, serving
 
 from common.download import fetch as fetch_module
 from common.download.fetch import DownloadError, fetch
+from tests.support.loopback import CONTENT, Server, serving
 
 LIMIT = 10_000_000
 Change = tuple[str, str, int]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import shutil
 import stat
@@ -17,31 +16,11 @@ import numpy as np
 import pytest
 
 from common.download.unpack import UnpackError, unpack
+from tests.support.archives import contents, make_tar, make_zip
 
 Make = Callable[[Path, dict[str, bytes]], Path]
 FILES = {"top/audio/a.wav": b"a" * 5000, "top/audio/b.wav": b"b" * 70_000, "top/list.csv": b"x,y\n"}
 LIMITS = (1_000_000, 100)  # bytes, files
-
-
-def make_zip(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
-
-
-def make_tar(path: Path, files: dict[str, bytes], compression: str = "gz") -> Path:
-    with tarfile.open(path, f"w:{compression}") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def refused(archive: Path, match: str) -> None:

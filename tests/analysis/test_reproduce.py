@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from heads_helpers import CPU, on_one_thread
-from plain_encoder import use_narrow_network
 
 from analysis import estimates, reproduce
 from analysis.estimates import Speed, estimate, measure_speed, time_range
@@ -15,6 +13,8 @@ from analysis.studies import STUDIES
 from common.config import ConfigError, ExtractConfig
 from common.heads import HEADS, Recipe
 from demo import generate
+from tests.support.heads import CPU, on_one_thread
+from tests.support.plain_encoder import use_narrow_network
 
 
 class Calls(list[tuple[str, ...]]):

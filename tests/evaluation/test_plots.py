@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_nothing
-from heads_helpers import classify, saved, small_features
 from matplotlib.figure import Figure
 
 from common.evaluation import plots
 from common.evaluation.plots import plot_confusion, plot_curves
 from common.evaluation.record import FitRecord
+from tests.support.heads import classify, draw_nothing, saved, small_features
 
 STARTS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
 

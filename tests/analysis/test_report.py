@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import draw_nothing
 
 from analysis.report_page.page import DrawnMap, ReportedRun, render
 from analysis.scores import Run, read_runs
 from analysis.studies import STUDIES
 from common.cli import classify_main
 from common.features import FeatureSet
+from tests.support.heads import draw_nothing
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = next(

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from conftest import made_up_features
 from threadpoolctl import threadpool_limits
 
 from common.cli import classify_main
 from common.config import FitConfig, load_config
 from common.datasets import Prepared
+from common.evaluation import plots
 from common.evaluation.protocol import ProtocolRun, run_protocol
 from common.features import FeatureSet
 from esc50_feature_fc.esc50 import TASK
+from tests.support.samples import made_up_features
 
 CPU = torch.device("cpu")
 SIZE = 24  # numbers per clip: enough to tell four classes apart, and fitted in no time
@@ -36,6 +40,18 @@ def on_one_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """Let figures be empty files: drawing them takes longer than all the rest of a small run."""
+
+    def write(plot: Callable[..., None], *arguments: Any) -> None:
+        inspect.signature(plot).bind(*arguments)
+        Path(arguments[-1]).touch()
+
+    for name in ("plot_confusion", "plot_curves", "plot_label_efficiency", "plot_per_class", "plot_reliability"):
+        plot = getattr(plots, name)
+        patch.setattr(f"common.evaluation.plots.{name}", functools.partial(write, plot))
 
 
 def small_features(n_classes: int = 4, per_fold: int = 6, folds: int = 3) -> FeatureSet:

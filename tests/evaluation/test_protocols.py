@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from heads_helpers import (
+
+from common.datasets import DivisionKind, Prepared
+from common.evaluation.protocol import ProtocolRun, run_protocol
+from common.evaluation.record import RunRecord
+from common.evaluation.splits import make_splits, random_split, with_validation
+from common.evaluation.text import remarks
+from common.heads import HEADS, TUNED, Recipe, fit_scaler, recipe_for
+from common.heads.recipes import shrinkage_for
+from tests.support.heads import (
     CPU,
     classify,
     fit_config,
@@ -18,14 +26,6 @@ from heads_helpers import (
     saved,
     small_features,
 )
-
-from common.datasets import DivisionKind, Prepared
-from common.evaluation.protocol import ProtocolRun, run_protocol
-from common.evaluation.record import RunRecord
-from common.evaluation.splits import make_splits, random_split, with_validation
-from common.evaluation.text import remarks
-from common.heads import HEADS, TUNED, Recipe, fit_scaler, recipe_for
-from common.heads.recipes import shrinkage_for
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from loopback import Server, serving
-from test_unpack import contents, make_tar, make_zip
 
 from common.download.command import ARCHIVES, Archive, main
 from common.entry import run
 from common.files import exclusive
+from tests.support.archives import contents, make_tar, make_zip
+from tests.support.loopback import Server, serving
 
 Call = Callable[..., tuple[int, str, str]]
 Patch = pytest.MonkeyPatch

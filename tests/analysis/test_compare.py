@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from heads_helpers import noise_like, on_one_thread, small_features
 
 from analysis import summary
 from analysis.compare import EncodersRecord, compare_encoders, read_costs
@@ -26,6 +25,7 @@ from common.encoder_name import EncoderKind
 from common.evaluation.intervals import holm
 from common.features import FeatureFileError, FeatureSet
 from esc50_feature_fc.esc50 import TASK
+from tests.support.heads import noise_like, on_one_thread, small_features
 
 Classify = Callable[..., Path]
 FAST = ("--epochs", "4", "--learning-rate", "0.01", "--seeds", "2", "--hidden-dim", "16", "--no-refit")

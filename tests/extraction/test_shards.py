@@ -11,10 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import processes
 import pytest
-from conftest import extract_clips, write_wav
-from stand_in import StandIn, halt
 
 from common.cli import extract_main
 from common.datasets import Clip
@@ -22,6 +19,9 @@ from common.extraction import Shard, ShardError
 from common.features import FeatureSet
 from common.files import OutputError, exclusive
 from esc50_feature_fc.esc50 import TASK
+from tests.support import processes
+from tests.support.samples import extract_clips, write_wav
+from tests.support.stand_in import StandIn, halt
 
 
 class Run(Protocol):
@@ -186,7 +186,7 @@ def test_a_killed_shard_is_started_again_and_loses_nothing(
 def test_torchrun_makes_the_file_of_one_process(esc50_root: Path, tmp_path: Path) -> None:
     flags = ["--data-root", str(esc50_root), "--checkpoint", "random:0", "--device", "cpu", "--output"]
     extract_main(TASK, [*flags, str(tmp_path / "whole.pt")])
-    script = Path(__file__).with_name("stand_in.py")
+    script = Path(__file__).parents[1] / "support" / "stand_in.py"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     made = subprocess.run(
         [*launcher, script, *flags, tmp_path / "shards.pt"],

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from heads_helpers import fit_config, small_features
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import imread
@@ -42,6 +41,7 @@ from common.files import OutputError
 from common.heads import HeadKind
 from common.text_table import as_markdown, as_text
 from esc50_feature_fc.esc50 import TASK
+from tests.support.heads import fit_config, small_features
 
 CONFIG = ConfigRecord.of(fit_config(epochs=2), {}, {})
 

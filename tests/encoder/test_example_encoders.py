@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import noise
-from heads_helpers import on_one_thread
 
 from common.files import PROJECT_ROOT
+from tests.support.heads import on_one_thread
+from tests.support.samples import noise
 
 COMMANDS = {
     "resemblyzer_dvector": "pip install --no-deps resemblyzer==0.1.4",

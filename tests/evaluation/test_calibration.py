@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from heads_helpers import grouped_features, run, small_features
 from scipy.special import softmax
 
 from common.evaluation.calibration import Unseen, calibrate, expected_error, fit_temperature, reliability
@@ -16,6 +15,7 @@ from common.evaluation.plots import plot_reliability
 from common.features import FeatureSet
 from common.heads import KnownSounds, NoneOfTheseError, TrainedHead, conformal_threshold
 from common.heads.novelty import MOST_ROWS
+from tests.support.heads import grouped_features, run, small_features
 
 
 def answers(seed: int, rows: int = 4000, too_sure: float = 1.0) -> Unseen:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from conftest import noise
-from heads_helpers import on_one_thread
 
 from own_sounds.probe import probe_main
+from tests.support.heads import on_one_thread
+from tests.support.samples import noise
 
 FAST = ("--encoder", "logmel", "--epochs", "4", "--learning-rate", "0.01", "--hidden-dim", "16", "--no-refit")
 

@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import made_up_features, noise
-from heads_helpers import CPU, SIZE, small_features
 from torch import nn
 
 from common.config import ScalerName
@@ -30,6 +28,8 @@ from common.heads import (
     fit_heads,
     fit_scaler,
 )
+from tests.support.heads import CPU, SIZE, small_features
+from tests.support.samples import made_up_features, noise
 
 
 def test_layers() -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SHARED, needs_shared, write_wav
 
 from common.datasets import Clip, DatasetError, DatasetNote, Division
 from common.evaluation.scores import icbhi_scores, majority_predictions
 from common.evaluation.splits import SplitError, hold_out_groups, make_splits, with_validation
 from common.features import FeatureSet
 from icbhi_feature_fc.icbhi import CYCLE_CLASSES, RECORDING_CLASSES, SPLIT_FILE, prepare, read_cycles, read_recordings
+from tests.support.samples import SHARED, needs_shared, write_wav
 
 ROWS = {  # recording -> annotation, split
     "101_1b1_Al_sc_Meditron": ("0.5\t1.5\t0\t0\n1.5\t2.25\t0\t0\n", "train"),

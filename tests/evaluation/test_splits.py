@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from heads_helpers import small_features
 
 from common.datasets import Prepared
 from common.evaluation.splits import SplitError, group_folds, hold_out_groups, make_splits, random_split
 from common.features import FeatureSet
+from tests.support.heads import small_features
 
 
 def without_folds(per_fold: int = 6, folds: int = 3) -> FeatureSet:

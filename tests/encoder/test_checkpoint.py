@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, needs_shared, noise
-from heads_helpers import on_one_thread
 from safetensors.torch import save_file
 
 from common.encoder import AudioSepEncoder, checkpoint, load_encoder
 from common.encoder.checkpoint import CheckpointError, file_sha256, load_weights
 from common.encoder.network import weight_shapes
+from tests.support.heads import on_one_thread
+from tests.support.samples import SHARED, needs_shared, noise
 
 Tensors = dict[str, torch.Tensor]
 # Of the encoder's tensors those of less than 80 kB, so that a file is written and read in no time.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import SHARED, needs_shared
 
 from common.cli import classify_main
 from common.evaluation.record import RunRecord
 from common.text_table import percent
 from esc50_feature_fc.esc50 import TASK
+from tests.support.samples import SHARED, needs_shared
 
 FEATURES = SHARED / "reference_features" / "esc50_features_audiosep.pt"
 # Rounding depends on the kind of CPU, and training in batches of 8 amplifies it: with the paper recipe the three-layer head

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import noise
 
 from common.cli import classify_main, extract_main
 from common.encoder.logmel import LogMelStatistics
 from common.evaluation.record import RunRecord
 from common.features import FeatureSet
 from esc50_feature_fc.esc50 import TASK
+from tests.support.samples import noise
 
 
 def test_statistics_of_a_tone() -> None:

@@ -17,12 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import processes
 import pytest
 import soundfile
 import torch
-from conftest import extract_clips, noise, write_wav
-from stand_in import StandIn, halt
 
 from common import files as files_module
 from common.datasets import Clip, DatasetError
@@ -36,6 +33,9 @@ from common.extraction.extract import _Extraction
 from common.extraction.missing import MissingClipsError
 from common.features import FeatureSet
 from common.files import OutputError, exclusive
+from tests.support import processes
+from tests.support.samples import extract_clips, noise, write_wav
+from tests.support.stand_in import StandIn, halt
 
 extract_module = sys.modules[extract_function.__module__]  # the package has a function of the same name
 

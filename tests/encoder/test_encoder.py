@@ -14,9 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, needs_shared, noise
-from heads_helpers import on_one_thread
-from plain_encoder import plain_layers, relative, use_narrow_network
 
 from common.arrays import Array
 from common.datasets.audio import read_audio
@@ -40,6 +37,9 @@ from common.encoder.condition import read_condition
 from common.encoder.device import DeviceError, resolve_precision
 from common.encoder.network import BLOCKS, weight_shapes
 from common.encoder.tiling import Tile, plan_tiles
+from tests.support.heads import on_one_thread
+from tests.support.plain_encoder import plain_layers, relative, use_narrow_network
+from tests.support.samples import SHARED, needs_shared, noise
 
 CONDITION = np.random.default_rng(5).standard_normal(512)
 TOLERANCES = {"mean": 3e-6, "std": 1e-5, "max": 3e-6, "mean_time": 3e-6}

@@ -9,9 +9,9 @@ import librosa
 import numpy as np
 import pytest
 import soundfile
-from conftest import noise, write_wav
 
 from common.datasets.audio import AudioError, audio_checksum, audio_duration_s, read_audio
+from tests.support.samples import noise, write_wav
 
 RATE = 32_000
 KINDS = [

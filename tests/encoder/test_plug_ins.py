@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import SHARED, needs_shared, noise, write_wav
-from heads_helpers import on_one_thread
-from plain_encoder import use_narrow_network
 
 from common.cli import classify_main, extract_main
 from common.datasets import Clip
@@ -27,6 +24,9 @@ from common.extraction import ClipList, ExtractOptions, extract
 from common.features import FeatureFileError, FeatureSet
 from common.files import PROJECT_ROOT
 from esc50_feature_fc.esc50 import TASK
+from tests.support.heads import on_one_thread
+from tests.support.plain_encoder import use_narrow_network
+from tests.support.samples import SHARED, needs_shared, noise, write_wav
 
 CPU = torch.device("cpu")
 # A small encoder at 8 kHz: energies of a random projection of frames of 400 samples; shorter clips are an error.

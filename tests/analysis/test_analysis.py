@@ -16,11 +16,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import PROJECT_ROOT, draw_nothing
-from heads_helpers import CPU, fit_config, noise_like, on_one_thread
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from plain_encoder import use_narrow_network
 
 from analysis import plots, similarity, visualize_features
 from analysis.ablation_features import (
@@ -50,8 +47,11 @@ from common.encoder import EncoderInfo
 from common.encoder_name import EncoderKind
 from common.errors import UserError
 from common.features import FeatureFileError, FeatureSet
+from common.files import PROJECT_ROOT
 from common.heads import HEADS
 from common.text_table import as_latex
+from tests.support.heads import CPU, draw_nothing, fit_config, noise_like, on_one_thread
+from tests.support.plain_encoder import use_narrow_network
 
 SIZE = 16
 
