@@ -167,7 +167,7 @@ def test_flags_override_ones_own_file(esc50_features: Path, tmp_path: Path) -> N
         (["--config", "null.yaml"], "device must be text, not null"),
     ],
 )
-def test_mistakes_in_extracting(
+def test_wrong_flags_of_an_extraction_end_with_status_2(
     flags: list[str], words: str, esc50_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that show before the encoder is built."""
@@ -185,7 +185,7 @@ def test_mistakes_in_extracting(
         (["--output", "."], "is a folder; give the file to write"),
     ],
 )
-def test_mistakes_about_outputs(
+def test_wrong_outputs_of_an_extraction_end_with_status_2(
     flags: list[str], words: str, esc50_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -200,7 +200,7 @@ def extract_with(flags: Sequence[str], root: Path, output: Path) -> Result:
 
 
 @pytest.mark.usefixtures("scripts_load_the_stand_in")
-def test_an_output_that_cannot_be_written(esc50_root: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_ends_with_status_2(esc50_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     line = refused(extract_with([], esc50_root, tmp_path / "file" / "features.pt"))
     assert str(tmp_path / "file") in line
@@ -213,7 +213,7 @@ def test_two_fits_into_one_folder_are_refused(esc50_features: Path, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("scripts_load_the_stand_in")
-def test_every_clip_broken(esc50_root: Path, tmp_path: Path) -> None:
+def test_an_extraction_whose_every_clip_fails_ends_with_status_2(esc50_root: Path, tmp_path: Path) -> None:
     for path in (esc50_root / "audio").iterdir():
         path.write_bytes(b"")
     line = refused(extract_with([], esc50_root, tmp_path / "features.pt"))
@@ -290,11 +290,11 @@ def test_a_single_clip_of_a_class_in_a_fold_can_be_scored(esc50_features: Path, 
     assert len(of_class_1) == 1
 
 
-def test_no_features_yet(tmp_path: Path) -> None:
+def test_missing_features_name_the_script_to_run(tmp_path: Path) -> None:
     assert "run the task's extract_*.py first" in refused(call(CLASSIFY, "--features", tmp_path / "none.pt"))
 
 
-def test_flags_that_do_not_exist(tmp_path: Path) -> None:
+def test_unknown_flags_end_with_status_2(tmp_path: Path) -> None:
     result = call(EXTRACT, "--sample-rate-as-is")
     assert result.returncode == 2
     assert "unrecognized arguments" in result.stderr
@@ -315,7 +315,7 @@ def extract_until_the_sixth_clip(flags: list[str], sign: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 @pytest.mark.usefixtures("scripts_load_the_stand_in")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_ctrl_c_keeps_the_work(stop: signal.Signals, esc50_root: Path, tmp_path: Path) -> None:
+def test_an_interrupted_extraction_keeps_its_work(stop: signal.Signals, esc50_root: Path, tmp_path: Path) -> None:
     flags = ["--data-root", str(esc50_root), "--checkpoint", "random:0", "--output"]
     features, whole, sign = tmp_path / "features.pt", tmp_path / "whole.pt", tmp_path / "sign"
     printed = tmp_path / "printed.txt"
@@ -335,7 +335,7 @@ def test_ctrl_c_keeps_the_work(stop: signal.Signals, esc50_root: Path, tmp_path:
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.usefixtures("scripts_load_the_stand_in")
-def test_a_read_only_folder(esc50_root: Path, tmp_path: Path) -> None:
+def test_a_read_only_folder_is_refused(esc50_root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
     line = refused(extract_with([], esc50_root, folder / "features.pt"))
@@ -345,7 +345,7 @@ def test_a_read_only_folder(esc50_root: Path, tmp_path: Path) -> None:
 
 @needs_shared
 @pytest.mark.usefixtures("no_figures")
-def test_the_published_features(tmp_path: Path) -> None:
+def test_the_published_features_are_scored(tmp_path: Path) -> None:
     folder = SHARED / "reference_features"
     line = refused(call(CLASSIFY, "--features", folder / "icbhi_features_audiosep.pt", "--output-dir", tmp_path))
     assert "all 887 labels are '0'" in line

@@ -180,6 +180,6 @@ def test_wrong_files_are_named(text: str, words: str, task_config: Path, tmp_pat
         assert "\n" not in str(error.value)
 
 
-def test_a_missing_file(task_config: Path, tmp_path: Path) -> None:
+def test_a_missing_configuration_is_named(task_config: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not found"):
         load_config(FitConfig, task_config, tmp_path / "nowhere.yaml")

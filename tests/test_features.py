@@ -59,7 +59,7 @@ def test_equal_sets_give_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "another.pt").read_bytes()
 
 
-def test_the_originals_files_open(tmp_path: Path) -> None:
+def test_files_of_the_original_project_open(tmp_path: Path) -> None:
     torch.save({"features": torch.ones(3, 4), "labels": torch.tensor([0, 2, 1])}, tmp_path / "labels.pt")
     loaded = FeatureSet.load(tmp_path / "labels.pt")
     assert loaded.class_names == ["0", "1", "2"]
@@ -166,7 +166,7 @@ def test_damaged_files_are_named(content: Any, words: str, tmp_path: Path) -> No
     assert words in str(error.value)
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_files_without_features_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FeatureFileError, match=r"not found; run the task's extract"):
         FeatureSet.load(tmp_path / "missing.pt")
     with pytest.raises(FeatureFileError, match="folder"):

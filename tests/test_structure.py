@@ -113,7 +113,7 @@ def test_a_task_imports_no_other_task(task: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PROJECT_ROOT)))
-def test_what_the_original_got_wrong(path: Path) -> None:
+def test_sources_load_strictly_and_swallow_no_error(path: Path) -> None:
     source = path.read_text()
     assert "strict=False" not in source
     assert "weights_only=False" not in source

@@ -26,7 +26,7 @@ from tests.support.samples import SHARED, needs_shared, write_csv, write_wav
 from urbansound8k_feature_fc import urbansound8k
 
 
-def test_esc50(esc50_root: Path) -> None:
+def test_esc50_has_official_folds(esc50_root: Path) -> None:
     clips = esc50.read_clips(esc50_root)
     assert len(clips) == 10
     first = clips[0]
@@ -36,7 +36,7 @@ def test_esc50(esc50_root: Path) -> None:
 
 
 @needs_shared
-def test_the_real_esc50_sample() -> None:
+def test_the_real_esc50_sample_is_read() -> None:
     clips = esc50.read_clips(SHARED / "real_audio" / "ESC-50-master")
     assert len(clips) == 50
     assert {clip.fold for clip in clips} == {4}
@@ -45,7 +45,7 @@ def test_the_real_esc50_sample() -> None:
 
 
 @needs_shared
-def test_the_real_urbansound8k_sample() -> None:
+def test_the_real_urbansound8k_sample_is_read() -> None:
     clips = urbansound8k.read_clips(SHARED / "real_audio" / "UrbanSound8K")
     assert Counter(clip.fold for clip in clips) == {1: 80, 2: 80, 3: 79}
     assert {clip.class_name for clip in clips} == set(urbansound8k.CLASS_NAMES)
@@ -62,14 +62,14 @@ def urbansound8k_root(tmp_path: Path, *rows: tuple) -> Path:
     return tmp_path / "UrbanSound8K"
 
 
-def test_urbansound8k(tmp_path: Path) -> None:
+def test_urbansound8k_has_official_folds(tmp_path: Path) -> None:
     root = urbansound8k_root(tmp_path, ("7-3-0-1.wav", 7, 0.0, 4.0, 1, 10, 3, "dog_bark"))
     (clip,) = urbansound8k.read_clips(root)
     assert clip.clip_id(root) == "audio/fold10/7-3-0-1.wav"
     assert (clip.class_name, clip.fold, clip.group) == ("dog_bark", 10, "7")
 
 
-def test_a_number_written_with_a_decimal_point(tmp_path: Path) -> None:
+def test_a_fold_written_as_a_decimal_is_read(tmp_path: Path) -> None:
     """pandas reads a whole column as floating-point where one editor has written 3.0."""
     root = urbansound8k_root(
         tmp_path,
@@ -89,7 +89,7 @@ def test_a_number_written_with_a_decimal_point(tmp_path: Path) -> None:
     ],
     ids=["fold", "class", "class number", "source"],
 )
-def test_altered_rows_of_urbansound8k(row: tuple, tmp_path: Path) -> None:
+def test_altered_rows_of_urbansound8k_are_named(row: tuple, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"line 2 .* is not the official row"):
         urbansound8k.read_clips(urbansound8k_root(tmp_path, row))
 
@@ -105,7 +105,7 @@ def test_altered_rows_of_urbansound8k(row: tuple, tmp_path: Path) -> None:
     ],
     ids=["fold", "target", "category", "unknown category", "file name"],
 )
-def test_altered_rows_of_esc50(row: tuple, tmp_path: Path) -> None:
+def test_altered_rows_of_esc50_are_named(row: tuple, tmp_path: Path) -> None:
     (tmp_path / "audio").mkdir()
     write_csv(
         tmp_path / "meta" / "esc50.csv", ("filename", "fold", "target", "category", "esc10", "src_file", "take"), [row]
@@ -129,18 +129,18 @@ def test_wrong_layouts_say_what_was_expected_and_found(module: ModuleType, tmp_p
 
 
 @pytest.mark.parametrize(("module", "folder"), [(esc50, "ESC-50-master"), (urbansound8k, "UrbanSound8K")])
-def test_one_folder_too_low(module: ModuleType, folder: str, tmp_path: Path) -> None:
+def test_a_data_root_one_folder_too_low_is_explained(module: ModuleType, folder: str, tmp_path: Path) -> None:
     (tmp_path / folder / "audio").mkdir(parents=True)
     with pytest.raises(DatasetError, match=f"is a part of .*; give all of it: --data-root {tmp_path / folder}$"):
         module.read_clips(tmp_path / folder / "audio")
 
 
-def test_one_folder_too_high(esc50_root: Path) -> None:
+def test_a_data_root_one_folder_too_high_is_explained(esc50_root: Path) -> None:
     with pytest.raises(DatasetError, match=f"give --data-root {esc50_root}"):
         esc50.read_clips(esc50_root.parent)
 
 
-def test_damaged_metadata(esc50_root: Path) -> None:
+def test_damaged_metadata_is_named(esc50_root: Path) -> None:
     path = esc50_root / "meta" / "esc50.csv"
     whole = path.read_text()
     for content, words in (

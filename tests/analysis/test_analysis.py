@@ -140,7 +140,7 @@ def test_mmd_is_nothing_for_one_distribution_and_something_for_two(rng: np.rando
     assert similarity.mmd(rows[:300], rows[300:] + 1) > 0.1
 
 
-def test_subspaces(rng: np.random.Generator) -> None:
+def test_subspace_overlap_follows_shared_directions(rng: np.random.Generator) -> None:
     basis = np.eye(20)
     assert similarity.subspace_overlap(basis[:, :4], basis[:, :4]) == 1
     assert similarity.subspace_overlap(basis[:, :4], basis[:, 4:8]) == 0
@@ -242,7 +242,7 @@ def test_a_sampled_map_says_so_and_shows_every_class() -> None:
     assert len(np.unique(shown.rows)) == len(shown.rows)
 
 
-def test_purity_and_silhouette(rng: np.random.Generator) -> None:
+def test_purity_and_silhouette_by_hand(rng: np.random.Generator) -> None:
     labels = np.repeat([0, 1], 50)
     apart = rng.standard_normal((100, 5)) + 100 * labels[:, None]
     assert knn_purity(apart, labels) == 1
@@ -311,7 +311,7 @@ def test_variants_equal_what_the_encoder_gives_alone(
     assert (encoder.info, encoder.device) == (encoder.plain.info, CPU)
 
 
-def test_degradations(rng: np.random.Generator) -> None:
+def test_degradations_change_the_sound_as_named(rng: np.random.Generator) -> None:
     waveform = (0.1 * rng.standard_normal(32_000)).astype(np.float32)
     noise = add_noise(10)(waveform) - waveform
     assert 10 * np.log10(np.square(waveform).mean() / np.square(noise).mean()) == pytest.approx(10, abs=0.1)

@@ -260,7 +260,7 @@ def test_too_few_groups_give_no_interval_no_rank_and_no_star(classify: Classify)
     assert any("ESC-50 (1)" in line for line in reading_notes(record))
 
 
-def test_files_and_costs(
+def test_the_comparison_is_written_with_its_costs(
     classify: Classify, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     classify(of_encoder(good(groups=False), "good"), "good")

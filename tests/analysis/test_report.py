@@ -211,7 +211,7 @@ def test_its_first_screen_answers_its_question(open_report: Open, run: Run, tmp_
 
 
 @needs_browser
-def test_tables_sort(open_report: Open, run: Run, tmp_path: Path) -> None:
+def test_a_click_on_a_heading_sorts_the_table(open_report: Open, run: Run, tmp_path: Path) -> None:
     page = open_report(write_report(run, tmp_path)).page
     table = "#summary table.sorts"
     column = page.evaluate(
@@ -231,7 +231,7 @@ def test_tables_sort(open_report: Open, run: Run, tmp_path: Path) -> None:
 
 
 @needs_browser
-def test_hover_filter_and_click(open_report: Open, run: Run, tmp_path: Path) -> None:
+def test_the_map_shows_filters_and_plays_clips(open_report: Open, run: Run, tmp_path: Path) -> None:
     report = open_report(write_report(run, tmp_path))
     page, features = report.page, run.features
     report.see_map()
@@ -286,7 +286,7 @@ def test_it_is_accessible_and_fits_the_screen(
 
 
 @needs_browser
-def test_it_prints(open_report: Open, run: Run, tmp_path: Path) -> None:
+def test_a_printed_report_shows_every_chart(open_report: Open, run: Run, tmp_path: Path) -> None:
     page = open_report(write_report(run, tmp_path)).page
     page.emulate_media(media="print")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")

@@ -44,7 +44,7 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("container", "subtype"), KINDS)
 @pytest.mark.parametrize("channels", [1, 2])
-def test_every_kind_of_file(container: str, subtype: str, channels: int, tmp_path: Path) -> None:
+def test_every_format_gives_the_same_sound(container: str, subtype: str, channels: int, tmp_path: Path) -> None:
     path = tmp_path / "sound.bin"  # the content decides, not the name
     samples = np.tile(tone(44_100)[:, None], (1, channels))
     soundfile.write(path, samples, 44_100, format=container, subtype=subtype)
@@ -107,13 +107,13 @@ def test_a_segment_is_that_part(tmp_path: Path) -> None:
         (3.01, 3.05, "no samples"),
     ],
 )
-def test_segments_that_are_not_there(start_s: float, end_s: float, words: str, tmp_path: Path) -> None:
+def test_segments_outside_the_file_are_refused(start_s: float, end_s: float, words: str, tmp_path: Path) -> None:
     path = write_wav(tmp_path / "three.wav", seconds=3.0)
     with pytest.raises(AudioError, match=words):
         read_audio(path, RATE, start_s, end_s)
 
 
-def test_one_sample_is_enough(tmp_path: Path) -> None:
+def test_one_sample_is_read(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "one.wav", np.array([0.5]), RATE)
     assert len(read_audio(tmp_path / "one.wav", RATE)) == 1
 

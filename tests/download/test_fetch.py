@@ -93,7 +93,7 @@ def test_the_part_of_another_url_starts_over(server: Server, interrupted: Path) 
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_a_refusal_is_final(status: int, server: Server, part: Path) -> None:
+def test_a_server_that_refuses_is_not_asked_again(status: int, server: Server, part: Path) -> None:
     server.script = [str(status)]
     advice = "Or get the file with a browser, and put it as .*/archive.tar.gz$"
     with pytest.raises(DownloadError, match=rf"the server responded with {status} .*{advice}"):

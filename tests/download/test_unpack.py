@@ -73,13 +73,13 @@ OUTSIDE = ["../out", "top/../../out", "/out", "C:\\out", "C:out", "..\\out", "a\
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_no_path_leads_out(make: Make, name: str, tmp_path: Path) -> None:
+def test_paths_out_of_the_folder_are_refused(make: Make, name: str, tmp_path: Path) -> None:
     refused(make(tmp_path / "archive", {"top/fine": b"1", name: b"2"}), "leads out of the folder")
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
 @pytest.mark.parametrize("target", ["/etc/passwd", "fine"])
-def test_no_links_and_no_devices(kind: bytes, target: str, tmp_path: Path) -> None:
+def test_links_and_devices_are_refused(kind: bytes, target: str, tmp_path: Path) -> None:
     info = tarfile.TarInfo("top/special")
     info.type, info.linkname = kind, target
     with tarfile.open(tmp_path / "archive", "w:gz") as archive:
@@ -88,7 +88,7 @@ def test_no_links_and_no_devices(kind: bytes, target: str, tmp_path: Path) -> No
     refused(tmp_path / "archive", "'top/special' is a link or a device")
 
 
-def test_no_links_in_a_zip(tmp_path: Path) -> None:
+def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
     info = zipfile.ZipInfo("top/link")
     info.external_attr = (stat.S_IFLNK | 0o777) << 16
     archive = make_zip(tmp_path / "archive", {})
@@ -99,7 +99,7 @@ def test_no_links_in_a_zip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 @pytest.mark.parametrize("count", [1, 10, 101])
-def test_no_more_than_expected(make: Make, count: int, tmp_path: Path) -> None:
+def test_archives_larger_than_expected_are_refused(make: Make, count: int, tmp_path: Path) -> None:
     size = 0 if count > 100 else 2_000_000 // count
     archive = make(tmp_path / "archive", {f"{number}.wav": bytes(size) for number in range(count)})
     refused(archive, "holds more than the 1,000,000 bytes or 100 files that are expected")
@@ -107,7 +107,7 @@ def test_no_more_than_expected(make: Make, count: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 @pytest.mark.parametrize("share", [0, 0.001, 0.3, 0.9, 0.9999])
-def test_a_cut_archive_is_damaged(make: Make, share: float, tmp_path: Path) -> None:
+def test_a_cut_archive_is_refused(make: Make, share: float, tmp_path: Path) -> None:
     noise = {f"{seed}.wav": np.random.default_rng(seed).bytes(20_000) for seed in range(5)}
     archive = make(tmp_path / "archive", noise)
     os.truncate(archive, int(share * archive.stat().st_size))

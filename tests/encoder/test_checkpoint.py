@@ -83,7 +83,7 @@ def test_every_wrapping_gives_the_same_weights(tensors: Tensors, wrapping: str, 
         assert torch.equal(loaded.tensors[name], expected), name
 
 
-def test_safetensors(tensors: Tensors, tmp_path: Path) -> None:
+def test_safetensors_give_the_same_weights(tensors: Tensors, tmp_path: Path) -> None:
     save_file({f"ss_model.{name}": value for name, value in tensors.items()}, tmp_path / "model.safetensors")
     loaded = load_weights(tmp_path / "model.safetensors", SHAPES)
     assert all(torch.equal(loaded.tensors[name], value) for name, value in tensors.items())
@@ -131,7 +131,7 @@ def test_random_weights_are_reproducible() -> None:
 
 
 @pytest.mark.parametrize("spelling", ["random:", "random:-1", "random:x", "random:4294967296"])
-def test_bad_seeds(spelling: str) -> None:
+def test_bad_seeds_are_refused(spelling: str) -> None:
     with pytest.raises(CheckpointError, match="as in random:0"):
         load_weights(spelling, SHAPES)
 
@@ -192,7 +192,9 @@ def test_no_checkpoint_means_the_default_path(monkeypatch: pytest.MonkeyPatch, t
     ids=["empty", "lfs", "html", "zip cut short", "pickle cut short", "text", "random"],
 )
 @pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
-def test_files_that_are_no_checkpoint(content: bytes, words: str, suffix: str, tmp_path: Path) -> None:
+def test_files_of_another_kind_are_refused_as_checkpoints(
+    content: bytes, words: str, suffix: str, tmp_path: Path
+) -> None:
     path = tmp_path / f"model{suffix}"
     path.write_bytes(content)
     message = problem(path)
@@ -202,7 +204,7 @@ def test_files_that_are_no_checkpoint(content: bytes, words: str, suffix: str, t
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
 @pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
-def test_truncated_checkpoints(kind: str, share: float, tensors: Tensors, tmp_path: Path) -> None:
+def test_truncated_checkpoints_are_refused(kind: str, share: float, tensors: Tensors, tmp_path: Path) -> None:
     path = tmp_path / ("model.safetensors" if kind == "safetensors" else "model.bin")
     if kind == "safetensors":
         save_file({f"ss_model.{name}": value for name, value in tensors.items()}, path)
@@ -213,11 +215,11 @@ def test_truncated_checkpoints(kind: str, share: float, tensors: Tensors, tmp_pa
     assert "truncated" in problem(path)
 
 
-def test_a_folder(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "folder" in problem(tmp_path)
 
 
-def test_a_checkpoint_without_a_separator(tmp_path: Path) -> None:
+def test_a_checkpoint_without_the_encoder_is_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
     assert "no AudioSep separator" in problem(tmp_path / "other.pt")
     torch.save([1, 2, 3], tmp_path / "list.pt")
@@ -252,7 +254,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(
     assert not marker.exists()
 
 
-def test_clap_by_its_tensors(tmp_path: Path) -> None:
+def test_clap_is_recognised_by_its_tensors(tmp_path: Path) -> None:
     torch.save({"state_dict": {"model.audio_branch.bn0.weight": torch.zeros(64)}}, tmp_path / "clap.pt")
     assert "CLAP" in problem(tmp_path / "clap.pt")
 
@@ -304,7 +306,7 @@ def test_a_checksum_that_cannot_be_remembered_is_no_error(
     assert "Permission denied" in capsys.readouterr().out
 
 
-def test_a_zip_of_something_else(tmp_path: Path) -> None:
+def test_a_zip_without_weights_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "archive.bin", "w") as archive:
         archive.writestr("readme.txt", "hello")
     assert "not a checkpoint" in problem(tmp_path / "archive.bin")

@@ -380,7 +380,7 @@ def test_embeddings_can_be_trained_on(encoder: AudioSepEncoder) -> None:
 
 
 @pytest.mark.parametrize(("layer", "pool"), [("encoder_block7", "mean"), ("encoder_block6", "median")])
-def test_unknown_layer_or_pool(encoder: AudioSepEncoder, layer: str, pool: str) -> None:
+def test_an_unknown_layer_or_pool_is_refused(encoder: AudioSepEncoder, layer: str, pool: str) -> None:
     with pytest.raises(UnknownOutputError, match="is unknown to this encoder; choose from"):
         encoder.embed([noise(0, 10_000)], layer, pool)
     unknown = layer if layer not in LAYERS else pool
@@ -394,7 +394,7 @@ def test_outputs_are_found_by_layer_and_pool(encoder: AudioSepEncoder) -> None:
     assert Output("encoder_block2", "max", 64).name == "encoder_block2 max"
 
 
-def test_lists_of_layers_and_pools() -> None:
+def test_lists_of_layers_and_pools_choose_outputs() -> None:
     logmel, scene = LogMelStatistics.default_output, Output("scene", "", 3)
     frames = tuple(Output("timestamps", pool, 4) for pool in ("mean", "std"))
     assert choose_outputs((logmel,), logmel, None, "mean,std") == (logmel,)  # it has nothing to pool
@@ -415,7 +415,7 @@ def test_lists_of_layers_and_pools() -> None:
             choose_outputs((scene, *frames), scene, layers, pools)
 
 
-def test_contract(encoder: AudioSepEncoder) -> None:
+def test_embeddings_are_rows_on_the_cpu_in_order(encoder: AudioSepEncoder) -> None:
     assert (encoder.sample_rate, encoder.embedding_size) == (32_000, 384)
     assert ("pre_conv", *(f"encoder_block{number}" for number in range(1, 7)), "bottleneck") == LAYERS
     embeddings = encoder.embed(
@@ -432,7 +432,7 @@ def test_contract(encoder: AudioSepEncoder) -> None:
         assert embedded.dtype == torch.float32
 
 
-def test_frozen(encoder: AudioSepEncoder) -> None:
+def test_the_encoder_is_frozen(encoder: AudioSepEncoder) -> None:
     assert not encoder.training
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
     before = encoder.embed([noise(0, 12_000)])

@@ -32,7 +32,7 @@ def test_statistics_of_a_tone() -> None:
         assert torch.equal(LogMelStatistics().embed([waveform])[0], embeddings[row])
 
 
-def test_no_clip_gives_no_row() -> None:
+def test_an_empty_list_of_clips_gives_no_rows() -> None:
     """As where the only clip of a call is broken."""
     assert LogMelStatistics().embed([]).shape == (0, 256)
 
@@ -76,7 +76,7 @@ def test_results_go_where_the_features_belong(esc50_root: Path, tmp_path: Path) 
     assert (tmp_path / "task" / "logmel" / "result.json").is_file()
 
 
-def test_it_is_no_checkpoint(esc50_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_mel_names_no_checkpoint(esc50_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--data-root", str(esc50_root), "--checkpoint", "logmel", "--output", str(tmp_path / "logmel.pt")]
     with pytest.raises(SystemExit):
         extract_main(TASK, flags)

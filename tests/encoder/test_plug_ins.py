@@ -89,19 +89,19 @@ def load(name: str) -> HearEncoder:
         ),
     ],
 )
-def test_names(text: str, parsed: EncoderName, slug: str | None) -> None:
+def test_names_of_encoders_are_parsed(text: str, parsed: EncoderName, slug: str | None) -> None:
     assert EncoderName.parse(text) == parsed
     assert str(parsed) == text
     assert slug in (None, parsed.slug)
 
 
 @pytest.mark.parametrize("text", ["", "hubert", "hear:", "hf:", "onnx:x", "hear"])
-def test_names_that_mean_nothing(text: str) -> None:
+def test_unknown_names_of_encoders_are_refused(text: str) -> None:
     with pytest.raises(EncoderNameError, match=r"give audiosep, logmel, hear:MODULE_OR_FILE\.py"):
         EncoderName.parse(text)
 
 
-def test_names_of_files() -> None:
+def test_files_are_called_after_their_encoder() -> None:
     assert file_of("esc50_features_audiosep.pt", "audiosep") == "esc50_features_audiosep.pt"
     assert file_of("esc50_features_audiosep.pt", "logmel") == "esc50_features_logmel.pt"
     assert file_of("nsynth_train_features.pt", "logmel") == "nsynth_train_features_logmel.pt"
@@ -269,7 +269,7 @@ def hubert(folder: Path) -> Path:
     return folder
 
 
-def test_a_hubert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hubert_gives_what_transformers_gives(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = hubert(tmp_path / "tiny-hubert")
     with on_one_thread():
         encoder = new_encoder(EncoderName.parse(f"hf:{folder}"), "", CPU)
@@ -363,7 +363,7 @@ def test_without_transformers_it_is_said_what_to_install(monkeypatch: pytest.Mon
         new_encoder(EncoderName.parse("hf:facebook/hubert-base-ls960"), "", CPU)
 
 
-def test_a_folder_that_holds_no_audio_model(tmp_path: Path) -> None:
+def test_a_folder_without_an_audio_model_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(PluginError, match="cannot be loaded"):
@@ -414,7 +414,7 @@ def test_the_check_finds_what_is_wrong(
     assert property_ is None or any(property_ in line for line in failed)
 
 
-def test_one_pass_keeps_several_outputs_and_classification_picks(
+def test_one_extraction_keeps_several_outputs_and_a_classification_picks(
     module: Path, esc50_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "all.pt"

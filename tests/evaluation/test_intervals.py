@@ -62,7 +62,7 @@ def made_up_hits(
 @pytest.mark.parametrize("correlation", [0.05, 0.3])
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.95, 0.99])
 @pytest.mark.parametrize("groups", [5, 8, 20, 50])
-def test_coverage(groups: int, share: float, correlation: float, is_uneven: bool) -> None:
+def test_intervals_cover_the_truth(groups: int, share: float, correlation: float, is_uneven: bool) -> None:
     """Of 95 % nominally. Where one group in a hundred is very different, a sample may not hold one: then 88 %."""
     rng, covered, tries = np.random.default_rng(0), 0, 1000
     for _ in range(tries):
@@ -74,7 +74,7 @@ def test_coverage(groups: int, share: float, correlation: float, is_uneven: bool
 
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [(4, 40), (5, 40), (8, 40), (40, 40), (3,) * 6, (8,) * 10])
-def test_coverage_of_strata(groups: tuple[int, ...]) -> None:
+def test_intervals_of_strata_cover_the_truth(groups: tuple[int, ...]) -> None:
     """As a balanced accuracy has: none is given where one of few strata has very few groups."""
     rng, covered, given, tries = np.random.default_rng(0), 0, 0, 500
     for _ in range(tries):
@@ -92,7 +92,7 @@ def test_coverage_of_strata(groups: tuple[int, ...]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [5, 8, 20, 50])
-def test_coverage_of_differences(groups: int) -> None:
+def test_intervals_of_differences_cover_the_truth(groups: int) -> None:
     rng, covered, tries = np.random.default_rng(0), 0, 1000
     for _ in range(tries):
         one, group = made_up_hits(rng, groups, 0.7, 0.2, True)

@@ -171,7 +171,7 @@ def test_fewer_labels_are_of_every_class() -> None:
     assert points[2].mean["accuracy"] > points[0].mean["accuracy"]
 
 
-def test_scalers() -> None:
+def test_scalers_by_hand() -> None:
     rng = np.random.default_rng(0)
     train = rng.standard_normal((500, 6)) @ rng.standard_normal((6, 6)) * 10 + 3
     standard = fit_scaler("standard", train)(train)
@@ -210,7 +210,7 @@ def test_the_tuned_shrinkage_falls_with_the_number_of_clips() -> None:
     assert shrinkage_for(Recipe(1, 8, 1e-3), None, 1600, 384) is None
 
 
-def test_the_whole_command(no_figures: None, tmp_path: Path) -> None:
+def test_one_command_runs_every_protocol(no_figures: None, tmp_path: Path) -> None:
     """What is printed, and what every file holds."""
     features = grouped_features(folds=3)
     features = replace(features, meta={"checkpoint": "random:0"})

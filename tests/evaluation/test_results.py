@@ -189,7 +189,7 @@ def test_a_score_that_is_not_defined_is_null_in_the_file_and_nan_in_the_record(
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "not JSON", '{"task": "esc50"}', ""])
-def test_what_is_no_record_is_one_clear_line(content: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_record_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(RecordError, match=r"result\.json is not a record of this project \(.+\)") as error:
         RunRecord.load(tmp_path / "result.json")

@@ -473,7 +473,7 @@ def test_other_audio_of_the_same_size_is_noticed(run: Run, clips: tuple[Path, li
         run()
 
 
-def test_audio_that_changes_between_two_parts_of_a_run(
+def test_audio_that_changes_while_a_run_is_paused_is_noticed(
     run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_before_the_end(run, monkeypatch)
@@ -483,7 +483,7 @@ def test_audio_that_changes_between_two_parts_of_a_run(
     assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "fresh.pt").read_bytes()
 
 
-def test_a_damaged_output_and_a_folder(run: Run, tmp_path: Path) -> None:
+def test_a_damaged_output_and_a_folder_are_refused(run: Run, tmp_path: Path) -> None:
     (tmp_path / "features.pt").write_bytes(b"")
     with pytest.raises(OutputError, match="--overwrite replaces it"):
         run()
@@ -493,7 +493,7 @@ def test_a_damaged_output_and_a_folder(run: Run, tmp_path: Path) -> None:
         run(output=tmp_path / "folder.pt", overwrite=True)
 
 
-def test_damaged_unfinished_work(run: Run, tmp_path: Path) -> None:
+def test_damaged_unfinished_work_is_refused(run: Run, tmp_path: Path) -> None:
     partial = tmp_path / "features.pt.partial"
     partial.mkdir()
     (partial / "settings.json").write_text("{")
@@ -821,7 +821,7 @@ def test_if_every_clip_fails_nothing_is_saved(run: Run, clips: tuple[Path, list[
     assert len(run()) == 12
 
 
-def test_a_clip_listed_twice(run: Run, clips: tuple[Path, list[Clip]]) -> None:
+def test_a_clip_listed_twice_is_refused(run: Run, clips: tuple[Path, list[Clip]]) -> None:
     _, listed = clips
     with pytest.raises(DatasetError, match="twice"):
         run(clips=[*listed, listed[0]])
@@ -838,7 +838,7 @@ def test_a_disk_that_fills_at_the_last_write(run: Run, monkeypatch: pytest.Monke
     assert len(run()) == 12
 
 
-def test_a_read_only_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, *_args: object, **_options: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 

@@ -140,7 +140,7 @@ def test_rows_of_other_settings_are_not_mixed_in(run: Run, tmp_path: Path) -> No
     assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
 
 
-def test_what_names_a_shard() -> None:
+def test_shards_are_named_by_flags_and_launchers() -> None:
     assert Shard.parse("3/8", {}) == Shard(2, 8)
     assert Shard.parse(None, {}) == Shard(0, 1)
     assert Shard.parse(None, {"RANK": "5", "WORLD_SIZE": "8"}) == Shard(5, 8)

@@ -240,7 +240,7 @@ def test_a_constant_feature_is_no_division_by_zero(features: FeatureSet) -> None
     assert all(torch.isfinite(head.test_logits).all() for head in heads)
 
 
-def test_refusals(features: FeatureSet) -> None:
+def test_what_cannot_be_fitted_is_refused(features: FeatureSet) -> None:
     check_fittable(features, "f.pt")
     with pytest.raises(FitError, match=r"f\.pt: all 72 labels are 'class 0'"):
         check_fittable(replace(features, labels=torch.zeros_like(features.labels)), "f.pt")

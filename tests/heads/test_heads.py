@@ -32,7 +32,7 @@ from tests.support.heads import CPU, SIZE, small_features
 from tests.support.samples import made_up_features, noise
 
 
-def test_layers() -> None:
+def test_heads_have_the_layers_of_the_paper() -> None:
     assert [type(layer) for layer in LinearClassifier(384, 50)] == [nn.Linear]
     layers = list(ThreeLayerClassifier(384, 50))
     assert [type(layer) for layer in layers] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
@@ -73,7 +73,7 @@ def test_a_head_of_the_size_of_the_encoder_is_saved_whole(tmp_path: Path) -> Non
     assert not loaded.module.training
 
 
-def test_files_that_hold_no_head(tmp_path: Path) -> None:
+def test_files_without_a_head_are_refused(tmp_path: Path) -> None:
     made_up_features(size=SIZE).save(tmp_path / "features.pt")
     (tmp_path / "text.pt").write_text("hello")
     for name in ("features.pt", "text.pt", "missing.pt"):
@@ -131,7 +131,7 @@ def test_a_head_of_an_unknown_encoder_is_refused() -> None:
         head.predict(LogMelStatistics(), [noise(0, 5000)])
 
 
-def test_what_is_no_head_is_explained(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_head_is_explained(tmp_path: Path) -> None:
     made_up_features(size=SIZE).save(tmp_path / "features.pt")
     with pytest.raises(HeadFileError, match="it is a feature file: give the head that was trained on it"):
         TrainedHead.load(tmp_path / "features.pt")

@@ -37,14 +37,14 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
-def test_recordings(root: Path) -> None:
+def test_recordings_are_clips(root: Path) -> None:
     clips = read_recordings(root)
     assert [clip.class_name for clip in clips] == ["normal", "abnormal", "abnormal", "abnormal"]
     assert [clip.split for clip in clips] == ["train", "train", "test", "test"]
     assert [clip.group for clip in clips] == ["101", "102", "103", "104"]
 
 
-def test_cycles(root: Path) -> None:
+def test_cycles_are_segments(root: Path) -> None:
     clips = read_cycles(root)
     assert [clip.class_name for clip in clips] == ["normal", "normal", "normal", "crackle", "wheeze", "both"]
     assert (clips[1].start_s, clips[1].end_s) == (1.5, 2.25)
@@ -65,7 +65,7 @@ def test_the_split_file_may_lie_in_the_folder(root: Path) -> None:
         assert len(read_recordings(root)) == 4
 
 
-def test_text_files_that_annotate_nothing_are_named_and_left_alone(root: Path) -> None:
+def test_text_files_without_a_recording_are_named_and_ignored(root: Path) -> None:
     (root / "filename_format.txt").write_text("crackle wheeze")
     with pytest.warns(DatasetNote, match=r"ignored text files, which annotate no recording: filename_format\.txt"):
         assert len(read_recordings(root)) == 4
@@ -84,13 +84,13 @@ def test_text_files_that_annotate_nothing_are_named_and_left_alone(root: Path) -
         "0.5\tinf\t0\t0",
     ],
 )
-def test_bad_rows_are_named(row: str, root: Path) -> None:
+def test_bad_annotations_are_named(row: str, root: Path) -> None:
     (root / "102_1b1_Ar_sc_Meditron.txt").write_text(f"0.0\t1.0\t0\t0\n{row}\n")
     with pytest.raises(DatasetError, match=r"102_1b1_Ar_sc_Meditron.txt line 2 .* is not an annotation"):
         read_recordings(root)
 
 
-def test_a_recording_on_two_sides_and_text_that_is_none(root: Path) -> None:
+def test_a_recording_on_two_sides_and_binary_text_are_refused(root: Path) -> None:
     listing = root.parent / SPLIT_FILE
     before = listing.read_text()
     listing.write_text(before + "104_1b1_Al_sc_Litt3200\ttrain\n")
@@ -121,7 +121,7 @@ def test_recordings_that_are_not_in_the_split(root: Path) -> None:
         read_recordings(root)
 
 
-def test_no_split_file_and_a_wrong_folder(root: Path, tmp_path: Path) -> None:
+def test_a_missing_split_file_and_a_wrong_folder_are_explained(root: Path, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="one folder too high"):
         read_recordings(tmp_path)
     (tmp_path / SPLIT_FILE).write_text("101_1b1_Al_sc_Meditron validation\n")

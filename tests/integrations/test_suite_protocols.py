@@ -52,7 +52,9 @@ def test_the_table_has_every_protocol() -> None:
     assert rows[-2].accuracy >= rows[-1].accuracy  # the best epoch is no worse than the last
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = saved(replace(related(), class_names=["dog", "rooster", "pig", "cow"]), tmp_path / "features.pt")
     flags = ["--features", str(path), "--epochs", "2", "--seeds", "1", "--markdown"]
     monkeypatch.setattr("sys.argv", ["suite_protocols.py", "esc50", *flags])

@@ -99,7 +99,7 @@ def test_no_sounds_give_no_embeddings(model: hear_audiosep.AudioSepModel) -> Non
     assert len(hear_audiosep.get_timestamp_embeddings(noise(0, 32_000), model)[0]) == 0
 
 
-def test_evar_by_contract() -> None:
+def test_the_evar_adapter_keeps_its_contract() -> None:
     assert "whose mean they are" in check.check_evar()
 
 

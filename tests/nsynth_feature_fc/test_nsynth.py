@@ -49,7 +49,7 @@ def test_many_notes_are_listed_in_seconds(tmp_path: Path) -> None:
     assert time.process_time() - started < 3
 
 
-def test_wrong_layouts_and_damage(tmp_path: Path) -> None:
+def test_wrong_layouts_and_damaged_files_are_explained(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"expected nsynth-train/examples.json"):
         read_clips(tmp_path, "train")
     folder = write_set(tmp_path, "train", ["bass"])

@@ -108,7 +108,7 @@ REAL = {
 @needs_shared
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
-def test_real_sounds_as_a_table_give_the_scores_of_their_task(name: str, tmp_path: Path) -> None:
+def test_a_table_of_real_sounds_gives_the_scores_of_its_task(name: str, tmp_path: Path) -> None:
     """Given the same clips and division, whichever way they come in."""
     task, folder, options = REAL[name]
     task_flags = [word for key, value in options.items() for word in (f"--{key}", value)]
