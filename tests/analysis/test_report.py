@@ -25,7 +25,7 @@ BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
 )
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium")
-OPENS_IN_S = 2.0  # of the page's own work, whatever else the machine does
+LARGE = 20_000  # clips
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,6 @@ class Opened:
     Attributes:
         page: playwright's.
         complaints: of the console; any request but for the file itself is one too.
-        work_s: seconds of processor time that the page's main thread took until it was ready.
     """
 
     def __init__(self, context: Any, path: Path) -> None:
@@ -89,8 +88,6 @@ class Opened:
         self.page.on("console", self._note_message)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", self._note_request)
-        self._protocol = context.new_cdp_session(self.page)
-        self._protocol.send("Performance.enable", {"timeDomain": "threadTicks"})
         self.page.goto(path.as_uri())
         self.page.wait_for_selector("html[data-ready=yes]")
 
@@ -101,11 +98,6 @@ class Opened:
     def _note_request(self, request: Any) -> None:
         if not request.url.startswith(("file:", "data:", "blob:")):
             self.complaints.append(request.url)
-
-    @property
-    def work_s(self) -> float:
-        metrics = self._protocol.send("Performance.getMetrics")["metrics"]
-        return float({metric["name"]: metric["value"] for metric in metrics}["TaskDuration"])
 
     def see_everything(self) -> None:
         """Scroll every chart into view, and wait until it is drawn."""
@@ -297,19 +289,20 @@ def test_a_printed_report_shows_every_chart(open_report: Open, run: Run, tmp_pat
 
 
 @needs_browser
-@pytest.mark.parametrize("count", [pytest.param(2_000, marks=pytest.mark.slow), 30_000])
-def test_a_large_page_opens_in_time(open_report: Open, run: Run, tmp_path: Path, count: int) -> None:
-    rows = np.arange(count) % len(run.features)
+def test_a_large_map_is_drawn_only_when_it_is_seen(open_report: Open, run: Run, tmp_path: Path) -> None:
+    """And then as pixels: the page's elements do not grow with the number of clips."""
+    rows = np.arange(LARGE) % len(run.features)
     large = Run(run.study, run.folder, run.record)
     large.__dict__["features"] = FeatureSet(  # what the cached property would read from the file
         run.features.features[rows],
         run.features.labels[rows],
         run.features.class_names,
-        [f"audio/clip {row}.wav" for row in range(count)],
+        [f"audio/clip {row}.wav" for row in range(LARGE)],
     )
     report = open_report(write_report(large, tmp_path))
     report.page.wait_for_function("document.getElementById('chart-summary').querySelector('.main-svg')")
-    assert 0 < report.work_s < OPENS_IN_S
+    assert report.page.query_selector("#run0-map .main-svg") is None
     report.page.locator("#run0-map").scroll_into_view_if_needed()
-    report.page.wait_for_function(f"document.getElementById('run0-count').textContent.startsWith('{count:,} clips')")
+    report.page.wait_for_function(f"document.getElementById('run0-count').textContent.startsWith('{LARGE:,} clips')")
+    assert report.page.evaluate("document.querySelectorAll('*').length") < LARGE
     assert [text for text in report.complaints if "GPU stall" not in text and "WebGL" not in text] == []

@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from analysis import estimates, reproduce
-from analysis.estimates import Speed, estimate, measure_speed, time_range
+from analysis import reproduce
+from analysis.estimates import Speed, estimate, time_range
 from analysis.studies import STUDIES
 from common.config import ConfigError, ExtractConfig
-from common.heads import HEADS, Recipe
+from common.heads import Recipe
 from demo import generate
-from tests.support.heads import CPU, on_one_thread
-from tests.support.plain_encoder import use_narrow_network
 
 
 class Calls(list[tuple[str, ...]]):
@@ -194,23 +192,3 @@ def test_estimates_follow_the_clips(tmp_path: Path) -> None:
 )
 def test_estimates_are_ranges_of_two_digits(hours: float, words: str) -> None:
     assert time_range(hours) == words
-
-
-def test_a_busy_moment_does_not_spoil_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    durations = iter([30.0, 1.0, 1.1, 9.0])
-    now = [0.0]
-    monkeypatch.setattr(estimates.time, "perf_counter", lambda: now[0])
-
-    def work() -> None:
-        now[0] += next(durations)
-
-    assert estimates._fastest(work) == pytest.approx(1.0)
-
-
-def test_the_speed_of_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_narrow_network(monkeypatch)
-    with on_one_thread():
-        speed = measure_speed(CPU, Recipe(100, 64, 1e-3, hidden_dim=16), n_jobs=1)
-    assert speed.audio > 0
-    assert set(speed.step_s) == set(HEADS)
-    assert all(seconds > 0 for seconds in speed.step_s.values())
