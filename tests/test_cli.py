@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -280,16 +278,6 @@ def test_features_of_any_width_can_be_scored(esc50_features: Path, tmp_path: Pat
     assert (record["config"]["feature_dim"], record["features"]["width"]) == (None, 128)
 
 
-@pytest.mark.usefixtures("no_figures")
-def test_a_single_clip_of_a_class_in_a_fold_can_be_scored(esc50_features: Path, tmp_path: Path) -> None:
-    path = altered(esc50_features, tmp_path, lambda features: with_few_of_a_class(features, 1))
-    result = call(CLASSIFY, "--features", path, "--output-dir", tmp_path / "results", "--epochs", 1)
-    assert result.returncode == 0, result.stderr
-    with (tmp_path / "results" / "predictions.csv").open() as file:
-        of_class_1 = [row for row in csv.DictReader(file) if (row["split"], row["class_name"]) == ("fold 3", "class 1")]
-    assert len(of_class_1) == 1
-
-
 def test_missing_features_name_the_script_to_run(tmp_path: Path) -> None:
     assert "run the task's extract_*.py first" in refused(call(CLASSIFY, "--features", tmp_path / "none.pt"))
 
@@ -331,16 +319,6 @@ def test_an_interrupted_extraction_keeps_its_work(stop: signal.Signals, esc50_ro
     assert "continuing: 5 of 10 clips were done before" in resumed.stdout
     assert call(EXTRACT, *flags, whole).returncode == 0
     assert features.read_bytes() == whole.read_bytes()
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-@pytest.mark.usefixtures("scripts_load_the_stand_in")
-def test_a_read_only_folder_is_refused(esc50_root: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "locked"
-    folder.mkdir(mode=0o500)
-    line = refused(extract_with([], esc50_root, folder / "features.pt"))
-    assert "Permission denied" in line
-    shutil.rmtree(folder)
 
 
 @needs_shared

@@ -8,21 +8,18 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from analysis.report import _map
 from analysis.scores import read_runs
 from common.datasets import Clip
 from common.encoder import CheckpointError, load_encoder
 from common.evaluation.record import RecordError, RunRecord
 from common.extraction.resume import RowStore
 from common.features import FeatureFileError, FeatureSet
-from common.files import DamagedFileError, load_torch, read_json, save_torch, spreadsheet_cell, write_json
+from common.files import DamagedFileError, read_json, spreadsheet_cell, write_json
 from common.heads import HeadFileError, TrainedHead
 from integrations.export.hugging_face import export_hugging_face
 from tests.support import processes, stand_in
@@ -113,30 +110,6 @@ def test_a_damaged_chunk_is_computed_again(tmp_path: Path, capsys: pytest.Captur
     assert "is damaged (its part" in capsys.readouterr().out and not chunk.exists()
 
 
-def test_what_other_versions_of_torch_wrote_is_read(tmp_path: Path) -> None:
-    """Before version 1.6 files were no zips, and had no checksums."""
-    torch.save({"a": torch.arange(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert torch.equal(load_torch(tmp_path / "old.pt")["a"], torch.arange(3))
-    save_torch({"a": torch.arange(3)}, tmp_path / "new.pt")
-    (tmp_path / "new.pt").write_bytes((tmp_path / "new.pt").read_bytes()[:-30])
-    with pytest.raises(DamagedFileError):
-        load_torch(tmp_path / "new.pt")
-
-
-def test_a_huge_label_takes_no_memory(tmp_path: Path) -> None:
-    """Whether or not names are stored."""
-    features = grouped_features()
-    content: dict[str, Any] = {"features": features.features, "labels": features.labels.clone()}
-    content["labels"][3] = 1 << 50
-    for names in ({}, {"class_names": list(features.class_names)}):
-        save_torch({**content, **names}, tmp_path / "features.pt")
-        if names:
-            with pytest.raises(FeatureFileError, match=r"label 1125899906842624 but only 4 class names"):
-                FeatureSet.load(tmp_path / "features.pt")
-        else:
-            assert len(FeatureSet.load(tmp_path / "features.pt").class_names) == 5
-
-
 def test_a_flipped_bit_in_a_result_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,21 +183,6 @@ def test_hostile_content_is_told_before_anything_is_fitted(key: str, value: obje
         FeatureSet.load(path)
 
 
-@pytest.mark.parametrize("key", ["hidden_dim", "scaler_is_unit_length", "temperature", "class_names", "scaler_scale"])
-def test_a_hostile_head_is_told_before_memory_is_taken(key: str, tmp_path: Path) -> None:
-    path = head_file(tmp_path)
-    content = torch.load(path, weights_only=True)
-    hostile = {
-        "hidden_dim": 10**12,
-        "scaler_is_unit_length": torch.ones(3),
-        "temperature": float("nan"),
-        "class_names": [1] * 4,
-    }
-    torch.save({**content, key: hostile.get(key, torch.zeros(24, dtype=torch.float64))}, path)
-    with pytest.raises(HeadFileError, match="is not a trained head of this project"):
-        TrainedHead.load(path)
-
-
 def test_exported_weights_that_changed_are_told(tmp_path: Path) -> None:
     export_hugging_face(tmp_path / "exported", "random:0")
     path = tmp_path / "exported" / "model.safetensors"
@@ -240,24 +198,6 @@ def test_no_cell_for_a_spreadsheet_is_a_formula(cell: str) -> None:
     assert spreadsheet_cell(cell) == f"'{cell}"
     for harmless in ("plain", "a=b", -0.5, None):
         assert spreadsheet_cell(harmless) == harmless
-
-
-def test_a_damaged_map_is_drawn_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    drawn = SimpleNamespace(rows=np.arange(3), points=np.zeros((3, 2)), caption="a map")
-    monkeypatch.setattr("analysis.maps.make_map", lambda *arguments, **options: drawn)
-    draw_nothing(monkeypatch)
-    classify("--features", feature_file(tmp_path), "--output-dir", tmp_path / "out", "--epochs", 1)
-    (one,) = read_runs(tmp_path / "out")
-    assert _map(one, tmp_path, 50).caption == "a map"
-    (kept,) = (tmp_path / "maps").glob("*.npz")
-    whole = kept.read_bytes()
-    for damaged in (whole[:100], b"", whole.replace(b"a\0\0\0 ", b"b\0\0\0 ")):
-        kept.write_bytes(damaged)
-        assert _map(one, tmp_path, 50).caption == "a map"
-        assert "is damaged" in capsys.readouterr().err
-        assert kept.read_bytes() == whole
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX descriptors")

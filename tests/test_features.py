@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,11 +39,6 @@ def test_saved_and_loaded_are_equal(tmp_path: Path) -> None:
     for key in ("checkpoint", "counts", "failed"):
         assert loaded.meta[key] == features.meta[key]
     assert torch.equal(loaded.meta["samples"], torch.arange(len(features)))
-
-
-def test_a_set_of_features_does_not_change() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        small_features().folds = None  # type: ignore[misc]
 
 
 def test_the_file_is_a_plain_dict(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from hypothesis import HealthCheck, assume, given, reject, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from common.arrays import Array
@@ -16,7 +16,6 @@ from common.datasets import Prepared
 from common.encoder.pooling import POOLS, Moments, batch_moments
 from common.encoder.tiling import FRAMES_PER_COLUMN, MAX_TILE_FRAMES, plan_tiles
 from common.evaluation.splits import SplitError, hold_out_groups, make_splits, random_split, with_validation
-from common.extraction import Shard
 from common.features import FeatureSet
 
 # The same examples at every run, and no more than a second of each test.
@@ -112,29 +111,6 @@ def test_the_items_of_a_batch_are_pooled_as_each_alone(cut: tuple[torch.Tensor, 
 
 
 # Shards
-
-
-@few
-@given(lengths=st.lists(st.floats(0, 1e4), max_size=60), count=st.integers(1, 8))
-def test_every_clip_is_in_exactly_one_shard(lengths: list[float], count: int) -> None:
-    assigned = [Shard(index, count).assign(lengths) for index in range(count)]
-    assert sorted(clip for own in assigned for clip in own) == list(range(len(lengths)))
-    for own in assigned:  # longest first
-        assert [lengths[clip] for clip in own] == sorted((lengths[clip] for clip in own), reverse=True)
-    # No shard has more than another without its last clip: Graham's rule.
-    loads = [sum(lengths[clip] for clip in own) for own in assigned]
-    for own, load in zip(assigned, loads, strict=True):
-        if own:
-            assert load - lengths[own[-1]] <= min(loads) + 1e-6
-
-
-@few
-@given(index=st.integers(1, 50), count=st.integers(1, 50))
-def test_the_words_for_a_shard_are_read_again(index: int, count: int) -> None:
-    assume(index <= count)
-    shard = Shard.parse(f"{index}/{count}", {})
-    assert shard == Shard(index - 1, count)
-    assert str(shard) == f"{index}/{count}"
 
 
 # Splits

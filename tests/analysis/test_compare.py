@@ -157,31 +157,6 @@ def test_controls_of_the_run_itself_count(classify: Classify, tmp_path: Path) ->
     )
 
 
-def test_a_control_that_is_better_is_not_called_worse(classify: Classify, tmp_path: Path) -> None:
-    features = good()
-    replace(features, meta={"dataset": "esc50", **logmel_provenance()}).save(tmp_path / "logmel.pt")
-    folder = classify(
-        of_encoder(noise_like(features, 1), "noise"), "noise", "--control-features", str(tmp_path / "logmel.pt")
-    )
-    (only,) = answer(read_runs(folder), None)
-    assert "log-mel statistics" in only.not_worse and only.beats(EncoderKind.LOGMEL) is False
-    assert "better than log-mel statistics on 0 of 1 task" in " ".join(answer_words([only]))
-
-
-def test_tests_of_other_runs_are_not_claimed(classify: Classify) -> None:
-    """Two recipes of one encoder: the comparison has one of them, and the best may be the other."""
-    features = good()
-    classify(of_encoder(features, "other"), "c_other")
-    classify(of_encoder(noise_like(features, 1), "mine"), "a_mine")
-    folder = classify(of_encoder(features, "mine"), "b_mine", "--recipe", "tuned")
-    runs = read_runs(folder)
-    (only,) = answer(runs, compared(folder))
-    if str(only.best.run.folder).endswith("b_mine"):
-        assert "hear:other.py" in only.untested
-    (task,) = compared(folder).tasks
-    assert {score.folder.rpartition("/")[2] for score in task.scores} <= {"a_mine", "b_mine", "c_other"}
-
-
 def test_a_random_division_and_a_sample_are_marked(classify: Classify) -> None:
     folder = classify(of_encoder(good(), "good"), "good", "--protocol", "random")
     (only,) = answer(read_runs(folder), None)
@@ -191,14 +166,6 @@ def test_a_random_division_and_a_sample_are_marked(classify: Classify) -> None:
     classify(of_encoder(few.subset(np.arange(60)), "few"), "few", "--protocol", "random")
     (only,) = answer(read_runs(folder), None)
     assert only.best.clips == 120
-
-
-def test_too_few_groups_are_not_tested(classify: Classify, tmp_path: Path) -> None:
-    features = replace(good(), groups=[f"g{row % 3}" for row in range(120)])
-    noise_like(features, 2).save(tmp_path / "control.pt")
-    folder = classify(of_encoder(features, "good"), "good", "--control-features", str(tmp_path / "control.pt"))
-    (only,) = answer(read_runs(folder), None)
-    assert only.not_worse == [] and len(only.untested) == 2
 
 
 def test_equal_encoders_are_both_first(classify: Classify) -> None:
@@ -242,11 +209,6 @@ def test_what_may_not_be_compared_is_named(what: str, flags: tuple[str, ...], re
     (left_out,) = record.left_out
     assert str(folder / "third") in left_out and reason in left_out
     assert any("Not compared" in line for line in reading_notes(record))
-
-
-def test_one_encoder_has_nothing_to_be_compared_with(classify: Classify) -> None:
-    folder = classify(of_encoder(good(), "good"), "good")
-    assert compare_encoders(read_runs(folder), {}) is None
 
 
 def test_too_few_groups_give_no_interval_no_rank_and_no_star(classify: Classify) -> None:

@@ -200,15 +200,6 @@ def test_the_sets_of_nsynth_are_one_division(tmp_path: Path, capsys: Capture, mo
     assert "1 groups are on two sides of the division: bass_synthetic_000" in printed
 
 
-@only_data
-def test_absent_further_divisions_are_only_a_note(tmp_path: Path, capsys: Capture) -> None:
-    generate.generate_librispeech(tmp_path / "LibriSpeech", speakers=2, utterances=2)
-    shutil.rmtree(tmp_path / "LibriSpeech" / "test-clean")
-    _, printed = call(capsys, "librispeech", "--data-root", tmp_path / "LibriSpeech")
-    assert "! labels   data root" in printed  # test-clean and dev-clean are not there
-    assert "1 failed check." in printed  # the counts
-
-
 def test_weights_that_do_not_fit_come_with_the_download_command(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "weights.bin")
     finding, encoder = checks.check_checkpoint(tmp_path / "weights.bin", torch.device("cpu"))

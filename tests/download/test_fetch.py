@@ -81,12 +81,6 @@ def test_a_changed_file_starts_over(change: Change, server: Server, interrupted:
     assert interrupted.read_bytes() == server.content
 
 
-def test_a_part_of_unknown_origin_starts_over(server: Server, interrupted: Path) -> None:
-    interrupted.with_name("archive.tar.gz.part.json").write_bytes(b"\xff\0")
-    fetch(server.url, interrupted, LIMIT)
-    assert server.ranges[-1] is None
-
-
 def test_the_part_of_another_url_starts_over(server: Server, interrupted: Path) -> None:
     fetch(server.url + "?other", interrupted, LIMIT)
     assert server.ranges[-1] is None
@@ -134,15 +128,6 @@ def test_offline_is_said_at_once(part: Path, capsys: pytest.CaptureFixture[str])
     with pytest.raises(DownloadError, match=r"server cannot be reached \(is there a network\?\)"):
         fetch("http://nowhere.invalid/archive.tar.gz", part, LIMIT)
     assert capsys.readouterr().err == ""
-
-
-def test_offline_after_the_first_bytes_is_retried(server: Server, part: Path) -> None:
-    server.script = ["cut 20000"]
-    first, last = (requests.get(server.url, stream=True, timeout=1) for _ in range(2))
-    offline = requests.ConnectionError("NameResolutionError")
-    with mock.patch.object(requests, "get", side_effect=[first, offline, last]):
-        fetch(server.url, part, LIMIT)
-    assert part.read_bytes() == CONTENT
 
 
 def test_a_certificate_that_fails_is_final(part: Path) -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +17,6 @@ from common.datasets.audio import read_audio
 from common.encoder import (
     CHANNELS,
     LAYERS,
-    POOLS,
     AudioSepEncoder,
     LogMelStatistics,
     Output,
@@ -35,7 +31,7 @@ from common.encoder import (
 from common.encoder.audiosep import MIN_SAMPLES, OUTPUTS
 from common.encoder.condition import read_condition
 from common.encoder.device import DeviceError, resolve_precision
-from common.encoder.network import BLOCKS, weight_shapes
+from common.encoder.network import weight_shapes
 from common.encoder.tiling import Tile, plan_tiles
 from tests.support.heads import on_one_thread
 from tests.support.plain_encoder import plain_layers, relative, use_narrow_network
@@ -236,11 +232,6 @@ def test_long_clips_equal_one_piece(narrow: AudioSepEncoder, frames: int, monkey
     assert_tiles_equal_one_piece(narrow, frames, monkeypatch)
 
 
-@pytest.mark.slow
-def test_long_clips_equal_one_piece_at_full_width(encoder: AudioSepEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_tiles_equal_one_piece(encoder, 1_700, monkeypatch)
-
-
 def assert_tiles_equal_one_piece(encoder: AudioSepEncoder, frames: int, patch: pytest.MonkeyPatch) -> None:
     """A long clip in tiles as they are, and in one tile that holds it all."""
     waveform = noise(4, frames * 320 - 220)
@@ -260,22 +251,6 @@ def test_a_narrower_halo_would_be_noticed(narrow: AudioSepEncoder, monkeypatch: 
     assert relative(narrow.embed([waveform]), whole) > 1e-5
 
 
-@pytest.mark.parametrize(("steps", "most"), [(8, 40), (16, 70)])
-def test_cores_cover_a_clip_once_and_widths_are_few(steps: int, most: int) -> None:
-    widths = set()
-    for frames in range(32, 5_000, 7):
-        planned = plan_tiles(0, frames, 128)
-        assert [tile.core_start for tile in planned] == [0, *(tile.core_end for tile in planned[:-1])]
-        assert planned[-1].core_end == frames
-        for tile in planned:
-            assert tile.first % 32 == tile.core_start % 32 == 0
-            assert tile.frames <= tile.padded_frames(steps) <= 1024
-            assert tile.padded_frames(steps) < tile.frames * (1 + 2 / steps) + 8
-        widths |= {tile.padded_frames(steps) for tile in planned}
-    assert len(widths) <= most
-    assert [Tile(0, 0, 1 + 100 * s, 0, 0).padded_frames(steps) for s in (1, 4, 10)] == [101, 401, 1001]
-
-
 def test_a_long_clip_is_computed_in_small_pieces(narrow: AudioSepEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded by the tiles: no call of the network sees more than the widest tile."""
     seen, forward = [], narrow.network.forward
@@ -289,24 +264,6 @@ def test_a_long_clip_is_computed_in_small_pieces(narrow: AudioSepEncoder, monkey
     assert len(seen) > 3
     assert {size for size, _ in seen} == {1}
     assert max(samples for _, samples in seen) <= 2048 + (tiling.MAX_TILE_FRAMES - 1) * 320
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
-def test_minutes_need_little_memory() -> None:
-    """Memory is bounded by the tiles: in one piece, two minutes would take several gigabytes."""
-    script = """
-import numpy as np
-from common.encoder import load_encoder
-peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
-encoder = load_encoder("random:0", "cpu")
-waveform = (0.1 * np.random.default_rng(0).standard_normal(120 * 32_000)).astype(np.float32)
-before = peak()
-encoder.embed([waveform])
-print(peak() - before)
-"""
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert float(result.stdout) < 1800
 
 
 @pytest.mark.parametrize("samples", [1, 2, 1_025, 9_919])
@@ -370,15 +327,6 @@ def test_arrays_of_every_floating_kind_are_the_same_waveform(encoder: AudioSepEn
     assert all(torch.equal(row, expected[0]) for row in embedded)
 
 
-def test_embeddings_can_be_trained_on(encoder: AudioSepEncoder) -> None:
-    embeddings = encoder.embed([noise(0, 10_000)])
-    embeddings -= embeddings.mean()
-    head = torch.nn.Linear(384, 2)
-    head(embeddings).sum().backward()
-    assert head.weight.grad is not None
-    torch.testing.assert_close(head.weight.grad, embeddings.expand(2, -1))
-
-
 @pytest.mark.parametrize(("layer", "pool"), [("encoder_block7", "mean"), ("encoder_block6", "median")])
 def test_an_unknown_layer_or_pool_is_refused(encoder: AudioSepEncoder, layer: str, pool: str) -> None:
     with pytest.raises(UnknownOutputError, match="is unknown to this encoder; choose from"):
@@ -386,12 +334,6 @@ def test_an_unknown_layer_or_pool_is_refused(encoder: AudioSepEncoder, layer: st
     unknown = layer if layer not in LAYERS else pool
     with pytest.raises(UnknownOutputError, match=f"{unknown} is unknown to this encoder; choose from"):
         find_output(encoder.outputs, layer, pool)
-
-
-def test_outputs_are_found_by_layer_and_pool(encoder: AudioSepEncoder) -> None:
-    assert len(set(encoder.outputs)) == len(LAYERS) * len(POOLS)
-    assert find_output(encoder.outputs, "encoder_block2", "max") == Output("encoder_block2", "max", 64)
-    assert Output("encoder_block2", "max", 64).name == "encoder_block2 max"
 
 
 def test_lists_of_layers_and_pools_choose_outputs() -> None:
@@ -489,14 +431,6 @@ def test_bf16_is_near_on_real_sounds(encoder: AudioSepEncoder, rough: AudioSepEn
     assert (near - exact).norm() < 1e-2 * exact.norm()
 
 
-@needs_shared
-def test_bf16_is_near_on_a_second_of_real_sounds(encoder: AudioSepEncoder, rough: AudioSepEncoder) -> None:
-    paths = sorted((SHARED / "real_audio" / "ESC-50-master" / "audio").glob("*.wav"))[::24]
-    waveforms = [read_audio(path, 32_000)[:12_000] for path in paths[:3]]
-    exact, near = encoder.embed(waveforms), rough.embed(waveforms)
-    assert (near - exact).norm() < 1e-2 * exact.norm()
-
-
 def test_bf16_is_near_and_the_same_in_any_batch(encoder: AudioSepEncoder, rough: AudioSepEncoder) -> None:
     waveforms = [noise(seed, 9_000 + 5_000 * seed) for seed in range(3)]
     exact, near = encoder.embed(waveforms), rough.embed(waveforms)
@@ -504,23 +438,6 @@ def test_bf16_is_near_and_the_same_in_any_batch(encoder: AudioSepEncoder, rough:
     assert 0 < (near - exact).norm() < 1e-2 * exact.norm()
     assert torch.equal(near, torch.cat([rough.embed([waveform]) for waveform in waveforms]))
     assert rough.info.precision == "bf16"
-
-
-def test_a_gpu_batch_holds_tiles_of_one_width_within_its_frames() -> None:
-    lengths = [33, 1_024, 40, 900, 33, 64, 1_000, 2_000, 1_024, 1_024, 1_024, 1_024]
-    listed = [tile for clip, frames in enumerate(lengths) for tile in plan_tiles(clip, frames, 128)]
-    gpu: Any = SimpleNamespace(device=torch.device("cuda"), batch_frames=2 * 1_024)
-    batches = list(AudioSepEncoder._batches(gpu, listed))
-    for batch in batches:
-        assert len({tile.padded_frames(8) for tile in batch}) == 1
-        assert len(batch) * batch[0].padded_frames(8) <= gpu.batch_frames
-    assert {tile for batch in batches for tile in batch} == set(listed)
-    assert sum(map(len, batches)) == len(listed)
-    # As many as fit: the widest in pairs, the shortest all together.
-    assert max(len(batch) for batch in batches if batch[0].padded_frames(8) == 1_024) == 2
-    assert max(len(batch) for batch in batches if batch[0].padded_frames(8) == 40) == 3
-    gpu.batch_frames = 1  # less than a tile: one at a time
-    assert [len(batch) for batch in AudioSepEncoder._batches(gpu, listed)] == [1] * len(listed)
 
 
 def test_a_batch_that_is_too_large_for_the_memory_is_done_in_parts(
@@ -577,13 +494,6 @@ def test_names_and_shapes_are_the_official_ones() -> None:
     assert weight_shapes() == official
 
 
-def test_blocks_chain() -> None:
-    channels = network.PRE_CONV_CHANNELS
-    for _, _, channels_in, channels_out, _ in BLOCKS:
-        assert channels_in == channels
-        channels = channels_out
-
-
 @pytest.mark.gpu
 def test_gpu_equals_cpu(encoder: AudioSepEncoder) -> None:
     waveforms = [noise(seed, samples) for seed, samples in enumerate([5, 9_920, 33_333, 160_000, 1_500 * 320])]
@@ -611,13 +521,6 @@ def test_mps_is_refused_with_a_reason_elsewhere() -> None:
         load_encoder("random:2024", device="mps")
 
 
-def test_only_fp32_is_offered_on_mps() -> None:
-    assert resolve_precision("auto", torch.device("mps")) == "fp32"
-    for precision in ("bf16", "fp16", "tf32"):
-        with pytest.raises(DeviceError, match=f"precision {precision} is not offered on mps; choose fp32"):
-            resolve_precision(precision, torch.device("mps"))
-
-
 def test_mps_is_refused_where_it_computes_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """In its place the CPU, with an error in one weight from when the encoder is moved there."""
     moved = torch.device("mps")
@@ -631,21 +534,6 @@ def test_mps_is_refused_where_it_computes_something_else(monkeypatch: pytest.Mon
     monkeypatch.setattr(AudioSepEncoder, "to", damaged)
     with pytest.raises(DeviceError, match=r"on mps, embeddings differ by .* from those of the CPU; use --device cpu"):
         load_encoder("random:2024", device="mps")
-
-
-@pytest.mark.gpu
-def test_a_gpu_is_not_waited_for_within_a_batch() -> None:
-    on_gpu = load_encoder("random:2024", device="cuda")
-    waveforms = [noise(seed, samples) for seed, samples in enumerate([33_000, 33_333, 34_000])]  # one padded width
-    on_gpu.embed(waveforms)  # what is made at the first call may wait
-    listed = [plan_tiles(clip, 1 + len(waveform) // 320, 128)[0] for clip, waveform in enumerate(waveforms)]
-    (batch,) = on_gpu._batches(listed)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.no_grad():
-            on_gpu._pool_batch(batch, waveforms, {"encoder_block6": {"mean"}})
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("padding", ["none", "official"])

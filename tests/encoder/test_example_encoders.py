@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import sys
 from types import ModuleType
 from typing import NamedTuple
 
@@ -87,9 +86,3 @@ def test_a_missing_package_is_named_with_its_command(name: str, monkeypatch: pyt
     with pytest.raises(ImportError, match=COMMANDS[name]) as error:
         module.load_model()
     assert "\n" not in str(error.value)
-
-
-def test_missing_onnxruntime_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match=COMMANDS["speech_embedding"]):
-        load_module("speech_embedding").load_model()

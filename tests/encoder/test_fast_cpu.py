@@ -150,16 +150,6 @@ def test_work_is_shared_out_whole_and_its_errors_are_raised(has_openmp: bool) ->
             threads.in_parallel(interrupted, 10)
 
 
-def test_an_interruption_before_a_callback_is_not_lost() -> None:
-    """Then ctypes prints it, and the callback of this thread is not called."""
-    torch.set_num_threads(2)
-    with (
-        mock.patch.object(threads, "_openmp", return_value=lambda *arguments: None),
-        pytest.raises(KeyboardInterrupt),
-    ):
-        threads.in_parallel(lambda first, last: None, 2)
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     channels=st.integers(1, 9),

@@ -67,15 +67,6 @@ def test_its_features_and_results_have_places_of_their_own(esc50_root: Path, tmp
     assert TASK.output_dir_of("audiosep") == TASK.default_output_dir
 
 
-@pytest.mark.usefixtures("no_figures")
-def test_results_go_where_the_features_belong(esc50_root: Path, tmp_path: Path) -> None:
-    """Features that are named with --features are recognised as this encoder's."""
-    task, features = replace(TASK, folder=tmp_path / "task"), tmp_path / "own.pt"
-    extract_main(task, ["--data-root", str(esc50_root), "--encoder", "logmel", "--output", str(features)])
-    classify_main(task, ["--features", str(features), "--epochs", "1", "--device", "cpu"])
-    assert (tmp_path / "task" / "logmel" / "result.json").is_file()
-
-
 def test_log_mel_names_no_checkpoint(esc50_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--data-root", str(esc50_root), "--checkpoint", "logmel", "--output", str(tmp_path / "logmel.pt")]
     with pytest.raises(SystemExit):

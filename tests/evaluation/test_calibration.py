@@ -13,8 +13,7 @@ from scipy.special import softmax
 from common.evaluation.calibration import Unseen, calibrate, expected_error, fit_temperature, reliability
 from common.evaluation.plots import plot_reliability
 from common.features import FeatureSet
-from common.heads import KnownSounds, NoneOfTheseError, TrainedHead, conformal_threshold
-from common.heads.novelty import MOST_ROWS
+from common.heads import NoneOfTheseError, TrainedHead, conformal_threshold
 from tests.support.heads import grouped_features, run, small_features
 
 
@@ -146,12 +145,3 @@ def test_permuted_test_labels_change_no_threshold() -> None:
     first, second = (run(each, epochs=2).heads["linear"] for each in (features, replace(features, labels=labels)))
     assert first.known is not None and second.known is not None
     np.testing.assert_array_equal(first.known.held_out, second.known.held_out)
-
-
-def test_of_many_rows_a_sample_is_kept() -> None:
-    rows = np.random.default_rng(0).standard_normal((MOST_ROWS + 1000, 3)).astype(np.float32)
-    kept = KnownSounds.of(rows, np.empty(0), seed=1)
-    assert len(kept.embeddings) == MOST_ROWS
-    np.testing.assert_array_equal(kept.embeddings, KnownSounds.of(rows, np.empty(0), seed=1).embeddings)
-    assert (kept.distances(rows) == 0).sum() >= MOST_ROWS
-    assert len(KnownSounds.of(rows[:5], np.empty(0), seed=1).embeddings) == 5

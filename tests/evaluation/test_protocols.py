@@ -100,13 +100,6 @@ def test_a_tasks_own_division_is_named_and_official_only_if_it_says_so(is_offici
     assert random.division == "random 20% test split, stratified, seed 42"
 
 
-def test_rows_that_are_divided_at_random_are_not_official() -> None:
-    prepared = Prepared(replace(grouped_features(), folds=None), "as the task says", is_official=True)
-    record = run_protocol("official", prepared, fit_config(), CPU).record
-    assert record.kind is DivisionKind.RANDOM
-    assert record.division == "random 20% test split, stratified, seed 42"
-
-
 def test_seeds_draw_random_splits_anew_and_keep_official_ones() -> None:
     features = grouped_features()
     runs = {name: run(features, name, seeds=3) for name in ("official", "random")}
@@ -291,18 +284,6 @@ def test_nothing_of_an_earlier_run_stays(no_figures: None, tmp_path: Path) -> No
     assert classify(*flags, "--overwrite").returncode == 0
     record = RunRecord.load(results / "result.json")
     assert {path.name for path in results.iterdir()} == {"result.json", "notes.txt", *record.files}
-
-
-def test_a_fold_that_can_hold_out_nothing_is_fitted_with_the_others(no_figures: None, tmp_path: Path) -> None:
-    features = small_features(folds=2)
-    assert features.folds is not None
-    is_rare = ((features.labels == 3) & (features.folds == 1)).numpy()
-    rows = np.sort([*np.flatnonzero(~is_rare), np.flatnonzero(is_rare)[0]])
-    path = saved(features.subset(rows), tmp_path / "f.pt")
-    result = classify("--features", path, "--output-dir", tmp_path / "results", "--epochs", 2)
-    assert result.returncode == 0, result.stderr
-    words = "20% of the training clips (1 of 2 fits), or nothing: the last epoch is kept (1 of 2 fits)"
-    assert words in result.words
 
 
 def test_ones_own_configuration_overrides_the_tuned_recipe(no_figures: None, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -26,8 +25,6 @@ from common.evaluation.record import (
     ConfigRecord,
     EfficiencyRecord,
     FeaturesRecord,
-    FitRecord,
-    PerClass,
     ProtocolIdentity,
     ProtocolRecord,
     RecordError,
@@ -391,78 +388,6 @@ def test_a_confusion_matrix_shows_shares_of_the_true_class(n_classes: int, drawn
     assert drawn[0].get_figheight() * 72 / n_classes > font
 
 
-@pytest.mark.parametrize("n_classes", [2, MANY, 251])
-def test_bars_of_classes_are_in_the_order_of_their_f1(n_classes: int, drawn: list[Figure]) -> None:
-    f1 = np.random.default_rng(0).permutation(np.linspace(0, 1, n_classes))
-    columns = PerClass(precision=[0.0] * n_classes, recall=[0.0] * n_classes, f1=f1.tolist(), clips=[8] * n_classes)
-    plot_per_class(columns, [f"class_{number}" for number in range(n_classes)], "a title", Path("unused.png"))
-    axes = drawn[0].axes[0]
-    order = np.argsort(-f1, kind="stable")
-    if n_classes > MANY:
-        order = np.concatenate([order[: MANY // 2], order[-MANY // 2 :]])
-        assert f"the {MANY // 2} best and the {MANY // 2} worst of {n_classes} classes" in axes.get_title()
-    assert [bar.get_width() for bar in axes.patches] == pytest.approx(100 * f1[order])
-    assert texts_of(axes.get_yticklabels()) == [f"class {index} (8)" for index in order]
-    (mean,) = axes.lines
-    assert mean.get_xdata()[0] == pytest.approx(100 * f1.mean())  # of all classes, whatever is shown
-
-
-@pytest.mark.parametrize("n_fits", [1, 3])
-@pytest.mark.parametrize("n_valid", [0, 5])
-def test_curves_are_the_mean_of_all_fits_with_the_epochs_kept(n_fits: int, n_valid: int, drawn: list[Figure]) -> None:
-    rng = np.random.default_rng(0)
-    fits = [
-        FitRecord(
-            split="one",
-            seed=seed,
-            n_train=9,
-            n_test=3,
-            train_loss=rng.uniform(size=5).tolist(),
-            valid_accuracy=rng.uniform(size=n_valid).tolist(),
-            epoch=3 + seed,
-        )
-        for seed in range(n_fits)
-    ]
-    plot_curves(fits, "a title", Path("unused.png"))
-    panels = drawn[0].axes
-    assert len(panels) == (2 if n_valid else 1)
-    expected = [np.mean([fit.train_loss for fit in fits], axis=0)]
-    if n_valid:
-        expected.append(100 * np.mean([fit.valid_accuracy for fit in fits], axis=0))
-    for axes, values in zip(panels, expected, strict=True):
-        curve, *marks = axes.lines
-        np.testing.assert_allclose(curve.get_ydata(), values)
-        assert curve.get_xdata().tolist() == [1, 2, 3, 4, 5]
-        assert [mark.get_xdata()[0] for mark in marks] == [fit.epoch for fit in fits]
-        assert len(axes.collections) == (1 if n_fits > 1 else 0)  # the range of several
-
-
-def test_label_efficiency_shows_both_heads_with_their_intervals(drawn: list[Figure]) -> None:
-    heads: tuple[HeadKind, ...] = ("linear", "three_layer")
-    points = [
-        EfficiencyRecord(
-            head=head,
-            fraction=n / 100,
-            n_train=n,
-            mean={"accuracy": 0.5},
-            std_over_folds=None,
-            std_over_seeds=None,
-            interval=(0.4, 0.7) if n > 10 else None,
-        )
-        for head in heads
-        for n in (100, 10)
-    ]
-    plot_label_efficiency(points, "a title", Path("unused.png"))
-    axes = drawn[0].axes[0]
-    assert texts_of(axes.get_legend().get_texts()) == ["linear", "three-layer"]
-    for container in axes.containers:
-        assert isinstance(container, ErrorbarContainer)
-        line, _, (bars,) = container.lines
-        assert line.get_xdata().tolist() == [10, 100]
-        np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], [[50, 50], [40, 70]])
-    assert len(axes.containers) == 2
-
-
 @pytest.mark.parametrize("what", ["confusion", "per_class", "curves", "label_efficiency"])
 def test_figures_are_png_files(what: str, record: RunRecord, tmp_path: Path) -> None:
     scored = record.protocols["official"].heads["linear"]
@@ -482,9 +407,3 @@ def test_figures_are_png_files(what: str, record: RunRecord, tmp_path: Path) -> 
     pixels = imread(tmp_path / "figure.png")
     assert pixels.ndim == 3
     assert pixels.std() > 0  # something is drawn
-
-
-@pytest.mark.slow
-def test_a_large_confusion_matrix_is_drawn(tmp_path: Path) -> None:
-    plot_confusion(*confusion_of(251), "a title", tmp_path / "confusion.png")
-    assert imread(tmp_path / "confusion.png").std() > 0

@@ -114,17 +114,6 @@ def test_audio_that_changes_before_the_end_is_noticed(run: Run, clips: tuple[Pat
     assert run(Shard(0, 2)) is not None
 
 
-def test_a_file_that_is_gone_moves_no_other_clip(run: Run, clips: tuple[Path, list[Clip]]) -> None:
-    _, listed = clips
-    run(Shard(0, 2))
-    # As on a machine that lacks it; of the second shard, which has the second longest.
-    sorted(listed, key=lambda clip: -clip.path.stat().st_size)[1].path.unlink()
-    features = run(Shard(1, 2), allow_missing=True)
-    assert features is not None
-    assert len(features) == 11
-    assert len(features.meta["failed"]) == 1
-
-
 def test_rows_of_other_settings_are_not_mixed_in(run: Run, tmp_path: Path) -> None:
     """One shard is still at work when another begins anew with other settings."""
     run(Shard(), "whole.pt", pool="std")

@@ -25,14 +25,13 @@ from common.heads import (
     Job,
     Recipe,
     Split,
-    check_fittable,
     fit_chosen,
     fit_heads,
     fit_scaler,
 )
 from common.heads.batches import Batches, append_one, generator
-from common.heads.fit import CompiledHead, _Fitting, _ScaledRows
-from common.heads.plain import PlainHead, _drop
+from common.heads.fit import CompiledHead, _Fitting
+from common.heads.plain import PlainHead
 from common.heads.scalers import SHRINKAGES
 from tests.support.heads import CPU, SIZE, on_one_thread, small_features
 from tests.support.samples import made_up_features
@@ -240,23 +239,6 @@ def test_a_constant_feature_is_no_division_by_zero(features: FeatureSet) -> None
     assert all(torch.isfinite(head.test_logits).all() for head in heads)
 
 
-def test_what_cannot_be_fitted_is_refused(features: FeatureSet) -> None:
-    check_fittable(features, "f.pt")
-    with pytest.raises(FitError, match=r"f\.pt: all 72 labels are 'class 0'"):
-        check_fittable(replace(features, labels=torch.zeros_like(features.labels)), "f.pt")
-    spoiled = features.features.clone()
-    spoiled[[3, 9], 0] = torch.tensor([torch.nan, torch.inf])
-    with pytest.raises(FitError, match=r"2 rows hold NaN or infinite features \(first: clip3\.wav\)"):
-        check_fittable(replace(features, features=spoiled), "f.pt")
-    few = FeatureSet(torch.eye(3, 4), torch.tensor([0, 1, 2]), list("abcd"), list("xyz"))
-    with pytest.raises(FitError, match="3 clips are fewer than its 4 classes"):
-        check_fittable(few, "f.pt")
-    with pytest.raises(FitError, match="no labels"):
-        check_fittable(replace(features, labels=torch.full((72,), -1)), "f.pt")
-    with pytest.raises(FitError, match="all 72 rows of features are the same"):
-        check_fittable(replace(features, features=torch.ones(72, SIZE)), "f.pt")
-
-
 @pytest.mark.gpu
 @each_recipe
 @each_kind
@@ -325,14 +307,6 @@ def test_tuned_steps_equal_torch_with_its_own_schedule(kind: HeadKind, features:
     assert (weights(fitted) - expected).norm() < 1e-5 * expected.norm()
 
 
-def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
-    drawn = torch.rand(64 * 384 + 7, generator=torch.Generator().manual_seed(0))
-    dropped, left = _drop(torch.full((64, 384), 2.0), drawn, 0.3)
-    assert (dropped == 0).float().mean() == pytest.approx(0.3, abs=0.01)
-    assert torch.allclose(dropped[dropped != 0], torch.tensor(2 / 0.7))
-    assert torch.equal(left, drawn[-7:])
-
-
 VALIDATED = Split("one", ROWS[:40], ROWS[56:], ROWS[40:56])
 JOB = Job(VALIDATED, SEED)
 
@@ -352,18 +326,6 @@ def test_after_the_choice_the_head_is_fitted_on_validation_rows_too(kind: HeadKi
     (kept,) = fit_chosen(kind, features, [JOB], recipe, CPU, refit=False)
     assert kept.choosing is kept.final
     assert torch.equal(weights(kept.final), weights(chosen.choosing))
-
-
-@each_kind
-def test_a_schedule_ends_where_it_ends(kind: HeadKind, features: FeatureSet) -> None:
-    """With a cosine the last epoch is kept, and validation rows train at once."""
-    (chosen,) = fit_chosen(kind, features, [JOB], TUNED, CPU)
-    assert chosen.choosing is chosen.final
-    assert chosen.final.epoch == TUNED.epochs
-    assert chosen.final.job.split.train.tolist() == list(range(56))
-    (held,) = fit_chosen(kind, features, [JOB], TUNED, CPU, refit=False)
-    assert held.final.job.split.train.tolist() == list(range(40))
-    assert held.final.epoch == TUNED.epochs
 
 
 @each_kind
@@ -393,12 +355,6 @@ def test_the_strength_of_whitening_is_that_of_the_best_validation_accuracy(featu
     assert chosen.choosing.job.shrinkage == max(tried, key=tried.__getitem__)
 
 
-def test_different_seeds_give_different_heads(features: FeatureSet) -> None:
-    (split, *_) = folds_of(features)
-    first, second = fit_heads("linear", features, [Job(split, 1), Job(split, 2)], PAPER, CPU)
-    assert not torch.equal(weights(first), weights(second))
-
-
 @each_recipe
 @each_kind
 @pytest.mark.parametrize("width", [SIZE - 5, SIZE])
@@ -422,35 +378,6 @@ def test_cores_and_other_seeds_change_no_bit(
             assert torch.equal(weights(one), weights(other))
 
 
-def test_whitening_of_wide_rows_keeps_the_largest_components(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer rows than features, and more: as the full decomposition, without its smallest components."""
-    monkeypatch.setattr("common.heads.scalers.MOST_COMPONENTS", 6)
-    rng = np.random.default_rng(0)
-    for count in (5, 15, 60):
-        rows = rng.standard_normal((count, 20)) * np.linspace(3, 0.1, 20)
-        scaler = fit_scaler("whiten", rows, 0.1)
-        whitened = scaler(rows.astype(np.float32))
-        assert scaler.width == whitened.shape[1] == 6
-        kept = min(6, count - 1)
-        covariance = whitened.T.astype(np.float64) @ whitened / count
-        standard = fit_scaler("standard", rows)(rows.astype(np.float32)).astype(np.float64)
-        variances = np.linalg.eigvalsh(standard.T @ standard / count)[-kept:]
-        expected = np.pad(variances / (0.9 * variances + 0.1), (6 - kept, 0))
-        np.testing.assert_allclose(covariance, np.diag(expected), atol=1e-5)
-
-
-def test_scaled_rows_are_freed_after_the_last_job_that_needs_them(features: FeatureSet) -> None:
-    one, other = (Job(split, SEED) for split in folds_of(features)[:2])
-    scaled = _ScaledRows(features.features.numpy(), [one, one, other], PAPER, CPU)
-    (_, first), (_, second) = scaled.take(one), scaled.take(other)
-    scaled.release(one)
-    assert scaled.take(one)[1] is first  # another job needs it
-    scaled.release(one)
-    scaled.release(other)
-    assert scaled.take(one)[1] is not first
-    assert scaled.take(other)[1] is not second
-
-
 def test_ctrl_c_ends_the_other_threads(features: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: _Fitting) -> None:
         raise KeyboardInterrupt
@@ -464,9 +391,3 @@ def test_a_head_that_diverges_is_an_error(features: FeatureSet) -> None:
     huge = replace(features, features=1e37 * features.features)
     with pytest.raises(FitError, match=r"linear head diverged \(fold 1, seed 42\): lower --learning-rate"):
         fit("linear", huge, folds_of(features), scaler="none", learning_rate=1e3)
-
-
-def test_without_validation_rows_whitening_is_moderate(features: FeatureSet) -> None:
-    recipe = replace(PAPER, scaler="whiten", epochs=1)
-    for chosen in fit_chosen("linear", features, [Job(split, SEED) for split in folds_of(features)], recipe, CPU):
-        assert chosen.final.job.shrinkage == 0.1

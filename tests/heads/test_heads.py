@@ -62,17 +62,6 @@ def test_a_saved_head_predicts_as_before(kind: HeadKind, scaler: ScalerName, tmp
     assert np.array_equal(loaded.scaler.mean, fitted.scaler.mean)
 
 
-def test_a_head_of_the_size_of_the_encoder_is_saved_whole(tmp_path: Path) -> None:
-    module = ThreeLayerClassifier(384, 50, 256)
-    scaler = fit_scaler("standard", np.random.default_rng(0).standard_normal((9, 384)))
-    names = [f"class {label}" for label in range(50)]
-    TrainedHead("three_layer", module, scaler, names, {}).save(tmp_path / "head.pt")
-    loaded = TrainedHead.load(tmp_path / "head.pt")
-    for name, value in module.state_dict().items():
-        assert torch.equal(loaded.module.state_dict()[name], value)
-    assert not loaded.module.training
-
-
 def test_files_without_a_head_are_refused(tmp_path: Path) -> None:
     made_up_features(size=SIZE).save(tmp_path / "features.pt")
     (tmp_path / "text.pt").write_text("hello")

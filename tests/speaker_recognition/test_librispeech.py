@@ -167,19 +167,6 @@ def test_the_chapters_nearest_to_the_test_share_are_tested(test_share: float, se
     assert len(sides) == len(set(prepared.groups))  # every chapter is on one side
 
 
-def test_chapters_that_are_equally_near_are_drawn() -> None:
-    features = speakers({"7": [20, 20, 20, 20, 20]})
-    tested = set()
-    for seed in range(30):
-        prepared = librispeech.prepare(features, divided("chapter", seed=seed)).features
-        again = librispeech.prepare(features, divided("chapter", seed=seed)).features
-        assert prepared.splits is not None and prepared.groups is not None
-        assert prepared.splits == again.splits
-        (chapter,) = {group for group, side in zip(prepared.groups, prepared.splits, strict=True) if side == "test"}
-        tested.add(chapter)
-    assert tested == {f"7-{chapter}" for chapter in range(5)}
-
-
 @pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
 @pytest.mark.parametrize("test_share", [0.05, 0.2, 0.5, 0.77])
 @pytest.mark.parametrize("seed", range(5))
@@ -199,22 +186,6 @@ def test_matched_differs_from_chapter_in_the_sessions_alone(test_share: float, s
     (split,), _ = make_splits(matched)
     groups = np.array(matched.features.groups)
     assert np.isin(groups[split.test], groups[split.train]).mean() > 0.5
-
-
-@pytest.mark.parametrize(
-    ("test_share", "chapters"), [(0.2, [5, 11, 24]), (0.5, [10, 30])], ids=["12.5 or 27.5 %", "25 or 75 %"]
-)
-def test_matched_has_as_many_where_two_shares_are_equally_near(test_share: float, chapters: list[int]) -> None:
-    features = speakers({"7": [50, 40], "8": chapters})
-    seen = set()
-    for seed in range(20):
-        by_chapter, matched = (
-            utterances_of_each(librispeech.prepare(features, divided(how, test_share, seed)).features)
-            for how in ("chapter", "matched")
-        )
-        assert matched == by_chapter
-        seen.add(by_chapter["8"])
-    assert len(seen) == 2
 
 
 @pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")
