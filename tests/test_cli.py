@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,40 +26,11 @@ from common.heads import TrainedHead
 from esc50_feature_fc.esc50 import TASK
 from tests.support import processes
 from tests.support.samples import SHARED, made_up_features, needs_shared
+from tests.support.scripts import Result, call, refused
 from tests.support.stand_in import StandIn, halt, load_stand_in
 
 EXTRACT = PROJECT_ROOT / "esc50_feature_fc" / "extract_esc50_features_audiosep.py"
-CLASSIFY = PROJECT_ROOT / "esc50_feature_fc" / "esc50_linear_classifier.py"
-
-
-MAINS = {EXTRACT: extract_main, CLASSIFY: classify_main}
-
-
-@dataclass(frozen=True)
-class Result:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def call(script: Path, *flags: object) -> Result:
-    """What the script does with these flags, without the seconds of starting Python anew."""
-    printed, errors, status = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
-        try:
-            MAINS[script](TASK, [str(flag) for flag in flags])
-        except SystemExit as stop:
-            status = stop.code
-    return Result(status, printed.getvalue(), errors.getvalue())
-
-
-def refused(result: Result) -> str:
-    """The one line of an error."""
-    assert result.returncode == 2, (result.stdout, result.stderr)
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert lines[-1].startswith("error: "), result.stderr
-    assert "Traceback" not in result.stderr
-    return lines[-1]
+extract_esc50, classify_esc50 = partial(extract_main, TASK), partial(classify_main, TASK)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +60,9 @@ def test_from_audio_to_scores(esc50_root: Path, tmp_path: Path, monkeypatch: pyt
     assert embeddings.clip_ids[0] == "audio/1-1001-A-0.wav"
     torch.testing.assert_close(embeddings.features[:1], encoder.embed([first_clip]))
     monkeypatch.setattr(choose, "load_encoder", lambda *_: encoder)
-    again = call(EXTRACT, "--data-root", esc50_root, "--checkpoint", "random:0", "--output", features)
+    again = call(extract_esc50, "--data-root", esc50_root, "--checkpoint", "random:0", "--output", features)
     assert "Nothing to do" in again.stdout
-    classified = call(CLASSIFY, "--features", features, "--output-dir", results, "--epochs", 2)
+    classified = call(classify_esc50, "--features", features, "--output-dir", results, "--epochs", 2)
     assert classified.returncode == 0, classified.stderr
     assert "official folds 1-5" in classified.stdout
     record = json.loads((results / "result.json").read_text())
@@ -120,21 +90,21 @@ def test_from_audio_to_scores(esc50_root: Path, tmp_path: Path, monkeypatch: pyt
 def test_the_same_command_twice_gives_the_same_numbers(esc50_features: Path, tmp_path: Path) -> None:
     records = []
     for folder in ("one", "another"):
-        result = call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / folder, "--epochs", 3)
+        result = call(classify_esc50, "--features", esc50_features, "--output-dir", tmp_path / folder, "--epochs", 3)
         assert result.returncode == 0, result.stderr
         records.append(json.loads((tmp_path / folder / "result.json").read_text())["protocols"])
     assert records[0] == records[1]
-    again = call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 3)
+    again = call(classify_esc50, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 3)
     assert "Nothing to do" in again.stdout
     (tmp_path / "one" / "esc50_linear_classifier.pt").unlink()
-    fixed = call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 3)
+    fixed = call(classify_esc50, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 3)
     assert "Nothing to do" not in fixed.stdout
     assert (tmp_path / "one" / "esc50_linear_classifier.pt").is_file()
     assert "epochs was 3, now 4" in refused(
-        call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 4)
+        call(classify_esc50, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 4)
     )
     forced = call(
-        CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 4, "--overwrite"
+        classify_esc50, "--features", esc50_features, "--output-dir", tmp_path / "one", "--epochs", 4, "--overwrite"
     )
     assert "Epoch (of 4) chosen on" in forced.stdout
 
@@ -143,7 +113,7 @@ def test_the_same_command_twice_gives_the_same_numbers(esc50_features: Path, tmp
 def test_flags_override_ones_own_file(esc50_features: Path, tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"epochs": 1, "batch_size": 32}))
     flags = ("--features", esc50_features, "--output-dir", tmp_path, "--config", tmp_path / "own.yaml", "--seed", 7)
-    assert call(CLASSIFY, *flags).returncode == 0
+    assert call(classify_esc50, *flags).returncode == 0
     config = json.loads((tmp_path / "result.json").read_text())["config"]
     assert (config["epochs"], config["batch_size"], config["random_seed"], config["learning_rate"]) == (1, 32, 7, 1e-3)
     assert config["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
@@ -194,7 +164,7 @@ def extract_with(flags: Sequence[str], root: Path, output: Path) -> Result:
     """The extraction script with these flags in the place of those that would do."""
     given = {"--data-root": root, "--checkpoint": "random:0", "--output": output}
     given |= dict(zip(flags[::2], flags[1::2], strict=True))
-    return call(EXTRACT, *(part for pair in given.items() for part in pair))
+    return call(extract_esc50, *(part for pair in given.items() for part in pair))
 
 
 @pytest.mark.usefixtures("scripts_load_the_stand_in")
@@ -206,7 +176,7 @@ def test_an_output_that_cannot_be_written_ends_with_status_2(esc50_root: Path, t
 
 def test_two_fits_into_one_folder_are_refused(esc50_features: Path, tmp_path: Path) -> None:
     with exclusive(tmp_path / ".esc50_results.lock", "it"):
-        line = refused(call(CLASSIFY, "--features", esc50_features, "--output-dir", tmp_path, "--epochs", 1))
+        line = refused(call(classify_esc50, "--features", esc50_features, "--output-dir", tmp_path, "--epochs", 1))
     assert "another run is writing results" in line
 
 
@@ -264,7 +234,7 @@ def with_few_of_a_class(features: FeatureSet, left: int) -> FeatureSet:
 def test_features_that_cannot_be_scored(change: Change, words: str, esc50_features: Path, tmp_path: Path) -> None:
     path = altered(esc50_features, tmp_path, change)
     flags = ("--features", path, "--output-dir", tmp_path / "results", "--epochs", 1, "--feature-dim", 384)
-    assert words in refused(call(CLASSIFY, *flags))
+    assert words in refused(call(classify_esc50, *flags))
     assert not (tmp_path / "results").exists()
 
 
@@ -272,18 +242,18 @@ def test_features_that_cannot_be_scored(change: Change, words: str, esc50_featur
 def test_features_of_any_width_can_be_scored(esc50_features: Path, tmp_path: Path) -> None:
     """If no width is asked for."""
     path = altered(esc50_features, tmp_path, lambda features: replace(features, features=features.features[:, :128]))
-    result = call(CLASSIFY, "--features", path, "--output-dir", tmp_path / "results", "--epochs", 1)
+    result = call(classify_esc50, "--features", path, "--output-dir", tmp_path / "results", "--epochs", 1)
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "results" / "result.json").read_text())
     assert (record["config"]["feature_dim"], record["features"]["width"]) == (None, 128)
 
 
 def test_missing_features_name_the_script_to_run(tmp_path: Path) -> None:
-    assert "run the task's extract_*.py first" in refused(call(CLASSIFY, "--features", tmp_path / "none.pt"))
+    assert "run the task's extract_*.py first" in refused(call(classify_esc50, "--features", tmp_path / "none.pt"))
 
 
 def test_unknown_flags_end_with_status_2(tmp_path: Path) -> None:
-    result = call(EXTRACT, "--sample-rate-as-is")
+    result = call(extract_esc50, "--sample-rate-as-is")
     assert result.returncode == 2
     assert "unrecognized arguments" in result.stderr
 
@@ -314,10 +284,10 @@ def test_an_interrupted_extraction_keeps_its_work(stop: signal.Signals, esc50_ro
     text = printed.read_text()
     assert text.splitlines()[-1].endswith("5 of 10 clips are kept; the same command continues from there")
     assert "Traceback" not in text
-    resumed = call(EXTRACT, *flags, features)
+    resumed = call(extract_esc50, *flags, features)
     assert resumed.returncode == 0
     assert "continuing: 5 of 10 clips were done before" in resumed.stdout
-    assert call(EXTRACT, *flags, whole).returncode == 0
+    assert call(extract_esc50, *flags, whole).returncode == 0
     assert features.read_bytes() == whole.read_bytes()
 
 
@@ -325,11 +295,11 @@ def test_an_interrupted_extraction_keeps_its_work(stop: signal.Signals, esc50_ro
 @pytest.mark.usefixtures("no_figures")
 def test_the_published_features_are_scored(tmp_path: Path) -> None:
     folder = SHARED / "reference_features"
-    line = refused(call(CLASSIFY, "--features", folder / "icbhi_features_audiosep.pt", "--output-dir", tmp_path))
+    line = refused(call(classify_esc50, "--features", folder / "icbhi_features_audiosep.pt", "--output-dir", tmp_path))
     assert "all 887 labels are '0'" in line
     features = folder / "esc50_features_audiosep.pt"
     short = ("--epochs", 1, "--batch-size", 100, "--no-refit")
-    result = call(CLASSIFY, "--features", features, "--output-dir", tmp_path, *short)
+    result = call(classify_esc50, "--features", features, "--output-dir", tmp_path, *short)
     assert result.returncode == 0, result.stderr
     assert "recognised as all of ESC-50" in result.stdout
     assert "official folds 1-5" in result.stdout

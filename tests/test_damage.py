@@ -161,28 +161,6 @@ def test_a_clip_that_is_there_twice_is_told(tmp_path: Path) -> None:
         FeatureSet.load(tmp_path / "features.pt")
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "words"),
-    [
-        ("features", torch.zeros(120, 24, dtype=torch.complex64), "no 2-D floating-point tensor"),
-        ("features", torch.eye(120).to_sparse(), "no 2-D floating-point tensor"),
-        ("features", torch.zeros(10**6, 10**6, device="meta"), "no 2-D floating-point tensor"),
-        ("labels", torch.zeros(120, dtype=torch.complex64), "one non-negative integer per row"),
-        ("labels", torch.full((120,), 10**15), "label 1000000000000000 but only 4 class names"),
-        ("class_names", ["a"] * 4, "two of its classes are called 'a'"),
-        ("class_names", [torch.ones(1)] * 4, "one of its class_names is a Tensor"),
-        ("splits", ["=1+1"] * 120, "a clip's split is '=1\\+1', not train, valid or test"),
-        ("meta", {"dataset": "esc50", "more": torch.ones(1)}, "meta.more"),
-        ("meta", {"dataset": "esc50", ("a", "b"): 1}, "meta"),
-    ],
-)
-def test_hostile_content_is_told_before_anything_is_fitted(key: str, value: object, words: str, tmp_path: Path) -> None:
-    path = feature_file(tmp_path)
-    torch.save({**torch.load(path, weights_only=True), key: value}, path)
-    with pytest.raises(FeatureFileError, match=words):
-        FeatureSet.load(path)
-
-
 def test_exported_weights_that_changed_are_told(tmp_path: Path) -> None:
     export_hugging_face(tmp_path / "exported", "random:0")
     path = tmp_path / "exported" / "model.safetensors"

@@ -323,21 +323,6 @@ def test_wrong_commands_are_found(line: str) -> None:
         check(command)
 
 
-def test_commands_are_read_as_a_shell_reads_them() -> None:
-    text = (
-        "Words, and `make lint`:\n\n    cd analysis && A=1 python x.py --flag 'two words'   # a comment\n    output\n\n"
-        "- an item\n\n    not code\n\n```bash\npython -m \\\n  y --shard $ID/4\n```\n\n```text\npython z.py\n```\n"
-    )
-    commands = [command for block in code_blocks(text)[:2] for command in commands_in(block, Path("a page"))]
-    assert [command.words for command in commands] == [
-        ("python", "x.py", "--flag", "two words"),
-        ("python", "-m", "y", "--shard", "$ID/4"),
-    ]
-    assert commands[0].folder == ROOT / "analysis"
-    assert commands[1].folder == ROOT
-    assert [block.language for block in code_blocks(text)] == ["", "bash", "text"]
-
-
 def test_both_readmes_give_the_same_commands() -> None:
     english, chinese = ([(each.words, each.folder) for each in commands_of(page)] for page in (README, README_ZH))
     assert len(english) > 8

@@ -110,9 +110,6 @@ def test_the_items_of_a_batch_are_pooled_as_each_alone(cut: tuple[torch.Tensor, 
             torch.testing.assert_close(own.pooled(pool), alone.pooled(pool), **within)
 
 
-# Shards
-
-
 # Splits
 
 
@@ -208,7 +205,8 @@ def clips_of(features: FeatureSet, rows: Array) -> set[str]:
 def test_the_order_of_rows_changes_no_side(drawn: Divided) -> None:
     """Official divisions, whole groups and whole folds do not depend on the order of rows. (Random clips do.)"""
     features, seed = drawn.features, drawn.seed
-    permuted = permuted_rows(features, np.random.default_rng(seed).permutation(len(features)))
+    permuted = features.subset(np.random.default_rng(seed).permutation(len(features)))
+    assert permuted.class_names == features.class_names
     before, now = (make_splits(Prepared(each))[0] for each in (features, permuted))
     for one, other in zip(before, now, strict=True):
         one, words = with_validation(features, one, seed)
@@ -218,13 +216,6 @@ def test_the_order_of_rows_changes_no_side(drawn: Divided) -> None:
         assert clips_of(features, one.learnable) == clips_of(permuted, other.learnable)
         if words != "20% of the training clips":
             assert clips_of(features, one.valid) == clips_of(permuted, other.valid)
-
-
-def permuted_rows(features: FeatureSet, order: Array) -> FeatureSet:
-    """The same clips in another order; `FeatureSet.subset` of all rows keeps every class."""
-    permuted = features.subset(order)
-    assert permuted.class_names == features.class_names
-    return permuted
 
 
 @few

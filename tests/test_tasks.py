@@ -69,16 +69,6 @@ def test_urbansound8k_has_official_folds(tmp_path: Path) -> None:
     assert (clip.class_name, clip.fold, clip.group) == ("dog_bark", 10, "7")
 
 
-def test_a_fold_written_as_a_decimal_is_read(tmp_path: Path) -> None:
-    """pandas reads a whole column as floating-point where one editor has written 3.0."""
-    root = urbansound8k_root(
-        tmp_path,
-        ("7-3-0-1.wav", 7, 0.0, 4.0, 1, "10.0", "3.0", "dog_bark"),
-        ("8-3-0-1.wav", 8, 0.0, 4.0, 1, 1, 3, "dog_bark"),
-    )
-    assert urbansound8k.read_clips(root)[0].clip_id(root) == "audio/fold10/7-3-0-1.wav"
-
-
 @pytest.mark.parametrize(
     "row",
     [

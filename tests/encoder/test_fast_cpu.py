@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import threading
 from collections.abc import Iterator
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -124,30 +120,6 @@ def test_the_encoder_computes_the_same_with_any_number_of_threads() -> None:
         assert relative(encoder.embed(waveforms), expected) < 1e-6
     with mock.patch.object(threads, "_openmp", return_value=None):
         assert relative(encoder.embed(waveforms), expected) < 1e-6
-
-
-@pytest.mark.parametrize("has_openmp", [True, False])
-def test_work_is_shared_out_whole_and_its_errors_are_raised(has_openmp: bool) -> None:
-    torch.set_num_threads(3)
-    if not has_openmp:
-        context: Any = mock.patch.object(threads, "_openmp", return_value=None)
-    else:
-        context = contextlib.nullcontext()
-        assert sys.platform != "linux" or threads._openmp() is not None
-    with context:
-        for count in (0, 1, 2, 3, 10):
-            done: list[int] = []
-            threads.in_parallel(lambda first, last, done=done: done.extend(range(first, last)), count)
-            assert sorted(done) == list(range(count))
-        together = threading.Barrier(3)
-        threads.in_parallel(lambda first, last: together.wait(timeout=30), 3)
-
-        def interrupted(first: int, last: int) -> None:
-            if last == 10:
-                raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            threads.in_parallel(interrupted, 10)
 
 
 @settings(max_examples=25, deadline=None)

@@ -9,8 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from common.evaluation import plots
-from common.evaluation.plots import plot_confusion, plot_curves
-from common.evaluation.record import FitRecord
+from common.evaluation.plots import plot_confusion
 from tests.support.heads import classify, draw_nothing, saved, small_features
 
 STARTS = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}
@@ -41,24 +40,6 @@ def test_another_format_is_drawn_without_fitting(tmp_path: Path, monkeypatch: py
     # A new fit replaces all of them.
     classify(*flags, "--overwrite", "--seed", 1)
     assert not list((tmp_path / "out").glob("*.svg"))
-
-
-def fit_record(epochs: int) -> FitRecord:
-    """Made-up curves."""
-    values = [1.0 / (1 + epoch) for epoch in range(epochs)]
-    return FitRecord.model_validate(
-        {"split": "fold 1", "seed": 42, "n_train": 5, "n_test": 5, "accuracy": 0.5, "epoch": 1}
-        | {"train_loss": values, "valid_accuracy": values}
-    )
-
-
-def test_epochs_are_whole_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Figure] = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
-    for epochs in (2, 3, 5, 7, 100):
-        plot_curves([fit_record(epochs)], "made up", tmp_path / "curves.png")
-        drawn[-1].draw_without_rendering()
-        assert all(float(tick).is_integer() for tick in drawn[-1].axes[-1].get_xticks())
 
 
 def test_what_a_matrix_leaves_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,17 +53,6 @@ def test_official_train_and_test() -> None:
     assert make_splits(Prepared(replace(features, splits=sides)))[1] == "official train and test split"
 
 
-def test_a_random_split_is_stratified_and_seeded() -> None:
-    features = without_folds(per_fold=10)
-    split = random_split(features, 0.2, 42)
-    assert features.labels[split.test].bincount().tolist() == [6, 6, 6, 6]
-    assert not set(split.train) & set(split.test)
-    again = random_split(features, 0.2, 42)
-    assert np.array_equal(split.test, again.test)
-    other = random_split(features, 0.2, 43)
-    assert not np.array_equal(split.test, other.test)
-
-
 def test_an_official_split_without_a_side_is_refused() -> None:
     features = without_folds()
     with pytest.raises(SplitError, match="no test clips of the official split"):

@@ -419,38 +419,6 @@ def test_a_damaged_output_and_a_folder_are_refused(run: Run, tmp_path: Path) -> 
         run(output=tmp_path / "folder.pt", overwrite=True)
 
 
-@pytest.mark.parametrize("change", ["nothing", "settings", "lengths", "types", "not a dict", "other clips", "a folder"])
-def test_a_chunk_of_another_shape_is_computed_again(
-    change: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Also where the note about its settings is damaged."""
-    run(output=tmp_path / "whole.pt")
-    interrupt_before_the_end(run, monkeypatch)
-    partial = tmp_path / "features.pt.partial"
-    (partial / "settings.json").write_text("{")
-    (path,) = partial.glob("chunk-*.pt")
-    chunk = torch.load(path)
-    changed = {
-        "nothing": chunk,
-        "settings": {**chunk, "settings": 3},
-        "lengths": {**chunk, "samples": chunk["samples"][:-1]},
-        "types": {**chunk, "indices": chunk["indices"].float()},
-        "not a dict": [chunk],
-        "other clips": {**chunk, "indices": chunk["indices"] + 100},
-    }
-    if change == "a folder":
-        path.unlink()
-        path.mkdir()
-        with pytest.raises(OutputError, match=r"chunk-.* Is a directory"):
-            run()
-        return
-    torch.save(changed[change], path)
-    capsys.readouterr()
-    run()
-    assert ("its clips are computed again" in capsys.readouterr().out) == (change != "nothing")
-    assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
-
-
 def test_work_of_unknown_settings_is_not_taken_for_ones_own(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,19 +440,6 @@ def test_a_change_anywhere_in_a_clip_is_noticed(run: Run, clips: tuple[Path, lis
     _checksum.cache_clear()  # another process has none
     with pytest.raises(OutputError, match=r"made from other audio \(1 files have changed"):
         run()
-
-
-def test_leftovers_of_killed_runs_are_removed(run: Run, tmp_path: Path) -> None:
-    """Temporary files, and the locks and notes of shards, also of a run that was killed while it cleaned up."""
-    (tmp_path / ".features.pt.abc.tmp").touch()
-    run()
-    assert not list(tmp_path.glob(".*"))
-    partial = tmp_path / "features.pt.partial"
-    partial.mkdir()
-    for name in ("lock-1-of-3", "common.lock"):
-        (partial / name).touch()
-    run()
-    assert not partial.exists()
 
 
 def test_a_file_without_provenance_is_not_overwritten(run: Run, tmp_path: Path) -> None:

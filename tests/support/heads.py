@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
-import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from common.evaluation.protocol import ProtocolRun, run_protocol
 from common.features import FeatureSet
 from esc50_feature_fc.esc50 import TASK
 from tests.support.samples import made_up_features
+from tests.support.scripts import Result, call
 
 CPU = torch.device("cpu")
 SIZE = 24  # numbers per clip: enough to tell four classes apart, and fitted in no time
@@ -51,7 +51,7 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
 
     for name in ("plot_confusion", "plot_curves", "plot_label_efficiency", "plot_per_class", "plot_reliability"):
         plot = getattr(plots, name)
-        patch.setattr(f"common.evaluation.plots.{name}", functools.partial(write, plot))
+        patch.setattr(f"common.evaluation.plots.{name}", partial(write, plot))
 
 
 def small_features(n_classes: int = 4, per_fold: int = 6, folds: int = 3) -> FeatureSet:
@@ -96,26 +96,6 @@ def saved(features: FeatureSet, path: Path) -> Path:
     return path
 
 
-@dataclass(frozen=True)
-class Result:
-    """How a script ended, and what it printed."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-    @property
-    def words(self) -> str:
-        """What was printed, in one line."""
-        return " ".join(self.stdout.split())
-
-
 def classify(*flags: object) -> Result:
-    """What the classification script of ESC-50 does with these flags, without the seconds of a new process."""
-    printed, errors, status = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
-        try:
-            classify_main(TASK, [str(flag) for flag in ("--feature-dim", SIZE, "--device", "cpu", *flags)])
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-    return Result(status, printed.getvalue(), errors.getvalue())
+    """What the classification script of ESC-50 does with these flags."""
+    return call(partial(classify_main, TASK), "--feature-dim", SIZE, "--device", "cpu", *flags)
