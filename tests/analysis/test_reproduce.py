@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis import reproduce
-from analysis.estimates import Speed, estimate, time_range
+from analysis.estimates import Speed, estimate
 from analysis.studies import STUDIES
 from common.config import ConfigError, ExtractConfig
 from common.heads import Recipe
@@ -175,20 +175,3 @@ def test_estimates_follow_the_clips(tmp_path: Path) -> None:
     assert whole.n_bytes / whole.clips == here.n_bytes / here.clips
     once = estimate(study, tmp_path / "nowhere", SPEED, recipe, n_seeds=1, n_feature_sets=2)
     assert whole.fit_hours == pytest.approx(5 * once.fit_hours)
-
-
-@pytest.mark.parametrize(
-    ("hours", "words"),
-    [
-        (0.001, "under a minute"),
-        (0.1, "6 to 12 min"),
-        (0.75, "45 to 90 min"),
-        (1.04, "1.0 to 2 h"),
-        (17.3, "17 to 35 h"),
-        (35.9, "36 to 72 h"),
-        (40.0, "1.7 to 3 days"),
-        (8543, "360 to 710 days"),
-    ],
-)
-def test_estimates_are_ranges_of_two_digits(hours: float, words: str) -> None:
-    assert time_range(hours) == words

@@ -313,29 +313,6 @@ def test_one_waveform_without_its_list_is_explained(encoder: AudioSepEncoder) ->
         encoder.embed(np.stack([noise(0, 10_000), noise(1, 10_000)]))
 
 
-def test_arrays_of_every_floating_kind_are_the_same_waveform(encoder: AudioSepEncoder) -> None:
-    waveform = noise(0, 10_000)
-    expected = encoder.embed([waveform])
-    kinds = [
-        waveform[::-1].copy()[::-1],
-        waveform.astype(">f4"),
-        waveform.astype(np.float64),
-        waveform.astype("longdouble"),
-    ]
-    embedded = encoder.embed(kinds)
-    assert len(embedded) == len(kinds)
-    assert all(torch.equal(row, expected[0]) for row in embedded)
-
-
-@pytest.mark.parametrize(("layer", "pool"), [("encoder_block7", "mean"), ("encoder_block6", "median")])
-def test_an_unknown_layer_or_pool_is_refused(encoder: AudioSepEncoder, layer: str, pool: str) -> None:
-    with pytest.raises(UnknownOutputError, match="is unknown to this encoder; choose from"):
-        encoder.embed([noise(0, 10_000)], layer, pool)
-    unknown = layer if layer not in LAYERS else pool
-    with pytest.raises(UnknownOutputError, match=f"{unknown} is unknown to this encoder; choose from"):
-        find_output(encoder.outputs, layer, pool)
-
-
 def test_lists_of_layers_and_pools_choose_outputs() -> None:
     logmel, scene = LogMelStatistics.default_output, Output("scene", "", 3)
     frames = tuple(Output("timestamps", pool, 4) for pool in ("mean", "std"))
@@ -372,23 +349,6 @@ def test_embeddings_are_rows_on_the_cpu_in_order(encoder: AudioSepEncoder) -> No
     for output, embedded in encoder.embed_outputs([noise(0, 9_920)], encoder.outputs).items():
         assert embedded.shape == (1, output.width)
         assert embedded.dtype == torch.float32
-
-
-def test_the_encoder_is_frozen(encoder: AudioSepEncoder) -> None:
-    assert not encoder.training
-    assert not any(parameter.requires_grad for parameter in encoder.parameters())
-    before = encoder.embed([noise(0, 12_000)])
-    encoder.train()
-    try:
-        assert torch.equal(encoder.embed([noise(0, 12_000)]), before)
-    finally:
-        encoder.eval()
-
-
-def test_the_input_is_left_as_it_was(encoder: AudioSepEncoder) -> None:
-    waveform = noise(0, 12_000)
-    encoder.embed([waveform])
-    assert np.array_equal(waveform, noise(0, 12_000))
 
 
 def test_conditions_from_files_equal_the_array(narrow_network: None, tmp_path: Path) -> None:

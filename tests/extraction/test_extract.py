@@ -69,19 +69,6 @@ def test_rows_are_the_clips_embeddings_in_order(run: Run, clips: tuple[Path, lis
     assert features.clip_ids[0] == "fold1/clip00.wav"
 
 
-def test_a_clip_without_a_group_keeps_its_row(
-    clips: tuple[Path, list[Clip]], stand_in: StandIn, tmp_path: Path
-) -> None:
-    root, listed = clips
-    listed = [replace(clip, group=None) if index == 3 else clip for index, clip in enumerate(listed)]
-    extract_clips(listed, root, stand_in, tmp_path / "features.pt")
-    features = FeatureSet.load(tmp_path / "features.pt")
-    assert features.groups is not None
-    assert [group for row, group in enumerate(features.groups) if row != 3] == [
-        clip.group for row, clip in enumerate(listed) if row != 3
-    ]
-
-
 def test_clips_that_make_no_task_are_refused(clips: tuple[Path, list[Clip]]) -> None:
     root, listed = clips
     with pytest.raises(DatasetError, match=r"no clips of test were found in .*--data-root"):

@@ -231,14 +231,6 @@ def test_the_epoch_is_chosen_on_validation_rows(kind: HeadKind, features: Featur
     assert torch.equal(weights(dirty), weights(chosen))
 
 
-def test_heads_with_and_without_validation_are_fitted_together(features: FeatureSet) -> None:
-    splits = [Split("plain", ROWS[:40], ROWS[60:]), Split("validated", ROWS[:50], ROWS[60:], ROWS[50:60])]
-    for split, together in zip(splits, fit("linear", features, splits), strict=True):
-        (alone,) = fit("linear", features, [split])
-        assert torch.allclose(weights(together), weights(alone), atol=1e-6)
-        assert together.epoch == alone.epoch
-
-
 @each_kind
 def test_tuned_steps_equal_torch_with_its_own_schedule(kind: HeadKind, features: FeatureSet) -> None:
     """Decay on weights alone, the cosine, smoothed labels: as torch does them (without dropout, which is random)."""

@@ -17,6 +17,7 @@ from common.datasets.audio import read_audio
 from own_sounds.predict import predict_main
 from tests.support.heads import draw_nothing
 from tests.support.own_sounds import folder_of_classes, probe, tone
+from tests.support.scripts import call, refused
 
 
 @pytest.fixture
@@ -107,22 +108,19 @@ def test_predict_names_failed_files_and_refuses_what_cannot_be(
     predict_main([str(head), str(broken), str(classes / "low" / "0.wav")])
     assert "failed: " in (printed := capsys.readouterr().err) and "1 of 2 files failed" in printed
 
-    def refused(*flags: object) -> str:
-        with pytest.raises(SystemExit) as ended:
-            predict_main([*map(str, flags)])
-        assert ended.value.code == 2
-        return capsys.readouterr().err
+    def message(*flags: object) -> str:
+        return refused(call(predict_main, *flags))
 
-    assert "none of the 1 files could be read" in refused(head, broken)
-    assert "not found; classification writes" in refused(tmp_path / "no.pt", broken)
+    assert "none of the 1 files could be read" in message(head, broken)
+    assert "not found; classification writes" in message(tmp_path / "no.pt", broken)
     features = head.parent / "own_my_sounds_features_logmel.pt"
-    assert "it is a feature file" in refused(features, classes / "low")
-    assert "--plot draws timelines; add --window S" in refused(head, classes / "low", "--plot", tmp_path / "p")
+    assert "it is a feature file" in message(features, classes / "low")
+    assert "--plot draws timelines; add --window S" in message(head, classes / "low", "--plot", tmp_path / "p")
     content = torch.load(head, weights_only=True)
     content["encoder"] |= {"kind": "hear", "encoder": "hear:mine.py"}
     torch.save(content, tmp_path / "other.pt")
-    assert "say where that is: --encoder hear:FOLDER/mine.py" in refused(tmp_path / "other.pt", classes / "low")
+    assert "say where that is: --encoder hear:FOLDER/mine.py" in message(tmp_path / "other.pt", classes / "low")
     shutil.copy(head, tmp_path / "kept.pt")
-    assert "the head was trained with encoder log-mel" in refused(
+    assert "the head was trained with encoder log-mel" in message(
         tmp_path / "kept.pt", classes / "low", "--encoder", "audiosep", "--checkpoint", "random:0", "--device", "cpu"
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -12,17 +10,11 @@ import pytest
 from analysis import summary
 from analysis.studies import find_study
 from common.cli import classify_main, extract_main
-from common.config import FitConfig, load_config
-from common.datasets import DatasetNote, DivisionKind
-from common.evaluation.load_features import load_features
+from common.datasets import DivisionKind
 from common.evaluation.record import RunRecord
 from esc50_feature_fc.esc50 import TASK
-from key_word_spotting import speech_commands
-from speaker_recognition import librispeech
 from tests.support.heads import on_one_thread
 from tests.support.own_sounds import FAST, folder_of_classes, probe, tone
-from tests.support.samples import SHARED, needs_shared
-from urbansound8k_feature_fc import urbansound8k
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -96,51 +88,6 @@ def test_a_table_with_folds_gives_the_scores_of_its_task(esc50_root: Path, tmp_p
     predictions = [(tmp_path / name / "predictions.csv").read_text().splitlines()[1:] for name in ("task", "table")]
     answers = [[line.split(",")[-3:] for line in lines] for lines in predictions]
     assert answers[0] == answers[1]
-
-
-REAL = {
-    "urbansound8k": (urbansound8k.TASK, "UrbanSound8K", {}),
-    "librispeech": (librispeech.TRAIN_CLEAN_100, "LibriSpeech", {"split": "chapter"}),
-    "speech_commands": (speech_commands.V2, "speech_commands", {}),
-}
-
-
-@needs_shared
-@pytest.mark.slow
-@pytest.mark.parametrize("name", REAL)
-def test_a_table_of_real_sounds_gives_the_scores_of_its_task(name: str, tmp_path: Path) -> None:
-    """Given the same clips and division, whichever way they come in."""
-    task, folder, options = REAL[name]
-    task_flags = [word for key, value in options.items() for word in (f"--{key}", value)]
-    root = SHARED / "real_audio" / folder
-    features = tmp_path / "features.pt"
-    with on_one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DatasetNote)  # a part of the data set
-        extract_main(task, ["--data-root", str(root), "--encoder", "logmel", "--output", str(features)])
-        classify_main(
-            task, ["--features", str(features), "--output-dir", str(tmp_path / "task"), *FAST[2:], *task_flags]
-        )
-    prepared = load_features(
-        task, load_config(FitConfig, task.config_file, None, {"features": features}), options
-    ).features
-    names = [prepared.class_names[label] for label in prepared.labels]
-    table = pd.DataFrame(
-        {"path": [os.path.relpath(root / clip, tmp_path) for clip in prepared.clip_ids], "label": names}
-    )
-    columns = {"fold": prepared.folds, "split": prepared.splits, "group": prepared.groups}
-    for column, values in columns.items():
-        if values is not None:
-            table[column] = values if isinstance(values, list) else values.tolist()
-    table.to_csv(tmp_path / "table.csv", index=False)
-    with on_one_thread():
-        probe(tmp_path / "table.csv", "--output-dir", tmp_path / "table")
-    of_task, of_table = (result(tmp_path / name).protocols["official"] for name in ("task", "table"))
-    assert of_table.description.startswith("given ") and not of_table.is_official
-    assert result(tmp_path / "task").features.class_names == result(tmp_path / "table").features.class_names
-    for kind, scored in of_task.heads.items():
-        assert of_table.heads[kind].mean == scored.mean
-        assert of_table.heads[kind].interval == scored.interval
-        assert of_table.heads[kind].confusion == scored.confusion
 
 
 def test_a_table_may_name_splits_and_segments(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ import torch
 from common.datasets import DatasetError
 from common.evaluation.scores import equal_error_rate, min_dcf
 from common.features import FeatureSet
-from speaker_recognition.verification import error_rates, main, make_trials, speaker_intervals, transformed
+from speaker_recognition.verification import main, make_trials, speaker_intervals, transformed
 from tests.support.samples import SHARED, needs_shared
+from tests.support.scripts import call, refused
 
 
 def speakers(first: int, count: int, chapters: int = 2, utterances: int = 6, seed: int = 0) -> FeatureSet:
@@ -77,18 +78,9 @@ def test_whitening_makes_the_other_speakers_uncorrelated() -> None:
     assert (np.diag(covariance) > 0.3).all()  # shrinkage keeps the smallest directions small
 
 
-def test_a_trial_s_weight_counts_as_repetitions() -> None:
-    rng = np.random.default_rng(0)
-    same, similarity = rng.random(60) < 0.5, rng.standard_normal(60)
-    times = rng.integers(0, 4, 60)
-    repeated = np.repeat(same, times), np.repeat(similarity + same, times)
-    weighted = error_rates(same[times > 0], (similarity + same)[times > 0], times[times > 0])
-    assert weighted == pytest.approx(error_rates(*repeated), abs=0.02)  # ties are interpolated differently
-    assert weighted["min_dcf_0.01"] == pytest.approx(min_dcf(*repeated, 0.01))
-
-
-def test_speaker_intervals_are_wider_than_those_of_independent_trials() -> None:
+def test_speaker_intervals_are_wider_than_those_of_independent_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """Speakers differ in how well they are told apart, and their trials share them."""
+    monkeypatch.setattr("speaker_recognition.verification.RESAMPLES", 100)
     features = speakers(1, 20)
     pairs, same = make_trials(features, 0)
     sides = features.labels.numpy()[pairs]
@@ -151,34 +143,29 @@ def test_the_script_prints_and_writes_what_it_computes(tmp_path: Path, capsys: p
     assert (tmp_path / "out" / "det.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_script_refuses_features_that_do_not_belong_together(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_script_refuses_features_that_do_not_belong_together(tmp_path: Path) -> None:
     path = tmp_path / "librispeech_testclean_features.pt"
     speakers(1, 8).save(path)
 
-    def refused() -> str:
-        with pytest.raises(SystemExit) as stop:
-            main(["--features", str(path), "--output-dir", str(tmp_path / "out")])
-        assert stop.value.code == 2
-        return capsys.readouterr().err
+    def message() -> str:
+        return refused(call(main, "--features", path, "--output-dir", tmp_path / "out"))
 
-    assert "librispeech_trainclean100_features.pt not found" in refused()
+    assert "librispeech_trainclean100_features.pt not found" in message()
     speakers(1, 40).save(tmp_path / "librispeech_trainclean100_features.pt")
-    assert "holds features of librispeech_test-clean, not of librispeech_train-clean-100" in refused()
+    assert "holds features of librispeech_test-clean, not of librispeech_train-clean-100" in message()
     sharing = speakers(1, 40)
     sharing.meta["dataset"] = "librispeech_train-clean-100"
     sharing.save(tmp_path / "librispeech_trainclean100_features.pt")
-    assert "share speakers" in refused()
+    assert "share speakers" in message()
     other = speakers(100, 40)
     other.meta["checkpoint"] = "random:1"
     other.save(tmp_path / "librispeech_trainclean100_features.pt")
-    assert "different settings (checkpoint" in refused()
+    assert "different settings (checkpoint" in message()
     zero = speakers(100, 40)
     zero.features[3] = 0
     zero.save(tmp_path / "librispeech_trainclean100_features.pt")
-    assert "length 0" in refused()
+    assert "length 0" in message()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "verification.json").write_text('{"settings": {"seed": 1}}')
     speakers(100, 40).save(tmp_path / "librispeech_trainclean100_features.pt")
-    assert "holds other results (seed was 1, now 42" in refused()
+    assert "holds other results (seed was 1, now 42" in message()
