@@ -6,10 +6,12 @@ finished work is not repeated.
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,51 +35,51 @@ CONTROLS = {
 }
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What `make reproduce` was asked to do; None: as configured.
+class Plan(argparse.Namespace):
+    """What `make reproduce` was asked to do, as its flags say it; None: as configured."""
 
-    Attributes:
-        studies: the tasks.
-        data: where the data sets' folders are.
-        results: where everything goes.
-        encoders: names, as ``--encoder`` takes them.
-        checkpoint, device, seeds, epochs, recipe: as the scripts' flags.
-        trusts: run the code that a model of ``hf:`` brings.
-        controls: names in CONTROLS, evaluated beside AudioSep.
-        with_doctor: check environment and data first.
-        overwrite: replace files made with other settings.
-        allows_missing: leave out listed clips that are not there.
-        downloads: download missing data sets without asking.
-        is_dry_run: print the plan and stop.
-    """
+    tasks: list[str]
+    data: Path | None
+    results: Path | None
+    encoder_names: list[str]
+    checkpoint: str | None
+    trust_remote_code: bool
+    device: str | None
+    seeds: int
+    epochs: int | None
+    recipe: RecipeName
+    no_doctor: bool
+    overwrite: bool
+    allow_missing: bool
+    yes: bool
+    dry_run: bool
 
-    studies: tuple[Study, ...]
-    data: Path | None = None
-    results: Path | None = None
-    encoders: tuple[EncoderName, ...] = (EncoderName(EncoderKind.AUDIOSEP),)
-    checkpoint: str | None = None
-    device: str | None = None
-    trusts: bool = False
-    seeds: int = 5
-    epochs: int | None = None
-    recipe: RecipeName = "paper"
-    controls: tuple[str, ...] = tuple(CONTROLS)
-    with_doctor: bool = True
-    overwrite: bool = False
-    allows_missing: bool = False
-    downloads: bool = False
-    is_dry_run: bool = False
+    @cached_property
+    def studies(self) -> list[Study]:
+        """The tasks."""
+        return list(dict.fromkeys(map(find_study, self.tasks))) or [
+            study for study in STUDIES.values() if study.is_main
+        ]
+
+    @cached_property
+    def encoders(self) -> list[EncoderName]:
+        """The encoders, AudioSep first; ConfigError if two have the same short name, and so the same files."""
+        names = dict.fromkeys(EncoderName.parse(name).resolved(Path.cwd()) for name in self.encoder_names)
+        slug, count = Counter(name.slug for name in names).most_common(1)[0]
+        if count > 1:
+            raise ConfigError(f"--encoders: two are called {slug} in the names of files; rename one's file")
+        return sorted(names, key=lambda name: not _is_audiosep(name))
+
+    @property
+    def controls(self) -> list[str]:
+        """The names in CONTROLS of what is evaluated beside AudioSep."""
+        return [name for name, words in CONTROLS.items() if words[-1] != self.checkpoint]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
-    reproduce(_parse(argv))
-
-
-def reproduce(plan: Plan) -> None:
     """Carry out the plan."""
-    if plan.is_dry_run:
+    plan = _parse(argv)
+    if plan.dry_run:
         _show_plan(plan)
         return
     _get_weights(plan)
@@ -87,110 +89,60 @@ def reproduce(plan: Plan) -> None:
     if len(plan.encoders) > 1:
         _measure_encoders(plan)
     for study in ready:
-        _one_study(study, plan)
-    where = _flag("--results", plan.results)
-    call("analysis/summary.py", *where)
+        if not plan.no_doctor:
+            _check(study, plan)
+        for encoder in plan.encoders:
+            _one_encoder(study, plan, encoder)
+    call("analysis/summary.py", *flags(results=plan.results))
     if len(ready) > 1:
-        call("analysis/task_similarity.py", *where)
-    call("analysis/report.py", *where, *_flag("--data", plan.data))
+        call("analysis/task_similarity.py", *flags(results=plan.results))
+    call("analysis/report.py", *flags(results=plan.results, data=plan.data))
 
 
 def _parse(argv: Sequence[str] | None) -> Plan:
     parser = Parser(__doc__, prog="make reproduce")
-    names = ", ".join(study.name for study in STUDIES.values())
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"{names} (default: the main ones)")
-    parser.add_argument(
-        "--data", type=user_path, metavar="FOLDER", help="where the data sets' folders are (default: data)"
-    )
-    parser.add_argument(
-        "--results", type=user_path, metavar="FOLDER", help="where everything goes (default: the tasks' own folders)"
-    )
-    parser.add_argument(
-        "--encoders",
-        nargs="+",
-        default=["audiosep"],
-        metavar="NAME",
-        help=f"{FORMS}; several are compared (default: audiosep)",
-    )
-    parser.add_argument(
-        "--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)"
-    )
-    parser.add_argument(
-        "--trust-remote-code", action="store_true", help="run the code that a model of hf: brings; read it first"
-    )
-    parser.add_argument("--device", metavar="NAME", help=f"{DEVICES} (default: as configured)")
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds of the heads (default: 5)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="epochs of the heads (default: as configured)")
-    parser.add_argument("--recipe", default="paper", metavar="NAME", help="paper or tuned (default: paper)")
-    parser.add_argument("--no-doctor", action="store_true", help="do not check environment and data first")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that were made with other settings")
-    parser.add_argument(
-        "--allow-missing", action="store_true", help="leave out clips whose files are missing, counted and recorded"
-    )
-    parser.add_argument("--yes", action="store_true", help="download missing data sets and weights without asking")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="print the plan with estimated times and disk space, and stop"
-    )
-    arguments = parser.parse_args(argv)
-    main_ones = [study for study in STUDIES.values() if study.is_main]
-    return Plan(
-        studies=tuple(dict.fromkeys(map(find_study, arguments.tasks)) or main_ones),
-        data=arguments.data,
-        results=arguments.results,
-        encoders=_encoders(arguments.encoders),
-        checkpoint=arguments.checkpoint,
-        device=arguments.device,
-        trusts=arguments.trust_remote_code,
-        seeds=arguments.seeds,
-        epochs=arguments.epochs,
-        recipe=arguments.recipe,
-        controls=tuple(name for name, flags in CONTROLS.items() if flags[-1] != arguments.checkpoint),
-        with_doctor=not arguments.no_doctor,
-        overwrite=arguments.overwrite,
-        allows_missing=arguments.allow_missing,
-        downloads=arguments.yes,
-        is_dry_run=arguments.dry_run,
-    )
+    add = parser.add_argument
+    add("tasks", nargs="*", metavar="TASK", help=f"{', '.join(STUDIES)} (default: the main ones)")
+    add("--data", type=user_path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
+    where = "where everything goes (default: the tasks' own folders)"
+    add("--results", type=user_path, metavar="FOLDER", help=where)
+    which = f"{FORMS}; several are compared (default: audiosep)"
+    add("--encoders", nargs="+", default=["audiosep"], dest="encoder_names", metavar="NAME", help=which)
+    add("--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)")
+    add("--trust-remote-code", action="store_true", help="run the code that a model of hf: brings; read it first")
+    add("--device", metavar="NAME", help=f"{DEVICES} (default: as configured)")
+    add("--seeds", type=int, default=5, metavar="N", help="seeds of the heads (default: 5)")
+    add("--epochs", type=int, metavar="N", help="epochs of the heads (default: as configured)")
+    add("--recipe", default="paper", metavar="NAME", help="paper or tuned (default: paper)")
+    add("--no-doctor", action="store_true", help="do not check environment and data first")
+    add("--overwrite", action="store_true", help="replace files that were made with other settings")
+    left_out = "leave out clips whose files are missing, counted and recorded"
+    add("--allow-missing", action="store_true", help=left_out)
+    add("--yes", action="store_true", help="download missing data sets and weights without asking")
+    add("--dry-run", action="store_true", help="print the plan with estimated times and disk space, and stop")
+    return parser.parse_args(argv, Plan())
 
 
-def _encoders(names: Sequence[str]) -> tuple[EncoderName, ...]:
-    """The encoders, AudioSep first; ConfigError if two have the same short name, and so the same files."""
-    encoders = sorted(
-        {EncoderName.parse(name).resolved(Path.cwd()): None for name in names},
-        key=lambda encoder: not _is_audiosep(encoder),
-    )
-    slugs = [encoder.slug for encoder in encoders]
-    for encoder in encoders:
-        if slugs.count(encoder.slug) > 1:
-            raise ConfigError(f"--encoders: two are called {encoder.slug} in the names of files; rename one's file")
-    return tuple(encoders)
+def flags(**values: object) -> list[object]:
+    """Flags by their names: none for None and False, the name alone for True."""
+    words: list[object] = []
+    for name, value in values.items():
+        if value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
+    return words
 
 
 def _measure_encoders(plan: Plan) -> None:
     """Check every encoder, and measure its speed on this machine."""
     folder = (plan.results or PROJECT_ROOT / "analysis" / "results") / ENCODERS_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
+    settings = flags(checkpoint=plan.checkpoint, device=plan.device, trust_remote_code=plan.trust_remote_code)
     for encoder in plan.encoders:
         path = folder / f"{encoder.slug}.json"
         if path.exists() and not plan.overwrite:
             continue
-        flags = (
-            *_flag("--checkpoint", plan.checkpoint),
-            *_flag("--device", plan.device),
-            *_trust(plan),
-            "--json",
-            path,
-        )
-        if run_script("common.encoder.check", encoder, *flags) > 1:
+        if run_script("common.encoder.check", encoder, *settings, "--json", path) > 1:
             sys.exit(2)
-
-
-def _trust(plan: Plan) -> tuple[str, ...]:
-    return ("--trust-remote-code",) * plan.trusts
-
-
-def _flag(name: str, value: object) -> tuple[object, ...]:
-    return () if value is None else (name, value)
 
 
 def run_script(script: str, *flags: object) -> int:
@@ -228,66 +180,64 @@ def _get(study: Study, plan: Plan) -> bool:
     if root.is_dir():
         return True
     print(f"\n{study.task.title} was not found ({root}).")
-    if not plan.downloads and not sys.stdin.isatty():
-        how = " && ".join(
-            f"python -m common.download {' '.join(flags)} --root {root.parent}" for flags in study.download
-        )
+    calls = [(*words, "--root", root.parent) for words in study.download]
+    if not plan.yes and not sys.stdin.isatty():
+        how = " && ".join(f"python -m common.download {' '.join(map(str, words))}" for words in calls)
         print(f"skipped; to get it: {how}, or --yes")
         return False
-    calls = [(*flags, "--root", root.parent) for flags in study.download]
-    if not plan.downloads:
-        for flags in calls:
-            preview_download(*flags)
-        if input("Download it? [y/N] ").strip().lower() not in ("y", "yes"):
-            print(f"{study.name} is skipped")
-            return False
-    for flags in calls:
-        call("common.download", *flags)
+    if not _may_download(plan, "Download it?", calls):
+        print(f"{study.name} is skipped")
+        return False
+    for words in calls:
+        call("common.download", *words)
     return True
 
 
-def _one_study(study: Study, plan: Plan) -> None:
-    """Doctor, then every encoder."""
-    root = study.data_root(plan.data)
-    if plan.with_doctor:
-        needs_weights = any(_is_audiosep(encoder) for encoder in plan.encoders)
-        checkpoint = plan.checkpoint if needs_weights else "random:0"
-        wanted = (*_flag("--checkpoint", checkpoint), *_flag("--device", plan.device))
-        status = run_script("common.doctor", study.check, "--data-root", root, *wanted)
-        if status:
-            print("stopped: fix that, or add --no-doctor to continue anyway", file=sys.stderr)
-            sys.exit(status)
-    for encoder in plan.encoders:
-        _one_encoder(study, plan, encoder)
+def _may_download(plan: Plan, question: str, calls: Sequence[Sequence[object]]) -> bool:
+    """Whether --yes was given, or the user says so after having seen the sizes."""
+    if plan.yes:
+        return True
+    for words in calls:
+        preview_download(*words)
+    return sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _check(study: Study, plan: Plan) -> None:
+    """Run the doctor; exit if it finds a fault."""
+    checkpoint = plan.checkpoint if any(map(_is_audiosep, plan.encoders)) else "random:0"
+    settings = flags(data_root=study.data_root(plan.data), checkpoint=checkpoint, device=plan.device)
+    status = run_script("common.doctor", study.check, *settings)
+    if status:
+        print("stopped: fix that, or add --no-doctor to continue anyway", file=sys.stderr)
+        sys.exit(status)
 
 
 def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:
     """Features, for AudioSep control features too, and heads."""
-    root = study.data_root(plan.data)
-    slug, is_audiosep = encoder.slug, _is_audiosep(encoder)
-    task, again = study.task, ("--overwrite",) * plan.overwrite
+    task, slug, is_audiosep = study.task, encoder.slug, _is_audiosep(encoder)
     folder = task.output_dir_of(slug)
     if plan.results:
         folder = plan.results / study.name if is_audiosep else plan.results / study.name / slug
     features_folder = folder if plan.results else task.folder
+    again, device = flags(overwrite=plan.overwrite), flags(device=plan.device)
     # Always named: config.yaml may name another.
-    this_encoder = ("--encoder", encoder, *(_flag("--checkpoint", plan.checkpoint) if is_audiosep else ()))
-    sets: dict[str, tuple[object, ...]] = {"": this_encoder}
+    this_encoder = flags(encoder=encoder, checkpoint=plan.checkpoint if is_audiosep else None)
+    sets: dict[str, Sequence[object]] = {"": this_encoder}
     sets |= {name: CONTROLS[name] for name in plan.controls if is_audiosep}
     for name, made_by in sets.items():
         for script, part in study.extract.items():
             output = _features_file(study, features_folder, name, file_of(part.features_file, slug))
-            flags = (*study.extract_flags, "--data-root", root, "--output", output, *again)
-            flags += ("--allow-missing",) * plan.allows_missing
-            call(script, *flags, *_trust(plan), *made_by, *_flag("--device", plan.device))
+            where = flags(data_root=study.data_root(plan.data), output=output)
+            more = flags(allow_missing=plan.allow_missing, trust_remote_code=plan.trust_remote_code)
+            call(script, *study.extract_flags, *where, *again, *more, *made_by, *device)
     file_name = file_of(next(iter(study.extract.values())).features_file, slug)
     features, *others = (_features_file(study, features_folder, name, file_name) for name in sets)
     if task.parts:  # for several files, their folder
         features, others = features.parent, [other.parent for other in others]
-    what = ("--features", features, "--output-dir", folder, "--recipe", plan.recipe, "--seeds", plan.seeds)
+    what = flags(features=features, output_dir=folder, recipe=plan.recipe, seeds=plan.seeds)
     how = ("--protocol", "both", "--probes", "--controls", *(("--control-features", *others) if others else ()))
-    settings = (*_flag("--epochs", plan.epochs), *_flag("--device", plan.device), *again)
-    call(study.classify, *study.classify_flags, *what, *how, "--encoder", encoder, *settings)
+    settings = (*flags(encoder=encoder, epochs=plan.epochs), *device, *again)
+    call(study.classify, *study.classify_flags, *what, *how, *settings)
 
 
 def _features_file(study: Study, folder: Path, control: str, name: str) -> Path:
@@ -305,11 +255,11 @@ def _show_plan(plan: Plan) -> None:
     from common.heads import recipe_for
     from common.text_table import as_text
 
-    flags = {"recipe": plan.recipe} | ({} if plan.epochs is None else {"epochs": plan.epochs})
-    recipe = recipe_for("three_layer", load_config(FitConfig, plan.studies[0].task.config_file, None, flags))
+    changes = {"recipe": plan.recipe} | ({} if plan.epochs is None else {"epochs": plan.epochs})
+    recipe = recipe_for("three_layer", load_config(FitConfig, plan.studies[0].task.config_file, None, changes))
     device = resolve_device(plan.device or "auto")
     speed = measure_speed(device, recipe)
-    n_sets = sum(_is_audiosep(encoder) for encoder in plan.encoders) + ("random_0" in plan.controls)
+    n_sets = sum(map(_is_audiosep, plan.encoders)) + ("random_0" in plan.controls)
     table = [["task", "data", "clips", "hours of audio", "extraction", "fitting", "features"]]
     estimates: dict[str, Estimate] = {}
     for study in plan.studies:
@@ -318,8 +268,8 @@ def _show_plan(plan: Plan) -> None:
         times = time_range(planned.extract_hours), time_range(planned.fit_hours)
         cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
         table.append([study.name, "here" if root.is_dir() else "to download", *cells])
-    total = sum(planned_task.hours for planned_task in estimates.values())
-    megabytes = sum(planned_task.n_bytes for planned_task in estimates.values()) / 1e6
+    total = sum(planned.hours for planned in estimates.values())
+    megabytes = sum(planned.n_bytes for planned in estimates.values()) / 1e6
     print(
         f"For each task: doctor, features, {' and '.join(plan.controls)} as controls, both heads with {plan.seeds} seeds"
     )
@@ -334,8 +284,8 @@ def _show_plan(plan: Plan) -> None:
     if _missing_weights(plan):
         preview_download("weights")
     missing = [study for study in plan.studies if not study.data_root(plan.data).is_dir()]
-    for arguments in dict.fromkeys(planned_task for study in missing for planned_task in study.download):
-        preview_download(*arguments, *_flag("--root", plan.data))
+    for words in dict.fromkeys(words for study in missing for words in study.download):
+        preview_download(*words, *flags(root=plan.data))
 
 
 def _how_to_spend_less(estimates: Mapping[str, Estimate], seeds: int, is_on_cpu: bool) -> str:
@@ -366,7 +316,7 @@ def _is_audiosep(encoder: EncoderName) -> bool:
 def _missing_weights(plan: Plan) -> Path | None:
     """The file of AudioSep's weights, if the plan needs it and it is not there; ConfigError if it is not the one that can be
     downloaded."""
-    if not any(_is_audiosep(encoder) for encoder in plan.encoders):
+    if not any(map(_is_audiosep, plan.encoders)):
         return None
     name = plan.checkpoint or load_config(ExtractConfig, plan.studies[0].task.config_file).checkpoint
     if name.startswith("random:") or Path(name).exists():
@@ -382,14 +332,11 @@ def _get_weights(plan: Plan) -> None:
     if missing is None:
         return
     print(f"\nAudioSep's weights were not found ({missing}).")
-    if not plan.downloads:
-        preview_download("weights")
-        wanted = sys.stdin.isatty() and input("Download them? [y/N] ").strip().lower() in ("y", "yes")
-        if not wanted:
-            raise ConfigError(
-                "AudioSep's weights are missing; to get them: python -m common.download weights, or --yes; or try everything "
-                "with an untrained encoder: --checkpoint random:0"
-            )
+    if not _may_download(plan, "Download them?", [("weights",)]):
+        raise ConfigError(
+            "AudioSep's weights are missing; to get them: python -m common.download weights, or --yes; or try everything "
+            "with an untrained encoder: --checkpoint random:0"
+        )
     call("common.download", "weights")
 
 
