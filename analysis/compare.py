@@ -13,7 +13,7 @@ from analysis.scores import ENCODERS_FOLDER, Run, by_task, scores
 from common.arrays import Array
 from common.encoder.check import CheckRecord
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
-from common.evaluation.record import ComparisonRecord, Interval, Record, RunRecord
+from common.evaluation.record import ComparisonRecord, Interval, Record
 from common.evaluation.scores import Hits, compare_hits
 from common.features import FeatureFileError
 from common.heads import HEADS, HeadKind
@@ -102,6 +102,10 @@ class TaskComparison(Record):
     chance: float
     scores: list[EncoderScore]
 
+    def score_of(self, encoder: str) -> EncoderScore | None:
+        """The scores of one encoder; None if it has not been run."""
+        return next((score for score in self.scores if score.encoder == encoder), None)
+
 
 class EncodersRecord(Record):
     """The content of encoders.json.
@@ -172,7 +176,7 @@ def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> E
         hits = _hits(chosen)
         compared += chosen
         tasks.append(_compare_task(chosen, hits))
-        pairs += _pairs(chosen, hits)
+        pairs += _pairs(tasks[-1], hits)
     if not tasks:
         return None
     corrected = holm([pair.p_value for pair in pairs])
@@ -244,8 +248,8 @@ def _compare_task(runs: Sequence[Run], hits: Mapping[str, Mapping[HeadKind, Hits
                 encoder=run.encoder,
                 folder=str(run.folder),
                 heads={
-                    head: Score(accuracy=scored.accuracy, interval=scored.interval)
-                    for head, scored in run.first_protocol.heads.items()
+                    head: Score(accuracy=of_head.accuracy, interval=of_head.interval)
+                    for head, of_head in run.first_protocol.heads.items()
                 },
                 first={head: first[head][run.encoder] for head in HEADS},
             )
@@ -256,19 +260,16 @@ def _compare_task(runs: Sequence[Run], hits: Mapping[str, Mapping[HeadKind, Hits
 
 def _share_first(hits: Mapping[str, Hits]) -> Mapping[str, float | None]:
     """Encoder -> the share of bootstraps over groups in which its mean over folds is the highest; ties are shared."""
+    table = pd.DataFrame({encoder: of_encoder.hits for encoder, of_encoder in hits.items()})
     where = next(iter(hits.values()))
-    names, group = np.unique(where.groups, return_inverse=True)
-    if len(names) < MIN_GROUPS:
+    cells = table.groupby([where.groups, where.splits])
+    counts: Array = cells.size().unstack(fill_value=0).to_numpy()
+    if len(counts) < MIN_GROUPS:
         return dict.fromkeys(hits)
-    folds, fold = np.unique(where.splits, return_inverse=True)
-    cells = (group, fold)
-    counts, sums = np.zeros((len(names), len(folds))), np.zeros((len(hits), len(names), len(folds)))
-    np.add.at(counts, cells, 1)
-    for values, encoder in zip(sums, hits.values(), strict=True):
-        np.add.at(values, cells, encoder.hits)
+    sums = np.stack([cells[encoder].sum().unstack(fill_value=0).to_numpy() for encoder in hits])
     rng, firsts = np.random.default_rng(0), np.zeros(len(hits))
     for _ in range(RESAMPLES):
-        times = np.bincount(rng.integers(0, len(names), len(names)), minlength=len(names))
+        times = np.bincount(rng.integers(0, len(counts), len(counts)), minlength=len(counts))
         drawn = times @ counts
         means: Array = (times @ sums / np.maximum(drawn, 1))[:, drawn > 0].mean(axis=1)
         is_best = means >= means.max() - 1e-12
@@ -276,14 +277,12 @@ def _share_first(hits: Mapping[str, Hits]) -> Mapping[str, float | None]:
     return dict(zip(hits, (firsts / RESAMPLES).tolist(), strict=True))
 
 
-def _pairs(runs: Sequence[Run], hits: Mapping[str, Mapping[HeadKind, Hits]]) -> list[Pair]:
-    has_groups = runs[0].first_protocol.comparison.units == "groups"
+def _pairs(task: TaskComparison, hits: Mapping[str, Mapping[HeadKind, Hits]]) -> list[Pair]:
     pairs = []
-    for first, second in itertools.combinations(hits, 2):
+    for (first, hits_of_first), (second, hits_of_second) in itertools.combinations(hits.items(), 2):
         for head in HEADS:
-            compared = compare_hits(hits[second][head], hits[first][head], has_groups)
-            names = {"task": runs[0].study.name, "head": head, "first": first, "second": second}
-            pairs.append(Pair(**compared.model_dump(), **names))
+            compared = compare_hits(hits_of_second[head], hits_of_first[head], task.units == "groups")
+            pairs.append(Pair(**compared.model_dump(), task=task.task, head=head, first=first, second=second))
     return pairs
 
 
@@ -305,16 +304,13 @@ def _average_ranks(runs: Sequence[Run], n_encoders: int) -> dict[str, dict[HeadK
 
 def _cost(run: Run, costs: Mapping[str, CheckRecord]) -> EncoderCost:
     features = run.record.features
+    cost = EncoderCost(parameters=features.parameters, width=features.width, speed=None, measured_on=None, fails=[])
     measured = costs.get(features.slug)
-    if measured is not None and measured.checkpoint != features.checkpoint:
-        measured = None  # of other weights
-    return EncoderCost(
-        parameters=features.parameters,
-        width=features.width,
-        speed=None if measured is None else measured.speed,
-        fails=[] if measured is None else [checked.name for checked in measured.properties if checked.holds is False],
-        measured_on=None if measured is None else (measured.cpu if measured.device == "cpu" else measured.device),
-    )
+    if measured is None or measured.checkpoint != features.checkpoint:  # of other weights
+        return cost
+    fails = [checked.name for checked in measured.properties if checked.holds is False]
+    measured_on = measured.cpu if measured.device == "cpu" else measured.device
+    return cost.model_copy(update={"speed": measured.speed, "measured_on": measured_on, "fails": fails})
 
 
 def _method(runs: Sequence[Run], n_tests: int) -> str:
@@ -326,6 +322,7 @@ def _method(runs: Sequence[Run], n_tests: int) -> str:
         f"scaler {recipe.scaler}"
         for head, recipe in recipes.items()
     )
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     divisions = dict.fromkeys(f"{run.study.task.title} ({run.first_protocol.division})" for run in runs)
     how = (
         f"the epoch chosen on validation clips{' and the head refitted on training and validation clips' * protocol.refit}"
@@ -338,10 +335,5 @@ def _method(runs: Sequence[Run], n_tests: int) -> str:
         f"{len(protocol.seeds)} seed{'s' * (len(protocol.seeds) > 1)}. Data sets and divisions: {'; '.join(divisions)}. "
         f"We report the accuracy, averaged over folds and seeds, with 95 % intervals by the jackknife over groups "
         f"(Student's t, Wilson's form). Encoders are compared on the same test clips by permutation tests that swap them "
-        f"in whole groups, corrected for {n_tests} comparisons (Holm). {_software(record)}"
+        f"in whole groups, corrected for {n_tests} comparisons (Holm). Computed with {versions} on {record.cpu}."
     )
-
-
-def _software(record: RunRecord) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    return f"Computed with {versions} on {record.cpu}."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.compare import LEVEL, EncodersRecord, Pair
+from analysis.compare import LEVEL, EncodersRecord
 from analysis.plots import Panel, plot_encoders
 from common.evaluation.intervals import MIN_GROUPS
 from common.files import write_atomically, write_csv
@@ -21,14 +21,12 @@ def encoder_table(record: EncodersRecord, head: HeadKind) -> list[list[str]]:
     for encoder, cost in record.encoders.items():
         cells = []
         for task in record.tasks:
-            score = next(
-                (found_score.heads[head] for found_score in task.scores if found_score.encoder == encoder), None
-            )
-            if score is None:
+            scored = task.score_of(encoder)
+            if scored is None:
                 cells.append("-")
                 continue
-            low, high = (f"{100 * end:.1f}" for end in score.interval) if score.interval else ("", "")
-            between = f" ({low}-{high})" if score.interval else ""
+            score = scored.heads[head]
+            between = " ({:.1f}-{:.1f})".format(*(100 * end for end in score.interval)) if score.interval else ""
             cells.append(percent(score.accuracy) + between + "*" * (encoder in record.leaders(task, head)))
         parameters = f"{cost.parameters / 1e6:.1f} M" if cost.parameters else "-"
         speed = "-" if cost.speed is None else f"{cost.speed:,.0f}"
@@ -50,17 +48,6 @@ def pair_table(record: EncodersRecord) -> list[list[str]]:
     return table
 
 
-def _pair_rows(pairs: Sequence[Pair]) -> list[tuple[object, ...]]:
-    """Every pair for programs, header first: shares, not percent."""
-    header = ("task", "head", "first", "second", "difference", "low", "high", "p_value", "holm_p_value")
-    rows: list[tuple[object, ...]] = [header]
-    for pair in pairs:
-        low, high = pair.interval or (None, None)
-        names = (pair.task, pair.head, pair.first, pair.second)
-        rows.append((*names, pair.difference, low, high, pair.p_value, pair.holm_p_value))
-    return rows
-
-
 def ranking_table(record: EncodersRecord) -> list[list[str]]:
     """How stable each task's first place is: the share of group bootstraps in which an encoder is first."""
     columns = [f"{task.title}, {head_title(head)}" for task in record.tasks for head in HEADS]
@@ -68,14 +55,11 @@ def ranking_table(record: EncodersRecord) -> list[list[str]]:
     for encoder in record.encoders:
         cells = []
         for task in record.tasks:
-            score = next((scored for scored in task.scores if scored.encoder == encoder), None)
-            cells += [_whole_percent(score.first[head] if score else None) for head in HEADS]
+            scored = task.score_of(encoder)
+            shares = [scored.first[head] if scored else None for head in HEADS]
+            cells += ["-" if share is None else f"{100 * share:.0f}" for share in shares]
         table.append([encoder, *cells])
     return table
-
-
-def _whole_percent(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.0f}"
 
 
 def reading_notes(record: EncodersRecord) -> list[str]:
@@ -134,7 +118,12 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
     }
     for name, content in contents.items():
         write_atomically(folder / name, content.encode())
-    write_csv(folder / "encoders.csv", _pair_rows(record.pairs))
+    header = ("task", "head", "first", "second", "difference", "low", "high", "p_value", "holm_p_value")
+    rows: list[Sequence[object]] = [header]
+    for pair in record.pairs:
+        figures = (pair.difference, *(pair.interval or (None, None)), pair.p_value, pair.holm_p_value)
+        rows.append((pair.task, pair.head, pair.first, pair.second, *figures))  # shares, not percent
+    write_csv(folder / "encoders.csv", rows)
     panels = [
         Panel(
             f"{task.title}\n({task.clips:,} clips, {task.classes} classes)",
