@@ -36,29 +36,26 @@ def main() -> None:
     from common.heads import check_fittable
 
     study = find_study(arguments.task)
-    task, options = study.task, study.task.default_options
-    flags = {
-        key: getattr(arguments, key) for key in ("epochs", "seeds", "recipe") if getattr(arguments, key) is not None
-    }
-    config = load_config(FitConfig, task.config_file, None, flags)
-    chosen = {} if arguments.checkpoint is None else {"checkpoint": arguments.checkpoint}
-    checkpoint = load_config(ExtractConfig, task.config_file, None, chosen).checkpoint
-    device = resolve_device("auto" if arguments.device is None else arguments.device)
-    encoder = AblationEncoder(checkpoint, device, arguments.factors, arguments.condition)
+    task = study.task
+    flags = {name: getattr(arguments, name) for name in ("epochs", "seeds", "recipe")}
+    changes = {name: value for name, value in flags.items() if value is not None}
+    config = load_config(FitConfig, task.config_file, None, changes)
+    weights: dict[str, object] = {} if arguments.checkpoint is None else {"checkpoint": arguments.checkpoint}
+    checkpoint = load_config(ExtractConfig, task.config_file, None, weights).checkpoint
+    encoder = AblationEncoder(checkpoint, resolve_device(arguments.device), arguments.factors, arguments.condition)
     folder = output_folder(arguments)
     output = folder / f"ablation_{study.name}.pt"
-    extract_options = ExtractOptions(arguments.workers, arguments.overwrite, allow_missing=arguments.allow_missing)
-    features = extract_variants(
-        study, encoder, study.data_root(arguments.data), output, arguments.max_clips, extract_options
-    )
-    prepared = task.prepare(features, Division(options, config.train_test_split, config.random_seed))
+    options = ExtractOptions(arguments.workers, arguments.overwrite, allow_missing=arguments.allow_missing)
+    root = study.data_root(arguments.data)
+    features = extract_variants(study, encoder, root, output, arguments.max_clips, options)
+    prepared = task.prepare(features, Division(task.default_options, config.train_test_split, config.random_seed))
     check_fittable(prepared.features, str(output))
     record = ablate(
         prepared,
         arguments.factors,
         HEADS_OF_GRID[arguments.grid],
         config,
-        fitting_device("auto" if arguments.device is None else arguments.device),
+        fitting_device(arguments.device),
         task=study.name,
         title=task.title,
         encoder=encoder.info,
@@ -68,37 +65,24 @@ def main() -> None:
 
 def _flags() -> argparse.Namespace:
     parser = new_parser(__doc__)
-    parser.add_argument("task", metavar="TASK", help="such as esc50")
-    parser.add_argument(
-        "--data", type=user_path, metavar="FOLDER", help="where the data sets' folders are (default: data)"
-    )
-    parser.add_argument(
-        "--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)"
-    )
-    parser.add_argument(
-        "--condition", type=user_path, metavar="FILE", help="a 512-d embedding, for the factor condition"
-    )
-    parser.add_argument(
-        "--factors", nargs="+", choices=FACTORS, default=FACTORS, metavar="NAME", help=", ".join(FACTORS)
-    )
-    parser.add_argument(
-        "--grid",
-        choices=HEADS_OF_GRID,
-        default="linear",
-        help="heads of the grid layer x pool x scaler (default: linear)",
-    )
-    parser.add_argument(
-        "--max-clips", type=int, default=2000, metavar="N", help="at most N, sampled by class; 0: all (default: 2000)"
-    )
-    parser.add_argument("--recipe", metavar="NAME", help="paper or tuned (default: as configured)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="(default: as configured)")
-    parser.add_argument("--seeds", type=int, metavar="N", help="(default: as configured)")
-    parser.add_argument("--device", metavar="NAME", help=f"{DEVICES} (default: auto)")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode audio (default: one per core)")
-    parser.add_argument("--overwrite", action="store_true", help="replace features that were made with other settings")
-    parser.add_argument(
-        "--allow-missing", action="store_true", help="leave out clips whose files are missing, counted and recorded"
-    )
+    add = parser.add_argument
+    add("task", metavar="TASK", help="such as esc50")
+    add("--data", type=user_path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
+    add("--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)")
+    add("--condition", type=user_path, metavar="FILE", help="a 512-d embedding, for the factor condition")
+    add("--factors", nargs="+", choices=FACTORS, default=FACTORS, metavar="NAME", help=", ".join(FACTORS))
+    grid = "heads of the grid layer x pool x scaler (default: linear)"
+    add("--grid", choices=HEADS_OF_GRID, default="linear", help=grid)
+    most = "at most N, sampled by class; 0: all (default: 2000)"
+    add("--max-clips", type=int, default=2000, metavar="N", help=most)
+    add("--recipe", metavar="NAME", help="paper or tuned (default: as configured)")
+    add("--epochs", type=int, metavar="N", help="(default: as configured)")
+    add("--seeds", type=int, metavar="N", help="(default: as configured)")
+    add("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
+    add("--workers", type=int, metavar="N", help="threads that decode audio (default: one per core)")
+    add("--overwrite", action="store_true", help="replace features that were made with other settings")
+    left_out = "leave out clips whose files are missing, counted and recorded"
+    add("--allow-missing", action="store_true", help=left_out)
     add_figure_format(parser)
     return parser.parse_args()
 

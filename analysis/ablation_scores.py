@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 
 from analysis.ablation_features import BASE, FACTORS, GRID
 from analysis.compare import Score
-from analysis.plots import Effect, plot_effects
+from analysis.plots import plot_effects
 from common.config import FitConfig, ScalerName
 from common.datasets import Prepared
 from common.encoder import LAYERS, POOLS, EncoderInfo
@@ -46,11 +48,6 @@ class EffectRecord(Record):
     name: str
     dimensions: int
     heads: dict[HeadKind, EffectScore]
-
-    @property
-    def title(self) -> str:
-        """For readers."""
-        return f"{self.name} ({self.factor})"
 
 
 class GridRecord(Record):
@@ -121,15 +118,8 @@ class AblationRecord(Record):
         )
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A variant to fit.
-
-    Attributes:
-        factor, name: for readers.
-        outputs: names of the outputs that are put side by side.
-        scaler: None: the recipe's.
-    """
+class Variant(NamedTuple):
+    """A variant to fit: names for readers, the outputs that are put side by side, the scaler (None: the recipe's)."""
 
     factor: str
     name: str
@@ -146,18 +136,21 @@ class _Fits:
     device: torch.device
     jobs: list[Job]
 
-    def outcomes(self, kind: HeadKind, outputs: Sequence[str], scaler: ScalerName | None) -> list[Outcome]:
-        """One head per job on these outputs side by side."""
+    def rows(self, outputs: Sequence[str]) -> torch.Tensor:
+        """These outputs side by side."""
         columns = self.features.output_columns
-        rows = torch.cat([self.features.features[:, columns[name]] for name in outputs], dim=1)
+        return torch.cat([self.features.features[:, columns[name]] for name in outputs], dim=1)
+
+    def outcomes(self, kind: HeadKind, outputs: Sequence[str], scaler: ScalerName | None) -> list[Outcome]:
+        """One head per job."""
         config = self.config
         if scaler is not None:
             config = config.model_copy(update={"scaler": scaler, "whiten_eps": None})
-        return HeadFitter(config, self.device).outcomes(kind, replace(self.features, features=rows), self.jobs)
+        features = replace(self.features, features=self.rows(outputs))
+        return HeadFitter(config, self.device).outcomes(kind, features, self.jobs)
 
     def score(self, outcomes: Sequence[Outcome]) -> Score:
-        scored = score_head(outcomes, self.features)
-        return Score(accuracy=scored.accuracy, interval=scored.interval)
+        return Score.of(score_head(outcomes, self.features))
 
     def effect(self, variant: Variant, baseline: dict[HeadKind, list[Outcome]]) -> EffectRecord:
         """A variant against the baseline."""
@@ -171,30 +164,23 @@ class _Fits:
                 difference_interval=compared.interval,
                 p_value=compared.p_value,
             )
-        columns = [self.features.output_columns[name] for name in variant.outputs]
-        width = sum(part.stop - part.start for part in columns)
+        width = self.rows(variant.outputs).shape[1]
         return EffectRecord(factor=variant.factor, name=variant.name, dimensions=width, heads=heads)
 
 
-def _variants(factors: Sequence[str], features: FeatureSet, config: FitConfig) -> Iterator[Variant]:
+def _variants(factors: Sequence[str], features: FeatureSet, config: FitConfig) -> list[Variant]:
     """All variants of these factors but the baseline."""
-    if "layer" in factors:
-        for layer in LAYERS:
-            if layer != BASE.layer:
-                yield Variant("layer", layer, (f"{layer} {BASE.pool}",))
-        yield Variant("layer", "all layers side by side", tuple(f"{layer} {BASE.pool}" for layer in LAYERS))
-    if "pool" in factors:
-        for pool in POOLS:
-            if pool != BASE.pool:
-                yield Variant("pool", f"{pool} pool", (f"{BASE.layer} {pool}",))
-        yield Variant("pool", "mean and std pool", (BASE.name, f"{BASE.layer} std"))
-    if "scaler" in factors:
-        for scaler in SCALERS:
-            if scaler != recipe_for("linear", config).scaler:
-                yield Variant("scaler", f"scaler {scaler}", (BASE.name,), scaler)
-    for factor, name, _ in features.meta.get("outputs", []):
-        if factor in FACTORS:
-            yield Variant(factor, name, (f"{factor} {name}",))
+    layer, pool, scaler = BASE.layer, BASE.pool, recipe_for("linear", config).scaler
+    extracted = [(factor, name) for factor, name, _ in features.meta.get("outputs", []) if factor in FACTORS]
+    variants = [
+        *(Variant("layer", other, (f"{other} {pool}",)) for other in LAYERS if other != layer),
+        Variant("layer", "all layers side by side", tuple(f"{name} {pool}" for name in LAYERS)),
+        *(Variant("pool", f"{other} pool", (f"{layer} {other}",)) for other in POOLS if other != pool),
+        Variant("pool", "mean and std pool", (BASE.name, f"{layer} std")),
+        *(Variant("scaler", f"scaler {other}", (BASE.name,), other) for other in SCALERS if other != scaler),
+        *(Variant(factor, name, (f"{factor} {name}",)) for factor, name in extracted),
+    ]
+    return [variant for variant in variants if variant.factor in (*factors, *FACTORS)]
 
 
 def ablate(
@@ -218,17 +204,14 @@ def ablate(
     plan = plan_fits("official", prepared, config.train_test_split, seeds_of(config))
     fits = _Fits(features, config, device, plan.jobs)
     baseline = {kind: fits.outcomes(kind, (BASE.name,), None) for kind in HEADS}
-    variants = progress_bar(iterable=list(_variants(factors, features, config)), desc="variants", unit="variant")
+    variants = progress_bar(iterable=_variants(factors, features, config), desc="variants", unit="variant")
     effects = _with_holm([fits.effect(variant, baseline) for variant in variants])
-    combinations = [
-        (output, scaler)
-        for output in GRID
-        for scaler in SCALERS
-        # Thousands of numbers per clip: whitening keeps the largest principal components; other scalers take hours.
-        if grid_heads and (scaler == "whiten" or output.pool != "mean_time")
-    ]
+    combinations = list(itertools.product(GRID, SCALERS)) if grid_heads else []
     grid = []
     for output, scaler in progress_bar(iterable=combinations, desc="grid", unit="variant"):
+        # Thousands of numbers per clip: whitening keeps the largest principal components; other scalers take hours.
+        if output.pool == "mean_time" and scaler != "whiten":
+            continue
         heads = {kind: fits.score(fits.outcomes(kind, (output.name,), scaler)) for kind in grid_heads}
         grid.append(GridRecord(layer=output.layer, pool=output.pool, scaler=scaler, heads=heads))
     return AblationRecord(
@@ -250,14 +233,13 @@ def ablate(
 def _with_holm(effects: Sequence[EffectRecord]) -> list[EffectRecord]:
     """The effects with p-values corrected for the number of variants and heads."""
     corrected = iter(holm([score.p_value for effect in effects for score in effect.heads.values()]))
-
-    def with_next(score: EffectScore) -> EffectScore:
-        return score.model_copy(update={"holm_p_value": next(corrected)})
-
-    return [
-        effect.model_copy(update={"heads": {kind: with_next(score) for kind, score in effect.heads.items()}})
-        for effect in effects
-    ]
+    adjusted = []
+    for effect in effects:
+        heads = {
+            kind: score.model_copy(update={"holm_p_value": next(corrected)}) for kind, score in effect.heads.items()
+        }
+        adjusted.append(effect.model_copy(update={"heads": heads}))
+    return adjusted
 
 
 def write_effects(record: AblationRecord, folder: Path, figure_format: str = "png") -> None:
@@ -265,35 +247,23 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
     _print_effects(record)
     name = f"ablation_{record.task}"
     write_json(folder / f"{name}.json", record.model_dump_json())
-    header = (
-        "factor",
-        "variant",
-        "dimensions",
-        "head",
-        "accuracy",
-        "difference",
-        "low",
-        "high",
-        "p_value",
-        "holm_p_value",
-    )
-    rows: list[tuple[object, ...]] = [header]
+    header = "factor variant dimensions head accuracy difference low high p_value holm_p_value"
+    rows: list[Sequence[object]] = [header.split()]
     for effect in record.effects:
         for kind, score in effect.heads.items():
             interval = score.difference_interval or (None, None)
             figures = (score.accuracy, score.difference, *interval, score.p_value, score.holm_p_value)
             rows.append((effect.factor, effect.name, effect.dimensions, kind, *figures))
     write_csv(folder / f"{name}.csv", rows)
-    drawn = [
-        Effect(
-            effect.title,
-            {kind: (score.difference, score.difference_interval) for kind, score in effect.heads.items()},
-        )
+    effects = {
+        f"{effect.name} ({effect.factor})": {
+            kind: (score.difference, score.difference_interval) for kind, score in effect.heads.items()
+        }
         for effect in record.effects
-    ]
+    }
     intervals = "95 % intervals by groups, each for itself."
     caption = f"{record.baseline_words} {record.clips_words}; {intervals} {record.selection_words}"
-    plot_effects(drawn, f"{record.title}: what each choice is worth", caption, folder / f"{name}.{figure_format}")
+    plot_effects(effects, f"{record.title}: what each choice is worth", caption, folder / f"{name}.{figure_format}")
     print(f"-> {', '.join(str(folder / f'{name}.{suffix}') for suffix in ('json', 'csv', figure_format))}")
 
 

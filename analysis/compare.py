@@ -13,7 +13,7 @@ from analysis.scores import ENCODERS_FOLDER, Run, by_task, scores
 from common.arrays import Array
 from common.encoder.check import CheckRecord
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
-from common.evaluation.record import ComparisonRecord, Interval, Record
+from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record
 from common.evaluation.scores import Hits, compare_hits
 from common.features import FeatureFileError
 from common.heads import HEADS, HeadKind
@@ -27,6 +27,10 @@ class Score(Record):
 
     accuracy: float
     interval: Interval | None
+
+    @classmethod
+    def of(cls, scored: HeadRecord) -> Score:
+        return cls(accuracy=scored.accuracy, interval=scored.interval)
 
 
 class EncoderCost(Record):
@@ -125,11 +129,6 @@ class EncodersRecord(Record):
     average_rank: dict[str, dict[HeadKind, float]]
     left_out: list[str]
     method: str
-
-    @property
-    def common_tasks(self) -> list[TaskComparison]:
-        """The tasks that all encoders have."""
-        return [task for task in self.tasks if len(task.scores) == len(self.encoders)]
 
     def can_tell(self, task: TaskComparison) -> bool:
         """Whether the tests of a task can be significant at all."""
@@ -247,10 +246,7 @@ def _compare_task(runs: Sequence[Run], hits: Mapping[str, Mapping[HeadKind, Hits
             EncoderScore(
                 encoder=run.encoder,
                 folder=str(run.folder),
-                heads={
-                    head: Score(accuracy=of_head.accuracy, interval=of_head.interval)
-                    for head, of_head in run.first_protocol.heads.items()
-                },
+                heads={head: Score.of(scored) for head, scored in run.first_protocol.heads.items()},
                 first={head: first[head][run.encoder] for head in HEADS},
             )
             for run in runs

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis.compare import LEVEL, EncodersRecord
-from analysis.plots import Panel, plot_encoders
+from analysis.plots import plot_encoders
 from common.evaluation.intervals import MIN_GROUPS
 from common.files import write_atomically, write_csv
 from common.heads import HEADS, HeadKind, head_title
@@ -66,15 +66,15 @@ def reading_notes(record: EncodersRecord) -> list[str]:
     """What a reader must know about the tables."""
     few = [f"{task.title} ({task.n_units})" for task in record.tasks if task.n_units < 20 and record.can_tell(task)]
     too_few = [f"{task.title} ({task.n_units})" for task in record.tasks if not record.can_tell(task)]
-    units = {task.units for task in record.tasks}
+    unknown = [task.title for task in record.tasks if task.units == "clips"]
     lines = [
         "* the best of its column, and all that are not significantly worse: paired by groups, corrected for "
         f"{len(record.pairs)} tests (Holm), level {LEVEL:g}.",
         "Intervals are of each score for itself; whether two encoders differ is in the table of pairs.",
     ]
-    if "clips" in units:
-        unknown = ", ".join(task.title for task in record.tasks if task.units == "clips")
-        lines.append(f"Which clips are related is unknown in {unknown}: there single clips are swapped and resampled.")
+    if unknown:
+        names = ", ".join(unknown)
+        lines.append(f"Which clips are related is unknown in {names}: there single clips are swapped and resampled.")
     if few:
         lines.append(f"Few groups, so wide intervals and weak tests: {', '.join(few)}.")
     if too_few:
@@ -82,7 +82,7 @@ def reading_notes(record: EncodersRecord) -> list[str]:
             f"Too few groups for any difference to be significant, so nothing is marked: {', '.join(too_few)}; below "
             f"{MIN_GROUPS} groups there is no interval either."
         )
-    shared = [task.title for task in record.common_tasks]
+    shared = [task.title for task in record.tasks if len(task.scores) == len(record.encoders)]
     if not record.average_rank:
         lines.append("No mean rank: no task has been run with every encoder.")
     elif len(shared) < len(record.tasks):
@@ -124,18 +124,7 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
         figures = (pair.difference, *(pair.interval or (None, None)), pair.p_value, pair.holm_p_value)
         rows.append((pair.task, pair.head, pair.first, pair.second, *figures))  # shares, not percent
     write_csv(folder / "encoders.csv", rows)
-    panels = [
-        Panel(
-            f"{task.title}\n({task.clips:,} clips, {task.classes} classes)",
-            task.chance,
-            {
-                score.encoder: {head: (scored.accuracy, scored.interval) for head, scored in score.heads.items()}
-                for score in task.scores
-            },
-        )
-        for task in record.tasks
-    ]
     caption = "95 % intervals of each score by groups; whether two encoders differ is in the table of pairs."
     picture = folder / f"encoders.{figure_format}"
-    plot_encoders(panels, list(record.encoders), caption, picture)
+    plot_encoders(record.tasks, list(record.encoders), caption, picture)
     return [*(folder / name for name in (*contents, "encoders.csv")), picture]

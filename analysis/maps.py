@@ -30,14 +30,11 @@ class FeatureMap:
     Attributes:
         rows: (M,) row numbers of the FeatureSet, in order.
         points: (M, 2) float32.
-        silhouette, purity: of classes in the scaled features, not in the plane; None if only one class is shown.
-        caption: what a reader must know.
+        caption: what a reader must know, with how well classes are separated in the scaled features, not in the plane.
     """
 
     rows: Array
     points: Array
-    silhouette: float | None
-    purity: float | None
     caption: str
 
 
@@ -54,8 +51,6 @@ def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, s
     rows = seeded_rows(labels, most, seed)
     raw, labels = features.features.numpy()[rows], labels[rows]
     scaled = fit_scaler(scaler, raw, DEFAULT_SHRINKAGE)(raw)
-    points = project(scaled, method, seed)
-    width, purity = silhouette(scaled, labels, seed), knn_purity(scaled, labels)
     shown = (
         f"all {len(rows):,} clips"
         if len(rows) == len(features)
@@ -63,6 +58,7 @@ def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, s
     )
     preparation = {"standard": "standardised", "whiten": "whitened", "none": "unscaled"}[scaler]
     caption = f"{TITLES[method]} of {shown}, {preparation} features, seed {seed}."
+    purity, width = knn_purity(scaled, labels), silhouette(scaled, labels, seed)
     if purity is not None:
         chance = float(np.square(np.bincount(labels) / len(labels)).sum())
         caption += (
@@ -70,7 +66,7 @@ def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, s
             f"nearest neighbours are of its class (by chance {100 * chance:.0f} %)"
             + (f"; silhouette {width:.2f}." if width is not None else ".")
         )
-    return FeatureMap(rows, points, width, purity, caption)
+    return FeatureMap(rows, project(scaled, method, seed), caption)
 
 
 def project(values: Array, method: str, seed: int) -> Array:
@@ -98,7 +94,7 @@ def silhouette(values: Array, labels: Array, seed: int) -> float | None:
     """Mean silhouette of the classes (Rousseeuw 1987), on a sample of a large set; None if it is not defined."""
     if not 1 < len(np.unique(labels)) < len(labels):
         return None
-    sample = min(MOST_FOR_SILHOUETTE, len(labels)) if len(labels) > MOST_FOR_SILHOUETTE else None
+    sample = MOST_FOR_SILHOUETTE if len(labels) > MOST_FOR_SILHOUETTE else None
     return float(silhouette_score(values, labels, sample_size=sample, random_state=seed))
 
 

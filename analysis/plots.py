@@ -4,31 +4,26 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from common.arrays import Array
 from common.evaluation.plots import save_figure
 from common.heads import HeadKind, head_title
 
+if TYPE_CHECKING:
+    from analysis.compare import TaskComparison
+
 IN_LEGEND = 20  # names that a legend holds; more are written into the map
 IN_MAP = 60  # names that a map holds
 MARKERS = "os^Dv"
 Interval = tuple[float, tuple[float, float] | None]  # a share, and its 95 % interval
 HEADS: dict[HeadKind, tuple[str, str]] = {"linear": ("#3b6fb6", "o"), "three_layer": ("#c0392b", "s")}
-
-
-def class_colours(count: int) -> list[str]:
-    """Distinct colours: tab10's, or tab20's if there are more; beyond 20 they repeat."""
-    palette = matplotlib.color_sequences["tab10" if count <= 10 else "tab20"]
-    return [to_hex(palette[index % len(palette)]) for index in range(count)]
 
 
 def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: str, caption: str, path: Path) -> None:
@@ -41,35 +36,23 @@ def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: 
     """
     figure = Figure(figsize=(9, 7.5), layout="constrained")
     axes = figure.subplots()
-    shown_values = np.array(values)
-    colours = class_colours(len(names))
+    name_of = np.array(values)
+    # Beyond their number, colours repeat with another marker.
+    palette = matplotlib.color_sequences["tab10" if len(names) <= 10 else "tab20"]
     size = float(np.clip(20_000 / len(points), 4, 36))
     for index, name in enumerate(names):
-        of_name = points[shown_values == name]
-        repeated = index // (10 if len(names) <= 10 else 20)
-        axes.scatter(
-            of_name[:, 0],
-            of_name[:, 1],
-            s=size,
-            color=colours[index],
-            marker=MARKERS[repeated % len(MARKERS)],
-            alpha=0.75,
-            linewidth=0,
-            label=str(name).replace("_", " "),
-        )
+        colour, marker = palette[index % len(palette)], MARKERS[index // len(palette) % len(MARKERS)]
+        x, y = points[name_of == name].T
+        label = str(name).replace("_", " ")
+        axes.scatter(x, y, s=size, color=colour, marker=marker, alpha=0.75, linewidth=0, label=label)
     if IN_LEGEND < len(names) <= IN_MAP:
-        shown = [index for index, name in enumerate(names) if (shown_values == name).any()]
-        medians = np.array([np.median(points[shown_values == names[index]], axis=0) for index in shown])
+        shown = [index for index, name in enumerate(names) if (name_of == name).any()]
+        medians = np.array([np.median(points[name_of == names[index]], axis=0) for index in shown])
         texts = [str(names[index]).replace("_", " ") for index in shown]
         for index, text, place in zip(shown, texts, _apart(medians, texts, np.ptp(points, axis=0)), strict=True):
-            axes.annotate(
-                text,
-                place,
-                ha="center",
-                va="center",
-                fontsize=7,
-                bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": colours[index], "alpha": 0.85},
-            )
+            edge = palette[index % len(palette)]
+            box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": edge, "alpha": 0.85}
+            axes.annotate(text, place, ha="center", va="center", fontsize=7, bbox=box)
     if len(names) <= IN_LEGEND:
         axes.legend(fontsize=9, markerscale=max(1.0, 6 / np.sqrt(size)), loc="center left", bbox_to_anchor=(1, 0.5))
     elif len(names) > IN_MAP:
@@ -78,7 +61,7 @@ def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: 
         caption += " Names are near their clips' median."
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=12)
-    axes.set_xlabel(_wrapped(caption, 110), fontsize=8.5, loc="left")
+    axes.set_xlabel(textwrap.fill(caption, 110), fontsize=8.5, loc="left")
     axes.spines[:].set_color("#cccccc")
     save_figure(figure, path)
 
@@ -88,17 +71,12 @@ def _apart(places: Array, texts: Sequence[str], extent: Array) -> Array:
     half = np.array([(0.0062 * len(text) + 0.006, 0.0125) for text in texts]) * extent  # half the size of a text's box
     moved: list[tuple[int, Array]] = []
     for index in np.argsort(-places[:, 1], kind="stable"):
-        steps = sorted(range(-60, 61), key=abs)
-        for step in steps:
+        for step in sorted(range(-60, 61), key=abs):
             place = places[index] + (0, step * 0.25 * half[index, 1])
             if all((np.abs(place - other) >= half[index] + half[placed]).any() for placed, other in moved):
                 break
         moved.append((index, place))
     return np.array([place for _, place in sorted(moved, key=lambda placed: placed[0])])
-
-
-def _wrapped(text: str, columns: int) -> str:
-    return textwrap.fill(text, columns)
 
 
 def plot_heat(
@@ -115,9 +93,8 @@ def plot_heat(
     """Draw a matrix with its numbers; NaN cells are empty, and `uncertain` ones are in brackets."""
     height, width = values.shape
     longest = max(map(len, rows))
-    figure = Figure(
-        figsize=(max(6.5, 0.6 * width + 0.09 * longest + 2), max(4, 0.36 * height + 3)), layout="constrained"
-    )
+    size = (max(6.5, 0.6 * width + 0.09 * longest + 2), max(4, 0.36 * height + 3))
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
@@ -138,7 +115,7 @@ def plot_heat(
         axes.text(column, row, text, ha="center", va="center", fontsize=font, color="white" if dark else "black")
     axes.set_title(title, fontsize=11)
     # A label of the figure, not of the axes, which long names make narrow.
-    figure.supxlabel(_wrapped(caption, int(13.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8.5)
+    figure.supxlabel(textwrap.fill(caption, int(13.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8.5)
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     save_figure(figure, path)
 
@@ -156,31 +133,24 @@ def _draw_heads(axes: Axes, rows: Sequence[Mapping[HeadKind, Interval]]) -> None
         axes.errorbar(middle, places, xerr=np.abs(ends.T - middle), label=head_title(head), **style)
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One task's scores as shares: encoder -> head -> (accuracy, its 95 % interval); and the majority class."""
-
-    title: str
-    chance: float
-    encoders: dict[str, dict[HeadKind, Interval]]
-
-
-def plot_encoders(panels: Sequence[Panel], encoders: Sequence[str], caption: str, path: Path) -> None:
+def plot_encoders(tasks: Sequence[TaskComparison], encoders: Sequence[str], caption: str, path: Path) -> None:
     """Draw every encoder's accuracy on every task, a panel a task, both heads with their 95 % intervals."""
-    columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
+    columns = min(4, len(tasks))
+    rows = -(-len(tasks) // columns)
     longest = max(map(len, encoders))
     size = (0.075 * longest + 2.6 * columns + 0.4, (0.42 * len(encoders) + 1.1) * rows + 0.9)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for place, axes in enumerate(grid.flat):
-        if place >= len(panels):
-            axes.set_visible(False)
-            continue
-        panel = panels[place]
-        axes.axvline(100 * panel.chance, color="#888888", linewidth=1, linestyle="--", label="chance")
-        _draw_heads(axes, [panel.encoders.get(name, {}) for name in encoders])
-        axes.set_title(panel.title, fontsize=9.5)
+    for axes in grid.flat[len(tasks) :]:
+        axes.set_visible(False)
+    for axes, task in zip(grid.flat[: len(tasks)], tasks, strict=True):
+        axes.axvline(100 * task.chance, color="#888888", linewidth=1, linestyle="--", label="chance")
+        scores = [task.score_of(name) for name in encoders]
+        heads = [score.heads if score else {} for score in scores]
+        _draw_heads(
+            axes, [{head: (of_head.accuracy, of_head.interval) for head, of_head in row.items()} for row in heads]
+        )
+        axes.set_title(f"{task.title}\n({task.clips:,} clips, {task.classes} classes)", fontsize=9.5)
         axes.set_yticks(range(len(encoders)), encoders, fontsize=8.5)
         axes.set_ylim(len(encoders) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
@@ -188,29 +158,21 @@ def plot_encoders(panels: Sequence[Panel], encoders: Sequence[str], caption: str
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8.5, frameon=False)
-    figure.supxlabel(_wrapped(caption, int(13.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8.5)
+    figure.supxlabel(textwrap.fill(caption, int(13.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8.5)
     save_figure(figure, path)
 
 
-@dataclass(frozen=True)
-class Effect:
-    """Differences from a baseline as shares: head -> (difference, its 95 % interval)."""
-
-    name: str
-    heads: dict[HeadKind, Interval]
-
-
-def plot_effects(effects: Sequence[Effect], title: str, caption: str, path: Path) -> None:
-    """Draw differences from a baseline in points, both heads, with their 95 % intervals; in the order given."""
+def plot_effects(effects: Mapping[str, Mapping[HeadKind, Interval]], title: str, caption: str, path: Path) -> None:
+    """Draw differences from a baseline, which are shares, in points: name -> head -> (difference, its 95 % interval)."""
     figure = Figure(figsize=(8.5, max(3, 0.34 * len(effects) + 1.8)), layout="constrained")
     axes = figure.subplots()
-    _draw_heads(axes, [effect.heads for effect in effects])
+    _draw_heads(axes, list(effects.values()))
     axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(range(len(effects)), [effect.name for effect in effects], fontsize=8.5)
+    axes.set_yticks(range(len(effects)), list(effects), fontsize=8.5)
     axes.set_ylim(len(effects) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel(f"accuracy against the baseline, points\n{_wrapped(caption, 105)}", fontsize=8.5)
+    axes.set_xlabel(f"accuracy against the baseline, points\n{textwrap.fill(caption, 105)}", fontsize=8.5)
     axes.legend(fontsize=8.5, loc="best")
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)

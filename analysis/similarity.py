@@ -1,13 +1,209 @@
-"""How similar two sets of features are: of different clips (distributions, subspaces), or of the same clips (CKA)."""
+"""How similar features are: of different tasks (distributions, subspaces, transfers), or of the same clips (CKA)."""
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import numpy as np
+import torch
+from pydantic import ValidationError
 from scipy.linalg import eigh
 
+from analysis.ablation_features import BASE, GRID, read_variants
+from analysis.plots import plot_heat
+from analysis.sampling import balanced_rows
+from analysis.scores import Run
+from analysis.transfer import PRINCIPAL, TransferCosts, principal_subspace, transfer_costs
 from common.arrays import Array
+from common.errors import UserError
+from common.evaluation.record import Record
+from common.features import ENCODER_SETTINGS, FeatureSet
+from common.files import DamagedFileError, read_json, write_json
+from common.heads import fit_scaler
+from common.progress import progress_bar
+from common.text_table import as_text, percent
 
-PRINCIPAL = 32  # components of a principal subspace
+SIMILARITY_FILE = "similarity.json"
+MEASURES = {
+    "frechet": ("Fréchet distance between tasks", "squared, per dimension; 0: alike"),
+    "mmd": ("Maximum mean discrepancy between tasks", "squared, Gaussian kernel; 0: alike"),
+    "subspace": ("Overlap of principal subspaces", f"first {PRINCIPAL} components; 1: the same"),
+}
+COSTS = {
+    "scaler": "What another task's scaler costs",
+    "subspace": f"What another task's {PRINCIPAL} principal directions cost",
+}
+HALVINGS = 5
+
+
+class SimilarityRecord(Record):
+    """The content of similarity.json: every measure between every two tasks, and the costs of transfers.
+
+    Attributes:
+        tasks: name -> number of clips.
+        words: what was compared, for readers.
+        dimensions: of the features.
+        clips_of_each: the number of clips of every task in one measurement.
+        halvings: how often the clips were halved at random; every value is the mean.
+        measures: one of MEASURES -> (task, task). On the diagonal: two halves of the same task, the value that "no
+            different" has at this number of clips.
+        transfer: target -> one of COSTS -> costs.
+    """
+
+    tasks: dict[str, int]
+    words: str
+    dimensions: int
+    clips_of_each: int
+    halvings: int
+    measures: dict[str, list[list[float]]]
+    transfer: dict[str, dict[str, TransferCosts]]
+
+    def transfer_points(self, what: str) -> tuple[Array, Array]:
+        """Cost of one of COSTS, (target, source), in points, NaN where there is none; and whether its 95 % interval
+        covers 0, or is unknown."""
+        costs = [[self.transfer[target][what].others.get(source) for source in self.tasks] for target in self.tasks]
+        points = [[100 * cost.difference if cost else np.nan for cost in row] for row in costs]
+        uncertain = [[not cost or cost.is_uncertain for cost in row] for row in costs]
+        return np.array(points), np.array(uncertain)
+
+    def reading(self, measure: str) -> str:
+        """What a reader of one of MEASURES must know."""
+        text = (
+            f"{self.clips_of_each:,} clips of each task. Diagonal: two halves of the same task, so this is what no "
+            f"difference looks like; means of {self.halvings} halvings."
+        )
+        return f"{text} By chance {PRINCIPAL / self.dimensions:.2f}." if measure == "subspace" else text
+
+    @classmethod
+    def load(cls, path: Path) -> SimilarityRecord:
+        """Read similarity.json; UserError if it is damaged or of an earlier version."""
+        try:
+            return cls.model_validate_json(read_json(path))
+        except (ValidationError, DamagedFileError) as error:
+            raise UserError(
+                f"{path} is damaged or of an earlier version; run analysis/task_similarity.py again"
+            ) from error
+
+
+def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
+    """Task -> a sample of its rows, for the tasks whose features are of the most common encoder."""
+    tasks: dict[str, FeatureSet] = {}
+    for run in runs:
+        if run.study.name in tasks:
+            print(f"{run.study.name} was run more than once; {run.folder} is left out")
+            continue
+        features = run.features
+        sides = features.folds.tolist() if features.folds is not None else features.splits or [""] * len(features)
+        tasks[run.study.name] = features.subset(balanced_rows(features.labels.numpy(), np.array(sides), most))
+    made = {name: tuple(map(features.meta.get, ENCODER_SETTINGS)) for name, features in tasks.items()}
+    chosen, _ = Counter(made.values()).most_common(1)[0]
+    for name, settings in made.items():
+        if settings != chosen:
+            different = [
+                key for key, *values in zip(ENCODER_SETTINGS, settings, chosen, strict=True) if len(set(values)) > 1
+            ]
+            print(f"{name} is left out: its features were not made like those of most tasks ({', '.join(different)})")
+            del tasks[name]
+    return tasks
+
+
+def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with_transfer: bool) -> SimilarityRecord:
+    """Every measure between every two tasks."""
+    names = list(tasks)
+    # One scale for all, to which every task contributes equally; otherwise the largest task, or dimension, would
+    # dominate. The same number of clips of each, too: distances between samples grow if there are fewer.
+    fewest = min(map(len, tasks.values()))
+    rng = np.random.default_rng(0)
+    samples = [(features, rng.permutation(len(features))[:fewest]) for features in tasks.values()]
+    values = [features.features.numpy()[rows] for features, rows in samples]
+    groups = [rows if features.groups is None else np.array(features.groups)[rows] for features, rows in samples]
+    scaler = fit_scaler("standard", np.concatenate(values))
+    scaled = [scaler(rows).astype(np.float64) for rows in values]
+    size, half = scaled[0].shape[1], fewest // 2
+    measures = {name: np.zeros((len(names), len(names))) for name in MEASURES}
+    for _ in range(HALVINGS):
+        halves = [_halves(rows, of_rows, rng) for rows, of_rows in zip(scaled, groups, strict=True)]
+        bases = [tuple(map(principal_subspace, pair)) for pair in halves]
+        for i, j in itertools.combinations_with_replacement(range(len(names)), 2):
+            first, second = halves[i][0], halves[j][int(i == j)]
+            measures["frechet"][i, j] += frechet_distance(first, second) / size / HALVINGS
+            measures["mmd"][i, j] += mmd(first, second) / HALVINGS
+            measures["subspace"][i, j] += subspace_overlap(bases[i][0], bases[j][int(i == j)]) / HALVINGS
+    return SimilarityRecord(
+        tasks={name: len(features) for name, features in tasks.items()},
+        words=f"Compared: {', '.join(names)}; encoder: {runs[names[0]].encoder}; {half:,} clips of each.",
+        dimensions=size,
+        clips_of_each=half,
+        halvings=HALVINGS,
+        measures={name: (matrix + np.triu(matrix, 1).T).tolist() for name, matrix in measures.items()},
+        transfer=_transfers(tasks, runs) if with_transfer else {},
+    )
+
+
+def _halves(rows: Array, groups: Array, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Two random halves; related clips are in one of them, but for the one group in the middle."""
+    _, group = np.unique(groups, return_inverse=True)
+    order = np.argsort(rng.permutation(group.max() + 1)[group], kind="stable")
+    half = len(rows) // 2
+    return rows[order[:half]], rows[order[half : 2 * half]]
+
+
+def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> dict[str, dict[str, TransferCosts]]:
+    transfer = {}
+    for target in progress_bar(iterable=list(tasks), desc="transfers", unit="task"):
+        # Not from another version of the same data: its clips may be the target's test clips.
+        data = runs[target].study.download[0][0]
+        others = {name: features for name, features in tasks.items() if runs[name].study.download[0][0] != data}
+        config = runs[target].record.config.fit_config
+        transfer[target] = transfer_costs(tasks[target], others, config, torch.device("cpu"))
+    return transfer
+
+
+def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> list[Path]:
+    """Write similarity.json and a heat map of each measure."""
+    names, written = list(record.tasks), [folder / SIMILARITY_FILE]
+    write_json(written[0], record.model_dump_json())
+    for measure, (title, how) in MEASURES.items():
+        caption = f"{how}. Features standardised together. {record.reading(measure)}"
+        written.append(folder / f"similarity_{measure}.{figure_format}")
+        plot_heat(np.array(record.measures[measure]), names, names, title, caption, written[-1])
+    clips = ", ".join(f"{name} {count:,}" for name, count in record.tasks.items())
+    caption = (
+        "Row: the task that is scored, by its official division, linear head, one seed. Column: the task whose clips the "
+        "scaler or subspace was fitted on. Difference in accuracy to the task's own, points; in brackets where its 95 % "
+        f"interval covers 0. Clips: {clips}."
+    )
+    for what, title in COSTS.items() if record.transfer else ():
+        values, uncertain = record.transfer_points(what)
+        rows = [f"{name} (own: {percent(record.transfer[name][what].own)} %)" for name in names]
+        written.append(folder / f"transfer_{what}.{figure_format}")
+        plot_heat(values, rows, names, title, caption, written[-1], digits=1, is_diverging=True, uncertain=uncertain)
+    for measure in ("frechet", "subspace"):
+        print(f"\n{MEASURES[measure][0]} ({MEASURES[measure][1]}; diagonal: two halves of one task)")
+        short = [name[:14] for name in names]
+        matrix = zip(short, record.measures[measure], strict=True)
+        print(as_text([["", *short], *([name, *(f"{value:.2f}" for value in row)] for name, row in matrix)]))
+    return written
+
+
+def draw_cka(path: Path, folder: Path, figure_format: str = "png") -> Path:
+    """Draw the heat map of linear CKA between the layers, the pools of the baseline's layer, and all other variants of
+    one task's clips."""
+    features = read_variants(path)
+    raw, columns = features.features.numpy().astype(np.float64), features.output_columns
+    hidden = {output.name for output in GRID if output.pool != BASE.pool and output.layer != BASE.layer}
+    names = [name for name in columns if name not in hidden]
+    values = np.ones((len(names), len(names)))
+    for (i, first), (j, second) in itertools.combinations(enumerate(names), 2):
+        values[i, j] = values[j, i] = linear_cka(raw[:, columns[first]], raw[:, columns[second]])
+    task = path.stem.removeprefix("ablation_")
+    written = folder / f"cka_{task}.{figure_format}"
+    caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."
+    plot_heat(values, names, names, f"{task}: layers, pools and conditions", caption, written)
+    return written
 
 
 def frechet_distance(first: Array, second: Array) -> float:
@@ -39,14 +235,6 @@ def mmd(first: Array, second: Array) -> float:
     within_first = (kernel[:n, :n].sum() - n) / (n * (n - 1))
     within_second = (kernel[n:, n:].sum() - m) / (m * (m - 1))
     return float(within_first + within_second - 2 * kernel[:n, n:].mean())
-
-
-def principal_subspace(rows: Array, size: int = PRINCIPAL) -> Array:
-    """(D, k) orthonormal directions of the largest variance; k is `size`, or fewer if there are fewer rows."""
-    centred = rows - rows.mean(axis=0)
-    size = min(size, len(rows) - 1, rows.shape[1])
-    directions: Array = eigh(centred.T @ centred)[1]  # by increasing variance
-    return directions[:, ::-1][:, :size]
 
 
 def subspace_overlap(first: Array, second: Array) -> float:

@@ -30,7 +30,6 @@ from common.text_table import as_latex, as_markdown, as_text, percent, range_of
 
 if TYPE_CHECKING:
     from analysis.compare import EncodersRecord
-    from common.datasets import Task
     from common.evaluation.record import ProtocolRecord
     from common.heads import HeadKind
 
@@ -40,7 +39,7 @@ Range = tuple[float, float]
 
 
 class Published(NamedTuple):
-    """A published score: encoder, accuracy in percent, key of the source, and what was done otherwise than here."""
+    """A published score: encoder, accuracy in percent, key of the source, and what was done differently."""
 
     encoder: str
     accuracy: float
@@ -83,7 +82,7 @@ class SummaryRow:
     @property
     def whole(self) -> int | None:
         """The clips of the whole data set; None if unknown."""
-        return whole_count(self.run.study.task)
+        return self.run.study.task.official_counts.get("clips")
 
     @property
     def is_sample(self) -> bool:
@@ -97,6 +96,11 @@ class SummaryRow:
             return self.known
         why = f"only {self.clips:,} of its {self.whole:,} clips were used"
         return TaskReferences(expected=self.known.expected, none=why)
+
+    @property
+    def best_published(self) -> Published | None:
+        """The best published score that may stand beside these."""
+        return max(self.references.published, key=lambda score: score.accuracy, default=None)
 
     @property
     def best(self) -> HeadKind:
@@ -115,14 +119,9 @@ class SummaryRow:
     @property
     def untrained_encoder(self) -> float | None:
         """The best score of a control with random weights, if there is one."""
-        controls = self.run.record.controls
-        accuracies = [
-            scored.accuracy
-            for name, heads in self.protocol.controls.items()
-            for scored in heads.values()
-            if name in controls and controls[name].is_untrained
-        ]
-        return max(accuracies, default=None)
+        names = {name for name, encoder in self.run.record.controls.items() if encoder.is_untrained}
+        controls = [heads for name, heads in self.protocol.controls.items() if name in names]
+        return max((scored.accuracy for heads in controls for scored in heads.values()), default=None)
 
 
 def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
@@ -133,11 +132,6 @@ def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
         for run in runs
         for protocol in run.protocols.values()
     ]
-
-
-def whole_count(task: Task) -> int | None:
-    """The clips of a task's whole data set; None if it is not known."""
-    return task.official_counts.get("clips")
 
 
 @cache
@@ -153,30 +147,30 @@ def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
 
     `is_wide`: with titles in place of keys, classes, recipe and every published figure.
     """
-    with_encoder = is_wide or len({row.run.encoder for row in rows}) > 1
-    header = ["task", *["encoder"] * with_encoder, "clips", *["classes"] * is_wide, "protocol"]
-    header += [*["recipe"] * is_wide, "linear", "three-layer", "best, 95 %", "chance", "stated"]
-    table = [[*header, *["published"] * is_wide]]
+    hidden = {"classes", "recipe", "published"}
+    if len({row.run.encoder for row in rows}) == 1:
+        hidden.add("encoder")
+    titles: list[str] = []
+    table = []
     for row in rows:
         run, stated = row.run, row.references.expected
-        published = ", ".join(map(str, row.references.published)) or "-"
-        table.append(
-            [
-                run.study.task.title if is_wide else run.study.name,
-                *[run.encoder] * with_encoder,
-                f"{row.clips:,}",
-                *[str(len(run.record.features.class_names))] * is_wide,
-                row.protocol.kind.label,
-                *[run.record.config.recipe] * is_wide,
-                percent(row.accuracy("linear")),
-                percent(row.accuracy("three_layer")),
-                range_of(row.interval),
-                percent(row.protocol.majority_class.accuracy),
-                "-" if stated is None else "/".join(f"{value:.0f}" for value in stated),
-                *[published] * is_wide,
-            ]
-        )
-    return table
+        cells = {
+            "task": run.study.task.title if is_wide else run.study.name,
+            "encoder": run.encoder,
+            "clips": f"{row.clips:,}",
+            "classes": str(len(run.record.features.class_names)),
+            "protocol": row.protocol.kind.label,
+            "recipe": run.record.config.recipe,
+            "linear": percent(row.accuracy("linear")),
+            "three-layer": percent(row.accuracy("three_layer")),
+            "best, 95 %": range_of(row.interval),
+            "chance": percent(row.protocol.majority_class.accuracy),
+            "stated": "-" if stated is None else "/".join(f"{value:.0f}" for value in stated),
+            "published": ", ".join(map(str, row.references.published)) or "-",
+        }
+        titles = [title for title in cells if is_wide or title not in hidden]
+        table.append([cells[title] for title in titles])
+    return [titles, *table]
 
 
 def notes(rows: Sequence[SummaryRow]) -> list[str]:
@@ -223,10 +217,8 @@ def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
 
 
 def _as_csv(rows: Sequence[SummaryRow]) -> list[Sequence[object]]:
-    header = (
-        "task title clips whole classes encoder protocol division hash recipe seeds majority_class untrained_encoder"
-    )
-    header += " linear three_layer best best_low best_high stated_linear stated_three_layer published folder"
+    header = "task title clips whole classes encoder protocol division hash recipe seeds majority_class"
+    header += " untrained_encoder linear three_layer best best_low best_high stated_linear stated_three_layer published folder"
     table: list[Sequence[object]] = [header.split()]
     for row in rows:
         run, protocol, known = row.run, row.protocol, row.references

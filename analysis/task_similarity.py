@@ -20,15 +20,14 @@ from common.flags import add_figure_format
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument(
-        "--max-clips", type=int, default=2000, metavar="N", help="at most N per task, sampled by class (default: 2000)"
-    )
+    most = "at most N per task, sampled by class (default: 2000)"
+    parser.add_argument("--max-clips", type=int, default=2000, metavar="N", help=most)
     parser.add_argument("--no-transfer", action="store_true", help="leave out the fits of linear heads")
     add_figure_format(parser)
     arguments = parser.parse_args()
     if arguments.max_clips < 50:
         raise ConfigError("--max-clips must be at least 50")
-    from analysis.task_distances import comparable, compare_tasks, draw, draw_cka
+    from analysis.similarity import comparable, compare_tasks, draw, draw_cka
 
     runs = runs_for(arguments)
     folder = output_folder(arguments)

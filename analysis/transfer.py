@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.linalg import eigh
 
-from analysis.similarity import principal_subspace
 from common.arrays import Array
 from common.config import FitConfig
 from common.datasets import Prepared
@@ -18,6 +18,7 @@ from common.evaluation.scores import compare_heads
 from common.features import FeatureSet
 from common.heads import HeadKind, Job, Recipe, fit_recipe_scaler, fit_scaler, recipe_for
 
+PRINCIPAL = 32  # components of a principal subspace
 KIND: HeadKind = "linear"  # the head that is scored
 
 
@@ -28,6 +29,11 @@ class TransferCost:
     accuracy: float
     difference: float
     interval: tuple[float, float] | None
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the interval covers 0, or is unknown."""
+        return self.interval is None or self.interval[0] <= 0 <= self.interval[1]
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,15 @@ def transfer_costs(
 
     costs = {}
     for what, is_reduced in (("scaler", False), ("subspace", True)):
-        own: list[Outcome] = []
+        baseline: list[Outcome] = []
         for job in jobs:
-            own += fit(_transformed(raw, raw[job.split.train], recipe, is_reduced), [job])
+            baseline += fit(_transformed(raw, raw[job.split.train], recipe, is_reduced), [job])
         by_task = {}
         for name, other in others.items():
             outcomes = fit(_transformed(raw, other.features.numpy(), recipe, is_reduced), jobs)
-            compared = compare_heads(own, outcomes, target)
+            compared = compare_heads(baseline, outcomes, target)
             by_task[name] = TransferCost(_accuracy(outcomes, target), compared.difference, compared.interval)
-        costs[what] = TransferCosts(_accuracy(own, target), by_task)
+        costs[what] = TransferCosts(_accuracy(baseline, target), by_task)
     return costs
 
 
@@ -84,6 +90,14 @@ def _transformed(raw: Array, fitted_on: Array, recipe: Recipe, is_reduced: bool)
     standard = fit_scaler("standard", fitted_on)
     reduced: Array = standard(raw) @ principal_subspace(standard(fitted_on).astype(np.float64)).astype(np.float32)
     return reduced
+
+
+def principal_subspace(rows: Array, size: int = PRINCIPAL) -> Array:
+    """(D, k) orthonormal directions of the largest variance; k is `size`, or fewer if there are fewer rows."""
+    centred = rows - rows.mean(axis=0)
+    size = min(size, len(rows) - 1, rows.shape[1])
+    directions: Array = eigh(centred.T @ centred)[1]  # by increasing variance
+    return directions[:, ::-1][:, :size]
 
 
 def _accuracy(outcomes: Sequence[Outcome], target: FeatureSet) -> float:

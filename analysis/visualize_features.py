@@ -16,25 +16,25 @@ from common.flags import add_figure_format
 if TYPE_CHECKING:
     from common.features import FeatureSet
 
-METHODS = {"tsne": "t-SNE", "umap": "UMAP"}
+METHODS = ("tsne", "umap")
 COLOURS = ("class", "fold", "split", "group")
 
 
 def main() -> None:
     parser = new_parser(__doc__)
-    parser.add_argument("task", metavar="TASK", help="such as esc50")
-    parser.add_argument("--method", choices=(*METHODS, "both"), default="both", help="(default: both)")
-    parser.add_argument("--scaler", choices=get_args(ScalerName), default="standard", help="(default: standard)")
-    parser.add_argument("--colour", choices=COLOURS, default="class", help="what colours show (default: class)")
-    parser.add_argument(
-        "--max-clips", type=int, default=5000, metavar="N", help="at most N, sampled by class; 0: all (default: 5000)"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sample and the map (default: 0)")
+    add = parser.add_argument
+    add("task", metavar="TASK", help="such as esc50")
+    add("--method", choices=(*METHODS, "both"), default="both", help="(default: both)")
+    add("--scaler", choices=get_args(ScalerName), default="standard", help="(default: standard)")
+    add("--colour", choices=COLOURS, default="class", help="what colours show (default: class)")
+    most = "at most N, sampled by class; 0: all (default: 5000)"
+    add("--max-clips", type=int, default=5000, metavar="N", help=most)
+    add("--seed", type=int, default=0, metavar="N", help="of the sample and the map (default: 0)")
     add_figure_format(parser)
     arguments = parser.parse_args()
     if arguments.max_clips < 0 or not 0 <= arguments.seed < 2**32:
         raise ConfigError("--max-clips must be 0 or more, --seed from 0 to 4294967295")
-    from analysis.maps import make_map
+    from analysis.maps import TITLES, make_map
     from analysis.plots import plot_map
 
     run = find_run(arguments)
@@ -43,7 +43,7 @@ def main() -> None:
     for method in METHODS if arguments.method == "both" else (arguments.method,):
         drawn = make_map(run.features, method, arguments.scaler, arguments.max_clips, arguments.seed)
         title = (
-            f"{run.study.task.title}: {METHODS[method]} of the features, coloured by {arguments.colour}\n"
+            f"{run.study.task.title}: {TITLES[method]} of the features, coloured by {arguments.colour}\n"
             f"encoder: {run.encoder}"
         )
         scaled = "" if arguments.scaler == "standard" else f"_{arguments.scaler}"

@@ -12,7 +12,6 @@ from analysis.scores import Run, by_task
 from analysis.summary import SummaryRow, summary_rows
 from common.datasets import DivisionKind
 from common.encoder_name import EncoderKind
-from common.evaluation.record import ComparisonRecord
 from common.heads import HEADS, head_title
 from common.text_table import percent, range_of
 
@@ -39,12 +38,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """One task's best score, by the data set's division where it was run.
-
-    Attributes:
-        best: its row of the summary.
-        rivals: what it is held against, the best first.
-    """
+    """One task's best score, by the data set's division where it was run, and what it is held against, best first."""
 
     best: SummaryRow
     rivals: list[Rival]
@@ -115,7 +109,7 @@ def _answer(rows: Sequence[SummaryRow], compared: EncodersRecord | None) -> Task
 def _other_head(best: SummaryRow) -> Rival:
     (other,) = set(HEADS) - {best.best}
     comparison = best.protocol.comparison
-    p_value = _if_it_can_tell(comparison, comparison.p_value, 1)
+    p_value = comparison.p_value if can_tell(comparison.n_units, 1) else None
     return Rival(f"the {head_title(other)} head", None, best.accuracy(other), p_value)
 
 
@@ -127,27 +121,22 @@ def _controls(best: SummaryRow) -> list[Rival]:
         if control not in best.protocol.controls:
             continue
         comparison = comparisons[control][best.best]
-        p_value = _if_it_can_tell(comparison, comparison.holm_p_value, n_tests)
+        p_value = comparison.holm_p_value if can_tell(comparison.n_units, n_tests) else None
         name = encoder.title if encoder.kind else control
         rivals.append(Rival(name, encoder.kind, best.protocol.controls[control][best.best].accuracy, p_value))
     return rivals
 
 
-def _if_it_can_tell(comparison: ComparisonRecord, p_value: float | None, n_tests: int) -> float | None:
-    """The p-value; None if there are too few groups for any difference to be significant."""
-    return p_value if can_tell(comparison.n_units, n_tests) else None
-
-
 def _p_value(compared: EncodersRecord | None, first: SummaryRow, second: SummaryRow) -> float | None:
     """Of two runs, with the head that is best in the first; None if these runs were not compared, or could not tell."""
-    tasks = [] if compared is None else [task for task in compared.tasks if task.task == first.run.study.name]
-    if compared is None or not tasks or not compared.can_tell(tasks[0]):
+    name = first.run.study.name
+    task = next((task for task in compared.tasks if task.task == name), None) if compared else None
+    if compared is None or task is None or not compared.can_tell(task):
         return None
-    folders = {score.folder for score in tasks[0].scores}
-    if not {str(first.run.folder), str(second.run.folder)} <= folders:
+    if not {str(row.run.folder) for row in (first, second)} <= {score.folder for score in task.scores}:
         return None
     wanted = {first.run.encoder, second.run.encoder}
-    pairs = [pair for pair in compared.pairs if (pair.task, pair.head) == (first.run.study.name, first.best)]
+    pairs = [pair for pair in compared.pairs if (pair.task, pair.head) == (name, first.best)]
     return next((pair.holm_p_value for pair in pairs if {pair.first, pair.second} == wanted), None)
 
 
@@ -157,7 +146,6 @@ def answer_table(answers: Sequence[TaskAnswer]) -> list[list[str]]:
     table = [[*header, "log-mel", "untrained", "chance", "best published"]]
     for task in answers:
         best = task.best
-        published = max(best.references.published, key=lambda score: score.accuracy, default=None)
         told = [", ".join(task.not_worse) or "nothing"] if task.not_worse or not task.untested else []
         told += [f"not tested: {', '.join(task.untested)}"] if task.untested else []
         title = best.run.study.task.title
@@ -170,7 +158,7 @@ def answer_table(answers: Sequence[TaskAnswer]) -> list[list[str]]:
                 *(title, percent(task.accuracy), range_of(best.interval), head_title(best.best), best.run.encoder),
                 *("; ".join(told), percent(task.control(EncoderKind.LOGMEL))),
                 *(percent(task.control(EncoderKind.UNTRAINED)), percent(best.protocol.majority_class.accuracy)),
-                "-" if published is None else str(published),
+                str(best.best_published or "-"),
             ]
         )
     return table
@@ -192,16 +180,16 @@ def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
     for kind, words in CONTROLS.items():
         tested = [beaten for task in answers if (beaten := task.beats(kind)) is not None]
         if tested:
-            tasks = "task" if len(tested) == 1 else "tasks"
-            lines.append(f"Significantly better than {words} on {sum(tested)} of {len(tested)} {tasks}.")
-    published = [task for task in answers if task.best.references.published]
-    published = [task for task in published if task.best.protocol.kind is DivisionKind.OFFICIAL]
-    if published:
-        reached = sum(
-            task.accuracy >= max(score.accuracy for score in task.best.references.published) / 100 for task in published
-        )
-        tasks = "task" if len(published) == 1 else "tasks"
-        lines.append(
-            f"The best published probe listed here is reached on {reached} of {len(published)} {tasks} (not a test)."
-        )
+            lines.append(f"Significantly better than {words} on {_of_tasks(tested)}.")
+    reached = [
+        task.accuracy >= published.accuracy / 100
+        for task in answers
+        if (published := task.best.best_published) and task.best.protocol.kind is DivisionKind.OFFICIAL
+    ]
+    if reached:
+        lines.append(f"The best published probe listed here is reached on {_of_tasks(reached)} (not a test).")
     return lines
+
+
+def _of_tasks(holds: Sequence[bool]) -> str:
+    return f"{sum(holds)} of {len(holds)} task{'s' * (len(holds) > 1)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,12 +17,12 @@ from plotly.offline import get_plotlyjs
 from analysis.ablation_scores import AblationRecord
 from analysis.compare import LEVEL, EncodersRecord
 from analysis.compare_tables import encoder_table, pair_table, ranking_table, reading_notes
+from analysis.maps import FeatureMap
 from analysis.report_page.answer import answer, answer_table, answer_words
 from analysis.scores import Run
+from analysis.similarity import COSTS, MEASURES, SimilarityRecord
 from analysis.studies import STUDIES
 from analysis.summary import SummaryRow, notes, summary_rows, summary_table
-from analysis.task_distances import COSTS, MEASURES, SimilarityRecord
-from analysis.transfer import TransferCosts
 from common.arrays import Array
 from common.datasets import DivisionKind
 from common.encoder_name import EncoderKind
@@ -32,24 +32,9 @@ from common.heads import HEADS, HeadKind, head_title
 from common.text_table import percent
 
 TEMPLATE = Path(__file__).resolve().with_name("template")
-# of AudioSep, of another encoder, of several
-QUESTIONS = (
-    "How good are AudioSep’s frozen features?",
-    "How good are these features?",
-    "How good are these encoders’ frozen features?",
-)
 PAIRS = 12  # confusions that are listed
 CLASSES = 60  # bars of a chart; if there are more classes, the best and the worst
 Table = list[list[str]]
-
-
-@dataclass(frozen=True)
-class DrawnMap:
-    """A run's map: the rows it shows, (M,); their points, (M, 2); and what a reader must know."""
-
-    rows: Array
-    points: Array
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -64,39 +49,9 @@ class ReportedRun:
     """
 
     run: Run
-    map: DrawnMap
+    map: FeatureMap
     audio: Path
     ablation: AblationRecord | None
-
-
-@dataclass(frozen=True)
-class ProtocolSection:
-    """A protocol's table and the remarks under it."""
-
-    name: str
-    title: str
-    table: Table
-    remarks: list[str]
-
-
-@dataclass(frozen=True)
-class Section:
-    """What the template shows of one run; `id` is its anchor, `short` its name in the navigation."""
-
-    id: str
-    short: str
-    title: str
-    about: str
-    protocols: list[ProtocolSection]
-    division: str
-    head: str
-    pairs: Table
-    class_names: list[str]
-    classes_cut: str
-    map_caption: str
-    audio_words: str
-    record: str
-    ablation: str
 
 
 @dataclass(frozen=True)
@@ -110,8 +65,7 @@ class HeatChart:
     z: list[list[float | None]]
     digits: int
     diverging: bool
-    rows: list[str]
-    columns: list[str]
+    names: list[str]
     uncertain: list[list[bool]] | None = None
 
 
@@ -129,19 +83,19 @@ def render(
         folder: where the page will be; links to the sounds are relative to it.
         compared: the encoders against each other, if there are several.
     """
-    runs = [reported_run.run for reported_run in reported]
+    runs = [shown.run for shown in reported]
     rows = summary_rows(runs)
     sections, tasks = [], {}
-    for number, reported_run in enumerate(reported):
-        link = Path(os.path.relpath(reported_run.audio, folder)).as_posix()
-        has_siblings = sum(other.study is reported_run.run.study for other in runs) > 1
-        sections.append(_section(reported_run, f"run{number}", has_siblings, link))
-        tasks[f"run{number}"] = _task_charts(reported_run, quote(link))
+    for number, shown in enumerate(reported):
+        link = Path(os.path.relpath(shown.audio, folder)).as_posix()
+        has_siblings = sum(run.study is shown.run.study for run in runs) > 1
+        sections.append({"id": f"run{number}", **_section(shown, has_siblings, link)})
+        tasks[f"run{number}"] = _task_charts(shown, quote(link))
     charts = _similarity_charts(similarity) if similarity else []
     untrained = [run.record.features.is_untrained for run in runs]
     encoders = {run.encoder for run in runs}
     answers = answer(runs, compared)
-    present = {one.study.name for one in runs}
+    present = {run.study.name for run in runs}
     data = {
         "summary": [_summary_point(row, len(encoders) > 1) for row in rows],
         "tasks": tasks,
@@ -179,9 +133,11 @@ def render(
 def _question(runs: Sequence[Run]) -> str:
     """The page's title."""
     features = [run.record.features for run in runs]
-    slugs, kinds = {made_by.slug for made_by in features}, {made_by.kind for made_by in features}
-    is_audiosep = kinds <= {EncoderKind.AUDIOSEP, EncoderKind.UNTRAINED, None}
-    return QUESTIONS[0] if is_audiosep else QUESTIONS[1] if len(slugs) == 1 else QUESTIONS[2]
+    if {made_by.kind for made_by in features} <= {EncoderKind.AUDIOSEP, EncoderKind.UNTRAINED, None}:
+        return "How good are AudioSep’s frozen features?"
+    if len({made_by.slug for made_by in features}) == 1:
+        return "How good are these features?"
+    return "How good are these encoders’ frozen features?"
 
 
 def _encoder_tables(record: EncodersRecord) -> list[tuple[str, Table]]:
@@ -199,12 +155,12 @@ def _encoder_points(record: EncodersRecord) -> list[dict[str, object]]:
     return [
         {
             "task": task.title,
-            "encoder": score.encoder,
-            "chance": task.chance,
-            **{
-                head: {"accuracy": scored.accuracy, "interval": scored.interval and list(scored.interval)}
-                for head, scored in score.heads.items()
-            },
+            "label": f"{task.title}: {score.encoder}",
+            "majority_class": task.chance,
+            "untrained_encoder": None,
+            "published_best": None,
+            **{head: scored.accuracy for head, scored in score.heads.items()},
+            "intervals": {head: scored.interval for head, scored in score.heads.items()},
         }
         for task in record.tasks
         for score in task.scores
@@ -231,7 +187,6 @@ def _leak_note(runs: Sequence[Run]) -> list[str]:
 def _summary_point(row: SummaryRow, with_encoder: bool) -> dict[str, object]:
     recipe, protocol = row.run.record.config.recipe, row.protocol
     more = [*[row.run.encoder] * with_encoder, *[recipe] * (recipe != "paper")]
-    published = [score.accuracy / 100 for score in row.references.published]
     return {
         "label": row.run.study.task.title + f" ({', '.join(more)})" * bool(more),
         "protocol": protocol.kind.label,
@@ -240,60 +195,50 @@ def _summary_point(row: SummaryRow, with_encoder: bool) -> dict[str, object]:
         "majority_class": protocol.majority_class.accuracy,
         "untrained_encoder": row.untrained_encoder,
         "intervals": {kind: scored.interval for kind, scored in protocol.heads.items()},
-        "published_best": max(published, default=None),
+        "published_best": row.best_published and row.best_published.accuracy / 100,
     }
 
 
-def _section(reported: ReportedRun, anchor: str, has_siblings: bool, audio_link: str) -> Section:
-    run = reported.run
-    record, features = run.record, run.record.features
-    first = run.first_protocol
-    best = first.best_head
-    names = features.class_names
-    short = run.study.task.title + (f" ({run.folder.name})" if has_siblings else "")
-    failed = features.counts.get("failed", 0)
+def _section(reported: ReportedRun, has_siblings: bool, audio_link: str) -> dict[str, object]:
+    """What the template shows of one run."""
+    run, ablation = reported.run, reported.ablation
+    record, features, first = run.record, run.record.features, run.first_protocol
+    names, best = features.class_names, run.first_protocol.best_head
     about = (
         f"{features.clips:,} clips, {len(names)} classes. Encoder: {run.encoder}. "
         f"Features: {features.layer or 'unknown layer'}, {features.pool or 'unknown'} pool, "
         f"condition {features.condition or 'unknown'}."
     )
     missing = features.counts.get("missing", 0)
-    for number, why in ((failed - missing, "could not be read"), (missing, "were not there")):
+    failed = features.counts.get("failed", 0) - missing
+    for number, why in ((failed, "could not be read"), (missing, "were not there")):
         if number:
             about += f" {number:,} clips {why} and are left out; the feature file names them."
-    audio_words = (
-        f"Click a dot to play its clip, from {audio_link}."
-        if reported.audio.is_dir()
-        else f"Clips play from {audio_link}, once the data set is there."
-    )
-    return Section(
-        id=anchor,
-        short=short,
-        title=short,
-        about=about,
-        protocols=[
-            ProtocolSection(
-                protocol.kind.label,
-                run_title(run.study.task, record, protocol),
-                score_table(protocol),
-                remarks(protocol),
-            )
+    plays = f"Clips play from {audio_link}, once the data set is there."
+    if reported.audio.is_dir():
+        plays = f"Click a dot to play its clip, from {audio_link}."
+    return {
+        "title": run.study.task.title + (f" ({run.folder.name})" if has_siblings else ""),
+        "about": about,
+        "protocols": [
+            {
+                "name": protocol.kind.label,
+                "title": run_title(run.study.task, record, protocol),
+                "table": score_table(protocol),
+                "remarks": remarks(protocol),
+            }
             for protocol in run.protocols.values()
         ],
-        division=first.division[:1].upper() + first.division[1:],
-        head=head_title(best),
-        pairs=_confused_pairs(np.array(first.heads[best].confusion), names, len(first.seeds)),
-        class_names=names,
-        classes_cut=f"the {CLASSES // 2} best and the {CLASSES // 2} worst of {len(names)}"
-        if len(names) > CLASSES
-        else "",
-        map_caption=reported.map.caption,
-        audio_words=audio_words,
-        record=str(run.folder / "result.json"),
-        ablation=f"{reported.ablation.baseline_words} {reported.ablation.clips_words}; 95 % intervals by groups."
-        if reported.ablation
-        else "",
-    )
+        "division": first.division[:1].upper() + first.division[1:],
+        "head": head_title(best),
+        "pairs": _confused_pairs(np.array(first.heads[best].confusion), names, len(first.seeds)),
+        "class_names": names,
+        "shown_classes": CLASSES,
+        "map_caption": reported.map.caption,
+        "audio_words": plays,
+        "record": run.folder / "result.json",
+        "ablation": ablation and f"{ablation.baseline_words} {ablation.clips_words}; 95 % intervals by groups.",
+    }
 
 
 def _confused_pairs(confusion: Array, names: Sequence[str], n_seeds: int) -> Table:
@@ -331,12 +276,11 @@ def _class_bars(protocol: ProtocolRecord, kind: HeadKind, names: Sequence[str]) 
     order = sorted(range(len(names)), key=lambda label: -scored.f1[label])
     if len(order) > CLASSES:
         order = order[: CLASSES // 2] + order[-CLASSES // 2 :]
+    scores = scored.model_dump(exclude={"clips"})
     return [
         {
             "name": names[label],
-            "f1": scored.f1[label],
-            "precision": scored.precision[label],
-            "recall": scored.recall[label],
+            **{name: values[label] for name, values in scores.items()},
             "clips": round(scored.clips[label]),
         }
         for label in order
@@ -348,30 +292,24 @@ def _curves(protocol: ProtocolRecord, kind: HeadKind) -> dict[str, object]:
     fits = protocol.heads[kind].splits
     validated = [fit.valid_accuracy for fit in fits if fit.valid_accuracy]
     return {
-        "train_loss": _rounded(np.mean([fit.train_loss for fit in fits], axis=0)),
-        "valid_accuracy": _rounded(np.mean(validated, axis=0)) if validated else [],
+        "train_loss": np.mean([fit.train_loss for fit in fits], axis=0).round(4).tolist(),
+        "valid_accuracy": np.mean(validated, axis=0).round(4).tolist() if validated else [],
         "epoch": float(np.median([fit.epoch or 0 for fit in fits])),
     }
 
 
-def _rounded(values: Array, digits: int = 4) -> list[float]:
-    return [round(float(value), digits) for value in values]
-
-
-def _map_points(run: Run, kind: HeadKind, drawn: DrawnMap) -> dict[str, object]:
+def _map_points(run: Run, kind: HeadKind, drawn: FeatureMap) -> dict[str, object]:
     """The points of a map, with the head's prediction for each clip that was tested."""
-    features, points = run.features, drawn.points
+    features, (x, y) = run.features, drawn.points.astype(float).T
     label_of = {name: label for label, name in enumerate(features.class_names)}
     table = run.predictions()
     table = table[table["seed"] == run.first_protocol.seeds[0]]
     predicted = dict(zip(table["clip_id"], table[kind], strict=True))
     clips = [features.clip_ids[row] for row in drawn.rows]
     return {
-        "x": _rounded(points[:, 0], 2),
-        "y": _rounded(points[:, 1], 2),
-        "bounds": {
-            axis: [float(values.min()), float(values.max())] for axis, values in zip("xy", points.T, strict=True)
-        },
+        "x": x.round(2).tolist(),
+        "y": y.round(2).tolist(),
+        "bounds": {"x": [x.min(), x.max()], "y": [y.min(), y.max()]},
         "label": features.labels[drawn.rows].tolist(),
         "said": [label_of[predicted[clip]] if clip in predicted else -1 for clip in clips],
         "clip": clips,
@@ -380,40 +318,31 @@ def _map_points(run: Run, kind: HeadKind, drawn: DrawnMap) -> dict[str, object]:
 
 def _similarity_charts(record: SimilarityRecord) -> list[HeatChart]:
     """The heat maps between tasks."""
-    names = list(record.tasks)
-    titles = [STUDIES[name].task.title if name in STUDIES else name for name in names]
+    titles = [STUDIES[name].task.title if name in STUDIES else name for name in record.tasks]
     charts = []
     for key, (title, how) in MEASURES.items():
-        z: list[list[float | None]] = [list(row) for row in record.measures[key]]
         caption = f"{how[:1].upper()}{how[1:]}. {record.reading(key)}"
-        words = _largest(z, titles)
-        charts.append(HeatChart(f"similarity-{key}", title, caption, words, z, 2, False, titles, titles))
+        values = np.array(record.measures[key])
+        words = _largest(values, titles)
+        charts.append(HeatChart(f"similarity-{key}", title, caption, words, values.tolist(), 2, False, titles))
     for key, title in COSTS.items() if record.transfer else ():
-        z = [[_cost(record.transfer, target, key, source) for source in names] for target in names]
-        uncertain = [[record.is_uncertain(target, key, source) for source in names] for target in names]
+        values, uncertain = record.transfer_points(key)
         caption = (
             "Points of accuracy (linear head) of the row’s task, prepared by what was fitted on the column’s clips; "
             "red: loss; in brackets: the 95 % interval covers 0."
         )
-        words = _largest(z, titles)
-        charts.append(HeatChart(f"transfer-{key}", title, caption, words, z, 1, True, titles, titles, uncertain))
+        values = values.round(2)
+        z = [[None if np.isnan(value) else value for value in row] for row in values.tolist()]
+        words = _largest(values, titles)
+        charts.append(HeatChart(f"transfer-{key}", title, caption, words, z, 1, True, titles, uncertain.tolist()))
     return charts
 
 
-def _cost(transfer: Mapping[str, Mapping[str, TransferCosts]], target: str, what: str, source: str) -> float | None:
-    cost = transfer[target][what].others.get(source)
-    return None if cost is None else round(100 * cost.difference, 2)
-
-
-def _largest(z: Sequence[Sequence[float | None]], names: Sequence[str]) -> str:
+def _largest(values: Array, names: Sequence[str]) -> str:
     """The largest value between two tasks, in words."""
-    values = [
-        (abs(value), value, row, column)
-        for row, values_of_row in enumerate(z)
-        for column, value in enumerate(values_of_row)
-        if value is not None and row != column
-    ]
-    if not values:
+    between = np.where(np.eye(len(names), dtype=bool) | np.isnan(values), -1, np.abs(values))
+    largest = between.max(initial=-1)
+    if largest < 0:
         return "nothing to compare"
-    _, value, row, column = max(values)
-    return f"largest between {names[row]} and {names[column]}, {value:.2f}"
+    row, column = np.argwhere(between == largest)[-1]
+    return f"largest between {names[row]} and {names[column]}, {values[row, column]:.2f}"

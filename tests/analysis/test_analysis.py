@@ -32,9 +32,9 @@ from analysis.plots import plot_heat
 from analysis.report_page.page import _similarity_charts
 from analysis.sampling import balanced_rows, seeded_rows
 from analysis.scores import Run, read_runs
+from analysis.similarity import SIMILARITY_FILE, SimilarityRecord, comparable, compare_tasks, draw
 from analysis.studies import STUDIES, find_study
 from analysis.summary import read_references, summary_rows, summary_table, write_summary
-from analysis.task_distances import SIMILARITY_FILE, SimilarityRecord, comparable, compare_tasks, draw
 from analysis.transfer import TransferCosts, transfer_costs
 from common.cli import classify_main
 from common.config import ConfigError

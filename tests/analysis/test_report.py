@@ -13,7 +13,8 @@ import pytest
 import soundfile
 import torch
 
-from analysis.report_page.page import DrawnMap, ReportedRun, render
+from analysis.maps import FeatureMap
+from analysis.report_page.page import ReportedRun, render
 from analysis.scores import Run, read_runs
 from analysis.studies import STUDIES
 from common.cli import classify_main
@@ -51,11 +52,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return one
 
 
-def made_map(one: Run) -> DrawnMap:
+def made_map(one: Run) -> FeatureMap:
     """Dots at random places."""
     count = len(one.features)
     points = np.random.default_rng(1).standard_normal((count, 2)).astype(np.float32)
-    return DrawnMap(np.arange(count), points, f"A map of {count} clips.")
+    return FeatureMap(np.arange(count), points, f"A map of {count} clips.")
 
 
 def write_report(one: Run, folder: Path, audio: Path | None = None) -> Path:

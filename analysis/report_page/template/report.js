@@ -31,62 +31,53 @@ function draw(id, traces, layout = {}, height = null) {
   return element;
 }
 
-function summaryChart() {
-  const honest = data.summary.filter((row) => row.protocol !== "random");
-  const rows = (honest.length ? honest : [...data.summary]).reverse();
-  const names = rows.map((row) => escape(row.label));
-  const dots = (key, name, mark, symbol, shift = 0) => ({
-    type: "scatter", mode: "markers", name, y: rows.map((_, place) => place + shift), customdata: names, x: rows.map((row) => (row[key] === null ? null : 100 * row[key])),
-    marker: { color: mark, symbol, size: 11, line: { width: 1.5, color: mark } },
+// Shares as dots, in percent; with their 95 % intervals, if they have any.
+function dots(name, marker, places, names, shares, intervals) {
+  const x = shares.map((share) => (share === null ? null : 100 * share));
+  const reach = (side, sign) => intervals.map((ends, i) => (ends ? sign * (100 * ends[side] - x[i]) : 0));
+  const error = { type: "data", symmetric: false, array: reach(1, 1), arrayminus: reach(0, -1), color: marker.color, thickness: 1.5 };
+  return {
+    type: "scatter", mode: "markers", name, x, y: places, customdata: names, marker, error_x: error,
     hovertemplate: `%{customdata}<br>${name}: %{x:.1f} %<extra></extra>`,
-  });
-  const withInterval = (key, name, mark, symbol, shift) => {
-    const trace = dots(key, name, mark, symbol, shift);
-    const reach = (side, sign) => rows.map((row, i) => (row.intervals[key] ? sign * (100 * row.intervals[key][side] - trace.x[i]) : 0));
-    trace.error_x = { type: "data", symmetric: false, array: reach(1, 1), arrayminus: reach(0, -1), color: mark, thickness: 1.5 };
-    return trace;
   };
-  const traces = [
-    dots("majority_class", "always the most frequent class", colour("other"), "line-ns-open"),
-    dots("untrained_encoder", "untrained encoder", colour("other"), "x-thin-open"),
-    dots("published_best", "best published probe of another encoder", colour("other"), "star-open"),
-    withInterval("linear", "linear head", colour("linear"), "circle", 0.13),
-    withInterval("three_layer", "three-layer head", colour("three"), "square", -0.13),
-  ].filter((trace) => trace.x.some((value) => value !== null));
-  draw("chart-summary", traces, { xaxis: { title: { text: "accuracy, %" }, range: [0, 101] }, yaxis: { tickvals: rows.map((_, place) => place), ticktext: names, zeroline: false } }, 150 + 46 * rows.length);
 }
 
-// Every encoder on every task: tasks below each other, their encoders in the order of the table.
-function encodersChart() {
-  const rows = [...data.encoders].reverse();
+// Both heads' scores, and what stands beside them; tasks of several encoders stand apart.
+function scoresChart(id, points, size, margin, rowHeight) {
+  const rows = [...points].reverse();
   let place = 0;
   const places = rows.map((row, i) => { place += i && rows[i - 1].task !== row.task ? 1.6 : 1; return place; });
-  const names = rows.map((row) => escape(`${row.task}: ${row.encoder}`));
-  const trace = (key, name, mark, symbol, shift) => {
-    const x = rows.map((row) => 100 * row[key].accuracy);
-    const reach = (side, sign) => rows.map((row, i) => (row[key].interval ? sign * (100 * row[key].interval[side] - x[i]) : 0));
-    return {
-      type: "scatter", mode: "markers", name, x, y: places.map((each) => each + shift), customdata: names,
-      marker: { color: mark, symbol, size: 9 }, hovertemplate: `%{customdata}<br>${name}: %{x:.1f} %<extra></extra>`,
-      error_x: { type: "data", symmetric: false, array: reach(1, 1), arrayminus: reach(0, -1), color: mark, thickness: 1.5 },
-    };
-  };
-  const chance = {
-    type: "scatter", mode: "markers", name: "always the most frequent class", x: rows.map((row) => 100 * row.chance), y: places, customdata: names,
-    marker: { color: colour("other"), symbol: "line-ns-open", size: 11 }, hovertemplate: "%{customdata}<br>chance: %{x:.1f} %<extra></extra>",
-  };
-  const traces = [chance, trace("linear", "linear head", colour("linear"), "circle", 0.14), trace("three_layer", "three-layer head", colour("three"), "square", -0.14)];
-  const axis = { tickvals: places, ticktext: names, zeroline: false };
-  draw("chart-encoders", traces, { xaxis: { title: { text: "accuracy, %" }, range: [0, 101] }, yaxis: axis }, 130 + 34 * place);
+  const names = rows.map((row) => escape(row.label));
+  const series = [
+    ["majority_class", "always the most frequent class", "other", "line-ns-open", 0],
+    ["untrained_encoder", "untrained encoder", "other", "x-thin-open", 0],
+    ["published_best", "best published probe of another encoder", "other", "star-open", 0],
+    ["linear", "linear head", "linear", "circle", 0.13],
+    ["three_layer", "three-layer head", "three", "square", -0.13],
+  ];
+  const traces = series.map(([key, name, mark, symbol, shift]) => {
+    const marker = { color: colour(mark), symbol, size, line: { width: 1.5, color: colour(mark) } };
+    return dots(name, marker, places.map((at) => at + shift), names, rows.map((row) => row[key]), rows.map((row) => row.intervals[key]));
+  }).filter((trace) => trace.x.some((value) => value !== null));
+  const yaxis = { tickvals: places, ticktext: names, zeroline: false };
+  draw(id, traces, { xaxis: { title: { text: "accuracy, %" }, range: [0, 101] }, yaxis }, margin + rowHeight * place);
 }
 
+function summaryChart() {
+  const honest = data.summary.filter((row) => row.protocol !== "random");
+  scoresChart("chart-summary", honest.length ? honest : data.summary, 11, 150, 46);
+}
+
+const encodersChart = () => scoresChart("chart-encoders", data.encoders, 9, 130, 34);
+
 function heat(id, chart) {
+  const names = chart.names.map(escape);
   const text = chart.z.map((row, i) => row.map((value, j) => (value === null ? "" : (chart.uncertain && chart.uncertain[i][j] ? `(${value.toFixed(chart.digits)})` : value.toFixed(chart.digits)))));
   draw(id, [{
-    type: "heatmap", z: chart.z, x: chart.columns.map(escape), y: chart.rows.map(escape), text, texttemplate: chart.columns.length <= 12 ? "%{text}" : "",
+    type: "heatmap", z: chart.z, x: names, y: names, text, texttemplate: names.length <= 12 ? "%{text}" : "",
     colorscale: chart.diverging ? "RdBu" : "Viridis", reversescale: chart.diverging, zmid: chart.diverging ? 0 : undefined, showscale: false, xgap: 1, ygap: 1,
     hovertemplate: "%{y} / %{x}: %{z:.3f}<extra></extra>",
-  }], { xaxis: { type: "category", tickangle: -40 }, yaxis: { type: "category", autorange: "reversed" } }, 190 + 34 * chart.rows.length);
+  }], { xaxis: { type: "category", tickangle: -40 }, yaxis: { type: "category", autorange: "reversed" } }, 190 + 34 * names.length);
 }
 
 function confusionChart(id, task) {
@@ -120,16 +111,16 @@ function curvesChart(id, task) {
   const traces = [];
   const shapes = [];
   for (const [kind, mark] of [["linear", "linear"], ["three_layer", "three"]]) {
-    const own = task.curves[kind];
-    const epochs = own.train_loss.map((_, index) => index + 1);
+    const curves = task.curves[kind];
+    const epochs = curves.train_loss.map((_, index) => index + 1);
     const name = kind.replace("_", "-");
-    traces.push({ type: "scatter", mode: "lines", x: epochs, y: own.train_loss, name: `${name}: loss`, line: { color: colour(mark) },
+    traces.push({ type: "scatter", mode: "lines", x: epochs, y: curves.train_loss, name: `${name}: loss`, line: { color: colour(mark) },
       hovertemplate: `${name}, epoch %{x}: loss %{y:.3f}<extra></extra>` });
-    if (own.valid_accuracy.length) {
-      traces.push({ type: "scatter", mode: "lines", x: epochs, y: own.valid_accuracy.map((value) => 100 * value), yaxis: "y2",
+    if (curves.valid_accuracy.length) {
+      traces.push({ type: "scatter", mode: "lines", x: epochs, y: curves.valid_accuracy.map((value) => 100 * value), yaxis: "y2",
         name: `${name}: validation`, line: { color: colour(mark), dash: "dash" }, hovertemplate: `${name}, epoch %{x}: %{y:.1f} %<extra></extra>` });
     }
-    shapes.push({ type: "line", x0: own.epoch, x1: own.epoch, yref: "paper", y0: 0, y1: 1, line: { color: colour(mark), width: 1, dash: "dot" } });
+    shapes.push({ type: "line", x0: curves.epoch, x1: curves.epoch, yref: "paper", y0: 0, y1: 1, line: { color: colour(mark), width: 1, dash: "dot" } });
   }
   draw(`${id}-curves`, traces, { shapes, xaxis: { title: { text: "epoch" }, tickformat: "d", dtick: task.curves.linear.train_loss.length < 10 ? 1 : undefined }, yaxis: { title: { text: "loss" }, rangemode: "tozero" },
     yaxis2: { title: { text: "validation accuracy, %" }, overlaying: "y", side: "right", showgrid: false, tickmode: "auto", rangemode: "tozero" } }, 360);
@@ -137,18 +128,18 @@ function curvesChart(id, task) {
 
 function ablationChart(id, task) {
   const rows = task.ablation;
+  const places = [...rows.keys()];
   const heads = [["linear", "linear", "circle", -0.15], ["three_layer", "three", "square", 0.15]];
   const traces = heads.map(([kind, mark, symbol, shift]) => {
-    const x = rows.map((row) => 100 * row.heads[kind].difference);
-    const reach = (side, sign) => rows.map((row, i) => (row.heads[kind].difference_interval ? sign * (100 * row.heads[kind].difference_interval[side] - x[i]) : 0));
-    return { type: "scatter", mode: "markers", x, y: rows.map((_, place) => place + shift), name: kind.replace("_", "-"),
-      marker: { color: colour(mark), symbol, size: 8 },
-      error_x: { type: "data", symmetric: false, array: reach(1, 1), arrayminus: reach(0, -1), color: colour(mark), thickness: 1.2 },
-      customdata: rows.map((row) => [escape(row.name), percent(row.heads[kind].accuracy)]),
-      hovertemplate: "%{customdata[0]}: %{customdata[1]} % (%{x:+.1f})<extra></extra>" };
+    const effects = rows.map((row) => row.heads[kind]);
+    const words = rows.map((row, i) => [escape(row.name), percent(effects[i].accuracy)]);
+    const marker = { color: colour(mark), symbol, size: 8 };
+    const [differences, intervals] = ["difference", "difference_interval"].map((key) => effects.map((effect) => effect[key]));
+    const trace = dots(kind.replace("_", "-"), marker, places.map((at) => at + shift), words, differences, intervals);
+    return { ...trace, hovertemplate: "%{customdata[0]}: %{customdata[1]} % (%{x:+.1f})<extra></extra>" };
   });
   draw(`${id}-ablation`, traces, { xaxis: { title: { text: "accuracy against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") },
-    yaxis: { autorange: "reversed", tickvals: rows.map((_, place) => place), ticktext: rows.map((row) => escape(row.name)), zeroline: false } }, 120 + 26 * rows.length);
+    yaxis: { autorange: "reversed", tickvals: places, ticktext: rows.map((row) => escape(row.name)), zeroline: false } }, 120 + 26 * rows.length);
 }
 
 function mapChart(id, task) {
@@ -199,10 +190,10 @@ function sortable(table) {
       head.setAttribute("aria-sort", order);
       const value = (row) => row.cells[column].textContent.replaceAll(",", "");
       const sign = order === "descending" ? -1 : 1;
-      body.replaceChildren(...written.toSorted((one, two) => {
-        const [a, b] = [parseFloat(value(one)), parseFloat(value(two))];
+      body.replaceChildren(...written.toSorted((first, second) => {
+        const [a, b] = [parseFloat(value(first)), parseFloat(value(second))];
         if (isNaN(a) !== isNaN(b)) return isNaN(a) ? 1 : -1;
-        return isNaN(a) ? -sign * value(one).localeCompare(value(two)) : sign * (a - b);
+        return isNaN(a) ? -sign * value(first).localeCompare(value(second)) : sign * (a - b);
       }));
     });
   }
