@@ -68,8 +68,7 @@ def measure_speed(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Spee
     few, place = replace(recipe, epochs=1, scaler="none"), torch.device("cpu")
     steps = few.epochs * n_jobs * int(np.ceil(400 / few.batch_size))
     return Speed(
-        audio,
-        {kind: _fastest(partial(fit_heads, kind, features, jobs, few, place)) / steps for kind in HEADS},
+        audio, {kind: _fastest(partial(fit_heads, kind, features, jobs, few, place)) / steps for kind in HEADS}
     )
 
 
@@ -122,7 +121,7 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
         n_clips, hours = len(clips), len(clips) * float(np.mean(lengths_s)) / 3600
         folds = len({clip.fold for clip in clips} - {None}) or 1
     else:
-        n_clips, hours, folds = sum(task.official_counts.get("clips", 0) for task in tasks), study.hours, 1
+        n_clips, hours = sum(task.official_counts.get("clips", 0) for task in tasks), study.hours
         folds = sum(name.startswith("fold ") for task in tasks for name in task.official_counts) or 1
     # Every split and seed in both protocols; true labels, shuffled ones and each control; fitted once, then refitted.
     fits = (folds + 1) * n_seeds * (2 + n_feature_sets) * 2

@@ -71,94 +71,60 @@ class Study:
         )
 
 
-def _speech_commands(version: str, release: str, hours: float) -> Study:
-    task = {"v1": speech_commands.V1, "v2": speech_commands.V2}[version]
-    return Study(
-        task,
-        {f"key_word_spotting/extract_spc_features_audiosep_{version}.py": task},
-        "key_word_spotting/train_spc_fc_classifiers.py",
-        hours,
-        (("speech_commands", "--only", release),),
-        task.name,
-        classify_flags=("--version", version),
-    )
+def _study(task: Task, extract: str, classify: str, hours: float, *download: str) -> Study:
+    """A study of one script that extracts, and one that classifies, in the task's folder."""
+    folder = task.folder.name
+    return Study(task, {f"{folder}/{extract}": task}, f"{folder}/{classify}", hours, (download,), download[0])
 
 
-def _ten_commands(words: Study, task: Task) -> Study:
-    (script,), release = words.extract, words.download[0][-1]
+def _speech_commands(version: str, task: Task, release: str, hours: float) -> Study:
+    extract, classify = f"extract_spc_features_audiosep_{version}.py", "train_spc_fc_classifiers.py"
+    study = _study(task, extract, classify, hours, "speech_commands", "--only", release)
+    return replace(study, check=task.name, classify_flags=("--version", version))
+
+
+def _variant(study: Study, task: Task, *flags: str, download: tuple[tuple[str, ...], ...] = ()) -> Study:
+    """The same scripts with other flags, and more to download."""
     return replace(
-        words,
+        study,
         task=task,
-        extract={script: task},
-        download=(*words.download, ("speech_commands", "--only", f"test-{release}")),
-        extract_flags=("--task", "12"),
-        classify_flags=(*words.classify_flags, "--task", "12"),
+        extract=dict.fromkeys(study.extract, task),
+        download=(*study.download, *download),
+        extract_flags=flags,
+        classify_flags=(*study.classify_flags, *flags),
         is_main=False,
     )
 
 
 def _studies() -> dict[str, Study]:
-    recordings = Study(
-        icbhi.RECORDINGS,
-        {"icbhi_feature_fc/extract_icbhi_features_audiosep.py": icbhi.RECORDINGS},
-        "icbhi_feature_fc/icbhi_linear_classifier.py",
-        5.5,
-        (("icbhi",),),
-        "icbhi",
-    )
-    cycles = replace(
+    icbhi_scripts = ("extract_icbhi_features_audiosep.py", "icbhi_linear_classifier.py")
+    recordings = _study(icbhi.RECORDINGS, *icbhi_scripts, 5.5, "icbhi")
+    urbansound_scripts = ("extract_urbansound8k_features_audiosep.py", "urbansound8k_linear_classifier.py")
+    speaker_scripts = ("extract_train-clean-100_features.py", "librispeech_linear_classifier.py")
+    v1 = _speech_commands("v1", speech_commands.V1, "v0.01", 17.8)
+    v2 = _speech_commands("v2", speech_commands.V2, "v0.02", 29.1)
+    v1_test, v2_test = (("speech_commands", "--only", f"test-{release}") for release in ("v0.01", "v0.02"))
+    nsynth_extract = "nsynth_feature_fc/extract_nsynth_{}_features_audiosep.py"
+    studies = (
+        _study(esc50.TASK, "extract_esc50_features_audiosep.py", "esc50_linear_classifier.py", 2.8, "esc50"),
         recordings,
-        task=icbhi.CYCLES,
-        extract=dict.fromkeys(recordings.extract, icbhi.CYCLES),
-        extract_flags=("--level", "cycle"),
-        classify_flags=("--level", "cycle"),
-        is_main=False,
-    )
-    v1, v2 = _speech_commands("v1", "v0.01", 17.8), _speech_commands("v2", "v0.02", 29.1)
-    every = (
-        Study(
-            esc50.TASK,
-            {"esc50_feature_fc/extract_esc50_features_audiosep.py": esc50.TASK},
-            "esc50_feature_fc/esc50_linear_classifier.py",
-            2.8,
-            (("esc50",),),
-            "esc50",
-        ),
-        recordings,
-        Study(
-            urbansound8k.TASK,
-            {"urbansound8k_feature_fc/extract_urbansound8k_features_audiosep.py": urbansound8k.TASK},
-            "urbansound8k_feature_fc/urbansound8k_linear_classifier.py",
-            8.75,
-            (("urbansound8k",),),
-            "urbansound8k",
-        ),
+        _study(urbansound8k.TASK, *urbansound_scripts, 8.75, "urbansound8k"),
         Study(
             nsynth.CLASSIFICATION,
-            {
-                f"nsynth_feature_fc/extract_nsynth_{split}_features_audiosep.py": nsynth.task(split)
-                for split in nsynth.SPLITS
-            },
+            {nsynth_extract.format(split): nsynth.task(split) for split in nsynth.SPLITS},
             "nsynth_feature_fc/train_nsynth_fc_classifiers_valid_test.py",
             340.0,
             (("nsynth",),),
             "nsynth",
         ),
-        Study(
-            librispeech.TRAIN_CLEAN_100,
-            {"speaker_recognition/extract_train-clean-100_features.py": librispeech.TRAIN_CLEAN_100},
-            "speaker_recognition/librispeech_linear_classifier.py",
-            100.6,
-            (("librispeech", "--only", "train-clean-100"),),
-            "librispeech",
-        ),
+        _study(librispeech.TRAIN_CLEAN_100, *speaker_scripts, 100.6, "librispeech", "--only", "train-clean-100"),
         v1,
         v2,
-        cycles,
-        _ten_commands(v1, speech_commands.V1_12),
-        _ten_commands(v2, speech_commands.V2_12),
+        _variant(recordings, icbhi.CYCLES, "--level", "cycle"),
+        _variant(v1, speech_commands.V1_12, "--task", "12", download=(v1_test,)),
+        _variant(v2, speech_commands.V2_12, "--task", "12", download=(v2_test,)),
     )
-    return {study.name: study for study in every}
+    return {study.name: study for study in studies}
 
 
 STUDIES = _studies()
@@ -168,19 +134,9 @@ STUDIES = _studies()
 def _own_study(source: Source, root: Path) -> Study:
     task, script = source.task(), "own_sounds/probe.py"
     regexes = {"--label-regex": source.label_regex, "--group-regex": source.group_regex}
-    flags = [part for flag, regex in regexes.items() if regex is not None for part in (flag, repr(regex))]
-    return Study(
-        task,
-        {script: task},
-        script,
-        0.0,
-        ((task.name,),),
-        "",
-        (str(source.place), *flags),
-        (),
-        is_main=False,
-        root=root,
-    )
+    flags = [word for flag, regex in regexes.items() if regex is not None for word in (flag, repr(regex))]
+    where = (str(source.place), *flags)
+    return Study(task, {script: task}, script, 0.0, ((task.name,),), "", where, is_main=False, root=root)
 
 
 def study_in(folder: Path, name: str) -> Study | None:
