@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from common.heads import (
     fit_heads,
 )
 
+T = TypeVar("T")
 RATE = 0.05  # the false-alarm rate at which every run measures
 BINS = 15
 RANGE = (-3.0, 3.0)  # of the temperature's decimal logarithm
@@ -63,26 +65,15 @@ def unseen_by(
     return tested, Unseen(apart.valid_logits.numpy(), labels[apart.job.split.valid])
 
 
-@dataclass(frozen=True)
-class Distances:
-    """How far held-out rows lie from the nearest training row.
+def held_out_distances(features: FeatureSet, job: Job, splits: Sequence[Split]) -> tuple[list[Array], Array | None]:
+    """How far held-out rows of one seed's splits lie from the nearest training row.
 
-    Attributes:
-        tested: of the test rows of each split, (M,) each.
-        validated: with one split, of its validation rows; None if there are none, or several splits.
+    Args:
+        job: of the first split, before validation rows are used for training.
+
+    Returns:
+        Distances of the test rows of each split, (M,) each; and with one split, those of its validation rows.
     """
-
-    tested: list[Array]
-    validated: Array | None
-
-    @property
-    def held_out(self) -> Array | None:
-        """What sets the threshold of the kept head; None if nothing can."""
-        return np.concatenate(self.tested) if len(self.tested) > 1 else self.validated
-
-
-def held_out_distances(features: FeatureSet, job: Job, splits: Sequence[Split]) -> Distances:
-    """The distances of one seed's splits; `job` is of the first, before validation rows are used for training."""
     values = features.features.numpy()
 
     def distances(rows: Array, train: Array) -> Array:
@@ -90,30 +81,37 @@ def held_out_distances(features: FeatureSet, job: Job, splits: Sequence[Split]) 
 
     tested = [distances(split.test, split.train) for split in splits]
     has_validation = len(splits) == 1 and len(job.split.valid)
-    return Distances(tested, distances(job.split.valid, job.split.train) if has_validation else None)
+    return tested, distances(job.split.valid, job.split.train) if has_validation else None
 
 
-def measure_none_of_these(distances: Distances) -> NoneOfTheseRecord | None:
+def measure_none_of_these(tested: Sequence[Array], validated: Array | None) -> NoneOfTheseRecord | None:
     """How often clips of the known classes are called "none of these" when a share of RATE was asked for.
 
     With several splits (folds), the threshold of each is set by the distances of the others; with one, by its
-    validation rows. None if nothing can set a threshold.
+    validation rows. Arguments as `held_out_distances` returns them; None if nothing can set a threshold.
     """
-    several = len(distances.tested) > 1
     alarms = []
-    for place, tested in enumerate(distances.tested):
-        others = [values for other, values in enumerate(distances.tested) if other != place]
-        held_out = np.concatenate(others) if several else distances.validated
-        if held_out is None or (len(held_out) + 1) * RATE < 1:
+    for distances, sources in zip(tested, _sources(tested, validated), strict=True):
+        held_out = np.concatenate([*sources, np.empty(0)])
+        if (len(held_out) + 1) * RATE < 1:
             return None
-        alarms.append(tested > conformal_threshold(held_out, RATE))
+        alarms.append(distances > conformal_threshold(held_out, RATE))
     together = np.concatenate(alarms)
     return NoneOfTheseRecord(
-        asked=RATE,
-        measured=float(together.mean()),
-        clips=len(together),
-        fitted_on="the other folds" if several else "validation clips",
+        asked=RATE, measured=float(together.mean()), clips=len(together), fitted_on=_source_name(tested)
     )
+
+
+def _sources(tested: Sequence[T], validated: T | None) -> list[list[T]]:
+    """What may set a parameter that is measured on the test rows of each split: those of the other splits (folds); with one
+    split, its validation rows, if it has any."""
+    if len(tested) == 1:
+        return [[] if validated is None else [validated]]
+    return [[*tested[:place], *tested[place + 1 :]] for place in range(len(tested))]
+
+
+def _source_name(tested: Sequence[object]) -> str:
+    return "the other folds" if len(tested) > 1 else "validation clips"
 
 
 def fit_temperature(logits: Array, labels: Array) -> float:
@@ -140,31 +138,26 @@ def calibrate(tested: Sequence[Unseen], validated: Unseen | None) -> Calibration
     Returns:
         None if there is nothing to fit a temperature on.
     """
-    if len(tested) > 1:
-        places = range(len(tested))
-        temperatures = [_joint_temperature([tested[other] for other in places if other != place]) for place in places]
-        temperature = _joint_temperature(tested)
-    elif validated is not None:
-        temperature = fit_temperature(validated.logits, validated.labels)
-        temperatures = [temperature]
-    else:
+    sources = _sources(tested, validated)
+    if not sources[0]:
         return None
+    temperatures = [_joint_temperature(answers) for answers in sources]
+    temperature = _joint_temperature(tested) if len(tested) > 1 else temperatures[0]
     labels = np.concatenate([answers.labels for answers in tested])
-    before = np.concatenate([softmax(answers.logits.astype(np.float64), axis=1) for answers in tested])
-    after = np.concatenate(
-        [
-            softmax(answers.logits.astype(np.float64) / by, axis=1)
-            for answers, by in zip(tested, temperatures, strict=True)
-        ]
+    before, after = (
+        reliability(np.concatenate([softmax(logits, axis=1) for logits in scaled]), labels)
+        for scaled in (
+            [answers.logits.astype(np.float64) for answers in tested],
+            [answers.logits.astype(np.float64) / by for answers, by in zip(tested, temperatures, strict=True)],
+        )
     )
-    bins = [reliability(probabilities, labels) for probabilities in (before, after)]
     return CalibrationRecord(
         temperature=temperature,
-        fitted_on="the other folds" if len(tested) > 1 else "validation clips",
-        error_before=expected_error(bins[0]),
-        error_after=expected_error(bins[1]),
-        before=bins[0],
-        after=bins[1],
+        fitted_on=_source_name(tested),
+        error_before=expected_error(before),
+        error_after=expected_error(after),
+        before=before,
+        after=after,
     )
 
 

@@ -34,12 +34,7 @@ class FeatureSource:
 
 @dataclass(frozen=True)
 class PreparedFeatures:
-    """The rows to fit and score.
-
-    Attributes:
-        prepared: rows chosen and divided by the task.
-        source: where they come from.
-    """
+    """The rows to fit and score: chosen and divided by the task, and where they come from."""
 
     prepared: Prepared
     source: FeatureSource
@@ -48,11 +43,6 @@ class PreparedFeatures:
     def features(self) -> FeatureSet:
         """The rows."""
         return self.prepared.features
-
-    @property
-    def encoder(self) -> str:
-        """The short name of the encoder that made them; that of AudioSep if the file does not say."""
-        return self.features.encoder_slug
 
 
 def load_features(task: Task, config: FitConfig, options: Mapping[str, str | bool]) -> PreparedFeatures:
@@ -67,8 +57,8 @@ def load_features(task: Task, config: FitConfig, options: Mapping[str, str | boo
     name = EncoderName.parse(config.encoder)
     source = _read(task, config.features, name.slug)
     features = _recognise(task, source).pick(config.use_layer, config.use_pool)
-    is_known, is_default = "kind" in features.meta, name.kind is EncoderKind.AUDIOSEP
-    if is_known and not is_default and features.encoder_slug != name.slug:
+    is_asked_for = name.kind is not EncoderKind.AUDIOSEP
+    if is_asked_for and "kind" in features.meta and features.encoder_slug != name.slug:
         raise FeatureFileError(
             f"{source.path} was made by {features.meta['encoder']}, not by {name.label}; leave --encoder out, or give another file"
         )
@@ -78,8 +68,7 @@ def load_features(task: Task, config: FitConfig, options: Mapping[str, str | boo
             f"{source.path} has {width} numbers per clip, but the configuration says {config.feature_dim}; if that is "
             f"intended, give --feature-dim {width}"
         )
-    division = Division(options, config.train_test_split, config.random_seed)
-    prepared = task.prepare(features, division)
+    prepared = task.prepare(features, Division(options, config.train_test_split, config.random_seed))
     check_fittable(prepared.features, str(source.path))
     return PreparedFeatures(prepared, source)
 
@@ -157,26 +146,26 @@ def load_controls(
     checksums = {}
     for file in files:
         source = _read(task, file, "audiosep")
-        source = replace(source, features=source.features.pick(None, None))
         path = source.path
         name = path.stem if path.stem not in controls else f"{path.parent.name}/{path.stem}"
         if name in controls:
             raise ConfigError(f"--control-features: two are called {name}; rename one")
-        controls[name], checksums[name] = _same_clips(task, features, source), source.sha256
+        controls[name] = _same_clips(task, features, source.features.pick(None, None), path)
+        checksums[name] = source.sha256
     return controls, checksums
 
 
-def _same_clips(task: Task, features: FeatureSet, other: FeatureSource) -> FeatureSet:
+def _same_clips(task: Task, features: FeatureSet, other: FeatureSet, path: Path) -> FeatureSet:
     """Other features of the same clips, in the same order and with the same division."""
-    refuse_other_data(task, other.features, other.path, features.meta.get("dataset", task.name), if_unknown=task.name)
-    place = {clip_id: row for row, clip_id in enumerate(other.features.clip_ids)}
+    refuse_other_data(task, other, path, features.meta.get("dataset", task.name), if_unknown=task.name)
+    place = {clip_id: row for row, clip_id in enumerate(other.clip_ids)}
     missing = [clip_id for clip_id in features.clip_ids if clip_id not in place]
     if missing:
         raise ConfigError(
-            f"--control-features {other.path} lacks {len(missing)} of the clips (first: {missing[0]}); extract it from "
+            f"--control-features {path} lacks {len(missing)} of the clips (first: {missing[0]}); extract it from "
             "the same data"
         )
     rows = [place[clip_id] for clip_id in features.clip_ids]
-    control = replace(features, features=other.features.features[rows], meta=other.features.meta)
-    check_fittable(control, str(other.path))
+    control = replace(features, features=other.features[rows], meta=other.meta)
+    check_fittable(control, str(path))
     return control

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,41 +27,6 @@ PROBES: dict[str, Callable[[int], Any]] = {
 
 
 @dataclass(frozen=True)
-class FitFacts:
-    """What is recorded about a fit beside its scores.
-
-    Attributes:
-        epoch: the epoch that is kept, from 1.
-        shrinkage: of whitening; None for other scalers, or if the recipe sets it by the number of rows.
-        best_test_accuracy_over_epochs, best_test_epoch: what the original project reported: the epoch chosen by the
-            test clips. It is not a score.
-        train_loss, valid_accuracy, test_accuracy_over_epochs: after every epoch.
-    """
-
-    epoch: int
-    shrinkage: float | None
-    best_test_accuracy_over_epochs: float
-    best_test_epoch: int | None
-    train_loss: list[float]
-    valid_accuracy: list[float]
-    test_accuracy_over_epochs: list[float]
-
-    @classmethod
-    def of(cls, head: ChosenHead) -> FitFacts:
-        test_accuracy = head.final.curves.test_accuracy
-        best = max(test_accuracy, default=float("nan"))
-        return cls(
-            head.final.epoch,
-            head.final.job.shrinkage,
-            best,
-            1 + test_accuracy.index(best) if test_accuracy else None,
-            head.choosing.curves.train_loss,
-            head.choosing.curves.valid_accuracy,
-            test_accuracy,
-        )
-
-
-@dataclass(frozen=True)
 class Outcome:
     """The predictions of one fitted head, or another classifier, for its split's test clips.
 
@@ -71,8 +36,7 @@ class Outcome:
         rows: (M,) int64, the test rows.
         predictions: (M,) int64, classes.
         logits: (M, C) float32; None if there are none.
-        facts: of the fit; None if there was none, or if they do not apply.
-        converged: whether an iterative fit reached its end; None for a fit without iterations.
+        facts: of the fit, beside its scores; by the names of `FitRecord`.
     """
 
     seed: int
@@ -81,14 +45,25 @@ class Outcome:
     rows: Array
     predictions: Array
     logits: Array | None = None
-    facts: FitFacts | None = None
-    converged: bool | None = None
+    facts: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
     def of(cls, head: ChosenHead) -> Outcome:
         job, logits = head.final.job, head.final.test_logits.numpy()
+        test_accuracy = head.final.curves.test_accuracy
+        best = max(test_accuracy, default=float("nan"))
+        facts = {
+            "epoch": head.final.epoch,
+            "shrinkage": job.shrinkage,
+            # What the original project reported: the epoch chosen by the test clips. It is not a score.
+            "best_test_accuracy_over_epochs": best,
+            "best_test_epoch": 1 + test_accuracy.index(best) if test_accuracy else None,
+            "train_loss": head.choosing.curves.train_loss,
+            "valid_accuracy": head.choosing.curves.valid_accuracy,
+            "test_accuracy_over_epochs": test_accuracy,
+        }
         predictions, n_train = logits.argmax(axis=1), len(job.split.train)
-        return cls(job.seed, job.split.name, n_train, job.split.test, predictions, logits, FitFacts.of(head))
+        return cls(job.seed, job.split.name, n_train, job.split.test, predictions, logits, facts)
 
 
 @dataclass(frozen=True)
@@ -120,7 +95,7 @@ def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Reci
         recipe: whose scaler is used.
     """
     raw, labels = features.features.numpy(), features.labels.numpy()
-    predicted: dict[tuple[bytes, bytes], tuple[Array, bool | None]] = {}
+    predicted: dict[tuple[bytes, bytes], tuple[Array, dict[str, object]]] = {}
     outcomes = []
     for job in progress_bar(iterable=jobs, desc=f"fitting {name}", unit="fit", leave=False):
         train = job.split.learnable
@@ -131,8 +106,10 @@ def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Reci
                 warnings.simplefilter("ignore", ConvergenceWarning)  # recorded instead
                 probe = PROBES[name](len(train)).fit(scaler(raw[train]), labels[train])
             iterations = getattr(probe, "n_iter_", None)
-            converged = None if iterations is None else bool(iterations.max() < probe.max_iter)
-            predicted[key] = probe.predict(scaler(raw[job.split.test])), converged
-        predictions, converged = predicted[key]
-        outcomes.append(Outcome(job.seed, job.split.name, len(train), job.split.test, predictions, converged=converged))
+            facts: dict[str, object] = (
+                {} if iterations is None else {"converged": bool(iterations.max() < probe.max_iter)}
+            )
+            predicted[key] = probe.predict(scaler(raw[job.split.test])), facts
+        predictions, facts = predicted[key]
+        outcomes.append(Outcome(job.seed, job.split.name, len(train), job.split.test, predictions, facts=facts))
     return outcomes

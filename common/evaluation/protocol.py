@@ -18,16 +18,25 @@ from common.datasets import DivisionKind, Prepared
 from common.evaluation.calibration import calibrate, held_out_distances, measure_none_of_these, unseen_by
 from common.evaluation.intervals import holm
 from common.evaluation.outcomes import PROBES, HeadFitter, Outcome, fit_probe
-from common.evaluation.record import ComparisonRecord, EfficiencyRecord, HeadRecord, ProtocolIdentity, ProtocolRecord
+from common.evaluation.record import (
+    ComparisonRecord,
+    EfficiencyRecord,
+    HeadRecord,
+    ProtocolIdentity,
+    ProtocolRecord,
+    Record,
+)
 from common.evaluation.scores import MoreScores, compare_heads, majority_predictions, score_head
 from common.evaluation.splits import make_splits, random_split, with_validation
 from common.features import FeatureSet
 from common.heads import (
     HEADS,
     ChosenHead,
+    FittedHead,
     HeadKind,
     Job,
     KnownSounds,
+    Recipe,
     Split,
     TrainedHead,
     fit_heads,
@@ -127,6 +136,32 @@ def identity_of(dataset: str, features: FeatureSet, jobs: Sequence[Job], config:
     )
 
 
+@dataclass(frozen=True)
+class _Fits:
+    """What every score of a protocol shares.
+
+    Attributes:
+        features, jobs: the rows, and the fits of a head.
+        fitter: fits them as configured.
+        more_scores: the task's additional scores.
+    """
+
+    features: FeatureSet
+    jobs: Sequence[Job]
+    fitter: HeadFitter
+    more_scores: MoreScores | None
+
+    def outcomes(self, features: FeatureSet) -> dict[HeadKind, list[Outcome]]:
+        """Both heads fitted on other features, or other labels, of the same rows."""
+        return {kind: self.fitter.outcomes(kind, features, self.jobs) for kind in HEADS}
+
+    def score(self, outcomes: Sequence[Outcome]) -> HeadRecord:
+        return score_head(outcomes, self.features, self.more_scores)
+
+    def score_both(self, outcomes: Mapping[HeadKind, Sequence[Outcome]]) -> dict[HeadKind, HeadRecord]:
+        return {kind: self.score(of_kind) for kind, of_kind in outcomes.items()}
+
+
 def run_protocol(
     name: ProtocolName,
     prepared: Prepared,
@@ -152,98 +187,86 @@ def run_protocol(
     """
     features, fitter = prepared.features, HeadFitter(config, device)
     plan = plan_fits(name, prepared, config.train_test_split, seeds_of(config))
-    jobs = plan.jobs
-    chosen = {kind: fitter.fit(kind, features, jobs) for kind in HEADS}
+    fits = _Fits(features, plan.jobs, fitter, more_scores)
+    chosen = {kind: fitter.fit(kind, features, plan.jobs) for kind in HEADS}
     outcomes = {kind: [Outcome.of(head) for head in heads] for kind, heads in chosen.items()}
-    control_outcomes = {
-        control: {kind: fitter.outcomes(kind, other, jobs) for kind in HEADS}
-        for control, other in (controls or {}).items()
-    }
-    shuffled = _on_shuffled_labels(features, fitter, jobs) if config.controls else {}
-    is_own = plan.kind is not DivisionKind.RANDOM
+    control_outcomes = {control: fits.outcomes(other) for control, other in (controls or {}).items()}
+    heads, measured = _heads_to_keep(features, plan.jobs, chosen, fitter)
+    scored = fits.score_both(outcomes)
+    is_drawn = plan.kind is DivisionKind.RANDOM
     record = ProtocolRecord(
         kind=plan.kind,
-        division=(prepared.description if is_own else "") or plan.division,
-        identity=identity_of(dataset, features, jobs, config),
+        division=plan.division if is_drawn else prepared.description or plan.division,
+        identity=identity_of(dataset, features, plan.jobs, config),
         validation=plan.validation,
         chooses_epoch=plan.has_validation and not all(recipe_for(kind, config).is_cosine for kind in HEADS),
         refit=config.refit and plan.has_validation,
         seeds=seeds_of(config),
-        related_test_clips=_related_share(features, jobs),
-        heads={kind: score_head(fitted, features, more_scores) for kind, fitted in outcomes.items()},
-        majority_class=score_head([_majority(features, job) for job in jobs], features, more_scores),
+        related_test_clips=_related_share(features, plan.jobs),
+        heads={kind: head.model_copy(update=measured[kind]) for kind, head in scored.items()},
+        majority_class=fits.score([_majority(features, job) for job in plan.jobs]),
         comparison=compare_heads(outcomes["linear"], outcomes["three_layer"], features),
-        probes=_probes(features, jobs, config, more_scores) if config.probes else {},
-        controls={
-            control: {kind: score_head(fitted, features, more_scores) for kind, fitted in by_head.items()}
-            for control, by_head in control_outcomes.items()
-        },
-        shuffled_labels={kind: score_head(fitted, features, more_scores) for kind, fitted in shuffled.items()},
+        probes=_score_probes(fits) if config.probes else {},
+        controls={control: fits.score_both(of_control) for control, of_control in control_outcomes.items()},
+        shuffled_labels=_score_shuffled(fits) if config.controls else {},
         control_comparisons=_compare_controls(control_outcomes, outcomes, features),
-        label_efficiency=_label_efficiency(features, fitter, jobs, more_scores),
+        label_efficiency=_label_efficiency(fits),
     )
-    return _with_kept_heads(record, features, fitter, jobs, chosen, outcomes)
+    return ProtocolRun(record, outcomes, heads)
 
 
-def _with_kept_heads(
-    record: ProtocolRecord,
-    features: FeatureSet,
-    fitter: HeadFitter,
-    jobs: Sequence[Job],
-    chosen: Mapping[HeadKind, Sequence[ChosenHead]],
-    outcomes: dict[HeadKind, list[Outcome]],
-) -> ProtocolRun:
-    """The run with the heads to keep, and with what is measured of their probabilities and of unknown sounds."""
-    first = {kind: _of_first_seed(jobs, heads) for kind, heads in chosen.items()}
+def _heads_to_keep(
+    features: FeatureSet, jobs: Sequence[Job], chosen: Mapping[HeadKind, Sequence[ChosenHead]], fitter: HeadFitter
+) -> tuple[dict[HeadKind, TrainedHead], dict[HeadKind, dict[str, Record | None]]]:
+    """The first seed's heads, with what is measured of their probabilities and of unknown sounds, by the names of
+    `HeadRecord`."""
+    n_splits = sum(job.seed == jobs[0].seed for job in jobs)  # the jobs of the first seed come first
     # Distances depend on the split alone: either kind of head has the same.
-    distances = held_out_distances(features, jobs[0], [head.final.job.split for head in first["linear"]])
-    none_of_these, known = measure_none_of_these(distances), None
-    if distances.held_out is not None:
-        splits = [head.final.job.split for head in first["linear"]]
-        train = features.features.numpy()
-        known = KnownSounds.of(train if len(splits) > 1 else train[splits[0].train], distances.held_out, jobs[0].seed)
-    scored, heads = {}, {}
-    for kind, fitted in first.items():
-        recipe = recipe_for(kind, fitter.config)
+    splits = [head.final.job.split for head in chosen["linear"][:n_splits]]
+    tested, validated = held_out_distances(features, jobs[0], splits)
+    held_out = np.concatenate(tested) if n_splits > 1 else validated
+    none_of_these, known = measure_none_of_these(tested, validated), None
+    if held_out is not None:
+        values = features.features.numpy()
+        known = KnownSounds.of(values if n_splits > 1 else values[splits[0].train], held_out, jobs[0].seed)
+    heads: dict[HeadKind, TrainedHead] = {}
+    measured: dict[HeadKind, dict[str, Record | None]] = {}
+    for kind, of_kind in chosen.items():
+        fitted, recipe = of_kind[:n_splits], recipe_for(kind, fitter.config)
         calibration = calibrate(*unseen_by(kind, fitted, features, jobs[0], recipe, fitter.device))
-        scored[kind] = record.heads[kind].model_copy(
-            update={"calibration": calibration, "none_of_these": none_of_these}
-        )
-        kept = _head_to_keep(kind, features, jobs[0].seed, fitted, fitter)
+        measured[kind] = {"calibration": calibration, "none_of_these": none_of_these}
+        final = _final_head(kind, features, fitted, recipe, fitter.device)
         temperature = 1.0 if calibration is None else calibration.temperature
-        heads[kind] = replace(kept, temperature=temperature, known=known)
-    return ProtocolRun(record.model_copy(update={"heads": scored}), outcomes, heads)
+        heads[kind] = TrainedHead(
+            kind, final.module, final.scaler, features.class_names, features.provenance, temperature, known
+        )
+    return heads, measured
 
 
-def _of_first_seed(jobs: Sequence[Job], chosen: Sequence[ChosenHead]) -> list[ChosenHead]:
-    return [head for job, head in zip(jobs, chosen, strict=True) if job.seed == jobs[0].seed]
+def _final_head(
+    kind: HeadKind, features: FeatureSet, fitted: Sequence[ChosenHead], recipe: Recipe, device: torch.device
+) -> FittedHead:
+    """One seed's only head. With folds, each of which leaves clips out: one fitted on all clips for as many epochs."""
+    final = fitted[0].final
+    if len(fitted) == 1:
+        return final
+    everything = Split("all clips", np.arange(len(features)), np.arange(0))
+    epoch = int(np.median([head.final.epoch for head in fitted]))
+    job = Job(everything, final.job.seed, epoch, final.job.shrinkage)
+    return fit_heads(kind, features, [job], recipe, device)[0]
 
 
-def _head_to_keep(
-    kind: HeadKind, features: FeatureSet, seed: int, chosen: Sequence[ChosenHead], fitter: HeadFitter
-) -> TrainedHead:
-    """The first seed's head. With folds, each of which leaves clips out: one fitted on all clips for as many epochs."""
-    final = chosen[0].final
-    if len(chosen) > 1:
-        everything = Split("all clips", np.arange(len(features)), np.arange(0))
-        epoch = int(np.median([head.final.epoch for head in chosen]))
-        job = Job(everything, seed, epoch, final.job.shrinkage)
-        (final,) = fit_heads(kind, features, [job], recipe_for(kind, fitter.config), fitter.device)
-    return TrainedHead(kind, final.module, final.scaler, features.class_names, features.provenance)
-
-
-def _on_shuffled_labels(features: FeatureSet, fitter: HeadFitter, jobs: Sequence[Job]) -> dict[HeadKind, list[Outcome]]:
+def _score_shuffled(fits: _Fits) -> dict[HeadKind, HeadRecord]:
     """Both heads on labels of other clips; what was recorded while fitting refers to these, and is left out."""
-    order = np.random.default_rng(fitter.config.random_seed).permutation(len(features))
-    shuffled = replace(features, labels=features.labels[torch.from_numpy(order)])
-    return {kind: [replace(outcome, facts=None) for outcome in fitter.outcomes(kind, shuffled, jobs)] for kind in HEADS}
+    features = fits.features
+    order = np.random.default_rng(fits.fitter.config.random_seed).permutation(len(features))
+    outcomes = fits.outcomes(replace(features, labels=features.labels[torch.from_numpy(order)]))
+    return {kind: fits.score([replace(outcome, facts={}) for outcome in fitted]) for kind, fitted in outcomes.items()}
 
 
-def _probes(
-    features: FeatureSet, jobs: Sequence[Job], config: FitConfig, more_scores: MoreScores | None
-) -> dict[str, HeadRecord]:
-    recipe = recipe_for("linear", config)
-    return {name: score_head(fit_probe(name, features, jobs, recipe), features, more_scores) for name in PROBES}
+def _score_probes(fits: _Fits) -> dict[str, HeadRecord]:
+    recipe = recipe_for("linear", fits.fitter.config)
+    return {name: fits.score(fit_probe(name, fits.features, fits.jobs, recipe)) for name in PROBES}
 
 
 def _compare_controls(
@@ -264,16 +287,13 @@ def _compare_controls(
     return records
 
 
-def _label_efficiency(
-    features: FeatureSet, fitter: HeadFitter, jobs: Sequence[Job], more_scores: MoreScores | None
-) -> list[EfficiencyRecord]:
+def _label_efficiency(fits: _Fits) -> list[EfficiencyRecord]:
     """Both heads after learning from each share of the labels that the configuration asks for."""
     records = []
-    for fraction in fitter.config.label_fractions or ():
-        fewer = [_with_fewer_labels(features, job, fraction) for job in jobs]
-        n_train = int(np.mean([len(job.split.learnable) for job in fewer]))
-        for kind in HEADS:
-            scored = score_head(fitter.outcomes(kind, features, fewer), features, more_scores)
+    for fraction in fits.fitter.config.label_fractions or ():
+        fewer = replace(fits, jobs=[_with_fewer_labels(fits.features, job, fraction) for job in fits.jobs])
+        n_train = int(np.mean([len(job.split.learnable) for job in fewer.jobs]))
+        for kind, scored in fewer.score_both(fewer.outcomes(fits.features)).items():
             shared = {name: getattr(scored, name) for name in ("mean", "std_over_folds", "std_over_seeds", "interval")}
             records.append(EfficiencyRecord(head=kind, fraction=fraction, n_train=n_train, **shared))
     return records

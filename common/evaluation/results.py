@@ -56,7 +56,7 @@ def classify(
     _refuse_contradictions(config)
     prepared = load_features(task, config, options)
     features = prepared.features
-    folder = config.output_dir or task.output_dir_of(prepared.encoder)
+    folder = config.output_dir or task.output_dir_of(features.encoder_slug)
     for name in _protocols(config):  # fails before anything is written
         plan_fits(name, prepared.prepared, config.train_test_split, [config.random_seed])
     refuse_unwritable(folder / "result.json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -159,10 +158,8 @@ def _score_fit(
     scored = scores(truth, outcome.predictions, len(class_names), outcome.logits)
     if more_scores is not None:
         scored |= more_scores(truth, outcome.predictions, class_names)
-    facts = asdict(outcome.facts) if outcome.facts is not None else {}
     identity = {"split": outcome.split, "seed": outcome.seed, "n_train": outcome.n_train, "n_test": len(truth)}
-    converged = {} if outcome.converged is None else {"converged": outcome.converged}
-    return FitRecord.model_validate({**identity, **facts, **converged, **scored})
+    return FitRecord.model_validate({**identity, **outcome.facts, **scored})
 
 
 def _std_between(fits: Sequence[FitRecord], keys: Sequence[Key], names: Sequence[str]) -> dict[str, float] | None:

@@ -18,7 +18,7 @@ from matplotlib.image import imread
 from common.arrays import Array
 from common.datasets import DivisionKind
 from common.evaluation import plots
-from common.evaluation.outcomes import FitFacts, Outcome
+from common.evaluation.outcomes import Outcome
 from common.evaluation.plots import FEW, MANY, plot_confusion, plot_curves, plot_label_efficiency, plot_per_class
 from common.evaluation.predictions import read_predictions, save_predictions
 from common.evaluation.record import (
@@ -72,7 +72,8 @@ def outcomes_of(features: FeatureSet, n_seeds: int, error: float, seed: int = 0)
     """Predictions of every fold by every seed, wrong for a share of the clips."""
     assert features.folds is not None
     rng, folds, labels = np.random.default_rng(seed), features.folds.numpy(), features.labels.numpy()
-    facts = FitFacts(2, None, 0.4, 1, [1.0, 0.5], [0.2, 0.3], [0.4, 0.3])
+    names = ("best_test_accuracy_over_epochs", "train_loss", "valid_accuracy", "test_accuracy_over_epochs")
+    facts = {"epoch": 2, **dict(zip(names, (0.4, [1.0, 0.5], [0.2, 0.3], [0.4, 0.3]), strict=True))}
     outcomes = []
     for number in range(n_seeds):
         for fold in np.unique(folds):
