@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -107,12 +106,13 @@ def load_encoder(
 
             accelerate(encoder.network)
     encoder.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if resolved.type != "mps":
-        return encoder.to(resolved)
-    generator = torch.Generator().manual_seed(0)
-    noise = 0.1 * torch.randn(SAMPLE_RATE, generator=generator)
+    return _on_mps(encoder, resolved) if resolved.type == "mps" else encoder.to(resolved)
+
+
+def _on_mps(encoder: AudioSepEncoder, device: torch.device) -> AudioSepEncoder:
+    noise = 0.1 * torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
     expected = encoder.embed([noise])
-    encoder = encoder.to(resolved)
+    encoder = encoder.to(device)
     error = float(torch.linalg.vector_norm(encoder.embed([noise]) - expected) / torch.linalg.vector_norm(expected))
     if not error < MPS_TOLERANCE:
         raise DeviceError(f"on mps, embeddings differ by {error:.0e} from those of the CPU; use --device cpu")
@@ -194,23 +194,17 @@ class AudioSepEncoder(Embeds, nn.Module):
         """
         checked = check_waveforms(waveforms, self.info.min_samples)
         pools = {wanted.layer: {other.pool for other in outputs if other.layer == wanted.layer} for wanted in outputs}
-        tiles = self._tiles(checked, list(pools))
-        with self._arithmetic():
-            # Nothing here waits for a GPU: it computes one batch while the samples of the next one are laid out.
-            computed = [
-                part
-                for batch in self._batches(tiles)
-                for part in self._compute(batch, lambda batch: list(self._pool(batch, checked, pools)))
-            ]
-        batches = [wanted for part in computed for wanted in part]
-        parts: dict[tuple[int, str], list[Moments]] = {
-            (clip, layer): [] for clip in range(len(checked)) for layer in pools
-        }
-        for batch, layer, moments in batches:
+
+        def pool(output: LayerOutput, columns: list[slice]) -> BatchMoments:
+            return batch_moments(output.activations, columns, pools[output.layer])
+
+        parts: dict[tuple[int, str], list[Moments]] = {}
+        # Nothing before `split` waits for a GPU: it computes one batch while the samples of the next one are laid out.
+        for batch, layer, moments in self._reduce(checked, list(pools), pool):
             for tile, moment in zip(batch, Moments.split(moments), strict=True):
-                parts[tile.clip, layer].append(moment)
+                parts.setdefault((tile.clip, layer), []).append(moment)
         # Tiles of one width share a batch, so a clip's parts may come in any order; their sums are in float64.
-        merged = {key: Moments.merge(wanted) for key, wanted in parts.items()}
+        merged = {key: Moments.merge(of_clip) for key, of_clip in parts.items()}
         return {
             output: torch.stack([merged[clip, output.layer].pooled(output.pool) for clip in range(len(checked))])
             if checked
@@ -232,18 +226,16 @@ class AudioSepEncoder(Embeds, nn.Module):
         """
         checked = check_waveforms(waveforms, self.info.min_samples)
         find_output(OUTPUTS, layer, DEFAULT_POOL)
-        columns: list[list[tuple[int, torch.Tensor]]] = [[] for _ in checked]
-        with self._arithmetic():
-            for batch in self._batches(self._tiles(checked, [layer])):
-                for part in self._compute(batch, lambda batch: list(self._columns(batch, checked, layer))):
-                    for tile, values in part:
-                        columns[tile.clip].append((tile.core_start, values))
-        return [
-            torch.cat([values for _, values in sorted(of_clip, key=lambda column: column[0])])
-            if of_clip
-            else torch.empty(0)
-            for of_clip in columns
-        ]
+
+        def over_frequency(output: LayerOutput, columns: list[slice]) -> list[torch.Tensor]:
+            means = output.activations.float().mean(dim=3).transpose(1, 2).cpu()
+            return [values[core] for values, core in zip(means, columns, strict=True)]
+
+        parts: list[list[tuple[int, torch.Tensor]]] = [[] for _ in checked]
+        for batch, _, frames in self._reduce(checked, [layer], over_frequency):
+            for tile, values in zip(batch, frames, strict=True):
+                parts[tile.clip].append((tile.core_start, values))
+        return [torch.cat([values for _, values in sorted(of_clip, key=lambda part: part[0])]) for of_clip in parts]
 
     @staticmethod
     def frame_times(count: int, layer: str = DEFAULT_LAYER) -> torch.Tensor:
@@ -257,16 +249,26 @@ class AudioSepEncoder(Embeds, nn.Module):
         """Whether time is padded as AudioSep's own forward does."""
         return self.info.padding == "official"
 
-    def _frames(self, waveform: Array) -> int:
-        """The frames that are computed of a waveform."""
-        frames = _sounding_frames(waveform)
-        return -(-frames // FRAMES_PER_COLUMN) * FRAMES_PER_COLUMN if self.pads_time else frames
-
-    def _tiles(self, waveforms: Sequence[Array], layers: Sequence[str]) -> list[Tile]:
+    def _reduce(
+        self, waveforms: list[Array], layers: Sequence[str], reduce: Callable[[LayerOutput, list[slice]], T]
+    ) -> list[tuple[list[Tile], str, T]]:
+        """(tiles, layer, what `reduce` makes of the layer's output and the tiles' cores), for every batch of tiles."""
         halo = max((HALO_FRAMES[layer] for layer in layers), default=0)
-        return [
-            tile for clip, waveform in enumerate(waveforms) for tile in plan_tiles(clip, self._frames(waveform), halo)
-        ]
+        tiles: list[Tile] = []
+        for clip, waveform in enumerate(waveforms):
+            frames = _sounding_frames(waveform)
+            if self.pads_time:
+                frames = -(-frames // FRAMES_PER_COLUMN) * FRAMES_PER_COLUMN
+            tiles += plan_tiles(clip, frames, halo)
+
+        def work(batch: list[Tile]) -> list[tuple[list[Tile], str, T]]:
+            return [
+                (batch, output.layer, reduce(output, [tile.columns(output.time_poolings) for tile in batch]))
+                for output in self._forward(batch, waveforms, layers)
+            ]
+
+        with self._arithmetic():
+            return [reduced for batch in self._batches(tiles) for reduced in self._compute(batch, work)]
 
     def _batches(self, tiles: list[Tile]) -> Iterator[list[Tile]]:
         """Tiles to compute together: tiles of the same padded width on a CUDA GPU, else one at a time."""
@@ -283,11 +285,11 @@ class AudioSepEncoder(Embeds, nn.Module):
                 yield same_width[start : start + size]
                 start += size
 
-    def _compute(self, batch: list[Tile], work: Callable[[list[Tile]], T]) -> list[T]:
+    def _compute(self, batch: list[Tile], work: Callable[[list[Tile]], list[T]]) -> list[T]:
         """What `work` makes of a batch of tiles; of its halves if the device is short of memory. `work` is a function of its
         own, so that nothing of a batch that was too large is kept alive."""
         try:
-            return [work(batch)]
+            return work(batch)
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise
@@ -296,29 +298,10 @@ class AudioSepEncoder(Embeds, nn.Module):
             warnings.warn(f"the GPU is out of memory: continuing with {half} tiles at a time", stacklevel=4)
         self.batch_frames = min(self.batch_frames, half * self._width(batch))
         torch.cuda.empty_cache()
-        return [part for smaller in (batch[:half], batch[half:]) for part in self._compute(smaller, work)]
+        return self._compute(batch[:half], work) + self._compute(batch[half:], work)
 
     def _width(self, batch: list[Tile]) -> int:
         return max(tile.padded_frames(WIDTHS[self.device.type]) for tile in batch)
-
-    def _pool(
-        self, batch: list[Tile], waveforms: list[Array], pools: Mapping[str, AbstractSet[str]]
-    ) -> Iterator[tuple[list[Tile], str, BatchMoments]]:
-        """The moments of a batch of tiles, still on the device: (tiles, layer, their moments) per layer.
-
-        Args:
-            pools: layer -> its poolings.
-        """
-        for output in self._forward(batch, waveforms, list(pools)):
-            columns = [tile.columns(output.time_poolings) for tile in batch]
-            yield batch, output.layer, batch_moments(output.activations, columns, pools[output.layer])
-
-    def _columns(self, batch: list[Tile], waveforms: list[Array], layer: str) -> Iterator[tuple[Tile, torch.Tensor]]:
-        """Each tile's own columns of a layer, (T, channels) float32 on the CPU."""
-        for output in self._forward(batch, waveforms, [layer]):
-            means = output.activations.float().mean(dim=3).transpose(1, 2).cpu()
-            for tile, values in zip(batch, means, strict=True):
-                yield tile, values[tile.columns(output.time_poolings)]
 
     def _forward(self, batch: list[Tile], waveforms: list[Array], layers: Sequence[str]) -> Iterator[LayerOutput]:
         """The layers' outputs of a batch of tiles."""

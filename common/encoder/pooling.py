@@ -13,44 +13,31 @@ POOLS = ("mean", "std", "max", "mean_time")
 
 @dataclass(frozen=True)
 class BatchMoments:
-    """Moments of every item of a batch, float32 on the batch's device.
-
-    Attributes:
-        counts: number of values per channel, of each item.
-        mean: (B, channels).
-        squares: (B, channels) sums of squared deviations from the mean; None unless ``std`` is pooled.
-        maximum: (B, channels); None unless ``max`` is pooled.
-        mean_time: (B, channels, frequency) means over time; None unless ``mean_time`` is pooled.
-    """
+    """The moments of every item of a batch, as in `Moments` but with a first dimension B: float32 on the batch's device."""
 
     counts: Sequence[int]
-    mean: torch.Tensor
-    squares: torch.Tensor | None
-    maximum: torch.Tensor | None
-    mean_time: torch.Tensor | None
+    by_pool: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of one item: count, mean, sum of squared deviations and maximum per channel, and the mean per channel and
-    frequency; float64 on the CPU."""
+    """What the poolings of one item need.
+
+    Attributes:
+        count: number of values per channel.
+        by_pool: float64 on the CPU. ``mean`` (always) and ``max``: (channels,); ``std``: (channels,) sums of squared
+            deviations from the mean; ``mean_time``: (channels, frequency) means over time.
+    """
 
     count: int
-    mean: torch.Tensor
-    squares: torch.Tensor | None
-    maximum: torch.Tensor | None
-    mean_time: torch.Tensor | None
+    by_pool: dict[str, torch.Tensor]
 
     @staticmethod
     def split(batch: BatchMoments) -> list[Moments]:
         """The batch's items, copied from the device."""
-        mean, *others = (
-            None if values is None else values.cpu().double()
-            for values in (batch.mean, batch.squares, batch.maximum, batch.mean_time)
-        )
-        assert mean is not None
+        by_pool = {pool: values.cpu().double() for pool, values in batch.by_pool.items()}
         return [
-            Moments(count, mean[item], *(None if values is None else values[item] for values in others))
+            Moments(count, {pool: values[item] for pool, values in by_pool.items()})
             for item, count in enumerate(batch.counts)
         ]
 
@@ -58,34 +45,26 @@ class Moments:
     def merge(parts: Sequence[Moments]) -> Moments:
         """The moments of disjoint parts together (Chan et al. 1979, the parallel form of the variance)."""
         count = sum(part.count for part in parts)
-        mean = torch.stack([part.mean * (part.count / count) for part in parts]).sum(dim=0)
-        squares = [
-            part.squares + part.count * (part.mean - mean).square() for part in parts if part.squares is not None
-        ]
-        maxima = [part.maximum for part in parts if part.maximum is not None]
-        by_frequency = [part.mean_time * (part.count / count) for part in parts if part.mean_time is not None]
-        return Moments(
-            count,
-            mean,
-            torch.stack(squares).sum(dim=0) if squares else None,
-            torch.stack(maxima).amax(dim=0) if maxima else None,
-            torch.stack(by_frequency).sum(dim=0) if by_frequency else None,
-        )
+
+        def weighted(pool: str) -> torch.Tensor:
+            return torch.stack([part.by_pool[pool] * (part.count / count) for part in parts]).sum(dim=0)
+
+        merged = {"mean": weighted("mean")}
+        for pool in parts[0].by_pool.keys() - merged.keys():
+            values = [part.by_pool[pool] for part in parts]
+            if pool == "std":
+                shifts = [part.count * (part.by_pool["mean"] - merged["mean"]).square() for part in parts]
+                merged[pool] = torch.stack([square + shift for square, shift in zip(values, shifts, strict=True)]).sum(
+                    dim=0
+                )
+            else:
+                merged[pool] = torch.stack(values).amax(dim=0) if pool == "max" else weighted(pool)
+        return Moments(count, merged)
 
     def pooled(self, pool: str) -> torch.Tensor:
         """(channels,) float32; for ``mean_time`` (channels * frequency,), all frequencies of a channel together."""
-        if pool == "mean":
-            values = self.mean
-        elif pool == "max":
-            assert self.maximum is not None
-            values = self.maximum
-        elif pool == "mean_time":
-            assert self.mean_time is not None
-            values = self.mean_time.flatten()
-        else:
-            assert self.squares is not None
-            values = (self.squares / self.count).sqrt()
-        return values.to(torch.float32)
+        values = self.by_pool[pool]
+        return ((values / self.count).sqrt() if pool == "std" else values.flatten()).to(torch.float32)
 
 
 def to_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -120,12 +99,12 @@ def batch_moments(values: torch.Tensor, columns: Sequence[slice], pools: Collect
         return values if mask is None else values.where(mask, otherwise)
 
     mean = of_core(values, 0).sum(dim=(2, 3)) / (counts * n_frequencies)
-    squares = of_core(values - mean[:, :, None, None], 0).square().sum(dim=(2, 3)) if "std" in pools else None
-    maximum = of_core(values, -torch.inf).amax(dim=(2, 3)) if "max" in pools else None
-    mean_time = None
+    moments = {"mean": mean}
+    if "std" in pools:
+        moments["std"] = of_core(values - mean[:, :, None, None], 0).square().sum(dim=(2, 3))
+    if "max" in pools:
+        moments["max"] = of_core(values, -torch.inf).amax(dim=(2, 3))
     if "mean_time" in pools:
         n_times = counts[:, :, None] if isinstance(counts, torch.Tensor) else counts
-        mean_time = of_core(values, 0).sum(dim=2) / n_times
-    return BatchMoments(
-        [n_frequencies * (part.stop - part.start) for part in columns], mean, squares, maximum, mean_time
-    )
+        moments["mean_time"] = of_core(values, 0).sum(dim=2) / n_times
+    return BatchMoments([n_frequencies * (part.stop - part.start) for part in columns], moments)
