@@ -14,7 +14,7 @@ import importlib.util
 import operator
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,18 +23,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.encoder.embedding import Embeds
-from common.encoder.plug_in import (
-    POOLS,
-    PluginError,
-    by_length,
-    find_min_samples,
-    n_parameters,
-    pool_over_time,
-    tensors_sha256,
-)
-from common.encoder.protocol import EncoderInfo, Output, Waveform
-from common.encoder.waveforms import check_waveforms
+from common.arrays import Array
+from common.encoder.plug_in import POOLS, PlugIn, PluginError, tensors_sha256
+from common.encoder.protocol import Output
 from common.encoder_name import EncoderName
 from common.files import sha256_of
 
@@ -42,12 +33,10 @@ SCENE, TIMESTAMPS = "scene", "timestamps"
 NEEDED = ("load_model", "get_scene_embeddings")
 
 
-class HearEncoder(Embeds):
+class HearEncoder(PlugIn):
     """An `Encoder` from a HEAR module.
 
-    Its outputs: ``scene``, and the timestamp embeddings pooled over time. The clips of a call share a batch only if they
-    have the same length, and nothing is padded but clips shorter than `min_samples`: by the module if it says how long that
-    is, else by zeros at the end.
+    Its outputs: ``scene``, and the timestamp embeddings pooled over time.
     """
 
     def __init__(self, name: EncoderName, device: torch.device) -> None:
@@ -72,29 +61,20 @@ class HearEncoder(Embeds):
             width = self._attribute("timestamp_embedding_size")
             outputs += [Output(TIMESTAMPS, pool, width) for pool in POOLS]
         self.outputs, self.default_output = tuple(outputs), outputs[0]
-        self._pad_to = 1
-        declared = getattr(self._model, "min_samples", None)
-        self.min_samples = declared or find_min_samples(self, str(name))
-        if not declared:
-            self._pad_to = self.min_samples
-        self.info = self._describe()
+        declared = getattr(self._model, "min_samples", None)  # the module pads by itself
+        min_samples = declared or self.find_min_samples()
+        self.pad_to = 1 if declared else min_samples
+        self.info = self.describe(self._model, self._checkpoint(), self._code(), min_samples)
 
-    def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
-        """As `Encoder.embed_outputs`; PluginError if the module fails, or returns something else than it should."""
-        checked = check_waveforms(waveforms, self._pad_to)
-        embeddings = {output: torch.empty(len(checked), output.width) for output in outputs}
-        for rows in by_length(checked, self.sample_rate):
-            audio = torch.from_numpy(np.stack([checked[row] for row in rows])).to(self.device)
-            if any(output.layer == SCENE for output in outputs):
-                scene = self._embed("get_scene_embeddings", audio, 2)
-            if any(output.layer == TIMESTAMPS for output in outputs):
-                frames = self._embed("get_timestamp_embeddings", audio, 3)
-            for output in outputs:
-                values = scene if output.layer == SCENE else pool_over_time(frames, output.pool)
-                if values.shape[1] != output.width:
-                    raise PluginError(f"{self.name}: {output.name} has {values.shape[1]} numbers, not {output.width}")
-                embeddings[output][rows] = values
-        return embeddings
+    def states(self, audio: Array, layers: Collection[str]) -> dict[str, torch.Tensor]:
+        """As `PlugIn.states`."""
+        on_device = torch.from_numpy(audio).to(self.device)
+        functions = {SCENE: ("get_scene_embeddings", 2), TIMESTAMPS: ("get_timestamp_embeddings", 3)}
+        return {
+            layer: self._embed(function, on_device, ndim)
+            for layer, (function, ndim) in functions.items()
+            if layer in layers
+        }
 
     @torch.no_grad()
     def _embed(self, function: str, audio: torch.Tensor, ndim: int) -> torch.Tensor:
@@ -135,34 +115,24 @@ class HearEncoder(Embeds):
             raise PluginError(f"{self.name}: the model's {attribute} is {value!r}; HEAR asks for a whole number")
         return number
 
-    def _describe(self) -> EncoderInfo:
+    def _checkpoint(self) -> str:
+        """``sha256:<hex>`` of the weights: a file, all files of a folder, or the model's tensors; ``none`` if it has none."""
         weights = getattr(self._model, "weights_file", None) or self.name.weights
-        checkpoint = _weights_sha256(self.name, Path(weights)) if weights else "none"
-        if not weights and isinstance(self._model, nn.Module) and self._model.state_dict():
-            checkpoint = tensors_sha256(self._model)
+        if not weights:
+            has_tensors = isinstance(self._model, nn.Module) and self._model.state_dict()
+            return tensors_sha256(self._model) if has_tensors else "none"
+        path = Path(weights)
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        if not files:
+            raise PluginError(f"{self.name}: weights {path} not found")
+        sums = [sha256_of(file) for file in files]
+        return f"sha256:{sums[0] if path.is_file() else hashlib.sha256(''.join(sums).encode()).hexdigest()}"
+
+    def _code(self) -> str:
         source = self._module.__file__
-        code = f"sha256:{hashlib.sha256(Path(source).read_bytes()).hexdigest()}" if source else "unknown"
+        code = f"sha256:{sha256_of(Path(source))}" if source else "unknown"
         version = getattr(self._model, "version", getattr(self._module, "__version__", ""))
-        return EncoderInfo(
-            kind=self.name.kind,
-            encoder=self.name.label,
-            checkpoint=checkpoint,
-            release="plug-in",
-            condition="none",
-            precision="fp32",
-            code=f"{code}, {version}" if version else code,
-            parameters=n_parameters(self._model),
-            min_samples=self.min_samples,
-        )
-
-
-def _weights_sha256(name: EncoderName, path: Path) -> str:
-    """``sha256:<hex>`` of a file, or of all files of a folder; PluginError if it is missing."""
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    if not files:
-        raise PluginError(f"{name}: weights {path} not found")
-    sums = [sha256_of(file) for file in files]
-    return f"sha256:{sums[0] if path.is_file() else hashlib.sha256(''.join(sums).encode()).hexdigest()}"
+        return f"{code}, {version}" if version else code
 
 
 def _import(name: EncoderName) -> ModuleType:

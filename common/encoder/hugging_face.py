@@ -9,25 +9,15 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import torch
 
 from common.arrays import Array
-from common.encoder.embedding import Embeds
-from common.encoder.plug_in import (
-    POOLS,
-    PluginError,
-    by_length,
-    find_min_samples,
-    n_parameters,
-    pool_over_time,
-    tensors_sha256,
-)
-from common.encoder.protocol import EncoderInfo, Output, Waveform
-from common.encoder.waveforms import check_waveforms
+from common.encoder.plug_in import POOLS, PlugIn, PluginError, tensors_sha256
+from common.encoder.protocol import Output
 from common.encoder_name import EncoderName
 
 LAST, POOLER = "last_hidden_state", "pooler_output"
@@ -35,7 +25,7 @@ UNUSED = ("masked_spec_embed", "mask_token")  # weights that only training uses
 INSTALL = "pip install -r requirements-encoders.txt"
 
 
-class TransformersEncoder(Embeds):
+class TransformersEncoder(PlugIn):
     """An `Encoder` from a model of transformers.
 
     Its outputs: ``last_hidden_state`` and every ``hidden_state_N`` (0: what enters the first block), pooled over time,
@@ -59,47 +49,25 @@ class TransformersEncoder(Embeds):
         if not isinstance(rate, int):
             raise PluginError(f"{name}: its feature extractor has no sampling_rate, so it is not an audio model")
         self.sample_rate = rate
-        self.min_samples = 1  # until it is known
         second = 0.1 * np.random.default_rng(0).standard_normal(rate).astype(np.float32)
         self.outputs = self._find_outputs(second)
         self.default_output = self.outputs[0]
-        self.min_samples = find_min_samples(self, str(name))
+        self.pad_to = self.find_min_samples()
         inputs = [self._inputs(np.tile(second, times)[None]) for times in (1, 2)]
         self.is_fixed_length = {key: value.shape for key, value in inputs[0].items()} == {
             key: value.shape for key, value in inputs[1].items()
         }
-        self.info = EncoderInfo(
-            kind=name.kind,
-            encoder=name.label,
-            checkpoint=tensors_sha256(self._model),
-            release="plug-in",
-            condition="none",
-            precision="fp32",
-            code=f"transformers {type(self._model).__name__}, settings {self._settings()}"
-            + ", clips of one length" * self.is_fixed_length,
-            parameters=n_parameters(self._model),
-            min_samples=self.min_samples,
-            packages=("transformers",),
-        )
-
-    def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
-        """As `Encoder.embed_outputs`; PluginError if the model fails."""
-        checked = check_waveforms(waveforms, self.min_samples)
-        embeddings = {output: torch.empty(len(checked), output.width) for output in outputs}
-        with_layers = any(output.layer not in (LAST, POOLER) for output in outputs)
-        for rows in by_length(checked, self.sample_rate):
-            states = self._states(np.stack([checked[row] for row in rows]), with_layers)
-            for output in outputs:
-                values = states[output.layer]
-                pooled = pool_over_time(values, output.pool) if output.pool else values
-                embeddings[output][rows] = pooled.cpu().float()
-        return embeddings
+        code = f"transformers {type(self._model).__name__}, settings {self._settings()}"
+        code += ", clips of one length" * self.is_fixed_length
+        checkpoint = tensors_sha256(self._model)
+        self.info = self.describe(self._model, checkpoint, code, self.pad_to, packages=("transformers",))
 
     @torch.no_grad()
-    def _states(self, audio: Array, with_layers: bool) -> dict[str, torch.Tensor]:
-        """(N, samples) -> layer -> (N, time, D), or (N, D) for the pooler's output."""
+    def states(self, audio: Array, layers: Collection[str]) -> dict[str, torch.Tensor]:
+        """As `PlugIn.states`."""
+        with_hidden = not set(layers) <= {LAST, POOLER}
         try:
-            result = self._model(**self._inputs(audio), output_hidden_states=with_layers, return_dict=True)
+            result = self._model(**self._inputs(audio), output_hidden_states=with_hidden, return_dict=True)
         except Exception as error:
             raise PluginError(f"{self.name}: {type(error).__name__}: {error}") from error
         states = {LAST: result.last_hidden_state}
@@ -125,7 +93,7 @@ class TransformersEncoder(Embeds):
     def _find_outputs(self, waveform: Array) -> tuple[Output, ...]:
         """Every output that the model has, found by embedding a second of noise."""
         outputs = []
-        for layer, values in self._states(waveform[None], with_layers=True).items():
+        for layer, values in self.states(waveform[None], ["hidden_state_0"]).items():
             if layer == POOLER and values.ndim == 2:
                 outputs.append(Output(layer, "", values.shape[1]))
             elif values.ndim == 3:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from common.arrays import Array
+from common.encoder.embedding import Embeds
+from common.encoder.protocol import EncoderInfo, Output, Waveform
+from common.encoder.waveforms import check_waveforms
+from common.encoder_name import EncoderName
 from common.errors import UserError
-
-if TYPE_CHECKING:
-    from common.encoder.protocol import Encoder
 
 POOLS = ("mean", "std", "max")  # over time
 BATCH_S = 64.0  # seconds of audio in one call of a plug-in, at most
@@ -44,45 +44,88 @@ def pool_over_time(frames: torch.Tensor, pool: str) -> torch.Tensor:
     return frames.amax(dim=1)
 
 
-def find_min_samples(encoder: Encoder, name: str) -> int:
-    """The fewest samples of noise of which the encoder gives finite numbers, by bisection.
+class PlugIn(Embeds):
+    """An `Encoder` from outside. The clips of a call share a batch only if they have the same length.
 
-    The encoder must not pad meanwhile.
-
-    Raises:
-        PluginError: it fails even for 10 s; the cause is that failure.
+    Attributes:
+        pad_to: shorter clips are zero-padded to so many samples; 1 until `find_min_samples` is asked, and where the
+            plug-in pads by itself.
     """
-    noise = 0.1 * np.random.default_rng(0).standard_normal(int(LONGEST_MINIMUM_S * encoder.sample_rate))
-    waveform = noise.astype(np.float32)
 
-    def works(samples: int) -> bool:
-        embedded = encoder.embed_outputs([waveform[:samples]], encoder.outputs)
-        return all(bool(values.isfinite().all()) for values in embedded.values())
+    name: EncoderName
+    device: torch.device
+    pad_to = 1
 
-    def quietly(samples: int) -> bool:
-        try:
-            return works(samples)
-        except PluginError:
-            return False
+    def states(self, audio: Array, layers: Collection[str]) -> dict[str, torch.Tensor]:
+        """(N, samples) -> at least these layers: (N, time, D), or (N, D) of outputs without a pooling.
 
-    low, high = 0, 1  # fails (nothing to embed), perhaps works
-    while not quietly(high):
-        if high == len(waveform):
-            if not works(high):  # raises the plug-in's own error, if it has one
-                raise PluginError(f"{name} gives NaN or infinity for {LONGEST_MINIMUM_S:.0f} s of noise")
-            break
-        low, high = high, min(2 * high, len(waveform))
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if quietly(middle) else (middle, high)
-    return high
+        Raises:
+            PluginError: the plug-in fails, or returns something else than it should.
+        """
+        raise NotImplementedError
 
+    def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
+        """As `Encoder.embed_outputs`; errors as for `states`."""
+        checked = check_waveforms(waveforms, self.pad_to)
+        embeddings = {output: torch.empty(len(checked), output.width) for output in outputs}
+        for rows in by_length(checked, self.sample_rate):
+            states = self.states(np.stack([checked[row] for row in rows]), {output.layer for output in outputs})
+            for output in outputs:
+                values = states[output.layer]
+                pooled = pool_over_time(values, output.pool) if output.pool else values
+                if pooled.shape[1] != output.width:
+                    raise PluginError(f"{self.name}: {output.name} has {pooled.shape[1]} numbers, not {output.width}")
+                embeddings[output][rows] = pooled.cpu().float()
+        return embeddings
 
-def n_parameters(model: object) -> int | None:
-    """The number of a module's parameters; None if it has none that torch knows of."""
-    if not isinstance(model, nn.Module):
-        return None
-    return sum(parameter.numel() for parameter in model.parameters()) or None
+    def find_min_samples(self) -> int:
+        """The fewest samples of noise of which the encoder gives finite numbers, by bisection.
+
+        Raises:
+            PluginError: it fails even for 10 s; the cause is that failure.
+        """
+        noise = 0.1 * np.random.default_rng(0).standard_normal(int(LONGEST_MINIMUM_S * self.sample_rate))
+        waveform = noise.astype(np.float32)
+
+        def works(samples: int) -> bool:
+            embedded = self.embed_outputs([waveform[:samples]], self.outputs)
+            return all(bool(values.isfinite().all()) for values in embedded.values())
+
+        def quietly(samples: int) -> bool:
+            try:
+                return works(samples)
+            except PluginError:
+                return False
+
+        low, high = 0, 1  # fails (nothing to embed), perhaps works
+        while not quietly(high):
+            if high == len(waveform):
+                if not works(high):  # raises the plug-in's own error, if it has one
+                    raise PluginError(f"{self.name} gives NaN or infinity for {LONGEST_MINIMUM_S:.0f} s of noise")
+                break
+            low, high = high, min(2 * high, len(waveform))
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if quietly(middle) else (middle, high)
+        return high
+
+    def describe(
+        self, model: object, checkpoint: str, code: str, min_samples: int, packages: tuple[str, ...] = ()
+    ) -> EncoderInfo:
+        """What is recorded; `model` is asked for the number of its parameters, if it is one of torch."""
+        parameters = sum(values.numel() for values in model.parameters()) if isinstance(model, nn.Module) else 0
+        return EncoderInfo(
+            self.name.kind,
+            self.name.label,
+            checkpoint,
+            release="plug-in",
+            condition="none",
+            precision="fp32",
+            code=code,
+            parameters=parameters or None,
+            min_samples=min_samples,
+            packages=packages,
+        )
 
 
 def tensors_sha256(model: nn.Module) -> str:
