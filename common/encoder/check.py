@@ -5,24 +5,27 @@ Status 1 if a property that every encoder here needs does not hold.
 
 from __future__ import annotations
 
+import itertools
 import sys
-import time
-from collections.abc import Sequence
+import timeit
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from common.arrays import Array
 from common.config import DEVICES, ConfigError, ExtractConfig, extra_of
 from common.encoder_name import FORMS, EncoderName
 from common.entry import run
 from common.errors import UserError
+from common.files import DamagedFileError, read_json, write_json
 from common.flags import Parser, user_path
+from common.text_table import as_text
 
 if TYPE_CHECKING:  # --help should not wait for torch
-    import torch
-
-    from common.arrays import Array
     from common.encoder import Encoder, Output
 
 SAME = 1e-5  # relative L2 error up to which two embeddings are the same
@@ -85,10 +88,6 @@ class CheckRecord(BaseModel):
     @classmethod
     def load(cls, path: Path) -> CheckRecord:
         """Read what ``--json`` wrote; UserError if it is damaged."""
-        from pydantic import ValidationError
-
-        from common.files import DamagedFileError, read_json
-
         try:
             return cls.model_validate_json(read_json(path))
         except (ValidationError, DamagedFileError) as error:
@@ -104,19 +103,9 @@ def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord
     from common.encoder.device import describe_cpu
 
     output = output or encoder.default_output
-    measured = _Measurement(encoder, output)
-    properties = [
-        measured.deterministic(),
-        measured.alone_and_batched(),
-        measured.any_order(),
-        measured.other_lengths(),
-        measured.differ(),
-        *(measured.finite(*extreme) for extreme in measured.extremes()),
-        measured.refuses_nan(),
-        measured.gain(),
-        measured.trailing_silence(),
-        measured.hears_the_end(),
-    ]
+    rng = np.random.default_rng(0)
+    sounds = [_sound(rng, encoder.sample_rate) for _ in range(3)]
+    measured = _Measurement(encoder, output, sounds)
     return CheckRecord(
         encoder=encoder.info.encoder,
         checkpoint=encoder.info.checkpoint,
@@ -128,94 +117,63 @@ def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord
         speed=measured.speed(),
         device=str(encoder.device),
         cpu=describe_cpu(),
-        properties=properties,
+        properties=[*measured.sameness(), *measured.finite(), measured.refuses_nan(), *measured.changes()],
     )
 
 
+@dataclass(frozen=True)
 class _Measurement:
-    """One encoder and output, and the sounds they are tried on."""
+    """One encoder and output, and three sounds of 1 s that they are tried on."""
 
-    def __init__(self, encoder: Encoder, output: Output) -> None:
-        import numpy as np
+    encoder: Encoder
+    output: Output
+    sounds: list[Array]
 
-        self.encoder, self.output, self.rate = encoder, output, encoder.sample_rate
-        rng = np.random.default_rng(0)
-        self.sounds = [_sound(rng, self.rate) for _ in range(3)]  # 1 s each
-        self.together = self.embed(self.sounds)
+    def embed(self, waveforms: Sequence[Array]) -> Array:
+        """(N, width) float64."""
+        return self.encoder.embed_outputs(waveforms, [self.output])[self.output].double().numpy()
+
+    def sameness(self) -> Iterator[Property]:
+        """A clip gives the same embedding whenever and in whatever company, and another clip gives another one."""
+        sounds, rate = self.sounds, self.encoder.sample_rate
         # Some encoders treat long clips in another way.
-        self.long = [
-            np.concatenate([self.sounds[place] for place in order] * 2) for order in ((0, 1, 2, 0), (2, 1, 0, 1))
-        ]
-        self.long_together = self.embed(self.long)
+        long = [np.concatenate([sounds[place] for place in order] * 2) for order in ((0, 1, 2, 0), (2, 1, 0, 1))]
+        together, long_together = self.embed(sounds), self.embed(long)
 
-    def embed(self, waveforms: Sequence[Array]) -> torch.Tensor:
-        """(N, width)."""
-        return self.encoder.embed_outputs(waveforms, [self.output])[self.output]
+        def alone(waveforms: Sequence[Array]) -> Array:
+            return np.concatenate([self.embed([waveform]) for waveform in waveforms])
 
-    def deterministic(self) -> Property:
-        return _same(
-            "the same twice", [(self.embed(self.sounds), self.together), (self.embed(self.long), self.long_together)]
-        )
+        beside = self.embed([sounds[1][: rate // 2], sounds[0], np.tile(sounds[2], 2)])[1:2]
+        yield _same("the same twice", (self.embed(sounds), together), (self.embed(long), long_together))
+        yield _same("alone as in a batch", (alone(sounds), together), (alone(long), long_together))
+        yield _same("in any order", (self.embed(sounds[::-1])[::-1], together))
+        yield _same("beside clips of other lengths", (beside, together[:1]))
+        # An encoder that says the same of every sound says nothing.
+        least = min(_error(first[None], second[None]) for first, second in itertools.combinations(together, 2))
+        measured = f"relative difference {least:.1e} or more"
+        yield Property(name="different sounds differ", holds=least > SAME, measured=measured)
 
-    def alone_and_batched(self) -> Property:
-        import torch
-
-        alone, long_alone = (
-            torch.cat([self.embed([sound]) for sound in sounds]) for sounds in (self.sounds, self.long)
-        )
-        return _same("alone as in a batch", [(alone, self.together), (long_alone, self.long_together)])
-
-    def any_order(self) -> Property:
-        return _same("in any order", [(self.embed(self.sounds[::-1]).flip(0), self.together)])
-
-    def differ(self) -> Property:
-        """An encoder that says the same of every sound says nothing."""
-        import itertools
-
-        pairs = itertools.combinations(self.together, 2)
-        least = min(_error(first[None], other[None]) for first, other in pairs)
-        return Property(
-            name="different sounds differ", holds=least > SAME, measured=f"relative difference {least:.1e} or more"
-        )
-
-    def other_lengths(self) -> Property:
-        """Beside clips of other lengths."""
-        import numpy as np
-
-        others = [self.sounds[1][: self.rate // 2], np.tile(self.sounds[2], 2)]
-        beside = self.embed([others[0], self.sounds[0], others[1]])[1:2]
-        return _same("beside clips of other lengths", [(beside, self.together[:1])])
-
-    def extremes(self) -> list[tuple[str, Array]]:
-        """Clips that break many encoders, by name."""
-        import numpy as np
-
-        full = np.where(self.sounds[0] > 0, 1.0, -1.0).astype(np.float32)
-        return [
-            ("1 sample", self.sounds[0][:1]),
-            ("0.1 s", self.sounds[0][: self.rate // 10]),
-            ("30 s", np.tile(self.sounds[0], 30)),
-            ("silence", np.zeros(self.rate, np.float32)),
-            ("full scale", full),
-        ]
-
-    def finite(self, name: str, waveform: Array) -> Property:
-        """Whether a clip gives finite numbers."""
-        try:
-            is_finite = bool(self.embed([waveform]).isfinite().all())
-        except UserError as error:
-            return Property(name=f"{name}: finite numbers", holds=False, measured=str(error))
-        padded = len(waveform) < self.encoder.info.min_samples
-        least = f"padded to {self.encoder.info.min_samples:,} samples, " if padded else ""
-        return Property(
-            name=f"{name}: finite numbers",
-            holds=is_finite,
-            measured=least + ("finite" if is_finite else "NaN or infinity"),
-        )
+    def finite(self) -> Iterator[Property]:
+        """Whether clips that break many encoders give finite numbers."""
+        first, rate = self.sounds[0], self.encoder.sample_rate
+        extremes = {
+            "1 sample": first[:1],
+            "0.1 s": first[: rate // 10],
+            "30 s": np.tile(first, 30),
+            "silence": np.zeros(rate, np.float32),
+            "full scale": np.where(first > 0, 1.0, -1.0).astype(np.float32),
+        }
+        least = self.encoder.info.min_samples
+        for name, waveform in extremes.items():
+            try:
+                is_finite = bool(np.isfinite(self.embed([waveform])).all())
+                padded = f"padded to {least:,} samples, " if len(waveform) < least else ""
+                measured = padded + ("finite" if is_finite else "NaN or infinity")
+            except UserError as error:
+                is_finite, measured = False, str(error)
+            yield Property(name=f"{name}: finite numbers", holds=is_finite, measured=measured)
 
     def refuses_nan(self) -> Property:
-        import numpy as np
-
         broken = self.sounds[0].copy()
         broken[len(broken) // 2] = np.nan
         try:
@@ -224,67 +182,48 @@ class _Measurement:
             return Property(name="NaN is refused", holds=True, measured=str(error))
         return Property(name="NaN is refused", holds=False, measured="embedded without a word")
 
-    def gain(self) -> Property:
-        quieter = self.embed([0.5 * sound for sound in self.sounds])
-        return _change("half the amplitude", quieter, self.together)
-
-    def trailing_silence(self) -> Property:
-        """So that nothing is padded that need not be."""
-        import numpy as np
-
-        longer = self.embed([np.pad(sound, (0, self.rate)) for sound in self.sounds])
-        return _change("1 s of silence appended", longer, self.together)
-
-    def hears_the_end(self) -> Property:
-        """Some models cut a clip after some seconds."""
-        import numpy as np
-
+    def changes(self) -> Iterator[Property]:
+        """What changes an embedding, where neither answer is wrong."""
+        together, rate = self.embed(self.sounds), self.encoder.sample_rate
+        yield _change("half the amplitude", self.embed([0.5 * sound for sound in self.sounds]), together)
+        # So that nothing is padded that need not be.
+        padded = [np.pad(sound, (0, rate)) for sound in self.sounds]
+        yield _change("1 s of silence appended", self.embed(padded), together)
+        # Some models cut a clip after some seconds.
         whole = np.tile(self.sounds[0], 30)
-        other = whole.copy()
-        other[-self.rate :] = self.sounds[1]
-        both = self.embed([whole, other])
-        return _change("another last second of 30 s", both[1:], both[:1])
+        both = self.embed([whole, np.concatenate([whole[:-rate], self.sounds[1]])])
+        yield _change("another last second of 30 s", both[1:], both[:1])
 
     def speed(self) -> float:
         """Seconds of audio per second; the fastest of a few, so that a busy moment does not matter."""
-        import numpy as np
-
         clip = np.tile(self.sounds[0], int(TIMED_S))
         self.embed([clip])
-        taken = []
-        for _ in range(TIMES):
-            started = time.perf_counter()
-            self.embed([clip])
-            taken.append(time.perf_counter() - started)
-        return len(clip) / self.rate / min(taken)
+        seconds = timeit.repeat(lambda: self.embed([clip]), number=1, repeat=TIMES)
+        return len(clip) / self.encoder.sample_rate / min(seconds)
 
 
-def _sound(rng: object, rate: int) -> Array:
+def _sound(rng: np.random.Generator, rate: int) -> Array:
     """A second of a few tones with noise."""
-    import numpy as np
-
-    assert isinstance(rng, np.random.Generator)
     seconds = np.arange(rate) / rate
     tones = sum(np.sin(2 * np.pi * hertz * seconds + phase) for hertz, phase in rng.uniform(80, 3000, (4, 2)))
     waveform: Array = (0.05 * (tones + rng.standard_normal(rate))).astype(np.float32)
     return waveform
 
 
-def _error(embeddings: torch.Tensor, reference: torch.Tensor) -> float:
-    """The largest relative L2 difference of a row."""
-    difference = (embeddings.double() - reference.double()).norm(dim=1)
-    return float((difference / reference.double().norm(dim=1).clamp(min=1e-12)).max())
+def _error(embeddings: Array, reference: Array) -> float:
+    """The largest relative L2 difference of a row; NaN if there is one."""
+    difference = np.linalg.norm(embeddings - reference, axis=1)
+    return float((difference / np.linalg.norm(reference, axis=1).clip(min=1e-12)).max())
 
 
-def _same(name: str, pairs: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Property:
+def _same(name: str, *pairs: tuple[Array, Array]) -> Property:
     """Whether all pairs of (N, width) are the same; NaN is not."""
-    errors = [_error(embeddings, reference) for embeddings, reference in pairs]
-    error = next((error for error in errors if error != error), max(errors))
+    error = float(np.max([_error(embeddings, reference) for embeddings, reference in pairs]))
     measured = "to the last bit" if error == 0 else f"relative difference {error:.1e}"
     return Property(name=name, holds=error <= SAME, measured=measured)
 
 
-def _change(name: str, embeddings: torch.Tensor, reference: torch.Tensor) -> Property:
+def _change(name: str, embeddings: Array, reference: Array) -> Property:
     error = _error(embeddings, reference)
     measured = "changes nothing" if error <= SAME else f"changes by {100 * error:.3g} %"
     if error != error:
@@ -294,14 +233,13 @@ def _change(name: str, embeddings: torch.Tensor, reference: torch.Tensor) -> Pro
 
 def as_table(record: CheckRecord) -> list[list[str]]:
     """The record as text, header first."""
-    parameters = "unknown" if record.parameters is None else f"{record.parameters:,}"
-    least = f"{record.min_samples:,} samples ({record.min_samples / record.sample_rate:.3f} s)"
-    if record.min_samples == 1:
-        least = "1 sample"
+    least = "1 sample"
+    if record.min_samples > 1:
+        least = f"{record.min_samples:,} samples ({record.min_samples / record.sample_rate:.3f} s)"
     facts = {
         "sample rate": f"{record.sample_rate:,} Hz",
         "output": f"{record.output}, {record.width:,} numbers",
-        "parameters": parameters,
+        "parameters": "unknown" if record.parameters is None else f"{record.parameters:,}",
         "shortest clip without padding": least,
         "speed": f"{record.speed:.1f} s of audio per second: clips of 5 s, one by one, {record.device} ({record.cpu})",
     }
@@ -324,8 +262,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=user_path, metavar="FILE", help="also write what was measured")
     arguments = parser.parse_args(argv)
     from common.encoder import choose_outputs, new_encoder, resolve_device
-    from common.files import write_json
-    from common.text_table import as_text
 
     name = EncoderName.parse(arguments.name).resolved(Path.cwd())
     encoder = new_encoder(
