@@ -5,18 +5,13 @@ Status 1 if a property that every encoder here needs does not hold.
 
 from __future__ import annotations
 
-import itertools
 import sys
-import timeit
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common.arrays import Array
 from common.config import DEVICES, ConfigError, ExtractConfig, extra_of
 from common.encoder_name import FORMS, EncoderName
 from common.entry import run
@@ -28,9 +23,6 @@ from common.text_table import as_text
 if TYPE_CHECKING:  # --help should not wait for torch
     from common.encoder import Encoder, Output
 
-SAME = 1e-5  # relative L2 error up to which two embeddings are the same
-TIMED_S = 5.0  # seconds of a clip whose embedding is timed
-TIMES = 3
 COLUMNS = ("", "property", "measured")
 ENDS = {True: "holds", False: "DOES NOT HOLD", None: "-"}
 
@@ -101,11 +93,11 @@ def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord
         output: of the encoder's outputs; None: the default one.
     """
     from common.encoder.device import describe_cpu
+    from common.encoder.measure import Measurement
 
     output = output or encoder.default_output
-    rng = np.random.default_rng(0)
-    sounds = [_sound(rng, encoder.sample_rate) for _ in range(3)]
-    measured = _Measurement(encoder, output, sounds)
+    measurement = Measurement(encoder, output)
+    properties = [Property(name=name, holds=holds, measured=seen) for name, holds, seen in measurement.seen()]
     return CheckRecord(
         encoder=encoder.info.encoder,
         checkpoint=encoder.info.checkpoint,
@@ -114,121 +106,11 @@ def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord
         width=output.width,
         parameters=encoder.info.parameters,
         min_samples=encoder.info.min_samples,
-        speed=measured.speed(),
+        speed=measurement.speed(),
         device=str(encoder.device),
         cpu=describe_cpu(),
-        properties=[*measured.sameness(), *measured.finite(), measured.refuses_nan(), *measured.changes()],
+        properties=properties,
     )
-
-
-@dataclass(frozen=True)
-class _Measurement:
-    """One encoder and output, and three sounds of 1 s that they are tried on."""
-
-    encoder: Encoder
-    output: Output
-    sounds: list[Array]
-
-    def embed(self, waveforms: Sequence[Array]) -> Array:
-        """(N, width) float64."""
-        return self.encoder.embed_outputs(waveforms, [self.output])[self.output].double().numpy()
-
-    def sameness(self) -> Iterator[Property]:
-        """A clip gives the same embedding whenever and in whatever company, and another clip gives another one."""
-        sounds, rate = self.sounds, self.encoder.sample_rate
-        # Some encoders treat long clips in another way.
-        long = [np.concatenate([sounds[place] for place in order] * 2) for order in ((0, 1, 2, 0), (2, 1, 0, 1))]
-        together, long_together = self.embed(sounds), self.embed(long)
-
-        def alone(waveforms: Sequence[Array]) -> Array:
-            return np.concatenate([self.embed([waveform]) for waveform in waveforms])
-
-        beside = self.embed([sounds[1][: rate // 2], sounds[0], np.tile(sounds[2], 2)])[1:2]
-        yield _same("the same twice", (self.embed(sounds), together), (self.embed(long), long_together))
-        yield _same("alone as in a batch", (alone(sounds), together), (alone(long), long_together))
-        yield _same("in any order", (self.embed(sounds[::-1])[::-1], together))
-        yield _same("beside clips of other lengths", (beside, together[:1]))
-        # An encoder that says the same of every sound says nothing.
-        least = min(_error(first[None], second[None]) for first, second in itertools.combinations(together, 2))
-        measured = f"relative difference {least:.1e} or more"
-        yield Property(name="different sounds differ", holds=least > SAME, measured=measured)
-
-    def finite(self) -> Iterator[Property]:
-        """Whether clips that break many encoders give finite numbers."""
-        first, rate = self.sounds[0], self.encoder.sample_rate
-        extremes = {
-            "1 sample": first[:1],
-            "0.1 s": first[: rate // 10],
-            "30 s": np.tile(first, 30),
-            "silence": np.zeros(rate, np.float32),
-            "full scale": np.where(first > 0, 1.0, -1.0).astype(np.float32),
-        }
-        least = self.encoder.info.min_samples
-        for name, waveform in extremes.items():
-            try:
-                is_finite = bool(np.isfinite(self.embed([waveform])).all())
-                padded = f"padded to {least:,} samples, " if len(waveform) < least else ""
-                measured = padded + ("finite" if is_finite else "NaN or infinity")
-            except UserError as error:
-                is_finite, measured = False, str(error)
-            yield Property(name=f"{name}: finite numbers", holds=is_finite, measured=measured)
-
-    def refuses_nan(self) -> Property:
-        broken = self.sounds[0].copy()
-        broken[len(broken) // 2] = np.nan
-        try:
-            self.embed([broken])
-        except ValueError as error:
-            return Property(name="NaN is refused", holds=True, measured=str(error))
-        return Property(name="NaN is refused", holds=False, measured="embedded without a word")
-
-    def changes(self) -> Iterator[Property]:
-        """What changes an embedding, where neither answer is wrong."""
-        together, rate = self.embed(self.sounds), self.encoder.sample_rate
-        yield _change("half the amplitude", self.embed([0.5 * sound for sound in self.sounds]), together)
-        # So that nothing is padded that need not be.
-        padded = [np.pad(sound, (0, rate)) for sound in self.sounds]
-        yield _change("1 s of silence appended", self.embed(padded), together)
-        # Some models cut a clip after some seconds.
-        whole = np.tile(self.sounds[0], 30)
-        both = self.embed([whole, np.concatenate([whole[:-rate], self.sounds[1]])])
-        yield _change("another last second of 30 s", both[1:], both[:1])
-
-    def speed(self) -> float:
-        """Seconds of audio per second; the fastest of a few, so that a busy moment does not matter."""
-        clip = np.tile(self.sounds[0], int(TIMED_S))
-        self.embed([clip])
-        seconds = timeit.repeat(lambda: self.embed([clip]), number=1, repeat=TIMES)
-        return len(clip) / self.encoder.sample_rate / min(seconds)
-
-
-def _sound(rng: np.random.Generator, rate: int) -> Array:
-    """A second of a few tones with noise."""
-    seconds = np.arange(rate) / rate
-    tones = sum(np.sin(2 * np.pi * hertz * seconds + phase) for hertz, phase in rng.uniform(80, 3000, (4, 2)))
-    waveform: Array = (0.05 * (tones + rng.standard_normal(rate))).astype(np.float32)
-    return waveform
-
-
-def _error(embeddings: Array, reference: Array) -> float:
-    """The largest relative L2 difference of a row; NaN if there is one."""
-    difference = np.linalg.norm(embeddings - reference, axis=1)
-    return float((difference / np.linalg.norm(reference, axis=1).clip(min=1e-12)).max())
-
-
-def _same(name: str, *pairs: tuple[Array, Array]) -> Property:
-    """Whether all pairs of (N, width) are the same; NaN is not."""
-    error = float(np.max([_error(embeddings, reference) for embeddings, reference in pairs]))
-    measured = "to the last bit" if error == 0 else f"relative difference {error:.1e}"
-    return Property(name=name, holds=error <= SAME, measured=measured)
-
-
-def _change(name: str, embeddings: Array, reference: Array) -> Property:
-    error = _error(embeddings, reference)
-    measured = "changes nothing" if error <= SAME else f"changes by {100 * error:.3g} %"
-    if error != error:
-        measured = "cannot be told: NaN"
-    return Property(name=name, holds=None, measured=measured)
 
 
 def as_table(record: CheckRecord) -> list[list[str]]:
