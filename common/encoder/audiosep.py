@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from common.arrays import Array
-from common.encoder.checkpoint import EXPORTED, CheckpointError, Weights, exported_settings, load_weights
+from common.encoder.checkpoint import EXPORTED, CheckpointError, Weights, exported_config, load_weights
 from common.encoder.condition import read_condition
 from common.encoder.device import PRECISIONS, DeviceError, keep_freed_memory, resolve_device, resolve_precision
 from common.encoder.embedding import Embeds
@@ -124,15 +124,15 @@ def build_encoder(
 ) -> AudioSepEncoder:
     """The encoder as plain convolutions, on no device in particular. Arguments and errors as for `load_encoder`."""
     embedding, condition_identity = read_condition(condition)
-    exported = exported_settings(checkpoint)
+    exported = exported_config(checkpoint)
     asked = (None if embedding is None else embedding.tolist(), padding == "official")
-    if exported is not None and (exported.condition, exported.pads_time) != asked:
+    if exported is not None and (exported["condition"], exported["pads_time"]) != asked:
         raise CheckpointError(
             f"{checkpoint} was exported with another condition or padding; give the same, or {checkpoint}/{EXPORTED} for the "
             "weights alone"
         )
     weights = load_weights(checkpoint, weight_shapes())
-    if exported is not None and exported.weights_sha256 not in (None, weights.identity.removeprefix("sha256:")):
+    if exported is not None and exported["weights_sha256"] not in (None, weights.identity.removeprefix("sha256:")):
         raise CheckpointError(f"{checkpoint}/{EXPORTED} is damaged: it is not the file that was exported; export again")
     return AudioSepEncoder(weights, embedding, condition_identity, precision, padding)
 

@@ -6,6 +6,7 @@ and FiLM tensors are checked strictly: a missing tensor, a wrong shape or a valu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zipfile
 import zlib
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,25 +91,15 @@ def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, 
     return Weights(tensors, f"sha256:{sha256}", KNOWN_RELEASES.get(sha256, "unknown"))
 
 
-@dataclass(frozen=True)
-class ExportedSettings:
-    """What an exported folder says of its encoder: the condition, whether time is padded, and the checksum of its weights (of
-    folders of earlier versions None)."""
-
-    condition: list[float] | None
-    pads_time: bool
-    weights_sha256: str | None
-
-
-def exported_settings(checkpoint: str | Path | None) -> ExportedSettings | None:
-    """The settings of an exported folder; None for anything else."""
+def exported_config(checkpoint: str | Path | None) -> dict[str, Any] | None:
+    """The config.json of an exported folder, with at least ``condition`` and ``pads_time``; None for anything else."""
     folder = Path(checkpoint) if checkpoint is not None else DEFAULT_PATH
     if not (folder / EXPORTED).is_file():
         return None
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return ExportedSettings(config["condition"], bool(config["pads_time"]), config.get("weights_sha256"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return {"weights_sha256": None, **config, "condition": config["condition"], "pads_time": config["pads_time"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} has no config.json of an exported encoder; give {folder / EXPORTED} itself"
         ) from error
@@ -121,12 +113,10 @@ def file_sha256(path: Path) -> str:
     stat = path.stat()
     state = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     note = path.with_name(path.name + ".sha256.json")
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no note, or not ours: compute
         remembered = json.loads(read_json(note))
         if {key: remembered[key] for key in state} == state:
             return str(remembered["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        remembered = None  # no note, or not ours: compute
     sha256 = sha256_of(path)
     if path.name == EXPORTED:  # small, in a folder that is meant to be passed on
         return sha256
@@ -170,25 +160,25 @@ def _random_weights(checkpoint: str, shapes: Mapping[str, tuple[int, ...]]) -> W
 
 def _refuse_non_checkpoint(path: Path) -> None:
     """Recognise, by their first bytes, files that users often have instead of a checkpoint."""
+    head = b""
+    if path.is_file():
+        with path.open("rb") as file:
+            head = file.read(64)
     if not path.exists():
-        raise CheckpointError(
-            f"checkpoint {path} not found. Get it with: {DOWNLOAD} "
-            "(or try the pipeline untrained with --checkpoint random:0)"
-        )
-    if path.is_dir():
-        raise CheckpointError(f"checkpoint {path} is a folder. Give the file itself, such as {path}/pytorch_model.bin")
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} is not a regular file. Give the weights: {DOWNLOAD}")
-    with path.open("rb") as file:
-        head = file.read(64)
-    if not head:
-        raise CheckpointError(f"checkpoint {path} is empty (0 bytes). Delete it, then: {DOWNLOAD}")
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            f"checkpoint {path} is a Git LFS pointer, not the weights. Run 'git lfs pull', or delete it, then: {DOWNLOAD}"
-        )
-    if head.lstrip()[:1] == b"<":
-        raise CheckpointError(f"checkpoint {path} is a web page, not weights. Delete it, then: {DOWNLOAD}")
+        problem = f"not found. Get it with: {DOWNLOAD} (or try the pipeline untrained with --checkpoint random:0)"
+    elif path.is_dir():
+        problem = f"is a folder. Give the file itself, such as {path}/pytorch_model.bin"
+    elif not path.is_file():
+        problem = f"is not a regular file. Give the weights: {DOWNLOAD}"
+    elif not head:
+        problem = f"is empty (0 bytes). Delete it, then: {DOWNLOAD}"
+    elif head.startswith(b"version https://git-lfs"):
+        problem = f"is a Git LFS pointer, not the weights. Run 'git lfs pull', or delete it, then: {DOWNLOAD}"
+    elif head.lstrip()[:1] == b"<":
+        problem = f"is a web page, not weights. Delete it, then: {DOWNLOAD}"
+    else:
+        return
+    raise CheckpointError(f"checkpoint {path} {problem}")
 
 
 def _read(path: Path, checks: bool) -> object:

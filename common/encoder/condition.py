@@ -6,6 +6,7 @@ import hashlib
 import tokenize
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,19 @@ from common.errors import UserError
 from common.files import UnsafeFileError, load_torch
 
 CONDITION_SIZE = 512
-ODD_HEADERS = (SyntaxError, tokenize.TokenError, zipfile.BadZipFile)  # what a damaged .npy raises
+# What files that are damaged, or something else, raise
+UNREADABLE = (
+    OSError,
+    ValueError,
+    OverflowError,
+    EOFError,
+    TypeError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    UnsafeFileError,
+)
 
 
 class ConditionError(UserError):
@@ -30,43 +43,31 @@ def read_condition(condition: str | Path | Array | torch.Tensor | None) -> tuple
         return torch.zeros(CONDITION_SIZE, dtype=torch.float64), "zero"
     what = "condition"
     if isinstance(condition, (str, Path)):
-        path = Path(condition)
-        what = f"condition {path}"
-        if not path.is_file():
-            raise ConditionError(
-                f"{what} not found; give none, zero, or a .npy or .pt file of {CONDITION_SIZE} numbers"
-            )
-        try:
-            # Mapped: a header may claim any number of numbers, and only 512 are wanted.
-            is_numpy = path.suffix == ".npy"
-            condition = np.load(path, mmap_mode="r", allow_pickle=False) if is_numpy else load_torch(path)
-        except (
-            OSError,
-            ValueError,
-            OverflowError,
-            EOFError,
-            TypeError,
-            MemoryError,
-            *ODD_HEADERS,
-            UnsafeFileError,
-        ) as error:
-            cause = " ".join(str(error).split())[:120]
-            raise ConditionError(f"{what} cannot be read as .npy or .pt: {cause}") from error
+        what = f"condition {condition}"
+        condition = _read(Path(condition), what)
     if not isinstance(condition, (np.ndarray, torch.Tensor)):
         raise ConditionError(
             f"{what} holds a {type(condition).__name__}; it must be one array of {CONDITION_SIZE} numbers"
         )
-    real = condition.is_floating_point() if torch.is_tensor(condition) else condition.dtype.kind == "f"
-    if not real:
+    if not (condition.is_floating_point() if torch.is_tensor(condition) else condition.dtype.kind == "f"):
         raise ConditionError(f"{what} holds numbers of type {condition.dtype}; it must hold floating-point ones")
-    n_numbers = condition.numel() if torch.is_tensor(condition) else condition.size
-    if n_numbers != CONDITION_SIZE:
+    if sorted(condition.shape, reverse=True)[:1] != [CONDITION_SIZE] or np.prod(condition.shape) != CONDITION_SIZE:
         raise ConditionError(f"{what} has shape {tuple(condition.shape)}; it must hold {CONDITION_SIZE} numbers")
     if isinstance(condition, np.ndarray):
         condition = np.array(condition, dtype=np.float64)
-    values = torch.as_tensor(condition).detach().to("cpu", torch.float64).squeeze()
-    if values.shape != (CONDITION_SIZE,):
-        raise ConditionError(f"{what} has shape {tuple(condition.shape)}; it must hold {CONDITION_SIZE} numbers")
+    values = torch.as_tensor(condition).detach().to("cpu", torch.float64).flatten()
     if not torch.isfinite(values).all():
         raise ConditionError(f"{what} holds NaN or infinite values")
     return values, "sha256:" + hashlib.sha256(values.to(torch.float32).numpy().tobytes()).hexdigest()
+
+
+def _read(path: Path, what: str) -> Any:
+    """What a file holds; ConditionError if it is missing or damaged."""
+    if not path.is_file():
+        raise ConditionError(f"{what} not found; give none, zero, or a .npy or .pt file of {CONDITION_SIZE} numbers")
+    try:
+        # Mapped: a header may claim any number of numbers, and only 512 are wanted.
+        return np.load(path, mmap_mode="r", allow_pickle=False) if path.suffix == ".npy" else load_torch(path)
+    except UNREADABLE as error:
+        cause = " ".join(str(error).split())[:120]
+        raise ConditionError(f"{what} cannot be read as .npy or .pt: {cause}") from error
