@@ -38,19 +38,14 @@ def new_encoder(
     """
     if name.kind is EncoderKind.AUDIOSEP:
         return load_encoder(checkpoint, device, precision, condition, padding)
-    asked = {"condition": (condition, ("none",)), "precision": (precision, ("fp32", "auto"))}
-    for flag, (value, allowed) in {**asked, "padding": (padding, ("none",))}.items():
-        if value not in allowed:
-            raise PluginError(f"--{flag} {value} is for AudioSep alone; {name} has only {allowed[0]}")
+    allowed = {"condition": ("none",), "precision": ("fp32", "auto"), "padding": ("none",)}
+    for (flag, values), value in zip(allowed.items(), (condition, precision, padding), strict=True):
+        if value not in values:
+            raise PluginError(f"--{flag} {value} is for AudioSep alone; {name} has only {values[0]}")
     if name.kind is EncoderKind.LOGMEL:
         return LogMelStatistics()
+    if name.kind is EncoderKind.HEAR or trust_remote_code:
+        print(f"note: {name} is code that runs with your rights; use only what you trust", file=sys.stderr)
     if name.kind is EncoderKind.HEAR:
-        _say_that_it_is_code(name)
         return HearEncoder(name, device)
-    if trust_remote_code:
-        _say_that_it_is_code(name)
     return TransformersEncoder(name, device, trust_remote_code)
-
-
-def _say_that_it_is_code(name: EncoderName) -> None:
-    print(f"note: {name} is code that runs with your rights; use only what you trust", file=sys.stderr)

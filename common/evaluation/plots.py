@@ -41,26 +41,22 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
         order, ordered = np.argsort(-np.diag(share), kind="stable").tolist(), ", best recall first"
     share = share[np.ix_(order, order)]
     names = [class_names[index].replace("_", " ") for index in order]
-    pitch_in = 0.55 if n_classes <= FEW else 0.2 if n_classes <= MANY else 0.115
+    # Of the numbers, only those that are legible and informative.
+    if n_classes <= FEW:
+        pitch_in, font, least, unsaid = 0.55, 10.0, 0.005, ""
+    elif n_classes <= MANY:
+        pitch_in, font, least, unsaid = 0.2, 8.0, 0.095, "\nnumbers: shares of 10 % or more"
+    else:
+        pitch_in, font, least, unsaid = 0.115, 5.5, 2.0, "\ntoo many for numbers"
     size = max(5.0, pitch_in * n_classes + 1.5)
     figure = Figure(figsize=(size + 1.5, size + 0.5), layout="constrained")  # no pyplot: there may be no display
     axes = figure.subplots()
     image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
-    font = 10 if n_classes <= FEW else 8 if n_classes <= MANY else 5.5
     axes.set_xticks(range(n_classes), names, rotation=90, fontsize=font)
     axes.set_yticks(range(n_classes), names, fontsize=font)
     axes.tick_params(length=0)
     axes.set_title(title, fontsize=max(11, 0.6 * size))
     axes.set_ylabel(f"true class{ordered}", fontsize=max(10, 0.5 * size))
-    # Only numbers that are legible and informative.
-    least = 0.005 if n_classes <= FEW else 0.095 if n_classes <= MANY else 2
-    unsaid = (
-        ""
-        if n_classes <= FEW
-        else "\nnumbers: shares of 10 % or more"
-        if n_classes <= MANY
-        else "\ntoo many for numbers"
-    )
     axes.set_xlabel(f"predicted class{ordered}{unsaid}", fontsize=max(10, 0.5 * size))
     for row, column in zip(*np.nonzero(share >= least), strict=True):
         colour = "white" if share[row, column] > 0.5 else "black"

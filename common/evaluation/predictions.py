@@ -35,32 +35,28 @@ def save_predictions(
     ``predictions.pt``: the same rows as tensors (``rows`` point into ``clip_ids``), with the ``logits`` (M, C) of each
     head.
     """
-    names, first = features.class_names, next(iter(outcomes.values()))
-    labels = features.labels.numpy()
-    predicted = [
-        np.concatenate([outcome.predictions for outcome in fits_of_head]) for fits_of_head in outcomes.values()
-    ]
+    first, labels = next(iter(outcomes.values())), features.labels.numpy()
     fits = [(outcome.seed, outcome.split, row) for outcome in first for row in outcome.rows.tolist()]
+    predicted = zip(
+        *(np.concatenate([outcome.predictions for outcome in fitted]) for fitted in outcomes.values()), strict=True
+    )
     table: list[tuple[object, ...]] = [(*KEYS, "group", "class_name", *outcomes)]
-    for index, (seed, split, row) in enumerate(fits):
+    for (seed, split, row), classes in zip(fits, predicted, strict=True):
         group = features.groups[row] if features.groups is not None else ""
-        said = [names[fits_of_head[index]] for fits_of_head in predicted]
-        table.append((seed, split, features.clip_ids[row], group, names[labels[row]], *said))
+        names = (features.class_names[label] for label in (labels[row], *classes))
+        table.append((seed, split, features.clip_ids[row], group, *names))
     write_csv(folder / f"{prefix}predictions.csv", table)
-    logits = {
-        head: torch.from_numpy(
-            np.concatenate([outcome.logits for outcome in fits_of_head if outcome.logits is not None])
-        )
-        for head, fits_of_head in outcomes.items()
-    }
     content = {
         "clip_ids": list(features.clip_ids),
-        "class_names": list(names),
+        "class_names": list(features.class_names),
         "rows": torch.tensor([row for *_, row in fits]),
         "labels": torch.tensor([int(labels[row]) for *_, row in fits]),
         "seeds": torch.tensor([seed for seed, *_ in fits]),
         "splits": [split for _, split, _ in fits],
-        "logits": logits,
+        "logits": {
+            head: torch.from_numpy(np.concatenate([outcome.logits for outcome in fitted if outcome.logits is not None]))
+            for head, fitted in outcomes.items()
+        },
     }
     save_torch(content, folder / f"{prefix}predictions.pt")
     return [f"{prefix}predictions.csv", f"{prefix}predictions.pt"]

@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import version
@@ -21,13 +22,7 @@ from common.encoder.device import describe_cpu
 from common.encoder_name import EncoderKind, slug_of
 from common.errors import UserError
 from common.features import Counts, FeatureSet
-from common.files import (
-    DamagedFileError,
-    read_json,
-    spreadsheet_cell,
-    write_csv,
-    write_json,
-)
+from common.files import DamagedFileError, read_json, spreadsheet_cell, write_csv, write_json
 from common.heads import HEADS, HeadKind, Recipe, head_title, recipe_for
 
 Interval = tuple[float, float]
@@ -228,33 +223,35 @@ class ScoreKind(StrEnum):
     MAJORITY = "majority_class"
 
 
-class ScoredRow(Record):
+@dataclass(frozen=True)
+class ScoredRow:
     """One row of a protocol's scores.
 
     Attributes:
         kind: what it is.
         classifier: a head, a probe, or ``majority_class``.
-        control: the name of the control; empty for other kinds.
         scores: the scores.
+        control: the name of the control; empty for other kinds.
     """
 
     kind: ScoreKind
     classifier: str
-    control: str
     scores: HeadRecord
+    control: str = ""
 
     @property
     def name(self) -> str:
         """As result.csv calls it."""
-        first = {ScoreKind.CONTROL: self.control, ScoreKind.SHUFFLED: self.kind.value}.get(self.kind)
-        return self.classifier if first is None else f"{first}, {self.classifier}"
+        return self._with_features("shuffled_labels", self.classifier)
 
     @property
     def title(self) -> str:
         """For readers."""
-        head = head_title(self.classifier)
-        first = {ScoreKind.CONTROL: self.control, ScoreKind.SHUFFLED: "shuffled"}.get(self.kind)
-        return head if first is None else f"{first}, {head}"
+        return self._with_features("shuffled", head_title(self.classifier))
+
+    def _with_features(self, shuffled: str, classifier: str) -> str:
+        features = shuffled if self.kind is ScoreKind.SHUFFLED else self.control
+        return f"{features}, {classifier}" if features else classifier
 
 
 class ProtocolRecord(Record):
@@ -296,16 +293,15 @@ class ProtocolRecord(Record):
 
     def rows(self) -> Iterator[ScoredRow]:
         """Every row of the printed table: heads, probes, controls, shuffled labels, the majority class."""
-
-        def row(kind: ScoreKind, classifier: str, scores: HeadRecord, control: str = "") -> ScoredRow:
-            return ScoredRow.model_construct(kind=kind, classifier=classifier, control=control, scores=scores)
-
-        yield from (row(ScoreKind.HEAD, name, scores) for name, scores in self.heads.items())
-        yield from (row(ScoreKind.PROBE, name, scores) for name, scores in self.probes.items())
+        for name, scores in self.heads.items():
+            yield ScoredRow(ScoreKind.HEAD, name, scores)
+        for probe, scores in self.probes.items():
+            yield ScoredRow(ScoreKind.PROBE, probe, scores)
         for control, heads in self.controls.items():
-            yield from (row(ScoreKind.CONTROL, name, scores, control) for name, scores in heads.items())
-        yield from (row(ScoreKind.SHUFFLED, name, scores) for name, scores in self.shuffled_labels.items())
-        yield row(ScoreKind.MAJORITY, ScoreKind.MAJORITY, self.majority_class)
+            yield from (ScoredRow(ScoreKind.CONTROL, name, scores, control) for name, scores in heads.items())
+        for name, scores in self.shuffled_labels.items():
+            yield ScoredRow(ScoreKind.SHUFFLED, name, scores)
+        yield ScoredRow(ScoreKind.MAJORITY, ScoreKind.MAJORITY, self.majority_class)
 
     @property
     def best_head(self) -> HeadKind:
@@ -410,9 +406,8 @@ class FeaturesRecord(EncoderRecord):
 
     @classmethod
     def of(cls, features: FeatureSet, file: str, sha256: str) -> FeaturesRecord:
-        width, class_names = features.features.shape[1], features.class_names
-        fields = {"file": file, "sha256": sha256, "clips": len(features), "class_names": class_names, "width": width}
-        return cls.model_validate({**features.provenance, **fields})
+        shown = {"clips": len(features), "class_names": features.class_names, "width": features.features.shape[1]}
+        return cls.model_validate({**features.provenance, "file": file, "sha256": sha256, **shown})
 
 
 class RunRecord(Record):
@@ -479,9 +474,8 @@ class RunRecord(Record):
             for fit in row.scores.splits
         ]
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        write_csv(
-            folder / "result.csv", [columns, *([spreadsheet_cell(row.get(name)) for name in columns] for row in rows)]
-        )
+        cells = [[spreadsheet_cell(row.get(name)) for name in columns] for row in rows]
+        write_csv(folder / "result.csv", [columns, *cells])
         write_json(folder / RESULT_FILE, self.model_dump_json(exclude_unset=True))
 
     @classmethod
@@ -489,14 +483,12 @@ class RunRecord(Record):
         """Read a result.json; RecordError if it is damaged or something else."""
         try:
             return cls.model_validate_json(read_json(path))
-        except DamagedFileError as error:
-            raise RecordError(f"{path} is not a record of this project ({error})") from error
-        except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(map(str, problem["loc"]))
-            raise RecordError(
-                f"{path} is not a record of this project ({f'{place}: ' if place else ''}{problem['msg']})"
-            ) from error
+        except (DamagedFileError, ValidationError) as error:
+            problem = str(error)
+            if isinstance(error, ValidationError):
+                first = error.errors(include_url=False, include_input=False)[0]
+                problem = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+            raise RecordError(f"{path} is not a record of this project ({problem})") from error
 
 
 def _cells(fit: FitRecord) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +14,7 @@ from common.evaluation.load_features import PreparedFeatures, load_controls, loa
 from common.evaluation.plots import figures_of
 from common.evaluation.predictions import prefix_of, save_predictions
 from common.evaluation.protocol import PROTOCOLS, plan_fits, run_protocol
-from common.evaluation.record import (
-    RESULT_FILE,
-    ConfigRecord,
-    FeaturesRecord,
-    ProtocolRecord,
-    RecordError,
-    RunRecord,
-)
+from common.evaluation.record import RESULT_FILE, ConfigRecord, FeaturesRecord, ProtocolRecord, RecordError, RunRecord
 from common.evaluation.text import as_result_md, print_scores
 from common.features import FeatureSet
 from common.files import (
@@ -59,7 +51,7 @@ def classify(
     folder = config.output_dir or task.output_dir_of(features.encoder_slug)
     for name in _protocols(config):  # fails before anything is written
         plan_fits(name, prepared.prepared, config.train_test_split, [config.random_seed])
-    refuse_unwritable(folder / "result.json")
+    refuse_unwritable(folder / RESULT_FILE)
     controls, control_sha256 = load_controls(task, features, config.control_features or ())
     settings = ConfigRecord.of(config, options, control_sha256)
     with exclusive(folder / f".{task.name}_results.lock", f"results into {folder}"):
@@ -67,15 +59,15 @@ def classify(
         if record is None:
             record = _fit_and_save(task, prepared, settings, device, controls, folder)
         else:
-            print(f"{folder / 'result.json'} already exists, for the same features and settings. Nothing to do.")
+            print(f"{folder / RESULT_FILE} already exists, for the same features and settings. Nothing to do.")
         record = _with_figures(task, record, config.figure_format, folder)
-        for written in ("result.json", "result.csv", "result.md", *record.files):
+        for written in (RESULT_FILE, "result.csv", "result.md", *record.files):
             remove_leftovers(folder / written)
     print_scores(task, record)
     if config.markdown:
         write_atomically(folder / "result.md", as_result_md(task, record).encode())
         print(f"-> {folder / 'result.md'}")
-    print(f"-> {folder}: {', '.join(['result.json', *record.files])}")
+    print(f"-> {folder}: {', '.join([RESULT_FILE, *record.files])}")
     return record
 
 
@@ -144,7 +136,7 @@ def _with_figures(task: Task, record: RunRecord, figure_format: FigureFormat, fo
 
 
 # Settings in which a finished run may differ and still be the requested run.
-NOT_DECISIVE = ("features", "encoder", "output_dir", "markdown", "figure_format")
+NOT_DECISIVE = {"features", "encoder", "output_dir", "markdown", "figure_format"}
 
 
 def earlier_record(
@@ -163,21 +155,20 @@ def earlier_record(
         record = RunRecord.load(path)
     except RecordError as error:
         raise OutputError(f"{error}; --overwrite replaces it") from error
-    before = {**_comparable(record.config), "task": record.task, "features": record.features.sha256}
-    now = {"task": task.name, **_comparable(config), "features": features_sha256}
-    different = describe_difference(before, now)
-    if different:
+    before, now = (
+        {"task": name, **settings.model_dump(mode="json", exclude=NOT_DECISIVE), "features": sha256}
+        for settings, name, sha256 in (
+            (record.config, record.task, record.features.sha256),
+            (config, task.name, features_sha256),
+        )
+    )
+    if different := describe_difference(before, now):
         raise OutputError(
             f"{path} holds the results of another run ({different}); "
             "--overwrite replaces them, --output-dir writes elsewhere"
         )
     is_complete = bool(record.protocols) and all((folder / name).is_file() for name in record.files)
     return record if is_complete else None
-
-
-def _comparable(config: ConfigRecord) -> dict[str, object]:
-    values: dict[str, object] = json.loads(config.model_dump_json())
-    return {key: value for key, value in values.items() if key not in NOT_DECISIVE}
 
 
 def remove_record(folder: Path) -> None:

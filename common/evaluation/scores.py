@@ -6,12 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from sklearn.metrics import (
-    accuracy_score,
-    precision_recall_fscore_support,
-    roc_curve,
-    top_k_accuracy_score,
-)
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_curve, top_k_accuracy_score
 from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
 
 from common.arrays import Array
@@ -84,11 +79,8 @@ def icbhi_scores(labels: Array, predictions: Array, class_names: Sequence[str]) 
     hits, normal = predictions == labels, _is_normal(labels, class_names)
     specificity = float(hits[normal].mean()) if normal.any() else float("nan")
     sensitivity = float(hits[~normal].mean()) if (~normal).any() else float("nan")
-    return {
-        "sensitivity": sensitivity,
-        "specificity": specificity,
-        "icbhi_score": (sensitivity + specificity) / 2,
-    }
+    score = (sensitivity + specificity) / 2
+    return {"sensitivity": sensitivity, "specificity": specificity, "icbhi_score": score}
 
 
 def equal_error_rate(same: Array, similarity: Array, weights: Array | None = None) -> float:
@@ -167,15 +159,9 @@ def _std_between(fits: Sequence[FitRecord], keys: Sequence[Key], names: Sequence
     values = sorted(set(keys))
     if len(values) < 2:
         return None
+    by_value = [[fit for fit, key in zip(fits, keys, strict=True) if key == value] for value in values]
     return {
-        name: float(
-            np.std(
-                [
-                    np.mean([fit.scores[name] for fit, key in zip(fits, keys, strict=True) if key == value])
-                    for value in values
-                ]
-            )
-        )
+        name: float(np.std([np.mean([fit.scores[name] for fit in of_value]) for of_value in by_value]))
         for name in names
     }
 

@@ -34,7 +34,7 @@ def make_splits(prepared: Prepared) -> tuple[list[Split], str]:
     features = prepared.features
     whose = "official" if prepared.kind is DivisionKind.OFFICIAL else "given"
     if features.folds is not None:
-        return _folds(features, whose)
+        return _folds(features, features.folds.numpy(), whose)
     assert features.splits is not None
     sides = np.array(features.splits)
     missing = [side for side in ("train", "test") if side not in sides]
@@ -60,39 +60,31 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
     """
     if len(split.valid):
         return split, "the validation clips of the division"
-    ways: list[tuple[str, Callable[[FeatureSet, Split, int], Array]]] = []
+    ways: list[tuple[str, Callable[[], Array]]] = []
+    share = f"{VALID_SHARE:.0%} of the training clips"
     if features.groups is not None:
-        ways.append((f"{VALID_SHARE:.0%} of the training clips, whole groups", _by_group))
+        ways.append((f"{share}, whole groups", lambda: hold_out_groups(features, split.train, VALID_SHARE, seed)))
     elif features.folds is not None:
-        ways.append(("one of the training folds", _one_fold))
-    ways.append((f"{VALID_SHARE:.0%} of the training clips", _by_clip))
+        ways.append(("one of the training folds", lambda: _one_fold(features, split, seed)))
+    ways.append((share, lambda: split.train[random_split(features.subset(split.train), VALID_SHARE, seed).test]))
     for words, hold_out in ways:
         try:
-            valid = hold_out(features, split, seed)
+            valid = hold_out()
         except SplitError:
             continue
         return Split(split.name, np.setdiff1d(split.train, valid), split.test, valid), words
     return split, "nothing: the last epoch is kept"
 
 
-def _by_group(features: FeatureSet, split: Split, seed: int) -> Array:
-    return hold_out_groups(features, split.train, VALID_SHARE, seed)
-
-
 def _one_fold(features: FeatureSet, split: Split, seed: int) -> Array:
-    folds = _fold_numbers(features)
+    assert features.folds is not None
+    folds = features.folds.numpy()
     present = np.unique(folds[split.train])
     if len(present) < 2:
         raise SplitError("a single training fold cannot be spared")
     after = present[present > folds[split.test[0]]] if len(split.test) else present[seed % len(present) :]
     valid: Array = split.train[folds[split.train] == (after[0] if len(after) else present[0])]
     _refuse_missing_classes(features, np.setdiff1d(split.train, valid), "what is left for training")
-    return valid
-
-
-def _by_clip(features: FeatureSet, split: Split, seed: int) -> Array:
-    part = random_split(features.subset(split.train), VALID_SHARE, seed)
-    valid: Array = split.train[part.test]
     return valid
 
 
@@ -140,13 +132,7 @@ def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:
     return folds
 
 
-def _fold_numbers(features: FeatureSet) -> Array:
-    assert features.folds is not None
-    return features.folds.numpy()
-
-
-def _folds(features: FeatureSet, whose: str) -> tuple[list[Split], str]:
-    folds = _fold_numbers(features)
+def _folds(features: FeatureSet, folds: Array, whose: str) -> tuple[list[Split], str]:
     present = np.unique(folds).tolist()
     if len(present) == 1:
         raise SplitError(

@@ -6,7 +6,7 @@ import textwrap
 
 from common.datasets import DivisionKind, Task
 from common.evaluation.intervals import MIN_GROUPS
-from common.evaluation.record import ProtocolRecord, RunRecord
+from common.evaluation.record import ComparisonRecord, ProtocolRecord, RunRecord
 from common.heads import head_title
 from common.text_table import as_markdown, as_text, percent, range_of
 
@@ -55,8 +55,12 @@ def remarks(protocol: ProtocolRecord) -> list[str]:
         *_calibration_remarks(protocol),
         *_interval_remarks(protocol),
         *_control_remarks(protocol),
-        f"Three-layer minus linear: {100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}{test}.",
+        f"Three-layer minus linear: {_points(compared)}{test}.",
     ]
+
+
+def _points(compared: ComparisonRecord) -> str:
+    return f"{100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}"
 
 
 def _epoch_remark(protocol: ProtocolRecord) -> str:
@@ -73,31 +77,33 @@ def _epoch_remark(protocol: ProtocolRecord) -> str:
 
 
 def _whitening_remarks(protocol: ProtocolRecord) -> list[str]:
-    lines = []
-    for kind, scored in protocol.heads.items():
-        shrinkages = sorted({fit.shrinkage for fit in scored.splits if fit.shrinkage is not None})
-        if len(shrinkages) > 1:
-            values = ", ".join(f"{shrinkage:g}" for shrinkage in shrinkages)
-            lines.append(f"Strength of whitening chosen on validation clips: {values} ({head_title(kind)}).")
-    return lines
+    chosen = {
+        kind: sorted({fit.shrinkage for fit in scored.splits if fit.shrinkage is not None})
+        for kind, scored in protocol.heads.items()
+    }
+    return [
+        f"Strength of whitening chosen on validation clips: {', '.join(f'{value:g}' for value in values)} ({head_title(kind)})."
+        for kind, values in chosen.items()
+        if len(values) > 1
+    ]
 
 
 def _best_on_test_remark(protocol: ProtocolRecord) -> str:
     best = []
     for kind, scored in protocol.heads.items():
-        accuracies = [fit.best_test_accuracy_over_epochs for fit in scored.splits]
-        known = [value for value in accuracies if value is not None]
-        best.append(f"{head_title(kind)} {percent(sum(known) / len(known) if known else None)}")
+        known = [fit.best_test_accuracy_over_epochs for fit in scored.splits]
+        accuracies = [accuracy for accuracy in known if accuracy is not None]
+        best.append(f"{head_title(kind)} {percent(sum(accuracies) / len(accuracies) if accuracies else None)}")
     return f"Not a score: with the epoch chosen by the test clips, as the original project did: {', '.join(best)}."
 
 
 def _convergence_remarks(protocol: ProtocolRecord) -> list[str]:
-    lines = []
-    for name, scored in protocol.probes.items():
-        failed = sum(fit.converged is False for fit in scored.splits)
-        if failed:
-            lines.append(f"{head_title(name)} had not converged in {failed} of {len(scored.splits)} fits.")
-    return lines
+    failed = {name: sum(fit.converged is False for fit in scored.splits) for name, scored in protocol.probes.items()}
+    return [
+        f"{head_title(name)} had not converged in {count} of {len(protocol.probes[name].splits)} fits."
+        for name, count in failed.items()
+        if count
+    ]
 
 
 def _calibration_remarks(protocol: ProtocolRecord) -> list[str]:
@@ -113,16 +119,16 @@ def _calibration_remarks(protocol: ProtocolRecord) -> list[str]:
 
 
 def _control_remarks(protocol: ProtocolRecord) -> list[str]:
-    compared = [
-        (f"{control}, {head_title(kind)}", comparison)
+    compared = {
+        f"{control}, {head_title(kind)}": comparison
         for control, by_head in protocol.control_comparisons.items()
         for kind, comparison in by_head.items()
-    ]
+    }
     return [
-        f"Minus {title}: {100 * comparison.difference:+.1f} points, 95 % {range_of(comparison.interval)}, "
+        f"Minus {title}: {_points(comparison)}, "
         f"p = {'-' if comparison.holm_p_value is None else f'{comparison.holm_p_value:.2g}'} "
         f"(corrected for {len(compared)} tests, Holm)."
-        for title, comparison in compared
+        for title, comparison in compared.items()
     ]
 
 
@@ -134,27 +140,22 @@ def _leak_remarks(protocol: ProtocolRecord) -> list[str]:
         sentence = f"{related:.1%} of the test clips have related training clips"
         is_official = protocol.kind is DivisionKind.OFFICIAL
         return [f"{sentence}, in the official division too." if is_official else f"WARNING: {sentence}."]
+    apart = "this split does not keep recordings, patients or speakers apart"
     if related == 0:
-        return [
-            "This split does not keep recordings, patients or speakers apart on purpose, but here no test clip has a "
-            "related training clip."
-        ]
+        return [f"T{apart[1:]} on purpose, but here no test clip has a related training clip."]
     known = "" if related is None else f": {related:.0%} of the test clips have related training clips"
-    return [
-        f"WARNING: this split does not keep recordings, patients or speakers apart{known}; the score may be too high."
-    ]
+    return [f"WARNING: {apart}{known}; the score may be too high."]
 
 
 def _interval_remarks(protocol: ProtocolRecord) -> list[str]:
     units = protocol.comparison.units
-    known = "" if units == "groups" else " (which clips are related is unknown)"
-    lines = [f"95 % intervals: by {units}{known}, for the heads as they were fitted."]
     if all(scored.interval is None for scored in protocol.heads.values()):
         return [f"No 95 % interval: fewer than {MIN_GROUPS} {units} are too few to tell."]
+    known = "" if units == "groups" else " (which clips are related is unknown)"
+    lines = [f"95 % intervals: by {units}{known}, for the heads as they were fitted."]
     for name in dict.fromkeys(name for scored in protocol.heads.values() for name in scored.more_intervals):
-        ranges = ", ".join(
-            f"{head_title(kind)} {range_of(scored.more_intervals.get(name))}" for kind, scored in protocol.heads.items()
-        )
+        intervals = {kind: scored.more_intervals.get(name) for kind, scored in protocol.heads.items()}
+        ranges = ", ".join(f"{head_title(kind)} {range_of(interval)}" for kind, interval in intervals.items())
         lines.append(f"95 % interval of {NAMES[name]}: {ranges}.")
     return lines
 
@@ -192,16 +193,12 @@ def print_scores(task: Task, record: RunRecord) -> None:
         if protocol.label_efficiency:
             print(as_text(efficiency_table(protocol)))
     if len(record.protocols) == 2:
-        print(f"\n{_difference(record)}")
-
-
-def _difference(record: RunRecord) -> str:
-    official, random = (record.protocols[name].heads for name in ("official", "random"))
-    table = [["head", record.protocols["official"].kind.label, "random", "difference"]]
-    for kind in official:
-        scores = official[kind].accuracy, random[kind].accuracy
-        table.append([head_title(kind), *map(percent, scores), f"{100 * (scores[1] - scores[0]):+.1f}"])
-    return as_text(table)
+        official, random = record.protocols["official"], record.protocols["random"]
+        table = [["head", official.kind.label, "random", "difference"]]
+        for kind in official.heads:
+            scores = official.heads[kind].accuracy, random.heads[kind].accuracy
+            table.append([head_title(kind), *map(percent, scores), f"{100 * (scores[1] - scores[0]):+.1f}"])
+        print(f"\n{as_text(table)}")
 
 
 def as_result_md(task: Task, record: RunRecord) -> str:
