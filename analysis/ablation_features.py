@@ -14,7 +14,7 @@ from analysis.sampling import balanced_rows
 from analysis.studies import Study
 from common.arrays import Array
 from common.datasets.audio import limit_bandwidth
-from common.encoder import SAMPLE_RATE, AudioSepEncoder, EncoderInfo, Output, Waveform, load_encoder
+from common.encoder import SAMPLE_RATE, AudioSepEncoder, Encoder, Output, Waveform, load_encoder
 from common.extraction import ClipList, ExtractOptions, extract
 from common.features import FeatureFileError, FeatureSet
 
@@ -57,8 +57,8 @@ CONDITION = "condition"
 FACTORS = (CONDITION, *DEGRADATIONS)  # those whose variants need further passes
 
 
-class AblationEncoder:
-    """An `Encoder` whose outputs are the variants of an ablation."""
+class AblationEncoder(Encoder):
+    """An encoder whose outputs are the variants of an ablation."""
 
     sample_rate = SAMPLE_RATE
 
@@ -69,6 +69,7 @@ class AblationEncoder:
             CheckpointError, DeviceError, ConditionError: as `load_encoder`.
         """
         self.plain = load_encoder(checkpoint, device)
+        self.info, self.device = self.plain.info, self.plain.device
         self.conditioned: dict[str, AudioSepEncoder] = {}
         if CONDITION in factors:
             self.conditioned["zero"] = load_encoder(checkpoint, device, condition="zero")
@@ -79,14 +80,6 @@ class AblationEncoder:
         names += [(factor, name) for factor, variants in DEGRADATIONS.items() if factor in factors for name in variants]
         self.outputs = (*GRID, *(Output(factor, name, BASE.width) for factor, name in names))
         self.default_output = BASE
-
-    @property
-    def info(self) -> EncoderInfo:
-        return self.plain.info
-
-    @property
-    def device(self) -> torch.device:
-        return self.plain.device
 
     def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
         """As `Encoder.embed_outputs`."""

@@ -12,10 +12,10 @@ from .protocol import (
     EncoderInfo,
     Output,
     UnknownOutputError,
-    Waveform,
     choose_outputs,
     find_output,
 )
+from .waveforms import Waveform
 
 __all__ = [
     "CHANNELS",

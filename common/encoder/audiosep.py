@@ -21,7 +21,6 @@ from common.arrays import Array
 from common.encoder.checkpoint import EXPORTED, CheckpointError, Weights, exported_config, load_weights
 from common.encoder.condition import read_condition
 from common.encoder.device import PRECISIONS, DeviceError, keep_freed_memory, resolve_device, resolve_precision
-from common.encoder.embedding import Embeds
 from common.encoder.network import (
     CHANNELS,
     FREQUENCIES,
@@ -35,9 +34,9 @@ from common.encoder.network import (
     weight_shapes,
 )
 from common.encoder.pooling import POOLS, BatchMoments, Moments, batch_moments
-from common.encoder.protocol import EncoderInfo, Output, Waveform, find_output
+from common.encoder.protocol import Encoder, EncoderInfo, Output, find_output
 from common.encoder.tiling import FRAMES_PER_COLUMN, Tile, plan_tiles
-from common.encoder.waveforms import check_waveforms
+from common.encoder.waveforms import Waveform, check_waveforms
 from common.encoder_name import EncoderKind
 
 T = TypeVar("T")
@@ -137,7 +136,7 @@ def build_encoder(
     return AudioSepEncoder(weights, embedding, condition_identity, precision, padding)
 
 
-class AudioSepEncoder(Embeds, nn.Module):
+class AudioSepEncoder(Encoder, nn.Module):
     """The frozen encoder. Build it with `load_encoder`.
 
     Attributes:
@@ -177,7 +176,7 @@ class AudioSepEncoder(Embeds, nn.Module):
         self.eval().requires_grad_(False)
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]  # of the network, which may be moved
         return self.network.window.device
 
     def embed_layers(self, waveforms: Sequence[Waveform], pool: str = DEFAULT_POOL) -> dict[str, torch.Tensor]:

@@ -10,17 +10,16 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from common.encoder.embedding import Embeds
 from common.encoder.network import HOP_LENGTH, N_FFT, SAMPLE_RATE
-from common.encoder.protocol import EncoderInfo, Output, Waveform
-from common.encoder.waveforms import check_waveforms
+from common.encoder.protocol import Encoder, EncoderInfo, Output
+from common.encoder.waveforms import Waveform, check_waveforms
 from common.encoder_name import EncoderKind
 
 N_MELS = 128
 NAME = EncoderKind.LOGMEL.value
 
 
-class LogMelStatistics(Embeds):
+class LogMelStatistics(Encoder):
     """An `Encoder` with one output of 256 numbers: the mean of each mel band in dB, then the standard deviations."""
 
     sample_rate = SAMPLE_RATE

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from common.arrays import Array
-from common.encoder.embedding import Embeds
-from common.encoder.protocol import EncoderInfo, Output, Waveform
-from common.encoder.waveforms import check_waveforms
+from common.encoder.protocol import Encoder, EncoderInfo, Output
+from common.encoder.waveforms import Waveform, check_waveforms
 from common.encoder_name import EncoderName
 from common.errors import UserError
 
@@ -44,7 +43,7 @@ def pool_over_time(frames: torch.Tensor, pool: str) -> torch.Tensor:
     return frames.amax(dim=1)
 
 
-class PlugIn(Embeds):
+class PlugIn(Encoder):
     """An `Encoder` from outside. The clips of a call share a batch only if they have the same length.
 
     Attributes:

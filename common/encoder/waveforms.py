@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from common.arrays import Array
-from common.encoder.protocol import Waveform
+
+Waveform = Array | torch.Tensor
 
 
 def check_waveforms(waveforms: Sequence[Waveform], min_samples: int) -> list[Array]:
