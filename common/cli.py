@@ -21,37 +21,36 @@ if TYPE_CHECKING:
 
 def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> None:
     """Run a task's extraction script: clips under the data root -> feature file."""
-    run(lambda: _extract(task, argv))
+
+    def extract_all() -> None:
+        arguments = parse_extract_flags(task, argv)
+        if arguments.shard is not None:
+            from common.extraction import Shard
+
+            Shard.parse(arguments.shard)  # fails before the data are read
+        config = arguments.config
+        for variant in arguments.tasks:
+            root = config.data_root or variant.default_data_root
+            features_file = config.features or variant.features_of(EncoderName.parse(config.encoder).slug)
+            extract_task(variant, variant.read_clips(root), root, features_file, arguments)
+
+    run(extract_all)
 
 
 def classify_main(task: Task | Variants, argv: Sequence[str] | None = None) -> None:
     """Run a task's classification script: feature file -> scores, figures, trained heads."""
-    run(lambda: _classify(task, argv))
 
+    def classify_all() -> None:
+        arguments = parse_classify_flags(task, "Train the linear and the three-layer head on embeddings", argv)
+        from common.encoder.device import fitting_device
+        from common.evaluation.results import classify
 
-def _extract(variants: Task | Variants, argv: Sequence[str] | None) -> None:
-    arguments = parse_extract_flags(variants, argv)
-    if arguments.shard is not None:
-        from common.extraction import Shard
+        device = fitting_device(arguments.config.device)
+        config = arguments.config.model_copy(update={"device": str(device)})
+        for variant in arguments.tasks:
+            classify(variant, config, arguments.options, device, arguments.overwrite)
 
-        Shard.parse(arguments.shard)  # fails before the data are read
-    config = arguments.config
-    for task in arguments.tasks:
-        root = config.data_root or task.default_data_root
-        features_file = config.features or task.features_of(EncoderName.parse(config.encoder).slug)
-        extract_task(task, task.read_clips(root), root, features_file, arguments)
-
-
-def _classify(variants: Task | Variants, argv: Sequence[str] | None) -> None:
-    what = "Train the linear and the three-layer head on embeddings"
-    arguments = parse_classify_flags(variants, what, argv)
-    from common.encoder.device import fitting_device
-    from common.evaluation.results import classify
-
-    device = fitting_device(arguments.config.device)
-    config = arguments.config.model_copy(update={"device": str(device)})
-    for task in arguments.tasks:
-        classify(task, config, arguments.options, device, arguments.overwrite)
+    run(classify_all)
 
 
 def extract_task(
@@ -101,35 +100,30 @@ def _load_encoder(config: ExtractConfig, processes: int) -> tuple[Encoder, tuple
 
 
 def _describe_clips(task: Task, clips: Sequence[Clip], root: Path) -> str:
-    classes, folds = len({clip.class_name for clip in clips} - {""}), {clip.fold for clip in clips} - {None}
-    in_folds = f", {len(folds)} fold{'s' * (len(folds) != 1)}" if folds else ""
-    labelled = f", {classes} classes" if classes else ""
-    return f"{task.title}: {len(clips):,} clips{labelled}{in_folds} in {root}"
+    classes, folds = len({clip.class_name for clip in clips} - {""}), len({clip.fold for clip in clips} - {None})
+    parts = [f"{task.title}: {len(clips):,} clips", *[f"{classes} classes"] * bool(classes)]
+    parts += [f"{folds} fold{'s' * (folds != 1)}"] * bool(folds)
+    return f"{', '.join(parts)} in {root}"
 
 
 def _describe_encoder(encoder: Encoder, outputs: Sequence[Output]) -> str:
-    info = encoder.info
+    info, where = encoder.info, f"{encoder.info.precision} on {encoder.device}"
     what = ", ".join(output.name for output in outputs[:4])
     more = f" and {len(outputs) - 4} more" if len(outputs) > 4 else ""
     embedded = f"{what}{more}: {sum(output.width for output in outputs):,} numbers per clip"
     if info.kind is EncoderKind.LOGMEL:
         return f"no encoder: {info.encoder}, as a control; {embedded}"
     if info.kind.is_plug_in:
+        weights = f"{info.encoder}, weights {info.checkpoint[:19]}, at {encoder.sample_rate:,} Hz"
         fixed = getattr(encoder, "is_fixed_length", False)
         note = "; its feature extractor pads or cuts every clip to one length" if fixed else ""
-        return (
-            f"encoder: {info.encoder}, weights {info.checkpoint[:19]}, at {encoder.sample_rate:,} Hz; {embedded}; "
-            f"{info.precision} on {encoder.device}{note}"
-        )
+        return f"encoder: {weights}; {embedded}; {where}{note}"
     release = f"known release {info.release}"
     if info.kind is EncoderKind.UNTRAINED:
         release = "untrained: its scores say nothing about AudioSep"
     elif info.release == "unknown":
         release = "a checkpoint unknown to this project (not one of the published releases)"
-    return (
-        f"encoder: {info.checkpoint[:19]}, {release}; {embedded}; "
-        f"condition {info.condition[:19]}, {info.precision} on {encoder.device}"
-    )
+    return f"encoder: {info.checkpoint[:19]}, {release}; {embedded}; condition {info.condition[:19]}, {where}"
 
 
 def data_root_of(task: Task) -> Path:

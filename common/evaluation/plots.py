@@ -157,8 +157,8 @@ def plot_label_efficiency(points: Sequence[EfficiencyRecord], title: str, path: 
         if not of_head:
             continue
         clips = [point.n_train for point in of_head]
-        accuracy = np.array([100 * point.mean["accuracy"] for point in of_head])
-        ends = [point.interval or (point.mean["accuracy"],) * 2 for point in of_head]
+        accuracy = np.array([100 * point.accuracy for point in of_head])
+        ends = [point.interval or (point.accuracy, point.accuracy) for point in of_head]
         errors = np.abs(100 * np.array(ends).T - accuracy)
         axes.errorbar(clips, accuracy, errors, marker=marker, color=colour, capsize=3, label=head_title(head))
     axes.set_xscale("log")

@@ -22,6 +22,7 @@ from common.evaluation.record import (
     ComparisonRecord,
     EfficiencyRecord,
     HeadRecord,
+    MeanRecord,
     ProtocolIdentity,
     ProtocolRecord,
     Record,
@@ -294,8 +295,8 @@ def _label_efficiency(fits: _Fits) -> list[EfficiencyRecord]:
         fewer = replace(fits, jobs=[_with_fewer_labels(fits.features, job, fraction) for job in fits.jobs])
         n_train = int(np.mean([len(job.split.learnable) for job in fewer.jobs]))
         for kind, scored in fewer.score_both(fewer.outcomes(fits.features)).items():
-            shared = {name: getattr(scored, name) for name in ("mean", "std_over_folds", "std_over_seeds", "interval")}
-            records.append(EfficiencyRecord(head=kind, fraction=fraction, n_train=n_train, **shared))
+            means = scored.model_dump(include=set(MeanRecord.model_fields))
+            records.append(EfficiencyRecord(head=kind, fraction=fraction, n_train=n_train, **means))
     return records
 
 

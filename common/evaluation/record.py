@@ -119,14 +119,31 @@ class NoneOfTheseRecord(Record):
     fitted_on: str
 
 
-class HeadRecord(Record):
-    """The scores of one head over all splits and seeds.
+class MeanRecord(Record):
+    """The scores of one head as means over all splits and seeds.
 
     Attributes:
-        mean: of every score over all splits and seeds.
+        mean: of every score.
         std_over_folds: of the folds' means over seeds; None with one fold. `std_over_seeds`: of the seeds' means over
             folds; None with one seed. Both are population standard deviations.
         interval: 95 % interval of the mean accuracy (`common.evaluation.intervals`); None with too few groups.
+    """
+
+    mean: dict[str, Score]
+    std_over_folds: dict[str, Score] | None
+    std_over_seeds: dict[str, Score] | None
+    interval: Interval | None
+
+    @property
+    def accuracy(self) -> float:
+        """The mean accuracy."""
+        return self.mean["accuracy"]
+
+
+class HeadRecord(MeanRecord):
+    """The scores of one head over all splits and seeds.
+
+    Attributes:
         more_intervals: those of the other scores that have one.
         per_class, confusion: over all splits and seeds; the confusion matrix holds counts, row: true class.
         splits: every split and seed.
@@ -134,21 +151,12 @@ class HeadRecord(Record):
         none_of_these: of the threshold for unknown sounds; None if it could not be measured.
     """
 
-    mean: dict[str, Score]
-    std_over_folds: dict[str, Score] | None
-    std_over_seeds: dict[str, Score] | None
-    interval: Interval | None
     more_intervals: dict[str, Interval | None] = {}
     per_class: PerClass
     confusion: list[list[int]]
     splits: list[FitRecord]
     calibration: CalibrationRecord | None = None
     none_of_these: NoneOfTheseRecord | None = None
-
-    @property
-    def accuracy(self) -> float:
-        """The mean accuracy."""
-        return self.mean["accuracy"]
 
 
 class ComparisonRecord(Record):
@@ -169,16 +177,12 @@ class ComparisonRecord(Record):
     holm_p_value: float | None = None
 
 
-class EfficiencyRecord(Record):
-    """The scores of a head that learned from a share of the labels; see `HeadRecord`."""
+class EfficiencyRecord(MeanRecord):
+    """The scores of a head that learned from a share of the labels."""
 
     head: HeadKind
     fraction: float
     n_train: int
-    mean: dict[str, Score]
-    std_over_folds: dict[str, Score] | None
-    std_over_seeds: dict[str, Score] | None
-    interval: Interval | None
 
 
 class ProtocolIdentity(Record):

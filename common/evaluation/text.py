@@ -165,7 +165,7 @@ def efficiency_table(protocol: ProtocolRecord) -> list[list[str]]:
     table = [["head", "labels", "clips", "accuracy", "95 %"]]
     for point in protocol.label_efficiency:
         share = f"{100 * point.fraction:g} %"
-        accuracy, interval = percent(point.mean["accuracy"]), range_of(point.interval)
+        accuracy, interval = percent(point.accuracy), range_of(point.interval)
         table.append([head_title(point.head), share, f"{point.n_train:,}", accuracy, interval])
     return table
 
