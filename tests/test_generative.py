@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from common.arrays import Array
 from common.datasets import Prepared
-from common.encoder.pooling import POOLS, Moments, batch_moments
-from common.encoder.tiling import FRAMES_PER_COLUMN, MAX_TILE_FRAMES, plan_tiles
+from common.encoder.tiles import FRAMES_PER_COLUMN, MAX_TILE_FRAMES, POOLS, Moments, batch_moments, plan_tiles
 from common.evaluation.splits import SplitError, hold_out_groups, make_splits, random_split, with_validation
 from common.features import FeatureSet
 

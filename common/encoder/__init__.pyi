@@ -6,16 +6,16 @@ from .device import DeviceError, resolve_device
 from .logmel import LogMelStatistics
 from .network import CHANNELS, LAYERS, SAMPLE_RATE
 from .plug_in import PluginError
-from .pooling import POOLS
 from .protocol import (
     Encoder,
     EncoderInfo,
     Output,
     UnknownOutputError,
+    Waveform,
     choose_outputs,
     find_output,
 )
-from .waveforms import Waveform
+from .tiles import POOLS
 
 __all__ = [
     "CHANNELS",

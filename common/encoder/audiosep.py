@@ -1,7 +1,7 @@
 """AudioSep's encoder as a frozen feature extractor: waveforms in, embeddings out.
 
-Clips of any length, in batches of any lengths, are treated alike: they are cut into tiles (`common.encoder.tiling`),
-whose pooled parts are merged (`common.encoder.pooling`). The network itself is in `common.encoder.network`.
+Clips of any length, in batches of any lengths, are treated alike: they are cut into tiles, whose pooled
+parts are merged (`common.encoder.tiles`). The network itself is in `common.encoder.network`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,8 @@ from common.encoder.network import (
     ResUNet30Encoder,
     weight_shapes,
 )
-from common.encoder.pooling import POOLS, BatchMoments, Moments, batch_moments
-from common.encoder.protocol import Encoder, EncoderInfo, Output, find_output
-from common.encoder.tiling import FRAMES_PER_COLUMN, Tile, plan_tiles
-from common.encoder.waveforms import Waveform, check_waveforms
+from common.encoder.protocol import Encoder, EncoderInfo, Output, Waveform, check_waveforms, find_output
+from common.encoder.tiles import FRAMES_PER_COLUMN, POOLS, BatchMoments, Moments, Tile, batch_moments, plan_tiles
 from common.encoder_name import EncoderKind
 
 T = TypeVar("T")
@@ -131,7 +129,7 @@ def build_encoder(
             "weights alone"
         )
     weights = load_weights(checkpoint, weight_shapes())
-    if exported is not None and exported["weights_sha256"] not in (None, weights.identity.removeprefix("sha256:")):
+    if exported is not None and f"sha256:{exported['weights_sha256']}" != weights.identity:
         raise CheckpointError(f"{checkpoint}/{EXPORTED} is damaged: it is not the file that was exported; export again")
     return AudioSepEncoder(weights, embedding, condition_identity, precision, padding)
 

@@ -92,13 +92,13 @@ def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, 
 
 
 def exported_config(checkpoint: str | Path | None) -> dict[str, Any] | None:
-    """The config.json of an exported folder, with at least ``condition`` and ``pads_time``; None for anything else."""
+    """The config.json of an exported folder, what it says of condition, padding and weights; None for anything else."""
     folder = Path(checkpoint) if checkpoint is not None else DEFAULT_PATH
     if not (folder / EXPORTED).is_file():
         return None
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return {"weights_sha256": None, **config, "condition": config["condition"], "pads_time": config["pads_time"]}
+        return {key: config[key] for key in ("condition", "pads_time", "weights_sha256")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} has no config.json of an exported encoder; give {folder / EXPORTED} itself"

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from common.encoder.network import HOP_LENGTH, N_FFT, SAMPLE_RATE
-from common.encoder.protocol import Encoder, EncoderInfo, Output
-from common.encoder.waveforms import Waveform, check_waveforms
+from common.encoder.protocol import Encoder, EncoderInfo, Output, Waveform, check_waveforms
 from common.encoder_name import EncoderKind
 
 N_MELS = 128

@@ -28,8 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.encoder.condition import CONDITION_SIZE
-from common.encoder.padding import PaddingMask, fill_padding, item_ends, padding_mask
-from common.encoder.pooling import to_device
+from common.encoder.tiles import PaddingMask, fill_padding, item_ends, padding_mask, to_device
 
 SAMPLE_RATE = 32_000  # Hz
 N_FFT = 2048  # samples

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from common.arrays import Array
-from common.encoder.protocol import Encoder, EncoderInfo, Output
-from common.encoder.waveforms import Waveform, check_waveforms
+from common.encoder.protocol import Encoder, EncoderInfo, Output, Waveform, check_waveforms
 from common.encoder_name import EncoderName
 from common.errors import UserError
 

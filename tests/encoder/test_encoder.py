@@ -32,7 +32,7 @@ from common.encoder.audiosep import MIN_SAMPLES, OUTPUTS
 from common.encoder.condition import read_condition
 from common.encoder.device import DeviceError, resolve_precision
 from common.encoder.network import weight_shapes
-from common.encoder.tiling import Tile, plan_tiles
+from common.encoder.tiles import Tile, plan_tiles
 from tests.support.heads import on_one_thread
 from tests.support.plain_encoder import plain_layers, relative, use_narrow_network
 from tests.support.samples import SHARED, needs_shared, noise
@@ -106,7 +106,7 @@ def test_the_official_padding_equals_the_plain_encoder(monkeypatch: pytest.Monke
     alone = [own.embed_outputs([waveform], own.outputs) for waveform in waveforms]
     monkeypatch.setattr(AudioSepEncoder, "_batches", in_padded_batches)
     together = own.embed_outputs(waveforms, own.outputs)
-    monkeypatch.setattr("common.encoder.tiling.MAX_TILE_FRAMES", 416)
+    monkeypatch.setattr("common.encoder.tiles.MAX_TILE_FRAMES", 416)
     in_tiles = own.embed_outputs(waveforms, own.outputs)
     for row, waveform in enumerate(waveforms):
         for layer, activations in plain_layers(waveform, pads_time=True).items():

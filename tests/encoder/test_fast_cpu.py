@@ -17,7 +17,7 @@ from common.encoder.fast_cpu import threads, winograd
 from common.encoder.fast_cpu.reference import convolve, leaky_relu
 from common.encoder.fast_cpu.table import TableConv2d
 from common.encoder.fast_cpu.winograd import WinogradBlock
-from common.encoder.padding import fill_padding, padding_mask
+from common.encoder.tiles import fill_padding, padding_mask
 from tests.support.heads import on_one_thread
 from tests.support.plain_encoder import relative
 from tests.support.samples import noise
