@@ -263,7 +263,7 @@ def test_a_long_clip_is_computed_in_small_pieces(narrow: AudioSepEncoder, monkey
     narrow.embed([noise(0, 30 * 32_000)])
     assert len(seen) > 3
     assert {size for size, _ in seen} == {1}
-    assert max(samples for _, samples in seen) <= 2048 + (tiling.MAX_TILE_FRAMES - 1) * 320
+    assert max(samples for _, samples in seen) <= 2048 + (tiles.MAX_TILE_FRAMES - 1) * 320
 
 
 @pytest.mark.parametrize("samples", [1, 2, 1_025, 9_919])
