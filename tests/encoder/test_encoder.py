@@ -26,7 +26,7 @@ from common.encoder import (
     find_output,
     load_encoder,
     network,
-    tiling,
+    tiles,
 )
 from common.encoder.audiosep import MIN_SAMPLES, OUTPUTS
 from common.encoder.condition import read_condition
@@ -218,7 +218,7 @@ def test_tiles_equal_one_piece(
 ) -> None:
     waveform = noise(3, frames * 320 - 220)
     whole = narrow.embed_outputs([waveform], OUTPUTS)
-    monkeypatch.setattr(tiling, "MAX_TILE_FRAMES", SMALLEST_TILE)
+    monkeypatch.setattr(tiles, "MAX_TILE_FRAMES", SMALLEST_TILE)
     assert len(plan_tiles(0, frames, 192)) > 10
     if is_batched:
         monkeypatch.setattr(AudioSepEncoder, "_batches", in_padded_batches)
@@ -236,7 +236,7 @@ def assert_tiles_equal_one_piece(encoder: AudioSepEncoder, frames: int, patch: p
     """A long clip in tiles as they are, and in one tile that holds it all."""
     waveform = noise(4, frames * 320 - 220)
     tiled = encoder.embed_layers([waveform])
-    patch.setattr(tiling, "MAX_TILE_FRAMES", 10_000)
+    patch.setattr(tiles, "MAX_TILE_FRAMES", 10_000)
     whole = encoder.embed_layers([waveform])
     for layer in LAYERS:
         assert relative(tiled[layer], whole[layer]) < 1e-6, layer
@@ -246,7 +246,7 @@ def test_a_narrower_halo_would_be_noticed(narrow: AudioSepEncoder, monkeypatch: 
     """The tolerance of the tests above means something: 96 frames are not enough."""
     waveform = noise(4, 700 * 320)
     whole = narrow.embed([waveform])
-    monkeypatch.setattr(tiling, "MAX_TILE_FRAMES", 448)
+    monkeypatch.setattr(tiles, "MAX_TILE_FRAMES", 448)
     monkeypatch.setitem(audiosep.HALO_FRAMES, "encoder_block6", 96)
     assert relative(narrow.embed([waveform]), whole) > 1e-5
 
