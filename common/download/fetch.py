@@ -53,6 +53,8 @@ def fetch(url: str, part: Path, max_bytes: int) -> None:
                 ) from error
             print(f"{part.stem}: {cause}; trying again in {pause_s} s", file=sys.stderr)
             time.sleep(pause_s)
+        except OSError as error:
+            raise DownloadError(f"{part} cannot be written ({error.strerror}); the same command continues") from error
 
 
 def _attempt(url: str, part: Path, max_bytes: int) -> None:

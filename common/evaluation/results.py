@@ -116,18 +116,20 @@ def _fit_and_save(
 
 def _with_figures(task: Task, record: RunRecord, figure_format: FigureFormat, folder: Path) -> RunRecord:
     """The record with the figures that are missing in this format drawn; a figure that fails is a warning."""
-    files = list(record.files)
-    for name, protocol in record.protocols.items():
-        for figure, draw in figures_of(task, record.features, protocol).items():
-            file = f"{prefix_of(name)}{figure}.{figure_format}"
-            if file in files:
-                continue
+    figures = {
+        f"{prefix_of(name)}{figure}.{figure_format}": draw
+        for name, protocol in record.protocols.items()
+        for figure, draw in figures_of(task, record.features, protocol).items()
+    }
+    files = [name for name in record.files if name not in figures]
+    for name, draw in figures.items():  # in the same order whenever they are drawn
+        if name not in record.files:
             try:
-                draw(folder / file)
+                draw(folder / name)
             except Exception as error:  # noqa: BLE001 - whatever a drawing library raises: the results are there
-                print(f"warning: {folder / file} was not drawn: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+                print(f"warning: {folder / name} was not drawn: {' '.join(str(error).split())[:200]}", file=sys.stderr)
                 continue
-            files.append(file)
+        files.append(name)
     if files != record.files:
         print(f"figures drawn as {figure_format}")
         record = record.model_copy(update={"files": files})
