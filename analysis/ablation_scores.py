@@ -10,22 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from analysis.ablation_features import BASE, FACTORS, GRID
-from analysis.compare import Score
+from analysis.compare import AnalysisRecord, Score
 from analysis.plots import plot_effects
 from common.config import FitConfig, ScalerName
 from common.datasets import Prepared
 from common.encoder import LAYERS, POOLS, EncoderInfo
-from common.errors import UserError
 from common.evaluation.intervals import holm
 from common.evaluation.outcomes import HeadFitter, Outcome
 from common.evaluation.protocol import plan_fits, seeds_of
 from common.evaluation.record import ComparisonRecord, Interval, Record
 from common.evaluation.scores import compare_heads, score_head
 from common.features import FeatureSet
-from common.files import DamagedFileError, read_json, write_csv, write_json
+from common.files import write_csv, write_json
 from common.heads import HEADS, SCALERS, HeadKind, Job, head_title, recipe_for
 from common.progress import progress_bar
 from common.text_table import as_text, percent, range_of
@@ -59,7 +57,7 @@ class GridRecord(Record):
     heads: dict[HeadKind, Score]
 
 
-class AblationRecord(Record):
+class AblationRecord(AnalysisRecord):
     """The content of ablation_TASK.json.
 
     Attributes:
@@ -74,6 +72,8 @@ class AblationRecord(Record):
         grid: the accuracy of every combination.
     """
 
+    script = "analysis/ablation.py"
+
     task: str
     title: str
     encoder: EncoderInfo
@@ -86,14 +86,6 @@ class AblationRecord(Record):
     comparison: ComparisonRecord
     effects: list[EffectRecord]
     grid: list[GridRecord]
-
-    @classmethod
-    def load(cls, path: Path) -> AblationRecord:
-        """Read ablation_TASK.json; UserError if it is damaged or of an earlier version."""
-        try:
-            return cls.model_validate_json(read_json(path))
-        except (ValidationError, DamagedFileError) as error:
-            raise UserError(f"{path} is damaged or of an earlier version; run analysis/ablation.py again") from error
 
     @property
     def baseline_words(self) -> str:

@@ -5,21 +5,39 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar, Self
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from analysis.scores import ENCODERS_FOLDER, Run, by_task, scores
 from common.arrays import Array
 from common.encoder.check import CheckRecord
+from common.errors import UserError
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
 from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record
 from common.evaluation.scores import Hits, compare_hits
 from common.features import FeatureFileError
+from common.files import DamagedFileError, read_json
 from common.heads import HEADS, HeadKind
 
 RESAMPLES = 2000
 LEVEL = 0.05
+
+
+class AnalysisRecord(Record):
+    """What an analysis has written as JSON; `script` writes it again."""
+
+    script: ClassVar[str]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read it; UserError if it is damaged or of an earlier version."""
+        try:
+            return cls.model_validate_json(read_json(path))
+        except (ValidationError, DamagedFileError) as error:
+            raise UserError(f"{path} is damaged or of an earlier version; run {cls.script} again") from error
 
 
 class Score(Record):

@@ -9,19 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from scipy.linalg import eigh
 
 from analysis.ablation_features import BASE, GRID, read_variants
+from analysis.compare import AnalysisRecord
 from analysis.plots import plot_heat
 from analysis.sampling import balanced_rows
 from analysis.scores import Run
 from analysis.transfer import PRINCIPAL, TransferCosts, principal_subspace, transfer_costs
 from common.arrays import Array
-from common.errors import UserError
-from common.evaluation.record import Record
 from common.features import ENCODER_SETTINGS, FeatureSet
-from common.files import DamagedFileError, read_json, write_json
+from common.files import write_json
 from common.heads import fit_scaler
 from common.progress import progress_bar
 from common.text_table import as_text, percent
@@ -39,7 +37,7 @@ COSTS = {
 HALVINGS = 5
 
 
-class SimilarityRecord(Record):
+class SimilarityRecord(AnalysisRecord):
     """The content of similarity.json: every measure between every two tasks, and the costs of transfers.
 
     Attributes:
@@ -52,6 +50,8 @@ class SimilarityRecord(Record):
             different" has at this number of clips.
         transfer: target -> one of COSTS -> costs.
     """
+
+    script = "analysis/task_similarity.py"
 
     tasks: dict[str, int]
     words: str
@@ -76,16 +76,6 @@ class SimilarityRecord(Record):
             f"difference looks like; means of {self.halvings} halvings."
         )
         return f"{text} By chance {PRINCIPAL / self.dimensions:.2f}." if measure == "subspace" else text
-
-    @classmethod
-    def load(cls, path: Path) -> SimilarityRecord:
-        """Read similarity.json; UserError if it is damaged or of an earlier version."""
-        try:
-            return cls.model_validate_json(read_json(path))
-        except (ValidationError, DamagedFileError) as error:
-            raise UserError(
-                f"{path} is damaged or of an earlier version; run analysis/task_similarity.py again"
-            ) from error
 
 
 def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:

@@ -157,8 +157,6 @@ def _encoder_points(record: EncodersRecord) -> list[dict[str, object]]:
             "task": task.title,
             "label": f"{task.title}: {score.encoder}",
             "majority_class": task.chance,
-            "untrained_encoder": None,
-            "published_best": None,
             **{head: scored.accuracy for head, scored in score.heads.items()},
             "intervals": {head: scored.interval for head, scored in score.heads.items()},
         }

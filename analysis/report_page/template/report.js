@@ -33,7 +33,7 @@ function draw(id, traces, layout = {}, height = null) {
 
 // Shares as dots, in percent; with their 95 % intervals, if they have any.
 function dots(name, marker, places, names, shares, intervals) {
-  const x = shares.map((share) => (share === null ? null : 100 * share));
+  const x = shares.map((share) => (share == null ? null : 100 * share));
   const reach = (side, sign) => intervals.map((ends, i) => (ends ? sign * (100 * ends[side] - x[i]) : 0));
   const error = { type: "data", symmetric: false, array: reach(1, 1), arrayminus: reach(0, -1), color: marker.color, thickness: 1.5 };
   return {
