@@ -33,7 +33,7 @@ from common.encoder.network import (
     ResUNet30Encoder,
     weight_shapes,
 )
-from common.encoder.protocol import Encoder, EncoderInfo, Output, Waveform, check_waveforms, find_output
+from common.encoder.protocol import Encoder, EncoderInfo, Output, Waveform, check_waveforms
 from common.encoder.tiles import FRAMES_PER_COLUMN, POOLS, BatchMoments, Moments, Tile, batch_moments, plan_tiles
 from common.encoder_name import EncoderKind
 
@@ -179,7 +179,7 @@ class AudioSepEncoder(Encoder, nn.Module):
 
     def embed_layers(self, waveforms: Sequence[Waveform], pool: str = DEFAULT_POOL) -> dict[str, torch.Tensor]:
         """Like `embed`, for every layer from one forward pass: layer -> (N, channels of that layer)."""
-        outputs = [find_output(OUTPUTS, layer, pool) for layer in LAYERS]
+        outputs = [self._one_output(layer, pool) for layer in LAYERS]
         embeddings = self.embed_outputs(waveforms, outputs)
         return {output.layer: embeddings[output] for output in outputs}
 
@@ -222,7 +222,7 @@ class AudioSepEncoder(Encoder, nn.Module):
             the end of a clip belongs to none.
         """
         checked = check_waveforms(waveforms, self.info.min_samples)
-        find_output(OUTPUTS, layer, DEFAULT_POOL)
+        self._one_output(layer, DEFAULT_POOL)  # which refuses an unknown layer
 
         def over_frequency(output: LayerOutput, columns: list[slice]) -> list[torch.Tensor]:
             means = output.activations.float().mean(dim=3).transpose(1, 2).cpu()

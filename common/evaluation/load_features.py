@@ -17,16 +17,14 @@ from common.heads import check_fittable
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Feature files as they were read.
+    """Where features were read.
 
     Attributes:
-        features: their rows, joined.
         path: the file, or the folder of several; used in error messages.
         files: the path or paths.
         sha256: of all of them.
     """
 
-    features: FeatureSet
     path: Path
     files: str
     sha256: str
@@ -55,8 +53,8 @@ def load_features(task: Task, config: FitConfig, options: Mapping[str, str | boo
         ConfigError, FeatureFileError, FitError, DatasetError: all are UserErrors.
     """
     name = EncoderName.parse(config.encoder)
-    source = _read(task, config.features, name.slug)
-    features = _recognise(task, source).pick(config.use_layer, config.use_pool)
+    features, source = _read(task, config.features, name.slug)
+    features = _recognise(task, features, source.path).pick(config.use_layer, config.use_pool)
     is_asked_for = name.kind is not EncoderKind.AUDIOSEP
     if is_asked_for and "kind" in features.meta and features.encoder_slug != name.slug:
         raise FeatureFileError(
@@ -73,11 +71,11 @@ def load_features(task: Task, config: FitConfig, options: Mapping[str, str | boo
     return PreparedFeatures(prepared, source)
 
 
-def _read(task: Task, place: Path | None, encoder: str) -> FeatureSource:
+def _read(task: Task, place: Path | None, encoder: str) -> tuple[FeatureSet, FeatureSource]:
     """The task's feature file of an encoder; for a task of several files, those that exist in the folder `place`."""
     if not task.parts:
         path = place or task.features_of(encoder)
-        return FeatureSource(FeatureSet.load(path), path, str(path), sha256_of(path))
+        return FeatureSet.load(path), FeatureSource(path, str(path), sha256_of(path))
     folder = place or task.folder
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; {task.title} takes several from one folder: --features {folder.parent}")
@@ -98,7 +96,7 @@ def _read(task: Task, place: Path | None, encoder: str) -> FeatureSource:
         refuse_other_data(task, part, path, dataset)
     together = hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest()
     features = FeatureSet.join(parts, [str(path) for path in paths], task.class_names)
-    return FeatureSource(features, folder, ", ".join(map(str, paths)), together)
+    return features, FeatureSource(folder, ", ".join(map(str, paths)), together)
 
 
 def _only_encoder(task: Task, folder: Path) -> str | None:
@@ -111,9 +109,8 @@ def _only_encoder(task: Task, folder: Path) -> str | None:
     return others[0] if len(others) == 1 else None
 
 
-def _recognise(task: Task, source: FeatureSource) -> FeatureSet:
+def _recognise(task: Task, features: FeatureSet, path: Path) -> FeatureSet:
     """Check that the features belong to this task; complete a file of the original project where possible."""
-    features, path = source.features, source.path
     refuse_other_data(task, features, path, task.name)
     if not features.meta:
         print(f"{path} holds no provenance: which encoder made it, and from what audio, is not recorded")
@@ -145,12 +142,12 @@ def load_controls(
     controls: dict[str, FeatureSet] = {}
     checksums = {}
     for file in files:
-        source = _read(task, file, "audiosep")
+        control, source = _read(task, file, "audiosep")
         path = source.path
         name = path.stem if path.stem not in controls else f"{path.parent.name}/{path.stem}"
         if name in controls:
             raise ConfigError(f"--control-features: two are called {name}; rename one")
-        controls[name] = _same_clips(task, features, source.features.pick(None, None), path)
+        controls[name] = _same_clips(task, features, control.pick(None, None), path)
         checksums[name] = source.sha256
     return controls, checksums
 

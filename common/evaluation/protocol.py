@@ -72,11 +72,6 @@ class Plan:
     division: str
     validation: str
 
-    @property
-    def has_validation(self) -> bool:
-        """Whether any job has validation rows."""
-        return any(len(job.split.valid) for job in self.jobs)
-
 
 def seeds_of(config: FitConfig) -> list[int]:
     """The seeds of a configuration."""
@@ -193,18 +188,18 @@ def run_protocol(
     outcomes = {kind: [Outcome.of(head) for head in heads] for kind, heads in chosen.items()}
     control_outcomes = {control: fits.outcomes(other) for control, other in (controls or {}).items()}
     heads, measured = _heads_to_keep(features, plan.jobs, chosen, fitter)
-    scored = fits.score_both(outcomes)
     is_drawn = plan.kind is DivisionKind.RANDOM
+    has_validation = any(len(job.split.valid) for job in plan.jobs)
     record = ProtocolRecord(
         kind=plan.kind,
         division=plan.division if is_drawn else prepared.description or plan.division,
         identity=identity_of(dataset, features, plan.jobs, config),
         validation=plan.validation,
-        chooses_epoch=plan.has_validation and not all(recipe_for(kind, config).is_cosine for kind in HEADS),
-        refit=config.refit and plan.has_validation,
+        chooses_epoch=has_validation and not all(recipe_for(kind, config).is_cosine for kind in HEADS),
+        refit=config.refit and has_validation,
         seeds=seeds_of(config),
         related_test_clips=_related_share(features, plan.jobs),
-        heads={kind: head.model_copy(update=measured[kind]) for kind, head in scored.items()},
+        heads={kind: head.model_copy(update=measured[kind]) for kind, head in fits.score_both(outcomes).items()},
         majority_class=fits.score([_majority(features, job) for job in plan.jobs]),
         comparison=compare_heads(outcomes["linear"], outcomes["three_layer"], features),
         probes=_score_probes(fits) if config.probes else {},
