@@ -14,7 +14,7 @@ import torch
 
 from common.arrays import Array
 from common.config import FitConfig, ProtocolName
-from common.datasets import DivisionKind, Prepared
+from common.datasets import DivisionKind, Prepared, Task
 from common.evaluation.calibration import calibrate, held_out_distances, measure_none_of_these, unseen_by
 from common.evaluation.intervals import holm
 from common.evaluation.outcomes import PROBES, HeadFitter, Outcome, fit_probe
@@ -163,9 +163,8 @@ def run_protocol(
     prepared: Prepared,
     config: FitConfig,
     device: torch.device,
-    more_scores: MoreScores | None = None,
+    task: Task | None = None,
     controls: Mapping[str, FeatureSet] | None = None,
-    dataset: str = "",
 ) -> ProtocolRun:
     """Fit and score everything by one protocol.
 
@@ -174,16 +173,15 @@ def run_protocol(
         prepared: the rows, divided by the task.
         config: the effective configuration.
         device: where to fit.
-        more_scores: the task's additional scores.
+        task: has a name, and additional scores.
         controls: name -> other features of the same rows, evaluated beside these.
-        dataset: the task's name.
 
     Raises:
         SplitError: the rows cannot be divided.
     """
     features, fitter = prepared.features, HeadFitter(config, device)
     plan = plan_fits(name, prepared, config.train_test_split, seeds_of(config))
-    fits = _Fits(features, plan.jobs, fitter, more_scores)
+    fits = _Fits(features, plan.jobs, fitter, task.scores if task else None)
     chosen = {kind: fitter.fit(kind, features, plan.jobs) for kind in HEADS}
     outcomes = {kind: [Outcome.of(head) for head in heads] for kind, heads in chosen.items()}
     control_outcomes = {control: fits.outcomes(other) for control, other in (controls or {}).items()}
@@ -193,7 +191,7 @@ def run_protocol(
     record = ProtocolRecord(
         kind=plan.kind,
         division=plan.division if is_drawn else prepared.description or plan.division,
-        identity=identity_of(dataset, features, plan.jobs, config),
+        identity=identity_of(task.name if task else "", features, plan.jobs, config),
         validation=plan.validation,
         chooses_epoch=has_validation and not all(recipe_for(kind, config).is_cosine for kind in HEADS),
         refit=config.refit and has_validation,

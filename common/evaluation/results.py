@@ -100,7 +100,7 @@ def _fit_and_save(
         if protocols and protocols["official"].kind is DivisionKind.RANDOM:
             print(f"{task.title} has no official division, so only the random protocol is run")
             break
-        run = run_protocol(name, prepared.prepared, config.fit_config, device, task.scores, controls, task.name)
+        run = run_protocol(name, prepared.prepared, config.fit_config, device, task, controls)
         protocols[name] = run.record
         files += save_predictions(run.outcomes, features, folder, prefix_of(name))
         if len(protocols) == 1:
