@@ -140,11 +140,15 @@ def _leak_remarks(protocol: ProtocolRecord) -> list[str]:
         sentence = f"{related:.1%} of the test clips have related training clips"
         is_official = protocol.kind is DivisionKind.OFFICIAL
         return [f"{sentence}, in the official division too." if is_official else f"WARNING: {sentence}."]
-    apart = "this split does not keep recordings, patients or speakers apart"
     if related == 0:
-        return [f"T{apart[1:]} on purpose, but here no test clip has a related training clip."]
+        return [
+            "This split does not keep recordings, patients or speakers apart on purpose, but here no test clip has a "
+            "related training clip."
+        ]
     known = "" if related is None else f": {related:.0%} of the test clips have related training clips"
-    return [f"WARNING: {apart}{known}; the score may be too high."]
+    return [
+        f"WARNING: this split does not keep recordings, patients or speakers apart{known}; the score may be too high."
+    ]
 
 
 def _interval_remarks(protocol: ProtocolRecord) -> list[str]:
