@@ -30,7 +30,7 @@ from common.encoder import (
 )
 from common.encoder.audiosep import MIN_SAMPLES, OUTPUTS
 from common.encoder.condition import read_condition
-from common.encoder.device import DeviceError, resolve_precision
+from common.encoder.device import DeviceError
 from common.encoder.network import weight_shapes
 from common.encoder.tiles import Tile, plan_tiles
 from tests.support.heads import on_one_thread
@@ -517,9 +517,3 @@ def test_embeddings_over_time_have_the_embedding_as_their_mean(padding: str, mon
     torch.testing.assert_close(times, torch.tensor([0.155, 0.475, 0.795]))
     with pytest.raises(UnknownOutputError, match="choose from"):
         encoder.embed_frames(clips, "block6")
-
-
-def test_a_cpu_without_bf16_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.encoder.device.has_bf16", lambda: False)
-    with pytest.warns(UserWarning, match="has no bf16 instructions.*use fp32"):
-        assert resolve_precision("bf16", torch.device("cpu")) == "bf16"

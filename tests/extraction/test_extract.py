@@ -262,7 +262,6 @@ def with_half_a_file(owner: object, function: str, number: int = 0) -> Callable[
 
 MOMENTS = {
     "settings are half written": with_half_a_file(resume_module, "write_json"),
-    "no clip is embedded": at_a_clip(0),
     "four clips are embedded": at_a_clip(4),
     "the sixth chunk is half written": with_half_a_file(resume_module, "save_torch", 5),
     "all rows are saved": before(_Extraction, "_assemble"),
