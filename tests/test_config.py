@@ -19,7 +19,7 @@ def task_config(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_unified_configuration(tmp_path: Path) -> None:
+def test_the_unified_configuration_has_the_values_of_the_paper(tmp_path: Path) -> None:
     config = yaml.safe_load(COMMON_CONFIG.read_text())
     expected = {
         "batch_size": 8,

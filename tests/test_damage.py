@@ -84,7 +84,7 @@ def test_a_flipped_bit_never_gives_other_numbers(kind: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_cut_is_told(kind: str, tmp_path: Path) -> None:
+def test_a_cut_file_is_refused(kind: str, tmp_path: Path) -> None:
     make, read, refused = KINDS[kind]
     path = make(tmp_path)
     content = path.read_bytes()
@@ -110,7 +110,7 @@ def test_a_damaged_chunk_is_computed_again(tmp_path: Path, capsys: pytest.Captur
     assert "is damaged (its part" in capsys.readouterr().out and not chunk.exists()
 
 
-def test_a_flipped_bit_in_a_result_is_told(
+def test_a_flipped_bit_in_a_result_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     draw_nothing(monkeypatch)
@@ -152,7 +152,7 @@ def test_edited_json_is_read_with_a_note(tmp_path: Path, capsys: pytest.CaptureF
             read_json(tmp_path / "other.json")
 
 
-def test_a_clip_that_is_there_twice_is_told(tmp_path: Path) -> None:
+def test_a_clip_stored_twice_is_refused(tmp_path: Path) -> None:
     features = grouped_features()
     ids = list(features.clip_ids)
     ids[7] = ids[3]
@@ -161,7 +161,7 @@ def test_a_clip_that_is_there_twice_is_told(tmp_path: Path) -> None:
         FeatureSet.load(tmp_path / "features.pt")
 
 
-def test_exported_weights_that_changed_are_told(tmp_path: Path) -> None:
+def test_changed_exported_weights_are_refused(tmp_path: Path) -> None:
     export_hugging_face(tmp_path / "exported", "random:0")
     path = tmp_path / "exported" / "model.safetensors"
     content = bytearray(path.read_bytes())

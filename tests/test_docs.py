@@ -289,7 +289,7 @@ def every_command() -> list[Command]:
 
 
 @pytest.mark.parametrize("command", every_command(), ids=lambda command: command.place)
-def test_commands_parse(command: Command) -> None:
+def test_commands_of_the_manual_parse(command: Command) -> None:
     check(command)
 
 
@@ -335,7 +335,7 @@ def test_both_readmes_give_the_same_commands() -> None:
 @pytest.mark.parametrize(
     "page", [DOCS / "python.md", DOCS / "own_sounds.md", DOCS / "encoders.md"], ids=lambda page: page.name
 )
-def test_python_compiles_and_its_imports_resolve(page: Path) -> None:
+def test_python_of_the_manual_compiles_and_its_imports_resolve(page: Path) -> None:
     blocks = [block for block in code_blocks(page.read_text(encoding="utf-8")) if block.language == "python"]
     assert blocks
     for block in blocks:

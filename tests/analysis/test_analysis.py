@@ -29,7 +29,6 @@ from analysis.ablation_features import (
 from analysis.ablation_scores import AblationRecord, ablate, write_effects
 from analysis.maps import knn_purity, make_map, silhouette
 from analysis.plots import plot_heat
-from analysis.report_page.page import _similarity_charts
 from analysis.sampling import balanced_rows, seeded_rows
 from analysis.scores import Run, read_runs
 from analysis.similarity import SIMILARITY_FILE, SimilarityRecord, comparable, compare_tasks, draw
@@ -143,23 +142,6 @@ def test_cka_does_not_see_rotation_scale_and_shift_but_sees_other_clips(rng: np.
     rotation = np.linalg.qr(rng.standard_normal((8, 8)))[0]
     assert similarity.linear_cka(rows, 3 * rows @ rotation + 1) == pytest.approx(1)
     assert similarity.linear_cka(rows, rows[rng.permutation(500)]) < 0.1
-
-
-def test_two_versions_of_one_data_set_have_no_transfer_and_still_a_report() -> None:
-    matrix = [[0.0, 0.1], [0.1, 0.0]]
-    own = {"scaler": TransferCosts(0.5, {}), "subspace": TransferCosts(0.5, {})}
-    record = SimilarityRecord(
-        tasks={"v1": 9, "v2": 9},
-        words="Compared: v1, v2.",
-        dimensions=SIZE,
-        clips_of_each=9,
-        halvings=5,
-        measures=dict.fromkeys(("frechet", "mmd", "subspace"), matrix),
-        transfer={"v1": own, "v2": own},
-    )
-    charts = _similarity_charts(record)
-    assert {chart.words for chart in charts[:3]} == {"largest between v2 and v1, 0.10"}
-    assert [chart.z for chart in charts[3:]] == [[[None, None], [None, None]]] * 2
 
 
 def test_a_transfer_from_the_same_distribution_costs_little_and_from_another_much() -> None:

@@ -272,7 +272,7 @@ def test_missing_predictions_are_named(classify: Classify) -> None:
         compared(folder)
 
 
-def test_holm_by_hand() -> None:
+def test_holm_correction_by_hand() -> None:
     assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []

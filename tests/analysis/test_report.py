@@ -154,7 +154,9 @@ Open = Callable[..., Opened]
 
 
 @needs_browser
-def test_it_opens_without_a_complaint_and_shows_what_was_recorded(open_report: Open, run: Run, tmp_path: Path) -> None:
+def test_the_report_opens_without_errors_and_shows_what_was_recorded(
+    open_report: Open, run: Run, tmp_path: Path
+) -> None:
     report = open_report(write_report(run, tmp_path))
     page = report.page
     report.see_everything()
@@ -189,7 +191,9 @@ def test_it_opens_without_a_complaint_and_shows_what_was_recorded(open_report: O
 
 @needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
-def test_its_first_screen_answers_its_question(open_report: Open, run: Run, tmp_path: Path, width: int) -> None:
+def test_the_first_screen_answers_the_report_s_question(
+    open_report: Open, run: Run, tmp_path: Path, width: int
+) -> None:
     page = open_report(write_report(run, tmp_path), width).page
     assert page.inner_text("h1") == "How good are AudioSep’s frozen features?"
     assert "No answer yet" in page.inner_text(".answer")  # of an untrained encoder
@@ -267,7 +271,7 @@ def test_a_click_plays_the_clip_from_the_folder_beside_it(open_report: Open, run
 
 @needs_browser
 @pytest.mark.parametrize(("theme", "width"), [pytest.param("light", 1280, marks=pytest.mark.slow), ("dark", 390)])
-def test_it_is_accessible_and_fits_the_screen(
+def test_the_report_is_accessible_and_fits_the_screen(
     open_report: Open, run: Run, tmp_path: Path, theme: str, width: int
 ) -> None:
     axe = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core-python is not installed")

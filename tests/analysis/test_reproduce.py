@@ -42,7 +42,7 @@ def scripts(calls: Sequence[tuple[str, ...]]) -> list[str]:
     return [Path(script).name for script, *_ in calls]
 
 
-def test_every_step_of_one_task(calls: Calls, tmp_path: Path) -> None:
+def test_the_study_runs_every_step_of_a_task(calls: Calls, tmp_path: Path) -> None:
     (tmp_path / "ESC-50-master").mkdir()
     reproduce.main(["esc50", "--data", str(tmp_path), "--results", str(tmp_path / "out"), "--seeds", "3"])
     extract, classify = "extract_esc50_features_audiosep.py", "esc50_linear_classifier.py"
@@ -84,7 +84,7 @@ def test_tasks_of_one_folder_do_not_share_a_file(calls: Calls, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("failing", ["common.doctor", "esc50_feature_fc/esc50_linear_classifier.py"])
-def test_it_stops_where_a_step_fails(calls: Calls, tmp_path: Path, failing: str) -> None:
+def test_the_study_stops_where_a_step_fails(calls: Calls, tmp_path: Path, failing: str) -> None:
     (tmp_path / "ESC-50-master").mkdir()
     calls.failing = failing
     with pytest.raises(SystemExit) as stop:

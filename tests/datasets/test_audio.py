@@ -72,7 +72,7 @@ def test_what_the_lower_rate_cannot_hold_is_filtered_out(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("rate", [16_000, 44_100])
-def test_equals_librosa(rate: int, tmp_path: Path) -> None:
+def test_decoding_equals_librosa(rate: int, tmp_path: Path) -> None:
     samples = np.stack([noise(1, rate), noise(2, rate)], axis=1)
     soundfile.write(tmp_path / "noise.wav", samples, rate, subtype="PCM_16")
     expected, _ = librosa.load(tmp_path / "noise.wav", sr=RATE, mono=True)

@@ -74,7 +74,7 @@ def rough() -> AudioSepEncoder:
     [(None, (MIN_SAMPLES, 10_667, 24_001)), ("zero", (10_667,)), (CONDITION, (MIN_SAMPLES, 10_667))],
     ids=["none", "zero", "query"],
 )
-def test_equals_the_plain_encoder(
+def test_the_encoder_equals_the_plain_encoder(
     encoder: AudioSepEncoder, condition: str | Array | None, lengths: tuple[int, ...]
 ) -> None:
     own = encoder if condition is None else load_encoder("random:2024", "cpu", condition=condition)
@@ -154,7 +154,7 @@ ALL = tuple(golden_waveforms())
     ],
 )
 @pytest.mark.parametrize("padding", ["none", "official"])
-def test_equals_the_official_encoder(
+def test_the_encoder_equals_the_official_encoder(
     encoder: AudioSepEncoder, condition: str, names: Sequence[str], padding: str
 ) -> None:
     golden = np.load(SHARED / "golden" / "golden_seed2024.npz")

@@ -67,15 +67,6 @@ def test_timestamps_are_evenly_spaced_and_not_past_the_end(example: Example, sam
     torch.testing.assert_close(steps, torch.full_like(steps, {256: 770.0, 96: 80.0}[SIZES[example.name]]))
 
 
-def test_the_model_says_what_it_is(example: Example) -> None:
-    model = example.model
-    assert model.sample_rate == 16_000 and model.min_samples > 0
-    assert model.scene_embedding_size == model.timestamp_embedding_size == SIZES[example.name]
-    assert model.weights_file.is_file() and model.version
-    other = example.module.load_model(str(model.weights_file))
-    assert other.weights_file == model.weights_file and other.version != model.version
-
-
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_a_missing_package_is_named_with_its_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(package: str) -> None:

@@ -17,7 +17,7 @@ from esc50_feature_fc.esc50 import TASK
 from tests.support.samples import noise
 
 
-def test_statistics_of_a_tone() -> None:
+def test_log_mel_of_a_tone_is_the_same_alone_and_in_a_batch() -> None:
     time = np.arange(32_000) / 32_000
     tone = (0.5 * np.sin(2 * np.pi * 1000 * time)).astype(np.float32)
     waveforms = [tone, 0.1 * tone, noise(0, 300), noise(1, 20_000)]
@@ -32,12 +32,7 @@ def test_statistics_of_a_tone() -> None:
         assert torch.equal(LogMelStatistics().embed([waveform])[0], embeddings[row])
 
 
-def test_an_empty_list_of_clips_gives_no_rows() -> None:
-    """As where the only clip of a call is broken."""
-    assert LogMelStatistics().embed([]).shape == (0, 256)
-
-
-def test_an_extraction_with_its_provenance(
+def test_log_mel_features_record_their_provenance(
     esc50_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--data-root", str(esc50_root), "--encoder", "logmel", "--output", str(tmp_path / "logmel.pt")]
@@ -52,7 +47,7 @@ def test_an_extraction_with_its_provenance(
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_its_features_and_results_have_places_of_their_own(esc50_root: Path, tmp_path: Path) -> None:
+def test_log_mel_features_and_results_are_kept_apart_from_audiosep_s(esc50_root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "task"
     task = replace(TASK, folder=folder)
     extract_main(task, ["--data-root", str(esc50_root), "--encoder", "logmel"])

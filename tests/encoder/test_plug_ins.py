@@ -102,7 +102,7 @@ def test_files_are_called_after_their_encoder() -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_from_the_command_line_to_the_scores(
+def test_a_hear_module_goes_from_audio_to_scores(
     module: Path, esc50_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Own rate, own file, own folder of results; a second run has nothing to do, and changed code is refused."""
@@ -134,7 +134,7 @@ def test_from_the_command_line_to_the_scores(
     assert "Nothing to do" in capsys.readouterr().out
 
 
-def test_weights_of_a_module_decide(module: Path, tmp_path: Path) -> None:
+def test_other_weights_of_a_module_give_other_embeddings(module: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
         (tmp_path / f"seed{seed}").write_text(str(seed))
     plain, same, other = (
@@ -354,7 +354,7 @@ def test_a_folder_without_an_audio_model_is_refused(tmp_path: Path) -> None:
         new_encoder(EncoderName.parse(f"hf:{tmp_path}"), "", CPU)
 
 
-def test_the_check_of_the_projects_own_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_passes_the_built_in_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     use_narrow_network(monkeypatch)
     with on_one_thread():
         for own in (load_encoder("random:2024", "cpu"), LogMelStatistics()):

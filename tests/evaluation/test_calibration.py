@@ -31,7 +31,7 @@ def test_the_temperature_undoes_what_made_a_head_too_sure(too_sure: float) -> No
     assert fit_temperature(made.logits, made.labels) == pytest.approx(too_sure, rel=0.1)
 
 
-def test_calibration_before_and_after() -> None:
+def test_calibration_reduces_the_error() -> None:
     folds = [answers(seed, 1000, too_sure=4) for seed in range(3)]
     record = calibrate(folds, None)
     assert record is not None

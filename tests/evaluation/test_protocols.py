@@ -184,7 +184,7 @@ def test_scalers_by_hand() -> None:
         fit_scaler("whiten", train)
 
 
-def test_recipes_and_what_replaces_their_values() -> None:
+def test_flags_replace_values_of_a_recipe() -> None:
     paper = recipe_for("linear", fit_config(hidden_dim=256, epochs=100))
     assert paper == Recipe(epochs=100, batch_size=8, learning_rate=1e-3, hidden_dim=256)
     tuned = fit_config(recipe="tuned", epochs=None, batch_size=None, learning_rate=None, hidden_dim=None)
@@ -248,7 +248,7 @@ def test_without_an_official_division_both_protocols_are_one(no_figures: None, t
     assert set(RunRecord.load(tmp_path / "results" / "result.json").protocols) == {"official"}
 
 
-def test_control_features_of_other_clips(tmp_path: Path) -> None:
+def test_control_features_of_other_clips_are_refused(tmp_path: Path) -> None:
     features = grouped_features()
     fewer = saved(features.subset(np.arange(50)), tmp_path / "fewer.pt")
     flags = ("--features", saved(features, tmp_path / "features.pt"), "--output-dir", tmp_path / "results")
@@ -286,14 +286,6 @@ def test_nothing_of_an_earlier_run_stays(no_figures: None, tmp_path: Path) -> No
     assert {path.name for path in results.iterdir()} == {"result.json", "notes.txt", *record.files}
 
 
-def test_ones_own_configuration_overrides_the_tuned_recipe(no_figures: None, tmp_path: Path) -> None:
-    (tmp_path / "own.yaml").write_text("recipe: tuned\nepochs: 3\n")
-    flags = ("--features", saved(grouped_features(), tmp_path / "f.pt"), "--output-dir", tmp_path / "results")
-    assert classify(*flags, "--config", tmp_path / "own.yaml").returncode == 0
-    recipe = RunRecord.load(tmp_path / "results" / "result.json").config.recipe_linear
-    assert recipe == replace(TUNED["linear"], epochs=3)
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -303,7 +295,7 @@ def test_ones_own_configuration_overrides_the_tuned_recipe(no_figures: None, tmp
         (("--protocol", "fair"), "--protocol must be one of official, random, both"),
     ],
 )
-def test_flags_that_make_no_sense(flags: tuple[object, ...], words: str, tmp_path: Path) -> None:
+def test_contradictory_flags_end_with_status_2(flags: tuple[object, ...], words: str, tmp_path: Path) -> None:
     features = saved(grouped_features(), tmp_path / "f.pt")
     result = classify("--features", features, "--output-dir", tmp_path / "results", *flags)
     assert result.returncode == 2

@@ -42,7 +42,7 @@ def test_consecutive_folds_are_named_as_a_range() -> None:
     assert make_splits(Prepared(small_features(folds=5)))[1] == "official folds 1-5"
 
 
-def test_official_train_and_test() -> None:
+def test_the_official_train_and_test_sides_are_used() -> None:
     features = without_folds()
     sides = ["test" if row % 5 == 0 else "valid" if row % 5 == 1 else "train" for row in range(len(features))]
     (split,), protocol = make_splits(Prepared(replace(features, splits=sides)))
@@ -81,7 +81,7 @@ def test_a_class_with_one_clip_cannot_be_split() -> None:
         random_split(features, 0.2, 42)
 
 
-def test_too_few_clips_for_the_share() -> None:
+def test_too_few_clips_for_the_share_are_refused() -> None:
     with pytest.raises(SplitError, match="cannot be split"):
         random_split(without_folds(per_fold=1, folds=2), 0.2, 42)
 

@@ -103,7 +103,7 @@ def test_several_outputs_lie_side_by_side(clips: tuple[Path, list[Clip]], stand_
         )
 
 
-def test_the_record_of_the_run(run: Run) -> None:
+def test_features_record_how_they_were_extracted(run: Run) -> None:
     meta = run(layer="encoder_block3", pool="std", encoder=StandIn(min_samples=12_000)).meta
     assert (meta["dataset"], meta["checkpoint"], meta["release"]) == ("test", "random:2024", "untrained")
     assert (meta["layer"], meta["pool"], meta["condition"], meta["precision"]) == (
@@ -582,7 +582,9 @@ def test_an_embedding_that_overflows_is_a_failure(run: Run, clips: tuple[Path, l
     assert reason == f"{listed[4].path}: its embedding is not finite (peak {peak:.3g})"
 
 
-def test_if_every_clip_fails_nothing_is_saved(run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path) -> None:
+def test_an_extraction_whose_every_clip_fails_saves_nothing(
+    run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path
+) -> None:
     root, listed = clips
     root.rename(tmp_path / "elsewhere")
     with pytest.raises(ExtractionError, match="all 12 clips failed"):

@@ -104,7 +104,7 @@ def test_missing_and_empty_annotations_are_named(root: Path) -> None:
         read_cycles(root)
 
 
-def test_recordings_that_are_not_in_the_split(root: Path) -> None:
+def test_recordings_outside_the_split_are_refused(root: Path) -> None:
     write_wav(root / "105_1b1_Tc_sc_Meditron.wav", rate=4_000)
     with pytest.raises(DatasetError, match=r"105_1b1_Tc_sc_Meditron.wav is not in the official split"):
         read_recordings(root)
@@ -140,7 +140,7 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_shared
-def test_the_official_counts(official: Path) -> None:
+def test_icbhi_has_the_official_counts(official: Path) -> None:
     recordings = Counter((clip.split, clip.class_name) for clip in read_recordings(official))
     assert recordings == {
         ("train", "normal"): 160,

@@ -177,7 +177,7 @@ def test_the_card_says_where_the_weights_come_from(folder: Path, tmp_path: Path)
 
 
 @torch.no_grad()
-def test_what_users_of_transformers_do(loaded: tuple[Any, Any], tmp_path: Path) -> None:
+def test_an_export_takes_what_transformers_users_give(loaded: tuple[Any, Any], tmp_path: Path) -> None:
     extractor, model = loaded
     clip = clips()[0]
     inputs = extractor(clip, sampling_rate=32_000, return_tensors="pt", return_attention_mask=True)
@@ -197,7 +197,7 @@ def test_what_users_of_transformers_do(loaded: tuple[Any, Any], tmp_path: Path) 
     assert torch.equal(as_tuple[1], expected) and len(as_tuple[2]) == 8
 
 
-def test_onnx_needs_its_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_onnx_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ExportError, match="onnx and onnxscript is not installed: pip install -r"):
         export_onnx(tmp_path / "encoder.onnx", "random:0")

@@ -13,7 +13,6 @@ import torch
 
 from common.encoder import CheckpointError, load_encoder, new_encoder
 from common.encoder_name import EncoderName
-from common.files import PROJECT_ROOT
 from integrations import check, hear_audiosep
 from integrations.audiosep import load_audiosep
 from integrations.xares_audiosep import AudioSepXaresEncoder
@@ -94,11 +93,6 @@ def test_without_weights_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPat
     assert load_audiosep("random:0").info.condition == "zero"
 
 
-def test_no_sounds_give_no_embeddings(model: hear_audiosep.AudioSepModel) -> None:
-    assert len(hear_audiosep.get_scene_embeddings(noise(0, 32_000), model)) == 0
-    assert len(hear_audiosep.get_timestamp_embeddings(noise(0, 32_000), model)[0]) == 0
-
-
 def test_the_evar_adapter_keeps_its_contract() -> None:
     assert "whose mean they are" in check.check_evar()
 
@@ -111,14 +105,7 @@ SUITES = {"hearvalidator": check.check_hear, "xares": check.check_xares, "mteb":
 
 
 @pytest.mark.parametrize("suite", SUITES)
-def test_the_suites_own_checkers(suite: str) -> None:
+def test_the_suites_own_checkers_pass(suite: str) -> None:
     if importlib.util.find_spec(suite) is None:
         pytest.skip(f"{suite} is not installed here; make adapters runs its checker")
     assert SUITES[suite]()
-
-
-def test_every_adapter_is_a_page() -> None:
-    for path in (PROJECT_ROOT / "integrations").rglob("*_audiosep.py"):
-        if path.name != "modeling_audiosep.py":
-            assert len(path.read_text(encoding="utf-8").splitlines()) < 50, path
-    assert len((PROJECT_ROOT / "integrations" / "mteb_frozen.py").read_text(encoding="utf-8").splitlines()) < 115

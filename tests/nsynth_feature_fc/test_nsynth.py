@@ -32,7 +32,7 @@ def write_set(root: Path, split: str, families: list[str]) -> Path:
     return folder
 
 
-def test_every_note_of_a_set(tmp_path: Path) -> None:
+def test_every_note_of_a_set_is_a_clip(tmp_path: Path) -> None:
     write_set(tmp_path, "valid", ["bass", "vocal", "bass"])
     clips = read_clips(tmp_path, "valid")
     assert [clip.class_name for clip in clips] == ["bass", "vocal", "bass"]
@@ -108,7 +108,7 @@ def test_files_of_two_encoders_are_refused() -> None:
         FeatureSet.join(parts, ["train.pt", "test.pt"], FAMILIES)
 
 
-def test_ten_families_or_eleven() -> None:
+def test_nsynth_has_ten_families_or_eleven() -> None:
     prepared = prepare(joined("train", "valid", "test"), divided("10", "train"))
     assert prepared.features.class_names == ["bass", "vocal"]  # vocal, the last official number, is not lost
     assert len(prepared.features) == 8

@@ -16,6 +16,7 @@ from common.features import FeatureSet
 from own_sounds import embed
 from own_sounds.embed import embed_main
 from tests.support.own_sounds import folder_of_classes, tone
+from tests.support.scripts import call, refused
 
 
 @pytest.fixture
@@ -63,23 +64,15 @@ def test_a_window_s_embedding_has_its_times_and_is_that_of_its_samples(tmp_path:
         (["-o", "x.pt", "--window", "0"], "argument --window: 0 is not from 0.01 to 86400 seconds"),
     ],
 )
-def test_wrong_flags_of_embed_are_refused(
-    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        embed_main([str(tone(tmp_path / "a.wav", 500)), *flags])
-    assert ended.value.code == 2
-    assert message in capsys.readouterr().err
+def test_wrong_flags_of_embed_are_refused(flags: list[str], message: str, tmp_path: Path) -> None:
+    assert message in refused(call(embed_main, tone(tmp_path / "a.wav", 500), *flags))
 
 
-def test_parquet_without_pyarrow_is_refused_before_the_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_parquet_without_pyarrow_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit) as ended:
-        embed_main([str(tone(tmp_path / "a.wav", 500)), "-o", str(tmp_path / "x.parquet"), "--encoder", "logmel"])
-    assert ended.value.code == 2
-    assert "--output .parquet needs pyarrow" in capsys.readouterr().err
+    output = tmp_path / "x.parquet"
+    result = call(embed_main, tone(tmp_path / "a.wav", 500), "-o", output, "--encoder", "logmel")
+    assert "--output .parquet needs pyarrow" in refused(result)
     assert not (tmp_path / "x.pt").exists()
 
 
