@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ FLOORS = (
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Every module that a file imports when it runs: also those inside functions, but not those for type checkers."""
     found = set()
