@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from common.datasets import DivisionKind
 from common.evaluation.record import RunRecord
 from common.files import PROJECT_ROOT
 from tests.support.samples import write_wav
@@ -65,7 +66,7 @@ def test_the_example_of_a_data_set_runs(project: Path, birdsong: Path) -> None:
     assert (record.task, record.features.clips) == ("birdsong", 24)
     assert record.features.class_names == list(SPECIES)
     protocol = record.protocols["official"]
-    assert protocol.is_official and not protocol.is_random
+    assert protocol.kind is DivisionKind.OFFICIAL
     assert protocol.division == "official train and test split"
     assert protocol.related_test_clips == 0
     with (project / "birdsong_feature_fc" / "logmel" / "predictions.csv").open(encoding="utf-8") as rows:
