@@ -34,7 +34,7 @@ from analysis.scores import Run, read_runs
 from analysis.similarity import SIMILARITY_FILE, SimilarityRecord, comparable, compare_tasks, draw
 from analysis.studies import STUDIES, find_study
 from analysis.summary import read_references, summary_rows, summary_table, write_summary
-from analysis.transfer import TransferCosts, transfer_costs
+from analysis.transfer import transfer_costs
 from common.cli import classify_main
 from common.config import ConfigError
 from common.datasets import Prepared
