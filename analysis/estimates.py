@@ -122,7 +122,7 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
         folds = len({clip.fold for clip in clips} - {None}) or 1
     else:
         n_clips, hours = sum(task.official_counts.get("clips", 0) for task in tasks), study.hours
-        folds = sum(name.startswith("fold ") for task in tasks for name in task.official_counts) or 1
+        folds = study.folds
     # Every split and seed in both protocols; true labels, shuffled ones and each control; fitted once, then refitted.
     fits = (folds + 1) * n_seeds * (2 + n_feature_sets) * 2
     steps = fits * recipe.epochs * np.ceil(0.8 * n_clips / recipe.batch_size)

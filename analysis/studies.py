@@ -32,6 +32,7 @@ class Study:
         extract_flags, classify_flags: flags that make the scripts run this task.
         is_main: whether it is one of the project's tasks, not a variant of one.
         root: of one's own sounds, which no configuration names.
+        folds: official folds of the whole data set; 1 if it has none.
     """
 
     task: Task
@@ -44,6 +45,7 @@ class Study:
     classify_flags: tuple[str, ...] = ()
     is_main: bool = True
     root: Path | None = None
+    folds: int = 1
 
     @property
     def name(self) -> str:
@@ -105,10 +107,11 @@ def _studies() -> dict[str, Study]:
     v2 = _speech_commands("v2", speech_commands.V2, "v0.02", 29.1)
     v1_test, v2_test = (("speech_commands", "--only", f"test-{release}") for release in ("v0.01", "v0.02"))
     nsynth_extract = "nsynth_feature_fc/extract_nsynth_{}_features_audiosep.py"
+    esc50_scripts = ("extract_esc50_features_audiosep.py", "esc50_linear_classifier.py")
     studies = (
-        _study(esc50.TASK, "extract_esc50_features_audiosep.py", "esc50_linear_classifier.py", 2.8, "esc50"),
+        replace(_study(esc50.TASK, *esc50_scripts, 2.8, "esc50"), folds=5),
         recordings,
-        _study(urbansound8k.TASK, *urbansound_scripts, 8.75, "urbansound8k"),
+        replace(_study(urbansound8k.TASK, *urbansound_scripts, 8.75, "urbansound8k"), folds=10),
         Study(
             nsynth.CLASSIFICATION,
             {nsynth_extract.format(split): nsynth.task(split) for split in nsynth.SPLITS},

@@ -156,7 +156,7 @@ def _interval_remarks(protocol: ProtocolRecord) -> list[str]:
     if all(scored.interval is None for scored in protocol.heads.values()):
         return [f"No 95 % interval: fewer than {MIN_GROUPS} {units} are too few to tell."]
     known = "" if units == "groups" else " (which clips are related is unknown)"
-    lines = [f"95 % intervals: by {units}{known}, for the heads as they were fitted."]
+    lines = [f"95 % intervals are over {units}{known}. They leave out how much training itself would vary."]
     for name in dict.fromkeys(name for scored in protocol.heads.values() for name in scored.more_intervals):
         intervals = {kind: scored.more_intervals.get(name) for kind, scored in protocol.heads.items()}
         ranges = ", ".join(f"{head_title(kind)} {range_of(interval)}" for kind, interval in intervals.items())

@@ -300,15 +300,15 @@ def test_the_table_is_aligned_and_narrow(record: RunRecord) -> None:
 def test_the_remarks_say_what_the_intervals_are_of(record: RunRecord) -> None:
     protocol = record.protocols["official"]
     assert (
-        "95 % intervals: by clips (which clips are related is unknown), for the heads as they were fitted."
+        "95 % intervals are over clips (which clips are related is unknown). They leave out how much training itself would vary."
         in remarks(protocol)
     )
     by_groups = protocol.model_copy(update={"comparison": protocol.comparison.model_copy(update={"units": "groups"})})
-    assert "95 % intervals: by groups, for the heads as they were fitted." in remarks(by_groups)
+    assert "95 % intervals are over groups. They leave out how much training itself would vary." in remarks(by_groups)
     heads = {kind: scored.model_copy(update={"interval": None}) for kind, scored in protocol.heads.items()}
     without = remarks(by_groups.model_copy(update={"heads": heads}))
     assert "No 95 % interval: fewer than 5 groups are too few to tell." in without
-    assert not any(line.startswith("95 % intervals: ") for line in without)
+    assert not any(line.startswith("95 % intervals are") for line in without)
 
 
 def test_few_groups_give_no_interval() -> None:
