@@ -44,6 +44,7 @@ from common.encoder_name import EncoderKind
 from common.errors import UserError
 from common.features import FeatureFileError, FeatureSet
 from common.files import PROJECT_ROOT
+from common.heads import HEADS
 from common.text_table import as_latex
 from tests.support.heads import CPU, draw_nothing, fit_config, noise_like, on_one_thread
 from tests.support.plain_encoder import use_narrow_network
@@ -521,3 +522,14 @@ def test_a_map_that_cannot_be_drawn_is_explained(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         visualize(*flags)
+
+
+def test_p_values_of_an_ablation_are_corrected_for_their_number(ablation: AblationRecord) -> None:
+    """Holm: the k-th smallest of n is multiplied by n - k + 1, and none is below a smaller one's."""
+    scored = [effect.heads[kind] for effect in ablation.effects for kind in HEADS]
+    ordered = sorted((each.p_value, each.holm_p_value) for each in scored)
+    assert len(ordered) == 2 * len(ablation.effects)
+    highest = 0.0
+    for rank, (p_value, corrected) in enumerate(ordered):
+        highest = max(highest, min(1.0, p_value * (len(ordered) - rank)))
+        assert corrected == pytest.approx(highest)

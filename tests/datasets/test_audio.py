@@ -301,3 +301,22 @@ def test_finite_samples_that_overflow_fail_alone(rate: int, tmp_path: Path) -> N
     soundfile.write(tmp_path / "loud.wav", samples, rate, subtype="FLOAT")
     with pytest.raises(AudioError, match=r"loud\.wav: its samples are too large to average or resample"):
         read_audio(tmp_path / "loud.wav", 16_000)
+
+
+@pytest.mark.parametrize("claimed", [0x80010000, 0x90000000, 0xFFFE0000])
+def test_a_wav_that_claims_gigabytes_is_truncated(claimed: int, tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "cut.wav", seconds=0.5)
+    content = bytearray(path.read_bytes())
+    content[40:44] = claimed.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=f"truncated: 32,000 of {claimed:,} bytes of audio are there"):
+        read_audio(path, RATE)
+
+
+def test_a_streamed_w64_is_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "piped.w64"
+    soundfile.write(path, noise(1, RATE), RATE, format="W64", subtype="PCM_16")
+    content = bytearray(path.read_bytes())
+    content[16:24] = ((1 << 63) - 1).to_bytes(8, "little")
+    path.write_bytes(content)
+    assert len(read_audio(path, RATE)) == RATE

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -517,3 +519,43 @@ def test_embeddings_over_time_have_the_embedding_as_their_mean(padding: str, mon
     torch.testing.assert_close(times, torch.tensor([0.155, 0.475, 0.795]))
     with pytest.raises(UnknownOutputError, match="choose from"):
         encoder.embed_frames(clips, "block6")
+
+
+def test_the_encoder_is_frozen(encoder: AudioSepEncoder) -> None:
+    assert not encoder.training
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    before = encoder.embed([noise(0, 12_000)])
+    encoder.train()
+    try:
+        assert torch.equal(encoder.embed([noise(0, 12_000)]), before)
+    finally:
+        encoder.eval()
+
+
+def test_the_input_is_left_as_it_was(encoder: AudioSepEncoder) -> None:
+    waveform = noise(0, 12_000)
+    encoder.embed([waveform])
+    assert np.array_equal(waveform, noise(0, 12_000))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
+def test_minutes_need_little_memory() -> None:
+    """Memory is bounded by the tiles: in one piece, two minutes would take several gigabytes."""
+    script = """
+import numpy as np
+from common.encoder import load_encoder
+peak = lambda: int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) / 1024
+encoder = load_encoder("random:0", "cpu")
+waveform = (0.1 * np.random.default_rng(0).standard_normal(120 * 32_000)).astype(np.float32)
+before = peak()
+encoder.embed([waveform])
+print(peak() - before)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 1800
+
+
+@pytest.mark.slow
+def test_long_clips_equal_one_piece_at_full_width(encoder: AudioSepEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_tiles_equal_one_piece(encoder, 1_700, monkeypatch)

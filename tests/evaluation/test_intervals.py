@@ -79,3 +79,33 @@ def test_p_values_hold_under_the_null() -> None:
     assert np.mean(np.array(p_values) < 0.05) < 0.15
     assert paired_p_value(np.ones(60), np.arange(60)) < 0.001
     assert paired_p_value(np.ones(60), np.zeros(60)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [(4, 40), (5, 40), (8, 40), (40, 40), (3,) * 6, (8,) * 10])
+def test_intervals_of_strata_cover_the_truth(groups: tuple[int, ...]) -> None:
+    """As a balanced accuracy has: none is given where one of few strata has very few groups."""
+    rng, covered, given, tries = np.random.default_rng(0), 0, 0, 500
+    for _ in range(tries):
+        parts = [made_up_hits(rng, count, 0.7, 0.3, True) for count in groups]
+        firsts = np.cumsum([0, *groups[:-1]])
+        hits = np.concatenate([hits for hits, _ in parts])
+        group = np.concatenate([own + first for (_, own), first in zip(parts, firsts, strict=True)])
+        stratum = np.repeat(range(len(groups)), [len(own) for own, _ in parts])
+        ends = share_interval(hits, group, np.zeros(len(hits)), stratum)
+        given += ends is not None
+        covered += ends is not None and ends[0] <= 0.7 <= ends[1]
+    assert given == (0 if groups == (4, 40) else tries)
+    assert covered >= 0.88 * given
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("groups", [5, 8, 20, 50])
+def test_intervals_of_differences_cover_the_truth(groups: int) -> None:
+    rng, covered, tries = np.random.default_rng(0), 0, 1000
+    for _ in range(tries):
+        one, group = made_up_hits(rng, groups, 0.7, 0.2, True)
+        other = np.where(rng.uniform(size=len(one)) < 0.3, rng.uniform(size=len(one)) < 0.7, one)
+        low, high = difference_interval(other - one, group, np.zeros(len(one))) or (1, 0)
+        covered += low <= 0 <= high
+    assert covered / tries >= 0.93

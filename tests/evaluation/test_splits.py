@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.datasets import Prepared
-from common.evaluation.splits import SplitError, hold_out_groups, make_splits, random_split
+from common.evaluation.splits import SplitError, group_folds, hold_out_groups, make_splits, random_split
 from common.features import FeatureSet
 from tests.support.heads import small_features
 
@@ -90,3 +90,42 @@ def test_a_single_group_cannot_be_held_out() -> None:
     features = replace(small_features(), groups=["one"] * 72)
     with pytest.raises(SplitError, match="of a single group"):
         hold_out_groups(features, np.arange(72), 0.2, 42)
+
+
+def test_held_out_groups_are_whole_and_leave_every_class() -> None:
+    features = small_features(per_fold=10)
+    groups = [f"group {row // 3}" for row in range(len(features))]
+    features = replace(features, groups=groups)
+    rows = np.arange(0, len(features), 2)
+    held_out = hold_out_groups(features, rows, 0.2, 42)
+    kept = np.setdiff1d(rows, held_out)
+    assert set(held_out) <= set(rows)
+    assert not {groups[row] for row in held_out} & {groups[row] for row in kept}
+    assert 0.1 < len(held_out) / len(rows) < 0.35
+    assert set(features.labels[kept].tolist()) == {0, 1, 2, 3}
+    assert np.array_equal(held_out, hold_out_groups(features, rows, 0.2, 42))
+    assert not np.array_equal(held_out, hold_out_groups(features, rows, 0.2, 1))
+
+
+def test_folds_of_groups_are_those_of_earlier_versions() -> None:
+    """As scikit-learn 1.7.2 drew them: later versions draw others with the same seed, which would change scores."""
+    labels, groups = np.arange(24) % 3, np.array([f"source {row * 5 % 8}" for row in range(24)])
+    assert group_folds(labels, groups, 3, seed=1).tolist() == [0, 2, 2, 1, 1, 1, 0, 0] * 3
+
+
+def test_no_class_is_held_out_as_a_whole() -> None:
+    features = small_features(n_classes=2)
+    features = replace(features, groups=[f"group {label}" for label in features.labels.tolist()])
+    with pytest.raises(SplitError, match="what is left for training has no clip of class"):
+        hold_out_groups(features, np.arange(len(features)), 0.5, 42)
+
+
+def test_a_random_split_is_stratified_and_seeded() -> None:
+    features = without_folds(per_fold=10)
+    split = random_split(features, 0.2, 42)
+    assert features.labels[split.test].bincount().tolist() == [6, 6, 6, 6]
+    assert not set(split.train) & set(split.test)
+    again = random_split(features, 0.2, 42)
+    assert np.array_equal(split.test, again.test)
+    other = random_split(features, 0.2, 43)
+    assert not np.array_equal(split.test, other.test)

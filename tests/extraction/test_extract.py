@@ -599,3 +599,50 @@ def test_a_clip_listed_twice_is_refused(run: Run, clips: tuple[Path, list[Clip]]
     _, listed = clips
     with pytest.raises(DatasetError, match="twice"):
         run(clips=[*listed, listed[0]])
+
+
+def test_a_file_with_padding_is_not_one_without(run: Run, tmp_path: Path) -> None:
+    run(encoder=StandIn(padding="official"))
+    before = (tmp_path / "features.pt").read_bytes()
+    with pytest.raises(OutputError, match="padding was official"):
+        run()
+    assert (tmp_path / "features.pt").read_bytes() == before
+    assert run(overwrite=True).meta["padding"] == "none"
+
+
+def test_padding_is_recorded_where_there_is_one(run: Run, tmp_path: Path) -> None:
+    assert run().meta["padding"] == "none"
+    assert run(output=tmp_path / "padded.pt", encoder=StandIn(padding="official")).meta["padding"] == "official"
+
+
+def test_a_link_in_the_place_of_the_output_stays_one(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "features.pt").symlink_to(tmp_path / "elsewhere" / "real.pt")
+    run()
+    assert (tmp_path / "features.pt").is_symlink()
+    first = (tmp_path / "elsewhere" / "real.pt").read_bytes()
+    run(encoder=StandIn("random:1"), overwrite=True)
+    assert (tmp_path / "features.pt").is_symlink()
+    assert (tmp_path / "elsewhere" / "real.pt").read_bytes() != first
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["real.pt"]
+
+
+def test_a_damaged_chunk_is_computed_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_before_the_end(run, monkeypatch)
+    for chunk in (tmp_path / "features.pt.partial").glob("chunk-*.pt"):
+        chunk.write_bytes(b"damaged")
+    assert len(run()) == 12
+    assert "its clips are computed again" in capsys.readouterr().out
+
+
+def test_a_disk_that_fills_at_the_last_write(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_features: FeatureSet, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureSet, "save", full)
+        with pytest.raises(OutputError, match=r"features\.pt: No space left on device; 12 of 12 clips are kept"):
+            run()
+    assert len(run()) == 12

@@ -29,7 +29,8 @@ from common.heads import (
     fit_heads,
     fit_scaler,
 )
-from common.heads.batches import generator
+from common.heads.batches import Batches, append_one, generator
+from common.heads.fit import CompiledHead, _Fitting
 from common.heads.plain import PlainHead
 from common.heads.scalers import SHRINKAGES
 from tests.support.heads import CPU, SIZE, on_one_thread, small_features
@@ -335,3 +336,56 @@ def test_a_head_that_diverges_is_an_error(features: FeatureSet) -> None:
     huge = replace(features, features=1e37 * features.features)
     with pytest.raises(FitError, match=r"linear head diverged \(fold 1, seed 42\): lower --learning-rate"):
         fit("linear", huge, folds_of(features), scaler="none", learning_rate=1e3)
+
+
+def test_the_scaler_is_of_the_training_rows(features: FeatureSet) -> None:
+    split = uneven_splits()[0]
+    (fitted,) = fit("linear", features, [split])
+    train = features.features[split.train].double()
+    assert torch.allclose(torch.from_numpy(fitted.scaler.mean), train.mean(dim=0))
+    assert torch.allclose(torch.from_numpy(fitted.scaler.scale), train.std(dim=0, correction=0))
+
+
+@pytest.mark.parametrize("batch", [8, 64], ids=["fused", "blas"])
+@each_kind
+def test_compiled_steps_are_those_of_float64(kind: HeadKind, batch: int) -> None:
+    """At the real size, over the first steps, for which no ReLU turns on a rounding."""
+    size, n_classes, n_steps = 384, 50, 20
+    rng = np.random.default_rng(3)
+    values = torch.from_numpy(rng.standard_normal((batch * n_steps, size)).astype(np.float32))
+    labels = torch.from_numpy(rng.integers(0, n_classes, batch * n_steps))
+    torch.manual_seed(SEED)
+    module = HEADS[kind](size, n_classes, 256)
+    compiled = CompiledHead(module, PAPER, n_steps)
+    order = torch.arange(batch * n_steps).view(-1, batch)
+    shares = torch.full((n_steps, batch), 1 / batch)
+    total = compiled.epoch(append_one(values), Batches(order, labels[order], shares, torch.zeros(n_steps, 0)))
+    module = module.double()
+    optimizer = torch.optim.Adam(module.parameters(), lr=PAPER.learning_rate)
+    expected_total = 0.0
+    for rows in order:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(module(values[rows].double()), labels[rows])
+        loss.backward()
+        optimizer.step()
+        expected_total += batch * loss.item()
+    assert total == pytest.approx(expected_total, rel=1e-6)
+    for name, value in compiled.state().items():
+        expected = module.state_dict()[name]
+        assert (value - expected).norm() < 3e-6 * expected.norm()
+    assert torch.allclose(compiled.logits(values), module(values.double()).float(), atol=1e-4)
+
+
+def test_ctrl_c_ends_the_other_threads(features: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: _Fitting) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Fitting, "epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit("linear", features, folds_of(features), epochs=10**6)
+
+
+def test_different_seeds_give_different_heads(features: FeatureSet) -> None:
+    (split, *_) = folds_of(features)
+    first, second = fit_heads("linear", features, [Job(split, 1), Job(split, 2)], PAPER, CPU)
+    assert not torch.equal(weights(first), weights(second))

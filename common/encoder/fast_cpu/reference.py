@@ -15,6 +15,6 @@ def leaky_relu(x: Array, slope: float) -> Array:
 def convolve(x: Array, kernel: Array, stride: tuple[int, int] = (1, 1)) -> Array:
     """(B, C, T, F) -> (B, O, T // stride[0], F // stride[1]), with a zero on every side; the kernel is (O, C, I, J)."""
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[2:], axis=(2, 3))  # type: ignore[call-overload]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[2:], axis=(2, 3))
     convolved: Array = np.einsum("bctfij,ocij->botf", windows[:, :, :: stride[0], :: stride[1]], kernel, optimize=True)
     return convolved
