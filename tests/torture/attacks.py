@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from common.download.fetch import BLOCK
 from common.features import FeatureSet
 from tests.torture import commands
 from tests.torture.commands import CLASSIFY, DOWNLOAD, EMBED, EXTRACT, PREDICT, SHARDS, WEIGHTS
@@ -125,7 +126,7 @@ def broken_connection(case: Case) -> Verdict:
     server.ranges.clear()
     for _ in range(case.rng.randint(1, 2)):
         deed = case.rng.choice(("cut", "stall"))
-        server.script = [f"{deed} {case.rng.randint(1_000, 50_000)}"]
+        server.script = [f"{deed} {case.rng.randint(2 * BLOCK, 50_000)}"]  # a block that is incomplete is lost
         script = case.start(case.command.mains[0])
         if is_killed:
             number = case.rng.choice(SIGNALS)
