@@ -121,18 +121,17 @@ def full_disk(case: Case) -> Verdict:
 
 
 def broken_connection(case: Case) -> Verdict:
-    """The server hangs up or stalls within a file; at times, the download is killed then."""
+    """The server hangs up within a file; at times, the download is killed then."""
     server, is_killed = commands.file_server(), case.rng.random() < 0.7
     server.ranges.clear()
     for _ in range(case.rng.randint(1, 2)):
-        deed = case.rng.choice(("cut", "stall"))
-        server.script = [f"{deed} {case.rng.randint(2 * BLOCK, 50_000)}"]  # a block that is incomplete is lost
+        server.script = [f"cut {case.rng.randint(2 * BLOCK, 50_000)}"]  # a block that is incomplete is lost
         script = case.start(case.command.mains[0])
         if is_killed:
             number = case.rng.choice(SIGNALS)
             wait_for_output(case)
             os.kill(script.process, number)
-            case.log.append(f"{deed}, {number.name}")
+            case.log.append(number.name)
         script.wait(is_interrupted=True)
     server.script.clear()
     require(is_killed or any(server.ranges), "it began again instead of asking for the rest")
