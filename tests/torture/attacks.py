@@ -180,7 +180,7 @@ def damaged_file(case: Case, pattern: str = "") -> Verdict:
 
 def damaged_unfinished_work(case: Case) -> Verdict:
     """The same in any file that a killed extraction or download left."""
-    commands.file_server().script = [f"stall {case.rng.randint(1_000, 50_000)}"]
+    commands.file_server().script = [f"cut {case.rng.randint(2 * BLOCK, 50_000)}"]
     script = case.start(case.command.mains[0])
     wait_for_output(case)
     time.sleep(case.rng.uniform(0, 0.1))
