@@ -140,6 +140,8 @@ def test_damaged_metadata_is_named(esc50_root: Path) -> None:
         (whole.replace(",dog,", ",,", 1), "line 2 has an empty field"),
         (whole.replace(",1,0,dog", ",1.5,0,dog", 1), "line 2: fold must be a whole number"),
         (whole.replace(",1,0,dog", ",one,0,dog", 1), "line 2: fold must be a whole number, not 'one'"),
+        (whole.replace(",1,0,dog", f",{'9' * 400},0,dog", 1), "line 2: fold must be a whole number, not '999"),
+        (whole.replace("\n", ",more\n").replace(",more", "", 1), "has lines with more fields than its header"),
     ):
         path.write_text(content)
         with pytest.raises(DatasetError, match=words):

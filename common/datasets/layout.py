@@ -71,6 +71,14 @@ def read_text(path: Path) -> str:
         raise DatasetError(f"{path} cannot be read ({cause}); get it again") from error
 
 
+def _as_float(value: object) -> float:
+    """NaN if it is not a number."""
+    try:
+        return float(str(value))
+    except ValueError:
+        return float("nan")
+
+
 def read_metadata(path: Path, columns: tuple[str, ...], whole_numbers: tuple[str, ...], title: str) -> pd.DataFrame:
     """A data set's official CSV, with all `columns` present and without empty fields; `whole_numbers` are int64."""
     import pandas as pd
@@ -81,6 +89,8 @@ def read_metadata(path: Path, columns: tuple[str, ...], whole_numbers: tuple[str
         raise DatasetError(
             f"{path} is not the CSV of {title}: {' '.join(str(error).split())[:200]}; unpack it again"
         ) from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas has taken the first column for names of rows
+        raise DatasetError(f"{path} has lines with more fields than its header; unpack {title} again")
     missing = [column for column in columns if column not in table.columns]
     if missing:
         raise DatasetError(
@@ -91,12 +101,12 @@ def read_metadata(path: Path, columns: tuple[str, ...], whole_numbers: tuple[str
     if empty.any():
         raise DatasetError(f"{path} line {int(empty.to_numpy().argmax()) + 2} has an empty field; unpack {title} again")
     for column in whole_numbers:
-        numbers = pd.to_numeric(table[column], errors="coerce")
-        wrong = numbers.isna() | (numbers % 1 != 0)
+        numbers = table[column].map(_as_float)
+        wrong = numbers.isna() | (numbers % 1 != 0) | (numbers.abs() >= 2**53)
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
             raise DatasetError(
-                f"{path} line {row + 2}: {column} must be a whole number, not {table[column][row]!r}; "
+                f"{path} line {row + 2}: {column} must be a whole number, not {str(table[column][row])[:50]!r}; "
                 f"unpack {title} again"
             )
         table[column] = numbers.astype("int64")
