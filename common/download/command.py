@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from common.datasets import DatasetNote
-from common.download.fetch import DownloadError, fetch
+from common.download.fetch import DownloadError, fetch, note_of
 from common.download.unpack import remove_leftovers, unpack
 from common.files import PROJECT_ROOT, digest_of, exclusive
 from common.flags import Parser, user_path
@@ -145,8 +145,8 @@ def get(archive: Archive, root: Path) -> None:
         estimate = 2 * (archive.about or archive.unpacked) + MARGIN_BYTES
         fetch(archive.resolved_url, part, archive.size or estimate)
         _verify(archive, part)
+        note_of(part).unlink(missing_ok=True)  # first, so that a kill leaves none behind; a whole part needs none
         part.replace(path)
-        part.with_name(part.name + ".json").unlink(missing_ok=True)
     if archive.holds:
         max_members = 2 * sum(archive.holds.values()) + 10_000  # `holds` does not count all
         unpack(path, folder, 2 * archive.unpacked + MARGIN_BYTES, max_members)

@@ -27,6 +27,11 @@ class DownloadError(UserError):
     """A file cannot be downloaded, or is not the expected one."""
 
 
+def note_of(part: Path) -> Path:
+    """Where it is noted which version of which file a part is of."""
+    return part.with_name(part.name + ".json")
+
+
 def fetch(url: str, part: Path, max_bytes: int) -> None:
     """Download a file to `part`, continuing what an earlier run has left there.
 
@@ -59,7 +64,7 @@ def fetch(url: str, part: Path, max_bytes: int) -> None:
 
 def _attempt(url: str, part: Path, max_bytes: int) -> None:
     """One request: continue after the bytes that are there, or start over."""
-    note = part.with_name(part.name + ".json")  # which version of which file the part is of
+    note = note_of(part)
     headers = {"Accept-Encoding": "identity"}
     if have := _size(part):
         headers["Range"] = f"bytes={have}-"

@@ -57,11 +57,9 @@ def unpack(archive: Path, folder: Path, max_bytes: int, max_members: int) -> Non
 
 
 def remove_leftovers(archive: Path, folder: Path) -> Path:
-    """Remove what a killed run has unpacked, and the note of a part that is complete; returns where it unpacked."""
-    temporary, part = folder / f".unpacking.{archive.name}", archive.with_name(archive.name + ".part")
+    """Remove what a killed run has unpacked; returns the folder where that was."""
+    temporary = folder / f".unpacking.{archive.name}"
     shutil.rmtree(temporary, ignore_errors=True)
-    if not part.exists():
-        part.with_name(part.name + ".json").unlink(missing_ok=True)
     return temporary
 
 
