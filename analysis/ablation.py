@@ -80,7 +80,7 @@ def _flags() -> argparse.Namespace:
     add("--seeds", type=int, metavar="N", help="(default: as configured)")
     add("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
     add("--workers", type=int, metavar="N", help="threads that decode audio (default: one per core)")
-    add("--overwrite", action="store_true", help="replace features that were made with other settings")
+    add("--overwrite", action="store_true", help="replace features that were made with different settings")
     left_out = "leave out clips whose files are missing, counted and recorded"
     add("--allow-missing", action="store_true", help=left_out)
     add_figure_format(parser)

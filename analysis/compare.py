@@ -16,7 +16,7 @@ from common.arrays import Array
 from common.encoder.check import CheckRecord
 from common.errors import UserError
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
-from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record
+from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record, ScoreKind
 from common.evaluation.scores import Hits, compare_hits
 from common.features import FeatureFileError
 from common.files import DamagedFileError, read_json
@@ -303,7 +303,7 @@ def _pairs(task: TaskComparison, hits: Mapping[str, Mapping[HeadKind, Hits]]) ->
 def _average_ranks(runs: Sequence[Run], n_encoders: int) -> dict[str, dict[HeadKind, float]]:
     """Encoder -> head -> mean rank over the tasks that all encoders have; equal accuracies share their ranks."""
     table = scores(runs)
-    table = table[(table["kind"] == "head") & (table["metric"] == "accuracy")]
+    table = table[(table["kind"] == ScoreKind.HEAD) & (table["metric"] == "accuracy")]
     table = table[table["protocol"] == table.groupby("run")["protocol"].transform("first")]
     ranks: dict[str, dict[HeadKind, float]] = {}
     for head in HEADS:

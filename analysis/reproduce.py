@@ -115,7 +115,7 @@ def _parse(argv: Sequence[str] | None) -> Plan:
     add("--epochs", type=int, metavar="N", help="epochs of the heads (default: as configured)")
     add("--recipe", default="paper", metavar="NAME", help="paper or tuned (default: paper)")
     add("--no-doctor", action="store_true", help="do not check environment and data first")
-    add("--overwrite", action="store_true", help="replace files that were made with other settings")
+    add("--overwrite", action="store_true", help="replace files that were made with different settings")
     left_out = "leave out clips whose files are missing, counted and recorded"
     add("--allow-missing", action="store_true", help=left_out)
     add("--yes", action="store_true", help="download missing data sets and weights without asking")

@@ -191,7 +191,7 @@ def runs_for(arguments: argparse.Namespace) -> list[Run]:
     """The runs that an analysis is about; tasks not run yet are listed on stderr, with the commands that run them.
 
     Raises:
-        ConfigError: there are none at all.
+        ConfigError: no task has been run.
     """
     runs = read_runs(arguments.results)
     missing = [study for study in STUDIES.values() if study.is_main and study.name not in by_task(runs)]

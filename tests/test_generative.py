@@ -206,7 +206,7 @@ def test_the_order_of_rows_changes_no_side(drawn: Divided) -> None:
     features, seed = drawn.features, drawn.seed
     permuted = features.subset(np.random.default_rng(seed).permutation(len(features)))
     assert permuted.class_names == features.class_names
-    before, now = (make_splits(Prepared(each))[0] for each in (features, permuted))
+    before, now = (make_splits(Prepared(rows))[0] for rows in (features, permuted))
     for one, other in zip(before, now, strict=True):
         one, words = with_validation(features, one, seed)
         other, same_words = with_validation(permuted, other, seed)

@@ -81,7 +81,7 @@ class TaskAnswer:
 def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAnswer]:
     """One answer per task, in the order of the runs.
 
-    Only runs of the most clips are considered, and runs by a random division only if there are no others.
+    Only runs of the most clips are considered, and random divisions only where a task has no other runs.
 
     Args:
         compared: the encoders against each other, if there are several.

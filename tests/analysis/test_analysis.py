@@ -321,8 +321,8 @@ def test_an_ablation_finds_the_layer_that_knows_the_classes(ablation: AblationRe
     assert over_time == [(layer, "whiten") for layer in TIME_LAYERS]
     assert ablation.division == "official folds 1, 2"
     assert all(list(point.heads) == ["linear"] for point in ablation.grid)
-    found = max(ablation.grid, key=lambda point: point.heads["linear"].accuracy)
-    assert (found.layer, found.pool) == ("encoder_block3", "mean")
+    best = max(ablation.grid, key=lambda point: point.heads["linear"].accuracy)
+    assert (best.layer, found.pool) == ("encoder_block3", "mean")
 
 
 def test_the_effects_are_written_as_they_are(ablation: AblationRecord, tmp_path: Path, drawn: list[Figure]) -> None:
@@ -383,7 +383,7 @@ def test_every_study_names_scripts_and_data_that_exist() -> None:
             assert not only or only[1] in parts
     references, sources = read_references()
     assert set(references) <= set(STUDIES)
-    assert {each.source for known in references.values() for each in known.published} <= set(sources)
+    assert {score.source for known in references.values() for score in known.published} <= set(sources)
     assert find_study("librispeech").name == "librispeech_train-clean-100"
     assert find_study("speech_commands_v1").name == "speech_commands_v1"
     with pytest.raises(ConfigError, match="choose one of esc50"):
@@ -527,7 +527,7 @@ def test_a_map_that_cannot_be_drawn_is_explained(
 def test_p_values_of_an_ablation_are_corrected_for_their_number(ablation: AblationRecord) -> None:
     """Holm: the k-th smallest of n is multiplied by n - k + 1, and none is below a smaller one's."""
     scored = [effect.heads[kind] for effect in ablation.effects for kind in HEADS]
-    ordered = sorted((each.p_value, each.holm_p_value) for each in scored)
+    ordered = sorted((item.p_value, item.holm_p_value) for item in scored)
     assert len(ordered) == 2 * len(ablation.effects)
     highest = 0.0
     for rank, (p_value, corrected) in enumerate(ordered):
