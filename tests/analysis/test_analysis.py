@@ -322,7 +322,7 @@ def test_an_ablation_finds_the_layer_that_knows_the_classes(ablation: AblationRe
     assert ablation.division == "official folds 1, 2"
     assert all(list(point.heads) == ["linear"] for point in ablation.grid)
     best = max(ablation.grid, key=lambda point: point.heads["linear"].accuracy)
-    assert (best.layer, found.pool) == ("encoder_block3", "mean")
+    assert (best.layer, best.pool) == ("encoder_block3", "mean")
 
 
 def test_the_effects_are_written_as_they_are(ablation: AblationRecord, tmp_path: Path, drawn: list[Figure]) -> None:
