@@ -78,8 +78,10 @@ def _attempt(url: str, part: Path, max_bytes: int) -> None:
             part.unlink()
             raise requests.ConnectionError("the server's file has changed", response=response)
         note.write_bytes(version)
-        bar = progress_bar(total=size, initial=start, desc=part.stem, unit="B", unit_scale=True)
-        with part.open("ab" if start else "wb") as file, bar:
+        with (
+            part.open("ab" if start else "wb") as file,  # first: an error is not to follow a bar on its line
+            progress_bar(total=size, initial=start, desc=part.stem, unit="B", unit_scale=True) as bar,
+        ):
             for block in response.iter_content(BLOCK):
                 if max(size or 0, file.tell() + len(block)) > max_bytes:
                     part.unlink()
