@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -52,7 +53,7 @@ def main() -> None:
         print(f"{drawn.caption}\n-> {path}")
 
 
-def _values(features: FeatureSet, colour: str) -> tuple[list[str], list[str]]:
+def _values(features: FeatureSet, colour: str) -> tuple[list[str], Sequence[str]]:
     """The names that have a colour, and the name of each clip."""
     if colour == "class":
         return features.class_names, [features.class_names[label] for label in features.labels.tolist()]

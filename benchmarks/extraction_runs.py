@@ -113,7 +113,8 @@ def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) 
                 embeddings = extract_originally(encoder, paths)
             else:
                 file = Path(tempfile.mkdtemp(dir=folder), "features.pt")
-                embeddings = extract(clips, encoder, file, [encoder.default_output]).features
+                extract(clips, encoder, file, [encoder.default_output])
+                embeddings = FeatureSet.load(file).features
             pipe.send((time.perf_counter() - started, embeddings.numpy()))
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
     if is_original:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +18,10 @@ from common.flags import Arguments, parse_classify_flags, parse_extract_flags
 
 # Modules that import torch are imported where they are used, so that --help does not take seconds.
 if TYPE_CHECKING:
+    import torch
+
     from common.encoder import Encoder, Output
-    from common.features import FeatureSet
+    from common.extraction import ClipList
 
 
 def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> None:
@@ -24,14 +29,17 @@ def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> No
 
     def extract_all() -> None:
         arguments = parse_extract_flags(task, argv)
-        if arguments.shard is not None:
-            from common.extraction import Shard
+        if arguments.launch.shard is not None:
+            from common.extraction import Share
 
-            Shard.parse(arguments.shard)  # fails before the data are read
+            Share.parse(arguments.launch.shard)  # fails before the data are read
         config = arguments.config
         for variant in arguments.tasks:
             root = config.data_root or variant.default_data_root
             features_file = config.features or variant.features_of(EncoderName.parse(config.encoder).slug)
+            if arguments.launch.status:
+                print_status(features_file, arguments.launch.status)
+                continue
             extract_task(variant, variant.read_clips(root), root, features_file, arguments)
 
     run(extract_all)
@@ -53,40 +61,72 @@ def classify_main(task: Task | Variants, argv: Sequence[str] | None = None) -> N
     run(classify_all)
 
 
+def print_status(output: Path, form: str) -> None:
+    """Print how far the extraction of an output is: as ``"text"`` or ``"json"``."""
+    from common.extraction.status import read_status
+
+    status = read_status(output)
+    print(json.dumps(asdict(status)) if form == "json" else status)
+
+
 def extract_task(
-    task: Task, clips: Sequence[Clip], root: Path, features_file: Path, arguments: Arguments[ExtractConfig]
-) -> FeatureSet | None:
-    """Embed a task's clips as the flags say, and print how; returns as `extract`."""
-    config = arguments.config
-    from common.extraction import ClipList, ExtractOptions, Shard, default_workers, extract
+    task: Task, clips: Iterable[Clip], root: Path, output: Path, arguments: Arguments[ExtractConfig]
+) -> bool:
+    """Embed a task's clips as the flags say, and print how; returns whether the output is finished."""
+    config, launch = arguments.config, arguments.launch
+    from common.extraction import ClipList, ExtractOptions, Share, Threads
+    from common.extraction.extract import extract_with
+    from common.extraction.launchers import OnDevices, ThisProcess, on_ray
 
-    shard = Shard.parse(arguments.shard)
-    processes = 1
-    if arguments.shard is None and shard.count > 1:  # torchrun: the processes of a machine share its cores and GPUs
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", shard.count))
-    encoder, outputs = _load_encoder(config, processes)
-    print(_describe_clips(task, clips, root))
-    print(_describe_encoder(encoder, outputs))
-    workers = config.workers or default_workers(processes)
-    options = ExtractOptions(workers, arguments.overwrite, shard, config.allow_missing)
+    share = Share() if launch.ray else Share.parse(launch.shard)
+    # The processes of torchrun share a machine's cores and GPUs.
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", share.count)) if share.launcher == "torchrun" else 1
     source = ClipList(clips, root, task.name, task.class_names)
-    return extract(source, encoder, features_file, outputs, options)
+    print(_describe_clips(task, source))
+    options = ExtractOptions(
+        Threads.shared(processes, config.workers), arguments.overwrite, share, config.allow_missing, config.part_size
+    )
+    load = partial(_load_encoder, config)
+    if launch.ray:
+        with on_ray(load, launch.ray, config.device) as actors:
+            print(f"{len(actors.actors)} actors of Ray")
+            return extract_with(actors, source, output, options)
+    devices = _devices(config, processes if share.launcher == "torchrun" else None)
+    encoder, outputs = load(devices[0])
+    print(_describe_encoder(encoder, outputs))
+    if share.launcher not in ("", "--shard"):
+        print(f"process {share} of {share.launcher}")
+    maker = ThisProcess(encoder, outputs, options.threads)
+    if len(devices) == 1 or not share.is_all:
+        return extract_with(maker, source, output, options)
+    print(f"one process for each of {len(devices)} GPUs")
+    return extract_with(OnDevices(load, devices, maker), source, output, options)
 
 
-def _load_encoder(config: ExtractConfig, processes: int) -> tuple[Encoder, tuple[Output, ...]]:
-    """The encoder that a configuration names, and the outputs to extract."""
+def _devices(config: ExtractConfig, processes: int | None) -> list[torch.device]:
+    """Where to compute: every GPU, if no one of them is named, or this process's under torchrun."""
     import torch
 
-    from common.encoder import AudioSepEncoder, choose_outputs, new_encoder, resolve_device
+    from common.encoder import resolve_device
+
+    device = resolve_device(config.device)
+    if device.type != "cuda" or device.index is not None:
+        return [device]
+    count = torch.cuda.device_count()
+    if processes is not None:
+        return [torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % count)]
+    return [torch.device("cuda", index) for index in range(count)]
+
+
+def _load_encoder(config: ExtractConfig, device: torch.device) -> tuple[Encoder, tuple[Output, ...]]:
+    """The encoder that a configuration names, and the outputs to extract."""
+    from common.encoder import AudioSepEncoder, choose_outputs, new_encoder
 
     name = EncoderName.parse(config.encoder)
     if Path(config.checkpoint).name == "logmel" and not Path(config.checkpoint).exists():
         raise ConfigError("--checkpoint logmel is now --encoder logmel")
     if name.kind is EncoderKind.AUDIOSEP:  # a wrong layer is refused before the weights are read
         choose_outputs(AudioSepEncoder.outputs, AudioSepEncoder.default_output, config.layer, config.pool)
-    device = resolve_device(config.device)
-    if processes > 1 and device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     encoder = new_encoder(
         name,
         config.checkpoint,
@@ -99,11 +139,11 @@ def _load_encoder(config: ExtractConfig, processes: int) -> tuple[Encoder, tuple
     return encoder, choose_outputs(encoder.outputs, encoder.default_output, config.layer, config.pool)
 
 
-def _describe_clips(task: Task, clips: Sequence[Clip], root: Path) -> str:
-    classes, folds = len({clip.class_name for clip in clips} - {""}), len({clip.fold for clip in clips} - {None})
+def _describe_clips(task: Task, clips: ClipList) -> str:
+    classes, folds = (len(set(clips.columns[name].unique().to_pylist()) - {None}) for name in ("class_name", "fold"))
     parts = [f"{task.title}: {len(clips):,} clips", *[f"{classes} classes"] * bool(classes)]
     parts += [f"{folds} fold{'s' * (folds != 1)}"] * bool(folds)
-    return f"{', '.join(parts)} in {root}"
+    return f"{', '.join(parts)} in {clips.root}"
 
 
 def _describe_encoder(encoder: Encoder, outputs: Sequence[Output]) -> str:

@@ -122,7 +122,9 @@ class ExtractConfig(Settings):
         "--checkpoint",
         "FILE",
     )
-    features: PlacePath | None = setting(None, "the feature file to write", "--output", "FILE")
+    features: PlacePath | None = setting(
+        None, "the feature file to write (.pt), or a folder for the parts", "--output", "FILE"
+    )
     layer: str | None = setting(
         None,
         "layers, with commas between them, or all; of AudioSep: pre_conv, encoder_block1 to encoder_block6, bottleneck",
@@ -146,6 +148,9 @@ class ExtractConfig(Settings):
     )
     precision: str = setting("fp32", "fp32, bf16, auto; on a GPU also tf32, fp16", "--precision", "NAME")
     device: str = setting("auto", DEVICES, "--device", "NAME")
+    part_size: int = setting(
+        0, "clips in a part, at most: what a kill may cost; 0: 64, on a GPU 1024", "--part-size", "N", ge=0, le=10**6
+    )
     workers: int = setting(0, "threads that decode audio; 0: one per core", "--workers", "N", ge=0, le=1024)
     allow_missing: StrictBool = setting(
         False, "leave out clips whose files are missing, counted and recorded", "--allow-missing"

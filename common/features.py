@@ -123,10 +123,10 @@ class FeatureSet:
     features: torch.Tensor
     labels: torch.Tensor
     class_names: list[str]
-    clip_ids: list[str]
+    clip_ids: Sequence[str]
     folds: torch.Tensor | None = None
-    splits: list[str] | None = None
-    groups: list[str] | None = None
+    splits: Sequence[str] | None = None
+    groups: Sequence[str] | None = None
     meta: Provenance = field(default_factory=Provenance)
 
     def __len__(self) -> int:
@@ -271,15 +271,15 @@ class FeatureSet:
             "class_names": list(self.class_names),
             "clip_ids": list(self.clip_ids),
             "folds": self.folds,
-            "splits": self.splits,
-            "groups": self.groups,
+            "splits": None if self.splits is None else list(self.splits),
+            "groups": None if self.groups is None else list(self.groups),
             "meta": self.meta,
         }
         save_torch(content, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureSet:
-        """Read and check a file written by `save`, or one of the original project's.
+        """Read and check a file written by `save`, a folder of parts, or a file of the original project's.
 
         The latter hold only ``features`` and ``labels``, or ``features`` and ``keys``; their classes are named by
         number, and their clips by key or row.
@@ -288,10 +288,15 @@ class FeatureSet:
             FeatureFileError: the file is missing, damaged or not a feature file, or its parts do not match.
         """
         path = Path(path)
+        folder = path.with_suffix("") if path.suffix == ".pt" and not path.exists() else path
+        if folder.is_dir():
+            from common.feature_folder import load_folder
+
+            return load_folder(folder)
         return _Reader(path, _read_content(path)).read()
 
 
-def _chained(lists: Sequence[list[str] | None]) -> list[str] | None:
+def _chained(lists: Sequence[Sequence[str] | None]) -> list[str] | None:
     """The lists concatenated; None if one is missing."""
     present = [values for values in lists if values is not None]
     return [value for values in present for value in values] if len(present) == len(lists) else None
@@ -339,8 +344,6 @@ def _read_content(path: Path) -> dict[str, Any]:
         raise FeatureFileError(
             f"{path} not found; run the task's extract_*.py first, or give another file with --features"
         )
-    if not path.is_file():
-        raise FeatureFileError(f"{path} is a folder, not a feature file")
     try:
         content = load_torch(path)
     except UnsafeFileError as error:

@@ -180,8 +180,17 @@ def save_torch(content: object, path: Path) -> None:
 
     # Through a buffer: torch.save would write the file's own name into it.
     buffer = io.BytesIO()
-    torch.save(content, buffer)
+    torch.save(_interned(content), buffer)
     write_atomically(path, buffer.getvalue())
+
+
+def _interned(content: Any) -> Any:
+    """The same, with one object for equal texts: a pickle tells one that occurs twice from two that are equal."""
+    if isinstance(content, str):
+        return sys.intern(content)
+    if isinstance(content, Mapping):
+        return {_interned(key): _interned(value) for key, value in content.items()}
+    return type(content)(map(_interned, content)) if isinstance(content, (list, tuple)) else content
 
 
 def load_torch(path: Path, mmap: bool = False, checks: bool = True) -> Any:

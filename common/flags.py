@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, NoReturn, get_args
 
@@ -57,6 +58,42 @@ class Parser(argparse.ArgumentParser):
 
 
 @dataclass(frozen=True)
+class Launch:
+    """Which share of an extraction is done where.
+
+    Attributes:
+        shard: ``i/n``; None: as a launcher's environment says.
+        ray: the address of a Ray cluster, or ``"local"``; None: without Ray.
+        status: only say how far it is: ``"text"`` or ``"json"``; None: extract.
+    """
+
+    shard: str | None = None
+    ray: str | None = None
+    status: str | None = None
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Launch:
+        """From the flags of `add_launch`; ConfigError if they exclude each other."""
+        if arguments.shard is not None and arguments.ray is not None:
+            raise ConfigError("--ray divides the work by itself; leave out --shard")
+        if arguments.json and not arguments.status:
+            raise ConfigError("--json is for --status")
+        status = ("json" if arguments.json else "text") if arguments.status else None
+        return cls(arguments.shard, arguments.ray, status)
+
+
+def add_launch(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say which share of an extraction is done where."""
+    text = "first make the parts of share i of n, then what nobody has begun (default: all, or as torchrun, a Slurm array or "
+    parser.add_argument("--shard", metavar="I/N", help=text + "a Kubernetes indexed job says)")
+    text = "make the parts by the actors of a Ray cluster: its address, or nothing to start one here"
+    ray = os.environ.get("RAY_ADDRESS", "local")
+    parser.add_argument("--ray", metavar="ADDRESS", nargs="?", const=ray, help=text)
+    parser.add_argument("--status", action="store_true", help="only say how far the extraction is")
+    parser.add_argument("--json", action="store_true", help="with --status: as JSON")
+
+
+@dataclass(frozen=True)
 class Arguments(Generic[Config]):
     """A script's parsed command line.
 
@@ -65,14 +102,14 @@ class Arguments(Generic[Config]):
         config: the effective configuration.
         options: the values of the task's own flags.
         overwrite: whether files made with different settings may be replaced.
-        shard: ``i/n``, or None.
+        launch: which part of an extraction is done where.
     """
 
     tasks: list[Task]
     config: Config
     options: dict[str, str | bool]
     overwrite: bool
-    shard: str | None
+    launch: Launch = field(default_factory=lambda: Launch())
 
 
 def parse_extract_flags(task: Task | Variants, argv: Sequence[str] | None) -> Arguments[ExtractConfig]:
@@ -81,8 +118,7 @@ def parse_extract_flags(task: Task | Variants, argv: Sequence[str] | None) -> Ar
     parser = _new_parser("Extract embeddings", variants)
     add_settings(parser, ExtractConfig, variants.first, ExtractConfig.model_fields)
     add_shared(parser)
-    text = "embed only shard i of n, for job arrays; the last shard to finish writes the file (default: all)"
-    parser.add_argument("--shard", metavar="I/N", help=text)
+    add_launch(parser)
     return _parsed(parser, variants, ExtractConfig, argv)
 
 
@@ -163,7 +199,9 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
 def _parsed(
     parser: argparse.ArgumentParser, variants: Variants, kind: type[Config], argv: Sequence[str] | None
 ) -> Arguments[Config]:
-    arguments = vars(parser.parse_args(argv))
+    parsed = parser.parse_args(argv)
+    launch = Launch.of(parsed) if "ray" in parsed else Launch()
+    arguments = vars(parsed)
     flags = {key: arguments[key] for key in kind.model_fields if arguments.get(key) is not None}
     config = load_config(kind, variants.first.config_file, arguments["config"], flags)
     options = {
@@ -179,7 +217,7 @@ def _parsed(
     if len(tasks) > 1:
         both = next(flag for flag, choice in zip(variants.flags, wanted, strict=True) if choice == "both")
         _refuse_one_place_for_several(config, tasks, both)
-    return Arguments(tasks, config, options, arguments["overwrite"], arguments.get("shard"))
+    return Arguments(tasks, config, options, arguments["overwrite"], launch)
 
 
 def _refuse_one_place_for_several(config: ExtractConfig | FitConfig, tasks: Sequence[Task], flag: str) -> None:

@@ -7,19 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-from common.cli import extract_task
+from common.cli import extract_task, print_status
 from common.config import ConfigError, ExtractConfig, load_config
 from common.datasets import Clip, Task
 from common.entry import run
 from common.errors import UserError
 from common.files import ODD_LETTERS, write_atomically
-from common.flags import Arguments, Parser, add_settings, add_shared, user_path
+from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, user_path
 from own_sounds.sounds import FOLDER, audio_files
 from own_sounds.timeline import Windows, add_windows
 
@@ -39,29 +38,33 @@ def embed_main(argv: Sequence[str] | None = None) -> None:
 def _embed(argv: Sequence[str] | None) -> None:
     parser = Parser(__doc__)
     parser.add_argument("paths", nargs="+", type=user_path, metavar="FILE_OR_FOLDER", help="audio files or folders")
-    text = f"what to write: {', '.join(FORMATS)}"
+    text = f"what to write: {', '.join(FORMATS)}, or a folder of parts"
     parser.add_argument("-o", "--output", required=True, type=user_path, metavar="FILE", help=text)
     add_windows(parser)
     add_settings(parser, ExtractConfig, TASK, SETTINGS)
     add_shared(parser)
-    parser.add_argument("--shard", metavar="I/N", help="embed only shard i of n, for job arrays")
+    add_launch(parser)
     arguments = parser.parse_args(argv)
     output: Path = arguments.output
-    if output.suffix not in FORMATS:
-        raise ConfigError(f"--output {output}: give a name that ends in {', '.join(FORMATS)}")
-    if output.suffix == ".parquet" and not find_spec("pyarrow"):
-        raise ConfigError("--output .parquet needs pyarrow: pip install pyarrow; or write .csv or .npz")
+    is_table = output.suffix in FORMATS[1:]
+    if output.suffix not in (*FORMATS, ""):
+        raise ConfigError(f"--output {output}: give a name that ends in {', '.join(FORMATS)}, or that of a folder")
+    launch, features_file = Launch.of(arguments), output.with_suffix(".pt") if is_table else output
+    if launch.status:
+        print_status(features_file, launch.status)
+        return
     task = replace(TASK, name=f"embeddings_{output.stem}", title=output.stem)
     settings = {key: value for key, value in vars(arguments).items() if key in SETTINGS and value is not None}
     config = load_config(ExtractConfig, task.config_file, arguments.config, settings)
     windows = Windows.of_flags(arguments.window, arguments.hop)
     paths = audio_files(arguments.paths)
-    clips = [clip for path in paths for clip in _clips(path, windows)]
+    clips = (clip for path in paths for clip in _clips(path, windows))
     root = Path(os.path.commonpath([path.parent for path in paths]))
-    how = Arguments([task], config, {}, arguments.overwrite, arguments.shard)
-    features = extract_task(task, clips, root, output.with_suffix(".pt"), how)
-    if features is not None and output.suffix != ".pt":
-        _write_table(features, output)
+    how = Arguments([task], config, {}, arguments.overwrite, launch)
+    if extract_task(task, clips, root, features_file, how) and is_table:
+        from common.features import FeatureSet
+
+        _write_table(FeatureSet.load(features_file), output)
         print(f"-> {output}")
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-from common.cli import extract_task
+from common.cli import extract_task, print_status
 from common.config import ConfigError, ExtractConfig, FitConfig, load_config
 from common.encoder_name import EncoderName, file_of
 from common.entry import run
-from common.flags import Arguments, Parser, add_settings, add_shared, user_path
+from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, user_path
 from own_sounds.sounds import Source
 
 EXTRACT = [key for key in ExtractConfig.model_fields if key not in ("data_root", "features")]
@@ -45,9 +45,13 @@ def _probe(argv: Sequence[str] | None) -> None:
     if folder.is_file():
         raise ConfigError(f"--output-dir {folder} is a file; give a folder")
     features_file = folder / file_of(task.features_file, encoder)
-    how = Arguments([task], extract, {}, arguments.overwrite, arguments.shard)
-    if extract_task(task, clips, root, features_file, how) is None:
-        return  # other shards are not done yet
+    launch = Launch.of(arguments)
+    if launch.status:
+        print_status(features_file, launch.status)
+        return
+    how = Arguments([task], extract, {}, arguments.overwrite, launch)
+    if not extract_task(task, clips, root, features_file, how):
+        return  # another process joins the parts, and trains the heads
     source.save(folder, root)
     from common.encoder.device import fitting_device
     from common.evaluation.results import classify
@@ -72,8 +76,7 @@ def _parser() -> Parser:
     add_settings(parser, ExtractConfig, task, EXTRACT)
     add_settings(parser, FitConfig, task, FIT)
     add_shared(parser)
-    text = "embed only shard i of n, for job arrays; the last shard trains the heads"
-    parser.add_argument("--shard", metavar="I/N", help=text)
+    add_launch(parser)
     return parser
 
 

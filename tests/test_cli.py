@@ -139,7 +139,7 @@ def test_wrong_flags_of_an_extraction_end_with_status_2(
     [
         (["--layer", "block6"], "--layer block6 is unknown to this encoder; choose from pre_conv"),
         (["--pool", "median"], "--pool median is unknown to this encoder; choose from mean, std, max, mean_time"),
-        (["--output", "."], "is a folder; give the file to write"),
+        (["--output", "."], "holds files that are not parts, such as ESC-50-master; give an empty folder"),
     ],
 )
 def test_wrong_outputs_of_an_extraction_end_with_status_2(
@@ -265,7 +265,7 @@ def extract_until_the_sixth_clip(flags: list[str], sign: Path) -> None:
 @pytest.mark.usefixtures("scripts_load_the_stand_in")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_extraction_keeps_its_work(stop: signal.Signals, esc50_root: Path, tmp_path: Path) -> None:
-    flags = ["--data-root", str(esc50_root), "--checkpoint", "random:0", "--output"]
+    flags = ["--data-root", str(esc50_root), "--checkpoint", "random:0", "--part-size", "1", "--output"]
     features, whole, sign = tmp_path / "features.pt", tmp_path / "whole.pt", tmp_path / "sign"
     printed = tmp_path / "printed.txt"
     process = processes.start(printed, extract_until_the_sixth_clip, [*flags, str(features)], sign)
@@ -273,7 +273,8 @@ def test_an_interrupted_extraction_keeps_its_work(stop: signal.Signals, esc50_ro
     os.kill(process.pid, stop)
     assert processes.end(process) == 130, printed.read_text()
     text = printed.read_text()
-    assert text.splitlines()[-1].endswith("5 of 10 clips are kept; the same command continues from there")
+    kept = f"5 of 10 clips are kept in {features}.partial; the same command continues from there"
+    assert text.splitlines()[-1].endswith(kept)
     assert "Traceback" not in text
     resumed = call(extract_esc50, *flags, features)
     assert resumed.returncode == 0

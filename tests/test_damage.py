@@ -14,10 +14,8 @@ import pytest
 import torch
 
 from analysis.scores import read_runs
-from common.datasets import Clip
 from common.encoder import CheckpointError, load_encoder
 from common.evaluation.record import RecordError, RunRecord
-from common.extraction.resume import RowStore
 from common.features import FeatureFileError, FeatureSet
 from common.files import DamagedFileError, read_json, spreadsheet_cell, write_json
 from common.heads import HeadFileError, TrainedHead
@@ -92,22 +90,6 @@ def test_a_cut_file_is_refused(kind: str, tmp_path: Path) -> None:
         path.write_bytes(content[:size])
         with pytest.raises(refused):
             read(path)
-
-
-def test_a_damaged_chunk_is_computed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = RowStore.empty(3, 4, "settings")
-    for index in range(3):
-        rows.add(index, torch.full((4,), float(index)), 100, 7)
-    rows.save_chunk(tmp_path)
-    (chunk,) = tmp_path.glob("chunk-*.pt")
-    content = bytearray(chunk.read_bytes())
-    place = content.index(np.float32(2).tobytes())
-    content[place + 2] ^= 1
-    chunk.write_bytes(bytes(content))
-    fresh = RowStore.empty(3, 4, "settings")
-    clips = [Clip(tmp_path / f"{name}.wav", "a") for name in range(3)]
-    assert fresh.read_chunks(tmp_path, clips, [0, 1, 2]) == 0
-    assert "is damaged (its part" in capsys.readouterr().out and not chunk.exists()
 
 
 def test_a_flipped_bit_in_a_result_is_noticed(

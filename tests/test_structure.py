@@ -51,7 +51,7 @@ FLOORS = (
     ("flags",),
     ("entry",),
     ("encoder",),
-    ("features",),
+    ("features", "feature_folder", "parts"),
     ("extraction",),
     ("heads",),
     ("evaluation",),

@@ -10,7 +10,8 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,22 @@ def audio_checksum(path: Path) -> int:
     """
     with _reading(path) as status:
         return _checksum(path, status.st_size, status.st_mtime_ns)
+
+
+def changed_files(paths: Sequence[Path], checksums: Sequence[int]) -> list[Path]:
+    """The files whose content has changed since they had these checksums, or that cannot be opened any more."""
+
+    def checksum_of(path: Path) -> int | None:
+        try:
+            return audio_checksum(path)
+        except (AudioError, OSError):
+            return None
+
+    files = list(dict.fromkeys(paths))
+    # Reading and hashing leave Python to other threads.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        now = dict(zip(files, threads.map(checksum_of, files), strict=True))
+    return list(dict.fromkeys(path for path, before in zip(paths, checksums, strict=True) if now[path] != before))
 
 
 @functools.lru_cache(maxsize=1 << 20)  # more than a data set has files, which are read in turn

@@ -33,7 +33,7 @@ from common.encoder.network import (
     ResUNet30Encoder,
     weight_shapes,
 )
-from common.encoder.protocol import Encoder, EncoderInfo, Output, Waveform, check_waveforms
+from common.encoder.protocol import Encoder, EncoderInfo, Output, StoppedError, Waveform, check_waveforms
 from common.encoder.tiles import FRAMES_PER_COLUMN, POOLS, BatchMoments, Moments, Tile, batch_moments, plan_tiles
 from common.encoder_name import EncoderKind
 
@@ -144,6 +144,7 @@ class AudioSepEncoder(Encoder, nn.Module):
         info: what feature files and results record.
     """
 
+    is_thread_safe = True
     sample_rate = SAMPLE_RATE
     outputs = OUTPUTS
     default_output = DEFAULT
@@ -259,6 +260,8 @@ class AudioSepEncoder(Encoder, nn.Module):
             tiles += plan_tiles(clip, frames, halo)
 
         def work(batch: list[Tile]) -> list[tuple[list[Tile], str, T]]:
+            if self.is_stopped:
+                raise StoppedError
             return [
                 (batch, output.layer, reduce(output, [tile.columns(output.time_poolings) for tile in batch]))
                 for output in self._forward(batch, waveforms, layers)

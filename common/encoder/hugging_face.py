@@ -36,6 +36,8 @@ class TransformersEncoder(PlugIn):
         is_fixed_length: whether the feature extractor makes every clip equally long, by padding or cutting it.
     """
 
+    is_thread_safe = True  # transformers collects hidden states per thread
+
     def __init__(self, name: EncoderName, device: torch.device, trust_remote_code: bool = False) -> None:
         """Load model and feature extractor.
 

@@ -21,6 +21,7 @@ NAME = EncoderKind.LOGMEL.value
 class LogMelStatistics(Encoder):
     """An `Encoder` with one output of 256 numbers: the mean of each mel band in dB, then the standard deviations."""
 
+    is_thread_safe = True
     sample_rate = SAMPLE_RATE
     embedding_size = 2 * N_MELS
     device = torch.device("cpu")

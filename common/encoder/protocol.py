@@ -17,6 +17,10 @@ from common.errors import UserError
 Waveform = Array | torch.Tensor
 
 
+class StoppedError(RuntimeError):
+    """A call was ended early, since nobody waits for its result."""
+
+
 class UnknownOutputError(UserError):
     """The encoder has no such layer or pooling."""
 
@@ -80,8 +84,12 @@ class Encoder:
         device: where it computes.
         outputs: every output that it can compute.
         default_output: the one that is extracted if none is asked for.
+        is_thread_safe: whether several threads may call it at the same time.
+        is_stopped: set to end calls in other threads early, whose results nobody waits for.
     """
 
+    is_thread_safe = False
+    is_stopped = False
     sample_rate: int
     info: EncoderInfo
     device: torch.device

@@ -1,15 +1,16 @@
-"""Extraction: clips + encoder -> FeatureSet."""
+"""Extraction: clips + encoder -> embeddings, in parts."""
 
-from common.extraction.extract import ExtractionError, ExtractOptions, default_workers, extract
-from common.extraction.settings import ClipList
-from common.extraction.shards import Shard, ShardError
+from common.extraction.clip_list import ClipList
+from common.extraction.extract import ExtractionError, ExtractOptions, extract
+from common.extraction.runner import Threads
+from common.extraction.share import ShardError, Share
 
 __all__ = [
     "ClipList",
     "ExtractOptions",
     "ExtractionError",
-    "Shard",
     "ShardError",
-    "default_workers",
+    "Share",
+    "Threads",
     "extract",
 ]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from common.encoder import LAYERS, load_encoder
 from common.encoder.audiosep import build_encoder
-from common.encoder.fast_cpu import threads, winograd
+from common.encoder.fast_cpu import winograd
 from common.encoder.fast_cpu.reference import convolve, leaky_relu
 from common.encoder.fast_cpu.table import TableConv2d
 from common.encoder.fast_cpu.winograd import WinogradBlock
@@ -111,14 +111,12 @@ def test_winograd_equals_the_direct_convolutions(
 
 
 def test_the_encoder_computes_the_same_with_any_number_of_threads() -> None:
-    """Also with more than the rows there are; and with threads of its own, where torch is built without OpenMP's."""
+    """Also with more than the rows there are."""
     waveforms = [noise(seed, samples) for seed, samples in enumerate([9_920, 33_333, 160_000])]
     encoder = load_encoder("random:2024", device="cpu")
     expected = encoder.embed(waveforms)
     for n_threads in (2, 3, 40):
         torch.set_num_threads(n_threads)  # the fixture of this file sets it back
-        assert relative(encoder.embed(waveforms), expected) < 1e-6
-    with mock.patch.object(threads, "_openmp", return_value=None):
         assert relative(encoder.embed(waveforms), expected) < 1e-6
 
 

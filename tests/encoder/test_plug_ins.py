@@ -19,7 +19,8 @@ from common.encoder.check import CheckRecord, check_encoder, main
 from common.encoder.hear import HearEncoder
 from common.encoder_name import EncoderKind, EncoderName, file_of, slug_of
 from common.evaluation.record import RunRecord
-from common.extraction import ClipList, ExtractOptions, extract
+from common.extraction import ClipList, extract, runner
+from common.extraction.prefetch import embed_in_batches
 from common.features import FeatureFileError, FeatureSet
 from esc50_feature_fc.esc50 import TASK
 from tests.support.heads import on_one_thread
@@ -182,8 +183,8 @@ def test_the_shortest_clip_is_found_and_shorter_ones_are_padded(module: Path, tm
         Clip(write_wav(tmp_path / f"{index}.wav", index, seconds, 8000), "a") for index, seconds in enumerate([0.03, 1])
     ]
     encoder = load(f"hear:{module}")
-    features = extract(ClipList(clips, tmp_path, "test"), encoder, tmp_path / "f.pt", encoder.outputs[:1])
-    assert features is not None
+    assert extract(ClipList(clips, tmp_path, "test"), encoder, tmp_path / "f.pt", encoder.outputs[:1])
+    features = FeatureSet.load(tmp_path / "f.pt")
     assert features.meta["counts"] == {"clips": 2, "extracted": 2, "failed": 0, "padded": 1}
 
 
@@ -232,7 +233,7 @@ def test_what_only_audiosep_has_is_refused(what: dict[str, str], module: Path) -
 def test_clips_on_which_a_module_fails_are_named(
     call_s: float, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules["common.extraction.extract"].CALL_S, "cpu", call_s)
+    monkeypatch.setattr(runner, "embed_in_batches", lambda *given: embed_in_batches(*given[:3], call_s))
     name = changed(
         module, "    frames = ", "    if len(audio[audio.abs() > 0.9]): raise RuntimeError('too loud')\n    frames = "
     )
@@ -241,10 +242,8 @@ def test_clips_on_which_a_module_fails_are_named(
     loud[7] = 0.99
     sys.modules["soundfile"].write(clips[2].path, loud, 8000)
     encoder = load(name)
-    features = extract(
-        ClipList(clips, tmp_path, "test"), encoder, tmp_path / "f.pt", encoder.outputs[:1], ExtractOptions()
-    )
-    assert features is not None
+    assert extract(ClipList(clips, tmp_path, "test"), encoder, tmp_path / "f.pt", encoder.outputs[:1])
+    features = FeatureSet.load(tmp_path / "f.pt")
     assert features.clip_ids == ["0.wav", "1.wav", "3.wav"]
     ((clip, reason),) = features.meta["failed"]
     assert clip == "2.wav" and "RuntimeError: too loud" in reason

@@ -23,19 +23,19 @@ from common import files as files_module
 from common.datasets import Clip, DatasetError
 from common.datasets.audio import _checksum, read_audio
 from common.encoder import Output, Waveform
-from common.extraction import ExtractionError
-from common.extraction import extract as extract_function
+from common.extraction import ClipList, ExtractionError, extract
 from common.extraction import prefetch as prefetch_module
-from common.extraction import resume as resume_module
-from common.extraction.extract import _Extraction
-from common.extraction.missing import MissingClipsError
+from common.extraction import runner as runner_module
+from common.extraction.plan import MissingClipsError
+from common.extraction.prefetch import decode, embed_in_batches
 from common.features import FeatureSet
 from common.files import OutputError, exclusive
+from common.parts import Part, part_files
 from tests.support import processes
 from tests.support.samples import extract_clips, noise, write_wav
 from tests.support.stand_in import StandIn, halt
 
-extract_module = sys.modules[extract_function.__module__]  # the package has a function of the same name
+extract_module = sys.modules[extract.__module__]  # the package has a function of the same name
 
 
 class Run(Protocol):
@@ -72,23 +72,21 @@ def test_rows_are_the_clips_embeddings_in_order(run: Run, clips: tuple[Path, lis
 def test_clips_that_make_no_task_are_refused(clips: tuple[Path, list[Clip]]) -> None:
     root, listed = clips
     with pytest.raises(DatasetError, match=r"no clips of test were found in .*--data-root"):
-        extract_module.ClipList([], root, "test")
+        ClipList([], root, "test")
     with pytest.raises(
         DatasetError, match=rf"clip00\.wav is of class '{listed[0].class_name}', which is not among the 1 classes"
     ):
-        extract_module.ClipList(listed, root, "test", ["another"])
+        ClipList(listed, root, "test", ["another"])
     # Clips without a class are allowed: they are only embedded.
-    assert (
-        len(extract_module.ClipList([replace(clip, class_name="") for clip in listed], root, "test", ["another"])) == 12
-    )
+    assert len(ClipList([replace(clip, class_name="") for clip in listed], root, "test", ["another"])) == 12
 
 
 def test_several_outputs_lie_side_by_side(clips: tuple[Path, list[Clip]], stand_in: StandIn, tmp_path: Path) -> None:
     root, listed = clips
     outputs = [Output("encoder_block1", "max", 32), Output("encoder_block6", "mean", 384)]
-    source = extract_module.ClipList(listed, root, "test")
-    features = extract_function(source, stand_in, tmp_path / "features.pt", outputs)
-    assert features is not None
+    source = ClipList(listed, root, "test")
+    assert extract(source, stand_in, tmp_path / "features.pt", outputs)
+    features = FeatureSet.load(tmp_path / "features.pt")
     assert stand_in.batch_sizes == [1] * 12  # one pass for both
     for place, output in ((slice(0, 32), outputs[0]), (slice(32, 416), outputs[1])):
         assert features.output_columns[output.name] == place
@@ -136,20 +134,25 @@ def test_only_classes_that_occur_are_kept_in_the_given_order(run: Run) -> None:
     assert features.labels.unique().tolist() == [0, 1, 2]
 
 
-def test_calls_of_several_clips_give_the_same_file(
-    run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_calls_of_several_clips_give_the_same_rows(clips: tuple[Path, list[Clip]], stand_in: StandIn) -> None:
     """As on a GPU, where a call of the encoder takes many seconds of audio."""
     _, listed = clips
     listed[4].path.write_bytes(b"no audio")
-    expected = run(output=tmp_path / "one_by_one.pt")
-    monkeypatch.setitem(extract_module.CALL_S, "cpu", 1.5)
-    encoder = StandIn()
-    together = run(output=tmp_path / "together.pt", encoder=encoder)
-    sizes = encoder.batch_sizes
+    outputs = [stand_in.default_output]
+    decoded = [decode(row, clip, stand_in.sample_rate) for row, clip in enumerate(listed)]
+    alone, together = (list(embed_in_batches(iter(decoded), stand_in, outputs, call_s)) for call_s in (0.0, 1.5))
+    sizes = stand_in.batch_sizes[11:]
     assert sum(sizes) == 11 and 1 < len(sizes) < 11
-    assert torch.equal(together.features, expected.features)
-    assert (together.clip_ids, together.meta["failed"]) == (expected.clip_ids, expected.meta["failed"])
+    for first, second in zip(
+        sorted(alone, key=lambda row: row.row), sorted(together, key=lambda row: row.row), strict=True
+    ):
+        assert (first.row, first.samples, first.checksum, first.problem) == (
+            second.row,
+            second.samples,
+            second.checksum,
+            second.problem,
+        )
+        assert np.array_equal(first.embedding, second.embedding) if first.embedding is not None else first.problem
 
 
 def test_only_a_few_waveforms_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,15 +190,15 @@ def test_segments_of_one_file_are_clips_of_their_own(run: Run, tmp_path: Path, s
 
 
 def interrupt_before_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stop a run when every row is computed and saved, but not yet put together."""
+    """Stop a run when every part is written, but they are not yet joined."""
 
     def stop(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Extraction, "_assemble", stop)
+        patch.setattr(extract_module, "join_parts", stop)
         with pytest.raises(KeyboardInterrupt):
-            run()
+            run(part_size=5)
 
 
 # Nothing lost
@@ -212,12 +215,12 @@ def test_an_interrupted_run_keeps_its_work_and_resumes_to_the_same_file(
 
     interrupted = StandIn()
     interrupted.before_call = stop_after_five
-    with pytest.raises(KeyboardInterrupt, match="5 of 12 clips are kept"):
-        run(encoder=interrupted)
+    with pytest.raises(KeyboardInterrupt, match="4 of 12 clips are kept"):
+        run(encoder=interrupted, part_size=2)
     assert not (tmp_path / "features.pt").exists()
     stand_in.batch_sizes.clear()
-    run()
-    assert stand_in.batch_sizes == [1] * 7
+    run(part_size=2)
+    assert stand_in.batch_sizes == [1] * 8
     assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
     assert not (tmp_path / "features.pt.partial").exists()
 
@@ -261,21 +264,19 @@ def with_half_a_file(owner: object, function: str, number: int = 0) -> Callable[
 
 
 MOMENTS = {
-    "settings are half written": with_half_a_file(resume_module, "write_json"),
     "four clips are embedded": at_a_clip(4),
-    "the sixth chunk is half written": with_half_a_file(resume_module, "save_torch", 5),
-    "all rows are saved": before(_Extraction, "_assemble"),
+    "the sixth part is half written": with_half_a_file(runner_module, "write_part", 5),
+    "all parts are written": before(extract_module, "join_parts"),
     "the features are half written": with_half_a_file(FeatureSet, "save"),
-    "the features are written": before(extract_module, "discard"),
+    "the features are written": before(extract_module, "remove_parts"),
 }
 
 
 def extract_until(moment: str, clips: Sequence[Clip], root: Path, output: Path, sign: Path) -> None:
-    """In a process of its own: extract with a chunk per clip, and stand still at the moment."""
-    extract_module.SAVE_EVERY_S = -1
+    """In a process of its own: extract with a clip in a part, and stand still at the moment."""
     encoder = StandIn()
     MOMENTS[moment](sign, encoder)
-    extract_clips(clips, root, encoder, output)
+    extract_clips(clips, root, encoder, output, part_size=1)
 
 
 def kill(moment: str, clips: Sequence[Clip], root: Path, output: Path) -> None:
@@ -299,7 +300,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_file(
     listed[2].path.write_bytes(b"no audio")
     run(output=tmp_path / "whole.pt")
     kill(moment, listed, root, tmp_path / "killed.pt")
-    run(output=tmp_path / "killed.pt")
+    run(output=tmp_path / "killed.pt", part_size=1)
     assert (tmp_path / "killed.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
     assert not list(tmp_path.glob(".*"))
     assert not (tmp_path / "killed.pt.partial").exists()
@@ -307,7 +308,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_file(
 
 def test_two_runs_on_one_output_are_refused(run: Run, tmp_path: Path) -> None:
     with (
-        exclusive(tmp_path / "features.pt.partial" / "lock-0-of-1", "it"),
+        exclusive(tmp_path / "features.pt.partial" / ".lock-1-of-1", "it"),
         pytest.raises(OutputError, match="another run"),
     ):
         run()
@@ -315,21 +316,20 @@ def test_two_runs_on_one_output_are_refused(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_in_one_line_with_the_work_kept(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract_module, "SAVE_EVERY_S", -1)
-    save, chunks = files_module.save_torch, []
+    write, parts = runner_module.write_part, []
 
-    def full_after_three_chunks(content: object, path: Path) -> None:
-        if len(chunks) == 3:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        chunks.append(path)
-        save(content, path)
+    def full_after_three_parts(folder: Path, part: Part) -> None:
+        if len(parts) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+        parts.append(part)
+        write(folder, part)
 
     with monkeypatch.context() as patch:
-        patch.setattr(resume_module, "save_torch", full_after_three_chunks)
-        with pytest.raises(OutputError, match=r"No space left on device; 3 of 12 clips are kept") as error:
-            run()
+        patch.setattr(runner_module, "write_part", full_after_three_parts)
+        with pytest.raises(OutputError, match=r"No space left on device; 6 of 12 clips are kept") as error:
+            run(part_size=2)
     assert "\n" not in str(error.value)
-    assert len(run()) == 12
+    assert len(run(part_size=2)) == 12
 
 
 # Nothing stale
@@ -390,7 +390,7 @@ def test_audio_that_changes_while_a_run_is_paused_is_noticed(
 ) -> None:
     interrupt_before_the_end(run, monkeypatch)
     write_wav(clips[1][3].path, seed=99, seconds=0.5)
-    run()
+    run(part_size=5)
     run(output=tmp_path / "fresh.pt")
     assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "fresh.pt").read_bytes()
 
@@ -403,16 +403,6 @@ def test_a_damaged_output_and_a_folder_are_refused(run: Run, tmp_path: Path) -> 
     (tmp_path / "folder.pt").mkdir()
     with pytest.raises(OutputError, match="is a folder"):
         run(output=tmp_path / "folder.pt", overwrite=True)
-
-
-def test_work_of_unknown_settings_is_not_taken_for_ones_own(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    interrupt_before_the_end(run, monkeypatch)
-    (tmp_path / "features.pt.partial" / "settings.json").write_text("{")
-    with pytest.raises(OutputError, match=r"settings.json is damaged.*--overwrite discards it"):
-        run(encoder=StandIn("random:1"))
-    assert len(run(encoder=StandIn("random:1"), overwrite=True)) == 12
 
 
 def test_a_change_anywhere_in_a_clip_is_noticed(run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path) -> None:
@@ -439,8 +429,8 @@ def test_unfinished_work_of_other_settings_is_refused(
 ) -> None:
     interrupt_before_the_end(run, monkeypatch)
     with pytest.raises(OutputError, match=r"unfinished work with different settings \(pool was mean, now max"):
-        run(pool="max")
-    features = run(pool="max", overwrite=True)
+        run(pool="max", part_size=5)
+    features = run(pool="max", part_size=5, overwrite=True)
     assert features.meta["pool"] == "max"
     fresh = run(pool="max", output=tmp_path / "fresh.pt")
     assert torch.equal(features.features, fresh.features)
@@ -531,10 +521,10 @@ def test_a_disk_that_does_not_answer_ends_the_run(run: Run, monkeypatch: pytest.
         patch.setattr(prefetch_module, "read_audio", read)
         patch.setattr(prefetch_module, "DECODE_LIMIT_S", 0.1)
         with pytest.raises(prefetch_module.NoAnswerError, match="3 clips in a row could not be read within"):
-            run()
+            run(part_size=2)
     released.set()
-    assert list((tmp_path / "features.pt.partial").glob("chunk-*"))  # the first five are kept
-    assert torch.equal(run().features, whole.features)
+    assert part_files(tmp_path / "features.pt.partial")  # of the first clips
+    assert torch.equal(run(part_size=2).features, whole.features)
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_embedded(
@@ -627,14 +617,19 @@ def test_a_link_in_the_place_of_the_output_stays_one(run: Run, tmp_path: Path) -
     assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["real.pt"]
 
 
-def test_a_damaged_chunk_is_computed_again(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("damage", ["foreign", "half", "a bit"])
+def test_a_damaged_part_is_computed_again(
+    damage: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     interrupt_before_the_end(run, monkeypatch)
-    for chunk in (tmp_path / "features.pt.partial").glob("chunk-*.pt"):
-        chunk.write_bytes(b"damaged")
-    assert len(run()) == 12
+    path = list(part_files(tmp_path / "features.pt.partial").values())[1]
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"foreign": b"damaged", "half": content[: len(content) // 2], "a bit": bytes(content)}[damage])
+    assert len(run(part_size=5)) == 12
     assert "its clips are computed again" in capsys.readouterr().out
+    run(output=tmp_path / "fresh.pt")
+    assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "fresh.pt").read_bytes()
 
 
 def test_a_disk_that_fills_at_the_last_write(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

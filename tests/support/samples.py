@@ -14,7 +14,7 @@ import torch
 from common.datasets import Clip
 from common.encoder import Encoder, find_output
 from common.encoder.audiosep import DEFAULT_LAYER, DEFAULT_POOL
-from common.extraction import ClipList, ExtractOptions, Shard, extract
+from common.extraction import ClipList, ExtractOptions, Share, Threads, extract
 from common.features import FeatureSet
 from common.files import PROJECT_ROOT
 
@@ -36,17 +36,19 @@ def extract_clips(
     pool: str = DEFAULT_POOL,
     workers: int | None = None,
     overwrite: bool = False,
-    shard: Shard | None = None,
+    share: Share | None = None,
     allow_missing: bool = False,
+    part_size: int = 0,
 ) -> FeatureSet | None:
-    """`extract` of one output of the encoder, with what a test does not care about left out."""
-    return extract(
+    """`extract` of one output of the encoder, with what a test does not care about left out; None: not finished yet."""
+    is_finished = extract(
         ClipList(clips, root, dataset, class_order),
         encoder,
         output,
         [find_output(encoder.outputs, layer, pool)],
-        ExtractOptions(workers, overwrite, shard or Shard(), allow_missing),
+        ExtractOptions(Threads.shared(decode=workers or 0), overwrite, share or Share(), allow_missing, part_size),
     )
+    return FeatureSet.load(output) if is_finished else None
 
 
 def noise(seed: int, samples: int) -> np.ndarray:

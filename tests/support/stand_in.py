@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from common.cli import extract_main
-from common.encoder import SAMPLE_RATE, EncoderInfo, Output, Waveform, choose
+from common.encoder import SAMPLE_RATE, Encoder, EncoderInfo, Output, Waveform, choose
 from common.encoder.audiosep import DEFAULT, DEFAULT_LAYER, DEFAULT_POOL, OUTPUTS
 from common.encoder.protocol import find_output
 from common.encoder_name import EncoderKind
@@ -22,7 +22,7 @@ from esc50_feature_fc.esc50 import TASK
 POOLING: dict[str, Callable[..., np.ndarray]] = {"mean": np.mean, "std": np.std, "max": np.max, "mean_time": np.mean}
 
 
-class StandIn:
+class StandIn(Encoder):
     """An `Encoder`: each number is the mean, spread or maximum of the squares of one piece of the waveform.
 
     Attributes:

@@ -1,0 +1,99 @@
+"""How far an extraction is, told from its parts alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.extraction.claims import alive_claims
+from common.extraction.extract import parts_folder
+from common.files import DamagedFileError
+from common.parts import NAME, PartInfo, part_files, read_info
+
+RECENT_S = 600.0  # the speed is that of the last ten minutes of work
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far an extraction is.
+
+    Attributes:
+        output: what is written.
+        is_finished: whether it is.
+        clips, clips_done, clips_failed: numbers of clips; None while nothing is made.
+        parts_done, parts_in_work: numbers of parts.
+        parts_missing: how many are neither, about.
+        clips_per_s: the speed of late, of all processes together; None: too few parts.
+        seconds_left: at that speed.
+    """
+
+    output: str
+    is_finished: bool
+    clips: int | None = None
+    clips_done: int = 0
+    clips_failed: int = 0
+    parts_done: int = 0
+    parts_in_work: int = 0
+    parts_missing: int | None = None
+    clips_per_s: float | None = None
+    seconds_left: float | None = None
+
+    def __str__(self) -> str:
+        if self.clips is None:
+            return (
+                f"{self.output}: {'finished' if self.is_finished else f'no part is made; {self.parts_in_work} in work'}"
+            )
+        words = (
+            f"{self.output}: {self.clips_done:,} of {self.clips:,} clips done, {self.clips_failed:,} failed; parts: "
+        )
+        words += f"{self.parts_done:,} done, {self.parts_in_work} in work, {self.parts_missing:,} missing"
+        if self.clips_per_s is not None and self.seconds_left is not None and not self.is_finished:
+            left = (
+                f"{self.seconds_left / 60:,.0f} min"
+                if self.seconds_left < 7200
+                else f"{self.seconds_left / 3600:.1f} h"
+            )
+            words += f"; {self.clips_per_s:.3g} clips/s, {left} left"
+        return words + "; finished" * self.is_finished
+
+
+def read_status(output: Path) -> Status:
+    """How far the extraction of an output is."""
+    if output.is_file():
+        return Status(str(output), is_finished=True)
+    folders = [parts_folder(output, 0), parts_folder(output, 1 << 62)]
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    claims = [path for path in alive_claims(folder) if NAME.fullmatch(path.stem)] if folder.is_dir() else []
+    infos: dict[Path, PartInfo] = {}
+    for path in part_files(folder).values():
+        try:
+            infos[path] = read_info(path)
+        except (DamagedFileError, FileNotFoundError):  # the next run tells, or another process has joined them
+            continue
+    if not infos:
+        return Status(str(output), is_finished=False, parts_in_work=len(claims))
+    last = max(infos.values(), key=lambda info: info.stop)
+    done = sum(len(info.place) for info in infos.values())
+    size = int(str(last.settings["part_size"]))
+    missing = max(0, -(-(last.clips - done) // size) - len(claims))
+    speed = _speed(infos)
+    return Status(
+        str(output),
+        done == last.clips and folder == folders[1],
+        last.clips,
+        done,
+        sum(len(info.failed) for info in infos.values()),
+        len(infos),
+        len(claims),
+        missing,
+        speed,
+        None if speed is None else (last.clips - done) / speed,
+    )
+
+
+def _speed(infos: dict[Path, PartInfo]) -> float | None:
+    """Clips per second of the parts that were written last, but the first of them, whose beginning is not known."""
+    written = sorted((path.stat().st_mtime, len(info.place)) for path, info in infos.items())
+    recent = [(moment, clips) for moment, clips in written if moment >= written[-1][0] - RECENT_S]
+    seconds = recent[-1][0] - recent[0][0]
+    return sum(clips for _, clips in recent[1:]) / seconds if seconds > 0 else None

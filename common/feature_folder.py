@@ -1,0 +1,147 @@
+"""A folder of parts as a FeatureSet. Up to a million rows are read into memory, as those of a file are; of more, the
+embeddings are memory-mapped from one flat file, which is built beside the parts once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from common.arrays import Array
+from common.features import Counts, FeatureFileError, FeatureSet, read_provenance
+from common.files import DamagedFileError
+from common.parts import CHECKSUMS, PER_CLIP, PartInfo, part_files, read_info, read_part, refuse_gaps
+from common.progress import progress_bar
+
+IN_MEMORY = 1_000_000  # rows
+
+
+class Names(Sequence[Any]):
+    """A column of names: ten million of them take a tenth of what a list of them would."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    @overload
+    def __getitem__(self, row: int) -> Any: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[Any]: ...
+    def __getitem__(self, row: int | slice) -> Any:
+        return Names(self.column[row]) if isinstance(row, slice) else self.column[int(row)].as_py()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.column.unique().to_pylist()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        del copy
+        return np.array(self.column.to_pylist(), dtype)
+
+
+def load_folder(folder: Path) -> FeatureSet:
+    """Open a folder of parts.
+
+    Raises:
+        FeatureFileError: it holds none, some are missing, one is damaged, or they are of different settings.
+    """
+    paths = list(part_files(folder).values())
+    if not paths:
+        raise FeatureFileError(f"{folder} is a folder without parts of an extraction, not a feature file")
+    try:
+        infos = [read_info(path) for path in paths]
+        refuse_gaps(infos, folder)
+        table = pa.concat_tables(pq.read_table(path, columns=list(PER_CLIP), partitioning=None) for path in paths)
+        table = table.replace_schema_metadata(None).unify_dictionaries()
+        _refuse_mixture(infos, folder)
+        if not len(table):
+            raise FeatureFileError(f"{folder} holds no clips; extract the features again")
+        features = _in_memory(paths) if len(table) <= IN_MEMORY else _mapped(folder, paths, len(table))
+    except (DamagedFileError, pa.ArrowException) as error:
+        raise FeatureFileError(f"{error}; the same extraction again makes what is missing") from error
+    labels, class_names = _labels(table["class_name"], infos[0])
+    folds = table["fold"].to_numpy() if table["fold"].null_count < len(table) else None
+    return FeatureSet(
+        features,
+        torch.from_numpy(labels),
+        class_names,
+        _names(table["clip_id"]) or [],
+        None if folds is None else torch.from_numpy(folds.astype(np.int64)),
+        _names(table["split"]),
+        _names(table["group"]),
+        read_provenance(_provenance(infos, table)),
+    )
+
+
+def _refuse_mixture(infos: Sequence[PartInfo], folder: Path) -> None:
+    for info in infos:
+        if info.settings != infos[0].settings:
+            raise FeatureFileError(
+                f"{folder} holds parts of different settings, such as {info.place.file_name}; extract again with --overwrite"
+            )
+
+
+def _in_memory(paths: Sequence[Path]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([_embeddings(path) for path in paths]))
+
+
+def _embeddings(path: Path) -> Array:
+    try:
+        return read_part(path).embeddings
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{path} is damaged ({error})") from error
+
+
+def _mapped(folder: Path, paths: Sequence[Path], count: int) -> torch.Tensor:
+    """(count, D) from the flat file, whose name has a checksum of the parts' contents."""
+    digest = hashlib.sha256(b"".join(pq.read_schema(path).metadata[CHECKSUMS] for path in paths)).hexdigest()[:16]
+    flat = folder / f"embeddings-{digest}.f32"
+    width = pq.read_schema(paths[0]).field("embedding").type.list_size
+    if not flat.exists():
+        for outdated in folder.glob("embeddings-*.f32"):
+            outdated.unlink()
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{flat.name}.", suffix=".tmp")
+        with os.fdopen(handle, "wb") as file, progress_bar(total=len(paths), desc="joining parts", unit="part") as bar:
+            for path in paths:
+                file.write(_embeddings(path).tobytes())
+                bar.update()
+        Path(temporary).replace(flat)
+    return torch.from_file(str(flat), shared=False, size=count * width, dtype=torch.float32).view(count, width)
+
+
+def _labels(column: pa.ChunkedArray, info: PartInfo) -> tuple[Array, list[str]]:
+    """(N,) int64 labels, -1 without a class, and the classes that occur, in the data set's order."""
+    combined = column.combine_chunks()
+    present = combined.dictionary.to_pylist()
+    order = info.notes.get("class_names") or sorted(present)
+    assert isinstance(order, list)
+    class_names = [str(name) for name in order if name in set(present)]
+    number = np.array([class_names.index(name) for name in present] or [-1], np.int64)
+    codes = combined.indices.fill_null(-1).to_numpy()
+    return np.where(codes < 0, -1, number[codes]), class_names
+
+
+def _names(column: pa.ChunkedArray) -> Sequence[str] | None:
+    if column.null_count == len(column):
+        return None
+    return column.to_pylist() if len(column) <= IN_MEMORY else Names(column)
+
+
+def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
+    failed = [failure for info in infos for failure in info.failed.values()]
+    notes = {key: value for key, value in infos[0].notes.items() if key != "class_names"}
+    settings = {key: value for key, value in infos[0].settings.items() if key != "part_size"}
+    count = infos[-1].clips
+    counts = Counts(clips=count, extracted=count - len(failed), failed=len(failed), padded=sum(i.padded for i in infos))
+    samples, checksums = (torch.tensor(table[name].to_numpy()) for name in ("samples", "audio_checksum"))
+    per_clip = {"samples": samples, "audio_checksums": checksums}
+    return {**settings, **notes, "clips": count, "counts": counts, "failed": failed, **per_clip}
