@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -16,7 +16,8 @@ from common.arrays import Array
 from common.encoder.check import CheckRecord
 from common.errors import UserError
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
-from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record, ScoreKind
+from common.evaluation.predictions import KEYS
+from common.evaluation.record import ComparisonRecord, Interval, Record, ScoreKind
 from common.evaluation.scores import Hits, compare_hits
 from common.features import FeatureFileError
 from common.files import DamagedFileError, read_json
@@ -46,10 +47,6 @@ class Score(Record):
     accuracy: float
     interval: Interval | None
 
-    @classmethod
-    def of(cls, scored: HeadRecord) -> Score:
-        return cls(accuracy=scored.accuracy, interval=scored.interval)
-
 
 class EncoderCost(Record):
     """What an encoder costs; None where it is unknown.
@@ -64,9 +61,9 @@ class EncoderCost(Record):
 
     parameters: int | None
     width: int | None
-    speed: float | None
-    measured_on: str | None
-    fails: list[str]
+    speed: float | None = None
+    measured_on: str | None = None
+    fails: tuple[str, ...] = ()
 
 
 class EncoderScore(Record):
@@ -197,12 +194,11 @@ def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> E
     if not tasks:
         return None
     corrected = holm([pair.p_value for pair in pairs])
-    encoders = {run.encoder: _cost(run, costs) for run in compared}
     return EncodersRecord(
-        encoders=encoders,
+        encoders={run.encoder: _cost(run, costs) for run in compared},
         tasks=tasks,
         pairs=[pair.model_copy(update={"holm_p_value": value}) for pair, value in zip(pairs, corrected, strict=True)],
-        average_rank=_average_ranks(compared, len(encoders)),
+        average_rank=_average_ranks(compared),
         left_out=left_out,
         method=_method(compared, len(pairs)),
     )
@@ -228,28 +224,27 @@ def _comparable(runs: Sequence[Run], left_out: list[str]) -> list[Run]:
     return list(chosen.values())
 
 
-def _hits(runs: Sequence[Run]) -> dict[str, dict[HeadKind, Hits]]:
-    """Encoder -> head -> its hits, all in the same order."""
-    hits: dict[str, dict[HeadKind, Hits]] = {}
-    keys: pd.DataFrame | None = None
+def _hits(runs: Sequence[Run]) -> dict[HeadKind, pd.DataFrame]:
+    """Head -> whether each prediction is right: a row for each, by its group and split; a column for every encoder."""
+    tables = {run.encoder: run.predictions() for run in runs}
+    first = tables[runs[0].encoder]
     for run in runs:
-        table = run.predictions()
-        if keys is not None and not keys.equals(table[["seed", "split", "clip_id"]]):
+        if not tables[run.encoder][list(KEYS)].equals(first[list(KEYS)]):
             raise FeatureFileError(
                 f"{run.folder} and {runs[0].folder} hold predictions of different clips; classify both again"
             )
-        keys = table[["seed", "split", "clip_id"]]
-        groups = table["group"].where(table["group"] != "", table["clip_id"]).to_numpy()
-        splits = table["split"].to_numpy()
-        hits[run.encoder] = {
-            head: Hits((table[head] == table["class_name"]).to_numpy(float), groups, splits) for head in HEADS
-        }
-    return hits
+    index = [first["group"].where(first["group"] != "", first["clip_id"]), first["split"]]
+    return {
+        head: pd.DataFrame({name: table[head] == table["class_name"] for name, table in tables.items()})
+        .astype(float)
+        .set_index(index)
+        for head in HEADS
+    }
 
 
-def _compare_task(runs: Sequence[Run], hits: Mapping[str, Mapping[HeadKind, Hits]]) -> TaskComparison:
+def _compare_task(runs: Sequence[Run], hits: Mapping[HeadKind, pd.DataFrame]) -> TaskComparison:
     run, protocol = runs[0], runs[0].first_protocol
-    first = {head: _share_first({name: of_heads[head] for name, of_heads in hits.items()}) for head in HEADS}
+    first = {head: _share_first(hits[head]) for head in HEADS}
     return TaskComparison(
         task=run.study.name,
         title=run.study.task.title,
@@ -264,7 +259,10 @@ def _compare_task(runs: Sequence[Run], hits: Mapping[str, Mapping[HeadKind, Hits
             EncoderScore(
                 encoder=run.encoder,
                 folder=str(run.folder),
-                heads={head: Score.of(scored) for head, scored in run.first_protocol.heads.items()},
+                heads={
+                    head: Score(accuracy=scored.accuracy, interval=scored.interval)
+                    for head, scored in run.first_protocol.heads.items()
+                },
                 first={head: first[head][run.encoder] for head in HEADS},
             )
             for run in runs
@@ -272,82 +270,92 @@ def _compare_task(runs: Sequence[Run], hits: Mapping[str, Mapping[HeadKind, Hits
     )
 
 
-def _share_first(hits: Mapping[str, Hits]) -> Mapping[str, float | None]:
+def _share_first(hits: pd.DataFrame) -> Mapping[str, float | None]:
     """Encoder -> the share of bootstraps over groups in which its mean over folds is the highest; ties are shared."""
-    table = pd.DataFrame({encoder: of_encoder.hits for encoder, of_encoder in hits.items()})
-    where = next(iter(hits.values()))
-    cells = table.groupby([where.groups, where.splits])
-    counts: Array = cells.size().unstack(fill_value=0).to_numpy()
+    encoders = [str(name) for name in hits]
+    counts: Array = hits.groupby(level=[0, 1]).size().unstack(fill_value=0).to_numpy()
     if len(counts) < MIN_GROUPS:
-        return dict.fromkeys(hits)
-    sums = np.stack([cells[encoder].sum().unstack(fill_value=0).to_numpy() for encoder in hits])
-    rng, firsts = np.random.default_rng(0), np.zeros(len(hits))
+        return dict.fromkeys(encoders)
+    sums = np.stack([hits[name].groupby(level=[0, 1]).sum().unstack(fill_value=0).to_numpy() for name in encoders])
+    rng, firsts = np.random.default_rng(0), np.zeros(len(sums))
     for _ in range(RESAMPLES):
         times = np.bincount(rng.integers(0, len(counts), len(counts)), minlength=len(counts))
         drawn = times @ counts
         means: Array = (times @ sums / np.maximum(drawn, 1))[:, drawn > 0].mean(axis=1)
         is_best = means >= means.max() - 1e-12
         firsts += is_best / is_best.sum()
-    return dict(zip(hits, (firsts / RESAMPLES).tolist(), strict=True))
+    return dict(zip(encoders, (firsts / RESAMPLES).tolist(), strict=True))
 
 
-def _pairs(task: TaskComparison, hits: Mapping[str, Mapping[HeadKind, Hits]]) -> list[Pair]:
+def _pairs(task: TaskComparison, hits: Mapping[HeadKind, pd.DataFrame]) -> list[Pair]:
     pairs = []
-    for (first, hits_of_first), (second, hits_of_second) in itertools.combinations(hits.items(), 2):
-        for head in HEADS:
-            compared = compare_hits(hits_of_second[head], hits_of_first[head], task.units == "groups")
+    for first, second in itertools.combinations([score.encoder for score in task.scores], 2):
+        for head, table in hits.items():
+            index = [table.index.get_level_values(level).to_numpy() for level in (0, 1)]
+            subtracted, other = (Hits(table[name].to_numpy(), *index) for name in (second, first))
+            compared = compare_hits(subtracted, other, task.units == "groups")
             pairs.append(Pair(**compared.model_dump(), task=task.task, head=head, first=first, second=second))
     return pairs
 
 
-def _average_ranks(runs: Sequence[Run], n_encoders: int) -> dict[str, dict[HeadKind, float]]:
+def _average_ranks(runs: Sequence[Run]) -> dict[str, dict[HeadKind, float]]:
     """Encoder -> head -> mean rank over the tasks that all encoders have; equal accuracies share their ranks."""
     table = scores(runs)
     table = table[(table["kind"] == ScoreKind.HEAD) & (table["metric"] == "accuracy")]
     table = table[table["protocol"] == table.groupby("run")["protocol"].transform("first")]
-    ranks: dict[str, dict[HeadKind, float]] = {}
-    for head in HEADS:
-        accuracy = table[table["head"] == head].pivot_table(index="encoder", columns="task", values="value")
-        shared = accuracy.dropna(axis=1)
-        if len(accuracy) < n_encoders or shared.empty:
-            return {}
-        for encoder, rank in shared.rank(ascending=False).mean(axis=1).items():
-            ranks.setdefault(str(encoder), {})[head] = float(rank)
-    return ranks
+    accuracy = table.pivot_table(index=["encoder", "head"], columns="task", values="value").dropna(axis=1)
+    ranks = accuracy.groupby("head").rank(ascending=False).mean(axis=1).dropna().unstack()
+    return {str(encoder): {head: float(row[head]) for head in HEADS} for encoder, row in ranks.iterrows()}
 
 
 def _cost(run: Run, costs: Mapping[str, CheckRecord]) -> EncoderCost:
     features = run.record.features
-    cost = EncoderCost(parameters=features.parameters, width=features.width, speed=None, measured_on=None, fails=[])
+    known = {"parameters": features.parameters, "width": features.width}
     measured = costs.get(features.slug)
     if measured is None or measured.checkpoint != features.checkpoint:  # of other weights
-        return cost
-    fails = [checked.name for checked in measured.properties if checked.holds is False]
+        return EncoderCost(**known)
+    fails = tuple(checked.name for checked in measured.properties if checked.holds is False)
     measured_on = measured.cpu if measured.device == "cpu" else measured.device
-    return cost.model_copy(update={"speed": measured.speed, "measured_on": measured_on, "fails": fails})
+    return EncoderCost(**known, speed=measured.speed, measured_on=measured_on, fails=fails)
 
 
 def _method(runs: Sequence[Run], n_tests: int) -> str:
-    """How the numbers were made, as a paragraph for a paper."""
-    record, protocol = runs[0].record, runs[0].first_protocol
-    recipes = {"linear": record.config.recipe_linear, "three-layer": record.config.recipe_three_layer}
+    """How the numbers were made, as a paragraph for a paper; where tasks differ, each way with its tasks."""
+    divisions = dict.fromkeys(f"{run.study.task.title} ({run.first_protocol.division})" for run in runs)
+    return (
+        f"Encoders are frozen. On their embeddings we train a linear head and a head of three linear layers with "
+        f"{_by_task(runs, _how_heads_are_fitted)}. Data sets and divisions: {'; '.join(divisions)}. "
+        f"We report the accuracy, averaged over folds and seeds, with 95 % intervals by the jackknife over groups "
+        f"(Student's t, Wilson's form). Encoders are compared on the same test clips by permutation tests that swap them "
+        f"in whole groups, corrected for {n_tests} comparisons (Holm). Computed with {_by_task(runs, _computed_with)}."
+    )
+
+
+def _by_task(runs: Sequence[Run], describe: Callable[[Run], str]) -> str:
+    """What is said of the runs: once if it is the same for all, else with the tasks that it holds for."""
+    tasks: dict[str, list[str]] = {}
+    for run in runs:
+        tasks.setdefault(describe(run), []).append(run.study.task.title)
+    if len(tasks) == 1:
+        return next(iter(tasks))
+    return ", or with ".join(f"{words} ({', '.join(dict.fromkeys(titles))})" for words, titles in tasks.items())
+
+
+def _how_heads_are_fitted(run: Run) -> str:
+    config, protocol = run.record.config, run.first_protocol
     fits = "; ".join(
         f"{head}: {recipe.epochs} epochs, batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g}, "
         f"scaler {recipe.scaler}"
-        for head, recipe in recipes.items()
+        for head, recipe in {"linear": config.recipe_linear, "three-layer": config.recipe_three_layer}.items()
     )
-    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    divisions = dict.fromkeys(f"{run.study.task.title} ({run.first_protocol.division})" for run in runs)
-    how = (
-        f"the epoch chosen on validation clips{' and the head refitted on training and validation clips' * protocol.refit}"
-        if protocol.chooses_epoch
-        else "the last epoch kept"
-    )
+    refit = " and the head refitted on training and validation clips" * protocol.refit
+    epoch = f"the epoch chosen on validation clips{refit}" if protocol.chooses_epoch else "the last epoch kept"
     return (
-        f"Encoders are frozen. On their embeddings we train a linear head and a head of three linear layers with the "
-        f"{record.config.recipe} recipe ({fits}; scalers are fitted on training clips alone), {how}; "
-        f"{len(protocol.seeds)} seed{'s' * (len(protocol.seeds) > 1)}. Data sets and divisions: {'; '.join(divisions)}. "
-        f"We report the accuracy, averaged over folds and seeds, with 95 % intervals by the jackknife over groups "
-        f"(Student's t, Wilson's form). Encoders are compared on the same test clips by permutation tests that swap them "
-        f"in whole groups, corrected for {n_tests} comparisons (Holm). Computed with {versions} on {record.cpu}."
+        f"the {config.recipe} recipe ({fits}; scalers are fitted on training clips alone), {epoch}; "
+        f"{len(protocol.seeds)} seed{'s' * (len(protocol.seeds) > 1)}"
     )
+
+
+def _computed_with(run: Run) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in run.record.versions.items())
+    return f"{versions} on {run.record.cpu}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import timeit
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -54,32 +53,17 @@ def measure_speed(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Spee
     encoder = load_encoder("random:0", device)
     rng = np.random.default_rng(0)
     noise = [(0.1 * rng.standard_normal(round(TIMED_S * encoder.sample_rate))).astype(np.float32)]
-    # The first call is slow: it allocates memory and loads kernels.
-    audio = TIMED_S / _fastest(lambda: encoder.embed(noise))
     rows = 480
-    features = FeatureSet(
-        torch.from_numpy(rng.standard_normal((rows, encoder.embedding_size)).astype(np.float32)),
-        torch.arange(rows) % 10,
-        [str(label) for label in range(10)],
-        [str(row) for row in range(rows)],
-    )
+    embeddings = torch.from_numpy(rng.standard_normal((rows, encoder.embedding_size)).astype(np.float32))
+    features = FeatureSet(embeddings, torch.arange(rows) % 10, list("0123456789"), list(map(str, range(rows))))
     jobs = [Job(Split("noise", np.arange(400), np.arange(400, rows)), seed) for seed in range(n_jobs)]
     # Scaling takes no part of a step, and scikit-learn a second to import.
     few, place = replace(recipe, epochs=1, scaler="none"), torch.device("cpu")
-    steps = few.epochs * n_jobs * int(np.ceil(400 / few.batch_size))
-    return Speed(
-        audio, {kind: _fastest(partial(fit_heads, kind, features, jobs, few, place)) / steps for kind in HEADS}
-    )
-
-
-def _fastest(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of some tries."""
-    seconds = []
-    for _ in range(TRIES):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    steps = n_jobs * int(np.ceil(400 / few.batch_size))
+    # The first call is slow: it allocates memory and loads kernels.
+    audio = TIMED_S / min(timeit.repeat(lambda: encoder.embed(noise), number=1, repeat=TRIES))
+    fits = {kind: partial(fit_heads, kind, features, jobs, few, place) for kind in HEADS}
+    return Speed(audio, {kind: min(timeit.repeat(fit, number=1, repeat=TRIES)) / steps for kind, fit in fits.items()})
 
 
 def time_range(hours: float) -> str:
@@ -88,13 +72,9 @@ def time_range(hours: float) -> str:
     if most < 1 / 60:
         return "under a minute"
     unit, name = (1 / 60, "min") if most < 2 else (1.0, "h") if most < 72 else (24.0, "days")
-    low, high = (_rough(value / unit) for value in (hours, most))
+    # Two digits at most, as no estimate is better.
+    low, high = (f"{x:.1f}" if x < 2 else f"{float(f'{x:.2g}'):.0f}" for x in (hours / unit, most / unit))
     return f"{low} to {high} {name}"
-
-
-def _rough(value: float) -> str:
-    """Two digits at most, as no estimate is better."""
-    return f"{value:.1f}" if value < 2 else f"{float(f'{value:.2g}'):.0f}"
 
 
 def _length_s(clip: Clip) -> float | None:
@@ -122,7 +102,7 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
         folds = len({clip.fold for clip in clips} - {None}) or 1
     else:
         n_clips, hours = sum(task.official_counts.get("clips", 0) for task in tasks), study.hours
-        folds = study.folds
+        folds = study.task.n_official_folds
     # Every split and seed in both protocols; true labels, shuffled ones and each control; fitted once, then refitted.
     fits = (folds + 1) * n_seeds * (2 + n_feature_sets) * 2
     steps = fits * recipe.epochs * np.ceil(0.8 * n_clips / recipe.batch_size)

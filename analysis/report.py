@@ -36,10 +36,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.max_clips < 10:
         raise ConfigError("--max-clips must be at least 10")
-    from analysis.ablation_scores import AblationRecord
     from analysis.compare import compare_encoders, read_costs
     from analysis.report_page.page import ReportedRun, render
     from analysis.similarity import SIMILARITY_FILE, SimilarityRecord
+    from analysis.variants import AblationRecord
     from common.progress import progress_bar
 
     runs = runs_for(arguments)

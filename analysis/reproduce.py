@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from analysis.scores import ENCODERS_FOLDER
 from analysis.studies import STUDIES, Study, find_study
-from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError, ExtractConfig, FitConfig, RecipeName, load_config
+from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError, ExtractConfig, FitConfig, load_config
 from common.encoder_name import FORMS, EncoderKind, EncoderName, file_of
 from common.entry import run
 from common.files import PROJECT_ROOT
@@ -38,28 +38,11 @@ CONTROLS = {
 class Plan(argparse.Namespace):
     """What `make reproduce` was asked to do, as its flags say it; None: as configured."""
 
-    tasks: list[str]
-    data: Path | None
-    results: Path | None
-    encoder_names: list[str]
-    checkpoint: str | None
-    trust_remote_code: bool
-    device: str | None
-    seeds: int
-    epochs: int | None
-    recipe: RecipeName
-    no_doctor: bool
-    overwrite: bool
-    allow_missing: bool
-    yes: bool
-    dry_run: bool
-
     @cached_property
     def studies(self) -> list[Study]:
         """The tasks."""
-        return list(dict.fromkeys(map(find_study, self.tasks))) or [
-            study for study in STUDIES.values() if study.is_main
-        ]
+        named = list(dict.fromkeys(map(find_study, self.tasks)))
+        return named or [study for study in STUDIES.values() if study.is_main]
 
     @cached_property
     def encoders(self) -> list[EncoderName]:
@@ -74,6 +57,18 @@ class Plan(argparse.Namespace):
     def controls(self) -> list[str]:
         """The names in CONTROLS of what is evaluated beside AudioSep."""
         return [name for name, words in CONTROLS.items() if words[-1] != self.checkpoint]
+
+    @cached_property
+    def missing_weights(self) -> Path | None:
+        """The file of AudioSep's weights, if it is needed and not there; ConfigError if it cannot be downloaded."""
+        if not any(map(_is_audiosep, self.encoders)):
+            return None
+        name = self.checkpoint or load_config(ExtractConfig, self.studies[0].task.config_file).checkpoint
+        if name.startswith("random:") or Path(name).exists():
+            return None
+        if Path(name) != PROJECT_ROOT / DEFAULT_CHECKPOINT:
+            raise ConfigError(f"{name} not found; give AudioSep's weights with --checkpoint")
+        return Path(name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -101,25 +96,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(argv: Sequence[str] | None) -> Plan:
     parser = Parser(__doc__, prog="make reproduce")
-    add = parser.add_argument
-    add("tasks", nargs="*", metavar="TASK", help=f"{', '.join(STUDIES)} (default: the main ones)")
-    add("--data", type=user_path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
-    where = "where everything goes (default: the tasks' own folders)"
-    add("--results", type=user_path, metavar="FOLDER", help=where)
+
+    def add(name: str, text: str, metavar: str | None = None, **more: object) -> None:
+        kind = {"action": "store_true"} if metavar is None else {"metavar": metavar, **more}
+        parser.add_argument(name, help=text, **kind)
+
+    add("tasks", f"{', '.join(STUDIES)} (default: the main ones)", "TASK", nargs="*")
+    add("--data", "where the data sets' folders are (default: data)", "FOLDER", type=user_path)
+    add("--results", "where everything goes (default: the tasks' own folders)", "FOLDER", type=user_path)
     which = f"{FORMS}; several are compared (default: audiosep)"
-    add("--encoders", nargs="+", default=["audiosep"], dest="encoder_names", metavar="NAME", help=which)
-    add("--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)")
-    add("--trust-remote-code", action="store_true", help="run the code that a model of hf: brings; read it first")
-    add("--device", metavar="NAME", help=f"{DEVICES} (default: as configured)")
-    add("--seeds", type=int, default=5, metavar="N", help="seeds of the heads (default: 5)")
-    add("--epochs", type=int, metavar="N", help="epochs of the heads (default: as configured)")
-    add("--recipe", default="paper", metavar="NAME", help="paper or tuned (default: paper)")
-    add("--no-doctor", action="store_true", help="do not check environment and data first")
-    add("--overwrite", action="store_true", help="replace files that were made with different settings")
-    left_out = "leave out clips whose files are missing, counted and recorded"
-    add("--allow-missing", action="store_true", help=left_out)
-    add("--yes", action="store_true", help="download missing data sets and weights without asking")
-    add("--dry-run", action="store_true", help="print the plan with estimated times and disk space, and stop")
+    add("--encoders", which, "NAME", nargs="+", default=["audiosep"], dest="encoder_names")
+    add("--checkpoint", "AudioSep weights, or random:SEED (default: as configured)", "FILE")
+    add("--trust-remote-code", "run the code that a model of hf: brings; read it first")
+    add("--device", f"{DEVICES} (default: as configured)", "NAME")
+    add("--seeds", "seeds of the heads (default: 5)", "N", type=int, default=5)
+    add("--epochs", "epochs of the heads (default: as configured)", "N", type=int)
+    add("--recipe", "paper or tuned (default: paper)", "NAME", default="paper")
+    add("--no-doctor", "do not check environment and data first")
+    add("--overwrite", "replace files that were made with different settings")
+    add("--allow-missing", "leave out clips whose files are missing, counted and recorded")
+    add("--yes", "download missing data sets and weights without asking")
+    add("--dry-run", "print the plan with estimated times and disk space, and stop")
     return parser.parse_args(argv, Plan())
 
 
@@ -147,17 +144,16 @@ def _measure_encoders(plan: Plan) -> None:
 
 def run_script(script: str, *flags: object) -> int:
     """Show a command and run it; returns its exit status."""
-    is_module = not script.endswith(".py")
     _show_command(script, *flags)
-    what = ["-m", script] if is_module else [str(PROJECT_ROOT / script)]
+    what = [str(PROJECT_ROOT / script)] if script.endswith(".py") else ["-m", script]
     return subprocess.run([sys.executable, *what, *map(str, flags)], check=False).returncode
 
 
-def call(script: str, *flags: object) -> None:
-    """The same, but if it fails, exit with its status."""
+def call(script: str, *flags: object, advice: str = "stopped; once that is fixed, the same command continues") -> None:
+    """The same, but if it fails, print the advice and exit with its status."""
     status = run_script(script, *flags)
     if status:
-        print("stopped; once that is fixed, the same command continues", file=sys.stderr)
+        print(advice, file=sys.stderr)
         sys.exit(status)
 
 
@@ -172,6 +168,19 @@ def preview_download(*flags: object) -> None:
 def _show_command(script: str, *flags: object) -> None:
     shown = [str(flag).replace(f"{PROJECT_ROOT}/", "") for flag in flags]
     print(f"\n$ python {'' if script.endswith('.py') else '-m '}{script} {' '.join(shown)}", flush=True)
+
+
+def _get_weights(plan: Plan) -> None:
+    """Download AudioSep's weights if they are needed, missing and wanted; else say how to get them."""
+    if plan.missing_weights is None:
+        return
+    print(f"\nAudioSep's weights were not found ({plan.missing_weights}).")
+    if not _may_download(plan, "Download them?", [("weights",)]):
+        raise ConfigError(
+            "AudioSep's weights are missing; to get them: python -m common.download weights, or --yes; or try everything "
+            "with an untrained encoder: --checkpoint random:0"
+        )
+    call("common.download", "weights")
 
 
 def _get(study: Study, plan: Plan) -> bool:
@@ -206,10 +215,8 @@ def _check(study: Study, plan: Plan) -> None:
     """Run the doctor; exit if it finds a fault."""
     checkpoint = plan.checkpoint if any(map(_is_audiosep, plan.encoders)) else "random:0"
     settings = flags(data_root=study.data_root(plan.data), checkpoint=checkpoint, device=plan.device)
-    status = run_script("common.doctor", study.check, *settings)
-    if status:
-        print("stopped: fix that, or add --no-doctor to continue anyway", file=sys.stderr)
-        sys.exit(status)
+    advice = "stopped: fix that, or add --no-doctor to continue anyway"
+    call("common.doctor", study.check, *settings, advice=advice)
 
 
 def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:
@@ -281,7 +288,7 @@ def _show_plan(plan: Plan) -> None:
     others = [str(encoder) for encoder in plan.encoders if not _is_audiosep(encoder)]
     if others:
         print(f"Not in the estimate: {', '.join(others)}; python -m common.encoder.check NAME measures its speed.")
-    if _missing_weights(plan):
+    if plan.missing_weights:
         preview_download("weights")
     missing = [study for study in plan.studies if not study.data_root(plan.data).is_dir()]
     for words in dict.fromkeys(words for study in missing for words in study.download):
@@ -292,52 +299,23 @@ def _how_to_spend_less(estimates: Mapping[str, Estimate], seeds: int, is_on_cpu:
     """What takes most of the time, and which flags save most of it."""
     from analysis.estimates import time_range
 
-    extraction = sum(planned.extract_hours for planned in estimates.values())
-    fitting = sum(planned.fit_hours for planned in estimates.values())
-    total = extraction + fitting
-    name, longest = max(estimates.items(), key=lambda item: max(item[1].extract_hours, item[1].fit_hours))
-    part = "extraction" if longest.extract_hours > longest.fit_hours else "fitting"
-    share = max(longest.extract_hours, longest.fit_hours) / total
+    hours = {("extraction", name): planned.extract_hours for name, planned in estimates.items()}
+    hours |= {("fitting", name): planned.fit_hours for name, planned in estimates.items()}
+    total, extraction = sum(hours.values()), sum(planned.extract_hours for planned in estimates.values())
+    part, name = max(hours, key=hours.__getitem__)
     saved = []
     if seeds > 1:
-        saved.append(f"--seeds 1: {time_range(extraction + fitting / seeds)}")
+        saved.append(f"--seeds 1: {time_range(extraction + (total - extraction) / seeds)}")
     if len(estimates) > 1:
-        saved.append(f"without {name}: {time_range(total - longest.hours)}")
-    if extraction > fitting and is_on_cpu:
+        saved.append(f"without {name}: {time_range(total - estimates[name].hours)}")
+    if extraction > total / 2 and is_on_cpu:
         saved.append("a GPU, or --shard of the extraction scripts on several machines")
-    most = f"Most of it: {part} of {name} ({share:.0%})."
+    most = f"Most of it: {part} of {name} ({hours[part, name] / total:.0%})."
     return f"{most}\nTo spend less: {'; '.join(saved)}." if saved else most
 
 
 def _is_audiosep(encoder: EncoderName) -> bool:
     return encoder.kind is EncoderKind.AUDIOSEP
-
-
-def _missing_weights(plan: Plan) -> Path | None:
-    """The file of AudioSep's weights, if the plan needs it and it is not there; ConfigError if it is not the one that can be
-    downloaded."""
-    if not any(map(_is_audiosep, plan.encoders)):
-        return None
-    name = plan.checkpoint or load_config(ExtractConfig, plan.studies[0].task.config_file).checkpoint
-    if name.startswith("random:") or Path(name).exists():
-        return None
-    if Path(name) != PROJECT_ROOT / DEFAULT_CHECKPOINT:
-        raise ConfigError(f"{name} not found; give AudioSep's weights with --checkpoint")
-    return Path(name)
-
-
-def _get_weights(plan: Plan) -> None:
-    """Download AudioSep's weights if they are needed, missing and wanted; else say how to get them."""
-    missing = _missing_weights(plan)
-    if missing is None:
-        return
-    print(f"\nAudioSep's weights were not found ({missing}).")
-    if not _may_download(plan, "Download them?", [("weights",)]):
-        raise ConfigError(
-            "AudioSep's weights are missing; to get them: python -m common.download weights, or --yes; or try everything "
-            "with an untrained encoder: --checkpoint random:0"
-        )
-    call("common.download", "weights")
 
 
 if __name__ == "__main__":

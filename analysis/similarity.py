@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.linalg import eigh
 
-from analysis.ablation_features import BASE, GRID, read_variants
 from analysis.compare import AnalysisRecord
 from analysis.plots import plot_heat
 from analysis.sampling import balanced_rows
 from analysis.scores import Run
-from analysis.transfer import PRINCIPAL, TransferCosts, principal_subspace, transfer_costs
+from analysis.variants import BASE, GRID, read_variants
 from common.arrays import Array
+from common.config import FitConfig
+from common.datasets import Prepared
+from common.evaluation.outcomes import HeadFitter, Outcome
+from common.evaluation.protocol import plan_fits
+from common.evaluation.record import ComparisonRecord
+from common.evaluation.scores import compare_heads
 from common.features import ENCODER_SETTINGS, FeatureSet
 from common.files import write_json
-from common.heads import fit_scaler
+from common.heads import Job, Recipe, fit_recipe_scaler, fit_scaler, recipe_for
 from common.progress import progress_bar
 from common.text_table import as_text, percent
 
 SIMILARITY_FILE = "similarity.json"
+PRINCIPAL = 32  # components of a principal subspace
 MEASURES = {
     "frechet": ("Fréchet distance between tasks", "squared, per dimension; 0: alike"),
     "mmd": ("Maximum mean discrepancy between tasks", "squared, Gaussian kernel; 0: alike"),
@@ -35,6 +42,26 @@ COSTS = {
     "subspace": f"What another task's {PRINCIPAL} principal directions cost",
 }
 HALVINGS = 5
+
+
+class TransferCost(ComparisonRecord):
+    """What a task's linear head loses with what was fitted on another task's clips.
+
+    Attributes:
+        target, source: the task that is scored, and the other one.
+        what: one of COSTS.
+        usual: the accuracy with the target's own scaler or subspace.
+    """
+
+    target: str
+    source: str
+    what: str
+    usual: float
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the 95 % interval of the difference covers 0, or is unknown."""
+        return self.interval is None or self.interval[0] <= 0 <= self.interval[1]
 
 
 class SimilarityRecord(AnalysisRecord):
@@ -48,7 +75,7 @@ class SimilarityRecord(AnalysisRecord):
         halvings: how often the clips were halved at random; every value is the mean.
         measures: one of MEASURES -> (task, task). On the diagonal: two halves of the same task, the value that "no
             different" has at this number of clips.
-        transfer: target -> one of COSTS -> costs.
+        transfer: of every two tasks of different data.
     """
 
     script = "analysis/task_similarity.py"
@@ -59,15 +86,18 @@ class SimilarityRecord(AnalysisRecord):
     clips_of_each: int
     halvings: int
     measures: dict[str, list[list[float]]]
-    transfer: dict[str, dict[str, TransferCosts]]
+    transfer: list[TransferCost]
 
     def transfer_points(self, what: str) -> tuple[Array, Array]:
         """Cost of one of COSTS, (target, source), in points, NaN where there is none; and whether its 95 % interval
         covers 0, or is unknown."""
-        costs = [[self.transfer[target][what].others.get(source) for source in self.tasks] for target in self.tasks]
-        points = [[100 * cost.difference if cost else np.nan for cost in row] for row in costs]
-        uncertain = [[not cost or cost.is_uncertain for cost in row] for row in costs]
-        return np.array(points), np.array(uncertain)
+        points = np.full((len(self.tasks), len(self.tasks)), np.nan)
+        uncertain, place = np.ones(points.shape, bool), {name: index for index, name in enumerate(self.tasks)}
+        for cost in self.transfer:
+            if cost.what == what:
+                cell = place[cost.target], place[cost.source]
+                points[cell], uncertain[cell] = 100 * cost.difference, cost.is_uncertain
+        return points, uncertain
 
     def reading(self, measure: str) -> str:
         """What a reader of one of MEASURES must know."""
@@ -129,7 +159,7 @@ def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with
         clips_of_each=half,
         halvings=HALVINGS,
         measures={name: (matrix + np.triu(matrix, 1).T).tolist() for name, matrix in measures.items()},
-        transfer=_transfers(tasks, runs) if with_transfer else {},
+        transfer=_transfers(tasks, runs) if with_transfer else [],
     )
 
 
@@ -141,15 +171,61 @@ def _halves(rows: Array, groups: Array, rng: np.random.Generator) -> tuple[Array
     return rows[order[:half]], rows[order[half : 2 * half]]
 
 
-def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> dict[str, dict[str, TransferCosts]]:
-    transfer = {}
+def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> list[TransferCost]:
+    costs: list[TransferCost] = []
     for target in progress_bar(iterable=list(tasks), desc="transfers", unit="task"):
         # Not from another version of the same data: its clips may be the target's test clips.
         data = runs[target].study.download[0][0]
         others = {name: features for name, features in tasks.items() if runs[name].study.download[0][0] != data}
-        config = runs[target].record.config.fit_config
-        transfer[target] = transfer_costs(tasks[target], others, config, torch.device("cpu"))
-    return transfer
+        costs += transfer_costs(target, tasks[target], others, runs[target].record.config.fit_config)
+    return costs
+
+
+def transfer_costs(
+    target: str, features: FeatureSet, others: Mapping[str, FeatureSet], config: FitConfig
+) -> Iterator[TransferCost]:
+    """What the linear head loses with the scaler, and the principal subspace, of each other task.
+
+    Args:
+        target: the task's name.
+        features: its rows, divided by the task. What it usually has is fitted on each split's training rows.
+        others: name -> features of other data, all of whose rows may be fitted on.
+        config: its recipe and first seed are used.
+    """
+    recipe, raw = recipe_for("linear", config), features.features.numpy()
+    jobs = plan_fits("official", Prepared(features), config.train_test_split, [config.random_seed]).jobs
+    # Rows are already scaled, so the recipe must not scale them.
+    fitter = HeadFitter(config.model_copy(update={"scaler": "none", "whiten_eps": None}), torch.device("cpu"))
+
+    def fit(what: str, fitted_on: Array, its_jobs: Sequence[Job]) -> list[Outcome]:
+        rows = np.ascontiguousarray(_transformed(raw, fitted_on, recipe, what == "subspace"), np.float32)
+        return fitter.outcomes("linear", replace(features, features=torch.from_numpy(rows)), its_jobs)
+
+    for what in COSTS:
+        usual = [outcome for job in jobs for outcome in fit(what, raw[job.split.train], [job])]
+        labels = features.labels.numpy()
+        accuracy = float(np.mean([(labels[outcome.rows] == outcome.predictions).mean() for outcome in usual]))
+        for source, other in others.items():
+            compared = compare_heads(usual, fit(what, other.features.numpy(), jobs), features)
+            yield TransferCost(**compared.model_dump(), target=target, source=source, what=what, usual=accuracy)
+
+
+def _transformed(raw: Array, fitted_on: Array, recipe: Recipe, is_reduced: bool) -> Array:
+    """Rows scaled, or standardised and reduced to the first principal directions, as fitted on other rows."""
+    if not is_reduced:
+        return fit_recipe_scaler(recipe, fitted_on)(raw)
+    # Directions of standardised rows: whitened ones have no principal directions.
+    standard = fit_scaler("standard", fitted_on)
+    reduced: Array = standard(raw) @ principal_subspace(standard(fitted_on).astype(np.float64)).astype(np.float32)
+    return reduced
+
+
+def principal_subspace(rows: Array, size: int = PRINCIPAL) -> Array:
+    """(D, k) orthonormal directions of the largest variance; k is `size`, or fewer if there are fewer rows."""
+    centred = rows - rows.mean(axis=0)
+    size = min(size, len(rows) - 1, rows.shape[1])
+    directions: Array = eigh(centred.T @ centred)[1]  # by increasing variance
+    return directions[:, ::-1][:, :size]
 
 
 def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> list[Path]:
@@ -168,7 +244,8 @@ def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> 
     )
     for what, title in COSTS.items() if record.transfer else ():
         values, uncertain = record.transfer_points(what)
-        rows = [f"{name} (own: {percent(record.transfer[name][what].own)} %)" for name in names]
+        usual = {cost.target: percent(cost.usual) for cost in record.transfer if cost.what == what}
+        rows = [f"{name} (own: {usual.get(name, '-')} %)" for name in names]
         written.append(folder / f"transfer_{what}.{figure_format}")
         plot_heat(values, rows, names, title, caption, written[-1], digits=1, is_diverging=True, uncertain=uncertain)
     for measure in ("frechet", "subspace"):
