@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -15,9 +15,6 @@ from matplotlib.figure import Figure
 from common.arrays import Array
 from common.evaluation.plots import save_figure
 from common.heads import HeadKind, head_title
-
-if TYPE_CHECKING:
-    from analysis.compare import TaskComparison
 
 IN_LEGEND = 20  # names that a legend holds; more are written into the map
 IN_MAP = 60  # names that a map holds
@@ -133,24 +130,28 @@ def _draw_heads(axes: Axes, rows: Sequence[Mapping[HeadKind, Interval]]) -> None
         axes.errorbar(middle, places, xerr=np.abs(ends.T - middle), label=head_title(head), **style)
 
 
-def plot_encoders(tasks: Sequence[TaskComparison], encoders: Sequence[str], caption: str, path: Path) -> None:
+class Panel(NamedTuple):
+    """A panel of `plot_encoders`: its title, the share by chance, and for every encoder the heads that have been run."""
+
+    title: str
+    chance: float
+    rows: Sequence[Mapping[HeadKind, Interval]]
+
+
+def plot_encoders(panels: Sequence[Panel], encoders: Sequence[str], caption: str, path: Path) -> None:
     """Draw every encoder's accuracy on every task, a panel a task, both heads with their 95 % intervals."""
-    columns = min(4, len(tasks))
-    rows = -(-len(tasks) // columns)
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
     longest = max(map(len, encoders))
     size = (0.075 * longest + 2.6 * columns + 0.4, (0.42 * len(encoders) + 1.1) * rows + 0.9)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for axes in grid.flat[len(tasks) :]:
+    for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    for axes, task in zip(grid.flat[: len(tasks)], tasks, strict=True):
-        axes.axvline(100 * task.chance, color="#888888", linewidth=1, linestyle="--", label="chance")
-        scores = [task.score_of(name) for name in encoders]
-        heads = [score.heads if score else {} for score in scores]
-        _draw_heads(
-            axes, [{head: (of_head.accuracy, of_head.interval) for head, of_head in row.items()} for row in heads]
-        )
-        axes.set_title(f"{task.title}\n({task.clips:,} clips, {task.classes} classes)", fontsize=9.5)
+    for axes, panel in zip(grid.flat[: len(panels)], panels, strict=True):
+        axes.axvline(100 * panel.chance, color="#888888", linewidth=1, linestyle="--", label="chance")
+        _draw_heads(axes, panel.rows)
+        axes.set_title(panel.title, fontsize=9.5)
         axes.set_yticks(range(len(encoders)), encoders, fontsize=8.5)
         axes.set_ylim(len(encoders) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from scipy.linalg import eigh
 
-from analysis.compare import AnalysisRecord
 from analysis.plots import plot_heat
 from analysis.sampling import balanced_rows
 from analysis.scores import Run
-from analysis.variants import BASE, GRID, read_variants
+from analysis.variants import BASE, GRID, AnalysisRecord, read_variants
 from common.arrays import Array
 from common.config import FitConfig
 from common.datasets import Prepared

@@ -10,12 +10,12 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
-from analysis.compare import AnalysisRecord, Score
 from analysis.plots import plot_effects
 from analysis.sampling import balanced_rows
 from analysis.studies import Study
@@ -35,14 +35,15 @@ from common.encoder import (
     load_encoder,
 )
 from common.encoder.device import fitting_device
+from common.errors import UserError
 from common.evaluation.intervals import holm
 from common.evaluation.outcomes import HeadFitter, Outcome
 from common.evaluation.protocol import plan_fits, seeds_of
-from common.evaluation.record import ComparisonRecord
+from common.evaluation.record import ComparisonRecord, Interval, Record
 from common.evaluation.scores import compare_heads, score_head
 from common.extraction import ClipList, ExtractOptions, extract
 from common.features import FeatureFileError, FeatureSet
-from common.files import write_csv, write_json
+from common.files import DamagedFileError, read_json, write_csv, write_json
 from common.heads import HEADS, SCALERS, HeadKind, Job, head_title, recipe_for
 from common.progress import progress_bar
 from common.text_table import as_text, percent, range_of
@@ -143,6 +144,27 @@ def extract_variants(
     source = ClipList([clips[index] for index in picked], root, study.name, study.task.class_names)
     extract(source, encoder, output, encoder.outputs, options)
     return read_variants(output)
+
+
+class AnalysisRecord(Record):
+    """What an analysis has written as JSON; `script` writes it again."""
+
+    script: ClassVar[str]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read it; UserError if it is damaged or of an earlier version."""
+        try:
+            return cls.model_validate_json(read_json(path))
+        except (ValidationError, DamagedFileError) as error:
+            raise UserError(f"{path} is damaged or of an earlier version; run {cls.script} again") from error
+
+
+class Score(Record):
+    """An accuracy with its 95 % interval."""
+
+    accuracy: float
+    interval: Interval | None
 
 
 class Effect(ComparisonRecord):

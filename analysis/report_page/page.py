@@ -15,8 +15,7 @@ import numpy as np
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from analysis.compare import LEVEL, EncodersRecord
-from analysis.compare_tables import encoder_table, pair_table, ranking_table, reading_notes
+from analysis.compare import LEVEL, EncodersRecord, captioned_tables, reading_notes
 from analysis.maps import FeatureMap
 from analysis.report_page.answer import answer, answer_table, answer_words
 from analysis.scores import Run
@@ -94,7 +93,7 @@ def render(
         summary_notes=[*notes(rows), *_leak_note(runs)],
         missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in names],
         similarity=charts,
-        encoder_tables=_encoder_tables(compared) if compared else [],
+        encoder_tables=captioned_tables(compared) if compared else [],
         encoder_notes=reading_notes(compared) if compared else [],
         method=compared.method if compared else "",
         compared=similarity.words if similarity else "",
@@ -119,27 +118,19 @@ def _question(runs: Sequence[Run]) -> str:
     return f"How good are these {'features' if len(encoders) == 1 else 'encoders’ frozen features'}?"
 
 
-def _encoder_tables(record: EncodersRecord) -> list[tuple[str, list[list[str]]]]:
-    """The tables of the comparison, with their captions."""
-    caption = "{} head: accuracy in percent (95 %)"
-    return [
-        *((caption.format(head_title(head).capitalize()), encoder_table(record, head)) for head in HEADS),
-        ("How stable the first place is", ranking_table(record)),
-        ("Every two encoders, points", pair_table(record)),
-    ]
-
-
 def _encoder_points(record: EncodersRecord) -> list[dict[str, object]]:
     """A row of the chart for every task and encoder."""
     return [
         {
             "task": task.title,
-            "label": f"{task.title}: {score.encoder}",
+            "label": f"{task.title}: {linear.encoder}",
             "majority_class": task.chance,
-            "heads": {head: scored.model_dump() for head, scored in score.heads.items()},
+            "heads": {
+                score.head: {"accuracy": score.accuracy, "interval": score.interval} for score in (linear, three)
+            },
         }
         for task in record.tasks
-        for score in task.scores
+        for linear, three in zip(*(record.scores_of(task, head).values() for head in HEADS), strict=True)
     ]
 
 

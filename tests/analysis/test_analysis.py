@@ -401,16 +401,16 @@ def test_a_summary_says_what_the_records_say(results: Path, tmp_path: Path) -> N
     assert [row.run.record.config.recipe for row in rows] == ["paper", "paper", "tuned"]
     for row, (one, name) in zip(rows, [(runs[0], "official"), (runs[0], "random"), (runs[1], "official")], strict=True):
         heads = json.loads((one.folder / "result.json").read_text())["protocols"][name]["heads"]
-        assert row.accuracy("linear") == heads["linear"]["mean"]["accuracy"]
-        assert row.accuracy("three_layer") == heads["three_layer"]["mean"]["accuracy"]
+        for head, scored in row.protocol.heads.items():
+            assert scored.accuracy == heads[head]["mean"]["accuracy"]
     paths = write_summary(rows, tmp_path)
     table = summary_table(rows, is_wide=True)
-    assert f"{100 * rows[0].accuracy('linear'):.1f}" in table[1]
+    assert f"{100 * rows[0].protocol.heads['linear'].accuracy:.1f}" in table[1]
     text = {path.suffix: path.read_text() for path in paths}
     with (tmp_path / "summary.csv").open() as file:
         written = list(csv.DictReader(file))
     assert [(row["task"], row["protocol"], float(row["linear"])) for row in written] == [
-        (row.run.study.name, row.protocol.kind, row.accuracy("linear")) for row in rows
+        (row.run.study.name, row.protocol.kind, row.protocol.heads["linear"].accuracy) for row in rows
     ]
     shown = [line.split(" | ") for line in text[".md"].splitlines() if line.startswith("| ESC-50 ")]
     assert len(shown) == len(rows)
