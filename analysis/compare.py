@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.plots import Panel, plot_encoders
+from analysis.plots import Panel, plot_heads
 from analysis.scores import ENCODERS_FOLDER, WIDTH, Run, by_task, scores
 from common.arrays import Array
 from common.encoder.check import CheckRecord
@@ -440,7 +440,8 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
     write_csv(folder / "encoders.csv", rows)
     panels = [_panel(record, task) for task in record.tasks]
     caption = "95 % intervals of each score by groups; whether two encoders differ is in the table of pairs."
-    plot_encoders(panels, [cost.encoder for cost in record.encoders], caption, folder / f"encoders.{figure_format}")
+    names = [cost.encoder for cost in record.encoders]
+    plot_heads(panels, names, "accuracy, %", caption, folder / f"encoders.{figure_format}")
     return [folder / name for name in (*contents, "encoders.csv", f"encoders.{figure_format}")]
 
 
@@ -452,4 +453,4 @@ def _panel(record: EncodersRecord, task: ComparedTask) -> Panel:
         {head: (scores[name].accuracy, scores[name].interval) for head, scores in of_head.items() if name in scores}
         for name in (cost.encoder for cost in record.encoders)
     ]
-    return Panel(title, task.chance, rows)
+    return Panel(title, (task.chance, "chance"), rows)

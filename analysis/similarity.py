@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.linalg import eigh
+from scipy.spatial.distance import pdist, squareform
 
 from analysis.plots import plot_heat
 from analysis.sampling import balanced_rows
@@ -44,18 +46,12 @@ HALVINGS = 5
 
 
 class TransferCost(ComparisonRecord):
-    """What a task's linear head loses with what was fitted on another task's clips.
-
-    Attributes:
-        target, source: the task that is scored, and the other one.
-        what: one of COSTS.
-        usual: the accuracy with the target's own scaler or subspace.
-    """
+    """What a task's linear head loses with what was fitted on another task's clips."""
 
     target: str
     source: str
-    what: str
-    usual: float
+    what: str  # one of COSTS
+    usual: float  # accuracy of the target with what was fitted on its own training clips
 
     @property
     def is_uncertain(self) -> bool:
@@ -66,25 +62,18 @@ class TransferCost(ComparisonRecord):
 class SimilarityRecord(AnalysisRecord):
     """The content of similarity.json: every measure between every two tasks, and the costs of transfers.
 
-    Attributes:
-        tasks: name -> number of clips.
-        words: what was compared, for readers.
-        dimensions: of the features.
-        clips_of_each: the number of clips of every task in one measurement.
-        halvings: how often the clips were halved at random; every value is the mean.
-        measures: one of MEASURES -> (task, task). On the diagonal: two halves of the same task, the value that "no
-            different" has at this number of clips.
-        transfer: of every two tasks of different data.
+    On the diagonal of a measure: two halves of the same task, the value of "no different" at this number of clips. Every
+    value is the mean over random halvings.
     """
 
     script = "analysis/task_similarity.py"
 
-    tasks: dict[str, int]
-    words: str
+    tasks: dict[str, int]  # name -> number of clips
+    words: str  # what was compared, for readers
     dimensions: int
-    clips_of_each: int
+    clips_of_each: int  # in one measurement
     halvings: int
-    measures: dict[str, list[list[float]]]
+    measures: dict[str, list[list[float]]]  # one of MEASURES -> (task, task)
     transfer: list[TransferCost]
 
     def transfer_points(self, what: str) -> tuple[Array, Array]:
@@ -234,7 +223,7 @@ def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> 
     for measure, (title, how) in MEASURES.items():
         caption = f"{how}. Features standardised together. {record.reading(measure)}"
         written.append(folder / f"similarity_{measure}.{figure_format}")
-        plot_heat(np.array(record.measures[measure]), names, names, title, caption, written[-1])
+        plot_heat(pd.DataFrame(record.measures[measure], names, names), title, caption, written[-1])
     clips = ", ".join(f"{name} {count:,}" for name, count in record.tasks.items())
     caption = (
         "Row: the task that is scored, by its official division, linear head, one seed. Column: the task whose clips the "
@@ -246,12 +235,13 @@ def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> 
         usual = {cost.target: percent(cost.usual) for cost in record.transfer if cost.what == what}
         rows = [f"{name} (own: {usual.get(name, '-')} %)" for name in names]
         written.append(folder / f"transfer_{what}.{figure_format}")
-        plot_heat(values, rows, names, title, caption, written[-1], digits=1, is_diverging=True, uncertain=uncertain)
+        plot_heat(pd.DataFrame(values, rows, names), title, caption, written[-1], uncertain, digits=1)
+    short = [name[:14] for name in names]
     for measure in ("frechet", "subspace"):
-        print(f"\n{MEASURES[measure][0]} ({MEASURES[measure][1]}; diagonal: two halves of one task)")
-        short = [name[:14] for name in names]
+        title, how = MEASURES[measure]
         matrix = zip(short, record.measures[measure], strict=True)
-        print(as_text([["", *short], *([name, *(f"{value:.2f}" for value in row)] for name, row in matrix)]))
+        table = [["", *short], *([name, *(f"{value:.2f}" for value in row)] for name, row in matrix)]
+        print(f"\n{title} ({how}; diagonal: two halves of one task)\n{as_text(table)}")
     return written
 
 
@@ -268,7 +258,7 @@ def draw_cka(path: Path, folder: Path, figure_format: str = "png") -> Path:
     task = path.stem.removeprefix("ablation_")
     written = folder / f"cka_{task}.{figure_format}"
     caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."
-    plot_heat(values, names, names, f"{task}: layers, pools and conditions", caption, written)
+    plot_heat(pd.DataFrame(values, names, names), f"{task}: layers, pools and conditions", caption, written)
     return written
 
 
@@ -293,14 +283,11 @@ def mmd(first: Array, second: Array) -> float:
     Gretton et al., "A Kernel Two-Sample Test" (2012), eq. 3. About 0 for samples of one distribution, where it may be
     a little below 0.
     """
-    both = np.concatenate([first, second])
-    squares = np.square(both).sum(axis=1)
-    distances = np.maximum(squares[:, None] + squares - 2 * both @ both.T, 0)
-    kernel = np.exp(-distances / max(np.median(distances[np.triu_indices_from(distances, 1)]), 1e-12))
+    distances = pdist(np.concatenate([first, second]), "sqeuclidean")
+    kernel = squareform(np.exp(-distances / max(np.median(distances), 1e-12)))  # with 0 on the diagonal
     n, m = len(first), len(second)
-    within_first = (kernel[:n, :n].sum() - n) / (n * (n - 1))
-    within_second = (kernel[n:, n:].sum() - m) / (m * (m - 1))
-    return float(within_first + within_second - 2 * kernel[:n, n:].mean())
+    within = kernel[:n, :n].sum() / (n * (n - 1)) + kernel[n:, n:].sum() / (m * (m - 1))
+    return float(within - 2 * kernel[:n, n:].mean())
 
 
 def subspace_overlap(first: Array, second: Array) -> float:

@@ -21,39 +21,22 @@ from urbansound8k_feature_fc import urbansound8k
 
 @dataclass(frozen=True, eq=False)  # compared by identity
 class Study:
-    """One task with the scripts that extract and classify it.
-
-    Attributes:
-        task: what is classified.
-        extract: script -> what it extracts: the task itself, or one of the sets that make it up.
-        classify: the script that fits and scores the heads.
-        hours: of audio in the whole data set.
-        download: arguments of `python -m common.download`, one tuple per call.
-        check: its name for `python -m common.doctor`.
-        extract_flags, classify_flags: flags that make the scripts run this task.
-        is_main: whether it is one of the project's tasks, not a variant of one.
-        root: of one's own sounds, which no configuration names.
-    """
+    """One task with the scripts that extract and classify it, and the flags that make them run this task."""
 
     task: Task
-    extract: dict[str, Task]
+    extract: dict[str, Task]  # script -> what it extracts: the task itself, or one of the sets that make it up
     classify: str
-    hours: float
-    download: tuple[tuple[str, ...], ...]
-    check: str
+    hours: float  # of audio in the whole data set
+    download: tuple[tuple[str, ...], ...]  # arguments of `python -m common.download`, one tuple per call
+    check: str  # its name for `python -m common.doctor`
     extract_flags: tuple[str, ...] = ()
     classify_flags: tuple[str, ...] = ()
-    is_main: bool = True
-    root: Path | None = None
+    is_main: bool = True  # not a variant of one of the project's tasks
+    root: Path | None = None  # of one's own sounds, which no configuration names
 
     @property
     def name(self) -> str:
         return self.task.name
-
-    @property
-    def results_folder(self) -> Path:
-        """Where its results go by default."""
-        return self.task.default_output_dir
 
     def data_root(self, data: Path | None) -> Path:
         """Where the data set is: as configured, or under its own name below `data`."""

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 REFERENCES = Path(__file__).resolve().with_name("references.yaml")
 SAMPLE_BELOW = 0.95  # of a data set's clips; with fewer, published scores do not stand beside
-Range = tuple[float, float]
 
 
 class Published(NamedTuple):
@@ -49,19 +48,13 @@ class Published(NamedTuple):
 
 
 class TaskReferences(BaseModel):
-    """The figures shown beside a task's scores, in percent.
-
-    Attributes:
-        expected: (linear, three-layer) as the project's brief states them.
-        published: those of other encoders, best first.
-        none: why there are none.
-    """
+    """The figures shown beside a task's scores, in percent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    expected: Range | None = None
-    published: list[Published] = []
-    none: str = ""
+    expected: tuple[float, float] | None = None  # linear, three-layer, as the project's brief states them
+    published: list[Published] = []  # of other encoders, best first
+    none: str = ""  # why there are none
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from analysis.plots import plot_effects
+from analysis.plots import Panel, plot_heads
 from analysis.sampling import balanced_rows
 from analysis.studies import Study
 from common.arrays import Array
@@ -169,16 +169,11 @@ class Score(Record):
 
 class Effect(ComparisonRecord):
     """One head of one variant: its score, and the difference from the baseline. `holm_p_value` is corrected for the number
-    of variants and heads.
-
-    Attributes:
-        factor, name: what the variant changes, and how.
-        dimensions: numbers per clip.
-    """
+    of variants and heads."""
 
     factor: str
     name: str
-    dimensions: int
+    dimensions: int  # numbers per clip
     head: HeadKind
     score: Score
 
@@ -193,19 +188,7 @@ class GridScore(Score):
 
 
 class AblationRecord(AnalysisRecord):
-    """The content of ablation_TASK.json.
-
-    Attributes:
-        task, title: the task's names.
-        encoder: the encoder whose outputs vary.
-        division: of the clips, for readers.
-        clips, test_clips: their numbers.
-        recipe, seeds: of the heads.
-        baseline: scores of both heads.
-        comparison: the three-layer head against the linear one, at the baseline.
-        effects: both heads of every variant, from the best for the linear head to the worst.
-        grid: the accuracy of every combination.
-    """
+    """The content of ablation_TASK.json."""
 
     script = "analysis/ablation.py"
 
@@ -218,12 +201,11 @@ class AblationRecord(AnalysisRecord):
     recipe: str
     seeds: list[int]
     baseline: dict[HeadKind, Score]
-    comparison: ComparisonRecord
-    effects: list[Effect]
+    comparison: ComparisonRecord  # of the three-layer head with the linear one, at the baseline
+    effects: list[Effect]  # both heads of every variant, from the best for the linear head to the worst
     grid: list[GridScore]
 
     def effects_of(self, kind: HeadKind) -> list[Effect]:
-        """Of one head."""
         return [effect for effect in self.effects if effect.head == kind]
 
     @property
@@ -378,15 +360,14 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
         figures = (effect.difference, *(effect.interval or (None, None)), effect.p_value, effect.holm_p_value)
         rows.append((effect.factor, effect.name, effect.dimensions, effect.head, effect.score.accuracy, *figures))
     write_csv(folder / f"{name}.csv", rows)
-    effects = {
-        f"{linear.name} ({linear.factor})": {
-            effect.head: (effect.difference, effect.interval) for effect in (linear, three_layer)
-        }
-        for linear, three_layer in zip(*map(record.effects_of, HEADS), strict=True)
-    }
+    by_variant = list(zip(*map(record.effects_of, HEADS), strict=True))
+    names = [f"{linear.name} ({linear.factor})" for linear, _ in by_variant]
+    effects = [{effect.head: (effect.difference, effect.interval) for effect in both} for both in by_variant]
+    panel = Panel(f"{record.title}: what each choice is worth", (0.0, "baseline"), effects)
     intervals = "95 % intervals by groups, each for itself."
     caption = f"{record.baseline_words} {record.clips_words}; {intervals} {record.selection_words}"
-    plot_effects(effects, f"{record.title}: what each choice is worth", caption, folder / f"{name}.{figure_format}")
+    what = "accuracy against the baseline, points"
+    plot_heads([panel], names, what, caption, folder / f"{name}.{figure_format}")
     print(f"-> {', '.join(str(folder / f'{name}.{suffix}') for suffix in ('json', 'csv', figure_format))}")
 
 

@@ -21,19 +21,12 @@ CONTROLS = {EncoderKind.LOGMEL: "log-mel statistics", EncoderKind.UNTRAINED: "an
 @dataclass(frozen=True)
 class Rival:
     """What the best score of a task is held against, with the same head: another encoder or a control; or the other
-    head.
-
-    Attributes:
-        name: for readers.
-        kind: the kind of the encoder; None for the other head.
-        accuracy: as a share.
-        p_value: of the difference, corrected for the number of such tests; None: not tested, or too few groups to tell.
-    """
+    head."""
 
     name: str
-    kind: EncoderKind | None
+    kind: EncoderKind | None  # None for the other head
     accuracy: float
-    p_value: float | None
+    p_value: float | None  # corrected for the number of such tests; None: not tested, or too few groups to tell
 
 
 @dataclass(frozen=True)

@@ -38,19 +38,12 @@ CLASSES = 60  # bars of a chart; if there are more classes, the best and the wor
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run with what the report shows of it.
-
-    Attributes:
-        run: the run.
-        map: its map.
-        audio: the data root that its clips are played from.
-        ablation: of its task and encoder, if there is one.
-    """
+    """A run with what the report shows of it."""
 
     run: Run
     map: FeatureMap
-    audio: Path
-    ablation: AblationRecord | None
+    audio: Path  # the data root that its clips are played from
+    ablation: AblationRecord | None  # of its task and encoder
 
 
 def render(

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -366,7 +367,7 @@ def test_a_file_of_variants_is_recognised(tmp_path: Path) -> None:
 def test_a_heat_map_shows_its_numbers_and_what_is_uncertain(drawn: list[Figure]) -> None:
     values = np.array([[0.0, np.nan], [-1.25, 2.0]])
     uncertain = np.array([[True, False], [False, False]])
-    plot_heat(values, ["a", "b"], ["c", "d"], "title", "caption", Path("unused.png"), uncertain=uncertain)
+    plot_heat(pd.DataFrame(values, ["a", "b"], ["c", "d"]), "title", "caption", Path("unused.png"), uncertain)
     axes = drawn[0].axes[0]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     assert texts == {(0, 0): "(0.00)", (0, 1): "-1.25", (1, 1): "2.00"}
