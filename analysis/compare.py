@@ -274,11 +274,14 @@ def _mean_ranks(runs: Sequence[Run]) -> dict[str, dict[HeadKind, float]]:
 
 
 def _method(runs: Sequence[Run], n_tests: int) -> str:
-    """How the numbers were made, as a paragraph for a paper; where tasks differ, each way with its tasks."""
+    """How the numbers were made, as a paragraph for a paper; what differs between tasks is said with the tasks."""
     divisions = dict.fromkeys(f"{run.study.task.title} ({run.first_protocol.division})" for run in runs)
+    seeds = _by_task(
+        runs, lambda run: f"{len(run.first_protocol.seeds)} seed{'s' * (len(run.first_protocol.seeds) > 1)}"
+    )
     return (
         f"Encoders are frozen. On their embeddings we train a linear head and a head of three linear layers with "
-        f"{_by_task(runs, _how_heads_are_fitted)}. Data sets and divisions: {'; '.join(divisions)}. "
+        f"{_by_task(runs, _recipes)}, {_by_task(runs, _epoch)}; {seeds}. Data sets and divisions: {'; '.join(divisions)}. "
         f"We report the accuracy, averaged over folds and seeds, with 95 % intervals by the jackknife over groups "
         f"(Student's t, Wilson's form). Encoders are compared on the same test clips by permutation tests that swap them "
         f"in whole groups, corrected for {n_tests} comparisons (Holm). Computed with {_by_task(runs, _computed_with)}."
@@ -292,27 +295,26 @@ def _by_task(runs: Sequence[Run], describe: Callable[[Run], str]) -> str:
         tasks.setdefault(describe(run), []).append(run.study.task.title)
     if len(tasks) == 1:
         return next(iter(tasks))
-    return ", or with ".join(f"{words} ({', '.join(dict.fromkeys(titles))})" for words, titles in tasks.items())
+    return " or ".join(f"{words} (for {', '.join(dict.fromkeys(titles))})" for words, titles in tasks.items())
 
 
-def _how_heads_are_fitted(run: Run) -> str:
-    config, protocol = run.record.config, run.first_protocol
+def _recipes(run: Run) -> str:
+    config = run.record.config
     fits = "; ".join(
         f"{head}: {recipe.epochs} epochs, batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g}, "
         f"scaler {recipe.scaler}"
         for head, recipe in {"linear": config.recipe_linear, "three-layer": config.recipe_three_layer}.items()
     )
-    refit = " and the head refitted on training and validation clips" * protocol.refit
-    epoch = f"the epoch chosen on validation clips{refit}" if protocol.chooses_epoch else "the last epoch kept"
-    return (
-        f"the {config.recipe} recipe ({fits}; scalers are fitted on training clips alone), {epoch}; "
-        f"{len(protocol.seeds)} seed{'s' * (len(protocol.seeds) > 1)}"
-    )
+    return f"the {config.recipe} recipe ({fits}; scalers are fitted on training clips alone)"
+
+
+def _epoch(run: Run) -> str:
+    refit = " and the head refitted on training and validation clips" * run.first_protocol.refit
+    return f"the epoch chosen on validation clips{refit}" if run.first_protocol.chooses_epoch else "the last epoch kept"
 
 
 def _computed_with(run: Run) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in run.record.versions.items())
-    return f"{versions} on {run.record.cpu}"
+    return f"{', '.join(f'{name} {version}' for name, version in run.record.versions.items())} on {run.record.cpu}"
 
 
 def encoder_table(record: EncodersRecord, head: HeadKind) -> Table:

@@ -78,8 +78,7 @@ def _map(run: Run, folder: Path, most: int) -> FeatureMap:
             print(f"{kept} is damaged ({str(error)[:100]}); the map is computed again", file=sys.stderr)
     drawn = make_map(run.features, method, "standard", most, seed=0)
     buffer = io.BytesIO()
-    np.savez(buffer, rows=drawn.rows, points=drawn.points, caption=drawn.caption)
-    kept.parent.mkdir(exist_ok=True)
+    np.savez(buffer, **vars(drawn))
     write_atomically(kept, buffer.getvalue())
     return drawn
 

@@ -175,16 +175,15 @@ def _get_weights(plan: Plan) -> None:
     if plan.missing_weights is None:
         return
     print(f"\nAudioSep's weights were not found ({plan.missing_weights}).")
-    if not _may_download(plan, "Download them?", [("weights",)]):
+    if not _download(plan, "Download them?", [("weights",)]):
         raise ConfigError(
             "AudioSep's weights are missing; to get them: python -m common.download weights, or --yes; or try everything "
             "with an untrained encoder: --checkpoint random:0"
         )
-    call("common.download", "weights")
 
 
 def _get(study: Study, plan: Plan) -> bool:
-    """Whether the data set is there, after downloading it if need be: show the size, and ask before starting."""
+    """Whether the data set is there, after downloading it if need be."""
     root = study.data_root(plan.data)
     if root.is_dir():
         return True
@@ -194,21 +193,22 @@ def _get(study: Study, plan: Plan) -> bool:
         how = " && ".join(f"python -m common.download {' '.join(map(str, words))}" for words in calls)
         print(f"skipped; to get it: {how}, or --yes")
         return False
-    if not _may_download(plan, "Download it?", calls):
+    if not _download(plan, "Download it?", calls):
         print(f"{study.name} is skipped")
         return False
-    for words in calls:
-        call("common.download", *words)
     return True
 
 
-def _may_download(plan: Plan, question: str, calls: Sequence[Sequence[object]]) -> bool:
-    """Whether --yes was given, or the user says so after having seen the sizes."""
-    if plan.yes:
-        return True
+def _download(plan: Plan, question: str, calls: Sequence[Sequence[object]]) -> bool:
+    """Download with --yes, or if the user says so after having seen the sizes; returns whether."""
+    if not plan.yes:
+        for words in calls:
+            preview_download(*words)
+        if not sys.stdin.isatty() or input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+            return False
     for words in calls:
-        preview_download(*words)
-    return sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+        call("common.download", *words)
+    return True
 
 
 def _check(study: Study, plan: Plan) -> None:

@@ -14,8 +14,8 @@ import torch
 from scipy.linalg import eigh
 from scipy.spatial.distance import pdist, squareform
 
+from analysis.maps import balanced_rows
 from analysis.plots import plot_heat
-from analysis.sampling import balanced_rows
 from analysis.scores import Run
 from analysis.variants import BASE, GRID, AnalysisRecord, read_variants
 from common.arrays import Array

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
+from analysis.maps import balanced_rows
 from analysis.plots import Panel, plot_heads
-from analysis.sampling import balanced_rows
 from analysis.studies import Study
 from common.arrays import Array
 from common.config import FitConfig, ScalerName

@@ -19,9 +19,8 @@ import yaml
 from matplotlib.figure import Figure
 
 from analysis import plots, similarity, visualize_features
-from analysis.maps import knn_purity, make_map, silhouette
+from analysis.maps import balanced_rows, knn_purity, make_map, seeded_rows, silhouette
 from analysis.plots import plot_heat
-from analysis.sampling import balanced_rows, seeded_rows
 from analysis.scores import Run, read_runs
 from analysis.similarity import (
     COSTS,

@@ -25,8 +25,12 @@ from analysis.compare import (
     read_costs,
     reading_notes,
 )
+from analysis.compare import (
+    _method as method_of,
+)
 from analysis.report_page.answer import answer, answer_table, answer_words
 from analysis.scores import read_runs
+from analysis.studies import STUDIES
 from common.cli import classify_main
 from common.encoder import LogMelStatistics
 from common.encoder.check import CheckRecord, check_encoder
@@ -308,3 +312,13 @@ def test_false_alarms_of_pairs_stay_below_the_level(classify: Classify) -> None:
     assert len(record.pairs) == 20
     assert not any(pair.holm_p_value < LEVEL for pair in record.pairs)
     assert sum(score.first for score in record.scores if score.head == "linear") == pytest.approx(1)
+
+
+def test_the_method_names_what_differs_between_tasks(classify: Classify) -> None:
+    (run,) = read_runs(classify(of_encoder(good(), "good"), "good"))
+    config = run.record.config.model_copy(update={"recipe": "tuned"})
+    other = replace(run, study=STUDIES["icbhi"], record=run.record.model_copy(update={"config": config}))
+    assert "the paper recipe (linear: 4 epochs" in method_of([run], 2)
+    words = method_of([run, other], 2)
+    assert "(for ESC-50) or the tuned recipe" in words and f"(for {STUDIES['icbhi'].task.title})" in words
+    assert "; 2 seeds. Data sets" in words  # the same for both

@@ -17,18 +17,15 @@ const escape = (text) => text.replace(/[&<>]/g, (sign) => ({ "&": "&amp;", "<": 
 
 function draw(id, traces, layout, height = null) {
   const axis = { gridcolor: colour("line"), zerolinecolor: colour("line"), linecolor: colour("line"), automargin: true };
-  const merged = {
-    margin: { l: 10, r: 10, t: 10, b: 10 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+  const usual = {
+    margin: { l: 10, r: 10, t: 10, b: 10 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: axis, yaxis: axis,
     font: { color: colour("ink"), size: 12, family: "system-ui, sans-serif" },
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, hovermode: "closest", ...layout,
+    legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, hovermode: "closest",
     hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("faint"), font: { color: colour("ink") }, align: "left" },
   };
-  for (const key of ["xaxis", "yaxis", "yaxis2"]) {
-    if (layout[key]) merged[key] = { ...axis, ...layout[key] };
-  }
   const element = document.getElementById(id);
   if (height) element.style.height = `${height}px`;
-  Plotly.react(element, traces, merged, { responsive: true, displaylogo: false, displayModeBar: false });
+  Plotly.react(element, traces, { template: { layout: usual }, ...layout }, { responsive: true, displaylogo: false, displayModeBar: false });
   return element;
 }
 
@@ -88,17 +85,14 @@ function confusionChart(id, { class_names: plain, confusion }) {
   const names = plain.map(escape);
   const few = names.length <= 20;
   const shown = confusion.map((row) => { const sum = Math.max(1, row.reduce((a, b) => a + b, 0)); return row.map((n) => (100 * n) / sum); });
-  const width = document.getElementById(id).clientWidth;
-  const readable = names.length * 11 < width;
-  const axis = { type: "category", showticklabels: readable, dtick: 1, tickfont: { size: few ? 11 : 8 } };
+  const axis = { type: "category", tickfont: { size: few ? 11 : 8 } };
   draw(id, [{
     type: "heatmap", z: shown, x: names, y: names, colorscale: [[0, colour("paper")], [1, colour(few ? "heat" : "linear")]], zmin: 0, zmax: 100,
     text: shown.map((row) => row.map((value) => (value >= 0.5 ? value.toFixed(0) : ""))), texttemplate: few ? "%{text}" : "",
     showscale: !few, hovertemplate: "true: %{y}<br>said: %{x}<br>%{z:.1f} %<extra></extra>",
   }], {
-    xaxis: { ...axis, tickangle: -90, title: { text: readable ? "predicted" : "predicted (hover for names)" } },
-    yaxis: { ...axis, autorange: "reversed", title: { text: "true" } },
-  }, few ? 460 : Math.min(760, Math.max(460, width)));
+    xaxis: { ...axis, tickangle: -90, title: { text: "predicted" } }, yaxis: { ...axis, autorange: "reversed", title: { text: "true" } },
+  }, few ? 460 : Math.min(760, Math.max(460, document.getElementById(id).clientWidth)));
 }
 
 function classesChart(id, rows) {
@@ -179,16 +173,14 @@ function sortable(table) {
 
 function play(id, clip, name, folder) {
   const [, path, start, end] = clip.match(/^(.*?)(?:#([0-9.]+|None)-([0-9.]+|None))?$/); // of a longer file, in seconds
-  const player = document.getElementById(id);
-  player.textContent = `${clip}: ${name}`;
-  const audio = document.createElement("audio");
-  audio.controls = true;
   const seconds = start ? `#t=${start},${end}`.replaceAll("None", "") : "";
-  audio.src = `${folder}/${path.split("/").map(encodeURIComponent).join("/")}${seconds}`;
+  const player = document.getElementById(id);
+  const audio = new Audio(`${folder}/${path.split("/").map(encodeURIComponent).join("/")}${seconds}`);
+  audio.controls = true;
   audio.addEventListener("error", () => {
     player.textContent = `${clip} cannot be played from ${folder}; write the report again with --data FOLDER, where the sounds are`;
   });
-  player.append(audio);
+  player.replaceChildren(`${clip}: ${name}`, audio);
   audio.play().catch(() => {}); // the browser may want a click on the player first; an error is reported above
 }
 
