@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import timeit
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from analysis.studies import Study
+from common.config import FitConfig, load_config
 from common.datasets import Clip
 from common.datasets.audio import AudioError, audio_duration_s
 from common.doctor.checks import BYTES_PER_CLIP
-from common.encoder import load_encoder
+from common.encoder import load_encoder, resolve_device
+from common.encoder_name import EncoderKind
 from common.features import FeatureSet
-from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads
+from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads, recipe_for
+from common.text_table import as_text
+
+if TYPE_CHECKING:
+    from analysis.reproduce import Plan
 
 SAMPLE = 24  # clips whose lengths are read
 TIMED_S = 3.0  # of audio in one measurement
@@ -113,3 +121,50 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
         float(steps) * sum(speed.step_s.values()) / 3600,
         (n_feature_sets + 1) * n_clips * BYTES_PER_CLIP,
     )
+
+
+def describe_plan(plan: Plan) -> str:
+    """What a plan would do, with estimated times and disk space."""
+    changes = {"recipe": plan.recipe} | ({} if plan.epochs is None else {"epochs": plan.epochs})
+    recipe = recipe_for("three_layer", load_config(FitConfig, plan.studies[0].task.config_file, None, changes))
+    device = resolve_device(plan.device or "auto")
+    speed = measure_speed(device, recipe)
+    n_sets = plan.has_audiosep + ("random_0" in plan.controls)
+    table = [["task", "data", "clips", "hours of audio", "extraction", "fitting", "features"]]
+    estimates: dict[str, Estimate] = {}
+    for study in plan.studies:
+        root = study.data_root(plan.data)
+        planned = estimates[study.name] = estimate(study, root, speed, recipe, plan.seeds, n_sets)
+        times = time_range(planned.extract_hours), time_range(planned.fit_hours)
+        cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
+        table.append([study.name, "here" if root.is_dir() else "to download", *cells])
+    total = sum(planned.hours for planned in estimates.values())
+    megabytes = sum(planned.n_bytes for planned in estimates.values()) / 1e6
+    others = ", ".join(str(encoder) for encoder in plan.encoders if encoder.kind is not EncoderKind.AUDIOSEP)
+    left_out = f"\nNot in the estimate: {others}; python -m common.encoder.check NAME measures its speed."
+    return f"""\
+For each task: doctor, features, {" and ".join(plan.controls)} as controls, both heads with {plan.seeds} seeds
+under both protocols with probes and shuffled labels; then summary, similarities and report.
+
+{as_text(table)}
+
+In all {time_range(total)} and {megabytes:,.0f} MB of features, on {device}, which embeds
+{speed.audio:.0f} s of audio per second. From: nothing else runs. To: other work beside it.
+{_how_to_spend_less(estimates, plan.seeds, device.type == "cpu")}{left_out if others else ""}"""
+
+
+def _how_to_spend_less(estimates: Mapping[str, Estimate], seeds: int, is_on_cpu: bool) -> str:
+    """What takes most of the time, and which flags save most of it."""
+    hours = {("extraction", name): planned.extract_hours for name, planned in estimates.items()}
+    hours |= {("fitting", name): planned.fit_hours for name, planned in estimates.items()}
+    total, extraction = sum(hours.values()), sum(planned.extract_hours for planned in estimates.values())
+    part, name = max(hours, key=hours.__getitem__)
+    saved = []
+    if seeds > 1:
+        saved.append(f"--seeds 1: {time_range(extraction + (total - extraction) / seeds)}")
+    if len(estimates) > 1:
+        saved.append(f"without {name}: {time_range(total - estimates[name].hours)}")
+    if extraction > total / 2 and is_on_cpu:
+        saved.append("a GPU, or --shard of the extraction scripts on several machines")
+    most = f"Most of it: {part} of {name} ({hours[part, name] / total:.0%})."
+    return f"{most}\nTo spend less: {'; '.join(saved)}." if saved else most

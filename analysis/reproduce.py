@@ -10,23 +10,19 @@ import argparse
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
 from analysis.scores import ENCODERS_FOLDER
 from analysis.studies import STUDIES, Study, find_study
-from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError, ExtractConfig, FitConfig, load_config
+from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError, ExtractConfig, load_config
 from common.encoder_name import FORMS, EncoderKind, EncoderName, file_of
 from common.entry import run
 from common.files import PROJECT_ROOT
 from common.flags import Parser, user_path
-
-if TYPE_CHECKING:
-    from analysis.estimates import Estimate
 
 # name -> the flags of what takes the encoder's place
 CONTROLS = {
@@ -51,7 +47,11 @@ class Plan(argparse.Namespace):
         slug, count = Counter(name.slug for name in names).most_common(1)[0]
         if count > 1:
             raise ConfigError(f"--encoders: two are called {slug} in the names of files; rename one's file")
-        return sorted(names, key=lambda name: not _is_audiosep(name))
+        return sorted(names, key=lambda name: name.kind is not EncoderKind.AUDIOSEP)
+
+    @property
+    def has_audiosep(self) -> bool:
+        return self.encoders[0].kind is EncoderKind.AUDIOSEP
 
     @property
     def controls(self) -> list[str]:
@@ -61,7 +61,7 @@ class Plan(argparse.Namespace):
     @cached_property
     def missing_weights(self) -> Path | None:
         """The file of AudioSep's weights, if it is needed and not there; ConfigError if it cannot be downloaded."""
-        if not any(map(_is_audiosep, self.encoders)):
+        if not self.has_audiosep:
             return None
         name = self.checkpoint or load_config(ExtractConfig, self.studies[0].task.config_file).checkpoint
         if name.startswith("random:") or Path(name).exists():
@@ -75,7 +75,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Carry out the plan."""
     plan = _parse(argv)
     if plan.dry_run:
-        _show_plan(plan)
+        from analysis.estimates import describe_plan
+
+        print(describe_plan(plan))
+        if plan.missing_weights:
+            preview_download("weights")
+        missing = [study for study in plan.studies if not study.data_root(plan.data).is_dir()]
+        for words in dict.fromkeys(words for study in missing for words in study.download):
+            preview_download(*words, *flags(root=plan.data))
         return
     _get_weights(plan)
     ready = [study for study in plan.studies if _get(study, plan)]
@@ -136,9 +143,8 @@ def _measure_encoders(plan: Plan) -> None:
     settings = flags(checkpoint=plan.checkpoint, device=plan.device, trust_remote_code=plan.trust_remote_code)
     for encoder in plan.encoders:
         path = folder / f"{encoder.slug}.json"
-        if path.exists() and not plan.overwrite:
-            continue
-        if run_script("common.encoder.check", encoder, *settings, "--json", path) > 1:
+        is_needed = plan.overwrite or not path.exists()
+        if is_needed and run_script("common.encoder.check", encoder, *settings, "--json", path) > 1:
             sys.exit(2)
 
 
@@ -213,7 +219,7 @@ def _download(plan: Plan, question: str, calls: Sequence[Sequence[object]]) -> b
 
 def _check(study: Study, plan: Plan) -> None:
     """Run the doctor; exit if it finds a fault."""
-    checkpoint = plan.checkpoint if any(map(_is_audiosep, plan.encoders)) else "random:0"
+    checkpoint = plan.checkpoint if plan.has_audiosep else "random:0"
     settings = flags(data_root=study.data_root(plan.data), checkpoint=checkpoint, device=plan.device)
     advice = "stopped: fix that, or add --no-doctor to continue anyway"
     call("common.doctor", study.check, *settings, advice=advice)
@@ -221,7 +227,7 @@ def _check(study: Study, plan: Plan) -> None:
 
 def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:
     """Features, for AudioSep control features too, and heads."""
-    task, slug, is_audiosep = study.task, encoder.slug, _is_audiosep(encoder)
+    task, slug, is_audiosep = study.task, encoder.slug, encoder.kind is EncoderKind.AUDIOSEP
     folder = task.output_dir_of(slug)
     if plan.results:
         folder = plan.results / study.name if is_audiosep else plan.results / study.name / slug
@@ -253,69 +259,6 @@ def _features_file(study: Study, folder: Path, control: str, name: str) -> Path:
         return folder / name
     controls = folder / "controls" / study.name  # several tasks share a folder
     return controls / control / name if study.task.parts else controls / f"{control}.pt"
-
-
-def _show_plan(plan: Plan) -> None:
-    """Print what would be done, with estimated times and disk space."""
-    from analysis.estimates import estimate, measure_speed, time_range
-    from common.encoder import resolve_device
-    from common.heads import recipe_for
-    from common.text_table import as_text
-
-    changes = {"recipe": plan.recipe} | ({} if plan.epochs is None else {"epochs": plan.epochs})
-    recipe = recipe_for("three_layer", load_config(FitConfig, plan.studies[0].task.config_file, None, changes))
-    device = resolve_device(plan.device or "auto")
-    speed = measure_speed(device, recipe)
-    n_sets = sum(map(_is_audiosep, plan.encoders)) + ("random_0" in plan.controls)
-    table = [["task", "data", "clips", "hours of audio", "extraction", "fitting", "features"]]
-    estimates: dict[str, Estimate] = {}
-    for study in plan.studies:
-        root = study.data_root(plan.data)
-        planned = estimates[study.name] = estimate(study, root, speed, recipe, plan.seeds, n_sets)
-        times = time_range(planned.extract_hours), time_range(planned.fit_hours)
-        cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
-        table.append([study.name, "here" if root.is_dir() else "to download", *cells])
-    total = sum(planned.hours for planned in estimates.values())
-    megabytes = sum(planned.n_bytes for planned in estimates.values()) / 1e6
-    print(
-        f"For each task: doctor, features, {' and '.join(plan.controls)} as controls, both heads with {plan.seeds} seeds"
-    )
-    print("under both protocols with probes and shuffled labels; then summary, similarities and report.\n")
-    print(as_text(table))
-    print(f"\nIn all {time_range(total)} and {megabytes:,.0f} MB of features, on {device}, which embeds")
-    print(f"{speed.audio:.0f} s of audio per second. From: nothing else runs. To: other work beside it.")
-    print(_how_to_spend_less(estimates, plan.seeds, device.type == "cpu"))
-    others = [str(encoder) for encoder in plan.encoders if not _is_audiosep(encoder)]
-    if others:
-        print(f"Not in the estimate: {', '.join(others)}; python -m common.encoder.check NAME measures its speed.")
-    if plan.missing_weights:
-        preview_download("weights")
-    missing = [study for study in plan.studies if not study.data_root(plan.data).is_dir()]
-    for words in dict.fromkeys(words for study in missing for words in study.download):
-        preview_download(*words, *flags(root=plan.data))
-
-
-def _how_to_spend_less(estimates: Mapping[str, Estimate], seeds: int, is_on_cpu: bool) -> str:
-    """What takes most of the time, and which flags save most of it."""
-    from analysis.estimates import time_range
-
-    hours = {("extraction", name): planned.extract_hours for name, planned in estimates.items()}
-    hours |= {("fitting", name): planned.fit_hours for name, planned in estimates.items()}
-    total, extraction = sum(hours.values()), sum(planned.extract_hours for planned in estimates.values())
-    part, name = max(hours, key=hours.__getitem__)
-    saved = []
-    if seeds > 1:
-        saved.append(f"--seeds 1: {time_range(extraction + (total - extraction) / seeds)}")
-    if len(estimates) > 1:
-        saved.append(f"without {name}: {time_range(total - estimates[name].hours)}")
-    if extraction > total / 2 and is_on_cpu:
-        saved.append("a GPU, or --shard of the extraction scripts on several machines")
-    most = f"Most of it: {part} of {name} ({hours[part, name] / total:.0%})."
-    return f"{most}\nTo spend less: {'; '.join(saved)}." if saved else most
-
-
-def _is_audiosep(encoder: EncoderName) -> bool:
-    return encoder.kind is EncoderKind.AUDIOSEP
 
 
 if __name__ == "__main__":

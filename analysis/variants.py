@@ -39,7 +39,7 @@ from common.errors import UserError
 from common.evaluation.intervals import holm
 from common.evaluation.outcomes import HeadFitter, Outcome
 from common.evaluation.protocol import plan_fits, seeds_of
-from common.evaluation.record import ComparisonRecord, Interval, Record
+from common.evaluation.record import ComparisonRecord, Record
 from common.evaluation.scores import compare_heads, score_head
 from common.extraction import ClipList, ExtractOptions, extract
 from common.features import FeatureFileError, FeatureSet
@@ -160,31 +160,25 @@ class AnalysisRecord(Record):
             raise UserError(f"{path} is damaged or of an earlier version; run {cls.script} again") from error
 
 
-class Score(Record):
-    """An accuracy with its 95 % interval."""
-
-    accuracy: float
-    interval: Interval | None
-
-
 class Effect(ComparisonRecord):
-    """One head of one variant: its score, and the difference from the baseline. `holm_p_value` is corrected for the number
-    of variants and heads."""
+    """One head of one variant: its accuracy, and the difference from the baseline. `holm_p_value` is corrected for the
+    number of variants and heads."""
 
     factor: str
     name: str
     dimensions: int  # numbers per clip
     head: HeadKind
-    score: Score
+    accuracy: float
 
 
-class GridScore(Score):
+class GridScore(Record):
     """One head on one combination of layer, pool and scaler."""
 
     layer: str
     pool: str
     scaler: ScalerName
     head: HeadKind
+    accuracy: float
 
 
 class AblationRecord(AnalysisRecord):
@@ -200,7 +194,7 @@ class AblationRecord(AnalysisRecord):
     test_clips: int
     recipe: str
     seeds: list[int]
-    baseline: dict[HeadKind, Score]
+    baseline: dict[HeadKind, float]  # accuracies
     comparison: ComparisonRecord  # of the three-layer head with the linear one, at the baseline
     effects: list[Effect]  # both heads of every variant, from the best for the linear head to the worst
     grid: list[GridScore]
@@ -211,7 +205,7 @@ class AblationRecord(AnalysisRecord):
     @property
     def baseline_words(self) -> str:
         """What every effect is a difference from."""
-        scores = ", ".join(f"{head_title(kind)} {percent(score.accuracy)} %" for kind, score in self.baseline.items())
+        scores = ", ".join(f"{head_title(kind)} {percent(accuracy)} %" for kind, accuracy in self.baseline.items())
         return f"Baseline: {BASE.layer}, {BASE.pool} pool, no condition, whole clip: {scores}."
 
     @property
@@ -248,33 +242,29 @@ class _Fits:
     config: FitConfig
     jobs: list[Job]
 
-    def rows(self, outputs: Sequence[str]) -> torch.Tensor:
-        """These outputs side by side."""
-        columns = self.features.output_columns
-        return torch.cat([self.features.features[:, columns[name]] for name in outputs], dim=1)
-
     def outcomes(self, kind: HeadKind, variant: Variant) -> list[Outcome]:
-        """One head per job."""
-        config = self.config
+        """One head per job, of the variant's outputs side by side."""
+        config, columns = self.config, self.features.output_columns
         if variant.scaler is not None:
             config = config.model_copy(update={"scaler": variant.scaler, "whiten_eps": None})
-        features = replace(self.features, features=self.rows(variant.outputs))
-        return HeadFitter(config, fitting_device(config.device)).outcomes(kind, features, self.jobs)
+        rows = torch.cat([self.features.features[:, columns[name]] for name in variant.outputs], dim=1)
+        fitter = HeadFitter(config, fitting_device(config.device))
+        return fitter.outcomes(kind, replace(self.features, features=rows), self.jobs)
 
-    def score(self, outcomes: Sequence[Outcome]) -> Score:
-        scored = score_head(outcomes, self.features)
-        return Score(accuracy=scored.accuracy, interval=scored.interval)
+    def accuracy(self, outcomes: Sequence[Outcome]) -> float:
+        return score_head(outcomes, self.features).accuracy
 
     def effect(self, kind: HeadKind, variant: Variant, baseline: Sequence[Outcome]) -> Effect:
         """A variant against the baseline."""
         outcomes = self.outcomes(kind, variant)
+        columns = [self.features.output_columns[name] for name in variant.outputs]
         return Effect(
             **compare_heads(baseline, outcomes, self.features).model_dump(),
             factor=variant.factor,
             name=variant.name,
-            dimensions=self.rows(variant.outputs).shape[1],
+            dimensions=sum(column.stop - column.start for column in columns),
             head=kind,
-            score=self.score(outcomes),
+            accuracy=self.accuracy(outcomes),
         )
 
 
@@ -325,7 +315,7 @@ def ablate(
         test_clips=len(np.unique(np.concatenate([job.split.test for job in plan.jobs]))),
         recipe=config.recipe,
         seeds=seeds_of(config),
-        baseline={kind: fits.score(outcomes) for kind, outcomes in baseline.items()},
+        baseline={kind: fits.accuracy(outcomes) for kind, outcomes in baseline.items()},
         comparison=compare_heads(baseline["linear"], baseline["three_layer"], features),
         effects=[
             effect.model_copy(update={"holm_p_value": value}) for effect, value in zip(effects, corrected, strict=True)
@@ -344,8 +334,8 @@ def _grid(fits: _Fits, heads: Sequence[HeadKind]) -> list[GridScore]:
     ]
     grid = []
     for output, scaler, kind in progress_bar(iterable=combinations, desc="grid", unit="variant"):
-        score = fits.score(fits.outcomes(kind, Variant("", "grid", (output.name,), scaler)))
-        grid.append(GridScore(**score.model_dump(), layer=output.layer, pool=output.pool, scaler=scaler, head=kind))
+        accuracy = fits.accuracy(fits.outcomes(kind, Variant("", "grid", (output.name,), scaler)))
+        grid.append(GridScore(layer=output.layer, pool=output.pool, scaler=scaler, head=kind, accuracy=accuracy))
     return grid
 
 
@@ -358,7 +348,7 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
     rows: list[Sequence[object]] = [header.split()]
     for effect in record.effects:
         figures = (effect.difference, *(effect.interval or (None, None)), effect.p_value, effect.holm_p_value)
-        rows.append((effect.factor, effect.name, effect.dimensions, effect.head, effect.score.accuracy, *figures))
+        rows.append((effect.factor, effect.name, effect.dimensions, effect.head, effect.accuracy, *figures))
     write_csv(folder / f"{name}.csv", rows)
     by_variant = list(zip(*map(record.effects_of, HEADS), strict=True))
     names = [f"{linear.name} ({linear.factor})" for linear, _ in by_variant]
@@ -374,15 +364,13 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
 def _print_effects(record: AblationRecord) -> None:
     columns = ("difference, 95 %", "p, Holm")
     table = [["factor", "variant", *(cell for kind in HEADS for cell in (head_title(kind), *columns))]]
-    table.append(
-        ["", "baseline", *(cell for kind in HEADS for cell in (percent(record.baseline[kind].accuracy), "", ""))]
-    )
+    table.append(["", "baseline", *(cell for kind in HEADS for cell in (percent(record.baseline[kind]), "", ""))])
     for effects in zip(*map(record.effects_of, HEADS), strict=True):
         cells = [effects[0].factor, effects[0].name]
         for effect in effects:
             difference = f"{100 * effect.difference:+.1f} ({range_of(effect.interval)})"
             p_value = "-" if effect.holm_p_value is None else f"{effect.holm_p_value:.2g}"
-            cells += [percent(effect.score.accuracy), difference, p_value]
+            cells += [percent(effect.accuracy), difference, p_value]
         table.append(cells)
     print(f"\n{record.title}: {record.clips_words}\n{as_text(table)}\n{record.selection_words}")
     compared = record.comparison

@@ -321,7 +321,7 @@ def test_an_ablation_finds_the_layer_that_knows_the_classes(ablation: AblationRe
     assert noise.head == "linear" and noise.difference < -0.1
     for effect in ablation.effects:
         base = ablation.baseline[effect.head]
-        assert effect.score.accuracy == pytest.approx(base.accuracy + effect.difference)
+        assert effect.accuracy == pytest.approx(base + effect.difference)
     assert len(ablation.effects) == 2 * (7 + 1 + 1)
     assert {effect.name: effect.dimensions for effect in ablation.effects}["all layers side by side"] == 8 * 4
     assert len(ablation.grid) == 8 * 3 * 3 + len(TIME_LAYERS)
@@ -339,7 +339,7 @@ def test_the_effects_are_written_as_they_are(ablation: AblationRecord, tmp_path:
     with (tmp_path / "ablation_esc50.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["variant"], row["head"]) for row in rows] == [(one.name, one.head) for one in ablation.effects]
-    assert float(rows[0]["accuracy"]) == ablation.effects[0].score.accuracy
+    assert float(rows[0]["accuracy"]) == ablation.effects[0].accuracy
     assert [float(row["holm_p_value"]) for row in rows] == [one.holm_p_value for one in ablation.effects]
     (figure,) = drawn
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]

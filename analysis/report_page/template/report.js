@@ -63,7 +63,7 @@ function ablationChart(id, effects) {
   const of = (head) => effects.filter((effect) => effect.head === head);
   const series = Object.entries(HEADS).map(([head, [, mark, symbol, shift]]) => ({
     mark: [head.replace("_", "-"), mark, symbol, shift], size: 8, hover: "%{customdata[0]}: %{customdata[1]} % (%{x:+.1f})",
-    values: of(head).map((effect) => [effect.difference, effect.interval, effect.score.accuracy]),
+    values: of(head).map((effect) => [effect.difference, effect.interval, effect.accuracy]),
   }));
   const xaxis = { title: { text: "accuracy against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") };
   dots(id, of("linear").map(({ name }) => ({ label: name })), series, xaxis, 120, 26);
