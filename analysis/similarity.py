@@ -46,12 +46,13 @@ HALVINGS = 5
 
 
 class TransferCost(ComparisonRecord):
-    """What a task's linear head loses with what was fitted on another task's clips."""
+    """What a task's linear head loses with what was fitted on another task's clips; nothing with that of its training
+    clips, where the source is the target."""
 
     target: str
     source: str
     what: str  # one of COSTS
-    usual: float  # accuracy of the target with what was fitted on its own training clips
+    accuracy: float
 
     @property
     def is_uncertain(self) -> bool:
@@ -82,7 +83,7 @@ class SimilarityRecord(AnalysisRecord):
         points = np.full((len(self.tasks), len(self.tasks)), np.nan)
         uncertain, place = np.ones(points.shape, bool), {name: index for index, name in enumerate(self.tasks)}
         for cost in self.transfer:
-            if cost.what == what:
+            if cost.what == what and cost.source != cost.target:
                 cell = place[cost.target], place[cost.source]
                 points[cell], uncertain[cell] = 100 * cost.difference, cost.is_uncertain
         return points, uncertain
@@ -190,12 +191,13 @@ def transfer_costs(
         return fitter.outcomes("linear", replace(features, features=torch.from_numpy(rows)), its_jobs)
 
     for what in COSTS:
-        usual = [outcome for job in jobs for outcome in fit(what, raw[job.split.train], [job])]
+        outcomes = {target: [outcome for job in jobs for outcome in fit(what, raw[job.split.train], [job])]}
+        outcomes |= {source: fit(what, other.features.numpy(), jobs) for source, other in others.items()}
         labels = features.labels.numpy()
-        accuracy = float(np.mean([(labels[outcome.rows] == outcome.predictions).mean() for outcome in usual]))
-        for source, other in others.items():
-            compared = compare_heads(usual, fit(what, other.features.numpy(), jobs), features)
-            yield TransferCost(**compared.model_dump(), target=target, source=source, what=what, usual=accuracy)
+        for source, fitted in outcomes.items():
+            compared = compare_heads(outcomes[target], fitted, features).model_dump()
+            accuracy = float(np.mean([(labels[outcome.rows] == outcome.predictions).mean() for outcome in fitted]))
+            yield TransferCost(**compared, target=target, source=source, what=what, accuracy=accuracy)
 
 
 def _transformed(raw: Array, fitted_on: Array, recipe: Recipe, is_reduced: bool) -> Array:
@@ -232,8 +234,8 @@ def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> 
     )
     for what, title in COSTS.items() if record.transfer else ():
         values, uncertain = record.transfer_points(what)
-        usual = {cost.target: percent(cost.usual) for cost in record.transfer if cost.what == what}
-        rows = [f"{name} (own: {usual.get(name, '-')} %)" for name in names]
+        usual = [cost for cost in record.transfer if cost.what == what and cost.source == cost.target]
+        rows = [f"{cost.target} (own: {percent(cost.accuracy)} %)" for cost in usual]
         written.append(folder / f"transfer_{what}.{figure_format}")
         plot_heat(pd.DataFrame(values, rows, names), title, caption, written[-1], uncertain, digits=1)
     short = [name[:14] for name in names]

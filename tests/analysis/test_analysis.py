@@ -164,7 +164,10 @@ def test_a_transfer_from_the_same_distribution_costs_little_and_from_another_muc
     by_source = {cost.source: cost for cost in costs if cost.what == "scaler"}
     assert abs(by_source["alike"].difference) < 0.1
     assert by_source["strange"].difference < -0.2
-    assert [(cost.what, cost.source) for cost in costs] == list(itertools.product(COSTS, others))
+    assert [(cost.what, cost.source) for cost in costs] == list(itertools.product(COSTS, ("target", *others)))
+    usual = {cost.what: cost.accuracy for cost in costs if cost.source == "target"}
+    for cost in costs:
+        assert cost.accuracy == pytest.approx(usual[cost.what] + cost.difference)
 
 
 def test_tasks_are_compared_and_drawn(results: Path, tmp_path: Path, drawn: list[Figure]) -> None:
