@@ -42,8 +42,7 @@ def main() -> None:
     from analysis.variants import AblationRecord
     from common.progress import progress_bar
 
-    runs = runs_for(arguments)
-    folder = output_folder(arguments)
+    runs, folder = runs_for(arguments), output_folder(arguments)
     ablations = {record.task: record for record in map(AblationRecord.load, sorted(folder.glob("ablation_*.json")))}
     similarity = folder / SIMILARITY_FILE
     reported = []

@@ -111,9 +111,7 @@ def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
     chosen, _ = Counter(made.values()).most_common(1)[0]
     for name, settings in made.items():
         if settings != chosen:
-            different = [
-                key for key, *values in zip(ENCODER_SETTINGS, settings, chosen, strict=True) if len(set(values)) > 1
-            ]
+            different = (key for key, a, b in zip(ENCODER_SETTINGS, settings, chosen, strict=True) if a != b)
             print(f"{name} is left out: its features were not made like those of most tasks ({', '.join(different)})")
             del tasks[name]
     return tasks
