@@ -97,9 +97,13 @@ class EncodersRecord(Record):
     left_out: list[str]
     method: str
 
-    def scores_of(self, task: ComparedTask, head: HeadKind) -> dict[str, EncoderScore]:
-        """Encoder -> its score, for those that have been run."""
-        return {score.encoder: score for score in self.scores if (score.task, score.head) == (task.task, head)}
+    def heads_of(self, task: ComparedTask) -> dict[str, dict[HeadKind, EncoderScore]]:
+        """Encoder -> head -> its score; nothing for those that have not been run."""
+        heads: dict[str, dict[HeadKind, EncoderScore]] = {cost.encoder: {} for cost in self.encoders}
+        for score in self.scores:
+            if score.task == task.task:
+                heads[score.encoder][score.head] = score
+        return heads
 
 
 def can_tell(n_units: int, n_tests: int) -> bool:
@@ -330,7 +334,7 @@ def encoder_table(record: EncodersRecord, head: HeadKind) -> Table:
             "-" if cost.speed is None else f"{cost.speed:,.0f}",
         ]
         for task in record.tasks:
-            score = record.scores_of(task, head).get(cost.encoder)
+            score = record.heads_of(task)[cost.encoder].get(head)
             if score is None:
                 cells.append("-")
                 continue
@@ -356,8 +360,7 @@ def ranking_table(record: EncodersRecord) -> Table:
     """How stable each task's first place is: the share of group bootstraps in which an encoder is first."""
     columns = [["first in % of bootstraps", *(cost.encoder for cost in record.encoders)]]
     for task, head in itertools.product(record.tasks, HEADS):
-        shares = {name: score.first for name, score in record.scores_of(task, head).items()}
-        known = [shares.get(cost.encoder) for cost in record.encoders]
+        known = [heads[head].first if heads else None for heads in record.heads_of(task).values()]
         title = f"{task.title}, {head_title(head)}"
         columns.append([title, *("-" if share is None else f"{100 * share:.0f}" for share in known)])
     return [list(row) for row in zip(*columns, strict=True)]
@@ -382,7 +385,7 @@ def reading_notes(record: EncodersRecord) -> list[str]:
             f"Too few groups for any difference to be significant, so nothing is marked: {', '.join(too_few)}; below "
             f"{MIN_GROUPS} groups there is no interval either."
         )
-    shared = [task.title for task in record.tasks if len(record.scores_of(task, "linear")) == len(record.encoders)]
+    shared = [task.title for task in record.tasks if all(record.heads_of(task).values())]
     if not shared:
         lines.append("No mean rank: no task has been run with every encoder.")
     elif len(shared) < len(record.tasks):
@@ -449,10 +452,9 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
 
 def _panel(record: EncodersRecord, task: ComparedTask) -> Panel:
     """Both heads of every encoder on one task."""
-    title = f"{task.title}\n({task.clips:,} clips, {task.classes} classes)"
-    of_head = {head: record.scores_of(task, head) for head in HEADS}
     rows = [
-        {head: (scores[name].accuracy, scores[name].interval) for head, scores in of_head.items() if name in scores}
-        for name in (cost.encoder for cost in record.encoders)
+        {head: (score.accuracy, score.interval) for head, score in heads.items()}
+        for heads in record.heads_of(task).values()
     ]
+    title = f"{task.title}\n({task.clips:,} clips, {task.classes} classes)"
     return Panel(title, (task.chance, "chance"), rows)

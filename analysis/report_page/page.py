@@ -28,7 +28,7 @@ from common.datasets import DivisionKind
 from common.encoder_name import EncoderKind
 from common.evaluation.record import HeadRecord
 from common.evaluation.text import remarks, run_title, score_table
-from common.heads import HEADS, head_title
+from common.heads import head_title
 from common.text_table import percent
 
 TEMPLATE = Path(__file__).resolve().with_name("template")
@@ -116,14 +116,13 @@ def _encoder_points(record: EncodersRecord) -> list[dict[str, object]]:
     return [
         {
             "task": task.title,
-            "label": f"{task.title}: {linear.encoder}",
+            "label": f"{task.title}: {encoder}",
             "majority_class": task.chance,
-            "heads": {
-                score.head: {"accuracy": score.accuracy, "interval": score.interval} for score in (linear, three)
-            },
+            "heads": {head: score.model_dump(include={"accuracy", "interval"}) for head, score in heads.items()},
         }
         for task in record.tasks
-        for linear, three in zip(*(record.scores_of(task, head).values() for head in HEADS), strict=True)
+        for encoder, heads in record.heads_of(task).items()
+        if heads
     ]
 
 

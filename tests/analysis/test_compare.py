@@ -121,7 +121,7 @@ def test_a_better_encoder_is_found_and_noise_is_not_first(classify: Classify) ->
     assert [known.encoder for known in record.encoders] == ["hear:good.py", "hear:noise.py"]
     for head in ("linear", "three_layer"):
         (pair,) = (pair for pair in record.pairs if pair.head == head)
-        first, second = record.scores_of(task, head).values()
+        first, second = (heads[head] for heads in record.heads_of(task).values())
         assert pair.difference == pytest.approx(first.accuracy - second.accuracy)
         assert pair.interval is not None and 0 < pair.interval[0] < pair.difference < pair.interval[1]
         assert pair.p_value == pytest.approx(1e-4) and pair.holm_p_value == pytest.approx(2e-4)
