@@ -52,14 +52,7 @@ def render(
     folder: Path,
     compared: EncodersRecord | None = None,
 ) -> str:
-    """The page.
-
-    Args:
-        reported: the runs, in order.
-        similarity: what analysis/task_similarity.py has written.
-        folder: where the page will be; links to the sounds are relative to it.
-        compared: the encoders against each other, if there are several.
-    """
+    """The page, whose links to the sounds are relative to the folder where it will be."""
     runs = [shown.run for shown in reported]
     rows, answers = summary_rows(runs), answer(runs, compared)
     names = [run.study.name for run in runs]
@@ -85,11 +78,11 @@ def render(
         summary=summary_table(rows, is_wide=True),
         summary_notes=[*notes(rows), *_leak_note(runs)],
         missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in names],
-        similarity=charts,
-        encoder_tables=captioned_tables(compared) if compared else [],
-        encoder_notes=reading_notes(compared) if compared else [],
-        method=compared.method if compared else "",
-        compared=similarity.words if similarity else "",
+        similarity=similarity,
+        charts=charts,
+        compared=compared,
+        captioned_tables=captioned_tables,
+        reading_notes=reading_notes,
         sections=[
             _section(shown, names.count(shown.run.study.name), link)
             for shown, link in zip(reported, links, strict=True)
