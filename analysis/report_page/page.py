@@ -26,7 +26,7 @@ from analysis.variants import AblationRecord
 from common.arrays import Array
 from common.datasets import DivisionKind
 from common.encoder_name import EncoderKind
-from common.evaluation.record import HeadRecord
+from common.evaluation.record import HeadRecord, ProtocolRecord
 from common.evaluation.text import remarks, run_title, score_table
 from common.heads import head_title
 from common.text_table import percent
@@ -46,6 +46,24 @@ class ReportedRun:
     ablation: AblationRecord | None  # of its task and encoder
 
 
+def confused_pairs(protocol: ProtocolRecord, names: Sequence[str]) -> list[list[str]]:
+    """The most frequent confusions of the better head, by the share of the true class."""
+    confusion, n_seeds = np.array(protocol.heads[protocol.best_head].confusion), len(protocol.seeds)
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    np.fill_diagonal(share, 0)
+    table = [["true", "predicted", "% of the true class", "clips" if n_seeds == 1 else "clips, mean of seeds"]]
+    for flat in np.argsort(-share, axis=None, kind="stable")[:PAIRS]:
+        true, predicted = np.unravel_index(flat, share.shape)
+        if share[true, predicted] > 0:
+            count = f"{confusion[true, predicted] / n_seeds:,.{int(n_seeds > 1)}f}"
+            table.append([names[true], names[predicted], percent(float(share[true, predicted])), count])
+    return table if len(table) > 1 else [*table, ["none", "-", "-", "0"]]
+
+
+# What the template calls.
+SHOWN_BY = (captioned_tables, reading_notes, run_title, score_table, remarks, head_title, confused_pairs, get_plotlyjs)
+
+
 def render(
     reported: Sequence[ReportedRun],
     similarity: SimilarityRecord | None,
@@ -56,6 +74,10 @@ def render(
     runs = [shown.run for shown in reported]
     rows, answers = summary_rows(runs), answer(runs, compared)
     names = [run.study.name for run in runs]
+    titles = [
+        run.study.task.title + f" ({run.folder.name})" * (names.count(name) > 1)
+        for run, name in zip(runs, names, strict=True)
+    ]
     links = [Path(os.path.relpath(shown.audio, folder)).as_posix() for shown in reported]
     charts = _similarity_charts(similarity) if similarity else []
     data = {
@@ -67,10 +89,13 @@ def render(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
+    environment.globals.update({function.__name__: function for function in SHOWN_BY})
     return environment.get_template("report.html").render(
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        reported=reported,
+        titles=titles,
+        links=links,
         task_count=len(set(names)),
-        untrained=[run.record.features.is_untrained for run in runs],
         question=_question(runs),
         answer=answer_table(answers),
         answer_words=answer_words(answers),
@@ -78,19 +103,11 @@ def render(
         summary=summary_table(rows, is_wide=True),
         summary_notes=[*notes(rows), *_leak_note(runs)],
         missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in names],
+        compared=compared,
         similarity=similarity,
         charts=charts,
-        compared=compared,
-        captioned_tables=captioned_tables,
-        reading_notes=reading_notes,
-        sections=[
-            _section(shown, names.count(shown.run.study.name), link)
-            for shown, link in zip(reported, links, strict=True)
-        ],
         shown_classes=CLASSES,
-        style=(TEMPLATE / "report.css").read_text(encoding="utf-8"),
-        script=(TEMPLATE / "report.js").read_text(encoding="utf-8"),
-        plotly=get_plotlyjs(),
+        files={name: (TEMPLATE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")},
         # No clip's name may end the script element.
         data=json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
@@ -151,46 +168,6 @@ def _leak_note(runs: Sequence[Run]) -> list[str]:
     ]
     words = "A random division, which puts related clips on both sides, changes scores by up to {:+.1f} points ({})."
     return [words.format(*max(gains))] if gains else []
-
-
-def _section(reported: ReportedRun, n_runs: int, audio_link: str) -> dict[str, object]:
-    """What the template shows of one run."""
-    run, features, ablation = reported.run, reported.run.record.features, reported.ablation
-    first, names = run.first_protocol, features.class_names
-    missing = features.counts.get("missing", 0)
-    left_out = {"could not be read": features.counts.get("failed", 0) - missing, "were not there": missing}
-    protocols = [
-        (protocol.kind.label, run_title(run.study.task, run.record, protocol), score_table(protocol), remarks(protocol))
-        for protocol in run.protocols.values()
-    ]
-    return {
-        "run": run,
-        "features": features,
-        "class_names": names,
-        "title": run.study.task.title + f" ({run.folder.name})" * (n_runs > 1),
-        "left_out": left_out,
-        "protocols": protocols,
-        "division": first.division[:1].upper() + first.division[1:],
-        "head": head_title(first.best_head),
-        "pairs": _confused_pairs(np.array(first.heads[first.best_head].confusion), names, len(first.seeds)),
-        "map_caption": reported.map.caption,
-        "audio": audio_link,
-        "has_audio": reported.audio.is_dir(),
-        "ablation": ablation and f"{ablation.baseline_words} {ablation.clips_words}; 95 % intervals by groups.",
-    }
-
-
-def _confused_pairs(confusion: Array, names: Sequence[str], n_seeds: int) -> list[list[str]]:
-    """The most frequent confusions, by the share of the true class."""
-    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    np.fill_diagonal(share, 0)
-    table = [["true", "predicted", "% of the true class", "clips" if n_seeds == 1 else "clips, mean of seeds"]]
-    for flat in np.argsort(-share, axis=None, kind="stable")[:PAIRS]:
-        true, predicted = np.unravel_index(flat, share.shape)
-        if share[true, predicted] > 0:
-            count = f"{confusion[true, predicted] / n_seeds:,.{int(n_seeds > 1)}f}"
-            table.append([names[true], names[predicted], percent(float(share[true, predicted])), count])
-    return table if len(table) > 1 else [*table, ["none", "-", "-", "0"]]
 
 
 def _charts(reported: ReportedRun, audio: str) -> dict[str, object]:
