@@ -29,15 +29,14 @@ HEADS_OF_GRID: dict[str, tuple[HeadKind, ...]] = {"none": (), "linear": ("linear
 
 def main() -> None:
     arguments = _flags()
-    from analysis.ablation_features import AblationEncoder, extract_variants
-    from analysis.ablation_scores import ablate, write_effects
-    from common.encoder.device import fitting_device, resolve_device
+    from analysis.variants import AblationEncoder, ablate, extract_variants, write_effects
+    from common.encoder.device import resolve_device
     from common.extraction import ExtractOptions
     from common.heads import check_fittable
 
     study = find_study(arguments.task)
     task = study.task
-    flags = {name: getattr(arguments, name) for name in ("epochs", "seeds", "recipe")}
+    flags = {name: getattr(arguments, name) for name in ("epochs", "seeds", "recipe", "device")}
     changes = {name: value for name, value in flags.items() if value is not None}
     config = load_config(FitConfig, task.config_file, None, changes)
     weights: dict[str, object] = {} if arguments.checkpoint is None else {"checkpoint": arguments.checkpoint}
@@ -50,16 +49,7 @@ def main() -> None:
     features = extract_variants(study, encoder, root, output, arguments.max_clips, options)
     prepared = task.prepare(features, Division(task.default_options, config.train_test_split, config.random_seed))
     check_fittable(prepared.features, str(output))
-    record = ablate(
-        prepared,
-        arguments.factors,
-        HEADS_OF_GRID[arguments.grid],
-        config,
-        fitting_device(arguments.device),
-        task=study.name,
-        title=task.title,
-        encoder=encoder.info,
-    )
+    record = ablate(prepared, task, encoder.info, config, arguments.factors, HEADS_OF_GRID[arguments.grid])
     write_effects(record, folder, arguments.figure_format)
 
 

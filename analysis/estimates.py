@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import timeit
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from analysis.studies import Study
+from common.config import FitConfig, load_config
 from common.datasets import Clip
 from common.datasets.audio import AudioError, audio_duration_s
 from common.doctor.checks import BYTES_PER_CLIP
-from common.encoder import load_encoder
+from common.encoder import load_encoder, resolve_device
+from common.encoder_name import EncoderKind
 from common.features import FeatureSet
-from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads
+from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads, recipe_for
+from common.text_table import as_text
+
+if TYPE_CHECKING:
+    from analysis.reproduce import Plan
 
 SAMPLE = 24  # clips whose lengths are read
 TIMED_S = 3.0  # of audio in one measurement
@@ -54,32 +61,17 @@ def measure_speed(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Spee
     encoder = load_encoder("random:0", device)
     rng = np.random.default_rng(0)
     noise = [(0.1 * rng.standard_normal(round(TIMED_S * encoder.sample_rate))).astype(np.float32)]
-    # The first call is slow: it allocates memory and loads kernels.
-    audio = TIMED_S / _fastest(lambda: encoder.embed(noise))
     rows = 480
-    features = FeatureSet(
-        torch.from_numpy(rng.standard_normal((rows, encoder.embedding_size)).astype(np.float32)),
-        torch.arange(rows) % 10,
-        [str(label) for label in range(10)],
-        [str(row) for row in range(rows)],
-    )
+    embeddings = torch.from_numpy(rng.standard_normal((rows, encoder.embedding_size)).astype(np.float32))
+    features = FeatureSet(embeddings, torch.arange(rows) % 10, list("0123456789"), list(map(str, range(rows))))
     jobs = [Job(Split("noise", np.arange(400), np.arange(400, rows)), seed) for seed in range(n_jobs)]
     # Scaling takes no part of a step, and scikit-learn a second to import.
     few, place = replace(recipe, epochs=1, scaler="none"), torch.device("cpu")
-    steps = few.epochs * n_jobs * int(np.ceil(400 / few.batch_size))
-    return Speed(
-        audio, {kind: _fastest(partial(fit_heads, kind, features, jobs, few, place)) / steps for kind in HEADS}
-    )
-
-
-def _fastest(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of some tries."""
-    seconds = []
-    for _ in range(TRIES):
-        started = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    steps = n_jobs * int(np.ceil(400 / few.batch_size))
+    # The first call is slow: it allocates memory and loads kernels.
+    audio = TIMED_S / min(timeit.repeat(lambda: encoder.embed(noise), number=1, repeat=TRIES))
+    fits = {kind: partial(fit_heads, kind, features, jobs, few, place) for kind in HEADS}
+    return Speed(audio, {kind: min(timeit.repeat(fit, number=1, repeat=TRIES)) / steps for kind, fit in fits.items()})
 
 
 def time_range(hours: float) -> str:
@@ -88,13 +80,9 @@ def time_range(hours: float) -> str:
     if most < 1 / 60:
         return "under a minute"
     unit, name = (1 / 60, "min") if most < 2 else (1.0, "h") if most < 72 else (24.0, "days")
-    low, high = (_rough(value / unit) for value in (hours, most))
+    # Two digits at most, as no estimate is better.
+    low, high = (f"{x:.1f}" if x < 2 else f"{float(f'{x:.2g}'):.0f}" for x in (hours / unit, most / unit))
     return f"{low} to {high} {name}"
-
-
-def _rough(value: float) -> str:
-    """Two digits at most, as no estimate is better."""
-    return f"{value:.1f}" if value < 2 else f"{float(f'{value:.2g}'):.0f}"
 
 
 def _length_s(clip: Clip) -> float | None:
@@ -122,7 +110,7 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
         folds = len({clip.fold for clip in clips} - {None}) or 1
     else:
         n_clips, hours = sum(task.official_counts.get("clips", 0) for task in tasks), study.hours
-        folds = study.folds
+        folds = study.task.n_official_folds
     # Every split and seed in both protocols; true labels, shuffled ones and each control; fitted once, then refitted.
     fits = (folds + 1) * n_seeds * (2 + n_feature_sets) * 2
     steps = fits * recipe.epochs * np.ceil(0.8 * n_clips / recipe.batch_size)
@@ -133,3 +121,50 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
         float(steps) * sum(speed.step_s.values()) / 3600,
         (n_feature_sets + 1) * n_clips * BYTES_PER_CLIP,
     )
+
+
+def describe_plan(plan: Plan) -> str:
+    """What a plan would do, with estimated times and disk space."""
+    changes = {"recipe": plan.recipe} | ({} if plan.epochs is None else {"epochs": plan.epochs})
+    recipe = recipe_for("three_layer", load_config(FitConfig, plan.studies[0].task.config_file, None, changes))
+    device = resolve_device(plan.device or "auto")
+    speed = measure_speed(device, recipe)
+    n_sets = plan.has_audiosep + ("random_0" in plan.controls)
+    table = [["task", "data", "clips", "hours of audio", "extraction", "fitting", "features"]]
+    estimates: dict[str, Estimate] = {}
+    for study in plan.studies:
+        root = study.data_root(plan.data)
+        planned = estimates[study.name] = estimate(study, root, speed, recipe, plan.seeds, n_sets)
+        times = time_range(planned.extract_hours), time_range(planned.fit_hours)
+        cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
+        table.append([study.name, "here" if root.is_dir() else "to download", *cells])
+    total = sum(planned.hours for planned in estimates.values())
+    megabytes = sum(planned.n_bytes for planned in estimates.values()) / 1e6
+    others = ", ".join(str(encoder) for encoder in plan.encoders if encoder.kind is not EncoderKind.AUDIOSEP)
+    left_out = f"\nNot in the estimate: {others}; python -m common.encoder.check NAME measures its speed."
+    return f"""\
+For each task: doctor, features, {" and ".join(plan.controls)} as controls, both heads with {plan.seeds} seeds
+under both protocols with probes and shuffled labels; then summary, similarities and report.
+
+{as_text(table)}
+
+In all {time_range(total)} and {megabytes:,.0f} MB of features, on {device}, which embeds
+{speed.audio:.0f} s of audio per second. From: nothing else runs. To: other work beside it.
+{_how_to_spend_less(estimates, plan.seeds, device.type == "cpu")}{left_out if others else ""}"""
+
+
+def _how_to_spend_less(estimates: Mapping[str, Estimate], seeds: int, is_on_cpu: bool) -> str:
+    """What takes most of the time, and which flags save most of it."""
+    hours = {("extraction", name): planned.extract_hours for name, planned in estimates.items()}
+    hours |= {("fitting", name): planned.fit_hours for name, planned in estimates.items()}
+    total, extraction = sum(hours.values()), sum(planned.extract_hours for planned in estimates.values())
+    part, name = max(hours, key=hours.__getitem__)
+    saved = []
+    if seeds > 1:
+        saved.append(f"--seeds 1: {time_range(extraction + (total - extraction) / seeds)}")
+    if len(estimates) > 1:
+        saved.append(f"without {name}: {time_range(total - estimates[name].hours)}")
+    if extraction > total / 2 and is_on_cpu:
+        saved.append("a GPU, or --shard of the extraction scripts on several machines")
+    most = f"Most of it: {part} of {name} ({hours[part, name] / total:.0%})."
+    return f"{most}\nTo spend less: {'; '.join(saved)}." if saved else most

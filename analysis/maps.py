@@ -1,4 +1,4 @@
-"""Maps of embeddings: which clips are shown, where t-SNE or UMAP puts them, and how well classes are separated."""
+"""Samples of clips, and maps of embeddings: where t-SNE or UMAP puts clips, and how well classes are separated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from sklearn.manifold import TSNE
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
-from analysis.sampling import seeded_rows
 from common.arrays import Array
 from common.config import ScalerName
 from common.features import FeatureSet
@@ -25,17 +24,37 @@ MOST_FOR_SILHOUETTE = 10_000  # clips, since every pair is compared
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """Some clips of a FeatureSet in the plane.
+    """Some clips of a FeatureSet in the plane, with what a reader must know."""
 
-    Attributes:
-        rows: (M,) row numbers of the FeatureSet, in order.
-        points: (M, 2) float32.
-        caption: what a reader must know, with how well classes are separated in the scaled features, not in the plane.
-    """
-
-    rows: Array
-    points: Array
+    rows: Array  # (M,) row numbers of the FeatureSet, in order
+    points: Array  # (M, 2) float32
     caption: str
+
+
+def seeded_rows(strata: Array, most: int, seed: int = 0) -> Array:
+    """About `most` row numbers (all if 0), in order, from every stratum in proportion, and at least one of each."""
+    if not most or len(strata) <= most:
+        return np.arange(len(strata))
+    rng = np.random.default_rng(seed)
+    kept = []
+    for stratum in np.unique(strata):
+        of_stratum = np.flatnonzero(strata == stratum)
+        kept.append(rng.choice(of_stratum, max(1, round(most * len(of_stratum) / len(strata))), replace=False))
+    return np.sort(np.concatenate(kept))
+
+
+def balanced_rows(labels: Array, sides: Array, most: int, seed: int = 0) -> Array:
+    """The same, with equally many rows of every side (fold or split) as far as possible, so that small sides stay."""
+    left, quotas = most or len(labels), {}
+    counts = dict(zip(*np.unique(sides, return_counts=True), strict=True))
+    for place, side in enumerate(sorted(counts, key=counts.__getitem__)):
+        quotas[side] = min(counts[side], left // (len(counts) - place))
+        left -= quotas[side]
+    rows = []
+    for side, quota in quotas.items():
+        of_side = np.flatnonzero(sides == side)
+        rows.append(of_side[seeded_rows(labels[of_side], quota, seed)])
+    return np.sort(np.concatenate(rows))
 
 
 def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, seed: int) -> FeatureMap:

@@ -5,25 +5,24 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
+import pandas as pd
 from matplotlib.figure import Figure
 
 from common.arrays import Array
 from common.evaluation.plots import save_figure
 from common.heads import HeadKind, head_title
 
-if TYPE_CHECKING:
-    from analysis.compare import TaskComparison
-
 IN_LEGEND = 20  # names that a legend holds; more are written into the map
 IN_MAP = 60  # names that a map holds
 MARKERS = "os^Dv"
-Interval = tuple[float, tuple[float, float] | None]  # a share, and its 95 % interval
-HEADS: dict[HeadKind, tuple[str, str]] = {"linear": ("#3b6fb6", "o"), "three_layer": ("#c0392b", "s")}
+HEADS: dict[HeadKind, tuple[str, str, float]] = {  # colour, marker, distance from the middle of a row
+    "linear": ("#3b6fb6", "o", -0.15),
+    "three_layer": ("#c0392b", "s", 0.15),
+}
 
 
 def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: str, caption: str, path: Path) -> None:
@@ -80,99 +79,82 @@ def _apart(places: Array, texts: Sequence[str], extent: Array) -> Array:
 
 
 def plot_heat(
-    values: Array,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    title: str,
-    caption: str,
-    path: Path,
-    digits: int = 2,
-    is_diverging: bool = False,
-    uncertain: Array | None = None,
+    values: pd.DataFrame, title: str, caption: str, path: Path, uncertain: Array | None = None, digits: int = 2
 ) -> None:
-    """Draw a matrix with its numbers; NaN cells are empty, and `uncertain` ones are in brackets."""
-    height, width = values.shape
-    longest = max(map(len, rows))
+    """Draw a matrix with its numbers; NaN cells are empty.
+
+    Args:
+        uncertain: of differences, which are drawn around 0: the cells to set in brackets.
+    """
+    matrix, (height, width) = values.to_numpy(float), values.shape
+    longest = max(map(len, values.index))
     size = (max(6.5, 0.6 * width + 0.09 * longest + 2), max(4, 0.36 * height + 3))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    finite = values[np.isfinite(values)]
+    finite = matrix[np.isfinite(matrix)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    if is_diverging:
+    if uncertain is not None:
         high = max(abs(low), abs(high), 1e-9)
         low = -high
-    image = axes.imshow(values, cmap="RdBu" if is_diverging else "viridis", vmin=low, vmax=high, aspect="auto")
-    axes.set_xticks(range(width), columns, rotation=40, ha="right", fontsize=8)
-    axes.set_yticks(range(height), rows, fontsize=8)
+    colours = "viridis" if uncertain is None else "RdBu"
+    image = axes.imshow(matrix, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    axes.set_xticks(range(width), list(values.columns), rotation=40, ha="right", fontsize=8)
+    axes.set_yticks(range(height), list(values.index), fontsize=8)
     axes.tick_params(length=0)
     font = 8 if width <= 24 else 6
-    for row, column in zip(*np.nonzero(np.isfinite(values)), strict=True):
-        share = (values[row, column] - low) / max(high - low, 1e-12)
-        dark = abs(share - 0.5) > 0.35 if is_diverging else share < 0.55
-        text = f"{values[row, column]:.{digits}f}"
+    for row, column in zip(*np.nonzero(np.isfinite(matrix)), strict=True):
+        share = (matrix[row, column] - low) / max(high - low, 1e-12)
+        dark = share < 0.55 if uncertain is None else abs(share - 0.5) > 0.35
+        text = f"{matrix[row, column]:.{digits}f}"
         if uncertain is not None and uncertain[row, column]:
             text = f"({text})"
         axes.text(column, row, text, ha="center", va="center", fontsize=font, color="white" if dark else "black")
     axes.set_title(title, fontsize=11)
-    # A label of the figure, not of the axes, which long names make narrow.
-    figure.supxlabel(textwrap.fill(caption, int(13.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8.5)
+    _set_caption(figure, caption)
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     save_figure(figure, path)
 
 
-def _draw_heads(axes: Axes, rows: Sequence[Mapping[HeadKind, Interval]]) -> None:
-    """Draw the values of both heads with their intervals, in percent, from row 0 on."""
-    for head, (colour, marker) in HEADS.items():
-        drawn = [(place, *row[head]) for place, row in enumerate(rows) if head in row]
-        if not drawn:
-            continue
-        places = [place + (-0.15 if head == "linear" else 0.15) for place, _, _ in drawn]
-        middle = np.array([100 * value for _, value, _ in drawn])
-        ends = np.array([100 * np.array(interval or (value, value)) for _, value, interval in drawn])
-        style: dict[str, Any] = {"fmt": marker, "color": colour, "capsize": 2, "markersize": 4.5}
-        axes.errorbar(middle, places, xerr=np.abs(ends.T - middle), label=head_title(head), **style)
+def _set_caption(figure: Figure, text: str) -> None:
+    """As a label of the figure, not of the axes, which long names make narrow."""
+    figure.supxlabel(textwrap.fill(text, int(13.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8.5)
 
 
-def plot_encoders(tasks: Sequence[TaskComparison], encoders: Sequence[str], caption: str, path: Path) -> None:
-    """Draw every encoder's accuracy on every task, a panel a task, both heads with their 95 % intervals."""
-    columns = min(4, len(tasks))
-    rows = -(-len(tasks) // columns)
-    longest = max(map(len, encoders))
-    size = (0.075 * longest + 2.6 * columns + 0.4, (0.42 * len(encoders) + 1.1) * rows + 0.9)
+class Panel(NamedTuple):
+    """A panel of `plot_heads`: its title, the share at its line and what that is, and for every row the heads that have a
+    share, with its 95 % interval."""
+
+    title: str
+    line: tuple[float, str]
+    rows: Sequence[Mapping[HeadKind, tuple[float, tuple[float, float] | None]]]
+
+
+def plot_heads(panels: Sequence[Panel], names: Sequence[str], what: str, caption: str, path: Path) -> None:
+    """Draw shares, in percent, of both heads with their intervals: a row for every name, the panels side by side."""
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (0.075 * max(map(len, names)) + 2.6 * max(2, columns) + 0.4, (0.42 * len(names) + 1.1) * rows + 0.9)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for axes in grid.flat[len(tasks) :]:
+    for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    for axes, task in zip(grid.flat[: len(tasks)], tasks, strict=True):
-        axes.axvline(100 * task.chance, color="#888888", linewidth=1, linestyle="--", label="chance")
-        scores = [task.score_of(name) for name in encoders]
-        heads = [score.heads if score else {} for score in scores]
-        _draw_heads(
-            axes, [{head: (of_head.accuracy, of_head.interval) for head, of_head in row.items()} for row in heads]
-        )
-        axes.set_title(f"{task.title}\n({task.clips:,} clips, {task.classes} classes)", fontsize=9.5)
-        axes.set_yticks(range(len(encoders)), encoders, fontsize=8.5)
-        axes.set_ylim(len(encoders) - 0.5, -0.5)
+    for axes, panel in zip(grid.flat[: len(panels)], panels, strict=True):
+        share, title = panel.line
+        axes.axvline(100 * share, color="#888888", linewidth=1, linestyle="--", label=title)
+        for head, (colour, marker, shift) in HEADS.items():
+            drawn = [(place + shift, *row[head]) for place, row in enumerate(panel.rows) if head in row]
+            middle = np.array([100 * value for _, value, _ in drawn])
+            ends = 100 * np.array([interval or (value, value) for _, value, interval in drawn]).reshape(-1, 2)
+            style: dict[str, Any] = {"fmt": marker, "color": colour, "capsize": 2, "markersize": 4.5}
+            places = [place for place, _, _ in drawn]
+            axes.errorbar(middle, places, xerr=np.abs(ends.T - middle), label=head_title(head), **style)
+        axes.set_title(panel.title, fontsize=9.5)
+        axes.set_yticks(range(len(names)), names, fontsize=8.5)
+        axes.set_ylim(len(names) - 0.5, -0.5)
         axes.grid(axis="x", alpha=0.3)
-        axes.set_xlabel("accuracy, %", fontsize=8.5)
+        axes.set_xlabel(what, fontsize=8.5)
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8.5, frameon=False)
-    figure.supxlabel(textwrap.fill(caption, int(13.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8.5)
-    save_figure(figure, path)
-
-
-def plot_effects(effects: Mapping[str, Mapping[HeadKind, Interval]], title: str, caption: str, path: Path) -> None:
-    """Draw differences from a baseline, which are shares, in points: name -> head -> (difference, its 95 % interval)."""
-    figure = Figure(figsize=(8.5, max(3, 0.34 * len(effects) + 1.8)), layout="constrained")
-    axes = figure.subplots()
-    _draw_heads(axes, list(effects.values()))
-    axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(range(len(effects)), list(effects), fontsize=8.5)
-    axes.set_ylim(len(effects) - 0.4, -0.6)
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel(f"accuracy against the baseline, points\n{textwrap.fill(caption, 105)}", fontsize=8.5)
-    axes.legend(fontsize=8.5, loc="best")
-    axes.spines[["top", "right"]].set_visible(False)
+    _set_caption(figure, caption)
     save_figure(figure, path)

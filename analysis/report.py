@@ -36,14 +36,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.max_clips < 10:
         raise ConfigError("--max-clips must be at least 10")
-    from analysis.ablation_scores import AblationRecord
     from analysis.compare import compare_encoders, read_costs
     from analysis.report_page.page import ReportedRun, render
     from analysis.similarity import SIMILARITY_FILE, SimilarityRecord
+    from analysis.variants import AblationRecord
     from common.progress import progress_bar
 
-    runs = runs_for(arguments)
-    folder = output_folder(arguments)
+    runs, folder = runs_for(arguments), output_folder(arguments)
     ablations = {record.task: record for record in map(AblationRecord.load, sorted(folder.glob("ablation_*.json")))}
     similarity = folder / SIMILARITY_FILE
     reported = []
@@ -78,8 +77,7 @@ def _map(run: Run, folder: Path, most: int) -> FeatureMap:
             print(f"{kept} is damaged ({str(error)[:100]}); the map is computed again", file=sys.stderr)
     drawn = make_map(run.features, method, "standard", most, seed=0)
     buffer = io.BytesIO()
-    np.savez(buffer, rows=drawn.rows, points=drawn.points, caption=drawn.caption)
-    kept.parent.mkdir(exist_ok=True)
+    np.savez(buffer, **vars(drawn))
     write_atomically(kept, buffer.getvalue())
     return drawn
 

@@ -10,23 +10,19 @@ import argparse
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
 from analysis.scores import ENCODERS_FOLDER
 from analysis.studies import STUDIES, Study, find_study
-from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError, ExtractConfig, FitConfig, RecipeName, load_config
+from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError, ExtractConfig, load_config
 from common.encoder_name import FORMS, EncoderKind, EncoderName, file_of
 from common.entry import run
 from common.files import PROJECT_ROOT
 from common.flags import Parser, user_path
-
-if TYPE_CHECKING:
-    from analysis.estimates import Estimate
 
 # name -> the flags of what takes the encoder's place
 CONTROLS = {
@@ -38,28 +34,11 @@ CONTROLS = {
 class Plan(argparse.Namespace):
     """What `make reproduce` was asked to do, as its flags say it; None: as configured."""
 
-    tasks: list[str]
-    data: Path | None
-    results: Path | None
-    encoder_names: list[str]
-    checkpoint: str | None
-    trust_remote_code: bool
-    device: str | None
-    seeds: int
-    epochs: int | None
-    recipe: RecipeName
-    no_doctor: bool
-    overwrite: bool
-    allow_missing: bool
-    yes: bool
-    dry_run: bool
-
     @cached_property
     def studies(self) -> list[Study]:
         """The tasks."""
-        return list(dict.fromkeys(map(find_study, self.tasks))) or [
-            study for study in STUDIES.values() if study.is_main
-        ]
+        named = list(dict.fromkeys(map(find_study, self.tasks)))
+        return named or [study for study in STUDIES.values() if study.is_main]
 
     @cached_property
     def encoders(self) -> list[EncoderName]:
@@ -68,19 +47,42 @@ class Plan(argparse.Namespace):
         slug, count = Counter(name.slug for name in names).most_common(1)[0]
         if count > 1:
             raise ConfigError(f"--encoders: two are called {slug} in the names of files; rename one's file")
-        return sorted(names, key=lambda name: not _is_audiosep(name))
+        return sorted(names, key=lambda name: name.kind is not EncoderKind.AUDIOSEP)
+
+    @property
+    def has_audiosep(self) -> bool:
+        return self.encoders[0].kind is EncoderKind.AUDIOSEP
 
     @property
     def controls(self) -> list[str]:
         """The names in CONTROLS of what is evaluated beside AudioSep."""
         return [name for name, words in CONTROLS.items() if words[-1] != self.checkpoint]
 
+    @cached_property
+    def missing_weights(self) -> Path | None:
+        """The file of AudioSep's weights, if it is needed and not there; ConfigError if it cannot be downloaded."""
+        if not self.has_audiosep:
+            return None
+        name = self.checkpoint or load_config(ExtractConfig, self.studies[0].task.config_file).checkpoint
+        if name.startswith("random:") or Path(name).exists():
+            return None
+        if Path(name) != PROJECT_ROOT / DEFAULT_CHECKPOINT:
+            raise ConfigError(f"{name} not found; give AudioSep's weights with --checkpoint")
+        return Path(name)
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Carry out the plan."""
     plan = _parse(argv)
     if plan.dry_run:
-        _show_plan(plan)
+        from analysis.estimates import describe_plan
+
+        print(describe_plan(plan))
+        if plan.missing_weights:
+            preview_download("weights")
+        missing = [study for study in plan.studies if not study.data_root(plan.data).is_dir()]
+        for words in dict.fromkeys(words for study in missing for words in study.download):
+            preview_download(*words, *flags(root=plan.data))
         return
     _get_weights(plan)
     ready = [study for study in plan.studies if _get(study, plan)]
@@ -101,25 +103,27 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parse(argv: Sequence[str] | None) -> Plan:
     parser = Parser(__doc__, prog="make reproduce")
-    add = parser.add_argument
-    add("tasks", nargs="*", metavar="TASK", help=f"{', '.join(STUDIES)} (default: the main ones)")
-    add("--data", type=user_path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
-    where = "where everything goes (default: the tasks' own folders)"
-    add("--results", type=user_path, metavar="FOLDER", help=where)
+
+    def add(name: str, text: str, metavar: str | None = None, **more: object) -> None:
+        kind = {"action": "store_true"} if metavar is None else {"metavar": metavar, **more}
+        parser.add_argument(name, help=text, **kind)
+
+    add("tasks", f"{', '.join(STUDIES)} (default: the main ones)", "TASK", nargs="*")
+    add("--data", "where the data sets' folders are (default: data)", "FOLDER", type=user_path)
+    add("--results", "where everything goes (default: the tasks' own folders)", "FOLDER", type=user_path)
     which = f"{FORMS}; several are compared (default: audiosep)"
-    add("--encoders", nargs="+", default=["audiosep"], dest="encoder_names", metavar="NAME", help=which)
-    add("--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)")
-    add("--trust-remote-code", action="store_true", help="run the code that a model of hf: brings; read it first")
-    add("--device", metavar="NAME", help=f"{DEVICES} (default: as configured)")
-    add("--seeds", type=int, default=5, metavar="N", help="seeds of the heads (default: 5)")
-    add("--epochs", type=int, metavar="N", help="epochs of the heads (default: as configured)")
-    add("--recipe", default="paper", metavar="NAME", help="paper or tuned (default: paper)")
-    add("--no-doctor", action="store_true", help="do not check environment and data first")
-    add("--overwrite", action="store_true", help="replace files that were made with different settings")
-    left_out = "leave out clips whose files are missing, counted and recorded"
-    add("--allow-missing", action="store_true", help=left_out)
-    add("--yes", action="store_true", help="download missing data sets and weights without asking")
-    add("--dry-run", action="store_true", help="print the plan with estimated times and disk space, and stop")
+    add("--encoders", which, "NAME", nargs="+", default=["audiosep"], dest="encoder_names")
+    add("--checkpoint", "AudioSep weights, or random:SEED (default: as configured)", "FILE")
+    add("--trust-remote-code", "run the code that a model of hf: brings; read it first")
+    add("--device", f"{DEVICES} (default: as configured)", "NAME")
+    add("--seeds", "seeds of the heads (default: 5)", "N", type=int, default=5)
+    add("--epochs", "epochs of the heads (default: as configured)", "N", type=int)
+    add("--recipe", "paper or tuned (default: paper)", "NAME", default="paper")
+    add("--no-doctor", "do not check environment and data first")
+    add("--overwrite", "replace files that were made with different settings")
+    add("--allow-missing", "leave out clips whose files are missing, counted and recorded")
+    add("--yes", "download missing data sets and weights without asking")
+    add("--dry-run", "print the plan with estimated times and disk space, and stop")
     return parser.parse_args(argv, Plan())
 
 
@@ -139,25 +143,23 @@ def _measure_encoders(plan: Plan) -> None:
     settings = flags(checkpoint=plan.checkpoint, device=plan.device, trust_remote_code=plan.trust_remote_code)
     for encoder in plan.encoders:
         path = folder / f"{encoder.slug}.json"
-        if path.exists() and not plan.overwrite:
-            continue
-        if run_script("common.encoder.check", encoder, *settings, "--json", path) > 1:
+        is_needed = plan.overwrite or not path.exists()
+        if is_needed and run_script("common.encoder.check", encoder, *settings, "--json", path) > 1:
             sys.exit(2)
 
 
 def run_script(script: str, *flags: object) -> int:
     """Show a command and run it; returns its exit status."""
-    is_module = not script.endswith(".py")
     _show_command(script, *flags)
-    what = ["-m", script] if is_module else [str(PROJECT_ROOT / script)]
+    what = [str(PROJECT_ROOT / script)] if script.endswith(".py") else ["-m", script]
     return subprocess.run([sys.executable, *what, *map(str, flags)], check=False).returncode
 
 
-def call(script: str, *flags: object) -> None:
-    """The same, but if it fails, exit with its status."""
+def call(script: str, *flags: object, advice: str = "stopped; once that is fixed, the same command continues") -> None:
+    """The same, but if it fails, print the advice and exit with its status."""
     status = run_script(script, *flags)
     if status:
-        print("stopped; once that is fixed, the same command continues", file=sys.stderr)
+        print(advice, file=sys.stderr)
         sys.exit(status)
 
 
@@ -174,8 +176,20 @@ def _show_command(script: str, *flags: object) -> None:
     print(f"\n$ python {'' if script.endswith('.py') else '-m '}{script} {' '.join(shown)}", flush=True)
 
 
+def _get_weights(plan: Plan) -> None:
+    """Download AudioSep's weights if they are needed, missing and wanted; else say how to get them."""
+    if plan.missing_weights is None:
+        return
+    print(f"\nAudioSep's weights were not found ({plan.missing_weights}).")
+    if not _download(plan, "Download them?", [("weights",)]):
+        raise ConfigError(
+            "AudioSep's weights are missing; to get them: python -m common.download weights, or --yes; or try everything "
+            "with an untrained encoder: --checkpoint random:0"
+        )
+
+
 def _get(study: Study, plan: Plan) -> bool:
-    """Whether the data set is there, after downloading it if need be: show the size, and ask before starting."""
+    """Whether the data set is there, after downloading it if need be."""
     root = study.data_root(plan.data)
     if root.is_dir():
         return True
@@ -185,36 +199,35 @@ def _get(study: Study, plan: Plan) -> bool:
         how = " && ".join(f"python -m common.download {' '.join(map(str, words))}" for words in calls)
         print(f"skipped; to get it: {how}, or --yes")
         return False
-    if not _may_download(plan, "Download it?", calls):
+    if not _download(plan, "Download it?", calls):
         print(f"{study.name} is skipped")
         return False
+    return True
+
+
+def _download(plan: Plan, question: str, calls: Sequence[Sequence[object]]) -> bool:
+    """Download with --yes, or if the user says so after having seen the sizes; returns whether."""
+    if not plan.yes:
+        for words in calls:
+            preview_download(*words)
+        if not sys.stdin.isatty() or input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+            return False
     for words in calls:
         call("common.download", *words)
     return True
 
 
-def _may_download(plan: Plan, question: str, calls: Sequence[Sequence[object]]) -> bool:
-    """Whether --yes was given, or the user says so after having seen the sizes."""
-    if plan.yes:
-        return True
-    for words in calls:
-        preview_download(*words)
-    return sys.stdin.isatty() and input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
-
-
 def _check(study: Study, plan: Plan) -> None:
     """Run the doctor; exit if it finds a fault."""
-    checkpoint = plan.checkpoint if any(map(_is_audiosep, plan.encoders)) else "random:0"
+    checkpoint = plan.checkpoint if plan.has_audiosep else "random:0"
     settings = flags(data_root=study.data_root(plan.data), checkpoint=checkpoint, device=plan.device)
-    status = run_script("common.doctor", study.check, *settings)
-    if status:
-        print("stopped: fix that, or add --no-doctor to continue anyway", file=sys.stderr)
-        sys.exit(status)
+    advice = "stopped: fix that, or add --no-doctor to continue anyway"
+    call("common.doctor", study.check, *settings, advice=advice)
 
 
 def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:
     """Features, for AudioSep control features too, and heads."""
-    task, slug, is_audiosep = study.task, encoder.slug, _is_audiosep(encoder)
+    task, slug, is_audiosep = study.task, encoder.slug, encoder.kind is EncoderKind.AUDIOSEP
     folder = task.output_dir_of(slug)
     if plan.results:
         folder = plan.results / study.name if is_audiosep else plan.results / study.name / slug
@@ -246,98 +259,6 @@ def _features_file(study: Study, folder: Path, control: str, name: str) -> Path:
         return folder / name
     controls = folder / "controls" / study.name  # several tasks share a folder
     return controls / control / name if study.task.parts else controls / f"{control}.pt"
-
-
-def _show_plan(plan: Plan) -> None:
-    """Print what would be done, with estimated times and disk space."""
-    from analysis.estimates import estimate, measure_speed, time_range
-    from common.encoder import resolve_device
-    from common.heads import recipe_for
-    from common.text_table import as_text
-
-    changes = {"recipe": plan.recipe} | ({} if plan.epochs is None else {"epochs": plan.epochs})
-    recipe = recipe_for("three_layer", load_config(FitConfig, plan.studies[0].task.config_file, None, changes))
-    device = resolve_device(plan.device or "auto")
-    speed = measure_speed(device, recipe)
-    n_sets = sum(map(_is_audiosep, plan.encoders)) + ("random_0" in plan.controls)
-    table = [["task", "data", "clips", "hours of audio", "extraction", "fitting", "features"]]
-    estimates: dict[str, Estimate] = {}
-    for study in plan.studies:
-        root = study.data_root(plan.data)
-        planned = estimates[study.name] = estimate(study, root, speed, recipe, plan.seeds, n_sets)
-        times = time_range(planned.extract_hours), time_range(planned.fit_hours)
-        cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
-        table.append([study.name, "here" if root.is_dir() else "to download", *cells])
-    total = sum(planned.hours for planned in estimates.values())
-    megabytes = sum(planned.n_bytes for planned in estimates.values()) / 1e6
-    print(
-        f"For each task: doctor, features, {' and '.join(plan.controls)} as controls, both heads with {plan.seeds} seeds"
-    )
-    print("under both protocols with probes and shuffled labels; then summary, similarities and report.\n")
-    print(as_text(table))
-    print(f"\nIn all {time_range(total)} and {megabytes:,.0f} MB of features, on {device}, which embeds")
-    print(f"{speed.audio:.0f} s of audio per second. From: nothing else runs. To: other work beside it.")
-    print(_how_to_spend_less(estimates, plan.seeds, device.type == "cpu"))
-    others = [str(encoder) for encoder in plan.encoders if not _is_audiosep(encoder)]
-    if others:
-        print(f"Not in the estimate: {', '.join(others)}; python -m common.encoder.check NAME measures its speed.")
-    if _missing_weights(plan):
-        preview_download("weights")
-    missing = [study for study in plan.studies if not study.data_root(plan.data).is_dir()]
-    for words in dict.fromkeys(words for study in missing for words in study.download):
-        preview_download(*words, *flags(root=plan.data))
-
-
-def _how_to_spend_less(estimates: Mapping[str, Estimate], seeds: int, is_on_cpu: bool) -> str:
-    """What takes most of the time, and which flags save most of it."""
-    from analysis.estimates import time_range
-
-    extraction = sum(planned.extract_hours for planned in estimates.values())
-    fitting = sum(planned.fit_hours for planned in estimates.values())
-    total = extraction + fitting
-    name, longest = max(estimates.items(), key=lambda item: max(item[1].extract_hours, item[1].fit_hours))
-    part = "extraction" if longest.extract_hours > longest.fit_hours else "fitting"
-    share = max(longest.extract_hours, longest.fit_hours) / total
-    saved = []
-    if seeds > 1:
-        saved.append(f"--seeds 1: {time_range(extraction + fitting / seeds)}")
-    if len(estimates) > 1:
-        saved.append(f"without {name}: {time_range(total - longest.hours)}")
-    if extraction > fitting and is_on_cpu:
-        saved.append("a GPU, or --shard of the extraction scripts on several machines")
-    most = f"Most of it: {part} of {name} ({share:.0%})."
-    return f"{most}\nTo spend less: {'; '.join(saved)}." if saved else most
-
-
-def _is_audiosep(encoder: EncoderName) -> bool:
-    return encoder.kind is EncoderKind.AUDIOSEP
-
-
-def _missing_weights(plan: Plan) -> Path | None:
-    """The file of AudioSep's weights, if the plan needs it and it is not there; ConfigError if it is not the one that can be
-    downloaded."""
-    if not any(map(_is_audiosep, plan.encoders)):
-        return None
-    name = plan.checkpoint or load_config(ExtractConfig, plan.studies[0].task.config_file).checkpoint
-    if name.startswith("random:") or Path(name).exists():
-        return None
-    if Path(name) != PROJECT_ROOT / DEFAULT_CHECKPOINT:
-        raise ConfigError(f"{name} not found; give AudioSep's weights with --checkpoint")
-    return Path(name)
-
-
-def _get_weights(plan: Plan) -> None:
-    """Download AudioSep's weights if they are needed, missing and wanted; else say how to get them."""
-    missing = _missing_weights(plan)
-    if missing is None:
-        return
-    print(f"\nAudioSep's weights were not found ({missing}).")
-    if not _may_download(plan, "Download them?", [("weights",)]):
-        raise ConfigError(
-            "AudioSep's weights are missing; to get them: python -m common.download weights, or --yes; or try everything "
-            "with an untrained encoder: --checkpoint random:0"
-        )
-    call("common.download", "weights")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,12 +35,11 @@ class Run:
 
     @property
     def protocols(self) -> dict[str, ProtocolRecord]:
-        """Name of each protocol -> its scores."""
+        """Name of each protocol -> its scores; the official one, if it was run, comes first."""
         return self.record.protocols
 
     @property
     def first_protocol(self) -> ProtocolRecord:
-        """The official one, if it was run."""
         return next(iter(self.protocols.values()))
 
     @property
@@ -92,28 +91,29 @@ def scores(runs: Sequence[Run]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    return pd.DataFrame(row for place, run in enumerate(runs) for row in _rows(place, run))
-
-
-def _rows(place: int, run: Run) -> Iterator[dict[str, object]]:
-    features = run.record.features
-    output = f"{features.layer or ''} {features.pool or ''}".strip()
-    for name, protocol in run.protocols.items():
-        of_protocol = {
+    return pd.DataFrame(
+        {
             "run": place,
             "task": run.study.name,
             "encoder": run.encoder,
-            "output": output,
+            "output": f"{run.record.features.layer or ''} {run.record.features.pool or ''}".strip(),
             "protocol": name,
             "hash": protocol.identity.hash,
             "recipe": run.record.config.recipe,
+            "kind": row.kind.value,
+            "head": row.classifier,
+            "control": row.control,
+            "split": fit.split,
+            "seed": fit.seed,
+            "metric": metric,
+            "value": value,
         }
-        for row in protocol.rows():
-            of_row = {"kind": row.kind.value, "head": row.classifier, "control": row.control}
-            for fit in row.scores.splits:
-                for metric, value in fit.scores.items():
-                    of_fit = {"split": fit.split, "seed": fit.seed, "metric": metric, "value": value}
-                    yield {**of_protocol, **of_row, **of_fit}
+        for place, run in enumerate(runs)
+        for name, protocol in run.protocols.items()
+        for row in protocol.rows()
+        for fit in row.scores.splits
+        for metric, value in fit.scores.items()
+    )
 
 
 def read_runs(folder: Path | None) -> list[Run]:
@@ -149,8 +149,8 @@ def _result_files(folder: Path | None) -> list[Path]:
         return sorted(folder.rglob(RESULT_FILE))
     # AudioSep's results are in the task's folder, those of each other encoder in a folder below it.
     own_sounds = sorted((PROJECT_ROOT / "own_sounds" / "results").glob("*/"))
-    folders = dict.fromkeys([*(study.results_folder for study in STUDIES.values()), *own_sounds])
-    paths = [path for place in folders for path in (place / RESULT_FILE, *sorted(place.glob(f"*/{RESULT_FILE}")))]
+    folders = dict.fromkeys([*(study.task.default_output_dir for study in STUDIES.values()), *own_sounds])
+    paths = [path for folder in folders for path in (folder / RESULT_FILE, *sorted(folder.glob(f"*/{RESULT_FILE}")))]
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
@@ -165,18 +165,10 @@ def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
 def new_parser(description: str | None) -> argparse.ArgumentParser:
     """The flags that all analyses share."""
     parser = Parser(description)
-    parser.add_argument(
-        "--results",
-        type=user_path,
-        metavar="FOLDER",
-        help="where result.json files are (default: the tasks' own folders)",
-    )
-    parser.add_argument(
-        "--output",
-        type=user_path,
-        metavar="FOLDER",
-        help="where this writes (default: the results' folder, or analysis/results)",
-    )
+    results = "where result.json files are (default: the tasks' own folders)"
+    parser.add_argument("--results", type=user_path, metavar="FOLDER", help=results)
+    output = "where this writes (default: the results' folder, or analysis/results)"
+    parser.add_argument("--output", type=user_path, metavar="FOLDER", help=output)
     return parser
 
 

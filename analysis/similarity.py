@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy.linalg import eigh
+from scipy.spatial.distance import pdist, squareform
 
-from analysis.ablation_features import BASE, GRID, read_variants
-from analysis.compare import AnalysisRecord
+from analysis.maps import balanced_rows
 from analysis.plots import plot_heat
-from analysis.sampling import balanced_rows
 from analysis.scores import Run
-from analysis.transfer import PRINCIPAL, TransferCosts, principal_subspace, transfer_costs
+from analysis.variants import BASE, GRID, AnalysisRecord, read_variants
 from common.arrays import Array
+from common.config import FitConfig
+from common.datasets import Prepared
+from common.evaluation.outcomes import HeadFitter, Outcome
+from common.evaluation.protocol import plan_fits
+from common.evaluation.record import ComparisonRecord
+from common.evaluation.scores import compare_heads
 from common.features import ENCODER_SETTINGS, FeatureSet
 from common.files import write_json
-from common.heads import fit_scaler
+from common.heads import Job, Recipe, fit_recipe_scaler, fit_scaler, recipe_for
 from common.progress import progress_bar
 from common.text_table import as_text, percent
 
 SIMILARITY_FILE = "similarity.json"
+PRINCIPAL = 32  # components of a principal subspace
 MEASURES = {
     "frechet": ("Fréchet distance between tasks", "squared, per dimension; 0: alike"),
     "mmd": ("Maximum mean discrepancy between tasks", "squared, Gaussian kernel; 0: alike"),
@@ -37,37 +45,48 @@ COSTS = {
 HALVINGS = 5
 
 
+class TransferCost(ComparisonRecord):
+    """What a task's linear head loses with what was fitted on another task's clips; nothing with that of its training
+    clips, where the source is the target."""
+
+    target: str
+    source: str
+    what: str  # one of COSTS
+    accuracy: float
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the 95 % interval of the difference covers 0, or is unknown."""
+        return self.interval is None or self.interval[0] <= 0 <= self.interval[1]
+
+
 class SimilarityRecord(AnalysisRecord):
     """The content of similarity.json: every measure between every two tasks, and the costs of transfers.
 
-    Attributes:
-        tasks: name -> number of clips.
-        words: what was compared, for readers.
-        dimensions: of the features.
-        clips_of_each: the number of clips of every task in one measurement.
-        halvings: how often the clips were halved at random; every value is the mean.
-        measures: one of MEASURES -> (task, task). On the diagonal: two halves of the same task, the value that "no
-            different" has at this number of clips.
-        transfer: target -> one of COSTS -> costs.
+    On the diagonal of a measure: two halves of the same task, the value of "no different" at this number of clips. Every
+    value is the mean over random halvings.
     """
 
     script = "analysis/task_similarity.py"
 
-    tasks: dict[str, int]
-    words: str
+    tasks: dict[str, int]  # name -> number of clips
+    words: str  # what was compared, for readers
     dimensions: int
-    clips_of_each: int
+    clips_of_each: int  # in one measurement
     halvings: int
-    measures: dict[str, list[list[float]]]
-    transfer: dict[str, dict[str, TransferCosts]]
+    measures: dict[str, list[list[float]]]  # one of MEASURES -> (task, task)
+    transfer: list[TransferCost]
 
     def transfer_points(self, what: str) -> tuple[Array, Array]:
         """Cost of one of COSTS, (target, source), in points, NaN where there is none; and whether its 95 % interval
         covers 0, or is unknown."""
-        costs = [[self.transfer[target][what].others.get(source) for source in self.tasks] for target in self.tasks]
-        points = [[100 * cost.difference if cost else np.nan for cost in row] for row in costs]
-        uncertain = [[not cost or cost.is_uncertain for cost in row] for row in costs]
-        return np.array(points), np.array(uncertain)
+        points = np.full((len(self.tasks), len(self.tasks)), np.nan)
+        uncertain, place = np.ones(points.shape, bool), {name: index for index, name in enumerate(self.tasks)}
+        for cost in self.transfer:
+            if cost.what == what and cost.source != cost.target:
+                cell = place[cost.target], place[cost.source]
+                points[cell], uncertain[cell] = 100 * cost.difference, cost.is_uncertain
+        return points, uncertain
 
     def reading(self, measure: str) -> str:
         """What a reader of one of MEASURES must know."""
@@ -92,9 +111,7 @@ def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
     chosen, _ = Counter(made.values()).most_common(1)[0]
     for name, settings in made.items():
         if settings != chosen:
-            different = [
-                key for key, *values in zip(ENCODER_SETTINGS, settings, chosen, strict=True) if len(set(values)) > 1
-            ]
+            different = (key for key, a, b in zip(ENCODER_SETTINGS, settings, chosen, strict=True) if a != b)
             print(f"{name} is left out: its features were not made like those of most tasks ({', '.join(different)})")
             del tasks[name]
     return tasks
@@ -129,7 +146,7 @@ def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with
         clips_of_each=half,
         halvings=HALVINGS,
         measures={name: (matrix + np.triu(matrix, 1).T).tolist() for name, matrix in measures.items()},
-        transfer=_transfers(tasks, runs) if with_transfer else {},
+        transfer=_transfers(tasks, runs) if with_transfer else [],
     )
 
 
@@ -141,15 +158,62 @@ def _halves(rows: Array, groups: Array, rng: np.random.Generator) -> tuple[Array
     return rows[order[:half]], rows[order[half : 2 * half]]
 
 
-def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> dict[str, dict[str, TransferCosts]]:
-    transfer = {}
+def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> list[TransferCost]:
+    costs: list[TransferCost] = []
     for target in progress_bar(iterable=list(tasks), desc="transfers", unit="task"):
         # Not from another version of the same data: its clips may be the target's test clips.
         data = runs[target].study.download[0][0]
         others = {name: features for name, features in tasks.items() if runs[name].study.download[0][0] != data}
-        config = runs[target].record.config.fit_config
-        transfer[target] = transfer_costs(tasks[target], others, config, torch.device("cpu"))
-    return transfer
+        costs += transfer_costs(target, tasks[target], others, runs[target].record.config.fit_config)
+    return costs
+
+
+def transfer_costs(
+    target: str, features: FeatureSet, others: Mapping[str, FeatureSet], config: FitConfig
+) -> Iterator[TransferCost]:
+    """What the linear head loses with the scaler, and the principal subspace, of each other task.
+
+    Args:
+        target: the task's name.
+        features: its rows, divided by the task. What it usually has is fitted on each split's training rows.
+        others: name -> features of other data, all of whose rows may be fitted on.
+        config: its recipe and first seed are used.
+    """
+    recipe, raw = recipe_for("linear", config), features.features.numpy()
+    jobs = plan_fits("official", Prepared(features), config.train_test_split, [config.random_seed]).jobs
+    # Rows are already scaled, so the recipe must not scale them.
+    fitter = HeadFitter(config.model_copy(update={"scaler": "none", "whiten_eps": None}), torch.device("cpu"))
+
+    def fit(what: str, fitted_on: Array, its_jobs: Sequence[Job]) -> list[Outcome]:
+        rows = np.ascontiguousarray(_transformed(raw, fitted_on, recipe, what == "subspace"), np.float32)
+        return fitter.outcomes("linear", replace(features, features=torch.from_numpy(rows)), its_jobs)
+
+    for what in COSTS:
+        outcomes = {target: [outcome for job in jobs for outcome in fit(what, raw[job.split.train], [job])]}
+        outcomes |= {source: fit(what, other.features.numpy(), jobs) for source, other in others.items()}
+        labels = features.labels.numpy()
+        for source, fitted in outcomes.items():
+            compared = compare_heads(outcomes[target], fitted, features).model_dump()
+            accuracy = float(np.mean([(labels[outcome.rows] == outcome.predictions).mean() for outcome in fitted]))
+            yield TransferCost(**compared, target=target, source=source, what=what, accuracy=accuracy)
+
+
+def _transformed(raw: Array, fitted_on: Array, recipe: Recipe, is_reduced: bool) -> Array:
+    """Rows scaled, or standardised and reduced to the first principal directions, as fitted on other rows."""
+    if not is_reduced:
+        return fit_recipe_scaler(recipe, fitted_on)(raw)
+    # Directions of standardised rows: whitened ones have no principal directions.
+    standard = fit_scaler("standard", fitted_on)
+    reduced: Array = standard(raw) @ principal_subspace(standard(fitted_on).astype(np.float64)).astype(np.float32)
+    return reduced
+
+
+def principal_subspace(rows: Array, size: int = PRINCIPAL) -> Array:
+    """(D, k) orthonormal directions of the largest variance; k is `size`, or fewer if there are fewer rows."""
+    centred = rows - rows.mean(axis=0)
+    size = min(size, len(rows) - 1, rows.shape[1])
+    directions: Array = eigh(centred.T @ centred)[1]  # by increasing variance
+    return directions[:, ::-1][:, :size]
 
 
 def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> list[Path]:
@@ -159,7 +223,7 @@ def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> 
     for measure, (title, how) in MEASURES.items():
         caption = f"{how}. Features standardised together. {record.reading(measure)}"
         written.append(folder / f"similarity_{measure}.{figure_format}")
-        plot_heat(np.array(record.measures[measure]), names, names, title, caption, written[-1])
+        plot_heat(pd.DataFrame(record.measures[measure], names, names), title, caption, written[-1])
     clips = ", ".join(f"{name} {count:,}" for name, count in record.tasks.items())
     caption = (
         "Row: the task that is scored, by its official division, linear head, one seed. Column: the task whose clips the "
@@ -168,14 +232,16 @@ def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> 
     )
     for what, title in COSTS.items() if record.transfer else ():
         values, uncertain = record.transfer_points(what)
-        rows = [f"{name} (own: {percent(record.transfer[name][what].own)} %)" for name in names]
+        usual = [cost for cost in record.transfer if cost.what == what and cost.source == cost.target]
+        rows = [f"{cost.target} (own: {percent(cost.accuracy)} %)" for cost in usual]
         written.append(folder / f"transfer_{what}.{figure_format}")
-        plot_heat(values, rows, names, title, caption, written[-1], digits=1, is_diverging=True, uncertain=uncertain)
+        plot_heat(pd.DataFrame(values, rows, names), title, caption, written[-1], uncertain, digits=1)
+    short = [name[:14] for name in names]
     for measure in ("frechet", "subspace"):
-        print(f"\n{MEASURES[measure][0]} ({MEASURES[measure][1]}; diagonal: two halves of one task)")
-        short = [name[:14] for name in names]
+        title, how = MEASURES[measure]
         matrix = zip(short, record.measures[measure], strict=True)
-        print(as_text([["", *short], *([name, *(f"{value:.2f}" for value in row)] for name, row in matrix)]))
+        table = [["", *short], *([name, *(f"{value:.2f}" for value in row)] for name, row in matrix)]
+        print(f"\n{title} ({how}; diagonal: two halves of one task)\n{as_text(table)}")
     return written
 
 
@@ -192,7 +258,7 @@ def draw_cka(path: Path, folder: Path, figure_format: str = "png") -> Path:
     task = path.stem.removeprefix("ablation_")
     written = folder / f"cka_{task}.{figure_format}"
     caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."
-    plot_heat(values, names, names, f"{task}: layers, pools and conditions", caption, written)
+    plot_heat(pd.DataFrame(values, names, names), f"{task}: layers, pools and conditions", caption, written)
     return written
 
 
@@ -217,14 +283,11 @@ def mmd(first: Array, second: Array) -> float:
     Gretton et al., "A Kernel Two-Sample Test" (2012), eq. 3. About 0 for samples of one distribution, where it may be
     a little below 0.
     """
-    both = np.concatenate([first, second])
-    squares = np.square(both).sum(axis=1)
-    distances = np.maximum(squares[:, None] + squares - 2 * both @ both.T, 0)
-    kernel = np.exp(-distances / max(np.median(distances[np.triu_indices_from(distances, 1)]), 1e-12))
+    distances = pdist(np.concatenate([first, second]), "sqeuclidean")
+    kernel = squareform(np.exp(-distances / max(np.median(distances), 1e-12)))  # with 0 on the diagonal
     n, m = len(first), len(second)
-    within_first = (kernel[:n, :n].sum() - n) / (n * (n - 1))
-    within_second = (kernel[n:, n:].sum() - m) / (m * (m - 1))
-    return float(within_first + within_second - 2 * kernel[:n, n:].mean())
+    within = kernel[:n, :n].sum() / (n * (n - 1)) + kernel[n:, n:].sum() / (m * (m - 1))
+    return float(within - 2 * kernel[:n, n:].mean())
 
 
 def subspace_overlap(first: Array, second: Array) -> float:

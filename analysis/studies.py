@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,43 +19,24 @@ from speaker_recognition import librispeech
 from urbansound8k_feature_fc import urbansound8k
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity: there is one of each
+@dataclass(frozen=True, eq=False)  # compared by identity
 class Study:
-    """One task with the scripts that extract and classify it.
-
-    Attributes:
-        task: what is classified.
-        extract: script -> what it extracts: the task itself, or one of the sets that make it up.
-        classify: the script that fits and scores the heads.
-        hours: of audio in the whole data set.
-        download: arguments of `python -m common.download`, one tuple per call.
-        check: its name for `python -m common.doctor`.
-        extract_flags, classify_flags: flags that make the scripts run this task.
-        is_main: whether it is one of the project's tasks, not a variant of one.
-        root: of one's own sounds, which no configuration names.
-        folds: official folds of the whole data set; 1 if it has none.
-    """
+    """One task with the scripts that extract and classify it, and the flags that make them run this task."""
 
     task: Task
-    extract: dict[str, Task]
+    extract: dict[str, Task]  # script -> what it extracts: the task itself, or one of the sets that make it up
     classify: str
-    hours: float
-    download: tuple[tuple[str, ...], ...]
-    check: str
+    hours: float  # of audio in the whole data set
+    download: tuple[tuple[str, ...], ...]  # arguments of `python -m common.download`, one tuple per call
+    check: str  # its name for `python -m common.doctor`
     extract_flags: tuple[str, ...] = ()
     classify_flags: tuple[str, ...] = ()
-    is_main: bool = True
-    root: Path | None = None
-    folds: int = 1
+    is_main: bool = True  # not a variant of one of the project's tasks
+    root: Path | None = None  # of one's own sounds, which no configuration names
 
     @property
     def name(self) -> str:
         return self.task.name
-
-    @property
-    def results_folder(self) -> Path:
-        """Where its results go by default."""
-        return self.task.default_output_dir
 
     def data_root(self, data: Path | None) -> Path:
         """Where the data set is: as configured, or under its own name below `data`."""
@@ -66,23 +48,14 @@ class Study:
     def how_to_run(self) -> str:
         """The commands that run it, on one line."""
         commands = [(script, *self.extract_flags) for script in self.extract if script != self.classify]
-        if not commands:
-            return f"python {self.classify} {' '.join(self.extract_flags)}"
-        return " && ".join(
-            f"python {' '.join(command)}" for command in [*commands, (self.classify, *self.classify_flags)]
-        )
+        commands.append((self.classify, *(self.classify_flags if commands else self.extract_flags)))
+        return " && ".join(f"python {' '.join(command)}" for command in commands)
 
 
-def _study(task: Task, extract: str, classify: str, hours: float, *download: str) -> Study:
-    """A study of one script that extracts, and one that classifies, in the task's folder."""
-    folder = task.folder.name
-    return Study(task, {f"{folder}/{extract}": task}, f"{folder}/{classify}", hours, (download,), download[0])
-
-
-def _speech_commands(version: str, task: Task, release: str, hours: float) -> Study:
-    extract, classify = f"extract_spc_features_audiosep_{version}.py", "train_spc_fc_classifiers.py"
-    study = _study(task, extract, classify, hours, "speech_commands", "--only", release)
-    return replace(study, check=task.name, classify_flags=("--version", version))
+def _study(task: Task, scripts: tuple[str, str], hours: float, *download: str, flags: tuple[str, ...] = ()) -> Study:
+    """A study of one script that extracts, and one that classifies with flags, in the task's folder."""
+    extract, classify = (f"{task.folder.name}/{script}" for script in scripts)
+    return Study(task, {extract: task}, classify, hours, (download,), download[0], classify_flags=flags)
 
 
 def _variant(study: Study, task: Task, *flags: str, download: tuple[tuple[str, ...], ...] = ()) -> Study:
@@ -98,39 +71,37 @@ def _variant(study: Study, task: Task, *flags: str, download: tuple[tuple[str, .
     )
 
 
-def _studies() -> dict[str, Study]:
-    icbhi_scripts = ("extract_icbhi_features_audiosep.py", "icbhi_linear_classifier.py")
-    recordings = _study(icbhi.RECORDINGS, *icbhi_scripts, 5.5, "icbhi")
-    urbansound_scripts = ("extract_urbansound8k_features_audiosep.py", "urbansound8k_linear_classifier.py")
-    speaker_scripts = ("extract_train-clean-100_features.py", "librispeech_linear_classifier.py")
-    v1 = _speech_commands("v1", speech_commands.V1, "v0.01", 17.8)
-    v2 = _speech_commands("v2", speech_commands.V2, "v0.02", 29.1)
-    v1_test, v2_test = (("speech_commands", "--only", f"test-{release}") for release in ("v0.01", "v0.02"))
-    nsynth_extract = "nsynth_feature_fc/extract_nsynth_{}_features_audiosep.py"
+def _studies() -> Iterator[Study]:
     esc50_scripts = ("extract_esc50_features_audiosep.py", "esc50_linear_classifier.py")
-    studies = (
-        replace(_study(esc50.TASK, *esc50_scripts, 2.8, "esc50"), folds=5),
-        recordings,
-        replace(_study(urbansound8k.TASK, *urbansound_scripts, 8.75, "urbansound8k"), folds=10),
-        Study(
-            nsynth.CLASSIFICATION,
-            {nsynth_extract.format(split): nsynth.task(split) for split in nsynth.SPLITS},
-            "nsynth_feature_fc/train_nsynth_fc_classifiers_valid_test.py",
-            340.0,
-            (("nsynth",),),
-            "nsynth",
-        ),
-        _study(librispeech.TRAIN_CLEAN_100, *speaker_scripts, 100.6, "librispeech", "--only", "train-clean-100"),
-        v1,
-        v2,
-        _variant(recordings, icbhi.CYCLES, "--level", "cycle"),
-        _variant(v1, speech_commands.V1_12, "--task", "12", download=(v1_test,)),
-        _variant(v2, speech_commands.V2_12, "--task", "12", download=(v2_test,)),
+    yield _study(esc50.TASK, esc50_scripts, 2.8, "esc50")
+    icbhi_scripts = ("extract_icbhi_features_audiosep.py", "icbhi_linear_classifier.py")
+    yield (recordings := _study(icbhi.RECORDINGS, icbhi_scripts, 5.5, "icbhi"))
+    urbansound_scripts = ("extract_urbansound8k_features_audiosep.py", "urbansound8k_linear_classifier.py")
+    yield _study(urbansound8k.TASK, urbansound_scripts, 8.75, "urbansound8k")
+    nsynth_folder = nsynth.CLASSIFICATION.folder.name
+    sets = {
+        f"{nsynth_folder}/extract_nsynth_{split}_features_audiosep.py": nsynth.task(split) for split in nsynth.SPLITS
+    }
+    nsynth_classify = f"{nsynth_folder}/train_nsynth_fc_classifiers_valid_test.py"
+    yield Study(nsynth.CLASSIFICATION, sets, nsynth_classify, 340.0, (("nsynth",),), "nsynth")
+    speaker_scripts = ("extract_train-clean-100_features.py", "librispeech_linear_classifier.py")
+    yield _study(librispeech.TRAIN_CLEAN_100, speaker_scripts, 100.6, "librispeech", "--only", "train-clean-100")
+    variants = [_variant(recordings, icbhi.CYCLES, "--level", "cycle")]
+    versions = (
+        ("v1", speech_commands.V1, speech_commands.V1_12, "v0.01", 17.8),
+        ("v2", speech_commands.V2, speech_commands.V2_12, "v0.02", 29.1),
     )
-    return {study.name: study for study in studies}
+    for version, task, task_12, release, hours in versions:
+        scripts = (f"extract_spc_features_audiosep_{version}.py", "train_spc_fc_classifiers.py")
+        words = ("speech_commands", "--only", release)
+        study = replace(_study(task, scripts, hours, *words, flags=("--version", version)), check=task.name)
+        yield study
+        test = ("speech_commands", "--only", f"test-{release}")
+        variants.append(_variant(study, task_12, "--task", "12", download=(test,)))
+    yield from variants
 
 
-STUDIES = _studies()
+STUDIES = {study.name: study for study in _studies()}
 
 
 @cache

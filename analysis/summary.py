@@ -29,13 +29,10 @@ from common.flags import add_figure_format
 from common.text_table import as_latex, as_markdown, as_text, percent, range_of
 
 if TYPE_CHECKING:
-    from analysis.compare import EncodersRecord
-    from common.evaluation.record import ProtocolRecord
-    from common.heads import HeadKind
+    from common.evaluation.record import HeadRecord, ProtocolRecord
 
 REFERENCES = Path(__file__).resolve().with_name("references.yaml")
 SAMPLE_BELOW = 0.95  # of a data set's clips; with fewer, published scores do not stand beside
-Range = tuple[float, float]
 
 
 class Published(NamedTuple):
@@ -51,51 +48,30 @@ class Published(NamedTuple):
 
 
 class TaskReferences(BaseModel):
-    """The figures shown beside a task's scores, in percent.
-
-    Attributes:
-        expected: (linear, three-layer) as the project's brief states them.
-        published: those of other encoders, best first.
-        none: why there are none.
-    """
+    """The figures shown beside a task's scores, in percent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    expected: Range | None = None
-    published: list[Published] = []
-    none: str = ""
+    expected: tuple[float, float] | None = None  # linear, three-layer, as the project's brief states them
+    published: list[Published] = []  # of other encoders, best first
+    none: str = ""  # why there are none
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One run and protocol, with the figures to show beside its scores."""
+    """One run and protocol, with the figures that may stand beside its scores; the clips of the whole data set, if known,
+    and whether those of the run are too few to stand beside scores of all."""
 
     run: Run
     protocol: ProtocolRecord
-    known: TaskReferences
+    references: TaskReferences
+    whole: int | None
+    is_sample: bool
 
     @property
-    def clips(self) -> int:
-        """The clips that were fitted and scored."""
-        return self.run.record.features.clips
-
-    @property
-    def whole(self) -> int | None:
-        """The clips of the whole data set; None if unknown."""
-        return self.run.study.task.official_counts.get("clips")
-
-    @property
-    def is_sample(self) -> bool:
-        """Whether the clips are too few of the data set to stand beside scores of all."""
-        return self.whole is not None and self.clips < SAMPLE_BELOW * self.whole
-
-    @property
-    def references(self) -> TaskReferences:
-        """The figures that may stand beside these scores."""
-        if not self.is_sample:
-            return self.known
-        why = f"only {self.clips:,} of its {self.whole:,} clips were used"
-        return TaskReferences(expected=self.known.expected, none=why)
+    def best(self) -> HeadRecord:
+        """The scores of the better head."""
+        return self.protocol.heads[self.protocol.best_head]
 
     @property
     def best_published(self) -> Published | None:
@@ -103,35 +79,24 @@ class SummaryRow:
         return max(self.references.published, key=lambda score: score.accuracy, default=None)
 
     @property
-    def best(self) -> HeadKind:
-        """The better head."""
-        return self.protocol.best_head
-
-    @property
-    def interval(self) -> Range | None:
-        """The 95 % interval of the better head."""
-        return self.protocol.heads[self.best].interval
-
-    def accuracy(self, kind: HeadKind) -> float:
-        """The accuracy of one head."""
-        return self.protocol.heads[kind].accuracy
-
-    @property
     def untrained_encoder(self) -> float | None:
         """The best score of a control with random weights, if there is one."""
-        names = {name for name, encoder in self.run.record.controls.items() if encoder.is_untrained}
-        controls = [heads for name, heads in self.protocol.controls.items() if name in names]
+        untrained = {name for name, encoder in self.run.record.controls.items() if encoder.is_untrained}
+        controls = [heads for name, heads in self.protocol.controls.items() if name in untrained]
         return max((scored.accuracy for heads in controls for scored in heads.values()), default=None)
 
 
 def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
     """One row per run and protocol."""
-    references, _ = read_references()
-    return [
-        SummaryRow(run, protocol, references.get(run.study.name, TaskReferences()))
-        for run in runs
-        for protocol in run.protocols.values()
-    ]
+    rows = []
+    for run in runs:
+        known = read_references()[0].get(run.study.name, TaskReferences())
+        clips, whole = run.record.features.clips, run.study.task.official_counts.get("clips")
+        is_sample = whole is not None and clips < SAMPLE_BELOW * whole
+        if is_sample:
+            known = TaskReferences(expected=known.expected, none=f"only {clips:,} of its {whole:,} clips were used")
+        rows += [SummaryRow(run, protocol, known, whole, is_sample) for protocol in run.protocols.values()]
+    return rows
 
 
 @cache
@@ -147,30 +112,28 @@ def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
 
     `is_wide`: with titles in place of keys, classes, recipe and every published figure.
     """
-    hidden = {"classes", "recipe", "published"}
-    if len({row.run.encoder for row in rows}) == 1:
+    hidden = set() if is_wide else {"classes", "recipe", "published"}
+    if not is_wide and len({row.run.encoder for row in rows}) == 1:
         hidden.add("encoder")
-    titles: list[str] = []
     table = []
     for row in rows:
-        run, stated = row.run, row.references.expected
+        run, features, stated = row.run, row.run.record.features, row.references.expected
         cells = {
             "task": run.study.task.title if is_wide else run.study.name,
             "encoder": run.encoder,
-            "clips": f"{row.clips:,}",
-            "classes": str(len(run.record.features.class_names)),
+            "clips": f"{features.clips:,}",
+            "classes": str(len(features.class_names)),
             "protocol": row.protocol.kind.label,
             "recipe": run.record.config.recipe,
-            "linear": percent(row.accuracy("linear")),
-            "three-layer": percent(row.accuracy("three_layer")),
-            "best, 95 %": range_of(row.interval),
+            "linear": percent(row.protocol.heads["linear"].accuracy),
+            "three-layer": percent(row.protocol.heads["three_layer"].accuracy),
+            "best, 95 %": range_of(row.best.interval),
             "chance": percent(row.protocol.majority_class.accuracy),
             "stated": "-" if stated is None else "/".join(f"{value:.0f}" for value in stated),
             "published": ", ".join(map(str, row.references.published)) or "-",
         }
-        titles = [title for title in cells if is_wide or title not in hidden]
-        table.append([cells[title] for title in titles])
-    return [titles, *table]
+        table.append({title: cell for title, cell in cells.items() if title not in hidden})
+    return [list(table[0]), *(list(cells.values()) for cells in table)]
 
 
 def notes(rows: Sequence[SummaryRow]) -> list[str]:
@@ -203,7 +166,8 @@ def notes(rows: Sequence[SummaryRow]) -> list[str]:
 
 def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
     """Write summary.csv, .md and .tex into `folder`."""
-    write_csv(folder / "summary.csv", _as_csv(rows))
+    cells = [_as_csv(row) for row in rows]
+    write_csv(folder / "summary.csv", [list(cells[0]), *(list(row.values()) for row in cells)])
     wide, lines = summary_table(rows, is_wide=True), notes(rows)
     encoders = "; ".join(sorted({row.run.encoder for row in rows}))
     contents = {
@@ -216,33 +180,38 @@ def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
     return [folder / name for name in ("summary.csv", *contents)]
 
 
-def _as_csv(rows: Sequence[SummaryRow]) -> list[Sequence[object]]:
-    header = "task title clips whole classes encoder protocol division hash recipe seeds majority_class"
-    header += " untrained_encoder linear three_layer best best_low best_high stated_linear stated_three_layer published folder"
-    table: list[Sequence[object]] = [header.split()]
-    for row in rows:
-        run, protocol, known = row.run, row.protocol, row.references
-        features, stated = run.record.features, known.expected or (None, None)
-        table.append(
-            (
-                *(run.study.name, run.study.task.title, row.clips, row.whole, len(features.class_names)),
-                *(run.encoder, protocol.kind.value, protocol.division, protocol.identity.hash),
-                *(run.record.config.recipe, len(protocol.seeds)),
-                *(protocol.majority_class.accuracy, row.untrained_encoder),
-                *(row.accuracy("linear"), row.accuracy("three_layer"), row.best, *(row.interval or (None, None))),
-                *(value if value is None else value / 100 for value in stated),
-                *("; ".join(map(str, known.published)), run.folder),
-            )
-        )
-    return table
+def _as_csv(row: SummaryRow) -> dict[str, object]:
+    run, protocol = row.run, row.protocol
+    stated, interval = row.references.expected or (None, None), row.best.interval or (None, None)
+    return {
+        "task": run.study.name,
+        "title": run.study.task.title,
+        "clips": run.record.features.clips,
+        "whole": row.whole,
+        "classes": len(run.record.features.class_names),
+        "encoder": run.encoder,
+        "protocol": protocol.kind.value,
+        "division": protocol.division,
+        "hash": protocol.identity.hash,
+        "recipe": run.record.config.recipe,
+        "seeds": len(protocol.seeds),
+        "majority_class": protocol.majority_class.accuracy,
+        "untrained_encoder": row.untrained_encoder,
+        "linear": protocol.heads["linear"].accuracy,
+        "three_layer": protocol.heads["three_layer"].accuracy,
+        "best": protocol.best_head,
+        **dict(zip(("best_low", "best_high"), interval, strict=True)),
+        **dict(zip(("stated_linear", "stated_three_layer"), (x and x / 100 for x in stated), strict=True)),
+        "published": "; ".join(map(str, row.references.published)),
+        "folder": run.folder,
+    }
 
 
 def main() -> None:
     parser = new_parser(__doc__)
     add_figure_format(parser)
     arguments = parser.parse_args()
-    from analysis.compare import compare_encoders, read_costs
-    from analysis.compare_tables import write_encoders
+    from analysis.compare import compare_encoders, encoders_text, read_costs, write_encoders
 
     runs, folder = runs_for(arguments), output_folder(arguments)
     rows = summary_rows(runs)
@@ -251,21 +220,9 @@ def main() -> None:
     written = write_summary(rows, folder)
     compared = compare_encoders(runs, read_costs(folder))
     if compared is not None:
-        _print_encoders(compared)
+        print(encoders_text(compared))
         written += write_encoders(compared, folder, arguments.figure_format)
     print(f"-> {', '.join(map(str, written))}")
-
-
-def _print_encoders(record: EncodersRecord) -> None:
-    from analysis.compare_tables import encoder_table, pair_table, ranking_table, reading_notes
-    from common.heads import HEADS, head_title
-
-    for head in HEADS:
-        print(f"\nEncoders, {head_title(head)} head, accuracy in percent (95 %)")
-        print(as_text(encoder_table(record, head)))
-    print(f"\n{as_text(ranking_table(record))}")
-    print(f"\n{as_text(pair_table(record), left=4)}")
-    print("\n".join(textwrap.fill(line, WIDTH) for line in reading_notes(record)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ apart."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from analysis.compare import LEVEL, EncodersRecord, can_tell
@@ -21,19 +21,12 @@ CONTROLS = {EncoderKind.LOGMEL: "log-mel statistics", EncoderKind.UNTRAINED: "an
 @dataclass(frozen=True)
 class Rival:
     """What the best score of a task is held against, with the same head: another encoder or a control; or the other
-    head.
-
-    Attributes:
-        name: for readers.
-        kind: the kind of the encoder; None for the other head.
-        accuracy: as a share.
-        p_value: of the difference, corrected for the number of such tests; None: not tested, or too few groups to tell.
-    """
+    head."""
 
     name: str
-    kind: EncoderKind | None
+    kind: EncoderKind | None  # None for the other head
     accuracy: float
-    p_value: float | None
+    p_value: float | None  # corrected for the number of such tests; None: not tested, or too few groups to tell
 
 
 @dataclass(frozen=True)
@@ -48,29 +41,20 @@ class TaskAnswer:
         """The kind of the best encoder."""
         return self.best.run.record.features.kind
 
-    @property
-    def accuracy(self) -> float:
-        """The best score, as a share."""
-        return self.best.accuracy(self.best.best)
+    def is_worse(self, rival: Rival) -> bool | None:
+        """Whether a rival is significantly worse than the best; None if it could not be tested."""
+        if rival.p_value is None:
+            return None
+        return rival.p_value < LEVEL and rival.accuracy < self.best.best.accuracy
 
-    def is_worse(self, rival: Rival) -> bool:
-        """Whether a rival is significantly worse than the best."""
-        return rival.p_value is not None and rival.p_value < LEVEL and rival.accuracy < self.accuracy
-
-    @property
-    def not_worse(self) -> list[str]:
-        """What was tested, and is not significantly worse."""
-        return [rival.name for rival in self.rivals if rival.p_value is not None and not self.is_worse(rival)]
-
-    @property
-    def untested(self) -> list[str]:
-        """What could not be tested against the best."""
-        return [rival.name for rival in self.rivals if rival.p_value is None]
+    def names(self, is_worse: bool | None) -> list[str]:
+        """The rivals of which this holds."""
+        return [rival.name for rival in self.rivals if self.is_worse(rival) is is_worse]
 
     def control(self, kind: EncoderKind) -> float | None:
         """The best accuracy of a kind of control, or of the best itself if it is one; None: not run."""
         accuracies = [rival.accuracy for rival in self.rivals if rival.kind is kind]
-        return max([*accuracies, *[self.accuracy] * (self.kind is kind)], default=None)
+        return max([*accuracies, *[self.best.best.accuracy] * (self.kind is kind)], default=None)
 
     def beats(self, kind: EncoderKind) -> bool | None:
         """Whether the best is significantly better than a kind of control; None if it is one itself, or not tested."""
@@ -90,54 +74,40 @@ def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAns
     for runs_of_task in by_task(runs).values():
         rows = [summary_rows([run])[0] for run in runs_of_task]  # of the first protocol
         rows = [row for row in rows if row.protocol.kind is not DivisionKind.RANDOM] or rows
-        most = max(row.clips for row in rows)
-        answers.append(_answer([row for row in rows if row.clips == most], compared))
+        most = max(row.run.record.features.clips for row in rows)
+        rows = [row for row in rows if row.run.record.features.clips == most]
+        best = max(rows, key=lambda row: row.best.accuracy)
+        rivals = [*_of_the_run(best), *_of_other_runs(best, rows, compared)]
+        answers.append(TaskAnswer(best, sorted(rivals, key=lambda rival: -rival.accuracy)))
     return answers
 
 
-def _answer(rows: Sequence[SummaryRow], compared: EncodersRecord | None) -> TaskAnswer:
-    best = max(rows, key=lambda row: row.accuracy(row.best))
-    rivals = [_other_head(best), *_controls(best)]
-    for row in rows:
-        if row.run.encoder != best.run.encoder:
-            p_value = _p_value(compared, best, row)
-            kind = row.run.record.features.kind
-            rivals.append(Rival(row.run.encoder, kind, row.accuracy(best.best), p_value))
-    return TaskAnswer(best, sorted(rivals, key=lambda rival: -rival.accuracy))
-
-
-def _other_head(best: SummaryRow) -> Rival:
-    (other,) = set(HEADS) - {best.best}
-    comparison = best.protocol.comparison
-    p_value = comparison.p_value if can_tell(comparison.n_units, 1) else None
-    return Rival(f"the {head_title(other)} head", None, best.accuracy(other), p_value)
-
-
-def _controls(best: SummaryRow) -> list[Rival]:
-    """The same head on other features, as the run itself compared them."""
-    comparisons, rivals = best.protocol.control_comparisons, []
-    n_tests = sum(map(len, comparisons.values()))
+def _of_the_run(best: SummaryRow) -> Iterator[Rival]:
+    """The other head, and the same head on other features, as the run itself compared them."""
+    protocol, head = best.protocol, best.protocol.best_head
+    (other,) = set(HEADS) - {head}
+    p_value = protocol.comparison.p_value if can_tell(protocol.comparison.n_units, 1) else None
+    yield Rival(f"the {head_title(other)} head", None, protocol.heads[other].accuracy, p_value)
+    n_tests = sum(map(len, protocol.control_comparisons.values()))
     for control, encoder in best.run.record.controls.items():
-        if control not in best.protocol.controls:
-            continue
-        comparison = comparisons[control][best.best]
-        p_value = comparison.holm_p_value if can_tell(comparison.n_units, n_tests) else None
-        name = encoder.title if encoder.kind else control
-        rivals.append(Rival(name, encoder.kind, best.protocol.controls[control][best.best].accuracy, p_value))
-    return rivals
+        if control in protocol.controls:
+            comparison = protocol.control_comparisons[control][head]
+            p_value = comparison.holm_p_value if can_tell(comparison.n_units, n_tests) else None
+            name = encoder.title if encoder.kind else control
+            yield Rival(name, encoder.kind, protocol.controls[control][head].accuracy, p_value)
 
 
-def _p_value(compared: EncodersRecord | None, first: SummaryRow, second: SummaryRow) -> float | None:
-    """Of two runs, with the head that is best in the first; None if these runs were not compared, or could not tell."""
-    name = first.run.study.name
-    task = next((task for task in compared.tasks if task.task == name), None) if compared else None
-    if compared is None or task is None or not compared.can_tell(task):
-        return None
-    if not {str(row.run.folder) for row in (first, second)} <= {score.folder for score in task.scores}:
-        return None
-    wanted = {first.run.encoder, second.run.encoder}
-    pairs = [pair for pair in compared.pairs if (pair.task, pair.head) == (name, first.best)]
-    return next((pair.holm_p_value for pair in pairs if {pair.first, pair.second} == wanted), None)
+def _of_other_runs(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersRecord | None) -> Iterator[Rival]:
+    """The same head on the features of other encoders; without a p-value if the two runs were not compared."""
+    task, head = best.run.study.name, best.protocol.best_head
+    tells = compared is not None and any(known.task == task and known.can_tell for known in compared.tasks)
+    folders = {score.folder for score in compared.scores} if compared and tells else set()
+    pairs = [pair for pair in compared.pairs if (pair.task, pair.head) == (task, head)] if compared else []
+    p_values = {frozenset((pair.first, pair.second)): pair.holm_p_value for pair in pairs}
+    for run, protocol in ((row.run, row.protocol) for row in rows if row.run.encoder != best.run.encoder):
+        are_compared = {str(run.folder), str(best.run.folder)} <= folders
+        p_value = p_values.get(frozenset((run.encoder, best.run.encoder))) if are_compared else None
+        yield Rival(run.encoder, run.record.features.kind, protocol.heads[head].accuracy, p_value)
 
 
 def answer_table(answers: Sequence[TaskAnswer]) -> list[list[str]]:
@@ -145,22 +115,18 @@ def answer_table(answers: Sequence[TaskAnswer]) -> list[list[str]]:
     header = ["task", "best", "95 %", "head", "encoder", "not significantly worse"]
     table = [[*header, "log-mel", "untrained", "chance", "best published"]]
     for task in answers:
-        best = task.best
-        told = [", ".join(task.not_worse) or "nothing"] if task.not_worse or not task.untested else []
-        told += [f"not tested: {', '.join(task.untested)}"] if task.untested else []
-        title = best.run.study.task.title
-        if best.is_sample:
-            title += f" ({best.clips:,} of {best.whole:,} clips)"
-        if best.protocol.kind is DivisionKind.RANDOM:
+        row, run, protocol = task.best, task.best.run, task.best.protocol
+        not_worse, untested = task.names(False), ", ".join(task.names(None))
+        told = [", ".join(not_worse) or "nothing"] if not_worse or not untested else []
+        told += [f"not tested: {untested}"] if untested else []
+        title = run.study.task.title
+        if row.is_sample:
+            title += f" ({run.record.features.clips:,} of {row.whole:,} clips)"
+        if protocol.kind is DivisionKind.RANDOM:
             title += " (random division)"
-        table.append(
-            [
-                *(title, percent(task.accuracy), range_of(best.interval), head_title(best.best), best.run.encoder),
-                *("; ".join(told), percent(task.control(EncoderKind.LOGMEL))),
-                *(percent(task.control(EncoderKind.UNTRAINED)), percent(best.protocol.majority_class.accuracy)),
-                str(best.best_published or "-"),
-            ]
-        )
+        score = [percent(row.best.accuracy), range_of(row.best.interval), head_title(protocol.best_head), run.encoder]
+        shares = [*map(task.control, CONTROLS), protocol.majority_class.accuracy]
+        table.append([title, *score, "; ".join(told), *map(percent, shares), str(row.best_published or "-")])
     return table
 
 
@@ -173,16 +139,15 @@ def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
         leads = [f"{name} ({count} of {len(answers)})" for name, count in encoders.most_common()]
         lines = [f"Highest scores: {', '.join(leads)}."]
     else:
-        (name,) = encoders
-        low, high = (percent(function(task.accuracy for task in answers)) for function in (min, max))
+        low, high = (percent(function(task.best.best.accuracy for task in answers)) for function in (min, max))
         span = low if low == high else f"{low} to {high}"
-        lines = [f"{name}: {span} %" + (f" on {len(answers)} tasks." if len(answers) > 1 else ".")]
+        lines = [f"{answers[0].best.run.encoder}: {span} %" + f" on {len(answers)} tasks" * (len(answers) > 1) + "."]
     for kind, words in CONTROLS.items():
         tested = [beaten for task in answers if (beaten := task.beats(kind)) is not None]
         if tested:
             lines.append(f"Significantly better than {words} on {_of_tasks(tested)}.")
     reached = [
-        task.accuracy >= published.accuracy / 100
+        task.best.best.accuracy >= published.accuracy / 100
         for task in answers
         if (published := task.best.best_published) and task.best.protocol.kind is DivisionKind.OFFICIAL
     ]

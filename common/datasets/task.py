@@ -171,6 +171,11 @@ class Task:
         return self.results_folder or self.folder
 
     @property
+    def n_official_folds(self) -> int:
+        """Folds of the whole data set; 1 if it has none."""
+        return max(1, sum(name.startswith("fold ") for name in self.official_counts))
+
+    @property
     def default_options(self) -> dict[str, str | bool]:
         """The default values of the task's flags."""
         return {flag.key: flag.default for flag in self.flags}

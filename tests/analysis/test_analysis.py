@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 import runpy
@@ -11,30 +12,39 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 from matplotlib.figure import Figure
 
 from analysis import plots, similarity, visualize_features
-from analysis.ablation_features import (
+from analysis.maps import balanced_rows, knn_purity, make_map, seeded_rows, silhouette
+from analysis.plots import plot_heat
+from analysis.scores import Run, read_runs
+from analysis.similarity import (
+    COSTS,
+    SIMILARITY_FILE,
+    SimilarityRecord,
+    comparable,
+    compare_tasks,
+    draw,
+    transfer_costs,
+)
+from analysis.studies import STUDIES, find_study
+from analysis.summary import read_references, summary_rows, summary_table, write_summary
+from analysis.variants import (
     DEGRADATIONS,
     FACTORS,
     GRID,
     TIME_LAYERS,
     AblationEncoder,
+    AblationRecord,
+    ablate,
     add_noise,
     read_variants,
+    write_effects,
 )
-from analysis.ablation_scores import AblationRecord, ablate, write_effects
-from analysis.maps import knn_purity, make_map, silhouette
-from analysis.plots import plot_heat
-from analysis.sampling import balanced_rows, seeded_rows
-from analysis.scores import Run, read_runs
-from analysis.similarity import SIMILARITY_FILE, SimilarityRecord, comparable, compare_tasks, draw
-from analysis.studies import STUDIES, find_study
-from analysis.summary import read_references, summary_rows, summary_table, write_summary
-from analysis.transfer import transfer_costs
 from common.cli import classify_main
 from common.config import ConfigError
 from common.datasets import Prepared
@@ -44,7 +54,6 @@ from common.encoder_name import EncoderKind
 from common.errors import UserError
 from common.features import FeatureFileError, FeatureSet
 from common.files import PROJECT_ROOT
-from common.heads import HEADS
 from common.text_table import as_latex
 from tests.support.heads import CPU, draw_nothing, fit_config, noise_like, on_one_thread
 from tests.support.plain_encoder import use_narrow_network
@@ -150,12 +159,15 @@ def test_a_transfer_from_the_same_distribution_costs_little_and_from_another_muc
     alike = replace(alike, features=alike.features + 0.01)
     # A scaler that knows one huge dimension wrongly: the noise of the others drowns.
     strange = replace(alike, features=alike.features * torch.logspace(-3, 3, SIZE))
-    costs = transfer_costs(target, {"alike": alike, "strange": strange}, fit_config(epochs=20), CPU)
-    assert abs(costs["scaler"].others["alike"].difference) < 0.1
-    assert costs["scaler"].others["strange"].difference < -0.2
-    for cost in costs.values():
-        for other in cost.others.values():
-            assert other.accuracy == pytest.approx(cost.own + other.difference)
+    others = {"alike": alike, "strange": strange}
+    costs = list(transfer_costs("target", target, others, fit_config(epochs=20)))
+    by_source = {cost.source: cost for cost in costs if cost.what == "scaler"}
+    assert abs(by_source["alike"].difference) < 0.1
+    assert by_source["strange"].difference < -0.2
+    assert [(cost.what, cost.source) for cost in costs] == list(itertools.product(COSTS, ("target", *others)))
+    usual = {cost.what: cost.accuracy for cost in costs if cost.source == "target"}
+    for cost in costs:
+        assert cost.accuracy == pytest.approx(usual[cost.what] + cost.difference)
 
 
 def test_tasks_are_compared_and_drawn(results: Path, tmp_path: Path, drawn: list[Figure]) -> None:
@@ -302,27 +314,26 @@ def ablation() -> AblationRecord:
     features.features[:, columns["encoder_block6 mean"]] += 3 * knows
     config = fit_config(epochs=4, batch_size=16, learning_rate=1e-2, hidden_dim=8, refit=False)
     info = EncoderInfo(EncoderKind.UNTRAINED, "AudioSep ResUNet30", "random:0", "untrained", "none", "fp32")
-    prepared = Prepared(features)
-    return ablate(prepared, ("layer", "noise"), ("linear",), config, CPU, task="esc50", title="ESC-50", encoder=info)
+    return ablate(Prepared(features), STUDIES["esc50"].task, info, config, ("layer", "noise"), ("linear",))
 
 
 def test_an_ablation_finds_the_layer_that_knows_the_classes(ablation: AblationRecord) -> None:
     best = ablation.effects[0]
     assert (best.factor, best.name) == ("layer", "encoder_block3") or best.name.startswith("all layers")
-    (noise,) = (effect for effect in ablation.effects if effect.factor == "noise")
-    assert noise.heads["linear"].difference < -0.1
-    for kind, base in ablation.baseline.items():
-        for effect in ablation.effects:
-            assert effect.heads[kind].accuracy == pytest.approx(base.accuracy + effect.heads[kind].difference)
-    assert len(ablation.effects) == 7 + 1 + 1
+    noise = next(effect for effect in ablation.effects if effect.factor == "noise")
+    assert noise.head == "linear" and noise.difference < -0.1
+    for effect in ablation.effects:
+        base = ablation.baseline[effect.head]
+        assert effect.accuracy == pytest.approx(base + effect.difference)
+    assert len(ablation.effects) == 2 * (7 + 1 + 1)
     assert {effect.name: effect.dimensions for effect in ablation.effects}["all layers side by side"] == 8 * 4
     assert len(ablation.grid) == 8 * 3 * 3 + len(TIME_LAYERS)
     over_time = [(point.layer, point.scaler) for point in ablation.grid if point.pool == "mean_time"]
     assert over_time == [(layer, "whiten") for layer in TIME_LAYERS]
     assert ablation.division == "official folds 1, 2"
-    assert all(list(point.heads) == ["linear"] for point in ablation.grid)
-    best = max(ablation.grid, key=lambda point: point.heads["linear"].accuracy)
-    assert (best.layer, best.pool) == ("encoder_block3", "mean")
+    assert {point.head for point in ablation.grid} == {"linear"}
+    best_in_grid = max(ablation.grid, key=lambda point: point.accuracy)
+    assert (best_in_grid.layer, best_in_grid.pool) == ("encoder_block3", "mean")
 
 
 def test_the_effects_are_written_as_they_are(ablation: AblationRecord, tmp_path: Path, drawn: list[Figure]) -> None:
@@ -330,16 +341,12 @@ def test_the_effects_are_written_as_they_are(ablation: AblationRecord, tmp_path:
     assert AblationRecord.load(tmp_path / "ablation_esc50.json") == ablation
     with (tmp_path / "ablation_esc50.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["variant"], row["head"]) for row in rows] == [
-        (effect.name, kind) for effect in ablation.effects for kind in ablation.baseline
-    ]
-    assert float(rows[0]["accuracy"]) == ablation.effects[0].heads["linear"].accuracy
-    assert [float(row["holm_p_value"]) for row in rows] == [
-        effect.heads[kind].holm_p_value for effect in ablation.effects for kind in ablation.baseline
-    ]
+    assert [(row["variant"], row["head"]) for row in rows] == [(one.name, one.head) for one in ablation.effects]
+    assert float(rows[0]["accuracy"]) == ablation.effects[0].accuracy
+    assert [float(row["holm_p_value"]) for row in rows] == [one.holm_p_value for one in ablation.effects]
     (figure,) = drawn
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == [f"{effect.name} ({effect.factor})" for effect in ablation.effects]
+    assert labels == [f"{effect.name} ({effect.factor})" for effect in ablation.effects_of("linear")]
 
 
 def test_a_file_of_variants_is_recognised(tmp_path: Path) -> None:
@@ -362,7 +369,7 @@ def test_a_file_of_variants_is_recognised(tmp_path: Path) -> None:
 def test_a_heat_map_shows_its_numbers_and_what_is_uncertain(drawn: list[Figure]) -> None:
     values = np.array([[0.0, np.nan], [-1.25, 2.0]])
     uncertain = np.array([[True, False], [False, False]])
-    plot_heat(values, ["a", "b"], ["c", "d"], "title", "caption", Path("unused.png"), uncertain=uncertain)
+    plot_heat(pd.DataFrame(values, ["a", "b"], ["c", "d"]), "title", "caption", Path("unused.png"), uncertain)
     axes = drawn[0].axes[0]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     assert texts == {(0, 0): "(0.00)", (0, 1): "-1.25", (1, 1): "2.00"}
@@ -397,16 +404,16 @@ def test_a_summary_says_what_the_records_say(results: Path, tmp_path: Path) -> N
     assert [row.run.record.config.recipe for row in rows] == ["paper", "paper", "tuned"]
     for row, (one, name) in zip(rows, [(runs[0], "official"), (runs[0], "random"), (runs[1], "official")], strict=True):
         heads = json.loads((one.folder / "result.json").read_text())["protocols"][name]["heads"]
-        assert row.accuracy("linear") == heads["linear"]["mean"]["accuracy"]
-        assert row.accuracy("three_layer") == heads["three_layer"]["mean"]["accuracy"]
+        for head, scored in row.protocol.heads.items():
+            assert scored.accuracy == heads[head]["mean"]["accuracy"]
     paths = write_summary(rows, tmp_path)
     table = summary_table(rows, is_wide=True)
-    assert f"{100 * rows[0].accuracy('linear'):.1f}" in table[1]
+    assert f"{100 * rows[0].protocol.heads['linear'].accuracy:.1f}" in table[1]
     text = {path.suffix: path.read_text() for path in paths}
     with (tmp_path / "summary.csv").open() as file:
         written = list(csv.DictReader(file))
     assert [(row["task"], row["protocol"], float(row["linear"])) for row in written] == [
-        (row.run.study.name, row.protocol.kind, row.accuracy("linear")) for row in rows
+        (row.run.study.name, row.protocol.kind, row.protocol.heads["linear"].accuracy) for row in rows
     ]
     shown = [line.split(" | ") for line in text[".md"].splitlines() if line.startswith("| ESC-50 ")]
     assert len(shown) == len(rows)
@@ -526,9 +533,7 @@ def test_a_map_that_cannot_be_drawn_is_explained(
 
 def test_p_values_of_an_ablation_are_corrected_for_their_number(ablation: AblationRecord) -> None:
     """Holm: the k-th smallest of n is multiplied by n - k + 1, and none is below a smaller one's."""
-    scored = [effect.heads[kind] for effect in ablation.effects for kind in HEADS]
-    ordered = sorted((item.p_value, item.holm_p_value) for item in scored)
-    assert len(ordered) == 2 * len(ablation.effects)
+    ordered = sorted((effect.p_value, effect.holm_p_value) for effect in ablation.effects)
     highest = 0.0
     for rank, (p_value, corrected) in enumerate(ordered):
         highest = max(highest, min(1.0, p_value * (len(ordered) - rank)))

@@ -14,10 +14,23 @@ import pytest
 import torch
 
 from analysis import summary
-from analysis.compare import EncodersRecord, compare_encoders, read_costs
-from analysis.compare_tables import encoder_table, pair_table, ranking_table, reading_notes
+from analysis.compare import (
+    LEVEL,
+    EncoderCost,
+    EncodersRecord,
+    compare_encoders,
+    encoder_table,
+    pair_table,
+    ranking_table,
+    read_costs,
+    reading_notes,
+)
+from analysis.compare import (
+    _method as method_of,
+)
 from analysis.report_page.answer import answer, answer_table, answer_words
 from analysis.scores import read_runs
+from analysis.studies import STUDIES
 from common.cli import classify_main
 from common.encoder import LogMelStatistics
 from common.encoder.check import CheckRecord, check_encoder
@@ -81,6 +94,14 @@ def compared(folder: Path) -> EncodersRecord:
     return record
 
 
+def leaders(record: EncodersRecord, head: str) -> set[str]:
+    return {score.encoder for score in record.scores if score.head == head and score.leads}
+
+
+def cost(record: EncodersRecord, encoder: str) -> EncoderCost:
+    return next(cost for cost in record.encoders if cost.encoder == encoder)
+
+
 def good(groups: bool = True) -> FeatureSet:
     """Features that are easy to tell apart, in pairs of related clips."""
     features = small_features(folds=5, per_fold=6)
@@ -97,16 +118,16 @@ def test_a_better_encoder_is_found_and_noise_is_not_first(classify: Classify) ->
     record = compared(folder)
     (task,) = record.tasks
     assert (task.task, task.units, task.n_units) == ("esc50", "groups", 60)
-    assert list(record.encoders) == ["hear:good.py", "hear:noise.py"]
+    assert [known.encoder for known in record.encoders] == ["hear:good.py", "hear:noise.py"]
     for head in ("linear", "three_layer"):
         (pair,) = (pair for pair in record.pairs if pair.head == head)
-        own = [score.heads[head].accuracy for score in task.scores]
-        assert pair.difference == pytest.approx(own[0] - own[1])
+        first, second = (heads[head] for heads in record.heads_of(task).values())
+        assert pair.difference == pytest.approx(first.accuracy - second.accuracy)
         assert pair.interval is not None and 0 < pair.interval[0] < pair.difference < pair.interval[1]
         assert pair.p_value == pytest.approx(1e-4) and pair.holm_p_value == pytest.approx(2e-4)
-        assert record.leaders(task, head) == {"hear:good.py"}
-        assert task.scores[0].first[head] == 1
-        assert record.average_rank["hear:good.py"][head] == 1
+        assert leaders(record, head) == {"hear:good.py"}
+        assert first.first == 1
+        assert cost(record, "hear:good.py").mean_rank[head] == 1
     assert "*" in encoder_table(record, "linear")[1][4] and "*" not in encoder_table(record, "linear")[2][4]
     assert encoder_table(record, "linear")[1][1:4] == ["12.3 M", "24", "-"]
     assert "hear:good.py" in pair_table(record)[1] and ranking_table(record)[1][1] == "100"
@@ -120,15 +141,19 @@ def test_the_answer_names_the_best_and_what_it_cannot_be_told_from(classify: Cla
     (only,) = answer(runs, compared(folder))
     assert only.best.run.encoder in ("hear:good.py", "hear:equal.py")
     other = ({"hear:good.py", "hear:equal.py"} - {only.best.run.encoder}).pop()
-    assert other in only.not_worse and "hear:noise.py" not in only.not_worse and only.untested == []
+    assert other in only.names(False) and "hear:noise.py" not in only.names(False) and only.names(None) == []
     assert (only.control(EncoderKind.LOGMEL), only.control(EncoderKind.UNTRAINED)) == (None, None)
     (row,) = answer_table([only])[1:]
-    assert row[0] == "ESC-50 (120 of 2,000 clips)" and row[1] == f"{100 * only.accuracy:.1f}" and other in row[5]
+    assert (
+        row[0] == "ESC-50 (120 of 2,000 clips)" and row[1] == f"{100 * only.best.best.accuracy:.1f}" and other in row[5]
+    )
     words = " ".join(answer_words([only]))
-    assert words.startswith(f"{only.best.run.encoder}: {100 * only.accuracy:.1f} %.") and "better" not in words
+    assert (
+        words.startswith(f"{only.best.run.encoder}: {100 * only.best.best.accuracy:.1f} %.") and "better" not in words
+    )
     # Without the comparison, nothing is claimed of other encoders.
     (alone,) = answer(runs, None)
-    assert set(alone.untested) == {other, "hear:noise.py"}
+    assert set(alone.names(None)) == {other, "hear:noise.py"}
     assert "not tested: " in answer_table([alone])[1][5]
 
 
@@ -147,9 +172,11 @@ def test_controls_of_the_run_itself_count(classify: Classify, tmp_path: Path) ->
     )
     (only,) = answer(read_runs(folder), None)
     (run,) = read_runs(folder)
-    head = only.best.best
+    head = only.best.protocol.best_head
     assert only.control(EncoderKind.LOGMEL) == run.protocols["official"].controls["logmel"][head].accuracy
-    assert only.untested == [] and not {"log-mel statistics", "untrained AudioSep (random:0)"} & set(only.not_worse)
+    assert only.names(None) == [] and not {"log-mel statistics", "untrained AudioSep (random:0)"} & set(
+        only.names(False)
+    )
     words = " ".join(answer_words([only]))
     assert (
         "better than log-mel statistics on 1 of 1 task. Significantly better than an untrained encoder on 1 of 1"
@@ -165,7 +192,7 @@ def test_a_random_division_and_a_sample_are_marked(classify: Classify) -> None:
     few = good()
     classify(of_encoder(few.subset(np.arange(60)), "few"), "few", "--protocol", "random")
     (only,) = answer(read_runs(folder), None)
-    assert only.best.clips == 120
+    assert only.best.run.record.features.clips == 120
 
 
 def test_equal_encoders_are_both_first(classify: Classify) -> None:
@@ -173,12 +200,11 @@ def test_equal_encoders_are_both_first(classify: Classify) -> None:
     classify(of_encoder(features, "one"), "one")
     folder = classify(of_encoder(features, "other"), "other")
     record = compared(folder)
-    (task,) = record.tasks
     assert all(pair.difference == 0 and pair.p_value == 1 for pair in record.pairs)
     assert all(pair.interval[0] < 0 < pair.interval[1] for pair in record.pairs)
-    assert record.leaders(task, "linear") == {"hear:one.py", "hear:other.py"}
-    assert [score.first["linear"] for score in task.scores] == [0.5, 0.5]
-    assert {rank["linear"] for rank in record.average_rank.values()} == {1.5}
+    assert leaders(record, "linear") == {"hear:one.py", "hear:other.py"}
+    assert [score.first for score in record.scores] == [0.5] * 4
+    assert {known.mean_rank["linear"] for known in record.encoders} == {1.5}
 
 
 def test_the_order_of_the_clips_in_a_file_does_not_matter(classify: Classify) -> None:
@@ -205,7 +231,7 @@ def test_what_may_not_be_compared_is_named(what: str, flags: tuple[str, ...], re
     other = features if what != "clips" else features.subset(np.arange(2, len(features)))
     folder = classify(of_encoder(other, "good" if what == "name" else "third"), "third", *flags)
     record = compared(folder)
-    assert len(record.tasks[0].scores) == 2
+    assert len(record.scores) == 2 * 2
     (left_out,) = record.left_out
     assert str(folder / "third") in left_out and reason in left_out
     assert any("Not compared" in line for line in reading_notes(record))
@@ -215,10 +241,9 @@ def test_too_few_groups_give_no_interval_no_rank_and_no_star(classify: Classify)
     features = replace(good(), groups=["all"] * 120)
     classify(of_encoder(features, "good"), "good")
     record = compared(classify(of_encoder(noise_like(features, 1), "noise"), "noise"))
-    (task,) = record.tasks
     assert all(pair.interval is None and pair.p_value is None for pair in record.pairs)
-    assert record.leaders(task, "linear") == set()
-    assert task.scores[0].first == {"linear": None, "three_layer": None}
+    assert leaders(record, "linear") == set()
+    assert all(score.first is None for score in record.scores)
     assert any("ESC-50 (1)" in line for line in reading_notes(record))
 
 
@@ -238,8 +263,8 @@ def test_the_comparison_is_written_with_its_costs(
     printed = capsys.readouterr().out
     assert "log-mel statistics" in printed and "corrected for" in printed
     record = EncodersRecord.model_validate_json((folder / "encoders.json").read_bytes())
-    assert record.encoders["log-mel statistics"].speed == measured.speed
-    assert record.encoders["hear:good.py"].speed is None
+    assert cost(record, "log-mel statistics").speed == measured.speed
+    assert cost(record, "hear:good.py").speed is None
     text = (folder / "encoders.md").read_text()
     assert "We report the accuracy" in text and "seeds" in text and "official folds 1-5" in text
     assert "Which clips are related is unknown in ESC-50" in text
@@ -250,7 +275,7 @@ def test_the_comparison_is_written_with_its_costs(
     # A measurement of other weights says nothing.
     other = json.loads(measured.model_dump_json()) | {"checkpoint": "other"}
     (folder / "encoders" / "logmel.json").write_text(CheckRecord.model_validate(other).model_dump_json())
-    assert compared(folder).encoders["log-mel statistics"].speed is None
+    assert cost(compared(folder), "log-mel statistics").speed is None
 
 
 def logmel_provenance() -> dict[str, object]:
@@ -285,5 +310,15 @@ def test_false_alarms_of_pairs_stay_below_the_level(classify: Classify) -> None:
         folder = classify(of_encoder(noise_like(features, seed), f"noise{seed}"), f"noise{seed}")
     record = compared(folder)
     assert len(record.pairs) == 20
-    assert not any(pair.differs for pair in record.pairs)
-    assert torch.tensor([score.first["linear"] for score in record.tasks[0].scores]).sum().item() == pytest.approx(1)
+    assert not any(pair.holm_p_value < LEVEL for pair in record.pairs)
+    assert sum(score.first for score in record.scores if score.head == "linear") == pytest.approx(1)
+
+
+def test_the_method_names_what_differs_between_tasks(classify: Classify) -> None:
+    (run,) = read_runs(classify(of_encoder(good(), "good"), "good"))
+    config = run.record.config.model_copy(update={"recipe": "tuned"})
+    other = replace(run, study=STUDIES["icbhi"], record=run.record.model_copy(update={"config": config}))
+    assert "the paper recipe (linear: 4 epochs" in method_of([run], 2)
+    words = method_of([run, other], 2)
+    assert "(for ESC-50) or the tuned recipe" in words and f"(for {STUDIES['icbhi'].task.title})" in words
+    assert "; 2 seeds. Data sets" in words  # the same for both

@@ -33,7 +33,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     monkeypatch.setattr(
         reproduce, "preview_download", lambda *flags: calls("common.download", *flags, "--dry-run") and None
     )
-    monkeypatch.setattr(reproduce, "_missing_weights", lambda plan: None)
+    monkeypatch.setattr(reproduce.Plan, "missing_weights", None)
     return calls
 
 

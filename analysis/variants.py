@@ -1,0 +1,385 @@
+"""The variants of an ablation: what is extracted of every clip, how each variant is fitted and scored, and how it is shown.
+
+All layers and pools come from one forward pass; further passes change the waveform or the condition. One wide row per clip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from analysis.maps import balanced_rows
+from analysis.plots import Panel, plot_heads
+from analysis.studies import Study
+from common.arrays import Array
+from common.config import FitConfig, ScalerName
+from common.datasets import Prepared, Task
+from common.datasets.audio import limit_bandwidth
+from common.encoder import (
+    LAYERS,
+    POOLS,
+    SAMPLE_RATE,
+    AudioSepEncoder,
+    Encoder,
+    EncoderInfo,
+    Output,
+    Waveform,
+    load_encoder,
+)
+from common.encoder.device import fitting_device
+from common.errors import UserError
+from common.evaluation.intervals import holm
+from common.evaluation.outcomes import HeadFitter, Outcome
+from common.evaluation.protocol import plan_fits, seeds_of
+from common.evaluation.record import ComparisonRecord, Record
+from common.evaluation.scores import compare_heads, score_head
+from common.extraction import ClipList, ExtractOptions, extract
+from common.features import FeatureFileError, FeatureSet
+from common.files import DamagedFileError, read_json, write_csv, write_json
+from common.heads import HEADS, SCALERS, HeadKind, Job, head_title, recipe_for
+from common.progress import progress_bar
+from common.text_table import as_text, percent, range_of
+
+BASE = AudioSepEncoder.default_output
+# Over time alone, the early layers give 16,000 to 33,000 numbers per clip, which would fill most of the file.
+TIME_LAYERS = ("encoder_block4", "encoder_block5", "encoder_block6", "bottleneck")
+GRID = tuple(output for output in AudioSepEncoder.outputs if output.pool != "mean_time" or output.layer in TIME_LAYERS)
+Degradation = Callable[[Array], Array]
+
+
+def keep_first(share: float) -> Degradation:
+    """The first part of a clip."""
+    return lambda waveform: waveform[: max(1, round(share * len(waveform)))]
+
+
+def add_noise(snr_db: float) -> Degradation:
+    """White noise, `snr_db` decibels below the clip's mean power; the same for the same clip in any batch."""
+
+    def noisy(waveform: Array) -> Array:
+        seed = int.from_bytes(hashlib.sha256(np.ascontiguousarray(waveform).tobytes()).digest()[:8], "little")
+        power = float(np.square(waveform, dtype=np.float64).mean())
+        noise = np.random.default_rng(seed).standard_normal(len(waveform))
+        mixture: Array = (waveform + np.sqrt(power / 10 ** (snr_db / 10)) * noise).astype(np.float32)
+        return mixture
+
+    return noisy
+
+
+# factor -> variant -> what happens to the waveform before it is embedded. In the file, the factor takes the place of
+# the layer, and the variant that of the pool.
+DEGRADATIONS: dict[str, dict[str, Degradation]] = {
+    "duration": {"first 50 %": keep_first(0.5), "first 25 %": keep_first(0.25)},
+    "bandwidth": {
+        "up to 8 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 16_000),
+        "up to 4 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 8_000),
+    },
+    "noise": {f"SNR {snr_db} dB": add_noise(snr_db) for snr_db in (20, 10, 0)},
+}
+CONDITION = "condition"
+FACTORS = (CONDITION, *DEGRADATIONS)  # those whose variants need further passes
+
+
+class AblationEncoder(Encoder):
+    """An encoder whose outputs are the variants of an ablation."""
+
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self, checkpoint: str, device: torch.device, factors: Sequence[str], condition: Path | None) -> None:
+        """Load the encoder without a condition, and for the factor ``"condition"`` those with one.
+
+        Raises:
+            CheckpointError, DeviceError, ConditionError: as `load_encoder`.
+        """
+        self.plain = load_encoder(checkpoint, device)
+        self.info, self.device = self.plain.info, self.plain.device
+        self.conditioned: dict[str, AudioSepEncoder] = {}
+        if CONDITION in factors:
+            self.conditioned["zero"] = load_encoder(checkpoint, device, condition="zero")
+            if condition is not None:
+                other = load_encoder(checkpoint, device, condition=condition)
+                self.conditioned[other.info.condition.removeprefix("sha256:")[:12]] = other
+        names = [(CONDITION, name) for name in self.conditioned]
+        names += [(factor, name) for factor, variants in DEGRADATIONS.items() if factor in factors for name in variants]
+        self.outputs = (*GRID, *(Output(factor, name, BASE.width) for factor, name in names))
+        self.default_output = BASE
+
+    def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
+        """As `Encoder.embed_outputs`."""
+        embedded = self.plain.embed_outputs(waveforms, [output for output in outputs if output.layer not in FACTORS])
+        for output in outputs:
+            if output.layer == CONDITION:
+                embedded[output] = self.conditioned[output.pool].embed(waveforms)
+            elif output.layer in DEGRADATIONS:
+                degrade = DEGRADATIONS[output.layer][output.pool]
+                embedded[output] = self.plain.embed([degrade(np.asarray(waveform)) for waveform in waveforms])
+        return embedded
+
+
+def read_variants(path: Path) -> FeatureSet:
+    """A file of variants, whose `output_columns` name them; FeatureFileError if it holds none."""
+    features = FeatureSet.load(path)
+    if not features.output_columns:
+        raise FeatureFileError(
+            f"{path} holds no variants of this version; extract them again: python analysis/ablation.py"
+        )
+    return features
+
+
+def extract_variants(
+    study: Study, encoder: AblationEncoder, root: Path, output: Path, most: int, options: ExtractOptions
+) -> FeatureSet:
+    """Every variant of every clip, or of a sample: one pass over the audio, saved and resumed like any extraction."""
+    clips = [clip for task in study.extract.values() for clip in task.read_clips(root)]
+    sides = np.array([f"{clip.fold} {clip.split}" for clip in clips])
+    picked = balanced_rows(np.unique([clip.class_name for clip in clips], return_inverse=True)[1], sides, most)
+    print(f"{study.task.title}: {len(picked):,} of {len(clips):,} clips, {len(encoder.outputs)} variants of each")
+    source = ClipList([clips[index] for index in picked], root, study.name, study.task.class_names)
+    extract(source, encoder, output, encoder.outputs, options)
+    return read_variants(output)
+
+
+class AnalysisRecord(Record):
+    """What an analysis has written as JSON; `script` writes it again."""
+
+    script: ClassVar[str]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read it; UserError if it is damaged or of an earlier version."""
+        try:
+            return cls.model_validate_json(read_json(path))
+        except (ValidationError, DamagedFileError) as error:
+            raise UserError(f"{path} is damaged or of an earlier version; run {cls.script} again") from error
+
+
+class Effect(ComparisonRecord):
+    """One head of one variant: its accuracy, and the difference from the baseline. `holm_p_value` is corrected for the
+    number of variants and heads."""
+
+    factor: str
+    name: str
+    dimensions: int  # numbers per clip
+    head: HeadKind
+    accuracy: float
+
+
+class GridScore(Record):
+    """One head on one combination of layer, pool and scaler."""
+
+    layer: str
+    pool: str
+    scaler: ScalerName
+    head: HeadKind
+    accuracy: float
+
+
+class AblationRecord(AnalysisRecord):
+    """The content of ablation_TASK.json."""
+
+    script = "analysis/ablation.py"
+
+    task: str
+    title: str
+    encoder: EncoderInfo
+    division: str
+    clips: int
+    test_clips: int
+    recipe: str
+    seeds: list[int]
+    baseline: dict[HeadKind, float]  # accuracies
+    comparison: ComparisonRecord  # of the three-layer head with the linear one, at the baseline
+    effects: list[Effect]  # both heads of every variant, from the best for the linear head to the worst
+    grid: list[GridScore]
+
+    def effects_of(self, kind: HeadKind) -> list[Effect]:
+        return [effect for effect in self.effects if effect.head == kind]
+
+    @property
+    def baseline_words(self) -> str:
+        """What every effect is a difference from."""
+        scores = ", ".join(f"{head_title(kind)} {percent(accuracy)} %" for kind, accuracy in self.baseline.items())
+        return f"Baseline: {BASE.layer}, {BASE.pool} pool, no condition, whole clip: {scores}."
+
+    @property
+    def clips_words(self) -> str:
+        """What was fitted and tested."""
+        return (
+            f"{self.clips:,} clips ({self.test_clips:,} tested), {self.division}, {self.recipe} recipe, "
+            f"{len(self.seeds)} seed(s)"
+        )
+
+    @property
+    def selection_words(self) -> str:
+        """What a reader of the best effect must know."""
+        return (
+            f"The {len(self.effects) // len(HEADS)} variants are sorted by their test scores, so the first one's is too "
+            f"high; its p-value is corrected for {len(self.effects)} tests (Holm)."
+        )
+
+
+class Variant(NamedTuple):
+    """A variant to fit: names for readers, the outputs that are put side by side, the scaler (None: the recipe's)."""
+
+    factor: str
+    name: str
+    outputs: tuple[str, ...]
+    scaler: ScalerName | None = None
+
+
+@dataclass(frozen=True)
+class _Fits:
+    """What all variants of an ablation share: the rows of all outputs, the splits and seeds, the recipe."""
+
+    features: FeatureSet
+    config: FitConfig
+    jobs: list[Job]
+
+    def outcomes(self, kind: HeadKind, variant: Variant) -> list[Outcome]:
+        """One head per job, of the variant's outputs side by side."""
+        config, columns = self.config, self.features.output_columns
+        if variant.scaler is not None:
+            config = config.model_copy(update={"scaler": variant.scaler, "whiten_eps": None})
+        rows = torch.cat([self.features.features[:, columns[name]] for name in variant.outputs], dim=1)
+        fitter = HeadFitter(config, fitting_device(config.device))
+        return fitter.outcomes(kind, replace(self.features, features=rows), self.jobs)
+
+    def accuracy(self, outcomes: Sequence[Outcome]) -> float:
+        return score_head(outcomes, self.features).accuracy
+
+    def effect(self, kind: HeadKind, variant: Variant, baseline: Sequence[Outcome]) -> Effect:
+        """A variant against the baseline."""
+        outcomes = self.outcomes(kind, variant)
+        columns = [self.features.output_columns[name] for name in variant.outputs]
+        return Effect(
+            **compare_heads(baseline, outcomes, self.features).model_dump(),
+            factor=variant.factor,
+            name=variant.name,
+            dimensions=sum(column.stop - column.start for column in columns),
+            head=kind,
+            accuracy=self.accuracy(outcomes),
+        )
+
+
+def _variants(factors: Sequence[str], features: FeatureSet, config: FitConfig) -> list[Variant]:
+    """All variants of these factors but the baseline."""
+    layer, pool, scaler = BASE.layer, BASE.pool, recipe_for("linear", config).scaler
+    extracted = [(factor, name) for factor, name, _ in features.meta.get("outputs", []) if factor in FACTORS]
+    variants = [
+        *(Variant("layer", other, (f"{other} {pool}",)) for other in LAYERS if other != layer),
+        Variant("layer", "all layers side by side", tuple(f"{name} {pool}" for name in LAYERS)),
+        *(Variant("pool", f"{other} pool", (f"{layer} {other}",)) for other in POOLS if other != pool),
+        Variant("pool", "mean and std pool", (BASE.name, f"{layer} std")),
+        *(Variant("scaler", f"scaler {other}", (BASE.name,), other) for other in SCALERS if other != scaler),
+        *(Variant(factor, name, (f"{factor} {name}",)) for factor, name in extracted),
+    ]
+    return [variant for variant in variants if variant.factor in (*factors, *FACTORS)]
+
+
+def ablate(
+    prepared: Prepared,
+    task: Task,
+    encoder: EncoderInfo,
+    config: FitConfig,
+    factors: Sequence[str],
+    grid_heads: Sequence[HeadKind],
+) -> AblationRecord:
+    """Fit and score every variant on the same splits and seeds.
+
+    Args:
+        prepared: rows of all outputs, divided by the task.
+        encoder: whose outputs they are.
+        grid_heads: heads that are fitted on the whole grid of layers, pools and scalers.
+    """
+    features = prepared.features
+    plan = plan_fits("official", prepared, config.train_test_split, seeds_of(config))
+    fits = _Fits(features, config, plan.jobs)
+    baseline = {kind: fits.outcomes(kind, Variant("", "baseline", (BASE.name,))) for kind in HEADS}
+    variants = progress_bar(iterable=_variants(factors, features, config), desc="variants", unit="variant")
+    by_variant = [[fits.effect(kind, variant, baseline[kind]) for kind in HEADS] for variant in variants]
+    effects = list(itertools.chain(*sorted(by_variant, key=lambda heads: -heads[0].difference)))
+    corrected = holm([effect.p_value for effect in effects])
+    return AblationRecord(
+        task=task.name,
+        title=task.title,
+        encoder=encoder,
+        division=prepared.description or plan.division,
+        clips=len(features),
+        test_clips=len(np.unique(np.concatenate([job.split.test for job in plan.jobs]))),
+        recipe=config.recipe,
+        seeds=seeds_of(config),
+        baseline={kind: fits.accuracy(outcomes) for kind, outcomes in baseline.items()},
+        comparison=compare_heads(baseline["linear"], baseline["three_layer"], features),
+        effects=[
+            effect.model_copy(update={"holm_p_value": value}) for effect, value in zip(effects, corrected, strict=True)
+        ],
+        grid=_grid(fits, grid_heads),
+    )
+
+
+def _grid(fits: _Fits, heads: Sequence[HeadKind]) -> list[GridScore]:
+    """These heads on every combination of layer, pool and scaler."""
+    # Thousands of numbers per clip: whitening keeps the largest principal components; other scalers take hours.
+    combinations = [
+        (output, scaler, kind)
+        for output, scaler, kind in itertools.product(GRID, SCALERS, heads)
+        if output.pool != "mean_time" or scaler == "whiten"
+    ]
+    grid = []
+    for output, scaler, kind in progress_bar(iterable=combinations, desc="grid", unit="variant"):
+        accuracy = fits.accuracy(fits.outcomes(kind, Variant("", "grid", (output.name,), scaler)))
+        grid.append(GridScore(layer=output.layer, pool=output.pool, scaler=scaler, head=kind, accuracy=accuracy))
+    return grid
+
+
+def write_effects(record: AblationRecord, folder: Path, figure_format: str = "png") -> None:
+    """Print the table; write json, csv and a figure into `folder`."""
+    _print_effects(record)
+    name = f"ablation_{record.task}"
+    write_json(folder / f"{name}.json", record.model_dump_json())
+    header = "factor variant dimensions head accuracy difference low high p_value holm_p_value"
+    rows: list[Sequence[object]] = [header.split()]
+    for effect in record.effects:
+        figures = (effect.difference, *(effect.interval or (None, None)), effect.p_value, effect.holm_p_value)
+        rows.append((effect.factor, effect.name, effect.dimensions, effect.head, effect.accuracy, *figures))
+    write_csv(folder / f"{name}.csv", rows)
+    by_variant = list(zip(*map(record.effects_of, HEADS), strict=True))
+    names = [f"{linear.name} ({linear.factor})" for linear, _ in by_variant]
+    effects = [{effect.head: (effect.difference, effect.interval) for effect in both} for both in by_variant]
+    panel = Panel(f"{record.title}: what each choice is worth", (0.0, "baseline"), effects)
+    intervals = "95 % intervals by groups, each for itself."
+    caption = f"{record.baseline_words} {record.clips_words}; {intervals} {record.selection_words}"
+    what = "accuracy against the baseline, points"
+    plot_heads([panel], names, what, caption, folder / f"{name}.{figure_format}")
+    print(f"-> {', '.join(str(folder / f'{name}.{suffix}') for suffix in ('json', 'csv', figure_format))}")
+
+
+def _print_effects(record: AblationRecord) -> None:
+    columns = ("difference, 95 %", "p, Holm")
+    table = [["factor", "variant", *(cell for kind in HEADS for cell in (head_title(kind), *columns))]]
+    table.append(["", "baseline", *(cell for kind in HEADS for cell in (percent(record.baseline[kind]), "", ""))])
+    for effects in zip(*map(record.effects_of, HEADS), strict=True):
+        cells = [effects[0].factor, effects[0].name]
+        for effect in effects:
+            difference = f"{100 * effect.difference:+.1f} ({range_of(effect.interval)})"
+            p_value = "-" if effect.holm_p_value is None else f"{effect.holm_p_value:.2g}"
+            cells += [percent(effect.accuracy), difference, p_value]
+        table.append(cells)
+    print(f"\n{record.title}: {record.clips_words}\n{as_text(table)}\n{record.selection_words}")
+    compared = record.comparison
+    print(f"three-layer minus linear head: {100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}")
+    for kind in HEADS:
+        fitted = [score for score in record.grid if score.head == kind]
+        if fitted:
+            best = max(fitted, key=lambda score: score.accuracy)
+            print(
+                f"best of {len(fitted)} in the grid, {head_title(kind)}: {best.layer}, {best.pool} pool, scaler "
+                f"{best.scaler}: {percent(best.accuracy)} (a maximum over test scores, not a score)"
+            )
