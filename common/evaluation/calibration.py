@@ -115,20 +115,8 @@ def calibrate(held_out: HeldOut[Unseen]) -> CalibrationRecord | None:
     """A head's calibration before and after temperature scaling; None if no rows can set the temperature."""
     if not held_out.sources[0]:
         return None
-    temperatures = [_joint_temperature(sources) for sources in held_out.sources]
-    labels = np.concatenate([unseen.labels for unseen in held_out.tested])
-    before, after = (
-        reliability(
-            np.concatenate(
-                [
-                    softmax(u.logits.astype(np.float64) / by, axis=1)
-                    for u, by in zip(held_out.tested, divisors, strict=True)
-                ]
-            ),
-            labels,
-        )
-        for divisors in ([1.0] * len(temperatures), temperatures)
-    )
+    before = _reliability_at([1.0] * len(held_out.tested), held_out.tested)
+    after = _reliability_at([_joint_temperature(parts) for parts in held_out.sources], held_out.tested)
     return CalibrationRecord(
         temperature=_joint_temperature(held_out.for_kept_head),
         fitted_on=held_out.source_name,
@@ -139,10 +127,14 @@ def calibrate(held_out: HeldOut[Unseen]) -> CalibrationRecord | None:
     )
 
 
+def _reliability_at(temperatures: Sequence[float], tested: Sequence[Unseen]) -> list[ReliabilityBin]:
+    scaled = [part.logits.astype(np.float64) / by for part, by in zip(tested, temperatures, strict=True)]
+    return reliability(softmax(np.concatenate(scaled), axis=1), np.concatenate([part.labels for part in tested]))
+
+
 def _joint_temperature(parts: Sequence[Unseen]) -> float:
-    return fit_temperature(
-        np.concatenate([unseen.logits for unseen in parts]), np.concatenate([unseen.labels for unseen in parts])
-    )
+    logits, labels = zip(*((part.logits, part.labels) for part in parts), strict=True)
+    return fit_temperature(np.concatenate(logits), np.concatenate(labels))
 
 
 def fit_temperature(logits: Array, labels: Array) -> float:

@@ -1,10 +1,10 @@
-"""The uncertainty of scores, from whole groups, since clips of one recording, patient or speaker are not independent.
+"""Intervals and tests that resample whole groups, because clips of one recording, patient or speaker are dependent.
 
-Intervals come from the jackknife over groups (each left out in turn) with Student's t, and for shares from Wilson's form
-with the effective number of clips that this implies, so that they stay inside 0 to 1 and do not vanish where everything
-is right. A bootstrap of few groups gives intervals that are too narrow: in simulations with 5 groups it covered the truth
-80 % of the time, and these 95 to 99 %. The fitted heads are held fixed: an interval says how the score would vary with
-other test clips, not with other training clips. How it varies with seeds is printed apart.
+Intervals come from the jackknife over groups with Student's t. For shares they take Wilson's form, with the effective
+number of clips that the jackknife implies, so that they stay within 0 to 1 and keep a width where everything is right. A
+bootstrap of few groups is too narrow: in simulations with 5 groups it covered the truth 80 % of the time, these intervals
+95 to 99 %. Heads are held fixed: an interval tells how the score varies with the test clips, not with the training clips.
+The variation with seeds is printed separately.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy import stats
 
 from common.arrays import Array
 
-MIN_GROUPS = 5  # with fewer, no interval is given
+MIN_GROUPS = 5  # for an interval
 FEW_STRATA = 5
 PERMUTATIONS = 9999
 CONFIDENCE = 0.95
@@ -26,17 +26,16 @@ BATCH = 4_000_000  # random signs at once
 def share_interval(
     hits: Array, groups: Array, splits: Array, strata: Array | None = None
 ) -> tuple[float, float] | None:
-    """A 95 % interval of a mean share of hits.
+    """The 95 % interval of the mean over splits of the mean over strata of the share of hits.
 
     Args:
-        hits: (M,) whether each prediction is right; all splits and seeds.
-        groups: (M,) the group of each.
-        splits: (M,) the fold of each.
-        strata: (M,) the part of the clips that each belongs to, such as its class. The score is the mean over splits of
-            the mean over strata of the share of hits: without strata the accuracy, with classes the balanced accuracy.
+        hits: (M,) 1 for every right prediction; all splits and seeds.
+        groups, splits: (M,).
+        strata: (M,) such as classes, which make the score the balanced accuracy; None: the accuracy.
 
     Returns:
-        Its ends; None with fewer than MIN_GROUPS groups, also in one of a few strata. (The errors of many strata average out.)
+        None with fewer than MIN_GROUPS groups, in total or in any of up to FEW_STRATA strata. (Errors of many strata average
+        out.)
     """
     if strata is not None and _smallest_stratum(groups, strata) < MIN_GROUPS:
         return None
@@ -45,7 +44,7 @@ def share_interval(
         return None
     share, error = _jackknife(sums, counts, first_cells)
     clips_of_group, effective_groups = counts.sum(axis=1), _effective_groups(counts)
-    # What is not varied is not known: with few groups that have a miss, the error itself is uncertain.
+    # If few groups have a miss, or few a hit, the standard error itself is uncertain.
     right = sums.sum(axis=1)
     informative = min(int((right < clips_of_group).sum()), int((right > 0).sum()))
     t = _t_quantile(min(effective_groups - 1, _degrees_of_cells(sums, counts, first_cells)), informative)
@@ -58,14 +57,11 @@ def share_interval(
 
 
 def difference_interval(differences: Array, groups: Array, splits: Array) -> tuple[float, float] | None:
-    """A 95 % interval of the mean difference between two heads on the same clips.
+    """The 95 % interval of the mean difference between two heads on the same clips; None with fewer than MIN_GROUPS groups.
 
     Args:
-        differences: (M,) hit of one minus hit of the other, -1 to 1.
+        differences: (M,) hit of one head minus hit of the other, -1 to 1.
         groups, splits: as for `share_interval`.
-
-    Returns:
-        Its ends; None with fewer than MIN_GROUPS groups.
     """
     sums, counts, first_cells = _by_group(differences, groups, splits, None)
     if len(sums) < MIN_GROUPS:
@@ -75,16 +71,13 @@ def difference_interval(differences: Array, groups: Array, splits: Array) -> tup
     names, group = np.unique(groups, return_inverse=True)
     varied = np.bincount(group, weights=np.abs(differences), minlength=len(names)) > 0
     t = _t_quantile(effective_groups - 1, int(varied.sum()))
-    # If no group shows a difference, Wilson's limit of the share of groups that would.
+    # If no group differs, Wilson's upper limit of the share of groups that might.
     half = t * error if varied.any() else t**2 / (effective_groups + t**2)
     return max(-1.0, float(difference - half)), min(1.0, float(difference + half))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """P-values corrected for their number (Holm 1979): the chance of even one false alarm stays below the level.
-
-    None stays None and does not count.
-    """
+    """P-values corrected for multiple tests (Holm 1979); None stays None and does not count."""
     known = sorted((value, place) for place, value in enumerate(p_values) if value is not None)
     corrected: list[float | None] = [None] * len(p_values)
     highest = 0.0
@@ -95,19 +88,19 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _effective_groups(counts: Array) -> float:
-    """The number of groups; fewer, if some are much larger than others."""
+    """Kish's effective number of groups, lower if some are much larger than others."""
     sizes = counts.sum(axis=1)
     return float(sizes.sum() ** 2 / np.square(sizes).sum())
 
 
 def _t_quantile(degrees: float, informative: int) -> float:
-    """Student's t; if only a few groups vary, with as few degrees of freedom as they leave."""
+    """Student's t, with fewer degrees of freedom if only a few groups vary."""
     freedom = min(degrees, informative + 1) if informative else degrees
     return float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(1.0, freedom)))
 
 
 def _by_group(values: Array, groups: Array, splits: Array, strata: Array | None) -> tuple[Array, Array, Array]:
-    """Sums and counts (G, cells), a cell being a stratum of a fold, and the first cell of each fold."""
+    """Sums and counts (G, cells), where a cell is a stratum of a fold, and the first cell of every fold."""
     names, group = np.unique(groups, return_inverse=True)
     _, fold = np.unique(splits, return_inverse=True)
     _, stratum = np.unique(np.zeros(len(values)) if strata is None else strata, return_inverse=True)
@@ -119,7 +112,7 @@ def _by_group(values: Array, groups: Array, splits: Array, strata: Array | None)
 
 
 def _smallest_stratum(groups: Array, strata: Array) -> float:
-    """The fewest groups of a stratum; infinite if there are more than FEW_STRATA."""
+    """The smallest number of groups in a stratum; infinite with more than FEW_STRATA strata."""
     names = np.unique(strata)
     if len(names) > FEW_STRATA:
         return np.inf
@@ -127,8 +120,7 @@ def _smallest_stratum(groups: Array, strata: Array) -> float:
 
 
 def _degrees_of_cells(sums: Array, counts: Array, first_cells: Array) -> float:
-    """Degrees of freedom of a mean over cells of different reliability (Welch 1938, Satterthwaite 1946): if most of the
-    uncertainty comes from a stratum with few groups, it is known as badly as that one."""
+    """Degrees of freedom of a mean over cells of different variance (Welch 1938, Satterthwaite 1946)."""
     totals = counts.sum(axis=0)
     shares = sums.sum(axis=0) / totals
     n_groups = (counts > 0).sum(axis=0)
@@ -142,7 +134,7 @@ def _degrees_of_cells(sums: Array, counts: Array, first_cells: Array) -> float:
 
 
 def _jackknife(sums: Array, counts: Array, first_cells: Array) -> tuple[float, float]:
-    """A mean over folds of means over strata, and its standard error by leaving out each group in turn."""
+    """The mean over folds of means over strata, and its standard error by leaving out every group in turn."""
     (mean,) = _mean_of_cells(sums.sum(axis=0)[None], counts.sum(axis=0)[None], first_cells)
     without = _mean_of_cells(sums.sum(axis=0) - sums, counts.sum(axis=0) - counts, first_cells)
     share_left = (len(sums) - 1) / len(sums)
@@ -150,7 +142,7 @@ def _jackknife(sums: Array, counts: Array, first_cells: Array) -> tuple[float, f
 
 
 def _mean_of_cells(sums: Array, counts: Array, first_cells: Array) -> Array:
-    """(B, cells) -> (B,); a stratum or a fold of which nothing is left does not count."""
+    """(B, cells) -> (B,); empty strata and folds do not count."""
     is_present = counts > 0.5
     shares = np.divide(sums, counts, out=np.zeros_like(sums), where=is_present)
     totals, parts = (np.add.reduceat(values, first_cells, axis=1) for values in (shares, is_present.astype(float)))
@@ -160,15 +152,11 @@ def _mean_of_cells(sums: Array, counts: Array, first_cells: Array) -> Array:
 
 
 def paired_p_value(differences: Array, groups: Array) -> float | None:
-    """Two-sided p-value for two heads being equally good on the same clips: a permutation test that swaps them in
-    whole groups, so that the sign of each group's difference is random.
+    """Two-sided p-value of a permutation test that swaps two heads in whole groups; None with fewer than two groups.
 
     Args:
         differences: (M,) hit of one head minus hit of the other, weighted as in the score.
         groups: (M,).
-
-    Returns:
-        None with fewer than two groups. The smallest possible value is 1e-4, one in PERMUTATIONS + 1.
     """
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < 2:

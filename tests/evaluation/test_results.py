@@ -31,7 +31,7 @@ from common.evaluation.record import (
     RunRecord,
 )
 from common.evaluation.results import earlier_record, remove_record
-from common.evaluation.scores import compare_heads, confusion_matrix, icbhi_scores, per_class, score_head, scores
+from common.evaluation.scores import compare_heads, icbhi_scores, per_class, score_head, scores
 from common.evaluation.text import remarks, score_table
 from common.features import FeatureFileError, FeatureSet
 from common.files import OutputError
@@ -51,7 +51,6 @@ def test_scores_by_hand() -> None:
     )
     # A class that neither occurs nor is predicted counts with F1 0: the mean is over all classes.
     assert scores(labels, predictions, 3)["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 3)
-    assert confusion_matrix(labels, predictions, 3).tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
     columns = per_class(labels, predictions, 3)
     assert columns["recall"] == pytest.approx([2 / 3, 1, 0])
     assert columns["precision"] == pytest.approx([1, 0.5, 0])
@@ -108,7 +107,7 @@ def test_two_heads_on_the_same_clips_are_compared() -> None:
     features = small_features(per_fold=20)
     worse, better = outcomes_of(features, 2, 0.5), outcomes_of(features, 2, 0.1, seed=1)
     compared = compare_heads(worse, better, features)
-    accuracies = [score_head(each, features).accuracy for each in (worse, better)]
+    accuracies = [score_head(outcomes, features).accuracy for outcomes in (worse, better)]
     assert compared.difference == pytest.approx(accuracies[1] - accuracies[0])
     assert compared.interval is not None
     assert compared.interval[0] > 0
@@ -118,7 +117,7 @@ def test_two_heads_on_the_same_clips_are_compared() -> None:
     # Every fold counts alike, whatever its size.
     uneven = features.subset(np.arange(20, len(features)))
     worse, better = outcomes_of(uneven, 2, 0.5), outcomes_of(uneven, 2, 0.1, seed=1)
-    accuracies = [score_head(each, uneven).accuracy for each in (worse, better)]
+    accuracies = [score_head(outcomes, uneven).accuracy for outcomes in (worse, better)]
     assert compare_heads(worse, better, uneven).difference == pytest.approx(accuracies[1] - accuracies[0])
     same = compare_heads(worse, worse, uneven)
     assert same.difference == 0
@@ -207,9 +206,9 @@ def test_every_score_can_be_computed_from_the_predictions(tmp_path: Path) -> Non
         "random_predictions.pt",
     ]
     table = pd.read_csv(tmp_path / "random_predictions.csv")
-    for head, each in outcomes.items():
+    for head, fitted in outcomes.items():
         hits = table[head] == table.class_name
-        expected = score_head(each, features).accuracy
+        expected = score_head(fitted, features).accuracy
         assert hits.groupby([table.seed, table.split]).mean().mean() == pytest.approx(expected)
     assert table.group.tolist() == [groups[features.clip_ids.index(name)] for name in table.clip_id]
     saved = torch.load(tmp_path / "random_predictions.pt", weights_only=True)
@@ -380,7 +379,7 @@ def test_a_confusion_matrix_shows_shares_of_the_true_class(n_classes: int, drawn
         assert texts_of(labels) == [shown[index] for index in order]
     np.testing.assert_allclose(axes.images[0].get_array(), 100 * share[np.ix_(order, order)])
     for text in axes.texts:
-        column, row = (round(each) for each in text.get_position())
+        column, row = (round(place) for place in text.get_position())
         assert text.get_text() == f"{100 * share[order[row], order[column]]:.0f}"
     if n_classes <= FEW:  # every number that is not 0
         assert len(axes.texts) == (share >= 0.005).sum()
