@@ -16,8 +16,8 @@ from common.encoder import Encoder, Output, Waveform, choose_outputs
 from common.errors import UserError
 from common.features import FeatureFileError, FeatureSet, Provenance, read_provenance
 from common.files import load_torch, save_torch
-from common.heads.classifiers import HEADS, HeadKind
 from common.heads.novelty import KnownSounds
+from common.heads.recipes import HEADS, HeadKind
 from common.heads.scalers import Scaler
 
 # What of the provenance must be the same where a head is used.

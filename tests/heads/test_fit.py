@@ -29,8 +29,8 @@ from common.heads import (
     fit_heads,
     fit_scaler,
 )
-from common.heads.batches import Batches, append_one, generator
 from common.heads.fit import CompiledHead, _Fitting
+from common.heads.jobs import Batches, append_one, generator
 from common.heads.plain import PlainHead
 from common.heads.scalers import SHRINKAGES
 from tests.support.heads import CPU, SIZE, on_one_thread, small_features
