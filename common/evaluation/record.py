@@ -20,7 +20,7 @@ from common.config import FitConfig
 from common.datasets import DivisionKind, Task
 from common.encoder.device import describe_cpu
 from common.encoder_name import EncoderKind, slug_of
-from common.errors import UserError
+from common.errors import UserError, first_problem
 from common.features import Counts, FeatureSet
 from common.files import DamagedFileError, read_json, spreadsheet_cell, write_csv, write_json
 from common.heads import HEADS, HeadKind, Recipe, head_title, recipe_for
@@ -478,8 +478,5 @@ class RunRecord(Record):
         try:
             return cls.model_validate_json(read_json(path))
         except (DamagedFileError, ValidationError) as error:
-            problem = str(error)
-            if isinstance(error, ValidationError):
-                first = error.errors(include_url=False, include_input=False)[0]
-                problem = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+            problem = first_problem(error) if isinstance(error, ValidationError) else error
             raise RecordError(f"{path} is not a record of this project ({problem})") from error
