@@ -1,4 +1,4 @@
-"""Intervals and tests that resample whole groups, because clips of one recording, patient or speaker are dependent.
+"""Intervals and tests by whole groups, because clips of a recording, patient or speaker are dependent.
 
 Intervals come from the jackknife over groups with Student's t. For shares they take Wilson's form, with the effective
 number of clips that the jackknife implies, so that they stay within 0 to 1 and keep a width where everything is right. A
@@ -60,7 +60,7 @@ def difference_interval(differences: Array, groups: Array, splits: Array) -> tup
     """The 95 % interval of the mean difference between two heads on the same clips; None with fewer than MIN_GROUPS groups.
 
     Args:
-        differences: (M,) hit of one head minus hit of the other, -1 to 1.
+        differences: (M,) hits of a head minus hits of the other, -1 to 1.
         groups, splits: as for `share_interval`.
     """
     sums, counts, first_cells = _by_group(differences, groups, splits, None)
@@ -155,7 +155,7 @@ def paired_p_value(differences: Array, groups: Array) -> float | None:
     """Two-sided p-value of a permutation test that swaps two heads in whole groups; None with fewer than two groups.
 
     Args:
-        differences: (M,) hit of one head minus hit of the other, weighted as in the score.
+        differences: (M,) hits of a head minus hits of the other, weighted as in the score.
         groups: (M,).
     """
     names, group = np.unique(groups, return_inverse=True)

@@ -46,7 +46,7 @@ def load_features(task: Task, config: FitConfig, options: Mapping[str, str | boo
     """The rows that a configuration selects.
 
     Args:
-        options: values of the task's own flags.
+        options: values of the task's flags.
 
     Raises:
         ConfigError, FeatureFileError, FitError, DatasetError: all are UserErrors.

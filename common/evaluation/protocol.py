@@ -114,7 +114,7 @@ def identity_of(dataset: str, features: FeatureSet, jobs: Sequence[Job], config:
     """What scores of other encoders must share to be comparable with these."""
     names = np.array(features.class_names)[features.labels.numpy()]
     order = np.argsort(np.array(features.clip_ids), kind="stable")
-    place = np.argsort(order)  # of each row when the rows are sorted by their ids
+    place = np.argsort(order)  # of the rows when sorted by their ids
     clips, division = hashlib.sha256(), hashlib.sha256()
     for row in order:
         clips.update(f"{features.clip_ids[row]}\t{names[row]}\n".encode(errors="surrogatepass"))
@@ -234,7 +234,7 @@ def _heads_to_keep(
 def _final_head(
     kind: HeadKind, features: FeatureSet, fitted: Sequence[ChosenHead], recipe: Recipe, device: torch.device
 ) -> FittedHead:
-    """The head of a single split; with folds, one fitted on all clips for the median number of epochs."""
+    """The head of a single split; with folds, another, fitted on all clips for the median number of epochs."""
     final = fitted[0].final
     if len(fitted) == 1:
         return final

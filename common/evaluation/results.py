@@ -38,7 +38,7 @@ def classify(
 
     Args:
         config: the effective configuration.
-        options: values of the task's own flags.
+        options: values of the task's flags.
         device: where to fit.
         overwrite: whether results of another run may be replaced.
 
@@ -126,7 +126,7 @@ def _with_figures(task: Task, record: RunRecord, figure_format: FigureFormat, fo
         if name not in record.files:
             try:
                 draw(folder / name)
-            except Exception as error:  # noqa: BLE001 - whatever a drawing library raises: the results are there
+            except Exception as error:  # noqa: BLE001 - whatever a drawing library raises: the results are saved
                 print(f"warning: {folder / name} was not drawn: {' '.join(str(error).split())[:200]}", file=sys.stderr)
                 continue
         files.append(name)

@@ -29,19 +29,19 @@ def make_splits(prepared: Prepared) -> tuple[list[Split], str]:
         SplitError: there is only one fold, or a side or a class is missing.
     """
     features = prepared.features
-    whose = "official" if prepared.kind is DivisionKind.OFFICIAL else "given"
+    author = "official" if prepared.kind is DivisionKind.OFFICIAL else "given"
     if features.folds is not None:
-        return _folds(features, features.folds.numpy(), whose)
+        return _folds(features, features.folds.numpy(), author)
     assert features.splits is not None
     sides = np.array(features.splits)
     missing = [side for side in ("train", "test") if side not in sides]
     if missing:
         raise SplitError(
-            f"the features hold no {' and no '.join(missing)} clips of the {whose} split; "
+            f"the features hold no {' and no '.join(missing)} clips of the {author} split; "
             "extract the features of the whole data set"
         )
     split = Split("test", *(np.flatnonzero(sides == side) for side in ("train", "test", "valid")))
-    described = f"{whose} train, valid and test split" if len(split.valid) else f"{whose} train and test split"
+    described = f"{author} train, valid and test split" if len(split.valid) else f"{author} train and test split"
     _refuse_missing_classes(features, split.train, f"the training side of the {described}")
     return [split], described
 
@@ -59,7 +59,7 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
     if features.groups is not None:
         ways.append((f"{share}, whole groups", lambda: hold_out_groups(features, split.train, VALID_SHARE, seed)))
     elif features.folds is not None:
-        ways.append(("one of the training folds", lambda: _one_fold(features, split, seed)))
+        ways.append(("one of the training folds", lambda: _hold_out_fold(features, split, seed)))
     ways.append((share, lambda: split.train[random_split(features.subset(split.train), VALID_SHARE, seed).test]))
     for words, hold_out in ways:
         try:
@@ -70,7 +70,7 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
     return split, "nothing: the last epoch is kept"
 
 
-def _one_fold(features: FeatureSet, split: Split, seed: int) -> Array:
+def _hold_out_fold(features: FeatureSet, split: Split, seed: int) -> Array:
     assert features.folds is not None
     folds = features.folds.numpy()
     present = np.unique(folds[split.train])
@@ -127,18 +127,18 @@ def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:
     return folds
 
 
-def _folds(features: FeatureSet, folds: Array, whose: str) -> tuple[list[Split], str]:
+def _folds(features: FeatureSet, folds: Array, author: str) -> tuple[list[Split], str]:
     present = np.unique(folds).tolist()
     if len(present) == 1:
         raise SplitError(
-            f"only fold {present[0]} is present: cross-validation over the {whose} folds needs two or more; "
+            f"only fold {present[0]} is present: cross-validation over the {author} folds needs two or more; "
             "extract the features of the whole data set"
         )
     for fold in present:
         _refuse_missing_classes(features, np.flatnonzero(folds == fold), f"fold {fold}")
     splits = [Split(f"fold {fold}", np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in present]
     is_range = present == list(range(present[0], present[-1] + 1)) and len(present) > 2
-    return splits, f"{whose} folds {f'{present[0]}-{present[-1]}' if is_range else ', '.join(map(str, present))}"
+    return splits, f"{author} folds {f'{present[0]}-{present[-1]}' if is_range else ', '.join(map(str, present))}"
 
 
 def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:

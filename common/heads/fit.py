@@ -50,8 +50,8 @@ def fit_chosen(
 ) -> list[ChosenHead]:
     """Fit every job with its epoch chosen on validation rows, then again on training and validation rows.
 
-    - The epoch (and the shrinkage of whitening, if the recipe leaves it open) is the one with the highest accuracy on
-      validation rows. A job without them keeps its last epoch.
+    - The epoch (and the shrinkage of whitening, if the recipe leaves it open) has the highest accuracy on validation
+      rows. A job without them keeps its last epoch.
     - With `refit`, the head and its scaler are then fitted again on training and validation rows, up to that epoch.
     - A recipe whose learning rate falls to 0 keeps its last epoch. If nothing else is left to choose, validation rows are
       used for training from the start.
@@ -102,7 +102,7 @@ def fit_heads(
 ) -> list[FittedHead]:
     """Fit a head per job by the recipe.
 
-    The kept epoch is the job's `keep`, or the (first) one of the highest validation accuracy, or the last. Scaler and head
+    The kept epoch is the job's `keep`, or the first of the highest validation accuracy, or the last. Scaler and head
     see training rows only. A head's random numbers come from its seed and its split's name, so it is the same whatever
     else is fitted.
 
@@ -133,7 +133,7 @@ def fit_heads(
 
     threads = torch.get_num_threads()
     with bar, one_blas_thread(), ThreadPoolExecutor((os.cpu_count() or 1) if device.type == "cpu" else 1) as pool:
-        # Jobs with the same scaled rows follow one another, so that few copies of the rows are kept at once.
+        # Jobs with the same scaled rows are adjacent, so that few copies of the rows exist at once.
         places = {key: place for place, key in enumerate(dict.fromkeys(job.scaler_key for job in jobs))}
         order = sorted(range(len(jobs)), key=lambda index: places[jobs[index].scaler_key])
         try:

@@ -1,4 +1,4 @@
-"""The two heads, and the recipes they are fitted by: the paper's, and the best one found for the same heads."""
+"""The two heads and their recipes: the paper's, and the best found for the same heads."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Recipe:
 
 
 # Found by random search over these fields (about 70 trials for the linear head, 90 for the three-layer head) on the
-# original project's ESC-50 features. Test folds were not used: in each official division, heads were fitted on three
+# original project's ESC-50 features. Test folds were not used: in every official division, heads were fitted on three
 # training folds and judged on the fourth. Whitening and rows of equal length helped by far the most, then a cosine
 # schedule, dropout and label smoothing for the three-layer head. These are the best trials; a hidden width of 256 was
 # half a point behind 512. Noise on the embeddings, their square roots, and weight decay of the linear head did not

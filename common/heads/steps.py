@@ -44,7 +44,7 @@ class Layer(NamedTuple):
 
 
 class Regularisation(NamedTuple):
-    """AdamW's weight decay; label smoothing; dropout of the embeddings, and after each ReLU."""
+    """AdamW's weight decay; label smoothing; dropout of the embeddings, and after every ReLU."""
 
     weight_decay: float
     smoothing: np.float32
@@ -192,7 +192,7 @@ def _cross_entropy(logits, labels, shares, smoothing):  # type: ignore[no-untype
 
 @compiled
 def _relu(values, hidden):  # type: ignore[no-untyped-def]
-    """(B, H) values -> the first H columns of `hidden`, whose next one stays 1."""
+    """(B, H) values -> the first H columns of `hidden`, whose next column stays 1."""
     for b in range(values.shape[0]):
         row, into = values[b], hidden[b]
         for h in range(values.shape[1]):
@@ -202,7 +202,7 @@ def _relu(values, hidden):  # type: ignore[no-untyped-def]
 @compiled
 def _drop(values, width, drawn, start, n_rows, dropout):  # type: ignore[no-untyped-def]
     """Dropout of the first `width` columns of `n_rows` rows, in place, by random numbers from `drawn[start]` on;
-    returns where the next ones begin."""
+    returns where the unused numbers begin."""
     scale = np.float32(1 / (1 - dropout))
     for b in range(n_rows):
         row, numbers = values[b], drawn[start + b * width : start + (b + 1) * width]
@@ -213,7 +213,7 @@ def _drop(values, width, drawn, start, n_rows, dropout):  # type: ignore[no-unty
 
 @compiled
 def _forward_pass(layers, rooms, drawn, n_rows, regularisation):  # type: ignore[no-untyped-def]
-    """From the embeddings in the first room to the logits in the last one, with dropout by the `drawn` numbers."""
+    """From the embeddings in the first room to the logits in the last, with dropout by the numbers `drawn`."""
     place, dropout = 0, regularisation.dropout
     if regularisation.input_dropout > 0:
         place = _drop(rooms[0].inputs, layers[0].n_inputs - 1, drawn, place, n_rows, regularisation.input_dropout)
