@@ -1,20 +1,31 @@
-"""Calibration and false alarms of the kept heads, measured on clips that the heads were not fitted on."""
+"""The heads to keep, with their calibration and false alarms measured on clips that they were not fitted on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from common.arrays import Array
-from common.evaluation.record import CalibrationRecord, NoneOfTheseRecord, ReliabilityBin
+from common.evaluation.outcomes import HeadFitter
+from common.evaluation.record import CalibrationRecord, NoneOfTheseRecord, Record, ReliabilityBin
 from common.features import FeatureSet
-from common.heads import ChosenHead, HeadKind, Job, KnownSounds, Recipe, Split, conformal_threshold, fit_heads
+from common.heads import (
+    ChosenHead,
+    FittedHead,
+    HeadKind,
+    Job,
+    KnownSounds,
+    Split,
+    TrainedHead,
+    conformal_threshold,
+    fit_heads,
+    recipe_for,
+)
 
 T = TypeVar("T")
 RATE = 0.05  # the false-alarm rate at which every run measures
@@ -61,32 +72,74 @@ class Unseen:
     labels: Array
 
 
-def unseen_by(
-    kind: HeadKind, chosen: Sequence[ChosenHead], features: FeatureSet, job: Job, recipe: Recipe, device: torch.device
-) -> HeldOut[Unseen]:
-    """The logits of one seed's heads for held-out rows.
+@dataclass(frozen=True)
+class KeptHead:
+    """A head to keep, and what is measured of the first seed's heads of its kind."""
 
-    Args:
-        chosen: the seed's heads, in the order of the splits.
-        job: of the first split. If its head was fitted on the validation rows too, another is fitted without them.
-    """
+    head: TrainedHead
+    calibration: CalibrationRecord | None
+    none_of_these: NoneOfTheseRecord | None
+
+    @property
+    def measured(self) -> dict[str, Record | None]:
+        """By the names of `HeadRecord`."""
+        return {"calibration": self.calibration, "none_of_these": self.none_of_these}
+
+
+def heads_to_keep(
+    features: FeatureSet, jobs: Sequence[Job], chosen: Mapping[HeadKind, Sequence[ChosenHead]], fitter: HeadFitter
+) -> dict[HeadKind, KeptHead]:
+    """The first seed's heads; `chosen` are the heads of `jobs`."""
+    first = jobs[0]
+    n_splits = sum(job.seed == first.seed for job in jobs)  # the first seed's jobs come first
+    splits = [head.final.job.split for head in chosen["linear"][:n_splits]]  # the same for both kinds
+    distances = _held_out_distances(features, first, splits)
+    none_of_these, known = _measure_none_of_these(distances), None
+    if distances.for_kept_head:
+        train = splits[0].train if n_splits == 1 else np.arange(len(features))
+        known = KnownSounds.of(features.features.numpy()[train], np.concatenate(distances.for_kept_head), first.seed)
+    kept = {}
+    for kind, heads in chosen.items():
+        calibration = calibrate(_unseen_by(kind, heads[:n_splits], features, first, fitter))
+        temperature = 1.0 if calibration is None else calibration.temperature
+        final = _final_head(kind, features, heads[:n_splits], fitter)
+        class_names, encoder = features.class_names, features.provenance
+        head = TrainedHead(kind, final.module, final.scaler, class_names, encoder, temperature, known)
+        kept[kind] = KeptHead(head, calibration, none_of_these)
+    return kept
+
+
+def _final_head(kind: HeadKind, features: FeatureSet, fitted: Sequence[ChosenHead], fitter: HeadFitter) -> FittedHead:
+    """The head of a single split; with folds, one more, fitted on all clips for the median number of epochs."""
+    final = fitted[0].final
+    if len(fitted) == 1:
+        return final
+    everything = Split("all clips", np.arange(len(features)), np.arange(0))
+    epoch = int(np.median([head.final.epoch for head in fitted]))
+    job = Job(everything, final.job.seed, epoch, final.job.shrinkage)
+    return fit_heads(kind, features, [job], recipe_for(kind, fitter.config), fitter.device)[0]
+
+
+def _unseen_by(
+    kind: HeadKind, chosen: Sequence[ChosenHead], features: FeatureSet, job: Job, fitter: HeadFitter
+) -> HeldOut[Unseen]:
+    """The logits of a seed's heads for held-out rows; if the head of the first `job` was fitted on its validation rows too,
+    those of another, fitted without them."""
     labels = features.labels.numpy()
     tested = [Unseen(head.final.test_logits.numpy(), labels[head.final.job.split.test]) for head in chosen]
     if len(chosen) > 1 or not len(job.split.valid):
         return HeldOut(tested)
-    apart = chosen[0].choosing
-    if not len(apart.valid_logits):
+    head = chosen[0].choosing
+    if not len(head.valid_logits):
+        recipe = recipe_for(kind, fitter.config)
         again = replace(job, keep=recipe.epochs, shrinkage=chosen[0].final.job.shrinkage)
-        (apart,) = fit_heads(kind, features, [again], recipe, device)
-    return HeldOut(tested, Unseen(apart.valid_logits.numpy(), labels[apart.job.split.valid]))
+        (head,) = fit_heads(kind, features, [again], recipe, fitter.device)
+    return HeldOut(tested, Unseen(head.valid_logits.numpy(), labels[head.job.split.valid]))
 
 
-def held_out_distances(features: FeatureSet, job: Job, splits: Sequence[Split]) -> HeldOut[Array]:
-    """Distances (M,) of held-out rows of one seed's splits to the nearest training row.
-
-    Args:
-        job: of the first split, before validation rows are used for training.
-    """
+def _held_out_distances(features: FeatureSet, job: Job, splits: Sequence[Split]) -> HeldOut[Array]:
+    """Distances (M,) of held-out rows of a seed's splits to the nearest training row; the first `job` still has the
+    validation rows that its split may use for training."""
     values = features.features.numpy()
 
     def distances(rows: Array, train: Array) -> Array:
@@ -97,7 +150,7 @@ def held_out_distances(features: FeatureSet, job: Job, splits: Sequence[Split]) 
     return HeldOut(tested, distances(job.split.valid, job.split.train) if has_validation else None)
 
 
-def measure_none_of_these(held_out: HeldOut[Array]) -> NoneOfTheseRecord | None:
+def _measure_none_of_these(held_out: HeldOut[Array]) -> NoneOfTheseRecord | None:
     """How often clips of known classes are marked "none of these" at a rate of RATE; None if there are too few distances to
     set a threshold."""
     alarms = []

@@ -15,7 +15,7 @@ import torch
 from common.arrays import Array
 from common.config import FitConfig, ProtocolName
 from common.datasets import DivisionKind, Prepared, Task
-from common.evaluation.calibration import calibrate, held_out_distances, measure_none_of_these, unseen_by
+from common.evaluation.calibration import heads_to_keep
 from common.evaluation.intervals import holm
 from common.evaluation.outcomes import PROBES, HeadFitter, Outcome, fit_probe
 from common.evaluation.record import (
@@ -25,24 +25,11 @@ from common.evaluation.record import (
     MeanRecord,
     ProtocolIdentity,
     ProtocolRecord,
-    Record,
 )
 from common.evaluation.scores import MoreScores, compare_heads, majority_predictions, score_head
 from common.evaluation.splits import make_splits, random_split, with_validation
 from common.features import FeatureSet
-from common.heads import (
-    HEADS,
-    ChosenHead,
-    FittedHead,
-    HeadKind,
-    Job,
-    KnownSounds,
-    Recipe,
-    Split,
-    TrainedHead,
-    fit_heads,
-    recipe_for,
-)
+from common.heads import HEADS, HeadKind, Job, Split, TrainedHead, recipe_for
 
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 VERSION = 1  # raised when the same settings give different scores
@@ -181,7 +168,7 @@ def run_protocol(
     chosen = {kind: fitter.fit(kind, features, plan.jobs) for kind in HEADS}
     outcomes = {kind: [Outcome.of(head) for head in heads] for kind, heads in chosen.items()}
     control_outcomes = {control: fits.outcomes(other) for control, other in (controls or {}).items()}
-    kept, measured = _heads_to_keep(features, plan.jobs, chosen, fitter)
+    kept = heads_to_keep(features, plan.jobs, chosen, fitter)
     is_drawn = plan.kind is DivisionKind.RANDOM
     has_validation = any(len(job.split.valid) for job in plan.jobs)
     record = ProtocolRecord(
@@ -193,7 +180,9 @@ def run_protocol(
         refit=config.refit and has_validation,
         seeds=seeds_of(config),
         related_test_clips=_related_share(features, plan.jobs),
-        heads={kind: head.model_copy(update=measured[kind]) for kind, head in fits.score_both(outcomes).items()},
+        heads={
+            kind: scored.model_copy(update=kept[kind].measured) for kind, scored in fits.score_both(outcomes).items()
+        },
         majority_class=fits.score([_majority(features, job) for job in plan.jobs]),
         comparison=compare_heads(outcomes["linear"], outcomes["three_layer"], features),
         probes=_score_probes(fits) if config.probes else {},
@@ -202,46 +191,7 @@ def run_protocol(
         control_comparisons=_compare_controls(control_outcomes, outcomes, features),
         label_efficiency=_label_efficiency(fits),
     )
-    return ProtocolRun(record, outcomes, kept)
-
-
-def _heads_to_keep(
-    features: FeatureSet, jobs: Sequence[Job], chosen: Mapping[HeadKind, Sequence[ChosenHead]], fitter: HeadFitter
-) -> tuple[dict[HeadKind, TrainedHead], dict[HeadKind, dict[str, Record | None]]]:
-    """The first seed's heads, and what is measured of them, by the names of `HeadRecord`."""
-    n_splits = sum(job.seed == jobs[0].seed for job in jobs)  # the first seed's jobs come first
-    splits = [head.final.job.split for head in chosen["linear"][:n_splits]]  # the same for both kinds
-    distances = held_out_distances(features, jobs[0], splits)
-    none_of_these, known = measure_none_of_these(distances), None
-    if distances.for_kept_head:
-        train = splits[0].train if n_splits == 1 else np.arange(len(features))
-        held_out = np.concatenate(distances.for_kept_head)
-        known = KnownSounds.of(features.features.numpy()[train], held_out, jobs[0].seed)
-    heads: dict[HeadKind, TrainedHead] = {}
-    measured: dict[HeadKind, dict[str, Record | None]] = {}
-    for kind, of_kind in chosen.items():
-        fitted, recipe = of_kind[:n_splits], recipe_for(kind, fitter.config)
-        calibration = calibrate(unseen_by(kind, fitted, features, jobs[0], recipe, fitter.device))
-        measured[kind] = {"calibration": calibration, "none_of_these": none_of_these}
-        final = _final_head(kind, features, fitted, recipe, fitter.device)
-        temperature = 1.0 if calibration is None else calibration.temperature
-        heads[kind] = TrainedHead(
-            kind, final.module, final.scaler, features.class_names, features.provenance, temperature, known
-        )
-    return heads, measured
-
-
-def _final_head(
-    kind: HeadKind, features: FeatureSet, fitted: Sequence[ChosenHead], recipe: Recipe, device: torch.device
-) -> FittedHead:
-    """The head of a single split; with folds, another, fitted on all clips for the median number of epochs."""
-    final = fitted[0].final
-    if len(fitted) == 1:
-        return final
-    everything = Split("all clips", np.arange(len(features)), np.arange(0))
-    epoch = int(np.median([head.final.epoch for head in fitted]))
-    job = Job(everything, final.job.seed, epoch, final.job.shrinkage)
-    return fit_heads(kind, features, [job], recipe, device)[0]
+    return ProtocolRun(record, outcomes, {kind: head.head for kind, head in kept.items()})
 
 
 def _score_shuffled(fits: _Fits) -> dict[HeadKind, HeadRecord]:
