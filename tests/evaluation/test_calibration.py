@@ -44,7 +44,7 @@ def test_calibration_reduces_the_error() -> None:
 
 
 def test_no_temperature_of_a_fold_comes_from_its_own_labels() -> None:
-    """Wrong labels in one fold change what is measured there only by the labels, not by the temperature."""
+    """Wrong labels in a fold change its measured error by the labels only, not by the temperature."""
     folds = [answers(seed, 500, too_sure=3) for seed in range(2)]
     wrong = replace(folds[0], labels=(folds[0].labels + 1) % 4)
     before, after = calibrate(HeldOut(folds)), calibrate(HeldOut([wrong, folds[1]]))
@@ -65,7 +65,7 @@ def test_the_expected_error_by_hand() -> None:
 
 @pytest.mark.parametrize("recipe", ["paper", "tuned"])
 def test_every_run_has_its_calibration_and_the_head_its_temperature(recipe: str, tmp_path: Path) -> None:
-    """With folds, and with one split, where the tuned recipe learns from the validation clips too."""
+    """With folds, and with a single split, where the tuned recipe is fitted on the validation clips too."""
     folds = grouped_features()
     sides = replace(
         small_features(folds=5),
@@ -98,7 +98,7 @@ def test_the_threshold_holds_its_rate_for_clips_like_the_held_out_ones() -> None
 
 
 def test_distances_are_those_to_rows_that_were_learned_from() -> None:
-    """Test rows are never among the known ones; the kept head's own rows are at distance 0 and its scaler's."""
+    """Test rows are never among the known rows; the kept head's training rows are at distance 0."""
     features = grouped_features()
     done = run(features, epochs=3)
     for kind, scored in done.record.heads.items():
@@ -108,7 +108,7 @@ def test_distances_are_those_to_rows_that_were_learned_from() -> None:
         assert head.known is not None and len(head.known.held_out) == len(features)
         assert (head.known.held_out > 0).all()
         values = features.features.numpy()
-        scaled = (values - values.mean(axis=0)) / values.std(axis=0)  # whatever the head's own scaler
+        scaled = (values - values.mean(axis=0)) / values.std(axis=0)  # whatever the head's scaler
         by_hand = np.linalg.norm(scaled[:, None] - scaled[None], axis=2)
         np.testing.assert_allclose(head.known.distances(values), by_hand.min(axis=1), atol=1e-3)
 
