@@ -66,13 +66,13 @@ class Batches(NamedTuple):
         order: (S, B) int64 row numbers.
         labels: (S, B) int64.
         shares: (S, B) float32, weights of the rows in the mean of their batch; 0 for padding.
-        drawn: (S, n) float32 random numbers for dropout, layer by layer; n is 0 without dropout.
+        noise: (S, n) float32 random numbers for dropout, layer by layer; n is 0 without dropout.
     """
 
     order: torch.Tensor
     labels: torch.Tensor
     shares: torch.Tensor
-    drawn: torch.Tensor
+    noise: torch.Tensor
 
 
 class Shuffle:
@@ -84,8 +84,8 @@ class Shuffle:
         self.labels = torch.from_numpy(labels)
         self.size = min(recipe.batch_size, len(self.train))
         self.n_batches = -(-len(self.train) // self.size)
-        n_drawn = width * (recipe.input_dropout > 0) + n_hidden * recipe.hidden_dim * (recipe.dropout > 0)
-        self.n_drawn = self.size * n_drawn
+        n_noise = width * (recipe.input_dropout > 0) + n_hidden * recipe.hidden_dim * (recipe.dropout > 0)
+        self.n_noise = self.size * n_noise
         self.orders = generator(job.seed, job.split.name)
         self.noise = generator(job.seed, f"{job.split.name}, noise")
 
@@ -98,9 +98,9 @@ class Shuffle:
         if count < places:
             shares[places - self.size :] = 1 / (count - places + self.size)
             shares[count:] = 0
-        drawn = torch.rand(self.n_batches, self.n_drawn, generator=self.noise)
+        noise = torch.rand(self.n_batches, self.n_noise, generator=self.noise)
         order = order.view(self.n_batches, self.size)
-        return Batches(order, self.labels[order], shares.view_as(order), drawn)
+        return Batches(order, self.labels[order], shares.view_as(order), noise)
 
 
 def generator(seed: int, name: str) -> torch.Generator:

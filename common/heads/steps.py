@@ -52,7 +52,7 @@ class Regularisation(NamedTuple):
     dropout: np.float32
 
 
-class Room(NamedTuple):
+class Buffers(NamedTuple):
     """Buffers of a layer for a batch, B being a multiple of ROWS.
 
     Attributes:
@@ -117,14 +117,14 @@ def _adam(gradient, layer, i, adam):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _backward(layer, room, below, adam, scale):  # type: ignore[no-untyped-def]
+def _backward(layer, buffer, below, adam, scale):  # type: ignore[no-untyped-def]
     """The error below a layer, and a step of AdamW on its weights, fused; for small batches.
 
     Args:
         below: (B, I - 1), filled with the error of the inputs that are not 0 (ReLU); empty: not needed.
         scale: by which dropout has multiplied the inputs.
     """
-    x, error, gradient = room.inputs, room.outputs, room.gradients[0]
+    x, error, gradient = buffer.inputs, buffer.outputs, buffer.gradients[0]
     n_batch, n_outputs = error.shape
     for i in range(layer.n_inputs):
         w = layer.weights[i]
@@ -148,17 +148,17 @@ def _backward(layer, room, below, adam, scale):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _backward_by_blas(layer, room, below, adam, scale):  # type: ignore[no-untyped-def]
+def _backward_by_blas(layer, buffer, below, adam, scale):  # type: ignore[no-untyped-def]
     """As `_backward`, for large batches."""
-    x = room.inputs
+    x = buffer.inputs
     if below.shape[0]:
-        np.dot(room.outputs, layer.weights.T, room.products)
+        np.dot(buffer.outputs, layer.weights.T, buffer.products)
         for b in range(below.shape[0]):
             for i in range(below.shape[1]):
-                below[b, i] = room.products[b, i] * scale if x[b, i] > 0 else np.float32(0)
-    np.dot(x.T, room.outputs, room.gradients)
+                below[b, i] = buffer.products[b, i] * scale if x[b, i] > 0 else np.float32(0)
+    np.dot(x.T, buffer.outputs, buffer.gradients)
     for i in range(layer.n_inputs):
-        _adam(room.gradients[i], layer, i, adam)
+        _adam(buffer.gradients[i], layer, i, adam)
 
 
 @compiled
@@ -200,86 +200,86 @@ def _relu(values, hidden):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _drop(values, width, drawn, start, n_rows, dropout):  # type: ignore[no-untyped-def]
-    """Dropout of the first `width` columns of `n_rows` rows, in place, by random numbers from `drawn[start]` on;
+def _drop(values, width, noise, start, n_rows, dropout):  # type: ignore[no-untyped-def]
+    """Dropout of the first `width` columns of `n_rows` rows, in place, by random numbers from `noise[start]` on;
     returns where the unused numbers begin."""
     scale = np.float32(1 / (1 - dropout))
     for b in range(n_rows):
-        row, numbers = values[b], drawn[start + b * width : start + (b + 1) * width]
+        row, numbers = values[b], noise[start + b * width : start + (b + 1) * width]
         for i in range(width):
             row[i] = row[i] * scale if numbers[i] >= dropout else np.float32(0)
     return start + n_rows * width
 
 
 @compiled
-def _forward_pass(layers, rooms, drawn, n_rows, regularisation):  # type: ignore[no-untyped-def]
-    """From the embeddings in the first room to the logits in the last, with dropout by the numbers `drawn`."""
+def _forward_pass(layers, buffers, noise, n_rows, regularisation):  # type: ignore[no-untyped-def]
+    """From the embeddings in the first buffer to the logits in the last, with dropout by the numbers `noise`."""
     place, dropout = 0, regularisation.dropout
     if regularisation.input_dropout > 0:
-        place = _drop(rooms[0].inputs, layers[0].n_inputs - 1, drawn, place, n_rows, regularisation.input_dropout)
+        place = _drop(buffers[0].inputs, layers[0].n_inputs - 1, noise, place, n_rows, regularisation.input_dropout)
     for number in range(len(layers)):
-        layer, room = layers[number], rooms[number]
+        layer, buffer = layers[number], buffers[number]
         if n_rows <= LARGEST_FUSED:
-            _forward(room.inputs, layer.weights, layer.n_inputs, room.outputs)
+            _forward(buffer.inputs, layer.weights, layer.n_inputs, buffer.outputs)
         else:
-            np.dot(room.inputs, layer.weights, room.outputs)
+            np.dot(buffer.inputs, layer.weights, buffer.outputs)
         if number < len(layers) - 1:
-            hidden = rooms[number + 1].inputs
-            _relu(room.outputs, hidden)
+            hidden = buffers[number + 1].inputs
+            _relu(buffer.outputs, hidden)
             if dropout > 0:
-                place = _drop(hidden, layers[number + 1].n_inputs - 1, drawn, place, n_rows, dropout)
+                place = _drop(hidden, layers[number + 1].n_inputs - 1, noise, place, n_rows, dropout)
 
 
 @compiled
-def _backward_pass(layers, rooms, n_rows, adam, scale):  # type: ignore[no-untyped-def]
+def _backward_pass(layers, buffers, n_rows, adam, scale):  # type: ignore[no-untyped-def]
     """Backpropagate the errors of the logits, and take a step of all layers."""
     nothing = np.zeros((0, 0), np.float32)
     for number in range(len(layers) - 1, -1, -1):
-        below = rooms[number - 1].outputs if number else nothing
+        below = buffers[number - 1].outputs if number else nothing
         if n_rows <= LARGEST_FUSED:
-            _backward(layers[number], rooms[number], below, adam, scale)
+            _backward(layers[number], buffers[number], below, adam, scale)
         else:
-            _backward_by_blas(layers[number], rooms[number], below, adam, scale)
+            _backward_by_blas(layers[number], buffers[number], below, adam, scale)
 
 
-def make_room(layers: Sequence[Layer], n_rows: int) -> tuple[Room, ...]:
+def make_buffers(layers: Sequence[Layer], n_rows: int) -> tuple[Buffers, ...]:
     """Buffers for batches of `n_rows`."""
     n_batch, is_fused = -(-n_rows // ROWS) * ROWS, n_rows <= LARGEST_FUSED
-    rooms = []
+    buffers = []
     for layer in layers:
         n_inputs, n_outputs = layer.weights.shape
         shapes = ((n_batch, n_inputs), (n_batch, n_outputs), (1 if is_fused else n_inputs, n_outputs))
         arrays = [np.zeros(shape, np.float32) for shape in (*shapes, (0 if is_fused else n_batch, n_inputs))]
-        rooms.append(Room(*arrays))
-        rooms[-1].inputs[:, layer.n_inputs - 1] = 1
-    return tuple(rooms)
+        buffers.append(Buffers(*arrays))
+        buffers[-1].inputs[:, layer.n_inputs - 1] = 1
+    return tuple(buffers)
 
 
 @compiled
-def take_steps(rows, batches, layers, rooms, regularisation, done, rates):  # type: ignore[no-untyped-def]
+def take_steps(rows, batches, layers, buffers, regularisation, done, rates):  # type: ignore[no-untyped-def]
     """Take a step of a head per batch; returns the sum of the cross-entropies.
 
     Args:
         rows: (N, P) float32, as `append_one` gives them.
         batches: the arrays of `Batches`, of S batches.
-        layers, rooms: tuples of `Layer` and of `Room`, from the embeddings on.
+        layers, buffers: tuples of `Layer` and of `Buffers`, from the embeddings on.
         done: previous steps of this head.
         rates: (S,) float64 learning rates.
     """
-    order, labels, shares, drawn = batches
+    order, labels, shares, noise = batches
     n_rows = order.shape[1]
     scale, total = np.float32(1 / (1 - regularisation.dropout)), 0.0
     for step in range(len(rates)):
         for b in range(n_rows):
-            rooms[0].inputs[b] = rows[order[step, b]]
-        _forward_pass(layers, rooms, drawn[step], n_rows, regularisation)
-        logits = rooms[len(layers) - 1].outputs
+            buffers[0].inputs[b] = rows[order[step, b]]
+        _forward_pass(layers, buffers, noise[step], n_rows, regularisation)
+        logits = buffers[len(layers) - 1].outputs
         total += _cross_entropy(logits, labels[step], shares[step], regularisation.smoothing)
         number = done + step + 1
         rate = np.float32(rates[step] / (1 - BETAS[0] ** number))
         root = np.float32(math.sqrt(1 - BETAS[1] ** number))
         adam = _Adam(rate, root, np.float32(1 - rates[step] * regularisation.weight_decay))
-        _backward_pass(layers, rooms, n_rows, adam, scale)
+        _backward_pass(layers, buffers, n_rows, adam, scale)
     return total
 
 
@@ -302,8 +302,8 @@ class CompiledHead:
         """Take a step per batch of the (N, P) `rows`; returns the sum of the cross-entropies."""
         rates = np.array([self.recipe.rate(self.done + step, self.n_steps) for step in range(len(batches.order))])
         arrays = tuple(part.numpy() for part in batches)
-        rooms = make_room(self.layers, batches.order.shape[1])
-        total = call(take_steps, rows.numpy(), arrays, self.layers, rooms, self.regularisation, self.done, rates)
+        buffers = make_buffers(self.layers, batches.order.shape[1])
+        total = call(take_steps, rows.numpy(), arrays, self.layers, buffers, self.regularisation, self.done, rates)
         self.done += len(rates)
         return float(total)
 
