@@ -92,20 +92,13 @@ class ReliabilityBin(Record):
 
 
 class CalibrationRecord(Record):
-    """Calibration of a head's probabilities, for the first seed.
+    """Calibration of a head's probabilities, for the first seed."""
 
-    Attributes:
-        temperature: the divisor of the kept head's logits.
-        fitted_on: the rows that set the temperature, never those it is measured on.
-        error_before, error_after: expected calibration error without and with the temperature.
-        before, after: the reliability diagrams.
-    """
-
-    temperature: float
-    fitted_on: str
-    error_before: float
-    error_after: float
-    before: list[ReliabilityBin]
+    temperature: float  # divisor of the kept head's logits
+    fitted_on: str  # rows that set the temperature, never those it is measured on
+    error_before: float  # expected calibration error without the temperature
+    error_after: float  # and with it
+    before: list[ReliabilityBin]  # reliability diagrams
     after: list[ReliabilityBin]
 
 
@@ -113,32 +106,22 @@ class NoneOfTheseRecord(Record):
     """How often a clip of a known class is marked "none of these", for the first seed.
 
     With folds, every fold is measured against the others; the kept head is fitted on all clips, so its rate is slightly lower.
-
-    Attributes:
-        asked: the false-alarm rate that the threshold was set for.
-        measured: the share of the test clips beyond the threshold.
-        clips: the number of test clips.
-        fitted_on: the rows whose distances set the threshold, never those it is measured on.
     """
 
-    asked: float
-    measured: float
-    clips: int
-    fitted_on: str
+    asked: float  # false-alarm rate that the threshold was set for
+    measured: float  # share of test clips beyond the threshold
+    clips: int  # test clips
+    fitted_on: str  # rows whose distances set the threshold, never those it is measured on
 
 
 class MeanRecord(Record):
-    """Scores of a head as means over all splits and seeds.
-
-    Attributes:
-        std_over_folds, std_over_seeds: population standard deviation of the folds' (seeds') means; None with only one.
-        interval: 95 % interval of the mean accuracy (`common.evaluation.intervals`); None with too few groups.
-    """
+    """Scores of a head as means over all splits and seeds."""
 
     mean: dict[str, Score]
+    # Population standard deviations of the folds' (seeds') means; None with only one.
     std_over_folds: dict[str, Score] | None
     std_over_seeds: dict[str, Score] | None
-    interval: Interval | None
+    interval: Interval | None  # 95 %, of the mean accuracy (`common.evaluation.intervals`); None with too few groups
 
     @property
     def accuracy(self) -> float:
@@ -147,38 +130,26 @@ class MeanRecord(Record):
 
 
 class HeadRecord(MeanRecord):
-    """All scores of a head.
+    """All scores of a head."""
 
-    Attributes:
-        more_intervals: score -> 95 % interval, of scores other than accuracy.
-        confusion: (C, C) counts over all splits and seeds; row: true class.
-        splits: every split and seed.
-        calibration, none_of_these: None if no held-out rows can set the temperature or the threshold.
-    """
-
-    more_intervals: dict[str, Interval | None] = {}
+    more_intervals: dict[str, Interval | None] = {}  # of scores other than accuracy
     per_class: PerClass
-    confusion: list[list[int]]
-    splits: list[FitRecord]
+    confusion: list[list[int]]  # (C, C) counts over all splits and seeds; row: true class
+    splits: list[FitRecord]  # every split and seed
+    # None if no held-out rows can set the temperature or the threshold
     calibration: CalibrationRecord | None = None
     none_of_these: NoneOfTheseRecord | None = None
 
 
 class ComparisonRecord(Record):
-    """Difference in accuracy between two heads on the same test clips: second minus first.
-
-    Attributes:
-        interval: 95 % interval of the difference.
-        p_value: of a test that swaps the heads in whole `units`: groups, or clips where groups are unknown.
-        holm_p_value: corrected for the number of comparisons made together.
-    """
+    """Difference in accuracy between two heads on the same test clips: second minus first."""
 
     difference: float
-    interval: Interval | None
-    p_value: float | None
-    units: Literal["groups", "clips"]
+    interval: Interval | None  # 95 %
+    p_value: float | None  # of a test that swaps the heads in whole units
+    units: Literal["groups", "clips"]  # clips where groups are unknown
     n_units: int
-    holm_p_value: float | None = None
+    holm_p_value: float | None = None  # corrected for the number of comparisons made together
 
 
 class EfficiencyRecord(MeanRecord):
@@ -190,21 +161,13 @@ class EfficiencyRecord(MeanRecord):
 
 
 class ProtocolIdentity(Record):
-    """What two scores must share to be comparable, whatever the encoder.
+    """What two scores must share to be comparable, whatever the encoder; `clips`, `division` and `recipe` are checksums."""
 
-    Attributes:
-        version: of the protocols' code.
-        dataset: the task's name.
-        clips: checksum of the clips and their classes.
-        division: checksum of every fit's training, validation and test rows.
-        recipe: checksum of both heads' recipes, and of whether heads are refitted.
-    """
-
-    version: int
-    dataset: str
-    clips: str
-    division: str
-    recipe: str
+    version: int  # of the protocols' code
+    dataset: str  # the task's name
+    clips: str  # with their classes
+    division: str  # training, validation and test rows of every fit
+    recipe: str  # of both heads, and whether they are refitted
     seeds: list[int]
 
     @computed_field  # type: ignore[prop-decorator]
@@ -232,19 +195,12 @@ class ScoreKind(StrEnum):
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """One row of a protocol's scores.
-
-    Attributes:
-        kind: what it is of.
-        classifier: a head, a probe, or ``majority_class``.
-        scores: the scores.
-        control: the name of the control; empty for other kinds.
-    """
+    """One row of a protocol's scores."""
 
     kind: ScoreKind
-    classifier: str
+    classifier: str  # a head, a probe, or ``majority_class``
     scores: HeadRecord
-    control: str = ""
+    control: str = ""  # its name; empty for other kinds
 
     @property
     def name(self) -> str:
@@ -260,34 +216,23 @@ class ScoredRow:
 
 
 class ProtocolRecord(Record):
-    """All scores of one protocol.
-
-    Attributes:
-        division, validation: descriptions of the division and of the validation clips, for readers.
-        chooses_epoch: whether validation clips choose the epoch; if not, the last epoch is kept.
-        refit: whether heads were fitted again on training and validation clips.
-        related_test_clips: share of test clips whose group has training clips; None if groups are unknown.
-        comparison: three-layer head minus linear head.
-        controls: control -> its heads.
-        shuffled_labels: the heads on permuted labels; empty if not asked for.
-        control_comparisons: control -> this run's head minus the control's head of the same kind.
-    """
+    """All scores of one protocol."""
 
     kind: DivisionKind
-    division: str
+    division: str  # for readers, as is `validation`
     identity: ProtocolIdentity
     validation: str
-    chooses_epoch: bool
-    refit: bool
+    chooses_epoch: bool  # on validation clips; if not, the last epoch is kept
+    refit: bool  # on training and validation clips
     seeds: list[int]
-    related_test_clips: float | None
+    related_test_clips: float | None  # share whose group has training clips; None if groups are unknown
     heads: dict[HeadKind, HeadRecord]
     majority_class: HeadRecord
-    comparison: ComparisonRecord
+    comparison: ComparisonRecord  # three-layer head minus linear head
     probes: dict[str, HeadRecord] = {}
     controls: dict[str, dict[HeadKind, HeadRecord]] = {}
     shuffled_labels: dict[HeadKind, HeadRecord] = {}
-    control_comparisons: dict[str, dict[HeadKind, ComparisonRecord]] = {}
+    control_comparisons: dict[str, dict[HeadKind, ComparisonRecord]] = {}  # the run's head minus the control's
     label_efficiency: list[EfficiencyRecord] = []
 
     def rows(self) -> Iterator[ScoredRow]:
@@ -385,21 +330,15 @@ def _short(identity: str) -> str:
 
 
 class FeaturesRecord(EncoderRecord):
-    """The features of a run; the rest of their provenance are extra fields.
-
-    Attributes:
-        file, sha256: path or paths, and the checksum of all.
-        clips, class_names: those fitted and scored.
-        width: numbers per clip.
-    """
+    """The features of a run; the rest of their provenance are extra fields."""
 
     model_config = ConfigDict(extra="allow")
 
-    file: str
-    sha256: str
-    clips: int
+    file: str  # path or paths
+    sha256: str  # of all files
+    clips: int  # fitted and scored, as are `class_names`
     class_names: list[str]
-    width: int
+    width: int  # numbers per clip
     dataset: str | None = None
     counts: Counts = Counts()
 
@@ -412,27 +351,21 @@ class FeaturesRecord(EncoderRecord):
 class RunRecord(Record):
     """One run of a classification script: what result.json holds.
 
-    Attributes:
-        controls: control -> the encoder of its features.
-        files: names of the files beside result.json.
-        checksums: file -> SHA-256, of the files that are read again.
-        command: the script and its flags.
-        created: UTC time.
-        cpu: model and instructions. On one kind of CPU, the same features, settings and seed give the same predictions;
-            another kind rounds differently, and training in small batches amplifies that.
+    On one kind of CPU, the same features, settings and seed give the same predictions. Another kind rounds differently, and
+    training in small batches amplifies that, so `cpu` is recorded.
     """
 
-    task: str
+    task: str  # its name
     config: ConfigRecord
     features: FeaturesRecord
     protocols: dict[str, ProtocolRecord]
     controls: dict[str, EncoderRecord] = {}
-    files: list[str]
-    checksums: dict[str, str] = {}
-    command: list[str]
-    created: str
+    files: list[str]  # names of the files beside result.json
+    checksums: dict[str, str] = {}  # SHA-256 of the files that are read again
+    command: list[str]  # the script and its flags
+    created: str  # UTC
     versions: dict[str, str]
-    cpu: str = "unknown"
+    cpu: str = "unknown"  # model and instructions
 
     @classmethod
     def of(
