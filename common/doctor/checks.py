@@ -74,7 +74,7 @@ def _packages() -> Finding:
         text = f"{python}; missing: {', '.join(sorted(missing))}"
         return Finding(BAD, "packages", text, "pip install -r requirements.txt")
     if differing:
-        return Finding(NOTE, "packages", f"{python}; other versions than those tested: {', '.join(differing)}")
+        return Finding(NOTE, "packages", f"{python}; untested versions: {', '.join(differing)}")
     return Finding(GOOD, "packages", f"{python}, {len(pins)} packages as pinned")
 
 
@@ -158,7 +158,7 @@ def _classes(task: Task, clips: Sequence[Clip]) -> Finding:
     """Refuse a single class, and classes without clips."""
     counts = Counter(clip.class_name for clip in clips)
     if len(counts) < 2:
-        return Finding(BAD, "classes", f"every clip is of class {clips[0].class_name}", "check the labels' files")
+        return Finding(BAD, "classes", f"every clip is of class {clips[0].class_name}", "check the label files")
     official = task.official_counts
     empty = [name for name in task.class_names or () if not counts[name] and official.get(f"class {name}") != 0]
     if empty:
@@ -227,7 +227,7 @@ def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
             sides_of.setdefault(clip.group, set()).add(side)
     sides = set().union(*sides_of.values())
     if len(sides) < 2:
-        text = f"only {sides.pop()} is here" if sides else "no official division into folds or splits to check"
+        text = f"only {sides.pop()} is present" if sides else "no official folds or splits to check"
         return Finding(NOTE, "splits", text)
     # Validation clips related to test clips bias only the choice of epoch; related training clips bias the score.
     shared = {group for group, seen in sides_of.items() if len(seen) > 1 and seen != {"valid", "test"}}
@@ -236,7 +236,7 @@ def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
         text = f"{len(unofficial)} groups are on two sides of the division: {_some(unofficial)}"
         fix = "the data have been altered: delete them and unpack the official archive again"
         return Finding(BAD, "splits", text, fix)
-    published = f" but for {', '.join(sorted(shared))}, as published" if shared else ""
+    published = f" except {', '.join(sorted(shared))}, as published" if shared else ""
     return Finding(GOOD, "splits", f"{len(sides_of):,} groups, none on two sides{published}")
 
 

@@ -28,6 +28,9 @@ from common.files import (
 )
 from common.heads import recipe_for
 
+# Settings that change no score, head or prediction.
+NOT_DECISIVE = {"features", "encoder", "output_dir", "markdown", "figure_format"}
+
 
 def classify(
     task: Task, config: FitConfig, options: Mapping[str, str | bool], device: torch.device, overwrite: bool
@@ -135,10 +138,6 @@ def _with_figures(task: Task, record: RunRecord, figure_format: FigureFormat, fo
         record = record.model_copy(update={"files": files})
         record.save(folder)
     return record
-
-
-# Settings that change no score, head or prediction.
-NOT_DECISIVE = {"features", "encoder", "output_dir", "markdown", "figure_format"}
 
 
 def earlier_record(
