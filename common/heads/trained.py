@@ -101,9 +101,8 @@ class TrainedHead:
 
     def outputs_of(self, encoder: Encoder) -> tuple[Output, ...]:
         """The outputs of the encoder that the head was trained on; OtherEncoderError if it is another encoder."""
-        info = encoder.info
-        computed = {key: getattr(info, key) for key in USED_BY_HEAD if key not in ("layer", "pool")}
-        self._require({**computed, "layer": self.encoder.get("layer"), "pool": self.encoder.get("pool")}, "the encoder")
+        # An encoder has all layers and pools.
+        self._require({key: getattr(encoder.info, key, self.encoder.get(key)) for key in USED_BY_HEAD}, "the encoder")
         layers, pools = (str(self.encoder[key]).replace("+", ",") for key in ("layer", "pool"))
         return choose_outputs(encoder.outputs, encoder.default_output, layers, pools or None)
 
