@@ -29,10 +29,11 @@ from common.heads import (
     fit_heads,
     fit_scaler,
 )
-from common.heads.fit import CompiledHead, _Fitting
+from common.heads.fit import _Fitting
 from common.heads.jobs import Batches, append_one, generator
 from common.heads.plain import PlainHead
 from common.heads.scalers import SHRINKAGES
+from common.heads.steps import CompiledHead
 from tests.support.heads import CPU, SIZE, on_one_thread, small_features
 from tests.support.samples import made_up_features
 
