@@ -57,7 +57,7 @@ def load_features(task: Task, config: FitConfig, options: Mapping[str, str | boo
     is_chosen = name.kind is not EncoderKind.AUDIOSEP
     if is_chosen and "kind" in features.meta and features.encoder_slug != name.slug:
         raise FeatureFileError(
-            f"{source.path} was made by {features.meta['encoder']}, not by {name.label}; leave --encoder out, or give another file"
+            f"{source.path} was made by {features.meta['encoder']}, not by {name.label}; omit --encoder, or give a different file"
         )
     width = features.features.shape[1]
     if config.feature_dim not in (None, width):
@@ -81,7 +81,7 @@ def _read(task: Task, place: Path | None, encoder: str) -> tuple[FeatureSet, Fea
     parts_of = task.parts_of(encoder)
     only = _only_encoder(task, folder)
     if encoder == "audiosep" and only and not any((folder / name).exists() for name in parts_of.values()):
-        print(f"{folder} holds features of {only} alone: these are taken")
+        print(f"{folder} holds features of {only} only, which are used")
         parts_of = task.parts_of(only)
     present = {dataset: folder / name for dataset, name in parts_of.items() if (folder / name).exists()}
     paths = list(present.values())
@@ -100,19 +100,17 @@ def _read(task: Task, place: Path | None, encoder: str) -> tuple[FeatureSet, Fea
 
 def _only_encoder(task: Task, folder: Path) -> str | None:
     """The short name of the encoder whose files of the task a folder holds; None unless exactly one."""
-    first = next(iter(task.parts.values()))
-    stem, _, ending = first.rpartition(".")
-    others = [path.name[len(stem) + 1 : -len(ending) - 1] for path in folder.glob(f"{stem}_*.{ending}")]
-    if (folder / first).exists():
-        others.append("audiosep")
-    return others[0] if len(others) == 1 else None
+    first = Path(next(iter(task.parts.values())))
+    encoders = [path.stem.removeprefix(f"{first.stem}_") for path in folder.glob(f"{first.stem}_*{first.suffix}")]
+    encoders += ["audiosep"] * (folder / first).exists()
+    return encoders[0] if len(encoders) == 1 else None
 
 
 def _recognise(task: Task, features: FeatureSet, path: Path) -> FeatureSet:
     """Refuse features of another task; complete a file of the original project where possible."""
     refuse_other_data(task, features, path, task.name)
     if not features.meta:
-        print(f"{path} holds no provenance: which encoder made it, and from what audio, is not recorded")
+        print(f"{path} holds no provenance: its encoder and its audio are unknown")
         recognised = task.recognise(features)
         if recognised is not None:
             features, sentence = recognised
@@ -145,7 +143,7 @@ def load_controls(
         path = source.path
         name = path.stem if path.stem not in controls else f"{path.parent.name}/{path.stem}"
         if name in controls:
-            raise ConfigError(f"--control-features: two are called {name}; rename one")
+            raise ConfigError(f"--control-features: two files are called {name}; rename one")
         controls[name] = _same_clips(task, features, control.pick(None, None), path)
         checksums[name] = source.sha256
     return controls, checksums
