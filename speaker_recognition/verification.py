@@ -151,7 +151,7 @@ def _print_scores(counts: TrialCounts, scores: Scores, intervals: Intervals, sta
         table.append(cells)
     print(as_text(table))
     if counts.speakers < MIN_SPEAKERS:
-        print(f"No 95 % interval: {counts.speakers} speakers are too few to tell.")
+        print(f"No 95 % interval: {counts.speakers} speakers are too few.")
     else:
         print(
             f"95 % intervals resample the {counts.speakers} speakers. In simulations with 10 and 40 speakers they held the"

@@ -90,7 +90,7 @@ def _epoch_remark(protocol: ProtocolRecord) -> str:
         again = ", then fitted again on training and validation clips" if protocol.refit else ""
         return f"Epoch (of {n_epochs}) chosen on {protocol.validation}{again}: {kept}."
     clips = "all training and validation clips" if protocol.refit else "training clips alone"
-    return f"The last epoch is kept ({kept}), after learning from {clips}."
+    return f"The last epoch is kept ({kept}), after training on {clips}."
 
 
 def _whitening_remarks(protocol: ProtocolRecord) -> list[str]:
@@ -119,7 +119,7 @@ def _leak_remarks(protocol: ProtocolRecord) -> list[str]:
         return [f"{sentence}, in the official division too." if is_official else f"WARNING: {sentence}."]
     if related == 0:
         return [
-            "This split does not keep recordings, patients or speakers apart on purpose, but here no test clip has a "
+            "This split is not designed to keep recordings, patients or speakers apart, but here no test clip has a "
             "related training clip."
         ]
     share = "" if related is None else f": {related:.0%} of the test clips have related training clips"
@@ -153,7 +153,7 @@ def _calibration_remarks(protocol: ProtocolRecord) -> list[str]:
 def _interval_remarks(protocol: ProtocolRecord) -> list[str]:
     units = protocol.comparison.units
     if all(scored.interval is None for scored in protocol.heads.values()):
-        return [f"No 95 % interval: fewer than {MIN_GROUPS} {units} are too few to tell."]
+        return [f"No 95 % interval: fewer than {MIN_GROUPS} {units}."]
     unknown = "" if units == "groups" else " (which clips are related is unknown)"
     lines = [f"95 % intervals are over {units}{unknown}. They leave out how much training itself would vary."]
     for name, title in NAMES.items():
