@@ -36,25 +36,16 @@ LIMITS = {"fp32": 1e-5, "tf32": 1e-2, "bf16": 1e-2, "fp16": 1e-2}  # relative L2
 
 @dataclass(frozen=True)
 class Figures:
-    """A variant of extraction; None: not measured for it.
+    """A variant of extraction; None: not measured for it."""
 
-    Attributes:
-        memory: peak, in bytes.
-        alone, speed: seconds of audio per second, of the encoder alone and end to end.
-        peak, bandwidth: the device's best operations and bytes per second.
-        parts: seconds of every part per second of audio.
-        seconds: of the timed rounds.
-        error: relative L2 against the original's output.
-    """
-
-    memory: int
-    alone: float | None = None
-    peak: float | None = None
-    bandwidth: float | None = None
-    parts: dict[str, float] | None = None
-    seconds: tuple[float, ...] = ()
-    speed: float = 0.0
-    error: float = 0.0
+    memory: int  # peak, in bytes
+    alone: float | None = None  # seconds of audio per second, of the encoder alone
+    peak: float | None = None  # the device's best operations per second
+    bandwidth: float | None = None  # and bytes per second
+    parts: dict[str, float] | None = None  # seconds of every part per second of audio
+    seconds: tuple[float, ...] = ()  # of the timed rounds
+    speed: float = 0.0  # seconds of audio per second, end to end
+    error: float = 0.0  # relative L2 against the original's output
 
 
 def work_per_second(size: int) -> tuple[float, float]:
