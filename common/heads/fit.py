@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from common.arrays import Array
 from common.features import FeatureSet
-from common.heads.jobs import Batches, Curves, FitError, FittedHead, Job, Shuffle, Split, append_one
+from common.heads.jobs import Curves, FitError, FittedHead, Job, Shuffle, Split, append_one
 from common.heads.plain import PlainHead
 from common.heads.recipes import HEADS, HeadKind, Recipe, head_title, shrinkage_for
 from common.heads.scalers import DEFAULT_SHRINKAGE, SHRINKAGES, Scaler, fit_scaler, one_blas_thread
@@ -174,16 +173,6 @@ class _ScaledRows:
                 self._made.pop(job.scaler_key, None)
 
 
-class _Head(Protocol):
-    """A head during its fit."""
-
-    def epoch(self, rows: torch.Tensor, batches: Batches) -> float: ...
-
-    def logits(self, x: torch.Tensor) -> torch.Tensor: ...
-
-    def state(self) -> dict[str, torch.Tensor]: ...
-
-
 class _Fitting:
     """The fit of a job, epoch by epoch."""
 
@@ -196,14 +185,14 @@ class _Fitting:
         n_hidden = sum(isinstance(layer, nn.ReLU) for layer in self.module)
         self.shuffle = Shuffle(job, features.labels.numpy(), recipe, self.scaler.width, n_hidden)
         n_steps = recipe.epochs * self.shuffle.n_batches
-        self.head: _Head
+        self.head: CompiledHead | PlainHead
         if scaled.device.type == "cpu":
             self.head = CompiledHead(self.module, recipe, n_steps)
         else:
             self.head = PlainHead(self.module, recipe, n_steps, scaled.device)
         self.labels = features.labels.to(scaled.device)
         self.curves = Curves([], [], [])
-        self.kept: dict[str, torch.Tensor] | None = None  # the state after the epoch to keep, so far
+        self.kept: tuple[int, dict[str, torch.Tensor]] | None = None  # the epoch to keep so far, and its state
 
     @property
     def n_epochs(self) -> int:
@@ -226,7 +215,7 @@ class _Fitting:
         if len(self.job.split.test):
             self.curves.test_accuracy.append(self._accuracy(self.job.split.test))
         if is_kept:
-            self.kept = self.head.state()
+            self.kept = self.n_epochs, self.head.state()
 
     def _accuracy(self, numbers: Array) -> float:
         rows = torch.from_numpy(numbers).to(self.rows.device)
@@ -236,20 +225,17 @@ class _Fitting:
     @torch.no_grad()
     def finish(self) -> FittedHead:
         """The head at its kept epoch; FitError if it diverged."""
-        job, curves = self.job, self.curves
-        epoch = self.n_epochs
-        if self.kept is not None:
-            epoch = job.keep or 1 + curves.valid_accuracy.index(max(curves.valid_accuracy))
-        module = self.module.cpu()
-        module.load_state_dict(self.kept or self.head.state())
+        job, module = self.job, self.module.cpu()
+        epoch, state = self.kept or (self.n_epochs, self.head.state())
+        module.load_state_dict(state)
         module.eval().requires_grad_(False)
         logits, valid_logits = (
             module(self.rows[torch.from_numpy(numbers), : self.scaler.width].cpu())
             for numbers in (job.split.test, job.split.valid)
         )
-        if not torch.isfinite(logits).all() or not math.isfinite(curves.train_loss[-1]):
+        if not torch.isfinite(logits).all() or not math.isfinite(self.curves.train_loss[-1]):
             raise FitError(
                 f"the {head_title(self.kind)} head diverged ({job.split.name}, seed {job.seed}): lower "
                 "--learning-rate, or scale the features (--scaler standard)"
             )
-        return FittedHead(job, module, self.scaler, logits, valid_logits, curves, epoch)
+        return FittedHead(job, module, self.scaler, logits, valid_logits, self.curves, epoch)
