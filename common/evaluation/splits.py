@@ -105,9 +105,9 @@ def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) 
             held_out = min((np.flatnonzero(folds == fold) for fold in range(count)), key=imbalance)
     except ValueError as error:
         raise SplitError(f"{len(rows)} training clips are too few to hold out whole groups: {error}") from error
-    kept: Array = rows[np.sort(held_out)]
-    _refuse_missing_classes(features, np.setdiff1d(rows, kept), "what is left for training")
-    return kept
+    valid: Array = rows[np.sort(held_out)]
+    _refuse_missing_classes(features, np.setdiff1d(rows, valid), "what is left for training")
+    return valid
 
 
 def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:

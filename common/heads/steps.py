@@ -290,11 +290,7 @@ class CompiledHead:
         """Start from the weights of `module`; the whole fit takes `n_steps`."""
         self.recipe, self.n_steps, self.done = recipe, n_steps, 0
         linear = {name: layer for name, layer in module.named_children() if isinstance(layer, nn.Linear)}
-        self.names, weights = list(linear), [_as_rows(layer) for layer in linear.values()]
-        self.layers = tuple(
-            Layer(rows, _zeros(*rows.shape), _zeros(*rows.shape), layer.in_features + 1)
-            for layer, rows in zip(linear.values(), weights, strict=True)
-        )
+        self.names, self.layers = list(linear), tuple(map(_layer_of, linear.values()))
         dropouts = np.array([recipe.label_smoothing, recipe.input_dropout, recipe.dropout], np.float32)
         self.regularisation = Regularisation(recipe.weight_decay, *dropouts)
 
@@ -323,12 +319,12 @@ class CompiledHead:
         return state
 
 
-def _as_rows(layer: nn.Linear) -> Array:
-    """A linear layer as (padded(in), out) float32: weights, bias, zeros."""
-    rows = _zeros(padded(layer.in_features), layer.out_features)
-    rows[: layer.in_features] = layer.weight.detach().t().numpy()
-    rows[layer.in_features] = layer.bias.detach().numpy()
-    return rows
+def _layer_of(linear: nn.Linear) -> Layer:
+    """A linear layer before the first step: rows of weights, the bias, zeros up to `padded`."""
+    rows = _zeros(padded(linear.in_features), linear.out_features)
+    rows[: linear.in_features] = linear.weight.detach().t().numpy()
+    rows[linear.in_features] = linear.bias.detach().numpy()
+    return Layer(rows, _zeros(*rows.shape), _zeros(*rows.shape), linear.in_features + 1)
 
 
 def _zeros(n_rows: int, n_columns: int) -> Array:
