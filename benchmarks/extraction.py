@@ -1,8 +1,8 @@
 """How fast clips become embeddings: python benchmarks/extraction.py [--audio FOLDER].
 
-Compares the original project's way with this project's at each precision, on the same files, in separate processes that
-take turns. Outputs are checked against each other. The original's way is measured as a user runs it, and with glibc
-keeping the memory that it would return after every layer, as this project's encoder asks it to.
+Compares the original project's extraction with this project's at every precision, on the same files, in separate processes
+that take turns, and compares their outputs. The original is measured as a user runs it, and with glibc keeping the memory
+that it would return after every layer, as this project's encoder asks it to.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 import common  # noqa: F401  # first: it says what is missing
 
-# The environment by which the libraries that torch computes with, and numba, are held to older instructions.
+# Environment variables that limit torch's libraries, and numba, to older instructions.
 ISAS = {
     "avx2": {
         "ONEDNN_MAX_CPU_ISA": "AVX2",
         "MKL_ENABLE_INSTRUCTIONS": "AVX2",
         "ATEN_CPU_CAPABILITY": "avx2",
         "NUMBA_CPU_NAME": "haswell",
-        "NUMBA_CPU_FEATURES": "+avx2,+fma",  # besides those of this name; otherwise all that the CPU has
+        "NUMBA_CPU_FEATURES": "+avx2,+fma",  # otherwise numba adds all features of the CPU
     },
     "avx512": {
         "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
@@ -43,27 +43,27 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, metavar="X", help="of a generated clip (default: 5)")
     parser.add_argument("--rate", type=int, default=44_100, metavar="HZ", help="of a generated clip (default: 44100)")
     parser.add_argument("--flac", action="store_true", help="generate FLAC instead of WAV")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="timed runs of every way (default: 3)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="timed runs of every variant (default: 3)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precisions", nargs="+", default=None, metavar="NAME", help="(default: all the device has)")
-    parser.add_argument("--compile", action="store_true", help="measure each precision with torch.compile too")
+    parser.add_argument("--compile", action="store_true", help="also measure every precision with torch.compile")
     parser.add_argument("--isa", choices=list(ISAS), help="newest CPU instructions to use (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     arguments = parser.parse_args()
     os.environ.update(ISAS.get(arguments.isa, {}))  # before torch is imported, here and in the processes that measure
-    from extraction_runs import measure, overview, parts_table, roofline, wrong_ways
+    from extraction_runs import measure, overview, parts_table, roofline, wrong_variants
     from measuring import save_figures
 
     from common.text_table import as_text
 
     title, figures = measure(arguments)
     print(f"\n{title}\n\n{as_text(overview(figures))}")
-    print("\nWhere the time goes, ms per second of audio, one part after the other:\n")
+    print("\nWhere the time goes, ms per second of audio, without overlap:\n")
     print(as_text(parts_table(figures)))
     print("\nRoofline, s of audio/s, if the blocks only computed, or only read and wrote activations:\n")
     print(as_text(roofline(figures)))
-    save_figures(arguments.json, {"title": title, "figures": {way: asdict(figures[way]) for way in figures}})
-    if wrong := wrong_ways(figures):
+    save_figures(arguments.json, {"title": title, "figures": {name: asdict(figures[name]) for name in figures}})
+    if wrong := wrong_variants(figures):
         raise SystemExit(f"outputs differ from the original's by more than allowed: {', '.join(wrong)}")
 
 

@@ -1,4 +1,4 @@
-"""The measurements of `extraction.py`: each way of extraction in a separate process, and tables of what they took."""
+"""The measurements of `extraction.py`: variants of extraction in separate processes, and tables of what they took."""
 
 from __future__ import annotations
 
@@ -36,23 +36,20 @@ LIMITS = {"fp32": 1e-5, "tf32": 1e-2, "bf16": 1e-2, "fp16": 1e-2}  # relative L2
 
 @dataclass(frozen=True)
 class Figures:
-    """One way of extraction: relative L2 error against the original, peak memory in bytes, seconds of audio per second end to end
-    (`speed`) and of the encoder alone, the device's best operations and bytes per second, and seconds of each part per second
-    of audio. None: not measured for this way.
-    """
+    """A variant of extraction; None: not measured for it."""
 
-    memory: int
-    alone: float | None = None
-    peak: float | None = None
-    bandwidth: float | None = None
-    parts: dict[str, float] | None = None
-    seconds: tuple[float, ...] = ()
-    speed: float = 0.0
-    error: float = 0.0
+    memory: int  # peak, in bytes
+    alone: float | None = None  # seconds of audio per second, of the encoder alone
+    peak: float | None = None  # the device's best operations per second
+    bandwidth: float | None = None  # and bytes per second
+    parts: dict[str, float] | None = None  # seconds of every part per second of audio
+    seconds: tuple[float, ...] = ()  # of the timed rounds
+    speed: float = 0.0  # seconds of audio per second, end to end
+    error: float = 0.0  # relative L2 against the original's output
 
 
 def work_per_second(size: int) -> tuple[float, float]:
-    """Operations (additions and multiplications) of the six folded blocks' convolutions for one second of audio, and the bytes
+    """Operations (additions and multiplications) of the six folded blocks' convolutions for a second of audio, and the bytes
     that the blocks read and write, if nothing stays in a cache.
 
     Args:
@@ -94,12 +91,12 @@ def peak(device: torch.device, precision: str) -> float:
     return best
 
 
-def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) -> None:
-    """Extract whenever asked, and send the seconds and embeddings; at the end send the `Figures` but the rounds'."""
-    torch.backends.cudnn.allow_tf32 = way.startswith("tf32")  # torch's default would round the reference too
-    is_original = way.startswith(ORIGINAL)
-    precision, *compiled = way.split(COMPILED)
-    if way == KEPT:
+def worker(variant: str, paths: list[Path], device: torch.device, pipe: Connection) -> None:
+    """Extract on every request, and send seconds and embeddings; at the end send the `Figures` without the rounds'."""
+    torch.backends.cudnn.allow_tf32 = variant.startswith("tf32")  # torch's default would round the reference too
+    is_original = variant.startswith(ORIGINAL)
+    precision, *compiled = variant.split(COMPILED)
+    if variant == KEPT:
         keep_freed_memory()
     encoder: Any = PlainEncoder(CHECKPOINT, device) if is_original else load_encoder(CHECKPOINT, device, precision)
     for block in encoder.network.blocks if compiled else ():
@@ -120,7 +117,7 @@ def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) 
     if is_original:
         pipe.send(Figures(memory))
         return
-    # Only now, while all other processes are idle.
+    # Only now: all other processes are idle.
     some = paths[: 8 if device.type == "cpu" else 400]
     waveforms = [read_audio(path, SAMPLE_RATE) for path in some]
     timed_s = sum(len(waveform) for waveform in waveforms) / SAMPLE_RATE
@@ -133,7 +130,7 @@ def worker(way: str, paths: list[Path], device: torch.device, pipe: Connection) 
 
 
 def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
-    """Seconds spent in each part, one after the other without overlap. The encoder keeps the timers."""
+    """Seconds spent in every part, without overlap. The timers stay in the encoder."""
     spent: dict[str, float] = defaultdict(float)
 
     def timing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,19 +159,19 @@ def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
 
 
 def measure(arguments: argparse.Namespace) -> tuple[str, dict[str, Figures]]:
-    """Measure what the arguments of `extraction.py` ask for: a title, and the figures of each way."""
+    """Measure by the arguments of `extraction.py`; returns a title, and the figures of every variant."""
     device = load_encoder(CHECKPOINT, arguments.device).device
     names = arguments.precisions or (["fp32", "bf16"] if device.type == "cpu" else list(PRECISIONS))
     precisions = [resolve_precision(name, device) for name in names]
     compiled = [f"{name}{COMPILED}" for name in precisions if arguments.compile]
-    ways = [ORIGINAL, *[KEPT] * (device.type == "cpu"), *precisions, *compiled]
+    variants = [ORIGINAL, *[KEPT] * (device.type == "cpu"), *precisions, *compiled]
     with tempfile.TemporaryDirectory() as folder:
         if arguments.audio is None:
             generate(arguments, Path(folder))
         files = sorted(path for path in (arguments.audio or Path(folder)).rglob("*") if path.suffix.lower() in KINDS)
         paths = files[: arguments.clips]
         audio_s = sum(soundfile.info(path).duration for path in paths)
-        figures = take_turns(ways, paths, device, arguments.rounds, audio_s)
+        figures = take_turns(variants, paths, device, arguments.rounds, audio_s)
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else describe_cpu()
     title = (
         f"{len(paths)} files, {audio_s:.0f} s of audio, {hardware}, {torch.get_num_threads()} threads, torch "
@@ -194,65 +191,67 @@ def generate(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def take_turns(
-    ways: Sequence[str], paths: list[Path], device: torch.device, rounds: int, audio_s: float
+    variants: Sequence[str], paths: list[Path], device: torch.device, rounds: int, audio_s: float
 ) -> dict[str, Figures]:
-    """Run the ways in turns; the first turn warms up and is not counted."""
+    """Run the variants in turns; the first turn warms up and is not counted."""
     context = multiprocessing.get_context("spawn")
     pipes = {}
-    for way in ways:
-        pipes[way], remote = context.Pipe()
-        context.Process(target=worker, args=(way, paths, device, remote), daemon=True).start()
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    for variant in variants:
+        pipes[variant], remote = context.Pipe()
+        context.Process(target=worker, args=(variant, paths, device, remote), daemon=True).start()
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     embeddings: dict[str, np.ndarray] = {}
     for turn in range(rounds + 1):
-        for way in ways if turn % 2 else reversed(ways):
+        for variant in variants if turn % 2 else reversed(variants):
             time.sleep(0.3)  # until the threads of the previous process are idle
-            pipes[way].send(True)
-            elapsed, embeddings[way] = pipes[way].recv()
-            seconds[way].append(elapsed)
+            pipes[variant].send(True)
+            elapsed, embeddings[variant] = pipes[variant].recv()
+            seconds[variant].append(elapsed)
     reference, figures = embeddings[ORIGINAL], {}
-    for way in ways:
-        pipes[way].send(False)
-        counted = tuple(seconds[way][1:])
-        error = float(np.linalg.norm(embeddings[way] - reference) / np.linalg.norm(reference))
+    for variant in variants:
+        pipes[variant].send(False)
+        counted = tuple(seconds[variant][1:])
+        error = float(np.linalg.norm(embeddings[variant] - reference) / np.linalg.norm(reference))
         speed = audio_s / float(np.median(counted))
-        figures[way] = replace(pipes[way].recv(), seconds=counted, speed=speed, error=error)
+        figures[variant] = replace(pipes[variant].recv(), seconds=counted, speed=speed, error=error)
     return figures
 
 
-def wrong_ways(figures: dict[str, Figures]) -> list[str]:
-    """The ways whose embeddings differ from the original's by more than allowed."""
-    return [way for way, figure in figures.items() if figure.error > LIMITS.get(way.partition(",")[0], 1e-5)]
+def wrong_variants(figures: dict[str, Figures]) -> list[str]:
+    """Variants whose embeddings differ from the original's by more than allowed."""
+    return [
+        variant for variant, figure in figures.items() if figure.error > LIMITS.get(variant.partition(",")[0], 1e-5)
+    ]
 
 
 def overview(figures: dict[str, Figures]) -> list[list[str]]:
-    """A row for each way."""
+    """A row per variant."""
     titles = {ORIGINAL: "against original", KEPT: "against it, memory kept"}
-    baselines = {titles[way]: figures[way].speed for way in titles if way in figures}
+    baselines = {titles[variant]: figures[variant].speed for variant in titles if variant in figures}
     table = [["way", "s of audio/s", *baselines, "encoder alone", "error", "of peak", "memory, GB"]]
-    for way, figure in figures.items():
+    for variant, figure in figures.items():
         ratios = [f"{figure.speed / speed:.2f}" for speed in baselines.values()]
         alone = f"{figure.alone:.1f}" if figure.alone else "-"
         share = f"{work_per_second(4)[0] * figure.speed / figure.peak:.0%}" if figure.peak else "-"
         cells = [*ratios, alone, f"{figure.error:.0e}", share, f"{figure.memory / 1e9:.1f}"]
-        table.append([way, f"{figure.speed:.1f}", *cells])
+        table.append([variant, f"{figure.speed:.1f}", *cells])
     return table
 
 
 def parts_table(figures: dict[str, Figures]) -> list[list[str]]:
-    """A row for each part of an extraction, in ms per second of audio."""
-    parts = {way: figure.parts for way, figure in figures.items() if figure.parts}
+    """A row per part of an extraction, in ms per second of audio."""
+    parts = {variant: figure.parts for variant, figure in figures.items() if figure.parts}
     names = next(iter(parts.values()))
     return [["part", *parts], *([name, *(f"{1000 * spent[name]:.2f}" for spent in parts.values())] for name in names)]
 
 
 def roofline(figures: dict[str, Figures]) -> list[list[str]]:
-    """What the arithmetic and the memory would allow, in seconds of audio per second."""
+    """The limits by arithmetic and by memory, in seconds of audio per second."""
     table = [["precision", "GFLOP", "MB", "computing", "memory", "reached"]]
-    for way, figure in figures.items():
+    for variant, figure in figures.items():
         if figure.peak and figure.bandwidth:
-            operations, traffic = work_per_second(PRECISIONS[way.partition(COMPILED)[0]].itemsize)
+            operations, traffic = work_per_second(PRECISIONS[variant.partition(COMPILED)[0]].itemsize)
             speeds = (figure.peak / operations, figure.bandwidth / traffic, figure.speed)
             work = [f"{operations / 1e9:.1f}", f"{traffic / 1e6:.0f}"]
-            table.append([way, *work, *(f"{speed:.0f}" for speed in speeds)])
+            table.append([variant, *work, *(f"{speed:.0f}" for speed in speeds)])
     return table

@@ -18,7 +18,7 @@ EPOCHS, CLIPS, CLASSES, FOLDS = 20, 2000, 50, 5  # of ESC-50's size
 
 @dataclass(frozen=True)
 class Comparison:
-    """Median seconds per head and epoch, of one kind of head: fitted the plain way, and together."""
+    """Median seconds per head and epoch of a kind of head, fitted the plain way and together."""
 
     head: HeadKind
     heads: int
@@ -36,7 +36,7 @@ def random_features() -> FeatureSet:
 
 
 def fit_plainly(kind: HeadKind, features: FeatureSet, split: Split, device: torch.device) -> None:
-    """Fit one head the plain way, with predictions for the test rows after every epoch, as `fit_heads` has them."""
+    """Fit a head the plain way, with predictions for the test rows after every epoch, as `fit_heads` makes them."""
     train = TensorDataset(features.features[split.train], features.labels[split.train])
     test = TensorDataset(features.features[split.test], features.labels[split.test])
     module = HEADS[kind](features.features.shape[1], len(features.class_names)).to(device)
@@ -55,7 +55,7 @@ def fit_plainly(kind: HeadKind, features: FeatureSet, split: Split, device: torc
 
 
 def compare(device: torch.device, rounds: int, seeds: int) -> list[Comparison]:
-    """Fit both ways in turns; print a line for each kind and number of heads."""
+    """Fit both ways in turns; print a line per kind and number of heads."""
     features, rows = random_features(), np.arange(CLIPS)
     of_fold = rows // (CLIPS // FOLDS)
     splits = [Split(f"fold {fold}", rows[of_fold != fold], rows[of_fold == fold]) for fold in range(FOLDS)]

@@ -1,5 +1,5 @@
-"""The original project's way of extraction, as a baseline: plain float32 layers in PyTorch's default layout, nothing
-folded, one clip at a time, decoded by a DataLoader without workers."""
+"""The original project's extraction, as a baseline: float32 layers in PyTorch's default layout, nothing folded, a clip at a
+time, decoded by a DataLoader without workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from common.encoder.network import BLOCKS, HOP_LENGTH, N_FFT, SAMPLE_RATE, weigh
 
 
 class PlainEncoder:
-    """STFT, bn0, pre_conv and six blocks of the official code, each followed by its pooling; then the mean."""
+    """STFT, bn0, pre_conv, and the official code's six blocks with their pooling; then the mean."""
 
     def __init__(self, checkpoint: str, device: torch.device) -> None:
         self.tensors = {
@@ -49,6 +49,6 @@ class PlainEncoder:
 
 
 def extract_originally(encoder: PlainEncoder, paths: Sequence[Path]) -> torch.Tensor:
-    """(N, 384) embeddings, one clip at a time."""
+    """(N, 384) embeddings, a clip at a time."""
     loader = DataLoader(paths, collate_fn=lambda batch: torch.from_numpy(read_audio(batch[0], SAMPLE_RATE))[None])
     return torch.cat([encoder.embed(waveform).cpu() for waveform in loader])

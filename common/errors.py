@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 LONGEST_MESSAGE = 900  # characters
 
@@ -23,3 +27,9 @@ class UserError(ValueError):
         if len(text) > LONGEST_MESSAGE:
             text = f"{text[: LONGEST_MESSAGE - 300]} ... {text[-290:]}"
         super().__init__(text)
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's errors in a line: where, and what."""
+    problem = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join(filter(None, [".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")]))

@@ -1,7 +1,7 @@
-"""Small generated data sets in the official layouts, for trying the whole pipeline without any download.
+"""Small generated data sets in the official layouts, to try the whole pipeline without a download.
 
 Classes differ in their kind of sound, recordings in pitch, pace and room noise, so that most clips can be told apart, but
-not all. Every run writes the same files, to the last byte.
+not all. Every run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ URBANSOUND8K_SOUNDS: dict[str, Sound] = {
     "siren": sounds.wail,
     "street_music": sounds.music,
 }
-# As in UrbanSound8K, whose files keep the format that their uploader chose.
+# As in UrbanSound8K, whose files keep their uploader's format.
 URBANSOUND8K_FORMATS = (
     (44_100, 2, "PCM_16"),
     (48_000, 2, "PCM_24"),
@@ -54,12 +54,12 @@ URBANSOUND8K_FORMATS = (
     (96_000, 2, "PCM_24"),
     (22_050, 1, "PCM_U8"),
     (11_025, 1, "IMA_ADPCM"),
-    (48_000, 2, "PCM_32"),  # no float: libsndfile writes the time of day into float WAVs
+    (48_000, 2, "PCM_32"),  # not float: libsndfile writes the time of day into float WAVs
 )
 
 
 def generate_esc50(root: Path, recordings: int = 3) -> None:
-    """Write ESC-50's layout: 5 folds, `recordings` of each of the ten ESC-10 classes in every fold."""
+    """Write ESC-50's layout: 5 folds with `recordings` per class of ESC-10."""
     rows = []
     for fold in range(1, 6):
         for name, sound in ESC50_SOUNDS.items():
@@ -75,7 +75,7 @@ def generate_esc50(root: Path, recordings: int = 3) -> None:
 
 
 def generate_urbansound8k(root: Path, recordings: int = 3) -> None:
-    """Write UrbanSound8K's layout: 10 folds, `recordings` per class in every fold, of many formats and lengths."""
+    """Write UrbanSound8K's layout: 10 folds with `recordings` per class, of many formats and lengths."""
     rows = []
     for fold in range(1, 11):
         for class_id, name in enumerate(URBANSOUND8K_CLASSES):
@@ -101,7 +101,7 @@ def _write(path: Path, samples: Array, rate: int, subtype: str = "PCM_16") -> No
 
 
 def generate_icbhi(root: Path, patients: int = 24) -> None:
-    """Write ICBHI's layout: a recording of five cycles per patient and place, the split list beside the folder."""
+    """Write ICBHI's layout: a recording of five cycles per patient and location, and the split list beside the folder."""
     lines = []
     for patient in range(patients):
         rng = np.random.default_rng([920, patient])
@@ -124,7 +124,7 @@ def generate_icbhi(root: Path, patients: int = 24) -> None:
 
 
 def generate_nsynth(root: Path, notes: int = 2) -> None:
-    """Write NSynth's layout: `notes` per instrument, three instruments per family in train, one in valid and test."""
+    """Write NSynth's layout: `notes` per instrument; per family three instruments in train, one in valid, one in test."""
     for split, instruments in (("train", range(3)), ("valid", range(3, 4)), ("test", range(4, 5))):
         listing = {}
         for family, name in enumerate(NSYNTH_FAMILIES):
@@ -186,7 +186,7 @@ def generate_speech_commands(root: Path, speakers: int = 20) -> None:
         (root / name).write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
 
 
-# task -> the data set's official folder, what writes it there, and how little of it is enough for a first look
+# task -> the data set's official folder, the function that writes it, and arguments for a small demo
 DATA_SETS: dict[str, tuple[str, Callable[..., None], dict[str, int]]] = {
     "esc50": ("ESC-50-master", generate_esc50, {"recordings": 1}),
     "icbhi": ("ICBHI_final_database", generate_icbhi, {"patients": 15}),

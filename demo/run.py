@@ -1,6 +1,6 @@
 """All six tasks on generated sounds with an untrained encoder, by the scripts that a user runs: python -m demo.run.
 
-The first results appear within a minute, all of them and the report within about three. ``--study`` instead runs what
+The first results appear within a minute, all results and the report within about three. ``--study`` instead runs what
 `make reproduce` runs, on more sounds: both protocols, several seeds, probes and controls.
 """
 
@@ -20,7 +20,7 @@ from common.flags import Parser
 
 FOLDER = PROJECT_ROOT / "data" / "demo"
 ENCODER = "random:0"
-EPOCHS = 50  # half the usual number: small sets of generated sounds need no more
+EPOCHS = 50  # enough for small sets of generated sounds
 BANNER = """\
 DEMO: an UNTRAINED encoder (random weights) on GENERATED sounds. The scores show that the pipeline runs.
 They say nothing about AudioSep. For the real thing, get the weights and a data set (see README.md), then:
@@ -31,7 +31,7 @@ They say nothing about AudioSep. For the real thing, get the weights and a data 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser(__doc__, prog="python -m demo.run")
-    study = "what make reproduce runs, of all tasks (10 minutes) or of those that are named, on more sounds"
+    study = "what make reproduce runs, for all tasks (10 minutes) or the named ones, on more sounds"
     parser.add_argument("--study", nargs="*", metavar="TASK", help=study)
     arguments = parser.parse_args(argv)
     print(BANNER, flush=True)
@@ -39,12 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _demo() -> None:
-    """Every task once: official protocol, one seed; then the table and the report."""
+    """Every task with its official protocol and a single seed; then the table and the report."""
     from analysis.studies import STUDIES
     from demo.generate import DATA_SETS
 
     started, sounds, results = time.monotonic(), FOLDER / "sounds", FOLDER / "results"
-    shutil.rmtree(results, ignore_errors=True)  # those of an earlier demo
+    shutil.rmtree(results, ignore_errors=True)  # of an earlier demo
     for name, (data_folder, write, few) in DATA_SETS.items():
         study, folder = STUDIES[name], results / name
         write(sounds / data_folder, **few)
@@ -61,7 +61,7 @@ def _demo() -> None:
 
 
 def _study(names: Sequence[str]) -> None:
-    """What `make reproduce` does, in separate processes; no doctor, since these are not the real data sets."""
+    """What `make reproduce` does, in separate processes, without the doctor, who knows only the real data sets."""
     from analysis.reproduce import main as reproduce
     from demo.generate import DATA_SETS
 
@@ -77,7 +77,7 @@ def _study(names: Sequence[str]) -> None:
 
 
 def _verify_speakers(sounds: Path, results: Path) -> None:
-    """Run the speaker verification, whose scores are of another kind, after the six classifications."""
+    """Run the speaker verification, which is not a classification."""
     folder = results / "librispeech_train-clean-100"
     features = folder / "librispeech_testclean_features.pt"
     script = "speaker_recognition/extract_testclean_librispeech_features.py"
@@ -87,7 +87,7 @@ def _verify_speakers(sounds: Path, results: Path) -> None:
 
 
 def _call(script: str, *flags: object) -> None:
-    """Show a command and run the script in this process, which has already loaded torch; exits if it fails."""
+    """Show a command and run the script in this process, which has loaded torch; exits if it fails."""
     arguments = [str(flag) for flag in flags]
     shown = " ".join(arguments).replace(f"{PROJECT_ROOT}/", "")
     print(f"\n$ python {script} {shown}", flush=True)

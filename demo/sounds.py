@@ -1,4 +1,4 @@
-"""Synthetic sounds: a kind per class of the demo; pitch, pace and noise differ between recordings."""
+"""Synthetic sounds, a kind per class of the demo; pitch, pace and noise differ between recordings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def coloured_noise(rng: np.random.Generator, time: Array, low: float, high: floa
 
 
 def pulses(time: Array, moments: Array, decay_s: float) -> Array:
-    """An envelope that jumps to 1 at each moment (s) and decays."""
+    """An envelope that jumps to 1 at every moment (s) and decays."""
     envelope = np.zeros_like(time)
     for moment in moments:
         since = time - moment
@@ -171,7 +171,7 @@ def breath(rng: np.random.Generator, time: Array, crackles: bool, wheezes: bool)
 
 
 def note(rng: np.random.Generator, time: Array, family: int, instrument: int, pitch: int) -> Array:
-    """A note with the harmonics, attack and noise of its family, varied a little by instrument."""
+    """A note with the harmonics, attack and noise of its family, slightly varied by instrument."""
     timbre, variation = np.random.default_rng([1, family]), np.random.default_rng([2, family, instrument])
     roll_off, decay_s, breathy = timbre.uniform(0.3, 2), timbre.uniform(0.2, 3), timbre.choice([0, 0, 0.3])
     odd_only = timbre.uniform() < 0.3

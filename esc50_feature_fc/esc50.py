@@ -1,6 +1,6 @@
 """ESC-50 (Piczak 2015): 2,000 environmental recordings of 5 s, 50 classes, 5 official folds.
 
-https://github.com/karolpiczak/ESC-50; clips cut from one source recording are in one fold.
+https://github.com/karolpiczak/ESC-50; clips of the same source recording are in the same fold.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def read_clips(root: Path) -> list[Clip]:
 
 
 def recognise(features: FeatureSet) -> tuple[FeatureSet, str] | None:
-    """Give the original project's file the official folds: its 2,000 rows are in the order of esc50.csv,
-    which is sorted by file name and so by fold, with 8 clips of every class in every 400 rows."""
+    """Give the original project's file the official folds: its 2,000 rows are in the order of esc50.csv, sorted by file name
+    and so by fold, with 8 clips of every class in every 400 rows."""
     import torch
 
     if len(features) != 2000 or features.folds is not None:

@@ -1,7 +1,7 @@
 """ICBHI 2017 (Rocha et al. 2019): 920 recordings of breathing, 126 patients, 6,898 annotated breathing cycles.
 
 https://bhichallenge.med.auth.gr. Two tasks: recordings, normal or abnormal (a crackle or a wheeze in any cycle);
-and cycles, as in the challenge: normal, crackle, wheeze or both. The split is the official 60/40 one.
+and cycles, as in the challenge: normal, crackle, wheeze or both. The split is the official 60/40 split.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ TITLE = "ICBHI 2017"
 SPLIT_FILE = "ICBHI_challenge_train_test.txt"
 RECORDING_CLASSES = ("normal", "abnormal")
 CYCLE_CLASSES = ("normal", "crackle", "wheeze", "both")  # the index is crackles + 2 * wheezes
-# Patient, recording, chest location, channels, device. The first four identify a recording: for one recording, the
-# split file and the archive disagree about the device.
+# Patient, recording, chest location, channels, device. The first four identify a recording: the split file and the archive
+# disagree about the device of one.
 STEM = re.compile(r"(?P<key>(?P<patient>[12]\d\d)_[^_]+_(Tc|[APL][lr])_(sc|mc))_(?P<device>\w+)")
 
 
@@ -146,17 +146,17 @@ def _read_cycles(path: Path) -> list[tuple[float, float, str]]:
 
 
 def _note_unknown_files(root: Path, recordings: list[Path]) -> None:
-    """Warn about text files that are not a recording's annotation; they are ignored."""
+    """Warn about text files that annotate no recording; they are ignored."""
     stems = {path.stem for path in recordings}
-    foreign = sorted(path.name for path in root.glob("*.txt") if path.stem not in stems and path.name != SPLIT_FILE)
-    if foreign:
-        shown = ", ".join(foreign[:4]) + (f" and {len(foreign) - 4} more" if len(foreign) > 4 else "")
+    unknown = sorted(path.name for path in root.glob("*.txt") if path.stem not in stems and path.name != SPLIT_FILE)
+    if unknown:
+        shown = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
         warnings.warn(f"ignored text files, which annotate no recording: {shown}", DatasetNote, stacklevel=3)
 
 
 def prepare(features: FeatureSet, division: Division) -> Prepared:
-    """Use the official split; with --patient-disjoint, drop the training recordings of patients who are in the test set
-    too. Patients for the choice of epoch are held out later, in `common.evaluation.splits`."""
+    """Use the official split; with --patient-disjoint, without training clips of patients who are in the test set too.
+    `common.evaluation.splits` holds out patients to choose the epoch."""
     import numpy as np
 
     if features.splits is None or features.groups is None:

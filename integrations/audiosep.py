@@ -1,4 +1,4 @@
-"""AudioSep as suites build it: without arguments, so that environment variables name the weights.
+"""AudioSep for suites, which build encoders without arguments: environment variables name the weights.
 
 AUDIOSEP_CHECKPOINT   a weights file, an exported folder, or random:SEED for trials (default: the project's checkpoint)
 AUDIOSEP_CONDITION    none, zero, or a .npy or .pt file (default: none)
@@ -15,7 +15,7 @@ from common.encoder import AudioSepEncoder, CheckpointError, load_encoder
 
 
 def load_audiosep(checkpoint: str = "", device: str | torch.device = "cpu") -> AudioSepEncoder:
-    """Build the encoder from `checkpoint`, or, if that is empty, as the environment says; CheckpointError if it cannot."""
+    """Build the encoder from `checkpoint`, or if empty, as the environment says; CheckpointError without weights."""
     checkpoint = checkpoint or os.environ.get("AUDIOSEP_CHECKPOINT", "")
     try:
         return load_encoder(checkpoint or None, device, condition=os.environ.get("AUDIOSEP_CONDITION") or None)
@@ -44,7 +44,7 @@ def embed_batch_frames(audio: torch.Tensor, encoder: AudioSepEncoder) -> torch.T
 
 
 def _clips_of(audio: torch.Tensor, encoder: AudioSepEncoder) -> list[torch.Tensor]:
-    """The rows of a batch; the encoder itself checks their values."""
+    """The rows of a batch, whose values the encoder checks."""
     if not torch.is_tensor(audio) or audio.ndim != 2:
         shape = tuple(audio.shape) if torch.is_tensor(audio) else type(audio).__name__
         raise ValueError(f"audio is {shape}; give a tensor (n_sounds, n_samples), mono (average the channels first)")

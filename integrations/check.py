@@ -1,7 +1,7 @@
 """Run the suites' checkers on AudioSep with random weights: python -m integrations.check (`make adapters`).
 
-They run as shipped, without what they do not measure: TensorFlow, which hearvalidator needs for one isinstance; torchcodec,
-with which MTEB decodes mock data that are arrays already; and EVAR, which is not a package.
+They run as shipped, but without TensorFlow, which hearvalidator needs for a single isinstance; torchcodec, with which MTEB
+decodes mock data that already are arrays; and EVAR, which is not a package.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from common.errors import UserError
 from integrations import hear_audiosep
 
 WEIGHTS = "random:0"
-MTEB_TASKS = 7  # with audio alone; MTEB counts skipped tasks as passed
+MTEB_TASKS = 7  # of audio alone; MTEB counts skipped tasks as passed
 EVAR = Path(__file__).resolve().parent / "evar"
 
 
@@ -42,7 +42,7 @@ def _require(is_met: bool, problem: str) -> None:
 
 
 def check_scene() -> str:
-    """HEAR's two functions give `encoder.embed`, and frames whose mean it is."""
+    """HEAR's scene embeddings equal `encoder.embed`, and are the mean of the timestamp embeddings."""
     audio, model = _noise(2, 50_000), hear_audiosep.load_model(WEIGHTS)
     scene = hear_audiosep.get_scene_embeddings(audio, model)
     frames, _ = hear_audiosep.get_timestamp_embeddings(audio, model)
@@ -72,7 +72,7 @@ def check_hear() -> str:
 
 
 def check_xares() -> str:
-    """X-ARES' check_audio_encoder, which logs instead of raising."""
+    """X-ARES' check_audio_encoder, which logs problems instead of raising."""
     checker: Any = importlib.import_module("xares.audio_encoder_checker")
     from integrations.xares_audiosep import AudioSepXaresEncoder
 
@@ -82,7 +82,7 @@ def check_xares() -> str:
 
 
 def check_mteb(name: str = "audiosep") -> str:
-    """mteb.mock_run, with its results counted and its arrays left as they are."""
+    """mteb.mock_run, with results counted and arrays unchanged."""
     datasets: Any = importlib.import_module("datasets")
     mteb: Any = importlib.import_module("mteb")
     from integrations.mteb_frozen import entry
@@ -101,7 +101,7 @@ def check_mteb(name: str = "audiosep") -> str:
 
 
 def check_revisions() -> str:
-    """MTEB, which keeps results by name and revision, can tell encoders apart, and loads what was registered."""
+    """MTEB, which keeps results by name and revision, distinguishes encoders, and loads what was registered."""
     mteb: Any = importlib.import_module("mteb")
     from integrations.mteb_frozen import describe, entry
 
@@ -116,7 +116,7 @@ def check_revisions() -> str:
 
 
 def check_evar() -> str:
-    """The methods that EVAR's pipeline calls, with the settings of its yaml."""
+    """The methods that EVAR's pipeline calls, with its yaml's settings."""
     with _stub("evar"), _stub("evar.ar_base", BaseAudioRepr=_BaseAudioRepr):
         module = runpy.run_path(str(EVAR / "ar_audiosep.py"))
     config = SimpleNamespace(**yaml.safe_load((EVAR / "audiosep.yaml").read_text(encoding="utf-8")))
@@ -154,7 +154,7 @@ def main() -> None:
 
 
 class _BaseAudioRepr(torch.nn.Module):
-    """EVAR's base class (evar/ar_base.py), as far as an encoder needs it."""
+    """EVAR's base class (evar/ar_base.py), as far as encoders need it."""
 
     def __init__(self, cfg: SimpleNamespace) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ def _noise(*shape: int) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _stub(name: str, **content: object) -> Iterator[None]:
-    """Import `name` as a module that holds only `content`."""
+    """Let `name` be an importable module with this content."""
     sys.modules[name] = module = ModuleType(name)
     vars(module).update(content)
     try:

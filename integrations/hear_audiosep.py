@@ -1,7 +1,7 @@
 """AudioSep as a module of HEAR 2021 (https://hearbenchmark.com/hear-api.html): ``integrations.hear_audiosep``.
 
 A scene embedding is `encoder.embed`: 384 numbers, the mean over time and frequency of the last encoder block. A timestamp
-embedding is the mean over frequency of one frame of that block, 0.32 s; the mean of all is the scene embedding.
+embedding is the mean over frequency of a frame of that block, 0.32 s; their mean is the scene embedding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class AudioSepModel(torch.nn.Module):
 
 
 def load_model(model_file_path: str = "") -> AudioSepModel:
-    """Build the model from a weights file, from random:SEED, or, without a path, as the environment says."""
+    """Build the model from a weights file, random:SEED, or without a path, as the environment says."""
     return AudioSepModel(load_audiosep(model_file_path))
 
 

@@ -30,7 +30,7 @@ AUDIOSEP = {
 
 
 class FrozenEncoder(AbsEncoder):  # type: ignore[misc]  # mteb is optional
-    """An `Encoder` as MTEB's: one embedding per clip, computed at the clip's length, without padding."""
+    """An `Encoder` with MTEB's interface: an embedding per clip, computed at its length, without padding."""
 
     def __init__(self, encoder: Encoder, meta: ModelMeta) -> None:
         self.model, self.mteb_model_meta = encoder, meta
@@ -52,7 +52,7 @@ def entry(
     """Build an encoder for `mteb.evaluate` and `mteb.mock_run`, and register it with MTEB under its name.
 
     Args:
-        name, trust_remote_code: as ``--encoder`` and ``--trust-remote-code`` take them.
+        name, trust_remote_code: as for ``--encoder`` and ``--trust-remote-code``.
         checkpoint: AudioSep's weights; see `integrations.audiosep`.
 
     Raises:
@@ -74,7 +74,7 @@ def describe(encoder: Encoder, name: EncoderName) -> ModelMeta:
     origin = dict.fromkeys(("license", "release_date", "public_training_code")) | {
         "name": f"{ORGANISATION}/{name.slug}"
     }
-    # MTEB keeps results by name and revision, so whatever changes an embedding must change the revision.
+    # MTEB keeps results by name and revision: whatever changes an embedding must change the revision.
     identity = (info.checkpoint, info.condition, info.padding, info.precision, info.code, encoder.default_output.name)
     return ModelMeta(
         **(AUDIOSEP if info.release in KNOWN_RELEASES.values() else origin),
@@ -90,6 +90,6 @@ def describe(encoder: Encoder, name: EncoderName) -> ModelMeta:
         framework=["PyTorch"],
         similarity_fn_name="cosine",
         use_instructions=False,
-        training_datasets=None,  # none that MTEB has a name for
+        training_datasets=None,  # MTEB has no names for them
         modalities=["audio"],
     )

@@ -1,4 +1,4 @@
-"""Other suites' protocols on one feature file: the classifiers, divisions and choices of epoch of MTEB and X-ARES."""
+"""Protocols of other suites on our features: classifiers, divisions and choice of epoch of MTEB and X-ARES."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ XARES_EPOCHS, XARES_BATCH, XARES_RATE, XARES_FALL = 10, 32, 1e-3, 0.1  # xares 0
 
 
 class Row(NamedTuple):
-    """The accuracy by one protocol: the mean over folds and seeds."""
+    """Accuracy by a protocol: the mean over folds and seeds."""
 
     suite: str
     protocol: str
@@ -62,18 +62,18 @@ def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[Row
 
 
 def official_folds(features: FeatureSet) -> list[tuple[Array, Array]]:
-    """(train, test) rows of each official fold."""
+    """(train, test) rows of the official folds."""
     assert features.folds is not None
     return list(LeaveOneGroupOut().split(features.folds, groups=features.folds.numpy()))
 
 
 def random_folds(features: FeatureSet) -> list[tuple[Array, Array]]:
-    """MTEB's folds: clips at random, so that related clips are on both sides."""
+    """(train, test) rows of MTEB's random folds, which put related clips on both sides."""
     return list(KFold(MTEB_FOLDS, shuffle=True, random_state=SEED).split(np.arange(len(features))))
 
 
 def few_clips(labels: Array, order: list[int]) -> Array:
-    """MTEB's training clips: the first MTEB_CLIPS of each class, after shuffling `order` in place, as MTEB does."""
+    """MTEB's training clips: the first MTEB_CLIPS per class, after shuffling `order` in place, as MTEB does."""
     np.random.RandomState(SEED).shuffle(order)  # MTEB's generator
     counts: Counter[int] = Counter()
     kept = []
@@ -104,7 +104,7 @@ def logistic_regression(
 
 
 def xares_accuracies(features: FeatureSet, seeds: int) -> tuple[float, float]:
-    """X-ARES' classifier on the official folds: mean accuracy of the epoch that is best on the test fold, and of the last."""
+    """X-ARES' classifier on the official folds: mean accuracy of the best epoch on the test fold, and of the last."""
     jobs = [(seed, fold) for seed in range(seeds) for fold in official_folds(features)]
     progress = progress_bar(iterable=jobs, desc="X-ARES", unit="fit", leave=False)
     accuracies = np.array([_fit_xares(features, train, test, seed) for seed, (train, test) in progress])
@@ -112,7 +112,7 @@ def xares_accuracies(features: FeatureSet, seeds: int) -> tuple[float, float]:
 
 
 def _fit_xares(features: FeatureSet, train: Array, test: Array, seed: int) -> list[float]:
-    """The accuracy on the test rows after every epoch: layer normalisation and one linear layer, Adam, cosine."""
+    """Test accuracy after every epoch, of layer normalisation and a linear layer, by Adam with a cosine schedule."""
     generator = torch.Generator().manual_seed(seed)
     width = features.features.shape[1]
     with torch.random.fork_rng(devices=[]):

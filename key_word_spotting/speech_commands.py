@@ -1,8 +1,8 @@
-"""Speech Commands (Warden 2018): one-second words; 30 of them in v0.01, 35 in v0.02.
+"""Speech Commands (Warden 2018): words of a second; 30 words in v0.01, 35 in v0.02.
 
-https://arxiv.org/abs/1804.03209; the archives' own validation_list.txt and testing_list.txt define the splits,
-and no speaker (the hash in the file name) is in two of them. The task of ten commands, `_unknown_` and `_silence_`
-is tested on a separate archive, as in TensorFlow Datasets' ``speech_commands`` and in HEAR.
+https://arxiv.org/abs/1804.03209; validation_list.txt and testing_list.txt of the archives define the splits, and no
+speaker (the hash in the file name) is in two of them. The task of ten commands, `_unknown_` and `_silence_` is tested on a
+separate archive, as in TensorFlow Datasets' ``speech_commands`` and in HEAR.
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]
     if missing or not folders:
         expected, version = "<word>/*.wav, validation_list.txt and testing_list.txt", data_folder.rpartition("_")[2]
         raise layout_error(root, TITLE, expected, data_folder, f"speech_commands --only {version}")
-    foreign = [folder.name for folder in folders if folder.name not in words]
-    if foreign:
-        other = " (words of v0.02: is it the other version's script?)" if set(foreign) <= set(WORDS_V2) else ""
+    unknown = [folder.name for folder in folders if folder.name not in words]
+    if unknown:
+        other = " (words of v0.02: is it the other version's script?)" if set(unknown) <= set(WORDS_V2) else ""
         raise DatasetError(
-            f"{root} holds folders that are not words of this version: {', '.join(foreign[:5])}{other}; take them out"
+            f"{root} holds folders that are not words of this version: {', '.join(unknown[:5])}{other}; take them out"
         )
     absent = sorted(set(words) - {folder.name for folder in folders})
     if absent:
@@ -140,13 +140,13 @@ def _read_lists(root: Path) -> dict[str, str]:
 
 
 def read_ten_commands(root: Path, words: Sequence[str], data_folder: str, test_folder: str) -> list[Clip]:
-    """The ten commands, any other word as ``_unknown_``, and as ``_silence_`` one second of noise every half second.
+    """The ten commands, all other words as ``_unknown_``, and a second of noise every half second as ``_silence_``.
 
     Training and validation clips come from the version's archive, test clips from the test set's.
 
     Args:
         words, data_folder: as in `read_clips`.
-        test_folder: name of the test set's folder, which is beside `root`.
+        test_folder: name of the test set's folder, a sibling of `root`.
 
     Raises:
         DatasetError: as for `read_clips`; or noise or test set are missing, or the test set lacks a class.
@@ -170,7 +170,7 @@ def read_ten_commands(root: Path, words: Sequence[str], data_folder: str, test_f
 
 
 def _read_silence(folder: Path) -> list[Clip]:
-    """Windows of 1 s every 0.5 s of each noise file; as in TensorFlow Datasets, none ends with the file."""
+    """Windows of 1 s every 0.5 s of the noise files; as in TensorFlow Datasets, none ends with its file."""
     from common.datasets.audio import AudioError, audio_duration_s
 
     clips = []
@@ -210,13 +210,13 @@ def _read_test_set(root: Path, test_folder: str) -> list[Clip]:
     for name in classes:
         for path in paths[name]:
             speaker = speakers.search(path.name)
-            # A clip whose name gives no speaker, such as silence, is related to no other.
+            # Clips without a speaker in their name, such as silence, are unrelated.
             clips.append(Clip(path, name, split="test", group=speaker[1] if speaker else f"{name}/{path.name}"))
     return clips
 
 
 def task(version: str, release: str, words: list[str]) -> Task:
-    """The task of one version, such as ``"v1"`` of release ``"v0.01"``."""
+    """The task of a version, such as ``"v1"`` of release ``"v0.01"``."""
     folder, data_folder = Path(__file__).resolve().parent, f"speech_commands_{release}"
     return Task(
         name=f"speech_commands_{version}",
@@ -236,7 +236,7 @@ def task(version: str, release: str, words: list[str]) -> Task:
 
 
 def ten_commands(version: str, release: str, words: list[str]) -> Task:
-    """The task of ten commands, unknown and silence, of one version."""
+    """The task of ten commands, unknown and silence, of a version."""
     all_words = task(version, release, words)
     test_folder = f"speech_commands_test_set_{release}"
     return replace(

@@ -1,4 +1,4 @@
-"""Train the linear and the three-layer head on Speech Commands embeddings: the archives' own lists as splits."""
+"""Train the linear and the three-layer head on Speech Commands embeddings, split by the archives' lists."""
 
 import sys
 from pathlib import Path

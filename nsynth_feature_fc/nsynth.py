@@ -1,7 +1,7 @@
 """NSynth (Engel et al. 2017): 305,979 notes of 4 s by 1,006 instruments of 11 families.
 
-https://magenta.tensorflow.org/datasets/nsynth; official train, valid and test sets, and train shares no
-instrument with the other two.
+https://magenta.tensorflow.org/datasets/nsynth; official train, valid and test sets, where train shares no instrument
+with valid and test.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FAMILIES = (
 
 
 def read_clips(root: Path, split: str) -> list[Clip]:
-    """Every note of one set, labelled by its instrument's family; groups are instruments.
+    """Every note of a set, labelled by its instrument's family; groups are instruments.
 
     Raises:
         DatasetError: the set is not unpacked under `root`, or its examples.json is damaged.
@@ -69,7 +69,7 @@ def read_clips(root: Path, split: str) -> list[Clip]:
 
 
 def _family_and_instrument(entry: dict[str, Any]) -> dict[str, Any] | tuple[str, str | None]:
-    """Reduce a note's entry to the two fields used, while the file is read: 289,205 whole entries fill a gigabyte."""
+    """Reduce a note's entry to the two fields used while the file is read: 289,205 whole entries fill a gigabyte."""
     if "instrument_family_str" in entry:
         return entry["instrument_family_str"], entry.get("instrument_str")
     return {} if "note" in entry or "qualities" in entry else entry
@@ -78,9 +78,8 @@ def _family_and_instrument(entry: dict[str, Any]) -> dict[str, Any] | tuple[str,
 def prepare(features: FeatureSet, division: Division) -> Prepared:
     """Choose the families and the set to train on.
 
-    synth_lead, which occurs only in train, is left out unless `families` is 11. With `train_on` valid, the head
-    learns from valid, as in the original project, and is scored on test; notes held out of valid choose the epoch,
-    which the original chose on test.
+    Without synth_lead, which occurs only in train, unless `families` is 11. With `train_on` valid, heads are fitted on valid,
+    as in the original project, but notes held out of valid choose the epoch, which the original chose on test.
     """
     import numpy as np
 
@@ -111,7 +110,7 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
 
 
 def task(split: str) -> Task:
-    """The task of extracting one set."""
+    """The task of extracting a set."""
     return Task(
         name=f"nsynth_{split}",
         title=f"{TITLE} {split}",

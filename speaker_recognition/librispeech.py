@@ -102,7 +102,7 @@ def read_speakers(path: Path) -> dict[str, str]:
 
 
 def recognise(features: FeatureSet) -> tuple[FeatureSet, str] | None:
-    """Name the subset of a file of the original project, which holds raw speaker ids, no chapters and no provenance."""
+    """Name the subset of a file of the original project, which holds speaker ids, but neither chapters nor provenance."""
     for subset, speakers in SPEAKERS.items():
         if set(features.class_names) <= set(speakers.split()):
             sentence = f"recognised as speakers of {subset} by their ids; chapters are unknown"
@@ -111,12 +111,12 @@ def recognise(features: FeatureSet) -> tuple[FeatureSet, str] | None:
 
 
 def prepare(features: FeatureSet, division: Division) -> Prepared:
-    """Divide the utterances of every speaker, as ``--split`` says.
+    """Divide the utterances of every speaker by ``--split``.
 
-    ``utterance``: at random, later. ``chapter``: test the chapters of a speaker whose share of its utterances is nearest to
-    the test share, so that no recording session is on both sides; speakers with one chapter are left out. ``matched``: the
-    same speakers with as many training and test utterances, but drawn at random. Both choose the epoch on a fifth of the
-    training utterances of every speaker, so that only the sessions differ between them.
+    ``utterance``: at random, later. ``chapter``: the chapters whose share of a speaker's utterances is nearest to the test
+    share are for testing, so that no recording session is on both sides; speakers with a single chapter are left out.
+    ``matched``: the same speakers and numbers of utterances, but drawn at random. Both choose the epoch on a fifth of every
+    speaker's training utterances, so that they differ only in the sessions.
     """
     import numpy as np
 
@@ -125,7 +125,7 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
         return Prepared(features)
     if features.groups is None:
         raise DatasetError(f"--split {how}: the feature file names no chapters; extract it with this project")
-    # Two generators, so that both ways of dividing break ties alike.
+    # Separate generators, so that both divisions break ties in the same way.
     ties, draws = np.random.default_rng(division.seed), np.random.default_rng([division.seed, 1])
     labels, chapters = features.labels.numpy(), np.array(features.groups)
     splits = np.full(len(features), "", dtype=object)  # empty: left out
@@ -171,7 +171,7 @@ def _nearest_chapters(chapters: Array, test_share: float, rng: np.random.Generat
 
 
 def task(subset: str, features_file: str, official_counts: Mapping[str, int]) -> Task:
-    """The task of extracting one subset."""
+    """The task of extracting a subset."""
     return Task(
         name=f"librispeech_{subset}",
         title=f"{TITLE} {subset}",

@@ -1,4 +1,4 @@
-"""Speaker verification: do two utterances come from one speaker? By the cosine of their embeddings, without training."""
+"""Speaker verification by the cosine of two utterances' embeddings, without training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from common.arrays import Array
     from common.features import FeatureSet
 
-MOST_TRIALS = 20_000  # of one speaker, and of two
+MOST_TRIALS = 20_000  # of either kind
 P_TARGETS = (0.01, 0.05)
 STATISTICS = {"train-clean-100": TRAIN_CLEAN_100, "dev-clean": OTHERS["dev-clean"]}
 TASK = replace(
@@ -49,7 +49,8 @@ class VerificationSettings:
 
 @dataclass(frozen=True)
 class TrialCounts:
-    """Numbers of speakers, of trials of one speaker and of two; and whether the former are known to span two chapters."""
+    """Numbers of speakers, and of trials with the same and with different speakers; `across_chapters`: whether trials with the
+    same speaker are known to span two chapters."""
 
     speakers: int
     same: int
@@ -63,7 +64,7 @@ Intervals = dict[str, dict[str, tuple[float, float] | None]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the trials, score them in three ways, print and save the error rates and the DET plot."""
+    """Make the trials, score them by raw, standardised and whitened embeddings; print and save error rates and DET plot."""
     run(lambda: _verify(argv))
 
 
@@ -113,7 +114,7 @@ def _verify(argv: Sequence[str] | None) -> None:
 
 
 def _load(path: Path, task: Task, config: FitConfig) -> FeatureSet:
-    """The features of a subset. A file without provenance is taken at its word.
+    """The features of a subset; a file without provenance is assumed to be of the subset.
 
     Raises:
         UserError: the file is of other data, or an embedding is all zeros.
@@ -150,7 +151,7 @@ def _print_scores(counts: TrialCounts, scores: Scores, intervals: Intervals, sta
         table.append(cells)
     print(as_text(table))
     if counts.speakers < MIN_SPEAKERS:
-        print(f"No 95 % interval: {counts.speakers} speakers are too few to tell.")
+        print(f"No 95 % interval: {counts.speakers} speakers are too few.")
     else:
         print(
             f"95 % intervals resample the {counts.speakers} speakers. In simulations with 10 and 40 speakers they held the"
@@ -171,9 +172,9 @@ def _refuse_other_results(path: Path, settings: VerificationSettings, overwrite:
 
 
 def make_trials(features: FeatureSet, seed: int) -> tuple[Array, Array]:
-    """Pairs of rows (N, 2) and whether each is of one speaker (N,): equally many of each kind, at most MOST_TRIALS.
+    """Pairs of rows (N, 2) and whether their speakers are the same (N,): equally many of either kind, at most MOST_TRIALS.
 
-    A pair of one speaker spans two chapters, so that the recording session cannot give it away, if chapters are known.
+    If chapters are known, pairs with the same speaker span two, so that the recording session cannot give them away.
 
     Raises:
         DatasetError: no speaker has two chapters, or there is only one speaker.
@@ -206,15 +207,15 @@ def error_rates(same: Array, similarity: Array, weights: Array | None = None) ->
 def speaker_intervals(
     same: Array, similarity: Array, speakers: Array, seed: int
 ) -> dict[str, tuple[float, float] | None]:
-    """The 95 % interval of each error rate, by a bootstrap over speakers; None with fewer than MIN_SPEAKERS.
+    """95 % intervals of the error rates by a bootstrap over speakers; None with fewer than MIN_SPEAKERS.
 
-    Percentile, corrected for bias (Efron 1987): the least cost over all thresholds is lower in resamples. Trials share
-    speakers, so they are not independent: a trial of one speaker counts as often as that speaker was drawn, a trial of two
+    Bias-corrected percentiles (Efron 1987): the minimum cost over all thresholds is lower in resamples. Trials share speakers,
+    so they are dependent: a trial with the same speaker counts as often as the speaker was drawn, a trial with two speakers
     as often as the product.
 
     Args:
         same, similarity: (N,) of the trials.
-        speakers: (N, 2) the speaker of each side, as numbers.
+        speakers: (N, 2), as numbers.
     """
     import numpy as np
     from scipy.stats import norm
@@ -229,7 +230,7 @@ def speaker_intervals(
         first, second = times[speakers].T
         weights = np.where(same, first, first * second)
         kept = weights > 0
-        if len(set(same[kept].tolist())) == 2:  # else only one kind of trial was drawn
+        if len(set(same[kept].tolist())) == 2:  # else all trials are of one kind
             samples.append(error_rates(same[kept], similarity[kept], weights[kept]))
     intervals: dict[str, tuple[float, float] | None] = {}
     for name, rate in measured.items():
@@ -241,9 +242,9 @@ def speaker_intervals(
 
 
 def transformed(embeddings: Array, statistics: FeatureSet) -> dict[str, Array]:
-    """The embeddings (N, D) as they are, standardised, and whitened, by the statistics of other speakers.
+    """Embeddings (N, D) raw, standardised and whitened by the statistics of other speakers.
 
-    The covariance is shrunk as Ledoit and Wolf (2004) derive, since its directions of least variance are noise.
+    The covariance is shrunk (Ledoit and Wolf 2004), since its directions of least variance are noise.
     """
     import numpy as np
     from sklearn.covariance import LedoitWolf
@@ -258,7 +259,7 @@ def transformed(embeddings: Array, statistics: FeatureSet) -> dict[str, Array]:
 
 
 def cosine(embeddings: Array, pairs: Array) -> Array:
-    """(N,) cosine similarity of each pair of rows."""
+    """(N,) cosine similarities of pairs (N, 2) of rows."""
     import numpy as np
 
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)

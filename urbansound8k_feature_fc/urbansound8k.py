@@ -72,7 +72,7 @@ TASK = Task(
         **{f"fold {fold}": clips for fold, clips in enumerate(FOLD_SIZES, start=1)},
         **{f"class {name}": {"siren": 929, "car_horn": 429, "gun_shot": 374}.get(name, 1000) for name in CLASS_NAMES},
     },
-    # The slices of five Freesound recordings are in more than one fold.
+    # Slices of five Freesound recordings are in several folds.
     official_overlap=frozenset({"77751", "106905", "132016", "176638", "180937"}),
 )
 CHECKS = ((TASK,),)

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 
 class Mark(StrEnum):
-    """The result of a check, as it is shown."""
+    """The result of a check, as printed."""
 
     GOOD = "✓"
     NOTE = "!"
@@ -14,7 +14,7 @@ class Mark(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the doctor's table: what was checked, with what result, and how to fix a failed check."""
+    """A line of the doctor's table: a check, its result, and how to fix it if it failed."""
 
     mark: Mark
     what: str

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = Parser(__doc__, prog="python -m common.doctor")
     parser.add_argument("names", nargs="*", metavar="DATA_SET", help=f"{', '.join(sets)} (default: all that exist)")
     parser.add_argument("--checkpoint", metavar="FILE", help="weights, or random:SEED (default: as configured)")
-    parser.add_argument("--data-root", type=user_path, metavar="FOLDER", help="where the one named data set is")
+    parser.add_argument("--data-root", type=user_path, metavar="FOLDER", help="where the named data set is")
     parser.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
     arguments = parser.parse_args(argv)
     for prefix in arguments.names:
@@ -34,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from common.encoder import load_encoder, resolve_device
 
     device = resolve_device(arguments.device)
-    some_task = next(iter(sets.values()))[0][0]
-    checkpoint = arguments.checkpoint or load_config(ExtractConfig, some_task.config_file).checkpoint
-    bad = _show("environment", checks.check_environment(device))
-    bad += _show("encoder", [checks.check_encoder(device)])
+    any_task = next(iter(sets.values()))[0][0]
+    checkpoint = arguments.checkpoint or load_config(ExtractConfig, any_task.config_file).checkpoint
+    failed = _show("environment", checks.check_environment(device))
+    failed += _show("encoder", [checks.check_encoder(device)])
     finding, encoder = checks.check_checkpoint(checkpoint, device)
-    bad += _show("weights", [finding])
+    failed += _show("weights", [finding])
     encoder = encoder or load_encoder("random:0", device)  # as fast as the real weights
     absent = [name for name in chosen if not arguments.names and not data_root_of(sets[name][0][0]).is_dir()]
     for name in (name for name in chosen if name not in absent):
@@ -47,24 +47,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             roots = [(arguments.data_root or data_root_of(task)).absolute() for task in tasks]
             download = name.removesuffix("_v1").removesuffix("_v2")
             findings = checks.check_division(tasks, roots, download, encoder, is_wanted=place == 0)
-            bad += _show(f"{tasks[0].title if len(tasks) == 1 else name} in {roots[0]}", findings)
+            failed += _show(f"{tasks[0].title if len(tasks) == 1 else name} in {roots[0]}", findings)
     if absent:
         print(f"not found, so not checked: {', '.join(absent)}\n")
-    print(f"{bad} failed check{'s' * (bad != 1)}." if bad else "All checks passed.")
-    sys.exit(1 if bad else 0)
+    print(f"{failed} failed check{'s' * (failed != 1)}." if failed else "All checks passed.")
+    sys.exit(1 if failed else 0)
 
 
 def _show(title: str, findings: Iterable[Finding]) -> int:
     """Print findings as they come; returns the number of failed checks."""
     print(title)
-    bad = 0
+    failed = 0
     for finding in findings:
-        bad += finding.mark is Mark.BAD
+        failed += finding.mark is Mark.BAD
         print(f"  {finding.mark} {finding.what:<8} {finding.text}", flush=True)
         if finding.fix:
             print(f"    {'':<8} -> {finding.fix}")
     print()
-    return bad
+    return failed
 
 
 if __name__ == "__main__":

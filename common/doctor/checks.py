@@ -28,12 +28,12 @@ from common.files import PROJECT_ROOT
 
 GOOD, NOTE, BAD = Mark
 WANTED_MEMORY = 2e9  # bytes; an extraction on a CPU takes about 1.5 GB
-# Of the embedding of 1.5 s of noise by `random:2024`: its first six numbers, its norm and its sum. Recorded when this
-# encoder's outputs equalled those of the official implementation.
+# First six numbers, norm and sum of the embedding of 1.5 s of noise by `random:2024`, recorded when this encoder's outputs
+# equalled those of the official implementation.
 KNOWN_ANSWER = (-22.6315, -26.7916, 9.29247, 40.1619, -3.82785, 3.5122, 731.953, 723.437)
 KNOWN_ANSWER_TOLERANCE = 1e-4  # of the norm
-SAMPLE = 24  # clips of a data set that are decoded
-TIMED_S = 15.0  # seconds of audio that are embedded to measure the speed
+SAMPLE = 24  # clips of a data set to decode
+TIMED_S = 15.0  # seconds of audio to embed, to measure the speed
 BYTES_PER_CLIP = 384 * 4 + 150  # in a feature file: the embedding, then its label, name, group and stamp
 NAMED = 4  # examples listed in a message
 
@@ -50,7 +50,7 @@ def check_environment(device: torch.device) -> Iterator[Finding]:
     yield Finding(GOOD, "device", text)
     available = _available_memory()
     if available is None:
-        yield Finding(NOTE, "memory", "how much is free cannot be seen on this system")
+        yield Finding(NOTE, "memory", "free memory is unknown on this system")
     elif available < WANTED_MEMORY:
         text = f"{available / 1e9:.1f} GB free, an extraction takes about {WANTED_MEMORY / 1e9:.1f} GB"
         yield Finding(BAD, "memory", text, "close other programs, or use a larger machine")
@@ -66,25 +66,27 @@ def _packages() -> Finding:
         with contextlib.suppress(PackageNotFoundError):
             installed[name] = version(name).partition("+")[0]
     missing = pins.keys() - installed
-    differing = [f"{name} {here} (tested: {pins[name]})" for name, here in installed.items() if here != pins[name]]
+    differing = [
+        f"{name} {actual} (tested: {pins[name]})" for name, actual in installed.items() if actual != pins[name]
+    ]
     python = f"Python {platform.python_version()}, torch {torch.__version__}"
     if missing:
         text = f"{python}; missing: {', '.join(sorted(missing))}"
         return Finding(BAD, "packages", text, "pip install -r requirements.txt")
     if differing:
-        return Finding(NOTE, "packages", f"{python}; other versions than those tested: {', '.join(differing)}")
+        return Finding(NOTE, "packages", f"{python}; untested versions: {', '.join(differing)}")
     return Finding(GOOD, "packages", f"{python}, {len(pins)} packages as pinned")
 
 
 def _available_memory() -> int | None:
-    """Available main memory in bytes; None where it cannot be seen."""
-    meminfo = Path("/proc/meminfo")  # of Linux
+    """Available main memory in bytes; None where it is unknown."""
+    meminfo = Path("/proc/meminfo")  # Linux
     available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
     return 1024 * int(available[1]) if available else None
 
 
 def check_encoder(device: torch.device) -> Finding:
-    """Compare the embedding from weights that any machine can generate with its known value."""
+    """Compare the embedding by weights that any machine can generate with its known value."""
     waveform = (0.1 * np.random.default_rng(2024).standard_normal(48_000)).astype(np.float32)
     embedding = load_encoder("random:2024", device).embed([waveform])[0].double()
     answer = torch.cat([embedding[:6], torch.stack([embedding.norm(), embedding.sum()])])
@@ -96,7 +98,7 @@ def check_encoder(device: torch.device) -> Finding:
 
 
 def check_checkpoint(checkpoint: str | Path, device: torch.device) -> tuple[Finding, AudioSepEncoder | None]:
-    """Load the weights, which are refused unless every tensor is present and finite, and identify their release."""
+    """Load the weights, refused unless every tensor is present and finite, and identify their release."""
     try:
         encoder = load_encoder(checkpoint, device)
     except CheckpointError as error:
@@ -113,8 +115,13 @@ def check_checkpoint(checkpoint: str | Path, device: torch.device) -> tuple[Find
 def check_division(
     tasks: Sequence[Task], roots: Sequence[Path], download: str, encoder: AudioSepEncoder, is_wanted: bool
 ) -> Iterator[Finding]:
-    """Check that a data set is complete and intact. Its tasks share a division, as NSynth's three sets do; if not
-    `is_wanted`, it may be missing. `download` is its name for `python -m common.download`."""
+    """Check that a data set is complete and intact.
+
+    Args:
+        tasks: share a division, as NSynth's three sets do.
+        download: the data set's name for `python -m common.download`.
+        is_wanted: whether it may not be missing.
+    """
     all_clips: list[Clip] = []
     for task, root in zip(tasks, roots, strict=True):
         prefix = "" if len(tasks) == 1 else f"{task.name} "
@@ -138,7 +145,7 @@ def check_division(
 
 
 def _counts(task: Task, clips: Sequence[Clip], get: str) -> Finding:
-    """Compare the numbers of clips with the official ones; `get` is the command that downloads the data set."""
+    """Compare numbers of clips with the official numbers; `get` is the command that downloads the data set."""
     counts, official = count(clips), task.official_counts
     wrong = [f"{name} {counts[name]:,} of {number:,}" for name, number in official.items() if counts[name] != number]
     text = f"{len(clips):,} clips"
@@ -148,10 +155,10 @@ def _counts(task: Task, clips: Sequence[Clip], get: str) -> Finding:
 
 
 def _classes(task: Task, clips: Sequence[Clip]) -> Finding:
-    """A single class, or a class without clips, cannot be learned."""
+    """Refuse a single class, and classes without clips."""
     counts = Counter(clip.class_name for clip in clips)
     if len(counts) < 2:
-        return Finding(BAD, "classes", f"every clip is of class {clips[0].class_name}", "check the labels' files")
+        return Finding(BAD, "classes", f"every clip is of class {clips[0].class_name}", "check the label files")
     official = task.official_counts
     empty = [name for name in task.class_names or () if not counts[name] and official.get(f"class {name}") != 0]
     if empty:
@@ -162,7 +169,7 @@ def _classes(task: Task, clips: Sequence[Clip]) -> Finding:
 
 
 def _files(clips: Sequence[Clip], root: Path, get: str) -> Finding:
-    """Compare the files that the labels name with those in their folders; hidden ones do not count."""
+    """Compare the files that the labels name with the files in their folders, except hidden files."""
     named = {clip.path for clip in clips}
     suffixes, folders = {path.suffix for path in named}, {path.parent for path in named}
     in_folders = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
@@ -212,7 +219,7 @@ def _sample(clips: Sequence[Clip], encoder: AudioSepEncoder) -> Iterator[Finding
 
 
 def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
-    """Check that no recording, patient or speaker is on two sides, except where the official division has them so."""
+    """Check that no recording, patient or speaker is on two sides, except where the official division puts it there."""
     sides_of: dict[str, set[str]] = {}  # group -> its folds or splits
     for clip in clips:
         side = f"fold {clip.fold}" if clip.fold is not None else clip.split
@@ -220,16 +227,16 @@ def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
             sides_of.setdefault(clip.group, set()).add(side)
     sides = set().union(*sides_of.values())
     if len(sides) < 2:
-        text = f"only {sides.pop()} is here" if sides else "no official division into folds or splits to check"
+        text = f"only {sides.pop()} is present" if sides else "no official folds or splits to check"
         return Finding(NOTE, "splits", text)
     # Validation clips related to test clips bias only the choice of epoch; related training clips bias the score.
-    shared = {group for group, its_sides in sides_of.items() if len(its_sides) > 1 and its_sides != {"valid", "test"}}
+    shared = {group for group, seen in sides_of.items() if len(seen) > 1 and seen != {"valid", "test"}}
     unofficial = sorted(shared.difference(*(task.official_overlap for task in tasks)))
     if unofficial:
         text = f"{len(unofficial)} groups are on two sides of the division: {_some(unofficial)}"
         fix = "the data have been altered: delete them and unpack the official archive again"
         return Finding(BAD, "splits", text, fix)
-    published = f" but for {', '.join(sorted(shared))}, as published" if shared else ""
+    published = f" except {', '.join(sorted(shared))}, as published" if shared else ""
     return Finding(GOOD, "splits", f"{len(sides_of):,} groups, none on two sides{published}")
 
 

@@ -43,12 +43,12 @@ class Archive:
 
     @property
     def resolved_url(self) -> str:
-        """The URL; that of Hugging Face at the mirror that HF_ENDPOINT names."""
+        """The URL, with Hugging Face replaced by the mirror HF_ENDPOINT."""
         mirror = os.environ.get("HF_ENDPOINT", "").rstrip("/")
         return self.url.replace(HUGGING_FACE, mirror or HUGGING_FACE)
 
     def missing(self, root: Path) -> list[str]:
-        """Which kinds of files are incomplete, in words. Extra files are left to the doctor."""
+        """Missing files by kind, in words."""
         counts = {pattern: len(list((root / self.into).glob(pattern))) for pattern in self.holds}
         return [
             f"{count:,} instead of {self.holds[pattern]:,} {pattern}"
@@ -57,7 +57,7 @@ class Archive:
         ]
 
     def needed_bytes(self, root: Path) -> int:
-        """Disk space that it still needs, as far as its size is known; 0 if all is in place."""
+        """Disk space still needed, as far as sizes are known; 0 if everything is in place."""
         part, missing = root / f"{self.file}.part", self.missing(root)
         if (root / self.file).exists() or (self.holds and not missing):
             return self.unpacked if missing else 0
@@ -65,7 +65,7 @@ class Archive:
         return self.unpacked + max(1, (self.size or self.about or 0) - received)
 
     def is_chosen(self, part: str | None) -> bool:
-        """Whether it is the part that is asked for; without one, all but optional ones are."""
+        """Whether it is the `part`; None: all parts except optional ones."""
         return not self.optional if part is None else self.part == part
 
 
@@ -125,7 +125,7 @@ def _show(source: Source, archives: Sequence[Archive], root: Path) -> None:
 
 
 def get(archive: Archive, root: Path) -> None:
-    """Download one archive, verify it, and unpack it below `root`; what is in place is used.
+    """Download an archive, verify it, and unpack it below `root`, except what is in place.
 
     Raises:
         DownloadError: it cannot be downloaded, or is not the expected file.
@@ -145,18 +145,17 @@ def get(archive: Archive, root: Path) -> None:
         estimate = 2 * (archive.about or archive.unpacked) + MARGIN_BYTES
         fetch(archive.resolved_url, part, archive.size or estimate)
         _verify(archive, part)
-        note_of(part).unlink(missing_ok=True)  # first, so that a kill leaves none behind; a whole part needs none
+        note_of(part).unlink(missing_ok=True)  # first, so that a kill leaves none behind
         part.replace(path)
     if archive.holds:
-        max_members = 2 * sum(archive.holds.values()) + 10_000  # `holds` does not count all
-        unpack(path, folder, 2 * archive.unpacked + MARGIN_BYTES, max_members)
+        unpack(path, folder, 2 * archive.unpacked + MARGIN_BYTES)
         if missing := ", ".join(archive.missing(root)):
             raise DownloadError(f"{path} was unpacked, but is incomplete: {folder} holds {missing}")
         print(f"unpacked into {folder}; {path} is no longer needed")
 
 
 def _verify(archive: Archive, path: Path) -> None:
-    """DownloadError if a file is not the one with the checksum; a note if its host changes it."""
+    """DownloadError if a file has a different checksum; only a note if its host may change the file."""
     algorithm, _, expected = (archive.checksum or "sha256:").partition(":")
     size = path.stat().st_size
     with progress_bar(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True) as bar:

@@ -20,20 +20,20 @@ BUSY = (408, 425, 429, 500, 502, 503, 504)  # statuses after which a retry may s
 OFFLINE = re.compile("NameResolutionError|Network is unreachable")
 PAUSES_S = (1, 5, 15, 30, 60)  # between attempts that bring nothing
 TIMEOUT_S = 60  # of silence
-BLOCK = 1 << 14  # bytes; those of the last, incomplete one are lost when a connection breaks
+BLOCK = 1 << 14  # bytes; an incomplete block is lost when a connection breaks
 
 
 class DownloadError(UserError):
-    """A file cannot be downloaded, or is not the expected one."""
+    """A file cannot be downloaded, or is not the expected file."""
 
 
 def note_of(part: Path) -> Path:
-    """Where it is noted which version of which file a part is of."""
+    """Where the URL and version of a partial file are noted."""
     return part.with_name(part.name + ".json")
 
 
 def fetch(url: str, part: Path, max_bytes: int) -> None:
-    """Download a file to `part`, continuing what an earlier run has left there.
+    """Download a file to `part`, after the bytes that an earlier run has left there.
 
     Raises:
         DownloadError: the server refuses, fails too often, or sends more than `max_bytes`.
@@ -47,7 +47,7 @@ def fetch(url: str, part: Path, max_bytes: int) -> None:
             if _size(part) > furthest:
                 furthest, pauses = _size(part), iter(PAUSES_S)
             cause = _cause(error)
-            # Without a network, only a download that has begun waits.
+            # Without a network, only a started download waits.
             is_offline = furthest == start and OFFLINE.search(str(error))
             is_transient = isinstance(error, TRANSIENT) and not isinstance(error, SSLError)
             pause_s = next(pauses, None) if is_transient and not is_offline else None
@@ -63,7 +63,7 @@ def fetch(url: str, part: Path, max_bytes: int) -> None:
 
 
 def _attempt(url: str, part: Path, max_bytes: int) -> None:
-    """One request: continue after the bytes that are there, or start over."""
+    """A request: continue after the bytes of `part`, or start over."""
     note = note_of(part)
     headers = {"Accept-Encoding": "identity"}
     if have := _size(part):
@@ -79,7 +79,7 @@ def _attempt(url: str, part: Path, max_bytes: int) -> None:
             raise requests.ConnectionError("the server's file has changed", response=response)
         note.write_bytes(version)
         with (
-            part.open("ab" if start else "wb") as file,  # first: an error is not to follow a bar on its line
+            part.open("ab" if start else "wb") as file,  # first: an error must not follow a bar on its line
             progress_bar(total=size, initial=start, desc=part.stem, unit="B", unit_scale=True) as bar,
         ):
             for block in response.iter_content(BLOCK):
@@ -94,7 +94,7 @@ def _attempt(url: str, part: Path, max_bytes: int) -> None:
 
 
 def _span(response: requests.Response) -> tuple[int, int | None]:
-    """Where in the file the response begins (-1: not told), and the file's size if it is told."""
+    """Where in the file the response begins (-1: unknown), and the file's size, if known."""
     status = response.status_code
     if status in (206, 416):
         content_range = response.headers.get("Content-Range", "")
@@ -111,7 +111,7 @@ def _span(response: requests.Response) -> tuple[int, int | None]:
 
 def _cause(error: RequestException) -> str:
     """What failed, in plain words."""
-    if error.response is not None:  # one of the errors above
+    if error.response is not None:  # raised above
         return str(error)
     if isinstance(error, SSLError):
         return "the server's certificate cannot be verified"

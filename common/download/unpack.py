@@ -1,4 +1,4 @@
-"""Unpack an archive below a folder: nothing outside it, no links, not more than is expected."""
+"""Unpack an archive below a folder: nothing outside it, no links, not more than expected."""
 
 from __future__ import annotations
 
@@ -21,17 +21,14 @@ DAMAGE = (*FORMAT_ERRORS, EOFError, ValueError, LookupError, ArithmeticError, Ru
 
 
 class UnpackError(UserError):
-    """An archive cannot be unpacked; nothing of it was."""
+    """An archive cannot be unpacked; nothing was."""
 
 
-def unpack(archive: Path, folder: Path, max_bytes: int, max_members: int) -> None:
-    """Unpack a zip or (compressed) tar archive into `folder`, replacing files of the same names.
-
-    Nothing appears there before the whole archive has been read.
+def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
+    """Unpack a zip or (compressed) tar archive into `folder`, once all of it has been read; files are replaced.
 
     Raises:
-        UnpackError: it is damaged or unsafe, its files have more than `max_bytes` in all, or it
-            holds more than `max_members` files and folders.
+        UnpackError: it is damaged or unsafe, or its files have more than `max_bytes` in total.
         OSError: it cannot be written.
     """
     temporary = remove_leftovers(archive, folder)
@@ -40,11 +37,10 @@ def unpack(archive: Path, folder: Path, max_bytes: int, max_members: int) -> Non
     members = progress_bar(iterable=_members(archive), desc=label, unit=" files")
     n_bytes = 0
     try:
-        for number, (size, extract) in enumerate(members, start=1):
+        for size, extract in members:
             n_bytes += size
-            if n_bytes > max_bytes or number > max_members:
-                limits = f"{max_bytes:,} bytes or {max_members:,} files"
-                raise UnpackError(f"{archive} holds more than the {limits} that are expected")
+            if n_bytes > max_bytes:
+                raise UnpackError(f"{archive} holds more than the {max_bytes:,} bytes that are expected")
             extract(temporary)
         _move(temporary, folder)
     except UnpackError:
@@ -57,7 +53,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int, max_members: int) -> Non
 
 
 def remove_leftovers(archive: Path, folder: Path) -> Path:
-    """Remove what a killed run has unpacked; returns the folder where that was."""
+    """Remove what a killed run has unpacked; returns the folder it unpacks into."""
     temporary = folder / f".unpacking.{archive.name}"
     shutil.rmtree(temporary, ignore_errors=True)
     return temporary
@@ -75,7 +71,7 @@ def _members(archive: Path) -> Iterator[tuple[int, Callable[[Path], object]]]:
         for member in tar:
             _refuse_unsafe(archive, member.name, not (member.isreg() or member.isdir()))
             yield member.size, partial(tar.extract, member, filter="data")
-        # gzip's checksum is at the very end, and tarfile takes a damaged header for the end.
+        # gzip's checksum is at the very end, and tarfile takes a damaged header as the end.
         assert tar.fileobj is not None
         tar.fileobj.seek(tar.offset)
         while block := tar.fileobj.read(1 << 20):
@@ -96,7 +92,7 @@ def _move(source: Path, target: Path) -> None:
         for entry in source.iterdir():
             _move(entry, target / entry.name)
         return
-    # Behind a link to another disk, moving is copying: only a whole copy gets the final name.
+    # On another disk, moving is copying: only a complete copy gets the final name.
     copy = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.move(source, copy)

@@ -1,4 +1,4 @@
-"""The features that a classification reads: a task's files, recognised, joined and prepared; and those of controls."""
+"""The features to classify: a task's files read, recognised, joined and divided; and those of controls."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from common.heads import check_fittable
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Where features were read.
+    """Where features come from.
 
     Attributes:
-        path: the file, or the folder of several; used in error messages.
-        files: the path or paths.
-        sha256: of all of them.
+        path: the file, or the folder of several, for error messages.
+        files, sha256: path or paths, and the checksum of all.
     """
 
     path: Path
@@ -32,7 +31,7 @@ class FeatureSource:
 
 @dataclass(frozen=True)
 class PreparedFeatures:
-    """The rows to fit and score: chosen and divided by the task, and where they come from."""
+    """The rows to fit and score, and where they come from."""
 
     prepared: Prepared
     source: FeatureSource
@@ -47,7 +46,7 @@ def load_features(task: Task, config: FitConfig, options: Mapping[str, str | boo
     """The rows that a configuration selects.
 
     Args:
-        options: values of the task's own flags.
+        options: values of the task's flags.
 
     Raises:
         ConfigError, FeatureFileError, FitError, DatasetError: all are UserErrors.
@@ -55,10 +54,10 @@ def load_features(task: Task, config: FitConfig, options: Mapping[str, str | boo
     name = EncoderName.parse(config.encoder)
     features, source = _read(task, config.features, name.slug)
     features = _recognise(task, features, source.path).pick(config.use_layer, config.use_pool)
-    is_asked_for = name.kind is not EncoderKind.AUDIOSEP
-    if is_asked_for and "kind" in features.meta and features.encoder_slug != name.slug:
+    is_chosen = name.kind is not EncoderKind.AUDIOSEP
+    if is_chosen and "kind" in features.meta and features.encoder_slug != name.slug:
         raise FeatureFileError(
-            f"{source.path} was made by {features.meta['encoder']}, not by {name.label}; leave --encoder out, or give another file"
+            f"{source.path} was made by {features.meta['encoder']}, not by {name.label}; omit --encoder, or give a different file"
         )
     width = features.features.shape[1]
     if config.feature_dim not in (None, width):
@@ -72,7 +71,7 @@ def load_features(task: Task, config: FitConfig, options: Mapping[str, str | boo
 
 
 def _read(task: Task, place: Path | None, encoder: str) -> tuple[FeatureSet, FeatureSource]:
-    """The task's feature file of an encoder; for a task of several files, those that exist in the folder `place`."""
+    """The task's feature file of an encoder; of a task with several files, those in the folder `place`."""
     if not task.parts:
         path = place or task.features_of(encoder)
         return FeatureSet.load(path), FeatureSource(path, str(path), sha256_of(path))
@@ -82,7 +81,7 @@ def _read(task: Task, place: Path | None, encoder: str) -> tuple[FeatureSet, Fea
     parts_of = task.parts_of(encoder)
     only = _only_encoder(task, folder)
     if encoder == "audiosep" and only and not any((folder / name).exists() for name in parts_of.values()):
-        print(f"{folder} holds features of {only} alone: these are taken")
+        print(f"{folder} holds features of {only} only, which are used")
         parts_of = task.parts_of(only)
     present = {dataset: folder / name for dataset, name in parts_of.items() if (folder / name).exists()}
     paths = list(present.values())
@@ -100,20 +99,18 @@ def _read(task: Task, place: Path | None, encoder: str) -> tuple[FeatureSet, Fea
 
 
 def _only_encoder(task: Task, folder: Path) -> str | None:
-    """The short name of the one encoder that a folder holds a task's files of; None if there are several, or none."""
-    first = next(iter(task.parts.values()))
-    stem, _, ending = first.rpartition(".")
-    others = [path.name[len(stem) + 1 : -len(ending) - 1] for path in folder.glob(f"{stem}_*.{ending}")]
-    if (folder / first).exists():
-        others.append("audiosep")
-    return others[0] if len(others) == 1 else None
+    """The short name of the encoder whose files of the task a folder holds; None unless exactly one."""
+    first = Path(next(iter(task.parts.values())))
+    encoders = [path.stem.removeprefix(f"{first.stem}_") for path in folder.glob(f"{first.stem}_*{first.suffix}")]
+    encoders += ["audiosep"] * (folder / first).exists()
+    return encoders[0] if len(encoders) == 1 else None
 
 
 def _recognise(task: Task, features: FeatureSet, path: Path) -> FeatureSet:
-    """Check that the features belong to this task; complete a file of the original project where possible."""
+    """Refuse features of another task; complete a file of the original project where possible."""
     refuse_other_data(task, features, path, task.name)
     if not features.meta:
-        print(f"{path} holds no provenance: which encoder made it, and from what audio, is not recorded")
+        print(f"{path} holds no provenance: its encoder and its audio are unknown")
         recognised = task.recognise(features)
         if recognised is not None:
             features, sentence = recognised
@@ -122,23 +119,23 @@ def _recognise(task: Task, features: FeatureSet, path: Path) -> FeatureSet:
 
 
 def refuse_other_data(task: Task, features: FeatureSet, path: Path, wanted: str, if_unknown: str | None = None) -> None:
-    """FeatureFileError if features are of another data set than `wanted`.
+    """FeatureFileError unless features are of the data set `wanted`.
 
     Args:
         if_unknown: the data set assumed for features without provenance; None: `wanted`.
     """
-    dataset = features.meta.get("dataset", wanted if if_unknown is None else if_unknown)
+    dataset = features.meta.get("dataset", if_unknown or wanted)
     if dataset == wanted:
         return
-    is_akin = dataset.partition("_")[0] == wanted.partition("_")[0]
-    because = f": {task.why_only_its_own}" if task.why_only_its_own and is_akin else ""
+    is_related = dataset.partition("_")[0] == wanted.partition("_")[0]
+    because = f": {task.why_only_its_own}" if task.why_only_its_own and is_related else ""
     raise FeatureFileError(f"{path} holds features of {dataset}, not of {wanted}{because}; give others with --features")
 
 
 def load_controls(
     task: Task, features: FeatureSet, files: Sequence[Path]
 ) -> tuple[dict[str, FeatureSet], dict[str, str]]:
-    """Other features of the same clips by name, and the checksums of their files."""
+    """Other features of the same clips, and the checksums of their files, by the name of the control."""
     controls: dict[str, FeatureSet] = {}
     checksums = {}
     for file in files:
@@ -146,14 +143,14 @@ def load_controls(
         path = source.path
         name = path.stem if path.stem not in controls else f"{path.parent.name}/{path.stem}"
         if name in controls:
-            raise ConfigError(f"--control-features: two are called {name}; rename one")
+            raise ConfigError(f"--control-features: two files are called {name}; rename one")
         controls[name] = _same_clips(task, features, control.pick(None, None), path)
         checksums[name] = source.sha256
     return controls, checksums
 
 
 def _same_clips(task: Task, features: FeatureSet, other: FeatureSet, path: Path) -> FeatureSet:
-    """Other features of the same clips, in the same order and with the same division."""
+    """`features` with the values and provenance of `other` for the same clips."""
     refuse_other_data(task, other, path, features.meta.get("dataset", task.name), if_unknown=task.name)
     place = {clip_id: row for row, clip_id in enumerate(other.clip_ids)}
     missing = [clip_id for clip_id in features.clip_ids if clip_id not in place]

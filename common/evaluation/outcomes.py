@@ -1,4 +1,4 @@
-"""The predictions of heads and probes for test clips, and the fitting that leads to them."""
+"""Heads and probes are fitted, and predict their test clips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.features import FeatureSet
 from common.heads import ChosenHead, HeadKind, Job, Recipe, fit_chosen, fit_recipe_scaler, recipe_for
 from common.progress import progress_bar
 
-# name -> a classifier of scikit-learn, of the number of training rows
+# name -> a scikit-learn classifier for a number of training rows
 PROBES: dict[str, Callable[[int], Any]] = {
     "logistic_regression": lambda _: LogisticRegression(max_iter=1000),
     "nearest_neighbours": lambda n_train: KNeighborsClassifier(min(5, n_train)),
@@ -28,15 +28,14 @@ PROBES: dict[str, Callable[[int], Any]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """The predictions of one fitted head, or another classifier, for its split's test clips.
+    """What a fitted head, probe or baseline predicts for its split's test clips.
 
     Attributes:
-        seed, split: which fit it was.
-        n_train: rows it learned from.
+        n_train: the number of rows it was fitted on.
         rows: (M,) int64, the test rows.
-        predictions: (M,) int64, classes.
-        logits: (M, C) float32; None if there are none.
-        facts: of the fit, beside its scores; by the names of `FitRecord`.
+        predictions: (M,) int64, indices of classes.
+        logits: (M, C) float32; None for probes and baselines.
+        facts: more fields of `FitRecord`.
     """
 
     seed: int
@@ -68,48 +67,36 @@ class Outcome:
 
 @dataclass(frozen=True)
 class HeadFitter:
-    """Fits heads as a configuration says.
-
-    Attributes:
-        config: gives the recipe, and whether to fit again after the epoch is chosen.
-        device: where to fit.
-    """
+    """Fits heads by the recipe of a configuration, and on the device."""
 
     config: FitConfig
     device: torch.device
 
     def fit(self, kind: HeadKind, features: FeatureSet, jobs: Sequence[Job]) -> list[ChosenHead]:
-        """One head per job."""
+        """Fit one head per job."""
         return fit_chosen(kind, features, jobs, recipe_for(kind, self.config), self.device, self.config.refit)
 
     def outcomes(self, kind: HeadKind, features: FeatureSet, jobs: Sequence[Job]) -> list[Outcome]:
-        """The outcome of one head per job."""
+        """Fit one head per job; their outcomes."""
         return [Outcome.of(head) for head in self.fit(kind, features, jobs)]
 
 
 def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe) -> list[Outcome]:
-    """Fit a cheap reference classifier on each job's training and validation rows, and predict its test rows.
-
-    Args:
-        name: a key of PROBES.
-        recipe: whose scaler is used.
-    """
+    """Fit the classifier ``PROBES[name]`` on each job's training and validation rows, scaled as by `recipe`."""
     raw, labels = features.features.numpy(), features.labels.numpy()
-    predicted: dict[tuple[bytes, bytes], tuple[Array, dict[str, object]]] = {}
+    predicted: dict[tuple[bytes, bytes], tuple[Array, Mapping[str, object]]] = {}
     outcomes = []
     for job in progress_bar(iterable=jobs, desc=f"fitting {name}", unit="fit", leave=False):
         train = job.split.learnable
         key = (train.tobytes(), job.split.test.tobytes())
-        if key not in predicted:  # nothing in a probe is random: another seed gives the same for the same rows
+        if key not in predicted:  # probes are deterministic: seeds differ only by their rows
             scaler = fit_recipe_scaler(recipe, raw[train])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # recorded instead
                 probe = PROBES[name](len(train)).fit(scaler(raw[train]), labels[train])
-            iterations = getattr(probe, "n_iter_", None)
-            facts: dict[str, object] = (
-                {} if iterations is None else {"converged": bool(iterations.max() < probe.max_iter)}
-            )
-            predicted[key] = probe.predict(scaler(raw[job.split.test])), facts
+            is_iterative = isinstance(probe, LogisticRegression)
+            noted = {"converged": bool(probe.n_iter_.max() < probe.max_iter)} if is_iterative else {}
+            predicted[key] = probe.predict(scaler(raw[job.split.test])), noted
         predictions, facts = predicted[key]
         outcomes.append(Outcome(job.seed, job.split.name, len(train), job.split.test, predictions, facts=facts))
     return outcomes

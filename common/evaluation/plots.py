@@ -1,4 +1,4 @@
-"""Figures of results; the ending of their path says as what: PNG, PDF or SVG."""
+"""Figures of results, as PNG, PDF or SVG by the suffix of their path."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import DetCurveDisplay
@@ -26,13 +27,14 @@ from common.evaluation.record import (
 from common.files import write_atomically
 from common.heads import HEADS, head_title
 
-FEW, MANY = 20, 60  # classes: the most for which all numbers fit into a matrix, and all names into a figure
+FEW, MANY = 20, 60  # most classes for all numbers to fit into a matrix, and for all names to fit into a figure
+BLUE, RED = "#3b6fb6", "#c0392b"
 
 
 def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, path: Path) -> None:
     """Draw a (C, C) matrix of counts as percentages of the true class; row: true class, column: predicted.
 
-    Classes are in their own order; more than MANY of them are sorted by decreasing recall.
+    More than MANY classes are sorted by decreasing recall.
     """
     n_classes = len(class_names)
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
@@ -41,7 +43,7 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
         order, ordered = np.argsort(-np.diag(share), kind="stable").tolist(), ", best recall first"
     share = share[np.ix_(order, order)]
     names = [class_names[index].replace("_", " ") for index in order]
-    # Of the numbers, only those that are legible and informative.
+    # Only numbers that are legible and informative.
     if n_classes <= FEW:
         pitch_in, font, least, unsaid = 0.55, 10.0, 0.005, ""
     elif n_classes <= MANY:
@@ -49,8 +51,7 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
     else:
         pitch_in, font, least, unsaid = 0.115, 5.5, 2.0, "\ntoo many for numbers"
     size = max(5.0, pitch_in * n_classes + 1.5)
-    figure = Figure(figsize=(size + 1.5, size + 0.5), layout="constrained")  # no pyplot: there may be no display
-    axes = figure.subplots()
+    figure, axes = _new_figure(size + 1.5, size + 0.5)
     image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(n_classes), names, rotation=90, fontsize=font)
     axes.set_yticks(range(n_classes), names, fontsize=font)
@@ -67,16 +68,15 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
 
 
 def plot_per_class(per_class: PerClass, class_names: Sequence[str], title: str, path: Path) -> None:
-    """Draw the F1 of every class as a bar, best first; of more than MANY classes, the best and the worst ones."""
+    """Draw the F1 of every class as a bar, best first; of more than MANY classes, the best and the worst."""
     f1 = np.array(per_class.f1)
     order = np.argsort(-f1, kind="stable")
     if len(order) > MANY:
         half = MANY // 2
         title = f"{title}\nthe {half} best and the {half} worst of {len(order)} classes"
         order = np.concatenate([order[:half], order[-half:]])
-    figure = Figure(figsize=(7, max(2.5, 0.2 * len(order) + 1.6)), layout="constrained")
-    axes = figure.subplots()
-    axes.barh(range(len(order)), 100 * f1[order], color="#3b6fb6", height=0.75)
+    figure, axes = _new_figure(7, max(2.5, 0.2 * len(order) + 1.6))
+    axes.barh(range(len(order)), 100 * f1[order], color=BLUE, height=0.75)
     names = [f"{class_names[index].replace('_', ' ')} ({per_class.clips[index]:,.0f})" for index in order]
     axes.set_yticks(range(len(order)), names, fontsize=8)
     mean = f"mean of all classes, folds and seeds pooled: {100 * f1.mean():.1f}"
@@ -97,13 +97,12 @@ def plot_per_class(per_class: PerClass, class_names: Sequence[str], title: str, 
 
 
 def plot_reliability(calibration: CalibrationRecord, title: str, path: Path) -> None:
-    """Draw accuracy against confidence, without and with temperature; on the diagonal, probabilities mean what they say."""
-    figure = Figure(figsize=(5.4, 5), layout="constrained")
-    axes = figure.subplots()
+    """Draw accuracy against confidence, without and with temperature; the diagonal is perfect calibration."""
+    figure, axes = _new_figure(5.4, 5)
     axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
     for label, bins, error, colour, marker in (
-        ("as trained", calibration.before, calibration.error_before, "#c0392b", "s"),
-        (f"temperature {calibration.temperature:.2g}", calibration.after, calibration.error_after, "#3b6fb6", "o"),
+        ("as trained", calibration.before, calibration.error_before, RED, "s"),
+        (f"temperature {calibration.temperature:.2g}", calibration.after, calibration.error_after, BLUE, "o"),
     ):
         clips = np.array([part.clips for part in bins])
         confidence, accuracy = (np.array([getattr(part, name) for part in bins]) for name in ("confidence", "accuracy"))
@@ -119,26 +118,26 @@ def plot_reliability(calibration: CalibrationRecord, title: str, path: Path) -> 
 
 
 def plot_curves(fits: Sequence[FitRecord], title: str, path: Path) -> None:
-    """Draw training loss and validation accuracy over epochs: the mean of all fits, their range, the epochs chosen."""
+    """Draw training loss and validation accuracy over epochs: mean and range of all fits, and the epochs kept."""
     curves = [("training loss", [np.array(fit.train_loss) for fit in fits])]
-    validated = [100 * np.array(fit.valid_accuracy) for fit in fits if fit.valid_accuracy]  # of splits that have any
+    validated = [100 * np.array(fit.valid_accuracy) for fit in fits if fit.valid_accuracy]
     if validated:
         curves.append(("validation accuracy, %", validated))
     figure = Figure(figsize=(7, 6 if validated else 3.5), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(curves), 1, sharex=True))
-    for axes, (label, drawn) in zip(panels, curves, strict=True):
+    for axes, (quantity, drawn) in zip(panels, curves, strict=True):
         values = np.stack(drawn)  # (fits, epochs)
         epochs = np.arange(1, values.shape[1] + 1)
         mean_of = f"mean of {len(drawn)}" if len(drawn) > 1 else None
-        axes.plot(epochs, values.mean(axis=0), color="#3b6fb6", label=mean_of)
+        axes.plot(epochs, values.mean(axis=0), color=BLUE, label=mean_of)
         if len(drawn) > 1:
             span = (values.min(axis=0), values.max(axis=0))
-            axes.fill_between(epochs, *span, color="#3b6fb6", alpha=0.2, linewidth=0, label="range")
-        height = 1 if len(fits) <= 5 else 0.07  # for many fits, marks along the axis
+            axes.fill_between(epochs, *span, color=BLUE, alpha=0.2, linewidth=0, label="range")
+        height = 1 if len(fits) <= 5 else 0.07  # many fits: ticks along the axis
         for number, fit in enumerate(fits):
-            label_once = None if number else "epoch kept"
-            axes.axvline(fit.epoch, ymax=height, color="#c0392b", linewidth=1, alpha=0.7, label=label_once)
-        axes.set_ylabel(label)
+            label = None if number else "epoch kept"
+            axes.axvline(fit.epoch, ymax=height, color=RED, linewidth=1, alpha=0.7, label=label)
+        axes.set_ylabel(quantity)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].legend(fontsize=8)
@@ -149,10 +148,9 @@ def plot_curves(fits: Sequence[FitRecord], title: str, path: Path) -> None:
 
 
 def plot_label_efficiency(points: Sequence[EfficiencyRecord], title: str, path: Path) -> None:
-    """Draw accuracy over the number of labelled clips, a line per head, with the 95 % intervals."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for (head, colour), marker in zip((("linear", "#3b6fb6"), ("three_layer", "#c0392b")), "os", strict=True):
+    """Draw accuracy over the number of labelled clips, a line per head, with 95 % intervals."""
+    figure, axes = _new_figure(7, 4.5)
+    for (head, colour), marker in zip((("linear", BLUE), ("three_layer", RED)), "os", strict=True):
         of_head = sorted((point for point in points if point.head == head), key=lambda point: point.n_train)
         if not of_head:
             continue
@@ -177,8 +175,7 @@ def plot_det(same: Array, similarities: dict[str, Array], title: str, path: Path
         same: (N,) bool, whether a trial is of one speaker.
         similarities: name -> (N,) scores.
     """
-    figure = Figure(figsize=(6, 6), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _new_figure(6, 6)
     for name, similarity in similarities.items():
         DetCurveDisplay.from_predictions(same, similarity, name=name, ax=axes)
     axes.plot([-3, 3], [-3, 3], color="grey", linewidth=0.7, linestyle=":", label="equal error rate")
@@ -188,10 +185,16 @@ def plot_det(same: Array, similarities: dict[str, Array], title: str, path: Path
     save_figure(figure, path)
 
 
+def _new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of this size in inches; without pyplot, which wants a display."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure atomically, in the format of its path's ending."""
+    """Write a figure atomically, in the format of the path's suffix."""
     buffer, kind = io.BytesIO(), path.suffix.removeprefix(".")
-    # No dates, so that the same results give the same file. Fonts as conferences ask for them, and text as text.
+    # Without dates, the same results give the same file. Conferences ask for TrueType fonts (42).
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
     with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "figure"}):
         figure.savefig(buffer, format=kind, dpi=130, metadata=undated)
@@ -199,7 +202,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def figures_of(task: Task, features: FeaturesRecord, protocol: ProtocolRecord) -> dict[str, Callable[[Path], None]]:
-    """A protocol's figures: the name without ending -> what draws it into a file."""
+    """A protocol's figures: file name without suffix -> function that writes it."""
     figures: dict[str, Callable[[Path], None]] = {}
     below, class_names = f"{features.title}\n{protocol.division}", features.class_names
     for kind in HEADS:

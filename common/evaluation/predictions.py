@@ -29,30 +29,29 @@ def prefix_of(protocol: str) -> str:
 def save_predictions(
     outcomes: Mapping[HeadKind, Sequence[Outcome]], features: FeatureSet, folder: Path, prefix: str
 ) -> list[str]:
-    """Write every prediction of every head, from which every score can be computed again; returns the files' names.
+    """Write all predictions, from which every score can be computed again; returns the files' names.
 
     ``predictions.csv``: one row per test clip, split and seed, with the true class and each head's prediction.
-    ``predictions.pt``: the same rows as tensors (``rows`` point into ``clip_ids``), with the ``logits`` (M, C) of each
-    head.
+    ``predictions.pt``: the same rows as tensors (``rows`` index ``clip_ids``), with the ``logits`` (M, C) of each head.
     """
-    first, labels = next(iter(outcomes.values())), features.labels.numpy()
-    fits = [(outcome.seed, outcome.split, row) for outcome in first for row in outcome.rows.tolist()]
-    predicted = zip(
-        *(np.concatenate([outcome.predictions for outcome in fitted]) for fitted in outcomes.values()), strict=True
-    )
-    table: list[tuple[object, ...]] = [(*KEYS, "group", "class_name", *outcomes)]
-    for (seed, split, row), classes in zip(fits, predicted, strict=True):
-        group = features.groups[row] if features.groups is not None else ""
-        names = (features.class_names[label] for label in (labels[row], *classes))
-        table.append((seed, split, features.clip_ids[row], group, *names))
-    write_csv(folder / f"{prefix}predictions.csv", table)
+    first, names = next(iter(outcomes.values())), features.class_names
+    rows = np.concatenate([outcome.rows for outcome in first])
+    labels = features.labels.numpy()[rows]
+    seeds = [outcome.seed for outcome in first for _ in outcome.rows]
+    splits = [outcome.split for outcome in first for _ in outcome.rows]
+    clip_ids = [features.clip_ids[row] for row in rows]
+    groups = ["" if features.groups is None else features.groups[row] for row in rows]
+    classes = [labels, *(np.concatenate([outcome.predictions for outcome in fitted]) for fitted in outcomes.values())]
+    columns = [seeds, splits, clip_ids, groups, *([names[label] for label in of_rows] for of_rows in classes)]
+    header = (*KEYS, "group", "class_name", *outcomes)
+    write_csv(folder / f"{prefix}predictions.csv", [header, *zip(*columns, strict=True)])
     content = {
         "clip_ids": list(features.clip_ids),
-        "class_names": list(features.class_names),
-        "rows": torch.tensor([row for *_, row in fits]),
-        "labels": torch.tensor([int(labels[row]) for *_, row in fits]),
-        "seeds": torch.tensor([seed for seed, *_ in fits]),
-        "splits": [split for _, split, _ in fits],
+        "class_names": list(names),
+        "rows": torch.from_numpy(rows),
+        "labels": torch.from_numpy(labels),
+        "seeds": torch.tensor(seeds),
+        "splits": splits,
         "logits": {
             head: torch.from_numpy(np.concatenate([outcome.logits for outcome in fitted if outcome.logits is not None]))
             for head, fitted in outcomes.items()

@@ -1,4 +1,4 @@
-"""One protocol from end to end: rows divided; heads, probes and controls fitted and scored."""
+"""One protocol: rows are divided, then heads, probes and controls are fitted and scored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from common.arrays import Array
 from common.config import FitConfig, ProtocolName
 from common.datasets import DivisionKind, Prepared, Task
-from common.evaluation.calibration import calibrate, held_out_distances, measure_none_of_these, unseen_by
+from common.evaluation.calibration import heads_to_keep
 from common.evaluation.intervals import holm
 from common.evaluation.outcomes import PROBES, HeadFitter, Outcome, fit_probe
 from common.evaluation.record import (
@@ -25,32 +25,19 @@ from common.evaluation.record import (
     MeanRecord,
     ProtocolIdentity,
     ProtocolRecord,
-    Record,
 )
 from common.evaluation.scores import MoreScores, compare_heads, majority_predictions, score_head
 from common.evaluation.splits import make_splits, random_split, with_validation
 from common.features import FeatureSet
-from common.heads import (
-    HEADS,
-    ChosenHead,
-    FittedHead,
-    HeadKind,
-    Job,
-    KnownSounds,
-    Recipe,
-    Split,
-    TrainedHead,
-    fit_heads,
-    recipe_for,
-)
+from common.heads import HEADS, HeadKind, Job, Split, TrainedHead, recipe_for
 
 PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
-VERSION = 1  # of the protocols: raised when the same settings give other scores
+VERSION = 1  # raised when the same settings give different scores
 
 
 @dataclass(frozen=True)
 class ProtocolRun:
-    """The results of a protocol: its record, the outcomes of both heads, and the heads to keep."""
+    """What a protocol gives: its record, the outcomes of both heads, and the heads to keep."""
 
     record: ProtocolRecord
     outcomes: dict[HeadKind, list[Outcome]]
@@ -63,7 +50,6 @@ class Plan:
 
     Attributes:
         jobs: every split with every seed, validation rows held out.
-        kind: the kind of the division.
         division, validation: descriptions of the splits and of the validation rows, for readers.
     """
 
@@ -79,12 +65,15 @@ def seeds_of(config: FitConfig) -> list[int]:
 
 
 def plan_fits(name: ProtocolName, prepared: Prepared, test_share: float, seeds: Sequence[int]) -> Plan:
-    """Every split of a protocol with every seed, its validation rows held out.
+    """Plan the fits of a protocol.
 
     Args:
-        name: ``"official"``: the data set's division, if it has one; ``"random"``: a stratified random division, drawn
-            again for every seed, which ignores related clips.
+        name: ``"official"``: the data set's division, if it has one. ``"random"``: a stratified random division, drawn
+            for every seed, which ignores related clips.
         test_share: of a random division.
+
+    Raises:
+        SplitError: the rows cannot be divided.
     """
     features = prepared.features
     kind = DivisionKind.RANDOM if name == "random" else prepared.kind
@@ -92,7 +81,7 @@ def plan_fits(name: ProtocolName, prepared: Prepared, test_share: float, seeds: 
     if kind is DivisionKind.RANDOM:
         drawn = f"seed {seeds[0]}" if len(seeds) == 1 else f"one for each of seeds {seeds[0]}-{seeds[-1]}"
         division = f"random {test_share:.0%} test split, stratified, {drawn}"
-        # This protocol ignores which clips are related, also in the choice of validation rows.
+        # Validation rows ignore related clips too.
         features = replace(features, groups=None, folds=None, splits=None)
     else:
         splits, division = make_splits(prepared)
@@ -109,10 +98,10 @@ def plan_fits(name: ProtocolName, prepared: Prepared, test_share: float, seeds: 
 
 
 def identity_of(dataset: str, features: FeatureSet, jobs: Sequence[Job], config: FitConfig) -> ProtocolIdentity:
-    """What scores of other encoders must share to be compared with these: clips, division, recipe and seeds."""
+    """What scores of other encoders must share to be comparable with these."""
     names = np.array(features.class_names)[features.labels.numpy()]
     order = np.argsort(np.array(features.clip_ids), kind="stable")
-    place = np.argsort(order)  # of each row when the rows are sorted by their ids
+    place = np.argsort(order)  # of the rows when sorted by their ids
     clips, division = hashlib.sha256(), hashlib.sha256()
     for row in order:
         clips.update(f"{features.clip_ids[row]}\t{names[row]}\n".encode(errors="surrogatepass"))
@@ -134,13 +123,7 @@ def identity_of(dataset: str, features: FeatureSet, jobs: Sequence[Job], config:
 
 @dataclass(frozen=True)
 class _Fits:
-    """What every score of a protocol shares.
-
-    Attributes:
-        features, jobs: the rows, and the fits of a head.
-        fitter: fits them as configured.
-        more_scores: the task's additional scores.
-    """
+    """What all scores of a protocol share; `more_scores` are the task's."""
 
     features: FeatureSet
     jobs: Sequence[Job]
@@ -148,7 +131,7 @@ class _Fits:
     more_scores: MoreScores | None
 
     def outcomes(self, features: FeatureSet) -> dict[HeadKind, list[Outcome]]:
-        """Both heads fitted on other features, or other labels, of the same rows."""
+        """Both heads, fitted on other features or labels of the same rows."""
         return {kind: self.fitter.outcomes(kind, features, self.jobs) for kind in HEADS}
 
     def score(self, outcomes: Sequence[Outcome]) -> HeadRecord:
@@ -173,8 +156,8 @@ def run_protocol(
         prepared: the rows, divided by the task.
         config: the effective configuration.
         device: where to fit.
-        task: has a name, and additional scores.
-        controls: name -> other features of the same rows, evaluated beside these.
+        task: for its name, and its additional scores.
+        controls: name -> other features of the same rows.
 
     Raises:
         SplitError: the rows cannot be divided.
@@ -185,7 +168,7 @@ def run_protocol(
     chosen = {kind: fitter.fit(kind, features, plan.jobs) for kind in HEADS}
     outcomes = {kind: [Outcome.of(head) for head in heads] for kind, heads in chosen.items()}
     control_outcomes = {control: fits.outcomes(other) for control, other in (controls or {}).items()}
-    heads, measured = _heads_to_keep(features, plan.jobs, chosen, fitter)
+    kept = heads_to_keep(features, plan.jobs, chosen, fitter)
     is_drawn = plan.kind is DivisionKind.RANDOM
     has_validation = any(len(job.split.valid) for job in plan.jobs)
     record = ProtocolRecord(
@@ -197,7 +180,9 @@ def run_protocol(
         refit=config.refit and has_validation,
         seeds=seeds_of(config),
         related_test_clips=_related_share(features, plan.jobs),
-        heads={kind: head.model_copy(update=measured[kind]) for kind, head in fits.score_both(outcomes).items()},
+        heads={
+            kind: scored.model_copy(update=kept[kind].measured) for kind, scored in fits.score_both(outcomes).items()
+        },
         majority_class=fits.score([_majority(features, job) for job in plan.jobs]),
         comparison=compare_heads(outcomes["linear"], outcomes["three_layer"], features),
         probes=_score_probes(fits) if config.probes else {},
@@ -206,52 +191,11 @@ def run_protocol(
         control_comparisons=_compare_controls(control_outcomes, outcomes, features),
         label_efficiency=_label_efficiency(fits),
     )
-    return ProtocolRun(record, outcomes, heads)
-
-
-def _heads_to_keep(
-    features: FeatureSet, jobs: Sequence[Job], chosen: Mapping[HeadKind, Sequence[ChosenHead]], fitter: HeadFitter
-) -> tuple[dict[HeadKind, TrainedHead], dict[HeadKind, dict[str, Record | None]]]:
-    """The first seed's heads, with what is measured of their probabilities and of unknown sounds, by the names of
-    `HeadRecord`."""
-    n_splits = sum(job.seed == jobs[0].seed for job in jobs)  # the jobs of the first seed come first
-    # Distances depend on the split alone: either kind of head has the same.
-    splits = [head.final.job.split for head in chosen["linear"][:n_splits]]
-    tested, validated = held_out_distances(features, jobs[0], splits)
-    held_out = np.concatenate(tested) if n_splits > 1 else validated
-    none_of_these, known = measure_none_of_these(tested, validated), None
-    if held_out is not None:
-        values = features.features.numpy()
-        known = KnownSounds.of(values if n_splits > 1 else values[splits[0].train], held_out, jobs[0].seed)
-    heads: dict[HeadKind, TrainedHead] = {}
-    measured: dict[HeadKind, dict[str, Record | None]] = {}
-    for kind, of_kind in chosen.items():
-        fitted, recipe = of_kind[:n_splits], recipe_for(kind, fitter.config)
-        calibration = calibrate(*unseen_by(kind, fitted, features, jobs[0], recipe, fitter.device))
-        measured[kind] = {"calibration": calibration, "none_of_these": none_of_these}
-        final = _final_head(kind, features, fitted, recipe, fitter.device)
-        temperature = 1.0 if calibration is None else calibration.temperature
-        heads[kind] = TrainedHead(
-            kind, final.module, final.scaler, features.class_names, features.provenance, temperature, known
-        )
-    return heads, measured
-
-
-def _final_head(
-    kind: HeadKind, features: FeatureSet, fitted: Sequence[ChosenHead], recipe: Recipe, device: torch.device
-) -> FittedHead:
-    """One seed's only head. With folds, each of which leaves clips out: one fitted on all clips for as many epochs."""
-    final = fitted[0].final
-    if len(fitted) == 1:
-        return final
-    everything = Split("all clips", np.arange(len(features)), np.arange(0))
-    epoch = int(np.median([head.final.epoch for head in fitted]))
-    job = Job(everything, final.job.seed, epoch, final.job.shrinkage)
-    return fit_heads(kind, features, [job], recipe, device)[0]
+    return ProtocolRun(record, outcomes, {kind: head.head for kind, head in kept.items()})
 
 
 def _score_shuffled(fits: _Fits) -> dict[HeadKind, HeadRecord]:
-    """Both heads on labels of other clips; what was recorded while fitting refers to these, and is left out."""
+    """Both heads on permuted labels, without the facts of their fits, which refer to these labels."""
     features = fits.features
     order = np.random.default_rng(fits.fitter.config.random_seed).permutation(len(features))
     outcomes = fits.outcomes(replace(features, labels=features.labels[torch.from_numpy(order)]))
@@ -268,21 +212,21 @@ def _compare_controls(
     heads: Mapping[HeadKind, Sequence[Outcome]],
     features: FeatureSet,
 ) -> dict[str, dict[HeadKind, ComparisonRecord]]:
-    """The run's heads against the same heads on other features: run minus control, corrected for their number."""
+    """The run's heads minus the controls' heads of the same kind, corrected for the number of comparisons."""
     compared = {
-        (control, kind): compare_heads(by_head[kind], outcomes, features)
-        for kind, outcomes in heads.items()
+        control: {kind: compare_heads(outcomes, heads[kind], features) for kind, outcomes in by_head.items()}
         for control, by_head in controls.items()
     }
-    corrected = holm([comparison.p_value for comparison in compared.values()])
-    records: dict[str, dict[HeadKind, ComparisonRecord]] = {control: {} for control in controls}
-    for ((control, kind), comparison), value in zip(compared.items(), corrected, strict=True):
-        records[control][kind] = comparison.model_copy(update={"holm_p_value": value})
-    return records
+    p_values = holm([comparison.p_value for by_head in compared.values() for comparison in by_head.values()])
+    corrected = iter(p_values)
+    return {
+        control: {kind: record.model_copy(update={"holm_p_value": next(corrected)}) for kind, record in by_head.items()}
+        for control, by_head in compared.items()
+    }
 
 
 def _label_efficiency(fits: _Fits) -> list[EfficiencyRecord]:
-    """Both heads after learning from each share of the labels that the configuration asks for."""
+    """Both heads, fitted on the configured fractions of the labels."""
     records = []
     for fraction in fits.fitter.config.label_fractions or ():
         fewer = replace(fits, jobs=[_with_fewer_labels(fits.features, job, fraction) for job in fits.jobs])
@@ -300,7 +244,7 @@ def _majority(features: FeatureSet, job: Job) -> Outcome:
 
 
 def _related_share(features: FeatureSet, jobs: Sequence[Job]) -> float | None:
-    """The share of test clips whose group has training clips; None if groups are unknown."""
+    """See `ProtocolRecord.related_test_clips`."""
     if features.groups is None:
         return None
     groups = np.array(features.groups)
@@ -309,7 +253,7 @@ def _related_share(features: FeatureSet, jobs: Sequence[Job]) -> float | None:
 
 
 def _with_fewer_labels(features: FeatureSet, job: Job, fraction: float) -> Job:
-    """The job with a share of its training and validation clips, of every class in proportion and at least one."""
+    """The job with a fraction of its training and validation clips of every class, at least one of each."""
     rng = np.random.default_rng([job.seed, round(1e6 * fraction)])
     labels = features.labels.numpy()
 

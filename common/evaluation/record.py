@@ -1,4 +1,4 @@
-"""The record of a run: every printed number and what it was made from, as result.json keeps it."""
+"""What result.json holds: every printed number of a run, and what it was made from."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from common.config import FitConfig
 from common.datasets import DivisionKind, Task
 from common.encoder.device import describe_cpu
 from common.encoder_name import EncoderKind, slug_of
-from common.errors import UserError
+from common.errors import UserError, first_problem
 from common.features import Counts, FeatureSet
 from common.files import DamagedFileError, read_json, spreadsheet_cell, write_csv, write_json
 from common.heads import HEADS, HeadKind, Recipe, head_title, recipe_for
 
 Interval = tuple[float, float]
-# A score that is not defined (no clip of its kind) is NaN here and null in the file: JSON has no NaN.
+# An undefined score (no clip of its kind) is NaN here and null in the file: JSON has no NaN.
 Score = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
 RESULT_FILE = "result.json"
 
@@ -36,13 +36,13 @@ class RecordError(UserError):
 
 
 class Record(BaseModel):
-    """The base of all records: immutable; NaN is null in JSON."""
+    """Base of all records: immutable; NaN is null in JSON."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="null")
 
 
 class FitRecord(Record):
-    """One split and seed. In the file, scores (``accuracy``, ``macro_f1``, ...) are beside the named fields."""
+    """One split and seed. Scores (``accuracy``, ``macro_f1``, ...) are extra fields."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Score]
@@ -65,9 +65,17 @@ class FitRecord(Record):
         """The scores by name."""
         return self.__pydantic_extra__
 
+    @property
+    def cells(self) -> dict[str, object]:
+        """The single values, in the order of result.csv's columns."""
+        values = self.model_dump(exclude_unset=True)
+        single = {key: value for key, value in values.items() if not isinstance(value, list)}
+        identity = {key: single.pop(key) for key in ("split", "seed", "n_train", "n_test")}
+        return identity | self.scores | single
+
 
 class PerClass(Record):
-    """Scores of every class, in the order of the class names; `clips`: of the true class, for one seed."""
+    """(C,) scores of every class over all splits and seeds; `clips`: test clips of the true class, for one seed."""
 
     precision: list[float]
     recall: list[float]
@@ -76,7 +84,7 @@ class PerClass(Record):
 
 
 class ReliabilityBin(Record):
-    """Predictions of about the same confidence: their mean confidence, their accuracy, and their number."""
+    """Predictions of similar confidence: mean confidence, accuracy, number."""
 
     confidence: float
     accuracy: float
@@ -84,55 +92,36 @@ class ReliabilityBin(Record):
 
 
 class CalibrationRecord(Record):
-    """Whether a head's probabilities mean what they say, for the first seed.
+    """Calibration of a head's probabilities, for the first seed."""
 
-    Attributes:
-        temperature: by which the kept head's logits are divided.
-        fitted_on: the rows that the temperatures of this measurement come from; never those that it is measured on.
-        error_before, error_after: the expected calibration error without and with temperature.
-        before, after: the reliability diagram.
-    """
-
-    temperature: float
-    fitted_on: str
-    error_before: float
-    error_after: float
-    before: list[ReliabilityBin]
+    temperature: float  # divisor of the kept head's logits
+    fitted_on: str  # rows that set the temperature, never those it is measured on
+    error_before: float  # expected calibration error without the temperature
+    error_after: float  # and with it
+    before: list[ReliabilityBin]  # reliability diagrams
     after: list[ReliabilityBin]
 
 
 class NoneOfTheseRecord(Record):
-    """How often a clip of a known class is called "none of these", for the first seed.
+    """How often a clip of a known class is marked "none of these", for the first seed.
 
-    With folds it is measured on each fold against the rest; the kept head has learned from all, so its rate is a little lower.
-
-    Attributes:
-        asked: the false-alarm rate that the threshold was set for.
-        measured: the share of `clips` beyond it.
-        clips: test clips.
-        fitted_on: the rows whose distances set the threshold; never those that it is measured on.
+    With folds, every fold is measured against the others; the kept head is fitted on all clips, so its rate is slightly lower.
     """
 
-    asked: float
-    measured: float
-    clips: int
-    fitted_on: str
+    asked: float  # false-alarm rate that the threshold was set for
+    measured: float  # share of test clips beyond the threshold
+    clips: int  # test clips
+    fitted_on: str  # rows whose distances set the threshold, never those it is measured on
 
 
 class MeanRecord(Record):
-    """The scores of one head as means over all splits and seeds.
-
-    Attributes:
-        mean: of every score.
-        std_over_folds: of the folds' means over seeds; None with one fold. `std_over_seeds`: of the seeds' means over
-            folds; None with one seed. Both are population standard deviations.
-        interval: 95 % interval of the mean accuracy (`common.evaluation.intervals`); None with too few groups.
-    """
+    """Scores of a head as means over all splits and seeds."""
 
     mean: dict[str, Score]
+    # Population standard deviations of the folds' (seeds') means; None with only one.
     std_over_folds: dict[str, Score] | None
     std_over_seeds: dict[str, Score] | None
-    interval: Interval | None
+    interval: Interval | None  # 95 %, of the mean accuracy (`common.evaluation.intervals`); None with too few groups
 
     @property
     def accuracy(self) -> float:
@@ -141,44 +130,30 @@ class MeanRecord(Record):
 
 
 class HeadRecord(MeanRecord):
-    """The scores of one head over all splits and seeds.
+    """All scores of a head."""
 
-    Attributes:
-        more_intervals: those of the other scores that have one.
-        per_class, confusion: over all splits and seeds; the confusion matrix holds counts, row: true class.
-        splits: every split and seed.
-        calibration: of the probabilities; None if it could not be measured.
-        none_of_these: of the threshold for unknown sounds; None if it could not be measured.
-    """
-
-    more_intervals: dict[str, Interval | None] = {}
+    more_intervals: dict[str, Interval | None] = {}  # of scores other than accuracy
     per_class: PerClass
-    confusion: list[list[int]]
-    splits: list[FitRecord]
+    confusion: list[list[int]]  # (C, C) counts over all splits and seeds; row: true class
+    splits: list[FitRecord]  # every split and seed
+    # None if no held-out rows can set the temperature or the threshold
     calibration: CalibrationRecord | None = None
     none_of_these: NoneOfTheseRecord | None = None
 
 
 class ComparisonRecord(Record):
-    """The difference in accuracy between two heads on the same test clips: second minus first.
-
-    Attributes:
-        difference, interval: the difference and its 95 % interval.
-        p_value: of a test that swaps the heads in whole `units`: groups, or clips where groups are unknown.
-        holm_p_value: corrected, where several comparisons belong together.
-        n_units: the number of units.
-    """
+    """Difference in accuracy between two heads on the same test clips: second minus first."""
 
     difference: float
-    interval: Interval | None
-    p_value: float | None
-    units: Literal["groups", "clips"]
+    interval: Interval | None  # 95 %
+    p_value: float | None  # of a test that swaps the heads in whole units
+    units: Literal["groups", "clips"]  # clips where groups are unknown
     n_units: int
-    holm_p_value: float | None = None
+    holm_p_value: float | None = None  # corrected for the number of comparisons made together
 
 
 class EfficiencyRecord(MeanRecord):
-    """The scores of a head that learned from a share of the labels."""
+    """Scores of a head that was fitted on a fraction of the labels."""
 
     head: HeadKind
     fraction: float
@@ -186,34 +161,25 @@ class EfficiencyRecord(MeanRecord):
 
 
 class ProtocolIdentity(Record):
-    """All that decides whether two scores may stand in one column; nothing of the encoder.
+    """What two scores must share to be comparable, whatever the encoder; `clips`, `division` and `recipe` are checksums."""
 
-    Attributes:
-        version: of the protocols' code.
-        dataset: the task's name.
-        clips: checksum of the clips and their classes.
-        division: checksum of the side of every clip in every fit.
-        recipe: checksum of both heads' recipes, and whether heads are refitted.
-        seeds: of the fits.
-    """
-
-    version: int
-    dataset: str
-    clips: str
-    division: str
-    recipe: str
+    version: int  # of the protocols' code
+    dataset: str  # the task's name
+    clips: str  # with their classes
+    division: str  # training, validation and test rows of every fit
+    recipe: str  # of both heads, and whether they are refitted
     seeds: list[int]
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def hash(self) -> str:
-        """A short checksum of everything."""
+        """A short checksum of all fields."""
         return hashlib.sha256(json.dumps(self.model_dump(exclude={"hash"})).encode()).hexdigest()[:12]
 
     def differences(self, other: ProtocolIdentity) -> list[str]:
         """The names of what differs."""
         names = [name for name in ProtocolIdentity.model_fields if getattr(self, name) != getattr(other, name)]
-        # Other clips are also divided otherwise.
+        # Different clips imply a different division.
         return [name for name in names if name != "division" or "clips" not in names]
 
 
@@ -223,80 +189,54 @@ class ScoreKind(StrEnum):
     HEAD = "head"
     PROBE = "probe"
     CONTROL = "control"  # a head on other features of the same clips
-    SHUFFLED = "shuffled_labels"  # a head on the run's features with labels of other clips
+    SHUFFLED = "shuffled_labels"  # a head on the run's features with permuted labels
     MAJORITY = "majority_class"
 
 
 @dataclass(frozen=True)
 class ScoredRow:
-    """One row of a protocol's scores.
-
-    Attributes:
-        kind: what it is.
-        classifier: a head, a probe, or ``majority_class``.
-        scores: the scores.
-        control: the name of the control; empty for other kinds.
-    """
+    """One row of a protocol's scores."""
 
     kind: ScoreKind
-    classifier: str
+    classifier: str  # a head, a probe, or ``majority_class``
     scores: HeadRecord
-    control: str = ""
+    control: str = ""  # its name; empty for other kinds
 
     @property
     def name(self) -> str:
-        """As result.csv calls it."""
-        return self._with_features("shuffled_labels", self.classifier)
+        """The name in result.csv."""
+        features = "shuffled_labels" if self.kind is ScoreKind.SHUFFLED else self.control
+        return f"{features}, {self.classifier}" if features else self.classifier
 
     @property
     def title(self) -> str:
-        """For readers."""
-        return self._with_features("shuffled", head_title(self.classifier))
-
-    def _with_features(self, shuffled: str, classifier: str) -> str:
-        features = shuffled if self.kind is ScoreKind.SHUFFLED else self.control
-        return f"{features}, {classifier}" if features else classifier
+        """The name in tables."""
+        features = "shuffled" if self.kind is ScoreKind.SHUFFLED else self.control
+        return f"{features}, {head_title(self.classifier)}" if features else head_title(self.classifier)
 
 
 class ProtocolRecord(Record):
-    """Everything scored by one protocol.
-
-    Attributes:
-        kind: the kind of the division.
-        division: a description of it, for readers.
-        identity: what scores of other encoders must share to be compared with these.
-        validation: a description of the validation clips, for readers.
-        chooses_epoch: whether validation clips choose the epoch, or the last one is kept.
-        refit: whether heads were fitted again on training and validation clips.
-        seeds: of the fits.
-        related_test_clips: share of test clips whose group has training clips; None if groups are unknown.
-        heads, majority_class, probes: the scores.
-        controls: name of a control -> its heads.
-        shuffled_labels: the heads on labels of other clips; empty if not asked for.
-        comparison: of the three-layer head with the linear one.
-        control_comparisons: name of a control -> of the run's head with the control's of the same kind.
-        label_efficiency: scores by share of the labels.
-    """
+    """All scores of one protocol."""
 
     kind: DivisionKind
-    division: str
+    division: str  # for readers, as is `validation`
     identity: ProtocolIdentity
     validation: str
-    chooses_epoch: bool
-    refit: bool
+    chooses_epoch: bool  # on validation clips; if not, the last epoch is kept
+    refit: bool  # on training and validation clips
     seeds: list[int]
-    related_test_clips: float | None
+    related_test_clips: float | None  # share whose group has training clips; None if groups are unknown
     heads: dict[HeadKind, HeadRecord]
     majority_class: HeadRecord
-    comparison: ComparisonRecord
+    comparison: ComparisonRecord  # three-layer head minus linear head
     probes: dict[str, HeadRecord] = {}
     controls: dict[str, dict[HeadKind, HeadRecord]] = {}
     shuffled_labels: dict[HeadKind, HeadRecord] = {}
-    control_comparisons: dict[str, dict[HeadKind, ComparisonRecord]] = {}
+    control_comparisons: dict[str, dict[HeadKind, ComparisonRecord]] = {}  # the run's head minus the control's
     label_efficiency: list[EfficiencyRecord] = []
 
     def rows(self) -> Iterator[ScoredRow]:
-        """Every row of the printed table: heads, probes, controls, shuffled labels, the majority class."""
+        """The rows of the printed table."""
         for name, scores in self.heads.items():
             yield ScoredRow(ScoreKind.HEAD, name, scores)
         for probe, scores in self.probes.items():
@@ -309,14 +249,14 @@ class ProtocolRecord(Record):
 
     @property
     def best_head(self) -> HeadKind:
-        """The head of the higher accuracy."""
+        """The head with the higher accuracy."""
         return max(self.heads, key=lambda kind: self.heads[kind].accuracy)
 
 
 class ConfigRecord(FitConfig):
-    """The effective configuration of a run, with the recipes in numbers and the values of the task's own flags.
+    """The effective configuration of a run, its recipes in numbers, and as extra fields the task's flags.
 
-    A recipe of the same name may differ in a later version, so the numbers count.
+    The numbers count: a later version may change what a recipe's name stands for.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -333,17 +273,17 @@ class ConfigRecord(FitConfig):
 
     @property
     def options(self) -> dict[str, str | bool]:
-        """The values of the task's own flags."""
+        """Values of the task's flags."""
         return self.__pydantic_extra__
 
     @property
     def fit_config(self) -> FitConfig:
-        """The configuration without what a record adds."""
+        """The configuration alone."""
         return FitConfig(**{key: getattr(self, key) for key in FitConfig.model_fields})
 
 
 class EncoderRecord(Record):
-    """Which encoder made some features, as far as their file says; see `common.encoder.EncoderInfo`."""
+    """The encoder of some features, as far as their file says; see `common.encoder.EncoderInfo`."""
 
     kind: EncoderKind | None = None
     encoder: str | None = None
@@ -358,30 +298,31 @@ class EncoderRecord(Record):
 
     @property
     def slug(self) -> str:
-        """A short form of the encoder's name for file names."""
+        """The encoder's name in file names."""
         return slug_of(self.kind, self.encoder or "")
 
     @property
     def is_untrained(self) -> bool:
-        """Whether it is AudioSep's encoder with random weights."""
+        """Whether it is AudioSep with random weights."""
         return self.kind is EncoderKind.UNTRAINED
 
     @property
     def title(self) -> str:
-        """The encoder in a few words, with every setting that is not the default one."""
+        """The encoder in a few words, with every setting that is not the default."""
         if self.kind is None:
             return "unknown encoder"
         if self.kind is EncoderKind.LOGMEL:
             return "log-mel statistics"
         if self.kind.is_plug_in:
-            is_usual = self.layer in ("scene", "last_hidden_state") and self.pool in ("", "mean")
-            return f"{self.encoder}" if is_usual else f"{self.encoder}, {self.layer} {self.pool}".strip()
+            is_default = self.layer in ("scene", "last_hidden_state") and self.pool in ("", "mean")
+            return f"{self.encoder}" if is_default else f"{self.encoder}, {self.layer} {self.pool}".strip()
         weights = self.release if self.release != "unknown" else _short(self.checkpoint or "")
         name = f"untrained AudioSep ({self.checkpoint})" if self.is_untrained else f"AudioSep ({weights})"
-        usual = {"layer": "encoder_block6", "pool": "mean", "condition": "none", "precision": "fp32"}
-        values = {key: getattr(self, key) for key in usual}
-        unusual = [_short(value) for key, value in values.items() if value not in (None, usual[key])]
-        return ", ".join([name, *unusual, *["official padding"] * (self.padding == "official")])
+        defaults = {"layer": "encoder_block6", "pool": "mean", "condition": "none", "precision": "fp32"}
+        settings = [
+            getattr(self, key) for key, default in defaults.items() if getattr(self, key) not in (None, default)
+        ]
+        return ", ".join([name, *map(_short, settings), *["official padding"] * (self.padding == "official")])
 
 
 def _short(identity: str) -> str:
@@ -389,22 +330,15 @@ def _short(identity: str) -> str:
 
 
 class FeaturesRecord(EncoderRecord):
-    """The feature file of a run. In the record, the rest of its provenance is beside the named fields.
-
-    Attributes:
-        file: the path or paths.
-        sha256: of all of them.
-        clips, class_names: those that were fitted and scored.
-        width: numbers per clip.
-    """
+    """The features of a run; the rest of their provenance are extra fields."""
 
     model_config = ConfigDict(extra="allow")
 
-    file: str
-    sha256: str
-    clips: int
+    file: str  # path or paths
+    sha256: str  # of all files
+    clips: int  # fitted and scored, as are `class_names`
     class_names: list[str]
-    width: int
+    width: int  # numbers per clip
     dataset: str | None = None
     counts: Counts = Counts()
 
@@ -417,32 +351,21 @@ class FeaturesRecord(EncoderRecord):
 class RunRecord(Record):
     """One run of a classification script: what result.json holds.
 
-    Attributes:
-        task: the task's name.
-        config: the effective configuration.
-        features: what was classified.
-        protocols: name -> its scores.
-        controls: name of a control -> which encoder made its features.
-        files: what was written beside result.json.
-        checksums: of those that are read again: name -> SHA-256.
-        command: the script and its flags.
-        created: UTC time.
-        versions: of the packages that compute.
-        cpu: its model and instructions. On one kind of CPU, the same features, settings and seed give the same
-            predictions; another kind rounds differently, and training in small batches amplifies that.
+    On one kind of CPU, the same features, settings and seed give the same predictions. Another kind rounds differently, and
+    training in small batches amplifies that, so `cpu` is recorded.
     """
 
-    task: str
+    task: str  # its name
     config: ConfigRecord
     features: FeaturesRecord
     protocols: dict[str, ProtocolRecord]
     controls: dict[str, EncoderRecord] = {}
-    files: list[str]
-    checksums: dict[str, str] = {}
-    command: list[str]
-    created: str
+    files: list[str]  # names of the files beside result.json
+    checksums: dict[str, str] = {}  # SHA-256 of the files that are read again
+    command: list[str]  # the script and its flags
+    created: str  # UTC
     versions: dict[str, str]
-    cpu: str = "unknown"
+    cpu: str = "unknown"  # model and instructions
 
     @classmethod
     def of(
@@ -454,7 +377,7 @@ class RunRecord(Record):
         files: Sequence[str],
         controls: Mapping[str, FeatureSet],
     ) -> RunRecord:
-        """The record of a run that has just finished."""
+        """The record of a run that ends now."""
         packages = {name: version(name) for name in ("torch", "numpy", "scikit-learn", "scipy")}
         return cls(
             task=task.name,
@@ -472,7 +395,7 @@ class RunRecord(Record):
     def save(self, folder: Path) -> None:
         """Write result.json, and result.csv with one row per protocol, head, split and seed."""
         rows = [
-            {"protocol": protocol.kind.value, "head": row.name, **_cells(fit)}
+            {"protocol": protocol.kind.value, "head": row.name, **fit.cells}
             for protocol in self.protocols.values()
             for row in protocol.rows()
             for fit in row.scores.splits
@@ -488,16 +411,5 @@ class RunRecord(Record):
         try:
             return cls.model_validate_json(read_json(path))
         except (DamagedFileError, ValidationError) as error:
-            problem = str(error)
-            if isinstance(error, ValidationError):
-                first = error.errors(include_url=False, include_input=False)[0]
-                problem = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+            problem = first_problem(error) if isinstance(error, ValidationError) else error
             raise RecordError(f"{path} is not a record of this project ({problem})") from error
-
-
-def _cells(fit: FitRecord) -> dict[str, object]:
-    """The single values of a fit, in the order of result.csv's columns."""
-    values = fit.model_dump(exclude_unset=True)
-    single = {key: value for key, value in values.items() if not isinstance(value, list)}
-    identity = ("split", "seed", "n_train", "n_test")
-    return {key: single.pop(key) for key in identity} | fit.scores | single

@@ -1,4 +1,4 @@
-"""A feature file -> scores, figures and trained heads: one run of a classification script, from end to end."""
+"""One run of a classification script: feature file -> scores, figures, trained heads."""
 
 from __future__ import annotations
 
@@ -28,19 +28,22 @@ from common.files import (
 )
 from common.heads import recipe_for
 
+# Settings that change no score, head or prediction.
+NOT_DECISIVE = {"features", "encoder", "output_dir", "markdown", "figure_format"}
+
 
 def classify(
     task: Task, config: FitConfig, options: Mapping[str, str | bool], device: torch.device, overwrite: bool
 ) -> RunRecord:
     """Fit and score both heads by the task's protocol; print the scores, write every file, return the record.
 
-    If there is a finished run of the same features and settings, it is printed again instead.
+    A finished run of the same features and settings is printed again instead.
 
     Args:
         config: the effective configuration.
-        options: values of the task's own flags.
+        options: values of the task's flags.
         device: where to fit.
-        overwrite: the results of another run may be replaced.
+        overwrite: whether results of another run may be replaced.
 
     Raises:
         ConfigError, FeatureFileError, FitError, SplitError, DatasetError, OutputError: all are UserErrors.
@@ -90,9 +93,9 @@ def _fit_and_save(
     controls: Mapping[str, FeatureSet],
     folder: Path,
 ) -> RunRecord:
-    """Run the protocols, write scores, predictions and heads into `folder`, and return the record."""
+    """Run the protocols; write predictions, heads and last the record into `folder`."""
     features = prepared.features
-    # The record is written last: without it, the files of an interrupted fit are ignored.
+    # Without a record, the files of an interrupted fit are ignored.
     remove_record(folder)
     protocols: dict[str, ProtocolRecord] = {}
     files = ["result.csv"]
@@ -115,18 +118,18 @@ def _fit_and_save(
 
 
 def _with_figures(task: Task, record: RunRecord, figure_format: FigureFormat, folder: Path) -> RunRecord:
-    """The record with the figures that are missing in this format drawn; a figure that fails is a warning."""
+    """Draw the figures missing in this format, and return the record that names them; a figure that fails is a warning."""
     figures = {
         f"{prefix_of(name)}{figure}.{figure_format}": draw
         for name, protocol in record.protocols.items()
         for figure, draw in figures_of(task, record.features, protocol).items()
     }
     files = [name for name in record.files if name not in figures]
-    for name, draw in figures.items():  # in the same order whenever they are drawn
+    for name, draw in figures.items():
         if name not in record.files:
             try:
                 draw(folder / name)
-            except Exception as error:  # noqa: BLE001 - whatever a drawing library raises: the results are there
+            except Exception as error:  # noqa: BLE001 - whatever a drawing library raises: the results are saved
                 print(f"warning: {folder / name} was not drawn: {' '.join(str(error).split())[:200]}", file=sys.stderr)
                 continue
         files.append(name)
@@ -137,18 +140,13 @@ def _with_figures(task: Task, record: RunRecord, figure_format: FigureFormat, fo
     return record
 
 
-# Settings in which a finished run may differ and still be the requested run.
-NOT_DECISIVE = {"features", "encoder", "output_dir", "markdown", "figure_format"}
-
-
 def earlier_record(
     folder: Path, task: Task, config: ConfigRecord, features_sha256: str, overwrite: bool = False
 ) -> RunRecord | None:
-    """The record in `folder` if it is of the same task, features and configuration and all its files exist; None if
-    there is none, or it may be replaced.
+    """The record in `folder` if it is of the same task, features and configuration and all its files exist; else None.
 
     Raises:
-        OutputError: it is of another run, and `overwrite` is not set.
+        OutputError: the record is of another run, and `overwrite` is not set.
     """
     path = folder / RESULT_FILE
     if overwrite or not path.exists():
@@ -174,12 +172,12 @@ def earlier_record(
 
 
 def remove_record(folder: Path) -> None:
-    """Remove an earlier run's record with every file that it names, so that none is taken for a new run's."""
+    """Remove an earlier run's record and every file that it names."""
     path = folder / RESULT_FILE
     try:
         names = [*RunRecord.load(path).files, "result.md"]
     except (OSError, RecordError):
-        names = []  # there is none, or not ours
+        names = []  # no record, or not of this project
     path.unlink(missing_ok=True)
     for name in names:
         if Path(name).name == name:  # nothing outside the folder, whatever the record says

@@ -1,4 +1,4 @@
-"""Scores of predictions, by scikit-learn's definitions, with intervals as the record keeps them."""
+"""Scores of predictions with their intervals, as the record keeps them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from sklearn.metrics import accuracy_score, precision_recall_fscore_support, roc_curve, top_k_accuracy_score
-from sklearn.metrics import confusion_matrix as sklearn_confusion_matrix
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_curve,
+    top_k_accuracy_score,
+)
 
 from common.arrays import Array
 from common.evaluation.intervals import difference_interval, paired_p_value, share_interval
@@ -19,8 +24,7 @@ Key = TypeVar("Key", str, int)
 MoreScores = Callable[[Array, Array, Sequence[str]], dict[str, float]]
 TOP5_CLASSES = 30  # the fewest classes for which top-5 accuracy is informative
 NORMAL = "normal"  # the class of ICBHI that is not abnormal
-# Scores that are the mean of the accuracies on strata of the clips -> the stratum of each clip, from its label and the
-# class names.
+# Scores that are means of the accuracies on strata of the clips -> (labels, class names) -> the stratum of every clip.
 STRATA: dict[str, Callable[[Array, Sequence[str]], Array]] = {
     "balanced_accuracy": lambda labels, class_names: labels,
     "icbhi_score": lambda labels, class_names: _is_normal(labels, class_names),
@@ -28,12 +32,12 @@ STRATA: dict[str, Callable[[Array, Sequence[str]], Array]] = {
 
 
 def scores(labels: Array, predictions: Array, n_classes: int, logits: Array | None = None) -> dict[str, float]:
-    """Scores in [0, 1].
+    """Scores in [0, 1] of predictions (N,).
 
     Returns:
-        ``accuracy``; ``balanced_accuracy``, the mean recall of the classes that occur; ``macro_f1``, in which a class
-        never predicted has F1 0, and one that never occurs counts too; ``top5_accuracy`` if there are logits
-        (N, C) and 30 classes or more.
+        ``accuracy``; ``balanced_accuracy``, the mean recall of the classes that occur; ``macro_f1``, the mean over all
+        classes, with 0 for those that never occur or are never predicted; with logits (N, C) of TOP5_CLASSES or more
+        classes, ``top5_accuracy``.
     """
     _, recall, f1, _ = precision_recall_fscore_support(labels, predictions, labels=range(n_classes), zero_division=0)
     scored = {
@@ -47,24 +51,18 @@ def scores(labels: Array, predictions: Array, n_classes: int, logits: Array | No
 
 
 def per_class(labels: Array, predictions: Array, n_classes: int) -> dict[str, list[float]]:
-    """``precision``, ``recall``, ``f1`` and ``clips`` (of the true class) of every class; 0 where undefined."""
+    """``precision``, ``recall``, ``f1`` and ``clips`` (of the true class), (C,) each; 0 where undefined."""
     columns = precision_recall_fscore_support(labels, predictions, labels=range(n_classes), zero_division=0)
     return {name: column.tolist() for name, column in zip(("precision", "recall", "f1", "clips"), columns, strict=True)}
 
 
-def confusion_matrix(labels: Array, predictions: Array, n_classes: int) -> Array:
-    """(C, C) counts; row: true class, column: predicted class."""
-    counts: Array = sklearn_confusion_matrix(labels, predictions, labels=range(n_classes))
-    return counts
-
-
 def majority_predictions(train_labels: Array, n_test: int) -> Array:
-    """(n_test,) the most frequent class of the training labels: a baseline that every head should reach."""
+    """(n_test,) the most frequent class of the training labels."""
     return np.full(n_test, np.bincount(train_labels).argmax())
 
 
 def _is_normal(labels: Array, class_names: Sequence[str]) -> Array:
-    """By the class's name: rows without a normal clip have another class in its place."""
+    """By name: where no clip is normal, index 0 is another class."""
     is_normal: Array = np.array([name == NORMAL for name in class_names])[labels]
     return is_normal
 
@@ -113,32 +111,27 @@ def min_dcf(same: Array, similarity: Array, p_target: float, weights: Array | No
 
 
 def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: MoreScores | None = None) -> HeadRecord:
-    """The scores of one head over all splits and seeds.
-
-    Args:
-        more_scores: (labels, predictions, class names) -> scores in addition to those of `scores`.
-    """
-    labels, names_of, n_classes = features.labels.numpy(), features.class_names, len(features.class_names)
-    fits = [_score_fit(outcome, labels, names_of, more_scores) for outcome in outcomes]
+    """The scores of a head over all splits and seeds; `more_scores` are the task's."""
+    labels, class_names = features.labels.numpy(), features.class_names
+    fits = [_score_fit(outcome, labels, class_names, more_scores) for outcome in outcomes]
+    means = {name: float(np.mean([fit.scores[name] for fit in fits])) for name in fits[0].scores}
     truth = labels[np.concatenate([outcome.rows for outcome in outcomes])]
     predictions = np.concatenate([outcome.predictions for outcome in outcomes])
+    classes, seeds = per_class(truth, predictions, len(class_names)), [fit.seed for fit in fits]
+    classes["clips"] = [clips / len(set(seeds)) for clips in classes["clips"]]
     hits = hits_of(outcomes, features)
-    names = list(fits[0].scores)
-    means = {name: float(np.mean([fit.scores[name] for fit in fits])) for name in names}
-    by_split, by_seed = [fit.split for fit in fits], [fit.seed for fit in fits]
-    classes, n_seeds = per_class(truth, predictions, n_classes), len(set(by_seed))
     return HeadRecord(
         mean=means,
-        std_over_folds=_std_between(fits, by_split, names),
-        std_over_seeds=_std_between(fits, by_seed, names),
+        std_over_folds=_std_between(fits, [fit.split for fit in fits]),
+        std_over_seeds=_std_between(fits, seeds),
         interval=share_interval(hits.hits, hits.groups, hits.splits),
         more_intervals={
-            name: share_interval(hits.hits, hits.groups, hits.splits, strata(truth, names_of))
+            name: share_interval(hits.hits, hits.groups, hits.splits, strata(truth, class_names))
             for name, strata in STRATA.items()
             if np.isfinite(means.get(name, np.nan))
         },
-        per_class=PerClass(**{**classes, "clips": [clips / n_seeds for clips in classes["clips"]]}),
-        confusion=confusion_matrix(truth, predictions, n_classes).tolist(),
+        per_class=PerClass(**classes),
+        confusion=confusion_matrix(truth, predictions, labels=range(len(class_names))).tolist(),
         splits=fits,
     )
 
@@ -154,25 +147,24 @@ def _score_fit(
     return FitRecord.model_validate({**identity, **outcome.facts, **scored})
 
 
-def _std_between(fits: Sequence[FitRecord], keys: Sequence[Key], names: Sequence[str]) -> dict[str, float] | None:
-    """Standard deviation of each score between the values of `keys`, after averaging over everything else."""
-    values = sorted(set(keys))
-    if len(values) < 2:
+def _std_between(fits: Sequence[FitRecord], keys: Sequence[Key]) -> dict[str, float] | None:
+    """Standard deviation of every score between the means of the fits with equal keys; None if all keys are equal."""
+    if len(set(keys)) < 2:
         return None
-    by_value = [[fit for fit, key in zip(fits, keys, strict=True) if key == value] for value in values]
+    by_key = [[fit for fit, key in zip(fits, keys, strict=True) if key == value] for value in sorted(set(keys))]
     return {
-        name: float(np.std([np.mean([fit.scores[name] for fit in of_value]) for of_value in by_value]))
-        for name in names
+        name: float(np.std([np.mean([fit.scores[name] for fit in of_key]) for of_key in by_key]))
+        for name in fits[0].scores
     }
 
 
 class Hits(NamedTuple):
-    """Predictions by what their scores depend on.
+    """What intervals and tests need of predictions.
 
     Attributes:
-        hits: (M,) float, whether each prediction is right.
-        groups: (M,) the group of each, or the clip if groups are unknown.
-        splits: (M,) the fold of each.
+        hits: (M,) float, 1 for a right prediction.
+        groups: (M,) groups, or rows if groups are unknown.
+        splits: (M,) names of the splits.
     """
 
     hits: Array
@@ -181,7 +173,7 @@ class Hits(NamedTuple):
 
 
 def hits_of(outcomes: Sequence[Outcome], features: FeatureSet) -> Hits:
-    """Of all splits and seeds, in order."""
+    """The hits of all splits and seeds, in order."""
     rows = np.concatenate([outcome.rows for outcome in outcomes])
     predictions = np.concatenate([outcome.predictions for outcome in outcomes])
     groups = np.array(features.groups)[rows] if features.groups is not None else rows
@@ -198,7 +190,7 @@ def compare_hits(first: Hits, second: Hits, has_groups: bool) -> ComparisonRecor
     """The difference in accuracy on the same test clips, in the same order: second minus first."""
     difference = second.hits - first.hits
     _, fold, sizes = np.unique(first.splits, return_inverse=True, return_counts=True)
-    weighted = difference / sizes[fold] / len(sizes)  # every fold has the same weight
+    weighted = difference / sizes[fold] / len(sizes)  # folds of equal weight
     return ComparisonRecord(
         difference=float(weighted.sum()),
         interval=difference_interval(difference, first.groups, first.splits),

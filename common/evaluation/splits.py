@@ -1,4 +1,4 @@
-"""Which rows are for training and which for testing: the data set's own folds or splits, or a seeded random split."""
+"""Training, validation and test rows: the folds or splits of the data set, or a seeded random split."""
 
 from __future__ import annotations
 
@@ -15,48 +15,42 @@ from common.errors import UserError
 from common.features import FeatureSet
 from common.heads import Split
 
-VALID_SHARE = 0.2  # of the training clips, if a data set has no validation clips of its own
+VALID_SHARE = 0.2  # of the training clips, where a data set has no validation clips
 
 
 class SplitError(UserError):
-    """The data cannot be split for a fair score."""
+    """The rows cannot be split for a fair score."""
 
 
 def make_splits(prepared: Prepared) -> tuple[list[Split], str]:
-    """The division that the rows' folds or splits give.
-
-    Returns:
-        The splits, and a phrase for readers, such as ``"official folds 1-5"``.
+    """The splits by the rows' folds or sides, with a description such as ``"official folds 1-5"``.
 
     Raises:
         SplitError: there is only one fold, or a side or a class is missing.
     """
     features = prepared.features
-    whose = "official" if prepared.kind is DivisionKind.OFFICIAL else "given"
+    author = "official" if prepared.kind is DivisionKind.OFFICIAL else "given"
     if features.folds is not None:
-        return _folds(features, features.folds.numpy(), whose)
+        return _folds(features, features.folds.numpy(), author)
     assert features.splits is not None
     sides = np.array(features.splits)
     missing = [side for side in ("train", "test") if side not in sides]
     if missing:
         raise SplitError(
-            f"the features hold no {' and no '.join(missing)} clips of the {whose} split; "
+            f"the features hold no {' and no '.join(missing)} clips of the {author} split; "
             "extract the features of the whole data set"
         )
     split = Split("test", *(np.flatnonzero(sides == side) for side in ("train", "test", "valid")))
-    described = f"{whose} train, valid and test split" if len(split.valid) else f"{whose} train and test split"
+    described = f"{author} train, valid and test split" if len(split.valid) else f"{author} train and test split"
     _refuse_missing_classes(features, split.train, f"the training side of the {described}")
     return [split], described
 
 
 def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Split, str]:
-    """The split with validation rows: its own, or a fifth of its training rows held out.
+    """The split with validation rows, and their description; VALID_SHARE of the training rows is held out if it has none.
 
-    Whole groups are held out if they are known; else one whole fold if there are folds; else clips of every class.
-    If none of these leaves all classes on the training side, nothing is held out.
-
-    Returns:
-        The split, and a description of the validation rows.
+    Held out are whole groups if they are known, else a fold if there are folds, else clips of every class; nothing, if that
+    would leave a class without training clips.
     """
     if len(split.valid):
         return split, "the validation clips of the division"
@@ -65,7 +59,7 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
     if features.groups is not None:
         ways.append((f"{share}, whole groups", lambda: hold_out_groups(features, split.train, VALID_SHARE, seed)))
     elif features.folds is not None:
-        ways.append(("one of the training folds", lambda: _one_fold(features, split, seed)))
+        ways.append(("one of the training folds", lambda: _hold_out_fold(features, split, seed)))
     ways.append((share, lambda: split.train[random_split(features.subset(split.train), VALID_SHARE, seed).test]))
     for words, hold_out in ways:
         try:
@@ -76,7 +70,7 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
     return split, "nothing: the last epoch is kept"
 
 
-def _one_fold(features: FeatureSet, split: Split, seed: int) -> Array:
+def _hold_out_fold(features: FeatureSet, split: Split, seed: int) -> Array:
     assert features.folds is not None
     folds = features.folds.numpy()
     present = np.unique(folds[split.train])
@@ -89,9 +83,10 @@ def _one_fold(features: FeatureSet, split: Split, seed: int) -> Array:
 
 
 def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) -> Array:
-    """About `share` of `rows` as whole groups, so that no held-out clip is related to a remaining one.
+    """About `share` of `rows` as whole groups, with classes in proportion as far as groups allow.
 
-    Classes are held out in proportion as far as groups allow. SplitError if no clip of a class would remain.
+    Raises:
+        SplitError: no clip of a class would remain.
     """
     assert features.groups is not None
     labels, groups = features.labels.numpy()[rows], np.array(features.groups)[rows]
@@ -105,60 +100,58 @@ def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) 
     try:
         with warnings.catch_warnings():  # about classes with fewer clips than parts, which does not matter here
             warnings.simplefilter("ignore", UserWarning)
-            # Of the disjoint parts, the one that comes closest to the share in every class.
+            # The fold that comes closest to the share in every class.
             folds = group_folds(labels, groups, count, seed)
             held_out = min((np.flatnonzero(folds == fold) for fold in range(count)), key=imbalance)
     except ValueError as error:
         raise SplitError(f"{len(rows)} training clips are too few to hold out whole groups: {error}") from error
-    kept: Array = rows[np.sort(held_out)]
-    _refuse_missing_classes(features, np.setdiff1d(rows, kept), "what is left for training")
-    return kept
+    valid: Array = rows[np.sort(held_out)]
+    _refuse_missing_classes(features, np.setdiff1d(rows, valid), "what is left for training")
+    return valid
 
 
 def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:
-    """The fold of every row, from 0; all rows of a group are in the same one. ValueError if there are too few rows.
+    """The fold (N,) of every row, from 0, with groups kept whole; ValueError if there are too few rows.
 
-    The folds are those of StratifiedGroupKFold up to scikit-learn 1.7, on which earlier scores rest. It balanced the folds
-    by classes, and then took each group for another one by mistake. Version 1.8 corrects that, and draws other folds.
+    These are the folds of StratifiedGroupKFold up to scikit-learn 1.7, on which earlier scores rest. It balanced the folds by
+    class, and then mixed up the groups by mistake. Version 1.8 corrects that and draws different folds.
     """
     _, group_of = np.unique(groups, return_inverse=True)
-    taken_for = np.arange(group_of.max() + 1)
-    np.random.RandomState(seed).shuffle(taken_for)
-    stand_ins = np.argsort(taken_for)[group_of]
-    fold_of = np.empty_like(taken_for)
+    mixed_up = np.arange(group_of.max() + 1)
+    np.random.RandomState(seed).shuffle(mixed_up)
+    stand_ins = np.argsort(mixed_up)[group_of]
+    fold_of = np.empty_like(mixed_up)
     for fold, (_, rows) in enumerate(StratifiedGroupKFold(count).split(labels, labels, stand_ins)):
         fold_of[stand_ins[rows]] = fold
     folds: Array = fold_of[group_of]
     return folds
 
 
-def _folds(features: FeatureSet, folds: Array, whose: str) -> tuple[list[Split], str]:
+def _folds(features: FeatureSet, folds: Array, author: str) -> tuple[list[Split], str]:
     present = np.unique(folds).tolist()
     if len(present) == 1:
         raise SplitError(
-            f"only fold {present[0]} is present: cross-validation over the {whose} folds needs two or more; "
+            f"only fold {present[0]} is present: cross-validation over the {author} folds needs two or more; "
             "extract the features of the whole data set"
         )
     for fold in present:
         _refuse_missing_classes(features, np.flatnonzero(folds == fold), f"fold {fold}")
     splits = [Split(f"fold {fold}", np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in present]
-    whole = present == list(range(present[0], present[-1] + 1)) and len(present) > 2
-    return splits, f"{whose} folds {f'{present[0]}-{present[-1]}' if whole else ', '.join(map(str, present))}"
+    is_range = present == list(range(present[0], present[-1] + 1)) and len(present) > 2
+    return splits, f"{author} folds {f'{present[0]}-{present[-1]}' if is_range else ', '.join(map(str, present))}"
 
 
 def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:
-    """A random share of the clips of every class for testing, whatever folds and groups there are.
-
-    Clips of one recording, patient or speaker may be on both sides, so its score is too high.
+    """A stratified random split, whatever the folds and groups; leaks related clips, so its scores are too high.
 
     Raises:
         SplitError: a class has a single clip, or there are too few clips in total.
     """
     labels = features.labels.numpy()
     rows = np.arange(len(labels))
-    alone = [features.class_names[label] for label, count in Counter(labels.tolist()).items() if count < 2]
-    if alone:
-        raise SplitError(f"class {alone[0]} has a single clip: it cannot both train and test; add clips or folds")
+    single = [features.class_names[label] for label, count in Counter(labels.tolist()).items() if count < 2]
+    if single:
+        raise SplitError(f"class {single[0]} has a single clip: it cannot both train and test; add clips or folds")
     try:
         train, test = train_test_split(rows, test_size=test_share, random_state=seed, stratify=labels)
     except ValueError as error:

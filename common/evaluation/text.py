@@ -1,12 +1,13 @@
-"""A run's scores as text: the tables and remarks in the terminal, and the same in Markdown."""
+"""A run's scores as text: tables and remarks, for the terminal and in Markdown."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 
 from common.datasets import DivisionKind, Task
 from common.evaluation.intervals import MIN_GROUPS
-from common.evaluation.record import ComparisonRecord, ProtocolRecord, RunRecord
+from common.evaluation.record import ComparisonRecord, HeadRecord, ProtocolRecord, RunRecord
 from common.heads import head_title
 from common.text_table import as_markdown, as_text, percent, range_of
 
@@ -25,7 +26,7 @@ TITLES = {
 
 
 def score_table(protocol: ProtocolRecord) -> list[list[str]]:
-    """The table of one protocol, header first: means, the 95 % interval of the accuracy, spreads; all in percent."""
+    """One protocol's scores in percent, header first: means, the 95 % interval of the accuracy, standard deviations."""
     rows = list(protocol.rows())
     names = [name for name in TITLES if any(name in row.scores.mean for row in rows)]
     has_folds = any(row.scores.std_over_folds for row in rows)
@@ -35,21 +36,31 @@ def score_table(protocol: ProtocolRecord) -> list[list[str]]:
     for row in rows:
         scored = row.scores
         cells = [row.title, percent(scored.accuracy), range_of(scored.interval)]
-        for is_wanted, spread in ((has_folds, scored.std_over_folds), (has_seeds, scored.std_over_seeds)):
-            cells += [percent(spread["accuracy"]) if spread else ""] if is_wanted else []
+        for is_shown, spread in ((has_folds, scored.std_over_folds), (has_seeds, scored.std_over_seeds)):
+            cells += [percent(spread["accuracy"]) if spread else ""] * is_shown
         table.append(cells + [percent(scored.mean.get(name)) for name in names[1:]])
     return table
 
 
+def efficiency_table(protocol: ProtocolRecord) -> list[list[str]]:
+    """Accuracy by the fraction of labelled clips, header first."""
+    table = [["head", "labels", "clips", "accuracy", "95 %"]]
+    for point in protocol.label_efficiency:
+        share, clips = f"{100 * point.fraction:g} %", f"{point.n_train:,}"
+        table.append([head_title(point.head), share, clips, percent(point.accuracy), range_of(point.interval)])
+    return table
+
+
 def remarks(protocol: ProtocolRecord) -> list[str]:
-    """The sentences under the table: how epochs were chosen, what is not a score, how the heads compare."""
+    """The sentences below the table: how epochs were chosen, leaks, calibration, comparisons."""
     compared = protocol.comparison
     p_value = compared.p_value
     test = "" if p_value is None else f", p = {p_value:.2g} (heads swapped in whole {compared.units})"
     return [
         _epoch_remark(protocol),
         *_whitening_remarks(protocol),
-        _best_on_test_remark(protocol),
+        f"Not a score: with the epoch chosen by the test clips, as the original project did: "
+        f"{_by_head(protocol, _best_on_test)}.",
         *_leak_remarks(protocol),
         *_convergence_remarks(protocol),
         *_calibration_remarks(protocol),
@@ -59,63 +70,100 @@ def remarks(protocol: ProtocolRecord) -> list[str]:
     ]
 
 
+def _by_head(protocol: ProtocolRecord, describe: Callable[[HeadRecord], str], separator: str = ", ") -> str:
+    return separator.join(f"{head_title(kind)}{describe(scored)}" for kind, scored in protocol.heads.items())
+
+
 def _points(compared: ComparisonRecord) -> str:
     return f"{100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}"
 
 
+def _epochs(scored: HeadRecord) -> str:
+    epochs = sorted({fit.epoch for fit in scored.splits if fit.epoch is not None})
+    return f": {epochs[0]}" + (f"-{epochs[-1]}" if len(epochs) > 1 else "")
+
+
 def _epoch_remark(protocol: ProtocolRecord) -> str:
-    chosen = []
-    for kind, scored in protocol.heads.items():
-        epochs = sorted({fit.epoch for fit in scored.splits if fit.epoch is not None})
-        chosen.append(f"{head_title(kind)}: {epochs[0]}{f'-{epochs[-1]}' if len(epochs) > 1 else ''}")
+    kept = _by_head(protocol, _epochs, "; ")
     if protocol.chooses_epoch:
-        of_epochs = len(next(iter(protocol.heads.values())).splits[0].train_loss)
+        n_epochs = len(protocol.heads["linear"].splits[0].train_loss)
         again = ", then fitted again on training and validation clips" if protocol.refit else ""
-        return f"Epoch (of {of_epochs}) chosen on {protocol.validation}{again}: {'; '.join(chosen)}."
-    on = "all training and validation clips" if protocol.refit else "training clips alone"
-    return f"The last epoch is kept ({'; '.join(chosen)}), after learning from {on}."
+        return f"Epoch (of {n_epochs}) chosen on {protocol.validation}{again}: {kept}."
+    clips = "all training and validation clips" if protocol.refit else "training clips alone"
+    return f"The last epoch is kept ({kept}), after training on {clips}."
 
 
 def _whitening_remarks(protocol: ProtocolRecord) -> list[str]:
-    chosen = {
-        kind: sorted({fit.shrinkage for fit in scored.splits if fit.shrinkage is not None})
-        for kind, scored in protocol.heads.items()
-    }
+    lines = []
+    for kind, scored in protocol.heads.items():
+        chosen = sorted({fit.shrinkage for fit in scored.splits if fit.shrinkage is not None})
+        if len(chosen) > 1:
+            values = ", ".join(f"{value:g}" for value in chosen)
+            lines.append(f"Strength of whitening chosen on validation clips: {values} ({head_title(kind)}).")
+    return lines
+
+
+def _best_on_test(scored: HeadRecord) -> str:
+    best = [fit.best_test_accuracy_over_epochs for fit in scored.splits]
+    accuracies = [accuracy for accuracy in best if accuracy is not None]
+    return f" {percent(sum(accuracies) / len(accuracies) if accuracies else None)}"
+
+
+def _leak_remarks(protocol: ProtocolRecord) -> list[str]:
+    related = protocol.related_test_clips
+    if protocol.kind is not DivisionKind.RANDOM:
+        if not related:
+            return []
+        sentence = f"{related:.1%} of the test clips have related training clips"
+        is_official = protocol.kind is DivisionKind.OFFICIAL
+        return [f"{sentence}, in the official division too." if is_official else f"WARNING: {sentence}."]
+    if related == 0:
+        return [
+            "This split is not designed to keep recordings, patients or speakers apart, but here no test clip has a "
+            "related training clip."
+        ]
+    share = "" if related is None else f": {related:.0%} of the test clips have related training clips"
     return [
-        f"Strength of whitening chosen on validation clips: {', '.join(f'{value:g}' for value in values)} ({head_title(kind)})."
-        for kind, values in chosen.items()
-        if len(values) > 1
+        f"WARNING: this split does not keep recordings, patients or speakers apart{share}; the score may be too high."
     ]
 
 
-def _best_on_test_remark(protocol: ProtocolRecord) -> str:
-    best = []
-    for kind, scored in protocol.heads.items():
-        known = [fit.best_test_accuracy_over_epochs for fit in scored.splits]
-        accuracies = [accuracy for accuracy in known if accuracy is not None]
-        best.append(f"{head_title(kind)} {percent(sum(accuracies) / len(accuracies) if accuracies else None)}")
-    return f"Not a score: with the epoch chosen by the test clips, as the original project did: {', '.join(best)}."
-
-
 def _convergence_remarks(protocol: ProtocolRecord) -> list[str]:
-    failed = {name: sum(fit.converged is False for fit in scored.splits) for name, scored in protocol.probes.items()}
+    failed = {name: [fit.converged is False for fit in scored.splits] for name, scored in protocol.probes.items()}
     return [
-        f"{head_title(name)} had not converged in {count} of {len(protocol.probes[name].splits)} fits."
-        for name, count in failed.items()
-        if count
+        f"{head_title(name)} had not converged in {sum(fits)} of {len(fits)} fits."
+        for name, fits in failed.items()
+        if any(fits)
     ]
 
 
 def _calibration_remarks(protocol: ProtocolRecord) -> list[str]:
-    known = {kind: scored.calibration for kind, scored in protocol.heads.items() if scored.calibration is not None}
-    if not known:
+    measured = {kind: scored.calibration for kind, scored in protocol.heads.items() if scored.calibration is not None}
+    if not measured:
         return []
     errors = "; ".join(
-        f"{head_title(kind)} {percent(measured.error_before)} -> {percent(measured.error_after)} (temperature {measured.temperature:.2g})"
-        for kind, measured in known.items()
+        f"{head_title(kind)} {percent(calibration.error_before)} -> {percent(calibration.error_after)} "
+        f"(temperature {calibration.temperature:.2g})"
+        for kind, calibration in measured.items()
     )
-    fitted_on = next(iter(known.values())).fitted_on
-    return [f"Calibration error of the probabilities, without and with a temperature fitted on {fitted_on}: {errors}."]
+    rows = next(iter(measured.values())).fitted_on
+    return [f"Calibration error of the probabilities, without and with a temperature fitted on {rows}: {errors}."]
+
+
+def _interval_remarks(protocol: ProtocolRecord) -> list[str]:
+    units = protocol.comparison.units
+    if all(scored.interval is None for scored in protocol.heads.values()):
+        return [f"No 95 % interval: fewer than {MIN_GROUPS} {units}."]
+    unknown = "" if units == "groups" else " (which clips are related is unknown)"
+    lines = [f"95 % intervals are over {units}{unknown}. They leave out how much training itself would vary."]
+    for name, title in NAMES.items():
+        ranges = ", ".join(
+            f"{head_title(kind)} {range_of(scored.more_intervals[name])}"
+            for kind, scored in protocol.heads.items()
+            if name in scored.more_intervals
+        )
+        lines += [f"95 % interval of {title}: {ranges}."] if ranges else []
+    return lines
 
 
 def _control_remarks(protocol: ProtocolRecord) -> list[str]:
@@ -132,52 +180,10 @@ def _control_remarks(protocol: ProtocolRecord) -> list[str]:
     ]
 
 
-def _leak_remarks(protocol: ProtocolRecord) -> list[str]:
-    related = protocol.related_test_clips
-    if protocol.kind is not DivisionKind.RANDOM:
-        if not related:
-            return []
-        sentence = f"{related:.1%} of the test clips have related training clips"
-        is_official = protocol.kind is DivisionKind.OFFICIAL
-        return [f"{sentence}, in the official division too." if is_official else f"WARNING: {sentence}."]
-    if related == 0:
-        return [
-            "This split does not keep recordings, patients or speakers apart on purpose, but here no test clip has a "
-            "related training clip."
-        ]
-    known = "" if related is None else f": {related:.0%} of the test clips have related training clips"
-    return [
-        f"WARNING: this split does not keep recordings, patients or speakers apart{known}; the score may be too high."
-    ]
-
-
-def _interval_remarks(protocol: ProtocolRecord) -> list[str]:
-    units = protocol.comparison.units
-    if all(scored.interval is None for scored in protocol.heads.values()):
-        return [f"No 95 % interval: fewer than {MIN_GROUPS} {units} are too few to tell."]
-    known = "" if units == "groups" else " (which clips are related is unknown)"
-    lines = [f"95 % intervals are over {units}{known}. They leave out how much training itself would vary."]
-    for name in dict.fromkeys(name for scored in protocol.heads.values() for name in scored.more_intervals):
-        intervals = {kind: scored.more_intervals.get(name) for kind, scored in protocol.heads.items()}
-        ranges = ", ".join(f"{head_title(kind)} {range_of(interval)}" for kind, interval in intervals.items())
-        lines.append(f"95 % interval of {NAMES[name]}: {ranges}.")
-    return lines
-
-
-def efficiency_table(protocol: ProtocolRecord) -> list[list[str]]:
-    """Accuracy by the share of labelled clips."""
-    table = [["head", "labels", "clips", "accuracy", "95 %"]]
-    for point in protocol.label_efficiency:
-        share = f"{100 * point.fraction:g} %"
-        accuracy, interval = percent(point.accuracy), range_of(point.interval)
-        table.append([head_title(point.head), share, f"{point.n_train:,}", accuracy, interval])
-    return table
-
-
 def run_title(task: Task, record: RunRecord, protocol: ProtocolRecord) -> str:
     """The line above a table: the task, the encoder, the clips, the division, the recipe, the seeds."""
     seeds, dataset = len(protocol.seeds), record.features.dataset
-    is_other = dataset not in (None, task.name, *task.parts)  # recognised as part of another
+    is_other = dataset not in (None, task.name, *task.parts)  # recognised as part of another data set
     return (
         f"{dataset if is_other else task.title}, {record.features.title}: {record.features.clips:,} clips, "
         f"{len(record.features.class_names)} classes, {protocol.division}; {record.config.recipe} recipe, "
@@ -186,6 +192,7 @@ def run_title(task: Task, record: RunRecord, protocol: ProtocolRecord) -> str:
 
 
 def print_scores(task: Task, record: RunRecord) -> None:
+    """Print the tables and remarks of every protocol, then both protocols side by side."""
     features = record.features
     output = f", {features.layer} {features.pool}".rstrip() if features.layer else ""
     print(f"features of {features.title}{output}: {features.width:,} numbers per clip")
@@ -206,6 +213,7 @@ def print_scores(task: Task, record: RunRecord) -> None:
 
 
 def as_result_md(task: Task, record: RunRecord) -> str:
+    """The same in Markdown."""
     parts = []
     for protocol in record.protocols.values():
         parts += [f"**{run_title(task, record, protocol)}** (percent)", as_markdown(score_table(protocol))]

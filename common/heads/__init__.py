@@ -1,10 +1,19 @@
 """Heads: the classifiers that are trained on frozen embeddings."""
 
-from common.heads.classifiers import HEADS, HeadKind, LinearClassifier, ThreeLayerClassifier, head_title
 from common.heads.fit import ChosenHead, fit_chosen, fit_heads
 from common.heads.jobs import FitError, FittedHead, Job, Split, check_fittable
 from common.heads.novelty import KnownSounds, NoneOfTheseError, conformal_threshold
-from common.heads.recipes import TUNED, Recipe, fit_recipe_scaler, recipe_for
+from common.heads.recipes import (
+    HEADS,
+    TUNED,
+    HeadKind,
+    LinearClassifier,
+    Recipe,
+    ThreeLayerClassifier,
+    fit_recipe_scaler,
+    head_title,
+    recipe_for,
+)
 from common.heads.scalers import SCALERS, Scaler, fit_scaler
 from common.heads.trained import Answer, HeadFileError, OtherEncoderError, TrainedHead
 

@@ -1,8 +1,9 @@
-"""The input and output of fitting: splits, jobs, fitted heads."""
+"""What is fitted: splits, jobs and their batches, fitted heads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,10 @@ from torch import nn
 from common.arrays import Array
 from common.errors import UserError
 from common.features import FeatureSet
+from common.heads.recipes import Recipe
 from common.heads.scalers import Scaler
+
+ALIGNMENT = 16  # float32 numbers: 64 bytes, the widest vector and a cache line
 
 
 class FitError(UserError):
@@ -20,11 +24,8 @@ class FitError(UserError):
 
 @dataclass(frozen=True)
 class Split:
-    """One division of the rows, as int64 indices into the FeatureSet.
-
-    A head is fitted on `train`, its epoch is chosen on `valid` (the last one if it is empty), and it is scored on
-    `test`.
-    """
+    """A division of the rows, as int64 indices: heads are fitted on `train`, choose their epoch on `valid` (if empty, they
+    keep the last epoch), and are scored on `test`."""
 
     name: str
     train: Array
@@ -33,18 +34,17 @@ class Split:
 
     @property
     def learnable(self) -> Array:
-        """Training and validation rows, in order: all that a head may learn from once nothing is left to choose."""
+        """Training and validation rows, in order."""
         return np.sort(np.concatenate([self.train, self.valid]))
 
 
 @dataclass(frozen=True)
 class Job:
-    """One head to fit.
+    """A head to fit.
 
     Attributes:
-        split: its rows.
-        seed: of its initial weights and of the order of clips.
-        keep: the epoch, from 1, whose weights are kept; None: the best on validation rows, else the last one.
+        seed: of the initial weights, the order of the rows and dropout.
+        keep: the epoch, from 1, whose weights are kept; None: the best on validation rows, or the last without any.
         shrinkage: of whitening.
     """
 
@@ -59,15 +59,75 @@ class Job:
         return self.split.train.tobytes(), self.shrinkage
 
 
-@dataclass(frozen=True)
-class Curves:
-    """What was recorded after every epoch.
+class Batches(NamedTuple):
+    """The S batches of an epoch, the last of which is padded.
 
     Attributes:
-        train_loss: mean cross-entropy.
-        valid_accuracy: empty if the split has no validation rows.
-        test_accuracy: for the record only; nothing is chosen by it.
+        order: (S, B) int64 row numbers.
+        labels: (S, B) int64.
+        shares: (S, B) float32, weights of the rows in the mean of their batch; 0 for padding.
+        noise: (S, n) float32 random numbers for dropout, layer by layer; n is 0 without dropout.
     """
+
+    order: torch.Tensor
+    labels: torch.Tensor
+    shares: torch.Tensor
+    noise: torch.Tensor
+
+
+class Shuffle:
+    """Draws the batches of a job, epoch by epoch, with random numbers from its seed and its split's name."""
+
+    def __init__(self, job: Job, labels: Array, recipe: Recipe, width: int, n_hidden: int) -> None:
+        """For a head with `width` inputs and `n_hidden` hidden layers; `labels` are of all rows."""
+        self.train = torch.from_numpy(job.split.train)
+        self.labels = torch.from_numpy(labels)
+        self.size = min(recipe.batch_size, len(self.train))
+        self.n_batches = -(-len(self.train) // self.size)
+        n_noise = width * (recipe.input_dropout > 0) + n_hidden * recipe.hidden_dim * (recipe.dropout > 0)
+        self.n_noise = self.size * n_noise
+        self.orders = generator(job.seed, job.split.name)
+        self.noise = generator(job.seed, f"{job.split.name}, noise")
+
+    def draw(self) -> Batches:
+        """The next epoch's batches."""
+        count, places = len(self.train), self.n_batches * self.size
+        order = self.train[:1].repeat(places)
+        order[:count] = self.train[torch.randperm(count, generator=self.orders)]
+        shares = torch.full((places,), 1 / self.size)
+        if count < places:
+            shares[places - self.size :] = 1 / (count - places + self.size)
+            shares[count:] = 0
+        noise = torch.rand(self.n_batches, self.n_noise, generator=self.noise)
+        order = order.view(self.n_batches, self.size)
+        return Batches(order, self.labels[order], shares.view_as(order), noise)
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """An independent random number generator for every seed and name."""
+    entropy = np.random.SeedSequence([seed, *name.encode()]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(entropy) >> 1)
+
+
+def padded(width: int) -> int:
+    """`width` and a bias, rounded up to a multiple of ALIGNMENT."""
+    return -(-(width + 1) // ALIGNMENT) * ALIGNMENT
+
+
+def append_one(rows: torch.Tensor) -> torch.Tensor:
+    """(N, D) -> (N, padded(D)): every row followed by a 1, for the bias, and zeros.
+
+    All rows then have the same alignment in memory, so that rounding does not depend on a row's place.
+    """
+    longer = rows.new_zeros(len(rows), padded(rows.shape[1]))
+    longer[:, : rows.shape[1]] = rows
+    longer[:, rows.shape[1]] = 1
+    return longer
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Values after every epoch: mean cross-entropy; accuracies, empty without such rows. Nothing is chosen by test rows."""
 
     train_loss: list[float]
     valid_accuracy: list[float]
@@ -76,15 +136,12 @@ class Curves:
 
 @dataclass(frozen=True)
 class FittedHead:
-    """A head fitted on its job's training rows.
+    """A head fitted on its job's training rows, as is its scaler.
 
     Attributes:
-        job: the job.
-        module: the head, on the CPU, in eval mode.
-        scaler: fitted on only the training rows.
+        module: on the CPU, in eval mode.
         test_logits, valid_logits: (len(split.test), C) and (len(split.valid), C) float32, of the kept epoch.
-        curves: of all epochs.
-        epoch: the epoch whose weights these are, from 1.
+        epoch: the kept epoch, from 1.
     """
 
     job: Job
@@ -97,7 +154,7 @@ class FittedHead:
 
     @property
     def valid_accuracy(self) -> float:
-        """Accuracy on the validation rows at the kept epoch; 0 if there are none."""
+        """Accuracy on the validation rows at the kept epoch; 0 without any."""
         return self.curves.valid_accuracy[self.epoch - 1] if self.curves.valid_accuracy else 0.0
 
 

@@ -1,7 +1,4 @@
-"""A head's fit by plain torch: autograd and torch.optim, on any device.
-
-Tests compare the compiled steps with it, and ``--device cuda`` of a classification uses it.
-"""
+"""A head's fit by autograd and torch.optim, on any device: for GPUs, and as the reference of the compiled steps."""
 
 from __future__ import annotations
 
@@ -9,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.heads.batches import Batches
+from common.heads.jobs import Batches
 from common.heads.recipes import Recipe
 from common.heads.steps import BETAS, EPS
 
 
 class PlainHead:
-    """A head that is fitted step by step."""
+    """A head that is fitted by plain torch."""
 
     def __init__(self, module: nn.Sequential, recipe: Recipe, n_steps: int, device: torch.device) -> None:
-        """Start from the weights of `module`; `n_steps` is the length of the whole fit."""
+        """Start from the weights of `module`; the whole fit takes `n_steps`."""
         self.module, self.recipe, self.n_steps, self.done = module.to(device), recipe, n_steps, 0
         parameters = list(module.parameters())
         groups = [  # only weights decay, not biases
@@ -28,14 +25,14 @@ class PlainHead:
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, eps=EPS)
 
     def epoch(self, rows: torch.Tensor, batches: Batches) -> float:
-        """Take a step for each batch of the (N, P) `rows`; returns the sum of the cross-entropies."""
-        order, labels, shares, drawn = (part.to(rows.device) for part in batches)
+        """Take a step per batch of the (N, P) `rows`; returns the sum of the cross-entropies."""
+        order, labels, shares, noise = (part.to(rows.device) for part in batches)
         first = next(layer for layer in self.module if isinstance(layer, nn.Linear))
         total = torch.zeros((), device=rows.device)
         for step in range(len(order)):
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.rate(self.done, self.n_steps)
-            logits = self._logits(rows[order[step], : first.in_features], drawn[step])
+            logits = self._logits(rows[order[step], : first.in_features], noise[step])
             smoothing = self.recipe.label_smoothing
             losses = F.cross_entropy(logits, labels[step], reduction="none", label_smoothing=smoothing)
             self.optimizer.zero_grad()
@@ -45,13 +42,13 @@ class PlainHead:
             self.done += 1
         return float(total)
 
-    def _logits(self, x: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        """(B, D) embeddings -> (B, C), with dropout by the random numbers `drawn`."""
-        x, drawn = _drop(x, drawn, self.recipe.input_dropout)
+    def _logits(self, x: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """(B, D) embeddings -> (B, C), with dropout by the numbers `noise`."""
+        x, noise = _drop(x, noise, self.recipe.input_dropout)
         for layer in self.module:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
-                x, drawn = _drop(x, drawn, self.recipe.dropout)
+                x, noise = _drop(x, noise, self.recipe.dropout)
         return x
 
     @torch.no_grad()
@@ -65,9 +62,9 @@ class PlainHead:
         return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
 
 
-def _drop(x: torch.Tensor, drawn: torch.Tensor, dropout: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Dropout by the first x.numel() of the numbers `drawn`; returns the numbers left too."""
+def _drop(x: torch.Tensor, noise: torch.Tensor, dropout: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Dropout by the first x.numel() of the numbers `noise`, and the rest of them."""
     if not dropout:
-        return x, drawn
-    kept = drawn[: x.numel()].view_as(x) >= dropout
-    return x * kept / (1 - dropout), drawn[x.numel() :]
+        return x, noise
+    kept = noise[: x.numel()].view_as(x) >= dropout
+    return x * kept / (1 - dropout), noise[x.numel() :]

@@ -1,34 +1,67 @@
-"""The hyperparameters of a head's fit: the paper's recipe, and the best one found for the same heads."""
+"""The two heads and their recipes: the paper's, and the best found for the same heads."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
+
+from torch import nn
 
 from common.arrays import Array
 from common.config import FitConfig, ScalerName
-from common.heads.classifiers import HeadKind
 from common.heads.scalers import DEFAULT_SHRINKAGE, MOST_COMPONENTS, Scaler, fit_scaler
+
+HeadKind = Literal["linear", "three_layer"]
+
+
+class LinearClassifier(nn.Sequential):
+    """D -> C: the linear probe."""
+
+    def __init__(self, feature_dim: int, n_classes: int, hidden_dim: int = 256) -> None:
+        del hidden_dim  # all heads have the same signature
+        super().__init__(nn.Linear(feature_dim, n_classes))
+
+
+class ThreeLayerClassifier(nn.Sequential):
+    """D -> 256 -> ReLU -> 256 -> ReLU -> C."""
+
+    def __init__(self, feature_dim: int, n_classes: int, hidden_dim: int = 256) -> None:
+        super().__init__(
+            nn.Linear(feature_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, hidden_dim),
+            nn.ReLU(),
+            nn.Linear(hidden_dim, n_classes),
+        )
+
+
+HEADS: dict[HeadKind, type[LinearClassifier] | type[ThreeLayerClassifier]] = {
+    "linear": LinearClassifier,
+    "three_layer": ThreeLayerClassifier,
+}
+
+
+def head_title(kind: str) -> str:
+    """A head's name for readers, such as ``three-layer``."""
+    return kind.replace("_", "-")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything, except the seed, that decides what is learned from given rows.
+    """Hyperparameters: everything but the seed that decides how a head is fitted.
 
     Attributes:
-        epochs, batch_size, learning_rate: as usual.
         hidden_dim: width of the three-layer head.
-        scaler: one of `common.heads.scalers.SCALERS`.
         shrinkage: of whitening; None: `relative_shrinkage`, or chosen on validation rows.
-        relative_shrinkage: the shrinkage as a multiple of D / N, features per training row; what Ledoit and Wolf (2004)
-            derive falls as 1 / N too.
+        relative_shrinkage: the shrinkage as a multiple of D / N, features per training row; Ledoit and Wolf's (2004) falls
+            as 1 / N too.
         is_unit_length: whether scaled rows are brought to the same length.
         weight_decay: of AdamW (Loshchilov & Hutter 2019), on weights and not on biases; 0 is Adam.
-        is_cosine: whether the learning rate falls to 0 along a half cosine, over all epochs. Then the last epoch is
-            kept, since an earlier one has not finished its schedule. (On training folds used neither to fit nor to
-            choose, the last epoch was half a point better than the chosen one with the three-layer head.)
-        input_dropout, dropout: of the scaled embeddings, and after each ReLU.
+        is_cosine: whether the learning rate falls to 0 along a half cosine, over all epochs. The last epoch is then kept,
+            because the schedule of an earlier one is unfinished. (On training folds used neither to fit nor to choose, the
+            last epoch of the three-layer head was half a point better than the chosen one.)
+        input_dropout, dropout: of the scaled embeddings, and after every ReLU.
         label_smoothing: of the cross-entropy.
     """
 
@@ -58,7 +91,7 @@ class Recipe:
 
 
 # Found by random search over these fields (about 70 trials for the linear head, 90 for the three-layer head) on the
-# original project's ESC-50 features. Test folds were not used: in each official division, heads were fitted on three
+# original project's ESC-50 features. Test folds were not used: in every official division, heads were fitted on three
 # training folds and judged on the fourth. Whitening and rows of equal length helped by far the most, then a cosine
 # schedule, dropout and label smoothing for the three-layer head. These are the best trials; a hidden width of 256 was
 # half a point behind 512. Noise on the embeddings, their square roots, and weight decay of the linear head did not
@@ -91,19 +124,19 @@ TUNED: dict[HeadKind, Recipe] = {
 
 
 def shrinkage_for(recipe: Recipe, shrinkage: float | None, n_train: int, size: int) -> float | None:
-    """The shrinkage of a fit: as given, or the recipe's own for `n_train` rows of `size` features."""
+    """The shrinkage of a fit on `n_train` rows of `size` features: the job's `shrinkage`, or by the recipe."""
     if shrinkage is not None or recipe.relative_shrinkage is None:
         return shrinkage
     return min(1.0, recipe.relative_shrinkage * min(size, MOST_COMPONENTS) / n_train)
 
 
 def fit_recipe_scaler(recipe: Recipe, rows: Array) -> Scaler:
-    """The recipe's scaler fitted on (N, D) rows; with the default shrinkage if that is left to validation rows."""
+    """The recipe's scaler, fitted on (N, D) rows; with DEFAULT_SHRINKAGE if validation rows would choose it."""
     shrinkage = shrinkage_for(recipe, recipe.shrinkage, *rows.shape) or DEFAULT_SHRINKAGE
     return fit_scaler(recipe.scaler, rows, shrinkage, recipe.is_unit_length)
 
 
-# FitConfig's field -> the recipe's field that a user's own value replaces.
+# Field of FitConfig -> field of the recipe, which it replaces if it is not None.
 FIELDS = {
     "epochs": "epochs",
     "batch_size": "batch_size",
@@ -115,12 +148,12 @@ FIELDS = {
 
 
 def recipe_for(kind: HeadKind, config: FitConfig) -> Recipe:
-    """The recipe of a head; values of the configuration replace the recipe's own if they are not None."""
+    """The recipe of a head by the configuration."""
     values = {field: getattr(config, key) for key, field in FIELDS.items()}
     chosen: dict[str, Any] = {field: value for field, value in values.items() if value is not None}
     if config.recipe == "paper":
         return Recipe(**chosen)
-    # Rows of equal length make sense after whitening; a user who chose another scaler did not ask for them.
+    # Rows of equal length make sense only after whitening.
     if chosen.get("scaler", "whiten") != "whiten":
         chosen["is_unit_length"] = False
     return replace(TUNED[kind], **chosen)

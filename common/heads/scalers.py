@@ -1,4 +1,4 @@
-"""Scaling of embeddings before a head, fitted on only the training rows: standardised, whitened, or unchanged."""
+"""Scaling of embeddings before a head, fitted on training rows only: standardised, whitened, or unchanged."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from common.arrays import Array
 from common.config import ScalerName
 
 SCALERS = get_args(ScalerName)
-SHRINKAGES = (0.3, 0.1, 0.03, 0.01, 0.003)  # validation data choose one of them; the first if tied
-DEFAULT_SHRINKAGE = 0.1  # if there are no validation data
-# Whitening keeps at most this many principal components. Wider embeddings have as many directions as training clips, or
-# more, most of them noise.
-MOST_COMPONENTS = 1024
-BLOCK = 1 << 16  # rows that are scaled at a time, so that float64 copies of large sets stay small
+SHRINKAGES = (0.3, 0.1, 0.03, 0.01, 0.003)  # validation rows choose; the first if tied
+DEFAULT_SHRINKAGE = 0.1  # without validation rows
+MOST_COMPONENTS = 1024  # kept by whitening: wider embeddings have about as many directions as clips, mostly noise
+BLOCK = 1 << 16  # rows scaled at a time: float64 copies of large sets are large
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,8 @@ class Scaler:
     Attributes:
         mean, scale: (D,) float64.
         rotation: (D, K) float64, K = min(D, MOST_COMPONENTS); None: no rotation.
-        is_unit_length: every row is brought to the length sqrt(D), the average length of whitened rows. In speaker
-            recognition: "length normalization" (Garcia-Romero & Espy-Wilson 2011).
+        is_unit_length: every row is brought to the length sqrt(K), the average of whitened rows; in speaker recognition,
+            "length normalization" (Garcia-Romero & Espy-Wilson 2011).
     """
 
     mean: Array
@@ -62,13 +60,11 @@ def fit_scaler(kind: ScalerName, train: Array, shrinkage: float | None = None, i
     """Fit a scaler on training rows.
 
     Args:
-        kind: ``"standard"``: zero mean and unit variance, scikit-learn's StandardScaler. ``"whiten"``: after that,
-            the principal components are scaled to unit variance too; of embeddings wider than MOST_COMPONENTS, only that
-            many of the largest are kept. ``"none"``: unchanged.
+        kind: ``"standard"``: zero mean and unit variance (scikit-learn's StandardScaler). ``"whiten"``: then also the
+            principal components to unit variance, of which at most the MOST_COMPONENTS largest are kept. ``"none"``.
         train: (N, D) embeddings.
-        shrinkage: for ``"whiten"``: how far the correlation matrix C is shrunk towards the identity, in (0, 1]:
-            ``(1 - shrinkage) * C + shrinkage * I``, as Ledoit and Wolf (2004) do; 1: no whitening. Without it, the
-            directions of least variance, which are noise, would be amplified.
+        shrinkage: for ``"whiten"``, in (0, 1]: the correlation matrix C becomes ``(1 - shrinkage) * C + shrinkage * I``, as
+            by Ledoit and Wolf (2004); otherwise directions of least variance, which are noise, would be amplified.
     """
     size = train.shape[1]
     if kind == "none":
@@ -86,12 +82,12 @@ def fit_scaler(kind: ScalerName, train: Array, shrinkage: float | None = None, i
 
 
 def _principal_components(rows: Array, shrinkage: float) -> tuple[Array, Array]:
-    """The variances (K,) after shrinkage and the directions (D, K) of the largest principal components of (N, D) rows,
-    in increasing order. If there are fewer than K, the missing directions are 0."""
+    """Variances (K,) after shrinkage, in increasing order, and directions (D, K) of the largest principal components of (N, D)
+    rows; missing directions are 0."""
     count, size = rows.shape
     if size <= MOST_COMPONENTS:
         return np.linalg.eigh((1 - shrinkage) * (rows.T @ rows / count) + shrinkage * np.eye(size))
-    # The products of the rows have the same eigenvalues as the correlation matrix, and may be fewer.
+    # The Gram matrix of the rows has the same eigenvalues as the correlation matrix, and may be smaller.
     by_row = count < size
     products = (rows @ rows.T if by_row else rows.T @ rows) / count
     kept = min(MOST_COMPONENTS, count - 1)
@@ -114,6 +110,6 @@ def _controller() -> ThreadpoolController:
 
 
 def one_blas_thread() -> contextlib.AbstractContextManager[object]:
-    """Linear algebra on one thread: several would round differently, and so give other heads on another machine."""
+    """Linear algebra on a single thread: the number of threads would change rounding, and so the heads."""
     limit: contextlib.AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")
     return limit

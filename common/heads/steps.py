@@ -1,10 +1,10 @@
-"""The steps of one head's fit on a CPU core, compiled: any recipe, an epoch in one call.
+"""A head's fit on a CPU core by compiled steps, an epoch per call, for any recipe.
 
-At batches of 8, a step by torch reads and writes a layer's weights, gradients and moments one after the other, and
-waits for memory; with a small head, most of its time goes into calling torch. Here the gradient of a few rows of
-weights is used as soon as it is computed, while the weights and moments are in the L1 cache. At larger batches matrix
-products dominate, and BLAS computes them. The formulas are those of torch's AdamW; sums are in another order.
-`common.heads.plain` is the same without haste, and tests compare the two.
+With batches of 8, a step of torch reads and writes a layer's weights, gradients and moments one after the other, and waits
+for memory; with a small head, most of its time is overhead of calls. Here the gradient of a few rows of weights is used
+as soon as it is computed, while the weights and moments are in the L1 cache. With larger batches matrix products dominate,
+and BLAS computes them. The formulas are those of torch's AdamW, with sums in another order. `common.heads.plain` is the
+readable reference, which tests compare with this.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import nn
 
 from common.arrays import Array
-from common.compiled import compiled, inlined
+from common.compiled import call, compiled, inlined
+from common.heads.jobs import Batches, padded
+from common.heads.recipes import Recipe
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
@@ -26,11 +30,11 @@ LARGEST_FUSED = 16
 
 
 class Layer(NamedTuple):
-    """A linear layer that is being fitted.
+    """A linear layer.
 
     Attributes:
-        weights, means, squares: (P, O) float32 weights and Adam's moments of them, changed in place; P is padded.
-        n_inputs: rows of weights that are used, the last of which is the bias.
+        weights, means, squares: (P, O) float32 weights and their moments in Adam, changed in place; P is padded.
+        n_inputs: used rows of weights, the last of which is the bias.
     """
 
     weights: Array
@@ -40,7 +44,7 @@ class Layer(NamedTuple):
 
 
 class Regularisation(NamedTuple):
-    """AdamW's weight decay; label smoothing; dropout of the embeddings, and after each ReLU."""
+    """AdamW's weight decay; label smoothing; dropout of the embeddings, and after every ReLU."""
 
     weight_decay: float
     smoothing: np.float32
@@ -48,13 +52,14 @@ class Regularisation(NamedTuple):
     dropout: np.float32
 
 
-class Room(NamedTuple):
-    """Memory that a batch needs at a layer, B being a multiple of ROWS.
+class Buffers(NamedTuple):
+    """Buffers of a layer for a batch, B being a multiple of ROWS.
 
     Attributes:
-        inputs: (B, P), each row followed by a 1, for the bias, and zeros.
+        inputs: (B, P), every row followed by a 1, for the bias, and zeros.
         outputs: (B, O), then their errors.
-        gradients, products: of weights (P, O), of which fused steps use one row; of inputs (B, P), if not fused.
+        gradients: (P, O) of weights; fused steps use a single row.
+        products: (B, P) of inputs; fused steps use none.
     """
 
     inputs: Array
@@ -64,8 +69,7 @@ class Room(NamedTuple):
 
 
 class _Adam(NamedTuple):
-    """A step of AdamW: its size over the first bias correction, the root of the second one, and what weights, not
-    biases, are multiplied by (weight decay)."""
+    """A step of AdamW: learning rate over the first bias correction, root of the second one, factor of weights (decay)."""
 
     rate: np.float32
     root: np.float32
@@ -97,7 +101,7 @@ def _forward(x, weights, n_inputs, out):  # type: ignore[no-untyped-def]
 
 @inlined
 def _adam(gradient, layer, i, adam):  # type: ignore[no-untyped-def]
-    """One step of AdamW on row i of a layer's weights, and on its moments, in place."""
+    """A step of AdamW on row i of a layer's weights and moments, in place."""
     w, m, s = layer.weights[i], layer.means[i], layer.squares[i]
     rate, root, keep = adam.rate, adam.root, adam.keep if i < layer.n_inputs - 1 else np.float32(1)
     beta, gamma = np.float32(BETAS[0]), np.float32(BETAS[1])
@@ -113,14 +117,14 @@ def _adam(gradient, layer, i, adam):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _backward(layer, room, below, adam, scale):  # type: ignore[no-untyped-def]
-    """The error below a layer and one step of AdamW on its weights, fused; for small batches.
+def _backward(layer, buffer, below, adam, scale):  # type: ignore[no-untyped-def]
+    """The error below a layer, and a step of AdamW on its weights, fused; for small batches.
 
     Args:
-        below: (B, I - 1), to be filled with the error of the inputs that are not 0 (ReLU); empty: not wanted.
-        scale: what dropout has multiplied the inputs by.
+        below: (B, I - 1), filled with the error of the inputs that are not 0 (ReLU); empty: not needed.
+        scale: by which dropout has multiplied the inputs.
     """
-    x, error, gradient = room.inputs, room.outputs, room.gradients[0]
+    x, error, gradient = buffer.inputs, buffer.outputs, buffer.gradients[0]
     n_batch, n_outputs = error.shape
     for i in range(layer.n_inputs):
         w = layer.weights[i]
@@ -144,23 +148,23 @@ def _backward(layer, room, below, adam, scale):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _backward_by_blas(layer, room, below, adam, scale):  # type: ignore[no-untyped-def]
+def _backward_by_blas(layer, buffer, below, adam, scale):  # type: ignore[no-untyped-def]
     """As `_backward`, for large batches."""
-    x = room.inputs
+    x = buffer.inputs
     if below.shape[0]:
-        np.dot(room.outputs, layer.weights.T, room.products)
+        np.dot(buffer.outputs, layer.weights.T, buffer.products)
         for b in range(below.shape[0]):
             for i in range(below.shape[1]):
-                below[b, i] = room.products[b, i] * scale if x[b, i] > 0 else np.float32(0)
-    np.dot(x.T, room.outputs, room.gradients)
+                below[b, i] = buffer.products[b, i] * scale if x[b, i] > 0 else np.float32(0)
+    np.dot(x.T, buffer.outputs, buffer.gradients)
     for i in range(layer.n_inputs):
-        _adam(room.gradients[i], layer, i, adam)
+        _adam(buffer.gradients[i], layer, i, adam)
 
 
 @compiled
 def _cross_entropy(logits, labels, shares, smoothing):  # type: ignore[no-untyped-def]
-    """Turn (B, C) logits into the errors of their weighted cross-entropies, in place; returns the sum of those of the
-    rows whose share is not 0. Rows beyond the labels are padding."""
+    """Turn (B, C) logits into errors of weighted cross-entropies, in place; returns the sum of the cross-entropies of rows
+    whose share is not 0. Rows beyond the labels are padding."""
     logits[len(labels) :] = np.float32(0)
     n_classes = logits.shape[1]
     even, summed = smoothing / np.float32(n_classes), 0.0
@@ -188,7 +192,7 @@ def _cross_entropy(logits, labels, shares, smoothing):  # type: ignore[no-untype
 
 @compiled
 def _relu(values, hidden):  # type: ignore[no-untyped-def]
-    """(B, H) values -> the first H columns of `hidden`, whose next one stays 1."""
+    """(B, H) values -> the first H columns of `hidden`, whose next column stays 1."""
     for b in range(values.shape[0]):
         row, into = values[b], hidden[b]
         for h in range(values.shape[1]):
@@ -196,87 +200,134 @@ def _relu(values, hidden):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _drop(values, width, drawn, start, n_rows, dropout):  # type: ignore[no-untyped-def]
-    """Dropout of the first `width` columns of `n_rows` rows, in place, by random numbers from `drawn[start]` on;
-    returns where the next ones begin."""
+def _drop(values, width, noise, start, n_rows, dropout):  # type: ignore[no-untyped-def]
+    """Dropout of the first `width` columns of `n_rows` rows, in place, by random numbers from `noise[start]` on;
+    returns where the unused numbers begin."""
     scale = np.float32(1 / (1 - dropout))
     for b in range(n_rows):
-        row, numbers = values[b], drawn[start + b * width : start + (b + 1) * width]
+        row, numbers = values[b], noise[start + b * width : start + (b + 1) * width]
         for i in range(width):
             row[i] = row[i] * scale if numbers[i] >= dropout else np.float32(0)
     return start + n_rows * width
 
 
 @compiled
-def _forward_pass(layers, rooms, drawn, n_rows, regularisation):  # type: ignore[no-untyped-def]
-    """From the embeddings in the first room to the logits in the last one, with dropout by the `drawn` numbers."""
+def _forward_pass(layers, buffers, noise, n_rows, regularisation):  # type: ignore[no-untyped-def]
+    """From the embeddings in the first buffer to the logits in the last, with dropout by the numbers `noise`."""
     place, dropout = 0, regularisation.dropout
     if regularisation.input_dropout > 0:
-        place = _drop(rooms[0].inputs, layers[0].n_inputs - 1, drawn, place, n_rows, regularisation.input_dropout)
+        place = _drop(buffers[0].inputs, layers[0].n_inputs - 1, noise, place, n_rows, regularisation.input_dropout)
     for number in range(len(layers)):
-        layer, room = layers[number], rooms[number]
+        layer, buffer = layers[number], buffers[number]
         if n_rows <= LARGEST_FUSED:
-            _forward(room.inputs, layer.weights, layer.n_inputs, room.outputs)
+            _forward(buffer.inputs, layer.weights, layer.n_inputs, buffer.outputs)
         else:
-            np.dot(room.inputs, layer.weights, room.outputs)
+            np.dot(buffer.inputs, layer.weights, buffer.outputs)
         if number < len(layers) - 1:
-            hidden = rooms[number + 1].inputs
-            _relu(room.outputs, hidden)
+            hidden = buffers[number + 1].inputs
+            _relu(buffer.outputs, hidden)
             if dropout > 0:
-                place = _drop(hidden, layers[number + 1].n_inputs - 1, drawn, place, n_rows, dropout)
+                place = _drop(hidden, layers[number + 1].n_inputs - 1, noise, place, n_rows, dropout)
 
 
 @compiled
-def _backward_pass(layers, rooms, n_rows, adam, scale):  # type: ignore[no-untyped-def]
-    """From the errors of the logits to a step of all layers."""
+def _backward_pass(layers, buffers, n_rows, adam, scale):  # type: ignore[no-untyped-def]
+    """Backpropagate the errors of the logits, and take a step of all layers."""
     nothing = np.zeros((0, 0), np.float32)
     for number in range(len(layers) - 1, -1, -1):
-        below = rooms[number - 1].outputs if number else nothing
+        below = buffers[number - 1].outputs if number else nothing
         if n_rows <= LARGEST_FUSED:
-            _backward(layers[number], rooms[number], below, adam, scale)
+            _backward(layers[number], buffers[number], below, adam, scale)
         else:
-            _backward_by_blas(layers[number], rooms[number], below, adam, scale)
+            _backward_by_blas(layers[number], buffers[number], below, adam, scale)
 
 
-def make_room(layers: Sequence[Layer], n_rows: int) -> tuple[Room, ...]:
-    """Memory for batches of `n_rows`."""
+def make_buffers(layers: Sequence[Layer], n_rows: int) -> tuple[Buffers, ...]:
+    """Buffers for batches of `n_rows`."""
     n_batch, is_fused = -(-n_rows // ROWS) * ROWS, n_rows <= LARGEST_FUSED
-    rooms = []
+    buffers = []
     for layer in layers:
         n_inputs, n_outputs = layer.weights.shape
         shapes = ((n_batch, n_inputs), (n_batch, n_outputs), (1 if is_fused else n_inputs, n_outputs))
         arrays = [np.zeros(shape, np.float32) for shape in (*shapes, (0 if is_fused else n_batch, n_inputs))]
-        rooms.append(Room(*arrays))
-        rooms[-1].inputs[:, layer.n_inputs - 1] = 1
-    return tuple(rooms)
+        buffers.append(Buffers(*arrays))
+        buffers[-1].inputs[:, layer.n_inputs - 1] = 1
+    return tuple(buffers)
 
 
 @compiled
-def take_steps(rows, batches, layers, rooms, regularisation, done, rates):  # type: ignore[no-untyped-def]
-    """Steps of one head, each on one batch.
+def take_steps(rows, batches, layers, buffers, regularisation, done, rates):  # type: ignore[no-untyped-def]
+    """Take a step of a head per batch; returns the sum of the cross-entropies.
 
     Args:
-        rows: (N, P) float32 scaled embeddings, each followed by a 1, for the bias, and zeros.
-        batches: the arrays of `common.heads.batches.Batches`, of S batches.
-        layers, rooms: tuples of `Layer` and of `Room`, from the embeddings on.
-        done: steps of this head before.
+        rows: (N, P) float32, as `append_one` gives them.
+        batches: the arrays of `Batches`, of S batches.
+        layers, buffers: tuples of `Layer` and of `Buffers`, from the embeddings on.
+        done: previous steps of this head.
         rates: (S,) float64 learning rates.
-
-    Returns:
-        The sum of the cross-entropies.
     """
-    order, labels, shares, drawn = batches
+    order, labels, shares, noise = batches
     n_rows = order.shape[1]
     scale, total = np.float32(1 / (1 - regularisation.dropout)), 0.0
     for step in range(len(rates)):
         for b in range(n_rows):
-            rooms[0].inputs[b] = rows[order[step, b]]
-        _forward_pass(layers, rooms, drawn[step], n_rows, regularisation)
-        logits = rooms[len(layers) - 1].outputs
+            buffers[0].inputs[b] = rows[order[step, b]]
+        _forward_pass(layers, buffers, noise[step], n_rows, regularisation)
+        logits = buffers[len(layers) - 1].outputs
         total += _cross_entropy(logits, labels[step], shares[step], regularisation.smoothing)
         number = done + step + 1
         rate = np.float32(rates[step] / (1 - BETAS[0] ** number))
         root = np.float32(math.sqrt(1 - BETAS[1] ** number))
         adam = _Adam(rate, root, np.float32(1 - rates[step] * regularisation.weight_decay))
-        _backward_pass(layers, rooms, n_rows, adam, scale)
+        _backward_pass(layers, buffers, n_rows, adam, scale)
     return total
+
+
+class CompiledHead:
+    """A head that is fitted on a CPU core."""
+
+    def __init__(self, module: nn.Sequential, recipe: Recipe, n_steps: int) -> None:
+        """Start from the weights of `module`; the whole fit takes `n_steps`."""
+        self.recipe, self.n_steps, self.done = recipe, n_steps, 0
+        linear = {name: layer for name, layer in module.named_children() if isinstance(layer, nn.Linear)}
+        self.names, self.layers = list(linear), tuple(map(_layer_of, linear.values()))
+        dropouts = np.array([recipe.label_smoothing, recipe.input_dropout, recipe.dropout], np.float32)
+        self.regularisation = Regularisation(recipe.weight_decay, *dropouts)
+
+    def epoch(self, rows: torch.Tensor, batches: Batches) -> float:
+        """Take a step per batch of the (N, P) `rows`; returns the sum of the cross-entropies."""
+        rates = np.array([self.recipe.rate(self.done + step, self.n_steps) for step in range(len(batches.order))])
+        arrays = tuple(part.numpy() for part in batches)
+        buffers = make_buffers(self.layers, batches.order.shape[1])
+        total = call(take_steps, rows.numpy(), arrays, self.layers, buffers, self.regularisation, self.done, rates)
+        self.done += len(rates)
+        return float(total)
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """(M, D) scaled embeddings -> (M, C), without dropout."""
+        for number, layer in enumerate(self.layers):
+            weights, width = torch.from_numpy(layer.weights), layer.n_inputs - 1
+            x = torch.addmm(weights[width], x.relu_() if number else x, weights[:width])
+        return x
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """A copy of the layers as a module's state."""
+        state: dict[str, torch.Tensor] = {}
+        for name, layer in zip(self.names, self.layers, strict=True):
+            weights, width = torch.from_numpy(layer.weights), layer.n_inputs - 1
+            state |= {f"{name}.weight": weights[:width].t().contiguous(), f"{name}.bias": weights[width].clone()}
+        return state
+
+
+def _layer_of(linear: nn.Linear) -> Layer:
+    """A linear layer before the first step: rows of weights, the bias, zeros up to `padded`."""
+    rows = _zeros(padded(linear.in_features), linear.out_features)
+    rows[: linear.in_features] = linear.weight.detach().t().numpy()
+    rows[linear.in_features] = linear.bias.detach().numpy()
+    return Layer(rows, _zeros(*rows.shape), _zeros(*rows.shape), linear.in_features + 1)
+
+
+def _zeros(n_rows: int, n_columns: int) -> Array:
+    """float32 zeros that begin at a cache line, as torch allocates them and NumPy does not."""
+    zeros: Array = torch.zeros(n_rows, n_columns).numpy()
+    return zeros

@@ -1,26 +1,27 @@
-"""A trained head, and the file it is kept in."""
+"""A trained head, and its file."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from common.arrays import Array
 from common.encoder import Encoder, Output, Waveform, choose_outputs
-from common.errors import UserError
+from common.errors import UserError, first_problem
 from common.features import FeatureFileError, FeatureSet, Provenance, read_provenance
 from common.files import load_torch, save_torch
-from common.heads.classifiers import HEADS, HeadKind
 from common.heads.novelty import KnownSounds
+from common.heads.recipes import HEADS, HeadKind
 from common.heads.scalers import Scaler
 
-# What of the provenance must be the same where a head is used.
+# The provenance that must be equal where a head is used.
 USED_BY_HEAD = ("encoder", "kind", "checkpoint", "code", "condition", "padding", "precision", "layer", "pool")
 
 
@@ -34,11 +35,11 @@ class OtherEncoderError(UserError):
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a head says of N clips.
+    """A head's output for N clips.
 
     Attributes:
         probabilities: (N, C).
-        distances: (N,), of each clip to the nearest one that the head has learned from; None if it does not know.
+        distances: (N,) to the nearest known training clip; None if the head keeps none.
     """
 
     probabilities: torch.Tensor
@@ -47,16 +48,14 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class TrainedHead:
-    """A trained head with what it needs to be used: scaler, class names and the encoder it was trained on.
+    """A trained head with its scaler, its class names and the encoder it was trained on.
 
     Attributes:
-        kind: a key of HEADS.
         module: on the CPU, in eval mode.
-        scaler: applied to embeddings before the head.
         class_names: C names, in the order of the logits.
-        encoder: provenance of the embeddings (checkpoint, layer, pool, condition...).
-        temperature: the logits are divided by it before they become probabilities, so that these mean what they say.
-        known: what it has learned from, by which unknown sounds are told; None in heads without held-out clips.
+        encoder: provenance of the training embeddings (checkpoint, layer, pool, condition...).
+        temperature: divisor of the logits, which calibrates the probabilities.
+        known: training clips, for "none of these"; None without held-out clips.
     """
 
     kind: HeadKind
@@ -72,10 +71,7 @@ class TrainedHead:
         return [self.class_names[index] for index in self.predict_proba(encoder, waveforms).argmax(dim=1).tolist()]
 
     def predict_proba(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> torch.Tensor:
-        """N waveforms at the encoder's sample rate -> (N, C) probabilities.
-
-        The head embeds them itself, with the layers and pools that it was trained on: embeddings say nothing of where they
-        come from, and those of another encoder would be answered without a word.
+        """N waveforms at the encoder's sample rate -> (N, C) probabilities, with the layers and pools of the training.
 
         Raises:
             OtherEncoderError: the encoder is not the one that the head was trained on.
@@ -83,7 +79,7 @@ class TrainedHead:
         return self.answer(encoder, waveforms).probabilities
 
     def answer(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> Answer:
-        """Probabilities, and how far each clip is from all that the head has learned from; as `predict_proba`."""
+        """Probabilities, and distances to the nearest training clip; as `predict_proba`."""
         outputs = self.outputs_of(encoder)
         embedded = encoder.embed_outputs(waveforms, outputs)
         embeddings = torch.cat([embedded[output] for output in outputs], dim=1)
@@ -96,7 +92,7 @@ class TrainedHead:
         """The rows of a feature file -> (N, C) probabilities.
 
         Raises:
-            OtherEncoderError: another encoder made them, or the file lacks the head's layers and pools.
+            OtherEncoderError: the features are of another encoder, or lack the head's layers and pools.
         """
         layer, pool = self.encoder.get("layer"), self.encoder.get("pool")
         picked = features.pick(layer, pool or None) if "outputs" in features.meta else features
@@ -104,10 +100,9 @@ class TrainedHead:
         return self._probabilities(picked.features)
 
     def outputs_of(self, encoder: Encoder) -> tuple[Output, ...]:
-        """The encoder's outputs that the head was trained on; OtherEncoderError if it is another encoder."""
-        info = encoder.info
-        computed = {key: getattr(info, key) for key in USED_BY_HEAD if key not in ("layer", "pool")}
-        self._require({**computed, "layer": self.encoder.get("layer"), "pool": self.encoder.get("pool")}, "the encoder")
+        """The outputs of the encoder that the head was trained on; OtherEncoderError if it is another encoder."""
+        # An encoder has all layers and pools.
+        self._require({key: getattr(encoder.info, key, self.encoder.get(key)) for key in USED_BY_HEAD}, "the encoder")
         layers, pools = (str(self.encoder[key]).replace("+", ",") for key in ("layer", "pool"))
         return choose_outputs(encoder.outputs, encoder.default_output, layers, pools or None)
 
@@ -128,31 +123,34 @@ class TrainedHead:
 
     @torch.no_grad()
     def logits(self, embeddings: torch.Tensor | Array) -> torch.Tensor:
-        """(N, D) embeddings of the head's own encoder, layers and pools -> (N, C) logits; nothing is checked."""
+        """(N, D) embeddings of the head's encoder, layers and pools, which are not checked -> (N, C) logits."""
         logits: torch.Tensor = self.module(torch.from_numpy(self.scaler(np.asarray(embeddings, np.float32))))
         return logits
 
     def save(self, path: str | Path) -> None:
         """Write atomically, as a plain dict that ``torch.load(path, weights_only=True)`` opens."""
-        first = self.module[0]
+        first, scaler, known = self.module[0], self.scaler, self.known
         assert isinstance(first, nn.Linear)
         content = {
             "head": self.kind,
             "hidden_dim": first.out_features if len(self.module) > 1 else 0,
-            # Copies: a state dict's own tensors alias the live weights.
+            # Copies: a state dict's tensors alias the live weights.
             "state_dict": {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()},
-            "scaler_mean": torch.from_numpy(self.scaler.mean.copy()),
-            "scaler_scale": torch.from_numpy(self.scaler.scale.copy()),
-            "scaler_rotation": None if self.scaler.rotation is None else torch.from_numpy(self.scaler.rotation.copy()),
-            "scaler_is_unit_length": self.scaler.is_unit_length,
+            "scaler_mean": torch.from_numpy(scaler.mean.copy()),
+            "scaler_scale": torch.from_numpy(scaler.scale.copy()),
+            "scaler_rotation": None if scaler.rotation is None else torch.from_numpy(scaler.rotation.copy()),
+            "scaler_is_unit_length": scaler.is_unit_length,
             "class_names": list(self.class_names),
             "encoder": self.encoder,
             "temperature": self.temperature,
-            "known_mean": None if self.known is None else torch.from_numpy(self.known.scaler.mean.copy()),
-            "known_scale": None if self.known is None else torch.from_numpy(self.known.scaler.scale.copy()),
-            "known_embeddings": None if self.known is None else torch.from_numpy(self.known.embeddings),
-            "known_held_out": None if self.known is None else torch.from_numpy(self.known.held_out),
         }
+        if known is not None:
+            content |= {
+                "known_mean": torch.from_numpy(known.scaler.mean.copy()),
+                "known_scale": torch.from_numpy(known.scaler.scale.copy()),
+                "known_embeddings": torch.from_numpy(known.embeddings),
+                "known_held_out": torch.from_numpy(known.held_out),
+            }
         save_torch(content, Path(path))
 
     @classmethod
@@ -163,65 +161,77 @@ class TrainedHead:
                 f"{path} not found; classification writes the trained heads, such as TASK_linear_classifier.pt"
             )
         try:
-            content = load_torch(Path(path))
-            class_names, encoder = _names(content["class_names"]), read_provenance(content["encoder"])
-            rotation = content["scaler_rotation"]
-            scaler = Scaler(
-                content["scaler_mean"].numpy(),
-                content["scaler_scale"].numpy(),
-                None if rotation is None else rotation.numpy(),
-                content["scaler_is_unit_length"],
-            )
-            # Without memory, then with the tensors that are there: a damaged width claims any amount.
+            content = _HeadFile.model_validate(load_torch(Path(path)))
+            # Without memory, then with the tensors of the file: a damaged width claims any amount.
             with torch.device("meta"):
-                module = HEADS[content["head"]](scaler.width, len(class_names), content["hidden_dim"])
-            module.load_state_dict(content["state_dict"], assign=True)
-            known = None
-            if content.get("known_embeddings") is not None:
-                standard = Scaler(content["known_mean"].numpy(), content["known_scale"].numpy())
-                known = KnownSounds(standard, content["known_embeddings"].numpy(), content["known_held_out"].numpy())
-            temperature = float(content.get("temperature", 1.0))
-            _refuse_odd_numbers(module, scaler, known, temperature)
-        except (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError) as error:
-            cause = " ".join(str(error).split())[:300]
-            hint = (
-                "; it is a feature file: give the head that was trained on it" if _is_feature_file(Path(path)) else ""
-            )
+                module = HEADS[content.head](content.scaler.width, len(content.class_names), content.hidden_dim)
+            module.load_state_dict(content.state_dict, assign=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            cause = first_problem(error) if isinstance(error, ValidationError) else " ".join(str(error).split())[:300]
+            is_features = _is_feature_file(Path(path))
+            hint = "; it is a feature file: give the head that was trained on it" if is_features else ""
             raise HeadFileError(f"{path} is not a trained head of this project ({cause}){hint}") from error
-        return cls(content["head"], module.eval(), scaler, class_names, encoder, temperature, known)
+        scaler, class_names, encoder = content.scaler, content.class_names, content.encoder
+        return cls(content.head, module.eval(), scaler, class_names, encoder, content.temperature, content.known)
 
 
-def _names(names: object) -> list[str]:
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise TypeError("its class names are not a list of texts")
-    return names
+def _finite(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point() or not tensor.isfinite().all():
+        raise ValueError("its numbers are not finite")
+    return tensor
 
 
-def _refuse_odd_numbers(module: nn.Module, scaler: Scaler, known: KnownSounds | None, temperature: float) -> None:
-    """ValueError where a head's parts do not fit together, or would give no probabilities."""
-    parts = [scaler.mean, scaler.scale, *([] if scaler.rotation is None else [scaler.rotation])]
-    if known is not None:
-        parts += [known.embeddings, known.held_out, known.scaler.mean, known.scaler.scale]
-    for part in parts:
-        if part.dtype.kind != "f" or not np.isfinite(part).all():
-            raise ValueError("its numbers are not finite")
-    for value in module.state_dict().values():
-        if value.dtype != torch.float32 or not value.isfinite().all():
-            raise ValueError("its weights are not finite float32 numbers")
-    if not isinstance(scaler.is_unit_length, bool):
-        raise TypeError(f"scaler_is_unit_length is a {type(scaler.is_unit_length).__name__}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"its temperature is {temperature}")
-    n_inputs = len(scaler.mean)
-    if scaler.scale.shape != scaler.mean.shape or scaler.mean.ndim != 1 or not (scaler.scale > 0).all():
-        raise ValueError("its scaler is not one of embeddings")
-    if scaler.rotation is not None and (scaler.rotation.ndim != 2 or scaler.rotation.shape[0] != n_inputs):
-        raise ValueError("its scaler's rotation has another width")
-    if known is not None:
-        width = known.scaler.mean.shape
-        has_rows = known.embeddings.ndim == 2 and known.embeddings.shape[1:] == width and len(known.embeddings)
-        if not has_rows or width != (n_inputs,) or known.scaler.scale.shape != width or known.held_out.ndim != 1:
-            raise ValueError("its known sounds have another width")
+Numbers = Annotated[torch.Tensor, AfterValidator(_finite)]
+Weights = Annotated[torch.FloatTensor, AfterValidator(_finite)]  # float32
+
+
+class _HeadFile(BaseModel):
+    """The content of a head's file; known_*: None in heads without held-out clips."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, strict=True)
+
+    head: HeadKind
+    hidden_dim: int = Field(ge=0, le=2**16)
+    state_dict: dict[str, Weights]
+    scaler_mean: Numbers
+    scaler_scale: Numbers
+    scaler_rotation: Numbers | None
+    scaler_is_unit_length: bool
+    class_names: list[str] = Field(min_length=1)
+    encoder: Annotated[Any, AfterValidator(read_provenance)]
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    known_mean: Numbers | None = None
+    known_scale: Numbers | None = None
+    known_embeddings: Numbers | None = None
+    known_held_out: Numbers | None = None
+
+    @model_validator(mode="after")
+    def _check_shapes(self) -> Self:
+        width, rotation = self.scaler_mean.shape, self.scaler_rotation
+        if len(width) != 1 or self.scaler_scale.shape != width or not (self.scaler_scale > 0).all():
+            raise ValueError("its scaler is not one of embeddings")
+        if rotation is not None and (rotation.ndim != 2 or rotation.shape[:1] != width):
+            raise ValueError("its scaler's rotation has a different width")
+        if (known := self.known) is not None:
+            is_matrix = known.embeddings.ndim == 2 and len(known.embeddings) and known.held_out.ndim == 1
+            widths = (known.embeddings.shape[1:], known.scaler.mean.shape, known.scaler.scale.shape)
+            if not is_matrix or any(other != width for other in widths):
+                raise ValueError("its known sounds have a different width")
+        return self
+
+    @property
+    def scaler(self) -> Scaler:
+        rotation = None if self.scaler_rotation is None else self.scaler_rotation.numpy()
+        return Scaler(self.scaler_mean.numpy(), self.scaler_scale.numpy(), rotation, self.scaler_is_unit_length)
+
+    @property
+    def known(self) -> KnownSounds | None:
+        if self.known_mean is None or self.known_scale is None:
+            return None
+        if self.known_embeddings is None or self.known_held_out is None:
+            return None
+        standard = Scaler(self.known_mean.numpy(), self.known_scale.numpy())
+        return KnownSounds(standard, self.known_embeddings.numpy(), self.known_held_out.numpy())
 
 
 def _is_feature_file(path: Path) -> bool:

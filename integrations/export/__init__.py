@@ -1,7 +1,7 @@
 """Write AudioSep's encoder for use without this project: python -m common.export FOLDER, or --format onnx FILE.onnx.
 
 The folder is for Hugging Face transformers: AutoModel.from_pretrained(FOLDER, trust_remote_code=True). The ONNX graph takes
-clips of any length; those of one call must have the same length.
+clips of any length; clips of the same call must have the same length.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A folder that transformers loads: weights of the encoder alone, configuration, code, feature extractor, model card."""
+"""A folder for transformers: the encoder's weights, configuration, code, feature extractor, model card."""
 
 from __future__ import annotations
 
@@ -48,9 +48,8 @@ def export_hugging_face(
     padding: str = "none",
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write the encoder as a model of transformers; return the files.
-
-    `checkpoint`, `condition` and `padding` are as for `load_encoder`, which takes the folder as a checkpoint too.
+    """Write the encoder as a transformers model; returns the files. Arguments as for `load_encoder`, which also takes the
+    folder as a checkpoint.
 
     Raises:
         ExportError: the folder is not empty, or the padding is unknown.
@@ -86,14 +85,14 @@ def _json(content: dict[str, object]) -> bytes:
 
 
 def _tensors(weights: Weights) -> dict[str, torch.Tensor]:
-    """The weights, and the counters of torch's batch norms."""
+    """The weights, with the counters that torch's batch norms expect."""
     norms = [name.rpartition(".")[0] for name in weights.tensors if name.endswith(".running_var")]
     counters = {f"{name}.num_batches_tracked": torch.tensor(0) for name in norms}
     return {name: tensor.contiguous() for name, tensor in weights.tensors.items()} | counters
 
 
 def _card(weights: Weights, condition: str, padding: str) -> str:
-    """The model card: its lines without a tag, and those whose <tag> describes this export."""
+    """The model card: lines without a <tag>, and lines whose tag describes this export."""
     origin = "release" if weights.release in KNOWN_RELEASES.values() else "checkpoint"
     tags = {"untrained" if weights.is_untrained else origin, f"condition:{condition}", f"padding:{padding}"}
     parameters = sum(tensor.numel() for name, tensor in weights.tensors.items() if ".running_" not in name)

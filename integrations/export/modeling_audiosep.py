@@ -2,7 +2,7 @@
 
 The encoder half of AudioSep's ResUNet30 (https://arxiv.org/abs/2308.05037; https://github.com/Audio-AGI/AudioSep,
 models/resunet.py): magnitude of STFT -> bn0 -> last bin dropped -> pre_conv -> encoder_block1..6 -> mean over time and
-frequency. A clip's embedding is the same alone and in any batch: each clip is computed at its length.
+frequency. A clip's embedding is the same alone and in any batch: every clip is computed at its length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from transformers.utils import can_return_tuple
 SAMPLE_RATE, N_FFT, HOP_LENGTH = 32_000, 2048, 320  # Hz, samples, samples: 100 frames per second
 N_BINS = N_FFT // 2 + 1
 FRAMES_PER_COLUMN = 32  # of the last block: 0.32 s
-# Shorter clips are padded with zeros: to 0.31 s, one column; if time is padded after the STFT, to what the STFT reflects.
+# Shorter clips are padded with zeros: to 0.31 s, a column; with padding of time after the STFT, to what the STFT reflects.
 MIN_SAMPLES, MIN_SAMPLES_PADDED = (FRAMES_PER_COLUMN - 1) * HOP_LENGTH, N_FFT // 2 + 1
 MIN_POWER = 1e-10
 CONDITION_SIZE = 512  # of CLAP's embeddings
@@ -84,7 +84,7 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
         if sampling_rate != self.sampling_rate:
             raise ValueError(f"sampling_rate is {sampling_rate}; resample to {self.sampling_rate} Hz and say so")
         is_array = isinstance(raw_speech, (np.ndarray, torch.Tensor))
-        if is_array and raw_speech.ndim != 1:  # several clips, or one in stereo?
+        if is_array and raw_speech.ndim != 1:  # several clips, or a clip in stereo?
             raise ValueError(f"shape {tuple(raw_speech.shape)}; give a list of waveforms, once they are mono")
         if is_array or (len(raw_speech) and isinstance(raw_speech[0], (float, np.floating))):
             raw_speech = [raw_speech]
@@ -184,7 +184,7 @@ class AudioSepEncoderModel(PreTrainedModel):
 
     @staticmethod
     def _lengths(input_values: torch.Tensor, attention_mask: torch.Tensor | None) -> list[int]:
-        """Samples of each clip; ValueError unless clips are mono and padded at their ends."""
+        """Samples of every clip; ValueError unless clips are mono and padded at their ends."""
         if input_values.ndim != 2 or not input_values.is_floating_point() or 0 in input_values.shape:
             form = f"{input_values.dtype} of shape {tuple(input_values.shape)}"
             raise ValueError(f"input_values are {form}; give floating-point (clips, samples)")
@@ -196,7 +196,7 @@ class AudioSepEncoderModel(PreTrainedModel):
         return mask.sum(dim=1).tolist()
 
     def _layers(self, waveforms: torch.Tensor, with_all: bool) -> Iterator[torch.Tensor]:
-        """(B, samples) of one length -> means over frequency (B, time, channels): of every layer, or of encoder_block6."""
+        """(B, samples) of equal length -> means over frequency (B, time, channels): of every layer, or of encoder_block6."""
         min_samples = MIN_SAMPLES_PADDED if self.config.pads_time else MIN_SAMPLES
         waveforms = F.pad(waveforms, (0, max(0, min_samples - waveforms.shape[1])))
         x = self._normalised_magnitude(waveforms.float()).to(self.dtype)

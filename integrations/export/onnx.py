@@ -1,4 +1,4 @@
-"""The encoder as one ONNX graph, for clips of any length; needs onnx and onnxscript (requirements-encoders.txt)."""
+"""The encoder as an ONNX graph for clips of any length; needs onnx and onnxscript (requirements-encoders.txt)."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ OPSET = 20
 def export_onnx(
     path: Path, checkpoint: str | None = None, condition: str | None = None, overwrite: bool = False
 ) -> Path:
-    """Write the encoder as an ONNX file; return its path.
+    """Write the encoder as an ONNX file; returns its path. `checkpoint` and `condition` are as for `load_encoder`.
 
-    Input ``audio`` (clips, samples): clips of one length, at least MIN_SAMPLES, mono at 32 kHz. Outputs ``embedding``
-    (clips, 384) and ``frames`` (clips, columns of 0.32 s, 384). `checkpoint` and `condition` are as for `load_encoder`.
+    Input ``audio`` (clips, samples): mono at 32 kHz, of the same length, at least MIN_SAMPLES. Outputs ``embedding``
+    (clips, 384) and ``frames`` (clips, columns of 0.32 s, 384).
 
     Raises:
         ExportError: packages are missing, or the file exists.
@@ -42,7 +42,7 @@ def export_onnx(
         raise ExportError(f"{path} already exists; give another file, or --overwrite")
     encoder = build_encoder(checkpoint, "fp32", condition, "none")
     sizes = {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=MIN_SAMPLES)}
-    # torch prints every step, and warns about packages that it does not use.
+    # torch prints every step, and warns about packages it does not use.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -67,13 +67,13 @@ def export_onnx(
 
 
 class Graph(nn.Module):
-    """The folded network of `build_encoder` as plain operations, with the STFT as a convolution, which any runtime has."""
+    """The folded network of `build_encoder` in operations that every runtime has, with the STFT as a convolution."""
 
     def __init__(self, network: ResUNet30Encoder) -> None:
         super().__init__()
         self.network = network
         bins, samples = torch.arange(N_FFT // 2)[:, None], torch.arange(N_FFT)
-        # Integers modulo N_FFT first: an angle in the millions would lose precision.
+        # Integers modulo N_FFT: large angles would lose precision.
         angles = (bins * samples % N_FFT).double() * (2 * math.pi / N_FFT)
         window = network.window.double()
         kernel = torch.cat([angles.cos() * window, -angles.sin() * window])[:, None]
@@ -88,7 +88,7 @@ class Graph(nn.Module):
         first = self.network.first_block
         x = spectrogram[:, None]
         channels = (1, -1, 1, 1)
-        for block in self.network.blocks[:-1]:  # up to encoder_block6; the last one is the bottleneck
+        for block in self.network.blocks[:-1]:  # without the bottleneck
             pooled = x if block.pooling == (1, 1) else F.avg_pool2d(x, block.pooling)
             if block is first:
                 pooled = pooled * first.pre_weight.view(channels) + first.pre_bias.view(channels)

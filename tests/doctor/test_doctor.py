@@ -1,4 +1,4 @@
-"""The doctor: all well on a whole data set, and each damage named with its fix."""
+"""The doctor: all well on a whole data set, every damage named with its fix."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_the_doctor_names_missing_and_extra_files(damaged: Path, capsys: Capture
 def edit_metadata(root: Path, edit: Callable[[list[str]], list[str]]) -> None:
     path = root / "meta" / "esc50.csv"
     lines = path.read_text().splitlines(keepends=True)
-    path.unlink()  # a link to the whole one's
+    path.unlink()  # a link to the file of `whole`
     path.write_text("".join(edit(lines)))
 
 

@@ -40,7 +40,7 @@ def interrupted(server: Server, part: Path) -> Path:
     return part
 
 
-BROKEN_OFTEN = ["cut 20000"] * 5  # more often than there are retries, but each brings something
+BROKEN_OFTEN = ["cut 20000"] * 5  # more often than retries are allowed, but every attempt brings something
 BUSY_OFTEN = ["cut 50000", "503", "cut 50000", "502", "cut 50000", "429"]
 RANGE_IN_PARTS = ["cut 1048576", "range 1000"]
 

@@ -18,14 +18,14 @@ from tests.support.archives import contents, make_tar, make_zip
 
 Make = Callable[[Path, dict[str, bytes]], Path]
 FILES = {"top/audio/a.wav": b"a" * 5000, "top/audio/b.wav": b"b" * 70_000, "top/list.csv": b"x,y\n"}
-LIMITS = (1_000_000, 100)  # bytes, files
+LIMIT = 1_000_000  # bytes
 
 
 def refused(archive: Path, match: str) -> None:
     """The archive is refused with this message, and leaves nothing anywhere."""
     before = set(archive.parent.rglob("*")) | {archive.parent / "data"}
     with pytest.raises(UnpackError, match=match):
-        unpack(archive, archive.parent / "data", *LIMITS)
+        unpack(archive, archive.parent / "data", LIMIT)
     assert set(archive.parent.rglob("*")) == before
 
 
@@ -33,14 +33,14 @@ def refused(archive: Path, match: str) -> None:
 @pytest.mark.parametrize("prefix", ["", "./"])
 def test_every_file_gets_to_its_place(make: Make, prefix: str, tmp_path: Path) -> None:
     archive = make(tmp_path / "archive", {prefix + name: FILES[name] for name in FILES})
-    unpack(archive, tmp_path / "data", *LIMITS)
+    unpack(archive, tmp_path / "data", LIMIT)
     assert contents(tmp_path / "data") == FILES
 
 
 def test_folders_of_the_same_name_are_merged(tmp_path: Path) -> None:
-    unpack(make_tar(tmp_path / "a", FILES), tmp_path / "data", *LIMITS)
+    unpack(make_tar(tmp_path / "a", FILES), tmp_path / "data", LIMIT)
     more = {"top/list.csv": b"new", "top/more/c.wav": b"c"}
-    unpack(make_tar(tmp_path / "b", more), tmp_path / "data", *LIMITS)
+    unpack(make_tar(tmp_path / "b", more), tmp_path / "data", LIMIT)
     assert contents(tmp_path / "data") == FILES | more
 
 
@@ -53,7 +53,7 @@ def test_nothing_appears_before_all_is_read(tmp_path: Path) -> None:
         return extract(*arguments)
 
     with mock.patch.object(zipfile.ZipFile, "extract", checked):
-        unpack(archive, tmp_path / "data", *LIMITS)
+        unpack(archive, tmp_path / "data", LIMIT)
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["top"]
 
 
@@ -87,11 +87,10 @@ def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
-@pytest.mark.parametrize("count", [1, 10, 101])
+@pytest.mark.parametrize("count", [1, 10])
 def test_archives_larger_than_expected_are_refused(make: Make, count: int, tmp_path: Path) -> None:
-    size = 0 if count > 100 else 2_000_000 // count
-    archive = make(tmp_path / "archive", {f"{number}.wav": bytes(size) for number in range(count)})
-    refused(archive, "holds more than the 1,000,000 bytes or 100 files that are expected")
+    archive = make(tmp_path / "archive", {f"{number}.wav": bytes(2_000_000 // count) for number in range(count)})
+    refused(archive, "holds more than the 1,000,000 bytes that are expected")
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from common.evaluation.calibration import Unseen, calibrate, expected_error, fit_temperature, reliability
+from common.evaluation.calibration import HeldOut, Unseen, calibrate, expected_error, fit_temperature, reliability
 from common.evaluation.plots import plot_reliability
 from common.features import FeatureSet
 from common.heads import NoneOfTheseError, TrainedHead, conformal_threshold
@@ -33,25 +33,25 @@ def test_the_temperature_undoes_what_made_a_head_too_sure(too_sure: float) -> No
 
 def test_calibration_reduces_the_error() -> None:
     folds = [answers(seed, 1000, too_sure=4) for seed in range(3)]
-    record = calibrate(folds, None)
+    record = calibrate(HeldOut(folds))
     assert record is not None
     assert (record.fitted_on, record.temperature) == ("the other folds", pytest.approx(4, rel=0.15))
     assert record.error_before > 0.2 and record.error_after < 0.05
-    assert sum(each.clips for each in record.before) == 3000
-    one = calibrate(folds[:1], folds[1])
-    assert one is not None and one.fitted_on == "validation clips"
-    assert calibrate(folds[:1], None) is None
+    assert sum(part.clips for part in record.before) == 3000
+    single = calibrate(HeldOut(folds[:1], folds[1]))
+    assert single is not None and single.fitted_on == "validation clips"
+    assert calibrate(HeldOut(folds[:1])) is None
 
 
 def test_no_temperature_of_a_fold_comes_from_its_own_labels() -> None:
-    """Wrong labels in one fold change what is measured there only by the labels, not by the temperature."""
+    """Wrong labels in a fold change its measured error by the labels only, not by the temperature."""
     folds = [answers(seed, 500, too_sure=3) for seed in range(2)]
     wrong = replace(folds[0], labels=(folds[0].labels + 1) % 4)
-    before, after = calibrate(folds, None), calibrate([wrong, folds[1]], None)
+    before, after = calibrate(HeldOut(folds)), calibrate(HeldOut([wrong, folds[1]]))
     assert before is not None and after is not None
     of_fold = softmax(folds[0].logits / fit_temperature(folds[1].logits, folds[1].labels), axis=1)
-    assert {round(each.confidence, 9) for each in reliability(of_fold, wrong.labels)} == {
-        round(each.confidence, 9) for each in reliability(of_fold, folds[0].labels)
+    assert {round(part.confidence, 9) for part in reliability(of_fold, wrong.labels)} == {
+        round(part.confidence, 9) for part in reliability(of_fold, folds[0].labels)
     }
     assert after.error_before != before.error_before
 
@@ -59,13 +59,13 @@ def test_no_temperature_of_a_fold_comes_from_its_own_labels() -> None:
 def test_the_expected_error_by_hand() -> None:
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]])
     bins = reliability(probabilities, np.array([0, 1, 0, 0]))
-    assert [(each.confidence, each.accuracy, each.clips) for each in bins] == [(0.6, 1.0, 2), (0.9, 0.5, 2)]
+    assert [(part.confidence, part.accuracy, part.clips) for part in bins] == [(0.6, 1.0, 2), (0.9, 0.5, 2)]
     assert expected_error(bins) == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
 
 
 @pytest.mark.parametrize("recipe", ["paper", "tuned"])
 def test_every_run_has_its_calibration_and_the_head_its_temperature(recipe: str, tmp_path: Path) -> None:
-    """With folds, and with one split, where the tuned recipe learns from the validation clips too."""
+    """With folds, and with a single split, where the tuned recipe is fitted on the validation clips too."""
     folds = grouped_features()
     sides = replace(
         small_features(folds=5),
@@ -98,7 +98,7 @@ def test_the_threshold_holds_its_rate_for_clips_like_the_held_out_ones() -> None
 
 
 def test_distances_are_those_to_rows_that_were_learned_from() -> None:
-    """Test rows are never among the known ones; the kept head's own rows are at distance 0 and its scaler's."""
+    """Test rows are never among the known rows; the kept head's training rows are at distance 0."""
     features = grouped_features()
     done = run(features, epochs=3)
     for kind, scored in done.record.heads.items():
@@ -108,7 +108,7 @@ def test_distances_are_those_to_rows_that_were_learned_from() -> None:
         assert head.known is not None and len(head.known.held_out) == len(features)
         assert (head.known.held_out > 0).all()
         values = features.features.numpy()
-        scaled = (values - values.mean(axis=0)) / values.std(axis=0)  # whatever the head's own scaler
+        scaled = (values - values.mean(axis=0)) / values.std(axis=0)  # whatever the head's scaler
         by_hand = np.linalg.norm(scaled[:, None] - scaled[None], axis=2)
         np.testing.assert_allclose(head.known.distances(values), by_hand.min(axis=1), atol=1e-3)
 
@@ -142,6 +142,6 @@ def test_permuted_test_labels_change_no_threshold() -> None:
     rows = (features.folds == 1).nonzero()[:, 0]
     labels = features.labels.clone()
     labels[rows] = labels[rows.flip(0)]
-    first, second = (run(each, epochs=2).heads["linear"] for each in (features, replace(features, labels=labels)))
+    first, second = (run(rows, epochs=2).heads["linear"] for rows in (features, replace(features, labels=labels)))
     assert first.known is not None and second.known is not None
     np.testing.assert_array_equal(first.known.held_out, second.known.held_out)

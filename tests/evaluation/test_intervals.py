@@ -49,12 +49,12 @@ def test_repeating_every_prediction_adds_nothing() -> None:
 def made_up_hits(
     rng: np.random.Generator, groups: int, share: float, correlation: float, is_uneven: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hits of clips in groups that each have a share of their own (beta-distributed), and the groups."""
+    """Hits of clips in groups whose shares are beta-distributed, and the groups."""
     sizes = np.maximum(1, np.round(rng.lognormal(2.5, 1.0 if is_uneven else 0.0, groups))).astype(int)
     strength = 1 / correlation - 1
-    own = rng.beta(share * strength, (1 - share) * strength, groups)
+    shares = rng.beta(share * strength, (1 - share) * strength, groups)
     group = np.repeat(np.arange(groups), sizes)
-    return (rng.uniform(size=len(group)) < own[group]).astype(float), group
+    return (rng.uniform(size=len(group)) < shares[group]).astype(float), group
 
 
 @pytest.mark.slow
@@ -84,19 +84,19 @@ def test_p_values_hold_under_the_null() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [(4, 40), (5, 40), (8, 40), (40, 40), (3,) * 6, (8,) * 10])
 def test_intervals_of_strata_cover_the_truth(groups: tuple[int, ...]) -> None:
-    """As a balanced accuracy has: none is given where one of few strata has very few groups."""
-    rng, covered, given, tries = np.random.default_rng(0), 0, 0, 500
+    """As of a balanced accuracy; no interval where one of few strata has very few groups."""
+    rng, covered, intervals, tries = np.random.default_rng(0), 0, 0, 500
     for _ in range(tries):
         parts = [made_up_hits(rng, count, 0.7, 0.3, True) for count in groups]
         firsts = np.cumsum([0, *groups[:-1]])
         hits = np.concatenate([hits for hits, _ in parts])
-        group = np.concatenate([own + first for (_, own), first in zip(parts, firsts, strict=True)])
-        stratum = np.repeat(range(len(groups)), [len(own) for own, _ in parts])
+        group = np.concatenate([clips + first for (_, clips), first in zip(parts, firsts, strict=True)])
+        stratum = np.repeat(range(len(groups)), [len(hits) for hits, _ in parts])
         ends = share_interval(hits, group, np.zeros(len(hits)), stratum)
-        given += ends is not None
+        intervals += ends is not None
         covered += ends is not None and ends[0] <= 0.7 <= ends[1]
-    assert given == (0 if groups == (4, 40) else tries)
-    assert covered >= 0.88 * given
+    assert intervals == (0 if groups == (4, 40) else tries)
+    assert covered >= 0.88 * intervals
 
 
 @pytest.mark.slow
@@ -104,8 +104,8 @@ def test_intervals_of_strata_cover_the_truth(groups: tuple[int, ...]) -> None:
 def test_intervals_of_differences_cover_the_truth(groups: int) -> None:
     rng, covered, tries = np.random.default_rng(0), 0, 1000
     for _ in range(tries):
-        one, group = made_up_hits(rng, groups, 0.7, 0.2, True)
-        other = np.where(rng.uniform(size=len(one)) < 0.3, rng.uniform(size=len(one)) < 0.7, one)
-        low, high = difference_interval(other - one, group, np.zeros(len(one))) or (1, 0)
+        first, group = made_up_hits(rng, groups, 0.7, 0.2, True)
+        second = np.where(rng.uniform(size=len(first)) < 0.3, rng.uniform(size=len(first)) < 0.7, first)
+        low, high = difference_interval(second - first, group, np.zeros(len(first))) or (1, 0)
         covered += low <= 0 <= high
     assert covered / tries >= 0.93

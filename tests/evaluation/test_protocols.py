@@ -93,9 +93,9 @@ def test_the_random_protocol_says_that_it_leaks() -> None:
 @pytest.mark.parametrize("is_official", [True, False])
 def test_a_tasks_own_division_is_named_and_official_only_if_it_says_so(is_official: bool) -> None:
     prepared = Prepared(grouped_features(), "by whole chapters", is_official)
-    own, random = (run_protocol(name, prepared, fit_config(), CPU).record for name in ("official", "random"))
+    divided, random = (run_protocol(name, prepared, fit_config(), CPU).record for name in ("official", "random"))
     kind = DivisionKind.OFFICIAL if is_official else DivisionKind.OWN_FOLDS
-    assert (own.division, own.kind) == ("by whole chapters", kind)
+    assert (divided.division, divided.kind) == ("by whole chapters", kind)
     assert random.kind is DivisionKind.RANDOM
     assert random.division == "random 20% test split, stratified, seed 42"
 
@@ -110,9 +110,9 @@ def test_seeds_draw_random_splits_anew_and_keep_official_ones() -> None:
     alone = run(features, seeds=1, random_seed=43).record.heads["linear"].splits
     together = runs["official"].record.heads["linear"].splits
     assert len(alone) == 5
-    for one, other in zip(alone, together[5:10], strict=True):
-        assert one.scores["accuracy"] == other.scores["accuracy"]
-        assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
+    for fit, same in zip(alone, together[5:10], strict=True):
+        assert fit.scores["accuracy"] == same.scores["accuracy"]
+        assert fit.train_loss == pytest.approx(same.train_loss, rel=1e-5)
 
 
 def test_the_best_test_epoch_is_written_down_and_is_no_headline(official: ProtocolRun) -> None:
@@ -158,7 +158,7 @@ def test_fewer_labels_are_of_every_class() -> None:
     assert [(point.head, point.fraction) for point in points] == [
         (head, fraction) for fraction in (0.1, 1.0) for head in ("linear", "three_layer")
     ]
-    # 192 training and validation clips of 4 classes: a tenth of each class on either side.
+    # 192 training and validation clips of 4 classes: a tenth of every class on either side.
     assert points[0].n_train == pytest.approx(19, abs=4)
     assert points[2].n_train == 192
     assert points[2].mean["accuracy"] > points[0].mean["accuracy"]
@@ -190,8 +190,8 @@ def test_flags_replace_values_of_a_recipe() -> None:
     tuned = fit_config(recipe="tuned", epochs=None, batch_size=None, learning_rate=None, hidden_dim=None)
     for kind, expected in TUNED.items():
         assert recipe_for(kind, tuned) == expected
-        own = recipe_for(kind, tuned.model_copy(update={"epochs": 7, "scaler": "standard"}))
-        assert (own.epochs, own.scaler, own.is_unit_length) == (7, "standard", False)
+        changed = recipe_for(kind, tuned.model_copy(update={"epochs": 7, "scaler": "standard"}))
+        assert (changed.epochs, changed.scaler, changed.is_unit_length) == (7, "standard", False)
     assert recipe_for("linear", fit_config(scaler="whiten", whiten_eps=0.5)).shrinkage == 0.5
 
 
@@ -259,16 +259,16 @@ def test_control_features_of_other_clips_are_refused(tmp_path: Path) -> None:
 
 def test_other_controls_are_another_run(no_figures: None, tmp_path: Path) -> None:
     features = grouped_features()
-    one = saved(noise_like(features, seed=1), tmp_path / "a" / "f.pt")
-    other = saved(noise_like(features, seed=2), tmp_path / "b" / "f.pt")
+    first = saved(noise_like(features, seed=1), tmp_path / "a" / "f.pt")
+    second = saved(noise_like(features, seed=2), tmp_path / "b" / "f.pt")
     flags = ("--features", saved(features, tmp_path / "features.pt"), "--output-dir", tmp_path / "results")
-    options = ("--epochs", 2, "--control-features", one, other)
+    options = ("--epochs", 2, "--control-features", first, second)
     result = classify(*flags, *options)
     assert result.returncode == 0, result.stderr
-    # Two files of one name are told apart by their folders.
+    # Files of the same name are distinguished by their folders.
     assert "f, linear" in result.stdout
     assert "b/f, linear" in result.stdout
-    saved(noise_like(features, seed=3), other)
+    saved(noise_like(features, seed=3), second)
     changed = classify(*flags, *options)
     assert changed.returncode == 2
     assert "control_sha256 was" in changed.stderr

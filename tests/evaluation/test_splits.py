@@ -1,4 +1,4 @@
-"""Splits: the official ones if there are any, no row on two sides, missing classes refused."""
+"""Splits: the official splits if known, no row on two sides, missing classes refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def without_folds(per_fold: int = 6, folds: int = 3) -> FeatureSet:
 
 
 def folds_of(features: FeatureSet) -> torch.Tensor:
-    """The official folds, which there are."""
+    """The official folds."""
     assert features.folds is not None
     return features.folds
 
@@ -48,7 +48,7 @@ def test_the_official_train_and_test_sides_are_used() -> None:
     (split,), protocol = make_splits(Prepared(replace(features, splits=sides)))
     assert protocol == "official train, valid and test split"
     for side, rows in (("train", split.train), ("valid", split.valid), ("test", split.test)):
-        assert rows.tolist() == [row for row, own in enumerate(sides) if own == side]
+        assert rows.tolist() == [row for row, name in enumerate(sides) if name == side]
     sides = ["train" if side == "valid" else side for side in sides]
     assert make_splits(Prepared(replace(features, splits=sides)))[1] == "official train and test split"
 

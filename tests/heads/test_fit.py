@@ -29,10 +29,11 @@ from common.heads import (
     fit_heads,
     fit_scaler,
 )
-from common.heads.batches import Batches, append_one, generator
-from common.heads.fit import CompiledHead, _Fitting
+from common.heads.fit import _Fitting
+from common.heads.jobs import Batches, append_one, generator
 from common.heads.plain import PlainHead
 from common.heads.scalers import SHRINKAGES
+from common.heads.steps import CompiledHead
 from tests.support.heads import CPU, SIZE, on_one_thread, small_features
 from tests.support.samples import made_up_features
 
@@ -55,13 +56,13 @@ BY_BLAS = replace(TUNED, batch_size=32)  # batches that are large enough for BLA
 SEED = 42
 ROWS = np.arange(72)  # of small_features()
 
-each_kind = pytest.mark.parametrize("kind", HEADS)
-each_recipe = pytest.mark.parametrize("recipe", [PAPER, TUNED, BY_BLAS], ids=["paper", "tuned", "blas"])
+all_kinds = pytest.mark.parametrize("kind", HEADS)
+all_recipes = pytest.mark.parametrize("recipe", [PAPER, TUNED, BY_BLAS], ids=["paper", "tuned", "blas"])
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """What heads are compared with is computed on one thread; `fit_heads` chooses its own number."""
+    """What heads are compared with is computed on a single thread; `fit_heads` chooses its number."""
     with on_one_thread():
         yield
 
@@ -100,8 +101,8 @@ def weights(head: FittedHead) -> torch.Tensor:
     return torch.cat([parameter.flatten() for parameter in head.module.parameters()])
 
 
-@each_recipe
-@each_kind
+@all_recipes
+@all_kinds
 def test_compiled_steps_equal_plain_torch(
     kind: HeadKind, recipe: Recipe, features: FeatureSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,7 +118,7 @@ def test_compiled_steps_equal_plain_torch(
         assert head.epoch == expected.epoch
 
 
-@each_kind
+@all_kinds
 def test_paper_steps_equal_a_data_loader_and_adam(kind: HeadKind, features: FeatureSet) -> None:
     """DataLoader, module, cross-entropy and torch.optim.Adam, on the same order of clips."""
     for split in uneven_splits():
@@ -137,20 +138,20 @@ def test_paper_steps_equal_a_data_loader_and_adam(kind: HeadKind, features: Feat
                 F.cross_entropy(module(batch), labels).backward()
                 optimizer.step()
         expected = torch.cat([parameter.detach().flatten() for parameter in module.parameters()])
-        # Not each by each: Adam turns the rounding of a gradient of 1e-9 into a step of 1e-5.
+        # Not weight by weight: Adam turns the rounding of a gradient of 1e-9 into a step of 1e-5.
         assert (weights(fitted) - expected).norm() < 1e-5 * expected.norm()
         test = torch.from_numpy((features.features[split.test].double().numpy() - mean) / std).float()
         assert torch.allclose(fitted.test_logits, module(test), atol=1e-4)
 
 
-@each_kind
+@all_kinds
 def test_the_same_seed_gives_the_same_numbers(kind: HeadKind, features: FeatureSet) -> None:
     splits = folds_of(features)
     first, again = fit(kind, features, splits), fit(kind, features, splits)
     other = fit(kind, features, splits, seed=43)
-    for one, same, different in zip(first, again, other, strict=True):
-        assert torch.equal(one.test_logits, same.test_logits)
-        assert not torch.equal(one.test_logits, different.test_logits)
+    for head, same, different in zip(first, again, other, strict=True):
+        assert torch.equal(head.test_logits, same.test_logits)
+        assert not torch.equal(head.test_logits, different.test_logits)
 
 
 def with_garbage(features: FeatureSet, rows: Array, scale: float) -> FeatureSet:
@@ -162,8 +163,8 @@ def with_garbage(features: FeatureSet, rows: Array, scale: float) -> FeatureSet:
     return replace(features, features=values, labels=labels)
 
 
-@each_recipe
-@each_kind
+@all_recipes
+@all_kinds
 def test_test_rows_change_no_fitted_number(kind: HeadKind, recipe: Recipe, features: FeatureSet) -> None:
     """Neither the scaler nor the head sees them: garbage in their place leaves every weight as it was."""
     split = Split("one", ROWS[:50], ROWS[50:])
@@ -176,7 +177,7 @@ def test_test_rows_change_no_fitted_number(kind: HeadKind, recipe: Recipe, featu
     assert not torch.equal(clean.test_logits, dirty.test_logits)
 
 
-@each_kind
+@all_kinds
 def test_the_order_of_test_rows_does_not_matter(kind: HeadKind, features: FeatureSet) -> None:
     shuffled = np.random.default_rng(0).permutation(ROWS[50:])
     (straight,) = fit(kind, features, [Split("one", ROWS[:50], ROWS[50:])])
@@ -185,7 +186,7 @@ def test_the_order_of_test_rows_does_not_matter(kind: HeadKind, features: Featur
     assert torch.allclose(straight.test_logits[shuffled - 50], permuted.test_logits, atol=1e-6)
 
 
-@each_kind
+@all_kinds
 def test_heads_learn(kind: HeadKind) -> None:
     features = made_up_features(per_fold=20, size=384)
     split = folds_of(features)[0]
@@ -202,19 +203,19 @@ def test_a_constant_feature_is_no_division_by_zero(features: FeatureSet) -> None
 
 
 @pytest.mark.gpu
-@each_recipe
-@each_kind
+@all_recipes
+@all_kinds
 def test_gpu_equals_cpu(kind: HeadKind, recipe: Recipe, features: FeatureSet) -> None:
     splits = uneven_splits()
     jobs = [Job(split, SEED, shrinkage=recipe.shrinkage) for split in splits]
     on_gpu = fit_heads(kind, features, jobs, replace(recipe, epochs=4), torch.device("cuda"))
-    for one, other in zip(fit(kind, features, splits, recipe=recipe, epochs=4), on_gpu, strict=True):
-        assert torch.allclose(weights(one), weights(other), atol=1e-4)
+    for head, same in zip(fit(kind, features, splits, recipe=recipe, epochs=4), on_gpu, strict=True):
+        assert torch.allclose(weights(head), weights(same), atol=1e-4)
 
 
-@each_kind
+@all_kinds
 def test_the_epoch_is_chosen_on_validation_rows(kind: HeadKind, features: FeatureSet) -> None:
-    """The kept head is the one that a run of just so many epochs ends with, and test rows have no say."""
+    """The kept head equals the last of a fit with as many epochs, and test rows decide nothing."""
     features.labels[50:60] = features.labels[50:60].flip(0)  # so that validation does not only rise
     split = Split("one", ROWS[:50], ROWS[60:], ROWS[50:60])
     (chosen,) = fit(kind, features, [split], epochs=8)
@@ -232,7 +233,7 @@ def test_the_epoch_is_chosen_on_validation_rows(kind: HeadKind, features: Featur
     assert torch.equal(weights(dirty), weights(chosen))
 
 
-@each_kind
+@all_kinds
 def test_tuned_steps_equal_torch_with_its_own_schedule(kind: HeadKind, features: FeatureSet) -> None:
     """Decay on weights alone, the cosine, smoothed labels: as torch does them (without dropout, which is random)."""
     recipe = replace(TUNED, input_dropout=0.0, dropout=0.0)
@@ -265,7 +266,7 @@ VALIDATED = Split("one", ROWS[:40], ROWS[56:], ROWS[40:56])
 JOB = Job(VALIDATED, SEED)
 
 
-@each_kind
+@all_kinds
 def test_after_the_choice_the_head_is_fitted_on_validation_rows_too(kind: HeadKind, features: FeatureSet) -> None:
     recipe = replace(PAPER, epochs=6)
     (chosen,) = fit_chosen(kind, features, [JOB], recipe, CPU)
@@ -282,7 +283,7 @@ def test_after_the_choice_the_head_is_fitted_on_validation_rows_too(kind: HeadKi
     assert torch.equal(weights(kept.final), weights(chosen.choosing))
 
 
-@each_kind
+@all_kinds
 def test_nothing_is_chosen_by_test_rows(kind: HeadKind, features: FeatureSet) -> None:
     """Epoch, strength of whitening and every weight stay as they are, whatever is in the test rows."""
     dirty_features = with_garbage(features, ROWS[56:], 1e3)
@@ -292,7 +293,7 @@ def test_nothing_is_chosen_by_test_rows(kind: HeadKind, features: FeatureSet) ->
         assert clean.final.job.shrinkage in SHRINKAGES
         assert (dirty.final.epoch, dirty.final.job.shrinkage) == (clean.final.epoch, clean.final.job.shrinkage)
         assert torch.equal(weights(dirty.final), weights(clean.final))
-    # The last recipe chooses an epoch: the one of the highest validation accuracy.
+    # The last recipe chooses the epoch of the highest validation accuracy.
     assert clean.choosing.valid_accuracy == max(clean.choosing.curves.valid_accuracy)
 
 
@@ -303,14 +304,14 @@ def test_the_strength_of_whitening_is_that_of_the_best_validation_accuracy(featu
     for shrinkage in SHRINKAGES:
         (head,) = fit_heads("linear", features, [replace(JOB, shrinkage=shrinkage)], recipe, CPU)
         tried[shrinkage] = max(head.curves.valid_accuracy)
-    assert len(set(tried.values())) > 1  # there is something to choose
+    assert len(set(tried.values())) > 1  # the choice matters
     assert chosen.choosing.valid_accuracy == max(tried.values())
     # The first of equals.
     assert chosen.choosing.job.shrinkage == max(tried, key=tried.__getitem__)
 
 
-@each_recipe
-@each_kind
+@all_recipes
+@all_kinds
 @pytest.mark.parametrize("width", [SIZE - 5, SIZE])
 def test_cores_and_other_seeds_change_no_bit(
     kind: HeadKind, recipe: Recipe, width: int, features: FeatureSet, monkeypatch: pytest.MonkeyPatch
@@ -327,9 +328,9 @@ def test_cores_and_other_seeds_change_no_bit(
             jobs = [Job(split, seed, None, 0.1) for seed in (7, SEED, 9) for split in splits]
             fitted = fit_heads(kind, features, jobs, recipe, CPU)
         torch.set_num_threads(threads)
-        for one, other in zip(alone, fitted[len(splits) : 2 * len(splits)], strict=True):
-            assert torch.equal(one.test_logits, other.test_logits)
-            assert torch.equal(weights(one), weights(other))
+        for head, same in zip(alone, fitted[len(splits) : 2 * len(splits)], strict=True):
+            assert torch.equal(head.test_logits, same.test_logits)
+            assert torch.equal(weights(head), weights(same))
 
 
 def test_a_head_that_diverges_is_an_error(features: FeatureSet) -> None:
@@ -347,7 +348,7 @@ def test_the_scaler_is_of_the_training_rows(features: FeatureSet) -> None:
 
 
 @pytest.mark.parametrize("batch", [8, 64], ids=["fused", "blas"])
-@each_kind
+@all_kinds
 def test_compiled_steps_are_those_of_float64(kind: HeadKind, batch: int) -> None:
     """At the real size, over the first steps, for which no ReLU turns on a rounding."""
     size, n_classes, n_steps = 384, 50, 20

@@ -1,4 +1,4 @@
-"""Heads: their layers, and the file from which a trained one comes back whole."""
+"""Heads: their layers, and the file that keeps a trained head."""
 
 from __future__ import annotations
 

@@ -39,14 +39,14 @@ np.savez(result, pooled=output.pooler_output, frames=output.last_hidden_state)
 
 
 def clips() -> list[Array]:
-    """Of several lengths, one of them shorter than a column."""
+    """Of several lengths, among them less than a column."""
     rng = np.random.default_rng(0)
     return [(0.1 * rng.standard_normal(samples)).astype(np.float32) for samples in (32_000, 5_000, 50_123, 32_000)]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def modules_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Where transformers copies the code of models to; not the developer's own folder."""
+    """Where transformers copies the code of models, away from the developer's folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         yield
@@ -205,7 +205,7 @@ def test_onnx_without_its_packages_says_what_to_install(monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 def test_one_onnx_graph_holds_any_length(tmp_path: Path) -> None:
-    """From the shortest clip to a minute, alone and several of one length."""
+    """From the shortest clip to a minute, alone and several of equal length."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package)
     import onnx

@@ -17,7 +17,7 @@ from tests.support.heads import SIZE, fit_config, saved, small_features
 
 
 def related() -> FeatureSet:
-    """Pairs of nearly equal clips within a fold, of classes that cannot be told apart otherwise."""
+    """Pairs of nearly equal clips within a fold, of classes that are otherwise indistinguishable."""
     features = small_features(folds=5, per_fold=8)
     rng = np.random.default_rng(0)
     values = np.repeat(rng.standard_normal((len(features) // 2, SIZE)), 2, axis=0)

@@ -37,7 +37,7 @@ def noise(*shape: int) -> torch.Tensor:
 
 
 def test_audiosep_as_a_hear_module_is_the_same_encoder() -> None:
-    """Through the project's own path for HEAR modules, whose clips are of several lengths."""
+    """By this project's plug-in of HEAR modules, with clips of several lengths."""
     clips = [noise(samples).numpy() for samples in (32_000, 50_000, 32_000, 15_000)]
     plug_in = new_encoder(EncoderName.parse("hear:integrations.hear_audiosep:"), "", CPU)
     encoder = load_encoder("random:0", CPU)
