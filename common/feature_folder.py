@@ -141,7 +141,10 @@ def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
     notes = {key: value for key, value in infos[0].notes.items() if key != "class_names"}
     settings = {key: value for key, value in infos[0].settings.items() if key != "part_size"}
     count = infos[-1].clips
-    counts = Counts(clips=count, extracted=count - len(failed), failed=len(failed), padded=sum(i.padded for i in infos))
+    counts = Counts(clips=count, extracted=count - len(failed), failed=len(failed))
+    counts["padded"] = sum(info.padded for info in infos)
+    if missing := sum(info.missing for info in infos):
+        counts["missing"] = missing
     samples, checksums = (torch.tensor(table[name].to_numpy()) for name in ("samples", "audio_checksum"))
     per_clip = {"samples": samples, "audio_checksums": checksums}
     return {**settings, **notes, "clips": count, "counts": counts, "failed": failed, **per_clip}

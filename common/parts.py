@@ -56,7 +56,7 @@ class PartInfo(BaseModel):
         listing: a checksum of its clips' ids, labels, splits, folds and groups.
         settings: how its embeddings were made, as far as that decides whether they can be used.
         notes: the rest of their provenance.
-        padded: how many of the embedded clips were padded to the encoder's minimum.
+        padded, missing: how many clips were padded to the encoder's minimum, and how many have no file.
         failed: row within the slice -> (clip id, why it could not be embedded).
     """
 
@@ -68,6 +68,7 @@ class PartInfo(BaseModel):
     settings: dict[str, JsonValue]
     notes: dict[str, JsonValue]
     padded: int
+    missing: int
     failed: dict[int, tuple[str, str]]
 
     @property
@@ -207,8 +208,3 @@ def refuse_gaps(infos: Sequence[PartInfo], folder: Path) -> None:
         expected = info.stop
     if infos and expected != infos[-1].clips:
         raise DamagedFileError(f"{folder}: clips {expected:,} to {infos[-1].clips:,} are in no part yet")
-
-
-def as_text(names: Sequence[str | None]) -> list[str | None]:
-    """Names as other programs can read them: what is not UTF-8 is escaped; an empty name is missing."""
-    return [name.encode(errors="backslashreplace").decode() if name else None for name in names]

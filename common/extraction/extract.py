@@ -13,15 +13,25 @@ from common.encoder import Encoder, Output
 from common.errors import UserError
 from common.extraction.claims import Claims, alive_claims
 from common.extraction.clip_list import ClipList
-from common.extraction.join import failures_file, join_parts, remove_parts, split_into_parts, write_failures
 from common.extraction.launchers import Maker, ThisProcess
-from common.extraction.plan import MISSING, Plan
-from common.extraction.runner import Threads, Work, check_folder, read_infos, stamp
+from common.extraction.runner import Threads
 from common.extraction.settings import ExtractionSettings
 from common.extraction.share import Share
+from common.extraction.work import (
+    MOST_PARTS,
+    PART_SIZES,
+    Work,
+    check_folder,
+    cut,
+    file_sizes,
+    lengths_s,
+    read_infos,
+    stamp,
+    tell_missing,
+)
 from common.features import FeatureFileError, FeatureSet
-from common.files import OutputError, exclusive, refuse_unwritable, remove_leftovers
-from common.parts import PartInfo, read_info
+from common.files import OutputError, exclusive, refuse_unwritable, remove_leftovers, write_csv
+from common.parts import PartInfo, read_info, write_part
 
 MOST_JOINED = 1_000_000  # clips; with more, the folder of parts is the feature set
 
@@ -49,24 +59,18 @@ class ExtractOptions:
     part_size: int = 0
 
 
-def is_folder(output: Path, n_clips: int = 0) -> bool:
-    """Whether an output is a folder of parts: any name that does not end in ``.pt``, or too many clips for one file."""
-    return output.suffix != ".pt" or n_clips > MOST_JOINED
-
-
-def parts_folder(output: Path, n_clips: int) -> Path:
-    """Where the parts of an output are: while they are made, and for ever if it is a folder."""
-    if is_folder(output, n_clips):
-        return output.with_suffix("") if output.suffix == ".pt" else output
-    return output.with_name(output.name + ".partial")
+def parts_folder(output: Path, n_clips: int) -> tuple[Path, bool]:
+    """Where the parts of an output are, and whether they stay there: it is a folder unless its name ends in ``.pt``, or there
+    are too many clips for one file."""
+    if output.suffix != ".pt":
+        return output, True
+    return (
+        (output.with_suffix(""), True) if n_clips > MOST_JOINED else (output.with_name(output.name + ".partial"), False)
+    )
 
 
 def extract(
-    clips: ClipList,
-    encoder: Encoder,
-    output: Path,
-    outputs: Sequence[Output],
-    options: ExtractOptions | None = None,
+    clips: ClipList, encoder: Encoder, output: Path, outputs: Sequence[Output], options: ExtractOptions | None = None
 ) -> bool:
     """Embed every clip in this process, as `extract_with` describes.
 
@@ -102,7 +106,7 @@ def extract_with(maker: Maker, clips: ClipList, output: Path, options: ExtractOp
         KeyboardInterrupt: interrupted; its message says what is kept.
     """
     started, before, settings, share = time.monotonic(), stamp(output), maker.settings(clips), options.share
-    to_folder, folder = is_folder(output, len(clips)), parts_folder(output, len(clips))
+    folder, to_folder = parts_folder(output, len(clips))
     finished = None if to_folder else _finished_file(output, clips, settings, maker.width, options.overwrite)
     if finished is not None and (share.index or not _worth_another_try(finished, settings)):
         _remove_leftovers(folder, settings)
@@ -110,17 +114,20 @@ def extract_with(maker: Maker, clips: ClipList, output: Path, options: ExtractOp
         return True
     for path in ([] if to_folder else [output]) + [failures_file(output)]:
         refuse_unwritable(path)
-    plan = Plan.make(clips, settings, maker.width, options.allow_missing, options.part_size)
-    work = Work(plan, folder, None if to_folder else output, before)
+    sizes, usual = file_sizes(clips), PART_SIZES[settings.provenance["device"]]
+    tell_missing(clips, sizes, options.allow_missing)
+    part_size = max(options.part_size or usual.clips, -(-len(clips) // MOST_PARTS))
+    slices = tuple(cut(lengths_s(clips, sizes), part_size, usual.seconds))
+    joined = None if to_folder else output
+    work = Work(clips, settings, slices, sizes, maker.width, part_size, folder, joined, before)
     share = share if finished is None else Share()  # one process tries the few clips that failed
-    what = str(output) if share.is_all else f"shard {share} of {output}"
+    what, infos = str(output) if share.is_all else f"shard {share} of {output}", None
     with exclusive(folder / f".lock-{share}".replace("/", "-of-"), what), _explained(work):
         check_folder(work, options.overwrite)
         if finished is not None:
-            split_into_parts(work, finished)
+            _split_into_parts(work, finished)
         with Claims(folder, work.identity) as claims:
             n_embedded = maker.make(work, share, claims)
-            infos = None
             if not work.is_written() and not work.missing() and not claims.others() and claims.take("join"):
                 infos = _finish(work, output)
     if not to_folder:
@@ -129,7 +136,7 @@ def extract_with(maker: Maker, clips: ClipList, output: Path, options: ExtractOp
     if infos is None:
         print(f"shard {share}: {n_embedded:,} clips done; another process writes {output}")
         return False
-    _report(output, plan, infos, time.monotonic() - started)
+    _report(output, work, infos, time.monotonic() - started)
     return True
 
 
@@ -163,8 +170,7 @@ def _why_unusable(existing: FeatureSet, clips: ClipList, settings: ExtractionSet
     per_clip = [values.shape == (len(existing),) for values in (checksums, existing.meta["samples"])]
     if not path_of.keys() >= set(existing.clip_ids) or existing.features.shape[1] != width or not all(per_clip):
         return "does not hold what its settings say"
-    paths = [path_of[clip_id] for clip_id in existing.clip_ids]
-    changed = changed_files(paths, checksums.tolist())
+    changed = changed_files([path_of[clip_id] for clip_id in existing.clip_ids], checksums.tolist())
     return f"was made from other audio ({len(changed)} files have changed, such as {changed[0]})" if changed else ""
 
 
@@ -179,28 +185,64 @@ def _worth_another_try(finished: FeatureSet, settings: ExtractionSettings) -> bo
     return bool(failed)
 
 
-def _remove_leftovers(folder: Path, settings: ExtractionSettings) -> None:
-    """Remove what a run that was killed after writing the file left behind; parts of different settings are kept."""
-    if not folder.is_dir() or alive_claims(folder):
-        return
-    infos = read_infos(folder).values()
-    if all(info.settings | settings.of_parts == info.settings for info in infos):
-        remove_parts(folder)
-        with contextlib.suppress(OSError):  # of another program's files
-            folder.rmdir()
+def _split_into_parts(work: Work, features: FeatureSet) -> None:
+    """Write the rows of a finished file as parts again, so that only the clips that failed are repeated."""
+    row_of, failed = {clip_id: row for row, clip_id in enumerate(features.clip_ids)}, dict(features.meta["failed"])
+    for place in work.slices:
+        ids = work.clips.ids(place.start, place.stop)
+        rows = [row_of[clip_id] for clip_id in ids if clip_id in row_of]
+        why = {row: failed.get(clip_id, "") for row, clip_id in enumerate(ids) if clip_id not in row_of}
+        samples, checksums = (features.meta[name][rows].numpy() for name in ("samples", "audio_checksums"))
+        write_part(work.folder, work.part(place, features.features[rows].numpy(), samples, checksums, why))
 
 
 def _finish(work: Work, output: Path) -> list[PartInfo]:
     """Join the parts into the file, if it is one, and list the clips that failed; what the parts say is returned."""
-    infos = [read_info(work.path(place)) for place in work.plan.slices]
-    features = None if work.output is None else join_parts(work)
+    infos = [read_info(work.path(place)) for place in work.slices]
+    for info in infos:
+        if info.settings != work.part_settings or info.listing != work.listing(info.place):
+            raise OutputError(
+                f"another command has written to {work.folder} with different settings or clips; run one of them again with "
+                "--overwrite, and the other with another output"
+            )
+    failed = [failure for info in infos for failure in info.failed.values()]
+    features = None
+    if work.output is not None and len(failed) < len(work.clips):
+        features = FeatureSet.load(work.folder)
+        features.meta["clip_list"] = work.settings.provenance["clip_list"]
     remove_leftovers(output)
-    write_failures(output, [failure for info in infos for failure in info.failed.values()])
+    remove_leftovers(failures_file(output))
+    if failed:
+        write_csv(failures_file(output), [("clip_id", "reason"), *failed])
+    else:
+        failures_file(output).unlink(missing_ok=True)
     if features is not None:
-        if len(features):
-            features.save(output)
+        features.save(output)
+    if work.output is not None:
         remove_parts(work.folder)
     return infos
+
+
+def failures_file(output: Path) -> Path:
+    """The list of clips that failed, beside what is written."""
+    return output.with_name(output.name + ".failed.csv")
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove the parts, once the file holds their rows."""
+    for pattern in ("part-*.parquet", "*.claim", ".lock-*", ".*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+
+
+def _remove_leftovers(folder: Path, settings: ExtractionSettings) -> None:
+    """Remove what a run that was killed after writing the file left behind; parts of different settings are kept."""
+    if folder.is_dir() and not alive_claims(folder):
+        infos = read_infos(folder).values()
+        if all(info.settings | settings.of_parts == info.settings for info in infos):
+            remove_parts(folder)
+            with contextlib.suppress(OSError):  # of another program's files
+                folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -219,19 +261,19 @@ def _explained(work: Work) -> Iterator[None]:
         ) from error
 
 
-def _report(output: Path, plan: Plan, infos: Sequence[PartInfo], seconds: float) -> None:
+def _report(output: Path, work: Work, infos: Sequence[PartInfo], seconds: float) -> None:
     """Print what was done; ExtractionError if every clip failed."""
-    count, failed = len(plan.clips), [why for info in infos for _, why in info.failed.values()]
+    count, failed = len(work.clips), [why for info in infos for _, why in info.failed.values()]
     if len(failed) == count:
         raise ExtractionError(
             f"all {count:,} clips failed, so nothing was saved; the first: {failed[0]} (all reasons: {failures_file(output)})"
         )
-    missing = int((plan.sizes == MISSING).sum())
+    missing, padded = sum(info.missing for info in infos), sum(info.padded for info in infos)
     lost = f", {len(failed) - missing:,} failed" if len(failed) > missing else ""
     lost += f", {missing:,} missing" if missing else ""
     lost += f" (listed in {failures_file(output)})" if failed else ""
-    if padded := sum(info.padded for info in infos):
-        least, rate = plan.settings.provenance["min_samples"], plan.settings.provenance["sample_rate"]
+    if padded:
+        least, rate = (work.settings.provenance[key] for key in ("min_samples", "sample_rate"))
         print(
             f"{padded:,} clips were shorter than the encoder's minimum and were padded to it ({least:,} samples, "
             f"{least / rate:.2f} s)"

@@ -23,9 +23,10 @@ from common.encoder import Encoder, Output, resolve_device
 from common.errors import UserError
 from common.extraction.claims import Claims
 from common.extraction.clip_list import ClipList
-from common.extraction.runner import WAIT_S, Threads, Work, make_parts, make_these
+from common.extraction.runner import WAIT_S, Threads, make_parts, make_these
 from common.extraction.settings import ExtractionSettings
 from common.extraction.share import Share
+from common.extraction.work import Work
 from common.files import PROJECT_ROOT
 from common.parts import Slice
 from common.progress import progress_bar
@@ -169,10 +170,10 @@ class OnRay:
     def make(self, work: Work, share: Share, claims: Claims) -> int:
         del share
         ray, shared = self.ray, self.ray.put(work)
-        to_do = _in_batches(list(work.plan.slices), len(self.actors))
+        to_do = _in_batches(list(work.slices), len(self.actors))
         running: dict[Any, tuple[Any, list[Slice]]] = {}
         idle, n_embedded = list(self.actors), 0
-        with progress_bar(total=len(work.plan.clips), unit="clip", desc=f"{len(idle)} actors") as bar:
+        with progress_bar(total=len(work.clips), unit="clip", desc=f"{len(idle)} actors") as bar:
             while to_do or running:
                 while idle and to_do:
                     actor, places = idle.pop(), to_do.pop()

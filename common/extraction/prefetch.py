@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import queue
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,60 +16,6 @@ from common.arrays import Array
 from common.datasets import Clip
 from common.datasets.audio import AudioError, audio_checksum, read_audio
 from common.encoder import Encoder, Output, PluginError
-from common.errors import UserError
-
-T = TypeVar("T")
-DECODE_LIMIT_S = 600.0  # for one clip: hours of audio take less, and a disk that does not answer takes for ever
-MOST_IN_A_ROW = 3  # clips that cannot be read in time
-
-
-class NoAnswerError(UserError):
-    """The disk that the clips are on does not answer."""
-
-
-class DaemonThreads:
-    """Threads that run what is submitted. One that hangs, in a decoder or on a disk that does not answer, keeps neither the
-    others nor the end of the process waiting, as those of a ThreadPoolExecutor would."""
-
-    def __init__(self, count: int) -> None:
-        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._count = 0
-        self._is_open = True
-        for _ in range(count):
-            self.add()
-
-    def add(self) -> None:
-        """Start one more thread, in the place of one that hangs."""
-        self._count += 1
-        threading.Thread(target=self._work, name=f"decode-{self._count}", daemon=True).start()
-
-    def submit(self, function: Callable[..., T], *arguments: object) -> Future[T]:
-        """Run the function in one of the threads."""
-        future: Future[T] = Future()
-
-        def task() -> None:
-            try:
-                future.set_result(function(*arguments))
-            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
-                future.set_exception(error)
-
-        self._tasks.put(task)
-        return future
-
-    def __enter__(self) -> DaemonThreads:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Let the threads end; what has not begun is dropped."""
-        self._is_open = False
-        for _ in range(self._count):
-            self._tasks.put(None)
-
-    def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            if self._is_open:
-                task()
-            task = None  # it holds what it has read
 
 
 @dataclass(frozen=True)
@@ -119,47 +60,21 @@ def decode(row: int, clip: Clip, sample_rate: int) -> Decoded:
 
 
 def decode_ahead(
-    clips: Iterator[tuple[int, Clip]], sample_rate: int, threads: DaemonThreads, most: int, ahead_s: float
+    clips: Iterator[tuple[int, Clip]], sample_rate: int, threads: ThreadPoolExecutor, most: int, ahead_s: float
 ) -> Iterator[Decoded]:
     """Rows and clips in order, decoded. Meanwhile the next ones are: at most `most`, and about `ahead_s` seconds of audio,
     estimated from the clips so far."""
-    waiting: deque[tuple[int, Clip, Future[Decoded]]] = deque()
-    ahead, done, samples, in_a_row = 1, 0, 0, 0
+    waiting: deque[Future[Decoded]] = deque()
+    ahead, done, samples = 1, 0, 0
     while True:
         for row, clip in itertools.islice(clips, max(0, ahead + 1 - len(waiting))):
-            waiting.append((row, clip, threads.submit(decode, row, clip, sample_rate)))
+            waiting.append(threads.submit(decode, row, clip, sample_rate))
         if not waiting:
             return
-        row, clip, future = waiting.popleft()
-        try:
-            decoded, in_a_row = _result(future), 0
-        except FutureTimeoutError:
-            in_a_row += 1
-            if in_a_row == MOST_IN_A_ROW:
-                raise NoAnswerError(
-                    f"{clip.path}: {MOST_IN_A_ROW} clips in a row could not be read within {DECODE_LIMIT_S:,.0f} s each; "
-                    "does their disk answer? Finished clips are kept, and the same command continues"
-                ) from None
-            threads.add()
-            problem = f"could not be read within {DECODE_LIMIT_S:,.0f} s; does its disk answer?"
-            decoded = Decoded(row, clip, None, 0, f"{clip.path}: {problem}")
-        del future  # it holds the waveform
+        decoded = waiting.popleft().result()
         done, samples = done + 1, samples + decoded.samples
         ahead = max(1, min(most, round(ahead_s * sample_rate * done / max(1, samples))))
         yield decoded
-
-
-def _result(future: Future[T]) -> T:
-    """The result; FutureTimeoutError after DECODE_LIMIT_S, in which the time does not count that this process was suspended."""
-    slice_s, waited_s = DECODE_LIMIT_S / 20, 0.0
-    while True:
-        started = time.monotonic()
-        try:
-            return future.result(slice_s)
-        except FutureTimeoutError:
-            waited_s += min(time.monotonic() - started, 2 * slice_s)
-            if waited_s >= DECODE_LIMIT_S:
-                raise
 
 
 def embed_on_cores(

@@ -3,12 +3,11 @@ recorded."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from tqdm import tqdm
 
 from common.arrays import Array
 from common.datasets import Clip
-from common.datasets.audio import changed_files
+from common.datasets.audio import AudioError, changed_files
 from common.encoder import Encoder, Output
 from common.extraction.claims import Claims
-from common.extraction.plan import Plan, not_found
-from common.extraction.prefetch import DaemonThreads, Embedded, decode_ahead, embed_in_batches, embed_on_cores
+from common.extraction.prefetch import Embedded, decode_ahead, embed_in_batches, embed_on_cores
 from common.extraction.share import Share
-from common.files import DamagedFileError, OutputError, describe_difference
-from common.parts import Part, PartInfo, Slice, part_files, read_info, read_part, write_part
+from common.extraction.work import MISSING, Work
+from common.files import DamagedFileError
+from common.parts import Part, Slice, read_part, write_part
 from common.progress import progress_bar
 
 MAX_WORKERS = 16
@@ -78,110 +77,10 @@ class PartInWork:
         self.embeddings[row] = embedded.embedding
         self.samples[row], self.checksums[row] = embedded.samples, embedded.checksum
 
-    def finish(self, plan: Plan) -> Part:
+    def finish(self, work: Work) -> Part:
         """The part."""
         kept = [row for row in range(len(self.place)) if row not in self.failed]
-        return plan.part(self.place, self.embeddings[kept], self.samples[kept], self.checksums[kept], self.failed)
-
-
-@dataclass(frozen=True)
-class Work:
-    """What every process of an extraction knows: what there is to do, and where.
-
-    Attributes:
-        plan: the parts.
-        folder: where they are.
-        output: the file that they are joined into; None: the folder is the output.
-        before: `stamp` of the output before anything else was looked at.
-    """
-
-    plan: Plan
-    folder: Path
-    output: Path | None
-    before: int
-
-    @property
-    def identity(self) -> str:
-        """A checksum of the settings."""
-        return hashlib.sha256(json.dumps(self.plan.part_settings, sort_keys=True).encode()).hexdigest()
-
-    def path(self, place: Slice) -> Path:
-        """A part's file."""
-        return self.folder / place.file_name
-
-    def missing(self) -> list[Slice]:
-        """The parts that do not exist."""
-        made = part_files(self.folder)
-        return [place for place in self.plan.slices if place not in made]
-
-    def is_written(self) -> bool:
-        """Whether another process has joined the parts."""
-        return self.output is not None and stamp(self.output) != self.before
-
-    def kept(self) -> str:
-        """How many clips are done, in words."""
-        done = sum(map(len, set(part_files(self.folder)) & set(self.plan.slices)))
-        return f"{done:,} of {len(self.plan.clips):,} clips are kept in {self.folder}"
-
-
-def stamp(output: Path) -> int:
-    """Tells a file from the one that replaces it; 0: there is none."""
-    try:
-        return output.stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
-def check_folder(work: Work, overwrite: bool) -> None:
-    """Look at the parts that exist: a damaged one is removed, to be made again; so are those of different settings or of a
-    different clip list, if `overwrite`.
-
-    Raises:
-        OutputError: there are some, and `overwrite` is False; or the folder holds other files.
-    """
-    folder = work.folder
-    if work.output is None and folder.is_dir():
-        strangers = [path.name for path in folder.iterdir() if not path.name.startswith((".", "part-", "embeddings-"))]
-        if strangers:
-            raise OutputError(
-                f"{folder} holds files that are not parts, such as {min(strangers)}; give an empty folder"
-            )
-    infos, planned = read_infos(folder), set(work.plan.slices)
-    for path, info in infos.items():
-        different = describe_difference(info.settings, work.plan.part_settings)
-        if different and not overwrite:
-            raise OutputError(
-                f"{folder} holds unfinished work with different settings ({different}); --overwrite discards it"
-            )
-        if different:
-            path.unlink()
-    same = {path: info for path, info in infos.items() if info.settings == work.plan.part_settings}
-    outdated = [
-        path
-        for path, info in same.items()
-        if info.place not in planned or info.listing != work.plan.clips.fingerprint(info.start, info.stop)
-    ]
-    if outdated and not overwrite:
-        raise OutputError(
-            f"{folder} holds parts of a different clip list: {len(same) - len(outdated):,} of {len(same):,} are still good; "
-            "--overwrite keeps those and makes the others again"
-        )
-    for path in outdated:
-        path.unlink()
-
-
-def read_infos(folder: Path) -> dict[Path, PartInfo]:
-    """What the parts in a folder say of themselves; a damaged one is told and removed."""
-    infos = {}
-    for path in part_files(folder).values():
-        try:
-            infos[path] = read_info(path)
-        except DamagedFileError as error:
-            print(f"{path} is damaged ({error}); its clips are computed again")
-            path.unlink(missing_ok=True)
-        except FileNotFoundError:  # another process has joined them
-            continue
-    return infos
+        return work.part(self.place, self.embeddings[kept], self.samples[kept], self.checksums[kept], self.failed)
 
 
 @dataclass(frozen=True)
@@ -207,7 +106,7 @@ def make_parts(
     Clips of earlier parts that failed, or whose audio has changed, are embedded again. At the end every part exists, or
     another process has joined them.
     """
-    slices, n_clips = work.plan.slices, len(work.plan.clips)
+    slices, n_clips = work.slices, len(work.clips)
     order = [slices[number] for number in share.order(len(slices))]
     own = [slices[number] for number in share.own(len(slices))]
     check = f"check-{share}".replace("/", "-of-")
@@ -256,7 +155,7 @@ def _to_mend(work: Work, places: Sequence[Slice]) -> Iterator[PartInWork]:
                 print(f"{work.path(place)} is damaged ({error}); its clips are computed again")
                 work.path(place).unlink()
                 continue
-            clips = work.plan.clips.rows(place.start, place.stop)
+            clips = work.clips.rows(place.start, place.stop)
             paths = [clips[row].path for row in part.rows]
             different = set(changed_files(paths, part.checksums.tolist()))
             changed |= different
@@ -275,7 +174,7 @@ def _claimed(work: Work, places: Sequence[Slice], claims: Claims) -> Iterator[Pa
             if work.path(place).exists() or work.is_written():  # made in the meantime
                 claims.release(place.file_name)
                 continue
-            yield PartInWork.new(place, work.plan.clips.rows(place.start, place.stop), work.plan.width)
+            yield PartInWork.new(place, work.clips.rows(place.start, place.stop), work.width)
 
 
 @dataclass
@@ -302,8 +201,8 @@ class _Making:
             for part in parts:
                 count += 1
                 start = part.place.start
-                for row in [row for row in part.pending if self.work.plan.is_missing(start + row)]:
-                    part.fail(row, not_found(part.clips[row]))
+                for row in (self.work.sizes[start : part.place.stop] == MISSING).nonzero()[0].tolist():
+                    part.fail(row, str(AudioError(f"{part.clips[row].path}: not found")))
                 pending = sorted(part.pending)
                 in_work.update(dict.fromkeys((start + row for row in pending), part))
                 self._write_if_done(part)
@@ -319,8 +218,8 @@ class _Making:
     def _embedded(self, clips: Iterator[tuple[int, Clip]]) -> Iterator[Embedded]:
         encoder, is_gpu = self.encoder, self.encoder.device.type == "cuda"
         ahead_s, most = (CALL_S, 1 << 16) if is_gpu else (AHEAD_S, 1 + 2 * self.threads.decode)
-        is_several = len(self.work.plan.clips) > 1
-        with DaemonThreads(self.threads.decode) as threads:
+        is_several = len(self.work.clips) > 1
+        with ThreadPoolExecutor(self.threads.decode) as threads:
             decoded = decode_ahead(clips, encoder.sample_rate, threads, most, ahead_s)
             if encoder.device.type == "cpu" and encoder.is_thread_safe and is_several:
                 yield from embed_on_cores(decoded, encoder, self.outputs, self.threads.cores)
@@ -329,7 +228,7 @@ class _Making:
 
     def _write_if_done(self, part: PartInWork) -> None:
         if not part.pending:
-            write_part(self.work.folder, part.finish(self.work.plan))
+            write_part(self.work.folder, part.finish(self.work))
             self.claims.release(part.place.file_name)
 
     def _show(self, embedded: Embedded) -> None:

@@ -61,7 +61,7 @@ def read_status(output: Path) -> Status:
     """How far the extraction of an output is."""
     if output.is_file():
         return Status(str(output), is_finished=True)
-    folders = [parts_folder(output, 0), parts_folder(output, 1 << 62)]
+    folders = [parts_folder(output, n_clips)[0] for n_clips in (0, 1 << 62)]
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
     claims = [path for path in alive_claims(folder) if NAME.fullmatch(path.stem)] if folder.is_dir() else []
     infos: dict[Path, PartInfo] = {}

@@ -7,7 +7,6 @@ import errno
 import os
 import signal
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,8 +25,8 @@ from common.encoder import Output, Waveform
 from common.extraction import ClipList, ExtractionError, extract
 from common.extraction import prefetch as prefetch_module
 from common.extraction import runner as runner_module
-from common.extraction.plan import MissingClipsError
 from common.extraction.prefetch import decode, embed_in_batches
+from common.extraction.work import MissingClipsError
 from common.features import FeatureSet
 from common.files import OutputError, exclusive
 from common.parts import Part, part_files
@@ -196,7 +195,7 @@ def interrupt_before_the_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract_module, "join_parts", stop)
+        patch.setattr(extract_module, "_finish", stop)
         with pytest.raises(KeyboardInterrupt):
             run(part_size=5)
 
@@ -266,7 +265,7 @@ def with_half_a_file(owner: object, function: str, number: int = 0) -> Callable[
 MOMENTS = {
     "four clips are embedded": at_a_clip(4),
     "the sixth part is half written": with_half_a_file(runner_module, "write_part", 5),
-    "all parts are written": before(extract_module, "join_parts"),
+    "all parts are written": before(extract_module, "_finish"),
     "the features are half written": with_half_a_file(FeatureSet, "save"),
     "the features are written": before(extract_module, "remove_parts"),
 }
@@ -428,7 +427,7 @@ def test_unfinished_work_of_other_settings_is_refused(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt_before_the_end(run, monkeypatch)
-    with pytest.raises(OutputError, match=r"unfinished work with different settings \(pool was mean, now max"):
+    with pytest.raises(OutputError, match=r"parts made with different settings \(pool was mean, now max"):
         run(pool="max", part_size=5)
     features = run(pool="max", part_size=5, overwrite=True)
     assert features.meta["pool"] == "max"
@@ -485,46 +484,6 @@ def test_missing_clips_are_one_decision(
         path.write_bytes(content)
     run()
     assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
-
-
-def test_a_decoder_that_hangs_fails_alone(
-    run: Run, clips: tuple[Path, list[Clip]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two of them, with one thread: others take their places, and the end does not wait for them."""
-    hanging, released, waited_for = {clips[1][2].path, clips[1][5].path}, threading.Event(), []
-
-    def read(path: Path, *arguments: Any) -> np.ndarray:
-        if path in hanging and not released.wait(30):
-            waited_for.append(path)
-        return read_audio(path, *arguments)
-
-    monkeypatch.setattr(prefetch_module, "read_audio", read)
-    monkeypatch.setattr(prefetch_module, "DECODE_LIMIT_S", 0.2)
-    features = run(workers=1)
-    released.set()
-    assert waited_for == []
-    assert [name for name, _ in features.meta["failed"]] == ["fold1/clip02.wav", "fold2/clip05.wav"]
-    assert all("could not be read within 0 s; does its disk answer?" in why for _, why in features.meta["failed"])
-
-
-def test_a_disk_that_does_not_answer_ends_the_run(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """After three clips, not after ten minutes for each."""
-    released = threading.Event()
-    whole, hang_from = run(output=tmp_path / "whole.pt"), 5
-
-    def read(path: Path, *arguments: Any) -> np.ndarray:
-        if int(path.stem[-2:]) >= hang_from:
-            released.wait(30)
-        return read_audio(path, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(prefetch_module, "read_audio", read)
-        patch.setattr(prefetch_module, "DECODE_LIMIT_S", 0.1)
-        with pytest.raises(prefetch_module.NoAnswerError, match="3 clips in a row could not be read within"):
-            run(part_size=2)
-    released.set()
-    assert part_files(tmp_path / "features.pt.partial")  # of the first clips
-    assert torch.equal(run(part_size=2).features, whole.features)
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_embedded(

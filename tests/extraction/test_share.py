@@ -25,7 +25,7 @@ from common.cli import extract_main
 from common.datasets import Clip
 from common.extraction import ShardError, Share
 from common.extraction.claims import Claims
-from common.extraction.plan import cut
+from common.extraction.work import cut
 from common.features import FeatureFileError, FeatureSet
 from common.files import OutputError, exclusive
 from common.parts import Slice, part_files

@@ -13,7 +13,6 @@ import torch
 from common.datasets.audio import AudioError, read_audio
 from common.encoder import LogMelStatistics
 from common.features import FeatureSet
-from own_sounds import embed
 from own_sounds.embed import embed_main
 from tests.support.own_sounds import folder_of_classes, tone
 from tests.support.scripts import call, refused
@@ -66,14 +65,6 @@ def test_a_window_s_embedding_has_its_times_and_is_that_of_its_samples(tmp_path:
 )
 def test_wrong_flags_of_embed_are_refused(flags: list[str], message: str, tmp_path: Path) -> None:
     assert message in refused(call(embed_main, tone(tmp_path / "a.wav", 500), *flags))
-
-
-def test_parquet_without_pyarrow_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed, "find_spec", lambda name: None)
-    output = tmp_path / "x.parquet"
-    result = call(embed_main, tone(tmp_path / "a.wav", 500), "-o", output, "--encoder", "logmel")
-    assert "--output .parquet needs pyarrow" in refused(result)
-    assert not (tmp_path / "x.pt").exists()
 
 
 def test_waveforms_at_another_rate_are_resampled(tmp_path: Path) -> None:

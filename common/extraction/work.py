@@ -1,8 +1,10 @@
-"""The plan of an extraction: the clip list cut into parts, which depends on the list and its files alone."""
+"""What there is to do: the clip list cut into parts, which depends on the list and its files alone."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,19 +13,18 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from pydantic import JsonValue
 
 from common.arrays import Array
-from common.datasets import Clip
-from common.datasets.audio import AudioError
 from common.errors import UserError
-from common.extraction.clip_list import ClipList
+from common.extraction.clip_list import AT_A_TIME, ClipList, as_text
 from common.extraction.settings import ExtractionSettings
-from common.parts import Part, PartInfo, Slice, as_text, make_part
+from common.files import DamagedFileError, OutputError, describe_difference
+from common.parts import Part, PartInfo, Slice, make_part, part_files, read_info
 
 MOST_PARTS = 4096
 ASSUMED_BYTES_PER_SECOND = 64_000  # of a file, to compare it with a segment of known length
-AT_A_TIME = 1 << 16  # paths that are objects at once
 PER_THREAD = 256  # files that a thread looks for; a task for each takes ten times as long
 MISSING = -1
 
@@ -45,16 +46,18 @@ PART_SIZES = {"cpu": PartSize(64, 600), "mps": PartSize(64, 600), "cuda": PartSi
 
 
 @dataclass(frozen=True)
-class Plan:
+class Work:
     """What there is to do, the same for every process that does a share of it.
 
     Attributes:
-        clips: the clips.
-        settings: how they are embedded.
+        clips, settings: what is embedded, and how.
         slices: the parts, in order.
         sizes: (N,) int64, the clips' files in bytes; MISSING where there is none.
         width: numbers per clip.
         part_size: the most clips in a part.
+        folder: where the parts are.
+        output: the file that they are joined into; None: the folder is the output.
+        before: `stamp` of the output before anything else was looked at.
     """
 
     clips: ClipList
@@ -63,57 +66,63 @@ class Plan:
     sizes: Array
     width: int
     part_size: int
-
-    @classmethod
-    def make(cls, clips: ClipList, settings: ExtractionSettings, width: int, allow_missing: bool, most: int) -> Plan:
-        """The plan with at most so many clips in a part; 0: as is usual.
-
-        Raises:
-            MissingClipsError: files of clips are missing, and `allow_missing` is False.
-        """
-        sizes = file_sizes(clips)
-        _tell_missing(clips, sizes, allow_missing)
-        size = PART_SIZES[settings.provenance["device"]]
-        part_size = max(most or size.clips, -(-len(clips) // MOST_PARTS))
-        slices = tuple(cut(lengths_s(clips, sizes), part_size, size.seconds))
-        return cls(clips, settings, slices, sizes, width, part_size)
+    folder: Path
+    output: Path | None
+    before: int
 
     @cached_property
     def part_settings(self) -> dict[str, JsonValue]:
-        """What every part of this plan says of how it was made."""
+        """What every part says of how it was made."""
         return {**self.settings.of_parts, "part_size": self.part_size}
+
+    @property
+    def identity(self) -> str:
+        """A checksum of the settings."""
+        return hashlib.sha256(json.dumps(self.part_settings, sort_keys=True).encode()).hexdigest()
+
+    def path(self, place: Slice) -> Path:
+        """A part's file."""
+        return self.folder / place.file_name
+
+    def listing(self, place: Slice) -> str:
+        """A checksum of a part's clips."""
+        return self.clips.fingerprint(place.start, place.stop)
+
+    def missing(self) -> list[Slice]:
+        """The parts that do not exist."""
+        made = part_files(self.folder)
+        return [place for place in self.slices if place not in made]
+
+    def is_written(self) -> bool:
+        """Whether another process has joined the parts."""
+        return self.output is not None and stamp(self.output) != self.before
+
+    def kept(self) -> str:
+        """How many clips are done, in words."""
+        done = sum(map(len, set(part_files(self.folder)) & set(self.slices)))
+        return f"{done:,} of {len(self.clips):,} clips are kept in {self.folder}"
 
     def part(
         self, place: Slice, embeddings: Array, samples: Array, checksums: Array, failed: Mapping[int, str]
     ) -> Part:
         """The part of a slice: (K, D), (K,) and (K,) of the clips that did not fail."""
-        ids, order = self.clips.ids(place.start, place.stop), self.clips.class_names
-        class_names: JsonValue = None if order is None else list(order)
+        ids = self.clips.ids(place.start, place.stop)
+        kept = [row for row in range(len(place)) if row not in failed]
+        rows = self.clips.columns.slice(place.start, len(place)).take(pa.array(kept, pa.int64()))
         info = PartInfo(
             start=place.start,
             stop=place.stop,
             clips=len(self.clips),
-            listing=self.clips.fingerprint(place.start, place.stop),
+            listing=self.listing(place),
             settings=self.part_settings,
-            notes={**self.settings.notes, "class_names": class_names},
+            notes={**self.settings.notes, "class_names": self.clips.class_names},
             padded=int((samples < self.settings.provenance["min_samples"]).sum()),
-            failed={row: tuple(as_text([ids[row], why])) for row, why in sorted(failed.items())},
+            missing=int((self.sizes[place.start : place.stop] == MISSING).sum()),
+            failed={row: (ids[row], as_text(why) or "") for row, why in sorted(failed.items())},
         )
-        kept = [row for row in range(len(place)) if row not in failed]
-        columns: dict[str, Sequence[object] | Array] = {
-            "clip_id": as_text([ids[row] for row in kept]),
-            "samples": samples,
-            "audio_checksum": checksums,
-        }
-        columns["fold"] = [self.clips.columns["fold"][place.start + row].as_py() for row in kept]
-        for name in ("class_name", "split", "group"):
-            names = self.clips.names(name, place.start, place.stop)
-            columns[name] = as_text([names[row] for row in kept])
-        return make_part(info, columns, embeddings)
-
-    def is_missing(self, row: int) -> bool:
-        """Whether a clip's file is missing."""
-        return bool(self.sizes[row] == MISSING)
+        labels = {name: rows[name].to_pylist() for name in ("class_name", "split", "fold", "group")}
+        per_clip = {"samples": samples, "audio_checksum": checksums}
+        return make_part(info, {"clip_id": [ids[row] for row in kept], **labels, **per_clip}, embeddings)
 
 
 def cut(lengths: Array, most_clips: int, most_seconds: float) -> Iterator[Slice]:
@@ -167,7 +176,7 @@ def _size_of(path: Path) -> int:
         return 0
 
 
-def _tell_missing(clips: ClipList, sizes: Array, is_allowed: bool) -> None:
+def tell_missing(clips: ClipList, sizes: Array, is_allowed: bool) -> None:
     """Tell of missing files in one line; MissingClipsError if that is not allowed."""
     missing = np.flatnonzero(sizes == MISSING)
     if not len(missing):
@@ -182,6 +191,54 @@ def _tell_missing(clips: ClipList, sizes: Array, is_allowed: bool) -> None:
     print(f"{words}; they are left out", file=sys.stderr)
 
 
-def not_found(clip: Clip) -> str:
-    """Why a missing clip failed, as `read_audio` says it too."""
-    return str(AudioError(f"{clip.path}: not found"))
+def stamp(output: Path) -> int:
+    """Tells a file from the one that replaces it; 0: there is none."""
+    try:
+        return output.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def check_folder(work: Work, overwrite: bool) -> None:
+    """Look at the parts that exist: a damaged one is removed, to be made again; so are those of different settings or of a
+    different clip list, if `overwrite`.
+
+    Raises:
+        OutputError: there are some, and `overwrite` is False; or the folder holds other files.
+    """
+    folder = work.folder
+    if work.output is None and folder.is_dir():
+        names = [path.name for path in folder.iterdir() if not path.name.startswith((".", "part-", "embeddings-"))]
+        if names and not any(name.endswith(".claim") for name in names):
+            raise OutputError(f"{folder} holds files that are not parts, such as {min(names)}; give an empty folder")
+    outdated, good = [], 0
+    for path, info in read_infos(folder).items():
+        different = describe_difference(info.settings, work.part_settings)
+        if different and not overwrite:
+            raise OutputError(
+                f"{folder} holds parts made with different settings ({different}); --overwrite discards them"
+            )
+        is_good = not different and info.place in work.slices and info.listing == work.listing(info.place)
+        good += is_good
+        outdated += [] if is_good else [path]
+    if outdated and not overwrite:
+        raise OutputError(
+            f"{folder} holds parts of a different clip list: {good:,} of {good + len(outdated):,} are still good; --overwrite "
+            "keeps those and makes the others again"
+        )
+    for path in outdated:
+        path.unlink()
+
+
+def read_infos(folder: Path) -> dict[Path, PartInfo]:
+    """What the parts in a folder say of themselves; a damaged one is told and removed."""
+    infos = {}
+    for path in part_files(folder).values():
+        try:
+            infos[path] = read_info(path)
+        except DamagedFileError as error:
+            print(f"{path} is damaged ({error}); its clips are computed again")
+            path.unlink(missing_ok=True)
+        except FileNotFoundError:  # another process has joined them
+            continue
+    return infos
