@@ -191,7 +191,7 @@ def _checksum(text: str) -> str:
 
 def part_files(folder: Path) -> dict[Slice, Path]:
     """The parts in a folder, in order."""
-    matches = [(NAME.fullmatch(path.name), path) for path in folder.iterdir()] if folder.is_dir() else []
+    matches = [(NAME.fullmatch(path.name), path) for path in folder.glob("part-*")]
     return {
         Slice(int(match[1]), int(match[2])): path
         for match, path in sorted(matches, key=lambda pair: pair[1])

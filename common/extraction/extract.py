@@ -230,9 +230,12 @@ def failures_file(output: Path) -> Path:
 
 def remove_parts(folder: Path) -> None:
     """Remove the parts, once the file holds their rows."""
-    for pattern in ("part-*.parquet", "*.claim", ".lock-*", ".*.tmp"):
+    for pattern in ("part-*.parquet", "*.claim", ".*.tmp"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
+    for path in folder.glob(".lock-*"):  # of processes that were killed
+        with contextlib.suppress(OutputError), exclusive(path, ""):
+            pass
 
 
 def _remove_leftovers(folder: Path, settings: ExtractionSettings) -> None:
