@@ -16,10 +16,10 @@ from torch import nn
 
 from common.arrays import Array
 from common.features import FeatureSet
-from common.heads.jobs import Curves, FitError, FittedHead, Job, Shuffle, Split, append_one
+from common.heads.jobs import Curves, FitError, FittedHead, Job, Shuffle, Split, new_rows
 from common.heads.plain import PlainHead
 from common.heads.recipes import HEADS, HeadKind, Recipe, head_title, shrinkage_for
-from common.heads.scalers import DEFAULT_SHRINKAGE, SHRINKAGES, Scaler, fit_scaler, one_blas_thread
+from common.heads.scalers import BLOCK, DEFAULT_SHRINKAGE, SHRINKAGES, Scaler, fit_scaler, one_blas_thread
 from common.heads.steps import CompiledHead
 from common.progress import progress_bar
 
@@ -155,14 +155,15 @@ class _ScaledRows:
         self._made: dict[tuple[bytes, float | None], tuple[Scaler, torch.Tensor]] = {}
 
     def take(self, job: Job) -> tuple[Scaler, torch.Tensor]:
-        """The scaler fitted on the job's training rows, and all rows scaled by it, as `append_one` gives them."""
+        """The scaler fitted on the job's training rows, and all rows scaled by it, as in `new_rows`."""
         with self._lock:  # not in parallel: float64 copies of a large set take gigabytes
             if job.scaler_key not in self._made:
-                train, recipe = self._raw[job.split.train], self._recipe
-                shrinkage = shrinkage_for(recipe, job.shrinkage, *train.shape)
-                scaler = fit_scaler(recipe.scaler, train, shrinkage, recipe.is_unit_length)
-                rows = append_one(torch.from_numpy(scaler(self._raw))).to(self.device)
-                self._made[job.scaler_key] = scaler, rows
+                train, recipe = job.split.train, self._recipe
+                shrinkage = shrinkage_for(recipe, job.shrinkage, len(train), self._raw.shape[1])
+                scaler = fit_scaler(recipe.scaler, self._raw, shrinkage, recipe.is_unit_length, train)
+                rows = new_rows(len(self._raw), scaler.width)
+                scaler(self._raw, out=rows[:, : scaler.width])
+                self._made[job.scaler_key] = scaler, torch.from_numpy(rows).to(self.device)
             return self._made[job.scaler_key]
 
     def release(self, job: Job) -> None:
@@ -217,10 +218,16 @@ class _Fitting:
         if is_kept:
             self.kept = self.n_epochs, self.head.state()
 
+    def _blocks(self, numbers: Array) -> Sequence[torch.Tensor]:
+        blocks: Sequence[torch.Tensor] = torch.from_numpy(numbers).to(self.rows.device).split(BLOCK)
+        return blocks
+
     def _accuracy(self, numbers: Array) -> float:
-        rows = torch.from_numpy(numbers).to(self.rows.device)
-        logits = self.head.logits(self.rows[rows, : self.scaler.width])
-        return float((logits.argmax(dim=1) == self.labels[rows]).float().mean())
+        hits = 0
+        for rows in self._blocks(numbers):
+            logits = self.head.logits(self.rows[rows, : self.scaler.width])
+            hits += int((logits.argmax(dim=1) == self.labels[rows]).sum())
+        return hits / len(numbers)
 
     @torch.no_grad()
     def finish(self) -> FittedHead:
@@ -230,7 +237,7 @@ class _Fitting:
         module.load_state_dict(state)
         module.eval().requires_grad_(False)
         logits, valid_logits = (
-            module(self.rows[torch.from_numpy(numbers), : self.scaler.width].cpu())
+            torch.cat([module(self.rows[rows, : self.scaler.width].cpu()) for rows in self._blocks(numbers)])
             for numbers in (job.split.test, job.split.valid)
         )
         if not torch.isfinite(logits).all() or not math.isfinite(self.curves.train_loss[-1]):

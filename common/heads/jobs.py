@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from common.features import FeatureSet
 from common.heads.recipes import Recipe
 from common.heads.scalers import Scaler
 
+MOST_IN_MEMORY = 1 << 32  # bytes
 ALIGNMENT = 16  # float32 numbers: 64 bytes, the widest vector and a cache line
 
 
@@ -114,15 +117,20 @@ def padded(width: int) -> int:
     return -(-(width + 1) // ALIGNMENT) * ALIGNMENT
 
 
-def append_one(rows: torch.Tensor) -> torch.Tensor:
-    """(N, D) -> (N, padded(D)): every row followed by a 1, for the bias, and zeros.
+def new_rows(count: int, width: int) -> Array:
+    """Room for (count, width) scaled embeddings: (count, padded(width)) float32, where every row is followed by a 1, for the
+    bias, and zeros. Many gigabytes are in a temporary file, which the system keeps in memory as far as there is room.
 
     All rows then have the same alignment in memory, so that rounding does not depend on a row's place.
     """
-    longer = rows.new_zeros(len(rows), padded(rows.shape[1]))
-    longer[:, : rows.shape[1]] = rows
-    longer[:, rows.shape[1]] = 1
-    return longer
+    shape = count, padded(width)
+    if 4 * math.prod(shape) <= MOST_IN_MEMORY:
+        rows: Array = torch.zeros(shape).numpy()  # which begins at a cache line
+    else:
+        with tempfile.TemporaryFile(prefix="scaled.") as file:
+            rows = np.memmap(file, np.float32, "w+", shape=shape)
+    rows[:, width] = 1
+    return rows
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import get_args
@@ -18,6 +19,7 @@ SHRINKAGES = (0.3, 0.1, 0.03, 0.01, 0.003)  # validation rows choose; the first 
 DEFAULT_SHRINKAGE = 0.1  # without validation rows
 MOST_COMPONENTS = 1024  # kept by whitening: wider embeddings have about as many directions as clips, mostly noise
 BLOCK = 1 << 16  # rows scaled at a time: float64 copies of large sets are large
+MOST_AT_ONCE = 1_000_000  # rows
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class Scaler:
     rotation: Array | None = None
     is_unit_length: bool = False
 
-    def __call__(self, embeddings: Array) -> Array:
-        """(N, D) embeddings -> (N, `width`) float32."""
-        scaled = np.empty((len(embeddings), self.width), np.float32)
+    def __call__(self, embeddings: Array, out: Array | None = None) -> Array:
+        """(N, D) embeddings -> (N, `width`) float32, written into `out` if there is one."""
+        scaled = np.empty((len(embeddings), self.width), np.float32) if out is None else out
         with one_blas_thread():
             for start in range(0, len(embeddings), BLOCK):
                 rows = (embeddings[start : start + BLOCK].astype(np.float64) - self.mean) / self.scale
@@ -56,8 +58,14 @@ class Scaler:
         return len(self.mean) if self.rotation is None else self.rotation.shape[1]
 
 
-def fit_scaler(kind: ScalerName, train: Array, shrinkage: float | None = None, is_unit_length: bool = False) -> Scaler:
-    """Fit a scaler on training rows.
+def fit_scaler(
+    kind: ScalerName,
+    train: Array,
+    shrinkage: float | None = None,
+    is_unit_length: bool = False,
+    rows: Array | None = None,
+) -> Scaler:
+    """Fit a scaler on training rows; more than MOST_AT_ONCE are read in blocks.
 
     Args:
         kind: ``"standard"``: zero mean and unit variance (scikit-learn's StandardScaler). ``"whiten"``: then also the
@@ -65,31 +73,41 @@ def fit_scaler(kind: ScalerName, train: Array, shrinkage: float | None = None, i
         train: (N, D) embeddings.
         shrinkage: for ``"whiten"``, in (0, 1]: the correlation matrix C becomes ``(1 - shrinkage) * C + shrinkage * I``, as
             by Ledoit and Wolf (2004); otherwise directions of least variance, which are noise, would be amplified.
+        rows: (K,) the rows of `train` to fit on; None: all.
     """
     size = train.shape[1]
     if kind == "none":
         return Scaler(np.zeros(size), np.ones(size), None, is_unit_length)
     from sklearn.preprocessing import StandardScaler  # takes a second to import, and many commands fit nothing
 
-    standard = StandardScaler().fit(train.astype(np.float64))
+    rows = np.arange(len(train)) if rows is None else rows
+    step = BLOCK if len(rows) > MOST_AT_ONCE else max(1, len(rows))
+    blocks = [rows[start : start + step] for start in range(0, len(rows), step)]
+    standard = StandardScaler()
+    for block in blocks:
+        standard.partial_fit(train[block].astype(np.float64))
     if kind == "standard":
         return Scaler(standard.mean_, standard.scale_, None, is_unit_length)
     if kind != "whiten" or shrinkage is None or not 0 < shrinkage <= 1:
         raise ValueError(f"no such scaler: {kind}, shrinkage {shrinkage}; choose one of {', '.join(SCALERS)}")
     with one_blas_thread():
-        variances, directions = _principal_components(standard.transform(train.astype(np.float64)), shrinkage)
+        scaled = (standard.transform(train[block].astype(np.float64)) for block in blocks)
+        variances, directions = _principal_components(scaled, len(rows), size, shrinkage)
     return Scaler(standard.mean_, standard.scale_, directions / np.sqrt(variances), is_unit_length)
 
 
-def _principal_components(rows: Array, shrinkage: float) -> tuple[Array, Array]:
+def _principal_components(blocks: Iterator[Array], count: int, size: int, shrinkage: float) -> tuple[Array, Array]:
     """Variances (K,) after shrinkage, in increasing order, and directions (D, K) of the largest principal components of (N, D)
-    rows; missing directions are 0."""
-    count, size = rows.shape
-    if size <= MOST_COMPONENTS:
-        return np.linalg.eigh((1 - shrinkage) * (rows.T @ rows / count) + shrinkage * np.eye(size))
+    rows, which come in blocks; missing directions are 0."""
     # The Gram matrix of the rows has the same eigenvalues as the correlation matrix, and may be smaller.
-    by_row = count < size
-    products = (rows @ rows.T if by_row else rows.T @ rows) / count
+    by_row = size > MOST_COMPONENTS and count < size
+    if by_row:
+        rows = np.concatenate(list(blocks))
+        products = rows @ rows.T / count
+    else:
+        products = sum((block.T @ block for block in blocks), start=np.zeros((size, size))) / count
+    if size <= MOST_COMPONENTS:
+        return np.linalg.eigh((1 - shrinkage) * products + shrinkage * np.eye(size))
     kept = min(MOST_COMPONENTS, count - 1)
     from scipy.linalg import eigh
 

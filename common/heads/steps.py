@@ -260,7 +260,7 @@ def take_steps(rows, batches, layers, buffers, regularisation, done, rates):  # 
     """Take a step of a head per batch; returns the sum of the cross-entropies.
 
     Args:
-        rows: (N, P) float32, as `append_one` gives them.
+        rows: (N, P) float32, as in `new_rows`.
         batches: the arrays of `Batches`, of S batches.
         layers, buffers: tuples of `Layer` and of `Buffers`, from the embeddings on.
         done: previous steps of this head.

@@ -30,7 +30,7 @@ from common.heads import (
     fit_scaler,
 )
 from common.heads.fit import _Fitting
-from common.heads.jobs import Batches, append_one, generator
+from common.heads.jobs import Batches, generator, new_rows
 from common.heads.plain import PlainHead
 from common.heads.scalers import SHRINKAGES
 from common.heads.steps import CompiledHead
@@ -360,7 +360,9 @@ def test_compiled_steps_are_those_of_float64(kind: HeadKind, batch: int) -> None
     compiled = CompiledHead(module, PAPER, n_steps)
     order = torch.arange(batch * n_steps).view(-1, batch)
     shares = torch.full((n_steps, batch), 1 / batch)
-    total = compiled.epoch(append_one(values), Batches(order, labels[order], shares, torch.zeros(n_steps, 0)))
+    rows = new_rows(len(values), size)
+    rows[:, :size] = values
+    total = compiled.epoch(torch.from_numpy(rows), Batches(order, labels[order], shares, torch.zeros(n_steps, 0)))
     module = module.double()
     optimizer = torch.optim.Adam(module.parameters(), lr=PAPER.learning_rate)
     expected_total = 0.0
