@@ -96,11 +96,10 @@ def extract_task(
     print(_describe_encoder(encoder, outputs))
     if share.launcher not in ("", "--shard"):
         print(f"process {share} of {share.launcher}")
-    maker = ThisProcess(encoder, outputs, options.threads)
     if len(devices) == 1 or not share.is_all:
-        return extract_with(maker, source, output, options)
+        return extract_with(ThisProcess(encoder, outputs, options.threads), source, output, options)
     print(f"one process for each of {len(devices)} GPUs")
-    return extract_with(OnDevices(load, devices, maker), source, output, options)
+    return extract_with(OnDevices(encoder, outputs, options.threads, load, devices[1:]), source, output, options)
 
 
 def _devices(config: ExtractConfig, processes: int | None) -> list[torch.device]:

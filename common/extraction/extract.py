@@ -107,7 +107,7 @@ def extract_with(maker: Maker, clips: ClipList, output: Path, options: ExtractOp
     """
     started, before, settings, share = time.monotonic(), stamp(output), maker.settings(clips), options.share
     folder, to_folder = parts_folder(output, len(clips))
-    finished = None if to_folder else _finished_file(output, clips, settings, maker.width, options.overwrite)
+    finished = None if to_folder else _finished_file(output, clips, settings, options.overwrite)
     if finished is not None and (share.index or not _worth_another_try(finished, settings)):
         _remove_leftovers(folder, settings)
         print(f"{output} already exists, made with the same settings: {len(finished):,} clips. Nothing to do.")
@@ -119,7 +119,7 @@ def extract_with(maker: Maker, clips: ClipList, output: Path, options: ExtractOp
     part_size = max(options.part_size or usual.clips, -(-len(clips) // MOST_PARTS))
     slices = tuple(cut(lengths_s(clips, sizes), part_size, usual.seconds))
     joined = None if to_folder else output
-    work = Work(clips, settings, slices, sizes, maker.width, part_size, folder, joined, before)
+    work = Work(clips, settings, slices, sizes, part_size, folder, joined, before)
     share = share if finished is None else Share()  # one process tries the few clips that failed
     what, infos = str(output) if share.is_all else f"shard {share} of {output}", None
     with exclusive(folder / f".lock-{share}".replace("/", "-of-"), what), _explained(work):
@@ -140,9 +140,7 @@ def extract_with(maker: Maker, clips: ClipList, output: Path, options: ExtractOp
     return True
 
 
-def _finished_file(
-    path: Path, clips: ClipList, settings: ExtractionSettings, width: int, overwrite: bool
-) -> FeatureSet | None:
+def _finished_file(path: Path, clips: ClipList, settings: ExtractionSettings, overwrite: bool) -> FeatureSet | None:
     """The existing file, if it is what this run would make; None if there is none, or it may be replaced."""
     if not path.exists():
         return None
@@ -150,7 +148,7 @@ def _finished_file(
         refuse_unwritable(path)  # which says what it is
     try:
         existing = FeatureSet.load(path)
-        reason = _why_unusable(existing, clips, settings, width)
+        reason = _why_unusable(existing, clips, settings)
     except FeatureFileError as error:
         reason = f"cannot be read ({error})"
     if reason and not overwrite:
@@ -158,7 +156,7 @@ def _finished_file(
     return None if reason else existing
 
 
-def _why_unusable(existing: FeatureSet, clips: ClipList, settings: ExtractionSettings, width: int) -> str:
+def _why_unusable(existing: FeatureSet, clips: ClipList, settings: ExtractionSettings) -> str:
     needed = ("failed", "counts", "device", "samples", "audio_checksums")
     if any(key not in existing.meta for key in needed):
         return "was not made by this project (no provenance in it)"
@@ -168,7 +166,11 @@ def _why_unusable(existing: FeatureSet, clips: ClipList, settings: ExtractionSet
     path_of = dict(zip(clips.ids(), clips.paths(), strict=True))
     checksums = existing.meta["audio_checksums"]
     per_clip = [values.shape == (len(existing),) for values in (checksums, existing.meta["samples"])]
-    if not path_of.keys() >= set(existing.clip_ids) or existing.features.shape[1] != width or not all(per_clip):
+    if (
+        not path_of.keys() >= set(existing.clip_ids)
+        or existing.features.shape[1] != settings.width
+        or not all(per_clip)
+    ):
         return "does not hold what its settings say"
     changed = changed_files([path_of[clip_id] for clip_id in existing.clip_ids], checksums.tolist())
     return f"was made from other audio ({len(changed)} files have changed, such as {changed[0]})" if changed else ""

@@ -44,10 +44,6 @@ class LauncherError(UserError):
 class Maker(Protocol):
     """What makes the parts: this process, or others that it starts."""
 
-    @property
-    def width(self) -> int:
-        """Numbers per clip."""
-
     def settings(self, clips: ClipList) -> ExtractionSettings:
         """How the parts are made."""
 
@@ -63,10 +59,6 @@ class ThisProcess:
     outputs: Sequence[Output]
     threads: Threads
 
-    @property
-    def width(self) -> int:
-        return sum(output.width for output in self.outputs)
-
     def settings(self, clips: ClipList) -> ExtractionSettings:
         return ExtractionSettings.of(clips, self.encoder, self.outputs)
 
@@ -75,35 +67,25 @@ class ThisProcess:
 
 
 @dataclass(frozen=True)
-class OnDevices:
-    """Makes the parts in this process on the first device, and in one more process for every other."""
+class OnDevices(ThisProcess):
+    """Makes the parts in this process, and in one more for each of the `other` devices."""
 
     load: Load
-    devices: Sequence[torch.device]
-    first: ThisProcess
-
-    @property
-    def width(self) -> int:
-        return self.first.width
-
-    def settings(self, clips: ClipList) -> ExtractionSettings:
-        return self.first.settings(clips)
+    others: Sequence[torch.device]
 
     def make(self, work: Work, share: Share, claims: Claims) -> int:
         del share
-        count, context = len(self.devices), multiprocessing.get_context("spawn")
-        others = [
-            context.Process(
-                target=_make_share, args=(self.load, device, work, Share(number, count), self.first.threads)
-            )
-            for number, device in enumerate(self.devices[1:], start=1)
+        count, context = 1 + len(self.others), multiprocessing.get_context("spawn")
+        processes = [
+            context.Process(target=_make_share, args=(self.load, device, work, Share(number, count), self.threads))
+            for number, device in enumerate(self.others, start=1)
         ]
-        for process in others:
+        for process in processes:
             process.start()
         try:
-            return self.first.make(work, Share(0, count), claims)  # at whose end all parts are there
+            return super().make(work, Share(0, count), claims)  # at whose end all parts are there
         finally:
-            for process in others:
+            for process in processes:
                 process.terminate()
                 process.join()
 
@@ -124,7 +106,7 @@ class OnRay:
 
         Args:
             address: of a running cluster; ``"local"`` starts one here.
-            device: ``"cuda"``: one actor for every GPU; else one for every machine.
+            device: one actor for every GPU, if the cluster has some and this is not ``"cpu"``; else one for every machine.
 
         Raises:
             LauncherError: Ray is not installed, does not answer, or has no GPU.
@@ -149,19 +131,12 @@ class OnRay:
             ) from error
         actor = self.ray.remote(_Actor)
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        if device == "cuda":
-            needs = [{"num_gpus": 1}] * int(sum(node.get("GPU", 0) for node in nodes))
-        else:
+        needs = [{"num_gpus": 1}] * int(sum(node.get("GPU", 0) for node in nodes)) if device != "cpu" else []
+        if not needs and not device.startswith("cuda"):
             needs = [{"num_cpus": int(node["CPU"])} for node in nodes if node.get("CPU", 0) >= 1]
         if not needs:
-            raise LauncherError(
-                f"--ray {address}: the cluster has no {'GPU' if device == 'cuda' else 'CPU'} to work on"
-            )
+            raise LauncherError(f"--ray {address}: the cluster has nothing to compute on for --device {device}")
         self.actors = [actor.options(**need).remote(load, device, need.get("num_cpus", 1)) for need in needs]
-
-    @property
-    def width(self) -> int:
-        return int(self._ask("width"))
 
     def settings(self, clips: ClipList) -> ExtractionSettings:
         settings: ExtractionSettings = self._ask("settings", clips)
@@ -170,7 +145,8 @@ class OnRay:
     def make(self, work: Work, share: Share, claims: Claims) -> int:
         del share
         ray, shared = self.ray, self.ray.put(work)
-        to_do = _in_batches(list(work.slices), len(self.actors))
+        size = max(1, len(work.slices) // (len(self.actors) * BATCHES))
+        to_do = [list(work.slices[start : start + size]) for start in range(0, len(work.slices), size)][::-1]
         running: dict[Any, tuple[Any, list[Slice]]] = {}
         idle, n_embedded = list(self.actors), 0
         with progress_bar(total=len(work.clips), unit="clip", desc=f"{len(idle)} actors") as bar:
@@ -212,19 +188,11 @@ class _Actor:
         encoder, outputs = load(resolve_device(device))
         self.process = ThisProcess(encoder, outputs, Threads(cores, cores))
 
-    def width(self) -> int:
-        return self.process.width
-
     def settings(self, clips: ClipList) -> ExtractionSettings:
         return self.process.settings(clips)
 
     def make(self, work: Work, places: list[Slice]) -> int:
         return make_these(work, self.process.encoder, self.process.outputs, places, self.process.threads)
-
-
-def _in_batches(places: list[Slice], n_actors: int) -> list[list[Slice]]:
-    size = max(1, len(places) // (n_actors * BATCHES))
-    return [places[start : start + size] for start in range(0, len(places), size)][::-1]
 
 
 def _refuse_silence(address: str) -> None:

@@ -174,7 +174,7 @@ def _claimed(work: Work, places: Sequence[Slice], claims: Claims) -> Iterator[Pa
             if work.path(place).exists() or work.is_written():  # made in the meantime
                 claims.release(place.file_name)
                 continue
-            yield PartInWork.new(place, work.clips.rows(place.start, place.stop), work.width)
+            yield PartInWork.new(place, work.clips.rows(place.start, place.stop), work.settings.width)
 
 
 @dataclass

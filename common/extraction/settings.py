@@ -24,10 +24,12 @@ PACKAGES = ("torch", "numpy", "soundfile", "soxr")
 
 @dataclass(frozen=True)
 class ExtractionSettings:
-    """The settings of an extraction: the part of its feature file's provenance that is known from the start."""
+    """The settings of an extraction: the part of its feature file's provenance that is known from the start, the versions of
+    what computes, and the numbers per clip."""
 
     provenance: Provenance
     versions: Mapping[str, str]
+    width: int
 
     @classmethod
     def of(cls, clips: ClipList, encoder: Encoder, outputs: Sequence[Output]) -> ExtractionSettings:
@@ -62,7 +64,7 @@ class ExtractionSettings:
         }
         if encoder.device.type == "cpu":
             versions["instructions"] = torch.backends.cpu.get_cpu_capability()
-        return cls(provenance, versions)
+        return cls(provenance, versions, sum(output.width for output in outputs))
 
     def difference_from_file(self, meta: Provenance) -> str:
         """How a finished file was made differently, in words; empty if it was not."""

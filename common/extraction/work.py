@@ -53,7 +53,6 @@ class Work:
         clips, settings: what is embedded, and how.
         slices: the parts, in order.
         sizes: (N,) int64, the clips' files in bytes; MISSING where there is none.
-        width: numbers per clip.
         part_size: the most clips in a part.
         folder: where the parts are.
         output: the file that they are joined into; None: the folder is the output.
@@ -64,7 +63,6 @@ class Work:
     settings: ExtractionSettings
     slices: tuple[Slice, ...]
     sizes: Array
-    width: int
     part_size: int
     folder: Path
     output: Path | None

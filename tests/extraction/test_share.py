@@ -23,8 +23,11 @@ import torch
 from common import feature_folder
 from common.cli import extract_main
 from common.datasets import Clip
-from common.extraction import ShardError, Share
+from common.encoder import Output
+from common.extraction import ClipList, ExtractOptions, ShardError, Share, Threads
 from common.extraction.claims import Claims
+from common.extraction.extract import extract_with
+from common.extraction.launchers import OnDevices
 from common.extraction.work import cut
 from common.features import FeatureFileError, FeatureSet
 from common.files import OutputError, exclusive
@@ -32,7 +35,7 @@ from common.parts import Slice, part_files
 from esc50_feature_fc.esc50 import TASK
 from tests.support import processes
 from tests.support.samples import extract_clips
-from tests.support.scripts import call
+from tests.support.scripts import call, refused
 from tests.support.stand_in import StandIn, halt
 
 
@@ -297,3 +300,45 @@ def test_a_wrong_shard_is_one_line() -> None:
     """Before anything is read: there is no data set here."""
     line = "error: invalid shard '9/8': expected i/n with 1 <= i <= n, such as --shard 3/8"
     assert call(partial(extract_main, TASK), "--shard", "9/8").stderr.splitlines() == [line]
+
+
+def load_stand_in_on(device: torch.device) -> tuple[StandIn, list[Output]]:
+    """As a launcher loads an encoder in another process."""
+    encoder = StandIn()
+    return encoder, [encoder.default_output]
+
+
+def test_a_process_for_each_device_makes_the_file_of_one(
+    run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path
+) -> None:
+    root, listed = clips
+    run(Share(), "whole.pt")
+    encoder, outputs = load_stand_in_on(torch.device("cpu"))
+    maker = OnDevices(encoder, outputs, Threads(1, 1), load_stand_in_on, [torch.device("cpu")])
+    options = ExtractOptions(part_size=2)
+    assert extract_with(maker, ClipList(listed, root, "test"), tmp_path / "features.pt", options)
+    assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+
+
+def test_a_ray_cluster_that_does_not_answer_is_one_line(esc50_root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    flags = ["--data-root", esc50_root, "--checkpoint", "random:0", "--output", tmp_path / "f.pt"]
+    line = refused(call(partial(extract_main, TASK), *flags, "--ray", "127.0.0.1:9"))
+    assert "--ray 127.0.0.1:9: nothing answers there (Connection refused)" in line
+    assert "--ray divides the work" in refused(call(partial(extract_main, TASK), *flags, "--ray", "--shard", "1/2"))
+
+
+def test_how_far_an_extraction_is(run: Run, tmp_path: Path, esc50_root: Path, capsys: pytest.CaptureFixture) -> None:
+    def status() -> dict[str, Any]:
+        flags = ["--data-root", esc50_root, "--output", tmp_path / "parts", "--status", "--json"]
+        return json.loads(call(partial(extract_main, TASK), *flags).stdout)
+
+    assert (status()["clips"], status()["is_finished"]) == (None, False)
+    run(Share(), "parts", part_size=5)
+    done = status()
+    assert (done["clips"], done["clips_done"], done["parts_done"], done["is_finished"]) == (12, 12, 3, True)
+    next(iter(part_files(tmp_path / "parts").values())).unlink()
+    with Claims(tmp_path / "parts", "it") as claims:
+        assert claims.take(Slice(0, 5).file_name)
+        half = status()
+    assert (half["clips_done"], half["parts_in_work"], half["parts_missing"], half["is_finished"]) == (7, 1, 0, False)
