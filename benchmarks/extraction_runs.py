@@ -27,6 +27,7 @@ from common.encoder import audiosep, load_encoder
 from common.encoder.device import PRECISIONS, describe_cpu, keep_freed_memory, resolve_precision
 from common.encoder.network import BLOCKS, SAMPLE_RATE
 from common.extraction import ClipList, extract
+from common.features import FeatureSet
 
 CHECKPOINT = "random:2024"
 KINDS = (".wav", ".flac", ".ogg", ".mp3")

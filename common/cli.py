@@ -99,7 +99,12 @@ def extract_task(
     if len(devices) == 1 or not share.is_all:
         return extract_with(ThisProcess(encoder, outputs, options.threads), source, output, options)
     print(f"one process for each of {len(devices)} GPUs")
-    return extract_with(OnDevices(encoder, outputs, options.threads, load, devices[1:]), source, output, options)
+    return extract_with(
+        OnDevices(encoder, outputs, Threads.shared(len(devices), config.workers), load, devices[1:]),
+        source,
+        output,
+        options,
+    )
 
 
 def _devices(config: ExtractConfig, processes: int | None) -> list[torch.device]:

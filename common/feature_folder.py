@@ -65,7 +65,12 @@ def load_folder(folder: Path) -> FeatureSet:
         _refuse_mixture(infos, folder)
         if not len(table):
             raise FeatureFileError(f"{folder} holds no clips; extract the features again")
-        features = _in_memory(paths) if len(table) <= IN_MEMORY else _mapped(folder, paths, len(table))
+        width = pq.read_schema(paths[0]).field("embedding").type.list_size
+        features = (
+            _in_memory(paths, len(table), width)
+            if len(table) <= IN_MEMORY
+            else _mapped(folder, paths, len(table), width)
+        )
     except (DamagedFileError, pa.ArrowException) as error:
         raise FeatureFileError(f"{error}; the same extraction again makes what is missing") from error
     labels, class_names = _labels(table["class_name"], infos[0])
@@ -90,8 +95,14 @@ def _refuse_mixture(infos: Sequence[PartInfo], folder: Path) -> None:
             )
 
 
-def _in_memory(paths: Sequence[Path]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate([_embeddings(path) for path in paths]))
+def _in_memory(paths: Sequence[Path], count: int, width: int) -> torch.Tensor:
+    rows = torch.empty(count, width)
+    start = 0
+    for path in paths:
+        part = _embeddings(path)
+        rows[start : start + len(part)] = torch.tensor(part)
+        start += len(part)
+    return rows
 
 
 def _embeddings(path: Path) -> Array:
@@ -101,11 +112,10 @@ def _embeddings(path: Path) -> Array:
         raise DamagedFileError(f"{path} is damaged ({error})") from error
 
 
-def _mapped(folder: Path, paths: Sequence[Path], count: int) -> torch.Tensor:
+def _mapped(folder: Path, paths: Sequence[Path], count: int, width: int) -> torch.Tensor:
     """(count, D) from the flat file, whose name has a checksum of the parts' contents."""
     digest = hashlib.sha256(b"".join(pq.read_schema(path).metadata[CHECKSUMS] for path in paths)).hexdigest()[:16]
     flat = folder / f"embeddings-{digest}.f32"
-    width = pq.read_schema(paths[0]).field("embedding").type.list_size
     if not flat.exists():
         for outdated in folder.glob("embeddings-*.f32"):
             outdated.unlink()

@@ -288,7 +288,9 @@ class FeatureSet:
             FeatureFileError: the file is missing, damaged or not a feature file, or its parts do not match.
         """
         path = Path(path)
-        folder = path.with_suffix("") if path.suffix == ".pt" and not path.exists() else path
+        # An extraction of too many clips for one file leaves a folder of that name.
+        too_many = path.suffix == ".pt" and not path.exists() and any(path.with_suffix("").glob("part-*.parquet"))
+        folder = path.with_suffix("") if too_many else path
         if folder.is_dir():
             from common.feature_folder import load_folder
 

@@ -91,7 +91,7 @@ def _temporary_file(target: Path) -> tuple[int, str]:
     return tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write `content` to `path` atomically: even after a crash or on a full disk, it is the old file or the new one.
 
     Where `path` is a link, the file that it names is written.
@@ -181,7 +181,7 @@ def save_torch(content: object, path: Path) -> None:
     # Through a buffer: torch.save would write the file's own name into it.
     buffer = io.BytesIO()
     torch.save(_interned(content), buffer)
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, buffer.getbuffer())
 
 
 def _interned(content: Any) -> Any:

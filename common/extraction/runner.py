@@ -108,11 +108,11 @@ def make_parts(
     """
     slices, n_clips = work.slices, len(work.clips)
     order = [slices[number] for number in share.order(len(slices))]
-    own = [slices[number] for number in share.own(len(slices))]
+    own = [slices[number] for number in share.own(len(slices))] if share.count else list(slices)
     check = f"check-{share}".replace("/", "-of-")
     claims.take(check)  # until they are looked at, nobody joins the parts
     again, missing = list(_to_mend(work, own)), set(work.missing())
-    left = sum(map(len, missing & set(own or slices))) + sum(len(part.pending) for part in again)
+    left = sum(map(len, missing & set(own))) + sum(len(part.pending) for part in again)
     if done := n_clips - sum(map(len, missing)) - sum(len(part.pending) for part in again):
         print(f"continuing: {done:,} of {n_clips:,} clips were done before")
     total, desc = (n_clips, "embedding") if share.is_all else (left, f"shard {share}")
@@ -219,12 +219,15 @@ class _Making:
         encoder, is_gpu = self.encoder, self.encoder.device.type == "cuda"
         ahead_s, most = (CALL_S, 1 << 16) if is_gpu else (AHEAD_S, 1 + 2 * self.threads.decode)
         is_several = len(self.work.clips) > 1
-        with ThreadPoolExecutor(self.threads.decode) as threads:
+        threads = ThreadPoolExecutor(self.threads.decode, "decode")
+        try:
             decoded = decode_ahead(clips, encoder.sample_rate, threads, most, ahead_s)
             if encoder.device.type == "cpu" and encoder.is_thread_safe and is_several:
                 yield from embed_on_cores(decoded, encoder, self.outputs, self.threads.cores)
             else:
                 yield from embed_in_batches(decoded, encoder, self.outputs, CALL_S if is_gpu else 0.0)
+        finally:
+            threads.shutdown(cancel_futures=True)
 
     def _write_if_done(self, part: PartInWork) -> None:
         if not part.pending:
