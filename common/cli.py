@@ -79,6 +79,8 @@ def extract_task(
     from common.extraction.launchers import OnDevices, ThisProcess, on_ray
 
     share = Share() if launch.ray else Share.parse(launch.shard)
+    if share.launcher not in ("", "--shard"):
+        print(f"process {share} of {share.launcher}")
     # The processes of torchrun share a machine's cores and GPUs.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", share.count)) if share.launcher == "torchrun" else 1
     source = ClipList(clips, root, task.name, task.class_names)
@@ -94,8 +96,6 @@ def extract_task(
     devices = _devices(config, processes if share.launcher == "torchrun" else None)
     encoder, outputs = load(devices[0])
     print(_describe_encoder(encoder, outputs))
-    if share.launcher not in ("", "--shard"):
-        print(f"process {share} of {share.launcher}")
     if len(devices) == 1 or not share.is_all:
         return extract_with(ThisProcess(encoder, outputs, options.threads), source, output, options)
     print(f"one process for each of {len(devices)} GPUs")

@@ -167,8 +167,8 @@ class OnRay:
                         if left:  # an actor that was killed has claimed them
                             to_do.insert(0, left)
                             time.sleep(WAIT_S)
-                    except ray.exceptions.RayActorError:
-                        bar.write(f"an actor has ended; {len(self.actors)} began; its parts go to the others")
+                    except ray.exceptions.RayActorError as error:
+                        bar.write(f"an actor has ended, and its parts go to the others: {_last_line(error)}")
                         to_do.append(places)
                     except ray.exceptions.RayTaskError as error:
                         raise LauncherError(f"an actor failed: {error.cause}") from error
@@ -178,7 +178,12 @@ class OnRay:
         try:
             return self.ray.get(getattr(self.actors[0], method).remote(*arguments))
         except self.ray.exceptions.RayError as error:
-            raise LauncherError(f"an actor of Ray: {str(error).strip().splitlines()[-1]}") from error
+            raise LauncherError(f"an actor of Ray: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    """The cause, after the lines of a remote traceback."""
+    return str(error).strip().splitlines()[-1]
 
 
 class _Actor:
