@@ -333,7 +333,9 @@ def test_both_readmes_give_the_same_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [DOCS / "python.md", DOCS / "own_sounds.md", DOCS / "encoders.md"], ids=lambda page: page.name
+    "page",
+    [DOCS / name for name in ("python.md", "own_sounds.md", "encoders.md", "clusters.md")],
+    ids=lambda page: page.name,
 )
 def test_python_of_the_manual_compiles_and_its_imports_resolve(page: Path) -> None:
     blocks = [block for block in code_blocks(page.read_text(encoding="utf-8")) if block.language == "python"]
