@@ -91,7 +91,7 @@ def extract_task(
     load = partial(_load_encoder, config)
     if launch.ray:
         with on_ray(load, launch.ray, config.device) as actors:
-            print(f"{len(actors.actors)} actors of Ray")
+            print(f"actors of Ray: {len(actors.actors)}")
             return extract_with(actors, source, output, options)
     devices = _devices(config, processes if share.launcher == "torchrun" else None)
     encoder, outputs = load(devices[0])

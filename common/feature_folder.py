@@ -73,6 +73,7 @@ def load_folder(folder: Path) -> FeatureSet:
         )
     except (DamagedFileError, pa.ArrowException) as error:
         raise FeatureFileError(f"{error}; the same extraction again makes what is missing") from error
+    pa.default_memory_pool().release_unused()
     labels, class_names = _labels(table["class_name"], infos[0])
     folds = table["fold"].to_numpy() if table["fold"].null_count < len(table) else None
     return FeatureSet(
@@ -85,6 +86,12 @@ def load_folder(folder: Path) -> FeatureSet:
         _names(table["group"]),
         read_provenance(_provenance(infos, table)),
     )
+
+
+def checksum_of_parts(folder: Path) -> str:
+    """SHA-256 of what the parts in a folder hold, in hexadecimal."""
+    checksums = (pq.read_schema(path).metadata[CHECKSUMS] for path in part_files(folder).values())
+    return hashlib.sha256(b"".join(checksums)).hexdigest()
 
 
 def _refuse_mixture(infos: Sequence[PartInfo], folder: Path) -> None:
@@ -113,9 +120,8 @@ def _embeddings(path: Path) -> Array:
 
 
 def _mapped(folder: Path, paths: Sequence[Path], count: int, width: int) -> torch.Tensor:
-    """(count, D) from the flat file, whose name has a checksum of the parts' contents."""
-    digest = hashlib.sha256(b"".join(pq.read_schema(path).metadata[CHECKSUMS] for path in paths)).hexdigest()[:16]
-    flat = folder / f"embeddings-{digest}.f32"
+    """(count, D) from the flat file, whose name has a checksum of what the parts hold."""
+    flat = folder / f"embeddings-{checksum_of_parts(folder)[:16]}.f32"
     if not flat.exists():
         for outdated in folder.glob("embeddings-*.f32"):
             outdated.unlink()

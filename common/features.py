@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 from common.arrays import Array
 from common.encoder_name import EncoderKind, slug_of
 from common.errors import UserError
-from common.files import DamagedFileError, UnsafeFileError, load_torch, save_torch
+from common.files import DamagedFileError, UnsafeFileError, load_torch, save_torch, sha256_of
 
 if TYPE_CHECKING:  # they take a second to import
     import pandas as pd
@@ -287,15 +287,28 @@ class FeatureSet:
         Raises:
             FeatureFileError: the file is missing, damaged or not a feature file, or its parts do not match.
         """
-        path = Path(path)
-        # An extraction of too many clips for one file leaves a folder of that name.
-        too_many = path.suffix == ".pt" and not path.exists() and any(path.with_suffix("").glob("part-*.parquet"))
-        folder = path.with_suffix("") if too_many else path
-        if folder.is_dir():
+        path = _file_or_folder(Path(path))
+        if path.is_dir():
             from common.feature_folder import load_folder
 
-            return load_folder(folder)
+            return load_folder(path)
         return _Reader(path, _read_content(path)).read()
+
+
+def checksum_of_features(path: Path) -> str:
+    """SHA-256 of a feature file's content, or of what the parts in a folder hold, in hexadecimal."""
+    path = _file_or_folder(path)
+    if not path.is_dir():
+        return sha256_of(path)
+    from common.feature_folder import checksum_of_parts
+
+    return checksum_of_parts(path)
+
+
+def _file_or_folder(path: Path) -> Path:
+    """An extraction of too many clips for one file leaves a folder of its name."""
+    folder = path.with_suffix("")
+    return folder if path.suffix == ".pt" and not path.exists() and any(folder.glob("part-*.parquet")) else path
 
 
 def _chained(lists: Sequence[Sequence[str] | None]) -> list[str] | None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from common.config import ConfigError, FitConfig
 from common.datasets import Division, Prepared, Task
 from common.encoder_name import EncoderKind, EncoderName
-from common.features import FeatureFileError, FeatureSet
-from common.files import sha256_of
+from common.features import FeatureFileError, FeatureSet, checksum_of_features
 from common.heads import check_fittable
 
 
@@ -74,7 +73,7 @@ def _read(task: Task, place: Path | None, encoder: str) -> tuple[FeatureSet, Fea
     """The task's feature file of an encoder; of a task with several files, those in the folder `place`."""
     if not task.parts:
         path = place or task.features_of(encoder)
-        return FeatureSet.load(path), FeatureSource(path, str(path), sha256_of(path))
+        return FeatureSet.load(path), FeatureSource(path, str(path), checksum_of_features(path))
     folder = place or task.folder
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; {task.title} takes several from one folder: --features {folder.parent}")
@@ -93,7 +92,7 @@ def _read(task: Task, place: Path | None, encoder: str) -> tuple[FeatureSet, Fea
     parts = [FeatureSet.load(path) for path in paths]
     for part, (dataset, path) in zip(parts, present.items(), strict=True):
         refuse_other_data(task, part, path, dataset)
-    together = hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest()
+    together = hashlib.sha256("".join(map(checksum_of_features, paths)).encode()).hexdigest()
     features = FeatureSet.join(parts, [str(path) for path in paths], task.class_names)
     return features, FeatureSource(folder, ", ".join(map(str, paths)), together)
 

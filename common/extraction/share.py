@@ -26,7 +26,7 @@ class Share:
     launcher: str = ""
 
     def __str__(self) -> str:
-        return f"{self.index + 1}/{self.count}" if self.count else f"{self.index + 1}"
+        return f"{self.index + 1}/{self.count}" if self.count else str(self.index)
 
     @property
     def is_all(self) -> bool:
@@ -71,8 +71,9 @@ class Share:
 
 def _of_slurm(environment: Mapping[str, str]) -> Share:
     """Of an array; one with gaps, such as ``--array=1,3,7``, has ids that are no ranks."""
-    task, first, last, count = (int(environment[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT"))
-    step = int(environment.get("SLURM_ARRAY_TASK_STEP", 1))
+    task, step = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 1)) for name in ("ID", "STEP"))
+    # A container may be handed the id alone.
+    first, last, count = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 0)) for name in ("MIN", "MAX", "COUNT"))
     has_gaps = (last - first) // step + 1 != count or (task - first) % step
     return (
         Share(task, 0, "a Slurm array with gaps") if has_gaps else Share((task - first) // step, count, "a Slurm array")

@@ -19,7 +19,7 @@ from common.features import FeatureSet
 from common.heads.jobs import Curves, FitError, FittedHead, Job, Shuffle, Split, new_rows
 from common.heads.plain import PlainHead
 from common.heads.recipes import HEADS, HeadKind, Recipe, head_title, shrinkage_for
-from common.heads.scalers import BLOCK, DEFAULT_SHRINKAGE, SHRINKAGES, Scaler, fit_scaler, one_blas_thread
+from common.heads.scalers import DEFAULT_SHRINKAGE, SHRINKAGES, Scaler, fit_scaler, one_blas_thread
 from common.heads.steps import CompiledHead
 from common.progress import progress_bar
 
@@ -219,7 +219,7 @@ class _Fitting:
             self.kept = self.n_epochs, self.head.state()
 
     def _blocks(self, numbers: Array) -> Sequence[torch.Tensor]:
-        blocks: Sequence[torch.Tensor] = torch.from_numpy(numbers).to(self.rows.device).split(BLOCK)
+        blocks: Sequence[torch.Tensor] = torch.from_numpy(numbers).to(self.rows.device).split(1 << 16)
         return blocks
 
     def _accuracy(self, numbers: Array) -> float:
