@@ -29,7 +29,7 @@ from common.extraction.claims import Claims
 from common.extraction.extract import extract_with
 from common.extraction.launchers import OnDevices
 from common.extraction.work import cut
-from common.features import FeatureFileError, FeatureSet
+from common.features import FeatureFileError, FeatureSet, checksum_of_features
 from common.files import OutputError, exclusive
 from common.parts import Slice, part_files
 from esc50_feature_fc.esc50 import TASK
@@ -156,6 +156,7 @@ def test_a_share_is_named_by_a_flag_or_a_launcher() -> None:
     assert (share.index, share.count) == (2, 4)
     gaps = {**array, "SLURM_ARRAY_TASK_MAX": "7", "SLURM_ARRAY_TASK_STEP": "1", "SLURM_ARRAY_TASK_ID": "7"}
     assert Share.parse(None, gaps).count == 0
+    assert Share.parse(None, {"SLURM_ARRAY_TASK_ID": "3"}).count == 0  # a container is handed no more
     share = Share.parse(None, {"JOB_COMPLETION_INDEX": "3"})
     assert (share.index, share.count) == (3, 0)
     for wrong in ("0/4", "5/4", "1", "a/b", "1/0", "-1/3"):
@@ -342,3 +343,13 @@ def test_how_far_an_extraction_is(run: Run, tmp_path: Path, esc50_root: Path, ca
         assert claims.take(Slice(0, 5).file_name)
         half = status()
     assert (half["clips_done"], half["parts_in_work"], half["parts_missing"], half["is_finished"]) == (7, 1, 0, False)
+
+
+def test_a_folder_of_parts_is_classified_as_its_file(run: Run, tmp_path: Path) -> None:
+    """Its checksum is of what the parts hold."""
+    run(Share(), "parts", part_size=5)
+    run(Share(), "again", part_size=5)
+    checksums = [checksum_of_features(tmp_path / name) for name in ("parts", "again", "parts.pt")]
+    assert len(set(checksums)) == 1
+    run(Share(), "other", part_size=5, pool="max")
+    assert checksum_of_features(tmp_path / "other") not in checksums
