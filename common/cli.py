@@ -96,7 +96,7 @@ def extract_task(
     devices = _devices(config, processes if share.launcher == "torchrun" else None)
     encoder, outputs = load(devices[0])
     print(_describe_encoder(encoder, outputs))
-    if len(devices) == 1 or not share.is_all:
+    if len(devices) == 1:
         return extract_with(ThisProcess(encoder, outputs, options.threads), source, output, options)
     print(f"one process for each of {len(devices)} GPUs")
     return extract_with(

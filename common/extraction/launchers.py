@@ -74,16 +74,16 @@ class OnDevices(ThisProcess):
     others: Sequence[torch.device]
 
     def make(self, work: Work, share: Share, claims: Claims) -> int:
-        del share
         count, context = 1 + len(self.others), multiprocessing.get_context("spawn")
+        shares = [Share(share.index * count + number, share.count * count) for number in range(count)]
         processes = [
-            context.Process(target=_make_share, args=(self.load, device, work, Share(number, count), self.threads))
-            for number, device in enumerate(self.others, start=1)
+            context.Process(target=_make_share, args=(self.load, device, work, share_of_device, self.threads))
+            for device, share_of_device in zip(self.others, shares[1:], strict=True)
         ]
         for process in processes:
             process.start()
         try:
-            return super().make(work, Share(0, count), claims)  # at whose end all parts are there
+            return super().make(work, shares[0], claims)  # at whose end all parts are there
         finally:
             for process in processes:
                 process.terminate()
