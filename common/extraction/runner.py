@@ -153,7 +153,9 @@ def _to_mend(work: Work, places: Sequence[Slice]) -> Iterator[PartInWork]:
                 part = read_part(work.path(place))
             except DamagedFileError as error:
                 print(f"{work.path(place)} is damaged ({error}); its clips are computed again")
-                work.path(place).unlink()
+                work.path(place).unlink(missing_ok=True)
+                continue
+            except FileNotFoundError:  # another process has joined them
                 continue
             clips = work.clips.rows(place.start, place.stop)
             paths = [clips[row].path for row in part.rows]
