@@ -8,6 +8,7 @@ from common.datasets.layout import (
     download_command,
     layout_error,
     plain_name,
+    read_csv,
     read_metadata,
     read_text,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "download_command",
     "layout_error",
     "plain_name",
+    "read_csv",
     "read_metadata",
     "read_text",
     "use_as_is",
