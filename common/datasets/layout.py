@@ -27,28 +27,21 @@ class DatasetMissingError(DatasetError):
 def layout_error(root: Path, title: str, expected: str, usual_folder: str, download: str) -> DatasetMissingError:
     """The error for a data root that differs from the official archive; `download` is the data set's name for
     `python -m common.download`."""
+    get = f"get it: {download_command(download, root)}"
+    whole = next((parent for parent in (root.parent, root.parent.parent) if parent.name == usual_folder), None)
     if not root.exists():
-        return DatasetMissingError(
-            f"data root {root} does not exist. Give the folder of {title} ({expected} in it) with --data-root, or "
-            f"get it: {download_command(download, root)}"
-        )
-    if not root.is_dir():
-        return DatasetMissingError(
-            f"data root {root} is a file; give the folder of {title} ({expected} in it): --data-root"
-        )
-    if (root / usual_folder).is_dir():
-        return DatasetMissingError(
-            f"data root {root} is one folder too high for {title}: give --data-root {root / usual_folder}"
-        )
-    for parent in (root.parent, root.parent.parent):
-        if parent.name == usual_folder:
-            return DatasetMissingError(f"data root {root} is a part of {title}; give all of it: --data-root {parent}")
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
-    content = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
-    return DatasetMissingError(
-        f"data root {root} is not laid out as {title}: expected {expected}; found {content}. "
-        f"If that is missing, get it: {download_command(download, root)}"
-    )
+        problem = f"does not exist. Give the folder of {title} ({expected} in it) with --data-root, or {get}"
+    elif not root.is_dir():
+        problem = f"is a file; give the folder of {title} ({expected} in it): --data-root"
+    elif (root / usual_folder).is_dir():
+        problem = f"is one folder too high for {title}: give --data-root {root / usual_folder}"
+    elif whole is not None:
+        problem = f"is a part of {title}; give all of it: --data-root {whole}"
+    else:
+        names = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
+        content = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") or "nothing"
+        problem = f"is not laid out as {title}: expected {expected}; found {content}. If that is missing, {get}"
+    return DatasetMissingError(f"data root {root} {problem}")
 
 
 def download_command(download: str, root: Path) -> str:

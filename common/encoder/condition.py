@@ -36,7 +36,7 @@ def read_condition(condition: str | Path | Array | torch.Tensor | None) -> tuple
         )
     if not (condition.is_floating_point() if torch.is_tensor(condition) else condition.dtype.kind == "f"):
         raise ConditionError(f"{what} holds numbers of type {condition.dtype}; it must hold floating-point ones")
-    if sorted(condition.shape, reverse=True)[:1] != [CONDITION_SIZE] or np.prod(condition.shape) != CONDITION_SIZE:
+    if condition.squeeze().shape != (CONDITION_SIZE,):
         raise ConditionError(f"{what} has shape {tuple(condition.shape)}; it must hold {CONDITION_SIZE} numbers")
     if isinstance(condition, np.ndarray):
         condition = np.array(condition, dtype=np.float64)
