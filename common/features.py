@@ -370,8 +370,11 @@ def _choose_outputs(
     return chosen
 
 
-def _whole_numbers(values: torch.Tensor | list[int]) -> torch.Tensor:
-    numbers = torch.as_tensor(values)
+def _whole_numbers(values: Any) -> torch.Tensor:
+    try:
+        numbers = torch.as_tensor(values)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError("not numbers") from error
     if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex():
         raise ValueError("not a 1-D tensor of integers")
     return numbers.to(torch.int64)
@@ -383,7 +386,7 @@ def _without_repetition(names: list[str]) -> list[str]:
     return names
 
 
-WholeNumbers = Annotated[torch.Tensor | list[int], AfterValidator(_whole_numbers)]
+WholeNumbers = Annotated[torch.Tensor, BeforeValidator(_whole_numbers)]
 Names = Annotated[list[str], AfterValidator(_without_repetition)]
 Text = BeforeValidator(lambda value: "None" if value is None else value)
 
@@ -428,5 +431,5 @@ class _Content(BaseModel):
         features, clip_ids = self.features.detach().to(torch.float32), self.clip_ids
         clip_ids = clip_ids or [f"row {row}" for row in range(count)]
         return FeatureSet(
-            features, labels, class_names, clip_ids, self.folds, self.splits, self.groups, self.meta or {}
+            features, labels, class_names, clip_ids, self.folds, self.splits, self.groups, self.meta or Provenance()
         )

@@ -70,7 +70,7 @@ def read_csv(path: Path, columns: Sequence[str], fix: str, **options: Any) -> pd
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, **options)
+        table: pd.DataFrame = pd.read_csv(path, **options)
     except (ValueError, OverflowError, OSError) as error:  # pandas' errors and UnicodeDecodeError are ValueErrors
         raise DatasetError(f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}; {fix}") from error
     if not isinstance(table.index, pd.RangeIndex):  # pandas has taken the first column for names of rows
