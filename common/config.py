@@ -8,6 +8,7 @@ each overriding the ones before: the defaults here, common/config.yaml, the task
 from __future__ import annotations
 
 import difflib
+import os
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,10 +52,7 @@ def _base(info: ValidationInfo) -> Path:
 
 
 def _resolve(path: Path, info: ValidationInfo) -> Path:
-    try:
-        return _base(info) / path.expanduser()
-    except RuntimeError as error:  # no such user
-        raise ValueError(f"{path}: {error}") from error
+    return _base(info) / os.path.expanduser(path)  # noqa: PTH111 - pathlib's fails for users who do not exist
 
 
 def _resolve_weights(value: str, info: ValidationInfo) -> str:
@@ -72,34 +70,44 @@ EncoderText = Annotated[str, AfterValidator(_resolve_encoder)]
 
 
 def setting(
-    default: object,
-    help_text: str,
-    flag: str,
-    metavar: str = "",
-    *,
-    unset: str = "",
-    expected: str = "",
-    **constraints: Any,
+    default: object, help_text: str, metavar: str = "", *, flag: str = "", unset: str = "", **constraints: Any
 ) -> Any:
     """Declare a setting.
 
     Args:
         default: its value if nothing else is given.
         help_text: for ``--help`` and common/config.yaml.
-        flag: its flag on the command line. A switch (a bool) sets the opposite of `default`.
         metavar: the placeholder for the value in ``--help``.
+        flag: its flag on the command line, if it is not called as the setting. A switch (a bool) sets the opposite of
+            `default`.
         unset: what the value None means, for ``--help`` and common/config.yaml.
-        expected: what it accepts, in words; empty: as its type says.
         constraints: arguments of pydantic's Field, such as ``ge`` and ``le``.
     """
-    extra: dict[str, Any] = {"flag": flag, "metavar": metavar, "unset": unset, "expected": expected}
+    extra: dict[str, Any] = {"flag": flag, "metavar": metavar, "unset": unset}
     return Field(default, description=help_text, json_schema_extra=extra, **constraints)
+
+
+def flag_of(field: FieldInfo) -> str:
+    """The flag that sets a declared setting."""
+    return str(extra_of(field)["flag"])
+
+
+def extra_of(field: FieldInfo) -> dict[str, Any]:
+    """What `setting` declares beside type, default and help: ``flag``, ``metavar`` and ``unset``."""
+    assert isinstance(field.json_schema_extra, dict)
+    return field.json_schema_extra
 
 
 class Settings(BaseModel):
     """Base of the two configurations: immutable, and strict about names and types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        for key, field in cls.model_fields.items():
+            if isinstance(extra := field.json_schema_extra, dict):  # a record may have fields that are not settings
+                extra["flag"] = extra["flag"] or f"--{key.replace('_', '-')}"
 
     @field_validator("*", mode="before")
     @classmethod
@@ -114,21 +122,17 @@ class Settings(BaseModel):
 class ExtractConfig(Settings):
     """The settings of an extraction."""
 
-    data_root: PlacePath | None = setting(None, "the unpacked data set", "--data-root", "FOLDER")
-    encoder: EncoderText = setting("audiosep", FORMS, "--encoder", "NAME", expected=FORMS)
+    data_root: PlacePath | None = setting(None, "the unpacked data set", "FOLDER")
+    encoder: EncoderText = setting("audiosep", FORMS, "NAME")
     checkpoint: WeightsPath = setting(
-        str(DEFAULT_CHECKPOINT),
-        "AudioSep weights, or random:SEED (untrained, as a control)",
-        "--checkpoint",
-        "FILE",
+        str(DEFAULT_CHECKPOINT), "AudioSep weights, or random:SEED (untrained, as a control)", "FILE"
     )
     features: PlacePath | None = setting(
-        None, "the feature file to write (.pt), or a folder for the parts", "--output", "FILE"
+        None, "the feature file to write (.pt), or a folder for the parts", "FILE", flag="--output"
     )
     layer: str | None = setting(
         None,
         "layers, with commas between them, or all; of AudioSep: pre_conv, encoder_block1 to encoder_block6, bottleneck",
-        "--layer",
         "NAMES",
         unset="the encoder's own, of AudioSep encoder_block6",
     )
@@ -136,28 +140,21 @@ class ExtractConfig(Settings):
         None,
         "pools, with commas between them, or all; of AudioSep: mean, std, max over time and frequency, or mean_time over "
         "time alone",
-        "--pool",
         "NAMES",
         unset="the encoder's own, of AudioSep mean",
     )
     padding: Literal["none", "official"] = setting(
-        "none", "official: time padded with zeros as AudioSep's own forward does; or none", "--padding", "NAME"
+        "none", "official: time padded with zeros as AudioSep's own forward does; or none", "NAME"
     )
-    condition: WeightsPath = setting(
-        "none", "none, zero, or a .npy or .pt file of a 512-d CLAP embedding", "--condition", "WHAT"
-    )
-    precision: str = setting("fp32", "fp32, bf16, auto; on a GPU also tf32, fp16", "--precision", "NAME")
-    device: str = setting("auto", DEVICES, "--device", "NAME")
+    condition: WeightsPath = setting("none", "none, zero, or a .npy or .pt file of a 512-d CLAP embedding", "WHAT")
+    precision: str = setting("fp32", "fp32, bf16, auto; on a GPU also tf32, fp16", "NAME")
+    device: str = setting("auto", DEVICES, "NAME")
     part_size: int = setting(
-        0, "clips in a part, at most: what a kill may cost; 0: 64, on a GPU 1024", "--part-size", "N", ge=0, le=10**6
+        0, "clips in a part, at most: what a kill may cost; 0: 64, on a GPU 1024", "N", ge=0, le=10**6
     )
-    workers: int = setting(0, "threads that decode audio; 0: one per core", "--workers", "N", ge=0, le=1024)
-    allow_missing: StrictBool = setting(
-        False, "leave out clips whose files are missing, counted and recorded", "--allow-missing"
-    )
-    trust_remote_code: StrictBool = setting(
-        False, "run the code that a model of hf: brings; read it first", "--trust-remote-code"
-    )
+    workers: int = setting(0, "threads that decode audio; 0: one per core", "N", ge=0, le=1024)
+    allow_missing: StrictBool = setting(False, "leave out clips whose files are missing, counted and recorded")
+    trust_remote_code: StrictBool = setting(False, "run the code that a model of hf: brings; read it first")
 
 
 class FitConfig(Settings):
@@ -166,93 +163,66 @@ class FitConfig(Settings):
     `epochs`, `batch_size`, `learning_rate`, `hidden_dim`, `scaler` and `whiten_eps` are None if the recipe decides.
     """
 
-    encoder: EncoderText = setting("audiosep", FORMS, "--encoder", "NAME", expected=FORMS)
-    features: PlacePath | None = setting(None, "the feature file to read", "--features", "FILE")
+    encoder: EncoderText = setting("audiosep", FORMS, "NAME")
+    features: PlacePath | None = setting(None, "the feature file to read", "FILE")
     use_layer: str | None = setting(
         None,
         "of a file with several outputs: the layer, or several joined by +",
-        "--layer",
         "NAMES",
         unset="the encoder's own, or the file's only one",
+        flag="--layer",
     )
     use_pool: str | None = setting(
         None,
         "of a file with several outputs: the pool, or several joined by +",
-        "--pool",
         "NAMES",
         unset="the encoder's own, or the file's only one",
+        flag="--pool",
     )
-    output_dir: PlacePath | None = setting(
-        None, "where results, figures and trained heads go", "--output-dir", "FOLDER"
-    )
+    output_dir: PlacePath | None = setting(None, "where results, figures and trained heads go", "FOLDER")
     epochs: int | None = setting(
-        100,
-        "epochs; the best on validation clips is kept, or the last if there are none",
-        "--epochs",
-        "N",
-        ge=1,
-        le=10**6,
+        100, "epochs; the best on validation clips is kept, or the last if there are none", "N", ge=1, le=10**6
     )
-    batch_size: int | None = setting(8, "clips per step", "--batch-size", "N", ge=1, le=2**20)
-    learning_rate: float | None = setting(1e-3, "Adam's learning rate", "--learning-rate", "X", ge=1e-12, le=1e3)
+    batch_size: int | None = setting(8, "clips per step", "N", ge=1, le=2**20)
+    learning_rate: float | None = setting(1e-3, "Adam's learning rate", "X", ge=1e-12, le=1e3)
     protocol: Literal[ProtocolName, "both"] = setting(
-        "official", "official, random (leaks related clips), or both", "--protocol", "NAME"
+        "official", "official, random (leaks related clips), or both", "NAME"
     )
-    recipe: RecipeName = setting(
-        "paper", "paper, or tuned: the best settings found for the same heads", "--recipe", "NAME"
-    )
-    scaler: ScalerName | None = setting(None, "standard, whiten or none", "--scaler", "NAME", unset="the recipe's")
+    recipe: RecipeName = setting("paper", "paper, or tuned: the best settings found for the same heads", "NAME")
+    scaler: ScalerName | None = setting(None, "standard, whiten or none", "NAME", unset="the recipe's")
     whiten_eps: float | None = setting(
         None,
         "shrinkage of whitening, 0 to 1",
-        "--whiten-eps",
         "X",
         ge=1e-9,
         le=1.0,
         unset="the recipe's, or chosen on validation clips",
     )
-    seeds: int = setting(1, "repeat with N seeds", "--seeds", "N", ge=1, le=1000)
-    hidden_dim: int | None = setting(256, "width of the three-layer head", "--hidden-dim", "N", ge=1, le=2**16)
+    seeds: int = setting(1, "repeat with N seeds", "N", ge=1, le=1000)
+    hidden_dim: int | None = setting(256, "width of the three-layer head", "N", ge=1, le=2**16)
     feature_dim: int | None = setting(
-        None, "the embedding size that the feature file must have", "--feature-dim", "N", ge=1, le=2**20, unset="any"
+        None, "the embedding size that the feature file must have", "N", ge=1, le=2**20, unset="any"
     )
     train_test_split: float = setting(
-        0.2,
-        "share of test clips if there are no official folds or splits",
-        "--train-test-split",
-        "X",
-        ge=0.01,
-        le=0.99,
+        0.2, "share of test clips if there are no official folds or splits", "X", ge=0.01, le=0.99
     )
     random_seed: int = setting(
-        42, "seed of initial weights, clip order and random splits", "--seed", "N", ge=0, le=2**32 - 1
+        42, "seed of initial weights, clip order and random splits", "N", ge=0, le=2**32 - 1, flag="--seed"
     )
-    device: str = setting("auto", DEVICES, "--device", "NAME")
+    device: str = setting("auto", DEVICES, "NAME")
     refit: StrictBool = setting(
-        True, "refitting on training and validation clips after the epoch is chosen", "--no-refit"
+        True, "refitting on training and validation clips after the epoch is chosen", flag="--no-refit"
     )
-    probes: StrictBool = setting(
-        False, "also score logistic regression, nearest neighbours and nearest centroid", "--probes"
-    )
-    controls: StrictBool = setting(False, "also fit the heads on shuffled labels", "--controls")
+    probes: StrictBool = setting(False, "also score logistic regression, nearest neighbours and nearest centroid")
+    controls: StrictBool = setting(False, "also fit the heads on shuffled labels")
     control_features: tuple[PlacePath, ...] | None = setting(
-        None,
-        "other features of the same clips, to evaluate as controls",
-        "--control-features",
-        "FILE",
-        min_length=1,
-        unset="none",
+        None, "other features of the same clips, to evaluate as controls", "FILE", min_length=1, unset="none"
     )
     label_fractions: tuple[Annotated[float, Field(ge=1e-6, le=1.0)], ...] | None = setting(
-        None,
-        "shares of the labels to train on, such as 0.01 0.1 1",
-        "--label-fractions",
-        "X",
-        min_length=1,
-        unset="none",
+        None, "shares of the labels to train on, such as 0.01 0.1 1", "X", min_length=1, unset="none"
     )
-    markdown: StrictBool = setting(False, "write the table as result.md too", "--markdown")
-    figure_format: FigureFormat = setting("png", "png, pdf or svg", "--figure-format", "NAME")
+    markdown: StrictBool = setting(False, "write the table as result.md too")
+    figure_format: FigureFormat = setting("png", "png, pdf or svg", "NAME")
 
 
 # What the tuned recipe sets itself, unless the user chose a value.
@@ -272,7 +242,7 @@ def load_config(
     Args:
         kind: `ExtractConfig` or `FitConfig`.
         task_config: the task's config.yaml, which may be missing.
-        own: the user's file.
+        user_file: the user's own file.
         flags: setting -> value as given on the command line.
 
     Raises:
@@ -322,27 +292,12 @@ def _validated(values: Mapping[str, object], base: Path, path: Path | None = Non
     try:
         checked = _Everything.model_validate(dict(values), context={"base": base})
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        wrong, cause = str(problem["loc"][0]), error
-        text = str(problem.get("ctx", {}).get("error", ""))
-        if "~" in text:  # a user that does not exist
-            raise ConfigError(f"{path or flag_of(fields[wrong])}: {text}") from error
+        wrong, cause = str(error.errors(include_url=False)[0]["loc"][0]), error
     if wrong is not None:  # None stands for the recipe's own value; users cannot write it
         shown = "null" if values[wrong] is None else repr(values[wrong])
         place = f"{path}: {wrong}" if path else flag_of(fields[wrong])
         raise ConfigError(f"{place} must be {expectation(wrong)}, not {shown}") from cause
     return {key: getattr(checked, key) for key in values}
-
-
-def flag_of(field: FieldInfo) -> str:
-    """The flag that sets a declared setting."""
-    return str(extra_of(field)["flag"])
-
-
-def extra_of(field: FieldInfo) -> dict[str, Any]:
-    """What `setting` declares beside type, default and help: ``flag``, ``metavar`` and ``unset``."""
-    assert isinstance(field.json_schema_extra, dict)
-    return field.json_schema_extra
 
 
 def is_list(field: FieldInfo) -> bool:
@@ -352,14 +307,14 @@ def is_list(field: FieldInfo) -> bool:
 
 def expectation(key: str) -> str:
     """What a setting accepts, in words, such as ``a whole number from 1 to 1000``; from its JSON schema."""
+    if key == "encoder":
+        return FORMS
     schema = _Everything.model_json_schema()["properties"][key]
     (schema,) = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
     return _in_words(schema)
 
 
 def _in_words(schema: Mapping[str, Any]) -> str:
-    if schema.get("expected"):
-        return str(schema["expected"])
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
     if schema["type"] == "array":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -91,18 +92,12 @@ class EncoderName:
 
     def resolved(self, base: Path) -> EncoderName:
         """The same with relative paths taken from `base`."""
-        place, weights = self.place, self.weights
-        path = base / _expanded(place)
+        # pathlib's expanduser fails for users who do not exist.
+        place, weights = (os.path.expanduser(text) for text in (self.place, self.weights))  # noqa: PTH111
+        path = base / place
         if self.is_file or (self.kind is EncoderKind.TRANSFORMERS and path.is_dir()):
             place = str(path)
-        return replace(self, place=place, weights=str(base / _expanded(weights)) if weights else "")
-
-
-def _expanded(path: str) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise EncoderNameError(f"{path}: {error}") from error
+        return replace(self, place=place, weights=str(base / weights) if weights else "")
 
 
 def slug_of(kind: EncoderKind | None, label: str) -> str:

@@ -6,18 +6,28 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
-from pydantic import AfterValidator, ConfigDict, JsonValue, TypeAdapter, ValidationError, with_config
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
 from typing_extensions import TypedDict
 
 from common.arrays import Array
 from common.encoder_name import EncoderKind, slug_of
-from common.errors import UserError
-from common.files import DamagedFileError, UnsafeFileError, load_torch, save_torch, sha256_of
+from common.errors import UserError, first_problem
+from common.files import UnsafeFileError, load_torch, save_torch, sha256_of
 
 if TYPE_CHECKING:  # they take a second to import
     import pandas as pd
@@ -32,7 +42,6 @@ ENCODER_SETTINGS = (
 SHARED = (*ENCODER_SETTINGS, "outputs", "default_output", "parameters", "min_samples")
 PER_CLIP = ("failed", "samples", "audio_checksums")  # the part that has an entry per clip
 SEVERAL = "several"  # stands for the layer and the pool of a file with several outputs
-SPLITS = ("train", "valid", "test")
 
 
 class FeatureFileError(UserError):
@@ -99,9 +108,7 @@ def read_provenance(meta: object) -> Provenance:
             {key: value for key, value in provenance.items() if key not in Provenance.__annotations__}
         )
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        place = ".".join(map(str, problem["loc"]))[:100]
-        raise ValueError(f"{place}: {problem['msg'][:200]}") from error
+        raise ValueError(first_problem(error)) from error
     return provenance
 
 
@@ -292,7 +299,17 @@ class FeatureSet:
             from common.feature_folder import load_folder
 
             return load_folder(path)
-        return _Reader(path, _read_content(path)).read()
+        if not path.exists():
+            raise FeatureFileError(
+                f"{path} not found; run the task's extract_*.py first, or give another file with --features"
+            )
+        try:
+            return _Content.model_validate(load_torch(path)).as_features()
+        except UnsafeFileError as error:
+            raise FeatureFileError(f"{path} holds Python objects that would run code when opened; refused") from error
+        except ValueError as error:
+            cause = first_problem(error) if isinstance(error, ValidationError) else error
+            raise FeatureFileError(f"{path} is damaged, or not a feature file ({cause}); extract again") from error
 
 
 def checksum_of_features(path: Path) -> str:
@@ -353,123 +370,66 @@ def _choose_outputs(
     return chosen
 
 
-def _read_content(path: Path) -> dict[str, Any]:
-    """The dict that a file holds; nothing in it is run."""
-    if not path.exists():
-        raise FeatureFileError(
-            f"{path} not found; run the task's extract_*.py first, or give another file with --features"
-        )
+def _whole_numbers(values: Any) -> torch.Tensor:
     try:
-        content = load_torch(path)
-    except UnsafeFileError as error:
-        raise FeatureFileError(f"{path} holds Python objects that would run code when opened; refused") from error
-    except DamagedFileError as error:
-        raise FeatureFileError(f"{path} is damaged or not a feature file ({error}); extract again") from error
-    if not isinstance(content, dict):
-        raise FeatureFileError(f"{path} is not a feature file: it holds a {type(content).__name__}, not a dict")
-    return content
+        numbers = torch.as_tensor(values)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError("not numbers") from error
+    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex():
+        raise ValueError("not a 1-D tensor of integers")
+    return numbers.to(torch.int64)
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """A feature file's content, which is checked part by part."""
+def _without_repetition(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"{Counter(names).most_common(1)[0][0]} is in it more than once")
+    return names
 
-    path: Path
-    content: dict[str, Any]
 
-    def read(self) -> FeatureSet:
-        """Everything; FeatureFileError if a part is missing or does not fit."""
-        features: Any = self.content.get("features")
-        is_matrix = torch.is_tensor(features) and features.ndim == 2 and features.is_floating_point()
-        if not is_matrix or not features.shape[1] or features.layout != torch.strided or features.is_meta:
-            raise FeatureFileError(f"{self.path} is not a feature file: it has no 2-D floating-point tensor 'features'")
-        count = len(features)
+WholeNumbers = Annotated[torch.Tensor, BeforeValidator(_whole_numbers)]
+Names = Annotated[list[str], AfterValidator(_without_repetition)]
+Text = BeforeValidator(lambda value: "None" if value is None else value)
+
+
+class _Content(BaseModel):
+    """A feature file's entries."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
+
+    features: torch.Tensor
+    labels: WholeNumbers | None = Field(None, validation_alias=AliasChoices("labels", "label"))
+    class_names: Names | None = None
+    clip_ids: Names | None = Field(None, validation_alias=AliasChoices("clip_ids", "keys"))
+    folds: WholeNumbers | None = None
+    splits: list[Annotated[Literal["train", "valid", "test", "None"], Text]] | None = None
+    groups: list[Annotated[str, Text]] | None = None
+    meta: Annotated[Any, AfterValidator(lambda meta: read_provenance(meta or {}))] = None
+
+    def as_features(self) -> FeatureSet:
+        """The FeatureSet; ValueError says which entries do not fit together."""
+        if self.features.ndim != 2 or not self.features.is_floating_point() or not self.features.shape[1]:
+            raise ValueError("it has no 2-D floating-point tensor 'features'")
+        count = len(self.features)
         if not count:
-            raise FeatureFileError(f"{self.path} holds no clips; extract the features again")
-        labels = self._labels(count)
-        names = self.content.get("class_names")
-        if names is None:  # numbers that may leave gaps, such as speaker ids
+            raise ValueError("it holds no clips")
+        if self.labels is None and self.clip_ids is None:
+            raise ValueError("it has neither 'labels' nor 'keys'")
+        for name in ("labels", "clip_ids", "folds", "splits", "groups"):
+            values = getattr(self, name)
+            if values is not None and len(values) != count:
+                raise ValueError(f"{count} rows of features but {len(values)} {name}")
+        labels = torch.full((count,), -1) if self.labels is None else self.labels
+        if bool((labels < 0).any()) and not bool((labels == -1).all()):
+            raise ValueError("labels must be non-negative")
+        class_names = self.class_names
+        if class_names is None:  # numbers that may leave gaps, such as speaker ids
             present = labels[labels >= 0].unique()
-            names = [str(label) for label in present.tolist()]
+            class_names = [str(label) for label in present.tolist()]
             labels = torch.where(labels < 0, labels, torch.searchsorted(present, labels))
-        clip_ids = self.content.get("clip_ids", self.content.get("keys", [f"row {row}" for row in range(count)]))
-        splits = self._optional_names("splits", count)
-        if strangers := set(splits or ()) - {*SPLITS, "None"}:
-            raise self._damaged(f"a clip's split is {min(strangers)!r}, not train, valid or test")
+        if len(class_names) <= int(labels.max()):
+            raise ValueError(f"label {int(labels.max())} but only {len(class_names)} class names")
+        features, clip_ids = self.features.detach().to(torch.float32), self.clip_ids
+        clip_ids = clip_ids or [f"row {row}" for row in range(count)]
         return FeatureSet(
-            features.detach().to(torch.float32),
-            labels,
-            self._class_names(names, int(labels.max()) + 1),
-            self._unique(self._names(clip_ids, "clip_ids", count)),
-            self._folds(count),
-            splits,
-            self._optional_names("groups", count),
-            self._provenance(),
+            features, labels, class_names, clip_ids, self.folds, self.splits, self.groups, self.meta or Provenance()
         )
-
-    def _damaged(self, what: str) -> FeatureFileError:
-        return FeatureFileError(f"{self.path} is damaged: {what}; extract again")
-
-    def _labels(self, count: int) -> torch.Tensor:
-        labels = self.content.get("labels", self.content.get("label"))
-        if labels is None:
-            if "keys" not in self.content:
-                raise FeatureFileError(f"{self.path} is not a feature file: it has neither 'labels' nor 'keys'")
-            return torch.full((count,), -1)
-        try:
-            values = torch.as_tensor(labels)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise FeatureFileError(f"{self.path}: 'labels' are not numbers; extract the features again") from error
-        is_whole = values.ndim == 1 and not values.is_floating_point() and not values.is_complex()
-        if not is_whole or (bool((values < 0).any()) and not bool((values == -1).all())):
-            raise FeatureFileError(
-                f"{self.path}: 'labels' must be one non-negative integer per row; extract the features again"
-            )
-        if len(values) != count:
-            raise self._damaged(f"{count} rows of features but {len(values)} labels")
-        return values.to(torch.int64)
-
-    def _names(self, values: Any, what: str, count: int) -> list[str]:
-        if not isinstance(values, (list, tuple)):
-            raise self._damaged(f"{what} is a {type(values).__name__}, not a list")
-        if len(values) != count:
-            raise self._damaged(f"{count} rows of features but {len(values)} {what}")
-        strange = next((value for value in values if not isinstance(value, (str, int, float, NoneType))), None)
-        if strange is not None:
-            raise self._damaged(f"one of its {what} is a {type(strange).__name__}")
-        return [str(value) for value in values]
-
-    def _optional_names(self, what: str, count: int) -> list[str] | None:
-        return None if self.content.get(what) is None else self._names(self.content[what], what, count)
-
-    def _class_names(self, names: Any, count: int) -> list[str]:
-        if isinstance(names, (list, tuple)) and len(names) < count:
-            raise self._damaged(f"label {count - 1} but only {len(names)} class names")
-        class_names = self._names(names, "class_names", len(names) if isinstance(names, (list, tuple)) else 0)
-        if len(set(class_names)) < len(class_names):
-            twice = next(name for name, times in Counter(class_names).items() if times > 1)
-            raise self._damaged(f"two of its classes are called {twice!r}")
-        return class_names
-
-    def _unique(self, clip_ids: list[str]) -> list[str]:
-        if len(set(clip_ids)) < len(clip_ids):
-            twice = next(name for name, times in Counter(clip_ids).items() if times > 1)
-            raise self._damaged(f"clip {twice} is in it more than once")
-        return clip_ids
-
-    def _folds(self, count: int) -> torch.Tensor | None:
-        folds = self.content.get("folds")
-        if folds is None:
-            return None
-        if not torch.is_tensor(folds) or folds.ndim != 1 or folds.is_floating_point() or folds.is_complex():
-            raise self._damaged("folds are not a 1-D tensor of whole numbers")
-        if len(folds) != count:
-            raise self._damaged(f"{count} rows of features but {len(folds)} folds")
-        return folds.to(torch.int64)
-
-    def _provenance(self) -> Provenance:
-        meta = self.content.get("meta")
-        try:
-            return {} if meta is None else read_provenance(meta)
-        except ValueError as error:
-            raise self._damaged(f"meta.{error}") from error

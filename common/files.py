@@ -10,13 +10,10 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import re
-import struct
 import sys
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -215,20 +212,12 @@ def load_torch(path: Path, mmap: bool = False, checks: bool = True) -> Any:
                 if damaged := archive.testzip():
                     raise DamagedFileError(f"its part {damaged} does not have the checksum that was written with it")
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
-    except DamagedFileError:
-        raise
-    except pickle.UnpicklingError as error:
-        # torch raises this both for content that could run code and for files that are not pickles.
+    except Exception as error:  # zipfile, pickle and torch raise many kinds
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # which reading a truncated zip can raise
+            raise
+        # torch raises UnpicklingError both for content that could run code and for files that are not pickles.
         is_unsafe = re.search("unsupported (global|class)", str(error), re.IGNORECASE)
         raise (UnsafeFileError if is_unsafe else DamagedFileError)(_cause(error)) from error
-    except (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, MemoryError) as error:
-        raise DamagedFileError(_cause(error)) from error
-    except (LookupError, ValueError, TypeError, AttributeError) as error:
-        raise DamagedFileError(_cause(error)) from error
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # which reading a truncated zip can raise
-            raise
-        raise DamagedFileError(_cause(error)) from error
 
 
 def _cause(error: Exception) -> str:

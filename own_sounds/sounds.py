@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pydantic.dataclasses import dataclass
 
-from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, Division, Prepared, Task
+from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, Division, Prepared, Task, read_csv
 from common.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -180,21 +180,11 @@ def read_table(path: Path) -> tuple[Path, list[Clip]]:
 
 def _read_cells(path: Path) -> pd.DataFrame:
     """The table as text; DatasetError unless it has rows and the required columns."""
-    import pandas as pd
-
     separator = SEPARATORS.get(path.suffix.lower())
     if separator is None:
         raise DatasetError(f"{path} is not a table; give a .csv or .tsv, or a folder with a sub-folder per class")
-    try:
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except ValueError as error:  # the base of pandas' errors and of UnicodeDecodeError
-        raise DatasetError(f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}") from error
-    missing = [column for column in ("path", "label") if column not in table.columns]
-    if missing:
-        columns = ", ".join(map(str, table.columns[:10]))
-        raise DatasetError(f"{path} lacks the column {' and '.join(missing)} (it has {columns}); add it")
-    if table.empty:
-        raise DatasetError(f"{path} lists no clips")
+    options = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+    table = read_csv(path, ("path", "label"), "give a table with a line for each clip", **options)
     unknown = [str(column) for column in table.columns if column not in COLUMNS]
     if unknown:
         warnings.warn(f"columns of {path.name} that are not used: {', '.join(unknown)}", DatasetNote, stacklevel=3)

@@ -98,7 +98,7 @@ def test_paths_in_the_name_of_an_encoder_are_resolved_like_others(
             assert given(kind, name) == name
 
 
-@pytest.mark.parametrize("name", ["hubert", "hear", "hear:", "hf:", "logmel:own.py", "hear:~nosuchuser/own.py", ""])
+@pytest.mark.parametrize("name", ["hubert", "hear", "hear:", "hf:", "logmel:own.py", ""])
 @pytest.mark.parametrize("kind", [ExtractConfig, FitConfig])
 def test_a_wrong_encoder_is_named(
     name: str, kind: type[ExtractConfig] | type[FitConfig], task_config: Path, tmp_path: Path
@@ -110,7 +110,7 @@ def test_a_wrong_encoder_is_named(
             load_config(kind, task_config, file, flags)
         forms = "audiosep, logmel, hear:MODULE_OR_FILE.py[:WEIGHTS] or hf:NAME_OR_FOLDER"
         setting = f"{file}: encoder" if file else "--encoder"
-        expected = "nosuchuser" if "~" in name else f"{setting} must be {forms}, not {name!r}"
+        expected = f"{setting} must be {forms}, not {name!r}"
         assert expected in str(error.value)
         assert "\n" not in str(error.value)
 
@@ -126,7 +126,6 @@ def test_a_wrong_encoder_is_named(
         ("epochs: true", "epochs must be"),
         ("epochs:", "epochs must be"),
         ("epochs: .inf", "epochs must be"),
-        ("data_root: ~nosuchuser/x", "~nosuchuser"),
         ("device: null", "device must be text, not null"),
         ("learning_rate: -1", "learning_rate must be a number from"),
         ("learning_rate: .nan", "learning_rate must be a number from"),
@@ -150,7 +149,7 @@ def test_wrong_files_are_named(text: str, words: str, task_config: Path, tmp_pat
     for kind in (FitConfig, ExtractConfig):
         with pytest.raises(ConfigError) as error:
             load_config(kind, task_config, own)
-        assert str(own) in str(error.value) or "nosuchuser" in text
+        assert str(own) in str(error.value)
         assert words in str(error.value)
         assert "\n" not in str(error.value)
 

@@ -139,7 +139,7 @@ def test_a_clip_stored_twice_is_refused(tmp_path: Path) -> None:
     ids = list(features.clip_ids)
     ids[7] = ids[3]
     saved(replace(features, clip_ids=ids), tmp_path / "features.pt")
-    with pytest.raises(FeatureFileError, match=f"clip {ids[3]} is in it more than once"):
+    with pytest.raises(FeatureFileError, match=f"clip_ids: {ids[3]} is in it more than once"):
         FeatureSet.load(tmp_path / "features.pt")
 
 

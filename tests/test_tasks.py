@@ -134,7 +134,7 @@ def test_damaged_metadata_is_named(esc50_root: Path) -> None:
     path = esc50_root / "meta" / "esc50.csv"
     whole = path.read_text()
     for content, words in (
-        ("", "not the CSV"),
+        ("", "cannot be read as a table"),
         ("filename,fold\na,1\n", "lacks the columns target, category, src_file"),
         (whole.splitlines()[0] + "\n", "lists no clips"),
         (whole.replace(",dog,", ",,", 1), "line 2 has an empty field"),

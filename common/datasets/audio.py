@@ -141,10 +141,8 @@ def changed_files(paths: Sequence[Path], checksums: Sequence[int]) -> list[Path]
 @functools.lru_cache(maxsize=1 << 20)  # more than a data set has files, which are read in turn
 def _checksum(path: Path, size: int, modified_ns: int) -> int:
     del size, modified_ns  # they only tell files apart
-    digest = hashlib.blake2b(digest_size=8)
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        digest = hashlib.file_digest(file, functools.partial(hashlib.blake2b, digest_size=8))
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 

@@ -38,12 +38,9 @@ class Clip:
 def count(clips: Sequence[Clip]) -> Counter[str]:
     """Counts by name: ``clips``, ``classes``, ``groups``, ``train``, and such names as ``fold 1`` and ``class dog``."""
     counts = Counter(clips=len(clips))
-    for clip in clips:
-        counts[f"class {clip.class_name}"] += 1
-        if clip.fold is not None:
-            counts[f"fold {clip.fold}"] += 1
-        if clip.split is not None:
-            counts[clip.split] += 1
+    counts.update(f"class {clip.class_name}" for clip in clips)
+    counts.update(f"fold {clip.fold}" for clip in clips if clip.fold is not None)
+    counts.update(clip.split for clip in clips if clip.split is not None)
     counts["classes"] = len({clip.class_name for clip in clips})
     counts["groups"] = len({clip.group for clip in clips} - {None})
     return counts

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
 
@@ -26,28 +27,21 @@ class DatasetMissingError(DatasetError):
 def layout_error(root: Path, title: str, expected: str, usual_folder: str, download: str) -> DatasetMissingError:
     """The error for a data root that differs from the official archive; `download` is the data set's name for
     `python -m common.download`."""
+    get = f"get it: {download_command(download, root)}"
+    whole = next((parent for parent in (root.parent, root.parent.parent) if parent.name == usual_folder), None)
     if not root.exists():
-        return DatasetMissingError(
-            f"data root {root} does not exist. Give the folder of {title} ({expected} in it) with --data-root, or "
-            f"get it: {download_command(download, root)}"
-        )
-    if not root.is_dir():
-        return DatasetMissingError(
-            f"data root {root} is a file; give the folder of {title} ({expected} in it): --data-root"
-        )
-    if (root / usual_folder).is_dir():
-        return DatasetMissingError(
-            f"data root {root} is one folder too high for {title}: give --data-root {root / usual_folder}"
-        )
-    for parent in (root.parent, root.parent.parent):
-        if parent.name == usual_folder:
-            return DatasetMissingError(f"data root {root} is a part of {title}; give all of it: --data-root {parent}")
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
-    content = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") if names else "nothing"
-    return DatasetMissingError(
-        f"data root {root} is not laid out as {title}: expected {expected}; found {content}. "
-        f"If that is missing, get it: {download_command(download, root)}"
-    )
+        problem = f"does not exist. Give the folder of {title} ({expected} in it) with --data-root, or {get}"
+    elif not root.is_dir():
+        problem = f"is a file; give the folder of {title} ({expected} in it): --data-root"
+    elif (root / usual_folder).is_dir():
+        problem = f"is one folder too high for {title}: give --data-root {root / usual_folder}"
+    elif whole is not None:
+        problem = f"is a part of {title}; give all of it: --data-root {whole}"
+    else:
+        names = sorted(entry.name + "/" * entry.is_dir() for entry in root.iterdir())
+        content = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "") or "nothing"
+        problem = f"is not laid out as {title}: expected {expected}; found {content}. If that is missing, {get}"
+    return DatasetMissingError(f"data root {root} {problem}")
 
 
 def download_command(download: str, root: Path) -> str:
@@ -71,45 +65,39 @@ def read_text(path: Path) -> str:
         raise DatasetError(f"{path} cannot be read ({cause}); get it again") from error
 
 
-def _as_float(value: object) -> float:
-    """NaN if it is not a number."""
+def read_csv(path: Path, columns: Sequence[str], fix: str, **options: Any) -> pd.DataFrame:
+    """A CSV that has rows and all `columns`; else DatasetError, whose message ends with `fix`. `options` are pandas'."""
+    import pandas as pd
+
     try:
-        return float(str(value))
-    except ValueError:
-        return float("nan")
+        table: pd.DataFrame = pd.read_csv(path, **options)
+    except (ValueError, OverflowError, OSError) as error:  # pandas' errors and UnicodeDecodeError are ValueErrors
+        raise DatasetError(f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}; {fix}") from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas has taken the first column for names of rows
+        raise DatasetError(f"{path} has lines with more fields than its header; {fix}")
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        present = ", ".join(map(str, table.columns[:10]))
+        raise DatasetError(
+            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has {present}); {fix}"
+        )
+    if table.empty:
+        raise DatasetError(f"{path} lists no clips; {fix}")
+    return table
 
 
 def read_metadata(path: Path, columns: tuple[str, ...], whole_numbers: tuple[str, ...], title: str) -> pd.DataFrame:
     """A data set's official CSV, with all `columns` present and without empty fields; `whole_numbers` are int64."""
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path)
-    except (ValueError, OverflowError, OSError) as error:  # pandas' errors and UnicodeDecodeError are ValueErrors
-        raise DatasetError(
-            f"{path} is not the CSV of {title}: {' '.join(str(error).split())[:200]}; unpack it again"
-        ) from error
-    if not isinstance(table.index, pd.RangeIndex):  # pandas has taken the first column for names of rows
-        raise DatasetError(f"{path} has lines with more fields than its header; unpack {title} again")
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise DatasetError(
-            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} of {title}'s official CSV "
-            f"(it has {', '.join(map(str, table.columns[:10]))}); unpack it again"
-        )
+    fix = f"unpack {title} again"
+    table = read_csv(path, columns, fix)
     empty = table[list(columns)].isna().any(axis=1)
     if empty.any():
-        raise DatasetError(f"{path} line {int(empty.to_numpy().argmax()) + 2} has an empty field; unpack {title} again")
+        raise DatasetError(f"{path} line {int(empty.to_numpy().argmax()) + 2} has an empty field; {fix}")
     for column in whole_numbers:
-        numbers = table[column].map(_as_float)
-        wrong = numbers.isna() | (numbers % 1 != 0) | (numbers.abs() >= 2**53)
+        wrong = ~table[column].astype(str).str.fullmatch(r"\d{1,15}(\.0)?")
         if wrong.any():
             row = int(wrong.to_numpy().argmax())
-            raise DatasetError(
-                f"{path} line {row + 2}: {column} must be a whole number, not {str(table[column][row])[:50]!r}; "
-                f"unpack {title} again"
-            )
-        table[column] = numbers.astype("int64")
-    if table.empty:
-        raise DatasetError(f"{path} lists no clips; unpack {title} again")
+            text = str(table[column][row])[:50]
+            raise DatasetError(f"{path} line {row + 2}: {column} must be a whole number, not {text!r}; {fix}")
+        table[column] = table[column].astype(float).astype("int64")
     return table

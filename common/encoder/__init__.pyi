@@ -1,41 +1,20 @@
-from .audiosep import AudioSepEncoder, load_encoder
-from .checkpoint import CheckpointError
-from .choose import new_encoder
-from .condition import ConditionError
-from .device import DeviceError, resolve_device
-from .logmel import LogMelStatistics
-from .network import CHANNELS, LAYERS, SAMPLE_RATE
-from .plug_in import PluginError
-from .protocol import (
-    Encoder,
-    EncoderInfo,
-    Output,
-    UnknownOutputError,
-    Waveform,
-    choose_outputs,
-    find_output,
-)
-from .tiles import POOLS
-
-__all__ = [
-    "CHANNELS",
-    "LAYERS",
-    "POOLS",
-    "SAMPLE_RATE",
-    "AudioSepEncoder",
-    "CheckpointError",
-    "ConditionError",
-    "DeviceError",
-    "Encoder",
-    "EncoderInfo",
-    "LogMelStatistics",
-    "Output",
-    "PluginError",
-    "UnknownOutputError",
-    "Waveform",
-    "choose_outputs",
-    "find_output",
-    "load_encoder",
-    "new_encoder",
-    "resolve_device",
-]
+from .audiosep import AudioSepEncoder as AudioSepEncoder
+from .audiosep import load_encoder as load_encoder
+from .checkpoint import CheckpointError as CheckpointError
+from .choose import new_encoder as new_encoder
+from .condition import ConditionError as ConditionError
+from .device import DeviceError as DeviceError
+from .device import resolve_device as resolve_device
+from .logmel import LogMelStatistics as LogMelStatistics
+from .network import CHANNELS as CHANNELS
+from .network import LAYERS as LAYERS
+from .network import SAMPLE_RATE as SAMPLE_RATE
+from .plug_in import PluginError as PluginError
+from .protocol import Encoder as Encoder
+from .protocol import EncoderInfo as EncoderInfo
+from .protocol import Output as Output
+from .protocol import UnknownOutputError as UnknownOutputError
+from .protocol import Waveform as Waveform
+from .protocol import choose_outputs as choose_outputs
+from .protocol import find_output as find_output
+from .tiles import POOLS as POOLS

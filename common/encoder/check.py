@@ -97,7 +97,6 @@ def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord
 
     output = output or encoder.default_output
     measurement = Measurement(encoder, output)
-    properties = [Property(name=name, holds=holds, measured=seen) for name, holds, seen in measurement.seen()]
     return CheckRecord(
         encoder=encoder.info.encoder,
         checkpoint=encoder.info.checkpoint,
@@ -109,7 +108,7 @@ def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord
         speed=measurement.speed(),
         device=str(encoder.device),
         cpu=describe_cpu(),
-        properties=properties,
+        properties=[Property(name=name, holds=holds, measured=seen) for name, holds, seen in measurement.seen()],
     )
 
 

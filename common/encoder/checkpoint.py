@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import zipfile
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +22,7 @@ from safetensors.torch import load_file as load_safetensors
 
 from common.config import DEFAULT_CHECKPOINT
 from common.errors import UserError
-from common.files import (
-    PROJECT_ROOT,
-    DamagedFileError,
-    UnsafeFileError,
-    load_torch,
-    read_json,
-    sha256_of,
-    write_json,
-)
+from common.files import PROJECT_ROOT, DamagedFileError, UnsafeFileError, load_torch, read_json, sha256_of, write_json
 
 DEFAULT_PATH = PROJECT_ROOT / DEFAULT_CHECKPOINT
 KNOWN_RELEASES = {
@@ -168,8 +159,6 @@ def _refuse_non_checkpoint(path: Path) -> None:
         problem = f"not found. Get it with: {DOWNLOAD} (or try the pipeline untrained with --checkpoint random:0)"
     elif path.is_dir():
         problem = f"is a folder. Give the file itself, such as {path}/pytorch_model.bin"
-    elif not path.is_file():
-        problem = f"is not a regular file. Give the weights: {DOWNLOAD}"
     elif not head:
         problem = f"is empty (0 bytes). Delete it, then: {DOWNLOAD}"
     elif head.startswith(b"version https://git-lfs"):
@@ -189,8 +178,6 @@ def _read(path: Path, checks: bool) -> object:
     try:
         return load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path, mmap=True, checks=checks)
     except UnsafeFileError as error:
-        if _mentions_clap(path):
-            raise _clap_error(path) from error
         raise CheckpointError(
             f"checkpoint {path} holds Python objects that would run code when opened; refused, and nothing was "
             f"run. Use the published weights: {DOWNLOAD}"
@@ -209,15 +196,6 @@ def _clap_error(path: Path) -> CheckpointError:
     )
 
 
-def _mentions_clap(path: Path) -> bool:
-    """Whether the names pickled in a zip checkpoint are CLAP's; read as bytes, never unpickled."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        pickled = b"".join(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
-    return b"audio_branch." in pickled and ANCHOR.encode() not in pickled
-
-
 def _state_dicts(content: object, depth: int = 3) -> list[dict[str, torch.Tensor]]:
     """Every mapping in the file, outermost first, that holds tensors by name."""
     if not isinstance(content, Mapping) or depth == 0:
@@ -233,10 +211,7 @@ def _select(content: object, shapes: Mapping[str, tuple[int, ...]], path: Path) 
     """The wanted tensors as float32, whatever their prefix; CheckpointError if any of them is wrong."""
     state_dicts = _state_dicts(content)
     places = [
-        (state, key.removesuffix(ANCHOR))
-        for state in state_dicts
-        for key in state
-        if key == ANCHOR or key.endswith("." + ANCHOR)
+        (state, key.removesuffix(ANCHOR)) for state in state_dicts for key in state if f".{key}".endswith(f".{ANCHOR}")
     ]
     if not places:
         if any("audio_branch." in key for state in state_dicts for key in state):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import operator
 import sys
 import traceback
 from collections.abc import Collection
@@ -30,6 +29,7 @@ from common.encoder_name import EncoderName
 from common.files import sha256_of
 
 SCENE, TIMESTAMPS = "scene", "timestamps"
+FUNCTIONS = {SCENE: ("get_scene_embeddings", 2), TIMESTAMPS: ("get_timestamp_embeddings", 3)}  # with dimensions
 NEEDED = ("load_model", "get_scene_embeddings")
 
 
@@ -69,15 +69,10 @@ class HearEncoder(PlugIn):
     def states(self, audio: Array, layers: Collection[str]) -> dict[str, torch.Tensor]:
         """As `PlugIn.states`."""
         on_device = torch.from_numpy(audio).to(self.device)
-        functions = {SCENE: ("get_scene_embeddings", 2), TIMESTAMPS: ("get_timestamp_embeddings", 3)}
-        return {
-            layer: self._embed(function, on_device, ndim)
-            for layer, (function, ndim) in functions.items()
-            if layer in layers
-        }
+        return {layer: self._embed(*FUNCTIONS[layer], on_device) for layer in layers}
 
     @torch.no_grad()
-    def _embed(self, function: str, audio: torch.Tensor, ndim: int) -> torch.Tensor:
+    def _embed(self, function: str, ndim: int, audio: torch.Tensor) -> torch.Tensor:
         """The embeddings that a function of the module gives for (N, samples): float32 on the CPU, of `ndim` dimensions."""
         result = self._call(function, audio.clone(), self._model)  # a module may change its input
         values = result[0] if isinstance(result, (tuple, list)) and len(result) else result
@@ -99,21 +94,16 @@ class HearEncoder(PlugIn):
         except Exception as error:
             if function == "load_model" and not arguments and "required positional argument" in str(error):
                 raise PluginError(f"{self.name}: load_model needs weights; give them: {self.name}:WEIGHTS") from error
-            frames = [
-                frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self._module.__file__
-            ]
-            place = f" (line {frames[-1].lineno})" if frames else ""
+            frames = traceback.extract_tb(error.__traceback__)
+            lines = [frame.lineno for frame in frames if frame.filename == self._module.__file__]
+            place = f" (line {lines[-1]})" if lines else ""
             raise PluginError(f"{self.name}: {function}{place}: {type(error).__name__}: {error}") from error
 
     def _attribute(self, attribute: str) -> int:
         value = getattr(self._model, attribute, None)
-        try:
-            number = operator.index(value)  # type: ignore[arg-type]  # numpy's whole numbers too
-        except TypeError:
-            number = 0
-        if number < 1:
+        if not isinstance(value, (int, np.integer)) or value < 1:
             raise PluginError(f"{self.name}: the model's {attribute} is {value!r}; HEAR asks for a whole number")
-        return number
+        return int(value)
 
     def _checkpoint(self) -> str:
         """``sha256:<hex>`` of the weights: a file, all files of a folder, or the model's tensors; ``none`` if it has none."""
@@ -138,19 +128,17 @@ class HearEncoder(PlugIn):
 def _import(name: EncoderName) -> ModuleType:
     """The module that a name means; PluginError if it is missing or cannot be imported."""
     path = Path(name.place).resolve()
+    if name.is_file and not path.is_file():
+        raise PluginError(f"{name.place} not found; give the HEAR module's file: hear:FILE.py")
     try:
         if not name.is_file:
             return importlib.import_module(name.place)
-        if not path.is_file():
-            raise PluginError(f"{name.place} not found; give the HEAR module's file: hear:FILE.py")
         spec = importlib.util.spec_from_file_location(f"hear_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
         return module
-    except PluginError:
-        raise
     except ImportError as error:
         beside = path.parent / f"{error.name}.py"
         hint = f"; it is beside the file: set PYTHONPATH={path.parent}" if error.name and beside.is_file() else ""

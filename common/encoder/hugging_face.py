@@ -56,9 +56,7 @@ class TransformersEncoder(PlugIn):
         self.default_output = self.outputs[0]
         self.pad_to = self.find_min_samples()
         inputs = [self._inputs(np.tile(second, times)[None]) for times in (1, 2)]
-        self.is_fixed_length = {key: value.shape for key, value in inputs[0].items()} == {
-            key: value.shape for key, value in inputs[1].items()
-        }
+        self.is_fixed_length = all(value.shape == inputs[1][key].shape for key, value in inputs[0].items())
         code = f"transformers {type(self._model).__name__}, settings {self._settings()}"
         code += ", clips of one length" * self.is_fixed_length
         checkpoint = tensors_sha256(self._model)
@@ -85,10 +83,8 @@ class TransformersEncoder(PlugIn):
 
     def _settings(self) -> str:
         """A short checksum of the configurations of model and feature extractor, without what does not compute."""
-        settings = {
-            **self._model.config.to_dict(),
-            **{f"extractor {k}": v for k, v in self._extractor.to_dict().items()},
-        }
+        extractor = {f"extractor {key}": value for key, value in self._extractor.to_dict().items()}
+        settings = {**self._model.config.to_dict(), **extractor}
         decisive = {key: value for key, value in settings.items() if not re.search(r"path|version|hash|dtype", key)}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

@@ -21,7 +21,6 @@ import itertools
 import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -198,16 +197,6 @@ class ResUNet30Encoder(nn.Module):
                 )
 
 
-class FastConvolutions(Protocol):
-    """Both convolutions of a block, with the activations before them, computed otherwise."""
-
-    def pays(self, time: int, frequency: int) -> bool:
-        """Whether an input of this size is large enough to gain from it."""
-
-    def __call__(self, x: torch.Tensor, ends: list[int]) -> torch.Tensor:
-        """The block's residual; of each item, frames from its end on are padding."""
-
-
 class _EmptyConv2d(nn.Conv2d):
     """Without torch's random weights, which take a quarter of a second and are never used."""
 
@@ -234,8 +223,10 @@ class _Block(nn.Module):
             channels_out, channels_out, kernel, stride=pooling, padding=1, bias=False, dtype=dtype
         )
         self.shortcut = _EmptyConv2d(channels_in, channels_out, 1, dtype=dtype) if channels_in != channels_out else None
-        self.fast_convolutions: FastConvolutions | None = None  # of all the block, in place of conv1 and conv2
-        self.fast_conv1: Callable[[torch.Tensor, list[int]], torch.Tensor] | None = None  # of the first block
+        # In place of conv1 and conv2 with the activations before them, or of the first block's conv1 alone. They are called
+        # with an input and where the padding of its items begins; the former returns None where it would be slower.
+        self.fast_convolutions: Callable[[torch.Tensor, list[int]], torch.Tensor | None] | None = None
+        self.fast_conv1: Callable[[torch.Tensor, list[int]], torch.Tensor] | None = None
 
     def forward(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
         """(B, channels_in, time, frequency) -> (B, channels_out, time // pooling[0], frequency // pooling[1])."""
@@ -244,11 +235,10 @@ class _Block(nn.Module):
 
     def _residual(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
         """The output of conv2."""
-        # An encoder may be moved.
-        fast = self.fast_convolutions
-        if fast is not None and x.device.type == "cpu" and fast.pays(*x.shape[2:]):
-            return fast(x, item_ends(mask, len(x), x.shape[2]))
-        return self.conv2(self._hidden(x, mask))  # type: ignore[no-any-return]
+        residual = None
+        if self.fast_convolutions is not None and x.device.type == "cpu":  # an encoder may be moved
+            residual = self.fast_convolutions(x, item_ends(mask, len(x), x.shape[2]))
+        return self.conv2(self._hidden(x, mask)) if residual is None else residual
 
     def _hidden(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
         """The input of conv2."""

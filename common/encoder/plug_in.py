@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 
@@ -96,16 +97,11 @@ class PlugIn(Encoder):
                 return False
 
         low, high = 0, 1  # fails (nothing to embed), perhaps works
-        while not quietly(high):
-            if high == len(waveform):
-                if not works(high):  # raises the plug-in's own error, if it has one
-                    raise PluginError(f"{self.name} gives NaN or infinity for {LONGEST_MINIMUM_S:.0f} s of noise")
-                break
+        while high < len(waveform) and not quietly(high):
             low, high = high, min(2 * high, len(waveform))
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if quietly(middle) else (middle, high)
-        return high
+        if not works(high):  # raises the plug-in's own error, if it has one
+            raise PluginError(f"{self.name} gives NaN or infinity for {LONGEST_MINIMUM_S:.0f} s of noise")
+        return low + 1 + bisect.bisect_left(range(low + 1, high), True, key=quietly)
 
     def describe(
         self, model: object, checkpoint: str, code: str, min_samples: int, packages: tuple[str, ...] = ()

@@ -138,14 +138,12 @@ class Moments:
 
         merged = {"mean": weighted("mean")}
         for pool in parts[0].by_pool.keys() - merged.keys():
-            values = [part.by_pool[pool] for part in parts]
+            values = torch.stack([part.by_pool[pool] for part in parts])
             if pool == "std":
                 shifts = [part.count * (part.by_pool["mean"] - merged["mean"]).square() for part in parts]
-                merged[pool] = torch.stack([square + shift for square, shift in zip(values, shifts, strict=True)]).sum(
-                    dim=0
-                )
+                merged[pool] = (values + torch.stack(shifts)).sum(dim=0)
             else:
-                merged[pool] = torch.stack(values).amax(dim=0) if pool == "max" else weighted(pool)
+                merged[pool] = values.amax(dim=0) if pool == "max" else weighted(pool)
         return Moments(count, merged)
 
     def pooled(self, pool: str) -> torch.Tensor:

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from common.encoder import LAYERS, load_encoder
@@ -96,6 +96,7 @@ def test_winograd_equals_the_direct_convolutions(
     with torch.no_grad():
         with mock.patch.multiple(winograd, MIN_TILES=min_tiles, NUMBERS_AT_A_TIME=at_a_time):
             got = WinogradBlock(scale, shift, 0.01, conv1, conv2)(x, ends.tolist())
+        assume(got is not None)  # of fewer tiles
         x, conv1, conv2 = x.double(), conv1.double(), conv2.double()
         activated = fill_padding(F.leaky_relu(x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1), 0.01), mask)
         expected = conv2(fill_padding(F.leaky_relu(conv1(activated), 0.01), mask))

@@ -51,13 +51,12 @@ class WinogradBlock:
         self.scale, self.shift, self.negative_slope = scale, shift, negative_slope
         self.conv1, self.conv2 = WinogradConv2d(conv1), WinogradConv2d(conv2)
 
-    def pays(self, frames: int, frequencies: int) -> bool:
-        """Whether inputs of this size are computed faster this way."""
-        return frequencies % PHASES == 0 and self.conv1.pays(frames, frequencies)
-
-    def __call__(self, x: torch.Tensor, ends: Sequence[int]) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, ends: Sequence[int]) -> torch.Tensor | None:
         """(B, channels_in, time, frequency) -> (B, channels_out, time // stride, frequency // stride), channels last in
-        memory. From its end on, an item counts as 0, and so do its outputs."""
+        memory; None if so small an input is computed faster without. From its end on, an item counts as 0, and so do its
+        outputs."""
+        if x.shape[3] % PHASES or not self.conv1.pays(*x.shape[2:]):
+            return None
         step_down, step_across = self.conv2.stride
         y = x.new_empty(len(x), x.shape[2] // step_down, x.shape[3] // step_across, self.conv2.direct.out_channels)
         for item, end, into in zip(x.permute(0, 2, 3, 1), ends, y, strict=True):
