@@ -22,6 +22,7 @@ from common.parts import CHECKSUMS, PER_CLIP, PartInfo, part_files, read_info, r
 from common.progress import progress_bar
 
 IN_MEMORY = 1_000_000  # rows
+pa.set_memory_pool(pa.system_memory_pool())  # Arrow's default keeps half a gigabyte of what many small parts took
 
 
 class Names(Sequence[Any]):
@@ -73,7 +74,6 @@ def load_folder(folder: Path) -> FeatureSet:
         )
     except (DamagedFileError, pa.ArrowException) as error:
         raise FeatureFileError(f"{error}; the same extraction again makes what is missing") from error
-    pa.default_memory_pool().release_unused()
     labels, class_names = _labels(table["class_name"], infos[0])
     folds = table["fold"].to_numpy() if table["fold"].null_count < len(table) else None
     return FeatureSet(

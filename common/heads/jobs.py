@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 from dataclasses import dataclass, field
@@ -59,7 +60,7 @@ class Job:
     @property
     def scaler_key(self) -> tuple[bytes, float | None]:
         """Jobs with equal keys have the same scaler."""
-        return self.split.train.tobytes(), self.shrinkage
+        return hashlib.sha256(self.split.train).digest(), self.shrinkage
 
 
 class Batches(NamedTuple):
