@@ -4,8 +4,8 @@ embeddings are memory-mapped from one flat file, which is built beside the parts
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from tqdm import tqdm
 
 from common.arrays import Array
 from common.features import Counts, FeatureFileError, FeatureSet, read_provenance
 from common.files import DamagedFileError
 from common.parts import CHECKSUMS, PER_CLIP, PartInfo, part_files, read_info, read_part, refuse_gaps
-from common.progress import progress_bar
 
 IN_MEMORY = 1_000_000  # rows
 pa.set_memory_pool(pa.system_memory_pool())  # Arrow's default keeps half a gigabyte of what many small parts took
@@ -66,12 +66,7 @@ def load_folder(folder: Path) -> FeatureSet:
         _refuse_mixture(infos, folder)
         if not len(table):
             raise FeatureFileError(f"{folder} holds no clips; extract the features again")
-        width = pq.read_schema(paths[0]).field("embedding").type.list_size
-        features = (
-            _in_memory(paths, len(table), width)
-            if len(table) <= IN_MEMORY
-            else _mapped(folder, paths, len(table), width)
-        )
+        features = _embeddings(folder, paths, len(table))
     except (DamagedFileError, pa.ArrowException) as error:
         raise FeatureFileError(f"{error}; the same extraction again makes what is missing") from error
     labels, class_names = _labels(table["class_name"], infos[0])
@@ -102,36 +97,33 @@ def _refuse_mixture(infos: Sequence[PartInfo], folder: Path) -> None:
             )
 
 
-def _in_memory(paths: Sequence[Path], count: int, width: int) -> torch.Tensor:
-    rows = torch.empty(count, width)
-    start = 0
-    for path in paths:
-        part = _embeddings(path)
-        rows[start : start + len(part)] = torch.tensor(part)
-        start += len(part)
-    return rows
-
-
-def _embeddings(path: Path) -> Array:
-    try:
-        return read_part(path).embeddings
-    except DamagedFileError as error:
-        raise DamagedFileError(f"{path} is damaged ({error})") from error
-
-
-def _mapped(folder: Path, paths: Sequence[Path], count: int, width: int) -> torch.Tensor:
-    """(count, D) from the flat file, whose name has a checksum of what the parts hold."""
+def _embeddings(folder: Path, paths: Sequence[Path], count: int) -> torch.Tensor:
+    """(count, D) float32; of many rows from the flat file, whose name has a checksum of what the parts hold."""
+    shape = count, pq.read_schema(paths[0]).field("embedding").type.list_size
+    if count <= IN_MEMORY:
+        rows = torch.empty(shape)
+        _fill(rows.numpy(), paths)
+        return rows
     flat = folder / f"embeddings-{checksum_of_parts(folder)[:16]}.f32"
     if not flat.exists():
         for outdated in folder.glob("embeddings-*.f32"):
             outdated.unlink()
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{flat.name}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file, progress_bar(total=len(paths), desc="joining parts", unit="part") as bar:
-            for path in paths:
-                file.write(_embeddings(path).tobytes())
-                bar.update()
-        Path(temporary).replace(flat)
-    return torch.from_file(str(flat), shared=False, size=count * width, dtype=torch.float32).view(count, width)
+        temporary = flat.with_name(f".{flat.name}.{os.getpid()}.tmp")
+        _fill(np.memmap(temporary, np.float32, "w+", shape=shape), paths)
+        temporary.replace(flat)
+    return torch.from_file(str(flat), shared=False, size=math.prod(shape), dtype=torch.float32).view(shape)
+
+
+def _fill(rows: Array, paths: Sequence[Path]) -> None:
+    """Read the embeddings of all parts into (N, D)."""
+    start = 0
+    for path in tqdm(paths, "joining parts", unit="part", delay=5, leave=False):
+        try:
+            part = read_part(path).embeddings
+        except DamagedFileError as error:
+            raise DamagedFileError(f"{path} is damaged ({error})") from error
+        rows[start : start + len(part)] = part
+        start += len(part)
 
 
 def _labels(column: pa.ChunkedArray, info: PartInfo) -> tuple[Array, list[str]]:

@@ -90,15 +90,9 @@ class Part:
         column = self.table["embedding"].combine_chunks()
         return column.flatten().to_numpy().reshape(len(column), column.type.list_size)  # type: ignore[no-any-return]
 
-    @property
-    def samples(self) -> Array:
-        """(K,) int64, the waveforms' lengths."""
-        return self.table["samples"].to_numpy()  # type: ignore[no-any-return]
-
-    @property
-    def checksums(self) -> Array:
-        """(K,) int64, of the clips' files."""
-        return self.table["audio_checksum"].to_numpy()  # type: ignore[no-any-return]
+    def numbers(self, column: str) -> Array:
+        """(K,) int64: ``samples`` or ``audio_checksum``."""
+        return self.table[column].to_numpy()  # type: ignore[no-any-return]
 
     @property
     def rows(self) -> Array:

@@ -13,7 +13,7 @@ from common.encoder import Encoder, Output
 from common.errors import UserError
 from common.extraction.claims import Claims, alive_claims
 from common.extraction.clip_list import ClipList
-from common.extraction.launchers import Maker, ThisProcess
+from common.extraction.launchers import OnRay, ThisProcess
 from common.extraction.runner import Threads
 from common.extraction.settings import ExtractionSettings
 from common.extraction.share import Share
@@ -82,7 +82,7 @@ def extract(
     return extract_with(ThisProcess(encoder, outputs, options.threads), clips, output, options)
 
 
-def extract_with(maker: Maker, clips: ClipList, output: Path, options: ExtractOptions) -> bool:
+def extract_with(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: ExtractOptions) -> bool:
     """Embed every clip and save the FeatureSet as `output`.
 
     After an interruption at any moment, even by ``kill -9``, the same call continues and gives the same file: to the

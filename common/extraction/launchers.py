@@ -15,7 +15,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -41,16 +41,6 @@ class LauncherError(UserError):
     """The parts cannot be made by what was asked for."""
 
 
-class Maker(Protocol):
-    """What makes the parts: this process, or others that it starts."""
-
-    def settings(self, clips: ClipList) -> ExtractionSettings:
-        """How the parts are made."""
-
-    def make(self, work: Work, share: Share, claims: Claims) -> int:
-        """Make every part that is missing; returns how many clips were embedded, as far as known."""
-
-
 @dataclass(frozen=True)
 class ThisProcess:
     """Makes the parts in this process."""
@@ -60,9 +50,11 @@ class ThisProcess:
     threads: Threads
 
     def settings(self, clips: ClipList) -> ExtractionSettings:
+        """How the parts are made."""
         return ExtractionSettings.of(clips, self.encoder, self.outputs)
 
     def make(self, work: Work, share: Share, claims: Claims) -> int:
+        """Make every part that is missing; returns how many clips were embedded, as far as known."""
         return make_parts(work, self.encoder, self.outputs, share, self.threads, claims)
 
 

@@ -57,8 +57,8 @@ class PartInWork:
         """With those rows of an earlier part that are `kept`, (K,) bool."""
         new = cls.new(part.info.place, clips, part.embeddings.shape[1])
         rows = part.rows[kept]
-        new.embeddings[rows], new.samples[rows] = part.embeddings[kept], part.samples[kept]
-        new.checksums[rows] = part.checksums[kept]
+        new.embeddings[rows] = part.embeddings[kept]
+        new.samples[rows], new.checksums[rows] = part.numbers("samples")[kept], part.numbers("audio_checksum")[kept]
         new.pending -= set(rows.tolist())
         return new
 
@@ -159,7 +159,7 @@ def _to_mend(work: Work, places: Sequence[Slice]) -> Iterator[PartInWork]:
                 continue
             clips = work.clips.rows(place.start, place.stop)
             paths = [clips[row].path for row in part.rows]
-            different = set(changed_files(paths, part.checksums.tolist()))
+            different = set(changed_files(paths, part.numbers("audio_checksum").tolist()))
             changed |= different
             if part.info.failed or different:
                 yield PartInWork.of(part, clips, np.array([path not in different for path in paths], bool))
