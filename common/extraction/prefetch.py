@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -82,7 +81,9 @@ def embed_on_cores(
 ) -> Iterator[Embedded]:
     """Embed each clip on one thread, as many at a time as there are cores; in the order in which they are done."""
     running: set[Future[list[Embedded]]] = set()
-    with one_thread_a_clip(), ThreadPoolExecutor(cores, "embed", torch.set_num_threads, (1,)) as pool:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of those that are started from here on
+    with ThreadPoolExecutor(cores, "embed", torch.set_num_threads, (1,)) as pool:
         try:
             for clip in clips:
                 running.add(pool.submit(embed_batch, [clip], encoder, outputs))
@@ -100,6 +101,7 @@ def embed_on_cores(
         finally:
             pool.shutdown(cancel_futures=True)
             encoder.is_stopped = False
+            torch.set_num_threads(threads)
 
 
 def embed_in_batches(
@@ -136,14 +138,3 @@ def embed_batch(batch: Sequence[Decoded], encoder: Encoder, outputs: Sequence[Ou
             why = f"{clip.clip.path}: its embedding is not finite (peak {peak:.3g})"
             outcomes.append(Embedded(clip.row, None, 0, 0, why))
     return outcomes
-
-
-@contextlib.contextmanager
-def one_thread_a_clip() -> Iterator[None]:
-    """Let torch compute on one thread in the threads that are started in the block."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

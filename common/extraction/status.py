@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,13 +48,8 @@ class Status:
             f"{self.output}: {self.clips_done:,} of {self.clips:,} clips done, {self.clips_failed:,} failed; parts: "
         )
         words += f"{self.parts_done:,} done, {self.parts_in_work} in work, {self.parts_missing:,} missing"
-        if self.clips_per_s is not None and self.seconds_left is not None and not self.is_finished:
-            left = (
-                f"{self.seconds_left / 60:,.0f} min"
-                if self.seconds_left < 7200
-                else f"{self.seconds_left / 3600:.1f} h"
-            )
-            words += f"; {self.clips_per_s:.3g} clips/s, {left} left"
+        if self.seconds_left:
+            words += f"; {self.clips_per_s:.3g} clips/s, {self.seconds_left / 60:,.1f} min left"
         return words + "; finished" * self.is_finished
 
 
@@ -63,19 +59,14 @@ def read_status(output: Path) -> Status:
         return Status(str(output), is_finished=True)
     folders = [parts_folder(output, n_clips)[0] for n_clips in (0, 1 << 62)]
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
-    claims = [path for path in alive_claims(folder) if NAME.fullmatch(path.stem)] if folder.is_dir() else []
+    in_work = sum(NAME.fullmatch(path.stem) is not None for path in alive_claims(folder))
     infos: dict[Path, PartInfo] = {}
     for path in part_files(folder).values():
-        try:
+        with contextlib.suppress(DamagedFileError, FileNotFoundError):  # the next run tells, or another has joined them
             infos[path] = read_info(path)
-        except (DamagedFileError, FileNotFoundError):  # the next run tells, or another process has joined them
-            continue
     if not infos:
-        return Status(str(output), is_finished=False, parts_in_work=len(claims))
-    last = max(infos.values(), key=lambda info: info.stop)
-    done = sum(len(info.place) for info in infos.values())
-    size = int(str(last.settings["part_size"]))
-    missing = max(0, -(-(last.clips - done) // size) - len(claims))
+        return Status(str(output), is_finished=False, parts_in_work=in_work)
+    last, done = max(infos.values(), key=lambda info: info.stop), sum(len(info.place) for info in infos.values())
     speed = _speed(infos)
     return Status(
         str(output),
@@ -84,8 +75,8 @@ def read_status(output: Path) -> Status:
         done,
         sum(len(info.failed) for info in infos.values()),
         len(infos),
-        len(claims),
-        missing,
+        in_work,
+        max(0, -(-(last.clips - done) // int(str(last.settings["part_size"]))) - in_work),
         speed,
         None if speed is None else (last.clips - done) / speed,
     )
