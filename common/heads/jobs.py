@@ -97,7 +97,7 @@ class Shuffle:
         """The next epoch's batches."""
         count, places = len(self.train), self.n_batches * self.size
         order = self.train[:1].repeat(places)
-        order[:count] = self.train[torch.randperm(count, generator=self.orders)]
+        torch.index_select(self.train, 0, torch.randperm(count, generator=self.orders), out=order[:count])
         shares = torch.full((places,), 1 / self.size)
         if count < places:
             shares[places - self.size :] = 1 / (count - places + self.size)
