@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -206,8 +207,8 @@ def check_folder(work: Work, overwrite: bool) -> None:
     """
     folder = work.folder
     if work.output is None and folder.is_dir():
-        names = [path.name for path in folder.iterdir() if not path.name.startswith((".", "part-", "embeddings-"))]
-        if names and not any(name.endswith(".claim") for name in names):
+        names = [path.name for path in folder.iterdir() if not re.match(r"\.|part-|embeddings-|.*\.claim$", path.name)]
+        if names:
             raise OutputError(f"{folder} holds files that are not parts, such as {min(names)}; give an empty folder")
     outdated, good = [], 0
     for path, info in read_infos(folder).items():
