@@ -60,7 +60,7 @@ class Job:
     @property
     def scaler_key(self) -> tuple[bytes, float | None]:
         """Jobs with equal keys have the same scaler."""
-        return hashlib.sha256(self.split.train.data).digest(), self.shrinkage
+        return hashlib.sha256(np.ascontiguousarray(self.split.train).data).digest(), self.shrinkage
 
 
 class Batches(NamedTuple):

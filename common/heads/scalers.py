@@ -19,7 +19,7 @@ SHRINKAGES = (0.3, 0.1, 0.03, 0.01, 0.003)  # validation rows choose; the first 
 DEFAULT_SHRINKAGE = 0.1  # without validation rows
 MOST_COMPONENTS = 1024  # kept by whitening: wider embeddings have about as many directions as clips, mostly noise
 BLOCK = 1 << 13  # rows scaled at a time: float64 copies of large sets are large
-MOST_AT_ONCE = 1_000_000  # rows
+MOST_AT_ONCE = 300_000  # rows; no task has more for training
 
 
 @dataclass(frozen=True)

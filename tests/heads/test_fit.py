@@ -28,7 +28,9 @@ from common.heads import (
     fit_chosen,
     fit_heads,
     fit_scaler,
+    scalers,
 )
+from common.heads import jobs as jobs_module
 from common.heads.fit import _Fitting
 from common.heads.jobs import Batches, generator, new_rows
 from common.heads.plain import PlainHead
@@ -392,3 +394,26 @@ def test_different_seeds_give_different_heads(features: FeatureSet) -> None:
     (split, *_) = folds_of(features)
     first, second = fit_heads("linear", features, [Job(split, 1), Job(split, 2)], PAPER, CPU)
     assert not torch.equal(weights(first), weights(second))
+
+
+@pytest.mark.parametrize("kind", ["standard", "whiten"])
+def test_many_rows_are_scaled_in_blocks(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of millions of clips are, to rounding."""
+    raw = np.random.default_rng(0).standard_normal((50, 6)).astype(np.float32)
+    rows = np.arange(0, 50, 2)
+    whole = scalers.fit_scaler(kind, raw[rows], 0.1)
+    monkeypatch.setattr(scalers, "MOST_AT_ONCE", 10)
+    monkeypatch.setattr(scalers, "BLOCK", 4)
+    blocks = scalers.fit_scaler(kind, raw, 0.1, rows=rows)
+    assert np.allclose(np.abs(blocks(raw)), np.abs(whole(raw)), rtol=1e-5, atol=1e-6)
+
+
+def test_rows_in_a_temporary_file_give_the_same_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = small_features()
+    rows = np.arange(len(features))
+    job = Job(Split("all", rows[::2], rows[1::2]), seed=SEED)
+    recipe = replace(PAPER, epochs=2)
+    (in_memory,) = fit_heads("linear", features, [job], recipe, CPU)
+    monkeypatch.setattr(jobs_module, "MOST_IN_MEMORY", 0)
+    (mapped,) = fit_heads("linear", features, [job], recipe, CPU)
+    assert torch.equal(mapped.logits, in_memory.logits)
