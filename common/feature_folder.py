@@ -61,9 +61,9 @@ def load_folder(folder: Path) -> FeatureSet:
     try:
         infos = [read_info(path) for path in paths]
         refuse_gaps(infos, folder)
+        _refuse_mixture(infos, folder)
         table = pa.concat_tables(pq.read_table(path, columns=list(PER_CLIP), partitioning=None) for path in paths)
         table = table.replace_schema_metadata(None).unify_dictionaries()
-        _refuse_mixture(infos, folder)
         if not len(table):
             raise FeatureFileError(f"{folder} holds no clips; extract the features again")
         features = _embeddings(folder, paths, len(table))

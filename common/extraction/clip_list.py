@@ -12,16 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.datasets import Clip, DatasetError
+from common.parts import NAMES
 
 AT_A_TIME = 1 << 16  # clips that are objects while all are listed
-NAME = pa.dictionary(pa.int32(), pa.string())
 COLUMNS = pa.schema(
     {
         "path": pa.binary(),  # relative to the root; names of files need not be UTF-8
-        "class_name": NAME,
-        "split": NAME,
+        "class_name": NAMES,
+        "split": NAMES,
         "fold": pa.int64(),
-        "group": NAME,
+        "group": NAMES,
         "start_s": pa.float64(),
         "end_s": pa.float64(),
     }
@@ -61,7 +61,7 @@ class ClipList:
         return int(self.columns.num_rows)
 
     def rows(self, start: int, stop: int) -> list[Clip]:
-        """The clips from `start` to `stop`; what is not UTF-8 in a label is escaped."""
+        """The clips from `start` to `stop`; labels that are not UTF-8 are escaped."""
         cells = self.columns.slice(start, stop - start).to_pydict()
         cells["path"] = [self.root / os.fsdecode(path) for path in cells["path"]]
         cells["class_name"] = [name or "" for name in cells["class_name"]]

@@ -109,7 +109,7 @@ def extract_with(maker: ThisProcess | OnRay, clips: ClipList, output: Path, opti
     folder, to_folder = parts_folder(output, len(clips))
     finished = None if to_folder else _finished_file(output, clips, settings, options.overwrite)
     if finished is not None and (share.index or not _worth_another_try(finished, settings)):
-        _remove_leftovers(folder, settings)
+        _remove_old_parts(folder, settings)
         print(f"{output} already exists, made with the same settings: {len(finished):,} clips. Nothing to do.")
         return True
     for path in ([] if to_folder else [output]) + [failures_file(output)]:
@@ -240,7 +240,7 @@ def remove_parts(folder: Path) -> None:
             pass
 
 
-def _remove_leftovers(folder: Path, settings: ExtractionSettings) -> None:
+def _remove_old_parts(folder: Path, settings: ExtractionSettings) -> None:
     """Remove what a run that was killed after writing the file left behind; parts of different settings are kept."""
     if folder.is_dir() and not alive_claims(folder):
         infos = read_infos(folder).values()

@@ -60,7 +60,7 @@ class ThisProcess:
 
 @dataclass(frozen=True)
 class OnDevices(ThisProcess):
-    """Makes the parts in this process, and in one more for each of the `other` devices."""
+    """Makes the parts in this process, and in one more for each of the `others`."""
 
     load: Load
     others: Sequence[torch.device]

@@ -108,11 +108,11 @@ def make_parts(
     """
     slices, n_clips = work.slices, len(work.clips)
     order = [slices[number] for number in share.order(len(slices))]
-    own = [slices[number] for number in share.own(len(slices))] if share.count else list(slices)
+    assigned = [slices[number] for number in share.assigned(len(slices))] if share.count else list(slices)
     check = f"check-{share}".replace("/", "-of-")
     claims.take(check)  # until they are looked at, nobody joins the parts
-    again, missing = list(_to_mend(work, own)), set(work.missing())
-    left = sum(map(len, missing & set(own))) + sum(len(part.pending) for part in again)
+    again, missing = list(_to_mend(work, assigned)), set(work.missing())
+    left = sum(map(len, missing & set(assigned))) + sum(len(part.pending) for part in again)
     if done := n_clips - sum(map(len, missing)) - sum(len(part.pending) for part in again):
         print(f"continuing: {done:,} of {n_clips:,} clips were done before")
     total, desc = (n_clips, "embedding") if share.is_all else (left, f"shard {share}")

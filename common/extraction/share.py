@@ -53,7 +53,7 @@ class Share:
             return cls(int(environment["JOB_COMPLETION_INDEX"]), 0, "a Kubernetes indexed job")
         return cls()
 
-    def own(self, parts: int) -> range:
+    def assigned(self, parts: int) -> range:
         """The numbers of this share's parts."""
         return range(self.index, parts, self.count) if self.count else range(0)
 
@@ -63,8 +63,8 @@ class Share:
         Where the count is unknown, processes begin at places far apart.
         """
         if self.count:
-            own = self.own(parts)
-            return [*own, *(number for number in reversed(range(parts)) if number not in own)]
+            first = self.assigned(parts)
+            return [*first, *(number for number in reversed(range(parts)) if number not in first)]
         start = int(parts * (self.index * 0.618034 % 1))
         return [*range(start, parts), *range(start)]
 

@@ -210,14 +210,14 @@ def check_folder(work: Work, overwrite: bool) -> None:
         names = [path.name for path in folder.iterdir() if not re.match(r"\.|part-|embeddings-|.*\.claim$", path.name)]
         if names:
             raise OutputError(f"{folder} holds files that are not parts, such as {min(names)}; give an empty folder")
-    outdated, good = [], 0
+    outdated, good, planned = [], 0, set(work.slices)
     for path, info in read_infos(folder).items():
         different = describe_difference(info.settings, work.part_settings)
         if different and not overwrite:
             raise OutputError(
                 f"{folder} holds parts made with different settings ({different}); --overwrite discards them"
             )
-        is_good = not different and info.place in work.slices and info.listing == work.listing(info.place)
+        is_good = not different and info.place in planned and info.listing == work.listing(info.place)
         good += is_good
         outdated += [] if is_good else [path]
     if outdated and not overwrite:

@@ -341,9 +341,11 @@ def test_the_effects_are_written_as_they_are(ablation: AblationRecord, tmp_path:
     assert AblationRecord.load(tmp_path / "ablation_esc50.json") == ablation
     with (tmp_path / "ablation_esc50.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["variant"], row["head"]) for row in rows] == [(one.name, one.head) for one in ablation.effects]
+    assert [(row["variant"], row["head"]) for row in rows] == [
+        (effect.name, effect.head) for effect in ablation.effects
+    ]
     assert float(rows[0]["accuracy"]) == ablation.effects[0].accuracy
-    assert [float(row["holm_p_value"]) for row in rows] == [one.holm_p_value for one in ablation.effects]
+    assert [float(row["holm_p_value"]) for row in rows] == [effect.holm_p_value for effect in ablation.effects]
     (figure,) = drawn
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == [f"{effect.name} ({effect.factor})" for effect in ablation.effects_of("linear")]
