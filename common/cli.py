@@ -76,7 +76,8 @@ def extract_task(
     config, launch = arguments.config, arguments.launch
     from common.extraction import ClipList, ExtractOptions, Share, Threads
     from common.extraction.extract import extract_with
-    from common.extraction.launchers import OnDevices, ThisProcess, on_ray
+    from common.extraction.launchers import OnDevices, on_ray
+    from common.extraction.runner import ThisProcess
 
     share = Share() if launch.ray else Share.parse(launch.shard)
     if share.launcher not in ("", "--shard"):

@@ -7,7 +7,6 @@ processes that nevertheless make the same part write the same bytes.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import sys
@@ -15,13 +14,22 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
+
+from pydantic import BaseModel
 
 from common.files import OutputError
 
 RENEW_S = 10.0
 STALE_S = 60.0  # a claim not renewed for so long is of a process that was killed
 SUFFIX = ".claim"
+
+
+class _Owner(BaseModel):
+    """What a claim says: a checksum of the settings that its process works with, and which process that is."""
+
+    identity: str
+    host: str
+    process: int
 
 
 class Claims:
@@ -33,20 +41,19 @@ class Claims:
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
-        self.folder, self.identity = folder, identity
+        self.folder = folder
+        self._me = _Owner(identity=identity, host=platform.node(), process=os.getpid())
         self._held: set[Path] = set()
-        self._lock, self._ended = threading.Lock(), threading.Event()
+        self._ended = threading.Event()
 
     def __enter__(self) -> Claims:
         threading.Thread(target=self._renew, name="claims", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._ended.set()
-        for path in list(self._held):
-            self._remove(path)
+        for path in self._held:
+            path.unlink(missing_ok=True)
 
     def take(self, name: str) -> bool:
         """Claim what is called `name`; False if another process has, and lives.
@@ -55,49 +62,34 @@ class Claims:
             OutputError: that process works with different settings.
         """
         path = self.folder / (name + SUFFIX)
-        content = {"identity": self.identity, "host": platform.node(), "process": os.getpid()}
-        for _ in range(10):
-            with contextlib.suppress(FileExistsError):
-                with path.open("x") as file:
-                    json.dump(content, file)
-                with self._lock:
-                    self._held.add(path)
-                return True
-            if self._is_alive(path):
-                return False
-            path.unlink(missing_ok=True)
-        return False
+        if path.exists():
+            owner = _owner(path)
+            if not is_alive(path):
+                path.unlink(missing_ok=True)
+            elif owner and owner.identity != self._me.identity:
+                raise OutputError(
+                    f"process {owner.process} on {owner.host} is writing {self.folder} with different settings; wait for it "
+                    "to end, or write elsewhere"
+                )
+        try:
+            with path.open("x") as file:
+                file.write(self._me.model_dump_json())
+        except FileExistsError:
+            return False
+        self._held.add(path)
+        return True
 
     def release(self, name: str) -> None:
         """Give up a claim."""
-        self._remove(self.folder / (name + SUFFIX))
-
-    def others(self) -> list[str]:
-        """The names that other living processes claim."""
-        return [path.name[: -len(SUFFIX)] for path in alive_claims(self.folder) if path not in self._held]
-
-    def _remove(self, path: Path) -> None:
-        with self._lock:
-            self._held.discard(path)
+        path = self.folder / (name + SUFFIX)
+        self._held.discard(path)
         path.unlink(missing_ok=True)
-
-    def _is_alive(self, path: Path) -> bool:
-        if not is_alive(path):
-            return False
-        owner = _owner(path)
-        if owner and owner["identity"] != self.identity:
-            raise OutputError(
-                f"process {owner['process']} on {owner['host']} is writing {self.folder} with different settings; wait for it "
-                "to end, or write elsewhere"
-            )
-        return True
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_S):
-            with self._lock:
-                for path in self._held:
-                    with contextlib.suppress(OSError):  # removed by one who took this process for dead
-                        os.utime(path)
+            for path in tuple(self._held):  # while others are taken and released
+                with contextlib.suppress(OSError):  # released, or removed by one who took this process for dead
+                    os.utime(path)
 
 
 def alive_claims(folder: Path) -> list[Path]:
@@ -108,7 +100,7 @@ def alive_claims(folder: Path) -> list[Path]:
 def is_alive(path: Path) -> bool:
     """Whether the owner of a claim still renews it; at once False if it was a process of this machine that has ended."""
     owner = _owner(path)
-    if owner and owner["host"] == platform.node() and not _is_running(int(owner["process"])):
+    if owner and owner.host == platform.node() and not _is_running(owner.process):
         return False
     try:
         return _now(path.parent) - path.stat().st_mtime < STALE_S
@@ -116,13 +108,12 @@ def is_alive(path: Path) -> bool:
         return False
 
 
-def _owner(path: Path) -> dict[str, str | int]:
-    """What a claim says of its owner; empty while it is being written, or if it is damaged."""
+def _owner(path: Path) -> _Owner | None:
+    """What a claim says of its owner; None while it is being written, or if it is damaged."""
     try:
-        owner = json.loads(path.read_bytes())
-        return owner if isinstance(owner, dict) and owner.keys() >= {"identity", "host", "process"} else {}
+        return _Owner.model_validate_json(path.read_bytes())
     except (OSError, ValueError):
-        return {}
+        return None
 
 
 def _is_running(process: int) -> bool:
@@ -132,7 +123,7 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except (OSError, OverflowError):  # of another user
+    except (PermissionError, OverflowError):  # of another user; of a system with larger numbers
         return True
     return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,11 +76,10 @@ class ClipList:
             for path, start_s, end_s in cells
         ]
 
-    def paths(self) -> Iterator[Path]:
-        """The path of every clip."""
-        for start in range(0, len(self), AT_A_TIME):
-            for path in self.columns["path"].slice(start, AT_A_TIME).to_pylist():
-                yield self.root / os.fsdecode(path)
+    def paths(self, start: int = 0, stop: int | None = None) -> list[Path]:
+        """The paths of the clips from `start` to `stop`."""
+        column = self.columns["path"].slice(start, None if stop is None else stop - start)
+        return [self.root / os.fsdecode(path) for path in column.to_pylist()]
 
     def fingerprint(self, start: int = 0, stop: int | None = None) -> str:
         """A checksum of all columns from `start` to `stop`."""

@@ -13,8 +13,9 @@ from common.encoder import Encoder, Output
 from common.errors import UserError
 from common.extraction.claims import Claims, alive_claims
 from common.extraction.clip_list import ClipList
-from common.extraction.launchers import OnRay, ThisProcess
-from common.extraction.runner import Threads
+from common.extraction.launchers import OnRay
+from common.extraction.prefetch import Embedded, Failed
+from common.extraction.runner import ThisProcess, Threads
 from common.extraction.settings import ExtractionSettings
 from common.extraction.share import Share
 from common.extraction.work import (
@@ -126,9 +127,10 @@ def extract_with(maker: ThisProcess | OnRay, clips: ClipList, output: Path, opti
         check_folder(work, options.overwrite)
         if finished is not None:
             _split_into_parts(work, finished)
+        n_embedded = maker.make(work, share)
         with Claims(folder, work.identity) as claims:
-            n_embedded = maker.make(work, share, claims)
-            if not work.is_written() and not work.missing() and not claims.others() and claims.take("join"):
+            is_last = not work.missing() and not alive_claims(folder)  # others may be at work, or have joined the parts
+            if is_last and claims.take("join") and not work.is_written():
                 infos = _finish(work, output)
     if not to_folder:
         with contextlib.suppress(OSError):  # another process is there, or has already started
@@ -189,13 +191,16 @@ def _worth_another_try(finished: FeatureSet, settings: ExtractionSettings) -> bo
 
 def _split_into_parts(work: Work, features: FeatureSet) -> None:
     """Write the rows of a finished file as parts again, so that only the clips that failed are repeated."""
+    columns = (features.features.numpy(), features.meta["samples"].tolist(), features.meta["audio_checksums"].tolist())
     row_of, failed = {clip_id: row for row, clip_id in enumerate(features.clip_ids)}, dict(features.meta["failed"])
+    outcomes = {
+        row: Embedded(row, *(column[row_of[clip_id]] for column in columns))
+        if clip_id in row_of
+        else Failed(row, failed.get(clip_id, ""))
+        for row, clip_id in enumerate(work.clips.ids())
+    }
     for place in work.slices:
-        ids = work.clips.ids(place.start, place.stop)
-        rows = [row_of[clip_id] for clip_id in ids if clip_id in row_of]
-        why = {row: failed.get(clip_id, "") for row, clip_id in enumerate(ids) if clip_id not in row_of}
-        samples, checksums = (features.meta[name][rows].numpy() for name in ("samples", "audio_checksums"))
-        write_part(work.folder, work.part(place, features.features[rows].numpy(), samples, checksums, why))
+        write_part(work.folder, work.part(place, outcomes))
 
 
 def _finish(work: Work, output: Path) -> list[PartInfo]:
@@ -253,15 +258,19 @@ def _remove_old_parts(folder: Path, settings: ExtractionSettings) -> None:
 @contextlib.contextmanager
 def _explained(work: Work) -> Iterator[None]:
     """Say what is kept when a run is interrupted, or cannot write."""
+
+    def kept() -> str:
+        return f"{work.n_done():,} of {len(work.clips):,} clips are kept in {work.folder}"
+
     try:
         yield
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"interrupted: {work.kept()}; the same command continues from there") from error
+        raise KeyboardInterrupt(f"interrupted: {kept()}; the same command continues from there") from error
     except BrokenPipeError:  # of the reader of what is printed
         raise
     except OSError as error:
         raise OutputError(
-            f"cannot write {error.filename or work.folder}: {error.strerror}; {work.kept()}: fix that, and the same command "
+            f"cannot write {error.filename or work.folder}: {error.strerror}; {kept()}: fix that, and the same command "
             "continues from there"
         ) from error
 

@@ -1,4 +1,4 @@
-"""Who makes the parts: this process, one process for every GPU, or the actors of a Ray cluster.
+"""Several processes that make the parts together: one for every GPU, or the actors of a Ray cluster. Each does a share.
 
 Launchers that start the same command several times (torchrun, job arrays) need nothing here but `Share`.
 """
@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,41 +20,21 @@ import torch
 
 from common.encoder import Encoder, Output, resolve_device
 from common.errors import UserError
-from common.extraction.claims import Claims
 from common.extraction.clip_list import ClipList
-from common.extraction.runner import WAIT_S, Threads, make_parts, make_these
+from common.extraction.runner import WAIT_S, ThisProcess, Threads
 from common.extraction.settings import ExtractionSettings
 from common.extraction.share import Share
 from common.extraction.work import Work
 from common.files import PROJECT_ROOT
-from common.parts import Slice
 from common.progress import progress_bar
 
 # Loads the encoder on a device, with the outputs to extract.
 Load = Callable[[torch.device], tuple[Encoder, Sequence[Output]]]
 INSTALL_RAY = "pip install ray==2.60.0"
-BATCHES = 8  # that an actor is handed, at least: the more, the better they end together
 
 
 class LauncherError(UserError):
     """The parts cannot be made by what was asked for."""
-
-
-@dataclass(frozen=True)
-class ThisProcess:
-    """Makes the parts in this process."""
-
-    encoder: Encoder
-    outputs: Sequence[Output]
-    threads: Threads
-
-    def settings(self, clips: ClipList) -> ExtractionSettings:
-        """How the parts are made."""
-        return ExtractionSettings.of(clips, self.encoder, self.outputs)
-
-    def make(self, work: Work, share: Share, claims: Claims) -> int:
-        """Make every part that is missing; returns how many clips were embedded, as far as known."""
-        return make_parts(work, self.encoder, self.outputs, share, self.threads, claims)
 
 
 @dataclass(frozen=True)
@@ -65,9 +44,8 @@ class OnDevices(ThisProcess):
     load: Load
     others: Sequence[torch.device]
 
-    def make(self, work: Work, share: Share, claims: Claims) -> int:
-        count, context = 1 + len(self.others), multiprocessing.get_context("spawn")
-        shares = [Share(share.index * count + number, share.count * count) for number in range(count)]
+    def make(self, work: Work, share: Share) -> int:
+        shares, context = share.divided(1 + len(self.others)), multiprocessing.get_context("spawn")
         processes = [
             context.Process(target=_make_share, args=(self.load, device, work, share_of_device, self.threads))
             for device, share_of_device in zip(self.others, shares[1:], strict=True)
@@ -75,7 +53,7 @@ class OnDevices(ThisProcess):
         for process in processes:
             process.start()
         try:
-            return super().make(work, shares[0], claims)  # at whose end all parts are there
+            return super().make(work, shares[0])  # at whose end all parts are there
         finally:
             for process in processes:
                 process.terminate()
@@ -84,14 +62,12 @@ class OnDevices(ThisProcess):
 
 def _make_share(load: Load, device: torch.device, work: Work, share: Share, threads: Threads) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the first process, which ends this one
-    encoder, outputs = load(device)
-    with Claims(work.folder, work.identity) as claims:
-        make_parts(work, encoder, outputs, share, threads, claims)
+    ThisProcess(*load(device), threads).make(work, share)
 
 
 class OnRay:
     """Makes the parts by actors of Ray, one for every GPU, or one for every machine's CPUs. Each loads the encoder once and
-    is handed numbers of parts; it writes them as files, which this process only counts."""
+    does a share; it writes parts as files, which this process only counts."""
 
     def __init__(self, load: Load, address: str, device: str) -> None:
         """Connect, and load the encoder in every actor.
@@ -109,7 +85,10 @@ class OnRay:
         except ImportError as error:
             raise LauncherError(f"--ray needs Ray, which is not installed: {INSTALL_RAY}") from error
         _refuse_silence(address)
-        environment = {"PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")])}
+        environment = {
+            "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]),
+            "TQDM_DISABLE": "1",  # this process has the bar
+        }
         try:
             self.ray.init(
                 address=address,
@@ -131,46 +110,35 @@ class OnRay:
         self.actors = [actor.options(**need).remote(load, device, need.get("num_cpus", 1)) for need in needs]
 
     def settings(self, clips: ClipList) -> ExtractionSettings:
-        settings: ExtractionSettings = self._ask("settings", clips)
+        try:
+            settings: ExtractionSettings = self.ray.get(self.actors[0].settings.remote(clips))
+        except self.ray.exceptions.RayError as error:  # also what stopped it from loading the encoder
+            raise LauncherError(f"an actor of Ray: {_last_line(error)}") from error
         return settings
 
-    def make(self, work: Work, share: Share, claims: Claims) -> int:
-        del share
-        ray, shared = self.ray, self.ray.put(work)
-        size = max(1, len(work.slices) // (len(self.actors) * BATCHES))
-        to_do = [list(work.slices[start : start + size]) for start in range(0, len(work.slices), size)][::-1]
-        running: dict[Any, tuple[Any, list[Slice]]] = {}
-        idle, n_embedded = list(self.actors), 0
+    def make(self, work: Work, share: Share) -> int:
+        shared, idle, shares, n_embedded = self.ray.put(work), list(self.actors), share.divided(len(self.actors)), 0
+        running: dict[Any, tuple[Any, Share]] = {}
         with progress_bar(total=len(work.clips), unit="clip", desc=f"{len(idle)} actors") as bar:
-            while to_do or running:
-                while idle and to_do:
-                    actor, places = idle.pop(), to_do.pop()
-                    running[actor.make.remote(shared, places)] = (actor, places)
+            while shares or running:
+                while idle and shares:
+                    actor, part = idle.pop(), shares.pop()
+                    running[actor.make.remote(shared, part)] = (actor, part)
                 if not running:
                     raise LauncherError("every actor of Ray has ended; the same command continues where they stopped")
-                done, _ = ray.wait(list(running), timeout=1.0)
-                for reference in done:
-                    actor, places = running.pop(reference)
+                ended, _ = self.ray.wait(list(running), timeout=WAIT_S)
+                bar.update(work.n_done() - bar.n)
+                for reference in ended:
+                    actor, part = running.pop(reference)
                     try:
-                        n_embedded += ray.get(reference)
+                        n_embedded += self.ray.get(reference)
                         idle.append(actor)
-                        left = [place for place in places if not work.path(place).exists()]
-                        bar.update(sum(map(len, places)) - sum(map(len, left)))
-                        if left:  # an actor that was killed has claimed them
-                            to_do.insert(0, left)
-                            time.sleep(WAIT_S)
-                    except ray.exceptions.RayActorError as error:
+                    except self.ray.exceptions.RayActorError as error:
                         bar.write(f"an actor has ended, and its parts go to the others: {_last_line(error)}")
-                        to_do.append(places)
-                    except ray.exceptions.RayTaskError as error:
+                        shares.append(part)  # others make its parts anyway, but look for changed audio only in theirs
+                    except self.ray.exceptions.RayTaskError as error:
                         raise LauncherError(f"an actor failed: {error.cause}") from error
         return n_embedded
-
-    def _ask(self, method: str, *arguments: object) -> Any:
-        try:
-            return self.ray.get(getattr(self.actors[0], method).remote(*arguments))
-        except self.ray.exceptions.RayError as error:
-            raise LauncherError(f"an actor of Ray: {_last_line(error)}") from error
 
 
 def _last_line(error: Exception) -> str:
@@ -179,17 +147,16 @@ def _last_line(error: Exception) -> str:
 
 
 class _Actor:
-    """Embeds parts somewhere in a cluster."""
+    """Makes parts somewhere in a cluster."""
 
     def __init__(self, load: Load, device: str, cores: int) -> None:
-        encoder, outputs = load(resolve_device(device))
-        self.process = ThisProcess(encoder, outputs, Threads(cores, cores))
+        self.process = ThisProcess(*load(resolve_device(device)), Threads(cores, cores))
 
     def settings(self, clips: ClipList) -> ExtractionSettings:
         return self.process.settings(clips)
 
-    def make(self, work: Work, places: list[Slice]) -> int:
-        return make_these(work, self.process.encoder, self.process.outputs, places, self.process.threads)
+    def make(self, work: Work, share: Share) -> int:
+        return self.process.make(work, share)
 
 
 def _refuse_silence(address: str) -> None:

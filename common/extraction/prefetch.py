@@ -19,51 +19,52 @@ from common.encoder import Encoder, Output, PluginError
 
 @dataclass(frozen=True)
 class Decoded:
-    """A clip's waveform and its file's checksum, or what is wrong with it; `row` is its place in the list."""
+    """A clip's waveform, and a checksum of its file; `row` is the clip's place in the list."""
 
     row: int
     clip: Clip
-    waveform: Array | None
+    waveform: Array
     checksum: int
-    problem: str
-
-    @property
-    def samples(self) -> int:
-        """Of the waveform."""
-        return 0 if self.waveform is None else len(self.waveform)
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A clip's embedding (D,), its waveform's length and its file's checksum, or why it has none."""
+    """A clip's embedding (D,), its waveform's length, and a checksum of its file."""
 
     row: int
-    embedding: Array | None
+    embedding: Array
     samples: int
     checksum: int
-    problem: str
 
 
-def decode(row: int, clip: Clip, sample_rate: int) -> Decoded:
+@dataclass(frozen=True)
+class Failed:
+    """Why a clip has no embedding."""
+
+    row: int
+    why: str
+
+
+def decode(row: int, clip: Clip, sample_rate: int) -> Decoded | Failed:
     """Read a clip."""
     try:
         # The checksum first: if the file is replaced in the meantime, the next run notices.
         checksum = audio_checksum(clip.path)
-        return Decoded(row, clip, read_audio(clip.path, sample_rate, clip.start_s, clip.end_s), checksum, "")
+        return Decoded(row, clip, read_audio(clip.path, sample_rate, clip.start_s, clip.end_s), checksum)
     except AudioError as error:
-        return Decoded(row, clip, None, 0, str(error))
+        return Failed(row, str(error))
     except OSError as error:  # the caller would take it for an error of the output
-        return Decoded(row, clip, None, 0, f"{clip.path}: {error.strerror}")
+        return Failed(row, f"{clip.path}: {error.strerror}")
     except MemoryError:
-        return Decoded(row, clip, None, 0, f"{clip.path}: takes more memory than there is; cut it into windows")
+        return Failed(row, f"{clip.path}: takes more memory than there is; cut it into windows")
 
 
 def decode_ahead(
     clips: Iterator[tuple[int, Clip]], sample_rate: int, threads: ThreadPoolExecutor, most: int, ahead_s: float
-) -> Iterator[Decoded]:
+) -> Iterator[Decoded | Failed]:
     """Rows and clips in order, decoded. Meanwhile the next ones are: at most `most`, and about `ahead_s` seconds of audio,
     estimated from the clips so far."""
-    waiting: deque[Future[Decoded]] = deque()
+    waiting: deque[Future[Decoded | Failed]] = deque()
     ahead, done, samples = 1, 0, 0
     while True:
         for row, clip in itertools.islice(clips, max(0, ahead + 1 - len(waiting))):
@@ -71,16 +72,16 @@ def decode_ahead(
         if not waiting:
             return
         decoded = waiting.popleft().result()
-        done, samples = done + 1, samples + decoded.samples
+        done, samples = done + 1, samples + _samples(decoded)
         ahead = max(1, min(most, round(ahead_s * sample_rate * done / max(1, samples))))
         yield decoded
 
 
 def embed_on_cores(
-    clips: Iterator[Decoded], encoder: Encoder, outputs: Sequence[Output], cores: int
-) -> Iterator[Embedded]:
+    clips: Iterator[Decoded | Failed], encoder: Encoder, outputs: Sequence[Output], cores: int
+) -> Iterator[Embedded | Failed]:
     """Embed each clip on one thread, as many at a time as there are cores; in the order in which they are done."""
-    running: set[Future[list[Embedded]]] = set()
+    running: set[Future[list[Embedded | Failed]]] = set()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of those that are started from here on
     with ThreadPoolExecutor(cores, "embed", torch.set_num_threads, (1,)) as pool:
@@ -105,36 +106,42 @@ def embed_on_cores(
 
 
 def embed_in_batches(
-    clips: Iterator[Decoded], encoder: Encoder, outputs: Sequence[Output], call_s: float
-) -> Iterator[Embedded]:
+    clips: Iterator[Decoded | Failed], encoder: Encoder, outputs: Sequence[Output], call_s: float
+) -> Iterator[Embedded | Failed]:
     """Embed consecutive clips together, at least `call_s` seconds of audio in a call."""
-    batch: list[Decoded] = []
+    batch: list[Decoded | Failed] = []
     for clip in clips:
         batch.append(clip)
-        if sum(decoded.samples for decoded in batch) >= call_s * encoder.sample_rate:
+        if sum(map(_samples, batch)) >= call_s * encoder.sample_rate:
             yield from embed_batch(batch, encoder, outputs)
             batch = []
     if batch:
         yield from embed_batch(batch, encoder, outputs)
 
 
-def embed_batch(batch: Sequence[Decoded], encoder: Encoder, outputs: Sequence[Output]) -> list[Embedded]:
+def embed_batch(
+    batch: Sequence[Decoded | Failed], encoder: Encoder, outputs: Sequence[Output]
+) -> list[Embedded | Failed]:
     """Embed what could be decoded; if an encoder from outside fails, one clip at a time, with the error of each that fails."""
-    readable = [clip for clip in batch if clip.waveform is not None]
+    outcomes: list[Embedded | Failed] = [clip for clip in batch if isinstance(clip, Failed)]
+    readable = [clip for clip in batch if isinstance(clip, Decoded)]
+    if not readable:
+        return outcomes
     try:
-        waveforms = [clip.waveform for clip in readable if clip.waveform is not None]
-        embedded = encoder.embed_outputs(waveforms, outputs) if waveforms else {}
+        embedded = encoder.embed_outputs([clip.waveform for clip in readable], outputs)
     except PluginError as error:
         if len(batch) > 1:
-            return [row for clip in batch for row in embed_batch([clip], encoder, outputs)]
-        return [Embedded(clip.row, None, 0, 0, f"{clip.clip.path}: {error}") for clip in batch]
-    rows: Sequence[Array] = list(torch.cat([embedded[output] for output in outputs], dim=1).numpy()) if readable else []
-    outcomes = [Embedded(clip.row, None, 0, 0, clip.problem) for clip in batch if clip.waveform is None]
+            return [outcome for clip in batch for outcome in embed_batch([clip], encoder, outputs)]
+        return [Failed(readable[0].row, f"{readable[0].clip.path}: {error}")]
+    rows = torch.cat([embedded[output] for output in outputs], dim=1).numpy()
     for clip, embedding in zip(readable, rows, strict=True):
         if np.isfinite(embedding).all():
-            outcomes.append(Embedded(clip.row, embedding, clip.samples, clip.checksum, ""))
+            outcomes.append(Embedded(clip.row, embedding, len(clip.waveform), clip.checksum))
         else:
-            peak = float(np.abs(clip.waveform).max()) if clip.waveform is not None else 0.0
-            why = f"{clip.clip.path}: its embedding is not finite (peak {peak:.3g})"
-            outcomes.append(Embedded(clip.row, None, 0, 0, why))
+            peak = float(np.abs(clip.waveform).max())
+            outcomes.append(Failed(clip.row, f"{clip.clip.path}: its embedding is not finite (peak {peak:.3g})"))
     return outcomes
+
+
+def _samples(clip: Decoded | Failed) -> int:
+    return len(clip.waveform) if isinstance(clip, Decoded) else 0

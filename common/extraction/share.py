@@ -53,6 +53,10 @@ class Share:
             return cls(int(environment["JOB_COMPLETION_INDEX"]), 0, "a Kubernetes indexed job")
         return cls()
 
+    def divided(self, count: int) -> list[Share]:
+        """This share as the shares of so many processes."""
+        return [Share(self.index * count + number, self.count * count) for number in range(count)]
+
     def assigned(self, parts: int) -> range:
         """The numbers of this share's parts."""
         return range(self.index, parts, self.count) if self.count else range(0)

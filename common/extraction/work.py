@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,10 +19,11 @@ from pydantic import JsonValue
 
 from common.arrays import Array
 from common.errors import UserError
-from common.extraction.clip_list import AT_A_TIME, ClipList, as_text
+from common.extraction.clip_list import ClipList, as_text
+from common.extraction.prefetch import Embedded, Failed
 from common.extraction.settings import ExtractionSettings
 from common.files import DamagedFileError, OutputError, describe_difference
-from common.parts import Part, PartInfo, Slice, make_part, part_files, read_info
+from common.parts import LABELS, Part, PartInfo, Slice, make_part, part_files, read_info
 
 MOST_PARTS = 4096
 ASSUMED_BYTES_PER_SECOND = 64_000  # of a file, to compare it with a segment of known length
@@ -96,18 +97,20 @@ class Work:
         """Whether another process has joined the parts."""
         return self.output is not None and stamp(self.output) != self.before
 
-    def kept(self) -> str:
-        """How many clips are done, in words."""
-        done = sum(map(len, set(part_files(self.folder)) & set(self.slices)))
-        return f"{done:,} of {len(self.clips):,} clips are kept in {self.folder}"
+    def n_done(self) -> int:
+        """How many clips are in parts that exist."""
+        return sum(map(len, set(part_files(self.folder)) & set(self.slices)))
 
-    def part(
-        self, place: Slice, embeddings: Array, samples: Array, checksums: Array, failed: Mapping[int, str]
-    ) -> Part:
-        """The part of a slice: (K, D), (K,) and (K,) of the clips that did not fail."""
-        ids = self.clips.ids(place.start, place.stop)
-        kept = [row for row in range(len(place)) if row not in failed]
-        rows = self.clips.columns.slice(place.start, len(place)).take(pa.array(kept, pa.int64()))
+    def is_made(self, place: Slice) -> bool:
+        """Whether there is nothing left to do for a part."""
+        return self.path(place).exists() or self.is_written()
+
+    def part(self, place: Slice, outcomes: Mapping[int, Embedded | Failed]) -> Part:
+        """The part of a slice, from what became of the clips in its rows of the list."""
+        ids, rows = self.clips.ids(place.start, place.stop), range(place.start, place.stop)
+        failed = {row: outcome for row in rows if isinstance(outcome := outcomes[row], Failed)}
+        kept = [outcome for row in rows if isinstance(outcome := outcomes[row], Embedded)]
+        samples = np.array([clip.samples for clip in kept], np.int64)
         info = PartInfo(
             start=place.start,
             stop=place.stop,
@@ -116,12 +119,21 @@ class Work:
             settings=self.part_settings,
             notes={**self.settings.notes, "class_names": self.clips.class_names},
             padded=int((samples < self.settings.provenance["min_samples"]).sum()),
-            missing=int((self.sizes[place.start : place.stop] == MISSING).sum()),
-            failed={row: (ids[row], as_text(why) or "") for row, why in sorted(failed.items())},
+            missing=sum(self.sizes[row].item() == MISSING for row in failed),
+            failed={
+                row - place.start: (ids[row - place.start], as_text(outcome.why) or "")
+                for row, outcome in failed.items()
+            },
         )
-        labels = {name: rows[name].to_pylist() for name in ("class_name", "split", "fold", "group")}
-        per_clip = {"samples": samples, "audio_checksum": checksums}
-        return make_part(info, {"clip_id": [ids[row] for row in kept], **labels, **per_clip}, embeddings)
+        labels = self.clips.columns.take(pa.array([clip.row for clip in kept], pa.int64()))
+        columns = {
+            "clip_id": [ids[clip.row - place.start] for clip in kept],
+            **{name: labels[name].to_pylist() for name in LABELS},
+            "samples": samples,
+            "audio_checksum": [clip.checksum for clip in kept],
+        }
+        embeddings = np.array([clip.embedding for clip in kept], np.float32).reshape(-1, self.settings.width)
+        return make_part(info, columns, embeddings)
 
 
 def cut(lengths: Array, most_clips: int, most_seconds: float) -> Iterator[Slice]:
@@ -152,18 +164,15 @@ def lengths_s(clips: ClipList, sizes: Array) -> Array:
 def file_sizes(clips: ClipList) -> Array:
     """(N,) int64, the size of each clip's file; MISSING where there is none. One that cannot be looked at for another
     reason has size 0, and fails where it is read."""
-    paths, sizes = clips.paths(), np.empty(len(clips), np.int64)
+
+    def sizes_from(start: int) -> list[int]:
+        paths = clips.paths(start, start + PER_THREAD)
+        sizes = {path: _size_of(path) for path in set(paths)}
+        return [sizes[path] for path in paths]
+
     with ThreadPoolExecutor(16) as threads:  # a network disk takes its time for each
-        for start in range(0, len(clips), AT_A_TIME):
-            some = list(itertools.islice(paths, AT_A_TIME))
-            batches = [some[first : first + PER_THREAD] for first in range(0, len(some), PER_THREAD)]
-            sizes[start : start + len(some)] = list(itertools.chain(*threads.map(_sizes_of, batches)))
-    return sizes
-
-
-def _sizes_of(paths: Sequence[Path]) -> list[int]:
-    known = {path: _size_of(path) for path in dict.fromkeys(paths)}
-    return [known[path] for path in paths]
+        batches = threads.map(sizes_from, range(0, len(clips), PER_THREAD))
+        return np.fromiter(itertools.chain.from_iterable(batches), np.int64, len(clips))
 
 
 def _size_of(path: Path) -> int:
