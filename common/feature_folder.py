@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common.arrays import Array
 from common.features import Counts, FeatureFileError, FeatureSet, read_provenance
 from common.files import DamagedFileError
-from common.parts import CHECKSUMS, PER_CLIP, PartInfo, part_files, read_info, read_part, refuse_gaps
+from common.parts import CHECKSUMS, PER_CLIP, PartInfo, part_files, read_info, read_part
 
 IN_MEMORY = 1_000_000  # rows
 pa.set_memory_pool(pa.system_memory_pool())  # Arrow's default keeps half a gigabyte of what many small parts took
@@ -34,11 +34,7 @@ class Names(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.column)
 
-    @overload
-    def __getitem__(self, row: int) -> Any: ...
-    @overload
-    def __getitem__(self, row: slice) -> Sequence[Any]: ...
-    def __getitem__(self, row: int | slice) -> Any:
+    def __getitem__(self, row: Any) -> Any:
         return Names(self.column[row]) if isinstance(row, slice) else self.column[int(row)].as_py()
 
     def __contains__(self, name: object) -> bool:
@@ -60,8 +56,7 @@ def load_folder(folder: Path) -> FeatureSet:
         raise FeatureFileError(f"{folder} is a folder without parts of an extraction, not a feature file")
     try:
         infos = [read_info(path) for path in paths]
-        refuse_gaps(infos, folder)
-        _refuse_mixture(infos, folder)
+        _refuse_gaps_and_mixtures(infos, folder)
         table = pa.concat_tables(pq.read_table(path, columns=list(PER_CLIP), partitioning=None) for path in paths)
         table = table.replace_schema_metadata(None).unify_dictionaries()
         if not len(table):
@@ -89,12 +84,18 @@ def checksum_of_parts(folder: Path) -> str:
     return hashlib.sha256(b"".join(checksums)).hexdigest()
 
 
-def _refuse_mixture(infos: Sequence[PartInfo], folder: Path) -> None:
+def _refuse_gaps_and_mixtures(infos: Sequence[PartInfo], folder: Path) -> None:
+    expected = 0
     for info in infos:
+        if info.start != expected:
+            raise DamagedFileError(f"{folder}: clips {expected:,} to {info.start:,} are in no part, or in two")
         if info.settings != infos[0].settings:
             raise FeatureFileError(
                 f"{folder} holds parts of different settings, such as {info.place.file_name}; extract again with --overwrite"
             )
+        expected = info.stop
+    if expected != infos[-1].clips:
+        raise DamagedFileError(f"{folder}: clips {expected:,} to {infos[-1].clips:,} are in no part yet")
 
 
 def _embeddings(folder: Path, paths: Sequence[Path], count: int) -> torch.Tensor:
@@ -118,10 +119,7 @@ def _fill(rows: Array, paths: Sequence[Path]) -> None:
     """Read the embeddings of all parts into (N, D)."""
     start = 0
     for path in tqdm(paths, "joining parts", unit="part", delay=5, leave=False):
-        try:
-            part = read_part(path).embeddings
-        except DamagedFileError as error:
-            raise DamagedFileError(f"{path} is damaged ({error})") from error
+        part = read_part(path).embeddings
         rows[start : start + len(part)] = part
         start += len(part)
 

@@ -6,23 +6,25 @@ A row per embedded clip: ``clip_id``, ``class_name``, ``split``, ``fold``, ``gro
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from common.arrays import Array
 from common.files import DamagedFileError, write_atomically
 
+Read = TypeVar("Read")
 NAME = re.compile(r"part-(\d{9})-(\d{9})\.parquet")
 # Keys of the file's metadata; the checksums are of the provenance, and of all.
 METADATA, CHECKSUMS = b"provenance", b"checksums"
@@ -90,10 +92,6 @@ class Part:
         column = self.table["embedding"].combine_chunks()
         return column.flatten().to_numpy().reshape(len(column), column.type.list_size)  # type: ignore[no-any-return]
 
-    def numbers(self, column: str) -> Array:
-        """(K,) int64: ``samples`` or ``audio_checksum``."""
-        return self.table[column].to_numpy()  # type: ignore[no-any-return]
-
     @property
     def rows(self) -> Array:
         """(K,) int64: the places of the table's rows in the slice."""
@@ -132,50 +130,44 @@ def write_part(folder: Path, part: Part) -> None:
 
 def read_info(path: Path) -> PartInfo:
     """What a part says of itself. Errors as for `read_part`."""
-    return _reading(path, lambda: _info(pq.read_schema(path), path))  # type: ignore[no-any-return]
+    with _reading(path):
+        return _info(pq.read_schema(path), path)
 
 
 def read_part(path: Path) -> Part:
     """Read a part and compare its checksums.
 
     Raises:
-        DamagedFileError: it is damaged, or not a part.
+        DamagedFileError: it is damaged, or not a part; the message names it.
         OSError: it cannot be opened.
     """
-
-    def read() -> Part:
+    with _reading(path):
         table = pq.read_table(path, partitioning=None)
         part = Part(_info(table.schema, path), table)
         if table.schema.metadata[CHECKSUMS].decode().split()[1] != part.checksum:
-            raise DamagedFileError("it does not have the checksum that was written with it")
+            raise ValueError("it does not have the checksum that was written with it")
         return part
 
-    return _reading(path, read)  # type: ignore[no-any-return]
 
-
-def _reading(path: Path, read: Any) -> Any:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     with path.open("rb"):  # OSError, before others can be taken for damage
         pass
     try:
-        return read()
-    except DamagedFileError:
-        raise
+        yield
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, MemoryError) as error:
-        raise DamagedFileError(" ".join(str(error).split())[:120] or type(error).__name__) from error
+        cause = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DamagedFileError(f"{path} is damaged ({cause})") from error
 
 
 def _info(schema: pa.Schema, path: Path) -> PartInfo:
     metadata = schema.metadata or {}
     text = metadata.get(METADATA, b"").decode(errors="replace")
-    if not text or metadata.get(CHECKSUMS, b"").split()[:1] != [_checksum(text).encode()]:
-        raise DamagedFileError("it does not say how its rows were made")
-    try:
-        info = PartInfo.model_validate_json(text)
-    except ValidationError as error:
-        raise DamagedFileError("it does not say how its rows were made") from error
-    names = set(schema.names)
-    if info.place.file_name != path.name or not names >= {*PER_CLIP, "embedding"}:
-        raise DamagedFileError("it is not the part that its name says")
+    if metadata.get(CHECKSUMS, b"").split()[:1] != [_checksum(text).encode()]:
+        raise ValueError("it does not say how its rows were made")
+    info = PartInfo.model_validate_json(text)
+    if info.place.file_name != path.name or not {*schema.names} >= {*PER_CLIP, "embedding"}:
+        raise ValueError("it is not the part that its name says")
     return info
 
 
@@ -185,20 +177,17 @@ def _checksum(text: str) -> str:
 
 def part_files(folder: Path) -> dict[Slice, Path]:
     """The parts in a folder, in order."""
-    matches = [(NAME.fullmatch(path.name), path) for path in folder.glob("part-*")]
-    return {
-        Slice(int(match[1]), int(match[2])): path
-        for match, path in sorted(matches, key=lambda pair: pair[1])
-        if match is not None
-    }
+    paths = sorted(folder.glob("part-*"))
+    return {Slice(int(match[1]), int(match[2])): path for path in paths if (match := NAME.fullmatch(path.name))}
 
 
-def refuse_gaps(infos: Sequence[PartInfo], folder: Path) -> None:
-    """DamagedFileError if parts in order are not all of a list."""
-    expected = 0
-    for info in infos:
-        if info.start != expected:
-            raise DamagedFileError(f"{folder}: clips {expected:,} to {info.start:,} are in no part, or in two")
-        expected = info.stop
-    if infos and expected != infos[-1].clips:
-        raise DamagedFileError(f"{folder}: clips {expected:,} to {infos[-1].clips:,} are in no part yet")
+def read_or_remove(path: Path, read: Callable[[Path], Read]) -> Read | None:
+    """What `read` makes of a part. None: it is damaged, which is told, and removed; or another process has joined it."""
+    try:
+        return read(path)
+    except DamagedFileError as error:
+        print(f"{error}; its clips are computed again")
+        path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass
+    return None

@@ -53,7 +53,10 @@ class OnDevices(ThisProcess):
         for process in processes:
             process.start()
         try:
-            return super().make(work, shares[0])  # at whose end all parts are there
+            made = super().make(work, shares[0])
+            for process in processes:  # which may still look for audio that has changed
+                process.join()
+            return made
         finally:
             for process in processes:
                 process.terminate()
@@ -146,17 +149,11 @@ def _last_line(error: Exception) -> str:
     return str(error).strip().splitlines()[-1]
 
 
-class _Actor:
+class _Actor(ThisProcess):
     """Makes parts somewhere in a cluster."""
 
     def __init__(self, load: Load, device: str, cores: int) -> None:
-        self.process = ThisProcess(*load(resolve_device(device)), Threads(cores, cores))
-
-    def settings(self, clips: ClipList) -> ExtractionSettings:
-        return self.process.settings(clips)
-
-    def make(self, work: Work, share: Share) -> int:
-        return self.process.make(work, share)
+        super().__init__(*load(resolve_device(device)), Threads(cores, cores))
 
 
 def _refuse_silence(address: str) -> None:

@@ -23,8 +23,7 @@ from common.extraction.prefetch import Embedded, Failed, decode_ahead, embed_in_
 from common.extraction.settings import ExtractionSettings
 from common.extraction.share import Share
 from common.extraction.work import MISSING, Work
-from common.files import DamagedFileError
-from common.parts import Slice, read_part, write_part
+from common.parts import Slice, read_or_remove, read_part, write_part
 from common.progress import progress_bar
 
 MAX_WORKERS = 16
@@ -68,8 +67,8 @@ class ThisProcess:
         another process has joined them.
         """
         slices, n_clips = work.slices, len(work.clips)
-        order = [slices[number] for number in share.order(len(slices))]
-        assigned = [slices[number] for number in share.assigned(len(slices))] if share.count else order
+        order = share.order(slices)
+        assigned = share.assigned(slices)
         check = f"check-{share}".replace("/", "-of-")
         with Claims(work.folder, work.identity) as claims:
             claims.take(check)  # until they are looked at, nobody joins the parts
@@ -119,24 +118,24 @@ def _to_mend(work: Work, places: Sequence[Slice]) -> Iterator[PartInWork]:
     existing = [place for place in places if work.path(place).exists()]
     changed: set[Path] = set()
     for place in progress_bar(iterable=existing, desc="comparing audio files", unit="part", delay=1, leave=False):
-        try:
-            part = read_part(work.path(place))
-        except DamagedFileError as error:
-            print(f"{work.path(place)} is damaged ({error}); its clips are computed again")
-            work.path(place).unlink(missing_ok=True)
-            continue
-        except FileNotFoundError:  # another process has joined them
+        part = read_or_remove(work.path(place), read_part)
+        if part is None:
             continue
         in_work = PartInWork(place, work.clips.rows(place.start, place.stop))
-        rows, checksums = part.rows.tolist(), part.numbers("audio_checksum").tolist()
+        rows, (samples, checksums) = (
+            part.rows.tolist(),
+            (part.table[name].to_pylist() for name in ("samples", "audio_checksum")),
+        )
         paths = [in_work.clips[row].path for row in rows]
         different = set(changed_files(paths, checksums))
         changed |= different
         if part.info.failed or different:
-            columns = zip(rows, part.embeddings, part.numbers("samples").tolist(), checksums, paths, strict=True)
-            for row, embedding, samples, checksum, path in columns:
-                if path not in different:
-                    in_work.outcomes[place.start + row] = Embedded(place.start + row, embedding, samples, checksum)
+            columns = zip((part.rows + place.start).tolist(), part.embeddings, samples, checksums, strict=True)
+            in_work.outcomes = {
+                row: Embedded(row, *rest)
+                for path, (row, *rest) in zip(paths, columns, strict=True)
+                if path not in different
+            }
             yield in_work
     if changed:
         print(f"{len(changed)} audio files have changed since the last run; their clips are computed again")

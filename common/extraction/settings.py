@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -18,17 +18,16 @@ from common.extraction.clip_list import ClipList
 from common.features import SEVERAL, Provenance
 from common.files import describe_difference
 
-NOT_DECISIVE = ("release", "parameters", "min_samples", "default_output")
+NOT_DECISIVE = ("release", "parameters", "min_samples", "default_output", "versions")
 PACKAGES = ("torch", "numpy", "soundfile", "soxr")
 
 
 @dataclass(frozen=True)
 class ExtractionSettings:
-    """The settings of an extraction: the part of its feature file's provenance that is known from the start, the versions of
-    what computes, and the numbers per clip."""
+    """The settings of an extraction: the part of its feature file's provenance that is known from the start, and the numbers
+    per clip."""
 
     provenance: Provenance
-    versions: Mapping[str, str]
     width: int
 
     @classmethod
@@ -57,30 +56,31 @@ class ExtractionSettings:
             provenance["outputs"] = [(output.layer, output.pool, output.width) for output in outputs]
             first = encoder.default_output if encoder.default_output in outputs else outputs[0]
             provenance["default_output"] = (first.layer, first.pool)
-        versions = {
+        provenance["versions"] = {
             "python": platform.python_version(),
             **{name: version(name) for name in (*PACKAGES, *encoder.info.packages)},
             "libsndfile": soundfile.__libsndfile_version__,
         }
         if encoder.device.type == "cpu":
-            versions["instructions"] = torch.backends.cpu.get_cpu_capability()
-        return cls(provenance, versions, sum(output.width for output in outputs))
+            provenance["versions"]["instructions"] = torch.backends.cpu.get_cpu_capability()
+        return cls(provenance, sum(output.width for output in outputs))
 
     def difference_from_file(self, meta: Provenance) -> str:
         """How a finished file was made differently, in words; empty if it was not."""
         ignored = (*NOT_DECISIVE, "device")
-        decisive = {key: value for key, value in self.provenance.items() if key not in ignored}
-        return describe_difference(meta, decisive)
+        return describe_difference(meta, {key: value for key, value in self.provenance.items() if key not in ignored})
 
     @cached_property
     def of_parts(self) -> dict[str, JsonValue]:
         """What parts of one extraction share. A part knows its clips by itself. Rounding differs between devices."""
         ignored = (*NOT_DECISIVE, "clips", "clip_list")
-        decisive: dict[str, JsonValue] = json.loads(json.dumps(self.provenance))
-        return {key: value for key, value in decisive.items() if key not in ignored}
+        return {key: value for key, value in self._json.items() if key not in ignored}
 
     @cached_property
     def notes(self) -> dict[str, JsonValue]:
         """What parts note beside."""
-        notes: dict[str, JsonValue] = {key: value for key, value in self.provenance.items() if key in NOT_DECISIVE}  # type: ignore[misc]
-        return {**json.loads(json.dumps(notes)), "versions": dict(self.versions)}
+        return {key: value for key, value in self._json.items() if key in NOT_DECISIVE}
+
+    @cached_property
+    def _json(self) -> dict[str, JsonValue]:
+        return dict(json.loads(json.dumps(self.provenance)))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from common.errors import UserError
+
+Part = TypeVar("Part")
 
 
 class ShardError(UserError):
@@ -57,20 +60,21 @@ class Share:
         """This share as the shares of so many processes."""
         return [Share(self.index * count + number, self.count * count) for number in range(count)]
 
-    def assigned(self, parts: int) -> range:
-        """The numbers of this share's parts."""
-        return range(self.index, parts, self.count) if self.count else range(0)
+    def assigned(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """This share's parts; all, where the count is unknown."""
+        return parts[self.index :: self.count] if self.count else parts
 
-    def order(self, parts: int) -> list[int]:
+    def order(self, parts: Sequence[Part]) -> list[Part]:
         """All parts in the order in which this process looks for work: its own, then the others' from the end.
 
         Where the count is unknown, processes begin at places far apart.
         """
         if self.count:
             first = self.assigned(parts)
-            return [*first, *(number for number in reversed(range(parts)) if number not in first)]
-        start = int(parts * (self.index * 0.618034 % 1))
-        return [*range(start, parts), *range(start)]
+            taken = set(first)
+            return [*first, *(part for part in reversed(parts) if part not in taken)]
+        start = int(len(parts) * (self.index * 0.618034 % 1))
+        return [*parts[start:], *parts[:start]]
 
 
 def _of_slurm(environment: Mapping[str, str]) -> Share:

@@ -22,8 +22,8 @@ from common.errors import UserError
 from common.extraction.clip_list import ClipList, as_text
 from common.extraction.prefetch import Embedded, Failed
 from common.extraction.settings import ExtractionSettings
-from common.files import DamagedFileError, OutputError, describe_difference
-from common.parts import LABELS, Part, PartInfo, Slice, make_part, part_files, read_info
+from common.files import OutputError, describe_difference
+from common.parts import LABELS, Part, PartInfo, Slice, make_part, part_files, read_info, read_or_remove
 
 MOST_PARTS = 4096
 ASSUMED_BYTES_PER_SECOND = 64_000  # of a file, to compare it with a segment of known length
@@ -240,13 +240,5 @@ def check_folder(work: Work, overwrite: bool) -> None:
 
 def read_infos(folder: Path) -> dict[Path, PartInfo]:
     """What the parts in a folder say of themselves; a damaged one is told and removed."""
-    infos = {}
-    for path in part_files(folder).values():
-        try:
-            infos[path] = read_info(path)
-        except DamagedFileError as error:
-            print(f"{path} is damaged ({error}); its clips are computed again")
-            path.unlink(missing_ok=True)
-        except FileNotFoundError:  # another process has joined them
-            continue
-    return infos
+    paths = part_files(folder).values()
+    return {path: info for path in paths if (info := read_or_remove(path, read_info)) is not None}
