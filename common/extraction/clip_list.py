@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import os
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.datasets import Clip, DatasetError
-from common.parts import NAMES
+from common.parts import NAMES, Slice
 
 AT_A_TIME = 1 << 16  # clips that are objects while all are listed
 COLUMNS = pa.schema(
@@ -60,32 +61,36 @@ class ClipList:
     def __len__(self) -> int:
         return int(self.columns.num_rows)
 
-    def rows(self, start: int, stop: int) -> list[Clip]:
-        """The clips from `start` to `stop`; labels that are not UTF-8 are escaped."""
-        cells = self.columns.slice(start, stop - start).to_pydict()
-        cells["path"] = [self.root / os.fsdecode(path) for path in cells["path"]]
+    def of(self, place: Slice) -> ClipList:
+        """The clips of a slice."""
+        some = copy.copy(self)
+        some.columns = self.columns.slice(place.start, len(place))
+        return some
+
+    def rows(self) -> list[Clip]:
+        """The clips; labels that are not UTF-8 are escaped."""
+        cells = self.columns.to_pydict()
+        cells["path"] = self.paths()
         cells["class_name"] = [name or "" for name in cells["class_name"]]
         return [Clip(*row) for row in zip(*cells.values(), strict=True)]
 
-    def ids(self, start: int = 0, stop: int | None = None) -> list[str]:
-        """The ids of the clips from `start` to `stop`."""
-        columns = self.columns.slice(start, None if stop is None else stop - start)
-        cells = zip(*(columns[name].to_pylist() for name in ("path", "start_s", "end_s")), strict=True)
+    def ids(self) -> list[str]:
+        """The clips' ids."""
+        cells = zip(*(self.columns[name].to_pylist() for name in ("path", "start_s", "end_s")), strict=True)
         return [
             path.decode(errors="backslashreplace") + ("" if start_s is end_s is None else f"#{start_s}-{end_s}")
             for path, start_s, end_s in cells
         ]
 
-    def paths(self, start: int = 0, stop: int | None = None) -> list[Path]:
-        """The paths of the clips from `start` to `stop`."""
-        column = self.columns["path"].slice(start, None if stop is None else stop - start)
-        return [self.root / os.fsdecode(path) for path in column.to_pylist()]
+    def paths(self) -> list[Path]:
+        """The clips' paths."""
+        return [self.root / os.fsdecode(path) for path in self.columns["path"].to_pylist()]
 
-    def fingerprint(self, start: int = 0, stop: int | None = None) -> str:
-        """A checksum of all columns from `start` to `stop`."""
-        listing, stop = hashlib.sha256(), len(self) if stop is None else stop
-        for first in range(start, stop, AT_A_TIME):
-            for column in self.columns.slice(first, min(AT_A_TIME, stop - first)).columns:
+    def fingerprint(self) -> str:
+        """A checksum of all columns."""
+        listing = hashlib.sha256()
+        for start in range(0, len(self), AT_A_TIME):
+            for column in self.columns.slice(start, AT_A_TIME).columns:
                 listing.update(repr(column.to_pylist()).encode())
         return f"sha256:{listing.hexdigest()}"
 
@@ -94,7 +99,7 @@ class ClipList:
         unknown = {name for name in names if name} - set(names if self.class_names is None else self.class_names)
         if unknown:
             row = pc.index(self.columns["class_name"].cast(pa.string()), min(unknown)).as_py()
-            clip = self.rows(row, row + 1)[0]
+            (clip,) = self.of(Slice(row, row + 1)).rows()
             raise DatasetError(
                 f"{clip.path} is of class {clip.class_name!r}, which is not among the {len(self.class_names or ())} classes of "
                 f"{self.dataset}; add it to the task's class_names"
@@ -103,12 +108,10 @@ class ClipList:
     def _refuse_duplicates(self) -> None:
         counts = self.columns.group_by(["path", "start_s", "end_s"]).aggregate([([], "count_all")])
         if counts.num_rows < len(self):
-            twice = counts.filter(pc.greater(counts["count_all"], 1)).slice(0, 1).to_pylist()[0]
-            clip_id = Clip(
-                self.root / os.fsdecode(twice["path"]), "", None, None, None, twice["start_s"], twice["end_s"]
-            )
+            twice = copy.copy(self)
+            twice.columns = counts.filter(pc.greater(counts["count_all"], 1))
             raise DatasetError(
-                f"{clip_id.clip_id(self.root)} is listed twice by the data set under {self.root}; unpack the data set again"
+                f"{twice.ids()[0]} is listed twice by the data set under {self.root}; unpack the data set again"
             )
 
 

@@ -60,14 +60,12 @@ class ExtractOptions:
     part_size: int = 0
 
 
-def parts_folder(output: Path, n_clips: int) -> tuple[Path, bool]:
-    """Where the parts of an output are, and whether they stay there: it is a folder unless its name ends in ``.pt``, or there
-    are too many clips for one file."""
+def parts_folder(output: Path, n_clips: int) -> Path:
+    """Where the parts of an output are: it is their folder, unless its name ends in ``.pt``. With too many clips for one file,
+    that is a folder's name too."""
     if output.suffix != ".pt":
-        return output, True
-    return (
-        (output.with_suffix(""), True) if n_clips > MOST_JOINED else (output.with_name(output.name + ".partial"), False)
-    )
+        return output
+    return output.with_suffix("") if n_clips > MOST_JOINED else output.with_name(output.name + ".partial")
 
 
 def extract(
@@ -107,19 +105,19 @@ def extract_with(maker: ThisProcess | OnRay, clips: ClipList, output: Path, opti
         KeyboardInterrupt: interrupted; its message says what is kept.
     """
     started, before, settings, share = time.monotonic(), stamp(output), maker.settings(clips), options.share
-    folder, to_folder = parts_folder(output, len(clips))
-    finished = None if to_folder else _finished_file(output, clips, settings, options.overwrite)
+    folder = parts_folder(output, len(clips))
+    joined = output if folder.name == f"{output.name}.partial" else None  # else the parts stay
+    finished = _finished_file(output, clips, settings, options.overwrite) if joined else None
     if finished is not None and (share.index or not _worth_another_try(finished, settings)):
         _remove_old_parts(folder, settings)
         print(f"{output} already exists, made with the same settings: {len(finished):,} clips. Nothing to do.")
         return True
-    for path in ([] if to_folder else [output]) + [failures_file(output)]:
+    for path in filter(None, (joined, failures_file(output))):
         refuse_unwritable(path)
     sizes, usual = file_sizes(clips), PART_SIZES[settings.provenance["device"]]
     tell_missing(clips, sizes, options.allow_missing)
     part_size = max(options.part_size or usual.clips, -(-len(clips) // MOST_PARTS))
     slices = tuple(cut(lengths_s(clips, sizes), part_size, usual.seconds))
-    joined = None if to_folder else output
     work = Work(clips, settings, slices, sizes, part_size, folder, joined, before)
     share = share if finished is None else Share()  # one process tries the few clips that failed
     what, infos = str(output) if share.is_all else f"shard {share} of {output}", None
@@ -132,7 +130,7 @@ def extract_with(maker: ThisProcess | OnRay, clips: ClipList, output: Path, opti
             is_last = not work.missing() and not alive_claims(folder)  # others may be at work, or have joined the parts
             if is_last and claims.take("join") and not work.is_written():
                 infos = _finish(work, output)
-    if not to_folder:
+    if joined:
         with contextlib.suppress(OSError):  # another process is there, or has already started
             folder.rmdir()
     if infos is None:
@@ -159,22 +157,17 @@ def _finished_file(path: Path, clips: ClipList, settings: ExtractionSettings, ov
 
 
 def _why_unusable(existing: FeatureSet, clips: ClipList, settings: ExtractionSettings) -> str:
-    needed = ("failed", "counts", "device", "samples", "audio_checksums")
-    if any(key not in existing.meta for key in needed):
+    needed = {"failed", "counts", "device", "samples", "audio_checksums"}
+    if not existing.meta.keys() >= needed:
         return "was not made by this project (no provenance in it)"
     different = settings.difference_from_file(existing.meta)
     if different:
         return f"was made with different settings ({different})"
-    path_of = dict(zip(clips.ids(), clips.paths(), strict=True))
-    checksums = existing.meta["audio_checksums"]
-    per_clip = [values.shape == (len(existing),) for values in (checksums, existing.meta["samples"])]
-    if (
-        not path_of.keys() >= set(existing.clip_ids)
-        or existing.features.shape[1] != settings.width
-        or not all(per_clip)
-    ):
+    failed = dict(existing.meta["failed"])
+    path_of = {clip_id: path for clip_id, path in zip(clips.ids(), clips.paths(), strict=True) if clip_id not in failed}
+    if existing.clip_ids != list(path_of):
         return "does not hold what its settings say"
-    changed = changed_files([path_of[clip_id] for clip_id in existing.clip_ids], checksums.tolist())
+    changed = changed_files(list(path_of.values()), existing.meta["audio_checksums"].tolist())
     return f"was made from other audio ({len(changed)} files have changed, such as {changed[0]})" if changed else ""
 
 
@@ -207,25 +200,23 @@ def _finish(work: Work, output: Path) -> list[PartInfo]:
     """Join the parts into the file, if it is one, and list the clips that failed; what the parts say is returned."""
     infos = [read_info(work.path(place)) for place in work.slices]
     for info in infos:
-        if info.settings != work.part_settings or info.listing != work.listing(info.place):
+        if info.settings != work.part_settings or info.listing != work.clips.of(info.place).fingerprint():
             raise OutputError(
                 f"another command has written to {work.folder} with different settings or clips; run one of them again with "
                 "--overwrite, and the other with another output"
             )
+    for path in (output, failures_file(output)):
+        remove_leftovers(path)
     failed = [failure for info in infos for failure in info.failed.values()]
-    features = None
-    if work.output is not None and len(failed) < len(work.clips):
-        features = FeatureSet.load(work.folder)
-        features.meta["clip_list"] = work.settings.provenance["clip_list"]
-    remove_leftovers(output)
-    remove_leftovers(failures_file(output))
     if failed:
         write_csv(failures_file(output), [("clip_id", "reason"), *failed])
     else:
         failures_file(output).unlink(missing_ok=True)
-    if features is not None:
-        features.save(output)
     if work.output is not None:
+        if len(failed) < len(work.clips):
+            features = FeatureSet.load(work.folder)
+            features.meta["clip_list"] = work.settings.provenance["clip_list"]
+            features.save(work.output)
         remove_parts(work.folder)
     return infos
 

@@ -68,49 +68,12 @@ def _make_share(load: Load, device: torch.device, work: Work, share: Share, thre
     ThisProcess(*load(device), threads).make(work, share)
 
 
+@dataclass(frozen=True)
 class OnRay:
-    """Makes the parts by actors of Ray, one for every GPU, or one for every machine's CPUs. Each loads the encoder once and
-    does a share; it writes parts as files, which this process only counts."""
+    """Makes the parts by actors of Ray. Each does a share, and writes parts as files, which this process only counts."""
 
-    def __init__(self, load: Load, address: str, device: str) -> None:
-        """Connect, and load the encoder in every actor.
-
-        Args:
-            address: of a running cluster; ``"local"`` starts one here.
-            device: one actor for every GPU, if the cluster has some and this is not ``"cpu"``; else one for every machine.
-
-        Raises:
-            LauncherError: Ray is not installed, does not answer, or has no GPU.
-        """
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            self.ray: Any = importlib.import_module("ray")
-        except ImportError as error:
-            raise LauncherError(f"--ray needs Ray, which is not installed: {INSTALL_RAY}") from error
-        _refuse_silence(address)
-        environment = {
-            "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]),
-            "TQDM_DISABLE": "1",  # this process has the bar
-        }
-        try:
-            self.ray.init(
-                address=address,
-                runtime_env={"env_vars": environment},
-                include_dashboard=False if address == "local" else None,
-                logging_level=logging.ERROR,
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise LauncherError(
-                f"--ray {address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
-            ) from error
-        actor = self.ray.remote(_Actor)
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
-        needs = [{"num_gpus": 1}] * int(sum(node.get("GPU", 0) for node in nodes)) if device != "cpu" else []
-        if not needs and not device.startswith("cuda"):
-            needs = [{"num_cpus": int(node["CPU"])} for node in nodes if node.get("CPU", 0) >= 1]
-        if not needs:
-            raise LauncherError(f"--ray {address}: the cluster has nothing to compute on for --device {device}")
-        self.actors = [actor.options(**need).remote(load, device, need.get("num_cpus", 1)) for need in needs]
+    ray: Any
+    actors: Sequence[Any]
 
     def settings(self, clips: ClipList) -> ExtractionSettings:
         try:
@@ -144,16 +107,54 @@ class OnRay:
         return n_embedded
 
 
-def _last_line(error: Exception) -> str:
-    """The cause, after the lines of a remote traceback."""
-    return str(error).strip().splitlines()[-1]
-
-
 class _Actor(ThisProcess):
     """Makes parts somewhere in a cluster."""
 
     def __init__(self, load: Load, device: str, cores: int) -> None:
         super().__init__(*load(resolve_device(device)), Threads(cores, cores))
+
+
+@contextlib.contextmanager
+def on_ray(load: Load, address: str, device: str) -> Iterator[OnRay]:
+    """Actors for the block, each with an encoder: one for every GPU of a Ray cluster, or one for every machine's CPUs.
+
+    Args:
+        address: of a running cluster; ``"local"`` starts one here.
+        device: the actors are on GPUs if the cluster has some and this is not ``"cpu"``.
+
+    Raises:
+        LauncherError: Ray is not installed, does not answer, or has no GPU.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise LauncherError(f"--ray needs Ray, which is not installed: {INSTALL_RAY}") from error
+    _refuse_silence(address)
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]),
+        "TQDM_DISABLE": "1",  # this process has the bar
+    }
+    try:
+        ray.init(
+            address=address,
+            runtime_env={"env_vars": environment},
+            include_dashboard=False if address == "local" else None,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise LauncherError(f"--ray {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from error
+    try:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        needs = [{"num_gpus": 1}] * int(sum(node.get("GPU", 0) for node in nodes)) if device != "cpu" else []
+        if not needs and not device.startswith("cuda"):
+            needs = [{"num_cpus": int(node["CPU"])} for node in nodes if node.get("CPU", 0) >= 1]
+        if not needs:
+            raise LauncherError(f"--ray {address}: the cluster has nothing to compute on for --device {device}")
+        actor = ray.remote(_Actor)
+        yield OnRay(ray, [actor.options(**need).remote(load, device, need.get("num_cpus", 1)) for need in needs])
+    finally:
+        ray.shutdown()
 
 
 def _refuse_silence(address: str) -> None:
@@ -169,11 +170,6 @@ def _refuse_silence(address: str) -> None:
             ) from error
 
 
-@contextlib.contextmanager
-def on_ray(load: Load, address: str, device: str) -> Iterator[OnRay]:
-    """The actors of a Ray cluster for the block."""
-    maker = OnRay(load, address, device)
-    try:
-        yield maker
-    finally:
-        maker.ray.shutdown()
+def _last_line(error: Exception) -> str:
+    """The cause, after the lines of a remote traceback."""
+    return str(error).strip().splitlines()[-1]

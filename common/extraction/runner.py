@@ -121,7 +121,7 @@ def _to_mend(work: Work, places: Sequence[Slice]) -> Iterator[PartInWork]:
         part = read_or_remove(work.path(place), read_part)
         if part is None:
             continue
-        in_work = PartInWork(place, work.clips.rows(place.start, place.stop))
+        in_work = PartInWork(place, work.clips.of(place).rows())
         rows, (samples, checksums) = (
             part.rows.tolist(),
             (part.table[name].to_pylist() for name in ("samples", "audio_checksum")),
@@ -172,7 +172,7 @@ class _Making:
             if self.work.is_made(place):  # in the meantime
                 self.claims.release(place.file_name)
             else:
-                yield PartInWork(place, self.work.clips.rows(place.start, place.stop))
+                yield PartInWork(place, self.work.clips.of(place).rows())
 
     def run(self, parts: Iterator[PartInWork]) -> int:
         """Make the parts, and return their number."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.extraction.claims import alive_claims
-from common.extraction.extract import parts_folder
+from common.extraction.extract import MOST_JOINED, parts_folder
 from common.files import DamagedFileError
 from common.parts import NAME, PartInfo, part_files, read_info
 
@@ -41,24 +41,20 @@ class Status:
 
     def __str__(self) -> str:
         if self.clips is None:
-            return (
-                f"{self.output}: {'finished' if self.is_finished else f'no part is made; {self.parts_in_work} in work'}"
-            )
-        words = (
-            f"{self.output}: {self.clips_done:,} of {self.clips:,} clips done, {self.clips_failed:,} failed; parts: "
-        )
-        words += f"{self.parts_done:,} done, {self.parts_in_work} in work, {self.parts_missing:,} missing"
-        if self.seconds_left:
-            words += f"; {self.clips_per_s:.3g} clips/s, {self.seconds_left / 60:,.1f} min left"
-        return words + "; finished" * self.is_finished
+            state = "finished" if self.is_finished else f"no part is made; {self.parts_in_work} in work"
+            return f"{self.output}: {state}"
+        clips = f"{self.clips_done:,} of {self.clips:,} clips done, {self.clips_failed:,} failed"
+        parts = f"{self.parts_done:,} done, {self.parts_in_work} in work, {self.parts_missing:,} missing"
+        left = f"; {self.clips_per_s:.3g} clips/s, {self.seconds_left / 60:,.1f} min left" if self.seconds_left else ""
+        return f"{self.output}: {clips}; parts: {parts}{left}" + "; finished" * self.is_finished
 
 
 def read_status(output: Path) -> Status:
     """How far the extraction of an output is."""
     if output.is_file():
         return Status(str(output), is_finished=True)
-    folders = [parts_folder(output, n_clips)[0] for n_clips in (0, 1 << 62)]
-    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    to_join, to_stay = (parts_folder(output, n_clips) for n_clips in (0, MOST_JOINED + 1))
+    folder = to_join if to_join.is_dir() else to_stay
     in_work = sum(NAME.fullmatch(path.stem) is not None for path in alive_claims(folder))
     infos: dict[Path, PartInfo] = {}
     for path in part_files(folder).values():
@@ -67,18 +63,18 @@ def read_status(output: Path) -> Status:
     if not infos:
         return Status(str(output), is_finished=False, parts_in_work=in_work)
     last, done = max(infos.values(), key=lambda info: info.stop), sum(len(info.place) for info in infos.values())
-    speed = _speed(infos)
+    left, speed = last.clips - done, _speed(infos)
     return Status(
         str(output),
-        done == last.clips and folder == folders[1],
-        last.clips,
-        done,
-        sum(len(info.failed) for info in infos.values()),
-        len(infos),
-        in_work,
-        max(0, -(-(last.clips - done) // int(str(last.settings["part_size"]))) - in_work),
-        speed,
-        None if speed is None else (last.clips - done) / speed,
+        is_finished=not left and folder == to_stay,
+        clips=last.clips,
+        clips_done=done,
+        clips_failed=sum(len(info.failed) for info in infos.values()),
+        parts_done=len(infos),
+        parts_in_work=in_work,
+        parts_missing=max(0, -(-left // int(str(last.settings["part_size"]))) - in_work),
+        clips_per_s=speed,
+        seconds_left=None if speed is None else left / speed,
     )
 
 

@@ -84,10 +84,6 @@ class Work:
         """A part's file."""
         return self.folder / place.file_name
 
-    def listing(self, place: Slice) -> str:
-        """A checksum of a part's clips."""
-        return self.clips.fingerprint(place.start, place.stop)
-
     def missing(self) -> list[Slice]:
         """The parts that do not exist."""
         made = part_files(self.folder)
@@ -107,7 +103,8 @@ class Work:
 
     def part(self, place: Slice, outcomes: Mapping[int, Embedded | Failed]) -> Part:
         """The part of a slice, from what became of the clips in its rows of the list."""
-        ids, rows = self.clips.ids(place.start, place.stop), range(place.start, place.stop)
+        clips, rows = self.clips.of(place), range(place.start, place.stop)
+        ids = clips.ids()
         failed = {row: outcome for row in rows if isinstance(outcome := outcomes[row], Failed)}
         kept = [outcome for row in rows if isinstance(outcome := outcomes[row], Embedded)]
         samples = np.array([clip.samples for clip in kept], np.int64)
@@ -115,7 +112,7 @@ class Work:
             start=place.start,
             stop=place.stop,
             clips=len(self.clips),
-            listing=self.listing(place),
+            listing=clips.fingerprint(),
             settings=self.part_settings,
             notes={**self.settings.notes, "class_names": self.clips.class_names},
             padded=int((samples < self.settings.provenance["min_samples"]).sum()),
@@ -166,7 +163,7 @@ def file_sizes(clips: ClipList) -> Array:
     reason has size 0, and fails where it is read."""
 
     def sizes_from(start: int) -> list[int]:
-        paths = clips.paths(start, start + PER_THREAD)
+        paths = clips.of(Slice(start, start + PER_THREAD)).paths()
         sizes = {path: _size_of(path) for path in set(paths)}
         return [sizes[path] for path in paths]
 
@@ -189,7 +186,9 @@ def tell_missing(clips: ClipList, sizes: Array, is_allowed: bool) -> None:
     missing = np.flatnonzero(sizes == MISSING)
     if not len(missing):
         return
-    names = ", ".join(clips.ids(row, row + 1)[0] for row in missing[:3].tolist()) + ", ..." * (len(missing) > 3)
+    names = ", ".join(clips.of(Slice(row, row + 1)).ids()[0] for row in missing[:3].tolist()) + ", ..." * (
+        len(missing) > 3
+    )
     words = f"{len(missing):,} of {len(clips):,} clips are missing ({names})"
     if not is_allowed:
         raise MissingClipsError(
@@ -219,20 +218,19 @@ def check_folder(work: Work, overwrite: bool) -> None:
         names = [path.name for path in folder.iterdir() if not re.match(r"\.|part-|embeddings-|.*\.claim$", path.name)]
         if names:
             raise OutputError(f"{folder} holds files that are not parts, such as {min(names)}; give an empty folder")
-    outdated, good, planned = [], 0, set(work.slices)
-    for path, info in read_infos(folder).items():
+    outdated, infos, planned = [], read_infos(folder), set(work.slices)
+    for path, info in infos.items():
         different = describe_difference(info.settings, work.part_settings)
         if different and not overwrite:
             raise OutputError(
                 f"{folder} holds parts made with different settings ({different}); --overwrite discards them"
             )
-        is_good = not different and info.place in planned and info.listing == work.listing(info.place)
-        good += is_good
-        outdated += [] if is_good else [path]
+        if different or info.place not in planned or info.listing != work.clips.of(info.place).fingerprint():
+            outdated.append(path)
     if outdated and not overwrite:
         raise OutputError(
-            f"{folder} holds parts of a different clip list: {good:,} of {good + len(outdated):,} are still good; --overwrite "
-            "keeps those and makes the others again"
+            f"{folder} holds parts of a different clip list: {len(infos) - len(outdated):,} of {len(infos):,} are still good; "
+            "--overwrite keeps those and makes the others again"
         )
     for path in outdated:
         path.unlink()
