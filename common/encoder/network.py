@@ -21,6 +21,7 @@ import itertools
 import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -191,17 +192,14 @@ class ResUNet30Encoder(nn.Module):
             assert module.conv1.bias is not None
             module.conv1.bias.copy_(shift + beta(name, "beta2"))
             module.conv2.weight.copy_(_pooled_kernel(tensors[f"{block}.conv2.weight"].double(), module.pooling))
-            if module.shortcut is not None:
-                module.shortcut.load_state_dict(
-                    {name: tensors[f"{block}.shortcut.{name}"] for name in ("weight", "bias")}
-                )
+            for part, parameter in module.shortcut.named_parameters():
+                parameter.copy_(tensors[f"{block}.shortcut.{part}"])
 
 
-class _EmptyConv2d(nn.Conv2d):
+def _empty_conv(*arguments: Any, **options: Any) -> nn.Conv2d:
     """Without torch's random weights, which take a quarter of a second and are never used."""
-
-    def reset_parameters(self) -> None:
-        pass
+    conv: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, *arguments, **options)
+    return conv
 
 
 class _Block(nn.Module):
@@ -217,12 +215,12 @@ class _Block(nn.Module):
         self.pooling = pooling
         self.scale = nn.Buffer(torch.empty(channels_in, 1, 1, dtype=dtype))
         self.shift = nn.Buffer(torch.empty(channels_in, 1, 1, dtype=dtype))
-        self.conv1 = _EmptyConv2d(channels_in, channels_out, 3, padding=1, dtype=dtype)
+        self.conv1 = _empty_conv(channels_in, channels_out, 3, padding=1, dtype=dtype)
         kernel = (2 + pooling[0], 2 + pooling[1])
-        self.conv2 = _EmptyConv2d(
-            channels_out, channels_out, kernel, stride=pooling, padding=1, bias=False, dtype=dtype
-        )
-        self.shortcut = _EmptyConv2d(channels_in, channels_out, 1, dtype=dtype) if channels_in != channels_out else None
+        self.conv2 = _empty_conv(channels_out, channels_out, kernel, stride=pooling, padding=1, bias=False, dtype=dtype)
+        self.shortcut: nn.Module = nn.Identity()
+        if channels_in != channels_out:
+            self.shortcut = _empty_conv(channels_in, channels_out, 1, dtype=dtype)
         # In place of conv1 and conv2 with the activations before them, or of the first block's conv1 alone. They are called
         # with an input and where the padding of its items begins; the former returns None where it would be slower.
         self.fast_convolutions: Callable[[torch.Tensor, list[int]], torch.Tensor | None] | None = None
@@ -230,15 +228,12 @@ class _Block(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
         """(B, channels_in, time, frequency) -> (B, channels_out, time // pooling[0], frequency // pooling[1])."""
-        residual, pooled = self._residual(x, mask), self._pooled(x)
-        return residual.add_(pooled if self.shortcut is None else self.shortcut(pooled))
-
-    def _residual(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
-        """The output of conv2."""
         residual = None
         if self.fast_convolutions is not None and x.device.type == "cpu":  # an encoder may be moved
             residual = self.fast_convolutions(x, item_ends(mask, len(x), x.shape[2]))
-        return self.conv2(self._hidden(x, mask)) if residual is None else residual
+        if residual is None:
+            residual = self.conv2(self._hidden(x, mask))
+        return residual.add_(self.shortcut(self._pooled(x)))
 
     def _hidden(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
         """The input of conv2."""
