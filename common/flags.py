@@ -11,17 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, NoReturn, get_args
 
-from common.config import (
-    Config,
-    ConfigError,
-    ExtractConfig,
-    FigureFormat,
-    FitConfig,
-    extra_of,
-    flag_of,
-    is_list,
-    load_config,
-)
+from common.config import Config, ConfigError, ExtractConfig, FigureFormat, FitConfig, extra_of, flag_of, load_config
 from common.datasets import Task, Variants
 
 
@@ -134,11 +124,11 @@ def parse_classify_flags(
     variants = _as_variants(task)
     parser = _new_parser(what, variants)
     for flag in variants.first.flags:
-        text = flag.help + (f" (default: {flag.choices[0]})" if flag.choices else "")
         if flag.choices:
-            parser.add_argument(flag.name, choices=flag.choices, help=text)
+            text = f"{flag.help} (default: {flag.default})"
+            parser.add_argument(flag.name, choices=flag.choices, default=flag.default, help=text)
         else:
-            parser.add_argument(flag.name, action="store_true", default=None, help=text)
+            parser.add_argument(flag.name, action="store_true", help=flag.help)
     add_settings(parser, FitConfig, variants.first, FitConfig.model_fields if only is None else only)
     add_shared(parser)
     return _parsed(parser, variants, FitConfig, argv)
@@ -173,7 +163,7 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task
         if field.annotation is bool:
             is_on = field.default
             text = f"no {text}" if is_on else text
-            parser.add_argument(flag_of(field), dest=key, action="store_const", const=not is_on, help=text)
+            parser.add_argument(flag_of(kind, key), dest=key, action="store_const", const=not is_on, help=text)
             continue
         metavar = extra["metavar"]
         if key == "features" and task.parts and kind is FitConfig:
@@ -181,10 +171,10 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task
         if default is None:
             default = places.get(key) or extra["unset"]
         parser.add_argument(
-            flag_of(field),
+            flag_of(kind, key),
             dest=key,
             metavar=metavar,
-            nargs="+" if is_list(field) else None,
+            nargs="+" if "tuple" in str(field.annotation) else None,
             help=f"{text} (default: {default})".replace("%", "%%"),
         )
 
@@ -204,10 +194,7 @@ def _parsed(
     arguments = vars(parsed)
     flags = {key: arguments[key] for key in kind.model_fields if arguments.get(key) is not None}
     config = load_config(kind, variants.first.config_file, arguments["config"], flags)
-    options = {
-        flag.key: flag.default if arguments.get(flag.key) is None else arguments[flag.key]
-        for flag in variants.first.flags
-    }
+    options = {flag.key: arguments.get(flag.key, flag.default) for flag in variants.first.flags}
     wanted = [arguments[f"variant{place}"] for place in range(len(variants.flags))]
     tasks = [
         task
@@ -226,7 +213,5 @@ def _refuse_one_place_for_several(config: ExtractConfig | FitConfig, tasks: Sequ
         if key == "data_root" and has_one_data_folder:
             continue
         if getattr(config, key, None) is not None:
-            place_flag = flag_of(type(config).model_fields[key])
-            raise ConfigError(
-                f"{place_flag} (or {key}) names one location, but {flag} both needs several; give only one of them"
-            )
+            place = f"{flag_of(type(config), key)} (or {key})"
+            raise ConfigError(f"{place} names one location, but {flag} both needs several; give only one of them")
