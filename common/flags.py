@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, NoReturn, get_args
 
-from common.config import Config, ConfigError, ExtractConfig, FigureFormat, FitConfig, extra_of, flag_of, load_config
+from common.config import (
+    COMMON_CONFIG,
+    Config,
+    ConfigError,
+    ExtractConfig,
+    FigureFormat,
+    FitConfig,
+    extra_of,
+    flag_of,
+    load_config,
+)
 from common.datasets import Task, Variants
 
 
@@ -49,17 +59,11 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Launch:
-    """Which share of an extraction is done where.
+    """Which share of an extraction is done where."""
 
-    Attributes:
-        shard: ``i/n``; None: as a launcher's environment says.
-        ray: the address of a Ray cluster, or ``"local"``; None: without Ray.
-        status: only say how far it is: ``"text"`` or ``"json"``; None: extract.
-    """
-
-    shard: str | None = None
-    ray: str | None = None
-    status: str | None = None
+    shard: str | None = None  # i/n; None: as a launcher's environment says
+    ray: str | None = None  # the address of a Ray cluster, or "local"; None: without Ray
+    status: str | None = None  # only say how far it is: "text" or "json"; None: extract
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Launch:
@@ -85,20 +89,12 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Arguments(Generic[Config]):
-    """A script's parsed command line.
+    """A script's parsed command line."""
 
-    Attributes:
-        tasks: the tasks to run.
-        config: the effective configuration.
-        options: the values of the task's own flags.
-        overwrite: whether files made with different settings may be replaced.
-        launch: which part of an extraction is done where.
-    """
-
-    tasks: list[Task]
-    config: Config
-    options: dict[str, str | bool]
-    overwrite: bool
+    tasks: list[Task]  # to run
+    config: Config  # as it takes effect
+    options: dict[str, str | bool]  # the values of the task's own flags
+    overwrite: bool  # whether files made with different settings may be replaced
     launch: Launch = field(default_factory=lambda: Launch())
 
 
@@ -149,14 +145,16 @@ def _new_parser(what: str, variants: Variants) -> Parser:
     return parser
 
 
-def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task, keys: Collection[str]) -> None:
-    """Add a flag for each setting, with its current default in the help text; values are not converted here."""
-    defaults = load_config(kind, task.config_file)
-    places = {
-        "data_root": task.default_data_root,
-        "features": task.default_features,
-        "output_dir": task.default_output_dir,
-    }
+def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task | None, keys: Collection[str]) -> None:
+    """Add a flag for each setting, with its current default (of the task) in the help text; values are not converted here."""
+    defaults = load_config(kind, task.config_file if task else COMMON_CONFIG)
+    places = {}
+    if task:
+        places = {
+            "data_root": task.default_data_root,
+            "features": task.default_features,
+            "output_dir": task.default_output_dir,
+        }
     for key in keys:
         field, default = kind.model_fields[key], getattr(defaults, key)
         extra, text = extra_of(field), field.description or ""
@@ -166,7 +164,7 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task
             parser.add_argument(flag_of(kind, key), dest=key, action="store_const", const=not is_on, help=text)
             continue
         metavar = extra["metavar"]
-        if key == "features" and task.parts and kind is FitConfig:
+        if key == "features" and task and task.parts and kind is FitConfig:
             metavar, text, default = "FOLDER", f"where {', '.join(task.parts.values())} are", task.folder
         if default is None:
             default = places.get(key) or extra["unset"]

@@ -28,7 +28,6 @@ from common.encoder.network import (
     N_FFT,
     SAMPLE_RATE,
     TIME_POOLINGS,
-    LayerOutput,
     ResUNet30Encoder,
     weight_shapes,
 )
@@ -134,28 +133,16 @@ def build_encoder(
 
 
 class AudioSepEncoder(Encoder, nn.Module):
-    """The frozen encoder. Build it with `load_encoder`.
-
-    Attributes:
-        sample_rate: 32000, in Hz.
-        outputs: every layer with every pooling.
-        embedding_size: 384.
-        info: what feature files and results record.
-    """
+    """The frozen encoder. Build it with `load_encoder`."""
 
     is_thread_safe = True
-    sample_rate = SAMPLE_RATE
-    outputs = OUTPUTS
+    sample_rate = SAMPLE_RATE  # 32,000 Hz
+    outputs = OUTPUTS  # every layer with every pooling
     default_output = DEFAULT
-    embedding_size = CHANNELS[DEFAULT_LAYER]
+    embedding_size = CHANNELS[DEFAULT_LAYER]  # 384
 
     def __init__(
-        self,
-        weights: Weights,
-        condition: torch.Tensor | None,
-        condition_identity: str,
-        precision: str,
-        padding: str = "none",
+        self, weights: Weights, condition: torch.Tensor | None, condition_identity: str, precision: str, padding: str
     ) -> None:
         super().__init__()
         self.info = EncoderInfo(
@@ -196,8 +183,8 @@ class AudioSepEncoder(Encoder, nn.Module):
         if not checked:
             return {output: torch.empty(0, output.width) for output in outputs}
 
-        def pool(output: LayerOutput, columns: list[slice]) -> Moments:
-            return batch_moments(output.activations, columns, pools[output.layer])
+        def pool(layer: str, activations: torch.Tensor, columns: list[slice]) -> Moments:
+            return batch_moments(activations, columns, pools[layer])
 
         # Nothing before `joined` waits for a GPU: it computes one batch while the samples of the next one are laid out.
         reduced = self._reduce(checked, list(pools), pool)
@@ -227,8 +214,8 @@ class AudioSepEncoder(Encoder, nn.Module):
         checked = check_waveforms(waveforms, self.info.min_samples)
         self._one_output(layer, DEFAULT_POOL)  # which refuses an unknown layer
 
-        def over_frequency(output: LayerOutput, columns: list[slice]) -> list[torch.Tensor]:
-            means = output.activations.float().mean(dim=3).transpose(1, 2).cpu()
+        def over_frequency(_: str, activations: torch.Tensor, columns: list[slice]) -> list[torch.Tensor]:
+            means = activations.float().mean(dim=3).transpose(1, 2).cpu()
             return [values[core] for values, core in zip(means, columns, strict=True)]
 
         parts: list[list[tuple[int, torch.Tensor]]] = [[] for _ in checked]
@@ -245,9 +232,9 @@ class AudioSepEncoder(Encoder, nn.Module):
         return centres
 
     def _reduce(
-        self, waveforms: list[Array], layers: Sequence[str], reduce: Callable[[LayerOutput, list[slice]], T]
+        self, waveforms: list[Array], layers: Sequence[str], reduce: Callable[[str, torch.Tensor, list[slice]], T]
     ) -> list[tuple[list[Tile], str, T]]:
-        """(tiles, layer, what `reduce` makes of the layer's output and the tiles' cores), for every batch of tiles."""
+        """(tiles, layer, what `reduce` makes of the layer, its output and the tiles' cores), for every batch of tiles."""
         halo = max((HALO_FRAMES[layer] for layer in layers), default=0)
         tiles: list[Tile] = []
         for clip, waveform in enumerate(waveforms):
@@ -260,8 +247,8 @@ class AudioSepEncoder(Encoder, nn.Module):
             if self.is_stopped:
                 raise StoppedError
             return [
-                (batch, output.layer, reduce(output, [tile.columns(output.time_poolings) for tile in batch]))
-                for output in self._forward(batch, waveforms, layers)
+                (batch, layer, reduce(layer, activations, [tile.columns(TIME_POOLINGS[layer]) for tile in batch]))
+                for layer, activations in self._forward(batch, waveforms, layers)
             ]
 
         with self._arithmetic():
@@ -299,8 +286,10 @@ class AudioSepEncoder(Encoder, nn.Module):
     def _width(self, batch: list[Tile]) -> int:
         return max(tile.padded_frames(WIDTHS[self.device.type]) for tile in batch)
 
-    def _forward(self, batch: list[Tile], waveforms: list[Array], layers: Sequence[str]) -> Iterator[LayerOutput]:
-        """The layers' outputs of a batch of tiles."""
+    def _forward(
+        self, batch: list[Tile], waveforms: list[Array], layers: Sequence[str]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The layers and their outputs of a batch of tiles."""
         width = self._width(batch)
         on_gpu = self.device.type == "cuda"
         samples = torch.empty(len(batch), (width - 1) * HOP_LENGTH + N_FFT, pin_memory=on_gpu)

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.config import DEVICES, ConfigError, ExtractConfig, extra_of
-from common.encoder_name import FORMS, EncoderName
+from common.config import COMMON_CONFIG, ConfigError, ExtractConfig, load_config
+from common.encoder_name import FORMS
 from common.entry import run
 from common.files import write_json
-from common.flags import Parser, user_path
+from common.flags import Parser, add_settings, user_path
 from common.text_table import as_text
 
 if TYPE_CHECKING:  # --help should not wait for torch
     from common.encoder.measure import CheckRecord
 
+SETTINGS = ("checkpoint", "layer", "pool", "padding", "device", "trust_remote_code")
 ENDS = {True: "holds", False: "DOES NOT HOLD", None: "-"}
 
 
@@ -43,28 +43,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = Parser(__doc__, prog="python -m common.encoder.check")
     parser.add_argument("name", metavar="NAME", help=FORMS)
-    fields = ExtractConfig.model_fields
-    for key in ("checkpoint", "layer", "pool", "padding"):
-        default = fields[key].default
-        shown = "the encoder's own" if default is None else default
-        text = f"{fields[key].description} (default: {shown})"
-        parser.add_argument(f"--{key}", default=default, metavar=extra_of(fields[key])["metavar"], help=text)
-    parser.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
-    parser.add_argument("--trust-remote-code", action="store_true", help=fields["trust_remote_code"].description)
+    add_settings(parser, ExtractConfig, None, SETTINGS)
     parser.add_argument("--json", type=user_path, metavar="FILE", help="also write what was measured")
     arguments = parser.parse_args(argv)
-    from common.encoder import choose_outputs, new_encoder, resolve_device
+    from common.encoder import configured_encoder, resolve_device
     from common.encoder.measure import check_encoder
 
-    name = EncoderName.parse(arguments.name).resolved(Path.cwd())
-    encoder = new_encoder(
-        name,
-        arguments.checkpoint,
-        resolve_device(arguments.device),
-        padding=arguments.padding,
-        trust_remote_code=arguments.trust_remote_code,
-    )
-    outputs = choose_outputs(encoder.outputs, encoder.default_output, arguments.layer, arguments.pool)
+    flags = {key: value for key in SETTINGS if (value := getattr(arguments, key)) is not None}
+    config = load_config(ExtractConfig, COMMON_CONFIG, flags=flags | {"encoder": arguments.name})
+    encoder, outputs = configured_encoder(config, resolve_device(config.device))
     if len(outputs) > 1:
         raise ConfigError(f"{len(outputs)} outputs are asked for; check one at a time: --layer {outputs[0].layer} ...")
     record = check_encoder(encoder, outputs[0])

@@ -25,47 +25,29 @@ TIMES = 3
 
 @dataclass(frozen=True)
 class Property:
-    """One measured property.
+    """One measured property."""
 
-    Attributes:
-        name: what is asked.
-        holds: whether it does; None where neither answer is wrong.
-        measured: what was seen.
-    """
-
-    name: str
-    holds: bool | None
-    measured: str
+    name: str  # what is asked
+    holds: bool | None  # whether it does; None where neither answer is wrong
+    measured: str  # what was seen
 
 
 class CheckRecord(BaseModel):
-    """What was measured of an encoder.
-
-    Attributes:
-        encoder, checkpoint: as feature files record them.
-        sample_rate: in Hz.
-        output: the default output.
-        width: its numbers per clip.
-        parameters: None if unknown.
-        min_samples: shorter clips are padded to this.
-        speed: seconds of audio per second, for clips of 5 s, one after the other.
-        device, cpu: what it was measured on.
-        properties: in the order of the table.
-    """
+    """What was measured of an encoder; the first fields as `EncoderInfo` and `Output` have them."""
 
     model_config = ConfigDict(frozen=True)
 
     encoder: str
     checkpoint: str
-    sample_rate: int
+    sample_rate: int  # in Hz
     output: str
     width: int
     parameters: int | None
     min_samples: int
-    speed: float
-    device: str
+    speed: float  # seconds of audio per second, for clips of 5 s, one after the other
+    device: str  # what it was measured on
     cpu: str
-    properties: list[Property]
+    properties: list[Property]  # in the order of the table
 
     @property
     def holds(self) -> bool:
