@@ -14,7 +14,6 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from analysis.maps import balanced_rows
 from analysis.plots import Panel, plot_heads
@@ -43,7 +42,7 @@ from common.evaluation.record import ComparisonRecord, Record
 from common.evaluation.scores import compare_heads, score_head
 from common.extraction import ClipList, ExtractOptions, extract
 from common.features import FeatureFileError, FeatureSet
-from common.files import DamagedFileError, read_json, write_csv, write_json
+from common.files import read_record, write_csv, write_json
 from common.heads import HEADS, SCALERS, HeadKind, Job, head_title, recipe_for
 from common.progress import progress_bar
 from common.text_table import as_text, percent, range_of
@@ -154,10 +153,8 @@ class AnalysisRecord(Record):
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read it; UserError if it is damaged or of an earlier version."""
-        try:
-            return cls.model_validate_json(read_json(path))
-        except (ValidationError, DamagedFileError) as error:
-            raise UserError(f"{path} is damaged or of an earlier version; run {cls.script} again") from error
+        message = f"{path} is damaged or of an earlier version; run {cls.script} again"
+        return read_record(path, cls, lambda _: UserError(message))
 
 
 class Effect(ComparisonRecord):

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from common.config import DEVICES, ConfigError, ExtractConfig, extra_of
 from common.encoder_name import FORMS, EncoderName
 from common.entry import run
 from common.errors import UserError
-from common.files import DamagedFileError, read_json, write_json
+from common.files import read_record, write_json
 from common.flags import Parser, user_path
 from common.text_table import as_text
 
@@ -80,10 +80,9 @@ class CheckRecord(BaseModel):
     @classmethod
     def load(cls, path: Path) -> CheckRecord:
         """Read what ``--json`` wrote; UserError if it is damaged."""
-        try:
-            return cls.model_validate_json(read_json(path))
-        except (ValidationError, DamagedFileError) as error:
-            raise UserError(f"{path} is damaged; run python -m common.encoder.check again") from error
+        return read_record(
+            path, cls, lambda _: UserError(f"{path} is damaged; run python -m common.encoder.check again")
+        )
 
 
 def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord:
