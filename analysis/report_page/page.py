@@ -19,7 +19,7 @@ from analysis.compare import LEVEL, EncodersRecord, captioned_tables, reading_no
 from analysis.maps import FeatureMap
 from analysis.report_page.answer import answer, answer_table, answer_words
 from analysis.scores import Run
-from analysis.similarity import COSTS, MEASURES, SimilarityRecord
+from analysis.similarity import SimilarityRecord
 from analysis.studies import STUDIES
 from analysis.summary import SummaryRow, notes, summary_rows, summary_table
 from analysis.variants import AblationRecord
@@ -221,30 +221,18 @@ def _map_points(reported: ReportedRun) -> dict[str, object]:
 def _similarity_charts(record: SimilarityRecord) -> list[dict[str, object]]:
     """The heat maps between tasks; None is an empty cell."""
     titles = [STUDIES[name].task.title if name in STUDIES else name for name in record.tasks]
-
-    def chart(id_: str, title: str, caption: str, values: Array, uncertain: Array | None = None) -> dict[str, object]:
-        z = [[None if np.isnan(value) else value for value in row] for row in values.tolist()]
-        brackets = None if uncertain is None else uncertain.tolist()
-        shown = {"id": id_, "title": title, "caption": caption, "words": _largest(values, titles)}
-        return {**shown, "z": z, "names": titles, "uncertain": brackets}
-
-    charts = [
-        chart(
-            f"similarity-{key}",
-            title,
-            f"{how[:1].upper()}{how[1:]}. {record.reading(key)}",
-            np.array(record.measures[key]),
-        )
-        for key, (title, how) in MEASURES.items()
+    return [
+        {
+            "id": heat.name,
+            "title": heat.title,
+            "caption": heat.caption,
+            "words": _largest(heat.values.to_numpy(), titles),
+            "z": heat.values.astype(object).where(heat.values.notna(), None).to_numpy().tolist(),
+            "names": titles,
+            "uncertain": None if heat.uncertain is None else heat.uncertain.tolist(),
+        }
+        for heat in record.heats()
     ]
-    for key, title in COSTS.items() if record.transfer else ():
-        points, uncertain = record.transfer_points(key)
-        caption = (
-            "Points of accuracy (linear head) of the row’s task, prepared by what was fitted on the column’s clips; "
-            "red: loss; in brackets: the 95 % interval covers 0."
-        )
-        charts.append(chart(f"transfer-{key}", title, caption, points.round(2), uncertain))
-    return charts
 
 
 def _largest(values: Array, names: Sequence[str]) -> str:

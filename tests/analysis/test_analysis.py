@@ -369,12 +369,12 @@ def test_a_file_of_variants_is_recognised(tmp_path: Path) -> None:
 
 
 def test_a_heat_map_shows_its_numbers_and_what_is_uncertain(drawn: list[Figure]) -> None:
-    values = np.array([[0.0, np.nan], [-1.25, 2.0]])
+    values = np.array([[0.0, np.nan], [-1.2, 2.0]])
     uncertain = np.array([[True, False], [False, False]])
     plot_heat(pd.DataFrame(values, ["a", "b"], ["c", "d"]), "title", "caption", Path("unused.png"), uncertain)
     axes = drawn[0].axes[0]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
-    assert texts == {(0, 0): "(0.00)", (0, 1): "-1.25", (1, 1): "2.00"}
+    assert texts == {(0, 0): "(0.0)", (0, 1): "-1.2", (1, 1): "2.0"}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["c", "d"]
 
