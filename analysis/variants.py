@@ -196,8 +196,10 @@ class AblationRecord(AnalysisRecord):
     effects: list[Effect]  # both heads of every variant, from the best for the linear head to the worst
     grid: list[GridScore]
 
-    def effects_of(self, kind: HeadKind) -> list[Effect]:
-        return [effect for effect in self.effects if effect.head == kind]
+    @property
+    def variants(self) -> list[tuple[Effect, ...]]:
+        """Every variant with both heads' effects, the linear head's first."""
+        return list(zip(*(self.effects[head :: len(HEADS)] for head in range(len(HEADS))), strict=True))
 
     @property
     def baseline_words(self) -> str:
@@ -339,30 +341,28 @@ def _grid(fits: _Fits, heads: Sequence[HeadKind]) -> list[GridScore]:
 def write_effects(record: AblationRecord, folder: Path, figure_format: str = "png") -> None:
     """Print the table; write json, csv and a figure into `folder`."""
     _print_effects(record)
-    name = f"ablation_{record.task}"
-    write_json(folder / f"{name}.json", record.model_dump_json())
+    written = [folder / f"ablation_{record.task}.{suffix}" for suffix in ("json", "csv", figure_format)]
+    write_json(written[0], record.model_dump_json())
     header = "factor variant dimensions head accuracy difference low high p_value holm_p_value"
     rows: list[Sequence[object]] = [header.split()]
     for effect in record.effects:
         figures = (effect.difference, *(effect.interval or (None, None)), effect.p_value, effect.holm_p_value)
         rows.append((effect.factor, effect.name, effect.dimensions, effect.head, effect.accuracy, *figures))
-    write_csv(folder / f"{name}.csv", rows)
-    by_variant = list(zip(*map(record.effects_of, HEADS), strict=True))
-    names = [f"{linear.name} ({linear.factor})" for linear, _ in by_variant]
-    effects = [{effect.head: (effect.difference, effect.interval) for effect in both} for both in by_variant]
+    write_csv(written[1], rows)
+    names = [f"{linear.name} ({linear.factor})" for linear, _ in record.variants]
+    effects = [{effect.head: (effect.difference, effect.interval) for effect in both} for both in record.variants]
     panel = Panel(f"{record.title}: what each choice is worth", (0.0, "baseline"), effects)
     intervals = "95 % intervals by groups, each for itself."
     caption = f"{record.baseline_words} {record.clips_words}; {intervals} {record.selection_words}"
-    what = "accuracy against the baseline, points"
-    plot_heads([panel], names, what, caption, folder / f"{name}.{figure_format}")
-    print(f"-> {', '.join(str(folder / f'{name}.{suffix}') for suffix in ('json', 'csv', figure_format))}")
+    plot_heads([panel], names, "accuracy against the baseline, points", caption, written[2])
+    print(f"-> {', '.join(map(str, written))}")
 
 
 def _print_effects(record: AblationRecord) -> None:
     columns = ("difference, 95 %", "p, Holm")
     table = [["factor", "variant", *(cell for kind in HEADS for cell in (head_title(kind), *columns))]]
     table.append(["", "baseline", *(cell for kind in HEADS for cell in (percent(record.baseline[kind]), "", ""))])
-    for effects in zip(*map(record.effects_of, HEADS), strict=True):
+    for effects in record.variants:
         cells = [effects[0].factor, effects[0].name]
         for effect in effects:
             difference = f"{100 * effect.difference:+.1f} ({range_of(effect.interval)})"

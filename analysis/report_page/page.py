@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from analysis.compare import LEVEL, EncodersRecord, captioned_tables, reading_notes
+from analysis.compare import LEVEL, EncodersRecord, captioned_tables, reading_notes, scores_of
 from analysis.maps import FeatureMap
 from analysis.report_page.answer import answer, answer_table, answer_words
 from analysis.scores import Run
@@ -26,9 +26,9 @@ from analysis.variants import AblationRecord
 from common.arrays import Array
 from common.datasets import DivisionKind
 from common.encoder_name import EncoderKind
-from common.evaluation.record import HeadRecord, ProtocolRecord
+from common.evaluation.record import HeadRecord, Interval, ProtocolRecord
 from common.evaluation.text import remarks, run_title, score_table
-from common.heads import head_title
+from common.heads import HeadKind, head_title
 from common.text_table import percent
 
 TEMPLATE = Path(__file__).resolve().with_name("template")
@@ -81,10 +81,10 @@ def render(
     links = [Path(os.path.relpath(shown.audio, folder)).as_posix() for shown in reported]
     charts = _similarity_charts(similarity) if similarity else []
     data = {
-        "summary": _summary_points(rows),
+        "summary": _summary_dots(rows),
         "tasks": {f"run{n}": _charts(shown, quote(links[n])) for n, shown in enumerate(reported)},
         "similarity": charts,
-        "encoders": _encoder_points(compared) if compared else None,
+        "encoders": _encoder_dots(compared) if compared else None,
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -121,41 +121,53 @@ def _question(runs: Sequence[Run]) -> str:
     return f"How good are these {'features' if len(encoders) == 1 else 'encoders’ frozen features'}?"
 
 
-def _encoder_points(record: EncodersRecord) -> list[dict[str, object]]:
-    """A row of the chart for every task and encoder."""
+def _dots(
+    label: str, heads: Mapping[HeadKind, tuple[float, Interval | None]], **beside: float | None
+) -> dict[str, object]:
+    """A row of a chart, in percent: each head's value with its interval, and the shares that stand beside them."""
+    values = {
+        head: [100 * number for number in (value, *(interval or ()))] for head, (value, interval) in heads.items()
+    }
+    return {
+        "label": label,
+        "values": {**values, **{key: [100 * share] for key, share in beside.items() if share is not None}},
+    }
+
+
+def _encoder_dots(record: EncodersRecord) -> list[dict[str, object]]:
+    """A row for every task and encoder."""
     return [
-        {
-            "task": task.title,
-            "label": f"{task.title}: {encoder}",
-            "majority_class": task.chance,
-            "heads": {head: score.model_dump(include={"accuracy", "interval"}) for head, score in heads.items()},
-        }
+        _dots(f"{task.title}: {encoder}", scores_of(heads), majority_class=task.chance) | {"task": task.title}
         for task in record.tasks
         for encoder, heads in record.heads_of(task).items()
         if heads
     ]
 
 
-def _summary_points(rows: Sequence[SummaryRow]) -> list[dict[str, object]]:
-    """A row of the chart for every run; random divisions only if there is nothing else."""
-    points = []
+def _summary_dots(rows: Sequence[SummaryRow]) -> list[dict[str, object]]:
+    """A row for every run; random divisions only if there is nothing else."""
+    dots = []
     several = len({row.run.encoder for row in rows}) > 1
     for row in [row for row in rows if row.protocol.kind is not DivisionKind.RANDOM] or rows:
         recipe, published = row.run.record.config.recipe, row.best_published
         more = [*[row.run.encoder] * several, *[recipe] * (recipe != "paper")]
-        points.append(
-            {
-                "label": row.run.study.task.title + f" ({', '.join(more)})" * bool(more),
-                "majority_class": row.protocol.majority_class.accuracy,
-                "untrained_encoder": row.untrained_encoder,
-                "published_best": published and published.accuracy / 100,
-                "heads": {
-                    head: {"accuracy": scored.accuracy, "interval": scored.interval}
-                    for head, scored in row.protocol.heads.items()
-                },
-            }
-        )
-    return points
+        beside = {
+            "majority_class": row.protocol.majority_class.accuracy,
+            "untrained_encoder": row.untrained_encoder,
+            "published_best": published and published.accuracy / 100,
+        }
+        label = row.run.study.task.title + f" ({', '.join(more)})" * bool(more)
+        dots.append(_dots(label, scores_of(row.protocol.heads), **beside))
+    return dots
+
+
+def _effect_dots(record: AblationRecord) -> list[dict[str, object]]:
+    """A row for every variant, in points; beside each difference the accuracy."""
+    return [
+        _dots(effects[0].name, {effect.head: (effect.difference, effect.interval) for effect in effects})
+        | {"notes": {effect.head: f" ({percent(effect.accuracy)} %)" for effect in effects}}
+        for effects in record.variants
+    ]
 
 
 def _leak_note(runs: Sequence[Run]) -> list[str]:
@@ -185,7 +197,7 @@ def _charts(reported: ReportedRun, audio: str) -> dict[str, object]:
         "curves": {kind: _curves(scored) for kind, scored in protocol.heads.items()},
         "map": _map_points(reported),
         "audio": audio,
-        "ablation": ablation.model_dump(mode="json")["effects"] if ablation else None,
+        "ablation": _effect_dots(ablation) if ablation else None,
     }
 
 
