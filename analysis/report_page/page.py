@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,9 +26,9 @@ from analysis.variants import AblationRecord
 from common.arrays import Array
 from common.datasets import DivisionKind
 from common.encoder_name import EncoderKind
-from common.evaluation.record import HeadRecord, Interval, ProtocolRecord
+from common.evaluation.record import HeadRecord, ProtocolRecord
 from common.evaluation.text import remarks, run_title, score_table
-from common.heads import HeadKind, head_title
+from common.heads import head_title
 from common.text_table import percent
 
 TEMPLATE = Path(__file__).resolve().with_name("template")
@@ -52,16 +52,24 @@ def confused_pairs(protocol: ProtocolRecord, names: Sequence[str]) -> list[list[
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     np.fill_diagonal(share, 0)
     table = [["true", "predicted", "% of the true class", "clips" if n_seeds == 1 else "clips, mean of seeds"]]
-    for flat in np.argsort(-share, axis=None, kind="stable")[:PAIRS]:
-        true, predicted = np.unravel_index(flat, share.shape)
-        if share[true, predicted] > 0:
-            count = f"{confusion[true, predicted] / n_seeds:,.{int(n_seeds > 1)}f}"
-            table.append([names[true], names[predicted], percent(float(share[true, predicted])), count])
+    for true, predicted in pd.DataFrame(share).stack().loc[lambda values: values > 0].nlargest(PAIRS).index:
+        count = f"{confusion[true, predicted] / n_seeds:,.{int(n_seeds > 1)}f}"
+        table.append([names[true], names[predicted], percent(share[true, predicted]), count])
     return table if len(table) > 1 else [*table, ["none", "-", "-", "0"]]
 
 
 # What the template calls.
-SHOWN_BY = (captioned_tables, reading_notes, run_title, score_table, remarks, head_title, confused_pairs, get_plotlyjs)
+SHOWN_BY = (
+    answer_table,
+    answer_words,
+    captioned_tables,
+    confused_pairs,
+    get_plotlyjs,
+    head_title,
+    notes,
+    reading_notes,
+)
+SHOWN_BY += (remarks, run_title, score_table, summary_table)
 
 
 def render(
@@ -72,16 +80,11 @@ def render(
 ) -> str:
     """The page, whose links to the sounds are relative to the folder where it will be."""
     runs = [shown.run for shown in reported]
-    rows, answers = summary_rows(runs), answer(runs, compared)
     names = [run.study.name for run in runs]
-    titles = [
-        run.study.task.title + f" ({run.folder.name})" * (names.count(name) > 1)
-        for run, name in zip(runs, names, strict=True)
-    ]
     links = [Path(os.path.relpath(shown.audio, folder)).as_posix() for shown in reported]
     charts = _similarity_charts(similarity) if similarity else []
     data = {
-        "summary": _summary_dots(rows),
+        "summary": _summary_dots(summary_rows(runs)),
         "tasks": {f"run{n}": _charts(shown, quote(links[n])) for n, shown in enumerate(reported)},
         "similarity": charts,
         "encoders": _encoder_dots(compared) if compared else None,
@@ -93,15 +96,14 @@ def render(
     return environment.get_template("report.html").render(
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         reported=reported,
-        titles=titles,
+        titles=[run.study.task.title + f" ({run.folder.name})" * (names.count(run.study.name) > 1) for run in runs],
         links=links,
         task_count=len(set(names)),
         question=_question(runs),
-        answer=answer_table(answers),
-        answer_words=answer_words(answers),
+        answers=answer(runs, compared),
         level=f"{LEVEL:g}",
-        summary=summary_table(rows, is_wide=True),
-        summary_notes=[*notes(rows), *_leak_note(runs)],
+        rows=summary_rows(runs),
+        leak_note=_leak_note(runs),
         missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in names],
         compared=compared,
         similarity=similarity,
@@ -121,23 +123,14 @@ def _question(runs: Sequence[Run]) -> str:
     return f"How good are these {'features' if len(encoders) == 1 else 'encoders’ frozen features'}?"
 
 
-def _dots(
-    label: str, heads: Mapping[HeadKind, tuple[float, Interval | None]], **beside: float | None
-) -> dict[str, object]:
-    """A row of a chart, in percent: each head's value with its interval, and the shares that stand beside them."""
-    values = {
-        head: [100 * number for number in (value, *(interval or ()))] for head, (value, interval) in heads.items()
-    }
-    return {
-        "label": label,
-        "values": {**values, **{key: [100 * share] for key, share in beside.items() if share is not None}},
-    }
-
-
 def _encoder_dots(record: EncodersRecord) -> list[dict[str, object]]:
-    """A row for every task and encoder."""
+    """A row of the chart for every task and encoder."""
     return [
-        _dots(f"{task.title}: {encoder}", scores_of(heads), majority_class=task.chance) | {"task": task.title}
+        {
+            "task": task.title,
+            "label": f"{task.title}: {encoder}",
+            "values": {**scores_of(heads), "majority_class": [task.chance]},
+        }
         for task in record.tasks
         for encoder, heads in record.heads_of(task).items()
         if heads
@@ -145,27 +138,32 @@ def _encoder_dots(record: EncodersRecord) -> list[dict[str, object]]:
 
 
 def _summary_dots(rows: Sequence[SummaryRow]) -> list[dict[str, object]]:
-    """A row for every run; random divisions only if there is nothing else."""
-    dots = []
+    """A row of the chart for every run; random divisions only if there is nothing else."""
+    dots: list[dict[str, object]] = []
     several = len({row.run.encoder for row in rows}) > 1
     for row in [row for row in rows if row.protocol.kind is not DivisionKind.RANDOM] or rows:
         recipe, published = row.run.record.config.recipe, row.best_published
         more = [*[row.run.encoder] * several, *[recipe] * (recipe != "paper")]
-        beside = {
-            "majority_class": row.protocol.majority_class.accuracy,
-            "untrained_encoder": row.untrained_encoder,
-            "published_best": published and published.accuracy / 100,
+        values = {
+            **scores_of(row.protocol.heads),
+            "majority_class": [row.protocol.majority_class.accuracy],
+            "untrained_encoder": [row.untrained_encoder],
+            "published_best": [published and published.accuracy / 100],
         }
-        label = row.run.study.task.title + f" ({', '.join(more)})" * bool(more)
-        dots.append(_dots(label, scores_of(row.protocol.heads), **beside))
+        dots.append({"label": row.run.study.task.title + f" ({', '.join(more)})" * bool(more), "values": values})
     return dots
 
 
 def _effect_dots(record: AblationRecord) -> list[dict[str, object]]:
-    """A row for every variant, in points; beside each difference the accuracy."""
+    """A row of the chart for every variant: each head's difference, its interval, and beside it the accuracy."""
     return [
-        _dots(effects[0].name, {effect.head: (effect.difference, effect.interval) for effect in effects})
-        | {"notes": {effect.head: f" ({percent(effect.accuracy)} %)" for effect in effects}}
+        {
+            "label": effects[0].name,
+            "values": {
+                effect.head: (effect.difference, effect.interval, f" ({percent(effect.accuracy)} %)")
+                for effect in effects
+            },
+        }
         for effects in record.variants
     ]
 

@@ -37,29 +37,23 @@ function draw(id, traces, layout, height = null) {
 
 // A line of dots for every row: what the heads have, with 95 % intervals, and what stands beside them. Rows of different tasks
 // stand apart.
-function dots(id, rows, xaxis, unit, [size, margin, rowHeight]) {
+function dots(id, rows, xaxis, unit, size, margin, rowHeight) {
   let place = 0;
   const places = rows.map((row, i) => { place += i && rows[i - 1].task !== row.task ? 1.6 : 1; return place; });
   const traces = Object.entries(MARKS).map(([key, [name, mark, symbol, shift]]) => {
-    const values = rows.map((row) => row.values[key] ?? []);
-    const reach = (end, sign) => values.map((value) => (value.length > 1 ? sign * (value[end] - value[0]) : 0));
+    const values = rows.map((row) => row.values[key] ?? [null]);
+    const x = values.map(([share]) => (share === null ? null : 100 * share));
+    const reach = (side, sign) => values.map(([, ends], i) => (ends ? sign * (100 * ends[side] - x[i]) : 0));
     return {
-      type: "scatter", mode: "markers", name, x: values.map(([value]) => value ?? null), y: places.map((at) => at + shift),
-      customdata: rows.map((row) => [escape(row.label), row.notes?.[key] ?? ""]),
-      hovertemplate: `%{customdata[0]}<br>${name}: %{x:.1f} ${unit}%{customdata[1]}<extra></extra>`,
+      type: "scatter", mode: "markers", name, x, y: places.map((at) => at + shift),
+      customdata: rows.map((row, i) => [escape(row.label), values[i][2] ?? ""]),
+      hovertemplate: `%{customdata[0]}<br>${name}: %{x:${unit === "%" ? "" : "+"}.1f} ${unit}%{customdata[1]}<extra></extra>`,
       marker: { color: colour(mark), symbol, size, line: { width: 1.5, color: colour(mark) } },
-      error_x: { type: "data", symmetric: false, array: reach(2, 1), arrayminus: reach(1, -1), color: colour(mark), thickness: 1.5 },
+      error_x: { type: "data", symmetric: false, array: reach(1, 1), arrayminus: reach(0, -1), color: colour(mark), thickness: 1.5 },
     };
   }).filter((trace) => trace.x.some((value) => value !== null));
   const yaxis = { autorange: "reversed", tickvals: places, ticktext: rows.map((row) => escape(row.label)), zeroline: false };
   draw(id, traces, { xaxis, yaxis }, margin + rowHeight * place);
-}
-
-const scoresChart = (id, rows, sizes) => dots(id, rows, { title: { text: "accuracy, %" }, range: [0, 101] }, "%", sizes);
-
-function effectsChart(id, rows) {
-  const xaxis = { title: { text: "accuracy against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") };
-  dots(id, rows, xaxis, "points", [8, 120, 26]);
 }
 
 // A matrix between tasks; with uncertain cells, of differences.
@@ -182,15 +176,17 @@ function drawNow(id) {
   drawn.add(id);
 }
 
-charts.set("chart-summary", () => scoresChart("chart-summary", data.summary, [11, 150, 46]));
-if (data.encoders) charts.set("chart-encoders", () => scoresChart("chart-encoders", data.encoders, [9, 130, 34]));
+const accuracy = { title: { text: "accuracy, %" }, range: [0, 101] };
+charts.set("chart-summary", () => dots("chart-summary", data.summary, accuracy, "%", 11, 150, 46));
+if (data.encoders) charts.set("chart-encoders", () => dots("chart-encoders", data.encoders, accuracy, "%", 9, 130, 34));
 for (const chart of data.similarity) charts.set(chart.id, () => heat(chart.id, chart));
 for (const [id, task] of Object.entries(data.tasks)) {
   charts.set(`${id}-confusion`, () => confusionChart(`${id}-confusion`, task));
   charts.set(`${id}-classes`, () => classesChart(`${id}-classes`, task.f1));
   charts.set(`${id}-curves`, () => curvesChart(`${id}-curves`, task.curves));
   charts.set(`${id}-map`, () => mapChart(id, task));
-  if (task.ablation) charts.set(`${id}-ablation`, () => effectsChart(`${id}-ablation`, task.ablation));
+  const effect = () => ({ title: { text: "accuracy against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") });
+  if (task.ablation) charts.set(`${id}-ablation`, () => dots(`${id}-ablation`, task.ablation, effect(), "points", 8, 120, 26));
   for (const control of ["filter", "colour"]) {
     document.getElementById(`${id}-${control}`).addEventListener("change", () => mapChart(id, task));
   }
