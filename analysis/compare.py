@@ -85,10 +85,10 @@ class Pair(ComparisonRecord):
     first: str
     second: str
 
-    def differ(self, task: str, head: HeadKind, *encoders: str) -> bool:
-        """Whether it is of these encoders, and they differ significantly."""
-        is_theirs = (self.task, self.head, {self.first, self.second}) == (task, head, set(encoders))
-        return is_theirs and self.holm_p_value is not None and self.holm_p_value < LEVEL
+    @property
+    def differ(self) -> bool:
+        """Whether they differ significantly."""
+        return self.holm_p_value is not None and self.holm_p_value < LEVEL
 
 
 class EncodersRecord(Record):
@@ -214,8 +214,8 @@ def _scores(
     for head in HEADS:
         first, scored = _share_first(hits[head]), {run.encoder: run.first_protocol.heads[head] for run in runs}
         best = max(scored, key=lambda encoder: scored[encoder].accuracy)
+        differ = [{pair.first, pair.second} for pair in pairs if (pair.task, pair.head) == (task, head) and pair.differ]
         for run in runs:
-            is_worse = any(pair.differ(task, head, best, run.encoder) for pair in pairs)
             yield EncoderScore(
                 task=task,
                 encoder=run.encoder,
@@ -224,16 +224,16 @@ def _scores(
                 accuracy=scored[run.encoder].accuracy,
                 interval=scored[run.encoder].interval,
                 first=first[run.encoder],
-                leads=can_tell(n_units, len(pairs)) and not is_worse,
+                leads=can_tell(n_units, len(pairs)) and {best, run.encoder} not in differ,
             )
 
 
 def _share_first(hits: pd.DataFrame) -> Mapping[str, float | None]:
     """Encoder -> the share of bootstraps over groups in which its mean over folds is the highest; ties are shared."""
-    cells = hits.groupby(level=[0, 1])
+    encoders, cells = list(map(str, hits)), hits.groupby(level=[0, 1])
     counts: Array = cells.size().unstack(fill_value=0).to_numpy()
     if len(counts) < MIN_GROUPS:
-        return dict.fromkeys(hits)
+        return dict.fromkeys(encoders)
     sums = np.stack([of_encoder.unstack(fill_value=0) for _, of_encoder in cells.sum().items()])
     rng, firsts = np.random.default_rng(0), np.zeros(len(sums))
     for _ in range(RESAMPLES):
@@ -242,15 +242,15 @@ def _share_first(hits: pd.DataFrame) -> Mapping[str, float | None]:
         means: Array = (times @ sums / np.maximum(drawn, 1))[:, drawn > 0].mean(axis=1)
         is_best = means >= means.max() - 1e-12
         firsts += is_best / is_best.sum()
-    return dict(zip(hits, (firsts / RESAMPLES).tolist(), strict=True))
+    return dict(zip(encoders, (firsts / RESAMPLES).tolist(), strict=True))
 
 
 def _pairs(run: Run, hits: Mapping[HeadKind, pd.DataFrame]) -> Iterator[Pair]:
     """Every two encoders on the task of this run."""
     has_groups = run.first_protocol.comparison.units == "groups"
+    index = [hits["linear"].index.get_level_values(level).to_numpy() for level in (0, 1)]
     for first, second in itertools.combinations(map(str, hits["linear"]), 2):
         for head, table in hits.items():
-            index = [table.index.get_level_values(level).to_numpy() for level in (0, 1)]
             subtracted, other = (Hits(table[name].to_numpy(), *index) for name in (second, first))
             compared = compare_hits(subtracted, other, has_groups).model_dump()
             yield Pair(**compared, task=run.study.name, head=head, first=first, second=second)
@@ -397,21 +397,17 @@ def reading_notes(record: EncodersRecord) -> list[str]:
 
 def encoders_text(record: EncodersRecord) -> str:
     """All tables and notes for the terminal."""
-    heads = [
-        f"\nEncoders, {head_title(head)} head, accuracy in percent (95 %)\n{as_text(encoder_table(record, head))}"
-        for head in HEADS
-    ]
-    tables = [f"\n{as_text(ranking_table(record))}", f"\n{as_text(pair_table(record), left=4)}"]
-    return "\n".join([*heads, *tables, *(textwrap.fill(line, WIDTH) for line in reading_notes(record))])
+    tables = [f"\n{caption}\n{as_text(table, left)}" for caption, table, left in captioned_tables(record)]
+    return "\n".join([*tables, *(textwrap.fill(line, WIDTH) for line in reading_notes(record))])
 
 
-def captioned_tables(record: EncodersRecord) -> list[tuple[str, Table]]:
-    """The tables of the comparison with their captions; those of the heads come first."""
+def captioned_tables(record: EncodersRecord) -> list[tuple[str, Table, int]]:
+    """The tables of the comparison with their captions, and the number of columns of words; those of the heads first."""
     caption = "{} head: accuracy in percent (95 %)"
     return [
-        *((caption.format(head_title(head).capitalize()), encoder_table(record, head)) for head in HEADS),
-        ("How stable the first place is", ranking_table(record)),
-        ("Every two encoders, points", pair_table(record)),
+        *((caption.format(head_title(head).capitalize()), encoder_table(record, head), 1) for head in HEADS),
+        ("How stable the first place is", ranking_table(record), 1),
+        ("Every two encoders, points", pair_table(record), 4),
     ]
 
 

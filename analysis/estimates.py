@@ -56,7 +56,7 @@ class Estimate:
         return self.extract_hours + self.fit_hours
 
 
-def measure_speed(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Speed:
+def measure_speed(device: torch.device, recipe: Recipe) -> Speed:
     """Embed a few seconds of noise and fit a few heads to noise, some times; the fastest counts."""
     encoder = load_encoder("random:0", device)
     rng = np.random.default_rng(0)
@@ -64,10 +64,10 @@ def measure_speed(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Spee
     rows = 480
     embeddings = torch.from_numpy(rng.standard_normal((rows, encoder.embedding_size)).astype(np.float32))
     features = FeatureSet(embeddings, torch.arange(rows) % 10, list("0123456789"), list(map(str, range(rows))))
-    jobs = [Job(Split("noise", np.arange(400), np.arange(400, rows)), seed) for seed in range(n_jobs)]
+    jobs = [Job(Split("noise", np.arange(400), np.arange(400, rows)), seed) for seed in range(4)]
     # Scaling takes no part of a step, and scikit-learn a second to import.
     few, place = replace(recipe, epochs=1, scaler="none"), torch.device("cpu")
-    steps = n_jobs * int(np.ceil(400 / few.batch_size))
+    steps = len(jobs) * int(np.ceil(400 / few.batch_size))
     # The first call is slow: it allocates memory and loads kernels.
     audio = TIMED_S / min(timeit.repeat(lambda: encoder.embed(noise), number=1, repeat=TRIES))
     fits = {kind: partial(fit_heads, kind, features, jobs, few, place) for kind in HEADS}

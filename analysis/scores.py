@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -154,12 +154,10 @@ def _result_files(folder: Path | None) -> list[Path]:
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
-def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
+def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Task -> its runs, in their order."""
-    tasks: dict[str, list[Run]] = {}
-    for run in runs:
-        tasks.setdefault(run.study.name, []).append(run)
-    return tasks
+    names = dict.fromkeys(run.study.name for run in runs)
+    return {name: [run for run in runs if run.study.name == name] for name in names}
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:

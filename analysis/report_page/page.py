@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,24 +52,17 @@ def confused_pairs(protocol: ProtocolRecord, names: Sequence[str]) -> list[list[
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     np.fill_diagonal(share, 0)
     table = [["true", "predicted", "% of the true class", "clips" if n_seeds == 1 else "clips, mean of seeds"]]
-    for true, predicted in pd.DataFrame(share).stack().loc[lambda values: values > 0].nlargest(PAIRS).index:
+    largest = pd.Series(share.ravel()).nlargest(PAIRS)
+    for place in largest[largest > 0].index:
+        true, predicted = divmod(place, len(names))
         count = f"{confusion[true, predicted] / n_seeds:,.{int(n_seeds > 1)}f}"
         table.append([names[true], names[predicted], percent(share[true, predicted]), count])
     return table if len(table) > 1 else [*table, ["none", "-", "-", "0"]]
 
 
 # What the template calls.
-SHOWN_BY = (
-    answer_table,
-    answer_words,
-    captioned_tables,
-    confused_pairs,
-    get_plotlyjs,
-    head_title,
-    notes,
-    reading_notes,
-)
-SHOWN_BY += (remarks, run_title, score_table, summary_table)
+SHOWN_BY: list[Callable[..., object]] = [answer_table, answer_words, captioned_tables, confused_pairs, get_plotlyjs]
+SHOWN_BY += [head_title, notes, reading_notes, remarks, run_title, score_table, summary_table]
 
 
 def render(
@@ -129,7 +122,8 @@ def _encoder_dots(record: EncodersRecord) -> list[dict[str, object]]:
         {
             "task": task.title,
             "label": f"{task.title}: {encoder}",
-            "values": {**scores_of(heads), "majority_class": [task.chance]},
+            "heads": scores_of(heads),
+            "beside": {"majority_class": [task.chance]},
         }
         for task in record.tasks
         for encoder, heads in record.heads_of(task).items()
@@ -144,22 +138,22 @@ def _summary_dots(rows: Sequence[SummaryRow]) -> list[dict[str, object]]:
     for row in [row for row in rows if row.protocol.kind is not DivisionKind.RANDOM] or rows:
         recipe, published = row.run.record.config.recipe, row.best_published
         more = [*[row.run.encoder] * several, *[recipe] * (recipe != "paper")]
-        values = {
-            **scores_of(row.protocol.heads),
+        label = row.run.study.task.title + f" ({', '.join(more)})" * bool(more)
+        beside = {
             "majority_class": [row.protocol.majority_class.accuracy],
             "untrained_encoder": [row.untrained_encoder],
             "published_best": [published and published.accuracy / 100],
         }
-        dots.append({"label": row.run.study.task.title + f" ({', '.join(more)})" * bool(more), "values": values})
+        dots.append({"label": label, "heads": scores_of(row.protocol.heads), "beside": beside})
     return dots
 
 
 def _effect_dots(record: AblationRecord) -> list[dict[str, object]]:
-    """A row of the chart for every variant: each head's difference, its interval, and beside it the accuracy."""
+    """A row of the chart for every variant: each head's difference, its interval, and the accuracy as a note."""
     return [
         {
             "label": effects[0].name,
-            "values": {
+            "heads": {
                 effect.head: (effect.difference, effect.interval, f" ({percent(effect.accuracy)} %)")
                 for effect in effects
             },

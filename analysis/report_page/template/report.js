@@ -41,7 +41,7 @@ function dots(id, rows, xaxis, unit, size, margin, rowHeight) {
   let place = 0;
   const places = rows.map((row, i) => { place += i && rows[i - 1].task !== row.task ? 1.6 : 1; return place; });
   const traces = Object.entries(MARKS).map(([key, [name, mark, symbol, shift]]) => {
-    const values = rows.map((row) => row.values[key] ?? [null]);
+    const values = rows.map((row) => ({ ...row.beside, ...row.heads })[key] ?? [null]);
     const x = values.map(([share]) => (share === null ? null : 100 * share));
     const reach = (side, sign) => values.map(([, ends], i) => (ends ? sign * (100 * ends[side] - x[i]) : 0));
     return {
