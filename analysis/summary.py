@@ -201,7 +201,7 @@ def _as_csv(row: SummaryRow) -> dict[str, object]:
         "three_layer": protocol.heads["three_layer"].accuracy,
         "best": protocol.best_head,
         **dict(zip(("best_low", "best_high"), interval, strict=True)),
-        **dict(zip(("stated_linear", "stated_three_layer"), (x and x / 100 for x in stated), strict=True)),
+        **dict(zip(("stated_linear", "stated_three_layer"), (score and score / 100 for score in stated), strict=True)),
         "published": "; ".join(map(str, row.references.published)),
         "folder": run.folder,
     }
