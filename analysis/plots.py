@@ -41,15 +41,14 @@ def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: 
     size = float(np.clip(20_000 / len(points), 4, 36))
     for index, name in enumerate(names):
         colour, marker = palette[index % len(palette)], MARKERS[index // len(palette) % len(MARKERS)]
-        x, y = points[name_of == name].T
-        label = str(name).replace("_", " ")
-        axes.scatter(x, y, s=size, color=colour, marker=marker, alpha=0.75, linewidth=0, label=label)
+        (across, up), label = points[name_of == name].T, name.replace("_", " ")
+        axes.scatter(across, up, s=size, color=colour, marker=marker, alpha=0.75, linewidth=0, label=label)
     if IN_LEGEND < len(names) <= IN_MAP:
-        shown = [index for index, name in enumerate(names) if (name_of == name).any()]
-        medians = np.array([np.median(points[name_of == names[index]], axis=0) for index in shown])
-        texts = [str(names[index]).replace("_", " ") for index in shown]
-        for index, text, place in zip(shown, texts, _apart(medians, texts, np.ptp(points, axis=0)), strict=True):
-            edge = palette[index % len(palette)]
+        medians = pd.DataFrame(points).groupby(name_of).median().reindex(list(names)).dropna()
+        texts = [name.replace("_", " ") for name in medians.index]
+        apart = _apart(medians.to_numpy(), texts, np.ptp(points, axis=0))
+        for name, text, place in zip(medians.index, texts, apart, strict=True):
+            edge = palette[names.index(name) % len(palette)]
             box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": edge, "alpha": 0.85}
             axes.annotate(text, place, ha="center", va="center", fontsize=7, bbox=box)
     if len(names) <= IN_LEGEND:

@@ -34,13 +34,9 @@ class Run:
     record: RunRecord
 
     @property
-    def protocols(self) -> dict[str, ProtocolRecord]:
-        """Name of each protocol -> its scores; the official one, if it was run, comes first."""
-        return self.record.protocols
-
-    @property
     def first_protocol(self) -> ProtocolRecord:
-        return next(iter(self.protocols.values()))
+        """The official one, if it was run."""
+        return next(iter(self.record.protocols.values()))
 
     @property
     def encoder(self) -> str:
@@ -77,9 +73,9 @@ class Run:
         """
         from common.evaluation.predictions import prefix_of, read_predictions
 
-        name = protocol or next(iter(self.protocols))
+        name = protocol or next(iter(self.record.protocols))
         path = self.folder / f"{prefix_of(name)}predictions.csv"
-        return read_predictions(path, list(self.protocols[name].heads), self.record.checksums.get(path.name))
+        return read_predictions(path, list(self.record.protocols[name].heads), self.record.checksums.get(path.name))
 
 
 def scores(runs: Sequence[Run]) -> pd.DataFrame:
@@ -109,7 +105,7 @@ def scores(runs: Sequence[Run]) -> pd.DataFrame:
             "value": value,
         }
         for place, run in enumerate(runs)
-        for name, protocol in run.protocols.items()
+        for name, protocol in run.record.protocols.items()
         for row in protocol.rows()
         for fit in row.scores.splits
         for metric, value in fit.scores.items()

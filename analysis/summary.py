@@ -95,7 +95,7 @@ def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
         is_sample = whole is not None and clips < SAMPLE_BELOW * whole
         if is_sample:
             known = TaskReferences(expected=known.expected, none=f"only {clips:,} of its {whole:,} clips were used")
-        rows += [SummaryRow(run, protocol, known, whole, is_sample) for protocol in run.protocols.values()]
+        rows += [SummaryRow(run, protocol, known, whole, is_sample) for protocol in run.record.protocols.values()]
     return rows
 
 

@@ -250,9 +250,6 @@ class _Fits:
         fitter = HeadFitter(config, fitting_device(config.device))
         return fitter.outcomes(kind, replace(self.features, features=rows), self.jobs)
 
-    def accuracy(self, outcomes: Sequence[Outcome]) -> float:
-        return score_head(outcomes, self.features).accuracy
-
     def effect(self, kind: HeadKind, variant: Variant, baseline: Sequence[Outcome]) -> Effect:
         """A variant against the baseline."""
         outcomes = self.outcomes(kind, variant)
@@ -263,7 +260,7 @@ class _Fits:
             name=variant.name,
             dimensions=sum(column.stop - column.start for column in columns),
             head=kind,
-            accuracy=self.accuracy(outcomes),
+            accuracy=score_head(outcomes, self.features).accuracy,
         )
 
 
@@ -314,7 +311,7 @@ def ablate(
         test_clips=len(np.unique(np.concatenate([job.split.test for job in plan.jobs]))),
         recipe=config.recipe,
         seeds=seeds_of(config),
-        baseline={kind: fits.accuracy(outcomes) for kind, outcomes in baseline.items()},
+        baseline={kind: score_head(outcomes, features).accuracy for kind, outcomes in baseline.items()},
         comparison=compare_heads(baseline["linear"], baseline["three_layer"], features),
         effects=[
             effect.model_copy(update={"holm_p_value": value}) for effect, value in zip(effects, corrected, strict=True)
@@ -333,7 +330,8 @@ def _grid(fits: _Fits, heads: Sequence[HeadKind]) -> list[GridScore]:
     ]
     grid = []
     for output, scaler, kind in progress_bar(iterable=combinations, desc="grid", unit="variant"):
-        accuracy = fits.accuracy(fits.outcomes(kind, Variant("", "grid", (output.name,), scaler)))
+        outcomes = fits.outcomes(kind, Variant("", "grid", (output.name,), scaler))
+        accuracy = score_head(outcomes, fits.features).accuracy
         grid.append(GridScore(layer=output.layer, pool=output.pool, scaler=scaler, head=kind, accuracy=accuracy))
     return grid
 

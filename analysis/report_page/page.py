@@ -167,7 +167,7 @@ def _leak_note(runs: Sequence[Run]) -> list[str]:
     gains = [
         (100 * (random.heads[kind].accuracy - scored.accuracy), f"{run.study.task.title}, {head_title(kind)} head")
         for run in runs
-        if (random := run.protocols.get("random")) and run.first_protocol.kind is not DivisionKind.RANDOM
+        if (random := run.record.protocols.get("random")) and run.first_protocol.kind is not DivisionKind.RANDOM
         for kind, scored in run.first_protocol.heads.items()
     ]
     words = "A random division, which puts related clips on both sides, changes scores by up to {:+.1f} points ({})."

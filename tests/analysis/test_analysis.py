@@ -455,7 +455,9 @@ def test_a_run_reads_its_rows_and_predictions(results: Path) -> None:
         table = one.predictions(name)
         assert {"linear", "three_layer"} <= set(table.columns)
         hits = table["linear"] == table["class_name"]
-        assert hits.groupby(table["split"]).mean().mean() == pytest.approx(one.protocols[name].heads["linear"].accuracy)
+        assert hits.groupby(table["split"]).mean().mean() == pytest.approx(
+            one.record.protocols[name].heads["linear"].accuracy
+        )
 
 
 def test_changed_features_are_refused(results: Path, tmp_path: Path) -> None:
