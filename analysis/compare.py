@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,12 +17,12 @@ from common.arrays import Array
 from common.encoder.measure import CheckRecord
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
 from common.evaluation.predictions import KEYS
-from common.evaluation.record import ComparisonRecord, Interval, Record, ScoreKind
+from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record, ScoreKind
 from common.evaluation.scores import Hits, compare_hits
 from common.features import FeatureFileError
 from common.files import write_atomically, write_csv
 from common.heads import HEADS, HeadKind, head_title
-from common.text_table import as_latex, as_markdown, as_text, escape_latex, percent
+from common.text_table import as_latex, as_markdown, as_text, escape_latex, percent, range_of
 
 RESAMPLES = 2000
 LEVEL = 0.05
@@ -70,6 +69,12 @@ class EncoderScore(Record):
     first: float | None  # the share of group bootstraps in which it is first; None with too few groups
     leads: bool  # whether it is the best, or not significantly worse
 
+    @property
+    def words(self) -> str:
+        """In percent, with its interval, and ``*`` if it leads."""
+        between = "" if self.interval is None else f" ({range_of(self.interval).replace(' to ', '-')})"
+        return percent(self.accuracy) + between + "*" * self.leads
+
 
 class Pair(ComparisonRecord):
     """Two encoders on the same clips of one task, with one head: first minus second. `holm_p_value` is corrected for
@@ -80,10 +85,10 @@ class Pair(ComparisonRecord):
     first: str
     second: str
 
-    def differ(self, task: str, head: HeadKind, *encoders: str) -> bool:
-        """Whether it is of these encoders, and they differ significantly."""
-        is_theirs = (self.task, self.head, {self.first, self.second}) == (task, head, set(encoders))
-        return is_theirs and self.holm_p_value is not None and self.holm_p_value < LEVEL
+    @property
+    def differ(self) -> bool:
+        """Whether they differ significantly."""
+        return self.holm_p_value is not None and self.holm_p_value < LEVEL
 
 
 class EncodersRecord(Record):
@@ -127,25 +132,29 @@ def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> E
         FeatureFileError: a run's predictions are missing or damaged.
     """
     left_out: list[str] = []
-    by_task_chosen = [_comparable(of_task, left_out) for of_task in by_task(runs).values()]
-    compared = [of_task for of_task in by_task_chosen if len(of_task) > 1]
+    chosen = [_comparable(of_task, left_out) for of_task in by_task(runs).values()]
+    compared = [(of_task, _hits(of_task)) for of_task in chosen if len(of_task) > 1]
     if not compared:
         return None
-    hits = [_hits(of_task) for of_task in compared]
-    pairs = [pair for of_task, of_hits in zip(compared, hits, strict=True) for pair in _pairs(of_task[0], of_hits)]
+    pairs = [pair for of_task, hits in compared for pair in _pairs(of_task[0], hits)]
     corrected = holm([pair.p_value for pair in pairs])
     pairs = [pair.model_copy(update={"holm_p_value": value}) for pair, value in zip(pairs, corrected, strict=True)]
-    all_runs = [run for of_task in compared for run in of_task]
+    all_runs = [run for of_task, _ in compared for run in of_task]
     return EncodersRecord(
         encoders=_costs(all_runs, costs),
-        tasks=[_describe(of_task[0], len(pairs)) for of_task in compared],
-        scores=[
-            score for of_task, of_hits in zip(compared, hits, strict=True) for score in _scores(of_task, of_hits, pairs)
-        ],
+        tasks=[_describe(of_task[0], len(pairs)) for of_task, _ in compared],
+        scores=[score for of_task, hits in compared for score in _scores(of_task, hits, pairs)],
         pairs=pairs,
         left_out=left_out,
         method=_method(all_runs, len(pairs)),
     )
+
+
+def scores_of(
+    heads: Mapping[HeadKind, EncoderScore] | Mapping[HeadKind, HeadRecord],
+) -> dict[HeadKind, tuple[float, Interval | None]]:
+    """What is drawn of heads: their accuracies with their intervals."""
+    return {head: (score.accuracy, score.interval) for head, score in heads.items()}
 
 
 def read_costs(folder: Path) -> dict[str, CheckRecord]:
@@ -205,8 +214,8 @@ def _scores(
     for head in HEADS:
         first, scored = _share_first(hits[head]), {run.encoder: run.first_protocol.heads[head] for run in runs}
         best = max(scored, key=lambda encoder: scored[encoder].accuracy)
+        differ = [{pair.first, pair.second} for pair in pairs if (pair.task, pair.head) == (task, head) and pair.differ]
         for run in runs:
-            is_worse = any(pair.differ(task, head, best, run.encoder) for pair in pairs)
             yield EncoderScore(
                 task=task,
                 encoder=run.encoder,
@@ -215,17 +224,17 @@ def _scores(
                 accuracy=scored[run.encoder].accuracy,
                 interval=scored[run.encoder].interval,
                 first=first[run.encoder],
-                leads=can_tell(n_units, len(pairs)) and not is_worse,
+                leads=can_tell(n_units, len(pairs)) and {best, run.encoder} not in differ,
             )
 
 
 def _share_first(hits: pd.DataFrame) -> Mapping[str, float | None]:
     """Encoder -> the share of bootstraps over groups in which its mean over folds is the highest; ties are shared."""
-    encoders = [str(name) for name in hits]
-    counts: Array = hits.groupby(level=[0, 1]).size().unstack(fill_value=0).to_numpy()
+    encoders, cells = list(map(str, hits)), hits.groupby(level=[0, 1])
+    counts: Array = cells.size().unstack(fill_value=0).to_numpy()
     if len(counts) < MIN_GROUPS:
         return dict.fromkeys(encoders)
-    sums = np.stack([hits[name].groupby(level=[0, 1]).sum().unstack(fill_value=0).to_numpy() for name in encoders])
+    sums = np.stack([of_encoder.unstack(fill_value=0) for _, of_encoder in cells.sum().items()])
     rng, firsts = np.random.default_rng(0), np.zeros(len(sums))
     for _ in range(RESAMPLES):
         times = np.bincount(rng.integers(0, len(counts), len(counts)), minlength=len(counts))
@@ -239,9 +248,9 @@ def _share_first(hits: pd.DataFrame) -> Mapping[str, float | None]:
 def _pairs(run: Run, hits: Mapping[HeadKind, pd.DataFrame]) -> Iterator[Pair]:
     """Every two encoders on the task of this run."""
     has_groups = run.first_protocol.comparison.units == "groups"
+    index = [hits["linear"].index.get_level_values(level).to_numpy() for level in (0, 1)]
     for first, second in itertools.combinations(map(str, hits["linear"]), 2):
         for head, table in hits.items():
-            index = [table.index.get_level_values(level).to_numpy() for level in (0, 1)]
             subtracted, other = (Hits(table[name].to_numpy(), *index) for name in (second, first))
             compared = compare_hits(subtracted, other, has_groups).model_dump()
             yield Pair(**compared, task=run.study.name, head=head, first=first, second=second)
@@ -252,17 +261,16 @@ def _costs(runs: Sequence[Run], measured: Mapping[str, CheckRecord]) -> list[Enc
     ranks, costs = _mean_ranks(runs), {}
     for run in runs:
         features, check = run.record.features, measured.get(run.record.features.slug)
-        seen: dict[str, Any] = {}
-        if check is not None and check.checkpoint == features.checkpoint:  # else it is of other weights
-            fails = tuple(checked.name for checked in check.properties if checked.holds is False)
-            measured_on = check.cpu if check.device == "cpu" else check.device
-            seen = {"speed": check.speed, "measured_on": measured_on, "fails": fails}
+        if check is not None and check.checkpoint != features.checkpoint:
+            check = None  # of other weights
         costs[run.encoder] = EncoderCost(
             encoder=run.encoder,
             parameters=features.parameters,
             width=features.width,
+            speed=check and check.speed,
+            measured_on=check and (check.cpu if check.device == "cpu" else check.device),
+            fails=tuple(checked.name for checked in check.properties if checked.holds is False) if check else (),
             mean_rank=ranks.get(run.encoder, {}),
-            **seen,
         )
     return list(costs.values())
 
@@ -279,69 +287,57 @@ def _mean_ranks(runs: Sequence[Run]) -> dict[str, dict[HeadKind, float]]:
 
 def _method(runs: Sequence[Run], n_tests: int) -> str:
     """How the numbers were made, as a paragraph for a paper; what differs between tasks is said with the tasks."""
-    divisions = dict.fromkeys(f"{run.study.task.title} ({run.first_protocol.division})" for run in runs)
-    seeds = _by_task(
-        runs, lambda run: f"{len(run.first_protocol.seeds)} seed{'s' * (len(run.first_protocol.seeds) > 1)}"
-    )
+    words = pd.DataFrame([_settings(run) for run in runs])
+    said = {}
+    for name in ("recipe", "epoch", "seeds", "versions"):
+        tasks = words.groupby(name, sort=False)["task"].unique()
+        listed = [f"{text} (for {', '.join(titles)})" for text, titles in tasks.items()]
+        said[name] = " or ".join(listed) if len(listed) > 1 else tasks.index[0]
     return (
         f"Encoders are frozen. On their embeddings we train a linear head and a head of three linear layers with "
-        f"{_by_task(runs, _recipes)}, {_by_task(runs, _epoch)}; {seeds}. Data sets and divisions: {'; '.join(divisions)}. "
+        f"{said['recipe']}, {said['epoch']}; {said['seeds']}. Data sets and divisions: "
+        f"{'; '.join(words['division'].unique())}. "
         f"We report the accuracy, averaged over folds and seeds, with 95 % intervals by the jackknife over groups "
         f"(Student's t, Wilson's form). Encoders are compared on the same test clips by permutation tests that swap them "
-        f"in whole groups, corrected for {n_tests} comparisons (Holm). Computed with {_by_task(runs, _computed_with)}."
+        f"in whole groups, corrected for {n_tests} comparisons (Holm). Computed with {said['versions']}."
     )
 
 
-def _by_task(runs: Sequence[Run], describe: Callable[[Run], str]) -> str:
-    """What is said of the runs: once if it is the same for all, else with the tasks that it holds for."""
-    tasks: dict[str, list[str]] = {}
-    for run in runs:
-        tasks.setdefault(describe(run), []).append(run.study.task.title)
-    if len(tasks) == 1:
-        return next(iter(tasks))
-    return " or ".join(f"{words} (for {', '.join(dict.fromkeys(titles))})" for words, titles in tasks.items())
-
-
-def _recipes(run: Run) -> str:
-    config = run.record.config
+def _settings(run: Run) -> dict[str, str]:
+    """How the numbers of one run were made."""
+    task, config, protocol = run.study.task.title, run.record.config, run.first_protocol
     fits = "; ".join(
         f"{head}: {recipe.epochs} epochs, batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g}, "
         f"scaler {recipe.scaler}"
         for head, recipe in {"linear": config.recipe_linear, "three-layer": config.recipe_three_layer}.items()
     )
-    return f"the {config.recipe} recipe ({fits}; scalers are fitted on training clips alone)"
-
-
-def _epoch(run: Run) -> str:
-    refit = " and the head refitted on training and validation clips" * run.first_protocol.refit
-    return f"the epoch chosen on validation clips{refit}" if run.first_protocol.chooses_epoch else "the last epoch kept"
-
-
-def _computed_with(run: Run) -> str:
-    return f"{', '.join(f'{name} {version}' for name, version in run.record.versions.items())} on {run.record.cpu}"
+    refit = " and the head refitted on training and validation clips" * protocol.refit
+    versions = ", ".join(f"{name} {version}" for name, version in run.record.versions.items())
+    return {
+        "task": task,
+        "division": f"{task} ({protocol.division})",
+        "recipe": f"the {config.recipe} recipe ({fits}; scalers are fitted on training clips alone)",
+        "epoch": f"the epoch chosen on validation clips{refit}" if protocol.chooses_epoch else "the last epoch kept",
+        "seeds": f"{len(protocol.seeds)} seed{'s' * (len(protocol.seeds) > 1)}",
+        "versions": f"{versions} on {run.record.cpu}",
+    }
 
 
 def encoder_table(record: EncodersRecord, head: HeadKind) -> Table:
     """Encoders by tasks for one head, header first; percent with intervals, ``*`` for the leaders."""
-    ranked = any(cost.mean_rank for cost in record.encoders)
-    header = ["encoder", "parameters", "width", "audio s/s", *(task.title for task in record.tasks)]
-    table = [[*header, *["mean rank"] * ranked]]
-    for cost in record.encoders:
-        cells = [
-            cost.encoder,
-            f"{cost.parameters / 1e6:.1f} M" if cost.parameters else "-",
-            f"{cost.width:,}" if cost.width else "-",
-            "-" if cost.speed is None else f"{cost.speed:,.0f}",
-        ]
-        for task in record.tasks:
-            score = record.heads_of(task)[cost.encoder].get(head)
-            if score is None:
-                cells.append("-")
-                continue
-            between = " ({:.1f}-{:.1f})".format(*(100 * end for end in score.interval)) if score.interval else ""
-            cells.append(percent(score.accuracy) + between + "*" * score.leads)
-        table.append([*cells, *[f"{rank:.1f}" for kind, rank in cost.mean_rank.items() if kind == head]])
-    return [*table, ["chance", "", "", "", *(percent(task.chance) for task in record.tasks), *[""] * ranked]]
+    costs = record.encoders
+    columns = [
+        ["encoder", *(cost.encoder for cost in costs), "chance"],
+        ["parameters", *(f"{cost.parameters / 1e6:.1f} M" if cost.parameters else "-" for cost in costs), ""],
+        ["width", *(f"{cost.width:,}" for cost in costs), ""],
+        ["audio s/s", *("-" if cost.speed is None else f"{cost.speed:,.0f}" for cost in costs), ""],
+    ]
+    for task in record.tasks:
+        scores = (heads.get(head) for heads in record.heads_of(task).values())
+        columns.append([task.title, *("-" if score is None else score.words for score in scores), percent(task.chance)])
+    if any(cost.mean_rank for cost in costs):
+        columns.append(["mean rank", *(f"{cost.mean_rank[head]:.1f}" for cost in costs), ""])
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def pair_table(record: EncodersRecord) -> Table:
@@ -401,21 +397,17 @@ def reading_notes(record: EncodersRecord) -> list[str]:
 
 def encoders_text(record: EncodersRecord) -> str:
     """All tables and notes for the terminal."""
-    heads = [
-        f"\nEncoders, {head_title(head)} head, accuracy in percent (95 %)\n{as_text(encoder_table(record, head))}"
-        for head in HEADS
-    ]
-    tables = [f"\n{as_text(ranking_table(record))}", f"\n{as_text(pair_table(record), left=4)}"]
-    return "\n".join([*heads, *tables, *(textwrap.fill(line, WIDTH) for line in reading_notes(record))])
+    tables = [f"\n{caption}\n{as_text(table, left)}" for caption, table, left in captioned_tables(record)]
+    return "\n".join([*tables, *(textwrap.fill(line, WIDTH) for line in reading_notes(record))])
 
 
-def captioned_tables(record: EncodersRecord) -> list[tuple[str, Table]]:
-    """The tables of the comparison with their captions; those of the heads come first."""
+def captioned_tables(record: EncodersRecord) -> list[tuple[str, Table, int]]:
+    """The tables of the comparison with their captions, and the number of columns of words; those of the heads first."""
     caption = "{} head: accuracy in percent (95 %)"
     return [
-        *((caption.format(head_title(head).capitalize()), encoder_table(record, head)) for head in HEADS),
-        ("How stable the first place is", ranking_table(record)),
-        ("Every two encoders, points", pair_table(record)),
+        *((caption.format(head_title(head).capitalize()), encoder_table(record, head), 1) for head in HEADS),
+        ("How stable the first place is", ranking_table(record), 1),
+        ("Every two encoders, points", pair_table(record), 4),
     ]
 
 
@@ -443,18 +435,15 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
         figures = (pair.difference, *(pair.interval or (None, None)), pair.p_value, pair.holm_p_value)
         rows.append((pair.task, pair.head, pair.first, pair.second, *figures))  # shares, not percent
     write_csv(folder / "encoders.csv", rows)
-    panels = [_panel(record, task) for task in record.tasks]
+    panels = [
+        Panel(
+            f"{task.title}\n({task.clips:,} clips, {task.classes} classes)",
+            (task.chance, "chance"),
+            [scores_of(heads) for heads in record.heads_of(task).values()],
+        )
+        for task in record.tasks
+    ]
     caption = "95 % intervals of each score by groups; whether two encoders differ is in the table of pairs."
     names = [cost.encoder for cost in record.encoders]
     plot_heads(panels, names, "accuracy, %", caption, folder / f"encoders.{figure_format}")
     return [folder / name for name in (*contents, "encoders.csv", f"encoders.{figure_format}")]
-
-
-def _panel(record: EncodersRecord, task: ComparedTask) -> Panel:
-    """Both heads of every encoder on one task."""
-    rows = [
-        {head: (score.accuracy, score.interval) for head, score in heads.items()}
-        for heads in record.heads_of(task).values()
-    ]
-    title = f"{task.title}\n({task.clips:,} clips, {task.classes} classes)"
-    return Panel(title, (task.chance, "chance"), rows)

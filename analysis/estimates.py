@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import timeit
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 
 from analysis.studies import Study
@@ -50,13 +50,8 @@ class Estimate:
     fit_hours: float
     n_bytes: int
 
-    @property
-    def hours(self) -> float:
-        """Of all work."""
-        return self.extract_hours + self.fit_hours
 
-
-def measure_speed(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Speed:
+def measure_speed(device: torch.device, recipe: Recipe) -> Speed:
     """Embed a few seconds of noise and fit a few heads to noise, some times; the fastest counts."""
     encoder = load_encoder("random:0", device)
     rng = np.random.default_rng(0)
@@ -64,10 +59,10 @@ def measure_speed(device: torch.device, recipe: Recipe, n_jobs: int = 4) -> Spee
     rows = 480
     embeddings = torch.from_numpy(rng.standard_normal((rows, encoder.embedding_size)).astype(np.float32))
     features = FeatureSet(embeddings, torch.arange(rows) % 10, list("0123456789"), list(map(str, range(rows))))
-    jobs = [Job(Split("noise", np.arange(400), np.arange(400, rows)), seed) for seed in range(n_jobs)]
+    jobs = [Job(Split("noise", np.arange(400), np.arange(400, rows)), seed) for seed in range(4)]
     # Scaling takes no part of a step, and scikit-learn a second to import.
     few, place = replace(recipe, epochs=1, scaler="none"), torch.device("cpu")
-    steps = n_jobs * int(np.ceil(400 / few.batch_size))
+    steps = len(jobs) * int(np.ceil(400 / few.batch_size))
     # The first call is slow: it allocates memory and loads kernels.
     audio = TIMED_S / min(timeit.repeat(lambda: encoder.embed(noise), number=1, repeat=TRIES))
     fits = {kind: partial(fit_heads, kind, features, jobs, few, place) for kind in HEADS}
@@ -81,7 +76,7 @@ def time_range(hours: float) -> str:
         return "under a minute"
     unit, name = (1 / 60, "min") if most < 2 else (1.0, "h") if most < 72 else (24.0, "days")
     # Two digits at most, as no estimate is better.
-    low, high = (f"{x:.1f}" if x < 2 else f"{float(f'{x:.2g}'):.0f}" for x in (hours / unit, most / unit))
+    low, high = (f"{n:.1f}" if n < 2 else f"{float(f'{n:.2g}'):.0f}" for n in (hours / unit, most / unit))
     return f"{low} to {high} {name}"
 
 
@@ -131,15 +126,15 @@ def describe_plan(plan: Plan) -> str:
     speed = measure_speed(device, recipe)
     n_sets = plan.has_audiosep + ("random_0" in plan.controls)
     table = [["task", "data", "clips", "hours of audio", "extraction", "fitting", "features"]]
-    estimates: dict[str, Estimate] = {}
+    hours, megabytes = pd.DataFrame(columns=["extraction", "fitting"], dtype=float), 0.0
     for study in plan.studies:
         root = study.data_root(plan.data)
-        planned = estimates[study.name] = estimate(study, root, speed, recipe, plan.seeds, n_sets)
+        planned = estimate(study, root, speed, recipe, plan.seeds, n_sets)
+        hours.loc[study.name] = planned.extract_hours, planned.fit_hours
+        megabytes += planned.n_bytes / 1e6
         times = time_range(planned.extract_hours), time_range(planned.fit_hours)
         cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
         table.append([study.name, "here" if root.is_dir() else "to download", *cells])
-    total = sum(planned.hours for planned in estimates.values())
-    megabytes = sum(planned.n_bytes for planned in estimates.values()) / 1e6
     others = ", ".join(str(encoder) for encoder in plan.encoders if encoder.kind is not EncoderKind.AUDIOSEP)
     left_out = f"\nNot in the estimate: {others}; python -m common.encoder.check NAME measures its speed."
     return f"""\
@@ -148,23 +143,22 @@ under both protocols with probes and shuffled labels; then summary, similarities
 
 {as_text(table)}
 
-In all {time_range(total)} and {megabytes:,.0f} MB of features, on {device}, which embeds
+In all {time_range(hours.to_numpy().sum())} and {megabytes:,.0f} MB of features, on {device}, which embeds
 {speed.audio:.0f} s of audio per second. From: nothing else runs. To: other work beside it.
-{_how_to_spend_less(estimates, plan.seeds, device.type == "cpu")}{left_out if others else ""}"""
+{_how_to_spend_less(hours, plan.seeds, device.type == "cpu")}{left_out if others else ""}"""
 
 
-def _how_to_spend_less(estimates: Mapping[str, Estimate], seeds: int, is_on_cpu: bool) -> str:
-    """What takes most of the time, and which flags save most of it."""
-    hours = {("extraction", name): planned.extract_hours for name, planned in estimates.items()}
-    hours |= {("fitting", name): planned.fit_hours for name, planned in estimates.items()}
-    total, extraction = sum(hours.values()), sum(planned.extract_hours for planned in estimates.values())
-    part, name = max(hours, key=hours.__getitem__)
+def _how_to_spend_less(hours: pd.DataFrame, seeds: int, is_on_cpu: bool) -> str:
+    """What takes most of the time (of every task, by extraction and fitting), and which flags save most of it."""
+    total, extraction = hours.to_numpy().sum(), hours["extraction"].sum()
+    part = str(hours.max().idxmax())
+    name = str(hours[part].idxmax())
     saved = []
     if seeds > 1:
         saved.append(f"--seeds 1: {time_range(extraction + (total - extraction) / seeds)}")
-    if len(estimates) > 1:
-        saved.append(f"without {name}: {time_range(total - estimates[name].hours)}")
+    if len(hours) > 1:
+        saved.append(f"without {name}: {time_range(total - hours.loc[name].sum())}")
     if extraction > total / 2 and is_on_cpu:
         saved.append("a GPU, or --shard of the extraction scripts on several machines")
-    most = f"Most of it: {part} of {name} ({hours[part, name] / total:.0%})."
+    most = f"Most of it: {part} of {name} ({hours.loc[name, part] / total:.0%})."
     return f"{most}\nTo spend less: {'; '.join(saved)}." if saved else most

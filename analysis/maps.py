@@ -43,17 +43,14 @@ def seeded_rows(strata: Array, most: int, seed: int = 0) -> Array:
     return np.sort(np.concatenate(kept))
 
 
-def balanced_rows(labels: Array, sides: Array, most: int, seed: int = 0) -> Array:
+def balanced_rows(labels: Array, sides: Array, most: int) -> Array:
     """The same, with equally many rows of every side (fold or split) as far as possible, so that small sides stay."""
-    left, quotas = most or len(labels), {}
-    counts = dict(zip(*np.unique(sides, return_counts=True), strict=True))
-    for place, side in enumerate(sorted(counts, key=counts.__getitem__)):
-        quotas[side] = min(counts[side], left // (len(counts) - place))
-        left -= quotas[side]
-    rows = []
-    for side, quota in quotas.items():
-        of_side = np.flatnonzero(sides == side)
-        rows.append(of_side[seeded_rows(labels[of_side], quota, seed)])
+    rows_of = [np.flatnonzero(sides == side) for side in np.unique(sides)]
+    left, rows = most or len(labels), []
+    for place, of_side in enumerate(sorted(rows_of, key=len)):
+        quota = min(len(of_side), left // (len(rows_of) - place))
+        left -= quota
+        rows.append(of_side[seeded_rows(labels[of_side], quota)])
     return np.sort(np.concatenate(rows))
 
 
@@ -70,11 +67,9 @@ def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, s
     rows = seeded_rows(labels, most, seed)
     raw, labels = features.features.numpy()[rows], labels[rows]
     scaled = fit_scaler(scaler, raw, DEFAULT_SHRINKAGE)(raw)
-    shown = (
-        f"all {len(rows):,} clips"
-        if len(rows) == len(features)
-        else f"{len(rows):,} of {len(features):,} clips (sampled by class, seed {seed})"
-    )
+    shown = f"all {len(rows):,} clips"
+    if len(rows) < len(features):
+        shown = f"{len(rows):,} of {len(features):,} clips (sampled by class, seed {seed})"
     preparation = {"standard": "standardised", "whiten": "whitened", "none": "unscaled"}[scaler]
     caption = f"{TITLES[method]} of {shown}, {preparation} features, seed {seed}."
     purity, width = knn_purity(scaled, labels), silhouette(scaled, labels, seed)
@@ -90,8 +85,6 @@ def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, s
 
 def project(values: Array, method: str, seed: int) -> Array:
     """(N, D) -> (N, 2) float32; the same for the same seed on one machine."""
-    if method not in TITLES:
-        raise ValueError(f"method {method!r} is unknown; choose one of {', '.join(TITLES)}")
     if len(values) < 3:
         return np.zeros((len(values), 2), np.float32)
     if method == "tsne":
@@ -105,8 +98,7 @@ def project(values: Array, method: str, seed: int) -> Array:
             from umap import UMAP
 
             points = UMAP(n_neighbors=min(15, len(values) - 1), random_state=seed).fit_transform(values)
-    as_float32: Array = points.astype(np.float32)
-    return as_float32
+    return np.asarray(points, np.float32)
 
 
 def silhouette(values: Array, labels: Array, seed: int) -> float | None:

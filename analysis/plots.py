@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -41,15 +41,14 @@ def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: 
     size = float(np.clip(20_000 / len(points), 4, 36))
     for index, name in enumerate(names):
         colour, marker = palette[index % len(palette)], MARKERS[index // len(palette) % len(MARKERS)]
-        x, y = points[name_of == name].T
-        label = str(name).replace("_", " ")
-        axes.scatter(x, y, s=size, color=colour, marker=marker, alpha=0.75, linewidth=0, label=label)
+        (across, up), label = points[name_of == name].T, name.replace("_", " ")
+        axes.scatter(across, up, s=size, color=colour, marker=marker, alpha=0.75, linewidth=0, label=label)
     if IN_LEGEND < len(names) <= IN_MAP:
-        shown = [index for index, name in enumerate(names) if (name_of == name).any()]
-        medians = np.array([np.median(points[name_of == names[index]], axis=0) for index in shown])
-        texts = [str(names[index]).replace("_", " ") for index in shown]
-        for index, text, place in zip(shown, texts, _apart(medians, texts, np.ptp(points, axis=0)), strict=True):
-            edge = palette[index % len(palette)]
+        medians = pd.DataFrame(points).groupby(name_of).median().reindex(list(names)).dropna()
+        texts = [name.replace("_", " ") for name in medians.index]
+        apart = _apart(medians.to_numpy(), texts, np.ptp(points, axis=0))
+        for name, text, place in zip(medians.index, texts, apart, strict=True):
+            edge = palette[names.index(name) % len(palette)]
             box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": edge, "alpha": 0.85}
             axes.annotate(text, place, ha="center", va="center", fontsize=7, bbox=box)
     if len(names) <= IN_LEGEND:
@@ -78,13 +77,11 @@ def _apart(places: Array, texts: Sequence[str], extent: Array) -> Array:
     return np.array([place for _, place in sorted(moved, key=lambda placed: placed[0])])
 
 
-def plot_heat(
-    values: pd.DataFrame, title: str, caption: str, path: Path, uncertain: Array | None = None, digits: int = 2
-) -> None:
+def plot_heat(values: pd.DataFrame, title: str, caption: str, path: Path, uncertain: Array | None = None) -> None:
     """Draw a matrix with its numbers; NaN cells are empty.
 
     Args:
-        uncertain: of differences, which are drawn around 0: the cells to set in brackets.
+        uncertain: of differences in points, which are drawn around 0: the cells to set in brackets.
     """
     matrix, (height, width) = values.to_numpy(float), values.shape
     longest = max(map(len, values.index))
@@ -105,7 +102,7 @@ def plot_heat(
     for row, column in zip(*np.nonzero(np.isfinite(matrix)), strict=True):
         share = (matrix[row, column] - low) / max(high - low, 1e-12)
         dark = share < 0.55 if uncertain is None else abs(share - 0.5) > 0.35
-        text = f"{matrix[row, column]:.{digits}f}"
+        text = f"{matrix[row, column]:.{2 if uncertain is None else 1}f}"
         if uncertain is not None and uncertain[row, column]:
             text = f"({text})"
         axes.text(column, row, text, ha="center", va="center", fontsize=font, color="white" if dark else "black")
@@ -145,9 +142,8 @@ def plot_heads(panels: Sequence[Panel], names: Sequence[str], what: str, caption
             drawn = [(place + shift, *row[head]) for place, row in enumerate(panel.rows) if head in row]
             middle = np.array([100 * value for _, value, _ in drawn])
             ends = 100 * np.array([interval or (value, value) for _, value, interval in drawn]).reshape(-1, 2)
-            style: dict[str, Any] = {"fmt": marker, "color": colour, "capsize": 2, "markersize": 4.5}
-            places = [place for place, _, _ in drawn]
-            axes.errorbar(middle, places, xerr=np.abs(ends.T - middle), label=head_title(head), **style)
+            places, reach, label = [place for place, _, _ in drawn], np.abs(ends.T - middle), head_title(head)
+            axes.errorbar(middle, places, xerr=reach, label=label, fmt=marker, color=colour, capsize=2, markersize=4.5)
         axes.set_title(panel.title, fontsize=9.5)
         axes.set_yticks(range(len(names)), names, fontsize=8.5)
         axes.set_ylim(len(names) - 0.5, -0.5)

@@ -92,7 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         _measure_encoders(plan)
     for study in ready:
         if not plan.no_doctor:
-            _check(study, plan)
+            checkpoint = plan.checkpoint if plan.has_audiosep else "random:0"
+            settings = flags(data_root=study.data_root(plan.data), checkpoint=checkpoint, device=plan.device)
+            advice = "stopped: fix that, or add --no-doctor to continue anyway"
+            call("common.doctor", study.check, *settings, advice=advice)
         for encoder in plan.encoders:
             _one_encoder(study, plan, encoder)
     call("analysis/summary.py", *flags(results=plan.results))
@@ -199,10 +202,10 @@ def _get(study: Study, plan: Plan) -> bool:
         how = " && ".join(f"python -m common.download {' '.join(map(str, words))}" for words in calls)
         print(f"skipped; to get it: {how}, or --yes")
         return False
-    if not _download(plan, "Download it?", calls):
+    is_here = _download(plan, "Download it?", calls)
+    if not is_here:
         print(f"{study.name} is skipped")
-        return False
-    return True
+    return is_here
 
 
 def _download(plan: Plan, question: str, calls: Sequence[Sequence[object]]) -> bool:
@@ -217,14 +220,6 @@ def _download(plan: Plan, question: str, calls: Sequence[Sequence[object]]) -> b
     return True
 
 
-def _check(study: Study, plan: Plan) -> None:
-    """Run the doctor; exit if it finds a fault."""
-    checkpoint = plan.checkpoint if plan.has_audiosep else "random:0"
-    settings = flags(data_root=study.data_root(plan.data), checkpoint=checkpoint, device=plan.device)
-    advice = "stopped: fix that, or add --no-doctor to continue anyway"
-    call("common.doctor", study.check, *settings, advice=advice)
-
-
 def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:
     """Features, for AudioSep control features too, and heads."""
     task, slug, is_audiosep = study.task, encoder.slug, encoder.kind is EncoderKind.AUDIOSEP
@@ -233,20 +228,19 @@ def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:
         folder = plan.results / study.name if is_audiosep else plan.results / study.name / slug
     features_folder = folder if plan.results else task.folder
     again, device = flags(overwrite=plan.overwrite), flags(device=plan.device)
+    more = flags(allow_missing=plan.allow_missing, trust_remote_code=plan.trust_remote_code)
     # Always named: config.yaml may name another.
     this_encoder = flags(encoder=encoder, checkpoint=plan.checkpoint if is_audiosep else None)
     sets: dict[str, Sequence[object]] = {"": this_encoder}
     sets |= {name: CONTROLS[name] for name in plan.controls if is_audiosep}
+    made: list[Path] = []
     for name, made_by in sets.items():
         for script, part in study.extract.items():
             output = _features_file(study, features_folder, name, file_of(part.features_file, slug))
             where = flags(data_root=study.data_root(plan.data), output=output)
-            more = flags(allow_missing=plan.allow_missing, trust_remote_code=plan.trust_remote_code)
             call(script, *study.extract_flags, *where, *again, *more, *made_by, *device)
-    file_name = file_of(next(iter(study.extract.values())).features_file, slug)
-    features, *others = (_features_file(study, features_folder, name, file_name) for name in sets)
-    if task.parts:  # for several files, their folder
-        features, others = features.parent, [other.parent for other in others]
+        made.append(output.parent if task.parts else output)  # for several files, their folder
+    features, *others = made
     what = flags(features=features, output_dir=folder, recipe=plan.recipe, seeds=plan.seeds)
     how = ("--protocol", "both", "--probes", "--controls", *(("--control-features", *others) if others else ()))
     settings = (*flags(encoder=encoder, epochs=plan.epochs), *device, *again)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,13 +34,9 @@ class Run:
     record: RunRecord
 
     @property
-    def protocols(self) -> dict[str, ProtocolRecord]:
-        """Name of each protocol -> its scores; the official one, if it was run, comes first."""
-        return self.record.protocols
-
-    @property
     def first_protocol(self) -> ProtocolRecord:
-        return next(iter(self.protocols.values()))
+        """The official one, if it was run."""
+        return next(iter(self.record.protocols.values()))
 
     @property
     def encoder(self) -> str:
@@ -77,9 +73,9 @@ class Run:
         """
         from common.evaluation.predictions import prefix_of, read_predictions
 
-        name = protocol or next(iter(self.protocols))
+        name = protocol or next(iter(self.record.protocols))
         path = self.folder / f"{prefix_of(name)}predictions.csv"
-        return read_predictions(path, list(self.protocols[name].heads), self.record.checksums.get(path.name))
+        return read_predictions(path, list(self.record.protocols[name].heads), self.record.checksums.get(path.name))
 
 
 def scores(runs: Sequence[Run]) -> pd.DataFrame:
@@ -109,7 +105,7 @@ def scores(runs: Sequence[Run]) -> pd.DataFrame:
             "value": value,
         }
         for place, run in enumerate(runs)
-        for name, protocol in run.protocols.items()
+        for name, protocol in run.record.protocols.items()
         for row in protocol.rows()
         for fit in row.scores.splits
         for metric, value in fit.scores.items()
@@ -154,12 +150,10 @@ def _result_files(folder: Path | None) -> list[Path]:
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
-def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
+def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Task -> its runs, in their order."""
-    tasks: dict[str, list[Run]] = {}
-    for run in runs:
-        tasks.setdefault(run.study.name, []).append(run)
-    return tasks
+    names = dict.fromkeys(run.study.name for run in runs)
+    return {name: [run for run in runs if run.study.name == name] for name in names}
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:

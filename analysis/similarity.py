@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from analysis.maps import balanced_rows
 from analysis.plots import plot_heat
-from analysis.scores import Run
+from analysis.scores import WIDTH, Run
 from analysis.variants import BASE, GRID, AnalysisRecord, read_variants
 from common.arrays import Array
 from common.config import FitConfig
@@ -29,20 +31,31 @@ from common.features import ENCODER_SETTINGS, FeatureSet
 from common.files import write_json
 from common.heads import Job, Recipe, fit_recipe_scaler, fit_scaler, recipe_for
 from common.progress import progress_bar
-from common.text_table import as_text, percent
+from common.text_table import percent
 
 SIMILARITY_FILE = "similarity.json"
 PRINCIPAL = 32  # components of a principal subspace
 MEASURES = {
-    "frechet": ("Fréchet distance between tasks", "squared, per dimension; 0: alike"),
-    "mmd": ("Maximum mean discrepancy between tasks", "squared, Gaussian kernel; 0: alike"),
-    "subspace": ("Overlap of principal subspaces", f"first {PRINCIPAL} components; 1: the same"),
+    "frechet": ("Fréchet distance between tasks", "Squared, per dimension; 0: alike"),
+    "mmd": ("Maximum mean discrepancy between tasks", "Squared, Gaussian kernel; 0: alike"),
+    "subspace": ("Overlap of principal subspaces", f"First {PRINCIPAL} components; 1: the same"),
 }
 COSTS = {
     "scaler": "What another task's scaler costs",
     "subspace": f"What another task's {PRINCIPAL} principal directions cost",
 }
 HALVINGS = 5
+PRINTED = ("similarity_frechet", "similarity_subspace")
+
+
+class Heat(NamedTuple):
+    """A matrix between tasks, NaN where there is no value; of differences also where they are uncertain."""
+
+    name: str  # of its file
+    title: str
+    caption: str
+    values: pd.DataFrame
+    uncertain: Array | None = None
 
 
 class TransferCost(ComparisonRecord):
@@ -77,24 +90,33 @@ class SimilarityRecord(AnalysisRecord):
     measures: dict[str, list[list[float]]]  # one of MEASURES -> (task, task)
     transfer: list[TransferCost]
 
-    def transfer_points(self, what: str) -> tuple[Array, Array]:
-        """Cost of one of COSTS, (target, source), in points, NaN where there is none; and whether its 95 % interval
-        covers 0, or is unknown."""
-        points = np.full((len(self.tasks), len(self.tasks)), np.nan)
-        uncertain, place = np.ones(points.shape, bool), {name: index for index, name in enumerate(self.tasks)}
-        for cost in self.transfer:
-            if cost.what == what and cost.source != cost.target:
-                cell = place[cost.target], place[cost.source]
-                points[cell], uncertain[cell] = 100 * cost.difference, cost.is_uncertain
-        return points, uncertain
-
-    def reading(self, measure: str) -> str:
-        """What a reader of one of MEASURES must know."""
-        text = (
-            f"{self.clips_of_each:,} clips of each task. Diagonal: two halves of the same task, so this is what no "
-            f"difference looks like; means of {self.halvings} halvings."
+    def heats(self) -> Iterator[Heat]:
+        """Every measure, then the costs of transfers in points, if there are any."""
+        names = list(self.tasks)
+        for measure, (title, how) in MEASURES.items():
+            caption = (
+                f"{how}. Features standardised together. {self.clips_of_each:,} clips of each task. Diagonal: two halves of "
+                f"the same task, so this is what no difference looks like; means of {self.halvings} halvings."
+            )
+            if measure == "subspace":
+                caption += f" By chance {PRINCIPAL / self.dimensions:.2f}."
+            values = pd.DataFrame(self.measures[measure], names, names)
+            yield Heat(f"similarity_{measure}", title, caption, values)
+        clips = ", ".join(f"{name} {count:,}" for name, count in self.tasks.items())
+        caption = (
+            "Row: the task that is scored, by its official division, linear head, one seed. Column: the task whose clips "
+            "the scaler or subspace was fitted on. Difference in accuracy to the task's own, points (red: loss); in "
+            f"brackets where its 95 % interval covers 0. Clips: {clips}."
         )
-        return f"{text} By chance {PRINCIPAL / self.dimensions:.2f}." if measure == "subspace" else text
+        for what, title in COSTS.items() if self.transfer else ():
+            costs = {(cost.target, cost.source): cost for cost in self.transfer if cost.what == what}
+            rows = [f"{name} (own: {percent(costs[name, name].accuracy)} %)" for name in names]
+            cells = [
+                [costs.get((target, source)) if source != target else None for source in names] for target in names
+            ]
+            points = [[np.nan if cost is None else 100 * cost.difference for cost in row] for row in cells]
+            uncertain = np.array([[cost is None or cost.is_uncertain for cost in row] for row in cells])
+            yield Heat(f"transfer_{what}", title, caption, pd.DataFrame(points, rows, names), uncertain)
 
 
 def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
@@ -218,30 +240,15 @@ def principal_subspace(rows: Array, size: int = PRINCIPAL) -> Array:
 
 def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> list[Path]:
     """Write similarity.json and a heat map of each measure."""
-    names, written = list(record.tasks), [folder / SIMILARITY_FILE]
+    written = [folder / SIMILARITY_FILE]
     write_json(written[0], record.model_dump_json())
-    for measure, (title, how) in MEASURES.items():
-        caption = f"{how}. Features standardised together. {record.reading(measure)}"
-        written.append(folder / f"similarity_{measure}.{figure_format}")
-        plot_heat(pd.DataFrame(record.measures[measure], names, names), title, caption, written[-1])
-    clips = ", ".join(f"{name} {count:,}" for name, count in record.tasks.items())
-    caption = (
-        "Row: the task that is scored, by its official division, linear head, one seed. Column: the task whose clips the "
-        "scaler or subspace was fitted on. Difference in accuracy to the task's own, points; in brackets where its 95 % "
-        f"interval covers 0. Clips: {clips}."
-    )
-    for what, title in COSTS.items() if record.transfer else ():
-        values, uncertain = record.transfer_points(what)
-        usual = [cost for cost in record.transfer if cost.what == what and cost.source == cost.target]
-        rows = [f"{cost.target} (own: {percent(cost.accuracy)} %)" for cost in usual]
-        written.append(folder / f"transfer_{what}.{figure_format}")
-        plot_heat(pd.DataFrame(values, rows, names), title, caption, written[-1], uncertain, digits=1)
-    short = [name[:14] for name in names]
-    for measure in ("frechet", "subspace"):
-        title, how = MEASURES[measure]
-        matrix = zip(short, record.measures[measure], strict=True)
-        table = [["", *short], *([name, *(f"{value:.2f}" for value in row)] for name, row in matrix)]
-        print(f"\n{title} ({how}; diagonal: two halves of one task)\n{as_text(table)}")
+    for heat in record.heats():
+        written.append(folder / f"{heat.name}.{figure_format}")
+        plot_heat(heat.values, heat.title, heat.caption, written[-1], heat.uncertain)
+        if heat.name in PRINTED:
+            table = heat.values.rename(index=lambda name: name[:14], columns=lambda name: name[:14])
+            words = textwrap.fill(f"{heat.title}. {heat.caption}", WIDTH)
+            print(f"\n{words}\n{table.to_string(float_format='{:.2f}'.format)}")
     return written
 
 

@@ -95,7 +95,7 @@ def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
         is_sample = whole is not None and clips < SAMPLE_BELOW * whole
         if is_sample:
             known = TaskReferences(expected=known.expected, none=f"only {clips:,} of its {whole:,} clips were used")
-        rows += [SummaryRow(run, protocol, known, whole, is_sample) for protocol in run.protocols.values()]
+        rows += [SummaryRow(run, protocol, known, whole, is_sample) for protocol in run.record.protocols.values()]
     return rows
 
 
@@ -201,7 +201,7 @@ def _as_csv(row: SummaryRow) -> dict[str, object]:
         "three_layer": protocol.heads["three_layer"].accuracy,
         "best": protocol.best_head,
         **dict(zip(("best_low", "best_high"), interval, strict=True)),
-        **dict(zip(("stated_linear", "stated_three_layer"), (x and x / 100 for x in stated), strict=True)),
+        **dict(zip(("stated_linear", "stated_three_layer"), (score and score / 100 for score in stated), strict=True)),
         "published": "; ".join(map(str, row.references.published)),
         "folder": run.folder,
     }

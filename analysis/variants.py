@@ -14,7 +14,6 @@ from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from analysis.maps import balanced_rows
 from analysis.plots import Panel, plot_heads
@@ -43,7 +42,7 @@ from common.evaluation.record import ComparisonRecord, Record
 from common.evaluation.scores import compare_heads, score_head
 from common.extraction import ClipList, ExtractOptions, extract
 from common.features import FeatureFileError, FeatureSet
-from common.files import DamagedFileError, read_json, write_csv, write_json
+from common.files import read_record, write_csv, write_json
 from common.heads import HEADS, SCALERS, HeadKind, Job, head_title, recipe_for
 from common.progress import progress_bar
 from common.text_table import as_text, percent, range_of
@@ -154,10 +153,8 @@ class AnalysisRecord(Record):
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read it; UserError if it is damaged or of an earlier version."""
-        try:
-            return cls.model_validate_json(read_json(path))
-        except (ValidationError, DamagedFileError) as error:
-            raise UserError(f"{path} is damaged or of an earlier version; run {cls.script} again") from error
+        message = f"{path} is damaged or of an earlier version; run {cls.script} again"
+        return read_record(path, cls, lambda _: UserError(message))
 
 
 class Effect(ComparisonRecord):
@@ -199,8 +196,10 @@ class AblationRecord(AnalysisRecord):
     effects: list[Effect]  # both heads of every variant, from the best for the linear head to the worst
     grid: list[GridScore]
 
-    def effects_of(self, kind: HeadKind) -> list[Effect]:
-        return [effect for effect in self.effects if effect.head == kind]
+    @property
+    def variants(self) -> list[tuple[Effect, ...]]:
+        """Every variant with both heads' effects, the linear head's first."""
+        return list(zip(*(self.effects[head :: len(HEADS)] for head in range(len(HEADS))), strict=True))
 
     @property
     def baseline_words(self) -> str:
@@ -251,9 +250,6 @@ class _Fits:
         fitter = HeadFitter(config, fitting_device(config.device))
         return fitter.outcomes(kind, replace(self.features, features=rows), self.jobs)
 
-    def accuracy(self, outcomes: Sequence[Outcome]) -> float:
-        return score_head(outcomes, self.features).accuracy
-
     def effect(self, kind: HeadKind, variant: Variant, baseline: Sequence[Outcome]) -> Effect:
         """A variant against the baseline."""
         outcomes = self.outcomes(kind, variant)
@@ -264,7 +260,7 @@ class _Fits:
             name=variant.name,
             dimensions=sum(column.stop - column.start for column in columns),
             head=kind,
-            accuracy=self.accuracy(outcomes),
+            accuracy=score_head(outcomes, self.features).accuracy,
         )
 
 
@@ -315,7 +311,7 @@ def ablate(
         test_clips=len(np.unique(np.concatenate([job.split.test for job in plan.jobs]))),
         recipe=config.recipe,
         seeds=seeds_of(config),
-        baseline={kind: fits.accuracy(outcomes) for kind, outcomes in baseline.items()},
+        baseline={kind: score_head(outcomes, features).accuracy for kind, outcomes in baseline.items()},
         comparison=compare_heads(baseline["linear"], baseline["three_layer"], features),
         effects=[
             effect.model_copy(update={"holm_p_value": value}) for effect, value in zip(effects, corrected, strict=True)
@@ -334,7 +330,8 @@ def _grid(fits: _Fits, heads: Sequence[HeadKind]) -> list[GridScore]:
     ]
     grid = []
     for output, scaler, kind in progress_bar(iterable=combinations, desc="grid", unit="variant"):
-        accuracy = fits.accuracy(fits.outcomes(kind, Variant("", "grid", (output.name,), scaler)))
+        outcomes = fits.outcomes(kind, Variant("", "grid", (output.name,), scaler))
+        accuracy = score_head(outcomes, fits.features).accuracy
         grid.append(GridScore(layer=output.layer, pool=output.pool, scaler=scaler, head=kind, accuracy=accuracy))
     return grid
 
@@ -342,30 +339,28 @@ def _grid(fits: _Fits, heads: Sequence[HeadKind]) -> list[GridScore]:
 def write_effects(record: AblationRecord, folder: Path, figure_format: str = "png") -> None:
     """Print the table; write json, csv and a figure into `folder`."""
     _print_effects(record)
-    name = f"ablation_{record.task}"
-    write_json(folder / f"{name}.json", record.model_dump_json())
+    written = [folder / f"ablation_{record.task}.{suffix}" for suffix in ("json", "csv", figure_format)]
+    write_json(written[0], record.model_dump_json())
     header = "factor variant dimensions head accuracy difference low high p_value holm_p_value"
     rows: list[Sequence[object]] = [header.split()]
     for effect in record.effects:
         figures = (effect.difference, *(effect.interval or (None, None)), effect.p_value, effect.holm_p_value)
         rows.append((effect.factor, effect.name, effect.dimensions, effect.head, effect.accuracy, *figures))
-    write_csv(folder / f"{name}.csv", rows)
-    by_variant = list(zip(*map(record.effects_of, HEADS), strict=True))
-    names = [f"{linear.name} ({linear.factor})" for linear, _ in by_variant]
-    effects = [{effect.head: (effect.difference, effect.interval) for effect in both} for both in by_variant]
+    write_csv(written[1], rows)
+    names = [f"{linear.name} ({linear.factor})" for linear, _ in record.variants]
+    effects = [{effect.head: (effect.difference, effect.interval) for effect in both} for both in record.variants]
     panel = Panel(f"{record.title}: what each choice is worth", (0.0, "baseline"), effects)
     intervals = "95 % intervals by groups, each for itself."
     caption = f"{record.baseline_words} {record.clips_words}; {intervals} {record.selection_words}"
-    what = "accuracy against the baseline, points"
-    plot_heads([panel], names, what, caption, folder / f"{name}.{figure_format}")
-    print(f"-> {', '.join(str(folder / f'{name}.{suffix}') for suffix in ('json', 'csv', figure_format))}")
+    plot_heads([panel], names, "accuracy against the baseline, points", caption, written[2])
+    print(f"-> {', '.join(map(str, written))}")
 
 
 def _print_effects(record: AblationRecord) -> None:
     columns = ("difference, 95 %", "p, Holm")
     table = [["factor", "variant", *(cell for kind in HEADS for cell in (head_title(kind), *columns))]]
     table.append(["", "baseline", *(cell for kind in HEADS for cell in (percent(record.baseline[kind]), "", ""))])
-    for effects in zip(*map(record.effects_of, HEADS), strict=True):
+    for effects in record.variants:
         cells = [effects[0].factor, effects[0].name]
         for effect in effects:
             difference = f"{100 * effect.difference:+.1f} ({range_of(effect.interval)})"

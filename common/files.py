@@ -16,12 +16,15 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from common.errors import UserError
+from pydantic import BaseModel, ValidationError
+
+from common.errors import UserError, first_problem
 
 CHECKSUM = "checksum"  # the key of a JSON file's checksum
 ODD_LETTERS = "backslashreplace"  # those of file names that are not UTF-8
+Model = TypeVar("Model", bound=BaseModel)
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -151,6 +154,24 @@ def read_json(path: Path) -> bytes:
     if checksum is not None and checksum != _json_checksum(content):
         print(f"note: {path} has changed since it was written: it was edited or damaged", file=sys.stderr)
     return json.dumps(content, ensure_ascii=False).encode(errors=ODD_LETTERS)
+
+
+def read_record(path: Path, kind: type[Model], error_of: Callable[[object], UserError]) -> Model:
+    """The record that `write_json` has written.
+
+    Args:
+        error_of: the problem -> what is raised if the file is damaged, or not of this kind.
+
+    Raises:
+        UserError: the one of `error_of`.
+        OSError: the file cannot be opened.
+    """
+    try:
+        return kind.model_validate_json(read_json(path))
+    except DamagedFileError as error:
+        raise error_of(error) from error
+    except ValidationError as error:
+        raise error_of(first_problem(error)) from error
 
 
 def _json_checksum(content: Mapping[str, object]) -> str:

@@ -90,11 +90,10 @@ def _of_the_run(best: SummaryRow) -> Iterator[Rival]:
     yield Rival(f"the {head_title(other)} head", None, protocol.heads[other].accuracy, p_value)
     n_tests = sum(map(len, protocol.control_comparisons.values()))
     for control, encoder in best.run.record.controls.items():
-        if control in protocol.controls:
-            comparison = protocol.control_comparisons[control][head]
-            p_value = comparison.holm_p_value if can_tell(comparison.n_units, n_tests) else None
-            name = encoder.title if encoder.kind else control
-            yield Rival(name, encoder.kind, protocol.controls[control][head].accuracy, p_value)
+        comparison = protocol.control_comparisons[control][head]
+        p_value = comparison.holm_p_value if can_tell(comparison.n_units, n_tests) else None
+        name = encoder.title if encoder.kind else control
+        yield Rival(name, encoder.kind, protocol.controls[control][head].accuracy, p_value)
 
 
 def _of_other_runs(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersRecord | None) -> Iterator[Rival]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from analysis.compare import LEVEL, EncodersRecord, captioned_tables, reading_notes
+from analysis.compare import LEVEL, EncodersRecord, captioned_tables, reading_notes, scores_of
 from analysis.maps import FeatureMap
 from analysis.report_page.answer import answer, answer_table, answer_words
 from analysis.scores import Run
-from analysis.similarity import COSTS, MEASURES, SimilarityRecord
+from analysis.similarity import SimilarityRecord
 from analysis.studies import STUDIES
 from analysis.summary import SummaryRow, notes, summary_rows, summary_table
 from analysis.variants import AblationRecord
@@ -52,16 +52,17 @@ def confused_pairs(protocol: ProtocolRecord, names: Sequence[str]) -> list[list[
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     np.fill_diagonal(share, 0)
     table = [["true", "predicted", "% of the true class", "clips" if n_seeds == 1 else "clips, mean of seeds"]]
-    for flat in np.argsort(-share, axis=None, kind="stable")[:PAIRS]:
-        true, predicted = np.unravel_index(flat, share.shape)
-        if share[true, predicted] > 0:
-            count = f"{confusion[true, predicted] / n_seeds:,.{int(n_seeds > 1)}f}"
-            table.append([names[true], names[predicted], percent(float(share[true, predicted])), count])
+    largest = pd.Series(share.ravel()).nlargest(PAIRS)
+    for place in largest[largest > 0].index:
+        true, predicted = divmod(place, len(names))
+        count = f"{confusion[true, predicted] / n_seeds:,.{int(n_seeds > 1)}f}"
+        table.append([names[true], names[predicted], percent(share[true, predicted]), count])
     return table if len(table) > 1 else [*table, ["none", "-", "-", "0"]]
 
 
 # What the template calls.
-SHOWN_BY = (captioned_tables, reading_notes, run_title, score_table, remarks, head_title, confused_pairs, get_plotlyjs)
+SHOWN_BY: list[Callable[..., object]] = [answer_table, answer_words, captioned_tables, confused_pairs, get_plotlyjs]
+SHOWN_BY += [head_title, notes, reading_notes, remarks, run_title, score_table, summary_table]
 
 
 def render(
@@ -72,19 +73,14 @@ def render(
 ) -> str:
     """The page, whose links to the sounds are relative to the folder where it will be."""
     runs = [shown.run for shown in reported]
-    rows, answers = summary_rows(runs), answer(runs, compared)
     names = [run.study.name for run in runs]
-    titles = [
-        run.study.task.title + f" ({run.folder.name})" * (names.count(name) > 1)
-        for run, name in zip(runs, names, strict=True)
-    ]
     links = [Path(os.path.relpath(shown.audio, folder)).as_posix() for shown in reported]
     charts = _similarity_charts(similarity) if similarity else []
     data = {
-        "summary": _summary_points(rows),
+        "summary": _summary_dots(summary_rows(runs)),
         "tasks": {f"run{n}": _charts(shown, quote(links[n])) for n, shown in enumerate(reported)},
         "similarity": charts,
-        "encoders": _encoder_points(compared) if compared else None,
+        "encoders": _encoder_dots(compared) if compared else None,
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -93,15 +89,14 @@ def render(
     return environment.get_template("report.html").render(
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         reported=reported,
-        titles=titles,
+        titles=[run.study.task.title + f" ({run.folder.name})" * (names.count(run.study.name) > 1) for run in runs],
         links=links,
         task_count=len(set(names)),
         question=_question(runs),
-        answer=answer_table(answers),
-        answer_words=answer_words(answers),
+        answers=answer(runs, compared),
         level=f"{LEVEL:g}",
-        summary=summary_table(rows, is_wide=True),
-        summary_notes=[*notes(rows), *_leak_note(runs)],
+        rows=summary_rows(runs),
+        leak_note=_leak_note(runs),
         missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in names],
         compared=compared,
         similarity=similarity,
@@ -121,14 +116,14 @@ def _question(runs: Sequence[Run]) -> str:
     return f"How good are these {'features' if len(encoders) == 1 else 'encoders’ frozen features'}?"
 
 
-def _encoder_points(record: EncodersRecord) -> list[dict[str, object]]:
+def _encoder_dots(record: EncodersRecord) -> list[dict[str, object]]:
     """A row of the chart for every task and encoder."""
     return [
         {
             "task": task.title,
             "label": f"{task.title}: {encoder}",
-            "majority_class": task.chance,
-            "heads": {head: score.model_dump(include={"accuracy", "interval"}) for head, score in heads.items()},
+            "heads": scores_of(heads),
+            "beside": {"majority_class": [task.chance]},
         }
         for task in record.tasks
         for encoder, heads in record.heads_of(task).items()
@@ -136,26 +131,35 @@ def _encoder_points(record: EncodersRecord) -> list[dict[str, object]]:
     ]
 
 
-def _summary_points(rows: Sequence[SummaryRow]) -> list[dict[str, object]]:
+def _summary_dots(rows: Sequence[SummaryRow]) -> list[dict[str, object]]:
     """A row of the chart for every run; random divisions only if there is nothing else."""
-    points = []
+    dots: list[dict[str, object]] = []
     several = len({row.run.encoder for row in rows}) > 1
     for row in [row for row in rows if row.protocol.kind is not DivisionKind.RANDOM] or rows:
         recipe, published = row.run.record.config.recipe, row.best_published
         more = [*[row.run.encoder] * several, *[recipe] * (recipe != "paper")]
-        points.append(
-            {
-                "label": row.run.study.task.title + f" ({', '.join(more)})" * bool(more),
-                "majority_class": row.protocol.majority_class.accuracy,
-                "untrained_encoder": row.untrained_encoder,
-                "published_best": published and published.accuracy / 100,
-                "heads": {
-                    head: {"accuracy": scored.accuracy, "interval": scored.interval}
-                    for head, scored in row.protocol.heads.items()
-                },
-            }
-        )
-    return points
+        label = row.run.study.task.title + f" ({', '.join(more)})" * bool(more)
+        beside = {
+            "majority_class": [row.protocol.majority_class.accuracy],
+            "untrained_encoder": [row.untrained_encoder],
+            "published_best": [published and published.accuracy / 100],
+        }
+        dots.append({"label": label, "heads": scores_of(row.protocol.heads), "beside": beside})
+    return dots
+
+
+def _effect_dots(record: AblationRecord) -> list[dict[str, object]]:
+    """A row of the chart for every variant: each head's difference, its interval, and the accuracy as a note."""
+    return [
+        {
+            "label": effects[0].name,
+            "heads": {
+                effect.head: (effect.difference, effect.interval, f" ({percent(effect.accuracy)} %)")
+                for effect in effects
+            },
+        }
+        for effects in record.variants
+    ]
 
 
 def _leak_note(runs: Sequence[Run]) -> list[str]:
@@ -163,7 +167,7 @@ def _leak_note(runs: Sequence[Run]) -> list[str]:
     gains = [
         (100 * (random.heads[kind].accuracy - scored.accuracy), f"{run.study.task.title}, {head_title(kind)} head")
         for run in runs
-        if (random := run.protocols.get("random")) and run.first_protocol.kind is not DivisionKind.RANDOM
+        if (random := run.record.protocols.get("random")) and run.first_protocol.kind is not DivisionKind.RANDOM
         for kind, scored in run.first_protocol.heads.items()
     ]
     words = "A random division, which puts related clips on both sides, changes scores by up to {:+.1f} points ({})."
@@ -185,7 +189,7 @@ def _charts(reported: ReportedRun, audio: str) -> dict[str, object]:
         "curves": {kind: _curves(scored) for kind, scored in protocol.heads.items()},
         "map": _map_points(reported),
         "audio": audio,
-        "ablation": ablation.model_dump(mode="json")["effects"] if ablation else None,
+        "ablation": _effect_dots(ablation) if ablation else None,
     }
 
 
@@ -221,30 +225,18 @@ def _map_points(reported: ReportedRun) -> dict[str, object]:
 def _similarity_charts(record: SimilarityRecord) -> list[dict[str, object]]:
     """The heat maps between tasks; None is an empty cell."""
     titles = [STUDIES[name].task.title if name in STUDIES else name for name in record.tasks]
-
-    def chart(id_: str, title: str, caption: str, values: Array, uncertain: Array | None = None) -> dict[str, object]:
-        z = [[None if np.isnan(value) else value for value in row] for row in values.tolist()]
-        brackets = None if uncertain is None else uncertain.tolist()
-        shown = {"id": id_, "title": title, "caption": caption, "words": _largest(values, titles)}
-        return {**shown, "z": z, "names": titles, "uncertain": brackets}
-
-    charts = [
-        chart(
-            f"similarity-{key}",
-            title,
-            f"{how[:1].upper()}{how[1:]}. {record.reading(key)}",
-            np.array(record.measures[key]),
-        )
-        for key, (title, how) in MEASURES.items()
+    return [
+        {
+            "id": heat.name,
+            "title": heat.title,
+            "caption": heat.caption,
+            "words": _largest(heat.values.to_numpy(), titles),
+            "z": heat.values.astype(object).where(heat.values.notna(), None).to_numpy().tolist(),
+            "names": titles,
+            "uncertain": None if heat.uncertain is None else heat.uncertain.tolist(),
+        }
+        for heat in record.heats()
     ]
-    for key, title in COSTS.items() if record.transfer else ():
-        points, uncertain = record.transfer_points(key)
-        caption = (
-            "Points of accuracy (linear head) of the row’s task, prepared by what was fitted on the column’s clips; "
-            "red: loss; in brackets: the 95 % interval covers 0."
-        )
-        charts.append(chart(f"transfer-{key}", title, caption, points.round(2), uncertain))
-    return charts
 
 
 def _largest(values: Array, names: Sequence[str]) -> str:

@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from common.arrays import Array
 from common.encoder.device import describe_cpu
 from common.encoder.protocol import Encoder, Output
 from common.errors import UserError
-from common.files import DamagedFileError, read_json
+from common.files import read_record
 
 SAME = 1e-5  # relative L2 error up to which two embeddings are the same
 TIMED_S = 5.0  # seconds of a clip whose embedding is timed
@@ -57,10 +57,9 @@ class CheckRecord(BaseModel):
     @classmethod
     def load(cls, path: Path) -> CheckRecord:
         """Read what ``--json`` wrote; UserError if it is damaged."""
-        try:
-            return cls.model_validate_json(read_json(path))
-        except (ValidationError, DamagedFileError) as error:
-            raise UserError(f"{path} is damaged; run python -m common.encoder.check again") from error
+        return read_record(
+            path, cls, lambda _: UserError(f"{path} is damaged; run python -m common.encoder.check again")
+        )
 
 
 def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord:

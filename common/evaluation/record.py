@@ -14,15 +14,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, computed_field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, computed_field
 
 from common.config import FitConfig
 from common.datasets import DivisionKind, Task
 from common.encoder.device import describe_cpu
 from common.encoder_name import EncoderKind, slug_of
-from common.errors import UserError, first_problem
+from common.errors import UserError
 from common.features import Counts, FeatureSet
-from common.files import DamagedFileError, read_json, spreadsheet_cell, write_csv, write_json
+from common.files import read_record, spreadsheet_cell, write_csv, write_json
 from common.heads import HEADS, HeadKind, Recipe, head_title, recipe_for
 
 Interval = tuple[float, float]
@@ -408,8 +408,6 @@ class RunRecord(Record):
     @classmethod
     def load(cls, path: Path) -> RunRecord:
         """Read a result.json; RecordError if it is damaged or something else."""
-        try:
-            return cls.model_validate_json(read_json(path))
-        except (DamagedFileError, ValidationError) as error:
-            problem = first_problem(error) if isinstance(error, ValidationError) else error
-            raise RecordError(f"{path} is not a record of this project ({problem})") from error
+        return read_record(
+            path, cls, lambda problem: RecordError(f"{path} is not a record of this project ({problem})")
+        )

@@ -348,7 +348,7 @@ def test_the_effects_are_written_as_they_are(ablation: AblationRecord, tmp_path:
     assert [float(row["holm_p_value"]) for row in rows] == [effect.holm_p_value for effect in ablation.effects]
     (figure,) = drawn
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == [f"{effect.name} ({effect.factor})" for effect in ablation.effects_of("linear")]
+    assert labels == [f"{effect.name} ({effect.factor})" for effect, _ in ablation.variants]
 
 
 def test_a_file_of_variants_is_recognised(tmp_path: Path) -> None:
@@ -369,12 +369,12 @@ def test_a_file_of_variants_is_recognised(tmp_path: Path) -> None:
 
 
 def test_a_heat_map_shows_its_numbers_and_what_is_uncertain(drawn: list[Figure]) -> None:
-    values = np.array([[0.0, np.nan], [-1.25, 2.0]])
+    values = np.array([[0.0, np.nan], [-1.2, 2.0]])
     uncertain = np.array([[True, False], [False, False]])
     plot_heat(pd.DataFrame(values, ["a", "b"], ["c", "d"]), "title", "caption", Path("unused.png"), uncertain)
     axes = drawn[0].axes[0]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
-    assert texts == {(0, 0): "(0.00)", (0, 1): "-1.25", (1, 1): "2.00"}
+    assert texts == {(0, 0): "(0.0)", (0, 1): "-1.2", (1, 1): "2.0"}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["c", "d"]
 
@@ -455,7 +455,9 @@ def test_a_run_reads_its_rows_and_predictions(results: Path) -> None:
         table = one.predictions(name)
         assert {"linear", "three_layer"} <= set(table.columns)
         hits = table["linear"] == table["class_name"]
-        assert hits.groupby(table["split"]).mean().mean() == pytest.approx(one.protocols[name].heads["linear"].accuracy)
+        assert hits.groupby(table["split"]).mean().mean() == pytest.approx(
+            one.record.protocols[name].heads["linear"].accuracy
+        )
 
 
 def test_changed_features_are_refused(results: Path, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_controls_of_the_run_itself_count(classify: Classify, tmp_path: Path) ->
     (only,) = answer(read_runs(folder), None)
     (run,) = read_runs(folder)
     head = only.best.protocol.best_head
-    assert only.control(EncoderKind.LOGMEL) == run.protocols["official"].controls["logmel"][head].accuracy
+    assert only.control(EncoderKind.LOGMEL) == run.record.protocols["official"].controls["logmel"][head].accuracy
     assert only.names(None) == [] and not {"log-mel statistics", "untrained AudioSep (random:0)"} & set(
         only.names(False)
     )

@@ -7,7 +7,13 @@ const drawn = new Set(); // element ids, to draw again in other colours
 const PALETTE = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#b07aa1", "#edc948", "#9c755f", "#ff9da7", "#8c96a0",
   "#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d", "#1f78b4", "#b2df8a", "#6a3d9a"];
 const WEBGL_FROM = 4000; // clips
-const HEADS = { linear: ["linear head", "linear", "circle", -0.14], three_layer: ["three-layer head", "three", "square", 0.14] };
+const MARKS = { // name, colour, symbol, distance from the middle of a row
+  majority_class: ["always the most frequent class", "other", "line-ns-open", 0],
+  untrained_encoder: ["untrained encoder", "other", "x-thin-open", 0],
+  published_best: ["best published probe of another encoder", "other", "star-open", 0],
+  linear: ["linear head", "linear", "circle", -0.14],
+  three_layer: ["three-layer head", "three", "square", 0.14],
+};
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 const percent = (share) => (share === null ? "-" : (100 * share).toFixed(1));
@@ -29,44 +35,25 @@ function draw(id, traces, layout, height = null) {
   return element;
 }
 
-// A line of dots for every row: shares in percent, with their 95 % intervals; rows of different tasks stand apart.
-function dots(id, rows, series, xaxis, margin, rowHeight) {
+// A line of dots for every row: what the heads have, with 95 % intervals, and what stands beside them. Rows of different tasks
+// stand apart.
+function dots(id, rows, xaxis, unit, size, margin, rowHeight) {
   let place = 0;
   const places = rows.map((row, i) => { place += i && rows[i - 1].task !== row.task ? 1.6 : 1; return place; });
-  const traces = series.map(({ mark: [name, mark, symbol, shift], size, hover, values }) => {
-    const x = values.map(([share]) => (share == null ? null : 100 * share));
+  const traces = Object.entries(MARKS).map(([key, [name, mark, symbol, shift]]) => {
+    const values = rows.map((row) => ({ ...row.beside, ...row.heads })[key] ?? [null]);
+    const x = values.map(([share]) => (share === null ? null : 100 * share));
     const reach = (side, sign) => values.map(([, ends], i) => (ends ? sign * (100 * ends[side] - x[i]) : 0));
     return {
-      type: "scatter", mode: "markers", name, x, y: places.map((at) => at + shift), hovertemplate: `${hover}<extra></extra>`,
-      customdata: rows.map((row, i) => [escape(row.label), percent(values[i][2] ?? null)]),
+      type: "scatter", mode: "markers", name, x, y: places.map((at) => at + shift),
+      customdata: rows.map((row, i) => [escape(row.label), values[i][2] ?? ""]),
+      hovertemplate: `%{customdata[0]}<br>${name}: %{x:${unit === "%" ? "" : "+"}.1f} ${unit}%{customdata[1]}<extra></extra>`,
       marker: { color: colour(mark), symbol, size, line: { width: 1.5, color: colour(mark) } },
       error_x: { type: "data", symmetric: false, array: reach(1, 1), arrayminus: reach(0, -1), color: colour(mark), thickness: 1.5 },
     };
   }).filter((trace) => trace.x.some((value) => value !== null));
   const yaxis = { autorange: "reversed", tickvals: places, ticktext: rows.map((row) => escape(row.label)), zeroline: false };
   draw(id, traces, { xaxis, yaxis }, margin + rowHeight * place);
-}
-
-// Both heads' scores, and what stands beside them.
-function scoresChart(id, rows, size, margin, rowHeight) {
-  const beside = [
-    ["majority_class", "always the most frequent class", "line-ns-open"],
-    ["untrained_encoder", "untrained encoder", "x-thin-open"],
-    ["published_best", "best published probe of another encoder", "star-open"],
-  ].map(([key, name, symbol]) => [[name, "other", symbol, 0], rows.map((row) => [row[key]])]);
-  const heads = Object.entries(HEADS).map(([head, mark]) => [mark, rows.map(({ heads: { [head]: score } }) => [score.accuracy, score.interval])]);
-  const series = [...beside, ...heads].map(([mark, values]) => ({ mark, size, values, hover: `%{customdata[0]}<br>${mark[0]}: %{x:.1f} %` }));
-  dots(id, rows, series, { title: { text: "accuracy, %" }, range: [0, 101] }, margin, rowHeight);
-}
-
-function ablationChart(id, effects) {
-  const of = (head) => effects.filter((effect) => effect.head === head);
-  const series = Object.entries(HEADS).map(([head, [, mark, symbol, shift]]) => ({
-    mark: [head.replace("_", "-"), mark, symbol, shift], size: 8, hover: "%{customdata[0]}: %{customdata[1]} % (%{x:+.1f})",
-    values: of(head).map((effect) => [effect.difference, effect.interval, effect.accuracy]),
-  }));
-  const xaxis = { title: { text: "accuracy against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") };
-  dots(id, of("linear").map(({ name }) => ({ label: name })), series, xaxis, 120, 26);
 }
 
 // A matrix between tasks; with uncertain cells, of differences.
@@ -110,7 +97,7 @@ function curvesChart(id, curves) {
   const shapes = [];
   for (const [kind, { train_loss, valid_accuracy, epoch }] of Object.entries(curves)) {
     const name = kind.replace("_", "-");
-    const line = { color: colour(HEADS[kind][1]) };
+    const line = { color: colour(MARKS[kind][1]) };
     const curve = { type: "scatter", mode: "lines", x: train_loss.map((_, index) => index + 1) };
     traces.push({ ...curve, y: train_loss, name: `${name}: loss`, line, hovertemplate: `${name}, epoch %{x}: loss %{y:.3f}<extra></extra>` });
     if (valid_accuracy.length) {
@@ -189,15 +176,17 @@ function drawNow(id) {
   drawn.add(id);
 }
 
-charts.set("chart-summary", () => scoresChart("chart-summary", data.summary, 11, 150, 46));
-if (data.encoders) charts.set("chart-encoders", () => scoresChart("chart-encoders", data.encoders, 9, 130, 34));
+const accuracy = { title: { text: "accuracy, %" }, range: [0, 101] };
+charts.set("chart-summary", () => dots("chart-summary", data.summary, accuracy, "%", 11, 150, 46));
+if (data.encoders) charts.set("chart-encoders", () => dots("chart-encoders", data.encoders, accuracy, "%", 9, 130, 34));
 for (const chart of data.similarity) charts.set(chart.id, () => heat(chart.id, chart));
 for (const [id, task] of Object.entries(data.tasks)) {
   charts.set(`${id}-confusion`, () => confusionChart(`${id}-confusion`, task));
   charts.set(`${id}-classes`, () => classesChart(`${id}-classes`, task.f1));
   charts.set(`${id}-curves`, () => curvesChart(`${id}-curves`, task.curves));
   charts.set(`${id}-map`, () => mapChart(id, task));
-  if (task.ablation) charts.set(`${id}-ablation`, () => ablationChart(`${id}-ablation`, task.ablation));
+  const effect = () => ({ title: { text: "accuracy against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") });
+  if (task.ablation) charts.set(`${id}-ablation`, () => dots(`${id}-ablation`, task.ablation, effect(), "points", 8, 120, 26));
   for (const control of ["filter", "colour"]) {
     document.getElementById(`${id}-${control}`).addEventListener("change", () => mapChart(id, task));
   }
