@@ -17,8 +17,6 @@ GFLOP instead of 15.0.
 
 from __future__ import annotations
 
-import itertools
-import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -49,15 +47,11 @@ BLOCKS = (
 )
 PRE_CONV_CHANNELS = 32
 LAYERS = ("pre_conv", *(block[0] for block in BLOCKS))
-CHANNELS = dict(zip(LAYERS, (PRE_CONV_CHANNELS, *(block[3] for block in BLOCKS)), strict=True))
-FREQUENCIES = dict(
-    zip(
-        LAYERS,
-        itertools.accumulate((block[4][1] for block in BLOCKS), operator.floordiv, initial=N_BINS - 1),
-        strict=True,
-    )
-)
-TIME_POOLINGS = dict(zip(LAYERS, itertools.accumulate((block[4][0] // 2 for block in BLOCKS), initial=0), strict=True))
+CHANNELS, FREQUENCIES, TIME_POOLINGS = {"pre_conv": PRE_CONV_CHANNELS}, {"pre_conv": N_BINS - 1}, {"pre_conv": 0}
+for _before, (_layer, _official, _, _channels, _pooling) in zip(LAYERS[:-1], BLOCKS, strict=True):
+    CHANNELS[_layer] = _channels
+    FREQUENCIES[_layer] = FREQUENCIES[_before] // _pooling[1]
+    TIME_POOLINGS[_layer] = TIME_POOLINGS[_before] + _pooling[0] // 2
 # Frames of the first block's input computed at a time, 131 kB of float32 each; 32 was the fastest of 2 to 512 on a CPU.
 CPU_PART, GPU_PART = 32, 2048
 
