@@ -18,7 +18,6 @@ GFLOP instead of 15.0.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -180,10 +179,11 @@ class ResUNet30Encoder(nn.Module):
                 parameter.copy_(tensors[f"{block}.shortcut.{part}"])
 
 
-def _empty_conv(*arguments: Any, **options: Any) -> nn.Conv2d:
-    """Without torch's random weights, which take a quarter of a second and are never used."""
-    conv: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, *arguments, **options)
-    return conv
+class _EmptyConv2d(nn.Conv2d):
+    """Without torch's random weights, which take a quarter of a second and are never used; so does torch's `skip_init`."""
+
+    def reset_parameters(self) -> None:
+        pass
 
 
 class _Block(nn.Module):
@@ -199,12 +199,14 @@ class _Block(nn.Module):
         self.pooling = pooling
         self.scale = nn.Buffer(torch.empty(channels_in, 1, 1, dtype=dtype))
         self.shift = nn.Buffer(torch.empty(channels_in, 1, 1, dtype=dtype))
-        self.conv1 = _empty_conv(channels_in, channels_out, 3, padding=1, dtype=dtype)
+        self.conv1 = _EmptyConv2d(channels_in, channels_out, 3, padding=1, dtype=dtype)
         kernel = (2 + pooling[0], 2 + pooling[1])
-        self.conv2 = _empty_conv(channels_out, channels_out, kernel, stride=pooling, padding=1, bias=False, dtype=dtype)
+        self.conv2 = _EmptyConv2d(
+            channels_out, channels_out, kernel, stride=pooling, padding=1, bias=False, dtype=dtype
+        )
         self.shortcut: nn.Module = nn.Identity()
         if channels_in != channels_out:
-            self.shortcut = _empty_conv(channels_in, channels_out, 1, dtype=dtype)
+            self.shortcut = _EmptyConv2d(channels_in, channels_out, 1, dtype=dtype)
         # In place of conv1 and conv2 with the activations before them, or of the first block's conv1 alone. They are called
         # with an input and where the padding of its items begins; the former returns None where it would be slower.
         self.fast_convolutions: Callable[[torch.Tensor, list[int]], torch.Tensor | None] | None = None
