@@ -7,6 +7,7 @@ parts are merged (`common.encoder.tiles`). The network itself is in `common.enco
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -178,19 +179,16 @@ class AudioSepEncoder(Encoder, nn.Module):
         Arguments and errors as for `embed`. A waveform shorter than `info.min_samples` is zero-padded to that.
         """
         checked = check_waveforms(waveforms, self.info.min_samples)
-        pools = {wanted.layer: {other.pool for other in outputs if other.layer == wanted.layer} for wanted in outputs}
-
         if not checked:
             return {output: torch.empty(0, output.width) for output in outputs}
+        pools = {wanted.layer: {other.pool for other in outputs if other.layer == wanted.layer} for wanted in outputs}
 
         def pool(layer: str, activations: torch.Tensor, columns: list[slice]) -> Moments:
             return batch_moments(activations, columns, pools[layer])
 
         # Nothing before `joined` waits for a GPU: it computes one batch while the samples of the next one are laid out.
-        reduced = self._reduce(checked, list(pools), pool)
-        moments = {layer: Moments.joined([values for _, name, values in reduced if name == layer]) for layer in pools}
-        # Tiles of one width share a batch, so a clip's tiles may come in any order, which is the same for every layer.
-        tiles = (tile for batch, name, _ in reduced if name == outputs[0].layer for tile in batch)
+        tiles, reduced = self._reduce(checked, list(pools), pool)
+        moments = {layer: Moments.joined(batches) for layer, batches in reduced.items()}
         parts: list[list[int]] = [[] for _ in checked]
         for item, tile in enumerate(tiles):
             parts[tile.clip].append(item)
@@ -219,9 +217,9 @@ class AudioSepEncoder(Encoder, nn.Module):
             return [values[core] for values, core in zip(means, columns, strict=True)]
 
         parts: list[list[tuple[int, torch.Tensor]]] = [[] for _ in checked]
-        for batch, _, frames in self._reduce(checked, [layer], over_frequency):
-            for tile, values in zip(batch, frames, strict=True):
-                parts[tile.clip].append((tile.core_start, values))
+        tiles, reduced = self._reduce(checked, [layer], over_frequency)
+        for tile, values in zip(tiles, itertools.chain.from_iterable(reduced[layer]), strict=True):
+            parts[tile.clip].append((tile.core_start, values))
         return [torch.cat([values for _, values in sorted(of_clip, key=lambda part: part[0])]) for of_clip in parts]
 
     @staticmethod
@@ -233,8 +231,11 @@ class AudioSepEncoder(Encoder, nn.Module):
 
     def _reduce(
         self, waveforms: list[Array], layers: Sequence[str], reduce: Callable[[str, torch.Tensor, list[slice]], T]
-    ) -> list[tuple[list[Tile], str, T]]:
-        """(tiles, layer, what `reduce` makes of the layer, its output and the tiles' cores), for every batch of tiles."""
+    ) -> tuple[list[Tile], dict[str, list[T]]]:
+        """All tiles, and layer -> what `reduce` makes of the layer, its output and the tiles' cores, for every batch of tiles.
+
+        Tiles of one width share a batch, so a clip's tiles may come in any order.
+        """
         halo = max((HALO_FRAMES[layer] for layer in layers), default=0)
         tiles: list[Tile] = []
         for clip, waveform in enumerate(waveforms):
@@ -243,16 +244,19 @@ class AudioSepEncoder(Encoder, nn.Module):
                 frames = -(-frames // FRAMES_PER_COLUMN) * FRAMES_PER_COLUMN
             tiles += plan_tiles(clip, frames, halo)
 
-        def work(batch: list[Tile]) -> list[tuple[list[Tile], str, T]]:
+        def work(batch: list[Tile]) -> list[tuple[list[Tile], dict[str, T]]]:
             if self.is_stopped:
                 raise StoppedError
-            return [
-                (batch, layer, reduce(layer, activations, [tile.columns(TIME_POOLINGS[layer]) for tile in batch]))
+            reduced = {
+                layer: reduce(layer, activations, [tile.columns(TIME_POOLINGS[layer]) for tile in batch])
                 for layer, activations in self._forward(batch, waveforms, layers)
-            ]
+            }
+            return [(batch, reduced)]
 
         with self._arithmetic():
-            return [reduced for batch in self._batches(tiles) for reduced in self._compute(batch, work)]
+            batches = [done for batch in self._batches(tiles) for done in self._compute(batch, work)]
+        computed = [tile for batch, _ in batches for tile in batch]
+        return computed, {layer: [reduced[layer] for _, reduced in batches] for layer in layers}
 
     def _batches(self, tiles: list[Tile]) -> Iterator[list[Tile]]:
         """Tiles to compute together: tiles of the same padded width on a CUDA GPU, else one at a time."""

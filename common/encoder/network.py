@@ -17,10 +17,7 @@ GFLOP instead of 15.0.
 
 from __future__ import annotations
 
-import itertools
-import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,15 +46,11 @@ BLOCKS = (
 )
 PRE_CONV_CHANNELS = 32
 LAYERS = ("pre_conv", *(block[0] for block in BLOCKS))
-CHANNELS = dict(zip(LAYERS, (PRE_CONV_CHANNELS, *(block[3] for block in BLOCKS)), strict=True))
-FREQUENCIES = dict(
-    zip(
-        LAYERS,
-        itertools.accumulate((block[4][1] for block in BLOCKS), operator.floordiv, initial=N_BINS - 1),
-        strict=True,
-    )
-)
-TIME_POOLINGS = dict(zip(LAYERS, itertools.accumulate((block[4][0] // 2 for block in BLOCKS), initial=0), strict=True))
+CHANNELS, FREQUENCIES, TIME_POOLINGS = {"pre_conv": PRE_CONV_CHANNELS}, {"pre_conv": N_BINS - 1}, {"pre_conv": 0}
+for _before, (_layer, _official, _, _channels, _pooling) in zip(LAYERS[:-1], BLOCKS, strict=True):
+    CHANNELS[_layer] = _channels
+    FREQUENCIES[_layer] = FREQUENCIES[_before] // _pooling[1]
+    TIME_POOLINGS[_layer] = TIME_POOLINGS[_before] + _pooling[0] // 2
 # Frames of the first block's input computed at a time, 131 kB of float32 each; 32 was the fastest of 2 to 512 on a CPU.
 CPU_PART, GPU_PART = 32, 2048
 
@@ -186,10 +179,11 @@ class ResUNet30Encoder(nn.Module):
                 parameter.copy_(tensors[f"{block}.shortcut.{part}"])
 
 
-def _empty_conv(*arguments: Any, **options: Any) -> nn.Conv2d:
-    """Without torch's random weights, which take a quarter of a second and are never used."""
-    conv: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, *arguments, **options)
-    return conv
+class _EmptyConv2d(nn.Conv2d):
+    """Without torch's random weights, which take a quarter of a second and are never used; so does torch's `skip_init`."""
+
+    def reset_parameters(self) -> None:
+        pass
 
 
 class _Block(nn.Module):
@@ -205,12 +199,14 @@ class _Block(nn.Module):
         self.pooling = pooling
         self.scale = nn.Buffer(torch.empty(channels_in, 1, 1, dtype=dtype))
         self.shift = nn.Buffer(torch.empty(channels_in, 1, 1, dtype=dtype))
-        self.conv1 = _empty_conv(channels_in, channels_out, 3, padding=1, dtype=dtype)
+        self.conv1 = _EmptyConv2d(channels_in, channels_out, 3, padding=1, dtype=dtype)
         kernel = (2 + pooling[0], 2 + pooling[1])
-        self.conv2 = _empty_conv(channels_out, channels_out, kernel, stride=pooling, padding=1, bias=False, dtype=dtype)
+        self.conv2 = _EmptyConv2d(
+            channels_out, channels_out, kernel, stride=pooling, padding=1, bias=False, dtype=dtype
+        )
         self.shortcut: nn.Module = nn.Identity()
         if channels_in != channels_out:
-            self.shortcut = _empty_conv(channels_in, channels_out, 1, dtype=dtype)
+            self.shortcut = _EmptyConv2d(channels_in, channels_out, 1, dtype=dtype)
         # In place of conv1 and conv2 with the activations before them, or of the first block's conv1 alone. They are called
         # with an input and where the padding of its items begins; the former returns None where it would be slower.
         self.fast_convolutions: Callable[[torch.Tensor, list[int]], torch.Tensor | None] | None = None

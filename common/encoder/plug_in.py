@@ -78,21 +78,19 @@ class PlugIn(Encoder):
         waveform = noise.astype(np.float32)
 
         def works(samples: int) -> bool:
-            embedded = self.embed_outputs([waveform[:samples]], self.outputs)
-            return all(bool(values.isfinite().all()) for values in embedded.values())
-
-        def quietly(samples: int) -> bool:
             try:
-                return works(samples)
+                embedded = self.embed_outputs([waveform[:samples]], self.outputs)
             except PluginError:
                 return False
+            return all(bool(values.isfinite().all()) for values in embedded.values())
 
         low, high = 0, 1  # fails (nothing to embed), perhaps works
-        while high < len(waveform) and not quietly(high):
+        while high < len(waveform) and not works(high):
             low, high = high, min(2 * high, len(waveform))
-        if not works(high):  # raises the plug-in's own error, if it has one
+        if not works(high):
+            self.embed_outputs([waveform], self.outputs)  # raises the plug-in's own error, if it has one
             raise PluginError(f"{self.name} gives NaN or infinity for {LONGEST_MINIMUM_S:.0f} s of noise")
-        return low + 1 + bisect.bisect_left(range(low + 1, high), True, key=quietly)
+        return low + 1 + bisect.bisect_left(range(low + 1, high), True, key=works)
 
     def describe(
         self, model: object, checkpoint: str, code: str, min_samples: int, packages: tuple[str, ...] = ()

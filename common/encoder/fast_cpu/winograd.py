@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
@@ -95,7 +94,7 @@ class WinogradConv2d:
         self.direct = conv
         self.stride = (conv.stride[0], conv.stride[1])
         self.down, self.across = (
-            _transforms(taps // step) for taps, step in zip(conv.kernel_size, self.stride, strict=True)
+            _Transforms(taps // step) for taps, step in zip(conv.kernel_size, self.stride, strict=True)
         )
 
     @cached_property
@@ -264,33 +263,27 @@ def _combine(weights, numbers, places, at, slope, into, to, count, run, apart): 
         a, b, c, d, e, f, to = a + run, b + run, c + run, d + run, e + run, f + run, to + apart
 
 
-@dataclass(frozen=True)
 class _Transforms:
     """The transforms of one direction: of inputs (points, points) and to outputs (OUTPUTS, points), both float32, and of a
-    kernel (points, taps), float64."""
-
-    of_inputs: Array
-    of_kernel: Array
-    to_outputs: Array
-
-
-def _transforms(taps: int) -> _Transforms:
-    """The transforms for a kernel of so many taps.
+    kernel of so many taps (points, taps), float64.
 
     A polynomial is given by its values at as many points as it has coefficients; at infinity, by its highest coefficient.
     Multiplied there and interpolated, two polynomials' coefficients are convolved. The transpose of that slides a kernel
     over inputs.
     """
-    size = OUTPUTS + taps - 1
-    points = (*POINTS[: size - 1], math.inf)
 
-    def values(coefficients: int) -> Array:
-        powers = range(coefficients)
-        rows = [[float(power == coefficients - 1) if math.isinf(p) else p**power for power in powers] for p in points]
-        return np.array(rows)
+    def __init__(self, taps: int) -> None:
+        size = OUTPUTS + taps - 1
+        points = (*POINTS[: size - 1], math.inf)
 
-    of_inputs, of_kernel = np.linalg.inv(values(size)).T, values(taps)
-    # Transformed inputs of about one size lose least when they are rounded.
-    scale = np.abs(of_inputs).sum(axis=1, keepdims=True)
-    as_float32 = partial(np.ascontiguousarray, dtype=np.float32)
-    return _Transforms(as_float32(of_inputs / scale), of_kernel * scale, as_float32(values(OUTPUTS).T))
+        def values(coefficients: int) -> Array:
+            powers = range(coefficients)
+            rows = [[float(power == powers[-1]) if math.isinf(p) else p**power for power in powers] for p in points]
+            return np.array(rows)
+
+        of_inputs = np.linalg.inv(values(size)).T
+        # Transformed inputs of about one size lose least when they are rounded.
+        scale = np.abs(of_inputs).sum(axis=1, keepdims=True)
+        self.of_inputs = np.ascontiguousarray(of_inputs / scale, np.float32)
+        self.of_kernel = values(taps) * scale
+        self.to_outputs = np.ascontiguousarray(values(OUTPUTS).T, np.float32)
