@@ -24,9 +24,8 @@ from common import feature_folder
 from common.cli import extract_main
 from common.datasets import Clip
 from common.encoder import Output
-from common.extraction import ClipList, ExtractOptions, ShardError, Share, Threads
+from common.extraction import ClipList, ExtractOptions, ShardError, Share, Threads, extract
 from common.extraction.claims import Claims, alive_claims
-from common.extraction.extract import extract_with
 from common.extraction.launchers import OnDevices
 from common.extraction.work import cut
 from common.features import FeatureFileError, FeatureSet, checksum_of_features
@@ -318,7 +317,7 @@ def test_a_process_for_each_device_makes_the_file_of_one(
     encoder, outputs = load_stand_in_on(torch.device("cpu"))
     maker = OnDevices(encoder, outputs, Threads(1, 1), load_stand_in_on, [torch.device("cpu")])
     options = ExtractOptions(part_size=2)
-    assert extract_with(maker, ClipList(listed, root, "test"), tmp_path / "features.pt", options)
+    assert extract(maker, ClipList(listed, root, "test"), tmp_path / "features.pt", options)
     assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
 
 
