@@ -66,23 +66,21 @@ class ThisProcess:
         Clips of earlier parts that failed, or whose audio has changed, are embedded again. At the end every part exists, or
         another process has joined them.
         """
-        slices, n_clips = work.slices, len(work.clips)
-        order = share.order(slices)
-        assigned = share.assigned(slices)
+        n_clips, assigned = len(work.clips), share.assigned(work.slices)
         check = f"check-{share}".replace("/", "-of-")
         with Claims(work.folder, work.identity) as claims:
             claims.take(check)  # until they are looked at, nobody joins the parts
-            again, missing = list(_to_mend(work, assigned)), set(work.missing())
+            again = list(_to_mend(work, assigned))
             to_mend = sum(len(part.rows_left) for part in again)
-            left = sum(map(len, missing & set(assigned))) + to_mend
-            if done := n_clips - sum(map(len, missing)) - to_mend:
+            if done := work.n_done() - to_mend:
                 print(f"continuing: {done:,} of {n_clips:,} clips were done before")
+            left = sum(map(len, set(work.missing()) & set(assigned))) + to_mend
             total, desc = (n_clips, "embedding") if share.is_all else (left, f"shard {share}")
             with progress_bar(total=total, initial=total - left, unit="clip", desc=desc) as bar:
                 making = _Making(work, self, claims, bar)
                 making.run(iter(again))
                 claims.release(check)
-                making.run_until_all_are_there(order)
+                making.run_until_all_are_there(share.order(work.slices))
         return making.n_embedded
 
     def embed(self, clips: Iterator[tuple[int, Clip]], is_several: bool) -> Iterator[Embedded | Failed]:
@@ -126,10 +124,12 @@ def _to_mend(work: Work, places: Sequence[range]) -> Iterator[PartInWork]:
         samples, checksums = (part.table[name].to_pylist() for name in ("samples", "audio_checksum"))
         different = set(changed_files(paths, checksums))
         changed |= different
-        outcomes = [Embedded(*columns) for columns in zip(part.rows, part.embeddings, samples, checksums, strict=True)]
-        kept = {clip.row: clip for path, clip in zip(paths, outcomes, strict=True) if path not in different}
-        if len(kept) < len(place):
-            yield PartInWork(place, clips, dict(kept))
+        in_work = PartInWork(place, clips)
+        for path, *columns in zip(paths, part.rows, part.embeddings, samples, checksums, strict=True):
+            if path not in different:
+                in_work.outcomes[columns[0]] = Embedded(*columns)
+        if in_work.rows_left:
+            yield in_work
     if changed:
         print(f"{len(changed)} audio files have changed since the last run; their clips are computed again")
 

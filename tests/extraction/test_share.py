@@ -33,7 +33,7 @@ from common.files import OutputError, exclusive
 from common.parts import file_name, part_files
 from esc50_feature_fc.esc50 import TASK
 from tests.support import processes
-from tests.support.samples import extract_clips
+from tests.support.samples import extract_clips, write_wav
 from tests.support.scripts import call, refused
 from tests.support.stand_in import StandIn, halt
 
@@ -319,6 +319,19 @@ def test_a_process_for_each_device_makes_the_file_of_one(
     options = ExtractOptions(part_size=2)
     assert extract(maker, ClipList(listed, root, "test"), tmp_path / "features.pt", options)
     assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+
+
+def test_the_processes_of_other_devices_look_for_changed_audio_to_the_end(
+    run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path
+) -> None:
+    """Every part is there from the start, and the one to be made again is not of the first process's share."""
+    root, listed = clips
+    run(Share(), "parts", part_size=2)
+    write_wav(listed[3].path, seed=99, seconds=0.5)
+    encoder, outputs = load_stand_in_on(torch.device("cpu"))
+    maker = OnDevices(encoder, outputs, Threads(1, 1), load_stand_in_on, [torch.device("cpu")])
+    assert extract(maker, ClipList(listed, root, "test"), tmp_path / "parts", ExtractOptions(part_size=2))
+    assert FeatureSet.load(tmp_path / "parts").meta["samples"][3] == 16_000
 
 
 def test_a_ray_cluster_that_does_not_answer_is_one_line(esc50_root: Path, tmp_path: Path) -> None:
