@@ -15,7 +15,7 @@ import pandas as pd
 from analysis.plots import Panel, plot_heads
 from analysis.scores import ENCODERS_FOLDER, WIDTH, Run, by_task, scores
 from common.arrays import Array
-from common.encoder.check import CheckRecord
+from common.encoder.measure import CheckRecord
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
 from common.evaluation.predictions import KEYS
 from common.evaluation.record import ComparisonRecord, Interval, Record, ScoreKind

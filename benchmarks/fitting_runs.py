@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads
 
 EPOCHS, CLIPS, CLASSES, FOLDS = 20, 2000, 50, 5  # of ESC-50's size
+RECIPE = Recipe(EPOCHS, 8, 1e-3)
 
 
 @dataclass(frozen=True)
@@ -60,24 +63,16 @@ def compare(device: torch.device, rounds: int, seeds: int) -> list[Comparison]:
     of_fold = rows // (CLIPS // FOLDS)
     splits = [Split(f"fold {fold}", rows[of_fold != fold], rows[of_fold == fold]) for fold in range(FOLDS)]
     comparisons = []
-    for kind in HEADS:
-        for n_seeds in sorted({1, seeds}):
-            jobs = [Job(split, seed) for seed in range(n_seeds) for split in splits]
-            comparison = _compare(kind, features, jobs, rounds, device)
-            plain_s, together_s = comparison.plain_s, comparison.together_s
-            print(
-                f"{kind:<12} {len(jobs):>3} heads together: {1000 * together_s:7.1f} ms per head and epoch, "
-                f"plain {1000 * plain_s:7.1f} ms: {plain_s / together_s:5.1f} times as fast",
-                flush=True,
-            )
-            comparisons.append(comparison)
+    for kind, n_seeds in itertools.product(HEADS, sorted({1, seeds})):
+        jobs = [Job(split, seed) for seed in range(n_seeds) for split in splits]
+        ways = (partial(fit_plainly, kind, features, splits[0]), partial(fit_heads, kind, features, jobs, RECIPE))
+        seconds = [[timed(partial(way, device), device) for way in ways] for _ in range(rounds + 1)]
+        # The first round warms up.
+        plain_s, together_s = (np.median(seconds[1:], axis=0) / EPOCHS / (1, len(jobs))).tolist()
+        print(
+            f"{kind:<12} {len(jobs):>3} heads together: {1000 * together_s:7.1f} ms per head and epoch, "
+            f"plain {1000 * plain_s:7.1f} ms: {plain_s / together_s:5.1f} times as fast",
+            flush=True,
+        )
+        comparisons.append(Comparison(kind, len(jobs), plain_s, together_s))
     return comparisons
-
-
-def _compare(kind: HeadKind, features: FeatureSet, jobs: list[Job], rounds: int, device: torch.device) -> Comparison:
-    plain, together = [], []
-    for _ in range(rounds + 1):  # the first round warms up
-        plain.append(timed(lambda: fit_plainly(kind, features, jobs[0].split, device), device))
-        together.append(timed(lambda: fit_heads(kind, features, jobs, Recipe(EPOCHS, 8, 1e-3), device), device))
-    plain_s, together_s = (float(np.median(seconds[1:])) / EPOCHS for seconds in (plain, together))
-    return Comparison(kind, len(jobs), plain_s, together_s / len(jobs))

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.config import ConfigError, ExtractConfig, load_config
+from common.config import ExtractConfig, load_config
 from common.datasets import Clip, Task, Variants
 from common.encoder_name import EncoderKind, EncoderName
 from common.entry import run
@@ -74,6 +74,7 @@ def extract_task(
 ) -> bool:
     """Embed a task's clips as the flags say, and print how; returns whether the output is finished."""
     config, launch = arguments.config, arguments.launch
+    from common.encoder import configured_encoder
     from common.extraction import ClipList, ExtractOptions, Share, ThisProcess, Threads, extract
     from common.extraction.launchers import OnDevices, on_ray
 
@@ -85,7 +86,7 @@ def extract_task(
     source = ClipList(clips, root, task.name, task.class_names)
     print(_describe_clips(task, source))
     options = ExtractOptions(arguments.overwrite, share, config.allow_missing, config.part_size)
-    load = partial(_load_encoder, config)
+    load = partial(configured_encoder, config)
     if launch.ray:
         with on_ray(load, launch.ray, config.device) as actors:
             print(f"actors of Ray: {len(actors.actors)}")
@@ -113,27 +114,6 @@ def _devices(config: ExtractConfig, processes: int | None) -> list[torch.device]
     if processes is not None:
         return [torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % count)]
     return [torch.device("cuda", index) for index in range(count)]
-
-
-def _load_encoder(config: ExtractConfig, device: torch.device) -> tuple[Encoder, tuple[Output, ...]]:
-    """The encoder that a configuration names, and the outputs to extract."""
-    from common.encoder import AudioSepEncoder, choose_outputs, new_encoder
-
-    name = EncoderName.parse(config.encoder)
-    if Path(config.checkpoint).name == "logmel" and not Path(config.checkpoint).exists():
-        raise ConfigError("--checkpoint logmel is now --encoder logmel")
-    if name.kind is EncoderKind.AUDIOSEP:  # a wrong layer is refused before the weights are read
-        choose_outputs(AudioSepEncoder.outputs, AudioSepEncoder.default_output, config.layer, config.pool)
-    encoder = new_encoder(
-        name,
-        config.checkpoint,
-        device,
-        precision=config.precision,
-        condition=config.condition,
-        padding=config.padding,
-        trust_remote_code=config.trust_remote_code,
-    )
-    return encoder, choose_outputs(encoder.outputs, encoder.default_output, config.layer, config.pool)
 
 
 def _describe_clips(task: Task, clips: ClipList) -> str:

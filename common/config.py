@@ -12,7 +12,7 @@ import os
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import yaml
 from pydantic import (
@@ -87,27 +87,20 @@ def setting(
     return Field(default, description=help_text, json_schema_extra=extra, **constraints)
 
 
-def flag_of(field: FieldInfo) -> str:
+def flag_of(kind: type[Settings], key: str) -> str:
     """The flag that sets a declared setting."""
-    return str(extra_of(field)["flag"])
+    return extra_of(kind.model_fields[key])["flag"] or f"--{key.replace('_', '-')}"
 
 
-def extra_of(field: FieldInfo) -> dict[str, Any]:
+def extra_of(field: FieldInfo) -> dict[str, str]:
     """What `setting` declares beside type, default and help: ``flag``, ``metavar`` and ``unset``."""
-    assert isinstance(field.json_schema_extra, dict)
-    return field.json_schema_extra
+    return cast(dict[str, str], field.json_schema_extra)
 
 
 class Settings(BaseModel):
     """Base of the two configurations: immutable, and strict about names and types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        for key, field in cls.model_fields.items():
-            if isinstance(extra := field.json_schema_extra, dict):  # a record may have fields that are not settings
-                extra["flag"] = extra["flag"] or f"--{key.replace('_', '-')}"
 
     @field_validator("*", mode="before")
     @classmethod
@@ -295,14 +288,9 @@ def _validated(values: Mapping[str, object], base: Path, path: Path | None = Non
         wrong, cause = str(error.errors(include_url=False)[0]["loc"][0]), error
     if wrong is not None:  # None stands for the recipe's own value; users cannot write it
         shown = "null" if values[wrong] is None else repr(values[wrong])
-        place = f"{path}: {wrong}" if path else flag_of(fields[wrong])
+        place = f"{path}: {wrong}" if path else flag_of(_Everything, wrong)
         raise ConfigError(f"{place} must be {expectation(wrong)}, not {shown}") from cause
     return {key: getattr(checked, key) for key in values}
-
-
-def is_list(field: FieldInfo) -> bool:
-    """Whether a declared setting takes several values."""
-    return "tuple" in str(field.annotation)
 
 
 def expectation(key: str) -> str:

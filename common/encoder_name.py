@@ -38,17 +38,11 @@ class EncoderNameError(UserError):
 
 @dataclass(frozen=True)
 class EncoderName:
-    """A parsed name.
+    """A parsed name."""
 
-    Attributes:
-        kind: any but UNTRAINED.
-        place: for ``hear`` a module, or the path of a ``.py`` file; for ``hf`` a model's name, or a folder.
-        weights: the path of a HEAR module's weights; may be empty.
-    """
-
-    kind: EncoderKind
-    place: str = ""
-    weights: str = ""
+    kind: EncoderKind  # any but UNTRAINED
+    place: str = ""  # of "hear" a module, or the path of a .py file; of "hf" a model's name, or a folder
+    weights: str = ""  # the path of a HEAR module's weights
 
     @classmethod
     def parse(cls, text: str) -> EncoderName:

@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 from common.datasets import DatasetNote
 from common.errors import UserError
@@ -40,12 +40,10 @@ def run(main: Callable[[], None]) -> None:
         _end(f"error: {error}", 2)
     except BrokenPipeError:  # such as that of `| head`
         _end("error: the program that reads the output has ended; finished work is kept, the same command continues", 2)
-    except MemoryError as error:
-        _end(f"error: {OUT_OF_MEMORY} ({error or 'Python got no more'})", 2)
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # as torch says it
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # as torch says it
             raise
-        _end(f"error: {OUT_OF_MEMORY} ({str(error).splitlines()[0]})", 2)
+        _end(f"error: {OUT_OF_MEMORY} ({next(iter(str(error).splitlines()), 'Python got no more')})", 2)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _end(f"error: {place}{error.strerror or error}", 2)
@@ -70,14 +68,8 @@ def _end(text: str, status: int) -> None:
 
 
 def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any
 ) -> None:
     """Show a note about the data as one line, and any other warning with its location, as Python does."""
-    del file, line
     place = "note: " if issubclass(category, DatasetNote) else f"{filename}:{lineno}: {category.__name__}: "
     print(f"{place}{message}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The command `python -m common.export`; its code is in `integrations/export/`."""
 
+from common.entry import run
 from integrations.export import main
 
 if __name__ == "__main__":
-    main()
+    run(main)

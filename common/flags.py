@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Generic, NoReturn, get_args
 
 from common.config import (
+    COMMON_CONFIG,
     Config,
     ConfigError,
     ExtractConfig,
@@ -19,7 +20,6 @@ from common.config import (
     FitConfig,
     extra_of,
     flag_of,
-    is_list,
     load_config,
 )
 from common.datasets import Task, Variants
@@ -59,17 +59,11 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Launch:
-    """Which share of an extraction is done where.
+    """Which share of an extraction is done where."""
 
-    Attributes:
-        shard: ``i/n``; None: as a launcher's environment says.
-        ray: the address of a Ray cluster, or ``"local"``; None: without Ray.
-        status: only say how far it is: ``"text"`` or ``"json"``; None: extract.
-    """
-
-    shard: str | None = None
-    ray: str | None = None
-    status: str | None = None
+    shard: str | None = None  # i/n; None: as a launcher's environment says
+    ray: str | None = None  # the address of a Ray cluster, or "local"; None: without Ray
+    status: str | None = None  # only say how far it is: "text" or "json"; None: extract
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> Launch:
@@ -95,20 +89,12 @@ def add_launch(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Arguments(Generic[Config]):
-    """A script's parsed command line.
+    """A script's parsed command line."""
 
-    Attributes:
-        tasks: the tasks to run.
-        config: the effective configuration.
-        options: the values of the task's own flags.
-        overwrite: whether files made with different settings may be replaced.
-        launch: which part of an extraction is done where.
-    """
-
-    tasks: list[Task]
-    config: Config
-    options: dict[str, str | bool]
-    overwrite: bool
+    tasks: list[Task]  # to run
+    config: Config  # as it takes effect
+    options: dict[str, str | bool]  # the values of the task's own flags
+    overwrite: bool  # whether files made with different settings may be replaced
     launch: Launch = field(default_factory=lambda: Launch())
 
 
@@ -134,11 +120,11 @@ def parse_classify_flags(
     variants = _as_variants(task)
     parser = _new_parser(what, variants)
     for flag in variants.first.flags:
-        text = flag.help + (f" (default: {flag.choices[0]})" if flag.choices else "")
         if flag.choices:
-            parser.add_argument(flag.name, choices=flag.choices, help=text)
+            text = f"{flag.help} (default: {flag.default})"
+            parser.add_argument(flag.name, choices=flag.choices, default=flag.default, help=text)
         else:
-            parser.add_argument(flag.name, action="store_true", default=None, help=text)
+            parser.add_argument(flag.name, action="store_true", help=flag.help)
     add_settings(parser, FitConfig, variants.first, FitConfig.model_fields if only is None else only)
     add_shared(parser)
     return _parsed(parser, variants, FitConfig, argv)
@@ -159,32 +145,34 @@ def _new_parser(what: str, variants: Variants) -> Parser:
     return parser
 
 
-def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task, keys: Collection[str]) -> None:
-    """Add a flag for each setting, with its current default in the help text; values are not converted here."""
-    defaults = load_config(kind, task.config_file)
-    places = {
-        "data_root": task.default_data_root,
-        "features": task.default_features,
-        "output_dir": task.default_output_dir,
-    }
+def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task | None, keys: Collection[str]) -> None:
+    """Add a flag for each setting, with its current default (of the task) in the help text; values are not converted here."""
+    defaults = load_config(kind, task.config_file if task else COMMON_CONFIG)
+    places = {}
+    if task:
+        places = {
+            "data_root": task.default_data_root,
+            "features": task.default_features,
+            "output_dir": task.default_output_dir,
+        }
     for key in keys:
         field, default = kind.model_fields[key], getattr(defaults, key)
         extra, text = extra_of(field), field.description or ""
         if field.annotation is bool:
             is_on = field.default
             text = f"no {text}" if is_on else text
-            parser.add_argument(flag_of(field), dest=key, action="store_const", const=not is_on, help=text)
+            parser.add_argument(flag_of(kind, key), dest=key, action="store_const", const=not is_on, help=text)
             continue
         metavar = extra["metavar"]
-        if key == "features" and task.parts and kind is FitConfig:
+        if key == "features" and task and task.parts and kind is FitConfig:
             metavar, text, default = "FOLDER", f"where {', '.join(task.parts.values())} are", task.folder
         if default is None:
             default = places.get(key) or extra["unset"]
         parser.add_argument(
-            flag_of(field),
+            flag_of(kind, key),
             dest=key,
             metavar=metavar,
-            nargs="+" if is_list(field) else None,
+            nargs="+" if "tuple" in str(field.annotation) else None,
             help=f"{text} (default: {default})".replace("%", "%%"),
         )
 
@@ -204,10 +192,7 @@ def _parsed(
     arguments = vars(parsed)
     flags = {key: arguments[key] for key in kind.model_fields if arguments.get(key) is not None}
     config = load_config(kind, variants.first.config_file, arguments["config"], flags)
-    options = {
-        flag.key: flag.default if arguments.get(flag.key) is None else arguments[flag.key]
-        for flag in variants.first.flags
-    }
+    options = {flag.key: arguments.get(flag.key, flag.default) for flag in variants.first.flags}
     wanted = [arguments[f"variant{place}"] for place in range(len(variants.flags))]
     tasks = [
         task
@@ -226,7 +211,5 @@ def _refuse_one_place_for_several(config: ExtractConfig | FitConfig, tasks: Sequ
         if key == "data_root" and has_one_data_folder:
             continue
         if getattr(config, key, None) is not None:
-            place_flag = flag_of(type(config).model_fields[key])
-            raise ConfigError(
-                f"{place_flag} (or {key}) names one location, but {flag} both needs several; give only one of them"
-            )
+            place = f"{flag_of(type(config), key)} (or {key})"
+            raise ConfigError(f"{place} names one location, but {flag} both needs several; give only one of them")

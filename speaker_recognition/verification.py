@@ -197,11 +197,33 @@ def make_trials(features: FeatureSet, seed: int) -> tuple[Array, Array]:
 
 
 def error_rates(same: Array, similarity: Array, weights: Array | None = None) -> dict[str, float]:
-    """``equal_error_rate`` and ``min_dcf_<prior>`` of trials; arguments as for `equal_error_rate`."""
-    from common.evaluation.scores import equal_error_rate, min_dcf
+    """How badly a threshold on the similarity divides trials.
 
-    costs = {f"min_dcf_{p_target}": min_dcf(same, similarity, p_target, weights) for p_target in P_TARGETS}
-    return {"equal_error_rate": equal_error_rate(same, similarity, weights), **costs}
+    Args:
+        same: (N,) bool, whether a trial is of one speaker.
+        similarity: (N,), higher where the two sides are more alike.
+        weights: (N,), how often each trial counts; None: once.
+
+    Returns:
+        ``equal_error_rate``, where false acceptances and false rejections are equally frequent; ``min_dcf_<prior>``, the
+        least normalised detection cost over all thresholds, misses and false alarms costing 1 each (NIST speaker
+        recognition evaluations), for a prior share of trials of one speaker: 1 is the cost of deciding without the scores.
+    """
+    import numpy as np
+    from sklearn.metrics import roc_curve
+
+    false_accept, true_accept, _ = roc_curve(same, similarity, sample_weight=weights, drop_intermediate=False)
+    gap = (1 - true_accept) - false_accept  # falls from 1 to -1
+    after = int(np.argmax(gap <= 0))
+    # Interpolated between the two thresholds where the rates cross.
+    share = gap[after - 1] / (gap[after - 1] - gap[after])
+    rates = {
+        "equal_error_rate": float(false_accept[after - 1] + share * (false_accept[after] - false_accept[after - 1]))
+    }
+    for p_target in P_TARGETS:
+        cost = p_target * (1 - true_accept) + (1 - p_target) * false_accept
+        rates[f"min_dcf_{p_target}"] = float(cost.min() / min(p_target, 1 - p_target))
+    return rates
 
 
 def speaker_intervals(

@@ -81,18 +81,18 @@ def cuts(draw: st.DrawFn) -> tuple[torch.Tensor, list[slice]]:
 @given(cuts())
 def test_merged_parts_equal_the_whole(cut: tuple[torch.Tensor, list[slice]]) -> None:
     values, parts = cut
-    pieces = [Moments.split(batch_moments(values, [part], POOLS))[0] for part in parts]
-    merged = Moments.merge(pieces)
+    pieces = Moments.joined([batch_moments(values, [part], POOLS) for part in parts])
     exact = values[0].double().flatten(1)
-    assert merged.count == exact.shape[1]
+    assert sum(pieces.counts) == exact.shape[1]
+    items = list(range(len(parts)))
     # float32 sums of each part: their rounding is relative to the values, not to their deviation.
     within = {"rtol": 1e-5, "atol": 1e-6 * float(exact.abs().max())}
-    torch.testing.assert_close(merged.pooled("mean").double(), exact.mean(dim=1), **within)
-    torch.testing.assert_close(merged.pooled("std").double(), exact.std(dim=1, correction=0), **within)
-    assert torch.equal(merged.pooled("max").double(), exact.amax(dim=1))
+    torch.testing.assert_close(pieces.pooled(items, "mean").double(), exact.mean(dim=1), **within)
+    torch.testing.assert_close(pieces.pooled(items, "std").double(), exact.std(dim=1, correction=0), **within)
+    assert torch.equal(pieces.pooled(items, "max").double(), exact.amax(dim=1))
     # The order of the parts does not matter.
-    again = Moments.merge(pieces[::-1])
-    torch.testing.assert_close(again.pooled("std"), merged.pooled("std"), rtol=1e-6, atol=0)
+    again = pieces.pooled(items[::-1], "std")
+    torch.testing.assert_close(again, pieces.pooled(items, "std"), rtol=1e-6, atol=0)
 
 
 @few
@@ -100,13 +100,13 @@ def test_merged_parts_equal_the_whole(cut: tuple[torch.Tensor, list[slice]]) -> 
 def test_the_items_of_a_batch_are_pooled_as_each_alone(cut: tuple[torch.Tensor, list[slice]], padding: int) -> None:
     values, parts = cut
     padded = torch.nn.functional.pad(values, (0, 0, 0, padding), value=1e4)
-    together = Moments.split(batch_moments(padded.expand(len(parts), -1, -1, -1), parts, POOLS))
-    for part, own in zip(parts, together, strict=True):
-        (alone,) = Moments.split(batch_moments(values, [part], POOLS))
-        assert own.count == alone.count
+    together = Moments.joined([batch_moments(padded.expand(len(parts), -1, -1, -1), parts, POOLS)])
+    for item, part in enumerate(parts):
+        alone = Moments.joined([batch_moments(values, [part], POOLS)])
+        assert together.counts[item] == alone.counts[0]
         within = {"rtol": 1e-5, "atol": 1e-6 * float(values.abs().max())}
         for pool in POOLS:
-            torch.testing.assert_close(own.pooled(pool), alone.pooled(pool), **within)
+            torch.testing.assert_close(together.pooled([item], pool), alone.pooled([0], pool), **within)
 
 
 # Splits

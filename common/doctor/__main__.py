@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 
 from common.cli import data_root_of
 from common.config import DEVICES, ExtractConfig, load_config
 from common.datasets import Task
-from common.doctor import Finding, Mark
 from common.entry import run
 from common.flags import Parser, user_path
 
@@ -36,10 +35,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = resolve_device(arguments.device)
     any_task = next(iter(sets.values()))[0][0]
     checkpoint = arguments.checkpoint or load_config(ExtractConfig, any_task.config_file).checkpoint
-    failed = _show("environment", checks.check_environment(device))
-    failed += _show("encoder", [checks.check_encoder(device)])
+    failed = checks.show("environment", checks.check_environment(device))
+    failed += checks.show("encoder", [checks.check_encoder(device)])
     finding, encoder = checks.check_checkpoint(checkpoint, device)
-    failed += _show("weights", [finding])
+    failed += checks.show("weights", [finding])
     encoder = encoder or load_encoder("random:0", device)  # as fast as the real weights
     absent = [name for name in chosen if not arguments.names and not data_root_of(sets[name][0][0]).is_dir()]
     for name in (name for name in chosen if name not in absent):
@@ -47,24 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             roots = [(arguments.data_root or data_root_of(task)).absolute() for task in tasks]
             download = name.removesuffix("_v1").removesuffix("_v2")
             findings = checks.check_division(tasks, roots, download, encoder, is_wanted=place == 0)
-            failed += _show(f"{tasks[0].title if len(tasks) == 1 else name} in {roots[0]}", findings)
+            failed += checks.show(f"{tasks[0].title if len(tasks) == 1 else name} in {roots[0]}", findings)
     if absent:
         print(f"not found, so not checked: {', '.join(absent)}\n")
     print(f"{failed} failed check{'s' * (failed != 1)}." if failed else "All checks passed.")
     sys.exit(1 if failed else 0)
-
-
-def _show(title: str, findings: Iterable[Finding]) -> int:
-    """Print findings as they come; returns the number of failed checks."""
-    print(title)
-    failed = 0
-    for finding in findings:
-        failed += finding.mark is Mark.BAD
-        print(f"  {finding.mark} {finding.what:<8} {finding.text}", flush=True)
-        if finding.fix:
-            print(f"    {'':<8} -> {finding.fix}")
-    print()
-    return failed
 
 
 if __name__ == "__main__":

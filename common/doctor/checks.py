@@ -9,8 +9,9 @@ import re
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,14 +20,12 @@ import torch
 
 from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, Task, count, download_command
 from common.datasets.audio import AudioError, read_audio
-from common.doctor import Finding, Mark
 from common.encoder import AudioSepEncoder, CheckpointError, load_encoder
 from common.encoder.checkpoint import DOWNLOAD, KNOWN_RELEASES
 from common.encoder.device import describe_cpu, has_bf16
 from common.encoder_name import EncoderKind
 from common.files import PROJECT_ROOT
 
-GOOD, NOTE, BAD = Mark
 WANTED_MEMORY = 2e9  # bytes; an extraction on a CPU takes about 1.5 GB
 # First six numbers, norm and sum of the embedding of 1.5 s of noise by `random:2024`, recorded when this encoder's outputs
 # equalled those of the official implementation.
@@ -36,6 +35,40 @@ SAMPLE = 24  # clips of a data set to decode
 TIMED_S = 15.0  # seconds of audio to embed, to measure the speed
 BYTES_PER_CLIP = 384 * 4 + 150  # in a feature file: the embedding, then its label, name, group and stamp
 NAMED = 4  # examples listed in a message
+
+
+class Mark(StrEnum):
+    """The result of a check, as printed."""
+
+    GOOD = "✓"
+    NOTE = "!"
+    BAD = "✗"
+
+
+GOOD, NOTE, BAD = Mark
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A line of the doctor's table: a check, its result, and how to fix it if it failed."""
+
+    mark: Mark
+    what: str
+    text: str
+    fix: str = ""
+
+
+def show(title: str, findings: Iterable[Finding]) -> int:
+    """Print findings as they come; returns the number of failed checks."""
+    print(title)
+    failed = 0
+    for finding in findings:
+        failed += finding.mark is BAD
+        print(f"  {finding.mark} {finding.what:<8} {finding.text}", flush=True)
+        if finding.fix:
+            print(f"    {'':<8} -> {finding.fix}")
+    print()
+    return failed
 
 
 def check_environment(device: torch.device) -> Iterator[Finding]:

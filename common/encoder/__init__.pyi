@@ -1,6 +1,7 @@
 from .audiosep import AudioSepEncoder as AudioSepEncoder
 from .audiosep import load_encoder as load_encoder
 from .checkpoint import CheckpointError as CheckpointError
+from .choose import configured_encoder as configured_encoder
 from .choose import new_encoder as new_encoder
 from .condition import ConditionError as ConditionError
 from .device import DeviceError as DeviceError
@@ -16,5 +17,4 @@ from .protocol import Output as Output
 from .protocol import UnknownOutputError as UnknownOutputError
 from .protocol import Waveform as Waveform
 from .protocol import choose_outputs as choose_outputs
-from .protocol import find_output as find_output
 from .tiles import POOLS as POOLS

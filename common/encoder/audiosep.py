@@ -10,7 +10,6 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -29,12 +28,11 @@ from common.encoder.network import (
     N_FFT,
     SAMPLE_RATE,
     TIME_POOLINGS,
-    LayerOutput,
     ResUNet30Encoder,
     weight_shapes,
 )
 from common.encoder.protocol import Encoder, EncoderInfo, Output, StoppedError, Waveform, check_waveforms
-from common.encoder.tiles import FRAMES_PER_COLUMN, POOLS, BatchMoments, Moments, Tile, batch_moments, plan_tiles
+from common.encoder.tiles import FRAMES_PER_COLUMN, POOLS, Moments, Tile, batch_moments, plan_tiles
 from common.encoder_name import EncoderKind
 
 T = TypeVar("T")
@@ -135,28 +133,16 @@ def build_encoder(
 
 
 class AudioSepEncoder(Encoder, nn.Module):
-    """The frozen encoder. Build it with `load_encoder`.
-
-    Attributes:
-        sample_rate: 32000, in Hz.
-        outputs: every layer with every pooling.
-        embedding_size: 384.
-        info: what feature files and results record.
-    """
+    """The frozen encoder. Build it with `load_encoder`."""
 
     is_thread_safe = True
-    sample_rate = SAMPLE_RATE
-    outputs = OUTPUTS
+    sample_rate = SAMPLE_RATE  # 32,000 Hz
+    outputs = OUTPUTS  # every layer with every pooling
     default_output = DEFAULT
-    embedding_size = CHANNELS[DEFAULT_LAYER]
+    embedding_size = CHANNELS[DEFAULT_LAYER]  # 384
 
     def __init__(
-        self,
-        weights: Weights,
-        condition: torch.Tensor | None,
-        condition_identity: str,
-        precision: str,
-        padding: str = "none",
+        self, weights: Weights, condition: torch.Tensor | None, condition_identity: str, precision: str, padding: str
     ) -> None:
         super().__init__()
         self.info = EncoderInfo(
@@ -171,6 +157,7 @@ class AudioSepEncoder(Encoder, nn.Module):
             padding=padding,
         )
         self.network = ResUNet30Encoder(weights.tensors, condition, PRECISIONS[precision])
+        self.pads_time = padding == "official"  # as AudioSep's own forward does
         self.batch_frames = GPU_BATCH_FRAMES
         self.eval().requires_grad_(False)
 
@@ -193,20 +180,22 @@ class AudioSepEncoder(Encoder, nn.Module):
         checked = check_waveforms(waveforms, self.info.min_samples)
         pools = {wanted.layer: {other.pool for other in outputs if other.layer == wanted.layer} for wanted in outputs}
 
-        def pool(output: LayerOutput, columns: list[slice]) -> BatchMoments:
-            return batch_moments(output.activations, columns, pools[output.layer])
+        if not checked:
+            return {output: torch.empty(0, output.width) for output in outputs}
 
-        parts: dict[tuple[int, str], list[Moments]] = {}
-        # Nothing before `split` waits for a GPU: it computes one batch while the samples of the next one are laid out.
-        for batch, layer, moments in self._reduce(checked, list(pools), pool):
-            for tile, moment in zip(batch, Moments.split(moments), strict=True):
-                parts.setdefault((tile.clip, layer), []).append(moment)
-        # Tiles of one width share a batch, so a clip's parts may come in any order; their sums are in float64.
-        merged = {key: Moments.merge(of_clip) for key, of_clip in parts.items()}
+        def pool(layer: str, activations: torch.Tensor, columns: list[slice]) -> Moments:
+            return batch_moments(activations, columns, pools[layer])
+
+        # Nothing before `joined` waits for a GPU: it computes one batch while the samples of the next one are laid out.
+        reduced = self._reduce(checked, list(pools), pool)
+        moments = {layer: Moments.joined([values for _, name, values in reduced if name == layer]) for layer in pools}
+        # Tiles of one width share a batch, so a clip's tiles may come in any order, which is the same for every layer.
+        tiles = (tile for batch, name, _ in reduced if name == outputs[0].layer for tile in batch)
+        parts: list[list[int]] = [[] for _ in checked]
+        for item, tile in enumerate(tiles):
+            parts[tile.clip].append(item)
         return {
-            output: torch.stack([merged[clip, output.layer].pooled(output.pool) for clip in range(len(checked))])
-            if checked
-            else torch.empty(0, output.width)
+            output: torch.stack([moments[output.layer].pooled(items, output.pool) for items in parts])
             for output in outputs
         }
 
@@ -225,8 +214,8 @@ class AudioSepEncoder(Encoder, nn.Module):
         checked = check_waveforms(waveforms, self.info.min_samples)
         self._one_output(layer, DEFAULT_POOL)  # which refuses an unknown layer
 
-        def over_frequency(output: LayerOutput, columns: list[slice]) -> list[torch.Tensor]:
-            means = output.activations.float().mean(dim=3).transpose(1, 2).cpu()
+        def over_frequency(_: str, activations: torch.Tensor, columns: list[slice]) -> list[torch.Tensor]:
+            means = activations.float().mean(dim=3).transpose(1, 2).cpu()
             return [values[core] for values, core in zip(means, columns, strict=True)]
 
         parts: list[list[tuple[int, torch.Tensor]]] = [[] for _ in checked]
@@ -242,15 +231,10 @@ class AudioSepEncoder(Encoder, nn.Module):
         centres: torch.Tensor = (frames * torch.arange(count) + (frames - 1) / 2) * HOP_LENGTH / SAMPLE_RATE
         return centres
 
-    @property
-    def pads_time(self) -> bool:
-        """Whether time is padded as AudioSep's own forward does."""
-        return self.info.padding == "official"
-
     def _reduce(
-        self, waveforms: list[Array], layers: Sequence[str], reduce: Callable[[LayerOutput, list[slice]], T]
+        self, waveforms: list[Array], layers: Sequence[str], reduce: Callable[[str, torch.Tensor, list[slice]], T]
     ) -> list[tuple[list[Tile], str, T]]:
-        """(tiles, layer, what `reduce` makes of the layer's output and the tiles' cores), for every batch of tiles."""
+        """(tiles, layer, what `reduce` makes of the layer, its output and the tiles' cores), for every batch of tiles."""
         halo = max((HALO_FRAMES[layer] for layer in layers), default=0)
         tiles: list[Tile] = []
         for clip, waveform in enumerate(waveforms):
@@ -263,8 +247,8 @@ class AudioSepEncoder(Encoder, nn.Module):
             if self.is_stopped:
                 raise StoppedError
             return [
-                (batch, output.layer, reduce(output, [tile.columns(output.time_poolings) for tile in batch]))
-                for output in self._forward(batch, waveforms, layers)
+                (batch, layer, reduce(layer, activations, [tile.columns(TIME_POOLINGS[layer]) for tile in batch]))
+                for layer, activations in self._forward(batch, waveforms, layers)
             ]
 
         with self._arithmetic():
@@ -277,13 +261,12 @@ class AudioSepEncoder(Encoder, nn.Module):
             return
         by_width: dict[int, list[Tile]] = {}
         for tile in tiles:
-            by_width.setdefault(tile.padded_frames(WIDTHS[self.device.type]), []).append(tile)
+            by_width.setdefault(self._width([tile]), []).append(tile)
         for width, same_width in by_width.items():
-            start = 0
-            while start < len(same_width):
+            while same_width:
                 size = max(1, self.batch_frames // width)  # batch_frames falls when memory runs short
-                yield same_width[start : start + size]
-                start += size
+                yield same_width[:size]
+                del same_width[:size]
 
     def _compute(self, batch: list[Tile], work: Callable[[list[Tile]], list[T]]) -> list[T]:
         """What `work` makes of a batch of tiles; of its halves if the device is short of memory. `work` is a function of its
@@ -303,29 +286,25 @@ class AudioSepEncoder(Encoder, nn.Module):
     def _width(self, batch: list[Tile]) -> int:
         return max(tile.padded_frames(WIDTHS[self.device.type]) for tile in batch)
 
-    def _forward(self, batch: list[Tile], waveforms: list[Array], layers: Sequence[str]) -> Iterator[LayerOutput]:
-        """The layers' outputs of a batch of tiles."""
+    def _forward(
+        self, batch: list[Tile], waveforms: list[Array], layers: Sequence[str]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The layers and their outputs of a batch of tiles."""
         width = self._width(batch)
         on_gpu = self.device.type == "cuda"
         samples = torch.empty(len(batch), (width - 1) * HOP_LENGTH + N_FFT, pin_memory=on_gpu)
-        for row, tile in zip(samples.numpy(), batch, strict=True):
-            waveform = waveforms[tile.clip]
-            _lay_out(waveform, replace(tile, last=min(tile.last, _sounding_frames(waveform))), row)
-        sounding = None
-        if self.pads_time:
-            sounding = [min(tile.last, _sounding_frames(waveforms[tile.clip])) - tile.first for tile in batch]
+        sounding = [min(tile.last, _sounding_frames(waveforms[tile.clip])) - tile.first for tile in batch]
+        for row, tile, frames in zip(samples.numpy(), batch, sounding, strict=True):
+            _lay_out(waveforms[tile.clip], tile.first, frames, row)
         moved = samples.to(self.device, non_blocking=True)
-        yield from self.network(moved, [tile.frames for tile in batch], layers, sounding)
+        yield from self.network(moved, [tile.frames for tile in batch], layers, sounding if self.pads_time else None)
 
-    @contextlib.contextmanager
-    def _arithmetic(self) -> Iterator[None]:
+    def _arithmetic(self) -> contextlib.AbstractContextManager[None]:
         """Configure cuDNN, which by default rounds float32 convolutions to TF32 and may choose algorithms by timing."""
         if self.device.type != "cuda":
-            yield
-            return
+            return contextlib.nullcontext()
         is_tf32 = self.info.precision == "tf32"
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=is_tf32):
-            yield
+        return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=is_tf32)
 
 
 def _sounding_frames(waveform: Array) -> int:
@@ -333,11 +312,11 @@ def _sounding_frames(waveform: Array) -> int:
     return 1 + len(waveform) // HOP_LENGTH
 
 
-def _lay_out(waveform: Array, tile: Tile, row: Array) -> None:
-    """Fill `row` with the samples of the tile's frames as the STFT of the whole clip sees them: reflected at the clip's
-    ends, and zero beyond its last frame."""
-    start = tile.first * HOP_LENGTH - N_FFT // 2
-    end = start + (tile.frames - 1) * HOP_LENGTH + N_FFT
+def _lay_out(waveform: Array, first: int, frames: int, row: Array) -> None:
+    """Fill `row` with the samples of so many frames as the STFT of the whole clip sees them: reflected at the clip's ends;
+    and zero after them."""
+    start = first * HOP_LENGTH - N_FFT // 2
+    end = start + (frames - 1) * HOP_LENGTH + N_FFT
     before, after, size = max(0, -start), max(0, end - len(waveform)), end - start
     # Reflection needs more samples than it mirrors; a tile is at least 32 frames, so a slice holds enough.
     inner = waveform[max(0, start) : end]

@@ -42,18 +42,11 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class Weights:
-    """Encoder and FiLM tensors by their official name without prefix, and where they come from.
+    """Encoder and FiLM tensors, and where they come from."""
 
-    Attributes:
-        tensors: name -> float32 values.
-        identity: ``sha256:<hex>`` of the file, or ``random:<seed>``.
-        release: the known release that the file equals, ``"unknown"``, or ``"untrained"``; for readers.
-        is_untrained: whether the values are random.
-    """
-
-    tensors: dict[str, torch.Tensor]
-    identity: str
-    release: str
+    tensors: dict[str, torch.Tensor]  # official name without prefix -> float32 values
+    identity: str  # "sha256:<hex>" of the file, or "random:<seed>"
+    release: str  # the known release that the file equals, "unknown", or "untrained"; for readers
     is_untrained: bool = False
 
 

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 
-from common.encoder.audiosep import load_encoder
+from common.config import ConfigError, ExtractConfig
+from common.encoder.audiosep import AudioSepEncoder, load_encoder
 from common.encoder.hear import HearEncoder
 from common.encoder.hugging_face import TransformersEncoder
 from common.encoder.logmel import LogMelStatistics
 from common.encoder.plug_in import PluginError
-from common.encoder.protocol import Encoder
+from common.encoder.protocol import Encoder, Output, choose_outputs
 from common.encoder_name import EncoderKind, EncoderName
+
+
+def configured_encoder(config: ExtractConfig, device: torch.device) -> tuple[Encoder, tuple[Output, ...]]:
+    """The encoder that a configuration names, and the outputs to extract; errors as for `new_encoder`."""
+    name = EncoderName.parse(config.encoder)
+    if Path(config.checkpoint).name == "logmel" and not Path(config.checkpoint).exists():
+        raise ConfigError("--checkpoint logmel is now --encoder logmel")
+    if name.kind is EncoderKind.AUDIOSEP:  # a wrong layer is refused before the weights are read
+        choose_outputs(AudioSepEncoder.outputs, AudioSepEncoder.default_output, config.layer, config.pool)
+    encoder = new_encoder(
+        name,
+        config.checkpoint,
+        device,
+        precision=config.precision,
+        condition=config.condition,
+        padding=config.padding,
+        trust_remote_code=config.trust_remote_code,
+    )
+    return encoder, choose_outputs(encoder.outputs, encoder.default_output, config.layer, config.pool)
 
 
 def new_encoder(

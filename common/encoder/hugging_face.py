@@ -31,9 +31,6 @@ class TransformersEncoder(PlugIn):
     Its outputs: ``last_hidden_state`` and every ``hidden_state_N`` (0: what enters the first block), pooled over time,
     and ``pooler_output`` where the model has one. Clips share a batch only if they have the same length: models with
     group normalisation change with padding, even if it is masked.
-
-    Attributes:
-        is_fixed_length: whether the feature extractor makes every clip equally long, by padding or cutting it.
     """
 
     is_thread_safe = True  # transformers collects hidden states per thread
@@ -55,6 +52,7 @@ class TransformersEncoder(PlugIn):
         self.outputs = self._find_outputs(second)
         self.default_output = self.outputs[0]
         self.pad_to = self.find_min_samples()
+        # Whether the feature extractor makes every clip equally long, by padding or cutting it.
         inputs = [self._inputs(np.tile(second, times)[None]) for times in (1, 2)]
         self.is_fixed_length = all(value.shape == inputs[1][key].shape for key, value in inputs[0].items())
         code = f"transformers {type(self._model).__name__}, settings {self._settings()}"

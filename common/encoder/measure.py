@@ -7,22 +7,83 @@ import timeit
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common.arrays import Array
+from common.encoder.device import describe_cpu
 from common.encoder.protocol import Encoder, Output
 from common.errors import UserError
+from common.files import DamagedFileError, read_json
 
 SAME = 1e-5  # relative L2 error up to which two embeddings are the same
 TIMED_S = 5.0  # seconds of a clip whose embedding is timed
 TIMES = 3
-# What is asked; whether it holds, None where neither answer is wrong; what was seen.
-Seen = tuple[str, bool | None, str]
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Property:
+    """One measured property."""
+
+    name: str  # what is asked
+    holds: bool | None  # whether it does; None where neither answer is wrong
+    measured: str  # what was seen
+
+
+class CheckRecord(BaseModel):
+    """What was measured of an encoder; the first fields as `EncoderInfo` and `Output` have them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    encoder: str
+    checkpoint: str
+    sample_rate: int  # in Hz
+    output: str
+    width: int
+    parameters: int | None
+    min_samples: int
+    speed: float  # seconds of audio per second, for clips of 5 s, one after the other
+    device: str  # what it was measured on
+    cpu: str
+    properties: list[Property]  # in the order of the table
+
+    @property
+    def holds(self) -> bool:
+        """Whether every property that is needed does."""
+        return all(item.holds is not False for item in self.properties)
+
+    @classmethod
+    def load(cls, path: Path) -> CheckRecord:
+        """Read what ``--json`` wrote; UserError if it is damaged."""
+        try:
+            return cls.model_validate_json(read_json(path))
+        except (ValidationError, DamagedFileError) as error:
+            raise UserError(f"{path} is damaged; run python -m common.encoder.check again") from error
+
+
+def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord:
+    """Measure an encoder's properties with noise, silence and tones; `output` is one of its own, None the default one."""
+    output = output or encoder.default_output
+    measurement = _Measurement(encoder, output)
+    return CheckRecord(
+        encoder=encoder.info.encoder,
+        checkpoint=encoder.info.checkpoint,
+        sample_rate=encoder.sample_rate,
+        output=output.name,
+        width=output.width,
+        parameters=encoder.info.parameters,
+        min_samples=encoder.info.min_samples,
+        speed=measurement.speed(),
+        device=str(encoder.device),
+        cpu=describe_cpu(),
+        properties=[*measurement.sameness(), *measurement.finite(), *measurement.changes()],
+    )
+
+
+@dataclass(frozen=True)
+class _Measurement:
     """An encoder and one of its outputs, tried on sounds of 1 s."""
 
     encoder: Encoder
@@ -34,15 +95,11 @@ class Measurement:
         rng = np.random.default_rng(0)
         return [_sound(rng, self.encoder.sample_rate) for _ in range(3)]
 
-    def seen(self) -> list[Seen]:
-        """Every property, in the order of the table."""
-        return [*self.sameness(), *self.finite(), *self.changes()]
-
     def embed(self, waveforms: Sequence[Array]) -> Array:
         """(N, width) float64."""
         return self.encoder.embed_outputs(waveforms, [self.output])[self.output].double().numpy()
 
-    def sameness(self) -> Iterator[Seen]:
+    def sameness(self) -> Iterator[Property]:
         """A clip gives the same embedding whenever and in whatever company, and another clip gives another one."""
         sounds, rate = self.sounds, self.encoder.sample_rate
         # Some encoders treat long clips in another way.
@@ -59,10 +116,9 @@ class Measurement:
         yield _same("beside clips of other lengths", (beside, together[:1]))
         # An encoder that says the same of every sound says nothing.
         least = min(_error(first[None], second[None]) for first, second in itertools.combinations(together, 2))
-        measured = f"relative difference {least:.1e} or more"
-        yield "different sounds differ", least > SAME, measured
+        yield Property("different sounds differ", least > SAME, f"relative difference {least:.1e} or more")
 
-    def finite(self) -> Iterator[Seen]:
+    def finite(self) -> Iterator[Property]:
         """Whether clips that break many encoders give finite numbers, and NaN is refused."""
         first, rate = self.sounds[0], self.encoder.sample_rate
         extremes = {
@@ -80,14 +136,14 @@ class Measurement:
                 measured = padded + ("finite" if is_finite else "NaN or infinity")
             except UserError as error:
                 is_finite, measured = False, str(error)
-            yield f"{name}: finite numbers", is_finite, measured
+            yield Property(f"{name}: finite numbers", is_finite, measured)
         try:
             self.embed([np.append(first, np.float32(np.nan))])
-            yield "NaN is refused", False, "embedded without a word"
+            yield Property("NaN is refused", False, "embedded without a word")
         except ValueError as error:
-            yield "NaN is refused", True, str(error)
+            yield Property("NaN is refused", True, str(error))
 
-    def changes(self) -> Iterator[Seen]:
+    def changes(self) -> Iterator[Property]:
         """What changes an embedding, where neither answer is wrong."""
         together, rate = self.embed(self.sounds), self.encoder.sample_rate
         yield _change("half the amplitude", self.embed([0.5 * sound for sound in self.sounds]), together)
@@ -121,14 +177,14 @@ def _error(embeddings: Array, reference: Array) -> float:
     return float((difference / np.linalg.norm(reference, axis=1).clip(min=1e-12)).max())
 
 
-def _same(name: str, *pairs: tuple[Array, Array]) -> Seen:
+def _same(name: str, *pairs: tuple[Array, Array]) -> Property:
     """Whether all pairs of (N, width) are the same; NaN is not."""
     error = float(np.max([_error(embeddings, reference) for embeddings, reference in pairs]))
     measured = "to the last bit" if error == 0 else f"relative difference {error:.1e}"
-    return name, error <= SAME, measured
+    return Property(name, error <= SAME, measured)
 
 
-def _change(name: str, embeddings: Array, reference: Array) -> Seen:
+def _change(name: str, embeddings: Array, reference: Array) -> Property:
     error = _error(embeddings, reference)
     measured = "cannot be told: NaN" if np.isnan(error) else f"changes by {100 * error:.3g} %"
-    return name, None, "changes nothing" if error <= SAME else measured
+    return Property(name, None, "changes nothing" if error <= SAME else measured)

@@ -20,14 +20,14 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from common.encoder.condition import CONDITION_SIZE
-from common.encoder.tiles import PaddingMask, fill_padding, item_ends, padding_mask, to_device
+from common.encoder.tiles import fill_padding, padding_mask, to_device
 
 SAMPLE_RATE = 32_000  # Hz
 N_FFT = 2048  # samples
@@ -60,15 +60,6 @@ FREQUENCIES = dict(
 TIME_POOLINGS = dict(zip(LAYERS, itertools.accumulate((block[4][0] // 2 for block in BLOCKS), initial=0), strict=True))
 # Frames of the first block's input computed at a time, 131 kB of float32 each; 32 was the fastest of 2 to 512 on a CPU.
 CPU_PART, GPU_PART = 32, 2048
-
-
-@dataclass(frozen=True)
-class LayerOutput:
-    """A layer's output: its name, the number of poolings in time so far, and (B, channels, time, frequency)."""
-
-    layer: str
-    time_poolings: int
-    activations: torch.Tensor
 
 
 def weight_shapes() -> dict[str, tuple[int, ...]]:
@@ -122,8 +113,8 @@ class ResUNet30Encoder(nn.Module):
         lengths: Sequence[int],
         layers: Collection[str],
         sounding: Sequence[int] | None = None,
-    ) -> Iterator[LayerOutput]:
-        """The outputs of the requested layers, in the order of LAYERS.
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The requested layers, in the order of LAYERS, and their outputs (B, channels, time, frequency).
 
         The padding of a batch's shorter items is set to zero before each convolution, like the convolution's own zero
         padding of an item alone.
@@ -139,15 +130,15 @@ class ResUNet30Encoder(nn.Module):
         if sounding is not None:
             fill_padding(x, padding_mask(min(sounding), to_device(sounding, x.device), x.shape[1]))
         if "pre_conv" in layers:
-            yield LayerOutput("pre_conv", 0, self.first_block.pre_conv(x))
-        ends, level = to_device(lengths, x.device), 0
+            yield "pre_conv", self.first_block.pre_conv(x)
+        ends = to_device(lengths, x.device)
         for number, block in enumerate(self.blocks, start=1):
             if not set(LAYERS[number:]) & set(layers):
                 return
-            x = block(x, padding_mask(min(lengths) >> level, ends >> level, x.shape[-2]))
-            level += block.pooling[0] - 1
+            level = TIME_POOLINGS[LAYERS[number - 1]]
+            x = block(x, ends >> level, padding_mask(min(lengths) >> level, ends >> level, x.shape[-2]))
             if LAYERS[number] in layers:
-                yield LayerOutput(LAYERS[number], level, x)
+                yield LAYERS[number], x
 
     def normalised_magnitude(self, samples: torch.Tensor) -> torch.Tensor:
         """(B, samples) -> bn0 of the magnitude of the STFT without its last bin: (B, frames, 1024)."""
@@ -191,17 +182,14 @@ class ResUNet30Encoder(nn.Module):
             assert module.conv1.bias is not None
             module.conv1.bias.copy_(shift + beta(name, "beta2"))
             module.conv2.weight.copy_(_pooled_kernel(tensors[f"{block}.conv2.weight"].double(), module.pooling))
-            if module.shortcut is not None:
-                module.shortcut.load_state_dict(
-                    {name: tensors[f"{block}.shortcut.{name}"] for name in ("weight", "bias")}
-                )
+            for part, parameter in module.shortcut.named_parameters():
+                parameter.copy_(tensors[f"{block}.shortcut.{part}"])
 
 
-class _EmptyConv2d(nn.Conv2d):
+def _empty_conv(*arguments: Any, **options: Any) -> nn.Conv2d:
     """Without torch's random weights, which take a quarter of a second and are never used."""
-
-    def reset_parameters(self) -> None:
-        pass
+    conv: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, *arguments, **options)
+    return conv
 
 
 class _Block(nn.Module):
@@ -217,30 +205,30 @@ class _Block(nn.Module):
         self.pooling = pooling
         self.scale = nn.Buffer(torch.empty(channels_in, 1, 1, dtype=dtype))
         self.shift = nn.Buffer(torch.empty(channels_in, 1, 1, dtype=dtype))
-        self.conv1 = _EmptyConv2d(channels_in, channels_out, 3, padding=1, dtype=dtype)
+        self.conv1 = _empty_conv(channels_in, channels_out, 3, padding=1, dtype=dtype)
         kernel = (2 + pooling[0], 2 + pooling[1])
-        self.conv2 = _EmptyConv2d(
-            channels_out, channels_out, kernel, stride=pooling, padding=1, bias=False, dtype=dtype
-        )
-        self.shortcut = _EmptyConv2d(channels_in, channels_out, 1, dtype=dtype) if channels_in != channels_out else None
+        self.conv2 = _empty_conv(channels_out, channels_out, kernel, stride=pooling, padding=1, bias=False, dtype=dtype)
+        self.shortcut: nn.Module = nn.Identity()
+        if channels_in != channels_out:
+            self.shortcut = _empty_conv(channels_in, channels_out, 1, dtype=dtype)
         # In place of conv1 and conv2 with the activations before them, or of the first block's conv1 alone. They are called
         # with an input and where the padding of its items begins; the former returns None where it would be slower.
         self.fast_convolutions: Callable[[torch.Tensor, list[int]], torch.Tensor | None] | None = None
         self.fast_conv1: Callable[[torch.Tensor, list[int]], torch.Tensor] | None = None
 
-    def forward(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
-        """(B, channels_in, time, frequency) -> (B, channels_out, time // pooling[0], frequency // pooling[1])."""
-        residual, pooled = self._residual(x, mask), self._pooled(x)
-        return residual.add_(pooled if self.shortcut is None else self.shortcut(pooled))
+    def forward(self, x: torch.Tensor, ends: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, channels_in, time, frequency) -> (B, channels_out, time // pooling[0], frequency // pooling[1]).
 
-    def _residual(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
-        """The output of conv2."""
+        `ends` (B,) are where the padding of the items begins, as in `mask`, the `padding_mask`.
+        """
         residual = None
         if self.fast_convolutions is not None and x.device.type == "cpu":  # an encoder may be moved
-            residual = self.fast_convolutions(x, item_ends(mask, len(x), x.shape[2]))
-        return self.conv2(self._hidden(x, mask)) if residual is None else residual
+            residual = self.fast_convolutions(x, ends.tolist())
+        if residual is None:
+            residual = self.conv2(self._hidden(x, ends, mask))
+        return residual.add_(self.shortcut(self._pooled(x)))
 
-    def _hidden(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
+    def _hidden(self, x: torch.Tensor, ends: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """The input of conv2."""
         activated = F.leaky_relu_(torch.addcmul(self.shift, x, self.scale), LEAKY_SLOPE)
         return fill_padding(F.leaky_relu_(self.conv1(fill_padding(activated, mask)), LEAKY_SLOPE), mask)
@@ -268,9 +256,9 @@ class _FirstBlock(_Block):
         """(B, time, frequency) -> (B, 32, time, frequency), channels last in memory."""
         return torch.addcmul(self.pre_bias, spectrogram[..., None], self.pre_weight).permute(0, 3, 1, 2)
 
-    def _hidden(self, x: torch.Tensor, mask: PaddingMask | None) -> torch.Tensor:
+    def _hidden(self, x: torch.Tensor, ends: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         if self.fast_conv1 is not None and x.device.type == "cpu":
-            return self.fast_conv1(x, item_ends(mask, *x.shape[:2]))
+            return self.fast_conv1(x, ends.tolist())
         activated = x.new_empty(*x.shape, len(self.scale), dtype=self.dtype)
         # In parts: on a CPU a few frames, which stay in its cache between the three steps; on a GPU a few items, since
         # float32 values of all would double the memory.

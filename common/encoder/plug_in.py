@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,12 @@ from common.encoder.protocol import Encoder, EncoderInfo, Output, Waveform, chec
 from common.encoder_name import EncoderName
 from common.errors import UserError
 
-POOLS = ("mean", "std", "max")  # over time
+# Frames (N, time, D) -> (N, D), over time; the standard deviation is that of the population.
+POOLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mean": lambda frames: frames.double().mean(dim=1).float(),
+    "std": lambda frames: frames.double().std(dim=1, correction=0).float(),
+    "max": lambda frames: frames.amax(dim=1),
+}
 BATCH_S = 64.0  # seconds of audio in one call of a plug-in, at most
 LONGEST_MINIMUM_S = 10.0  # an encoder that embeds no clip of this length is taken for broken
 
@@ -34,25 +39,11 @@ def by_length(waveforms: Sequence[Array], sample_rate: int) -> Iterator[list[int
         yield from (same_length[start : start + size] for start in range(0, len(same_length), size))
 
 
-def pool_over_time(frames: torch.Tensor, pool: str) -> torch.Tensor:
-    """(N, time, D) -> (N, D), by one of POOLS; the standard deviation is that of the population."""
-    if pool == "mean":
-        return frames.double().mean(dim=1).float()
-    if pool == "std":
-        return frames.double().std(dim=1, correction=0).float()
-    return frames.amax(dim=1)
-
-
 class PlugIn(Encoder):
-    """An `Encoder` from outside. The clips of a call share a batch only if they have the same length.
-
-    Attributes:
-        pad_to: shorter clips are zero-padded to so many samples; 1 until `find_min_samples` is asked, and where the
-            plug-in pads by itself.
-    """
+    """An `Encoder` from outside. The clips of a call share a batch only if they have the same length."""
 
     name: EncoderName
-    device: torch.device
+    # Shorter clips are zero-padded to so many samples; 1 until `find_min_samples` is asked, and where the plug-in pads.
     pad_to = 1
 
     def states(self, audio: Array, layers: Collection[str]) -> dict[str, torch.Tensor]:
@@ -71,7 +62,7 @@ class PlugIn(Encoder):
             states = self.states(np.stack([checked[row] for row in rows]), {output.layer for output in outputs})
             for output in outputs:
                 values = states[output.layer]
-                pooled = pool_over_time(values, output.pool) if output.pool else values
+                pooled = POOLS[output.pool](values) if output.pool else values
                 if pooled.shape[1] != output.width:
                     raise PluginError(f"{self.name}: {output.name} has {pooled.shape[1]} numbers, not {output.width}")
                 embeddings[output][rows] = pooled.cpu().float()

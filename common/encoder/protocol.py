@@ -27,16 +27,11 @@ class UnknownOutputError(UserError):
 
 @dataclass(frozen=True)
 class Output:
-    """One embedding that an encoder can compute: a layer's activations, pooled.
+    """One embedding that an encoder can compute: a layer's activations, pooled."""
 
-    Attributes:
-        layer, pool: as in ``--layer`` and ``--pool``; `pool` is empty if there is nothing to choose.
-        width: numbers per clip.
-    """
-
-    layer: str
-    pool: str
-    width: int
+    layer: str  # as in --layer
+    pool: str  # as in --pool; empty if there is nothing to choose
+    width: int  # numbers per clip
 
     @property
     def name(self) -> str:
@@ -46,55 +41,31 @@ class Output:
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """Where embeddings come from, as feature files and results record it.
-
-    Attributes:
-        kind: the kind of encoder.
-        encoder: its name, such as ``"AudioSep ResUNet30"``.
-        checkpoint: ``sha256:<hex>`` of the weights, ``random:<seed>``, or a name if there are no weights.
-        release: the name of the weights' known release, ``"unknown"``, ``"untrained"`` or ``"plug-in"``; for readers.
-        condition: ``"none"``, ``"zero"``, or ``sha256:<hex>`` of the condition.
-        precision: such as ``"fp32"``.
-        code: of a plug-in, ``sha256:<hex>`` of its file and its version, or the class; empty for the project's own.
-        parameters: their number; None if unknown.
-        min_samples: shorter clips are padded to this.
-        padding: ``"official"`` if AudioSep pads time as its own forward does; else ``"none"``.
-        packages: others than the project's own that compute, whose versions are recorded.
-    """
+    """Where embeddings come from, as feature files and results record it."""
 
     kind: EncoderKind
-    encoder: str
-    checkpoint: str
-    release: str
-    condition: str
-    precision: str
-    code: str = ""
-    parameters: int | None = None
-    min_samples: int = 1
-    padding: str = "none"
-    packages: tuple[str, ...] = ()
+    encoder: str  # its name, such as "AudioSep ResUNet30"
+    checkpoint: str  # "sha256:<hex>" of the weights, "random:<seed>", or a name if there are no weights
+    release: str  # the name of the weights' known release, "unknown", "untrained" or "plug-in"; for readers
+    condition: str  # "none", "zero", or "sha256:<hex>" of the condition
+    precision: str  # such as "fp32"
+    code: str = ""  # of a plug-in, "sha256:<hex>" of its file and its version, or the class
+    parameters: int | None = None  # their number; None if unknown
+    min_samples: int = 1  # shorter clips are padded to this
+    padding: str = "none"  # "official" if AudioSep pads time as its own forward does
+    packages: tuple[str, ...] = ()  # others than the project's own that compute, whose versions are recorded
 
 
 class Encoder:
-    """A frozen encoder: what extraction needs of it, and what a user calls.
+    """A frozen encoder: what extraction needs of it, and what a user calls."""
 
-    Attributes:
-        sample_rate: of the waveforms it takes, in Hz.
-        info: where its embeddings come from.
-        device: where it computes.
-        outputs: every output that it can compute.
-        default_output: the one that is extracted if none is asked for.
-        is_thread_safe: whether several threads may call it at the same time.
-        is_stopped: set to end calls in other threads early, whose results nobody waits for.
-    """
-
-    is_thread_safe = False
-    is_stopped = False
-    sample_rate: int
+    is_thread_safe = False  # whether several threads may call it at the same time
+    is_stopped = False  # set to end calls in other threads early, whose results nobody waits for
+    sample_rate: int  # of the waveforms it takes, in Hz
     info: EncoderInfo
     device: torch.device
-    outputs: tuple[Output, ...]
-    default_output: Output
+    outputs: tuple[Output, ...]  # every one that it can compute
+    default_output: Output  # the one that is extracted if none is asked for
 
     def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
         """Each of `outputs` from one pass: (N, width) float32 on the CPU.
@@ -220,11 +191,6 @@ def choose_outputs(
         for pool in _names("pool", pools, first, [output.pool for output in of_layer]):
             chosen += [output for output in of_layer if output.pool == pool]
     return tuple(chosen)
-
-
-def find_output(outputs: Sequence[Output], layer: str, pool: str) -> Output:
-    """The one of an encoder's outputs with this layer and pooling; UnknownOutputError if there is none."""
-    return choose_outputs(outputs, outputs[0], layer, pool)[0]
 
 
 def _names(what: str, asked: str | None, default: str, known: Sequence[str]) -> list[str]:

@@ -61,95 +61,56 @@ def plan_tiles(clip: int, frames: int, halo: int) -> list[Tile]:
     ]
 
 
-@dataclass(frozen=True)
-class PaddingMask:
-    """Which positions of a batch are padding.
-
-    Attributes:
-        first: the first position in time that is padding in any item.
-        ends: (B,) where the padding of each item begins.
-        is_padding: (B, time - first, 1) bool, from `first` on.
-    """
-
-    first: int
-    ends: torch.Tensor
-    is_padding: torch.Tensor
-
-
-def padding_mask(first: int, ends: torch.Tensor, frames: int) -> PaddingMask | None:
-    """The padding mask of a batch of so many frames, whose items end at `ends` (B,), the shortest at `first`; None if nothing
-    is padded."""
+def padding_mask(first: int, ends: torch.Tensor, frames: int) -> torch.Tensor | None:
+    """(B, frames - first, 1) bool: which of a batch's last frames are padding, if its items end at `ends` (B,), the shortest
+    at `first`; None if nothing is padded."""
     if first == frames:
         return None
-    is_padding = torch.arange(first, frames, device=ends.device) >= ends[:, None]
-    return PaddingMask(first, ends, is_padding[:, :, None])
+    return (torch.arange(first, frames, device=ends.device) >= ends[:, None])[:, :, None]
 
 
-def item_ends(mask: PaddingMask | None, items: int, frames: int) -> list[int]:
-    """Where the padding of each of a batch's items begins: at `frames` without a mask."""
-    return [frames] * items if mask is None else mask.ends.tolist()
-
-
-def fill_padding(x: torch.Tensor, mask: PaddingMask | None, value: float = 0) -> torch.Tensor:
-    """Set the padding of x, (B, channels, time, frequency) or (B, time, frequency), to `value` in place; returns x."""
+def fill_padding(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Set the padding of x, (B, channels, time, frequency) or (B, time, frequency), to 0 in place; returns x."""
     if mask is not None:
-        is_padding = mask.is_padding if x.ndim == 3 else mask.is_padding[:, None]
-        x[..., mask.first :, :].masked_fill_(is_padding, value)
+        x[..., x.shape[-2] - mask.shape[1] :, :].masked_fill_(mask if x.ndim == 3 else mask[:, None], 0)
     return x
 
 
 @dataclass(frozen=True)
-class BatchMoments:
-    """The moments of every item of a batch, as in `Moments` but with a first dimension B: float32 on the batch's device."""
+class Moments:
+    """What the poolings of the items of a batch need.
+
+    Attributes:
+        counts: (B,) numbers of values per channel.
+        by_pool: ``mean`` (always) and ``max``: (B, channels); ``std``: (B, channels) sums of squared deviations from the
+            mean; ``mean_time``: (B, channels, frequency) means over time.
+    """
 
     counts: Sequence[int]
     by_pool: dict[str, torch.Tensor]
 
-
-@dataclass(frozen=True)
-class Moments:
-    """What the poolings of one item need.
-
-    Attributes:
-        count: number of values per channel.
-        by_pool: float64 on the CPU. ``mean`` (always) and ``max``: (channels,); ``std``: (channels,) sums of squared
-            deviations from the mean; ``mean_time``: (channels, frequency) means over time.
-    """
-
-    count: int
-    by_pool: dict[str, torch.Tensor]
-
     @staticmethod
-    def split(batch: BatchMoments) -> list[Moments]:
-        """The batch's items, copied from the device."""
-        by_pool = {pool: values.cpu().double() for pool, values in batch.by_pool.items()}
-        return [
-            Moments(count, {pool: values[item] for pool, values in by_pool.items()})
-            for item, count in enumerate(batch.counts)
-        ]
+    def joined(batches: Sequence[Moments]) -> Moments:
+        """The items of all batches, copied from the device: float64 on the CPU."""
+        counts = [count for batch in batches for count in batch.counts]
+        by_pool = {
+            pool: torch.cat([batch.by_pool[pool].cpu().double() for batch in batches]) for pool in batches[0].by_pool
+        }
+        return Moments(counts, by_pool)
 
-    @staticmethod
-    def merge(parts: Sequence[Moments]) -> Moments:
-        """The moments of disjoint parts together (Chan et al. 1979, the parallel form of the variance)."""
-        count = sum(part.count for part in parts)
-
-        def weighted(pool: str) -> torch.Tensor:
-            return torch.stack([part.by_pool[pool] * (part.count / count) for part in parts]).sum(dim=0)
-
-        merged = {"mean": weighted("mean")}
-        for pool in parts[0].by_pool.keys() - merged.keys():
-            values = torch.stack([part.by_pool[pool] for part in parts])
-            if pool == "std":
-                shifts = [part.count * (part.by_pool["mean"] - merged["mean"]).square() for part in parts]
-                merged[pool] = (values + torch.stack(shifts)).sum(dim=0)
-            else:
-                merged[pool] = values.amax(dim=0) if pool == "max" else weighted(pool)
-        return Moments(count, merged)
-
-    def pooled(self, pool: str) -> torch.Tensor:
-        """(channels,) float32; for ``mean_time`` (channels * frequency,), all frequencies of a channel together."""
-        values = self.by_pool[pool]
-        return ((values / self.count).sqrt() if pool == "std" else values.flatten()).to(torch.float32)
+    def pooled(self, items: Sequence[int], pool: str) -> torch.Tensor:
+        """A pooling of items that are disjoint parts of one clip (Chan et al. 1979, the parallel form of the variance):
+        (channels,) float32; for ``mean_time`` (channels * frequency,), all frequencies of a channel together."""
+        values = self.by_pool[pool][items].flatten(1)
+        counts = torch.tensor([[self.counts[item]] for item in items], dtype=torch.float64)
+        shares = counts / counts.sum()
+        if pool == "max":
+            return values.amax(dim=0).float()
+        if pool == "std":
+            means = self.by_pool["mean"][items]
+            shifts = counts * (means - (means * shares).sum(dim=0)).square()
+            return ((values + shifts).sum(dim=0) / counts.sum()).sqrt().float()
+        return (values * shares).sum(dim=0).float()
 
 
 def to_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
@@ -158,8 +119,8 @@ def to_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def batch_moments(values: torch.Tensor, columns: Sequence[slice], pools: Collection[str]) -> BatchMoments:
-    """The moments that the poolings need, for every item of a batch.
+def batch_moments(values: torch.Tensor, columns: Sequence[slice], pools: Collection[str]) -> Moments:
+    """The moments that the poolings need, float32 on the batch's device.
 
     Args:
         values: (B, channels, time, frequency) of any floating-point type.
@@ -192,4 +153,4 @@ def batch_moments(values: torch.Tensor, columns: Sequence[slice], pools: Collect
     if "mean_time" in pools:
         n_times = counts[:, :, None] if isinstance(counts, torch.Tensor) else counts
         moments["mean_time"] = of_core(values, 0).sum(dim=2) / n_times
-    return BatchMoments([n_frequencies * (part.stop - part.start) for part in columns], moments)
+    return Moments([n_frequencies * (part.stop - part.start) for part in columns], moments)

@@ -6,13 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from sklearn.metrics import (
-    accuracy_score,
-    confusion_matrix,
-    precision_recall_fscore_support,
-    roc_curve,
-    top_k_accuracy_score,
-)
+from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
 from common.arrays import Array
 from common.evaluation.intervals import difference_interval, paired_p_value, share_interval
@@ -79,35 +73,6 @@ def icbhi_scores(labels: Array, predictions: Array, class_names: Sequence[str]) 
     sensitivity = float(hits[~normal].mean()) if (~normal).any() else float("nan")
     score = (sensitivity + specificity) / 2
     return {"sensitivity": sensitivity, "specificity": specificity, "icbhi_score": score}
-
-
-def equal_error_rate(same: Array, similarity: Array, weights: Array | None = None) -> float:
-    """The error rate at the threshold where the false acceptance and false rejection rates are equal.
-
-    Args:
-        same: (N,) bool, whether a trial is of one speaker.
-        similarity: (N,), higher where the two sides are more alike.
-        weights: (N,), how often each trial counts; None: once.
-    """
-    false_accept, true_accept, _ = roc_curve(same, similarity, sample_weight=weights, drop_intermediate=False)
-    gap = (1 - true_accept) - false_accept  # falls from 1 to -1
-    after = int(np.argmax(gap <= 0))
-    # Interpolated between the two thresholds where the rates cross.
-    share = gap[after - 1] / (gap[after - 1] - gap[after])
-    return float(false_accept[after - 1] + share * (false_accept[after] - false_accept[after - 1]))
-
-
-def min_dcf(same: Array, similarity: Array, p_target: float, weights: Array | None = None) -> float:
-    """The least normalised detection cost over all thresholds, misses and false alarms costing 1 each
-    (NIST speaker recognition evaluations): 1 is the cost of deciding without the scores.
-
-    Args:
-        same, similarity, weights: as for `equal_error_rate`.
-        p_target: the assumed share of trials that are of one speaker.
-    """
-    false_accept, true_accept, _ = roc_curve(same, similarity, sample_weight=weights, drop_intermediate=False)
-    cost = p_target * (1 - true_accept) + (1 - p_target) * false_accept
-    return float(cost.min() / min(p_target, 1 - p_target))
 
 
 def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: MoreScores | None = None) -> HeadRecord:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.entry import run
 from common.errors import UserError
 from common.flags import Parser, user_path
 
@@ -19,10 +18,6 @@ class ExportError(UserError):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
-    run(lambda: _export(argv))
-
-
-def _export(argv: Sequence[str] | None) -> None:
     parser = Parser(__doc__, prog="python -m common.export")
     parser.add_argument("path", type=user_path, metavar="FOLDER_OR_FILE", help="a folder for hf, a file for onnx")
     parser.add_argument(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
 import torch
+from jinja2 import Template
 from safetensors.torch import save
 
 from common.encoder.audiosep import PADDINGS
@@ -92,17 +92,9 @@ def _tensors(weights: Weights) -> dict[str, torch.Tensor]:
 
 
 def _card(weights: Weights, condition: str, padding: str) -> str:
-    """The model card: lines without a <tag>, and lines whose tag describes this export."""
-    origin = "release" if weights.release in KNOWN_RELEASES.values() else "checkpoint"
-    tags = {"untrained" if weights.is_untrained else origin, f"condition:{condition}", f"padding:{padding}"}
+    """The model card."""
     parameters = sum(tensor.numel() for name, tensor in weights.tensors.items() if ".running_" not in name)
-    lines = [re.fullmatch(r"(?:<([a-z:]+)>)?(.*)", line) for line in CARD.read_text(encoding="utf-8").splitlines()]
-    text = "\n".join(line[2] for line in lines if line and (line[1] is None or line[1] in tags)) + "\n"
-    values = {
-        "RELEASE": weights.release,
-        "IDENTITY": weights.identity,
-        "PARAMETERS": f"{parameters / 1e6:.1f}",
-        "CONDITION": condition,
-        "PADDING": padding,
-    }
-    return re.sub(r"<([A-Z]+)>", lambda match: values[match[1]], text)
+    template = Template(CARD.read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True)
+    is_release = weights.release in KNOWN_RELEASES.values()
+    facts = {"is_release": is_release, "parameters": parameters, "condition": condition, "padding": padding}
+    return str(template.render(weights=weights, **facts))

@@ -94,6 +94,6 @@ class Graph(nn.Module):
                 pooled = pooled * first.pre_weight.view(channels) + first.pre_bias.view(channels)
             scale, shift = block.scale.view(channels), block.shift.view(channels)
             hidden = F.leaky_relu(block.conv1(F.leaky_relu(x * scale + shift, LEAKY_SLOPE)), LEAKY_SLOPE)
-            x = block.conv2(hidden) + (pooled if block.shortcut is None else block.shortcut(pooled))
+            x = block.conv2(hidden) + block.shortcut(pooled)
         frames = x.mean(dim=3).transpose(1, 2)
         return frames.mean(dim=1), frames

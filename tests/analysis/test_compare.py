@@ -33,7 +33,7 @@ from analysis.scores import read_runs
 from analysis.studies import STUDIES
 from common.cli import classify_main
 from common.encoder import LogMelStatistics
-from common.encoder.check import CheckRecord, check_encoder
+from common.encoder.measure import CheckRecord, check_encoder
 from common.encoder_name import EncoderKind
 from common.evaluation.intervals import holm
 from common.features import FeatureFileError, FeatureSet

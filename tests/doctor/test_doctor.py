@@ -14,9 +14,9 @@ import torch
 
 from common import config
 from common.datasets import task
-from common.doctor import Finding, checks
+from common.doctor import checks
 from common.doctor.__main__ import main
-from common.doctor.checks import BAD, GOOD, NOTE
+from common.doctor.checks import BAD, GOOD, NOTE, Finding
 from common.encoder import AudioSepEncoder
 from common.entry import run
 from demo import generate

@@ -25,9 +25,7 @@ from common.encoder import (
     UnknownOutputError,
     audiosep,
     choose_outputs,
-    find_output,
     load_encoder,
-    network,
     tiles,
 )
 from common.encoder.audiosep import MIN_SAMPLES, OUTPUTS
@@ -37,7 +35,7 @@ from common.encoder.network import weight_shapes
 from common.encoder.tiles import Tile, plan_tiles
 from tests.support.heads import on_one_thread
 from tests.support.plain_encoder import plain_layers, relative, use_narrow_network
-from tests.support.samples import SHARED, needs_shared, noise
+from tests.support.samples import SHARED, find_output, needs_shared, noise
 
 CONDITION = np.random.default_rng(5).standard_normal(512)
 TOLERANCES = {"mean": 3e-6, "std": 1e-5, "max": 3e-6, "mean_time": 3e-6}
@@ -257,7 +255,7 @@ def test_a_long_clip_is_computed_in_small_pieces(narrow: AudioSepEncoder, monkey
     """Memory is bounded by the tiles: no call of the network sees more than the widest tile."""
     seen, forward = [], narrow.network.forward
 
-    def noting(samples: torch.Tensor, *others: Any) -> Iterator[network.LayerOutput]:
+    def noting(samples: torch.Tensor, *others: Any) -> Iterator[tuple[str, torch.Tensor]]:
         seen.append(samples.shape)
         return forward(samples, *others)
 
@@ -408,10 +406,10 @@ def test_a_batch_that_is_too_large_for_the_memory_is_done_in_parts(
     encoder = load_encoder("random:2024", "cpu")  # its own: the size of its batches changes
     waveforms = [noise(seed, 10_240) for seed in range(7)]
     expected = encoder.embed(waveforms)
-    forward: Callable[..., Iterator[network.LayerOutput]] = encoder._forward
+    forward: Callable[..., Iterator[tuple[str, torch.Tensor]]] = encoder._forward
     sizes = []
 
-    def short_of_memory(batch: list[Tile], *others: Any) -> Iterator[network.LayerOutput]:
+    def short_of_memory(batch: list[Tile], *others: Any) -> Iterator[tuple[str, torch.Tensor]]:
         sizes.append(len(batch))
         if len(batch) > 2:
             raise torch.OutOfMemoryError
@@ -425,7 +423,7 @@ def test_a_batch_that_is_too_large_for_the_memory_is_done_in_parts(
     assert len(warned) == 1
     assert (sizes, encoder.batch_frames) == ([7, 4, 2, 2, 3, 2, 1], 2 * 40)
 
-    def always_short(batch: list[Tile], *others: Any) -> Iterator[network.LayerOutput]:
+    def always_short(batch: list[Tile], *others: Any) -> Iterator[tuple[str, torch.Tensor]]:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(encoder, "_forward", always_short)

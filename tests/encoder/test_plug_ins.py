@@ -15,8 +15,9 @@ from common.cli import classify_main, extract_main
 from common.datasets import Clip
 from common.datasets.audio import read_audio
 from common.encoder import LogMelStatistics, Output, PluginError, load_encoder, new_encoder
-from common.encoder.check import CheckRecord, check_encoder, main
+from common.encoder.check import main
 from common.encoder.hear import HearEncoder
+from common.encoder.measure import CheckRecord, check_encoder
 from common.encoder_name import EncoderKind, EncoderName, file_of, slug_of
 from common.evaluation.record import RunRecord
 from common.extraction import ClipList, ThisProcess, Threads, extract, runner

@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from common.datasets import DatasetError
-from common.evaluation.scores import equal_error_rate, min_dcf
 from common.features import FeatureSet
-from speaker_recognition.verification import main, make_trials, speaker_intervals, transformed
+from speaker_recognition.verification import error_rates, main, make_trials, speaker_intervals, transformed
 from tests.support.samples import SHARED, needs_shared
 from tests.support.scripts import call, refused
 
@@ -40,13 +39,15 @@ def speakers(first: int, count: int, chapters: int = 2, utterances: int = 6, see
 
 def test_error_rates_are_those_computed_by_hand() -> None:
     same = np.array([True] * 4 + [False] * 4)
-    assert equal_error_rate(same, np.array([5, 6, 7, 8, 1, 2, 3, 4.0])) == 0
-    assert equal_error_rate(same, np.array([4, 6, 7, 8, 1, 2, 3, 5.0])) == pytest.approx(0.25)
-    assert equal_error_rate(same, np.zeros(8)) == pytest.approx(0.5)
-    assert min_dcf(same, np.array([5, 6, 7, 8, 1, 2, 3, 4.0]), 0.01) == 0
-    assert min_dcf(same, np.zeros(8), 0.01) == pytest.approx(1)
-    # One false alarm costs 99 / 4 misses here, so refusing the impostor at the price of a miss is best.
-    assert min_dcf(same, np.array([4, 6, 7, 8, 1, 2, 3, 5.0]), 0.01) == pytest.approx(0.25)
+    # Of the overlapping ones, one false alarm costs 99 / 4 misses, so refusing the impostor at the price of a miss is best.
+    for similarity, equal_error_rate, min_dcf in (
+        ([5, 6, 7, 8, 1, 2, 3, 4], 0, 0),
+        ([4, 6, 7, 8, 1, 2, 3, 5], 0.25, 0.25),
+        ([0] * 8, 0.5, 1),
+    ):
+        rates = error_rates(same, np.array(similarity))
+        assert rates["equal_error_rate"] == pytest.approx(equal_error_rate)
+        assert rates["min_dcf_0.01"] == pytest.approx(min_dcf)
 
 
 def test_trials_of_one_speaker_span_two_chapters_and_follow_the_seed() -> None:
@@ -88,7 +89,7 @@ def test_speaker_intervals_are_wider_than_those_of_independent_trials(monkeypatc
     rng = np.random.default_rng(1)
     similarity = 1.5 * same + rng.standard_normal(len(same)) - difficulty[sides].sum(axis=1) * np.where(same, 1, -1)
     low, high = speaker_intervals(same, similarity, sides, 42)["equal_error_rate"]
-    rate = equal_error_rate(same, similarity)
+    rate = error_rates(same, similarity)["equal_error_rate"]
     binomial = 2 * 1.96 * np.sqrt(rate * (1 - rate) / same.sum())
     assert low < rate < high
     assert high - low > 2 * binomial

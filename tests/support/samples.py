@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 from common.datasets import Clip
-from common.encoder import Encoder, find_output
+from common.encoder import Encoder, Output, choose_outputs
 from common.encoder.audiosep import DEFAULT_LAYER, DEFAULT_POOL
 from common.extraction import ClipList, ExtractOptions, Share, ThisProcess, Threads, extract
 from common.features import FeatureSet
@@ -79,3 +79,9 @@ def made_up_features(
         [f"clip{row}.wav" for row in range(len(labels))],
         torch.from_numpy(np.repeat(np.arange(1, folds + 1), n_classes * per_fold)),
     )
+
+
+def find_output(outputs: Sequence[Output], layer: str, pool: str) -> Output:
+    """The one of an encoder's outputs with this layer and pooling."""
+    (output,) = choose_outputs(outputs, outputs[0], layer, pool)
+    return output

@@ -15,9 +15,9 @@ import torch
 from common.cli import extract_main
 from common.encoder import SAMPLE_RATE, Encoder, EncoderInfo, Output, Waveform, choose
 from common.encoder.audiosep import DEFAULT, DEFAULT_LAYER, DEFAULT_POOL, OUTPUTS
-from common.encoder.protocol import find_output
 from common.encoder_name import EncoderKind
 from esc50_feature_fc.esc50 import TASK
+from tests.support.samples import find_output
 
 POOLING: dict[str, Callable[..., np.ndarray]] = {"mean": np.mean, "std": np.std, "max": np.max, "mean_time": np.mean}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from itertools import pairwise
 
@@ -25,10 +25,9 @@ def in_parallel(work: Callable[[int, int], object], count: int) -> None:
     try:
         work(*bounds[0])
     finally:
-        errors = [future.exception() for future in others]
-    for error in errors:
-        if error is not None:
-            raise error
+        wait(others)
+    for future in others:
+        future.result()
 
 
 @cache

@@ -224,11 +224,11 @@ def _to_outputs(points, down, across, slope, classes, in_order, first, image, st
                         to = (OUTPUTS * (first + row) + i) * width
                         if in_order:
                             to = np.uint64(to + (column * phases + phase) * channels)
-                            run, apart = np.uint64(channels), np.uint64(phases * channels)
-                            _combine(down[i], strip, places, zero, slope, into, to, np.uint64(count), run, apart)
+                            runs, run, apart = np.uint64(count), np.uint64(channels), np.uint64(phases * channels)
                         else:
                             to = np.uint64(to + (phase * columns + column) * channels)
-                            _combine(down[i], strip, places, zero, slope, into, to, single, np.uint64(size), zero)
+                            runs, run, apart = single, np.uint64(size), zero
+                        _combine(down[i], strip, places, zero, slope, into, to, runs, run, apart)
 
 
 @compiled
