@@ -31,7 +31,7 @@ def main() -> None:
     arguments = _flags()
     from analysis.variants import AblationEncoder, ablate, extract_variants, write_effects
     from common.encoder.device import resolve_device
-    from common.extraction import ExtractOptions
+    from common.extraction import ExtractOptions, ThisProcess, Threads
     from common.heads import check_fittable
 
     study = find_study(arguments.task)
@@ -44,9 +44,10 @@ def main() -> None:
     encoder = AblationEncoder(checkpoint, resolve_device(arguments.device), arguments.factors, arguments.condition)
     folder = output_folder(arguments)
     output = folder / f"ablation_{study.name}.pt"
-    options = ExtractOptions(arguments.workers, arguments.overwrite, allow_missing=arguments.allow_missing)
+    maker = ThisProcess(encoder, encoder.outputs, Threads.shared(decode=arguments.workers or 0))
+    options = ExtractOptions(arguments.overwrite, allow_missing=arguments.allow_missing)
     root = study.data_root(arguments.data)
-    features = extract_variants(study, encoder, root, output, arguments.max_clips, options)
+    features = extract_variants(study, maker, root, output, arguments.max_clips, options)
     prepared = task.prepare(features, Division(task.default_options, config.train_test_split, config.random_seed))
     check_fittable(prepared.features, str(output))
     record = ablate(prepared, task, encoder.info, config, arguments.factors, HEADS_OF_GRID[arguments.grid])

@@ -40,7 +40,7 @@ from common.evaluation.outcomes import HeadFitter, Outcome
 from common.evaluation.protocol import plan_fits, seeds_of
 from common.evaluation.record import ComparisonRecord, Record
 from common.evaluation.scores import compare_heads, score_head
-from common.extraction import ClipList, ExtractOptions, extract
+from common.extraction import ClipList, ExtractOptions, ThisProcess, extract
 from common.features import FeatureFileError, FeatureSet
 from common.files import read_record, write_csv, write_json
 from common.heads import HEADS, SCALERS, HeadKind, Job, head_title, recipe_for
@@ -133,15 +133,15 @@ def read_variants(path: Path) -> FeatureSet:
 
 
 def extract_variants(
-    study: Study, encoder: AblationEncoder, root: Path, output: Path, most: int, options: ExtractOptions
+    study: Study, maker: ThisProcess, root: Path, output: Path, most: int, options: ExtractOptions
 ) -> FeatureSet:
     """Every variant of every clip, or of a sample: one pass over the audio, saved and resumed like any extraction."""
     clips = [clip for task in study.extract.values() for clip in task.read_clips(root)]
     sides = np.array([f"{clip.fold} {clip.split}" for clip in clips])
     picked = balanced_rows(np.unique([clip.class_name for clip in clips], return_inverse=True)[1], sides, most)
-    print(f"{study.task.title}: {len(picked):,} of {len(clips):,} clips, {len(encoder.outputs)} variants of each")
+    print(f"{study.task.title}: {len(picked):,} of {len(clips):,} clips, {len(maker.outputs)} variants of each")
     source = ClipList([clips[index] for index in picked], root, study.name, study.task.class_names)
-    extract(source, encoder, output, encoder.outputs, options)
+    extract(maker, source, output, options)
     return read_variants(output)
 
 

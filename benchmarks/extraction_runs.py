@@ -26,7 +26,7 @@ from common.datasets.audio import read_audio
 from common.encoder import audiosep, load_encoder
 from common.encoder.device import PRECISIONS, describe_cpu, keep_freed_memory, resolve_precision
 from common.encoder.network import BLOCKS, SAMPLE_RATE
-from common.extraction import ClipList, extract
+from common.extraction import ClipList, ThisProcess, Threads, extract
 from common.features import FeatureSet
 
 CHECKPOINT = "random:2024"
@@ -111,7 +111,7 @@ def worker(variant: str, paths: list[Path], device: torch.device, pipe: Connecti
                 embeddings = extract_originally(encoder, paths)
             else:
                 file = Path(tempfile.mkdtemp(dir=folder), "features.pt")
-                extract(clips, encoder, file, [encoder.default_output])
+                extract(ThisProcess(encoder, [encoder.default_output], Threads.shared()), clips, file)
                 embeddings = FeatureSet.load(file).features
             pipe.send((time.perf_counter() - started, embeddings.numpy()))
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()

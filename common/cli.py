@@ -75,10 +75,8 @@ def extract_task(
     """Embed a task's clips as the flags say, and print how; returns whether the output is finished."""
     config, launch = arguments.config, arguments.launch
     from common.encoder import configured_encoder
-    from common.extraction import ClipList, ExtractOptions, Share, Threads
-    from common.extraction.extract import extract_with
+    from common.extraction import ClipList, ExtractOptions, Share, ThisProcess, Threads, extract
     from common.extraction.launchers import OnDevices, on_ray
-    from common.extraction.runner import ThisProcess
 
     share = Share() if launch.ray else Share.parse(launch.shard)
     if share.launcher not in ("", "--shard"):
@@ -87,26 +85,20 @@ def extract_task(
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", share.count)) if share.launcher == "torchrun" else 1
     source = ClipList(clips, root, task.name, task.class_names)
     print(_describe_clips(task, source))
-    options = ExtractOptions(
-        Threads.shared(processes, config.workers), arguments.overwrite, share, config.allow_missing, config.part_size
-    )
+    options = ExtractOptions(arguments.overwrite, share, config.allow_missing, config.part_size)
     load = partial(configured_encoder, config)
     if launch.ray:
         with on_ray(load, launch.ray, config.device) as actors:
             print(f"actors of Ray: {len(actors.actors)}")
-            return extract_with(actors, source, output, options)
+            return extract(actors, source, output, options)
     devices = _devices(config, processes if share.launcher == "torchrun" else None)
     encoder, outputs = load(devices[0])
     print(_describe_encoder(encoder, outputs))
+    threads = Threads.shared(processes * len(devices), config.workers)
     if len(devices) == 1:
-        return extract_with(ThisProcess(encoder, outputs, options.threads), source, output, options)
+        return extract(ThisProcess(encoder, outputs, threads), source, output, options)
     print(f"one process for each of {len(devices)} GPUs")
-    return extract_with(
-        OnDevices(encoder, outputs, Threads.shared(len(devices), config.workers), load, devices[1:]),
-        source,
-        output,
-        options,
-    )
+    return extract(OnDevices(encoder, outputs, threads, load, devices[1:]), source, output, options)
 
 
 def _devices(config: ExtractConfig, processes: int | None) -> list[torch.device]:

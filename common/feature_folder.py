@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common.arrays import Array
 from common.features import Counts, FeatureFileError, FeatureSet, read_provenance
 from common.files import DamagedFileError
-from common.parts import CHECKSUMS, PER_CLIP, PartInfo, part_files, read_info, read_part
+from common.parts import CHECKSUMS, PER_CLIP, PartInfo, file_name, part_files, read_info, read_part
 
 IN_MEMORY = 1_000_000  # rows
 pa.set_memory_pool(pa.system_memory_pool())  # Arrow's default keeps half a gigabyte of what many small parts took
@@ -36,9 +36,6 @@ class Names(Sequence[Any]):
 
     def __getitem__(self, row: Any) -> Any:
         return Names(self.column[row]) if isinstance(row, slice) else self.column[int(row)].as_py()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.column.unique().to_pylist()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         del copy
@@ -91,7 +88,7 @@ def _refuse_gaps_and_mixtures(infos: Sequence[PartInfo], folder: Path) -> None:
             raise DamagedFileError(f"{folder}: clips {expected:,} to {info.start:,} are in no part, or in two")
         if info.settings != infos[0].settings:
             raise FeatureFileError(
-                f"{folder} holds parts of different settings, such as {info.place.file_name}; extract again with --overwrite"
+                f"{folder} holds parts of different settings, such as {file_name(info.place)}; extract again with --overwrite"
             )
         expected = info.stop
     if expected != infos[-1].clips:
@@ -143,14 +140,14 @@ def _names(column: pa.ChunkedArray) -> Sequence[str] | None:
 
 
 def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
-    failed = [failure for info in infos for failure in info.failed.values()]
-    notes = {key: value for key, value in infos[0].notes.items() if key != "class_names"}
-    settings = {key: value for key, value in infos[0].settings.items() if key != "part_size"}
-    count = infos[-1].clips
-    counts = Counts(clips=count, extracted=count - len(failed), failed=len(failed))
-    counts["padded"] = sum(info.padded for info in infos)
+    failed, count = [failure for info in infos for failure in info.failed.values()], infos[-1].clips
+    counts = Counts(
+        clips=count, extracted=count - len(failed), failed=len(failed), padded=sum(info.padded for info in infos)
+    )
     if missing := sum(info.missing for info in infos):
         counts["missing"] = missing
+    known = {**infos[0].settings, **infos[0].notes}
+    del known["class_names"], known["part_size"]
     samples, checksums = (torch.tensor(table[name].to_numpy()) for name in ("samples", "audio_checksum"))
-    per_clip = {"samples": samples, "audio_checksums": checksums}
-    return {**settings, **notes, "clips": count, "counts": counts, "failed": failed, **per_clip}
+    per_clip = {"failed": failed, "samples": samples, "audio_checksums": checksums}
+    return {**known, "clips": count, "counts": counts, **per_clip}

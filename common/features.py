@@ -154,15 +154,16 @@ class FeatureSet:
 
         numbers = [f"f{place}" for place in range(self.features.shape[1])]
         for name, columns in self.output_columns.items():
-            width = columns.stop - columns.start
-            numbers[columns] = [f"{name.replace(' ', '_')}_{place}" for place in range(width)]
-        known: dict[str, object] = {"clip_id": self.clip_ids}
-        if self.class_names:
-            known["class_name"] = [self.class_names[label] for label in self.labels.tolist()]
-        known |= {} if self.folds is None else {"fold": self.folds.numpy()}
-        optional = (("split", self.splits), ("group", self.groups))
-        known |= {name: values for name, values in optional if values is not None}
-        return pd.concat([pd.DataFrame(known), pd.DataFrame(self.features.numpy(), columns=numbers)], axis=1)
+            numbers[columns] = [f"{name.replace(' ', '_')}_{place}" for place in range(columns.stop - columns.start)]
+        about = {
+            "clip_id": self.clip_ids,
+            "class_name": [self.class_names[label] for label in self.labels.tolist()] if self.class_names else None,
+            "fold": None if self.folds is None else self.folds.numpy(),
+            "split": self.splits,
+            "group": self.groups,
+        }
+        known = pd.DataFrame({name: values for name, values in about.items() if values is not None})
+        return pd.concat([known, pd.DataFrame(self.features.numpy(), columns=numbers)], axis=1)
 
     def to_sklearn(self) -> Bunch:
         """As scikit-learn's data sets: ``data`` (N, D), ``target`` (N,), ``target_names`` and ``groups`` (N,) or None."""

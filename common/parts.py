@@ -33,20 +33,9 @@ LABELS = {"class_name": NAMES, "split": NAMES, "fold": pa.int64(), "group": NAME
 PER_CLIP = {"clip_id": pa.string(), **LABELS, "samples": pa.int64(), "audio_checksum": pa.int64()}
 
 
-@dataclass(frozen=True, order=True)
-class Slice:
-    """The clips from `start` to `stop` of a list."""
-
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def file_name(self) -> str:
-        """The name of its part."""
-        return f"part-{self.start:09d}-{self.stop:09d}.parquet"
+def file_name(place: range) -> str:
+    """The name of the part that holds these clips of a list."""
+    return f"part-{place.start:09d}-{place.stop:09d}.parquet"
 
 
 class PartInfo(BaseModel):
@@ -74,9 +63,9 @@ class PartInfo(BaseModel):
     failed: dict[int, tuple[str, str]]
 
     @property
-    def place(self) -> Slice:
-        """Its slice."""
-        return Slice(self.start, self.stop)
+    def place(self) -> range:
+        """The places of its clips in the list."""
+        return range(self.start, self.stop)
 
 
 @dataclass(frozen=True)
@@ -93,9 +82,9 @@ class Part:
         return column.flatten().to_numpy().reshape(len(column), column.type.list_size)  # type: ignore[no-any-return]
 
     @property
-    def rows(self) -> Array:
-        """(K,) int64: the places of the table's rows in the slice."""
-        return np.setdiff1d(np.arange(len(self.info.place)), list(self.info.failed))
+    def rows(self) -> list[int]:
+        """K places in the list: those of the table's rows."""
+        return [row for row in self.info.place if row - self.info.start not in self.info.failed]
 
     @property
     def checksum(self) -> str:
@@ -125,7 +114,7 @@ def write_part(folder: Path, part: Part) -> None:
     pq.write_table(
         part.table.replace_schema_metadata(metadata), buffer, compression="none", use_dictionary=list(LABELS)
     )
-    write_atomically(folder / part.info.place.file_name, buffer.getvalue())
+    write_atomically(folder / file_name(part.info.place), buffer.getvalue())
 
 
 def read_info(path: Path) -> PartInfo:
@@ -166,7 +155,7 @@ def _info(schema: pa.Schema, path: Path) -> PartInfo:
     if metadata.get(CHECKSUMS, b"").split()[:1] != [_checksum(text).encode()]:
         raise ValueError("it does not say how its rows were made")
     info = PartInfo.model_validate_json(text)
-    if info.place.file_name != path.name or not {*schema.names} >= {*PER_CLIP, "embedding"}:
+    if file_name(info.place) != path.name or not {*schema.names} >= {*PER_CLIP, "embedding"}:
         raise ValueError("it is not the part that its name says")
     return info
 
@@ -175,10 +164,10 @@ def _checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def part_files(folder: Path) -> dict[Slice, Path]:
+def part_files(folder: Path) -> dict[range, Path]:
     """The parts in a folder, in order."""
     paths = sorted(folder.glob("part-*"))
-    return {Slice(int(match[1]), int(match[2])): path for path in paths if (match := NAME.fullmatch(path.name))}
+    return {range(int(match[1]), int(match[2])): path for path in paths if (match := NAME.fullmatch(path.name))}
 
 
 def read_or_remove(path: Path, read: Callable[[Path], Read]) -> Read | None:

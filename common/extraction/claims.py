@@ -63,10 +63,9 @@ class Claims:
         """
         path = self.folder / (name + SUFFIX)
         if path.exists():
-            owner = _owner(path)
             if not is_alive(path):
                 path.unlink(missing_ok=True)
-            elif owner and owner.identity != self._me.identity:
+            elif (owner := _owner(path)) and owner.identity != self._me.identity:
                 raise OutputError(
                     f"process {owner.process} on {owner.host} is writing {self.folder} with different settings; wait for it "
                     "to end, or write elsewhere"

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from common.datasets import Clip, DatasetError
-from common.parts import NAMES, Slice
+from common.parts import NAMES
 
 AT_A_TIME = 1 << 16  # clips that are objects while all are listed
 COLUMNS = pa.schema(
@@ -61,7 +61,7 @@ class ClipList:
     def __len__(self) -> int:
         return int(self.columns.num_rows)
 
-    def of(self, place: Slice) -> ClipList:
+    def of(self, place: range) -> ClipList:
         """The clips of a slice."""
         some = copy.copy(self)
         some.columns = self.columns.slice(place.start, len(place))
@@ -99,7 +99,7 @@ class ClipList:
         unknown = {name for name in names if name} - set(names if self.class_names is None else self.class_names)
         if unknown:
             row = pc.index(self.columns["class_name"].cast(pa.string()), min(unknown)).as_py()
-            (clip,) = self.of(Slice(row, row + 1)).rows()
+            (clip,) = self.of(range(row, row + 1)).rows()
             raise DatasetError(
                 f"{clip.path} is of class {clip.class_name!r}, which is not among the {len(self.class_names or ())} classes of "
                 f"{self.dataset}; add it to the task's class_names"

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.datasets.audio import changed_files
-from common.encoder import Encoder, Output
 from common.errors import UserError
 from common.extraction.claims import Claims, alive_claims
 from common.extraction.clip_list import ClipList
 from common.extraction.launchers import OnRay
 from common.extraction.prefetch import Embedded, Failed
-from common.extraction.runner import ThisProcess, Threads
+from common.extraction.runner import ThisProcess
 from common.extraction.settings import ExtractionSettings
 from common.extraction.share import Share
 from common.extraction.work import (
@@ -46,14 +45,12 @@ class ExtractOptions:
     """How an extraction runs; none of this changes the rows of its result.
 
     Attributes:
-        threads: of this process.
         overwrite: whether a file, or parts, made with different settings or from other audio may be replaced.
         share: what this process does. Whoever sees that all parts are made joins them.
         allow_missing: whether clips whose files are not there are left out, as failed; otherwise nothing is embedded.
         part_size: clips in a part, at most; 0: as is usual for the device.
     """
 
-    threads: Threads = field(default_factory=Threads.shared)
     overwrite: bool = False
     share: Share = field(default_factory=Share)
     allow_missing: bool = False
@@ -68,20 +65,7 @@ def parts_folder(output: Path, n_clips: int) -> Path:
     return output.with_suffix("") if n_clips > MOST_JOINED else output.with_name(output.name + ".partial")
 
 
-def extract(
-    clips: ClipList, encoder: Encoder, output: Path, outputs: Sequence[Output], options: ExtractOptions | None = None
-) -> bool:
-    """Embed every clip in this process, as `extract_with` describes.
-
-    Args:
-        encoder: from `common.encoder.load_encoder`, or any other `Encoder`.
-        outputs: of `encoder.outputs`; a row has them side by side.
-    """
-    options = options or ExtractOptions()
-    return extract_with(ThisProcess(encoder, outputs, options.threads), clips, output, options)
-
-
-def extract_with(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: ExtractOptions) -> bool:
+def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: ExtractOptions | None = None) -> bool:
     """Embed every clip and save the FeatureSet as `output`.
 
     After an interruption at any moment, even by ``kill -9``, the same call continues and gives the same file: to the
@@ -104,6 +88,7 @@ def extract_with(maker: ThisProcess | OnRay, clips: ClipList, output: Path, opti
         MissingClipsError: files of clips are not there, and `options` does not allow that.
         KeyboardInterrupt: interrupted; its message says what is kept.
     """
+    options = options or ExtractOptions()
     started, before, settings, share = time.monotonic(), stamp(output), maker.settings(clips), options.share
     folder = parts_folder(output, len(clips))
     joined = output if folder.name == f"{output.name}.partial" else None  # else the parts stay

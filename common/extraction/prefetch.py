@@ -89,13 +89,10 @@ def embed_on_cores(
             for clip in clips:
                 running.add(pool.submit(embed_batch, [clip], encoder, outputs))
                 del clip
-                if len(running) < cores:
-                    continue
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield from future.result()
-            for future in running:
-                yield from future.result()
+                if len(running) == cores:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from itertools.chain.from_iterable(future.result() for future in done)
+            yield from itertools.chain.from_iterable(future.result() for future in running)
         except BaseException:
             encoder.is_stopped = True  # the other threads need not finish their clips
             raise

@@ -23,7 +23,7 @@ from common.extraction.prefetch import Embedded, Failed, decode_ahead, embed_in_
 from common.extraction.settings import ExtractionSettings
 from common.extraction.share import Share
 from common.extraction.work import MISSING, Work
-from common.parts import Slice, read_or_remove, read_part, write_part
+from common.parts import file_name, read_or_remove, read_part, write_part
 from common.progress import progress_bar
 
 MAX_WORKERS = 16
@@ -66,23 +66,21 @@ class ThisProcess:
         Clips of earlier parts that failed, or whose audio has changed, are embedded again. At the end every part exists, or
         another process has joined them.
         """
-        slices, n_clips = work.slices, len(work.clips)
-        order = share.order(slices)
-        assigned = share.assigned(slices)
+        n_clips, assigned = len(work.clips), share.assigned(work.slices)
         check = f"check-{share}".replace("/", "-of-")
         with Claims(work.folder, work.identity) as claims:
             claims.take(check)  # until they are looked at, nobody joins the parts
-            again, missing = list(_to_mend(work, assigned)), set(work.missing())
+            again = list(_to_mend(work, assigned))
             to_mend = sum(len(part.rows_left) for part in again)
-            left = sum(map(len, missing & set(assigned))) + to_mend
-            if done := n_clips - sum(map(len, missing)) - to_mend:
+            if done := work.n_done() - to_mend:
                 print(f"continuing: {done:,} of {n_clips:,} clips were done before")
+            left = sum(map(len, set(work.missing()) & set(assigned))) + to_mend
             total, desc = (n_clips, "embedding") if share.is_all else (left, f"shard {share}")
             with progress_bar(total=total, initial=total - left, unit="clip", desc=desc) as bar:
                 making = _Making(work, self, claims, bar)
                 making.run(iter(again))
                 claims.release(check)
-                making.run_until_all_are_there(order)
+                making.run_until_all_are_there(share.order(work.slices))
         return making.n_embedded
 
     def embed(self, clips: Iterator[tuple[int, Clip]], is_several: bool) -> Iterator[Embedded | Failed]:
@@ -104,16 +102,16 @@ class ThisProcess:
 class PartInWork:
     """A part that is being made: its clips, and what became of those that are done, by their rows in the list."""
 
-    place: Slice
+    place: range
     clips: list[Clip]
     outcomes: dict[int, Embedded | Failed] = field(default_factory=dict)
 
     @property
     def rows_left(self) -> list[int]:
-        return [row for row in range(self.place.start, self.place.stop) if row not in self.outcomes]
+        return [row for row in self.place if row not in self.outcomes]
 
 
-def _to_mend(work: Work, places: Sequence[Slice]) -> Iterator[PartInWork]:
+def _to_mend(work: Work, places: Sequence[range]) -> Iterator[PartInWork]:
     """The existing parts with clips that failed or whose audio has changed, with their other rows."""
     existing = [place for place in places if work.path(place).exists()]
     changed: set[Path] = set()
@@ -121,21 +119,16 @@ def _to_mend(work: Work, places: Sequence[Slice]) -> Iterator[PartInWork]:
         part = read_or_remove(work.path(place), read_part)
         if part is None:
             continue
-        in_work = PartInWork(place, work.clips.of(place).rows())
-        rows, (samples, checksums) = (
-            part.rows.tolist(),
-            (part.table[name].to_pylist() for name in ("samples", "audio_checksum")),
-        )
-        paths = [in_work.clips[row].path for row in rows]
+        clips = work.clips.of(place).rows()
+        paths = [clips[row - place.start].path for row in part.rows]
+        samples, checksums = (part.table[name].to_pylist() for name in ("samples", "audio_checksum"))
         different = set(changed_files(paths, checksums))
         changed |= different
-        if part.info.failed or different:
-            columns = zip((part.rows + place.start).tolist(), part.embeddings, samples, checksums, strict=True)
-            in_work.outcomes = {
-                row: Embedded(row, *rest)
-                for path, (row, *rest) in zip(paths, columns, strict=True)
-                if path not in different
-            }
+        in_work = PartInWork(place, clips)
+        for path, *columns in zip(paths, part.rows, part.embeddings, samples, checksums, strict=True):
+            if path not in different:
+                in_work.outcomes[columns[0]] = Embedded(*columns)
+        if in_work.rows_left:
             yield in_work
     if changed:
         print(f"{len(changed)} audio files have changed since the last run; their clips are computed again")
@@ -153,7 +146,7 @@ class _Making:
     audio_s: float = 0.0
     started: float = field(default_factory=time.monotonic)
 
-    def run_until_all_are_there(self, order: Sequence[Slice]) -> None:
+    def run_until_all_are_there(self, order: Sequence[range]) -> None:
         """Make the parts that nobody has in work, and wait for the others; what dead processes had is taken over."""
         waits = False
         while not self.work.is_written() and (missing := set(self.work.missing())):
@@ -164,13 +157,13 @@ class _Making:
             waits = True
             time.sleep(WAIT_S)
 
-    def _claimed(self, places: Sequence[Slice]) -> Iterator[PartInWork]:
+    def _claimed(self, places: Sequence[range]) -> Iterator[PartInWork]:
         """The parts that nobody has made or claimed, each claimed when it is asked for."""
         for place in places:
-            if self.work.is_made(place) or not self.claims.take(place.file_name):
+            if self.work.is_made(place) or not self.claims.take(file_name(place)):
                 continue
             if self.work.is_made(place):  # in the meantime
-                self.claims.release(place.file_name)
+                self.claims.release(file_name(place))
             else:
                 yield PartInWork(place, self.work.clips.of(place).rows())
 
@@ -193,7 +186,7 @@ class _Making:
             self._show(outcome)
             if len(part.outcomes) == len(part.place):
                 write_part(self.work.folder, self.work.part(part.place, part.outcomes))
-                self.claims.release(part.place.file_name)
+                self.claims.release(file_name(part.place))
         return count
 
     def _show(self, outcome: Embedded | Failed) -> None:

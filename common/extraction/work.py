@@ -23,7 +23,7 @@ from common.extraction.clip_list import ClipList, as_text
 from common.extraction.prefetch import Embedded, Failed
 from common.extraction.settings import ExtractionSettings
 from common.files import OutputError, describe_difference
-from common.parts import LABELS, Part, PartInfo, Slice, make_part, part_files, read_info, read_or_remove
+from common.parts import LABELS, Part, PartInfo, file_name, make_part, part_files, read_info, read_or_remove
 
 MOST_PARTS = 4096
 ASSUMED_BYTES_PER_SECOND = 64_000  # of a file, to compare it with a segment of known length
@@ -63,7 +63,7 @@ class Work:
 
     clips: ClipList
     settings: ExtractionSettings
-    slices: tuple[Slice, ...]
+    slices: tuple[range, ...]
     sizes: Array
     part_size: int
     folder: Path
@@ -80,11 +80,11 @@ class Work:
         """A checksum of the settings."""
         return hashlib.sha256(json.dumps(self.part_settings, sort_keys=True).encode()).hexdigest()
 
-    def path(self, place: Slice) -> Path:
+    def path(self, place: range) -> Path:
         """A part's file."""
-        return self.folder / place.file_name
+        return self.folder / file_name(place)
 
-    def missing(self) -> list[Slice]:
+    def missing(self) -> list[range]:
         """The parts that do not exist."""
         made = part_files(self.folder)
         return [place for place in self.slices if place not in made]
@@ -97,16 +97,16 @@ class Work:
         """How many clips are in parts that exist."""
         return sum(map(len, set(part_files(self.folder)) & set(self.slices)))
 
-    def is_made(self, place: Slice) -> bool:
+    def is_made(self, place: range) -> bool:
         """Whether there is nothing left to do for a part."""
         return self.path(place).exists() or self.is_written()
 
-    def part(self, place: Slice, outcomes: Mapping[int, Embedded | Failed]) -> Part:
+    def part(self, place: range, outcomes: Mapping[int, Embedded | Failed]) -> Part:
         """The part of a slice, from what became of the clips in its rows of the list."""
-        clips, rows = self.clips.of(place), range(place.start, place.stop)
-        ids = clips.ids()
-        failed = {row: outcome for row in rows if isinstance(outcome := outcomes[row], Failed)}
-        kept = [outcome for row in rows if isinstance(outcome := outcomes[row], Embedded)]
+        clips = self.clips.of(place)
+        ids = dict(zip(place, clips.ids(), strict=True))
+        failed = [outcome for row in place if isinstance(outcome := outcomes[row], Failed)]
+        kept = [outcome for row in place if isinstance(outcome := outcomes[row], Embedded)]
         samples = np.array([clip.samples for clip in kept], np.int64)
         info = PartInfo(
             start=place.start,
@@ -116,15 +116,12 @@ class Work:
             settings=self.part_settings,
             notes={**self.settings.notes, "class_names": self.clips.class_names},
             padded=int((samples < self.settings.provenance["min_samples"]).sum()),
-            missing=sum(self.sizes[row].item() == MISSING for row in failed),
-            failed={
-                row - place.start: (ids[row - place.start], as_text(outcome.why) or "")
-                for row, outcome in failed.items()
-            },
+            missing=sum(self.sizes[clip.row].item() == MISSING for clip in failed),
+            failed={clip.row - place.start: (ids[clip.row], as_text(clip.why) or "") for clip in failed},
         )
         labels = self.clips.columns.take(pa.array([clip.row for clip in kept], pa.int64()))
         columns = {
-            "clip_id": [ids[clip.row - place.start] for clip in kept],
+            "clip_id": [ids[clip.row] for clip in kept],
             **{name: labels[name].to_pylist() for name in LABELS},
             "samples": samples,
             "audio_checksum": [clip.checksum for clip in kept],
@@ -133,7 +130,7 @@ class Work:
         return make_part(info, columns, embeddings)
 
 
-def cut(lengths: Array, most_clips: int, most_seconds: float) -> Iterator[Slice]:
+def cut(lengths: Array, most_clips: int, most_seconds: float) -> Iterator[range]:
     """Cut clips of these lengths (N,) in seconds into parts.
 
     First into slots of so many clips, then a slot with more audio than allowed into several parts. So a clip that changes
@@ -145,10 +142,10 @@ def cut(lengths: Array, most_clips: int, most_seconds: float) -> Iterator[Slice]
         if lengths[start:stop].sum() > most_seconds:
             for row in range(start, stop):
                 if seconds and seconds + lengths[row] > most_seconds:
-                    yield Slice(start, row)
+                    yield range(start, row)
                     start, seconds = row, 0.0
                 seconds += lengths[row]
-        yield Slice(start, stop)
+        yield range(start, stop)
 
 
 def lengths_s(clips: ClipList, sizes: Array) -> Array:
@@ -163,7 +160,7 @@ def file_sizes(clips: ClipList) -> Array:
     reason has size 0, and fails where it is read."""
 
     def sizes_from(start: int) -> list[int]:
-        paths = clips.of(Slice(start, start + PER_THREAD)).paths()
+        paths = clips.of(range(start, start + PER_THREAD)).paths()
         sizes = {path: _size_of(path) for path in set(paths)}
         return [sizes[path] for path in paths]
 
@@ -186,7 +183,7 @@ def tell_missing(clips: ClipList, sizes: Array, is_allowed: bool) -> None:
     missing = np.flatnonzero(sizes == MISSING)
     if not len(missing):
         return
-    names = ", ".join(clips.of(Slice(row, row + 1)).ids()[0] for row in missing[:3].tolist()) + ", ..." * (
+    names = ", ".join(clips.of(range(row, row + 1)).ids()[0] for row in missing[:3].tolist()) + ", ..." * (
         len(missing) > 3
     )
     words = f"{len(missing):,} of {len(clips):,} clips are missing ({names})"

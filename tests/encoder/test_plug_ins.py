@@ -20,7 +20,7 @@ from common.encoder.hear import HearEncoder
 from common.encoder.measure import CheckRecord, check_encoder
 from common.encoder_name import EncoderKind, EncoderName, file_of, slug_of
 from common.evaluation.record import RunRecord
-from common.extraction import ClipList, extract, runner
+from common.extraction import ClipList, ThisProcess, Threads, extract, runner
 from common.extraction.prefetch import embed_in_batches
 from common.features import FeatureFileError, FeatureSet
 from esc50_feature_fc.esc50 import TASK
@@ -184,7 +184,11 @@ def test_the_shortest_clip_is_found_and_shorter_ones_are_padded(module: Path, tm
         Clip(write_wav(tmp_path / f"{index}.wav", index, seconds, 8000), "a") for index, seconds in enumerate([0.03, 1])
     ]
     encoder = load(f"hear:{module}")
-    assert extract(ClipList(clips, tmp_path, "test"), encoder, tmp_path / "f.pt", encoder.outputs[:1])
+    assert extract(
+        ThisProcess(encoder, encoder.outputs[:1], Threads.shared()),
+        ClipList(clips, tmp_path, "test"),
+        tmp_path / "f.pt",
+    )
     features = FeatureSet.load(tmp_path / "f.pt")
     assert features.meta["counts"] == {"clips": 2, "extracted": 2, "failed": 0, "padded": 1}
 
@@ -243,7 +247,11 @@ def test_clips_on_which_a_module_fails_are_named(
     loud[7] = 0.99
     sys.modules["soundfile"].write(clips[2].path, loud, 8000)
     encoder = load(name)
-    assert extract(ClipList(clips, tmp_path, "test"), encoder, tmp_path / "f.pt", encoder.outputs[:1])
+    assert extract(
+        ThisProcess(encoder, encoder.outputs[:1], Threads.shared()),
+        ClipList(clips, tmp_path, "test"),
+        tmp_path / "f.pt",
+    )
     features = FeatureSet.load(tmp_path / "f.pt")
     assert features.clip_ids == ["0.wav", "1.wav", "3.wav"]
     ((clip, reason),) = features.meta["failed"]

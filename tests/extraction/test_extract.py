@@ -22,7 +22,7 @@ from common import files as files_module
 from common.datasets import Clip, DatasetError
 from common.datasets.audio import _checksum, read_audio
 from common.encoder import Output, Waveform
-from common.extraction import ClipList, ExtractionError, extract
+from common.extraction import ClipList, ExtractionError, ThisProcess, Threads, extract
 from common.extraction import prefetch as prefetch_module
 from common.extraction import runner as runner_module
 from common.extraction.prefetch import Failed, decode, embed_in_batches
@@ -84,7 +84,7 @@ def test_several_outputs_lie_side_by_side(clips: tuple[Path, list[Clip]], stand_
     root, listed = clips
     outputs = [Output("encoder_block1", "max", 32), Output("encoder_block6", "mean", 384)]
     source = ClipList(listed, root, "test")
-    assert extract(source, stand_in, tmp_path / "features.pt", outputs)
+    assert extract(ThisProcess(stand_in, outputs, Threads.shared()), source, tmp_path / "features.pt")
     features = FeatureSet.load(tmp_path / "features.pt")
     assert stand_in.batch_sizes == [1] * 12  # one pass for both
     for place, output in ((slice(0, 32), outputs[0]), (slice(32, 416), outputs[1])):

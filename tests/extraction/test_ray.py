@@ -13,8 +13,7 @@ import torch
 
 from common.datasets import Clip
 from common.encoder import Output
-from common.extraction import ClipList, ExtractOptions
-from common.extraction.extract import extract_with
+from common.extraction import ClipList, ExtractOptions, extract
 from common.extraction.launchers import on_ray
 from common.parts import part_files
 from tests.support.samples import extract_clips
@@ -58,8 +57,6 @@ def test_a_node_that_dies_loses_nothing(clips: tuple[Path, list[Clip]], tmp_path
     remover.start()
     with on_ray(load_slowly, cluster.address, "cpu") as actors:
         assert len(actors.actors) == 3
-        assert extract_with(
-            actors, ClipList(listed, root, "test"), tmp_path / "features.pt", ExtractOptions(part_size=1)
-        )
+        assert extract(actors, ClipList(listed, root, "test"), tmp_path / "features.pt", ExtractOptions(part_size=1))
     remover.join()
     assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()

@@ -24,17 +24,16 @@ from common import feature_folder
 from common.cli import extract_main
 from common.datasets import Clip
 from common.encoder import Output
-from common.extraction import ClipList, ExtractOptions, ShardError, Share, Threads
+from common.extraction import ClipList, ExtractOptions, ShardError, Share, Threads, extract
 from common.extraction.claims import Claims, alive_claims
-from common.extraction.extract import extract_with
 from common.extraction.launchers import OnDevices
 from common.extraction.work import cut
 from common.features import FeatureFileError, FeatureSet, checksum_of_features
 from common.files import OutputError, exclusive
-from common.parts import Slice, part_files
+from common.parts import file_name, part_files
 from esc50_feature_fc.esc50 import TASK
 from tests.support import processes
-from tests.support.samples import extract_clips
+from tests.support.samples import extract_clips, write_wav
 from tests.support.scripts import call, refused
 from tests.support.stand_in import StandIn, halt
 
@@ -72,10 +71,10 @@ def test_every_part_has_one_share_and_everyone_looks_at_all() -> None:
 def test_parts_are_bounded_in_clips_and_in_audio() -> None:
     """A clip that changes moves no borders but those of its slot."""
     lengths = np.full(200, 5.0)
-    assert list(cut(lengths, 64, 600.0)) == [Slice(0, 64), Slice(64, 128), Slice(128, 192), Slice(192, 200)]
+    assert list(cut(lengths, 64, 600.0)) == [range(0, 64), range(64, 128), range(128, 192), range(192, 200)]
     lengths[70:74] = 3600.0
     parts = list(cut(lengths, 64, 600.0))
-    assert {Slice(0, 64), Slice(128, 192), Slice(192, 200)} < set(parts)
+    assert {range(0, 64), range(128, 192), range(192, 200)} < set(parts)
     assert all(lengths[part.start : part.stop].sum() <= 600 or len(part) == 1 for part in parts)
     assert [row for part in parts for row in range(part.start, part.stop)] == list(range(200))
 
@@ -318,8 +317,21 @@ def test_a_process_for_each_device_makes_the_file_of_one(
     encoder, outputs = load_stand_in_on(torch.device("cpu"))
     maker = OnDevices(encoder, outputs, Threads(1, 1), load_stand_in_on, [torch.device("cpu")])
     options = ExtractOptions(part_size=2)
-    assert extract_with(maker, ClipList(listed, root, "test"), tmp_path / "features.pt", options)
+    assert extract(maker, ClipList(listed, root, "test"), tmp_path / "features.pt", options)
     assert (tmp_path / "features.pt").read_bytes() == (tmp_path / "whole.pt").read_bytes()
+
+
+def test_the_processes_of_other_devices_look_for_changed_audio_to_the_end(
+    run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path
+) -> None:
+    """Every part is there from the start, and the one to be made again is not of the first process's share."""
+    root, listed = clips
+    run(Share(), "parts", part_size=2)
+    write_wav(listed[3].path, seed=99, seconds=0.5)
+    encoder, outputs = load_stand_in_on(torch.device("cpu"))
+    maker = OnDevices(encoder, outputs, Threads(1, 1), load_stand_in_on, [torch.device("cpu")])
+    assert extract(maker, ClipList(listed, root, "test"), tmp_path / "parts", ExtractOptions(part_size=2))
+    assert FeatureSet.load(tmp_path / "parts").meta["samples"][3] == 16_000
 
 
 def test_a_ray_cluster_that_does_not_answer_is_one_line(esc50_root: Path, tmp_path: Path) -> None:
@@ -341,7 +353,7 @@ def test_how_far_an_extraction_is(run: Run, tmp_path: Path, esc50_root: Path, ca
     assert (done["clips"], done["clips_done"], done["parts_done"], done["is_finished"]) == (12, 12, 3, True)
     next(iter(part_files(tmp_path / "parts").values())).unlink()
     with Claims(tmp_path / "parts", "it") as claims:
-        assert claims.take(Slice(0, 5).file_name)
+        assert claims.take(file_name(range(0, 5)))
         half = status()
     assert (half["clips_done"], half["parts_in_work"], half["parts_missing"], half["is_finished"]) == (7, 1, 0, False)
 

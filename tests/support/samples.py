@@ -14,7 +14,7 @@ import torch
 from common.datasets import Clip
 from common.encoder import Encoder, Output, choose_outputs
 from common.encoder.audiosep import DEFAULT_LAYER, DEFAULT_POOL
-from common.extraction import ClipList, ExtractOptions, Share, Threads, extract
+from common.extraction import ClipList, ExtractOptions, Share, ThisProcess, Threads, extract
 from common.features import FeatureSet
 from common.files import PROJECT_ROOT
 
@@ -41,13 +41,9 @@ def extract_clips(
     part_size: int = 0,
 ) -> FeatureSet | None:
     """`extract` of one output of the encoder, with what a test does not care about left out; None: not finished yet."""
-    is_finished = extract(
-        ClipList(clips, root, dataset, class_order),
-        encoder,
-        output,
-        [find_output(encoder.outputs, layer, pool)],
-        ExtractOptions(Threads.shared(decode=workers or 0), overwrite, share or Share(), allow_missing, part_size),
-    )
+    maker = ThisProcess(encoder, [find_output(encoder.outputs, layer, pool)], Threads.shared(decode=workers or 0))
+    options = ExtractOptions(overwrite, share or Share(), allow_missing, part_size)
+    is_finished = extract(maker, ClipList(clips, root, dataset, class_order), output, options)
     return FeatureSet.load(output) if is_finished else None
 
 
