@@ -13,12 +13,13 @@ import pandas as pd
 
 from analysis.plots import Panel, plot_heads
 from analysis.scores import ENCODERS_FOLDER, WIDTH, Run, by_task, scores
-from common.arrays import Array
+from common.datasets import Metric
 from common.encoder.measure import CheckRecord
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
 from common.evaluation.predictions import KEYS
+from common.evaluation.rankings import Rankings
 from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record, ScoreKind
-from common.evaluation.scores import Hits, compare_hits
+from common.evaluation.scores import Hits
 from common.features import FeatureFileError
 from common.files import write_atomically, write_csv
 from common.heads import HEADS, HeadKind, head_title
@@ -27,6 +28,7 @@ from common.text_table import as_latex, as_markdown, as_text, escape_latex, perc
 RESAMPLES = 2000
 LEVEL = 0.05
 Table = list[list[str]]
+Judged = Mapping[str, Hits | Rankings]  # by encoder
 
 
 class EncoderCost(Record):
@@ -49,12 +51,18 @@ class ComparedTask(Record):
     title: str
     division: str
     hash: str  # of the protocol that its runs share
+    metric: Metric
     clips: int
     classes: int
     chance: float
     units: str  # what is swapped and resampled: groups, or clips where groups are unknown
     n_units: int
     can_tell: bool  # whether any test can be significant
+
+    @property
+    def heading(self) -> str:
+        """The title, with the score if it is not the accuracy."""
+        return self.title + f", {self.metric.label}" * (self.metric is not Metric.ACCURACY)
 
 
 class EncoderScore(Record):
@@ -64,7 +72,7 @@ class EncoderScore(Record):
     encoder: str
     folder: str
     head: HeadKind
-    accuracy: float
+    score: float
     interval: Interval | None
     first: float | None  # the share of group bootstraps in which it is first; None with too few groups
     leads: bool  # whether it is the best, or not significantly worse
@@ -73,7 +81,7 @@ class EncoderScore(Record):
     def words(self) -> str:
         """In percent, with its interval, and ``*`` if it leads."""
         between = "" if self.interval is None else f" ({range_of(self.interval).replace(' to ', '-')})"
-        return percent(self.accuracy) + between + "*" * self.leads
+        return percent(self.score) + between + "*" * self.leads
 
 
 class Pair(ComparisonRecord):
@@ -102,6 +110,11 @@ class EncodersRecord(Record):
     left_out: list[str]
     method: str
 
+    @property
+    def quantity(self) -> str:
+        """What the scores are."""
+        return Metric.words(task.metric for task in self.tasks)
+
     def heads_of(self, task: ComparedTask) -> dict[str, dict[HeadKind, EncoderScore]]:
         """Encoder -> head -> its score; nothing for those that have not been run."""
         heads: dict[str, dict[HeadKind, EncoderScore]] = {cost.encoder: {} for cost in self.encoders}
@@ -111,12 +124,14 @@ class EncodersRecord(Record):
         return heads
 
 
-def can_tell(n_units: int, n_tests: int) -> bool:
-    """Whether any of `n_tests` tests that swap `n_units` groups can be significant.
+def can_tell(n_units: int, n_tests: int, metric: Metric = Metric.ACCURACY) -> bool:
+    """Whether any of `n_tests` tests that swap `n_units` groups can be significant. Of mAP, a t test can with few.
 
     Swapping G groups has 2^G outcomes, so the smallest p-value is 2 / 2^G on two sides, and never less than one in the
     number of permutations.
     """
+    if metric is Metric.MACRO_MAP:
+        return n_units >= MIN_GROUPS
     return max(2.0 ** (1 - n_units), 1 / (PERMUTATIONS + 1)) * n_tests < LEVEL
 
 
@@ -133,17 +148,17 @@ def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> E
     """
     left_out: list[str] = []
     chosen = [_comparable(of_task, left_out) for of_task in by_task(runs).values()]
-    compared = [(of_task, _hits(of_task)) for of_task in chosen if len(of_task) > 1]
+    compared = [(of_task, _judged(of_task)) for of_task in chosen if len(of_task) > 1]
     if not compared:
         return None
-    pairs = [pair for of_task, hits in compared for pair in _pairs(of_task[0], hits)]
+    pairs = [pair for of_task, judged in compared for pair in _pairs(of_task[0], judged)]
     corrected = holm([pair.p_value for pair in pairs])
     pairs = [pair.model_copy(update={"holm_p_value": value}) for pair, value in zip(pairs, corrected, strict=True)]
     all_runs = [run for of_task, _ in compared for run in of_task]
     return EncodersRecord(
         encoders=_costs(all_runs, costs),
         tasks=[_describe(of_task[0], len(pairs)) for of_task, _ in compared],
-        scores=[score for of_task, hits in compared for score in _scores(of_task, hits, pairs)],
+        scores=[score for of_task, judged in compared for score in _scores(of_task, judged, pairs)],
         pairs=pairs,
         left_out=left_out,
         method=_method(all_runs, len(pairs)),
@@ -153,8 +168,8 @@ def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> E
 def scores_of(
     heads: Mapping[HeadKind, EncoderScore] | Mapping[HeadKind, HeadRecord],
 ) -> dict[HeadKind, tuple[float, Interval | None]]:
-    """What is drawn of heads: their accuracies with their intervals."""
-    return {head: (score.accuracy, score.interval) for head, score in heads.items()}
+    """What is drawn of heads: their scores with their intervals."""
+    return {head: (score.score, score.interval) for head, score in heads.items()}
 
 
 def read_costs(folder: Path) -> dict[str, CheckRecord]:
@@ -177,18 +192,16 @@ def _comparable(runs: Sequence[Run], left_out: list[str]) -> list[Run]:
     return list(chosen.values())
 
 
-def _hits(runs: Sequence[Run]) -> dict[HeadKind, pd.DataFrame]:
-    """Head -> whether each prediction is right: a row for each, by its group and split; a column for every encoder."""
-    tables = {run.encoder: run.predictions() for run in runs}
-    first = tables[runs[0].encoder]
-    for run in runs:
-        if not tables[run.encoder][list(KEYS)].equals(first[list(KEYS)]):
+def _judged(runs: Sequence[Run]) -> dict[HeadKind, Judged]:
+    """Head -> encoder -> what is right of its predictions, for the same clips in the same order."""
+    first = runs[0].predictions()[list(KEYS)]
+    for run in runs[1:]:
+        if not run.predictions()[list(KEYS)].equals(first):
             raise FeatureFileError(
                 f"{run.folder} and {runs[0].folder} hold predictions of different clips; classify both again"
             )
-    index = [first["group"].where(first["group"] != "", first["clip_id"]), first["split"]]
-    hits = {head: {name: table[head] == table["class_name"] for name, table in tables.items()} for head in HEADS}
-    return {head: pd.DataFrame(of_head).astype(float).set_index(index) for head, of_head in hits.items()}
+    judged = {run.encoder: run.judged() for run in runs}
+    return {head: {encoder: by_head[head] for encoder, by_head in judged.items()} for head in HEADS}
 
 
 def _describe(run: Run, n_tests: int) -> ComparedTask:
@@ -198,22 +211,22 @@ def _describe(run: Run, n_tests: int) -> ComparedTask:
         title=run.study.task.title,
         division=protocol.division,
         hash=protocol.identity.hash,
+        metric=protocol.majority_class.metric,
         clips=run.record.features.clips,
         classes=len(run.record.features.class_names),
-        chance=protocol.majority_class.accuracy,
+        chance=protocol.majority_class.score,
         units=protocol.comparison.units,
         n_units=protocol.comparison.n_units,
-        can_tell=can_tell(protocol.comparison.n_units, n_tests),
+        can_tell=can_tell(protocol.comparison.n_units, n_tests, protocol.majority_class.metric),
     )
 
 
-def _scores(
-    runs: Sequence[Run], hits: Mapping[HeadKind, pd.DataFrame], pairs: Sequence[Pair]
-) -> Iterator[EncoderScore]:
-    task, n_units = runs[0].study.name, runs[0].first_protocol.comparison.n_units
+def _scores(runs: Sequence[Run], judged: Mapping[HeadKind, Judged], pairs: Sequence[Pair]) -> Iterator[EncoderScore]:
+    task, protocol = runs[0].study.name, runs[0].first_protocol
+    tells = can_tell(protocol.comparison.n_units, len(pairs), protocol.majority_class.metric)
     for head in HEADS:
-        first, scored = _share_first(hits[head]), {run.encoder: run.first_protocol.heads[head] for run in runs}
-        best = max(scored, key=lambda encoder: scored[encoder].accuracy)
+        first, scored = _share_first(judged[head]), {run.encoder: run.first_protocol.heads[head] for run in runs}
+        best = max(scored, key=lambda encoder: scored[encoder].score)
         differ = [{pair.first, pair.second} for pair in pairs if (pair.task, pair.head) == (task, head) and pair.differ]
         for run in runs:
             yield EncoderScore(
@@ -221,39 +234,31 @@ def _scores(
                 encoder=run.encoder,
                 folder=str(run.folder),
                 head=head,
-                accuracy=scored[run.encoder].accuracy,
+                score=scored[run.encoder].score,
                 interval=scored[run.encoder].interval,
                 first=first[run.encoder],
-                leads=can_tell(n_units, len(pairs)) and {best, run.encoder} not in differ,
+                leads=tells and {best, run.encoder} not in differ,
             )
 
 
-def _share_first(hits: pd.DataFrame) -> Mapping[str, float | None]:
-    """Encoder -> the share of bootstraps over groups in which its mean over folds is the highest; ties are shared."""
-    encoders, cells = list(map(str, hits)), hits.groupby(level=[0, 1])
-    counts: Array = cells.size().unstack(fill_value=0).to_numpy()
-    if len(counts) < MIN_GROUPS:
-        return dict.fromkeys(encoders)
-    sums = np.stack([of_encoder.unstack(fill_value=0) for _, of_encoder in cells.sum().items()])
-    rng, firsts = np.random.default_rng(0), np.zeros(len(sums))
-    for _ in range(RESAMPLES):
-        times = np.bincount(rng.integers(0, len(counts), len(counts)), minlength=len(counts))
-        drawn = times @ counts
-        means: Array = (times @ sums / np.maximum(drawn, 1))[:, drawn > 0].mean(axis=1)
-        is_best = means >= means.max() - 1e-12
-        firsts += is_best / is_best.sum()
-    return dict(zip(encoders, (firsts / RESAMPLES).tolist(), strict=True))
+def _share_first(judged: Judged) -> Mapping[str, float | None]:
+    """Encoder -> the share of bootstraps over groups in which its score is the highest; ties are shared."""
+    n_groups = next(iter(judged.values())).n_groups
+    if n_groups < MIN_GROUPS:
+        return dict.fromkeys(judged)
+    rng = np.random.default_rng(0)
+    times = np.stack([np.bincount(rng.integers(0, n_groups, n_groups), minlength=n_groups) for _ in range(RESAMPLES)])
+    scored = np.stack([of_encoder.resampled(times) for of_encoder in judged.values()])
+    is_best = scored >= scored.max(axis=0) - 1e-12
+    return dict(zip(judged, (is_best / is_best.sum(axis=0)).mean(axis=1).tolist(), strict=True))
 
 
-def _pairs(run: Run, hits: Mapping[HeadKind, pd.DataFrame]) -> Iterator[Pair]:
+def _pairs(run: Run, judged: Mapping[HeadKind, Judged]) -> Iterator[Pair]:
     """Every two encoders on the task of this run."""
-    has_groups = run.first_protocol.comparison.units == "groups"
-    index = [hits["linear"].index.get_level_values(level).to_numpy() for level in (0, 1)]
-    for first, second in itertools.combinations(map(str, hits["linear"]), 2):
-        for head, table in hits.items():
-            subtracted, other = (Hits(table[name].to_numpy(), *index) for name in (second, first))
-            compared = compare_hits(subtracted, other, has_groups).model_dump()
-            yield Pair(**compared, task=run.study.name, head=head, first=first, second=second)
+    for first, second in itertools.combinations(judged["linear"], 2):
+        for head, by_encoder in judged.items():
+            compared = by_encoder[first].minus(by_encoder[second])  # type: ignore[arg-type]  # both are of one kind
+            yield Pair(**compared.model_dump(), task=run.study.name, head=head, first=first, second=second)
 
 
 def _costs(runs: Sequence[Run], measured: Mapping[str, CheckRecord]) -> list[EncoderCost]:
@@ -276,18 +281,21 @@ def _costs(runs: Sequence[Run], measured: Mapping[str, CheckRecord]) -> list[Enc
 
 
 def _mean_ranks(runs: Sequence[Run]) -> dict[str, dict[HeadKind, float]]:
-    """Encoder -> head -> mean rank over the tasks that all encoders have; equal accuracies share their ranks."""
+    """Encoder -> head -> mean rank over the tasks that all encoders have; equal scores share their ranks."""
     table = scores(runs)
-    table = table[(table["kind"] == ScoreKind.HEAD) & (table["metric"] == "accuracy")]
+    table = table[(table["kind"] == ScoreKind.HEAD) & table["metric"].isin(list(Metric))]
     table = table[table["protocol"] == table.groupby("run")["protocol"].transform("first")]
-    accuracy = table.pivot_table(index=["encoder", "head"], columns="task", values="value").dropna(axis=1)
-    ranks = accuracy.groupby("head").rank(ascending=False).mean(axis=1).dropna().unstack()
+    score = table.pivot_table(index=["encoder", "head"], columns="task", values="value").dropna(axis=1)
+    ranks = score.groupby("head").rank(ascending=False).mean(axis=1).dropna().unstack()
     return {str(encoder): {head: float(row[head]) for head in HEADS} for encoder, row in ranks.iterrows()}
 
 
 def _method(runs: Sequence[Run], n_tests: int) -> str:
     """How the numbers were made, as a paragraph for a paper; what differs between tasks is said with the tasks."""
     words = pd.DataFrame([_settings(run) for run in runs])
+    metrics = {run.first_protocol.majority_class.metric for run in runs}
+    tests = ["permutation tests that swap them in whole groups"] * (Metric.ACCURACY in metrics)
+    tests += ["t tests of the jackknife's differences (mAP)"] * (Metric.MACRO_MAP in metrics)
     said = {}
     for name in ("recipe", "epoch", "seeds", "versions"):
         tasks = words.groupby(name, sort=False)["task"].unique()
@@ -297,9 +305,9 @@ def _method(runs: Sequence[Run], n_tests: int) -> str:
         f"Encoders are frozen. On their embeddings we train a linear head and a head of three linear layers with "
         f"{said['recipe']}, {said['epoch']}; {said['seeds']}. Data sets and divisions: "
         f"{'; '.join(words['division'].unique())}. "
-        f"We report the accuracy, averaged over folds and seeds, with 95 % intervals by the jackknife over groups "
-        f"(Student's t, Wilson's form). Encoders are compared on the same test clips by permutation tests that swap them "
-        f"in whole groups, corrected for {n_tests} comparisons (Holm). Computed with {said['versions']}."
+        f"We report the {Metric.words(metrics)}, averaged over folds and seeds, with 95 % intervals by the jackknife over groups "
+        f"(Student's t; of shares in Wilson's form, of mAP for its logit). Encoders are compared on the same test clips by "
+        f"{' or '.join(tests)}, corrected for {n_tests} comparisons (Holm). Computed with {said['versions']}."
     )
 
 
@@ -334,7 +342,9 @@ def encoder_table(record: EncodersRecord, head: HeadKind) -> Table:
     ]
     for task in record.tasks:
         scores = (heads.get(head) for heads in record.heads_of(task).values())
-        columns.append([task.title, *("-" if score is None else score.words for score in scores), percent(task.chance)])
+        columns.append(
+            [task.heading, *("-" if score is None else score.words for score in scores), percent(task.chance)]
+        )
     if any(cost.mean_rank for cost in costs):
         columns.append(["mean rank", *(f"{cost.mean_rank[head]:.1f}" for cost in costs), ""])
     return [list(row) for row in zip(*columns, strict=True)]
@@ -403,7 +413,7 @@ def encoders_text(record: EncodersRecord) -> str:
 
 def captioned_tables(record: EncodersRecord) -> list[tuple[str, Table, int]]:
     """The tables of the comparison with their captions, and the number of columns of words; those of the heads first."""
-    caption = "{} head: accuracy in percent (95 %)"
+    caption = f"{{}} head: {record.quantity} in percent (95 %)"
     return [
         *((caption.format(head_title(head).capitalize()), encoder_table(record, head), 1) for head in HEADS),
         ("How stable the first place is", ranking_table(record), 1),
@@ -416,7 +426,8 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
     heads = {head_title(head): encoder_table(record, head) for head in HEADS}
     notes = reading_notes(record)
     parts = [
-        f"**{head.capitalize()} head** (accuracy, percent)\n\n{as_markdown(table)}" for head, table in heads.items()
+        f"**{head.capitalize()} head** ({record.quantity}, percent)\n\n{as_markdown(table)}"
+        for head, table in heads.items()
     ]
     parts.append("\n".join(f"- {line}" for line in notes))
     parts += [as_markdown(ranking_table(record)), as_markdown(pair_table(record), left=4), record.method]
@@ -437,7 +448,7 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
     write_csv(folder / "encoders.csv", rows)
     panels = [
         Panel(
-            f"{task.title}\n({task.clips:,} clips, {task.classes} classes)",
+            f"{task.heading}\n({task.clips:,} clips, {task.classes} classes)",
             (task.chance, "chance"),
             [scores_of(heads) for heads in record.heads_of(task).values()],
         )
@@ -445,5 +456,5 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
     ]
     caption = "95 % intervals of each score by groups; whether two encoders differ is in the table of pairs."
     names = [cost.encoder for cost in record.encoders]
-    plot_heads(panels, names, "accuracy, %", caption, folder / f"encoders.{figure_format}")
+    plot_heads(panels, names, f"{record.quantity}, %", caption, folder / f"encoders.{figure_format}")
     return [folder / name for name in (*contents, "encoders.csv", f"encoders.{figure_format}")]

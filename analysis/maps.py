@@ -63,15 +63,16 @@ def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, s
         most: clips to show, sampled in proportion to class sizes if there are more. 0 shows all.
         seed: of the sample and of the map.
     """
-    labels = features.labels.numpy()
-    rows = seeded_rows(labels, most, seed)
-    raw, labels = features.features.numpy()[rows], labels[rows]
+    rows = seeded_rows(features.strata, most, seed)
+    raw, labels = features.features.numpy()[rows], features.strata[rows]
     scaled = fit_scaler(scaler, raw, DEFAULT_SHRINKAGE)(raw)
     shown = f"all {len(rows):,} clips"
     if len(rows) < len(features):
         shown = f"{len(rows):,} of {len(features):,} clips (sampled by class, seed {seed})"
     preparation = {"standard": "standardised", "whiten": "whitened", "none": "unscaled"}[scaler]
     caption = f"{TITLES[method]} of {shown}, {preparation} features, seed {seed}."
+    if features.is_multilabel:  # a clip is of no one class
+        return FeatureMap(rows, project(scaled, method, seed), caption)
     purity, width = knn_purity(scaled, labels), silhouette(scaled, labels, seed)
     if purity is not None:
         chance = float(np.square(np.bincount(labels) / len(labels)).sum())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING
 
 from analysis.studies import STUDIES, Study, find_study, study_in
 from common.config import ConfigError
+from common.datasets import Metric
 from common.files import PROJECT_ROOT
 from common.flags import Parser, user_path
 
 if TYPE_CHECKING:  # --help should not wait for torch
     import pandas as pd
 
+    from common.evaluation.rankings import Rankings
     from common.evaluation.record import ProtocolRecord, RunRecord
+    from common.evaluation.scores import Hits
     from common.features import FeatureSet
+    from common.heads import HeadKind
 
 WIDTH = 100  # of printed text
 ENCODERS_FOLDER = "encoders"  # below the results: what `common.encoder.check` measured of each encoder
@@ -76,6 +80,20 @@ class Run:
         name = protocol or next(iter(self.record.protocols))
         path = self.folder / f"{prefix_of(name)}predictions.csv"
         return read_predictions(path, list(self.record.protocols[name].heads), self.record.checksums.get(path.name))
+
+    def judged(self) -> Mapping[HeadKind, Hits | Rankings]:
+        """What is right of the first protocol's predictions by each head, in the order of `predictions`; errors as there."""
+        from common.evaluation.predictions import read_rankings
+        from common.evaluation.scores import Hits
+
+        table, protocol = self.predictions(), self.first_protocol
+        groups = table["group"].where(table["group"] != "", table["clip_id"]).to_numpy()
+        splits, units = table["split"].to_numpy(), protocol.comparison.units
+        if protocol.majority_class.metric is Metric.MACRO_MAP:
+            name = next(iter(self.record.protocols))
+            return read_rankings(self.folder, name, groups, units)
+        right = {head: (table[head] == table["class_name"]).to_numpy(float) for head in protocol.heads}
+        return {head: Hits(hits, groups, splits, units) for head, hits in right.items()}
 
 
 def scores(runs: Sequence[Run]) -> pd.DataFrame:

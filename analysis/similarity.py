@@ -26,7 +26,7 @@ from common.datasets import Prepared
 from common.evaluation.outcomes import HeadFitter, Outcome
 from common.evaluation.protocol import plan_fits
 from common.evaluation.record import ComparisonRecord
-from common.evaluation.scores import compare_heads
+from common.evaluation.scores import compare_heads, main_score
 from common.features import ENCODER_SETTINGS, FeatureSet
 from common.files import write_json
 from common.heads import Job, Recipe, fit_recipe_scaler, fit_scaler, recipe_for
@@ -65,7 +65,7 @@ class TransferCost(ComparisonRecord):
     target: str
     source: str
     what: str  # one of COSTS
-    accuracy: float
+    score: float
 
     @property
     def is_uncertain(self) -> bool:
@@ -105,12 +105,12 @@ class SimilarityRecord(AnalysisRecord):
         clips = ", ".join(f"{name} {count:,}" for name, count in self.tasks.items())
         caption = (
             "Row: the task that is scored, by its official division, linear head, one seed. Column: the task whose clips "
-            "the scaler or subspace was fitted on. Difference in accuracy to the task's own, points (red: loss); in "
+            "the scaler or subspace was fitted on. Difference in score to the task's own, points (red: loss); in "
             f"brackets where its 95 % interval covers 0. Clips: {clips}."
         )
         for what, title in COSTS.items() if self.transfer else ():
             costs = {(cost.target, cost.source): cost for cost in self.transfer if cost.what == what}
-            rows = [f"{name} (own: {percent(costs[name, name].accuracy)} %)" for name in names]
+            rows = [f"{name} (own: {percent(costs[name, name].score)} %)" for name in names]
             cells = [
                 [costs.get((target, source)) if source != target else None for source in names] for target in names
             ]
@@ -128,7 +128,7 @@ def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
             continue
         features = run.features
         sides = features.folds.tolist() if features.folds is not None else features.splits or [""] * len(features)
-        tasks[run.study.name] = features.subset(balanced_rows(features.labels.numpy(), np.array(sides), most))
+        tasks[run.study.name] = features.subset(balanced_rows(features.strata, np.array(sides), most))
     made = {name: tuple(map(features.meta.get, ENCODER_SETTINGS)) for name, features in tasks.items()}
     chosen, _ = Counter(made.values()).most_common(1)[0]
     for name, settings in made.items():
@@ -213,11 +213,10 @@ def transfer_costs(
     for what in COSTS:
         outcomes = {target: [outcome for job in jobs for outcome in fit(what, raw[job.split.train], [job])]}
         outcomes |= {source: fit(what, other.features.numpy(), jobs) for source, other in others.items()}
-        labels = features.labels.numpy()
         for source, fitted in outcomes.items():
             compared = compare_heads(outcomes[target], fitted, features).model_dump()
-            accuracy = float(np.mean([(labels[outcome.rows] == outcome.predictions).mean() for outcome in fitted]))
-            yield TransferCost(**compared, target=target, source=source, what=what, accuracy=accuracy)
+            score = main_score(fitted, features)
+            yield TransferCost(**compared, target=target, source=source, what=what, score=score)
 
 
 def _transformed(raw: Array, fitted_on: Array, recipe: Recipe, is_reduced: bool) -> Array:

@@ -22,7 +22,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from analysis.scores import WIDTH, Run, new_parser, output_folder, runs_for
-from common.datasets import DivisionKind
+from common.datasets import DivisionKind, Metric
 from common.entry import run as run_script
 from common.files import write_atomically, write_csv
 from common.flags import add_figure_format
@@ -69,6 +69,11 @@ class SummaryRow:
     is_sample: bool
 
     @property
+    def metric(self) -> Metric:
+        """The score that the task is judged by."""
+        return self.protocol.majority_class.metric
+
+    @property
     def best(self) -> HeadRecord:
         """The scores of the better head."""
         return self.protocol.heads[self.protocol.best_head]
@@ -83,7 +88,7 @@ class SummaryRow:
         """The best score of a control with random weights, if there is one."""
         untrained = {name for name, encoder in self.run.record.controls.items() if encoder.is_untrained}
         controls = [heads for name, heads in self.protocol.controls.items() if name in untrained]
-        return max((scored.accuracy for heads in controls for scored in heads.values()), default=None)
+        return max((scored.score for heads in controls for scored in heads.values()), default=None)
 
 
 def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
@@ -113,6 +118,8 @@ def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
     `is_wide`: with titles in place of keys, classes, recipe and every published figure.
     """
     hidden = set() if is_wide else {"classes", "recipe", "published"}
+    if {row.metric for row in rows} == {Metric.ACCURACY}:
+        hidden.add("score")
     if not is_wide and len({row.run.encoder for row in rows}) == 1:
         hidden.add("encoder")
     table = []
@@ -124,11 +131,12 @@ def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
             "clips": f"{features.clips:,}",
             "classes": str(len(features.class_names)),
             "protocol": row.protocol.kind.label,
+            "score": row.metric.label,
             "recipe": run.record.config.recipe,
-            "linear": percent(row.protocol.heads["linear"].accuracy),
-            "three-layer": percent(row.protocol.heads["three_layer"].accuracy),
+            "linear": percent(row.protocol.heads["linear"].score),
+            "three-layer": percent(row.protocol.heads["three_layer"].score),
             "best, 95 %": range_of(row.best.interval),
-            "chance": percent(row.protocol.majority_class.accuracy),
+            "chance": percent(row.protocol.majority_class.score),
             "stated": "-" if stated is None else "/".join(f"{value:.0f}" for value in stated),
             "published": ", ".join(map(str, row.references.published)) or "-",
         }
@@ -169,10 +177,12 @@ def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
     cells = [_as_csv(row) for row in rows]
     write_csv(folder / "summary.csv", [list(cells[0]), *(list(row.values()) for row in cells)])
     wide, lines = summary_table(rows, is_wide=True), notes(rows)
-    encoders = "; ".join(sorted({row.run.encoder for row in rows}))
+    encoders, quantity = "; ".join(sorted({row.run.encoder for row in rows})), Metric.words(row.metric for row in rows)
     contents = {
         "summary.md": as_markdown(wide) + "\n\nPercent. " + "\n".join(f"{line}  " for line in lines) + "\n",
-        "summary.tex": as_latex(wide, f"Accuracy in percent. Encoder: {encoders}.")
+        "summary.tex": as_latex(
+            wide, f"{quantity.capitalize() if quantity.islower() else quantity} in percent. Encoder: {encoders}."
+        )
         + "".join(f"% {line}\n" for line in lines),
     }
     for name, content in contents.items():
@@ -191,14 +201,15 @@ def _as_csv(row: SummaryRow) -> dict[str, object]:
         "classes": len(run.record.features.class_names),
         "encoder": run.encoder,
         "protocol": protocol.kind.value,
+        "metric": row.metric.value,
         "division": protocol.division,
         "hash": protocol.identity.hash,
         "recipe": run.record.config.recipe,
         "seeds": len(protocol.seeds),
-        "majority_class": protocol.majority_class.accuracy,
+        "majority_class": protocol.majority_class.score,
         "untrained_encoder": row.untrained_encoder,
-        "linear": protocol.heads["linear"].accuracy,
-        "three_layer": protocol.heads["three_layer"].accuracy,
+        "linear": protocol.heads["linear"].score,
+        "three_layer": protocol.heads["three_layer"].score,
         "best": protocol.best_head,
         **dict(zip(("best_low", "best_high"), interval, strict=True)),
         **dict(zip(("stated_linear", "stated_three_layer"), (score and score / 100 for score in stated), strict=True)),

@@ -140,7 +140,9 @@ def extract_variants(
     sides = np.array([f"{clip.fold} {clip.split}" for clip in clips])
     picked = balanced_rows(np.unique([clip.class_name for clip in clips], return_inverse=True)[1], sides, most)
     print(f"{study.task.title}: {len(picked):,} of {len(clips):,} clips, {len(maker.outputs)} variants of each")
-    source = ClipList([clips[index] for index in picked], root, study.name, study.task.class_names)
+    source = ClipList(
+        [clips[index] for index in picked], root, study.name, study.task.class_names, study.task.is_multilabel
+    )
     extract(maker, source, output, options)
     return read_variants(output)
 
@@ -158,14 +160,14 @@ class AnalysisRecord(Record):
 
 
 class Effect(ComparisonRecord):
-    """One head of one variant: its accuracy, and the difference from the baseline. `holm_p_value` is corrected for the
+    """One head of one variant: its score, and the difference from the baseline. `holm_p_value` is corrected for the
     number of variants and heads."""
 
     factor: str
     name: str
     dimensions: int  # numbers per clip
     head: HeadKind
-    accuracy: float
+    score: float
 
 
 class GridScore(Record):
@@ -175,7 +177,7 @@ class GridScore(Record):
     pool: str
     scaler: ScalerName
     head: HeadKind
-    accuracy: float
+    score: float
 
 
 class AblationRecord(AnalysisRecord):
@@ -191,7 +193,7 @@ class AblationRecord(AnalysisRecord):
     test_clips: int
     recipe: str
     seeds: list[int]
-    baseline: dict[HeadKind, float]  # accuracies
+    baseline: dict[HeadKind, float]  # scores
     comparison: ComparisonRecord  # of the three-layer head with the linear one, at the baseline
     effects: list[Effect]  # both heads of every variant, from the best for the linear head to the worst
     grid: list[GridScore]
@@ -204,7 +206,7 @@ class AblationRecord(AnalysisRecord):
     @property
     def baseline_words(self) -> str:
         """What every effect is a difference from."""
-        scores = ", ".join(f"{head_title(kind)} {percent(accuracy)} %" for kind, accuracy in self.baseline.items())
+        scores = ", ".join(f"{head_title(kind)} {percent(score)} %" for kind, score in self.baseline.items())
         return f"Baseline: {BASE.layer}, {BASE.pool} pool, no condition, whole clip: {scores}."
 
     @property
@@ -260,7 +262,7 @@ class _Fits:
             name=variant.name,
             dimensions=sum(column.stop - column.start for column in columns),
             head=kind,
-            accuracy=score_head(outcomes, self.features).accuracy,
+            score=score_head(outcomes, self.features).score,
         )
 
 
@@ -311,7 +313,7 @@ def ablate(
         test_clips=len(np.unique(np.concatenate([job.split.test for job in plan.jobs]))),
         recipe=config.recipe,
         seeds=seeds_of(config),
-        baseline={kind: score_head(outcomes, features).accuracy for kind, outcomes in baseline.items()},
+        baseline={kind: score_head(outcomes, features).score for kind, outcomes in baseline.items()},
         comparison=compare_heads(baseline["linear"], baseline["three_layer"], features),
         effects=[
             effect.model_copy(update={"holm_p_value": value}) for effect, value in zip(effects, corrected, strict=True)
@@ -331,8 +333,8 @@ def _grid(fits: _Fits, heads: Sequence[HeadKind]) -> list[GridScore]:
     grid = []
     for output, scaler, kind in progress_bar(iterable=combinations, desc="grid", unit="variant"):
         outcomes = fits.outcomes(kind, Variant("", "grid", (output.name,), scaler))
-        accuracy = score_head(outcomes, fits.features).accuracy
-        grid.append(GridScore(layer=output.layer, pool=output.pool, scaler=scaler, head=kind, accuracy=accuracy))
+        score = score_head(outcomes, fits.features).score
+        grid.append(GridScore(layer=output.layer, pool=output.pool, scaler=scaler, head=kind, score=score))
     return grid
 
 
@@ -341,18 +343,18 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
     _print_effects(record)
     written = [folder / f"ablation_{record.task}.{suffix}" for suffix in ("json", "csv", figure_format)]
     write_json(written[0], record.model_dump_json())
-    header = "factor variant dimensions head accuracy difference low high p_value holm_p_value"
+    header = "factor variant dimensions head score difference low high p_value holm_p_value"
     rows: list[Sequence[object]] = [header.split()]
     for effect in record.effects:
         figures = (effect.difference, *(effect.interval or (None, None)), effect.p_value, effect.holm_p_value)
-        rows.append((effect.factor, effect.name, effect.dimensions, effect.head, effect.accuracy, *figures))
+        rows.append((effect.factor, effect.name, effect.dimensions, effect.head, effect.score, *figures))
     write_csv(written[1], rows)
     names = [f"{linear.name} ({linear.factor})" for linear, _ in record.variants]
     effects = [{effect.head: (effect.difference, effect.interval) for effect in both} for both in record.variants]
     panel = Panel(f"{record.title}: what each choice is worth", (0.0, "baseline"), effects)
     intervals = "95 % intervals by groups, each for itself."
     caption = f"{record.baseline_words} {record.clips_words}; {intervals} {record.selection_words}"
-    plot_heads([panel], names, "accuracy against the baseline, points", caption, written[2])
+    plot_heads([panel], names, "score against the baseline, points", caption, written[2])
     print(f"-> {', '.join(map(str, written))}")
 
 
@@ -365,7 +367,7 @@ def _print_effects(record: AblationRecord) -> None:
         for effect in effects:
             difference = f"{100 * effect.difference:+.1f} ({range_of(effect.interval)})"
             p_value = "-" if effect.holm_p_value is None else f"{effect.holm_p_value:.2g}"
-            cells += [percent(effect.accuracy), difference, p_value]
+            cells += [percent(effect.score), difference, p_value]
         table.append(cells)
     print(f"\n{record.title}: {record.clips_words}\n{as_text(table)}\n{record.selection_words}")
     compared = record.comparison
@@ -373,8 +375,8 @@ def _print_effects(record: AblationRecord) -> None:
     for kind in HEADS:
         fitted = [score for score in record.grid if score.head == kind]
         if fitted:
-            best = max(fitted, key=lambda score: score.accuracy)
+            best = max(fitted, key=lambda score: score.score)
             print(
                 f"best of {len(fitted)} in the grid, {head_title(kind)}: {best.layer}, {best.pool} pool, scaler "
-                f"{best.scaler}: {percent(best.accuracy)} (a maximum over test scores, not a score)"
+                f"{best.scaler}: {percent(best.score)} (a maximum over test scores, not a score)"
             )

@@ -56,7 +56,8 @@ def main() -> None:
 def _values(features: FeatureSet, colour: str) -> tuple[list[str], Sequence[str]]:
     """The names that have a colour, and the name of each clip."""
     if colour == "class":
-        return features.class_names, [features.class_names[label] for label in features.labels.tolist()]
+        names = [*features.class_names, "no label"]  # of several labels a clip, the rarest
+        return names[: len(names) - (features.strata >= 0).all()], [names[label] for label in features.strata]
     folds = None if features.folds is None else [f"fold {fold}" for fold in features.folds.tolist()]
     columns = {"fold": folds, "split": features.splits, "group": features.groups}
     values = columns[colour]

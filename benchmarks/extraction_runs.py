@@ -102,7 +102,7 @@ def worker(variant: str, paths: list[Path], device: torch.device, pipe: Connecti
     encoder: Any = PlainEncoder(CHECKPOINT, device) if is_original else load_encoder(CHECKPOINT, device, precision)
     for block in encoder.network.blocks if compiled else ():
         block.compile()
-    clips = ClipList([Clip(path, "sound") for path in paths], paths[0].parent, "benchmark")
+    clips = ClipList([Clip(path, ("sound",)) for path in paths], paths[0].parent, "benchmark")
 
     with tempfile.TemporaryDirectory() as folder:
         while pipe.recv():

@@ -83,7 +83,7 @@ def extract_task(
         print(f"process {share} of {share.launcher}")
     # The processes of torchrun share a machine's cores and GPUs.
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", share.count)) if share.launcher == "torchrun" else 1
-    source = ClipList(clips, root, task.name, task.class_names)
+    source = ClipList(clips, root, task.name, task.class_names, task.is_multilabel)
     print(_describe_clips(task, source))
     options = ExtractOptions(arguments.overwrite, share, config.allow_missing, config.part_size)
     load = partial(configured_encoder, config)
@@ -117,7 +117,7 @@ def _devices(config: ExtractConfig, processes: int | None) -> list[torch.device]
 
 
 def _describe_clips(task: Task, clips: ClipList) -> str:
-    classes, folds = (len(set(clips.columns[name].unique().to_pylist()) - {None}) for name in ("class_name", "fold"))
+    classes, folds = len(clips.present_classes), len(set(clips.columns["fold"].unique().to_pylist()) - {None})
     parts = [f"{task.title}: {len(clips):,} clips", *[f"{classes} classes"] * bool(classes)]
     parts += [f"{folds} fold{'s' * (folds != 1)}"] * bool(folds)
     return f"{', '.join(parts)} in {clips.root}"

@@ -214,6 +214,10 @@ class FitConfig(Settings):
     label_fractions: tuple[Annotated[float, Field(ge=1e-6, le=1.0)], ...] | None = setting(
         None, "shares of the labels to train on, such as 0.01 0.1 1", "X", min_length=1, unset="none"
     )
+    shots: tuple[Annotated[int, Field(ge=1)], ...] | None = setting(
+        None, "clips of every class to train on, such as 1 2 4 8 16", "N", min_length=1, unset="none"
+    )
+    draws: int = setting(10, "random draws of these clips", "N", ge=1, le=1000)
     markdown: StrictBool = setting(False, "write the table as result.md too")
     figure_format: FigureFormat = setting("png", "png, pdf or svg", "NAME")
 

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from common.arrays import Array
-from common.features import Counts, FeatureFileError, FeatureSet, read_provenance
+from common.features import LABEL_SEPARATOR, Counts, FeatureFileError, FeatureSet, read_provenance
 from common.files import DamagedFileError
 from common.parts import CHECKSUMS, PER_CLIP, PartInfo, file_name, part_files, read_info, read_part
 
@@ -122,15 +122,23 @@ def _fill(rows: Array, paths: Sequence[Path]) -> None:
 
 
 def _labels(column: pa.ChunkedArray, info: PartInfo) -> tuple[Array, list[str]]:
-    """(N,) int64 labels, -1 without a class, and the classes that occur, in the data set's order."""
+    """(N,) int64 labels, -1 without a class, or (N, C) bool with several a clip; and the classes that occur, in the data set's
+    order."""
     combined = column.combine_chunks()
-    present = combined.dictionary.to_pylist()
+    texts, is_multilabel = combined.dictionary.to_pylist(), bool(info.notes.get("is_multilabel"))
+    labels = [text.split(LABEL_SEPARATOR) if is_multilabel else [text] for text in texts]
+    present = {label for of_text in labels for label in of_text}
     order = info.notes.get("class_names") or sorted(present)
     assert isinstance(order, list)
-    class_names = [str(name) for name in order if name in set(present)]
-    number = np.array([class_names.index(name) for name in present] or [-1], np.int64)
+    class_names = [str(name) for name in order if name in present]
+    numbers = [[class_names.index(label) for label in of_text] for of_text in labels]
     codes = combined.indices.fill_null(-1).to_numpy()
-    return np.where(codes < 0, -1, number[codes]), class_names
+    if not is_multilabel:
+        return np.array([*(number for (number,) in numbers), -1], np.int64)[codes], class_names
+    sets = np.zeros((len(texts) + 1, len(class_names)), bool)  # the last is of clips without labels
+    for row, of_text in zip(sets[:-1], numbers, strict=True):
+        row[of_text] = True
+    return sets[codes], class_names
 
 
 def _names(column: pa.ChunkedArray) -> Sequence[str] | None:
@@ -147,7 +155,7 @@ def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
     if missing := sum(info.missing for info in infos):
         counts["missing"] = missing
     known = {**infos[0].settings, **infos[0].notes}
-    del known["class_names"], known["part_size"]
+    del known["class_names"], known["is_multilabel"], known["part_size"]
     samples, checksums = (torch.tensor(table[name].to_numpy()) for name in ("samples", "audio_checksum"))
     per_clip = {"failed": failed, "samples": samples, "audio_checksums": checksums}
     return {**known, "clips": count, "counts": counts, **per_clip}

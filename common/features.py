@@ -25,6 +25,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from common.arrays import Array
+from common.datasets.clip import LABEL_SEPARATOR as LABEL_SEPARATOR
 from common.encoder_name import EncoderKind, slug_of
 from common.errors import UserError, first_problem
 from common.files import UnsafeFileError, load_torch, save_torch, sha256_of
@@ -118,7 +119,8 @@ class FeatureSet:
 
     Attributes:
         features: (N, D) float32.
-        labels: (N,) int64, indices into `class_names`; all -1 if the file holds none.
+        labels: (N,) int64, indices into `class_names`; all -1 if the file holds none. Or (N, C) bool, with several labels a
+            clip, or none.
         class_names: C names.
         clip_ids: N paths relative to the data root (with the segment, if a clip is one).
         folds: (N,) int64, official folds from 1; None if there are none.
@@ -135,6 +137,25 @@ class FeatureSet:
     splits: Sequence[str] | None = None
     groups: Sequence[str] | None = None
     meta: Provenance = field(default_factory=Provenance)
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether a clip has a set of labels, and not one class."""
+        return self.labels.ndim == 2
+
+    @property
+    def label_texts(self) -> list[str]:
+        """Of every clip its class, or its labels joined by ``;``."""
+        return label_texts(self.labels.numpy(), self.class_names)
+
+    @property
+    def strata(self) -> Array:
+        """(N,) int64: of every clip its class, or its rarest label; -1 without any."""
+        labels = self.labels.numpy()
+        if not self.is_multilabel:
+            return labels
+        counts = np.where(labels, labels.sum(axis=0), len(labels) + 1)
+        return np.where(labels.any(axis=1), counts.argmin(axis=1), -1)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -157,7 +178,7 @@ class FeatureSet:
             numbers[columns] = [f"{name.replace(' ', '_')}_{place}" for place in range(columns.stop - columns.start)]
         about = {
             "clip_id": self.clip_ids,
-            "class_name": [self.class_names[label] for label in self.labels.tolist()] if self.class_names else None,
+            "class_name": self.label_texts if self.class_names else None,
             "fold": None if self.folds is None else self.folds.numpy(),
             "split": self.splits,
             "group": self.groups,
@@ -217,11 +238,12 @@ class FeatureSet:
     def subset(self, rows: Array) -> FeatureSet:
         """The FeatureSet of only these rows; classes that no longer occur are dropped, and labels renumbered."""
         picked = torch.as_tensor(np.ascontiguousarray(rows))
-        present = self.labels[picked].unique()
+        labels = self.labels[picked]
+        present = labels.any(dim=0).nonzero().ravel() if self.is_multilabel else labels.unique()
         return replace(
             self,
             features=self.features[picked],
-            labels=torch.searchsorted(present, self.labels[picked]),
+            labels=labels[:, present] if self.is_multilabel else torch.searchsorted(present, labels),
             class_names=[self.class_names[label] for label in present.tolist()],
             clip_ids=[self.clip_ids[row] for row in rows],
             folds=None if self.folds is None else self.folds[picked],
@@ -313,6 +335,14 @@ class FeatureSet:
             raise FeatureFileError(f"{path} is damaged, or not a feature file ({cause}); extract again") from error
 
 
+def label_texts(labels: Array, class_names: Sequence[str]) -> list[str]:
+    """(N,) labels, or (N, C) bool, as text: class names, several joined by ``;``."""
+    if labels.ndim == 1:
+        return [class_names[label] for label in labels.tolist()]
+    names = np.array(class_names, dtype=object)
+    return [LABEL_SEPARATOR.join(names[row]) for row in labels]
+
+
 def checksum_of_features(path: Path) -> str:
     """SHA-256 of a feature file's content, or of what the parts in a folder hold, in hexadecimal."""
     path = _file_or_folder(path)
@@ -381,6 +411,11 @@ def _whole_numbers(values: Any) -> torch.Tensor:
     return numbers.to(torch.int64)
 
 
+def _labels(values: Any) -> torch.Tensor:
+    is_sets = isinstance(values, torch.Tensor) and values.ndim == 2 and values.dtype == torch.bool
+    return values if is_sets else _whole_numbers(values)
+
+
 def _without_repetition(names: list[str]) -> list[str]:
     if len(set(names)) < len(names):
         raise ValueError(f"{Counter(names).most_common(1)[0][0]} is in it more than once")
@@ -398,7 +433,9 @@ class _Content(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
 
     features: torch.Tensor
-    labels: WholeNumbers | None = Field(None, validation_alias=AliasChoices("labels", "label"))
+    labels: Annotated[torch.Tensor, BeforeValidator(_labels)] | None = Field(
+        None, validation_alias=AliasChoices("labels", "label")
+    )
     class_names: Names | None = None
     clip_ids: Names | None = Field(None, validation_alias=AliasChoices("clip_ids", "keys"))
     folds: WholeNumbers | None = None
@@ -419,6 +456,8 @@ class _Content(BaseModel):
             values = getattr(self, name)
             if values is not None and len(values) != count:
                 raise ValueError(f"{count} rows of features but {len(values)} {name}")
+        if self.labels is not None and self.labels.ndim == 2:
+            return self._with(self.labels, self.class_names)
         labels = torch.full((count,), -1) if self.labels is None else self.labels
         if bool((labels < 0).any()) and not bool((labels == -1).all()):
             raise ValueError("labels must be non-negative")
@@ -429,8 +468,13 @@ class _Content(BaseModel):
             labels = torch.where(labels < 0, labels, torch.searchsorted(present, labels))
         if len(class_names) <= int(labels.max()):
             raise ValueError(f"label {int(labels.max())} but only {len(class_names)} class names")
+        return self._with(labels, class_names)
+
+    def _with(self, labels: torch.Tensor, class_names: list[str] | None) -> FeatureSet:
+        if class_names is None or (labels.ndim == 2 and labels.shape[1] != len(class_names)):
+            raise ValueError("its label sets and class names differ in number")
         features, clip_ids = self.features.detach().to(torch.float32), self.clip_ids
-        clip_ids = clip_ids or [f"row {row}" for row in range(count)]
+        clip_ids = clip_ids or [f"row {row}" for row in range(len(features))]
         return FeatureSet(
             features, labels, class_names, clip_ids, self.folds, self.splits, self.groups, self.meta or Provenance()
         )

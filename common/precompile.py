@@ -12,7 +12,7 @@ from common.entry import run
 
 
 def main() -> None:
-    """Embed a second of noise, and take one step of a head of each kind."""
+    """Embed a second of noise, and take one step of a head of each kind, with one label a clip and with several."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False).parse_args()
     import torch
 
@@ -24,10 +24,11 @@ def main() -> None:
     encoder = load_encoder("random:0", device="cpu")
     encoder.embed([torch.randn(encoder.sample_rate)])
     rows = torch.arange(4)
-    features = FeatureSet(torch.eye(4), rows % 2, ["0", "1"], ["a", "b", "c", "d"])
     job = Job(Split("all", rows.numpy(), rows.numpy()), seed=0)
-    for kind in HEADS:
-        fit_heads(kind, features, [job], Recipe(1, 8, 1e-3, scaler="none"), torch.device("cpu"))
+    for labels in (rows % 2, torch.eye(4, 2, dtype=torch.bool)):
+        features = FeatureSet(torch.eye(4), labels, ["0", "1"], ["a", "b", "c", "d"])
+        for kind in HEADS:
+            fit_heads(kind, features, [job], Recipe(1, 8, 1e-3, scaler="none"), torch.device("cpu"))
     print(f"compiled in {time.perf_counter() - started:.0f} s")
 
 

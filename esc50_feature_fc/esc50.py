@@ -51,7 +51,8 @@ def read_clips(root: Path) -> list[Clip]:
                 f"{row.category}) is not the official row; unpack the official archive again"
             )
     return [
-        Clip(root / "audio" / row.filename, row.category, fold=int(row.fold), group=str(row.src_file)) for row in rows
+        Clip(root / "audio" / row.filename, (row.category,), fold=int(row.fold), group=str(row.src_file))
+        for row in rows
     ]
 
 

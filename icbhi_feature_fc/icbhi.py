@@ -45,7 +45,7 @@ STEM = re.compile(r"(?P<key>(?P<patient>[12]\d\d)_[^_]+_(Tc|[APL][lr])_(sc|mc))_
 def read_recordings(root: Path) -> list[Clip]:
     """Every recording as a clip: abnormal if any of its cycles has a crackle or a wheeze; groups are patients."""
     return [
-        Clip(path, RECORDING_CLASSES[any(label != "normal" for _, _, label in cycles)], split=split, group=patient)
+        Clip(path, (RECORDING_CLASSES[any(label != "normal" for _, _, label in cycles)],), split=split, group=patient)
         for path, split, patient, cycles in _read(root)
     ]
 
@@ -53,7 +53,7 @@ def read_recordings(root: Path) -> list[Clip]:
 def read_cycles(root: Path) -> list[Clip]:
     """Every annotated breathing cycle as a clip, a segment of its recording; groups are patients."""
     return [
-        Clip(path, label, split=split, group=patient, start_s=start_s, end_s=end_s)
+        Clip(path, (label,), split=split, group=patient, start_s=start_s, end_s=end_s)
         for path, split, patient, cycles in _read(root)
         for start_s, end_s, label in cycles
     ]

@@ -42,7 +42,7 @@ def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[Row
     features = prepared.features
     record = run_protocol("official", prepared, config, torch.device("cpu")).record
     rows = [
-        Row("this project", f"{head_title(kind)} head, official folds, epoch by validation clips", scored.accuracy)
+        Row("this project", f"{head_title(kind)} head, official folds, epoch by validation clips", scored.score)
         for kind, scored in record.heads.items()
     ]
     official, mixed = official_folds(features), random_folds(features)

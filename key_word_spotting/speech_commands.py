@@ -118,7 +118,7 @@ def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]
             if name is None:
                 raise DatasetError(f"{path} is not named as <speaker>_nohash_<number>.wav; take it out of the folder")
             split = split_of.pop(f"{folder.name}/{path.name}", "train")
-            clips.append(Clip(path, folder.name, split=split, group=name["speaker"]))
+            clips.append(Clip(path, (folder.name,), split=split, group=name["speaker"]))
     if split_of:
         raise DatasetError(
             f"{len(split_of)} files of the official lists are missing in {root} (first: {next(iter(split_of))}); "
@@ -153,7 +153,7 @@ def read_ten_commands(root: Path, words: Sequence[str], data_folder: str, test_f
     """
     test = _read_test_set(root, test_folder)
     clips = [
-        replace(clip, class_name=clip.class_name if clip.class_name in COMMANDS else UNKNOWN)
+        replace(clip, labels=clip.labels if clip.class_name in COMMANDS else (UNKNOWN,))
         for clip in read_clips(root, words, data_folder)
         if clip.split != "test"  # the test set holds these clips too, and silence
     ]
@@ -182,7 +182,7 @@ def _read_silence(folder: Path) -> list[Clip]:
         split = "valid" if path.stem == NOISE_OF_VALIDATION else "train"
         windows = math.ceil(2 * (duration_s - 1))
         clips += [
-            Clip(path, SILENCE, split=split, group=path.stem, start_s=window / 2, end_s=window / 2 + 1)
+            Clip(path, (SILENCE,), split=split, group=path.stem, start_s=window / 2, end_s=window / 2 + 1)
             for window in range(windows)
         ]
     if not clips:
@@ -211,7 +211,7 @@ def _read_test_set(root: Path, test_folder: str) -> list[Clip]:
         for path in paths[name]:
             speaker = speakers.search(path.name)
             # Clips without a speaker in their name, such as silence, are unrelated.
-            clips.append(Clip(path, name, split="test", group=speaker[1] if speaker else f"{name}/{path.name}"))
+            clips.append(Clip(path, (name,), split="test", group=speaker[1] if speaker else f"{name}/{path.name}"))
     return clips
 
 

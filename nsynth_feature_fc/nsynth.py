@@ -64,7 +64,9 @@ def read_clips(root: Path, split: str) -> list[Clip]:
             raise DatasetError(
                 f"{listing}: note {name} has no known instrument_family_str and instrument_str; unpack {folder.name} again"
             )
-        clips.append(Clip(folder / "audio" / f"{plain_name(name, listing)}.wav", family, split=split, group=instrument))
+        clips.append(
+            Clip(folder / "audio" / f"{plain_name(name, listing)}.wav", (family,), split=split, group=instrument)
+        )
     return clips
 
 

@@ -74,7 +74,7 @@ def _clips(path: Path, windows: Windows | None) -> list[Clip]:
         spans = windows.of_file(path) if windows else [(None, None)]
     except UserError:
         spans = [(None, None)]
-    return [Clip(path, "", start_s=start_s, end_s=end_s) for start_s, end_s in spans]
+    return [Clip(path, start_s=start_s, end_s=end_s) for start_s, end_s in spans]
 
 
 def _write_table(features: FeatureSet, path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
 from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError
+from common.datasets import LABEL_SEPARATOR
 from common.encoder_name import EncoderKind, EncoderName
 from common.entry import run
 from common.errors import UserError
@@ -60,8 +61,10 @@ def _predict(argv: Sequence[str] | None) -> None:
             print(f"failed: {error}", file=sys.stderr)
     if not predictions:
         raise UserError(f"none of the {len(files)} files could be read; each is named above")
-    show = _print_json if arguments.json else _print_table
-    show(predictions, head.class_names, arguments.top)
+    if arguments.json:
+        _print_json(predictions, head.class_names, arguments.top)
+    else:
+        _print_table(predictions, head.class_names, arguments.top, is_multilabel=head.rule is not None)
     if threshold is not None and head.known:
         print(_explain(threshold, arguments.none_of_these, len(head.known.held_out)), file=sys.stderr)
     if arguments.csv:
@@ -139,7 +142,8 @@ def listen(
 
     for start_s, end_s in windows.of_file(path) if windows else [(None, None)]:
         answer = head.answer(encoder, [read_audio(path, encoder.sample_rate, start_s, end_s)])
-        prediction = Prediction(path, start_s, end_s, answer.probabilities[0].tolist())
+        probabilities = answer.probabilities[0].tolist()
+        prediction = Prediction(path, start_s, end_s, probabilities, head.labels_of(probabilities))
         if threshold is not None and answer.distances is not None:
             distance = float(answer.distances[0])
             prediction = replace(prediction, distance=distance, is_unknown=distance > threshold)
@@ -155,11 +159,18 @@ def _explain(threshold: float, rate: float, held_out: int) -> str:
     )
 
 
-def _print_table(predictions: Sequence[Prediction], names: Sequence[str], count: int) -> None:
+def _print_table(predictions: Sequence[Prediction], names: Sequence[str], count: int, is_multilabel: bool) -> None:
+    """Print the most probable classes; with several labels a clip, those that are predicted."""
+    if is_multilabel:
+        count = max(1, min(count, max(len(prediction.labels) for prediction in predictions)))
     count, has_windows = min(count, len(names)), predictions[0].start_s is not None
     table = [["file", *["seconds"] * has_windows, *(f"{rank}." for rank in range(1, count + 1))]]
     for prediction in predictions:
-        answers = [f"{name} {100 * probability:.1f} %" for name, probability in prediction.top(names, count)]
+        chosen = prediction.top(names, len(names))
+        if is_multilabel:
+            chosen = [(name, probability) for name, probability in chosen if name in prediction.labels]
+        answers = [f"{name} {100 * probability:.1f} %" for name, probability in chosen[:count]]
+        answers += [""] * (count - len(answers))
         if prediction.is_unknown:
             answers = [NONE, *answers[:-1]]
         window = [f"{prediction.start_s:.2f}-{prediction.end_s:.2f}"] if has_windows else []
@@ -174,7 +185,13 @@ def _print_json(predictions: Sequence[Prediction], names: Sequence[str], count: 
         if prediction.distance is not None:
             row |= {"distance": prediction.distance, "none_of_these": prediction.is_unknown}
         top = prediction.top(names, count)
-        rows.append({**row, "classes": [{"class_name": name, "probability": share} for name, share in top]})
+        rows.append(
+            {
+                **row,
+                "labels": prediction.labels,
+                "classes": [{"class_name": name, "probability": share} for name, share in top],
+            }
+        )
     print(json.dumps(rows, indent=1))
 
 
@@ -184,9 +201,17 @@ def _write_table(predictions: Sequence[Prediction], names: Sequence[str], path: 
     columns = ["distance", "none_of_these"] if has_distance else []
     table: list[list[object]] = [["file", "start_s", "end_s", "class_name", *columns, *names]]
     for prediction in predictions:
-        ((best, _),) = prediction.top(names, 1)
         cells = [prediction.distance, int(prediction.is_unknown)] if has_distance else []
-        table.append([prediction.file, prediction.start_s, prediction.end_s, best, *cells, *prediction.probabilities])
+        table.append(
+            [
+                prediction.file,
+                prediction.start_s,
+                prediction.end_s,
+                LABEL_SEPARATOR.join(prediction.labels),
+                *cells,
+                *prediction.probabilities,
+            ]
+        )
     write_csv(path, table)
     print(f"-> {path}", file=sys.stderr)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
 from common.cli import extract_task, print_status
 from common.config import ConfigError, ExtractConfig, FitConfig, load_config
+from common.datasets.labels import ONE_CLASS
 from common.encoder_name import EncoderName, file_of
 from common.entry import run
 from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, user_path
@@ -29,7 +31,8 @@ def probe_main(argv: Sequence[str] | None = None) -> None:
 
 def _probe(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_args(argv)
-    source = Source(Path(os.path.realpath(arguments.source)), arguments.label_regex, arguments.group_regex)
+    place, separator = Path(os.path.realpath(arguments.source)), arguments.label_separator
+    source = Source(place, arguments.label_regex, arguments.group_regex, separator)
     task = source.task()
     flags = {key: value for key, value in vars(arguments).items() if value is not None}
     # Of the layers and pools that a head joins by "+", the extraction writes all.
@@ -39,7 +42,6 @@ def _probe(argv: Sequence[str] | None) -> None:
     extract = load_config(ExtractConfig, task.config_file, arguments.config, settings)
     settings = {key: flags[key] for key in FIT if key in flags} | joined
     fit = load_config(FitConfig, task.config_file, arguments.config, settings)
-    root, clips = source.read()
     encoder = EncoderName.parse(extract.encoder).slug
     folder = fit.output_dir or task.output_dir_of(encoder)
     if folder.is_file():
@@ -49,10 +51,15 @@ def _probe(argv: Sequence[str] | None) -> None:
     if launch.status:
         print_status(features_file, launch.status)
         return
+    sounds = source.read()
+    if sounds.remark:
+        print(sounds.remark)
+    source = replace(source, is_multilabel=sounds.is_multilabel)
+    task = source.task()
     how = Arguments([task], extract, {}, arguments.overwrite, launch)
-    if not extract_task(task, clips, root, features_file, how):
+    if not extract_task(task, sounds.clips, sounds.root, features_file, how):
         return  # another process joins the parts, and trains the heads
-    source.save(folder, root)
+    source.save(folder, sounds.root)
     from common.encoder.device import fitting_device
     from common.evaluation.results import classify
 
@@ -66,10 +73,12 @@ def _parser() -> Parser:
     text = (
         "a folder with a sub-folder per class; or a CSV or TSV with the columns path and label, and maybe fold, split, "
     )
-    text += "group, start, end (seconds)"
+    text += "group, start, end (seconds); label may hold several, or be a column of 0 and 1 for every class"
     parser.add_argument("source", type=user_path, metavar="FOLDER_OR_CSV", help=text)
     text = "finds the class in a clip's path, such as '^(\\d)_'; then no sub-folders are needed"
     parser.add_argument("--label-regex", metavar="REGEX", help=text)
+    text = f"what separates several labels in a cell of the table, such as ';'; '{ONE_CLASS}': nothing (default: by the cells)"
+    parser.add_argument("--label-separator", metavar="TEXT", help=text)
     text = "finds the group (speaker, recording) in a clip's path, such as '_(\\w+)_'; no group is on both sides"
     parser.add_argument("--group-regex", metavar="REGEX", help=text)
     task = Source(Path("NAME")).task()

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +13,19 @@ from typing import TYPE_CHECKING
 
 from pydantic.dataclasses import dataclass
 
-from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, Division, Prepared, Task, read_csv
+from common.datasets import (
+    Clip,
+    DatasetError,
+    DatasetMissingError,
+    DatasetNote,
+    Division,
+    Labels,
+    Prepared,
+    Task,
+    read_csv,
+    read_indicators,
+    read_labels,
+)
 from common.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -36,7 +47,7 @@ SPLITS = {
 SECONDS = r"[\d.]*(e[-+]?\d+)?"
 COLUMNS = {  # of a table: what a cell matches, and that in words
     "path": (".+", "a file"),
-    "label": ("[^;]+", "one class (heads are trained for one class a clip)"),
+    "label": (".*", "text"),
     "fold": (r"\d{0,9}", "a whole number"),
     "split": ("|".join(("", *SPLITS)), "train, valid or test"),
     "group": (".*", "text"),
@@ -56,11 +67,15 @@ class Source:
         place: the folder or the table.
         label_regex, group_regex: searched in every clip's path relative to the root; the first capture group of the
             match, or all of it, is the class or the group.
+        label_separator: as for `read_labels`.
+        is_multilabel: whether clips have several labels, as far as known before they are read.
     """
 
     place: Path
     label_regex: str | None = None
     group_regex: str | None = None
+    label_separator: str | None = None
+    is_multilabel: bool = False
 
     def save(self, folder: Path, root: Path) -> None:
         """Write beside the results what analyses need to find the sounds again."""
@@ -85,21 +100,23 @@ class Source:
         stem = self.place.stem if self.place.suffix in SEPARATORS else self.place.name
         return "own_" + re.sub(r"[^\w-]+", "_", stem).strip("_").lower()
 
-    def read(self) -> tuple[Path, list[Clip]]:
-        """The root, to which clip ids are relative, and the clips; DatasetError if the place is missing or laid out wrong."""
+    def read(self) -> Sounds:
+        """The clips; DatasetError if the place is missing or laid out wrong."""
         if not self.place.exists():
             raise DatasetMissingError(f"{self.place} not found; give a folder with a sub-folder per class, or a table")
         if self.place.is_file():
-            root, clips = read_table(self.place)
+            sounds = read_table(self.place, self.label_separator)
         else:
-            root, clips = self.place, read_folder(self.place, has_classes=self.label_regex is None)
+            sounds = Sounds(self.place, read_folder(self.place, has_classes=self.label_regex is None))
+        root, clips = sounds.root, sounds.clips
         if self.label_regex is not None:
             labels = _matches(clips, root, self.label_regex, "--label-regex")
-            clips = [replace(clip, class_name=label) for clip, label in zip(clips, labels, strict=True)]
+            clips = [replace(clip, labels=(label,)) for clip, label in zip(clips, labels, strict=True)]
+            sounds = Sounds(root, clips)
         if self.group_regex is not None:
             groups = _matches(clips, root, self.group_regex, "--group-regex")
             clips = [replace(clip, group=group) for clip, group in zip(clips, groups, strict=True)]
-        return root, clips
+        return replace(sounds, clips=clips)
 
     def task(self) -> Task:
         """The task for extraction, heads and analyses."""
@@ -108,13 +125,29 @@ class Source:
             name=name,
             title=self.place.name,
             folder=FOLDER,
-            read_clips=lambda root: self.read()[1],
+            read_clips=lambda root: self.read().clips,
             class_names=None,
+            is_multilabel=self.is_multilabel,
             features_file=f"{name}_features_audiosep.pt",
             head_files={"linear": f"{name}_linear_classifier.pt", "three_layer": f"{name}_three_classifier.pt"},
             results_folder=FOLDER / "results" / name,
             prepare=prepare,
         )
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """What a folder or table lists.
+
+    Attributes:
+        root: the folder to which clip ids are relative.
+        remark: how labels were understood, for readers; empty if that is plain.
+    """
+
+    root: Path
+    clips: list[Clip]
+    is_multilabel: bool = False
+    remark: str = ""
 
 
 def audio_files(paths: Sequence[Path]) -> list[Path]:
@@ -153,17 +186,20 @@ def read_folder(root: Path, has_classes: bool = True) -> list[Clip]:
             f"{root}: {problem}; make a sub-folder for every class, give a CSV with the columns path and label, or say "
             "with --label-regex where in the path the class is"
         )
-    return [Clip(path, path.relative_to(root).parts[0] if has_classes else "") for path in files]
+    return [Clip(path, path.relative_to(root).parts[:1] if has_classes else ()) for path in files]
 
 
-def read_table(path: Path) -> tuple[Path, list[Clip]]:
-    """The root and the clips of a table. Paths are relative to its folder, which is the root unless a file lies outside."""
+def read_table(path: Path, label_separator: str | None = None) -> Sounds:
+    """The clips of a table. Paths are relative to its folder, which is the root unless a file lies outside."""
     table = _read_cells(path)
+    labels = _read_labels(path, table, label_separator)
     folder, clips = path.resolve().parent, []
     lines: dict[tuple[object, ...], int] = {}
-    for line, row in enumerate(table.to_dict("records"), start=2):
+    for line, (row, names) in enumerate(zip(table.to_dict("records"), labels.sets, strict=True), start=2):
         try:
-            clip = _clip({str(column): str(cell).strip() for column, cell in row.items()}, folder)
+            clip = replace(_clip({str(column): str(cell) for column, cell in row.items()}, folder), labels=names)
+            if not names and not labels.is_multilabel:
+                raise ValueError("its label is empty")
         except ValueError as error:
             raise DatasetError(f"{path} line {line}: {error}") from error
         first = lines.setdefault((clip.path, clip.start_s, clip.end_s), line)
@@ -175,7 +211,18 @@ def read_table(path: Path) -> tuple[Path, list[Clip]]:
         if empty and len(empty) < len(clips):
             raise DatasetError(f"{path} line {empty[0]} has no {column}, but others have; fill in all or none")
     outside = [clip.path.parent for clip in clips if folder not in clip.path.parents]
-    return Path(os.path.commonpath([folder, *outside])), clips
+    root = Path(os.path.commonpath([folder, *outside]))
+    return Sounds(root, clips, labels.is_multilabel, labels.remark)
+
+
+def _read_labels(path: Path, table: pd.DataFrame, separator: str | None) -> Labels:
+    """The labels of a table's rows: of the column ``label``, or else of a column of 0 and 1 for every class."""
+    try:
+        if "label" in table:
+            return read_labels(table["label"].tolist(), separator)
+        return read_indicators({str(name): table[name].tolist() for name in table.columns if name not in COLUMNS})
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {error}") from error
 
 
 def _read_cells(path: Path) -> pd.DataFrame:
@@ -184,9 +231,15 @@ def _read_cells(path: Path) -> pd.DataFrame:
     if separator is None:
         raise DatasetError(f"{path} is not a table; give a .csv or .tsv, or a folder with a sub-folder per class")
     options = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-    table = read_csv(path, ("path", "label"), "give a table with a line for each clip", **options)
+    table = read_csv(path, ("path",), "give a table with a line for each clip", **options)
+    for column in table.columns:
+        table[column] = table[column].str.strip()
     unknown = [str(column) for column in table.columns if column not in COLUMNS]
-    if unknown:
+    if "label" not in table and len(unknown) < 2:
+        raise DatasetError(
+            f"{path} lacks the column label, or a column of 0 and 1 for every class (it has {', '.join(table.columns)})"
+        )
+    if unknown and "label" in table:
         warnings.warn(f"columns of {path.name} that are not used: {', '.join(unknown)}", DatasetNote, stacklevel=3)
     return table
 
@@ -202,7 +255,6 @@ def _clip(row: dict[str, str], folder: Path) -> Clip:
         raise ValueError(f"end {end_s} is not after start {start_s or 0}")
     return Clip(
         Path(os.path.normpath(folder / Path(row["path"]).expanduser())),
-        row["label"],
         split=SPLITS[split.lower()] if split else None,
         fold=int(fold) if fold else None,
         group=row.get("group") or None,
@@ -247,16 +299,19 @@ def _by_groups(features: FeatureSet, seed: int) -> Prepared:
     import numpy as np
     import torch
 
-    from common.evaluation.splits import group_folds
+    from common.evaluation.splits import class_counts, group_folds, groups_by_class
 
     labels, groups = features.labels.numpy(), np.array(features.groups)
-    groups_of_class = Counter(label for label, _ in set(zip(labels.tolist(), groups.tolist(), strict=True)))
-    rarest, n_groups = min(groups_of_class.items(), key=lambda item: (item[1], item[0]))
+    n_groups_of = groups_by_class(features)
+    rarest = int(n_groups_of.argmin())
+    n_groups = int(n_groups_of[rarest])
     for n_folds in range(min(MOST_FOLDS, n_groups), 1, -1):
         with warnings.catch_warnings():  # of scikit-learn, about classes with fewer clips than folds
             warnings.simplefilter("ignore", UserWarning)
             folds = 1 + group_folds(labels, groups, n_folds, seed)
-        if all(len(set(labels[folds == number])) == len(groups_of_class) for number in range(1, n_folds + 1)):
+        # With several labels a clip, a class that is not tested is left out of a mean.
+        sides = [labels[(folds == number) ^ features.is_multilabel] for number in range(1, n_folds + 1)]
+        if all(class_counts(side, len(n_groups_of)).all() for side in sides):
             divided = replace(features, folds=torch.from_numpy(folds))
             return Prepared(divided, f"{n_folds} folds by group, made here with seed {seed}", is_official=False)
     raise DatasetError(

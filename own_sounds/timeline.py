@@ -62,6 +62,7 @@ class Prediction:
     Attributes:
         start_s, end_s: the window; None for the whole file.
         probabilities: (C,), in the order of the head's classes.
+        labels: the class, or with several labels a clip those above their thresholds, most probable first.
         distance: to the nearest training clip; None without ``--none-of-these``.
         is_unknown: whether it is none of the classes, by that distance.
     """
@@ -70,6 +71,7 @@ class Prediction:
     start_s: float | None
     end_s: float | None
     probabilities: list[float]
+    labels: list[str]
     distance: float | None = None
     is_unknown: bool = False
 

@@ -74,7 +74,7 @@ def read_clips(root: Path, subset: str) -> list[Clip]:
             raise DatasetError(
                 f"{path}: speaker {speaker} is not in {subset}{listed} by {root / 'SPEAKERS.TXT'}; unpack {subset} again"
             )
-        clips.append(Clip(path, speaker, group=f"{speaker}-{chapter}"))
+        clips.append(Clip(path, (speaker,), group=f"{speaker}-{chapter}"))
     if not clips:
         raise DatasetError(f"{root / subset} holds no <speaker>/<chapter>/*.flac; unpack {subset} again")
     present = {clip.class_name for clip in clips}

@@ -80,7 +80,7 @@ def clips(tmp_path: Path) -> tuple[Path, list[Clip]]:
     listed = [
         Clip(
             write_wav(root / f"fold{index % 2 + 1}" / f"clip{index:02d}.wav", index, 0.3 + 0.03 * index),
-            "abc"[index % 3],
+            ("abc"[index % 3],),
             fold=index % 2 + 1,
             group=f"source{index // 2}",
         )

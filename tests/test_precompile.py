@@ -27,4 +27,4 @@ def test_each_function_is_compiled_once() -> None:
         fit_heads(kind, features, jobs, Recipe(epochs=1, batch_size=8, learning_rate=1e-3), CPU)
     for function in (table._read, winograd._to_points, winograd._to_outputs):
         assert len(function.signatures) == 1, function
-    assert len(steps.take_steps.signatures) == len(HEADS)
+    assert len(steps.take_steps.signatures) == 2 * len(HEADS)  # one label a clip, and several

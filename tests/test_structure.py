@@ -39,6 +39,7 @@ FLOORS = (
     (
         "requirements_check",
         "arrays",
+        "average_precision",
         "compiled",
         "errors",
         "files",

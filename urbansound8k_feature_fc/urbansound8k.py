@@ -51,7 +51,7 @@ def read_clips(root: Path) -> list[Clip]:
     return [
         Clip(
             root / "audio" / f"fold{row.fold}" / plain_name(row.slice_file_name, metadata),
-            row.class_name,
+            (row.class_name,),
             fold=int(row.fold),
             group=str(row.fsID),
         )

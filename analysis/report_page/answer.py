@@ -25,7 +25,7 @@ class Rival:
 
     name: str
     kind: EncoderKind | None  # None for the other head
-    accuracy: float
+    score: float
     p_value: float | None  # corrected for the number of such tests; None: not tested, or too few groups to tell
 
 
@@ -45,16 +45,16 @@ class TaskAnswer:
         """Whether a rival is significantly worse than the best; None if it could not be tested."""
         if rival.p_value is None:
             return None
-        return rival.p_value < LEVEL and rival.accuracy < self.best.best.accuracy
+        return rival.p_value < LEVEL and rival.score < self.best.best.score
 
     def names(self, is_worse: bool | None) -> list[str]:
         """The rivals of which this holds."""
         return [rival.name for rival in self.rivals if self.is_worse(rival) is is_worse]
 
     def control(self, kind: EncoderKind) -> float | None:
-        """The best accuracy of a kind of control, or of the best itself if it is one; None: not run."""
-        accuracies = [rival.accuracy for rival in self.rivals if rival.kind is kind]
-        return max([*accuracies, *[self.best.best.accuracy] * (self.kind is kind)], default=None)
+        """The best score of a kind of control, or of the best itself if it is one; None: not run."""
+        scores = [rival.score for rival in self.rivals if rival.kind is kind]
+        return max([*scores, *[self.best.best.score] * (self.kind is kind)], default=None)
 
     def beats(self, kind: EncoderKind) -> bool | None:
         """Whether the best is significantly better than a kind of control; None if it is one itself, or not tested."""
@@ -76,9 +76,9 @@ def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAns
         rows = [row for row in rows if row.protocol.kind is not DivisionKind.RANDOM] or rows
         most = max(row.run.record.features.clips for row in rows)
         rows = [row for row in rows if row.run.record.features.clips == most]
-        best = max(rows, key=lambda row: row.best.accuracy)
+        best = max(rows, key=lambda row: row.best.score)
         rivals = [*_of_the_run(best), *_of_other_runs(best, rows, compared)]
-        answers.append(TaskAnswer(best, sorted(rivals, key=lambda rival: -rival.accuracy)))
+        answers.append(TaskAnswer(best, sorted(rivals, key=lambda rival: -rival.score)))
     return answers
 
 
@@ -87,13 +87,13 @@ def _of_the_run(best: SummaryRow) -> Iterator[Rival]:
     protocol, head = best.protocol, best.protocol.best_head
     (other,) = set(HEADS) - {head}
     p_value = protocol.comparison.p_value if can_tell(protocol.comparison.n_units, 1) else None
-    yield Rival(f"the {head_title(other)} head", None, protocol.heads[other].accuracy, p_value)
+    yield Rival(f"the {head_title(other)} head", None, protocol.heads[other].score, p_value)
     n_tests = sum(map(len, protocol.control_comparisons.values()))
     for control, encoder in best.run.record.controls.items():
         comparison = protocol.control_comparisons[control][head]
         p_value = comparison.holm_p_value if can_tell(comparison.n_units, n_tests) else None
         name = encoder.title if encoder.kind else control
-        yield Rival(name, encoder.kind, protocol.controls[control][head].accuracy, p_value)
+        yield Rival(name, encoder.kind, protocol.controls[control][head].score, p_value)
 
 
 def _of_other_runs(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersRecord | None) -> Iterator[Rival]:
@@ -106,7 +106,7 @@ def _of_other_runs(best: SummaryRow, rows: Sequence[SummaryRow], compared: Encod
     for run, protocol in ((row.run, row.protocol) for row in rows if row.run.encoder != best.run.encoder):
         are_compared = {str(run.folder), str(best.run.folder)} <= folders
         p_value = p_values.get(frozenset((run.encoder, best.run.encoder))) if are_compared else None
-        yield Rival(run.encoder, run.record.features.kind, protocol.heads[head].accuracy, p_value)
+        yield Rival(run.encoder, run.record.features.kind, protocol.heads[head].score, p_value)
 
 
 def answer_table(answers: Sequence[TaskAnswer]) -> list[list[str]]:
@@ -123,8 +123,8 @@ def answer_table(answers: Sequence[TaskAnswer]) -> list[list[str]]:
             title += f" ({run.record.features.clips:,} of {row.whole:,} clips)"
         if protocol.kind is DivisionKind.RANDOM:
             title += " (random division)"
-        score = [percent(row.best.accuracy), range_of(row.best.interval), head_title(protocol.best_head), run.encoder]
-        shares = [*map(task.control, CONTROLS), protocol.majority_class.accuracy]
+        score = [percent(row.best.score), range_of(row.best.interval), head_title(protocol.best_head), run.encoder]
+        shares = [*map(task.control, CONTROLS), protocol.majority_class.score]
         table.append([title, *score, "; ".join(told), *map(percent, shares), str(row.best_published or "-")])
     return table
 
@@ -138,7 +138,7 @@ def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
         leads = [f"{name} ({count} of {len(answers)})" for name, count in encoders.most_common()]
         lines = [f"Highest scores: {', '.join(leads)}."]
     else:
-        low, high = (percent(function(task.best.best.accuracy for task in answers)) for function in (min, max))
+        low, high = (percent(function(task.best.best.score for task in answers)) for function in (min, max))
         span = low if low == high else f"{low} to {high}"
         lines = [f"{answers[0].best.run.encoder}: {span} %" + f" on {len(answers)} tasks" * (len(answers) > 1) + "."]
     for kind, words in CONTROLS.items():
@@ -146,7 +146,7 @@ def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
         if tested:
             lines.append(f"Significantly better than {words} on {_of_tasks(tested)}.")
     reached = [
-        task.best.best.accuracy >= published.accuracy / 100
+        task.best.best.score >= published.accuracy / 100
         for task in answers
         if (published := task.best.best_published) and task.best.protocol.kind is DivisionKind.OFFICIAL
     ]

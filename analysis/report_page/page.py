@@ -24,9 +24,9 @@ from analysis.studies import STUDIES
 from analysis.summary import SummaryRow, notes, summary_rows, summary_table
 from analysis.variants import AblationRecord
 from common.arrays import Array
-from common.datasets import DivisionKind
+from common.datasets import DivisionKind, Metric
 from common.encoder_name import EncoderKind
-from common.evaluation.record import HeadRecord, ProtocolRecord
+from common.evaluation.record import HeadRecord, PerClass, ProtocolRecord
 from common.evaluation.text import remarks, run_title, score_table
 from common.heads import head_title
 from common.text_table import percent
@@ -46,10 +46,27 @@ class ReportedRun:
     ablation: AblationRecord | None  # of its task and encoder
 
 
+def confusion_of(scored: HeadRecord) -> tuple[Array, Array]:
+    """Counts (C, C) by the true class and what is predicted, and the shares of the true class.
+
+    With several labels a clip: of the clips with the label of a row, those that are predicted to have the label of a column.
+    """
+    if scored.label_sets is not None:
+        counts, clips = np.array(scored.label_sets.confusion), np.diag(scored.label_sets.co_occurrence)[:, None]
+    else:
+        counts = np.array(scored.confusion or [[0]])
+        clips = counts.sum(axis=1, keepdims=True)
+    return counts, counts / np.maximum(clips, 1)
+
+
 def confused_pairs(protocol: ProtocolRecord, names: Sequence[str]) -> list[list[str]]:
-    """The most frequent confusions of the better head, by the share of the true class."""
-    confusion, n_seeds = np.array(protocol.heads[protocol.best_head].confusion), len(protocol.seeds)
-    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    """The most frequent confusions of the better head, by the share of the true class; with several labels a clip, only where a
+    predicted label is not there."""
+    scored, n_seeds = protocol.heads[protocol.best_head], len(protocol.seeds)
+    confusion, share = confusion_of(scored)
+    if scored.label_sets is not None:
+        confusion, n_seeds = np.array(scored.label_sets.false_alarms), 1
+        share = confusion / np.maximum(np.diag(scored.label_sets.co_occurrence)[:, None], 1)
     np.fill_diagonal(share, 0)
     table = [["true", "predicted", "% of the true class", "clips" if n_seeds == 1 else "clips, mean of seeds"]]
     largest = pd.Series(share.ravel()).nlargest(PAIRS)
@@ -60,9 +77,14 @@ def confused_pairs(protocol: ProtocolRecord, names: Sequence[str]) -> list[list[
     return table if len(table) > 1 else [*table, ["none", "-", "-", "0"]]
 
 
+def class_score(scored: HeadRecord) -> str:
+    """What the scores of classes are."""
+    return "F1" if isinstance(scored.per_class, PerClass) else "average precision"
+
+
 # What the template calls.
 SHOWN_BY: list[Callable[..., object]] = [answer_table, answer_words, captioned_tables, confused_pairs, get_plotlyjs]
-SHOWN_BY += [head_title, notes, reading_notes, remarks, run_title, score_table, summary_table]
+SHOWN_BY += [class_score, head_title, notes, reading_notes, remarks, run_title, score_table, summary_table]
 
 
 def render(
@@ -81,6 +103,7 @@ def render(
         "tasks": {f"run{n}": _charts(shown, quote(links[n])) for n, shown in enumerate(reported)},
         "similarity": charts,
         "encoders": _encoder_dots(compared) if compared else None,
+        "quantity": Metric.words(row.metric for row in summary_rows(runs)),
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -96,6 +119,7 @@ def render(
         answers=answer(runs, compared),
         level=f"{LEVEL:g}",
         rows=summary_rows(runs),
+        quantity=Metric.words(row.metric for row in summary_rows(runs)),
         leak_note=_leak_note(runs),
         missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in names],
         compared=compared,
@@ -140,7 +164,7 @@ def _summary_dots(rows: Sequence[SummaryRow]) -> list[dict[str, object]]:
         more = [*[row.run.encoder] * several, *[recipe] * (recipe != "paper")]
         label = row.run.study.task.title + f" ({', '.join(more)})" * bool(more)
         beside = {
-            "majority_class": [row.protocol.majority_class.accuracy],
+            "majority_class": [row.protocol.majority_class.score],
             "untrained_encoder": [row.untrained_encoder],
             "published_best": [published and published.accuracy / 100],
         }
@@ -154,8 +178,7 @@ def _effect_dots(record: AblationRecord) -> list[dict[str, object]]:
         {
             "label": effects[0].name,
             "heads": {
-                effect.head: (effect.difference, effect.interval, f" ({percent(effect.accuracy)} %)")
-                for effect in effects
+                effect.head: (effect.difference, effect.interval, f" ({percent(effect.score)} %)") for effect in effects
             },
         }
         for effects in record.variants
@@ -165,7 +188,7 @@ def _effect_dots(record: AblationRecord) -> list[dict[str, object]]:
 def _leak_note(runs: Sequence[Run]) -> list[str]:
     """What a random division changes, if one was run."""
     gains = [
-        (100 * (random.heads[kind].accuracy - scored.accuracy), f"{run.study.task.title}, {head_title(kind)} head")
+        (100 * (random.heads[kind].score - scored.score), f"{run.study.task.title}, {head_title(kind)} head")
         for run in runs
         if (random := run.record.protocols.get("random")) and run.first_protocol.kind is not DivisionKind.RANDOM
         for kind, scored in run.first_protocol.heads.items()
@@ -177,15 +200,15 @@ def _leak_note(runs: Sequence[Run]) -> list[str]:
 def _charts(reported: ReportedRun, audio: str) -> dict[str, object]:
     """What the page's script draws of one run."""
     run, protocol, ablation = reported.run, reported.run.first_protocol, reported.ablation
-    best, names = protocol.best_head, run.record.features.class_names
-    classes = pd.DataFrame(protocol.heads[best].per_class.model_dump()).round({"clips": 0}).assign(name=names)
-    classes = classes.sort_values("f1", ascending=False, kind="stable")
+    scored, names = protocol.heads[protocol.best_head], run.record.features.class_names
+    classes = _class_scores(scored).assign(name=names).dropna().sort_values("value", ascending=False, kind="stable")
     if len(classes) > CLASSES:
         classes = pd.concat([classes[: CLASSES // 2], classes[-CLASSES // 2 :]])
     return {
         "class_names": names,
-        "confusion": protocol.heads[best].confusion,
-        "f1": classes.to_dict("records"),
+        "confusion": (100 * confusion_of(scored)[1]).round(2).tolist(),
+        "classes": classes.to_dict("records"),
+        "class_score": class_score(scored),
         "curves": {kind: _curves(scored) for kind, scored in protocol.heads.items()},
         "map": _map_points(reported),
         "audio": audio,
@@ -193,12 +216,23 @@ def _charts(reported: ReportedRun, audio: str) -> dict[str, object]:
     }
 
 
+def _class_scores(scored: HeadRecord) -> pd.DataFrame:
+    """The ``value`` of every class with a ``note``; NaN where it is not defined."""
+    table = scored.per_class
+    if isinstance(table, PerClass):
+        rows = zip(table.precision, table.recall, table.clips, strict=True)
+        notes = [f"precision {percent(p)}, recall {percent(r)}, {clips:,.0f} test clips" for p, r, clips in rows]
+        return pd.DataFrame({"value": table.f1, "note": notes})
+    notes = [f"AUC {percent(auc)}, {clips:,.0f} test clips" for auc, clips in zip(table.auc, table.clips, strict=True)]
+    return pd.DataFrame({"value": table.average_precision, "note": notes})
+
+
 def _curves(scored: HeadRecord) -> dict[str, object]:
     """Mean curves over all fits, and the median epoch kept."""
-    validated = [fit.valid_accuracy for fit in scored.splits if fit.valid_accuracy]
+    validated = [valid for fit in scored.splits if (valid := fit.valid_accuracy or fit.valid_macro_map)]
     return {
         "train_loss": np.mean([fit.train_loss for fit in scored.splits], axis=0).round(4).tolist(),
-        "valid_accuracy": np.mean(validated, axis=0).round(4).tolist() if validated else [],
+        "valid": np.mean(validated, axis=0).round(4).tolist() if validated else [],
         "epoch": float(np.median([fit.epoch or 0 for fit in scored.splits])),
     }
 
@@ -210,16 +244,28 @@ def _map_points(reported: ReportedRun) -> dict[str, object]:
     table = run.predictions()
     table = table[table["seed"] == protocol.seeds[0]]
     predicted = dict(zip(table["clip_id"], table[protocol.best_head], strict=True))
-    label_of = {name: label for label, name in enumerate(features.class_names)}
     clips = [features.clip_ids[row] for row in drawn.rows]
     points = drawn.points.astype(float)
     low, high = points.min(axis=0), points.max(axis=0)
     margin = np.where(high > low, 0.03 * (high - low), 1)
     x, y = points.round(2).T.tolist()
-    said = [label_of[predicted[clip]] if clip in predicted else -1 for clip in clips]
+    truth = [features.label_texts[row] for row in drawn.rows]
+    verdicts = [
+        int(predicted[clip] == text) if clip in predicted else -1 for clip, text in zip(clips, truth, strict=True)
+    ]
     ranges = np.stack([low - margin, high + margin], axis=1).tolist()
-    labels = features.labels[drawn.rows].tolist()
-    return {"x": x, "y": y, "ranges": ranges, "label": labels, "said": said, "clip": clips}
+    said = [predicted.get(clip, "") for clip in clips]
+    labels = features.strata[drawn.rows].tolist()  # of several, the rarest
+    return {
+        "x": x,
+        "y": y,
+        "ranges": ranges,
+        "label": labels,
+        "truth": truth,
+        "said": said,
+        "verdict": verdicts,
+        "clip": clips,
+    }
 
 
 def _similarity_charts(record: SimilarityRecord) -> list[dict[str, object]]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+LABEL_SEPARATOR = ";"  # between the labels of a clip, in text
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:
@@ -14,7 +16,7 @@ class Clip:
 
     Attributes:
         path: the audio file.
-        class_name: the label; empty if unlabelled.
+        labels: its class; of a multi-label task all its labels, or none; empty if unlabelled.
         split: ``"train"``, ``"valid"`` or ``"test"`` if the data set has an official split.
         fold: official cross-validation fold, from 1.
         group: the source recording, patient or speaker, which must not be on two sides of a split.
@@ -22,12 +24,17 @@ class Clip:
     """
 
     path: Path
-    class_name: str
+    labels: tuple[str, ...] = ()
     split: str | None = None
     fold: int | None = None
     group: str | None = None
     start_s: float | None = None
     end_s: float | None = None
+
+    @property
+    def class_name(self) -> str:
+        """Its class, or its labels joined by ``;``; empty without any."""
+        return LABEL_SEPARATOR.join(self.labels)
 
     def clip_id(self, root: Path) -> str:
         """The path relative to the data root, with the segment if there is one."""
@@ -38,9 +45,9 @@ class Clip:
 def count(clips: Sequence[Clip]) -> Counter[str]:
     """Counts by name: ``clips``, ``classes``, ``groups``, ``train``, and such names as ``fold 1`` and ``class dog``."""
     counts = Counter(clips=len(clips))
-    counts.update(f"class {clip.class_name}" for clip in clips)
+    counts.update(f"class {label}" for clip in clips for label in clip.labels)
     counts.update(f"fold {clip.fold}" for clip in clips if clip.fold is not None)
     counts.update(clip.split for clip in clips if clip.split is not None)
-    counts["classes"] = len({clip.class_name for clip in clips})
+    counts["classes"] = len({label for clip in clips for label in clip.labels})
     counts["groups"] = len({clip.group for clip in clips} - {None})
     return counts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -65,6 +65,24 @@ class DivisionKind(StrEnum):
         return self.value.replace("_", " ")
 
 
+class Metric(StrEnum):
+    """The score that a task is judged by: epochs are chosen, intervals given and heads compared by it."""
+
+    ACCURACY = "accuracy"
+    MACRO_MAP = "macro_map"  # several labels a clip
+
+    @property
+    def label(self) -> str:
+        """For readers."""
+        return "mAP" if self is Metric.MACRO_MAP else self.value
+
+    @classmethod
+    def words(cls, metrics: Iterable[Metric]) -> str:
+        """What a column of scores of these is called."""
+        present = set(metrics)
+        return " or ".join(metric.label for metric in cls if metric in present)
+
+
 @dataclass(frozen=True)
 class Prepared:
     """The rows of a task, chosen and divided.
@@ -105,6 +123,7 @@ class Task:
         folder: the task's folder, which holds its config.yaml and where its files are written.
         read_clips: data root -> clips; raises DatasetError for a wrong layout.
         class_names: every class in the official order; None if the data decide (speakers).
+        is_multilabel: whether a clip has a set of labels, and not one class.
         features_file: name of the extracted features.
         head_files: head name -> name of its trained file.
         recognise: completes a feature file with fewer fields than ours, such as the original project's; returns it
@@ -128,6 +147,7 @@ class Task:
     features_file: str
     head_files: dict[str, str]
     recognise: Callable[[FeatureSet], tuple[FeatureSet, str] | None] = lambda features: None
+    is_multilabel: bool = False
     results_folder: Path | None = None
     data_folder: str = ""
     parts: dict[str, str] = field(default_factory=dict)

@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, log_expit, log_softmax, softmax
+from sklearn.metrics import precision_recall_fscore_support
 
 from common.arrays import Array
 from common.evaluation.outcomes import HeadFitter
-from common.evaluation.record import CalibrationRecord, NoneOfTheseRecord, Record, ReliabilityBin
+from common.evaluation.record import CalibrationRecord, LabelSets, NoneOfTheseRecord, PerClass, Record, ReliabilityBin
 from common.features import FeatureSet
 from common.heads import (
     ChosenHead,
@@ -20,6 +21,7 @@ from common.heads import (
     HeadKind,
     Job,
     KnownSounds,
+    LabelRule,
     Split,
     TrainedHead,
     conformal_threshold,
@@ -66,10 +68,44 @@ class HeldOut(Generic[T]):
 
 @dataclass(frozen=True)
 class Unseen:
-    """A head's logits (M, C) for rows that it was not fitted on, and their labels (M,)."""
+    """A head's logits (M, C) for rows that it was not fitted on, and their labels: (M,), or (M, C) with several a clip."""
 
     logits: Array
     labels: Array
+
+    @classmethod
+    def join(cls, parts: Sequence[Unseen]) -> Unseen:
+        """The rows of all."""
+        return cls(np.concatenate([part.logits for part in parts]), np.concatenate([part.labels for part in parts]))
+
+    def probabilities(self, scale: Scale | None = None) -> Array:
+        """(M, C) float64, of calibrated logits."""
+        scaled = self.logits.astype(np.float64)
+        if scale is not None:
+            scaled = scaled * scale.slopes + scale.biases
+        probabilities: Array = softmax(scaled, axis=1) if self.labels.ndim == 1 else expit(scaled)
+        return probabilities
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What calibrates logits: ``slopes * logits + biases``.
+
+    Attributes:
+        slopes: (C,), or the inverse of a temperature for all classes.
+        biases: (C,), or 0.
+    """
+
+    slopes: Array | float
+    biases: Array | float = 0.0
+
+    @classmethod
+    def fitted(cls, unseen: Unseen) -> Scale:
+        """A temperature; with several labels a clip, a slope and a bias for every class."""
+        if unseen.labels.ndim == 1:
+            return cls(1 / fit_temperature(unseen.logits, unseen.labels))
+        slopes, biases = zip(*map(_fit_line, unseen.logits.T, unseen.labels.T), strict=True)
+        return cls(np.array(slopes), np.array(biases))
 
 
 @dataclass(frozen=True)
@@ -79,11 +115,13 @@ class KeptHead:
     head: TrainedHead
     calibration: CalibrationRecord | None
     none_of_these: NoneOfTheseRecord | None
+    label_sets: LabelSets | None
 
     @property
     def measured(self) -> dict[str, Record | None]:
         """By the names of `HeadRecord`."""
-        return {"calibration": self.calibration, "none_of_these": self.none_of_these}
+        measured: dict[str, Record | None] = {"calibration": self.calibration, "none_of_these": self.none_of_these}
+        return measured if self.label_sets is None else {**measured, "label_sets": self.label_sets}
 
 
 def heads_to_keep(
@@ -100,12 +138,21 @@ def heads_to_keep(
         known = KnownSounds.of(features.features.numpy()[train], np.concatenate(distances.for_kept_head), first.seed)
     kept = {}
     for kind, heads in chosen.items():
-        calibration = calibrate(_unseen_by(kind, heads[:n_splits], features, first, fitter))
-        temperature = 1.0 if calibration is None else calibration.temperature
+        unseen = _unseen_by(kind, heads[:n_splits], features, first, fitter)
+        scale = Scale.fitted(Unseen.join(unseen.for_kept_head)) if unseen.for_kept_head else Scale(1.0)
+        label_sets = measure_label_sets(unseen, scale) if features.is_multilabel else None
         final = _final_head(kind, features, heads[:n_splits], fitter)
-        class_names, encoder = features.class_names, features.provenance
-        head = TrainedHead(kind, final.module, final.scaler, class_names, encoder, temperature, known)
-        kept[kind] = KeptHead(head, calibration, none_of_these)
+        head = TrainedHead(
+            kind,
+            final.module,
+            final.scaler,
+            features.class_names,
+            features.provenance,
+            1.0 if features.is_multilabel else 1 / float(scale.slopes),
+            known,
+            _label_rule(scale, label_sets, len(features.class_names)) if features.is_multilabel else None,
+        )
+        kept[kind] = KeptHead(head, calibrate(unseen), none_of_these, label_sets)
     return kept
 
 
@@ -168,26 +215,26 @@ def calibrate(held_out: HeldOut[Unseen]) -> CalibrationRecord | None:
     """A head's calibration before and after temperature scaling; None if no rows can set the temperature."""
     if not held_out.sources[0]:
         return None
-    before = _reliability_at([1.0] * len(held_out.tested), held_out.tested)
-    after = _reliability_at([_joint_temperature(parts) for parts in held_out.sources], held_out.tested)
+    tested = Unseen.join(held_out.tested)
+    as_trained = np.concatenate([part.probabilities() for part in held_out.tested])
+    scales = [Scale.fitted(Unseen.join(parts)) for parts in held_out.sources]
+    calibrated = np.concatenate([part.probabilities(by) for part, by in zip(held_out.tested, scales, strict=True)])
+    before, after = (reliability(probabilities, tested.labels) for probabilities in (as_trained, calibrated))
+    temperature, class_errors = None, []
+    if tested.labels.ndim == 1:
+        temperature = 1 / float(Scale.fitted(Unseen.join(held_out.for_kept_head)).slopes)
+    else:
+        pairs = zip(calibrated.T, tested.labels.T, strict=True)
+        class_errors = [expected_error(reliability(column[:, None], labels[:, None])) for column, labels in pairs]
     return CalibrationRecord(
-        temperature=_joint_temperature(held_out.for_kept_head),
+        temperature=temperature,
         fitted_on=held_out.source_name,
         error_before=expected_error(before),
         error_after=expected_error(after),
         before=before,
         after=after,
+        class_errors=class_errors,
     )
-
-
-def _reliability_at(temperatures: Sequence[float], tested: Sequence[Unseen]) -> list[ReliabilityBin]:
-    scaled = [part.logits.astype(np.float64) / by for part, by in zip(tested, temperatures, strict=True)]
-    return reliability(softmax(np.concatenate(scaled), axis=1), np.concatenate([part.labels for part in tested]))
-
-
-def _joint_temperature(parts: Sequence[Unseen]) -> float:
-    logits, labels = zip(*((part.logits, part.labels) for part in parts), strict=True)
-    return fit_temperature(np.concatenate(logits), np.concatenate(labels))
 
 
 def fit_temperature(logits: Array, labels: Array) -> float:
@@ -203,14 +250,36 @@ def fit_temperature(logits: Array, labels: Array) -> float:
     return float(10 ** minimize_scalar(cross_entropy, bounds=EXPONENTS, method="bounded").x)
 
 
+def _fit_line(logits: Array, labels: Array) -> tuple[float, float]:
+    """The slope (positive, so that ranks stay) and bias that minimise the binary cross-entropy of a class.
+
+    With Platt's targets, which keep few clips from being certain: "Probabilistic outputs for support vector machines" (1999).
+    """
+    values, positives = logits.astype(np.float64), int(labels.sum())
+    targets = np.where(labels, (positives + 1) / (positives + 2), 1 / (len(labels) - positives + 2))
+
+    def cross_entropy(line: Array) -> tuple[float, Array]:
+        scaled = line[0] * values + line[1]
+        loss = -(targets * log_expit(scaled) + (1 - targets) * log_expit(-scaled)).sum()
+        errors = expit(scaled) - targets
+        return float(loss), np.array([errors @ values, errors.sum()])
+
+    start = np.array([1.0, 0.0])
+    slope, bias = minimize(cross_entropy, start, jac=True, method="L-BFGS-B", bounds=[(1e-3, 1e3), (None, None)]).x
+    return float(slope), float(bias)
+
+
 def reliability(probabilities: Array, labels: Array) -> list[ReliabilityBin]:
     """Mean confidence and accuracy of predictions in BINS bins of equal width by confidence, without empty bins.
 
     Args:
         probabilities: (N, C).
-        labels: (N,).
+        labels: (N,); or (N, C) bool: every pair of clip and class is a prediction that the label is there.
     """
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    if labels.ndim == 2:
+        confidence, right = probabilities.ravel(), labels.ravel()
+    else:
+        confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     place = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return [
         ReliabilityBin(
@@ -226,3 +295,59 @@ def expected_error(bins: Sequence[ReliabilityBin]) -> float:
     """The expected calibration error: the mean gap between confidence and accuracy, weighted by clips."""
     clips = sum(part.clips for part in bins)
     return sum(part.clips * abs(part.confidence - part.accuracy) for part in bins) / clips
+
+
+def _label_rule(scale: Scale, label_sets: LabelSets | None, n_classes: int) -> LabelRule:
+    """How the kept head's logits become labels; from a probability of 0.5 on, if no rows could set the thresholds."""
+    slopes, biases = (np.broadcast_to(values, n_classes).tolist() for values in (scale.slopes, scale.biases))
+    return LabelRule(slopes, biases, [0.5] * n_classes if label_sets is None else label_sets.thresholds)
+
+
+def measure_label_sets(held_out: HeldOut[Unseen], scale: Scale) -> LabelSets | None:
+    """What is predicted by thresholds that held-out rows set, and the thresholds of the kept head, whose logits `scale`
+    calibrates; None if no rows can set them."""
+    if not held_out.sources[0]:
+        return None
+    tested = Unseen.join(held_out.tested)
+    predicted = np.concatenate(
+        [
+            part.logits >= best_thresholds(Unseen.join(source))
+            for part, source in zip(held_out.tested, held_out.sources, strict=True)
+        ]
+    )
+    columns = precision_recall_fscore_support(tested.labels, predicted, average=None, zero_division=0)
+    precision, recall, f1, clips = (column.tolist() for column in columns)
+    truth = tested.labels.astype(int)
+    hits = int((tested.labels & predicted).sum())
+    return LabelSets(
+        thresholds=expit(scale.slopes * best_thresholds(Unseen.join(held_out.for_kept_head)) + scale.biases).tolist(),
+        fitted_on=held_out.source_name,
+        micro_f1=2 * hits / max(1, int(predicted.sum()) + int(truth.sum())),
+        macro_f1=float(np.mean([value for value, count in zip(f1, clips, strict=True) if count])),
+        per_class=PerClass(precision=precision, recall=recall, f1=f1, clips=clips),
+        confusion=(truth.T @ predicted.astype(int)).tolist(),
+        false_alarms=(truth.T @ (predicted & ~tested.labels).astype(int)).tolist(),
+        co_occurrence=(truth.T @ truth).tolist(),
+    )
+
+
+def best_thresholds(unseen: Unseen) -> Array:
+    """(C,) the logits from which a label is predicted so that the F1 of its class is highest on these rows.
+
+    Infinite, so that it is never predicted, without positives, and where F1 would be highest by predicting a label of a
+    minority for every row: the head cannot tell it.
+    """
+    return np.array([_best_threshold(*pair) for pair in zip(unseen.logits.T, unseen.labels.T, strict=True)])
+
+
+def _best_threshold(logits: Array, labels: Array) -> float:
+    if not labels.any():
+        return np.inf
+    order = np.argsort(-logits, kind="stable")
+    ranked = logits[order].astype(np.float64)
+    f1 = 2 * np.cumsum(labels[order]) / (np.arange(1, len(order) + 1) + labels.sum())
+    f1[:-1][ranked[:-1] == ranked[1:]] = 0  # equal logits are on one side
+    last = int(f1.argmax())
+    if last == len(order) - 1:
+        return float(ranked[-1]) if labels.mean() > 0.5 else np.inf
+    return float(ranked[last : last + 2].mean())  # in the middle to the next clip

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
+from scipy.special import expit, logit
 
 from common.arrays import Array
 
@@ -96,6 +97,59 @@ def paired_p_value(differences: Array, groups: Array) -> float | None:
     return (1 + extreme) / (1 + PERMUTATIONS)
 
 
+def jackknife_interval(share: float, without: Array) -> tuple[float, float] | None:
+    """The 95 % interval of a score in [0, 1] that is not a mean of hits, such as a mean average precision.
+
+    Args:
+        share: the score.
+        without: (G,) the score without every group.
+
+    Returns:
+        None with fewer than MIN_GROUPS groups, or where a score without a group is undefined.
+    """
+    if len(without) < MIN_GROUPS or not np.isfinite(without).all():
+        return None
+    t, (centre, *around) = _t_quantile(len(without) - 1, 0), logit(np.clip([share, *without], 1e-6, 1 - 1e-6))
+    half = t * _jackknife_error(np.array(around))
+    if half < 1e-9:  # everything is right, or wrong: Wilson's other limit
+        half_width = t**2 / (len(without) + t**2)
+        return max(0.0, share - half_width), min(1.0, share + half_width)
+    return float(expit(centre - half)), float(expit(centre + half))
+
+
+def jackknife_difference(difference: float, without: Array) -> tuple[tuple[float, float] | None, float | None]:
+    """The 95 % interval of a difference of two such scores, and the two-sided p-value of a t test.
+
+    Args:
+        difference: of the scores.
+        without: (G,) the difference without every group.
+
+    Returns:
+        None twice with fewer than MIN_GROUPS groups, or where a difference without a group is undefined.
+    """
+    if len(without) < MIN_GROUPS or not np.isfinite(without).all():
+        return None, None
+    degrees, error = len(without) - 1, _jackknife_error(without)
+    t = _t_quantile(degrees, 0)
+    # If no group differs, Wilson's upper limit of the share of groups that might.
+    half = t * error if error > 1e-12 else t**2 / (len(without) + t**2)
+    p_value = float(2 * stats.t.sf(abs(difference) / error, degrees)) if error > 1e-12 else 1.0
+    return (max(-1.0, difference - half), min(1.0, difference + half)), p_value
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of independent values (Student's t); None with a single one."""
+    if len(values) < 2:
+        return None
+    mean, half = np.mean(values), _t_quantile(len(values) - 1, 0) * stats.sem(values)
+    return float(mean - half), float(mean + half)
+
+
+def _jackknife_error(without: Array) -> float:
+    """The standard error of a statistic by its values without every group."""
+    return float(np.sqrt((len(without) - 1) / len(without) * np.square(without - without.mean()).sum()))
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """P-values corrected for multiple tests (Holm 1979); None stays None and does not count."""
     known = sorted((value, place) for place, value in enumerate(p_values) if value is not None)
@@ -170,8 +224,7 @@ class _Cells:
         sums, counts = self.sums.sum(axis=0), self.counts.sum(axis=0)
         (mean,) = self._means(sums[None], counts[None])
         without = self._means(sums - self.sums, counts - self.counts)
-        share_left = (len(without) - 1) / len(without)
-        return float(mean), float(np.sqrt(share_left * np.square(without - without.mean()).sum()))
+        return float(mean), _jackknife_error(without)
 
     def _means(self, sums: Array, counts: Array) -> Array:
         """(B, cells) -> (B,); empty strata and folds do not count."""

@@ -108,6 +108,11 @@ def _only_encoder(task: Task, folder: Path) -> str | None:
 def _recognise(task: Task, features: FeatureSet, path: Path) -> FeatureSet:
     """Refuse features of another task; complete a file of the original project where possible."""
     refuse_other_data(task, features, path, task.name)
+    if features.is_multilabel != task.is_multilabel:
+        has, wants = (
+            "several labels" if several else "one class" for several in (features.is_multilabel, task.is_multilabel)
+        )
+        raise FeatureFileError(f"{path} has {has} a clip, but {task.title} has {wants}; give others with --features")
     if not features.meta:
         print(f"{path} holds no provenance: its encoder and its audio are unknown")
         recognised = task.recognise(features)

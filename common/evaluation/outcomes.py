@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor, NearestCentroid
 
 from common.arrays import Array
 from common.config import FitConfig
@@ -24,6 +26,11 @@ PROBES: dict[str, Callable[[int], Any]] = {
     "nearest_neighbours": lambda n_train: KNeighborsClassifier(min(5, n_train)),
     "nearest_centroid": lambda _: NearestCentroid(),
 }
+# The same with several labels a clip: their scores rank the clips of a class. A nearest centroid is defined for one label.
+MULTILABEL_PROBES: dict[str, Callable[[int], Any]] = {
+    "logistic_regression": lambda _: OneVsRestClassifier(LogisticRegression(max_iter=1000)),
+    "nearest_neighbours": lambda n_train: KNeighborsRegressor(min(5, n_train)),
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,8 @@ class Outcome:
     Attributes:
         n_train: the number of rows it was fitted on.
         rows: (M,) int64, the test rows.
-        predictions: (M,) int64, indices of classes.
-        logits: (M, C) float32; None for probes and baselines.
+        predictions: (M,) int64, indices of classes; or (M, C) bool with several labels a clip.
+        logits: (M, C) float32; None for probes and baselines, but with several labels a clip what ranks the clips.
         facts: more fields of `FitRecord`.
     """
 
@@ -47,22 +54,27 @@ class Outcome:
     facts: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, head: ChosenHead) -> Outcome:
+    def of(cls, head: ChosenHead, is_multilabel: bool) -> Outcome:
         job, logits = head.final.job, head.final.test_logits.numpy()
-        test_accuracy = head.final.curves.test_accuracy
-        best = max(test_accuracy, default=float("nan"))
-        facts = {
+        curves, n_train = head.choosing.curves, len(job.split.train)
+        facts: dict[str, object] = {
             "epoch": head.final.epoch,
             "shrinkage": job.shrinkage,
+            "train_loss": curves.train_loss,
+        }
+        if is_multilabel:
+            facts["valid_macro_map"], predictions = curves.valid, logits > 0
+            return cls(job.seed, job.split.name, n_train, job.split.test, predictions, logits, facts)
+        test_accuracy = head.final.curves.test
+        best = max(test_accuracy, default=float("nan"))
+        facts |= {
             # What the original project reported: the epoch chosen by the test clips. It is not a score.
             "best_test_accuracy_over_epochs": best,
             "best_test_epoch": 1 + test_accuracy.index(best) if test_accuracy else None,
-            "train_loss": head.choosing.curves.train_loss,
-            "valid_accuracy": head.choosing.curves.valid_accuracy,
+            "valid_accuracy": curves.valid,
             "test_accuracy_over_epochs": test_accuracy,
         }
-        predictions, n_train = logits.argmax(axis=1), len(job.split.train)
-        return cls(job.seed, job.split.name, n_train, job.split.test, predictions, logits, facts)
+        return cls(job.seed, job.split.name, n_train, job.split.test, logits.argmax(axis=1), logits, facts)
 
 
 @dataclass(frozen=True)
@@ -78,25 +90,48 @@ class HeadFitter:
 
     def outcomes(self, kind: HeadKind, features: FeatureSet, jobs: Sequence[Job]) -> list[Outcome]:
         """Fit one head per job; their outcomes."""
-        return [Outcome.of(head) for head in self.fit(kind, features, jobs)]
+        return [Outcome.of(head, features.is_multilabel) for head in self.fit(kind, features, jobs)]
+
+
+def probes_of(features: FeatureSet) -> dict[str, Callable[[int], Any]]:
+    """The probes of a kind of task."""
+    return MULTILABEL_PROBES if features.is_multilabel else PROBES
 
 
 def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe) -> list[Outcome]:
-    """Fit the classifier ``PROBES[name]`` on each job's training and validation rows, scaled as by `recipe`."""
+    """Fit a classifier of `probes_of` on each job's training and validation rows, scaled as by `recipe`."""
     raw, labels = features.features.numpy(), features.labels.numpy()
-    predicted: dict[tuple[bytes, bytes], tuple[Array, Mapping[str, object]]] = {}
+    fitted: dict[tuple[bytes, bytes], tuple[Array, Array | None, Mapping[str, object]]] = {}
     outcomes = []
     for job in progress_bar(iterable=jobs, desc=f"fitting {name}", unit="fit", leave=False):
         train = job.split.learnable
         key = (train.tobytes(), job.split.test.tobytes())
-        if key not in predicted:  # probes are deterministic: seeds differ only by their rows
+        if key not in fitted:  # probes are deterministic: seeds differ only by their rows
             scaler = fit_recipe_scaler(recipe, raw[train])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # recorded instead
-                probe = PROBES[name](len(train)).fit(scaler(raw[train]), labels[train])
-            is_iterative = isinstance(probe, LogisticRegression)
-            noted = {"converged": bool(probe.n_iter_.max() < probe.max_iter)} if is_iterative else {}
-            predicted[key] = probe.predict(scaler(raw[job.split.test])), noted
-        predictions, facts = predicted[key]
-        outcomes.append(Outcome(job.seed, job.split.name, len(train), job.split.test, predictions, facts=facts))
+                probe = probes_of(features)[name](len(train)).fit(scaler(raw[train]), labels[train])
+            test = scaler(raw[job.split.test])
+            if features.is_multilabel:
+                ranks = probe.predict_proba(test) if hasattr(probe, "predict_proba") else probe.predict(test)
+                fitted[key] = ranks > 0.5, ranks.astype(np.float32), _convergence(probe)
+            else:
+                fitted[key] = probe.predict(test), None, _convergence(probe)
+        outcomes.append(Outcome(job.seed, job.split.name, len(train), job.split.test, *fitted[key]))
     return outcomes
+
+
+def _convergence(probe: Any) -> dict[str, object]:
+    """Whether every logistic regression of a probe has converged; nothing of other probes."""
+    parts = [part for part in getattr(probe, "estimators_", [probe]) if isinstance(part, LogisticRegression)]
+    return {"converged": all(part.n_iter_.max() < part.max_iter for part in parts)} if parts else {}
+
+
+def baseline(features: FeatureSet, job: Job) -> Outcome:
+    """What needs no features: the most frequent class of the training side, or how frequent every label is there."""
+    train, test = job.split.learnable, job.split.test
+    labels = features.labels.numpy()[train]
+    if not features.is_multilabel:
+        return Outcome(job.seed, job.split.name, len(train), test, np.full(len(test), np.bincount(labels).argmax()))
+    shares = np.tile(labels.mean(axis=0, dtype=np.float32), (len(test), 1))
+    return Outcome(job.seed, job.split.name, len(train), test, shares > 0.5, shares)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,17 +16,21 @@ from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import DetCurveDisplay
 
 from common.arrays import Array
-from common.datasets import Task
+from common.datasets import Metric, Task
 from common.evaluation.record import (
     CalibrationRecord,
-    EfficiencyRecord,
     FeaturesRecord,
     FitRecord,
+    HeadRecord,
+    Interval,
+    LabelSets,
     PerClass,
     ProtocolRecord,
+    RankedClasses,
 )
 from common.files import write_atomically
-from common.heads import HEADS, head_title
+from common.heads import HEADS, HeadKind, head_title
+from common.text_table import percent
 
 FEW, MANY = 20, 60  # most classes for all numbers to fit into a matrix, and for all names to fit into a figure
 BLUE, RED = "#3b6fb6", "#c0392b"
@@ -67,32 +72,79 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
     save_figure(figure, path)
 
 
-def plot_per_class(per_class: PerClass, class_names: Sequence[str], title: str, path: Path) -> None:
-    """Draw the F1 of every class as a bar, best first; of more than MANY classes, the best and the worst."""
-    f1 = np.array(per_class.f1)
-    order = np.argsort(-f1, kind="stable")
+def plot_per_class(per_class: PerClass | RankedClasses, class_names: Sequence[str], title: str, path: Path) -> None:
+    """Draw the F1 or the average precision of every class as a bar, best first; of more than MANY classes, the best and the
+    worst."""
+    ranked = isinstance(per_class, RankedClasses)
+    scores = np.array(per_class.average_precision if isinstance(per_class, RankedClasses) else per_class.f1)
+    quantity = "average precision, mean" if ranked else "F1"
+    order = np.argsort(-scores, kind="stable")
+    order = order[np.isfinite(scores[order])]  # of classes that have test clips
     if len(order) > MANY:
         half = MANY // 2
         title = f"{title}\nthe {half} best and the {half} worst of {len(order)} classes"
         order = np.concatenate([order[:half], order[-half:]])
     figure, axes = _new_figure(7, max(2.5, 0.2 * len(order) + 1.6))
-    axes.barh(range(len(order)), 100 * f1[order], color=BLUE, height=0.75)
+    axes.barh(range(len(order)), 100 * scores[order], color=BLUE, height=0.75)
     names = [f"{class_names[index].replace('_', ' ')} ({per_class.clips[index]:,.0f})" for index in order]
     axes.set_yticks(range(len(order)), names, fontsize=8)
-    mean = f"mean of all classes, folds and seeds pooled: {100 * f1.mean():.1f}"
-    axes.axvline(100 * f1.mean(), color="black", linewidth=1, linestyle="--", label=mean, zorder=0)
+    average = 100 * np.nanmean(scores)
+    mean = (
+        f"mean of all classes: {average:.1f}"
+        if ranked
+        else f"mean of all classes, folds and seeds pooled: {average:.1f}"
+    )
+    axes.axvline(average, color="black", linewidth=1, linestyle="--", label=mean, zorder=0)
     axes.legend(loc="lower right", fontsize=8)
-    for place, value in enumerate(100 * f1[order]):
+    for place, value in enumerate(100 * scores[order]):
         # On white: the dashed line would cross it out.
         box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
         axes.text(value + 0.7, place, f"{value:.0f}", va="center", fontsize=7, bbox=box)
     axes.set(
         xlim=(0, 106),
         ylim=(len(order) - 0.3, -0.7),
-        xlabel="F1 of all folds and seeds pooled, % (test clips in brackets)",
+        xlabel=f"{quantity} of all folds and seeds{'' if ranked else ' pooled'}, % (test clips in brackets)",
     )
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
+def plot_precision_recall(scored: HeadRecord, title: str, path: Path) -> None:
+    """Draw the highest precision at every recall: the mean over classes, and of all pairs of clip and class."""
+    assert isinstance(scored.per_class, RankedClasses)
+    figure, axes = _new_figure(5.4, 5)
+    recall = np.linspace(0, 100, len(scored.per_class.macro_curve))
+    for curve, name, colour in (
+        (scored.per_class.macro_curve, f"mean of classes (mAP {percent(scored.mean['macro_map'])})", BLUE),
+        (scored.per_class.micro_curve, f"all clips and classes ({percent(scored.mean['micro_map'])})", RED),
+    ):
+        axes.plot(recall, 100 * np.array(curve), color=colour, label=name)
+    axes.set(xlim=(0, 100), ylim=(0, 101), xlabel="recall, %", ylabel="precision, %")
+    axes.set_title(title, fontsize=9.5)
+    axes.legend(fontsize=8.5)
+    axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def plot_label_sets(labels: LabelSets, class_names: Sequence[str], title: str, path: Path) -> None:
+    """Draw two (C, C) matrices: how often a label is predicted, and how often it is there, beside each true label."""
+    clips = np.maximum(np.diag(labels.co_occurrence), 1)[:, None]
+    order = np.argsort(-np.array(labels.per_class.clips), kind="stable")[:MANY]
+    some = f", the {MANY} most frequent of {len(class_names)}" * (len(class_names) > MANY)
+    names, size = [class_names[index].replace("_", " ") for index in order], max(5.0, 0.2 * len(order) + 1.5)
+    figure = Figure(figsize=(2 * size + 1, size + 0.7), layout="constrained")
+    font = 10 if len(order) <= FEW else 7
+    for axes, counts, what in zip(
+        figure.subplots(1, 2), (labels.confusion, labels.co_occurrence), ("predicted", "also present"), strict=True
+    ):
+        image = axes.imshow(100 * (np.array(counts) / clips)[np.ix_(order, order)], cmap="Blues", vmin=0, vmax=100)
+        axes.set_xticks(range(len(order)), names, rotation=90, fontsize=font)
+        axes.set_yticks(range(len(order)), names, fontsize=font)
+        axes.tick_params(length=0)
+        axes.set(ylabel=f"label of the clip{some}", xlabel=what)
+        figure.colorbar(image, ax=axes, label="% of the clips with the label", fraction=0.04, pad=0.02)
+    figure.suptitle(title, fontsize=11)
     save_figure(figure, path)
 
 
@@ -102,7 +154,13 @@ def plot_reliability(calibration: CalibrationRecord, title: str, path: Path) -> 
     axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
     for label, bins, error, colour, marker in (
         ("as trained", calibration.before, calibration.error_before, RED, "s"),
-        (f"temperature {calibration.temperature:.2g}", calibration.after, calibration.error_after, BLUE, "o"),
+        (
+            "calibrated by class" if calibration.temperature is None else f"temperature {calibration.temperature:.2g}",
+            calibration.after,
+            calibration.error_after,
+            BLUE,
+            "o",
+        ),
     ):
         clips = np.array([part.clips for part in bins])
         confidence, accuracy = (np.array([getattr(part, name) for part in bins]) for name in ("confidence", "accuracy"))
@@ -118,12 +176,12 @@ def plot_reliability(calibration: CalibrationRecord, title: str, path: Path) -> 
 
 
 def plot_curves(fits: Sequence[FitRecord], title: str, path: Path) -> None:
-    """Draw training loss and validation accuracy over epochs: mean and range of all fits, and the epochs kept."""
+    """Draw training loss and validation score over epochs: mean and range of all fits, and the epochs kept."""
     curves = [("training loss", [np.array(fit.train_loss) for fit in fits])]
-    validated = [100 * np.array(fit.valid_accuracy) for fit in fits if fit.valid_accuracy]
-    if validated:
-        curves.append(("validation accuracy, %", validated))
-    figure = Figure(figsize=(7, 6 if validated else 3.5), layout="constrained")
+    for title_of, name in (("accuracy", "valid_accuracy"), ("mAP", "valid_macro_map")):
+        if validated := [100 * np.array(getattr(fit, name)) for fit in fits if getattr(fit, name)]:
+            curves.append((f"validation {title_of}, %", validated))
+    figure = Figure(figsize=(7, 6 if len(curves) > 1 else 3.5), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(curves), 1, sharex=True))
     for axes, (quantity, drawn) in zip(panels, curves, strict=True):
         values = np.stack(drawn)  # (fits, epochs)
@@ -147,21 +205,31 @@ def plot_curves(fits: Sequence[FitRecord], title: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_label_efficiency(points: Sequence[EfficiencyRecord], title: str, path: Path) -> None:
-    """Draw accuracy over the number of labelled clips, a line per head, with 95 % intervals."""
+@dataclass(frozen=True)
+class Point:
+    """A score of a head that was fitted on `amount` of something."""
+
+    head: HeadKind
+    amount: float
+    score: float
+    interval: Interval | None
+
+
+def plot_learning_curves(points: Sequence[Point], axis_labels: tuple[str, str], title: str, path: Path) -> None:
+    """Draw scores over the amount of training clips, a line per head, with 95 % intervals."""
     figure, axes = _new_figure(7, 4.5)
     for (head, colour), marker in zip((("linear", BLUE), ("three_layer", RED)), "os", strict=True):
-        of_head = sorted((point for point in points if point.head == head), key=lambda point: point.n_train)
+        of_head = sorted((point for point in points if point.head == head), key=lambda point: point.amount)
         if not of_head:
             continue
-        clips = [point.n_train for point in of_head]
-        accuracy = np.array([100 * point.accuracy for point in of_head])
-        ends = [point.interval or (point.accuracy, point.accuracy) for point in of_head]
-        errors = np.abs(100 * np.array(ends).T - accuracy)
-        axes.errorbar(clips, accuracy, errors, marker=marker, color=colour, capsize=3, label=head_title(head))
+        scores = np.array([100 * point.score for point in of_head])
+        ends = [point.interval or (point.score, point.score) for point in of_head]
+        errors = np.abs(100 * np.array(ends).T - scores)
+        amounts = [point.amount for point in of_head]
+        axes.errorbar(amounts, scores, errors, marker=marker, color=colour, capsize=3, label=head_title(head))
     axes.set_xscale("log")
     axes.set_title(title, fontsize=10)
-    axes.set(xlabel="labelled clips to learn from", ylabel="accuracy, %")
+    axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     axes.spines[["top", "right"]].set_visible(False)
@@ -207,14 +275,25 @@ def figures_of(task: Task, features: FeaturesRecord, protocol: ProtocolRecord) -
     below, class_names = f"{features.title}\n{protocol.division}", features.class_names
     for kind in HEADS:
         scored = protocol.heads[kind]
-        title = f"{task.title}, {head_title(kind)} head: {scored.accuracy:.1%}\n{below}"
-        confusion = np.array(scored.confusion)
-        figures[f"confusion_{kind}"] = partial(plot_confusion, confusion, class_names, title)
+        metric = "" if scored.metric is Metric.ACCURACY else f"{scored.metric.label} "
+        title = f"{task.title}, {head_title(kind)} head: {metric}{scored.score:.1%}\n{below}"
+        if scored.confusion:
+            figures[f"confusion_{kind}"] = partial(plot_confusion, np.array(scored.confusion), class_names, title)
+        if scored.label_sets is not None:
+            figures[f"labels_{kind}"] = partial(plot_label_sets, scored.label_sets, class_names, title)
+        if isinstance(scored.per_class, RankedClasses):
+            figures[f"precision_recall_{kind}"] = partial(plot_precision_recall, scored, title)
         figures[f"per_class_{kind}"] = partial(plot_per_class, scored.per_class, class_names, title)
         figures[f"curves_{kind}"] = partial(plot_curves, scored.splits, title)
         if scored.calibration is not None:
             figures[f"reliability_{kind}"] = partial(plot_reliability, scored.calibration, title)
+    title, quantity = f"{task.title}: how many labels are needed\n{below}", f"{protocol.majority_class.metric.label}, %"
     if protocol.label_efficiency:
-        title = f"{task.title}: how many labels are needed\n{below}"
-        figures["label_efficiency"] = partial(plot_label_efficiency, protocol.label_efficiency, title)
+        points = [Point(part.head, part.n_train, part.score, part.interval) for part in protocol.label_efficiency]
+        labels = ("labelled clips to learn from", quantity)
+        figures["label_efficiency"] = partial(plot_learning_curves, points, labels, title)
+    if protocol.few_shots:
+        points = [Point(part.head, part.shots, part.mean, part.interval) for part in protocol.few_shots]
+        labels = (f"clips of every class to learn from ({len(protocol.few_shots[0].draws)} draws)", quantity)
+        figures["few_shots"] = partial(plot_learning_curves, points, labels, title)
     return figures

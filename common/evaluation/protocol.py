@@ -12,22 +12,23 @@ from typing import get_args
 import numpy as np
 import torch
 
-from common.arrays import Array
 from common.config import FitConfig, ProtocolName
 from common.datasets import DivisionKind, Prepared, Task
 from common.evaluation.calibration import heads_to_keep
-from common.evaluation.intervals import holm
-from common.evaluation.outcomes import PROBES, HeadFitter, Outcome, fit_probe
+from common.evaluation.fewer_labels import with_fraction, with_shots
+from common.evaluation.intervals import holm, mean_interval
+from common.evaluation.outcomes import HeadFitter, Outcome, baseline, fit_probe, probes_of
 from common.evaluation.record import (
     ComparisonRecord,
     EfficiencyRecord,
+    FewShotRecord,
     HeadRecord,
     MeanRecord,
     ProtocolIdentity,
     ProtocolRecord,
 )
-from common.evaluation.scores import MoreScores, compare_heads, majority_predictions, score_head
-from common.evaluation.splits import make_splits, random_split, with_validation
+from common.evaluation.scores import MoreScores, compare_heads, main_score, score_head
+from common.evaluation.splits import class_counts, make_splits, random_split, with_validation
 from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Split, TrainedHead, recipe_for
 
@@ -99,7 +100,7 @@ def plan_fits(name: ProtocolName, prepared: Prepared, test_share: float, seeds: 
 
 def identity_of(dataset: str, features: FeatureSet, jobs: Sequence[Job], config: FitConfig) -> ProtocolIdentity:
     """What scores of other encoders must share to be comparable with these."""
-    names = np.array(features.class_names)[features.labels.numpy()]
+    names = features.label_texts
     order = np.argsort(np.array(features.clip_ids), kind="stable")
     place = np.argsort(order)  # of the rows when sorted by their ids
     clips, division = hashlib.sha256(), hashlib.sha256()
@@ -166,7 +167,7 @@ def run_protocol(
     plan = plan_fits(name, prepared, config.train_test_split, seeds_of(config))
     fits = _Fits(features, plan.jobs, fitter, task.scores if task else None)
     chosen = {kind: fitter.fit(kind, features, plan.jobs) for kind in HEADS}
-    outcomes = {kind: [Outcome.of(head) for head in heads] for kind, heads in chosen.items()}
+    outcomes = {kind: [Outcome.of(head, features.is_multilabel) for head in heads] for kind, heads in chosen.items()}
     control_outcomes = {control: fits.outcomes(other) for control, other in (controls or {}).items()}
     kept = heads_to_keep(features, plan.jobs, chosen, fitter)
     is_drawn = plan.kind is DivisionKind.RANDOM
@@ -179,17 +180,19 @@ def run_protocol(
         chooses_epoch=has_validation and not all(recipe_for(kind, config).is_cosine for kind in HEADS),
         refit=config.refit and has_validation,
         seeds=seeds_of(config),
+        absent=_absent_classes(features, plan.jobs),
         related_test_clips=_related_share(features, plan.jobs),
         heads={
             kind: scored.model_copy(update=kept[kind].measured) for kind, scored in fits.score_both(outcomes).items()
         },
-        majority_class=fits.score([_majority(features, job) for job in plan.jobs]),
+        majority_class=fits.score([baseline(features, job) for job in plan.jobs]),
         comparison=compare_heads(outcomes["linear"], outcomes["three_layer"], features),
         probes=_score_probes(fits) if config.probes else {},
         controls={control: fits.score_both(of_control) for control, of_control in control_outcomes.items()},
         shuffled_labels=_score_shuffled(fits) if config.controls else {},
         control_comparisons=_compare_controls(control_outcomes, outcomes, features),
         label_efficiency=_label_efficiency(fits),
+        few_shots=_few_shots(fits),
     )
     return ProtocolRun(record, outcomes, {kind: head.head for kind, head in kept.items()})
 
@@ -204,7 +207,7 @@ def _score_shuffled(fits: _Fits) -> dict[HeadKind, HeadRecord]:
 
 def _score_probes(fits: _Fits) -> dict[str, HeadRecord]:
     recipe = recipe_for("linear", fits.fitter.config)
-    return {name: fits.score(fit_probe(name, fits.features, fits.jobs, recipe)) for name in PROBES}
+    return {name: fits.score(fit_probe(name, fits.features, fits.jobs, recipe)) for name in probes_of(fits.features)}
 
 
 def _compare_controls(
@@ -229,7 +232,7 @@ def _label_efficiency(fits: _Fits) -> list[EfficiencyRecord]:
     """Both heads, fitted on the configured fractions of the labels."""
     records = []
     for fraction in fits.fitter.config.label_fractions or ():
-        fewer = replace(fits, jobs=[_with_fewer_labels(fits.features, job, fraction) for job in fits.jobs])
+        fewer = replace(fits, jobs=[with_fraction(fits.features, job, fraction) for job in fits.jobs])
         n_train = int(np.mean([len(job.split.learnable) for job in fewer.jobs]))
         for kind, scored in fewer.score_both(fewer.outcomes(fits.features)).items():
             means = scored.model_dump(include=set(MeanRecord.model_fields))
@@ -237,10 +240,38 @@ def _label_efficiency(fits: _Fits) -> list[EfficiencyRecord]:
     return records
 
 
-def _majority(features: FeatureSet, job: Job) -> Outcome:
-    train = job.split.learnable
-    predictions = majority_predictions(features.labels.numpy()[train], len(job.split.test))
-    return Outcome(job.seed, job.split.name, len(train), job.split.test, predictions)
+def _few_shots(fits: _Fits) -> list[FewShotRecord]:
+    """Both heads of the first seed, fitted on the configured numbers of clips of every class, for every draw."""
+    config, features = fits.fitter.config, fits.features
+    first = [job for job in fits.jobs if job.seed == fits.jobs[0].seed]
+    counts = class_counts(features.labels.numpy(), len(features.class_names))
+    records = []
+    for shots in config.shots or ():
+        jobs = [with_shots(features, job, shots, draw) for draw in range(config.draws) for job in first]
+        for kind, outcomes in replace(fits, jobs=jobs).outcomes(features).items():
+            draws = [outcomes[start : start + len(first)] for start in range(0, len(outcomes), len(first))]
+            scored = [main_score(draw, features) for draw in draws]
+            records.append(
+                FewShotRecord(
+                    head=kind,
+                    shots=shots,
+                    n_train=int(np.mean([outcome.n_train for outcome in outcomes])),
+                    short_classes=int((counts < shots).sum()),
+                    draws=scored,
+                    mean=float(np.mean(scored)),
+                    interval=mean_interval(scored),
+                )
+            )
+    return records
+
+
+def _absent_classes(features: FeatureSet, jobs: Sequence[Job]) -> dict[str, list[str]]:
+    """See `ProtocolRecord.absent`; of the last seed's split, if several have the same name."""
+    if not features.is_multilabel:
+        return {}
+    names = np.array(features.class_names)
+    absent = {job.split.name: names[~features.labels.numpy()[job.split.test].any(axis=0)].tolist() for job in jobs}
+    return {split: missing for split, missing in absent.items() if missing}
 
 
 def _related_share(features: FeatureSet, jobs: Sequence[Job]) -> float | None:
@@ -250,18 +281,3 @@ def _related_share(features: FeatureSet, jobs: Sequence[Job]) -> float | None:
     groups = np.array(features.groups)
     shares = [np.isin(groups[job.split.test], groups[job.split.learnable]).mean() for job in jobs]
     return float(np.mean(shares))
-
-
-def _with_fewer_labels(features: FeatureSet, job: Job, fraction: float) -> Job:
-    """The job with a fraction of its training and validation clips of every class, at least one of each."""
-    rng = np.random.default_rng([job.seed, round(1e6 * fraction)])
-    labels = features.labels.numpy()
-
-    def fewer(rows: Array) -> Array:
-        kept = []
-        for label in np.unique(labels[rows]):
-            of_class = rows[labels[rows] == label]
-            kept.append(rng.choice(of_class, max(1, round(fraction * len(of_class))), replace=False))
-        return np.sort(np.concatenate(kept)) if kept else rows
-
-    return replace(job, split=replace(job.split, train=fewer(job.split.train), valid=fewer(job.split.valid)))

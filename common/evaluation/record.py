@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, computed_field
 
 from common.config import FitConfig
-from common.datasets import DivisionKind, Task
+from common.datasets import DivisionKind, Metric, Task
 from common.encoder.device import describe_cpu
 from common.encoder_name import EncoderKind, slug_of
 from common.errors import UserError
@@ -26,6 +26,7 @@ from common.files import read_record, spreadsheet_cell, write_csv, write_json
 from common.heads import HEADS, HeadKind, Recipe, head_title, recipe_for
 
 Interval = tuple[float, float]
+Units = Literal["groups", "clips"]  # clips where groups are unknown
 # An undefined score (no clip of its kind) is NaN here and null in the file: JSON has no NaN.
 Score = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
 RESULT_FILE = "result.json"
@@ -57,6 +58,7 @@ class FitRecord(Record):
     best_test_epoch: int | None = None
     train_loss: list[float] = []
     valid_accuracy: list[float] = []
+    valid_macro_map: list[float] = []
     test_accuracy_over_epochs: list[float] = []
     converged: bool | None = None
 
@@ -83,6 +85,46 @@ class PerClass(Record):
     clips: list[float]
 
 
+class RankedClasses(Record):
+    """With several labels a clip: scores of every class, means over splits and seeds.
+
+    Attributes:
+        average_precision, auc: (C,); NaN where no test clip has the label.
+        clips: (C,) test clips that have it, for one seed.
+        macro_curve, micro_curve: (101,) the highest precision at a recall of at least 0, 0.01, ..., 1: the mean over classes,
+            and of all pairs of clip and class.
+    """
+
+    average_precision: list[Score]
+    auc: list[Score]
+    clips: list[float]
+    macro_curve: list[Score]
+    micro_curve: list[Score]
+
+
+class LabelSets(Record):
+    """With several labels a clip: what is predicted by thresholds, for the first seed. C classes.
+
+    Attributes:
+        thresholds: (C,) probabilities with the highest F1 on held-out rows, for the kept head; 1 if it cannot tell the label.
+        fitted_on: the rows that set them, never those that the rest is measured on.
+        micro_f1, macro_f1: the latter of the classes with test clips.
+        per_class: precision, recall, F1.
+        confusion: (C, C) test clips that have the label of the row and are predicted to have that of the column.
+        false_alarms: (C, C) those of them that do not have the label of the column.
+        co_occurrence: (C, C) test clips that have both labels.
+    """
+
+    thresholds: list[float]
+    fitted_on: str
+    micro_f1: float
+    macro_f1: float
+    per_class: PerClass
+    confusion: list[list[int]]
+    false_alarms: list[list[int]]
+    co_occurrence: list[list[int]]
+
+
 class ReliabilityBin(Record):
     """Predictions of similar confidence: mean confidence, accuracy, number."""
 
@@ -94,12 +136,14 @@ class ReliabilityBin(Record):
 class CalibrationRecord(Record):
     """Calibration of a head's probabilities, for the first seed."""
 
-    temperature: float  # divisor of the kept head's logits
-    fitted_on: str  # rows that set the temperature, never those it is measured on
-    error_before: float  # expected calibration error without the temperature
+    # Divisor of the kept head's logits. None: with several labels a clip, a slope and a bias for every class.
+    temperature: float | None
+    fitted_on: str  # rows that set it, never those it is measured on
+    error_before: float  # expected calibration error without it
     error_after: float  # and with it
     before: list[ReliabilityBin]  # reliability diagrams
     after: list[ReliabilityBin]
+    class_errors: list[Score] = []  # (C,) of `error_after`, with several labels a clip
 
 
 class NoneOfTheseRecord(Record):
@@ -121,33 +165,39 @@ class MeanRecord(Record):
     # Population standard deviations of the folds' (seeds') means; None with only one.
     std_over_folds: dict[str, Score] | None
     std_over_seeds: dict[str, Score] | None
-    interval: Interval | None  # 95 %, of the mean accuracy (`common.evaluation.intervals`); None with too few groups
+    interval: Interval | None  # 95 %, of the main score (`common.evaluation.intervals`); None with too few groups
 
     @property
-    def accuracy(self) -> float:
-        """The mean accuracy."""
-        return self.mean["accuracy"]
+    def metric(self) -> Metric:
+        """The main score of the task."""
+        return Metric.MACRO_MAP if Metric.MACRO_MAP in self.mean else Metric.ACCURACY
+
+    @property
+    def score(self) -> float:
+        """The mean of the main score."""
+        return self.mean[self.metric]
 
 
 class HeadRecord(MeanRecord):
     """All scores of a head."""
 
-    more_intervals: dict[str, Interval | None] = {}  # of scores other than accuracy
-    per_class: PerClass
-    confusion: list[list[int]]  # (C, C) counts over all splits and seeds; row: true class
+    more_intervals: dict[str, Interval | None] = {}  # of scores other than the main one
+    per_class: PerClass | RankedClasses
+    confusion: list[list[int]] = []  # (C, C) counts over all splits and seeds; row: true class
     splits: list[FitRecord]  # every split and seed
     # None if no held-out rows can set the temperature or the threshold
     calibration: CalibrationRecord | None = None
     none_of_these: NoneOfTheseRecord | None = None
+    label_sets: LabelSets | None = None  # None with one label a clip
 
 
 class ComparisonRecord(Record):
-    """Difference in accuracy between two heads on the same test clips: second minus first."""
+    """Difference in the main score between two heads on the same test clips: second minus first."""
 
     difference: float
     interval: Interval | None  # 95 %
     p_value: float | None  # of a test that swaps the heads in whole units
-    units: Literal["groups", "clips"]  # clips where groups are unknown
+    units: Units
     n_units: int
     holm_p_value: float | None = None  # corrected for the number of comparisons made together
 
@@ -158,6 +208,25 @@ class EfficiencyRecord(MeanRecord):
     head: HeadKind
     fraction: float
     n_train: int
+
+
+class FewShotRecord(Record):
+    """The main score of a head that was fitted on a few clips of every class, over draws of these.
+
+    Attributes:
+        n_train: clips, on average.
+        short_classes: how many classes have fewer clips, and give all they have on the training side.
+        draws: the score of every draw, a mean over splits.
+        interval: 95 %, of their mean: how much the drawn clips matter, for these test clips.
+    """
+
+    head: HeadKind
+    shots: int
+    n_train: int
+    short_classes: int
+    draws: list[float]
+    mean: float
+    interval: Interval | None
 
 
 class ProtocolIdentity(Record):
@@ -225,6 +294,7 @@ class ProtocolRecord(Record):
     chooses_epoch: bool  # on validation clips; if not, the last epoch is kept
     refit: bool  # on training and validation clips
     seeds: list[int]
+    absent: dict[str, list[str]] = {}  # split -> classes of which it has no test clip, with several labels a clip
     related_test_clips: float | None  # share whose group has training clips; None if groups are unknown
     heads: dict[HeadKind, HeadRecord]
     majority_class: HeadRecord
@@ -234,6 +304,7 @@ class ProtocolRecord(Record):
     shuffled_labels: dict[HeadKind, HeadRecord] = {}
     control_comparisons: dict[str, dict[HeadKind, ComparisonRecord]] = {}  # the run's head minus the control's
     label_efficiency: list[EfficiencyRecord] = []
+    few_shots: list[FewShotRecord] = []
 
     def rows(self) -> Iterator[ScoredRow]:
         """The rows of the printed table."""
@@ -249,8 +320,8 @@ class ProtocolRecord(Record):
 
     @property
     def best_head(self) -> HeadKind:
-        """The head with the higher accuracy."""
-        return max(self.heads, key=lambda kind: self.heads[kind].accuracy)
+        """The head with the higher main score."""
+        return max(self.heads, key=lambda kind: self.heads[kind].score)
 
 
 class ConfigRecord(FitConfig):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
@@ -11,7 +12,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_f
 from common.arrays import Array
 from common.evaluation.intervals import difference_interval, paired_p_value, share_interval
 from common.evaluation.outcomes import Outcome
-from common.evaluation.record import ComparisonRecord, FitRecord, HeadRecord, PerClass
+from common.evaluation.rankings import Rankings, ranking_scores
+from common.evaluation.record import ComparisonRecord, FitRecord, HeadRecord, Interval, MeanRecord, PerClass, Units
 from common.features import FeatureSet
 
 Key = TypeVar("Key", str, int)
@@ -50,11 +52,6 @@ def per_class(labels: Array, predictions: Array, n_classes: int) -> dict[str, li
     return {name: column.tolist() for name, column in zip(("precision", "recall", "f1", "clips"), columns, strict=True)}
 
 
-def majority_predictions(train_labels: Array, n_test: int) -> Array:
-    """(n_test,) the most frequent class of the training labels."""
-    return np.full(n_test, np.bincount(train_labels).argmax())
-
-
 def _is_normal(labels: Array, class_names: Sequence[str]) -> Array:
     """By name: where no clip is normal, index 0 is another class."""
     is_normal: Array = np.array([name == NORMAL for name in class_names])[labels]
@@ -79,21 +76,25 @@ def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: M
     """The scores of a head over all splits and seeds; `more_scores` are the task's."""
     labels, class_names = features.labels.numpy(), features.class_names
     fits = [_score_fit(outcome, labels, class_names, more_scores) for outcome in outcomes]
-    means = {name: float(np.mean([fit.scores[name] for fit in fits])) for name in fits[0].scores}
+    judged = judge(outcomes, features)
+    means = MeanRecord(
+        mean={name: float(np.mean([fit.scores[name] for fit in fits])) for name in fits[0].scores},
+        std_over_folds=_std_between(fits, [fit.split for fit in fits]),
+        std_over_seeds=_std_between(fits, [fit.seed for fit in fits]),
+        interval=judged.interval(),
+    )
+    if isinstance(judged, Rankings):
+        return HeadRecord(**dict(means), per_class=judged.by_class(len({fit.seed for fit in fits})), splits=fits)
     truth = labels[np.concatenate([outcome.rows for outcome in outcomes])]
     predictions = np.concatenate([outcome.predictions for outcome in outcomes])
     classes, seeds = per_class(truth, predictions, len(class_names)), [fit.seed for fit in fits]
     classes["clips"] = [clips / len(set(seeds)) for clips in classes["clips"]]
-    hits = hits_of(outcomes, features)
     return HeadRecord(
-        mean=means,
-        std_over_folds=_std_between(fits, [fit.split for fit in fits]),
-        std_over_seeds=_std_between(fits, seeds),
-        interval=share_interval(hits.hits, hits.groups, hits.splits),
+        **dict(means),
         more_intervals={
-            name: share_interval(hits.hits, hits.groups, hits.splits, strata(truth, class_names))
+            name: judged.interval(strata(truth, class_names))
             for name, strata in STRATA.items()
-            if np.isfinite(means.get(name, np.nan))
+            if np.isfinite(means.mean.get(name, np.nan))
         },
         per_class=PerClass(**classes),
         confusion=confusion_matrix(truth, predictions, labels=range(len(class_names))).tolist(),
@@ -105,7 +106,11 @@ def _score_fit(
     outcome: Outcome, labels: Array, class_names: Sequence[str], more_scores: MoreScores | None
 ) -> FitRecord:
     truth = labels[outcome.rows]
-    scored = scores(truth, outcome.predictions, len(class_names), outcome.logits)
+    if truth.ndim == 2:
+        assert outcome.logits is not None
+        scored = ranking_scores(truth, outcome.logits)
+    else:
+        scored = scores(truth, outcome.predictions, len(class_names), outcome.logits)
     if more_scores is not None:
         scored |= more_scores(truth, outcome.predictions, class_names)
     identity = {"split": outcome.split, "seed": outcome.seed, "n_train": outcome.n_train, "n_test": len(truth)}
@@ -123,43 +128,80 @@ def _std_between(fits: Sequence[FitRecord], keys: Sequence[Key]) -> dict[str, fl
     }
 
 
-class Hits(NamedTuple):
-    """What intervals and tests need of predictions.
+@dataclass(frozen=True, eq=False)
+class Hits:
+    """What intervals and tests of accuracy need.
 
     Attributes:
-        hits: (M,) float, 1 for a right prediction.
+        hits: (M,) float, 1 for a right prediction; all splits and seeds.
         groups: (M,) groups, or rows if groups are unknown.
         splits: (M,) names of the splits.
+        units: what `groups` holds.
     """
 
     hits: Array
     groups: Array
     splits: Array
+    units: Units
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome], features: FeatureSet) -> Hits:
+        """Those of all splits and seeds, in order."""
+        rows = np.concatenate([outcome.rows for outcome in outcomes])
+        predictions = np.concatenate([outcome.predictions for outcome in outcomes])
+        groups = np.array(features.groups)[rows] if features.groups is not None else rows
+        splits = np.concatenate([np.full(len(outcome.rows), outcome.split) for outcome in outcomes])
+        hits = (predictions == features.labels.numpy()[rows]).astype(float)
+        return cls(hits, groups, splits, "clips" if features.groups is None else "groups")
+
+    @property
+    def n_groups(self) -> int:
+        return len(np.unique(self.groups))
+
+    def resampled(self, times: Array) -> Array:
+        """(B,) accuracies of B bootstraps over groups, means over splits; `times` (B, G) is how often each group is drawn."""
+        _, group = np.unique(self.groups, return_inverse=True)
+        _, split = np.unique(self.splits, return_inverse=True)
+        sums, counts = np.zeros((2, group.max() + 1, split.max() + 1))
+        np.add.at(sums, (group, split), self.hits)
+        np.add.at(counts, (group, split), 1)
+        drawn = times @ counts
+        shares = np.divide(times @ sums, drawn, out=np.full(drawn.shape, np.nan), where=drawn > 0)
+        means: Array = np.nanmean(shares, axis=1)
+        return means
+
+    def interval(self, strata: Array | None = None) -> Interval | None:
+        """The 95 % interval of the accuracy, or of the mean accuracy of (M,) strata."""
+        return share_interval(self.hits, self.groups, self.splits, strata)
+
+    def minus(self, other: Hits) -> ComparisonRecord:
+        """Its accuracy minus that of other hits of the same clips, in the same order."""
+        difference = self.hits - other.hits
+        _, fold, sizes = np.unique(self.splits, return_inverse=True, return_counts=True)
+        weighted = difference / sizes[fold] / len(sizes)  # folds of equal weight
+        return ComparisonRecord(
+            difference=float(weighted.sum()),
+            interval=difference_interval(difference, self.groups, self.splits),
+            p_value=paired_p_value(weighted, self.groups),
+            units=self.units,
+            n_units=self.n_groups,
+        )
 
 
-def hits_of(outcomes: Sequence[Outcome], features: FeatureSet) -> Hits:
-    """The hits of all splits and seeds, in order."""
-    rows = np.concatenate([outcome.rows for outcome in outcomes])
-    predictions = np.concatenate([outcome.predictions for outcome in outcomes])
-    groups = np.array(features.groups)[rows] if features.groups is not None else rows
-    splits = np.concatenate([np.full(len(outcome.rows), outcome.split) for outcome in outcomes])
-    return Hits((predictions == features.labels.numpy()[rows]).astype(float), groups, splits)
+def judge(outcomes: Sequence[Outcome], features: FeatureSet) -> Hits | Rankings:
+    """What is right about the predictions of all splits and seeds."""
+    return Rankings.of(outcomes, features) if features.is_multilabel else Hits.of(outcomes, features)
+
+
+def main_score(outcomes: Sequence[Outcome], features: FeatureSet) -> float:
+    """The mean over splits of the score that the task is judged by, see `Metric`."""
+    if features.is_multilabel:
+        return Rankings.of(outcomes, features).score
+    labels = features.labels.numpy()
+    return float(np.mean([accuracy_score(labels[outcome.rows], outcome.predictions) for outcome in outcomes]))
 
 
 def compare_heads(first: Sequence[Outcome], second: Sequence[Outcome], features: FeatureSet) -> ComparisonRecord:
-    """The difference in accuracy between two heads on the same test clips: second minus first."""
-    return compare_hits(hits_of(first, features), hits_of(second, features), features.groups is not None)
-
-
-def compare_hits(first: Hits, second: Hits, has_groups: bool) -> ComparisonRecord:
-    """The difference in accuracy on the same test clips, in the same order: second minus first."""
-    difference = second.hits - first.hits
-    _, fold, sizes = np.unique(first.splits, return_inverse=True, return_counts=True)
-    weighted = difference / sizes[fold] / len(sizes)  # folds of equal weight
-    return ComparisonRecord(
-        difference=float(weighted.sum()),
-        interval=difference_interval(difference, first.groups, first.splits),
-        p_value=paired_p_value(weighted, first.groups),
-        units="groups" if has_groups else "clips",
-        n_units=len(np.unique(first.groups)),
-    )
+    """The difference in the main score between two heads on the same test clips: second minus first."""
+    subtracted, other = judge(first, features), judge(second, features)
+    return other.minus(subtracted)  # type: ignore[arg-type]  # both are of one kind

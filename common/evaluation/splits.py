@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
+from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from common.arrays import Array
@@ -92,10 +92,11 @@ def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) 
     labels, groups = features.labels.numpy()[rows], np.array(features.groups)[rows]
     if len(set(groups)) < 2:
         raise SplitError(f"the {len(rows)} training clips are of a single group, so nothing can be held out")
-    count, per_class = min(round(1 / share), len(set(groups))), np.maximum(np.bincount(labels), 1)
+    count, n_classes = min(round(1 / share), len(set(groups))), len(features.class_names)
+    per_class = np.maximum(class_counts(labels, n_classes), 1)
 
     def imbalance(part: Array) -> float:
-        return float(np.abs(np.bincount(labels[part], minlength=len(per_class)) / per_class - share).sum())
+        return float(np.abs(class_counts(labels[part], n_classes) / per_class - share).sum())
 
     try:
         with warnings.catch_warnings():  # about classes with fewer clips than parts, which does not matter here
@@ -113,10 +114,19 @@ def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) 
 def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:
     """The fold (N,) of every row, from 0, with groups kept whole; ValueError if there are too few rows.
 
-    These are the folds of StratifiedGroupKFold up to scikit-learn 1.7, on which earlier scores rest. It balanced the folds by
+    With several labels a clip, (N, C), the sets of labels of whole groups are stratified (Sechidis et al. 2011). With one, these are the folds of StratifiedGroupKFold up to scikit-learn 1.7, on which earlier scores rest. It balanced the folds by
     class, and then mixed up the groups by mistake. Version 1.8 corrects that and draws different folds.
     """
     _, group_of = np.unique(groups, return_inverse=True)
+    if labels.ndim == 2:
+        of_group = np.zeros((group_of.max() + 1, labels.shape[1]), bool)
+        np.logical_or.at(of_group, group_of, labels)
+        by_group = np.empty(len(of_group), np.int64)
+        for fold, (_, held_out) in enumerate(
+            MultilabelStratifiedKFold(count, shuffle=True, random_state=seed).split(of_group, of_group)
+        ):
+            by_group[held_out] = fold
+        return by_group[group_of]
     mixed_up = np.arange(group_of.max() + 1)
     np.random.RandomState(seed).shuffle(mixed_up)
     stand_ins = np.argsort(mixed_up)[group_of]
@@ -135,32 +145,60 @@ def _folds(features: FeatureSet, folds: Array, author: str) -> tuple[list[Split]
             "extract the features of the whole data set"
         )
     for fold in present:
-        _refuse_missing_classes(features, np.flatnonzero(folds == fold), f"fold {fold}")
+        if features.is_multilabel:  # a class that is not tested is left out of a mean
+            _refuse_missing_classes(features, np.flatnonzero(folds != fold), f"the training side of fold {fold}")
+        else:
+            _refuse_missing_classes(features, np.flatnonzero(folds == fold), f"fold {fold}")
     splits = [Split(f"fold {fold}", np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in present]
     is_range = present == list(range(present[0], present[-1] + 1)) and len(present) > 2
     return splits, f"{author} folds {f'{present[0]}-{present[-1]}' if is_range else ', '.join(map(str, present))}"
 
 
 def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:
-    """A stratified random split, whatever the folds and groups; leaks related clips, so its scores are too high.
+    """A stratified random split, whatever the folds and groups; leaks related clips, so its scores are too high. With several
+    labels a clip, the stratification is iterative (Sechidis et al. 2011).
 
     Raises:
         SplitError: a class has a single clip, or there are too few clips in total.
     """
     labels = features.labels.numpy()
     rows = np.arange(len(labels))
-    single = [features.class_names[label] for label, count in Counter(labels.tolist()).items() if count < 2]
-    if single:
-        raise SplitError(f"class {single[0]} has a single clip: it cannot both train and test; add clips or folds")
+    single = np.flatnonzero(class_counts(labels, len(features.class_names)) == 1)
+    if len(single):
+        name = features.class_names[single[0]]
+        raise SplitError(f"class {name} has a single clip: it cannot both train and test; add clips or folds")
     try:
-        train, test = train_test_split(rows, test_size=test_share, random_state=seed, stratify=labels)
+        if features.is_multilabel:
+            splitter = MultilabelStratifiedShuffleSplit(1, test_size=test_share, random_state=seed)
+            train, test = next(splitter.split(labels, labels))
+        else:
+            train, test = train_test_split(rows, test_size=test_share, random_state=seed, stratify=labels)
     except ValueError as error:
         raise SplitError(f"{len(rows)} clips cannot be split {test_share:.0%} for testing by class: {error}") from error
-    return Split("random", np.sort(train), np.sort(test))
+    train, test = np.sort(train), np.sort(test)
+    if features.is_multilabel:
+        _refuse_missing_classes(features, train, "the training side of the random split")
+    return Split("random", train, test)
+
+
+def groups_by_class(features: FeatureSet) -> Array:
+    """(C,) groups that have clips of every class."""
+    labels, groups = features.labels.numpy(), np.array(features.groups)
+    counts = [
+        len(set(groups[labels[:, place] if labels.ndim == 2 else labels == place]))
+        for place in range(len(features.class_names))
+    ]
+    return np.array(counts)
+
+
+def class_counts(labels: Array, n_classes: int) -> Array:
+    """(C,) clips of every class."""
+    counts: Array = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=n_classes)
+    return counts
 
 
 def _refuse_missing_classes(features: FeatureSet, rows: Array, where: str) -> None:
-    counts = np.bincount(features.labels.numpy()[rows], minlength=len(features.class_names))
+    counts = class_counts(features.labels.numpy()[rows], len(features.class_names))
     missing = [name for name, count in zip(features.class_names, counts, strict=True) if not count]
     if missing:
         names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 
-from common.datasets import DivisionKind, Task
+from common.datasets import DivisionKind, Metric, Task
 from common.evaluation.intervals import MIN_GROUPS
 from common.evaluation.record import ComparisonRecord, HeadRecord, ProtocolRecord, RunRecord
 from common.heads import head_title
@@ -16,6 +16,11 @@ WIDTH = 100  # of printed text
 NAMES = {"balanced_accuracy": "the balanced accuracy", "icbhi_score": "the ICBHI score"}
 TITLES = {
     "accuracy": "accuracy",
+    "macro_map": "mAP",
+    "micro_map": "micro mAP",
+    "macro_auc": "AUC",
+    "d_prime": "d'",
+    "lwlrap": "lwlrap",
     "balanced_accuracy": "balanced",
     "macro_f1": "macro-F1",
     "top5_accuracy": "top-5",
@@ -26,44 +31,69 @@ TITLES = {
 
 
 def score_table(protocol: ProtocolRecord) -> list[list[str]]:
-    """One protocol's scores in percent, header first: means, the 95 % interval of the accuracy, standard deviations."""
+    """One protocol's scores in percent (d' as it is), header first: means, the 95 % interval of the main score, standard
+    deviations."""
     rows = list(protocol.rows())
     names = [name for name in TITLES if any(name in row.scores.mean for row in rows)]
     has_folds = any(row.scores.std_over_folds for row in rows)
     has_seeds = any(row.scores.std_over_seeds for row in rows)
-    header = ["head", "accuracy", "95 %", *["± folds"] * has_folds, *["± seeds"] * has_seeds]
+    metric = rows[0].scores.metric
+    header = ["head", metric.label, "95 %", *["± folds"] * has_folds, *["± seeds"] * has_seeds]
     table = [header + [TITLES[name] for name in names[1:]]]
     for row in rows:
         scored = row.scores
-        cells = [row.title, percent(scored.accuracy), range_of(scored.interval)]
+        cells = [row.title, percent(scored.score), range_of(scored.interval)]
         for is_shown, spread in ((has_folds, scored.std_over_folds), (has_seeds, scored.std_over_seeds)):
-            cells += [percent(spread["accuracy"]) if spread else ""] * is_shown
-        table.append(cells + [percent(scored.mean.get(name)) for name in names[1:]])
+            cells += [percent(spread[metric]) if spread else ""] * is_shown
+        table.append(cells + [_cell(name, scored.mean.get(name)) for name in names[1:]])
     return table
+
+
+def _cell(name: str, value: float | None) -> str:
+    return f"{value:.2f}" if name == "d_prime" and value is not None else percent(value)
 
 
 def efficiency_table(protocol: ProtocolRecord) -> list[list[str]]:
-    """Accuracy by the fraction of labelled clips, header first."""
-    table = [["head", "labels", "clips", "accuracy", "95 %"]]
+    """The main score by the fraction of labelled clips, header first."""
+    table = [["head", "labels", "clips", protocol.majority_class.metric.label, "95 %"]]
     for point in protocol.label_efficiency:
         share, clips = f"{100 * point.fraction:g} %", f"{point.n_train:,}"
-        table.append([head_title(point.head), share, clips, percent(point.accuracy), range_of(point.interval)])
+        table.append([head_title(point.head), share, clips, percent(point.score), range_of(point.interval)])
     return table
+
+
+def few_shot_table(protocol: ProtocolRecord) -> list[list[str]]:
+    """The main score by the number of training clips of every class, header first."""
+    n_draws = len(protocol.few_shots[0].draws)
+    table = [["head", "shots", "clips", protocol.majority_class.metric.label, f"95 % of {n_draws} draws"]]
+    for point in protocol.few_shots:
+        cells = [head_title(point.head), str(point.shots), f"{point.n_train:,}"]
+        table.append([*cells, percent(point.mean), range_of(point.interval)])
+    return table
+
+
+def _few_shot_remarks(protocol: ProtocolRecord) -> list[str]:
+    short = {point.shots: point.short_classes for point in protocol.few_shots if point.short_classes}
+    return [f"{count} classes have fewer than {shots} clips, and give all they have." for shots, count in short.items()]
 
 
 def remarks(protocol: ProtocolRecord) -> list[str]:
     """The sentences below the table: how epochs were chosen, leaks, calibration, comparisons."""
     compared = protocol.comparison
     p_value = compared.p_value
-    test = "" if p_value is None else f", p = {p_value:.2g} (heads swapped in whole {compared.units})"
+    how = f"heads swapped in whole {compared.units}"
+    if protocol.majority_class.metric is Metric.MACRO_MAP:
+        how = f"t test over {compared.units}"
+    test = "" if p_value is None else f", p = {p_value:.2g} ({how})"
     return [
         _epoch_remark(protocol),
         *_whitening_remarks(protocol),
-        f"Not a score: with the epoch chosen by the test clips, as the original project did: "
-        f"{_by_head(protocol, _best_on_test)}.",
+        *_best_on_test_remarks(protocol),
         *_leak_remarks(protocol),
         *_convergence_remarks(protocol),
         *_calibration_remarks(protocol),
+        *_label_remarks(protocol),
+        *_few_shot_remarks(protocol),
         *_interval_remarks(protocol),
         *_control_remarks(protocol),
         f"Three-layer minus linear: {_points(compared)}{test}.",
@@ -101,6 +131,13 @@ def _whitening_remarks(protocol: ProtocolRecord) -> list[str]:
             values = ", ".join(f"{value:g}" for value in chosen)
             lines.append(f"Strength of whitening chosen on validation clips: {values} ({head_title(kind)}).")
     return lines
+
+
+def _best_on_test_remarks(protocol: ProtocolRecord) -> list[str]:
+    if all(fit.best_test_epoch is None for scored in protocol.heads.values() for fit in scored.splits):
+        return []
+    sentence = "Not a score: with the epoch chosen by the test clips, as the original project did"
+    return [f"{sentence}: {_by_head(protocol, _best_on_test)}."]
 
 
 def _best_on_test(scored: HeadRecord) -> str:
@@ -142,12 +179,30 @@ def _calibration_remarks(protocol: ProtocolRecord) -> list[str]:
     if not measured:
         return []
     errors = "; ".join(
-        f"{head_title(kind)} {percent(calibration.error_before)} -> {percent(calibration.error_after)} "
-        f"(temperature {calibration.temperature:.2g})"
+        f"{head_title(kind)} {percent(calibration.error_before)} -> {percent(calibration.error_after)}"
+        + ("" if calibration.temperature is None else f" (temperature {calibration.temperature:.2g})")
         for kind, calibration in measured.items()
     )
+    first = next(iter(measured.values()))
+    what = "a slope and a bias for every class" if first.temperature is None else "a temperature"
+    return [f"Calibration error of the probabilities, without and with {what} fitted on {first.fitted_on}: {errors}."]
+
+
+def _label_remarks(protocol: ProtocolRecord) -> list[str]:
+    """With several labels a clip: F1 by thresholds."""
+    measured = {kind: scored.label_sets for kind, scored in protocol.heads.items() if scored.label_sets is not None}
+    absent = [
+        f"No test clip of {', '.join(names)} ({split}): left out of means over classes."
+        for split, names in protocol.absent.items()
+    ]
+    if not measured:
+        return absent
+    scores = "; ".join(
+        f"{head_title(kind)} {percent(labels.micro_f1)}, {percent(labels.macro_f1)}"
+        for kind, labels in measured.items()
+    )
     rows = next(iter(measured.values())).fitted_on
-    return [f"Calibration error of the probabilities, without and with a temperature fitted on {rows}: {errors}."]
+    return [*absent, f"Micro and macro F1 with a threshold for every class, chosen on {rows}: {scores}."]
 
 
 def _interval_remarks(protocol: ProtocolRecord) -> list[str]:
@@ -203,11 +258,13 @@ def print_scores(task: Task, record: RunRecord) -> None:
             print(textwrap.fill(line, WIDTH))
         if protocol.label_efficiency:
             print(as_text(efficiency_table(protocol)))
+        if protocol.few_shots:
+            print(as_text(few_shot_table(protocol)))
     if len(record.protocols) == 2:
         official, random = record.protocols["official"], record.protocols["random"]
         table = [["head", official.kind.label, "random", "difference"]]
         for kind in official.heads:
-            scores = official.heads[kind].accuracy, random.heads[kind].accuracy
+            scores = official.heads[kind].score, random.heads[kind].score
             table.append([head_title(kind), *map(percent, scores), f"{100 * (scores[1] - scores[0]):+.1f}"])
         print(f"\n{as_text(table)}")
 
@@ -220,4 +277,6 @@ def as_result_md(task: Task, record: RunRecord) -> str:
         parts.append("\n".join(f"- {line}" for line in remarks(protocol)))
         if protocol.label_efficiency:
             parts.append(as_markdown(efficiency_table(protocol)))
+        if protocol.few_shots:
+            parts.append(as_markdown(few_shot_table(protocol)))
     return "\n\n".join(parts) + "\n"

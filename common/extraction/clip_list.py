@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from common.datasets import Clip, DatasetError
+from common.datasets import LABEL_SEPARATOR, Clip, DatasetError
 from common.parts import NAMES
 
 AT_A_TIME = 1 << 16  # clips that are objects while all are listed
@@ -36,21 +36,30 @@ class ClipList:
         root: the data root, to which clip ids are relative.
         dataset: the task's name.
         class_names: every class in its official order; None: alphabetical. Only classes that occur are kept.
-        columns: a row per clip.
+        is_multilabel: whether a clip may have several labels, or none.
+        columns: a row per clip; several labels are joined.
     """
 
     def __init__(
-        self, clips: Iterable[Clip], root: Path, dataset: str, class_names: Sequence[str] | None = None
+        self,
+        clips: Iterable[Clip],
+        root: Path,
+        dataset: str,
+        class_names: Sequence[str] | None = None,
+        is_multilabel: bool = False,
     ) -> None:
         """Read the clips, which may come from a generator.
 
         Raises:
-            DatasetError: there are none, one is of a class that is not in `class_names`, or two have the same id.
+            DatasetError: there are none, one is of a class that is not in `class_names`, two have the same id, or a label holds
+                what separates labels.
         """
-        self.root, self.dataset = root, dataset
+        self.root, self.dataset, self.is_multilabel = root, dataset, is_multilabel
         self.class_names = None if class_names is None else list(class_names)
         iterator, batches = iter(clips), []
         while some := list(itertools.islice(iterator, AT_A_TIME)):
+            if is_multilabel:
+                _refuse_separators(some)
             batches.append(pa.RecordBatch.from_pylist([_cells(clip, root) for clip in some], COLUMNS))
         self.columns = pa.Table.from_batches(batches, COLUMNS).unify_dictionaries().combine_chunks()
         if not len(self):
@@ -71,8 +80,20 @@ class ClipList:
         """The clips; labels that are not UTF-8 are escaped."""
         cells = self.columns.to_pydict()
         cells["path"] = self.paths()
-        cells["class_name"] = [name or "" for name in cells["class_name"]]
+        cells["class_name"] = [self._labels_in(text) for text in cells["class_name"]]
         return [Clip(*row) for row in zip(*cells.values(), strict=True)]
+
+    def _labels_in(self, text: str | None) -> tuple[str, ...]:
+        """The labels of a cell."""
+        if not text:
+            return ()
+        return tuple(text.split(LABEL_SEPARATOR)) if self.is_multilabel else (text,)
+
+    @property
+    def present_classes(self) -> set[str]:
+        """Every label that occurs."""
+        texts = self.columns["class_name"].unique().to_pylist()
+        return {label for text in texts for label in self._labels_in(text)}
 
     def ids(self) -> list[str]:
         """The clips' ids."""
@@ -88,20 +109,20 @@ class ClipList:
 
     def fingerprint(self) -> str:
         """A checksum of all columns."""
-        listing = hashlib.sha256()
+        listing = hashlib.sha256(b"several labels" if self.is_multilabel else b"")
         for start in range(0, len(self), AT_A_TIME):
             for column in self.columns.slice(start, AT_A_TIME).columns:
                 listing.update(repr(column.to_pylist()).encode())
         return f"sha256:{listing.hexdigest()}"
 
     def _refuse_unknown_classes(self) -> None:
-        names = self.columns["class_name"].unique().to_pylist()
-        unknown = {name for name in names if name} - set(names if self.class_names is None else self.class_names)
+        unknown = self.present_classes - set(self.class_names or self.present_classes)
         if unknown:
-            row = pc.index(self.columns["class_name"].cast(pa.string()), min(unknown)).as_py()
-            (clip,) = self.of(range(row, row + 1)).rows()
+            name = min(unknown)
+            texts = self.columns["class_name"].to_pylist()
+            row = next(row for row, text in enumerate(texts) if name in self._labels_in(text))
             raise DatasetError(
-                f"{clip.path} is of class {clip.class_name!r}, which is not among the {len(self.class_names or ())} classes of "
+                f"{self.of(range(row, row + 1)).paths()[0]} is of class {name!r}, which is not among the {len(self.class_names or ())} classes of "
                 f"{self.dataset}; add it to the task's class_names"
             )
 
@@ -113,6 +134,15 @@ class ClipList:
             raise DatasetError(
                 f"{twice.ids()[0]} is listed twice by the data set under {self.root}; unpack the data set again"
             )
+
+
+def _refuse_separators(clips: Sequence[Clip]) -> None:
+    for clip in clips:
+        for label in clip.labels:
+            if LABEL_SEPARATOR in label:
+                raise DatasetError(
+                    f"{clip.path} has the label {label!r}, but {LABEL_SEPARATOR!r} separates the labels of a clip in files; rename it"
+                )
 
 
 def _cells(clip: Clip, root: Path) -> dict[str, object]:

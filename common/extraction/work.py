@@ -114,7 +114,11 @@ class Work:
             clips=len(self.clips),
             listing=clips.fingerprint(),
             settings=self.part_settings,
-            notes={**self.settings.notes, "class_names": self.clips.class_names},
+            notes={
+                **self.settings.notes,
+                "class_names": self.clips.class_names,
+                "is_multilabel": self.clips.is_multilabel,
+            },
             padded=int((samples < self.settings.provenance["min_samples"]).sum()),
             missing=sum(self.sizes[clip.row].item() == MISSING for clip in failed),
             failed={clip.row - place.start: (ids[clip.row], as_text(clip.why) or "") for clip in failed},

@@ -25,5 +25,6 @@ from common.heads.scalers import Scaler as Scaler
 from common.heads.scalers import fit_scaler as fit_scaler
 from common.heads.trained import Answer as Answer
 from common.heads.trained import HeadFileError as HeadFileError
+from common.heads.trained import LabelRule as LabelRule
 from common.heads.trained import OtherEncoderError as OtherEncoderError
 from common.heads.trained import TrainedHead as TrainedHead

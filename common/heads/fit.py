@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from common.arrays import Array
+from common.average_precision import average_precisions
 from common.features import FeatureSet
 from common.heads.jobs import Curves, FitError, FittedHead, Job, Shuffle, Split, new_rows
 from common.heads.plain import PlainHead
@@ -49,8 +50,8 @@ def fit_chosen(
 ) -> list[ChosenHead]:
     """Fit every job with its epoch chosen on validation rows, then again on training and validation rows.
 
-    - The epoch (and the shrinkage of whitening, if the recipe leaves it open) has the highest accuracy on validation
-      rows. A job without them keeps its last epoch.
+    - The epoch (and the shrinkage of whitening, if the recipe leaves it open) has the highest score on validation
+      rows: accuracy, or mean average precision. A job without them keeps its last epoch.
     - With `refit`, the head and its scaler are then fitted again on training and validation rows, up to that epoch.
     - A recipe whose learning rate falls to 0 keeps its last epoch. If nothing else is left to choose, validation rows are
       used for training from the start.
@@ -84,7 +85,7 @@ def _choose(
         heads = fit_heads(kind, features, tried, recipe, device)
         if best:  # ties keep the first
             heads = [
-                head if head.valid_accuracy > before.valid_accuracy else before
+                head if head.valid_score > before.valid_score else before
                 for before, head in zip(best, heads, strict=True)
             ]
         best = heads
@@ -101,7 +102,7 @@ def fit_heads(
 ) -> list[FittedHead]:
     """Fit a head per job by the recipe.
 
-    The kept epoch is the job's `keep`, or the first of the highest validation accuracy, or the last. Scaler and head
+    The kept epoch is the job's `keep`, or the first of the highest validation score, or the last. Scaler and head
     see training rows only. A head's random numbers come from its seed and its split's name, so it is the same whatever
     else is fitted.
 
@@ -201,20 +202,21 @@ class _Fitting:
         return len(self.curves.train_loss)
 
     def epoch(self) -> None:
-        """A pass over the training rows, then the accuracies; the state is kept if its epoch is the best or required one.
+        """A pass over the training rows, then the scores; the state is kept if its epoch is the best or required one.
 
-        Test accuracy is recorded, and decides nothing.
+        Test scores are recorded, and decide nothing.
         """
         loss = self.head.epoch(self.rows, self.shuffle.draw()) / len(self.job.split.train)
         self.curves.train_loss.append(loss)
         is_kept = self.n_epochs == self.job.keep
         if len(self.job.split.valid):
-            accuracy = self._accuracy(self.job.split.valid)
+            score = self._score(self.job.split.valid)
             if self.job.keep is None:
-                is_kept = accuracy > max(self.curves.valid_accuracy, default=-1.0)
-            self.curves.valid_accuracy.append(accuracy)
-        if len(self.job.split.test):
-            self.curves.test_accuracy.append(self._accuracy(self.job.split.test))
+                is_kept = score > max(self.curves.valid, default=-1.0)
+            self.curves.valid.append(score)
+        # What the original project chose by; with several labels a clip nobody did.
+        if len(self.job.split.test) and self.labels.ndim == 1:
+            self.curves.test.append(self._score(self.job.split.test))
         if is_kept:
             self.kept = self.n_epochs, self.head.state()
 
@@ -222,12 +224,14 @@ class _Fitting:
         blocks: Sequence[torch.Tensor] = torch.from_numpy(numbers).to(self.rows.device).split(1 << 16)
         return blocks
 
-    def _accuracy(self, numbers: Array) -> float:
-        hits = 0
-        for rows in self._blocks(numbers):
-            logits = self.head.logits(self.rows[rows, : self.scaler.width])
-            hits += int((logits.argmax(dim=1) == self.labels[rows]).sum())
-        return hits / len(numbers)
+    def _score(self, numbers: Array) -> float:
+        """The accuracy, or with several labels a clip the mean average precision."""
+        logits = (self.head.logits(self.rows[rows, : self.scaler.width]) for rows in self._blocks(numbers))
+        if self.labels.ndim == 1:
+            pairs = zip(logits, self._blocks(numbers), strict=True)
+            return sum(int((part.argmax(dim=1) == self.labels[rows]).sum()) for part, rows in pairs) / len(numbers)
+        labels = self.labels.cpu().numpy()[numbers]
+        return float(np.nanmean(average_precisions(labels, torch.cat(list(logits)).cpu().numpy())))
 
     @torch.no_grad()
     def finish(self) -> FittedHead:

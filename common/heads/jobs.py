@@ -68,7 +68,7 @@ class Batches(NamedTuple):
 
     Attributes:
         order: (S, B) int64 row numbers.
-        labels: (S, B) int64.
+        labels: (S, B) int64, or (S, B, C) bool with several labels a clip.
         shares: (S, B) float32, weights of the rows in the mean of their batch; 0 for padding.
         noise: (S, n) float32 random numbers for dropout, layer by layer; n is 0 without dropout.
     """
@@ -136,11 +136,12 @@ def new_rows(count: int, width: int) -> Array:
 
 @dataclass(frozen=True)
 class Curves:
-    """Values after every epoch: mean cross-entropy; accuracies, empty without such rows. Nothing is chosen by test rows."""
+    """Values after every epoch: mean cross-entropy; scores of validation and test rows, empty without such rows. The score
+    is the accuracy, or with several labels a clip the mean average precision. Nothing is chosen by test rows."""
 
     train_loss: list[float]
-    valid_accuracy: list[float]
-    test_accuracy: list[float]
+    valid: list[float]
+    test: list[float]
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,9 @@ class FittedHead:
     epoch: int
 
     @property
-    def valid_accuracy(self) -> float:
-        """Accuracy on the validation rows at the kept epoch; 0 without any."""
-        return self.curves.valid_accuracy[self.epoch - 1] if self.curves.valid_accuracy else 0.0
+    def valid_score(self) -> float:
+        """The score of the validation rows at the kept epoch; 0 without any."""
+        return self.curves.valid[self.epoch - 1] if self.curves.valid else 0.0
 
 
 def check_fittable(features: FeatureSet, name: str) -> None:
@@ -173,6 +174,11 @@ def check_fittable(features: FeatureSet, name: str) -> None:
     if bad.any():
         first = features.clip_ids[int(bad.nonzero()[0])]
         raise FitError(f"{name}: {int(bad.sum())} rows hold NaN or infinite features (first: {first}); extract again")
+    if len(features.features.unique(dim=0)) == 1:
+        raise FitError(f"{name}: all {len(features):,} rows of features are the same; extract the features again")
+    if features.is_multilabel:
+        _check_label_sets(features, name)
+        return
     if int(features.labels.min()) < 0:
         raise FitError(f"{name} holds no labels, only keys; extract the features again with this project's scripts")
     present = features.labels.unique()
@@ -181,10 +187,20 @@ def check_fittable(features: FeatureSet, name: str) -> None:
             f"{name}: all {len(features):,} labels are {features.class_names[int(present[0])]!r}; there is nothing to "
             "classify. The labels were read wrongly or the data are of one class: extract the features again"
         )
-    if len(features.features.unique(dim=0)) == 1:
-        raise FitError(f"{name}: all {len(features):,} rows of features are the same; extract the features again")
     if len(features) < len(features.class_names):
         raise FitError(
             f"{name}: {len(features)} clips are fewer than its {len(features.class_names)} classes; "
             "extract the features of the whole data set"
         )
+
+
+def _check_label_sets(features: FeatureSet, name: str) -> None:
+    counts = features.labels.sum(dim=0).tolist()
+    if len(counts) < 2:
+        raise FitError(f"{name} has {len(counts)} classes; there is nothing to classify")
+    for class_name, count in zip(features.class_names, counts, strict=True):
+        if count in (0, 1, len(features)):
+            clips = {0: "no clip has", 1: "a single clip has"}.get(count, f"all {count:,} clips have")
+            raise FitError(
+                f"{name}: {clips} the label {class_name!r}, so it cannot be learned and tested; leave it out or add clips"
+            )

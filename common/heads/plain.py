@@ -33,8 +33,7 @@ class PlainHead:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.recipe.rate(self.done, self.n_steps)
             logits = self._logits(rows[order[step], : first.in_features], noise[step])
-            smoothing = self.recipe.label_smoothing
-            losses = F.cross_entropy(logits, labels[step], reduction="none", label_smoothing=smoothing)
+            losses = _losses(logits, labels[step], self.recipe.label_smoothing)
             self.optimizer.zero_grad()
             (losses * shares[step]).sum().backward()
             self.optimizer.step()
@@ -60,6 +59,15 @@ class PlainHead:
     def state(self) -> dict[str, torch.Tensor]:
         """A copy of the module's state, on the CPU."""
         return {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()}
+
+
+def _losses(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """(B, C) logits -> (B,): the cross-entropy with (B,) labels, or the mean over classes of the binary cross-entropies with
+    (B, C) labels."""
+    if labels.ndim == 1:
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    targets = (1 - smoothing) * labels.float() + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
 
 
 def _drop(x: torch.Tensor, noise: torch.Tensor, dropout: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -191,6 +191,36 @@ def _cross_entropy(logits, labels, shares, smoothing):  # type: ignore[no-untype
 
 
 @compiled
+def _binary_cross_entropy(logits, labels, shares, smoothing):  # type: ignore[no-untyped-def]
+    """As `_cross_entropy`, for (B, C) labels of 0 and 1: means over the classes of binary cross-entropies."""
+    logits[len(labels) :] = np.float32(0)
+    n_classes = logits.shape[1]
+    even, summed = np.float32(0.5) * smoothing, 0.0
+    for b in range(len(labels)):
+        row, wanted = logits[b], labels[b]
+        if shares[b] == 0:
+            row[:] = np.float32(0)
+            continue
+        share, total = shares[b] / np.float32(n_classes), np.float32(0)
+        for c in range(n_classes):
+            logit, target = row[c], (np.float32(1) - smoothing) * np.float32(wanted[c]) + even
+            small = math.exp(-abs(logit))  # never overflows
+            total += max(logit, np.float32(0)) - logit * target + math.log1p(small)
+            probability = (np.float32(1) if logit > 0 else small) / (np.float32(1) + small)
+            row[c] = (probability - target) * share
+        summed += total / n_classes
+    return summed
+
+
+@compiled
+def _errors(logits, labels, shares, smoothing):  # type: ignore[no-untyped-def]
+    """`_cross_entropy` of (B,) labels, `_binary_cross_entropy` of (B, C)."""
+    if labels.ndim == 1:
+        return _cross_entropy(logits, labels, shares, smoothing)
+    return _binary_cross_entropy(logits, labels, shares, smoothing)
+
+
+@compiled
 def _relu(values, hidden):  # type: ignore[no-untyped-def]
     """(B, H) values -> the first H columns of `hidden`, whose next column stays 1."""
     for b in range(values.shape[0]):
@@ -274,7 +304,7 @@ def take_steps(rows, batches, layers, buffers, regularisation, done, rates):  # 
             buffers[0].inputs[b] = rows[order[step, b]]
         _forward_pass(layers, buffers, noise[step], n_rows, regularisation)
         logits = buffers[len(layers) - 1].outputs
-        total += _cross_entropy(logits, labels[step], shares[step], regularisation.smoothing)
+        total += _errors(logits, labels[step], shares[step], regularisation.smoothing)
         number = done + step + 1
         rate = np.float32(rates[step] / (1 - BETAS[0] ** number))
         root = np.float32(math.sqrt(1 - BETAS[1] ** number))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import numpy as np
+import pydantic.dataclasses
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from common.arrays import Array
 from common.encoder import Encoder, Output, Waveform, choose_outputs
 from common.errors import UserError, first_problem
-from common.features import FeatureFileError, FeatureSet, Provenance, read_provenance
+from common.features import LABEL_SEPARATOR, FeatureFileError, FeatureSet, Provenance, read_provenance
 from common.files import load_torch, save_torch
 from common.heads.novelty import KnownSounds
 from common.heads.recipes import HEADS, HeadKind
@@ -38,12 +39,22 @@ class Answer:
     """A head's output for N clips.
 
     Attributes:
-        probabilities: (N, C).
+        probabilities: (N, C); with several labels a clip every one for itself.
         distances: (N,) to the nearest known training clip; None if the head keeps none.
     """
 
     probabilities: torch.Tensor
     distances: torch.Tensor | None
+
+
+@pydantic.dataclasses.dataclass(frozen=True)
+class LabelRule:
+    """How the logits of a head become the labels of a clip: those whose probability ``sigmoid(slope * logit + bias)`` is at
+    least their threshold. All (C,)."""
+
+    slopes: list[float]
+    biases: list[float]
+    thresholds: list[float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +67,7 @@ class TrainedHead:
         encoder: provenance of the training embeddings (checkpoint, layer, pool, condition...).
         temperature: divisor of the logits, which calibrates the probabilities.
         known: training clips, for "none of these"; None without held-out clips.
+        rule: how logits become labels, with several a clip; None: one class a clip.
     """
 
     kind: HeadKind
@@ -65,10 +77,18 @@ class TrainedHead:
     encoder: Provenance
     temperature: float = 1.0
     known: KnownSounds | None = None
+    rule: LabelRule | None = None
 
     def predict(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> list[str]:
-        """N waveforms at the encoder's sample rate -> N class names; errors as for `predict_proba`."""
-        return [self.class_names[index] for index in self.predict_proba(encoder, waveforms).argmax(dim=1).tolist()]
+        """N waveforms at the encoder's sample rate -> N class names, or labels joined by ``;``; errors as for `predict_proba`."""
+        return [LABEL_SEPARATOR.join(self.labels_of(row)) for row in self.predict_proba(encoder, waveforms).tolist()]
+
+    def labels_of(self, probabilities: Sequence[float]) -> list[str]:
+        """The most probable class; with several labels a clip, those from their thresholds on, the most probable first."""
+        order = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
+        if self.rule is None:
+            return [self.class_names[order[0]]]
+        return [self.class_names[index] for index in order if probabilities[index] >= self.rule.thresholds[index]]
 
     def predict_proba(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> torch.Tensor:
         """N waveforms at the encoder's sample rate -> (N, C) probabilities, with the layers and pools of the training.
@@ -119,7 +139,10 @@ class TrainedHead:
                 raise OtherEncoderError(f"the head was trained with {key} {expected}, but {what} has {actual}")
 
     def _probabilities(self, embeddings: torch.Tensor) -> torch.Tensor:
-        return (self.logits(embeddings) / self.temperature).softmax(dim=1)
+        logits = self.logits(embeddings)
+        if self.rule is None:
+            return (logits / self.temperature).softmax(dim=1)
+        return (logits * torch.tensor(self.rule.slopes) + torch.tensor(self.rule.biases)).sigmoid()
 
     @torch.no_grad()
     def logits(self, embeddings: torch.Tensor | Array) -> torch.Tensor:
@@ -143,6 +166,7 @@ class TrainedHead:
             "class_names": list(self.class_names),
             "encoder": self.encoder,
             "temperature": self.temperature,
+            "label_rule": None if self.rule is None else asdict(self.rule),
         }
         if known is not None:
             content |= {
@@ -172,7 +196,8 @@ class TrainedHead:
             hint = "; it is a feature file: give the head that was trained on it" if is_features else ""
             raise HeadFileError(f"{path} is not a trained head of this project ({cause}){hint}") from error
         scaler, class_names, encoder = content.scaler, content.class_names, content.encoder
-        return cls(content.head, module.eval(), scaler, class_names, encoder, content.temperature, content.known)
+        known, rule = content.known, content.label_rule
+        return cls(content.head, module.eval(), scaler, class_names, encoder, content.temperature, known, rule)
 
 
 def _finite(tensor: torch.Tensor) -> torch.Tensor:
@@ -200,6 +225,7 @@ class _HeadFile(BaseModel):
     class_names: list[str] = Field(min_length=1)
     encoder: Annotated[Any, AfterValidator(read_provenance)]
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    label_rule: Annotated[LabelRule | None, BeforeValidator(lambda value: value and LabelRule(**value))] = None
     known_mean: Numbers | None = None
     known_scale: Numbers | None = None
     known_embeddings: Numbers | None = None
@@ -212,6 +238,10 @@ class _HeadFile(BaseModel):
             raise ValueError("its scaler is not one of embeddings")
         if rotation is not None and (rotation.ndim != 2 or rotation.shape[:1] != width):
             raise ValueError("its scaler's rotation has a different width")
+        if self.label_rule is not None and any(
+            len(part) != len(self.class_names) for part in asdict(self.label_rule).values()
+        ):
+            raise ValueError("its thresholds and classes differ in number")
         if (known := self.known) is not None:
             is_matrix = known.embeddings.ndim == 2 and len(known.embeddings) and known.held_out.ndim == 1
             widths = (known.embeddings.shape[1:], known.scaler.mean.shape, known.scaler.scale.shape)

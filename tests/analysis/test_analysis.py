@@ -165,9 +165,9 @@ def test_a_transfer_from_the_same_distribution_costs_little_and_from_another_muc
     assert abs(by_source["alike"].difference) < 0.1
     assert by_source["strange"].difference < -0.2
     assert [(cost.what, cost.source) for cost in costs] == list(itertools.product(COSTS, ("target", *others)))
-    usual = {cost.what: cost.accuracy for cost in costs if cost.source == "target"}
+    usual = {cost.what: cost.score for cost in costs if cost.source == "target"}
     for cost in costs:
-        assert cost.accuracy == pytest.approx(usual[cost.what] + cost.difference)
+        assert cost.score == pytest.approx(usual[cost.what] + cost.difference)
 
 
 def test_tasks_are_compared_and_drawn(results: Path, tmp_path: Path, drawn: list[Figure]) -> None:
@@ -324,7 +324,7 @@ def test_an_ablation_finds_the_layer_that_knows_the_classes(ablation: AblationRe
     assert noise.head == "linear" and noise.difference < -0.1
     for effect in ablation.effects:
         base = ablation.baseline[effect.head]
-        assert effect.accuracy == pytest.approx(base + effect.difference)
+        assert effect.score == pytest.approx(base + effect.difference)
     assert len(ablation.effects) == 2 * (7 + 1 + 1)
     assert {effect.name: effect.dimensions for effect in ablation.effects}["all layers side by side"] == 8 * 4
     assert len(ablation.grid) == 8 * 3 * 3 + len(TIME_LAYERS)
@@ -332,7 +332,7 @@ def test_an_ablation_finds_the_layer_that_knows_the_classes(ablation: AblationRe
     assert over_time == [(layer, "whiten") for layer in TIME_LAYERS]
     assert ablation.division == "official folds 1, 2"
     assert {point.head for point in ablation.grid} == {"linear"}
-    best_in_grid = max(ablation.grid, key=lambda point: point.accuracy)
+    best_in_grid = max(ablation.grid, key=lambda point: point.score)
     assert (best_in_grid.layer, best_in_grid.pool) == ("encoder_block3", "mean")
 
 
@@ -344,7 +344,7 @@ def test_the_effects_are_written_as_they_are(ablation: AblationRecord, tmp_path:
     assert [(row["variant"], row["head"]) for row in rows] == [
         (effect.name, effect.head) for effect in ablation.effects
     ]
-    assert float(rows[0]["accuracy"]) == ablation.effects[0].accuracy
+    assert float(rows[0]["score"]) == ablation.effects[0].score
     assert [float(row["holm_p_value"]) for row in rows] == [effect.holm_p_value for effect in ablation.effects]
     (figure,) = drawn
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
@@ -407,15 +407,15 @@ def test_a_summary_says_what_the_records_say(results: Path, tmp_path: Path) -> N
     for row, (one, name) in zip(rows, [(runs[0], "official"), (runs[0], "random"), (runs[1], "official")], strict=True):
         heads = json.loads((one.folder / "result.json").read_text())["protocols"][name]["heads"]
         for head, scored in row.protocol.heads.items():
-            assert scored.accuracy == heads[head]["mean"]["accuracy"]
+            assert scored.score == heads[head]["mean"]["accuracy"]
     paths = write_summary(rows, tmp_path)
     table = summary_table(rows, is_wide=True)
-    assert f"{100 * rows[0].protocol.heads['linear'].accuracy:.1f}" in table[1]
+    assert f"{100 * rows[0].protocol.heads['linear'].score:.1f}" in table[1]
     text = {path.suffix: path.read_text() for path in paths}
     with (tmp_path / "summary.csv").open() as file:
         written = list(csv.DictReader(file))
     assert [(row["task"], row["protocol"], float(row["linear"])) for row in written] == [
-        (row.run.study.name, row.protocol.kind, row.protocol.heads["linear"].accuracy) for row in rows
+        (row.run.study.name, row.protocol.kind, row.protocol.heads["linear"].score) for row in rows
     ]
     shown = [line.split(" | ") for line in text[".md"].splitlines() if line.startswith("| ESC-50 ")]
     assert len(shown) == len(rows)
@@ -456,7 +456,7 @@ def test_a_run_reads_its_rows_and_predictions(results: Path) -> None:
         assert {"linear", "three_layer"} <= set(table.columns)
         hits = table["linear"] == table["class_name"]
         assert hits.groupby(table["split"]).mean().mean() == pytest.approx(
-            one.record.protocols[name].heads["linear"].accuracy
+            one.record.protocols[name].heads["linear"].score
         )
 
 

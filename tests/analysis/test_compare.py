@@ -122,7 +122,7 @@ def test_a_better_encoder_is_found_and_noise_is_not_first(classify: Classify) ->
     for head in ("linear", "three_layer"):
         (pair,) = (pair for pair in record.pairs if pair.head == head)
         first, second = (heads[head] for heads in record.heads_of(task).values())
-        assert pair.difference == pytest.approx(first.accuracy - second.accuracy)
+        assert pair.difference == pytest.approx(first.score - second.score)
         assert pair.interval is not None and 0 < pair.interval[0] < pair.difference < pair.interval[1]
         assert pair.p_value == pytest.approx(1e-4) and pair.holm_p_value == pytest.approx(2e-4)
         assert leaders(record, head) == {"hear:good.py"}
@@ -145,11 +145,11 @@ def test_the_answer_names_the_best_and_what_it_cannot_be_told_from(classify: Cla
     assert (only.control(EncoderKind.LOGMEL), only.control(EncoderKind.UNTRAINED)) == (None, None)
     (row,) = answer_table([only])[1:]
     assert (
-        row[0] == "ESC-50 (120 of 2,000 clips)" and row[1] == f"{100 * only.best.best.accuracy:.1f}" and other in row[5]
+        row[0] == "ESC-50 (120 of 2,000 clips)" and row[1] == f"{100 * only.best.best.score:.1f}" and other in row[5]
     )
     words = " ".join(answer_words([only]))
     assert (
-        words.startswith(f"{only.best.run.encoder}: {100 * only.best.best.accuracy:.1f} %.") and "better" not in words
+        words.startswith(f"{only.best.run.encoder}: {100 * only.best.best.score:.1f} %.") and "better" not in words
     )
     # Without the comparison, nothing is claimed of other encoders.
     (alone,) = answer(runs, None)
@@ -173,7 +173,7 @@ def test_controls_of_the_run_itself_count(classify: Classify, tmp_path: Path) ->
     (only,) = answer(read_runs(folder), None)
     (run,) = read_runs(folder)
     head = only.best.protocol.best_head
-    assert only.control(EncoderKind.LOGMEL) == run.record.protocols["official"].controls["logmel"][head].accuracy
+    assert only.control(EncoderKind.LOGMEL) == run.record.protocols["official"].controls["logmel"][head].score
     assert only.names(None) == [] and not {"log-mel statistics", "untrained AudioSep (random:0)"} & set(
         only.names(False)
     )

@@ -202,7 +202,7 @@ def test_the_first_screen_answers_the_report_s_question(
     )
     protocol = run.record.protocols["official"]
     assert cells[0] == "ESC-50 (60 of 2,000 clips)"
-    assert cells[1] == f"{100 * protocol.heads[protocol.best_head].accuracy:.1f}"
+    assert cells[1] == f"{100 * protocol.heads[protocol.best_head].score:.1f}"
     bottom = page.evaluate("document.querySelector('table.answers').getBoundingClientRect().bottom")
     assert bottom < 900
 
@@ -249,7 +249,7 @@ def test_the_map_shows_filters_and_plays_clips(open_report: Open, run: Run, tmp_
     page.select_option("#run0-filter", "")
     report.wait_for_dots(60)
     right = sum(said[clip] == features.class_names[row % 3] for row, clip in enumerate(features.clip_ids))
-    assert right == round(60 * run.record.protocols["official"].heads[best].accuracy)
+    assert right == round(60 * run.record.protocols["official"].heads[best].score)
     assert page.inner_text("#run0-count") == f"60 clips, {right} of 60 tested ones right"
 
     report.click(7)

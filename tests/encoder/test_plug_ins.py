@@ -181,7 +181,8 @@ def test_the_shortest_clip_is_found_and_shorter_ones_are_padded(module: Path, tm
         encoder.embed_outputs([noise(0, 300)], encoder.outputs)
     module.write_text(MODULE)
     clips = [
-        Clip(write_wav(tmp_path / f"{index}.wav", index, seconds, 8000), "a") for index, seconds in enumerate([0.03, 1])
+        Clip(write_wav(tmp_path / f"{index}.wav", index, seconds, 8000), ("a",))
+        for index, seconds in enumerate([0.03, 1])
     ]
     encoder = load(f"hear:{module}")
     assert extract(
@@ -242,7 +243,7 @@ def test_clips_on_which_a_module_fails_are_named(
     name = changed(
         module, "    frames = ", "    if len(audio[audio.abs() > 0.9]): raise RuntimeError('too loud')\n    frames = "
     )
-    clips = [Clip(write_wav(tmp_path / f"{index}.wav", index, 0.5, 8000), "a") for index in range(4)]
+    clips = [Clip(write_wav(tmp_path / f"{index}.wav", index, 0.5, 8000), ("a",)) for index in range(4)]
     loud = np.zeros(4000, np.float32)
     loud[7] = 0.99
     sys.modules["soundfile"].write(clips[2].path, loud, 8000)

@@ -87,7 +87,7 @@ def test_the_random_protocol_says_that_it_leaks() -> None:
     assert random.related_test_clips > 0.5
     assert random.division == "random 20% test split, stratified, seed 42"
     # Nearly the same clip is on the other side, so the score is too high.
-    assert random.heads["linear"].accuracy > honest.heads["linear"].accuracy
+    assert random.heads["linear"].score > honest.heads["linear"].score
 
 
 @pytest.mark.parametrize("is_official", [True, False])
@@ -135,8 +135,8 @@ def test_controls_and_probes_are_scored_beside_the_heads() -> None:
     assert set(record.controls["noise"]) == set(record.shuffled_labels) == set(HEADS)
     # What says nothing of the class scores like chance, a fourth; what says something, better.
     for scored in [*record.controls["noise"].values(), *record.shuffled_labels.values()]:
-        assert scored.accuracy < 0.4
-    assert record.probes["logistic_regression"].accuracy > 0.45
+        assert scored.score < 0.4
+    assert record.probes["logistic_regression"].score > 0.45
     # Only logistic regression is fitted in steps.
     assert all(fit.converged for fit in record.probes["logistic_regression"].splits)
     assert all(fit.converged is None for fit in record.probes["nearest_centroid"].splits)
@@ -147,7 +147,7 @@ def test_controls_and_probes_are_scored_beside_the_heads() -> None:
     assert set(record.control_comparisons) == {"noise"}
     for kind, scored in record.heads.items():
         compared = record.control_comparisons["noise"][kind]
-        assert compared.difference == pytest.approx(scored.accuracy - record.controls["noise"][kind].accuracy)
+        assert compared.difference == pytest.approx(scored.score - record.controls["noise"][kind].score)
         assert compared.p_value is not None and compared.holm_p_value is not None
         assert compared.p_value <= compared.holm_p_value <= 2 * compared.p_value
     assert sum("Minus noise" in line for line in remarks(record)) == 2
@@ -231,7 +231,7 @@ def test_one_command_runs_every_protocol(no_figures: None, tmp_path: Path) -> No
     table = pd.read_csv(results / "result.csv")
     linear = table[(table["head"] == "linear") & (table.protocol == "official")]
     assert len(linear) == 2 * 3
-    assert linear.accuracy.mean() == pytest.approx(record.protocols["official"].heads["linear"].accuracy)
+    assert linear.accuracy.mean() == pytest.approx(record.protocols["official"].heads["linear"].score)
     assert "| linear |" in (results / "result.md").read_text()
     again = classify(*flags, *options, *control)
     assert "Nothing to do" in again.stdout

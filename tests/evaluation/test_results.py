@@ -19,11 +19,10 @@ from common.arrays import Array
 from common.datasets import DivisionKind
 from common.evaluation import plots
 from common.evaluation.outcomes import Outcome
-from common.evaluation.plots import FEW, MANY, plot_confusion, plot_curves, plot_label_efficiency, plot_per_class
+from common.evaluation.plots import FEW, MANY, Point, plot_confusion, plot_curves, plot_learning_curves, plot_per_class
 from common.evaluation.predictions import read_predictions, save_predictions
 from common.evaluation.record import (
     ConfigRecord,
-    EfficiencyRecord,
     FeaturesRecord,
     ProtocolIdentity,
     ProtocolRecord,
@@ -88,14 +87,14 @@ def test_spreads_over_folds_and_seeds_are_kept_apart() -> None:
     outcomes = outcomes_of(features, 4, 0.3)
     scored = score_head(outcomes, features)
     table = pd.DataFrame([fit.model_dump() for fit in scored.splits])
-    assert scored.accuracy == pytest.approx(table.accuracy.mean())
+    assert scored.score == pytest.approx(table.accuracy.mean())
     by_fold, by_seed = (table.groupby(key).accuracy.mean() for key in ("split", "seed"))
     assert scored.std_over_folds is not None
     assert scored.std_over_folds["accuracy"] == pytest.approx(by_fold.std(ddof=0))
     assert scored.std_over_seeds is not None
     assert scored.std_over_seeds["accuracy"] == pytest.approx(by_seed.std(ddof=0))
     assert scored.interval is not None
-    assert scored.interval[0] < scored.accuracy < scored.interval[1]
+    assert scored.interval[0] < scored.score < scored.interval[1]
     assert np.array(scored.confusion).sum() == 4 * len(features)
     assert sum(scored.per_class.clips) == len(features)
     assert score_head(outcomes_of(features, 1, 0.3), features).std_over_seeds is None
@@ -107,7 +106,7 @@ def test_two_heads_on_the_same_clips_are_compared() -> None:
     features = small_features(per_fold=20)
     worse, better = outcomes_of(features, 2, 0.5), outcomes_of(features, 2, 0.1, seed=1)
     compared = compare_heads(worse, better, features)
-    accuracies = [score_head(outcomes, features).accuracy for outcomes in (worse, better)]
+    accuracies = [score_head(outcomes, features).score for outcomes in (worse, better)]
     assert compared.difference == pytest.approx(accuracies[1] - accuracies[0])
     assert compared.interval is not None
     assert compared.interval[0] > 0
@@ -117,7 +116,7 @@ def test_two_heads_on_the_same_clips_are_compared() -> None:
     # Every fold counts alike, whatever its size.
     uneven = features.subset(np.arange(20, len(features)))
     worse, better = outcomes_of(uneven, 2, 0.5), outcomes_of(uneven, 2, 0.1, seed=1)
-    accuracies = [score_head(outcomes, uneven).accuracy for outcomes in (worse, better)]
+    accuracies = [score_head(outcomes, uneven).score for outcomes in (worse, better)]
     assert compare_heads(worse, better, uneven).difference == pytest.approx(accuracies[1] - accuracies[0])
     same = compare_heads(worse, worse, uneven)
     assert same.difference == 0
@@ -208,7 +207,7 @@ def test_every_score_can_be_computed_from_the_predictions(tmp_path: Path) -> Non
     table = pd.read_csv(tmp_path / "random_predictions.csv")
     for head, fitted in outcomes.items():
         hits = table[head] == table.class_name
-        expected = score_head(fitted, features).accuracy
+        expected = score_head(fitted, features).score
         assert hits.groupby([table.seed, table.split]).mean().mean() == pytest.approx(expected)
     assert table.group.tolist() == [groups[features.clip_ids.index(name)] for name in table.clip_id]
     saved = torch.load(tmp_path / "random_predictions.pt", weights_only=True)
@@ -391,17 +390,12 @@ def test_a_confusion_matrix_shows_shares_of_the_true_class(n_classes: int, drawn
 @pytest.mark.parametrize("what", ["confusion", "per_class", "curves", "label_efficiency"])
 def test_figures_are_png_files(what: str, record: RunRecord, tmp_path: Path) -> None:
     scored = record.protocols["official"].heads["linear"]
-    point = EfficiencyRecord(
-        head="linear",
-        fraction=1,
-        n_train=9,
-        **scored.model_dump(include={"mean", "std_over_folds", "std_over_seeds", "interval"}),
-    )
+    point = Point("linear", 9, scored.score, scored.interval)
     draw: dict[str, Callable[[Path], None]] = {
         "confusion": lambda path: plot_confusion(np.array(scored.confusion), list("abcd"), "a title", path),
         "per_class": lambda path: plot_per_class(scored.per_class, list("abcd"), "a title", path),
         "curves": lambda path: plot_curves(scored.splits, "a title", path),
-        "label_efficiency": lambda path: plot_label_efficiency([point], "a title", path),
+        "label_efficiency": lambda path: plot_learning_curves([point], ("clips", "accuracy, %"), "a title", path),
     }
     draw[what](tmp_path / "figure.png")
     pixels = imread(tmp_path / "figure.png")

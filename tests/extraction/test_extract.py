@@ -77,7 +77,7 @@ def test_clips_that_make_no_task_are_refused(clips: tuple[Path, list[Clip]]) -> 
     ):
         ClipList(listed, root, "test", ["another"])
     # Clips without a class are allowed: they are only embedded.
-    assert len(ClipList([replace(clip, class_name="") for clip in listed], root, "test", ["another"])) == 12
+    assert len(ClipList([replace(clip, labels=()) for clip in listed], root, "test", ["another"])) == 12
 
 
 def test_several_outputs_lie_side_by_side(clips: tuple[Path, list[Clip]], stand_in: StandIn, tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_calls_of_several_clips_give_the_same_rows(clips: tuple[Path, list[Clip]
 
 def test_only_a_few_waveforms_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_wav(tmp_path / "sound.wav", seconds=0.05)
-    listed = [Clip(tmp_path / "sound.wav", "a", start_s=0.0, end_s=0.01 + number * 1e-4) for number in range(200)]
+    listed = [Clip(tmp_path / "sound.wav", ("a",), start_s=0.0, end_s=0.01 + number * 1e-4) for number in range(200)]
     alive: weakref.WeakSet[np.ndarray] = weakref.WeakSet()
     most = 0
 
@@ -179,7 +179,7 @@ def test_only_a_few_waveforms_are_in_memory_at_a_time(tmp_path: Path, monkeypatc
 
 def test_segments_of_one_file_are_clips_of_their_own(run: Run, tmp_path: Path, stand_in: StandIn) -> None:
     path = write_wav(tmp_path / "long.wav", seconds=2)
-    listed = [Clip(path, "a", start_s=0.0, end_s=0.5), Clip(path, "b", start_s=0.5, end_s=1.5)]
+    listed = [Clip(path, ("a",), start_s=0.0, end_s=0.5), Clip(path, ("b",), start_s=0.5, end_s=1.5)]
     features = run(clips=listed, root=tmp_path)
     assert features.clip_ids == ["long.wav#0.0-0.5", "long.wav#0.5-1.5"]
     samples = soundfile.read(path, dtype="float32")[0]
@@ -364,7 +364,7 @@ def test_other_settings_are_refused_with_the_difference(
     if change.get("clips") == -1:
         change = {"clips": clips[1][:-1]}
     elif change.get("clips") == "relabelled":
-        change = {"clips": [replace(clips[1][0], class_name="b"), *clips[1][1:]]}
+        change = {"clips": [replace(clips[1][0], labels=("b",)), *clips[1][1:]]}
     with pytest.raises(OutputError) as error:
         run(**change)
     assert difference in str(error.value)

@@ -200,7 +200,7 @@ def test_a_clip_list_that_changed_says_what_is_still_good(
     run: Run, clips: tuple[Path, list[Clip]], tmp_path: Path, stand_in: StandIn
 ) -> None:
     _, listed = clips
-    changed = [*listed[:3], replace(listed[3], class_name="b"), *listed[4:]]
+    changed = [*listed[:3], replace(listed[3], labels=("b",)), *listed[4:]]
     run(Share(), "whole/", clips=changed, part_size=4)
     run(Share(), "parts/", part_size=4)
     with pytest.raises(OutputError, match="a different clip list: 2 of 3 are still good; --overwrite keeps those"):

@@ -48,7 +48,7 @@ def test_a_folder_of_classes_is_a_task_with_a_random_split(
     assert "WARNING: this split does not keep recordings, patients or speakers apart" in printed
     record = result(tmp_path / "out")
     assert (record.task, record.features.class_names, record.features.clips) == ("own_my_sounds", ["high", "low"], 16)
-    assert record.protocols["official"].heads["linear"].accuracy == 1
+    assert record.protocols["official"].heads["linear"].score == 1
     assert record.protocols["official"].kind is DivisionKind.RANDOM
     probe(classes, "--output-dir", tmp_path / "out")
     assert capsys.readouterr().out.count("Nothing to do") == 2

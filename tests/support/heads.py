@@ -49,7 +49,15 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
         inspect.signature(plot).bind(*arguments)
         Path(arguments[-1]).touch()
 
-    for name in ("plot_confusion", "plot_curves", "plot_label_efficiency", "plot_per_class", "plot_reliability"):
+    for name in (
+        "plot_confusion",
+        "plot_curves",
+        "plot_learning_curves",
+        "plot_per_class",
+        "plot_reliability",
+        "plot_label_sets",
+        "plot_precision_recall",
+    ):
         plot = getattr(plots, name)
         patch.setattr(f"common.evaluation.plots.{name}", partial(write, plot))
 
@@ -68,6 +76,21 @@ def grouped_features(folds: int = 5, per_fold: int = 6) -> FeatureSet:
         features=features.features[twins] + 0.05 * features.features,
         groups=[f"source{twin}" for twin in twins.tolist()],
     )
+
+
+def several_labels(features: FeatureSet) -> FeatureSet:
+    """The same clips with one to three labels, which their features tell, and the first with none; six clips a group."""
+    size = len(features)
+    labels = torch.nn.functional.one_hot(features.labels, len(features.class_names)).bool()
+    values, rng = features.features.clone(), np.random.default_rng(5)
+    for row, other in enumerate(rng.permutation(size).tolist()):
+        if row % 2:  # mixed with another clip of its fold
+            same = features.folds is None or features.folds[row] == features.folds[other]
+            other = other if same else row
+            labels[row] |= labels[other]
+            values[row] += features.features[other]
+    labels[0] = False
+    return replace(features, features=values, labels=labels, groups=[f"g{row // 6}" for row in range(size)])
 
 
 def noise_like(features: FeatureSet, seed: int, size: int = SIZE) -> FeatureSet:

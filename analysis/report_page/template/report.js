@@ -16,7 +16,6 @@ const MARKS = { // name, colour, symbol, distance from the middle of a row
 };
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-const percent = (share) => (share === null ? "-" : (100 * share).toFixed(1));
 
 // Plotly reads tags and entities in its texts; no name of a class or clip may bring any.
 const escape = (text) => text.replace(/[&<>]/g, (sign) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[sign]);
@@ -68,10 +67,9 @@ function heat(id, { names: plain, z, uncertain }) {
   }], { xaxis: { type: "category", tickangle: -40 }, yaxis: { type: "category", autorange: "reversed" } }, 190 + 34 * names.length);
 }
 
-function confusionChart(id, { class_names: plain, confusion }) {
+function confusionChart(id, { class_names: plain, confusion: shown }) {
   const names = plain.map(escape);
   const few = names.length <= 20;
-  const shown = confusion.map((row) => { const sum = Math.max(1, row.reduce((a, b) => a + b, 0)); return row.map((n) => (100 * n) / sum); });
   const axis = { type: "category", tickfont: { size: few ? 11 : 8 } };
   draw(id, [{
     type: "heatmap", z: shown, x: names, y: names, colorscale: [[0, colour("paper")], [1, colour(few ? "heat" : "linear")]], zmin: 0, zmax: 100,
@@ -82,41 +80,41 @@ function confusionChart(id, { class_names: plain, confusion }) {
   }, few ? 460 : Math.min(760, Math.max(460, document.getElementById(id).clientWidth)));
 }
 
-function classesChart(id, rows) {
+function classesChart(id, { classes: rows, class_score: score }) {
   draw(id, [{
-    type: "bar", orientation: "h", x: rows.map((row) => 100 * row.f1), y: rows.map((row) => escape(row.name)), marker: { color: colour("linear") },
-    text: rows.map((row) => (100 * row.f1).toFixed(0)), textposition: "outside", cliponaxis: false,
-    customdata: rows.map((row) => [percent(row.precision), percent(row.recall), row.clips]),
-    hovertemplate: "%{y}<br>F1 %{x:.1f} %, precision %{customdata[0]}, recall %{customdata[1]}<br>%{customdata[2]} test clips<extra></extra>",
-  }], { xaxis: { range: [0, 108], title: { text: "F1, %" } }, yaxis: { type: "category", autorange: "reversed", dtick: 1, tickfont: { size: rows.length > 30 ? 9 : 11 } } },
+    type: "bar", orientation: "h", x: rows.map((row) => 100 * row.value), y: rows.map((row) => escape(row.name)), marker: { color: colour("linear") },
+    text: rows.map((row) => (100 * row.value).toFixed(0)), textposition: "outside", cliponaxis: false,
+    customdata: rows.map((row) => row.note), hovertemplate: `%{y}<br>${score} %{x:.1f} %, %{customdata}<extra></extra>`,
+  }], { xaxis: { range: [0, 108], title: { text: `${score}, %` } }, yaxis: { type: "category", autorange: "reversed", dtick: 1, tickfont: { size: rows.length > 30 ? 9 : 11 } } },
   Math.max(320, 90 + 17 * rows.length));
 }
 
 function curvesChart(id, curves) {
   const traces = [];
   const shapes = [];
-  for (const [kind, { train_loss, valid_accuracy, epoch }] of Object.entries(curves)) {
+  for (const [kind, { train_loss, valid, epoch }] of Object.entries(curves)) {
     const name = kind.replace("_", "-");
     const line = { color: colour(MARKS[kind][1]) };
     const curve = { type: "scatter", mode: "lines", x: train_loss.map((_, index) => index + 1) };
     traces.push({ ...curve, y: train_loss, name: `${name}: loss`, line, hovertemplate: `${name}, epoch %{x}: loss %{y:.3f}<extra></extra>` });
-    if (valid_accuracy.length) {
-      traces.push({ ...curve, y: valid_accuracy.map((value) => 100 * value), yaxis: "y2", name: `${name}: validation`,
+    if (valid.length) {
+      traces.push({ ...curve, y: valid.map((value) => 100 * value), yaxis: "y2", name: `${name}: validation`,
         line: { ...line, dash: "dash" }, hovertemplate: `${name}, epoch %{x}: %{y:.1f} %<extra></extra>` });
     }
     shapes.push({ type: "line", x0: epoch, x1: epoch, yref: "paper", y0: 0, y1: 1, line: { ...line, width: 1, dash: "dot" } });
   }
   draw(id, traces, { shapes, xaxis: { title: { text: "epoch" }, tickformat: "d", dtick: traces[0].x.length < 10 ? 1 : undefined }, yaxis: { title: { text: "loss" }, rangemode: "tozero" },
-    yaxis2: { title: { text: "validation accuracy, %" }, overlaying: "y", side: "right", showgrid: false, tickmode: "auto", rangemode: "tozero" } }, 360);
+    yaxis2: { title: { text: "validation score, %" }, overlaying: "y", side: "right", showgrid: false, tickmode: "auto", rangemode: "tozero" } }, 360);
 }
 
 function mapChart(id, { map, class_names: names, audio }) {
   const [chosen, by] = ["filter", "colour"].map((control) => document.getElementById(`${id}-${control}`).value);
   const rows = [...map.label.keys()].filter((row) => chosen === "" || map.label[row] === Number(chosen));
   const VERDICTS = { right: colour("linear"), wrong: colour("three"), "never tested": colour("other") };
-  const verdict = (row) => (map.said[row] < 0 ? "never tested" : map.said[row] === map.label[row] ? "right" : "wrong");
-  const mark = (row) => (by === "class" ? PALETTE[map.label[row] % PALETTE.length] : VERDICTS[verdict(row)]);
-  const said = (row) => (map.said[row] < 0 ? "" : `said: ${escape(names[map.said[row]])}`) + { right: "", wrong: " (wrong)", "never tested": "never tested" }[verdict(row)];
+  const verdict = (row) => ["never tested", "wrong", "right"][map.verdict[row] + 1];
+  const classMark = (label) => (label < 0 ? colour("other") : PALETTE[label % PALETTE.length]);
+  const mark = (row) => (by === "class" ? classMark(map.label[row]) : VERDICTS[verdict(row)]);
+  const said = (row) => (map.verdict[row] < 0 ? "" : `said: ${escape(map.said[row])}`) + { right: "", wrong: " (wrong)", "never tested": "never tested" }[verdict(row)];
   const [right, wrong] = ["right", "wrong"].map((name) => rows.filter((row) => verdict(row) === name).length);
   document.getElementById(`${id}-count`).textContent = `${rows.length.toLocaleString("en")} clips`
     + (right + wrong ? `, ${right.toLocaleString("en")} of ${(right + wrong).toLocaleString("en")} tested ones right` : "");
@@ -131,11 +129,11 @@ function mapChart(id, { map, class_names: names, audio }) {
   const element = draw(`${id}-map`, [{
     type: map.label.length >= WEBGL_FROM ? "scattergl" : "scatter", mode: "markers", x: rows.map((row) => map.x[row]), y: rows.map((row) => map.y[row]),
     customdata: rows, hovertemplate: "%{text}<extra></extra>",
-    text: rows.map((row) => `${escape(map.clip[row])}<br>class: ${escape(names[map.label[row]])}<br>${said(row)}`),
+    text: rows.map((row) => `${escape(map.clip[row])}<br>class: ${escape(map.truth[row])}<br>${said(row)}`),
     marker: { color: rows.map(mark), size: Math.min(9, Math.max(4, Math.round(260 / Math.sqrt(map.label.length)))), opacity: 0.8, symbol: rows.map((row) => (by === "right" && verdict(row) === "wrong" ? "x" : "circle")) },
   }], { xaxis, yaxis, dragmode: "pan", showlegend: false });
   element.removeAllListeners("plotly_click");
-  element.on("plotly_click", ({ points: [{ customdata: row }] }) => play(`${id}-player`, map.clip[row], names[map.label[row]], audio));
+  element.on("plotly_click", ({ points: [{ customdata: row }] }) => play(`${id}-player`, map.clip[row], map.truth[row], audio));
 }
 
 // A click on a column's head sorts by it: numbers by their size, the largest first, then words.
@@ -176,16 +174,16 @@ function drawNow(id) {
   drawn.add(id);
 }
 
-const accuracy = { title: { text: "accuracy, %" }, range: [0, 101] };
-charts.set("chart-summary", () => dots("chart-summary", data.summary, accuracy, "%", 11, 150, 46));
-if (data.encoders) charts.set("chart-encoders", () => dots("chart-encoders", data.encoders, accuracy, "%", 9, 130, 34));
+const score = { title: { text: `${data.quantity}, %` }, range: [0, 101] };
+charts.set("chart-summary", () => dots("chart-summary", data.summary, score, "%", 11, 150, 46));
+if (data.encoders) charts.set("chart-encoders", () => dots("chart-encoders", data.encoders, score, "%", 9, 130, 34));
 for (const chart of data.similarity) charts.set(chart.id, () => heat(chart.id, chart));
 for (const [id, task] of Object.entries(data.tasks)) {
   charts.set(`${id}-confusion`, () => confusionChart(`${id}-confusion`, task));
-  charts.set(`${id}-classes`, () => classesChart(`${id}-classes`, task.f1));
+  charts.set(`${id}-classes`, () => classesChart(`${id}-classes`, task));
   charts.set(`${id}-curves`, () => curvesChart(`${id}-curves`, task.curves));
   charts.set(`${id}-map`, () => mapChart(id, task));
-  const effect = () => ({ title: { text: "accuracy against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") });
+  const effect = () => ({ title: { text: "score against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") });
   if (task.ablation) charts.set(`${id}-ablation`, () => dots(`${id}-ablation`, task.ablation, effect(), "points", 8, 120, 26));
   for (const control of ["filter", "colour"]) {
     document.getElementById(`${id}-${control}`).addEventListener("change", () => mapChart(id, task));

@@ -1,0 +1,122 @@
+"""How the label cells of a table are read: one class a clip, or several."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from common.datasets.layout import DatasetError
+
+SEPARATORS = (";", "|", ",")
+ONE_CLASS = "none"  # in place of a separator
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a table's rows.
+
+    Attributes:
+        sets: of every row.
+        is_multilabel: whether a row may have several, or none.
+        remark: what was understood, for readers; empty if every cell is plainly one class.
+    """
+
+    sets: list[tuple[str, ...]]
+    is_multilabel: bool = False
+    remark: str = ""
+
+    @classmethod
+    def several(cls, sets: Sequence[Sequence[str]], how: str) -> Labels:
+        """Several labels a row, found as `how` says; repetitions and empty labels are left out."""
+        kept = [tuple(dict.fromkeys(name.strip() for name in names if name.strip())) for names in sets]
+        more, none = sum(len(names) > 1 for names in kept), sum(not names for names in kept)
+        n_classes = len({name for names in kept for name in names})
+        without = f", {none:,} have none" if none else ""
+        return cls(kept, True, f"{how}: {n_classes:,} classes; of {len(kept):,} clips, {more:,} have several{without}")
+
+
+def read_labels(cells: Sequence[str], separator: str | None = None) -> Labels:
+    """Read a column of labels.
+
+    Cells that are Python lists hold several labels. So do cells with a separator, if what it separates is a label elsewhere
+    too: ``dog;rain`` where other cells say ``rain`` or ``rain;wind``. Otherwise a comma belongs to the name of a class.
+
+    Args:
+        separator: what separates labels; ONE_CLASS: nothing does. None: the cells tell.
+
+    Raises:
+        DatasetError: the cells use two notations, or it is unclear what they mean.
+    """
+    if separator == ONE_CLASS:
+        return Labels([(cell,) if cell else () for cell in cells])
+    if separator:
+        return Labels.several([cell.split(separator) for cell in cells], f"labels are separated by {separator!r}")
+    lists = [cell for cell in cells if cell.startswith("[") and cell.endswith("]")]
+    if lists:
+        if len(lists) < sum(map(bool, cells)):
+            other = next(cell for cell in cells if cell and cell not in set(lists))
+            raise DatasetError(f"labels are written in two ways, such as {lists[0]} and {other}; write all in one way")
+        return Labels.several([_read_list(cell) for cell in cells], "labels are lists")
+    distinct = set(cells)
+    used = [mark for mark in SEPARATORS if any(mark in cell for cell in distinct)]
+    mark = next((mark for mark in used if _separates(mark, distinct)), None)
+    if mark is not None:
+        labels = Labels.several([cell.split(mark) for cell in cells], f"labels are separated by {mark!r}")
+        _refuse_second_notation(labels, [other for other in used if other != mark])
+        return labels
+    unclear = next((cell for mark in used if mark != "," for cell in cells if mark in cell), None)
+    if unclear is not None:
+        raise DatasetError(
+            f"label {unclear!r} may be several, but no part of it is a label elsewhere; say what separates labels "
+            f"(--label-separator ';'), or that nothing does (--label-separator {ONE_CLASS})"
+        )
+    remark = "labels with ',' are names of one class each; --label-separator ',' makes them several" if used else ""
+    return Labels([(cell,) if cell else () for cell in cells], remark=remark)
+
+
+def _separates(mark: str, cells: set[str]) -> bool:
+    """Whether what the mark separates in a cell is a label of another cell too."""
+    counts = Counter(part for cell in cells for part in {part.strip() for part in cell.split(mark)})
+    return any(counts[part.strip()] > 1 for cell in cells if mark in cell for part in cell.split(mark) if part.strip())
+
+
+def _refuse_second_notation(labels: Labels, marks: Sequence[str]) -> None:
+    """DatasetError if a label with one of the marks has a part that is a label too; ``Child speech, kid speaking`` has not."""
+    names = {name for names in labels.sets for name in names}
+    for mark in marks:
+        for name in sorted(names):
+            if mark in name and any(part.strip() in names for part in name.split(mark)):
+                raise DatasetError(
+                    f"{labels.remark.partition(':')[0]}, but {name!r} looks like several too; say which: --label-separator"
+                )
+
+
+def _read_list(cell: str) -> list[str]:
+    """The labels of a cell such as ``['dog', 'rain']``."""
+    try:
+        names = ast.literal_eval(cell) if cell else []
+    except (ValueError, SyntaxError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DatasetError(f"label {cell} is not a list of names such as ['dog', 'rain']")
+    return names
+
+
+def read_indicators(columns: dict[str, Sequence[str]]) -> Labels:
+    """Labels from a column per class, whose cells are 0 or 1.
+
+    Raises:
+        DatasetError: a cell is something else; names the line in a table with a header.
+    """
+    for name, cells in columns.items():
+        for line, cell in enumerate(cells, start=2):
+            if cell not in ("0", "1"):
+                raise DatasetError(
+                    f"line {line}: column {name!r} is taken for a class, so its cells must be 0 or 1, not {cell!r}; add a column "
+                    "label, or remove what is not a class"
+                )
+    rows = zip(*columns.values(), strict=True)
+    sets = [[name for name, cell in zip(columns, row, strict=True) if cell == "1"] for row in rows]
+    return Labels.several(sets, "a column of 0 and 1 for every class")
