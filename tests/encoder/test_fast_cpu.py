@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from common.encoder import LAYERS, load_encoder
 from common.encoder.audiosep import build_encoder
 from common.encoder.fast_cpu import winograd
+from common.encoder.fast_cpu.reference import convolve, leaky_relu
 from common.encoder.fast_cpu.table import TableConv2d
 from common.encoder.fast_cpu.winograd import WinogradBlock
 from common.encoder.tiles import fill_padding, padding_mask
@@ -43,6 +44,21 @@ def test_fewer_multiplications_change_no_embedding(
     expected, got = plain.embed_layers(waveforms), fast.embed_layers(waveforms)
     for layer in LAYERS:
         assert relative(got[layer], expected[layer]) < 1e-6, layer
+
+
+def test_a_block_equals_numpy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    conv1 = torch.nn.Conv2d(16, 8, 3, padding=1)
+    conv2 = torch.nn.Conv2d(8, 8, 4, 2, padding=1, bias=False)
+    x = torch.randn(2, 16, 34, 24, generator=generator)
+    scale, shift = torch.randn(2, 16, generator=generator)
+    with torch.no_grad():
+        got = WinogradBlock(scale, shift, 0.01, conv1, conv2)(x, [34, 34])
+    weight1, bias1, weight2 = (value.detach().double().numpy() for value in (conv1.weight, conv1.bias, conv2.weight))
+    scale, shift = (value.double().view(-1, 1, 1).numpy() for value in (scale, shift))
+    hidden = convolve(leaky_relu(x.double().numpy() * scale + shift, 0.01), weight1) + bias1[:, None, None]
+    expected = torch.from_numpy(convolve(leaky_relu(hidden, 0.01), weight2, (2, 2)))
+    assert relative(got, expected) < 1e-5
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,7 +1,8 @@
 """The encoder's convolutions with fewer multiplications, for a CPU in float32. One door: `accelerate`.
 
 Winograd's algorithm (`winograd`), the first convolution read from a table (`table`), loops compiled by numba, and work
-shared out among threads (`threads`). Tests compare all of it with torch's convolutions in float64.
+shared out among threads (`threads`). What all of it computes is ten lines of NumPy (`reference`), with which tests
+compare it.
 """
 
 from __future__ import annotations
