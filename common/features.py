@@ -25,7 +25,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from common.arrays import Array
-from common.datasets.clip import LABEL_SEPARATOR as LABEL_SEPARATOR
+from common.datasets.clip import LABEL_SEPARATOR
 from common.encoder_name import EncoderKind, slug_of
 from common.errors import UserError, first_problem
 from common.files import UnsafeFileError, load_torch, save_torch, sha256_of

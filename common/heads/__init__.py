@@ -1,30 +1,18 @@
 """Heads: the classifiers that are trained on frozen embeddings."""
 
-from common.heads.fit import ChosenHead as ChosenHead
-from common.heads.fit import fit_chosen as fit_chosen
-from common.heads.fit import fit_heads as fit_heads
-from common.heads.jobs import FitError as FitError
-from common.heads.jobs import FittedHead as FittedHead
-from common.heads.jobs import Job as Job
-from common.heads.jobs import Split as Split
-from common.heads.jobs import check_fittable as check_fittable
-from common.heads.novelty import KnownSounds as KnownSounds
-from common.heads.novelty import NoneOfTheseError as NoneOfTheseError
-from common.heads.novelty import conformal_threshold as conformal_threshold
-from common.heads.recipes import HEADS as HEADS
-from common.heads.recipes import TUNED as TUNED
-from common.heads.recipes import HeadKind as HeadKind
-from common.heads.recipes import LinearClassifier as LinearClassifier
-from common.heads.recipes import Recipe as Recipe
-from common.heads.recipes import ThreeLayerClassifier as ThreeLayerClassifier
-from common.heads.recipes import fit_recipe_scaler as fit_recipe_scaler
-from common.heads.recipes import head_title as head_title
-from common.heads.recipes import recipe_for as recipe_for
-from common.heads.scalers import SCALERS as SCALERS
-from common.heads.scalers import Scaler as Scaler
-from common.heads.scalers import fit_scaler as fit_scaler
-from common.heads.trained import Answer as Answer
-from common.heads.trained import HeadFileError as HeadFileError
-from common.heads.trained import LabelRule as LabelRule
-from common.heads.trained import OtherEncoderError as OtherEncoderError
-from common.heads.trained import TrainedHead as TrainedHead
+from common.heads.fit import ChosenHead, fit_chosen, fit_heads
+from common.heads.jobs import FitError, FittedHead, Job, Split, check_fittable
+from common.heads.novelty import KnownSounds, NoneOfTheseError, conformal_threshold
+from common.heads.recipes import (
+    HEADS,
+    TUNED,
+    HeadKind,
+    LinearClassifier,
+    Recipe,
+    ThreeLayerClassifier,
+    fit_recipe_scaler,
+    head_title,
+    recipe_for,
+)
+from common.heads.scalers import SCALERS, Scaler, fit_scaler
+from common.heads.trained import Answer, HeadFileError, LabelRule, OtherEncoderError, TrainedHead

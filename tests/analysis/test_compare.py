@@ -144,13 +144,9 @@ def test_the_answer_names_the_best_and_what_it_cannot_be_told_from(classify: Cla
     assert other in only.names(False) and "hear:noise.py" not in only.names(False) and only.names(None) == []
     assert (only.control(EncoderKind.LOGMEL), only.control(EncoderKind.UNTRAINED)) == (None, None)
     (row,) = answer_table([only])[1:]
-    assert (
-        row[0] == "ESC-50 (120 of 2,000 clips)" and row[1] == f"{100 * only.best.best.score:.1f}" and other in row[5]
-    )
+    assert row[0] == "ESC-50 (120 of 2,000 clips)" and row[1] == f"{100 * only.best.best.score:.1f}" and other in row[5]
     words = " ".join(answer_words([only]))
-    assert (
-        words.startswith(f"{only.best.run.encoder}: {100 * only.best.best.score:.1f} %.") and "better" not in words
-    )
+    assert words.startswith(f"{only.best.run.encoder}: {100 * only.best.best.score:.1f} %.") and "better" not in words
     # Without the comparison, nothing is claimed of other encoders.
     (alone,) = answer(runs, None)
     assert set(alone.names(None)) == {other, "hear:noise.py"}
