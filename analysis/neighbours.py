@@ -15,17 +15,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 import common  # noqa: F401  # first: it says what is missing
 
 # isort: split
-import numpy as np
-
 from analysis.scores import WIDTH, Run, new_parser, output_folder, runs_for
-from common.arrays import Array
 from common.entry import run as run_script
 from common.files import write_atomically, write_csv
 from common.progress import progress_bar
 from common.text_table import as_markdown, as_text, percent, range_of
 
-if TYPE_CHECKING:
-    pass
+if TYPE_CHECKING:  # --help should not wait for numpy
+    from common.arrays import Array
+
+if TYPE_CHECKING:  # --help should not wait for numpy
+    from common.arrays import Array
 
 QUERIES = 5000  # clips whose neighbours are looked up, drawn at random from a larger set
 BLOCK = 1 << 24  # similarities in memory at a time
@@ -67,6 +67,7 @@ class Neighbours:
 
 def neighbours_of(run: Run) -> Neighbours:
     """The scores of a run's rows; FeatureFileError if its feature file is missing or has changed."""
+    import numpy as np
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 
@@ -99,6 +100,8 @@ def _retrieve(
     Args:
         values: (N, D); labels: (N,), or (N, C) bool; groups: (N,) int; queries: row numbers.
     """
+    import numpy as np
+
     unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     sets = labels.astype(np.float32)
     step = max(1, BLOCK // len(values))
