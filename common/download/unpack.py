@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import bisect
+import io
+import itertools
 import lzma
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from gzip import BadGzipFile
 from pathlib import Path, PureWindowsPath
+from typing import Any, BinaryIO
 
 from common.errors import UserError
 from common.progress import progress_bar
 
 FORMAT_ERRORS = (tarfile.TarError, zipfile.BadZipFile, BadGzipFile, zlib.error, lzma.LZMAError)
+# Of a zip: its end without a comment, and what comes before it if offsets have 64 bits.
+END, LOCATOR = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL")
 DAMAGE = (*FORMAT_ERRORS, EOFError, ValueError, LookupError, ArithmeticError, RuntimeError)
 
 
@@ -24,8 +31,11 @@ class UnpackError(UserError):
     """An archive cannot be unpacked; nothing was."""
 
 
-def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
+def unpack(archive: Path, folder: Path, max_bytes: int, pieces: Sequence[Path] = ()) -> None:
     """Unpack a zip or (compressed) tar archive into `folder`, once all of it has been read; files are replaced.
+
+    Args:
+        pieces: of a split zip, those before the last, in order; `archive` is the last.
 
     Raises:
         UnpackError: it is damaged or unsafe, or its files have more than `max_bytes` in total.
@@ -34,7 +44,7 @@ def unpack(archive: Path, folder: Path, max_bytes: int) -> None:
     temporary = remove_leftovers(archive, folder)
     temporary.mkdir(parents=True)
     label = f"unpacking {archive.name}"
-    members = progress_bar(iterable=_members(archive), desc=label, unit=" files")
+    members = progress_bar(iterable=_members(archive, pieces), desc=label, unit=" files")
     n_bytes = 0
     try:
         for size, extract in members:
@@ -59,10 +69,69 @@ def remove_leftovers(archive: Path, folder: Path) -> Path:
     return temporary
 
 
-def _members(archive: Path) -> Iterator[tuple[int, Callable[[Path], object]]]:
+class _Joined(io.RawIOBase):
+    """The pieces of a split zip as one file, which says of itself that it is whole: zipfile refuses others."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.files: list[BinaryIO] = [path.open("rb") for path in paths]
+        self.starts = [0, *itertools.accumulate(path.stat().st_size for path in paths)]
+        self.place = 0
+        # The end's record, and before it that of 64-bit offsets, in which zipfile reads the number of pieces.
+        self.files[-1].seek(-END.size - LOCATOR.size, io.SEEK_END)
+        last = self.files[-1].read()
+        self.end = END.unpack(last[-END.size :])
+        if last.startswith(b"PK\6\7"):
+            sign, _, offset, _ = LOCATOR.unpack(last[: LOCATOR.size])
+            last = LOCATOR.pack(sign, 0, offset, 1) + last[LOCATOR.size :]
+        self.files.append(io.BytesIO(last))
+        self.starts.insert(-1, self.starts[-1] - len(last))
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+        super().close()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.starts[-1]}[whence]
+        return self.place
+
+    def tell(self) -> int:
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        number = bisect.bisect_right(self.starts, self.place) - 1
+        if number == len(self.files):
+            return 0
+        self.files[number].seek(self.place - self.starts[number])
+        part = self.files[number].read(min(len(buffer), self.starts[number + 1] - self.place))
+        buffer[: len(part)] = part
+        self.place += len(part)
+        return len(part)
+
+
+def _open_zip(archive: Path, pieces: Sequence[Path]) -> zipfile.ZipFile:
+    """A zip, whose offsets count from the beginning of each piece if it is split."""
+    if not pieces:
+        return zipfile.ZipFile(archive)
+    joined = _Joined([*pieces, archive])
+    zip_file = zipfile.ZipFile(io.BufferedReader(joined))
+    # zipfile takes what lies before the directory's own piece for a prefix of the whole.
+    prefix = joined.starts[joined.end[2]]
+    for info in zip_file.infolist():
+        info.header_offset += joined.starts[info.volume] - prefix
+    return zip_file
+
+
+def _members(archive: Path, pieces: Sequence[Path]) -> Iterator[tuple[int, Callable[[Path], object]]]:
     """The size in bytes of every file or folder, and the function that extracts it."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as zip_file:
+    if pieces or zipfile.is_zipfile(archive):
+        with _open_zip(archive, pieces) as zip_file:
             for info in zip_file.infolist():
                 _refuse_unsafe(archive, info.filename, stat.S_ISLNK(info.external_attr >> 16))
                 yield info.file_size, partial(zip_file.extract, info)
