@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 TITLE = "ICBHI 2017"
 SPLIT_FILE = "ICBHI_challenge_train_test.txt"
 RECORDING_CLASSES = ("normal", "abnormal")
-CYCLE_CLASSES = ("normal", "crackle", "wheeze", "both")  # the index is crackles + 2 * wheezes
+# Crackles and wheezes, yes or no -> class.
+CYCLE_OF: dict[tuple[float, float], str] = {(0, 0): "normal", (1, 0): "crackle", (0, 1): "wheeze", (1, 1): "both"}
+CYCLE_CLASSES = tuple(CYCLE_OF.values())
 # Patient, recording, chest location, channels, device. The first four identify a recording: the split file and the archive
 # disagree about the device of one.
 STEM = re.compile(r"(?P<key>(?P<patient>[12]\d\d)_[^_]+_(Tc|[APL][lr])_(sc|mc))_(?P<device>\w+)")
@@ -60,12 +62,8 @@ def read_cycles(root: Path) -> list[Clip]:
 
 
 def _read(root: Path) -> list[tuple[Path, str, str, list[tuple[float, float, str]]]]:
-    """(audio file, split, patient, cycles) of every recording, by name.
-
-    Raises:
-        DatasetError: the layout differs; a recording has no annotation or split; an annotation row is invalid.
-    """
-    recordings = sorted(root.glob("*.wav")) if root.is_dir() else []
+    """(audio file, split, patient, cycles) of every recording, by name; DatasetError if one of them is not as published."""
+    recordings = sorted(root.glob("*.wav"))
     if not recordings:
         raise layout_error(root, TITLE, "920 *.wav with a *.txt beside each", "ICBHI_final_database", "icbhi")
     splits = _read_splits(root)
@@ -74,48 +72,46 @@ def _read(root: Path) -> list[tuple[Path, str, str, list[tuple[float, float, str
         name = STEM.fullmatch(path.stem)
         if name is None:
             raise DatasetError(
-                f"{path} is not named as an ICBHI recording (patient_index_location_mode_device.wav, such as "
-                "101_1b1_Al_sc_Meditron.wav); take it out of the folder"
+                f"{path} is not named as an ICBHI recording, such as 101_1b1_Al_sc_Meditron.wav; take it out of the folder"
             )
         if name["key"] not in splits:
             raise DatasetError(f"{path} is not in the official split {SPLIT_FILE}; take it out of the folder")
         rows.append((path, splits[name["key"]], name["patient"], _read_cycles(path.with_suffix(".txt"))))
-    _note_unknown_files(root, recordings)
-    if len(rows) < len(splits):
+    unknown = {path.name for path in root.glob("*.txt")} - {f"{path.stem}.txt" for path in recordings} - {SPLIT_FILE}
+    if unknown:
+        shown = ", ".join(sorted(unknown)[:4])
         warnings.warn(
-            f"{len(splits) - len(rows)} of the {len(splits)} recordings of the official split are missing in {root}",
-            DatasetNote,
-            stacklevel=3,
+            f"{len(unknown)} text files annotate no recording and are ignored: {shown}", DatasetNote, stacklevel=3
         )
+    if len(rows) < len(splits):
+        missing = (
+            f"{len(splits) - len(rows)} of the {len(splits)} recordings of the official split are missing in {root}"
+        )
+        warnings.warn(missing, DatasetNote, stacklevel=3)
     return rows
 
 
 def _read_splits(root: Path) -> dict[str, str]:
     """The first four fields of a recording's name -> train or test, from the official list."""
-    for path in (root / SPLIT_FILE, root.parent / SPLIT_FILE):
-        if path.is_file():
-            break
-    else:
+    path = next((path for path in (root / SPLIT_FILE, root.parent / SPLIT_FILE) if path.is_file()), None)
+    download = download_command("icbhi --only split", root)
+    if path is None:
         raise DatasetError(
-            f"{SPLIT_FILE} is neither in {root} nor beside it (a separate file, not in the archive); "
-            f"get it: {download_command('icbhi --only split', root)}"
+            f"{SPLIT_FILE} is neither in {root} nor beside it (it is not in the archive); get it: {download}"
         )
     splits: dict[str, str] = {}
     for line, row in enumerate(read_text(path).split("\n"), start=1):
-        if not row.strip():
-            continue
         fields = row.split()
+        if not fields:
+            continue
         name = STEM.fullmatch(fields[0])
         if len(fields) != 2 or name is None or fields[1] not in ("train", "test"):
-            raise DatasetError(
-                f"{path} line {line} ({row.strip()[:60]!r}) is not 'recording<TAB>train|test'; delete it and "
-                f"download it again: {download_command('icbhi --only split', root)}"
-            )
-        if splits.setdefault(name["key"], fields[1]) != fields[1]:
-            raise DatasetError(
-                f"{path} line {line}: {fields[0]} is listed as train and as test; delete it and download it again: "
-                f"{download_command('icbhi --only split', root)}"
-            )
+            problem = f"({row.strip()[:60]!r}) is not 'recording<TAB>train|test'"
+        elif splits.setdefault(name["key"], fields[1]) != fields[1]:
+            problem = f"lists {fields[0]} a second time, on the other side"
+        else:
+            continue
+        raise DatasetError(f"{path} line {line} {problem}; delete the file and download it again: {download}")
     return splits
 
 
@@ -125,33 +121,21 @@ def _read_cycles(path: Path) -> list[tuple[float, float, str]]:
         raise DatasetError(f"{path} is missing: the recording beside it has no annotation; unpack {TITLE} again")
     cycles = []
     for line, row in enumerate(read_text(path).splitlines(), start=1):
-        fields = row.split()
-        if not fields:
+        if not row.strip():
             continue
         try:
-            start_s, end_s, crackles, wheezes = map(float, fields)
-            label = CYCLE_CLASSES[{0.0: 0, 1.0: 1}[crackles] + 2 * {0.0: 0, 1.0: 1}[wheezes]]
-            well_formed = 0 <= start_s < end_s < math.inf
+            start_s, end_s, crackles, wheezes = map(float, row.split())
+            cycles.append((start_s, end_s, CYCLE_OF[crackles, wheezes]))
         except (ValueError, KeyError):
-            well_formed = False
-        if not well_formed:
+            start_s = end_s = math.nan
+        if not 0 <= start_s < end_s < math.inf:
             raise DatasetError(
                 f"{path} line {line} ({row.strip()[:60]!r}) is not an annotation: four numbers are expected, start and "
                 f"end in seconds, crackles and wheezes 0 or 1; unpack {TITLE} again"
             )
-        cycles.append((start_s, end_s, label))
     if not cycles:
         raise DatasetError(f"{path} is empty: no breathing cycle is annotated; unpack {TITLE} again")
     return cycles
-
-
-def _note_unknown_files(root: Path, recordings: list[Path]) -> None:
-    """Warn about text files that annotate no recording; they are ignored."""
-    stems = {path.stem for path in recordings}
-    unknown = sorted(path.name for path in root.glob("*.txt") if path.stem not in stems and path.name != SPLIT_FILE)
-    if unknown:
-        shown = ", ".join(unknown[:4]) + (f" and {len(unknown) - 4} more" if len(unknown) > 4 else "")
-        warnings.warn(f"ignored text files, which annotate no recording: {shown}", DatasetNote, stacklevel=3)
 
 
 def prepare(features: FeatureSet, division: Division) -> Prepared:
@@ -159,33 +143,26 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
     `common.evaluation.splits` holds out patients to choose the epoch."""
     import numpy as np
 
+    is_disjoint = division.options["patient_disjoint"]
     if features.splits is None or features.groups is None:
-        if division.options["patient_disjoint"]:
+        if is_disjoint:
             raise DatasetError("--patient-disjoint: the feature file names no patients; extract it with this project")
         return Prepared(features)
     splits, groups = np.array(features.splits), np.array(features.groups)
     both = sorted(set(groups[splits == "train"]) & set(groups[splits == "test"]))
-    dropped = (splits == "train") & np.isin(groups, both)
-    protocol = "no patient on both sides"
-    if both and division.options["patient_disjoint"]:
-        warnings.warn(
-            f"--patient-disjoint: {dropped.sum()} training clips of patients {', '.join(both)} are left out",
-            DatasetNote,
-            stacklevel=2,
-        )
-        features = features.subset(np.flatnonzero(~dropped))
-        splits = splits[~dropped]
-    elif both:
-        warnings.warn(
-            f"patients {', '.join(both)} are on both sides of the official split; --patient-disjoint drops their "
-            f"{dropped.sum()} training clips",
-            DatasetNote,
-            stacklevel=2,
-        )
-        protocol = f"patients {', '.join(both)} on both sides"
-    is_whole = not (both and division.options["patient_disjoint"])
-    name = "official 60/40 split" if is_whole else "official 60/40 split without some training clips"
-    return Prepared(replace(features, splits=splits.tolist()), f"{name}, {protocol}", is_whole)
+    if not both:
+        return Prepared(features, "official 60/40 split, no patient on both sides")
+    trains_both, patients = (splits == "train") & np.isin(groups, both), ", ".join(both)
+    if not is_disjoint:
+        note = f"patients {patients} are on both sides of the official split; --patient-disjoint drops their "
+        warnings.warn(f"{note}{trains_both.sum()} training clips", DatasetNote, stacklevel=2)
+        return Prepared(features, f"official 60/40 split, patients {patients} on both sides")
+    note = f"--patient-disjoint: {trains_both.sum()} training clips of patients {patients} are left out"
+    warnings.warn(note, DatasetNote, stacklevel=2)
+    kept = features.subset(np.flatnonzero(~trains_both))
+    return Prepared(
+        kept, "official 60/40 split without some training clips, no patient on both sides", is_official=False
+    )
 
 
 def scores(labels: Array, predictions: Array, class_names: Sequence[str]) -> dict[str, float]:
@@ -208,13 +185,7 @@ RECORDINGS = Task(
     flags=(PATIENT_DISJOINT,),
     prepare=prepare,
     scores=scores,
-    official_counts={
-        "clips": 920,
-        "train": 539,
-        "test": 381,
-        "class normal": 287,
-        "class abnormal": 633,
-    },
+    official_counts={"clips": 920, "train": 539, "test": 381, "class normal": 287, "class abnormal": 633},
     official_overlap=frozenset({"156", "218"}),
 )
 CYCLES = replace(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,43 +32,16 @@ NOISE_OF_VALIDATION = "running_tap"  # the noise file for validation; the others
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 NAME = re.compile(r"(?P<speaker>[0-9a-f]+)_nohash_\d+\.wav")
 COMMANDS = ("down", "go", "left", "no", "off", "on", "right", "stop", "up", "yes")
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+OTHER_WORDS = ("bed", "bird", "cat", "dog", "happy", "house", "marvin", "sheila", "tree", "wow")
 SILENCE, UNKNOWN = "_silence_", "_unknown_"
+CLASSES_12 = (*COMMANDS, SILENCE, UNKNOWN)
 
-WORDS_V1 = [
-    "bed",
-    "bird",
-    "cat",
-    "dog",
-    "down",
-    "eight",
-    "five",
-    "four",
-    "go",
-    "happy",
-    "house",
-    "left",
-    "marvin",
-    "nine",
-    "no",
-    "off",
-    "on",
-    "one",
-    "right",
-    "seven",
-    "sheila",
-    "six",
-    "stop",
-    "three",
-    "tree",
-    "two",
-    "up",
-    "wow",
-    "yes",
-    "zero",
-]
-WORDS_V2 = sorted([*WORDS_V1, "backward", "follow", "forward", "learn", "visual"])
-
-
+WORDS_V1 = (*COMMANDS, *DIGITS, *OTHER_WORDS)
+WORDS = {
+    "v0.01": sorted(WORDS_V1),
+    "v0.02": sorted((*WORDS_V1, "backward", "follow", "forward", "learn", "visual")),
+}
 WORD_COUNTS = {
     "v0.01": {"clips": 64_721, "train": 51_088, "valid": 6_798, "test": 6_835},
     "v0.02": {"clips": 105_829, "train": 84_843, "valid": 9_981, "test": 11_005},
@@ -77,48 +49,37 @@ WORD_COUNTS = {
 COMMAND_COUNTS = {"v0.01": {"test": 3_081}, "v0.02": {"train": 85_511, "valid": 10_102, "test": 4_890}}
 
 
-def read_clips(root: Path, words: Sequence[str], data_folder: str) -> list[Clip]:
-    """Every word file as a clip; files in neither list are for training; groups are speakers.
-
-    Args:
-        words: the version's words; a folder of any other word is an error, missing words are a warning.
-        data_folder: the usual name of this version's folder.
+def read_clips(root: Path, release: str) -> list[Clip]:
+    """Every word file of a release, such as ``"v0.01"``, as a clip; files in neither list are for training; groups are
+    speakers.
 
     Raises:
-        DatasetError: the layout or version differs, a file is not named as the archive's are, or a listed file is
-            missing.
+        DatasetError: the layout or release differs, a file is not named as the archive's are, or a listed file is missing.
     """
+    words = WORDS[release]
     missing = [name for name in LISTS.values() if not (root / name).is_file()]
-    folders = (
-        sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] not in "._") if root.is_dir() else []
-    )
-    if folders and missing and not (root / data_folder).is_dir():
-        raise DatasetError(f"{' and '.join(missing)} of {TITLE} are missing in {root}; unpack the archive there again")
+    folders = sorted(path for path in root.glob("[!._]*") if path.is_dir())
     if missing or not folders:
-        expected, version = "<word>/*.wav, validation_list.txt and testing_list.txt", data_folder.rpartition("_")[2]
-        raise layout_error(root, TITLE, expected, data_folder, f"speech_commands --only {version}")
-    unknown = [folder.name for folder in folders if folder.name not in words]
+        expected = " and ".join(["<word>/*.wav", *missing])
+        raise layout_error(root, TITLE, expected, f"speech_commands_{release}", f"speech_commands --only {release}")
+    present = {folder.name for folder in folders}
+    unknown, absent = sorted(present - set(words)), sorted(set(words) - present)
     if unknown:
-        other = " (words of v0.02: is it the other version's script?)" if set(unknown) <= set(WORDS_V2) else ""
+        other = " (words of v0.02: is it the other version's script?)" if set(unknown) <= set(WORDS["v0.02"]) else ""
         raise DatasetError(
             f"{root} holds folders that are not words of this version: {', '.join(unknown[:5])}{other}; take them out"
         )
-    absent = sorted(set(words) - {folder.name for folder in folders})
     if absent:
-        warnings.warn(
-            f"{len(absent)} of the {len(words)} words are missing in {root}: {', '.join(absent[:6])}...",
-            DatasetNote,
-            stacklevel=2,
-        )
+        note = f"{len(absent)} of the {len(words)} words are missing in {root}: {', '.join(absent[:6])}..."
+        warnings.warn(note, DatasetNote, stacklevel=2)
     split_of = _read_lists(root)
     clips = []
-    for folder in folders:
-        for path in sorted(folder.glob("*.wav")):
-            name = NAME.fullmatch(path.name)
-            if name is None:
-                raise DatasetError(f"{path} is not named as <speaker>_nohash_<number>.wav; take it out of the folder")
-            split = split_of.pop(f"{folder.name}/{path.name}", "train")
-            clips.append(Clip(path, (folder.name,), split=split, group=name["speaker"]))
+    for path in (path for folder in folders for path in sorted(folder.glob("*.wav"))):
+        name, word = NAME.fullmatch(path.name), path.parent.name
+        if name is None:
+            raise DatasetError(f"{path} is not named as <speaker>_nohash_<number>.wav; take it out of the folder")
+        split = split_of.pop(f"{word}/{path.name}", "train")
+        clips.append(Clip(path, (word,), split=split, group=name["speaker"]))
     if split_of:
         raise DatasetError(
             f"{len(split_of)} files of the official lists are missing in {root} (first: {next(iter(split_of))}); "
@@ -133,39 +94,28 @@ def _read_lists(root: Path) -> dict[str, str]:
     for split, file in LISTS.items():
         for path in read_text(root / file).split():
             if split_of.setdefault(path, split) != split:
-                raise DatasetError(
-                    f"{root / file} lists {path}, which the other list has too; unpack the archive again"
-                )
+                raise DatasetError(f"{root / file} lists {path}, as the other list does; unpack the archive again")
     return split_of
 
 
-def read_ten_commands(root: Path, words: Sequence[str], data_folder: str, test_folder: str) -> list[Clip]:
+def read_ten_commands(root: Path, release: str) -> list[Clip]:
     """The ten commands, all other words as ``_unknown_``, and a second of noise every half second as ``_silence_``.
 
-    Training and validation clips come from the version's archive, test clips from the test set's.
-
-    Args:
-        words, data_folder: as in `read_clips`.
-        test_folder: name of the test set's folder, a sibling of `root`.
+    Training and validation clips come from the release's archive, test clips from the test set's, in a folder beside it.
 
     Raises:
         DatasetError: as for `read_clips`; or noise or test set are missing, or the test set lacks a class.
     """
-    test = _read_test_set(root, test_folder)
+    test = _read_test_set(root, release)
     clips = [
         replace(clip, labels=clip.labels if clip.class_name in COMMANDS else (UNKNOWN,))
-        for clip in read_clips(root, words, data_folder)
+        for clip in read_clips(root, release)
         if clip.split != "test"  # the test set holds these clips too, and silence
     ]
     silence = _read_silence(root / NOISE_FOLDER)
-    for split in ("train", "valid"):
-        if split not in {clip.split for clip in silence}:
-            warnings.warn(
-                f"{root / NOISE_FOLDER} has no {SILENCE} for {'training' if split == 'train' else 'validation'} "
-                f"({'no file but' if split == 'train' else 'no'} {NOISE_OF_VALIDATION}.wav)",
-                DatasetNote,
-                stacklevel=2,
-            )
+    if {clip.split for clip in silence} != {"train", "valid"}:
+        note = f"{SILENCE} is for training or validation alone: {root / NOISE_FOLDER} needs {NOISE_OF_VALIDATION}.wav and others"
+        warnings.warn(note, DatasetNote, stacklevel=2)
     return clips + silence + test
 
 
@@ -180,71 +130,65 @@ def _read_silence(folder: Path) -> list[Clip]:
         except AudioError as error:
             raise DatasetError(f"{error}; unpack {TITLE} again") from error
         split = "valid" if path.stem == NOISE_OF_VALIDATION else "train"
-        windows = math.ceil(2 * (duration_s - 1))
         clips += [
             Clip(path, (SILENCE,), split=split, group=path.stem, start_s=window / 2, end_s=window / 2 + 1)
-            for window in range(windows)
+            for window in range(math.ceil(2 * (duration_s - 1)))
         ]
     if not clips:
         raise DatasetError(f"{folder} has no noise of over a second to cut {SILENCE} from; unpack {TITLE} again")
     return clips
 
 
-def _read_test_set(root: Path, test_folder: str) -> list[Clip]:
+def _read_test_set(root: Path, release: str) -> list[Clip]:
     """The archive of the ten-command task's test clips, in folders named as the classes; some end in .wav.wav."""
-    # Reached through the data root, so that clip ids are relative to it.
-    folder = root / ".." / test_folder
-    usual = root.resolve().parent / test_folder
+    usual = root.resolve().parent / f"speech_commands_test_set_{release}"
+    folder = root / ".." / usual.name  # through the data root, so that clip ids are relative to it
     if not folder.is_dir():
+        get = download_command(f"speech_commands --only test-{release}", usual)
         raise DatasetMissingError(
-            f"the ten-command task is tested on a separate archive, and {usual} does not exist; get it: "
-            + download_command(f"speech_commands --only test-{test_folder.rpartition('_')[2]}", usual)
+            f"the ten-command task is tested on a separate archive, and {usual} does not exist; get it: {get}"
         )
-    classes = (*COMMANDS, SILENCE, UNKNOWN)
-    paths = {name: sorted((folder / name).glob("*.wav")) for name in classes}
-    empty = [name for name in classes if not paths[name]]
-    if empty:
-        raise DatasetError(f"{usual} has no .wav files of {', '.join(empty)}; unpack {test_folder}.tar.gz there again")
-    speakers = re.compile(r"([0-9a-f]{8})_nohash_")
     clips = []
-    for name in classes:
-        for path in paths[name]:
-            speaker = speakers.search(path.name)
+    for name in CLASSES_12:
+        paths = sorted((folder / name).glob("*.wav"))
+        if not paths:
+            raise DatasetError(f"{usual} has no .wav files of {name}; unpack {usual.name}.tar.gz there again")
+        for path in paths:
+            speaker = re.search("([0-9a-f]{8})_nohash_", path.name)
             # Clips without a speaker in their name, such as silence, are unrelated.
             clips.append(Clip(path, (name,), split="test", group=speaker[1] if speaker else f"{name}/{path.name}"))
     return clips
 
 
-def task(version: str, release: str, words: list[str]) -> Task:
-    """The task of a version, such as ``"v1"`` of release ``"v0.01"``."""
-    folder, data_folder = Path(__file__).resolve().parent, f"speech_commands_{release}"
+def task(version: str, release: str) -> Task:
+    """The task of all words of a version, such as ``"v1"`` of release ``"v0.01"``."""
+    folder = Path(__file__).resolve().parent
     return Task(
         name=f"speech_commands_{version}",
         title=f"{TITLE} {release}",
         folder=folder,
-        read_clips=partial(read_clips, words=words, data_folder=data_folder),
-        class_names=tuple(words),
+        read_clips=partial(read_clips, release=release),
+        class_names=tuple(WORDS[release]),
         features_file=f"spc_features_audiosep_{version}.pt",
         head_files={
             "linear": f"spc_linear_classifier_{version}.pt",
             "three_layer": f"spc_three_classifier_{version}.pt",
         },
-        data_folder=data_folder,
+        data_folder=f"speech_commands_{release}",
         results_folder=folder / f"results_{version}",
         official_counts=WORD_COUNTS[release],
     )
 
 
-def ten_commands(version: str, release: str, words: list[str]) -> Task:
+def ten_commands(version: str, release: str) -> Task:
     """The task of ten commands, unknown and silence, of a version."""
-    all_words = task(version, release, words)
-    test_folder = f"speech_commands_test_set_{release}"
+    all_words = task(version, release)
     return replace(
         all_words,
         name=f"{all_words.name}_12",
         title=f"{all_words.title}, ten commands",
-        read_clips=partial(read_ten_commands, words=words, data_folder=all_words.data_folder, test_folder=test_folder),
-        class_names=(*COMMANDS, SILENCE, UNKNOWN),
+        read_clips=partial(read_ten_commands, release=release),
+        class_names=CLASSES_12,
         features_file=f"spc_features_audiosep_{version}_12.pt",
         head_files={kind: file.replace(".pt", "_12.pt") for kind, file in all_words.head_files.items()},
         results_folder=all_words.folder / f"results_{version}_12",
@@ -252,8 +196,8 @@ def ten_commands(version: str, release: str, words: list[str]) -> Task:
     )
 
 
-V1, V2 = task("v1", "v0.01", WORDS_V1), task("v2", "v0.02", WORDS_V2)
-V1_12, V2_12 = ten_commands("v1", "v0.01", WORDS_V1), ten_commands("v2", "v0.02", WORDS_V2)
+V1, V1_12 = task("v1", "v0.01"), ten_commands("v1", "v0.01")
+V2, V2_12 = task("v2", "v0.02"), ten_commands("v2", "v0.02")
 TASK_FLAG = {"--task": "words: every word of the archive; 12: ten commands, unknown and silence"}
 V1_TASKS = Variants(TASK_FLAG, {("words",): V1, ("12",): V1_12})
 V2_TASKS = Variants(TASK_FLAG, {("words",): V2, ("12",): V2_12})

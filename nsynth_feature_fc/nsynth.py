@@ -22,19 +22,7 @@ TITLE = "NSynth"
 NOTES = {"train": 289_205, "valid": 12_678, "test": 4_096}
 SPLITS = tuple(NOTES)
 # In the order of the official numbers 0 to 10. synth_lead occurs only in train.
-FAMILIES = (
-    "bass",
-    "brass",
-    "flute",
-    "guitar",
-    "keyboard",
-    "mallet",
-    "organ",
-    "reed",
-    "string",
-    "synth_lead",
-    "vocal",
-)
+FAMILIES = ("bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string", "synth_lead", "vocal")
 
 
 def read_clips(root: Path, split: str) -> list[Clip]:
@@ -64,9 +52,8 @@ def read_clips(root: Path, split: str) -> list[Clip]:
             raise DatasetError(
                 f"{listing}: note {name} has no known instrument_family_str and instrument_str; unpack {folder.name} again"
             )
-        clips.append(
-            Clip(folder / "audio" / f"{plain_name(name, listing)}.wav", (family,), split=split, group=instrument)
-        )
+        path = folder / "audio" / f"{plain_name(name, listing)}.wav"
+        clips.append(Clip(path, (family,), split=split, group=instrument))
     return clips
 
 
@@ -85,30 +72,30 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
     """
     import numpy as np
 
-    options = division.options
+    has_lead, on_valid = division.options["families"] == "11", division.options["train_on"] == "valid"
     if features.splits is None:
         raise DatasetError("the feature files do not say which set a note is of; extract them with this project")
-    if options["families"] == "11" and options["train_on"] == "valid":
+    if has_lead and on_valid:
         raise DatasetError("--families 11 needs the train set: synth_lead, the eleventh, does not occur in valid")
     sides, protocol = np.array(features.splits), "official train, valid and test sets"
-    keep = np.ones(len(features), dtype=bool)
-    families = ", 11 families (synth_lead has no test note: its F1 is 0)" if options["families"] == "11" else ""
-    if options["families"] == "10" and "synth_lead" in features.class_names:
-        keep &= features.labels.numpy() != features.class_names.index("synth_lead")
-        families = ", 10 families (without synth_lead, which occurs in train alone)"
-    if options["train_on"] == "valid":
-        keep &= sides != "train"
-        sides[sides == "valid"] = "train"
-        protocol = "TRAINED ON VALID as the original project did, official test set"
-    needed = ("train", "test") if options["train_on"] == "valid" else ("train", "valid", "test")
-    missing = [side for side in needed if side not in sides]
+    missing = [side for side in SPLITS[on_valid:] if side not in sides]
     if missing:
         raise DatasetError(
             f"the features of NSynth's {' and '.join(missing)} set are missing; run "
             "extract_nsynth_{train,valid,test}_features_audiosep.py, or with valid and test alone --train-on valid"
         )
+    keep = np.ones(len(features), dtype=bool)
+    if on_valid:
+        keep = sides != "train"
+        sides[sides == "valid"] = "train"
+        protocol = "TRAINED ON VALID as the original project did, official test set"
+    if has_lead:
+        protocol += ", 11 families (synth_lead has no test note: its F1 is 0)"
+    elif "synth_lead" in features.class_names:
+        keep &= features.labels.numpy() != features.class_names.index("synth_lead")
+        protocol += ", 10 families (without synth_lead, which occurs in train alone)"
     prepared = replace(features, splits=sides.tolist()).subset(np.flatnonzero(keep))
-    return Prepared(prepared, protocol + families, is_official=options["train_on"] == "train")
+    return Prepared(prepared, protocol, is_official=not on_valid)
 
 
 def task(split: str) -> Task:

@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 TITLE = "LibriSpeech"
 VALID_SHARE = 0.2  # of a speaker's training utterances, to choose the epoch, with --split chapter or matched
 SPLIT_HELP = (
-    "utterance: 80/20 within every speaker; chapter: by whole chapters; matched: by utterance, but as many of each speaker as "
-    "by chapter"
+    "utterance: 80/20 of every speaker; chapter: whole chapters; matched: utterances, as many of each as by chapter"
 )
 SUBSETS = ("train-clean-100", "dev-clean", "test-clean")
 # From SPEAKERS.TXT; a feature file without provenance is recognised by them.
@@ -70,15 +69,13 @@ def read_clips(root: Path, subset: str) -> list[Clip]:
         if not path.name.startswith(f"{speaker}-{chapter}-"):
             raise DatasetError(f"{path} does not belong in {path.parent}; unpack {subset} again")
         if subset_of.get(speaker) != subset:
-            listed = f" but in {subset_of[speaker]}" if speaker in subset_of else ""
-            raise DatasetError(
-                f"{path}: speaker {speaker} is not in {subset}{listed} by {root / 'SPEAKERS.TXT'}; unpack {subset} again"
-            )
+            listed = f"SPEAKERS.TXT has it in {subset_of.get(speaker, 'none')}"
+            raise DatasetError(f"{path}: speaker {speaker} is not in {subset} ({listed}); unpack {subset} again")
         clips.append(Clip(path, (speaker,), group=f"{speaker}-{chapter}"))
     if not clips:
         raise DatasetError(f"{root / subset} holds no <speaker>/<chapter>/*.flac; unpack {subset} again")
-    present = {clip.class_name for clip in clips}
-    missing = sorted(speaker for speaker in subset_of if subset_of[speaker] == subset and speaker not in present)
+    expected_speakers = {speaker for speaker, listed_in in subset_of.items() if listed_in == subset}
+    missing = sorted(expected_speakers - {clip.class_name for clip in clips})
     if missing:
         text = f"{len(missing)} speakers of {subset} are missing in {root}, such as {', '.join(missing[:6])}"
         warnings.warn(text, DatasetNote, stacklevel=2)
@@ -92,12 +89,11 @@ def read_speakers(path: Path) -> dict[str, str]:
     """
     speakers = {}
     for line, row in enumerate(read_text(path).splitlines(), start=1):
-        if not row.strip() or row.startswith(";"):
-            continue
         fields = [field.strip() for field in row.split("|", 4)]
-        if len(fields) != 5 or not fields[0].isdecimal():
+        if len(fields) == 5 and fields[0].isdecimal():
+            speakers[fields[0]] = fields[2]
+        elif row.strip() and not row.startswith(";"):
             raise DatasetError(f"{path} line {line} ({row[:60]!r}) is not 'ID | SEX | SUBSET | MINUTES | NAME'")
-        speakers[fields[0]] = fields[2]
     return speakers
 
 
@@ -113,10 +109,9 @@ def recognise(features: FeatureSet) -> tuple[FeatureSet, str] | None:
 def prepare(features: FeatureSet, division: Division) -> Prepared:
     """Divide the utterances of every speaker by ``--split``.
 
-    ``utterance``: at random, later. ``chapter``: the chapters whose share of a speaker's utterances is nearest to the test
-    share are for testing, so that no recording session is on both sides; speakers with a single chapter are left out.
-    ``matched``: the same speakers and numbers of utterances, but drawn at random. Both choose the epoch on a fifth of every
-    speaker's training utterances, so that they differ only in the sessions.
+    ``utterance``: at random, later. ``chapter``: whole chapters test, so that no recording session is on both sides; speakers
+    with a single chapter are left out. ``matched``: the same speakers and numbers of utterances, but drawn at random. Both
+    choose the epoch on a fifth of every speaker's training utterances, so that they differ only in the sessions.
     """
     import numpy as np
 
@@ -131,43 +126,40 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
     splits = np.full(len(features), "", dtype=object)  # empty: left out
     for label in range(len(features.class_names)):
         utterances = np.flatnonzero(labels == label)
-        tested_chapters = _nearest_chapters(chapters[utterances], division.test_share, ties)
-        if not tested_chapters:
+        tested = utterances[_nearest_chapters(chapters[utterances], division.test_share, ties)]
+        if not len(tested):
             continue
-        tested = utterances[np.isin(chapters[utterances], tested_chapters)]
         if how == "matched":
             tested = draws.choice(utterances, len(tested), replace=False)
         trained = np.setdiff1d(utterances, tested)
         splits[trained], splits[tested] = "train", "test"
         splits[draws.choice(trained, round(VALID_SHARE * len(trained)), replace=False)] = "valid"
     kept = np.flatnonzero(splits != "")
-    left_out = [name for label, name in enumerate(features.class_names) if label not in labels[kept]]
-    if left_out:
-        text = f"{len(left_out)} speakers with a single chapter are left out: {', '.join(left_out)}"
-        warnings.warn(text, DatasetNote, stacklevel=2)
     if not len(kept):
         raise DatasetError(f"--split {how}: no speaker has two chapters, so there is nothing to split")
-    by = "by utterance, as many of each speaker as --split chapter tests"
-    if how == "chapter":
-        by = f"by whole chapters (nearest to {division.test_share:.0%})"
-    share = f"{(splits[kept] == 'test').mean():.0%} test"
-    without = f"; {len(left_out)} speakers with one chapter left out" if left_out else ""
-    prepared = replace(features, splits=splits.tolist()).subset(kept)
-    return Prepared(prepared, f"{share}, {by}, seed {division.seed}{without}", is_official=False)
+    by = {
+        "chapter": f"by whole chapters (nearest to {division.test_share:.0%})",
+        "matched": "by utterance, as many of each speaker as --split chapter tests",
+    }
+    words = f"{(splits[kept] == 'test').mean():.0%} test, {by[how]}, seed {division.seed}"
+    left_out = [name for label, name in enumerate(features.class_names) if label not in labels[kept]]
+    if left_out:
+        note = f"{len(left_out)} speakers with a single chapter are left out: {', '.join(left_out)}"
+        warnings.warn(note, DatasetNote, stacklevel=2)
+        words += f"; {len(left_out)} speakers with one chapter left out"
+    return Prepared(replace(features, splits=splits.tolist()).subset(kept), words, is_official=False)
 
 
-def _nearest_chapters(chapters: Array, test_share: float, rng: np.random.Generator) -> list[str]:
-    """Some of the chapters, not all, whose share of a speaker's utterances is nearest to `test_share`; ties are drawn.
-    `chapters`: (N,) of the utterances."""
+def _nearest_chapters(chapters: Array, test_share: float, rng: np.random.Generator) -> Array:
+    """Which of a speaker's utterances are of some of the (N,) chapters, not all, whose share of the utterances is nearest
+    to `test_share`; ties are drawn."""
     import numpy as np
 
-    names, counts = np.unique(chapters, return_counts=True)
+    names, chapter, counts = np.unique(chapters, return_inverse=True, return_counts=True)
     order = rng.permutation(len(names)).tolist()
-    some = [chosen for size in range(1, len(names)) for chosen in itertools.combinations(order, size)]
-    if not some:
-        return []
-    best = min(some, key=lambda chosen: abs(counts[list(chosen)].sum() / counts.sum() - test_share))
-    return [str(names[place]) for place in best]
+    some = [list(chosen) for size in range(1, len(names)) for chosen in itertools.combinations(order, size)]
+    nearest = min(some, key=lambda chosen: abs(counts[chosen].sum() / len(chapters) - test_share), default=[])
+    return np.isin(chapter, nearest)
 
 
 def task(subset: str, features_file: str, official_counts: Mapping[str, int]) -> Task:

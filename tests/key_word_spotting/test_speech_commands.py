@@ -20,7 +20,7 @@ def test_words_of_the_other_version_are_refused(commands: Path) -> None:
         speech_commands.V1.read_clips(commands)
     with pytest.warns(DatasetNote, match="32 of the 35 words are missing"):
         assert len(speech_commands.V2.read_clips(commands)) == 7
-    assert (len(speech_commands.WORDS_V1), len(speech_commands.WORDS_V2)) == (30, 35)
+    assert [len(words) for words in speech_commands.WORDS.values()] == [30, 35]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_wrong_layout_or_file_is_named(commands: Path, tmp_path: Path) -> None
     with pytest.raises(DatasetError, match="is not named as"):
         speech_commands.V1.read_clips(commands)
     (commands / "testing_list.txt").unlink()
-    with pytest.raises(DatasetError, match=r"^testing_list.txt of Speech Commands are missing"):
+    with pytest.raises(DatasetError, match=r"expected <word>/\*\.wav and testing_list\.txt; found "):
         speech_commands.V1.read_clips(commands)
 
 
@@ -120,7 +120,7 @@ def test_the_windows_of_silence_are_those_of_tensorflow_datasets(tmp_path: Path)
 def test_what_the_ten_command_task_lacks_is_named(ten_commands: Path, tmp_path: Path) -> None:
     noise, test_set = ten_commands / "_background_noise_", tmp_path / "speech_commands_test_set_v0.01"
     (noise / "running_tap.wav").rename(noise / "tap.wav")
-    with pytest.warns(DatasetNote, match="no _silence_ for validation"):
+    with pytest.warns(DatasetNote, match=r"_silence_ is for training or validation alone: .* needs running_tap\.wav"):
         speech_commands.V1_12.read_clips(ten_commands)
     (noise / "tap.wav").unlink()
     (noise / "white_noise.wav").write_bytes(b"no audio")
