@@ -25,14 +25,11 @@ ENDS = {True: "holds", False: "DOES NOT HOLD", None: "-"}
 
 def as_table(record: CheckRecord) -> list[list[str]]:
     """The record as text, header first."""
-    least = "1 sample"
-    if record.min_samples > 1:
-        least = f"{record.min_samples:,} samples ({record.min_samples / record.sample_rate:.3f} s)"
     facts = {
         "sample rate": f"{record.sample_rate:,} Hz",
         "output": f"{record.output}, {record.width:,} numbers",
         "parameters": "unknown" if record.parameters is None else f"{record.parameters:,}",
-        "shortest clip without padding": least,
+        "shortest clip without padding": f"{record.min_samples:,} samples ({record.min_samples / record.sample_rate:.3f} s)",
         "speed": f"{record.speed:.1f} s of audio per second: clips of 5 s, one by one, {record.device} ({record.cpu})",
     }
     rows = [[ENDS[item.holds], item.name, item.measured] for item in record.properties]

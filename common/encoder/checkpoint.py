@@ -67,10 +67,9 @@ def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, 
     if (path / EXPORTED).is_file():
         path = path / EXPORTED
     _refuse_non_checkpoint(path)
-    # The checksum comes first: a known wrong file is reported by name, not as a parser's error.
     sha256 = file_sha256(path)
-    if sha256 == CLAP_SHA256:
-        raise _clap_error(path)
+    if sha256 == CLAP_SHA256:  # named, before a parser complains about it
+        raise CheckpointError(f"checkpoint {path} is CLAP, AudioSep's text encoder; get the separator: {DOWNLOAD}")
     tensors = _select(_read(path, checks=sha256 not in KNOWN_RELEASES), shapes, path)
     return Weights(tensors, f"sha256:{sha256}", KNOWN_RELEASES.get(sha256, "unknown"))
 
@@ -90,16 +89,13 @@ def exported_config(checkpoint: str | Path | None) -> dict[str, Any] | None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, computed once: saved in ``<path>.sha256.json`` with the file's size and modification time.
-
-    If that note cannot be written (a read-only folder), the next run computes it again, which takes seconds.
-    """
+    """SHA-256 of a file, computed once: saved in ``<path>.sha256.json`` with the file's size and modification time."""
     stat = path.stat()
     state = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
     note = path.with_name(path.name + ".sha256.json")
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # no note, or not ours: compute
+    with contextlib.suppress(OSError, ValueError, KeyError):  # no note, or not ours: compute
         remembered = json.loads(read_json(note))
-        if {key: remembered[key] for key in state} == state:
+        if remembered == {**state, "sha256": remembered["sha256"]}:
             return str(remembered["sha256"])
     sha256 = sha256_of(path)
     if path.name == EXPORTED:  # small, in a folder that is meant to be passed on
@@ -124,7 +120,7 @@ def _random_weights(checkpoint: str, shapes: Mapping[str, tuple[int, ...]]) -> W
 
     def draw(name: str) -> torch.Tensor:
         shape = shapes[name]
-        bits = np.random.PCG64(seed ^ zlib.crc32(name.encode("utf-8")))
+        bits = np.random.PCG64(seed ^ zlib.crc32(name.encode()))
         z = np.random.Generator(bits).standard_normal(shape).astype(np.float32)
         module, _, kind = name.rpartition(".")
         if kind == "weight" and module in batch_norms:
@@ -144,74 +140,56 @@ def _random_weights(checkpoint: str, shapes: Mapping[str, tuple[int, ...]]) -> W
 
 def _refuse_non_checkpoint(path: Path) -> None:
     """Recognise, by their first bytes, files that users often have instead of a checkpoint."""
-    head = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(64)
-    if not path.exists():
-        problem = f"not found. Get it with: {DOWNLOAD} (or try the pipeline untrained with --checkpoint random:0)"
-    elif path.is_dir():
-        problem = f"is a folder. Give the file itself, such as {path}/pytorch_model.bin"
-    elif not head:
-        problem = f"is empty (0 bytes). Delete it, then: {DOWNLOAD}"
+    if path.is_dir():
+        raise CheckpointError(f"checkpoint {path} is a folder. Give the file itself, such as {path}/pytorch_model.bin")
+    if not path.is_file():
+        how = f"Get it with: {DOWNLOAD} (or try the pipeline untrained with --checkpoint random:0)"
+        raise CheckpointError(f"checkpoint {path} not found as a file. {how}")
+    with path.open("rb") as file:
+        head = file.read(64).lstrip()
+    if not head:
+        problem = "is empty"
     elif head.startswith(b"version https://git-lfs"):
-        problem = f"is a Git LFS pointer, not the weights. Run 'git lfs pull', or delete it, then: {DOWNLOAD}"
-    elif head.lstrip()[:1] == b"<":
-        problem = f"is a web page, not weights. Delete it, then: {DOWNLOAD}"
+        problem = "is a Git LFS pointer, not the weights"
+    elif head.startswith(b"<"):
+        problem = "is a web page, not weights"
     else:
         return
-    raise CheckpointError(f"checkpoint {path} {problem}")
+    raise CheckpointError(f"checkpoint {path} {problem}. Delete it, then: {DOWNLOAD}")
 
 
 def _read(path: Path, checks: bool) -> object:
-    """The tensors and containers that the file holds, without running anything in it.
-
-    `checks`: whether to look for damage; a file whose checksum is that of a published release has none.
-    """
+    """What the file holds, without running anything in it; `checks`: look for damage, which a known release has not."""
     try:
         return load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path, mmap=True, checks=checks)
     except UnsafeFileError as error:
-        raise CheckpointError(
-            f"checkpoint {path} holds Python objects that would run code when opened; refused, and nothing was "
-            f"run. Use the published weights: {DOWNLOAD}"
-        ) from error
+        problem = "holds Python objects that would run code when opened; none was run"
+        raise CheckpointError(f"checkpoint {path} {problem}. Get the published weights: {DOWNLOAD}") from error
     except (DamagedFileError, SafetensorError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} ({path.stat().st_size:,} bytes) is truncated or not a checkpoint ({error}). "
-            f"Delete it, then: {DOWNLOAD}"
-        ) from error
-
-
-def _clap_error(path: Path) -> CheckpointError:
-    return CheckpointError(
-        f"checkpoint {path} is a CLAP checkpoint (AudioSep's text encoder), not the separator whose features are "
-        f"extracted. Give pytorch_model.bin or audiosep_base_4M_steps.ckpt: {DOWNLOAD}"
-    )
+        problem = f"({path.stat().st_size:,} bytes) is truncated or not a checkpoint ({error})"
+        raise CheckpointError(f"checkpoint {path} {problem}. Delete it, then: {DOWNLOAD}") from error
 
 
 def _state_dicts(content: object, depth: int = 3) -> list[dict[str, torch.Tensor]]:
-    """Every mapping in the file, outermost first, that holds tensors by name."""
+    """The tensors by name in every mapping of the file, outermost first."""
     if not isinstance(content, Mapping) or depth == 0:
         return []
     tensors = {key: value for key, value in content.items() if isinstance(key, str) and torch.is_tensor(value)}
-    state_dicts = [tensors] if tensors else []
-    for value in content.values():
-        state_dicts += _state_dicts(value, depth - 1)
-    return state_dicts
+    return [tensors, *(state for value in content.values() for state in _state_dicts(value, depth - 1))]
 
 
 def _select(content: object, shapes: Mapping[str, tuple[int, ...]], path: Path) -> dict[str, torch.Tensor]:
     """The wanted tensors as float32, whatever their prefix; CheckpointError if any of them is wrong."""
-    state_dicts = _state_dicts(content)
     places = [
-        (state, key.removesuffix(ANCHOR)) for state in state_dicts for key in state if f".{key}".endswith(f".{ANCHOR}")
+        (state, key.removesuffix(ANCHOR))
+        for state in _state_dicts(content)
+        for key in state
+        if f".{key}".endswith(f".{ANCHOR}")
     ]
     if not places:
-        if any("audio_branch." in key for state in state_dicts for key in state):
-            raise _clap_error(path)
         raise CheckpointError(
-            f"checkpoint {path} has no AudioSep separator in it (no tensor named ...{ANCHOR}). "
-            f"Give the published weights: {DOWNLOAD}"
+            f"checkpoint {path} has no AudioSep separator in it (no tensor named ...{ANCHOR}); CLAP, its text encoder, is not "
+            f"enough. Get the published weights: {DOWNLOAD}"
         )
     # A wrapper may hold copies (an averaged model beside the model): take the official prefix if there is a choice.
     state, prefix = next((place for place in places if place[1] == "ss_model."), places[0])

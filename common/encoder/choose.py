@@ -59,10 +59,8 @@ def new_encoder(
     """
     if name.kind is EncoderKind.AUDIOSEP:
         return load_encoder(checkpoint, device, precision, condition, padding)
-    allowed = {"condition": ("none",), "precision": ("fp32", "auto"), "padding": ("none",)}
-    for (flag, values), value in zip(allowed.items(), (condition, precision, padding), strict=True):
-        if value not in values:
-            raise PluginError(f"--{flag} {value} is for AudioSep alone; {name} has only {values[0]}")
+    if (condition, padding) != ("none", "none") or precision not in ("fp32", "auto"):
+        raise PluginError(f"{name} has no --condition, --precision or --padding: that is for AudioSep alone")
     if name.kind is EncoderKind.LOGMEL:
         return LogMelStatistics()
     if name.kind is EncoderKind.HEAR or trust_remote_code:

@@ -73,7 +73,7 @@ class HearEncoder(PlugIn):
 
     @torch.no_grad()
     def _embed(self, function: str, ndim: int, audio: torch.Tensor) -> torch.Tensor:
-        """The embeddings that a function of the module gives for (N, samples): float32 on the CPU, of `ndim` dimensions."""
+        """What a function of the module gives for (N, samples): float32 on the CPU, of `ndim` dimensions."""
         result = self._call(function, audio.clone(), self._model)  # a module may change its input
         values = result[0] if isinstance(result, (tuple, list)) and len(result) else result
         try:
@@ -112,11 +112,12 @@ class HearEncoder(PlugIn):
             has_tensors = isinstance(self._model, nn.Module) and self._model.state_dict()
             return tensors_sha256(self._model) if has_tensors else "none"
         path = Path(weights)
-        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-        if not files:
+        if path.is_file():
+            return f"sha256:{sha256_of(path)}"
+        sums = "".join(sha256_of(file) for file in sorted(path.rglob("*")) if file.is_file())
+        if not sums:
             raise PluginError(f"{self.name}: weights {path} not found")
-        sums = [sha256_of(file) for file in files]
-        return f"sha256:{sums[0] if path.is_file() else hashlib.sha256(''.join(sums).encode()).hexdigest()}"
+        return f"sha256:{hashlib.sha256(sums.encode()).hexdigest()}"
 
     def _code(self) -> str:
         source = self._module.__file__
@@ -139,9 +140,8 @@ def _import(name: EncoderName) -> ModuleType:
         sys.modules[spec.name] = module
         spec.loader.exec_module(module)
         return module
-    except ImportError as error:
-        beside = path.parent / f"{error.name}.py"
-        hint = f"; it is beside the file: set PYTHONPATH={path.parent}" if error.name and beside.is_file() else ""
-        raise PluginError(f"{name} cannot be imported: {error}{hint}") from error
     except Exception as error:
-        raise PluginError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+        problem = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, ImportError) and error.name and (path.parent / f"{error.name}.py").is_file():
+            problem += f"; it is beside the file: set PYTHONPATH={path.parent}"
+        raise PluginError(f"{name} cannot be imported: {problem}") from error

@@ -57,8 +57,7 @@ class TransformersEncoder(PlugIn):
         self.is_fixed_length = all(value.shape == inputs[1][key].shape for key, value in inputs[0].items())
         code = f"transformers {type(self._model).__name__}, settings {self._settings()}"
         code += ", clips of one length" * self.is_fixed_length
-        checkpoint = tensors_sha256(self._model)
-        self.info = self.describe(self._model, checkpoint, code, self.pad_to, packages=("transformers",))
+        self.info = self.describe(self._model, tensors_sha256(self._model), code, self.pad_to, ("transformers",))
 
     @torch.no_grad()
     def states(self, audio: Array, layers: Collection[str]) -> dict[str, torch.Tensor]:
@@ -95,15 +94,13 @@ class TransformersEncoder(PlugIn):
             elif values.ndim == 3:
                 outputs += [Output(layer, pool, values.shape[2]) for pool in POOLS]
         if not outputs or outputs[0].layer != LAST:
-            raise PluginError(
-                f"{self.name}: its last_hidden_state is not (clips, time, numbers), so it cannot be pooled"
-            )
+            raise PluginError(f"{self.name}: its {LAST} is not (clips, time, numbers), so it cannot be pooled")
         return tuple(outputs)
 
 
 def _refuse_missing(name: EncoderName, model: Any, loaded: Any) -> None:
-    """PluginError if weights are missing, which transformers would draw at random. Those that mask inputs in training are not
-    used here; they are set to 0, so that the checksum is the same every time."""
+    """PluginError if weights are missing, which transformers would draw at random. UNUSED ones are set to 0, so that the
+    checksum is the same every time."""
     missing = [str(key) for what in ("missing_keys", "mismatched_keys") for key in loaded[what]]
     needed = [key for key in missing if not key.endswith(UNUSED)]
     if needed:
@@ -123,12 +120,10 @@ def _load(name: EncoderName, trust_remote_code: bool) -> tuple[Any, Any]:
         raise PluginError(f"{name} needs transformers, which is not installed: {INSTALL}") from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    trust = {"trust_remote_code": trust_remote_code}
+    source = {"pretrained_model_name_or_path": name.place, "trust_remote_code": trust_remote_code}
     try:
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(name.place, **trust)
-        model, loaded = transformers.AutoModel.from_pretrained(
-            name.place, dtype=torch.float32, output_loading_info=True, **trust
-        )
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(**source)
+        model, loaded = transformers.AutoModel.from_pretrained(**source, dtype=torch.float32, output_loading_info=True)
     except Exception as error:
         text = " ".join(str(error).split())
         if "trust_remote_code" in text:

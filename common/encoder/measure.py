@@ -57,23 +57,22 @@ class CheckRecord(BaseModel):
     @classmethod
     def load(cls, path: Path) -> CheckRecord:
         """Read what ``--json`` wrote; UserError if it is damaged."""
-        return read_record(
-            path, cls, lambda _: UserError(f"{path} is damaged; run python -m common.encoder.check again")
-        )
+        damaged = UserError(f"{path} is damaged; run python -m common.encoder.check again")
+        return read_record(path, cls, lambda _: damaged)
 
 
 def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord:
     """Measure an encoder's properties with noise, silence and tones; `output` is one of its own, None the default one."""
-    output = output or encoder.default_output
+    output, info = output or encoder.default_output, encoder.info
     measurement = _Measurement(encoder, output)
     return CheckRecord(
-        encoder=encoder.info.encoder,
-        checkpoint=encoder.info.checkpoint,
+        encoder=info.encoder,
+        checkpoint=info.checkpoint,
         sample_rate=encoder.sample_rate,
         output=output.name,
         width=output.width,
-        parameters=encoder.info.parameters,
-        min_samples=encoder.info.min_samples,
+        parameters=info.parameters,
+        min_samples=info.min_samples,
         speed=measurement.speed(),
         device=str(encoder.device),
         cpu=describe_cpu(),
@@ -103,16 +102,14 @@ class _Measurement:
         sounds, rate = self.sounds, self.encoder.sample_rate
         # Some encoders treat long clips in another way.
         long = [np.concatenate([sounds[place] for place in order] * 2) for order in ((0, 1, 2, 0), (2, 1, 0, 1))]
-        together, long_together = self.embed(sounds), self.embed(long)
-
-        def alone(waveforms: Sequence[Array]) -> Array:
-            return np.concatenate([self.embed([waveform]) for waveform in waveforms])
-
+        together = self.embed(sounds)
+        both = np.concatenate([together, self.embed(long)])
+        alone = np.concatenate([self.embed([waveform]) for waveform in (*sounds, *long)])
         beside = self.embed([sounds[1][: rate // 2], sounds[0], np.tile(sounds[2], 2)])[1:2]
-        yield _same("the same twice", (self.embed(sounds), together), (self.embed(long), long_together))
-        yield _same("alone as in a batch", (alone(sounds), together), (alone(long), long_together))
-        yield _same("in any order", (self.embed(sounds[::-1])[::-1], together))
-        yield _same("beside clips of other lengths", (beside, together[:1]))
+        yield _same("the same twice", np.concatenate([self.embed(sounds), self.embed(long)]), both)
+        yield _same("alone as in a batch", alone, both)
+        yield _same("in any order", self.embed(sounds[::-1])[::-1], together)
+        yield _same("beside clips of other lengths", beside, together[:1])
         # An encoder that says the same of every sound says nothing.
         least = min(_error(first[None], second[None]) for first, second in itertools.combinations(together, 2))
         yield Property("different sounds differ", least > SAME, f"relative difference {least:.1e} or more")
@@ -131,11 +128,11 @@ class _Measurement:
         for name, waveform in extremes.items():
             try:
                 is_finite = bool(np.isfinite(self.embed([waveform])).all())
-                padded = f"padded to {least:,} samples, " if len(waveform) < least else ""
-                measured = padded + ("finite" if is_finite else "NaN or infinity")
+                measured = "finite" if is_finite else "NaN or infinity"
             except UserError as error:
                 is_finite, measured = False, str(error)
-            yield Property(f"{name}: finite numbers", is_finite, measured)
+            padded = f"padded to {least:,} samples, " if len(waveform) < least else ""
+            yield Property(f"{name}: finite numbers", is_finite, padded + measured)
         try:
             self.embed([np.append(first, np.float32(np.nan))])
             yield Property("NaN is refused", False, "embedded without a word")
@@ -146,7 +143,6 @@ class _Measurement:
         """What changes an embedding, where neither answer is wrong."""
         together, rate = self.embed(self.sounds), self.encoder.sample_rate
         yield _change("half the amplitude", self.embed([0.5 * sound for sound in self.sounds]), together)
-        # So that nothing is padded that need not be.
         padded = [np.pad(sound, (0, rate)) for sound in self.sounds]
         yield _change("1 s of silence appended", self.embed(padded), together)
         # Some models cut a clip after some seconds.
@@ -176,9 +172,9 @@ def _error(embeddings: Array, reference: Array) -> float:
     return float((difference / np.linalg.norm(reference, axis=1).clip(min=1e-12)).max())
 
 
-def _same(name: str, *pairs: tuple[Array, Array]) -> Property:
-    """Whether all pairs of (N, width) are the same; NaN is not."""
-    error = float(np.max([_error(embeddings, reference) for embeddings, reference in pairs]))
+def _same(name: str, embeddings: Array, reference: Array) -> Property:
+    """Whether two (N, width) are the same; NaN is not."""
+    error = _error(embeddings, reference)
     measured = "to the last bit" if error == 0 else f"relative difference {error:.1e}"
     return Property(name, error <= SAME, measured)
 

@@ -29,16 +29,6 @@ class PluginError(UserError):
     """An encoder from outside cannot be loaded, or fails."""
 
 
-def by_length(waveforms: Sequence[Array], sample_rate: int) -> Iterator[list[int]]:
-    """Row numbers of waveforms that may share a batch: those of one length, up to BATCH_S seconds together."""
-    rows: dict[int, list[int]] = {}
-    for row, waveform in enumerate(waveforms):
-        rows.setdefault(len(waveform), []).append(row)
-    for length, same_length in rows.items():
-        size = max(1, int(BATCH_S * sample_rate / length))
-        yield from (same_length[start : start + size] for start in range(0, len(same_length), size))
-
-
 class PlugIn(Encoder):
     """An `Encoder` from outside. The clips of a call share a batch only if they have the same length."""
 
@@ -58,7 +48,7 @@ class PlugIn(Encoder):
         """As `Encoder.embed_outputs`; errors as for `states`."""
         checked = check_waveforms(waveforms, self.pad_to)
         embeddings = {output: torch.empty(len(checked), output.width) for output in outputs}
-        for rows in by_length(checked, self.sample_rate):
+        for rows in self._batches(checked):
             states = self.states(np.stack([checked[row] for row in rows]), {output.layer for output in outputs})
             for output in outputs:
                 values = states[output.layer]
@@ -68,29 +58,39 @@ class PlugIn(Encoder):
                 embeddings[output][rows] = pooled.cpu().float()
         return embeddings
 
+    def _batches(self, waveforms: Sequence[Array]) -> Iterator[Array]:
+        """Row numbers of waveforms of one length, up to BATCH_S seconds together."""
+        lengths = np.array([len(waveform) for waveform in waveforms], dtype=int)
+        for length in np.unique(lengths):
+            rows, size = np.flatnonzero(lengths == length), max(1, int(BATCH_S * self.sample_rate / length))
+            yield from np.split(rows, range(size, len(rows), size))
+
     def find_min_samples(self) -> int:
         """The fewest samples of noise of which the encoder gives finite numbers, by bisection.
 
         Raises:
             PluginError: it fails even for 10 s; the cause is that failure.
         """
-        noise = 0.1 * np.random.default_rng(0).standard_normal(int(LONGEST_MINIMUM_S * self.sample_rate))
-        waveform = noise.astype(np.float32)
+        longest = int(LONGEST_MINIMUM_S * self.sample_rate)
+        noise = (0.1 * np.random.default_rng(0).standard_normal(longest)).astype(np.float32)
+
+        def is_finite(samples: int) -> bool:
+            embedded = self.embed_outputs([noise[:samples]], self.outputs)
+            return all(bool(values.isfinite().all()) for values in embedded.values())
 
         def works(samples: int) -> bool:
             try:
-                embedded = self.embed_outputs([waveform[:samples]], self.outputs)
+                return is_finite(samples)
             except PluginError:
                 return False
-            return all(bool(values.isfinite().all()) for values in embedded.values())
 
-        low, high = 0, 1  # fails (nothing to embed), perhaps works
-        while high < len(waveform) and not works(high):
-            low, high = high, min(2 * high, len(waveform))
-        if not works(high):
-            self.embed_outputs([waveform], self.outputs)  # raises the plug-in's own error, if it has one
+        high = 1
+        while high < longest and not works(high):
+            high = min(2 * high, longest)
+        if high == longest and not is_finite(high):  # or the plug-in's own error
             raise PluginError(f"{self.name} gives NaN or infinity for {LONGEST_MINIMUM_S:.0f} s of noise")
-        return low + 1 + bisect.bisect_left(range(low + 1, high), True, key=works)
+        low = high // 2 + 1  # half of it fails
+        return low + bisect.bisect_left(range(low, high), True, key=works)
 
     def describe(
         self, model: object, checkpoint: str, code: str, min_samples: int, packages: tuple[str, ...] = ()
