@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.plots import Panel, plot_heads
-from analysis.scores import ENCODERS_FOLDER, WIDTH, Run, by_task, scores
+from analysis.scores import ENCODERS_FOLDER, WIDTH, Run, by_task
 from common.datasets import Metric
 from common.encoder.measure import CheckRecord
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
 from common.evaluation.predictions import KEYS
 from common.evaluation.rankings import Rankings
-from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record, ScoreKind
+from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record
 from common.evaluation.scores import Hits
 from common.features import FeatureFileError
 from common.files import write_atomically, write_csv
@@ -32,8 +32,7 @@ Judged = Mapping[str, Hits | Rankings]  # by encoder
 
 
 class EncoderCost(Record):
-    """What an encoder costs, and its mean rank (1: best) with each head over the tasks that all encoders have; None, or
-    empty, where it is unknown."""
+    """What an encoder costs, and its mean rank (1: best) over the tasks that all encoders have; None or empty: unknown."""
 
     encoder: str
     parameters: int | None
@@ -80,8 +79,7 @@ class EncoderScore(Record):
     @property
     def words(self) -> str:
         """In percent, with its interval, and ``*`` if it leads."""
-        between = "" if self.interval is None else f" ({range_of(self.interval).replace(' to ', '-')})"
-        return percent(self.score) + between + "*" * self.leads
+        return percent(self.score) + f" ({range_of(self.interval)})" * (self.interval is not None) + "*" * self.leads
 
 
 class Pair(ComparisonRecord):
@@ -100,15 +98,14 @@ class Pair(ComparisonRecord):
 
 
 class EncodersRecord(Record):
-    """The content of encoders.json, in the order of the runs; what is not compared, and why; and how the numbers were made,
-    for a paper."""
+    """The content of encoders.json, in the order of the runs."""
 
     encoders: list[EncoderCost]
     tasks: list[ComparedTask]
     scores: list[EncoderScore]
     pairs: list[Pair]
-    left_out: list[str]
-    method: str
+    left_out: list[str]  # runs that are not compared, and why
+    method: str  # how the numbers were made, for a paper
 
     @property
     def quantity(self) -> str:
@@ -154,11 +151,16 @@ def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> E
     pairs = [pair for of_task, judged in compared for pair in _pairs(of_task[0], judged)]
     corrected = holm([pair.p_value for pair in pairs])
     pairs = [pair.model_copy(update={"holm_p_value": value}) for pair, value in zip(pairs, corrected, strict=True)]
+    tasks: list[ComparedTask] = []
+    scores: list[EncoderScore] = []
+    for of_task, judged in compared:
+        tasks.append(_describe(of_task[0], len(pairs)))
+        scores += _scores(tasks[-1], of_task, judged, pairs)
     all_runs = [run for of_task, _ in compared for run in of_task]
     return EncodersRecord(
-        encoders=_costs(all_runs, costs),
-        tasks=[_describe(of_task[0], len(pairs)) for of_task, _ in compared],
-        scores=[score for of_task, judged in compared for score in _scores(of_task, judged, pairs)],
+        encoders=_costs(all_runs, costs, _mean_ranks(scores)),
+        tasks=tasks,
+        scores=scores,
         pairs=pairs,
         left_out=left_out,
         method=_method(all_runs, len(pairs)),
@@ -197,47 +199,52 @@ def _judged(runs: Sequence[Run]) -> dict[HeadKind, Judged]:
     first = runs[0].predictions()[list(KEYS)]
     for run in runs[1:]:
         if not run.predictions()[list(KEYS)].equals(first):
-            raise FeatureFileError(
-                f"{run.folder} and {runs[0].folder} hold predictions of different clips; classify both again"
-            )
-    judged = {run.encoder: run.judged() for run in runs}
-    return {head: {encoder: by_head[head] for encoder, by_head in judged.items()} for head in HEADS}
+            both = f"{run.folder} and {runs[0].folder}"
+            raise FeatureFileError(f"{both} hold predictions of different clips; classify both again")
+    by_run = [(run.encoder, run.judged()) for run in runs]
+    return {head: {encoder: judged[head] for encoder, judged in by_run} for head in HEADS}
 
 
 def _describe(run: Run, n_tests: int) -> ComparedTask:
-    protocol = run.first_protocol
+    protocol, features = run.first_protocol, run.record.features
+    metric, n_units = protocol.majority_class.metric, protocol.comparison.n_units
     return ComparedTask(
         task=run.study.name,
         title=run.study.task.title,
         division=protocol.division,
         hash=protocol.identity.hash,
-        metric=protocol.majority_class.metric,
-        clips=run.record.features.clips,
-        classes=len(run.record.features.class_names),
+        metric=metric,
+        clips=features.clips,
+        classes=len(features.class_names),
         chance=protocol.majority_class.score,
         units=protocol.comparison.units,
-        n_units=protocol.comparison.n_units,
-        can_tell=can_tell(protocol.comparison.n_units, n_tests, protocol.majority_class.metric),
+        n_units=n_units,
+        can_tell=can_tell(n_units, n_tests, metric),
     )
 
 
-def _scores(runs: Sequence[Run], judged: Mapping[HeadKind, Judged], pairs: Sequence[Pair]) -> Iterator[EncoderScore]:
-    task, protocol = runs[0].study.name, runs[0].first_protocol
-    tells = can_tell(protocol.comparison.n_units, len(pairs), protocol.majority_class.metric)
+def _scores(
+    task: ComparedTask, runs: Sequence[Run], judged: Mapping[HeadKind, Judged], pairs: Sequence[Pair]
+) -> Iterator[EncoderScore]:
     for head in HEADS:
-        first, scored = _share_first(judged[head]), {run.encoder: run.first_protocol.heads[head] for run in runs}
-        best = max(scored, key=lambda encoder: scored[encoder].score)
-        differ = [{pair.first, pair.second} for pair in pairs if (pair.task, pair.head) == (task, head) and pair.differ]
+        first = _share_first(judged[head])
+        best = max(runs, key=lambda run: run.first_protocol.heads[head].score).encoder
+        differ = [
+            {pair.first, pair.second}
+            for pair in pairs
+            if (pair.task, pair.head, pair.differ) == (task.task, head, True)
+        ]
         for run in runs:
+            scored = run.first_protocol.heads[head]
             yield EncoderScore(
-                task=task,
+                task=task.task,
                 encoder=run.encoder,
                 folder=str(run.folder),
                 head=head,
-                score=scored[run.encoder].score,
-                interval=scored[run.encoder].interval,
+                score=scored.score,
+                interval=scored.interval,
                 first=first[run.encoder],
-                leads=tells and {best, run.encoder} not in differ,
+                leads=task.can_tell and {best, run.encoder} not in differ,
             )
 
 
@@ -261,9 +268,11 @@ def _pairs(run: Run, judged: Mapping[HeadKind, Judged]) -> Iterator[Pair]:
             yield Pair(**compared.model_dump(), task=run.study.name, head=head, first=first, second=second)
 
 
-def _costs(runs: Sequence[Run], measured: Mapping[str, CheckRecord]) -> list[EncoderCost]:
+def _costs(
+    runs: Sequence[Run], measured: Mapping[str, CheckRecord], ranks: Mapping[str, dict[HeadKind, float]]
+) -> list[EncoderCost]:
     """Of every encoder, as its last run has it."""
-    ranks, costs = _mean_ranks(runs), {}
+    costs = {}
     for run in runs:
         features, check = run.record.features, measured.get(run.record.features.slug)
         if check is not None and check.checkpoint != features.checkpoint:
@@ -280,55 +289,48 @@ def _costs(runs: Sequence[Run], measured: Mapping[str, CheckRecord]) -> list[Enc
     return list(costs.values())
 
 
-def _mean_ranks(runs: Sequence[Run]) -> dict[str, dict[HeadKind, float]]:
+def _mean_ranks(scores: Sequence[EncoderScore]) -> dict[str, dict[HeadKind, float]]:
     """Encoder -> head -> mean rank over the tasks that all encoders have; equal scores share their ranks."""
-    table = scores(runs)
-    table = table[(table["kind"] == ScoreKind.HEAD) & table["metric"].isin(list(Metric))]
-    table = table[table["protocol"] == table.groupby("run")["protocol"].transform("first")]
-    score = table.pivot_table(index=["encoder", "head"], columns="task", values="value").dropna(axis=1)
-    ranks = score.groupby("head").rank(ascending=False).mean(axis=1).dropna().unstack()
+    table = pd.DataFrame([(row.encoder, row.head, row.task, row.score) for row in scores])
+    shared = table.pivot(index=[0, 1], columns=2, values=3).dropna(axis=1)
+    ranks = shared.groupby(level=1).rank(ascending=False).mean(axis=1).dropna().unstack()
     return {str(encoder): {head: float(row[head]) for head in HEADS} for encoder, row in ranks.iterrows()}
 
 
 def _method(runs: Sequence[Run], n_tests: int) -> str:
     """How the numbers were made, as a paragraph for a paper; what differs between tasks is said with the tasks."""
-    words = pd.DataFrame([_settings(run) for run in runs])
     metrics = {run.first_protocol.majority_class.metric for run in runs}
     tests = ["permutation tests that swap them in whole groups"] * (Metric.ACCURACY in metrics)
     tests += ["t tests of the jackknife's differences (mAP)"] * (Metric.MACRO_MAP in metrics)
-    said = {}
-    for name in ("recipe", "epoch", "seeds", "versions"):
-        tasks = words.groupby(name, sort=False)["task"].unique()
-        listed = [f"{text} (for {', '.join(titles)})" for text, titles in tasks.items()]
-        said[name] = " or ".join(listed) if len(listed) > 1 else tasks.index[0]
+    said: dict[str, dict[str, None]] = {}  # how a task's numbers were made -> the titles of its tasks
+    for run in runs:
+        said.setdefault(_settings(run), {})[run.study.task.title] = None
+    settings = [text + f" (for {', '.join(titles)})" * (len(said) > 1) for text, titles in said.items()]
+    divisions = dict.fromkeys(f"{run.study.task.title} ({run.first_protocol.division})" for run in runs)
     return (
         f"Encoders are frozen. On their embeddings we train a linear head and a head of three linear layers with "
-        f"{said['recipe']}, {said['epoch']}; {said['seeds']}. Data sets and divisions: "
-        f"{'; '.join(words['division'].unique())}. "
+        f"{'; or with '.join(settings)}. Data sets and divisions: {'; '.join(divisions)}. "
         f"We report the {Metric.words(metrics)}, averaged over folds and seeds, with 95 % intervals by the jackknife over groups "
         f"(Student's t; of shares in Wilson's form, of mAP for its logit). Encoders are compared on the same test clips by "
-        f"{' or '.join(tests)}, corrected for {n_tests} comparisons (Holm). Computed with {said['versions']}."
+        f"{' or '.join(tests)}, corrected for {n_tests} comparisons (Holm)."
     )
 
 
-def _settings(run: Run) -> dict[str, str]:
+def _settings(run: Run) -> str:
     """How the numbers of one run were made."""
-    task, config, protocol = run.study.task.title, run.record.config, run.first_protocol
+    config, protocol = run.record.config, run.first_protocol
     fits = "; ".join(
         f"{head}: {recipe.epochs} epochs, batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g}, "
         f"scaler {recipe.scaler}"
         for head, recipe in {"linear": config.recipe_linear, "three-layer": config.recipe_three_layer}.items()
     )
     refit = " and the head refitted on training and validation clips" * protocol.refit
+    epoch = f"the epoch chosen on validation clips{refit}" if protocol.chooses_epoch else "the last epoch kept"
     versions = ", ".join(f"{name} {version}" for name, version in run.record.versions.items())
-    return {
-        "task": task,
-        "division": f"{task} ({protocol.division})",
-        "recipe": f"the {config.recipe} recipe ({fits}; scalers are fitted on training clips alone)",
-        "epoch": f"the epoch chosen on validation clips{refit}" if protocol.chooses_epoch else "the last epoch kept",
-        "seeds": f"{len(protocol.seeds)} seed{'s' * (len(protocol.seeds) > 1)}",
-        "versions": f"{versions} on {run.record.cpu}",
-    }
+    return (
+        f"the {config.recipe} recipe ({fits}; scalers are fitted on training clips alone), {epoch}, "
+        f"{len(protocol.seeds)} seed{'s' * (len(protocol.seeds) > 1)}, computed with {versions} on {run.record.cpu}"
+    )
 
 
 def encoder_table(record: EncodersRecord, head: HeadKind) -> Table:
@@ -341,10 +343,8 @@ def encoder_table(record: EncodersRecord, head: HeadKind) -> Table:
         ["audio s/s", *("-" if cost.speed is None else f"{cost.speed:,.0f}" for cost in costs), ""],
     ]
     for task in record.tasks:
-        scores = (heads.get(head) for heads in record.heads_of(task).values())
-        columns.append(
-            [task.heading, *("-" if score is None else score.words for score in scores), percent(task.chance)]
-        )
+        cells = [heads[head].words if heads else "-" for heads in record.heads_of(task).values()]
+        columns.append([task.heading, *cells, percent(task.chance)])
     if any(cost.mean_rank for cost in costs):
         columns.append(["mean rank", *(f"{cost.mean_rank[head]:.1f}" for cost in costs), ""])
     return [list(row) for row in zip(*columns, strict=True)]
@@ -355,10 +355,9 @@ def pair_table(record: EncodersRecord) -> Table:
     titles = {task.task: task.title for task in record.tasks}
     table = [["task", "head", "first", "second", "first - second", "95 %", "p", "p, Holm"]]
     for pair in record.pairs:
-        interval = "-" if pair.interval is None else " to ".join(f"{100 * end:+.1f}" for end in pair.interval)
         p_values = ["-" if value is None else f"{value:.2g}" for value in (pair.p_value, pair.holm_p_value)]
         names = [titles[pair.task], head_title(pair.head), pair.first, pair.second]
-        table.append([*names, f"{100 * pair.difference:+.1f}", interval, *p_values])
+        table.append([*names, f"{100 * pair.difference:+.1f}", range_of(pair.interval), *p_values])
     return table
 
 
@@ -366,36 +365,26 @@ def ranking_table(record: EncodersRecord) -> Table:
     """How stable each task's first place is: the share of group bootstraps in which an encoder is first."""
     columns = [["first in % of bootstraps", *(cost.encoder for cost in record.encoders)]]
     for task, head in itertools.product(record.tasks, HEADS):
-        known = [heads[head].first if heads else None for heads in record.heads_of(task).values()]
-        title = f"{task.title}, {head_title(head)}"
-        columns.append([title, *("-" if share is None else f"{100 * share:.0f}" for share in known)])
+        shares = [heads[head].first if heads else None for heads in record.heads_of(task).values()]
+        cells = ["-" if share is None else f"{100 * share:.0f}" for share in shares]
+        columns.append([f"{task.title}, {head_title(head)}", *cells])
     return [list(row) for row in zip(*columns, strict=True)]
 
 
 def reading_notes(record: EncodersRecord) -> list[str]:
     """What a reader must know about the tables."""
-    few = [f"{task.title} ({task.n_units})" for task in record.tasks if task.n_units < 20 and task.can_tell]
-    too_few = [f"{task.title} ({task.n_units})" for task in record.tasks if not task.can_tell]
+    few = [f"{task.title} ({task.n_units})" for task in record.tasks if task.n_units < 20 or not task.can_tell]
     unknown = ", ".join(task.title for task in record.tasks if task.units == "clips")
     lines = [
         "* the best of its column, and all that are not significantly worse: paired by groups, corrected for "
         f"{len(record.pairs)} tests (Holm), level {LEVEL:g}.",
         "Intervals are of each score for itself; whether two encoders differ is in the table of pairs.",
+        "Mean rank: over the tasks that every encoder has.",
     ]
     if unknown:
         lines.append(f"Which clips are related is unknown in {unknown}: there single clips are swapped and resampled.")
     if few:
-        lines.append(f"Few groups, so wide intervals and weak tests: {', '.join(few)}.")
-    if too_few:
-        lines.append(
-            f"Too few groups for any difference to be significant, so nothing is marked: {', '.join(too_few)}; below "
-            f"{MIN_GROUPS} groups there is no interval either."
-        )
-    shared = [task.title for task in record.tasks if all(record.heads_of(task).values())]
-    if not shared:
-        lines.append("No mean rank: no task has been run with every encoder.")
-    elif len(shared) < len(record.tasks):
-        lines.append(f"Mean rank: over {', '.join(shared)}, which every encoder has.")
+        lines.append(f"Few groups, so weak tests, and no mark where none can be significant: {', '.join(few)}.")
     measured = "; ".join(sorted({cost.measured_on for cost in record.encoders if cost.measured_on}))
     if measured:
         lines.append(f"audio s/s: seconds of audio per second, clips of 5 s one by one, on {measured}.")
@@ -423,29 +412,21 @@ def captioned_tables(record: EncodersRecord) -> list[tuple[str, Table, int]]:
 
 def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "png") -> list[Path]:
     """Write encoders.json, .csv (every pair), .md, .tex and a picture into `folder`."""
-    heads = {head_title(head): encoder_table(record, head) for head in HEADS}
-    notes = reading_notes(record)
-    parts = [
-        f"**{head.capitalize()} head** ({record.quantity}, percent)\n\n{as_markdown(table)}"
-        for head, table in heads.items()
-    ]
-    parts.append("\n".join(f"- {line}" for line in notes))
-    parts += [as_markdown(ranking_table(record)), as_markdown(pair_table(record), left=4), record.method]
-    tex = "\n".join(f"% {head} head\n{as_latex(table)}" for head, table in heads.items())
-    comments = "".join(f"% {line}\n" for line in notes)
-    contents = {
-        "encoders.json": record.model_dump_json(indent=1) + "\n",
-        "encoders.md": "\n\n".join(parts) + "\n",
-        "encoders.tex": f"{tex}{comments}\n{escape_latex(record.method)}\n",
-    }
-    for name, content in contents.items():
-        write_atomically(folder / name, content.encode())
+    tables, notes = captioned_tables(record), reading_notes(record)
+    parts = [f"**{caption}**\n\n{as_markdown(table, left)}" for caption, table, left in tables]
+    parts += ["\n".join(f"- {line}" for line in notes), record.method]
+    tex = [f"% {caption}\n{as_latex(table)}" for caption, table, _ in tables[: len(HEADS)]]
+    tex += [*(f"% {line}\n" for line in notes), f"\n{escape_latex(record.method)}\n"]
+    files = [folder / f"encoders.{ending}" for ending in ("json", "md", "tex", "csv", figure_format)]
+    contents = (record.model_dump_json(indent=1) + "\n", "\n\n".join(parts) + "\n", "".join(tex))
+    for path, content in zip(files, contents, strict=False):
+        write_atomically(path, content.encode())
     header = ("task", "head", "first", "second", "difference", "low", "high", "p_value", "holm_p_value")
     rows: list[Sequence[object]] = [header]
     for pair in record.pairs:
         figures = (pair.difference, *(pair.interval or (None, None)), pair.p_value, pair.holm_p_value)
         rows.append((pair.task, pair.head, pair.first, pair.second, *figures))  # shares, not percent
-    write_csv(folder / "encoders.csv", rows)
+    write_csv(files[-2], rows)
     panels = [
         Panel(
             f"{task.heading}\n({task.clips:,} clips, {task.classes} classes)",
@@ -455,6 +436,5 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
         for task in record.tasks
     ]
     caption = "95 % intervals of each score by groups; whether two encoders differ is in the table of pairs."
-    names = [cost.encoder for cost in record.encoders]
-    plot_heads(panels, names, f"{record.quantity}, %", caption, folder / f"encoders.{figure_format}")
-    return [folder / name for name in (*contents, "encoders.csv", f"encoders.{figure_format}")]
+    plot_heads(panels, [cost.encoder for cost in record.encoders], f"{record.quantity}, %", caption, files[-1])
+    return files

@@ -29,7 +29,7 @@ from common.evaluation.record import ComparisonRecord
 from common.evaluation.scores import compare_heads, main_score
 from common.features import ENCODER_SETTINGS, FeatureSet
 from common.files import write_json
-from common.heads import Job, Recipe, fit_recipe_scaler, fit_scaler, recipe_for
+from common.heads import Job, fit_recipe_scaler, fit_scaler, recipe_for
 from common.progress import progress_bar
 from common.text_table import percent
 
@@ -59,8 +59,7 @@ class Heat(NamedTuple):
 
 
 class TransferCost(ComparisonRecord):
-    """What a task's linear head loses with what was fitted on another task's clips; nothing with that of its training
-    clips, where the source is the target."""
+    """What a task's linear head loses with what was fitted on another task's clips, or, as source, its own training clips."""
 
     target: str
     source: str
@@ -74,11 +73,8 @@ class TransferCost(ComparisonRecord):
 
 
 class SimilarityRecord(AnalysisRecord):
-    """The content of similarity.json: every measure between every two tasks, and the costs of transfers.
-
-    On the diagonal of a measure: two halves of the same task, the value of "no different" at this number of clips. Every
-    value is the mean over random halvings.
-    """
+    """The content of similarity.json: every measure between every two tasks, on the diagonal between two halves of one; and
+    the costs of transfers."""
 
     script = "analysis/task_similarity.py"
 
@@ -95,28 +91,28 @@ class SimilarityRecord(AnalysisRecord):
         names = list(self.tasks)
         for measure, (title, how) in MEASURES.items():
             caption = (
-                f"{how}. Features standardised together. {self.clips_of_each:,} clips of each task. Diagonal: two halves of "
-                f"the same task, so this is what no difference looks like; means of {self.halvings} halvings."
+                f"{how}. Features standardised together, {self.clips_of_each:,} clips of each task, means of {self.halvings} "
+                "halvings. Diagonal: two halves of the same task, which is what no difference looks like."
             )
             if measure == "subspace":
                 caption += f" By chance {PRINCIPAL / self.dimensions:.2f}."
             values = pd.DataFrame(self.measures[measure], names, names)
             yield Heat(f"similarity_{measure}", title, caption, values)
-        clips = ", ".join(f"{name} {count:,}" for name, count in self.tasks.items())
         caption = (
             "Row: the task that is scored, by its official division, linear head, one seed. Column: the task whose clips "
             "the scaler or subspace was fitted on. Difference in score to the task's own, points (red: loss); in "
-            f"brackets where its 95 % interval covers 0. Clips: {clips}."
+            "brackets where its 95 % interval covers 0."
         )
         for what, title in COSTS.items() if self.transfer else ():
-            costs = {(cost.target, cost.source): cost for cost in self.transfer if cost.what == what}
-            rows = [f"{name} (own: {percent(costs[name, name].score)} %)" for name in names]
-            cells = [
-                [costs.get((target, source)) if source != target else None for source in names] for target in names
-            ]
-            points = [[np.nan if cost is None else 100 * cost.difference for cost in row] for row in cells]
-            uncertain = np.array([[cost is None or cost.is_uncertain for cost in row] for row in cells])
-            yield Heat(f"transfer_{what}", title, caption, pd.DataFrame(points, rows, names), uncertain)
+            points, is_uncertain = np.full((len(names),) * 2, np.nan), np.ones((len(names),) * 2, dtype=bool)
+            rows = list(names)
+            for cost in (cost for cost in self.transfer if cost.what == what):
+                row, column = names.index(cost.target), names.index(cost.source)
+                if row == column:
+                    rows[row] += f" (own: {percent(cost.score)} %)"
+                else:
+                    points[row, column], is_uncertain[row, column] = 100 * cost.difference, cost.is_uncertain
+            yield Heat(f"transfer_{what}", title, caption, pd.DataFrame(points, rows, names), is_uncertain)
 
 
 def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
@@ -131,11 +127,9 @@ def comparable(runs: Sequence[Run], most: int) -> dict[str, FeatureSet]:
         tasks[run.study.name] = features.subset(balanced_rows(features.strata, np.array(sides), most))
     made = {name: tuple(map(features.meta.get, ENCODER_SETTINGS)) for name, features in tasks.items()}
     chosen, _ = Counter(made.values()).most_common(1)[0]
-    for name, settings in made.items():
-        if settings != chosen:
-            different = (key for key, a, b in zip(ENCODER_SETTINGS, settings, chosen, strict=True) if a != b)
-            print(f"{name} is left out: its features were not made like those of most tasks ({', '.join(different)})")
-            del tasks[name]
+    for name in [name for name, settings in made.items() if settings != chosen]:
+        print(f"{name} is left out: another encoder, layer or other setting made its features")
+        del tasks[name]
     return tasks
 
 
@@ -168,7 +162,7 @@ def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with
         clips_of_each=half,
         halvings=HALVINGS,
         measures={name: (matrix + np.triu(matrix, 1).T).tolist() for name, matrix in measures.items()},
-        transfer=_transfers(tasks, runs) if with_transfer else [],
+        transfer=list(_transfers(tasks, runs)) if with_transfer else [],
     )
 
 
@@ -180,14 +174,12 @@ def _halves(rows: Array, groups: Array, rng: np.random.Generator) -> tuple[Array
     return rows[order[:half]], rows[order[half : 2 * half]]
 
 
-def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> list[TransferCost]:
-    costs: list[TransferCost] = []
+def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> Iterator[TransferCost]:
+    data = {name: runs[name].study.download[0][0] for name in tasks}
     for target in progress_bar(iterable=list(tasks), desc="transfers", unit="task"):
         # Not from another version of the same data: its clips may be the target's test clips.
-        data = runs[target].study.download[0][0]
-        others = {name: features for name, features in tasks.items() if runs[name].study.download[0][0] != data}
-        costs += transfer_costs(target, tasks[target], others, runs[target].record.config.fit_config)
-    return costs
+        others = {name: features for name, features in tasks.items() if data[name] != data[target]}
+        yield from transfer_costs(target, tasks[target], others, runs[target].record.config.fit_config)
 
 
 def transfer_costs(
@@ -207,8 +199,13 @@ def transfer_costs(
     fitter = HeadFitter(config.model_copy(update={"scaler": "none", "whiten_eps": None}), torch.device("cpu"))
 
     def fit(what: str, fitted_on: Array, its_jobs: Sequence[Job]) -> list[Outcome]:
-        rows = np.ascontiguousarray(_transformed(raw, fitted_on, recipe, what == "subspace"), np.float32)
-        return fitter.outcomes("linear", replace(features, features=torch.from_numpy(rows)), its_jobs)
+        if what == "subspace":  # of standardised rows: whitened ones have no principal directions
+            standard = fit_scaler("standard", fitted_on)
+            rows = standard(raw) @ principal_subspace(standard(fitted_on).astype(np.float64)).astype(np.float32)
+        else:
+            rows = fit_recipe_scaler(recipe, fitted_on)(raw)
+        scaled = torch.from_numpy(np.ascontiguousarray(rows, np.float32))
+        return fitter.outcomes("linear", replace(features, features=scaled), its_jobs)
 
     for what in COSTS:
         outcomes = {target: [outcome for job in jobs for outcome in fit(what, raw[job.split.train], [job])]}
@@ -219,20 +216,9 @@ def transfer_costs(
             yield TransferCost(**compared, target=target, source=source, what=what, score=score)
 
 
-def _transformed(raw: Array, fitted_on: Array, recipe: Recipe, is_reduced: bool) -> Array:
-    """Rows scaled, or standardised and reduced to the first principal directions, as fitted on other rows."""
-    if not is_reduced:
-        return fit_recipe_scaler(recipe, fitted_on)(raw)
-    # Directions of standardised rows: whitened ones have no principal directions.
-    standard = fit_scaler("standard", fitted_on)
-    reduced: Array = standard(raw) @ principal_subspace(standard(fitted_on).astype(np.float64)).astype(np.float32)
-    return reduced
-
-
 def principal_subspace(rows: Array, size: int = PRINCIPAL) -> Array:
     """(D, k) orthonormal directions of the largest variance; k is `size`, or fewer if there are fewer rows."""
-    centred = rows - rows.mean(axis=0)
-    size = min(size, len(rows) - 1, rows.shape[1])
+    centred, size = rows - rows.mean(axis=0), min(size, len(rows) - 1, rows.shape[1])
     directions: Array = eigh(centred.T @ centred)[1]  # by increasing variance
     return directions[:, ::-1][:, :size]
 
@@ -254,25 +240,23 @@ def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> 
 def draw_cka(path: Path, folder: Path, figure_format: str = "png") -> Path:
     """Draw the heat map of linear CKA between the layers, the pools of the baseline's layer, and all other variants of
     one task's clips."""
-    features = read_variants(path)
-    raw, columns = features.features.numpy().astype(np.float64), features.output_columns
+    features, task = read_variants(path), path.stem.removeprefix("ablation_")
     hidden = {output.name for output in GRID if output.pool != BASE.pool and output.layer != BASE.layer}
-    names = [name for name in columns if name not in hidden]
-    values = np.ones((len(names), len(names)))
-    for (i, first), (j, second) in itertools.combinations(enumerate(names), 2):
-        values[i, j] = values[j, i] = linear_cka(raw[:, columns[first]], raw[:, columns[second]])
-    task = path.stem.removeprefix("ablation_")
+    columns = {name: column for name, column in features.output_columns.items() if name not in hidden}
+    raw, values = features.features.numpy().astype(np.float64), pd.DataFrame(1.0, list(columns), list(columns))
+    for first, second in itertools.combinations(columns, 2):
+        cka = linear_cka(raw[:, columns[first]], raw[:, columns[second]])
+        values.loc[first, second] = values.loc[second, first] = cka
     written = folder / f"cka_{task}.{figure_format}"
     caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."
-    plot_heat(pd.DataFrame(values, names, names), f"{task}: layers, pools and conditions", caption, written)
+    plot_heat(values, f"{task}: layers, pools and conditions", caption, written)
     return written
 
 
 def frechet_distance(first: Array, second: Array) -> float:
-    """Squared Frechet distance between two normal distributions fitted to (N, D) and (M, D) rows.
+    """Squared Frechet distance between two normal distributions fitted to (N, D) and (M, D) rows; biased upward with N < D.
 
-    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``: Dowson and Landau (1982); between audio embeddings: Kilgour et al.,
-    "Frechet Audio Distance" (2019), https://arxiv.org/abs/1812.08466. With fewer rows than dimensions it is biased upward.
+    ``|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))``: Kilgour et al. (2019), https://arxiv.org/abs/1812.08466.
     """
     difference = first.mean(axis=0) - second.mean(axis=0)
     covariance, other_covariance = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
@@ -284,10 +268,8 @@ def frechet_distance(first: Array, second: Array) -> float:
 
 
 def mmd(first: Array, second: Array) -> float:
-    """Squared maximum mean discrepancy, unbiased, with a Gaussian kernel as wide as the median distance of all rows.
-
-    Gretton et al., "A Kernel Two-Sample Test" (2012), eq. 3. About 0 for samples of one distribution, where it may be
-    a little below 0.
+    """Squared maximum mean discrepancy, unbiased (so a little below 0 for some samples of one distribution), with a Gaussian
+    kernel as wide as the median distance of all rows: Gretton et al., "A Kernel Two-Sample Test" (2012), eq. 3.
     """
     distances = pdist(np.concatenate([first, second]), "sqeuclidean")
     kernel = squareform(np.exp(-distances / max(np.median(distances), 1e-12)))  # with 0 on the diagonal
@@ -305,8 +287,7 @@ def subspace_overlap(first: Array, second: Array) -> float:
 def linear_cka(first: Array, second: Array) -> float:
     """Linear centred kernel alignment of (N, D) and (N, E) features of the same N clips, in [0, 1].
 
-    Kornblith et al., "Similarity of Neural Network Representations Revisited" (2019), https://arxiv.org/abs/1905.00414,
-    in its form for features: ``|Y'X|^2 / (|X'X| |Y'Y|)``. It pairs clips, so it cannot compare different ones.
+    ``|Y'X|^2 / (|X'X| |Y'Y|)``: Kornblith et al. (2019), https://arxiv.org/abs/1905.00414.
     """
     centred, other_centred = first - first.mean(axis=0), second - second.mean(axis=0)
     scale = np.linalg.norm(centred.T @ centred) * np.linalg.norm(other_centred.T @ other_centred)
