@@ -59,9 +59,8 @@ def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, s
 
     Args:
         method: ``"tsne"`` (scikit-learn) or ``"umap"`` (umap-learn).
-        scaler: as in `common.heads.scalers.fit_scaler`, fitted on the clips that are shown, since a map is not a score.
-        most: clips to show, sampled in proportion to class sizes if there are more. 0 shows all.
-        seed: of the sample and of the map.
+        scaler: fitted on the clips that are shown, since a map is not a score.
+        most: clips to show, sampled in proportion to class sizes if there are more; 0: all.
     """
     rows = seeded_rows(features.strata, most, seed)
     raw, labels = features.features.numpy()[rows], features.strata[rows]

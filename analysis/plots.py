@@ -10,6 +10,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 
 from common.arrays import Array
@@ -43,20 +44,18 @@ def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: 
         colour, marker = palette[index % len(palette)], MARKERS[index // len(palette) % len(MARKERS)]
         (across, up), label = points[name_of == name].T, name.replace("_", " ")
         axes.scatter(across, up, s=size, color=colour, marker=marker, alpha=0.75, linewidth=0, label=label)
-    if IN_LEGEND < len(names) <= IN_MAP:
-        medians = pd.DataFrame(points).groupby(name_of).median().reindex(list(names)).dropna()
-        texts = [name.replace("_", " ") for name in medians.index]
-        apart = _apart(medians.to_numpy(), texts, np.ptp(points, axis=0))
-        for name, text, place in zip(medians.index, texts, apart, strict=True):
-            edge = palette[names.index(name) % len(palette)]
-            box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": edge, "alpha": 0.85}
-            axes.annotate(text, place, ha="center", va="center", fontsize=7, bbox=box)
     if len(names) <= IN_LEGEND:
         axes.legend(fontsize=9, markerscale=max(1.0, 6 / np.sqrt(size)), loc="center left", bbox_to_anchor=(1, 0.5))
     elif len(names) > IN_MAP:
         caption += f" {len(names)} classes: too many to name; colours repeat."
     else:
         caption += " Names are near their clips' median."
+        medians = pd.DataFrame(points).groupby(name_of).median().reindex(list(names)).dropna()
+        apart = _apart(medians.to_numpy(), list(medians.index), np.ptp(points, axis=0))
+        for name, place in zip(medians.index, apart, strict=True):
+            edge = palette[names.index(name) % len(palette)]
+            box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": edge, "alpha": 0.85}
+            axes.annotate(name.replace("_", " "), place, ha="center", va="center", fontsize=7, bbox=box)
     axes.set(xticks=[], yticks=[])
     axes.set_title(title, fontsize=12)
     axes.set_xlabel(textwrap.fill(caption, 110), fontsize=8.5, loc="left")
@@ -88,24 +87,21 @@ def plot_heat(values: pd.DataFrame, title: str, caption: str, path: Path, uncert
     size = (max(6.5, 0.6 * width + 0.09 * longest + 2), max(4, 0.36 * height + 3))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    finite = matrix[np.isfinite(matrix)]
-    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
-    if uncertain is not None:
-        high = max(abs(low), abs(high), 1e-9)
-        low = -high
-    colours = "viridis" if uncertain is None else "RdBu"
-    image = axes.imshow(matrix, cmap=colours, vmin=low, vmax=high, aspect="auto")
+    if uncertain is None:
+        image = axes.imshow(matrix, cmap="viridis", aspect="auto")
+    else:
+        image = axes.imshow(matrix, cmap="RdBu", norm=CenteredNorm(), aspect="auto")
     axes.set_xticks(range(width), list(values.columns), rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(height), list(values.index), fontsize=8)
     axes.tick_params(length=0)
     font = 8 if width <= 24 else 6
     for row, column in zip(*np.nonzero(np.isfinite(matrix)), strict=True):
-        share = (matrix[row, column] - low) / max(high - low, 1e-12)
-        dark = share < 0.55 if uncertain is None else abs(share - 0.5) > 0.35
-        text = f"{matrix[row, column]:.{2 if uncertain is None else 1}f}"
+        value = matrix[row, column]
+        text = f"{value:.2f}" if uncertain is None else f"{value:.1f}"
         if uncertain is not None and uncertain[row, column]:
             text = f"({text})"
-        axes.text(column, row, text, ha="center", va="center", fontsize=font, color="white" if dark else "black")
+        is_dark = np.mean(image.cmap(image.norm(value))[:3]) < 0.5
+        axes.text(column, row, text, ha="center", va="center", fontsize=font, color="white" if is_dark else "black")
     axes.set_title(title, fontsize=11)
     _set_caption(figure, caption)
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
@@ -118,11 +114,11 @@ def _set_caption(figure: Figure, text: str) -> None:
 
 
 class Panel(NamedTuple):
-    """A panel of `plot_heads`: its title, the share at its line and what that is, and for every row the heads that have a
-    share, with its 95 % interval."""
+    """A panel of `plot_heads`."""
 
     title: str
-    line: tuple[float, str]
+    line: tuple[float, str]  # a share, and what it is
+    # For every row, the heads that have a share, with its 95 % interval.
     rows: Sequence[Mapping[HeadKind, tuple[float, tuple[float, float] | None]]]
 
 

@@ -60,17 +60,13 @@ class Run:
         config = self.record.config
         prepared = load_features(self.study.task, config.fit_config, config.options)
         if prepared.source.sha256 != self.record.features.sha256:
-            raise FeatureFileError(
-                f"{prepared.source.path} has changed since {self.folder / 'result.json'} was made from it; classify it "
-                f"again: python {self.study.classify}"
-            )
+            what = f"{prepared.source.path} has changed since {self.folder / 'result.json'} was made from it"
+            raise FeatureFileError(f"{what}; classify it again: python {self.study.classify}")
         return prepared.features
 
     def predictions(self, protocol: str | None = None) -> pd.DataFrame:
-        """Every prediction of a protocol (None: the first), ordered by seed, split and clip.
-
-        Returns:
-            Columns ``seed``, ``split``, ``clip_id``, ``group`` (empty where unknown), ``class_name`` and one a head.
+        """Every prediction of a protocol (None: the first), ordered by seed, split and clip: columns ``seed``, ``split``,
+        ``clip_id``, ``group`` (empty where unknown), ``class_name`` and one a head.
 
         Raises:
             FeatureFileError: the file is missing, damaged or changed.
@@ -90,8 +86,7 @@ class Run:
         groups = table["group"].where(table["group"] != "", table["clip_id"]).to_numpy()
         splits, units = table["split"].to_numpy(), protocol.comparison.units
         if protocol.majority_class.metric is Metric.MACRO_MAP:
-            name = next(iter(self.record.protocols))
-            return read_rankings(self.folder, name, groups, units)
+            return read_rankings(self.folder, next(iter(self.record.protocols)), groups, units)
         right = {head: (table[head] == table["class_name"]).to_numpy(float) for head in protocol.heads}
         return {head: Hits(hits, groups, splits, units) for head, hits in right.items()}
 
@@ -147,8 +142,8 @@ def read_runs(folder: Path | None) -> list[Run]:
         study = study_in(path.parent, record.task)
         if study is None:
             print(f"left out: {path} is of {record.task}, for which analysis/studies.py has no Study", file=sys.stderr)
-            continue
-        runs.append(Run(study, path.parent, record))
+        else:
+            runs.append(Run(study, path.parent, record))
     # Own sounds come last, by their names.
     order = {name: place for place, name in enumerate(STUDIES)}
     return sorted(runs, key=lambda run: (order.get(run.study.name, len(order)), run.study.name, str(run.folder)))
@@ -193,29 +188,19 @@ def output_folder(arguments: argparse.Namespace) -> Path:
 
 def runs_for(arguments: argparse.Namespace) -> list[Run]:
     """The runs that an analysis is about; tasks not run yet are listed on stderr, with the commands that run them.
-
-    Raises:
-        ConfigError: no task has been run.
-    """
+    ConfigError if there is none."""
     runs = read_runs(arguments.results)
     missing = [study for study in STUDIES.values() if study.is_main and study.name not in by_task(runs)]
-    if not runs and arguments.results and any(arguments.results.rglob("result.json")):
-        raise ConfigError(f"none of the results below {arguments.results} is of a known task; each is named above")
     if not runs:
-        raise ConfigError(
-            f"no result.json in {arguments.results or 'the tasks folders'} yet; for example: {missing[0].how_to_run()}"
-        )
+        where = arguments.results or "the tasks' folders"
+        raise ConfigError(f"no result.json of a known task in {where} yet; for example: {missing[0].how_to_run()}")
     for study in missing:
         print(f"not run yet: {study.name}; to get it: {study.how_to_run()}", file=sys.stderr)
     return runs
 
 
 def find_run(arguments: argparse.Namespace) -> Run:
-    """The run of the named task; if there are several, the one whose folder comes first.
-
-    Raises:
-        ConfigError: there is none.
-    """
+    """The run of the named task, or the first by folder if there are several; ConfigError if there is none."""
     study = find_study(arguments.task)
     runs = [run for run in read_runs(arguments.results) if run.study is study]
     if not runs:

@@ -44,7 +44,7 @@ class Published(NamedTuple):
     note: str = ""
 
     def __str__(self) -> str:
-        return f"{self.encoder} {self.accuracy:.1f}" + (f" ({self.note})" if self.note else "")
+        return f"{self.encoder} {self.accuracy:.1f}" + f" ({self.note})" * bool(self.note)
 
 
 class TaskReferences(BaseModel):
@@ -59,14 +59,13 @@ class TaskReferences(BaseModel):
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One run and protocol, with the figures that may stand beside its scores; the clips of the whole data set, if known,
-    and whether those of the run are too few to stand beside scores of all."""
+    """One run and protocol, with the figures that may stand beside its scores."""
 
     run: Run
     protocol: ProtocolRecord
     references: TaskReferences
-    whole: int | None
-    is_sample: bool
+    whole: int | None  # clips of the whole data set, if known
+    is_sample: bool  # whether those of the run are too few to stand beside scores of all
 
     @property
     def metric(self) -> Metric:
@@ -113,10 +112,7 @@ def read_references() -> tuple[dict[str, TaskReferences], dict[str, str]]:
 
 
 def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
-    """The rows as text, header first; all in percent.
-
-    `is_wide`: with titles in place of keys, classes, recipe and every published figure.
-    """
+    """The rows as text, header first, in percent; `is_wide`: with titles, classes, recipe and every published figure."""
     hidden = set() if is_wide else {"classes", "recipe", "published"}
     if {row.metric for row in rows} == {Metric.ACCURACY}:
         hidden.add("score")
@@ -156,18 +152,14 @@ def notes(rows: Sequence[SummaryRow]) -> list[str]:
     ]
     if any(row.run.record.features.is_untrained for row in rows):
         lines.insert(1, "An UNTRAINED encoder's scores say nothing about AudioSep.")
-    if any(row.protocol.kind is DivisionKind.RANDOM for row in rows):
-        lines.append(
-            "random: stratified, with related clips on both sides; its scores are too high wherever clips are related."
-        )
-    if any(row.protocol.kind in (DivisionKind.OWN_FOLDS, DivisionKind.OWN_SPLIT) for row in rows):
+    kinds = {row.protocol.kind for row in rows}
+    if DivisionKind.RANDOM in kinds:
+        lines.append("random: stratified, related clips on both sides; too high wherever clips are related.")
+    if kinds & {DivisionKind.OWN_FOLDS, DivisionKind.OWN_SPLIT}:
         lines.append("own folds, own split: a division that is not the data set authors'.")
     if used:
-        listed = "; ".join(sources[source] for source in sorted(used))
-        lines.append(
-            "published: linear probes of other frozen encoders, as their authors report them; their protocols are close to the "
-            f"official ones, and what is known to differ is in brackets: {listed}."
-        )
+        how = "linear probes of other frozen encoders, as their authors report them; known differences in brackets"
+        lines.append(f"published: {how}: {'; '.join(sources[source] for source in sorted(used))}.")
     unpublished = {row.run.study.name: row.references.none for row in rows}
     return lines + [f"No published score for {task}: {why}." for task, why in unpublished.items() if why]
 
@@ -177,13 +169,10 @@ def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
     cells = [_as_csv(row) for row in rows]
     write_csv(folder / "summary.csv", [list(cells[0]), *(list(row.values()) for row in cells)])
     wide, lines = summary_table(rows, is_wide=True), notes(rows)
-    encoders, quantity = "; ".join(sorted({row.run.encoder for row in rows})), Metric.words(row.metric for row in rows)
+    caption = f"Scores in percent: {Metric.words(row.metric for row in rows)}. {lines[0]}"
     contents = {
         "summary.md": as_markdown(wide) + "\n\nPercent. " + "\n".join(f"{line}  " for line in lines) + "\n",
-        "summary.tex": as_latex(
-            wide, f"{quantity.capitalize() if quantity.islower() else quantity} in percent. Encoder: {encoders}."
-        )
-        + "".join(f"% {line}\n" for line in lines),
+        "summary.tex": as_latex(wide, caption) + "".join(f"% {line}\n" for line in lines),
     }
     for name, content in contents.items():
         write_atomically(folder / name, content.encode())
@@ -192,7 +181,8 @@ def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
 
 def _as_csv(row: SummaryRow) -> dict[str, object]:
     run, protocol = row.run, row.protocol
-    stated, interval = row.references.expected or (None, None), row.best.interval or (None, None)
+    (low, high), stated = row.best.interval or (None, None), row.references.expected or (None, None)
+    stated_linear, stated_three_layer = (score and score / 100 for score in stated)
     return {
         "task": run.study.name,
         "title": run.study.task.title,
@@ -211,8 +201,10 @@ def _as_csv(row: SummaryRow) -> dict[str, object]:
         "linear": protocol.heads["linear"].score,
         "three_layer": protocol.heads["three_layer"].score,
         "best": protocol.best_head,
-        **dict(zip(("best_low", "best_high"), interval, strict=True)),
-        **dict(zip(("stated_linear", "stated_three_layer"), (score and score / 100 for score in stated), strict=True)),
+        "best_low": low,
+        "best_high": high,
+        "stated_linear": stated_linear,
+        "stated_three_layer": stated_three_layer,
         "published": "; ".join(map(str, row.references.published)),
         "folder": run.folder,
     }

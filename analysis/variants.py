@@ -1,7 +1,4 @@
-"""The variants of an ablation: what is extracted of every clip, how each variant is fitted and scored, and how it is shown.
-
-All layers and pools come from one forward pass; further passes change the waveform or the condition. One wide row per clip.
-"""
+"""The variants of an ablation: what is extracted of every clip, how each variant is fitted and scored, and how it is shown."""
 
 from __future__ import annotations
 
@@ -63,10 +60,10 @@ def add_noise(snr_db: float) -> Degradation:
     """White noise, `snr_db` decibels below the clip's mean power; the same for the same clip in any batch."""
 
     def noisy(waveform: Array) -> Array:
-        seed = int.from_bytes(hashlib.sha256(np.ascontiguousarray(waveform).tobytes()).digest()[:8], "little")
-        power = float(np.square(waveform, dtype=np.float64).mean())
+        seed = int.from_bytes(hashlib.sha256(waveform.tobytes()).digest()[:8], "little")
+        power = float(np.square(waveform, dtype=np.float64).mean()) / 10 ** (snr_db / 10)
         noise = np.random.default_rng(seed).standard_normal(len(waveform))
-        mixture: Array = (waveform + np.sqrt(power / 10 ** (snr_db / 10)) * noise).astype(np.float32)
+        mixture: Array = (waveform + np.sqrt(power) * noise).astype(np.float32)
         return mixture
 
     return noisy
@@ -126,9 +123,7 @@ def read_variants(path: Path) -> FeatureSet:
     """A file of variants, whose `output_columns` name them; FeatureFileError if it holds none."""
     features = FeatureSet.load(path)
     if not features.output_columns:
-        raise FeatureFileError(
-            f"{path} holds no variants of this version; extract them again: python analysis/ablation.py"
-        )
+        raise FeatureFileError(f"{path} holds no variants of this version; run again: python analysis/ablation.py")
     return features
 
 
@@ -140,10 +135,10 @@ def extract_variants(
     sides = np.array([f"{clip.fold} {clip.split}" for clip in clips])
     picked = balanced_rows(np.unique([clip.class_name for clip in clips], return_inverse=True)[1], sides, most)
     print(f"{study.task.title}: {len(picked):,} of {len(clips):,} clips, {len(maker.outputs)} variants of each")
-    source = ClipList(
-        [clips[index] for index in picked], root, study.name, study.task.class_names, study.task.is_multilabel
+    chosen = [clips[index] for index in picked]
+    extract(
+        maker, ClipList(chosen, root, study.name, study.task.class_names, study.task.is_multilabel), output, options
     )
-    extract(maker, source, output, options)
     return read_variants(output)
 
 
@@ -160,8 +155,7 @@ class AnalysisRecord(Record):
 
 
 class Effect(ComparisonRecord):
-    """One head of one variant: its score, and the difference from the baseline. `holm_p_value` is corrected for the
-    number of variants and heads."""
+    """One head of one variant: its score, and the difference from the baseline; corrected for variants and heads."""
 
     factor: str
     name: str
@@ -212,18 +206,14 @@ class AblationRecord(AnalysisRecord):
     @property
     def clips_words(self) -> str:
         """What was fitted and tested."""
-        return (
-            f"{self.clips:,} clips ({self.test_clips:,} tested), {self.division}, {self.recipe} recipe, "
-            f"{len(self.seeds)} seed(s)"
-        )
+        how = f"{self.division}, {self.recipe} recipe, {len(self.seeds)} seed(s)"
+        return f"{self.clips:,} clips ({self.test_clips:,} tested), {how}"
 
     @property
     def selection_words(self) -> str:
         """What a reader of the best effect must know."""
-        return (
-            f"The {len(self.effects) // len(HEADS)} variants are sorted by their test scores, so the first one's is too "
-            f"high; its p-value is corrected for {len(self.effects)} tests (Holm)."
-        )
+        corrected = f"p-values are corrected for {len(self.effects)} tests (Holm)"
+        return f"Sorted by test scores, so the first one's is too high; {corrected}."
 
 
 class Variant(NamedTuple):
@@ -289,13 +279,8 @@ def ablate(
     factors: Sequence[str],
     grid_heads: Sequence[HeadKind],
 ) -> AblationRecord:
-    """Fit and score every variant on the same splits and seeds.
-
-    Args:
-        prepared: rows of all outputs, divided by the task.
-        encoder: whose outputs they are.
-        grid_heads: heads that are fitted on the whole grid of layers, pools and scalers.
-    """
+    """Fit and score every variant on the same splits and seeds; `grid_heads` on the whole grid of layers, pools and scalers.
+    `prepared` are rows of all the encoder's outputs, divided by the task."""
     features = prepared.features
     plan = plan_fits("official", prepared, config.train_test_split, seeds_of(config))
     fits = _Fits(features, config, plan.jobs)
@@ -315,15 +300,12 @@ def ablate(
         seeds=seeds_of(config),
         baseline={kind: score_head(outcomes, features).score for kind, outcomes in baseline.items()},
         comparison=compare_heads(baseline["linear"], baseline["three_layer"], features),
-        effects=[
-            effect.model_copy(update={"holm_p_value": value}) for effect, value in zip(effects, corrected, strict=True)
-        ],
+        effects=[effect.model_copy(update={"holm_p_value": p}) for effect, p in zip(effects, corrected, strict=True)],
         grid=_grid(fits, grid_heads),
     )
 
 
 def _grid(fits: _Fits, heads: Sequence[HeadKind]) -> list[GridScore]:
-    """These heads on every combination of layer, pool and scaler."""
     # Thousands of numbers per clip: whitening keeps the largest principal components; other scalers take hours.
     combinations = [
         (output, scaler, kind)
@@ -352,31 +334,24 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
     names = [f"{linear.name} ({linear.factor})" for linear, _ in record.variants]
     effects = [{effect.head: (effect.difference, effect.interval) for effect in both} for both in record.variants]
     panel = Panel(f"{record.title}: what each choice is worth", (0.0, "baseline"), effects)
-    intervals = "95 % intervals by groups, each for itself."
-    caption = f"{record.baseline_words} {record.clips_words}; {intervals} {record.selection_words}"
+    caption = f"{record.baseline_words} {record.clips_words}; 95 % intervals by groups. {record.selection_words}"
     plot_heads([panel], names, "score against the baseline, points", caption, written[2])
     print(f"-> {', '.join(map(str, written))}")
 
 
 def _print_effects(record: AblationRecord) -> None:
-    columns = ("difference, 95 %", "p, Holm")
-    table = [["factor", "variant", *(cell for kind in HEADS for cell in (head_title(kind), *columns))]]
-    table.append(["", "baseline", *(cell for kind in HEADS for cell in (percent(record.baseline[kind]), "", ""))])
-    for effects in record.variants:
-        cells = [effects[0].factor, effects[0].name]
-        for effect in effects:
-            difference = f"{100 * effect.difference:+.1f} ({range_of(effect.interval)})"
-            p_value = "-" if effect.holm_p_value is None else f"{effect.holm_p_value:.2g}"
-            cells += [percent(effect.score), difference, p_value]
-        table.append(cells)
-    print(f"\n{record.title}: {record.clips_words}\n{as_text(table)}\n{record.selection_words}")
+    table = [["factor", "variant", "head", "score", "difference", "95 %", "p, Holm"]]
+    table += [["", "baseline", head_title(kind), percent(score), "", "", ""] for kind, score in record.baseline.items()]
+    for effect in record.effects:
+        p_value = "-" if effect.holm_p_value is None else f"{effect.holm_p_value:.2g}"
+        figures = [percent(effect.score), f"{100 * effect.difference:+.1f}", range_of(effect.interval), p_value]
+        table.append([effect.factor, effect.name, head_title(effect.head), *figures])
+    print(f"\n{record.title}: {record.clips_words}\n{as_text(table, left=3)}\n{record.selection_words}")
     compared = record.comparison
     print(f"three-layer minus linear head: {100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}")
-    for kind in HEADS:
-        fitted = [score for score in record.grid if score.head == kind]
-        if fitted:
-            best = max(fitted, key=lambda score: score.score)
-            print(
-                f"best of {len(fitted)} in the grid, {head_title(kind)}: {best.layer}, {best.pool} pool, scaler "
-                f"{best.scaler}: {percent(best.score)} (a maximum over test scores, not a score)"
-            )
+    for kind in dict.fromkeys(score.head for score in record.grid):
+        best = max((score for score in record.grid if score.head == kind), key=lambda score: score.score)
+        where = f"{best.layer}, {best.pool} pool, scaler {best.scaler}"
+        print(
+            f"best in the grid, {head_title(kind)}: {where}: {percent(best.score)} (a maximum over test scores, not a score)"
+        )

@@ -25,7 +25,6 @@ from analysis.summary import SummaryRow, notes, summary_rows, summary_table
 from analysis.variants import AblationRecord
 from common.arrays import Array
 from common.datasets import DivisionKind, Metric
-from common.encoder_name import EncoderKind
 from common.evaluation.record import HeadRecord, PerClass, ProtocolRecord
 from common.evaluation.text import remarks, run_title, score_table
 from common.heads import head_title
@@ -97,13 +96,14 @@ def render(
     runs = [shown.run for shown in reported]
     names = [run.study.name for run in runs]
     links = [Path(os.path.relpath(shown.audio, folder)).as_posix() for shown in reported]
-    charts = _similarity_charts(similarity) if similarity else []
+    charts, rows = _similarity_charts(similarity) if similarity else [], summary_rows(runs)
+    quantity = Metric.words(row.metric for row in rows)
     data = {
-        "summary": _summary_dots(summary_rows(runs)),
+        "summary": _summary_dots(rows),
         "tasks": {f"run{n}": _charts(shown, quote(links[n])) for n, shown in enumerate(reported)},
         "similarity": charts,
         "encoders": _encoder_dots(compared) if compared else None,
-        "quantity": Metric.words(row.metric for row in summary_rows(runs)),
+        "quantity": quantity,
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
@@ -115,12 +115,10 @@ def render(
         titles=[run.study.task.title + f" ({run.folder.name})" * (names.count(run.study.name) > 1) for run in runs],
         links=links,
         task_count=len(set(names)),
-        question=_question(runs),
         answers=answer(runs, compared),
         level=f"{LEVEL:g}",
-        rows=summary_rows(runs),
-        quantity=Metric.words(row.metric for row in summary_rows(runs)),
-        leak_note=_leak_note(runs),
+        rows=rows,
+        quantity=quantity,
         missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in names],
         compared=compared,
         similarity=similarity,
@@ -130,14 +128,6 @@ def render(
         # No clip's name may end the script element.
         data=json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     )
-
-
-def _question(runs: Sequence[Run]) -> str:
-    """The page's title."""
-    encoders = {(run.record.features.kind, run.record.features.slug) for run in runs}
-    if {kind for kind, _ in encoders} <= {EncoderKind.AUDIOSEP, EncoderKind.UNTRAINED, None}:
-        return "How good are AudioSep’s frozen features?"
-    return f"How good are these {'features' if len(encoders) == 1 else 'encoders’ frozen features'}?"
 
 
 def _encoder_dots(record: EncodersRecord) -> list[dict[str, object]]:
@@ -173,28 +163,12 @@ def _summary_dots(rows: Sequence[SummaryRow]) -> list[dict[str, object]]:
 
 
 def _effect_dots(record: AblationRecord) -> list[dict[str, object]]:
-    """A row of the chart for every variant: each head's difference, its interval, and the accuracy as a note."""
-    return [
-        {
-            "label": effects[0].name,
-            "heads": {
-                effect.head: (effect.difference, effect.interval, f" ({percent(effect.score)} %)") for effect in effects
-            },
-        }
-        for effects in record.variants
-    ]
-
-
-def _leak_note(runs: Sequence[Run]) -> list[str]:
-    """What a random division changes, if one was run."""
-    gains = [
-        (100 * (random.heads[kind].score - scored.score), f"{run.study.task.title}, {head_title(kind)} head")
-        for run in runs
-        if (random := run.record.protocols.get("random")) and run.first_protocol.kind is not DivisionKind.RANDOM
-        for kind, scored in run.first_protocol.heads.items()
-    ]
-    words = "A random division, which puts related clips on both sides, changes scores by up to {:+.1f} points ({})."
-    return [words.format(*max(gains))] if gains else []
+    """A row of the chart for every variant: each head's difference, its interval, and the score as a note."""
+    dots: list[dict[str, object]] = []
+    for both in record.variants:
+        heads = {effect.head: (effect.difference, effect.interval, f" ({percent(effect.score)} %)") for effect in both}
+        dots.append({"label": both[0].name, "heads": heads})
+    return dots
 
 
 def _charts(reported: ReportedRun, audio: str) -> dict[str, object]:
@@ -239,32 +213,21 @@ def _curves(scored: HeadRecord) -> dict[str, object]:
 
 def _map_points(reported: ReportedRun) -> dict[str, object]:
     """The points of a map, with the better head's prediction for each clip that was tested."""
-    run, drawn = reported.run, reported.map
+    run, rows, points = reported.run, reported.map.rows, reported.map.points.astype(float)
     features, protocol = run.features, run.first_protocol
     table = run.predictions()
     table = table[table["seed"] == protocol.seeds[0]]
-    predicted = dict(zip(table["clip_id"], table[protocol.best_head], strict=True))
-    clips = [features.clip_ids[row] for row in drawn.rows]
-    points = drawn.points.astype(float)
+    dots = pd.DataFrame({"clip": features.clip_ids, "truth": features.label_texts}).iloc[rows]
+    dots["said"] = dots["clip"].map(dict(zip(table["clip_id"], table[protocol.best_head], strict=True)))
+    dots["verdict"] = (dots["said"] == dots["truth"]).astype(int).where(dots["said"].notna(), -1)
     low, high = points.min(axis=0), points.max(axis=0)
     margin = np.where(high > low, 0.03 * (high - low), 1)
-    x, y = points.round(2).T.tolist()
-    truth = [features.label_texts[row] for row in drawn.rows]
-    verdicts = [
-        int(predicted[clip] == text) if clip in predicted else -1 for clip, text in zip(clips, truth, strict=True)
-    ]
-    ranges = np.stack([low - margin, high + margin], axis=1).tolist()
-    said = [predicted.get(clip, "") for clip in clips]
-    labels = features.strata[drawn.rows].tolist()  # of several, the rarest
     return {
-        "x": x,
-        "y": y,
-        "ranges": ranges,
-        "label": labels,
-        "truth": truth,
-        "said": said,
-        "verdict": verdicts,
-        "clip": clips,
+        **{str(name): column.tolist() for name, column in dots.fillna("").items()},
+        "x": points[:, 0].round(2).tolist(),
+        "y": points[:, 1].round(2).tolist(),
+        "ranges": np.stack([low - margin, high + margin], axis=1).tolist(),
+        "label": features.strata[rows].tolist(),  # of several, the rarest
     }
 
 
@@ -276,19 +239,9 @@ def _similarity_charts(record: SimilarityRecord) -> list[dict[str, object]]:
             "id": heat.name,
             "title": heat.title,
             "caption": heat.caption,
-            "words": _largest(heat.values.to_numpy(), titles),
             "z": heat.values.astype(object).where(heat.values.notna(), None).to_numpy().tolist(),
             "names": titles,
             "uncertain": None if heat.uncertain is None else heat.uncertain.tolist(),
         }
         for heat in record.heats()
     ]
-
-
-def _largest(values: Array, names: Sequence[str]) -> str:
-    """The largest value between two tasks, in words."""
-    between = np.where(np.eye(len(names), dtype=bool) | np.isnan(values), -1, np.abs(values))
-    if between.max(initial=-1) < 0:
-        return "nothing to compare"
-    row, column = np.argwhere(between == between.max())[-1]
-    return f"largest between {names[row]} and {names[column]}, {values[row, column]:.2f}"

@@ -195,7 +195,7 @@ def test_the_first_screen_answers_the_report_s_question(
     open_report: Open, run: Run, tmp_path: Path, width: int
 ) -> None:
     page = open_report(write_report(run, tmp_path), width).page
-    assert page.inner_text("h1") == "How good are AudioSep’s frozen features?"
+    assert page.inner_text("h1") == "How good are these frozen features?"
     assert "No answer yet" in page.inner_text(".answer")  # of an untrained encoder
     cells = page.evaluate(
         "[...document.querySelector('table.answers tbody tr').children].map(cell => cell.textContent)"
