@@ -1,5 +1,4 @@
-"""Encoders against each other on the same clips: scores, paired differences, ranks, and what each costs; as tables and
-files."""
+"""Encoders against each other on the same clips: scores, paired differences, ranks, costs; as tables and files."""
 
 from __future__ import annotations
 
@@ -83,8 +82,7 @@ class EncoderScore(Record):
 
 
 class Pair(ComparisonRecord):
-    """Two encoders on the same clips of one task, with one head: first minus second. `holm_p_value` is corrected for
-    all pairs, tasks and heads."""
+    """Two encoders on the same clips of one task, with one head: first minus second; corrected for all pairs."""
 
     task: str
     head: HeadKind
@@ -93,7 +91,7 @@ class Pair(ComparisonRecord):
 
     @property
     def differ(self) -> bool:
-        """Whether they differ significantly."""
+        """Significantly."""
         return self.holm_p_value is not None and self.holm_p_value < LEVEL
 
 
@@ -122,26 +120,18 @@ class EncodersRecord(Record):
 
 
 def can_tell(n_units: int, n_tests: int, metric: Metric = Metric.ACCURACY) -> bool:
-    """Whether any of `n_tests` tests that swap `n_units` groups can be significant. Of mAP, a t test can with few.
-
-    Swapping G groups has 2^G outcomes, so the smallest p-value is 2 / 2^G on two sides, and never less than one in the
-    number of permutations.
-    """
-    if metric is Metric.MACRO_MAP:
+    """Whether any of `n_tests` tests that swap `n_units` groups can be significant."""
+    if metric is Metric.MACRO_MAP:  # a t test
         return n_units >= MIN_GROUPS
+    # Swapping G groups has 2^G outcomes, on two sides.
     return max(2.0 ** (1 - n_units), 1 / (PERMUTATIONS + 1)) * n_tests < LEVEL
 
 
 def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> EncodersRecord | None:
     """Compare the runs of every task that has more than one encoder; None if there is none.
 
-    Only runs with the same protocol hash are compared: the same clips, division, recipe and seeds.
-
-    Args:
-        costs: short name of an encoder -> what was measured of it.
-
-    Raises:
-        FeatureFileError: a run's predictions are missing or damaged.
+    Only runs with the same protocol hash are compared: the same clips, division, recipe and seeds. `costs` are by the short
+    names of encoders. FeatureFileError if a run's predictions are missing or damaged.
     """
     left_out: list[str] = []
     chosen = [_comparable(of_task, left_out) for of_task in by_task(runs).values()]

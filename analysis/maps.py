@@ -55,13 +55,8 @@ def balanced_rows(labels: Array, sides: Array, most: int) -> Array:
 
 
 def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, seed: int) -> FeatureMap:
-    """Choose clips, scale their features, and project them to the plane.
-
-    Args:
-        method: ``"tsne"`` (scikit-learn) or ``"umap"`` (umap-learn).
-        scaler: fitted on the clips that are shown, since a map is not a score.
-        most: clips to show, sampled in proportion to class sizes if there are more; 0: all.
-    """
+    """Choose at most so many clips (0: all), by class, and project their features to the plane by ``"tsne"`` or ``"umap"``. The
+    scaler is fitted on the clips that are shown, since a map is not a score."""
     rows = seeded_rows(features.strata, most, seed)
     raw, labels = features.features.numpy()[rows], features.strata[rows]
     scaled = fit_scaler(scaler, raw, DEFAULT_SHRINKAGE)(raw)
@@ -75,11 +70,11 @@ def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, s
     purity, width = knn_purity(scaled, labels), silhouette(scaled, labels, seed)
     if purity is not None:
         chance = float(np.square(np.bincount(labels) / len(labels)).sum())
-        caption += (
-            f" In the {raw.shape[1]} dimensions: {100 * purity:.0f} % of a clip's {min(NEIGHBOURS, len(rows) - 1)} "
-            f"nearest neighbours are of its class (by chance {100 * chance:.0f} %)"
-            + (f"; silhouette {width:.2f}." if width is not None else ".")
+        nearest = (
+            f"{100 * purity:.0f} % of a clip's {min(NEIGHBOURS, len(rows) - 1)} nearest neighbours are of its class"
         )
+        caption += f" In the {raw.shape[1]} dimensions: {nearest} (by chance {100 * chance:.0f} %)"
+        caption += "." if width is None else f"; silhouette {width:.2f}."
     return FeatureMap(rows, project(scaled, method, seed), caption)
 
 

@@ -185,13 +185,10 @@ def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> Iter
 def transfer_costs(
     target: str, features: FeatureSet, others: Mapping[str, FeatureSet], config: FitConfig
 ) -> Iterator[TransferCost]:
-    """What the linear head loses with the scaler, and the principal subspace, of each other task.
+    """What the linear head of a task loses with the scaler, and the principal subspace, of each other task.
 
-    Args:
-        target: the task's name.
-        features: its rows, divided by the task. What it usually has is fitted on each split's training rows.
-        others: name -> features of other data, all of whose rows may be fitted on.
-        config: its recipe and first seed are used.
+    `features`, divided by the task, have theirs fitted on each split's training rows; all rows of `others`, which are of other
+    data, may be fitted on. Of `config`, the recipe and the first seed are used.
     """
     recipe, raw = recipe_for("linear", config), features.features.numpy()
     jobs = plan_fits("official", Prepared(features), config.train_test_split, [config.random_seed]).jobs

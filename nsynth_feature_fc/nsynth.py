@@ -26,11 +26,8 @@ FAMILIES = ("bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "
 
 
 def read_clips(root: Path, split: str) -> list[Clip]:
-    """Every note of a set, labelled by its instrument's family; groups are instruments.
-
-    Raises:
-        DatasetError: the set is not unpacked under `root`, or its examples.json is damaged.
-    """
+    """Every note of a set, labelled by its instrument's family; groups are instruments. DatasetError if the set is not
+    unpacked under `root`, or its examples.json is damaged."""
     folder = root / f"nsynth-{split}"
     listing = folder / "examples.json"
     if not listing.is_file() or not (folder / "audio").is_dir():

@@ -52,11 +52,8 @@ SPEAKERS = {
 
 
 def read_clips(root: Path, subset: str) -> list[Clip]:
-    """Every utterance of a subset, labelled by its speaker; groups are chapters, the recording sessions.
-
-    Raises:
-        DatasetError: the subset is not unpacked under `root`, or SPEAKERS.TXT does not list one of its speakers.
-    """
+    """Every utterance of a subset, labelled by its speaker; groups are chapters, the recording sessions. DatasetError if the
+    subset is not unpacked under `root`, or SPEAKERS.TXT does not list one of its speakers."""
     if not (root / subset).is_dir() or not (root / "SPEAKERS.TXT").is_file():
         if root.name in SUBSETS:
             raise DatasetError(f"data root {root} is one subset; give the folder that holds it: {root.parent}")
@@ -83,13 +80,10 @@ def read_clips(root: Path, subset: str) -> list[Clip]:
 
 
 def read_speakers(path: Path) -> dict[str, str]:
-    """Speaker id -> subset, from SPEAKERS.TXT: ``ID | SEX | SUBSET | MINUTES | NAME``, comments after ``;``.
-
-    A name may hold the separator (speaker 60 is ``|CBW|Simon``), so only the first four separators count.
-    """
+    """Speaker id -> subset, from SPEAKERS.TXT: ``ID | SEX | SUBSET | MINUTES | NAME``, comments after ``;``."""
     speakers = {}
     for line, row in enumerate(read_text(path).splitlines(), start=1):
-        fields = [field.strip() for field in row.split("|", 4)]
+        fields = [field.strip() for field in row.split("|", 4)]  # speaker 60 is named |CBW|Simon
         if len(fields) == 5 and fields[0].isdecimal():
             speakers[fields[0]] = fields[2]
         elif row.strip() and not row.startswith(";"):

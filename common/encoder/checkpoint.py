@@ -1,7 +1,6 @@
 """AudioSep weights: find, verify and read them. The only module that knows checkpoint formats.
 
-A checkpoint is opened with ``weights_only=True`` (or as safetensors), so nothing in it can run code. Its encoder
-and FiLM tensors are checked strictly: a missing tensor, a wrong shape or a value that is not finite is an error.
+A checkpoint is opened with ``weights_only=True`` (or as safetensors), so nothing in it can run code, and checked strictly.
 """
 
 from __future__ import annotations

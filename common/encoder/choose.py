@@ -48,9 +48,7 @@ def new_encoder(
     """Load an encoder.
 
     Args:
-        name: which one.
         checkpoint, precision, condition, padding: as `load_encoder`; for AudioSep alone.
-        device: where it computes; log-mel statistics are computed on the CPU.
         trust_remote_code: whether a model of transformers may run code that it brings.
 
     Raises:

@@ -34,17 +34,10 @@ NEEDED = ("load_model", "get_scene_embeddings")
 
 
 class HearEncoder(PlugIn):
-    """An `Encoder` from a HEAR module.
-
-    Its outputs: ``scene``, and the timestamp embeddings pooled over time.
-    """
+    """An `Encoder` from a HEAR module. Its outputs: ``scene``, and the timestamp embeddings pooled over time."""
 
     def __init__(self, name: EncoderName, device: torch.device) -> None:
-        """Import the module and load its model.
-
-        Raises:
-            PluginError: a file is missing, the module lacks a function, or one of them fails.
-        """
+        """Import the module and load its model; PluginError if a file or function is missing, or a function fails."""
         self.name, self.device = name, device
         self._module = _import(name)
         missing = [function for function in NEEDED if not callable(getattr(self._module, function, None))]
@@ -123,7 +116,7 @@ class HearEncoder(PlugIn):
         source = self._module.__file__
         code = f"sha256:{sha256_of(Path(source))}" if source else "unknown"
         version = getattr(self._model, "version", getattr(self._module, "__version__", ""))
-        return f"{code}, {version}" if version else code
+        return code + f", {version}" * bool(version)
 
 
 def _import(name: EncoderName) -> ModuleType:

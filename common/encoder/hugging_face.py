@@ -36,11 +36,7 @@ class TransformersEncoder(PlugIn):
     is_thread_safe = True  # transformers collects hidden states per thread
 
     def __init__(self, name: EncoderName, device: torch.device, trust_remote_code: bool = False) -> None:
-        """Load model and feature extractor.
-
-        Raises:
-            PluginError: transformers is missing, the model cannot be loaded, or it is not an audio encoder.
-        """
+        """Load both; PluginError if transformers is missing, the model cannot be loaded, or it is no audio encoder."""
         self.name, self.device = name, device
         self._extractor, self._model = _load(name, trust_remote_code)
         self._model = self._model.eval().requires_grad_(False).to(device)
@@ -52,7 +48,7 @@ class TransformersEncoder(PlugIn):
         self.outputs = self._find_outputs(second)
         self.default_output = self.outputs[0]
         self.pad_to = self.find_min_samples()
-        # Whether the feature extractor makes every clip equally long, by padding or cutting it.
+        # Whether the feature extractor pads or cuts every clip to one length.
         inputs = [self._inputs(np.tile(second, times)[None]) for times in (1, 2)]
         self.is_fixed_length = all(value.shape == inputs[1][key].shape for key, value in inputs[0].items())
         code = f"transformers {type(self._model).__name__}, settings {self._settings()}"

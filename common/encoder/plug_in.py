@@ -37,11 +37,8 @@ class PlugIn(Encoder):
     pad_to = 1
 
     def states(self, audio: Array, layers: Collection[str]) -> dict[str, torch.Tensor]:
-        """(N, samples) -> at least these layers: (N, time, D), or (N, D) of outputs without a pooling.
-
-        Raises:
-            PluginError: the plug-in fails, or returns something else than it should.
-        """
+        """(N, samples) -> at least these layers: (N, time, D), or (N, D) of outputs without a pooling; PluginError if the plug-in
+        fails, or returns something else."""
         raise NotImplementedError
 
     def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
@@ -66,11 +63,7 @@ class PlugIn(Encoder):
             yield from np.split(rows, range(size, len(rows), size))
 
     def find_min_samples(self) -> int:
-        """The fewest samples of noise of which the encoder gives finite numbers, by bisection.
-
-        Raises:
-            PluginError: it fails even for 10 s; the cause is that failure.
-        """
+        """The fewest samples of noise of which the encoder gives finite numbers, by bisection; PluginError if it fails for all."""
         longest = int(LONGEST_MINIMUM_S * self.sample_rate)
         noise = (0.1 * np.random.default_rng(0).standard_normal(longest)).astype(np.float32)
 
@@ -95,7 +88,7 @@ class PlugIn(Encoder):
     def describe(
         self, model: object, checkpoint: str, code: str, min_samples: int, packages: tuple[str, ...] = ()
     ) -> EncoderInfo:
-        """What is recorded; `model` is asked for the number of its parameters, if it is one of torch."""
+        """What is recorded."""
         parameters = sum(values.numel() for values in model.parameters()) if isinstance(model, nn.Module) else 0
         return EncoderInfo(
             self.name.kind,
