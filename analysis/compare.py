@@ -59,7 +59,7 @@ class ComparedTask(Record):
 
     @property
     def heading(self) -> str:
-        """The title, with the score if it is not the accuracy."""
+        """With the score, if it is not the accuracy."""
         return self.title + f", {self.metric.label}" * (self.metric is not Metric.ACCURACY)
 
 
@@ -409,7 +409,7 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
     tex += [*(f"% {line}\n" for line in notes), f"\n{escape_latex(record.method)}\n"]
     files = [folder / f"encoders.{ending}" for ending in ("json", "md", "tex", "csv", figure_format)]
     contents = (record.model_dump_json(indent=1) + "\n", "\n\n".join(parts) + "\n", "".join(tex))
-    for path, content in zip(files, contents, strict=False):
+    for path, content in zip(files[:3], contents, strict=True):
         write_atomically(path, content.encode())
     header = ("task", "head", "first", "second", "difference", "low", "high", "p_value", "holm_p_value")
     rows: list[Sequence[object]] = [header]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -20,6 +20,7 @@ from common.heads import HeadKind, head_title
 IN_LEGEND = 20  # names that a legend holds; more are written into the map
 IN_MAP = 60  # names that a map holds
 MARKERS = "os^Dv"
+CAPTION: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 8.5}  # of the figure: long names make axes narrow
 HEADS: dict[HeadKind, tuple[str, str, float]] = {  # colour, marker, distance from the middle of a row
     "linear": ("#3b6fb6", "o", -0.15),
     "three_layer": ("#c0392b", "s", 0.15),
@@ -27,13 +28,7 @@ HEADS: dict[HeadKind, tuple[str, str, float]] = {  # colour, marker, distance fr
 
 
 def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: str, caption: str, path: Path) -> None:
-    """Draw clips in the plane.
-
-    Args:
-        points: (N, 2).
-        names: the names that have a colour, in the legend's order.
-        values: the name of each clip.
-    """
+    """Draw (N, 2) clips in the plane, coloured by the name of each; `names` are in the legend's order."""
     figure = Figure(figsize=(9, 7.5), layout="constrained")
     axes = figure.subplots()
     name_of = np.array(values)
@@ -77,20 +72,14 @@ def _apart(places: Array, texts: Sequence[str], extent: Array) -> Array:
 
 
 def plot_heat(values: pd.DataFrame, title: str, caption: str, path: Path, uncertain: Array | None = None) -> None:
-    """Draw a matrix with its numbers; NaN cells are empty.
-
-    Args:
-        uncertain: of differences in points, which are drawn around 0: the cells to set in brackets.
-    """
+    """Draw a matrix with its numbers; NaN cells are empty. Of differences, drawn around 0, `uncertain` cells get brackets."""
     matrix, (height, width) = values.to_numpy(float), values.shape
     longest = max(map(len, values.index))
     size = (max(6.5, 0.6 * width + 0.09 * longest + 2), max(4, 0.36 * height + 3))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    if uncertain is None:
-        image = axes.imshow(matrix, cmap="viridis", aspect="auto")
-    else:
-        image = axes.imshow(matrix, cmap="RdBu", norm=CenteredNorm(), aspect="auto")
+    norm = None if uncertain is None else CenteredNorm(halfrange=np.nan_to_num(np.abs(matrix)).max() or 1.0)
+    image = axes.imshow(matrix, cmap="viridis" if norm is None else "RdBu", norm=norm, aspect="auto")
     axes.set_xticks(range(width), list(values.columns), rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(height), list(values.index), fontsize=8)
     axes.tick_params(length=0)
@@ -103,14 +92,9 @@ def plot_heat(values: pd.DataFrame, title: str, caption: str, path: Path, uncert
         is_dark = np.mean(image.cmap(image.norm(value))[:3]) < 0.5
         axes.text(column, row, text, ha="center", va="center", fontsize=font, color="white" if is_dark else "black")
     axes.set_title(title, fontsize=11)
-    _set_caption(figure, caption)
+    figure.supxlabel(textwrap.fill(caption, int(13.5 * size[0])), **CAPTION)
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     save_figure(figure, path)
-
-
-def _set_caption(figure: Figure, text: str) -> None:
-    """As a label of the figure, not of the axes, which long names make narrow."""
-    figure.supxlabel(textwrap.fill(text, int(13.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8.5)
 
 
 class Panel(NamedTuple):
@@ -148,5 +132,5 @@ def plot_heads(panels: Sequence[Panel], names: Sequence[str], what: str, caption
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8.5, frameon=False)
-    _set_caption(figure, caption)
+    figure.supxlabel(textwrap.fill(caption, int(13.5 * size[0])), **CAPTION)
     save_figure(figure, path)

@@ -45,7 +45,6 @@ COSTS = {
     "subspace": f"What another task's {PRINCIPAL} principal directions cost",
 }
 HALVINGS = 5
-PRINTED = ("similarity_frechet", "similarity_subspace")
 
 
 class Heat(NamedTuple):
@@ -138,8 +137,7 @@ def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with
     names = list(tasks)
     # One scale for all, to which every task contributes equally; otherwise the largest task, or dimension, would
     # dominate. The same number of clips of each, too: distances between samples grow if there are fewer.
-    fewest = min(map(len, tasks.values()))
-    rng = np.random.default_rng(0)
+    fewest, rng = min(map(len, tasks.values())), np.random.default_rng(0)
     samples = [(features, rng.permutation(len(features))[:fewest]) for features in tasks.values()]
     values = [features.features.numpy()[rows] for features, rows in samples]
     groups = [rows if features.groups is None else np.array(features.groups)[rows] for features, rows in samples]
@@ -227,10 +225,10 @@ def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> 
     for heat in record.heats():
         written.append(folder / f"{heat.name}.{figure_format}")
         plot_heat(heat.values, heat.title, heat.caption, written[-1], heat.uncertain)
-        if heat.name in PRINTED:
-            table = heat.values.rename(index=lambda name: name[:14], columns=lambda name: name[:14])
-            words = textwrap.fill(f"{heat.title}. {heat.caption}", WIDTH)
-            print(f"\n{words}\n{table.to_string(float_format='{:.2f}'.format)}")
+        words = textwrap.fill(f"{heat.title}. {heat.caption}", WIDTH)
+        print(
+            f"\n{words}\n{heat.values.rename(columns=lambda name: name[:14]).to_string(float_format='{:.2f}'.format)}"
+        )
     return written
 
 

@@ -198,22 +198,14 @@ class AblationRecord(AnalysisRecord):
         return list(zip(*(self.effects[head :: len(HEADS)] for head in range(len(HEADS))), strict=True))
 
     @property
-    def baseline_words(self) -> str:
-        """What every effect is a difference from."""
+    def words(self) -> str:
+        """What was fitted and tested, and what a reader of the best effect must know."""
         scores = ", ".join(f"{head_title(kind)} {percent(score)} %" for kind, score in self.baseline.items())
-        return f"Baseline: {BASE.layer}, {BASE.pool} pool, no condition, whole clip: {scores}."
-
-    @property
-    def clips_words(self) -> str:
-        """What was fitted and tested."""
-        how = f"{self.division}, {self.recipe} recipe, {len(self.seeds)} seed(s)"
-        return f"{self.clips:,} clips ({self.test_clips:,} tested), {how}"
-
-    @property
-    def selection_words(self) -> str:
-        """What a reader of the best effect must know."""
-        corrected = f"p-values are corrected for {len(self.effects)} tests (Holm)"
-        return f"Sorted by test scores, so the first one's is too high; {corrected}."
+        return (
+            f"{self.clips:,} clips ({self.test_clips:,} tested), {self.division}, {self.recipe} recipe, {len(self.seeds)} seed(s). "
+            f"Baseline: {BASE.layer}, {BASE.pool} pool, no condition, whole clip: {scores}. 95 % intervals by groups. Sorted by "
+            f"test scores, so the first one's is too high; p-values are corrected for {len(self.effects)} tests (Holm)."
+        )
 
 
 class Variant(NamedTuple):
@@ -334,8 +326,7 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
     names = [f"{linear.name} ({linear.factor})" for linear, _ in record.variants]
     effects = [{effect.head: (effect.difference, effect.interval) for effect in both} for both in record.variants]
     panel = Panel(f"{record.title}: what each choice is worth", (0.0, "baseline"), effects)
-    caption = f"{record.baseline_words} {record.clips_words}; 95 % intervals by groups. {record.selection_words}"
-    plot_heads([panel], names, "score against the baseline, points", caption, written[2])
+    plot_heads([panel], names, "score against the baseline, points", record.words, written[2])
     print(f"-> {', '.join(map(str, written))}")
 
 
@@ -346,7 +337,7 @@ def _print_effects(record: AblationRecord) -> None:
         p_value = "-" if effect.holm_p_value is None else f"{effect.holm_p_value:.2g}"
         figures = [percent(effect.score), f"{100 * effect.difference:+.1f}", range_of(effect.interval), p_value]
         table.append([effect.factor, effect.name, head_title(effect.head), *figures])
-    print(f"\n{record.title}: {record.clips_words}\n{as_text(table, left=3)}\n{record.selection_words}")
+    print(f"\n{record.title}\n{as_text(table, left=3)}\n{record.words}")
     compared = record.comparison
     print(f"three-layer minus linear head: {100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}")
     for kind in dict.fromkeys(score.head for score in record.grid):

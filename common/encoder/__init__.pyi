@@ -1,9 +1,9 @@
 from .audiosep import AudioSepEncoder as AudioSepEncoder
 from .audiosep import load_encoder as load_encoder
 from .checkpoint import CheckpointError as CheckpointError
+from .checkpoint import ConditionError as ConditionError
 from .choose import configured_encoder as configured_encoder
 from .choose import new_encoder as new_encoder
-from .condition import ConditionError as ConditionError
 from .device import DeviceError as DeviceError
 from .device import resolve_device as resolve_device
 from .logmel import LogMelStatistics as LogMelStatistics

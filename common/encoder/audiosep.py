@@ -18,8 +18,7 @@ import torch
 from torch import nn
 
 from common.arrays import Array
-from common.encoder.checkpoint import EXPORTED, CheckpointError, Weights, exported_config, load_weights
-from common.encoder.condition import read_condition
+from common.encoder.checkpoint import EXPORTED, CheckpointError, Weights, exported_config, load_weights, read_condition
 from common.encoder.device import PRECISIONS, DeviceError, keep_freed_memory, resolve_device, resolve_precision
 from common.encoder.network import (
     CHANNELS,

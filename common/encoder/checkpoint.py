@@ -1,4 +1,4 @@
-"""AudioSep weights: find, verify and read them. The only module that knows checkpoint formats.
+"""AudioSep's weights, and FiLM's condition, a 512-d CLAP embedding: find, verify and read them.
 
 A checkpoint is opened with ``weights_only=True`` (or as safetensors), so nothing in it can run code, and checked strictly.
 """
@@ -6,6 +6,7 @@ A checkpoint is opened with ``weights_only=True`` (or as safetensors), so nothin
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import zlib
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
 
+from common.arrays import Array
 from common.config import DEFAULT_CHECKPOINT
 from common.errors import UserError
 from common.files import PROJECT_ROOT, DamagedFileError, UnsafeFileError, load_torch, read_json, sha256_of, write_json
@@ -33,10 +35,15 @@ EXPORTED = "model.safetensors"  # in a folder that `common.export` has written
 DOWNLOAD = "python -m common.download weights"  # to DEFAULT_PATH
 # The name, without prefix, of the tensor that shows where in a file the separator is.
 ANCHOR = "base.bn0.weight"
+CONDITION_SIZE = 512
 
 
 class CheckpointError(UserError):
     """A checkpoint cannot be used; the message names the file, the cause and the fix in one line."""
+
+
+class ConditionError(UserError):
+    """The condition cannot be read or has another size."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,9 @@ def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, 
     _refuse_non_checkpoint(path)
     sha256 = file_sha256(path)
     if sha256 == CLAP_SHA256:  # named, before a parser complains about it
-        raise CheckpointError(f"checkpoint {path} is CLAP, AudioSep's text encoder; get the separator: {DOWNLOAD}")
+        raise CheckpointError(
+            f"checkpoint {path} is a CLAP checkpoint, the text encoder; get the separator: {DOWNLOAD}"
+        )
     tensors = _select(_read(path, checks=sha256 not in KNOWN_RELEASES), shapes, path)
     return Weights(tensors, f"sha256:{sha256}", KNOWN_RELEASES.get(sha256, "unknown"))
 
@@ -143,7 +152,7 @@ def _refuse_non_checkpoint(path: Path) -> None:
         raise CheckpointError(f"checkpoint {path} is a folder. Give the file itself, such as {path}/pytorch_model.bin")
     if not path.is_file():
         how = f"Get it with: {DOWNLOAD} (or try the pipeline untrained with --checkpoint random:0)"
-        raise CheckpointError(f"checkpoint {path} not found as a file. {how}")
+        raise CheckpointError(f"checkpoint {path} {'is no file' if path.exists() else 'not found'}. {how}")
     with path.open("rb") as file:
         head = file.read(64).lstrip()
     if not head:
@@ -214,3 +223,41 @@ def _select(content: object, shapes: Mapping[str, tuple[int, ...]], path: Path) 
             f"are wrong: {'; '.join(problems)}. Fetch the published weights: {DOWNLOAD}"
         )
     return selected
+
+
+def read_condition(condition: str | Path | Array | torch.Tensor | None) -> tuple[torch.Tensor | None, str]:
+    """The 512-d float64 condition (None for no FiLM) and its name in the record of a run."""
+    if condition is None or (isinstance(condition, str) and condition == "none"):
+        return None, "none"
+    if isinstance(condition, str) and condition == "zero":
+        return torch.zeros(CONDITION_SIZE, dtype=torch.float64), "zero"
+    what = "condition"
+    if isinstance(condition, (str, Path)):
+        what = f"condition {condition}"
+        condition = _read_condition(Path(condition), what)
+    if not isinstance(condition, (np.ndarray, torch.Tensor)):
+        raise ConditionError(
+            f"{what} holds a {type(condition).__name__}; it must be one array of {CONDITION_SIZE} numbers"
+        )
+    if not (condition.is_floating_point() if torch.is_tensor(condition) else condition.dtype.kind == "f"):
+        raise ConditionError(f"{what} holds numbers of type {condition.dtype}; it must hold floating-point ones")
+    if condition.squeeze().shape != (CONDITION_SIZE,):
+        raise ConditionError(f"{what} has shape {tuple(condition.shape)}; it must hold {CONDITION_SIZE} numbers")
+    if isinstance(condition, np.ndarray):
+        condition = np.array(condition, dtype=np.float64)
+    values = torch.as_tensor(condition).detach().to("cpu", torch.float64).flatten()
+    if not torch.isfinite(values).all():
+        raise ConditionError(f"{what} holds NaN or infinite values")
+    return values, "sha256:" + hashlib.sha256(values.to(torch.float32).numpy().tobytes()).hexdigest()
+
+
+def _read_condition(path: Path, what: str) -> Any:
+    """What a file holds; ConditionError if it is missing or damaged."""
+    if not path.is_file():
+        raise ConditionError(f"{what} not found; give none, zero, or a .npy or .pt file of {CONDITION_SIZE} numbers")
+    try:
+        # Mapped: a header may claim any number of numbers, and only 512 are wanted.
+        return np.load(path, mmap_mode="r", allow_pickle=False) if path.suffix == ".npy" else load_torch(path)
+    except Exception as error:  # NumPy and torch raise many kinds
+        cause = " ".join(str(error).split())[:120]
+        raise ConditionError(f"{what} cannot be read as .npy or .pt: {cause}") from error

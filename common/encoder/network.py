@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoder.condition import CONDITION_SIZE
+from common.encoder.checkpoint import CONDITION_SIZE
 from common.encoder.tiles import fill_padding, padding_mask, to_device
 
 SAMPLE_RATE = 32_000  # Hz

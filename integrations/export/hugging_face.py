@@ -11,8 +11,7 @@ from jinja2 import Template
 from safetensors.torch import save
 
 from common.encoder.audiosep import PADDINGS
-from common.encoder.checkpoint import EXPORTED, KNOWN_RELEASES, Weights, load_weights
-from common.encoder.condition import read_condition
+from common.encoder.checkpoint import EXPORTED, KNOWN_RELEASES, Weights, load_weights, read_condition
 from common.encoder.network import SAMPLE_RATE, weight_shapes
 from common.files import write_atomically
 from integrations.export import ExportError

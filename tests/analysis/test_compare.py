@@ -28,7 +28,7 @@ from analysis.compare import (
 from analysis.compare import (
     _method as method_of,
 )
-from analysis.report_page.answer import answer, answer_table, answer_words
+from analysis.report_page.page import answer, answer_table, answer_words
 from analysis.scores import read_runs
 from analysis.studies import STUDIES
 from common.cli import classify_main

@@ -29,7 +29,7 @@ from common.encoder import (
     tiles,
 )
 from common.encoder.audiosep import MIN_SAMPLES, OUTPUTS
-from common.encoder.condition import read_condition
+from common.encoder.checkpoint import read_condition
 from common.encoder.device import DeviceError
 from common.encoder.network import weight_shapes
 from common.encoder.tiles import Tile, plan_tiles
