@@ -29,10 +29,6 @@ def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> No
 
     def extract_all() -> None:
         arguments = parse_extract_flags(task, argv)
-        if arguments.launch.shard is not None:
-            from common.extraction import Share
-
-            Share.parse(arguments.launch.shard)  # fails before the data are read
         config = arguments.config
         for variant in arguments.tasks:
             root = config.data_root or variant.default_data_root
@@ -63,7 +59,7 @@ def classify_main(task: Task | Variants, argv: Sequence[str] | None = None) -> N
 
 def print_status(output: Path, form: str) -> None:
     """Print how far the extraction of an output is: as ``"text"`` or ``"json"``."""
-    from common.extraction.status import read_status
+    from common.extraction.work import read_status
 
     status = read_status(output)
     print(json.dumps(asdict(status)) if form == "json" else status)
@@ -73,12 +69,11 @@ def extract_task(
     task: Task, clips: Iterable[Clip], root: Path, output: Path, arguments: Arguments[ExtractConfig]
 ) -> bool:
     """Embed a task's clips as the flags say, and print how; returns whether the output is finished."""
-    config, launch = arguments.config, arguments.launch
+    config, launch, share = arguments.config, arguments.launch, arguments.launch.share
     from common.encoder import configured_encoder
-    from common.extraction import ClipList, ExtractOptions, Share, ThisProcess, Threads, extract
+    from common.extraction import ClipList, ExtractOptions, ThisProcess, Threads, extract
     from common.extraction.launchers import OnDevices, on_ray
 
-    share = Share() if launch.ray else Share.parse(launch.shard)
     if share.launcher not in ("", "--shard"):
         print(f"process {share} of {share.launcher}")
     # The processes of torchrun share a machine's cores and GPUs.

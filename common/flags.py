@@ -6,10 +6,10 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NoReturn, get_args
+from typing import Generic, NoReturn, TypeVar, get_args
 
 from common.config import (
     COMMON_CONFIG,
@@ -23,6 +23,8 @@ from common.config import (
     load_config,
 )
 from common.datasets import Task, Variants
+
+Part = TypeVar("Part")
 
 
 def user_path(text: str) -> Path:
@@ -58,10 +60,75 @@ class Parser(argparse.ArgumentParser):
 
 
 @dataclass(frozen=True)
+class Share:
+    """Share `index`, from 0, of an extraction's `count`; a count of 0: unknown, so the parts are divided by claims alone."""
+
+    index: int = 0
+    count: int = 1
+    launcher: str = ""  # where it is from; empty: nothing asked for one
+
+    def __str__(self) -> str:
+        return f"{self.index + 1}/{self.count}" if self.count else str(self.index)
+
+    @property
+    def is_all(self) -> bool:
+        """Whether there is only one process."""
+        return self.count == 1
+
+    @classmethod
+    def parse(cls, text: str | None, environment: Mapping[str, str] = os.environ) -> Share:
+        """From ``"i/n"``, i from 1; else from torchrun, a Slurm array or a Kubernetes indexed job; else everything.
+
+        Raises:
+            ConfigError: not i/n with 1 <= i <= n.
+        """
+        if text is not None:
+            match = re.fullmatch(r"(\d+)/(\d+)", text)
+            if not match or not 1 <= int(match[1]) <= int(match[2]):
+                raise ConfigError(f"invalid shard {text!r}: expected i/n with 1 <= i <= n, such as --shard 3/8")
+            return cls(int(match[1]) - 1, int(match[2]), "--shard")
+        if {"RANK", "WORLD_SIZE"} <= environment.keys():
+            return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]), "torchrun")
+        if "SLURM_ARRAY_TASK_ID" in environment:
+            return cls._of_slurm(environment)
+        if "JOB_COMPLETION_INDEX" in environment:
+            return cls(int(environment["JOB_COMPLETION_INDEX"]), 0, "a Kubernetes indexed job")
+        return cls()
+
+    @classmethod
+    def _of_slurm(cls, environment: Mapping[str, str]) -> Share:
+        """Of an array; one with gaps, such as ``--array=1,3,7``, has ids that are no ranks."""
+        task, step = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 1)) for name in ("ID", "STEP"))
+        # A container may be handed the id alone.
+        first, last, count = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 0)) for name in ("MIN", "MAX", "COUNT"))
+        if (last - first) // step + 1 != count or (task - first) % step:
+            return cls(task, 0, "a Slurm array with gaps")
+        return cls((task - first) // step, count, "a Slurm array")
+
+    def divided(self, count: int) -> list[Share]:
+        """This share as the shares of so many processes."""
+        return [Share(self.index * count + number, self.count * count) for number in range(count)]
+
+    def assigned(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """This share's parts; all, where the count is unknown."""
+        return parts[self.index :: self.count] if self.count else parts
+
+    def order(self, parts: Sequence[Part]) -> list[Part]:
+        """All parts in the order in which this process looks for work: its own, then the others' from the end.
+
+        Where the count is unknown, processes begin at places far apart.
+        """
+        if self.count:
+            return list(dict.fromkeys((*self.assigned(parts), *reversed(parts))))
+        start = int(len(parts) * (self.index * 0.618034 % 1))
+        return [*parts[start:], *parts[:start]]
+
+
+@dataclass(frozen=True)
 class Launch:
     """Which share of an extraction is done where."""
 
-    shard: str | None = None  # i/n; None: as a launcher's environment says
+    share: Share = Share()
     ray: str | None = None  # the address of a Ray cluster, or "local"; None: without Ray
     status: str | None = None  # only say how far it is: "text" or "json"; None: extract
 
@@ -73,7 +140,8 @@ class Launch:
         if arguments.json and not arguments.status:
             raise ConfigError("--json is for --status")
         status = ("json" if arguments.json else "text") if arguments.status else None
-        return cls(arguments.shard, arguments.ray, status)
+        share = Share() if arguments.ray else Share.parse(arguments.shard)
+        return cls(share, arguments.ray, status)
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +163,7 @@ class Arguments(Generic[Config]):
     config: Config  # as it takes effect
     options: dict[str, str | bool]  # the values of the task's own flags
     overwrite: bool  # whether files made with different settings may be replaced
-    launch: Launch = field(default_factory=lambda: Launch())
+    launch: Launch = Launch()
 
 
 def parse_extract_flags(task: Task | Variants, argv: Sequence[str] | None) -> Arguments[ExtractConfig]:
