@@ -50,25 +50,19 @@ class FeatureFileError(UserError):
 
 
 class Counts(TypedDict, total=False):
-    """How many clips an extraction was given, how many it embedded, how many failed, how many of those because their
-    files are missing, and how many of the embedded ones were padded to the encoder's minimum."""
+    """Clips of an extraction."""
 
     clips: int
     extracted: int
     failed: int
-    missing: int
-    padded: int
+    missing: int  # of those that failed, because there is no file
+    padded: int  # of those that were embedded, to the encoder's minimum
 
 
 @with_config(ConfigDict(arbitrary_types_allowed=True, extra="allow"))
 class Provenance(TypedDict, total=False):
-    """How a feature file was made, as the file records it; empty for the original project's files.
-
-    `kind` to `sample_rate`: how the embeddings were computed; see `common.encoder.EncoderInfo`. `outputs`: (layer,
-    pool, width) of each part of a row, if there are several, and `default_output` the one that is meant if none is
-    named. `clips` and `clip_list`: number and fingerprint of the requested clips. `failed`: (clip id, reason).
-    `samples` and `audio_checksums`: (N,) int64, each waveform's length and a checksum of its file's content.
-    """
+    """How a feature file was made, as the file records it; empty for the original project's files. Its entries are also those
+    of `common.encoder.EncoderInfo`."""
 
     dataset: str
     kind: Annotated[str, AfterValidator(lambda kind: EncoderKind(kind).value)]
@@ -84,15 +78,15 @@ class Provenance(TypedDict, total=False):
     layer: str
     pool: str
     sample_rate: int
-    outputs: list[tuple[str, str, int]]
-    default_output: tuple[str, str]
-    clips: int
-    clip_list: str
+    outputs: list[tuple[str, str, int]]  # (layer, pool, width) of each part of a row, if there are several
+    default_output: tuple[str, str]  # the one that is meant if none is named
+    clips: int  # requested
+    clip_list: str  # their fingerprint
     device: str
     counts: Counts
-    failed: list[tuple[str, str]]
-    samples: torch.Tensor
-    audio_checksums: torch.Tensor
+    failed: list[tuple[str, str]]  # (clip id, reason)
+    samples: torch.Tensor  # (N,) int64, each waveform's length
+    audio_checksums: torch.Tensor  # (N,) int64, of each clip's whole file
     versions: dict[str, str]
 
 
@@ -190,12 +184,9 @@ class FeatureSet:
         """As scikit-learn's data sets: ``data`` (N, D), ``target`` (N,), ``target_names`` and ``groups`` (N,) or None."""
         from sklearn.utils import Bunch
 
-        return Bunch(
-            data=self.features.numpy(),
-            target=self.labels.numpy(),
-            target_names=list(self.class_names),
-            groups=None if self.groups is None else np.array(self.groups),
-        )
+        data, target = self.features.numpy(), self.labels.numpy()
+        groups = None if self.groups is None else np.array(self.groups)
+        return Bunch(data=data, target=target, target_names=list(self.class_names), groups=groups)
 
     @classmethod
     def join(cls, parts: Sequence[FeatureSet], names: Sequence[str], class_order: Sequence[str] | None) -> FeatureSet:
@@ -206,11 +197,9 @@ class FeatureSet:
         """
         for part, name in zip(parts, names, strict=True):
             part.require_same_encoder(parts[0], name, names[0])
-            strangers = set(part.class_names) - set(class_order or part.class_names)
-            if strangers:
+            if strangers := ", ".join(sorted(set(part.class_names) - set(class_order or part.class_names))[:5]):
                 raise FeatureFileError(
-                    f"{name} has classes that are not this data set's ({', '.join(sorted(strangers)[:5])}); extract it "
-                    "with this project"
+                    f"{name} has classes that are not this data set's ({strangers}); extract it again"
                 )
         present = {name for part in parts for name in part.class_names}
         class_names = [name for name in class_order or sorted(present) if name in present]
@@ -227,7 +216,7 @@ class FeatureSet:
         )
 
     def require_same_encoder(self, other: FeatureSet, name: str, other_name: str) -> None:
-        """Raise FeatureFileError, naming the two files, if their embeddings cannot be compared."""
+        """FeatureFileError, naming the two files, if their embeddings cannot be compared."""
         for key in (*ENCODER_SETTINGS, "outputs"):
             if self.meta.get(key) != other.meta.get(key):
                 raise FeatureFileError(
@@ -264,7 +253,7 @@ class FeatureSet:
 
     @property
     def output_columns(self) -> dict[str, slice]:
-        """Name of each output (`common.encoder.Output.name`) -> its columns in the rows; empty if there is only one."""
+        """Name of each output -> its columns in the rows; empty if there is only one."""
         columns, start = {}, 0
         for layer, pool, width in self.meta.get("outputs", []):
             columns[f"{layer} {pool}".strip()] = slice(start, start + width)
@@ -295,17 +284,13 @@ class FeatureSet:
 
     def save(self, path: str | Path) -> None:
         """Write atomically, as a plain dict that ``torch.load(path, weights_only=True)`` opens."""
-        content = {
-            "features": self.features.contiguous(),
-            "labels": self.labels.contiguous(),
-            "class_names": list(self.class_names),
-            "clip_ids": list(self.clip_ids),
-            "folds": self.folds,
-            "splits": None if self.splits is None else list(self.splits),
-            "groups": None if self.groups is None else list(self.groups),
-            "meta": self.meta,
-        }
-        save_torch(content, Path(path))
+
+        def plain(value: object) -> object:
+            if isinstance(value, torch.Tensor):
+                return value.contiguous()
+            return list(value) if isinstance(value, Sequence) else value
+
+        save_torch({name: plain(value) for name, value in vars(self).items()}, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureSet:
@@ -319,7 +304,7 @@ class FeatureSet:
         """
         path = _file_or_folder(Path(path))
         if path.is_dir():
-            from common.feature_folder import load_folder
+            from common.parts import load_folder
 
             return load_folder(path)
         if not path.exists():
@@ -348,7 +333,7 @@ def checksum_of_features(path: Path) -> str:
     path = _file_or_folder(path)
     if not path.is_dir():
         return sha256_of(path)
-    from common.feature_folder import checksum_of_parts
+    from common.parts import checksum_of_parts
 
     return checksum_of_parts(path)
 
@@ -368,12 +353,9 @@ def _chained(lists: Sequence[Sequence[str] | None]) -> list[str] | None:
 def _joined_provenance(parts: Sequence[FeatureSet]) -> Provenance:
     """How the embeddings were computed, and the sums of the clip counts if every file has them."""
     meta: dict[str, Any] = {key: value for key, value in parts[0].meta.items() if key in SHARED}
-    counts = [part.meta["counts"] for part in parts if "counts" in part.meta]
+    counts = [cast("dict[str, int]", part.meta["counts"]) for part in parts if "counts" in part.meta]
     if len(counts) == len(parts):
-        total: Counter[str] = Counter()
-        for count in counts:
-            total.update(cast("dict[str, int]", count))
-        meta["counts"] = dict(total)
+        meta["counts"] = {key: sum(count.get(key, 0) for count in counts) for count in counts for key in count}
     return read_provenance(meta)
 
 
@@ -456,25 +438,20 @@ class _Content(BaseModel):
             values = getattr(self, name)
             if values is not None and len(values) != count:
                 raise ValueError(f"{count} rows of features but {len(values)} {name}")
-        if self.labels is not None and self.labels.ndim == 2:
-            return self._with(self.labels, self.class_names)
         labels = torch.full((count,), -1) if self.labels is None else self.labels
-        if bool((labels < 0).any()) and not bool((labels == -1).all()):
-            raise ValueError("labels must be non-negative")
         class_names = self.class_names
-        if class_names is None:  # numbers that may leave gaps, such as speaker ids
+        if labels.ndim == 2:
+            if class_names is None or labels.shape[1] != len(class_names):
+                raise ValueError("its label sets and class names differ in number")
+        elif bool((labels < 0).any()) and not bool((labels == -1).all()):
+            raise ValueError("labels must be non-negative")
+        elif class_names is None:  # numbers that may leave gaps, such as speaker ids
             present = labels[labels >= 0].unique()
             class_names = [str(label) for label in present.tolist()]
             labels = torch.where(labels < 0, labels, torch.searchsorted(present, labels))
-        if len(class_names) <= int(labels.max()):
+        elif len(class_names) <= int(labels.max()):
             raise ValueError(f"label {int(labels.max())} but only {len(class_names)} class names")
-        return self._with(labels, class_names)
-
-    def _with(self, labels: torch.Tensor, class_names: list[str] | None) -> FeatureSet:
-        if class_names is None or (labels.ndim == 2 and labels.shape[1] != len(class_names)):
-            raise ValueError("its label sets and class names differ in number")
-        features, clip_ids = self.features.detach().to(torch.float32), self.clip_ids
-        clip_ids = clip_ids or [f"row {row}" for row in range(len(features))]
+        features, clip_ids = self.features.detach().float(), self.clip_ids or [f"row {row}" for row in range(count)]
         return FeatureSet(
             features, labels, class_names, clip_ids, self.folds, self.splits, self.groups, self.meta or Provenance()
         )

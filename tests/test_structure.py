@@ -52,7 +52,7 @@ FLOORS = (
     ("flags",),
     ("entry",),
     ("encoder",),
-    ("features", "feature_folder", "parts"),
+    ("features", "parts"),
     ("extraction",),
     ("heads",),
     ("evaluation",),

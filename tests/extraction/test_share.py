@@ -20,7 +20,7 @@ import pandas as pd
 import pytest
 import torch
 
-from common import feature_folder
+from common import parts as parts_module
 from common.cli import extract_main
 from common.config import ConfigError
 from common.datasets import Clip
@@ -220,7 +220,7 @@ def test_a_folder_of_parts_is_the_feature_set(
     whole = run(Share(), "whole.pt")
     parts = run(Share(), "parts", part_size=5)
     assert whole is not None and parts is not None
-    monkeypatch.setattr(feature_folder, "IN_MEMORY", 5)
+    monkeypatch.setattr(parts_module, "IN_MEMORY", 5)
     mapped = FeatureSet.load(tmp_path / "parts.pt")  # as the name of a file too many for one
     for features in (parts, mapped):
         assert torch.equal(features.features, whole.features) and torch.equal(features.labels, whole.labels)
