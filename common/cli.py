@@ -77,7 +77,8 @@ def extract_task(
     if share.launcher not in ("", "--shard"):
         print(f"process {share} of {share.launcher}")
     # The processes of torchrun share a machine's cores and GPUs.
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", share.count)) if share.launcher == "torchrun" else 1
+    is_torchrun = share.launcher == "torchrun"
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", share.count)) if is_torchrun else 1
     source = ClipList(clips, root, task.name, task.class_names, task.is_multilabel)
     print(_describe_clips(task, source))
     options = ExtractOptions(arguments.overwrite, share, config.allow_missing, config.part_size)
@@ -86,7 +87,7 @@ def extract_task(
         with on_ray(load, launch.ray, config.device) as actors:
             print(f"actors of Ray: {len(actors.actors)}")
             return extract(actors, source, output, options)
-    devices = _devices(config, processes if share.launcher == "torchrun" else None)
+    devices = _devices(config, is_torchrun)
     encoder, outputs = load(devices[0])
     print(_describe_encoder(encoder, outputs))
     threads = Threads.shared(processes * len(devices), config.workers)
@@ -96,7 +97,7 @@ def extract_task(
     return extract(OnDevices(encoder, outputs, threads, load, devices[1:]), source, output, options)
 
 
-def _devices(config: ExtractConfig, processes: int | None) -> list[torch.device]:
+def _devices(config: ExtractConfig, is_torchrun: bool) -> list[torch.device]:
     """Where to compute: every GPU, if no one of them is named, or this process's under torchrun."""
     import torch
 
@@ -105,24 +106,20 @@ def _devices(config: ExtractConfig, processes: int | None) -> list[torch.device]
     device = resolve_device(config.device)
     if device.type != "cuda" or device.index is not None:
         return [device]
-    count = torch.cuda.device_count()
-    if processes is not None:
-        return [torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % count)]
-    return [torch.device("cuda", index) for index in range(count)]
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [gpus[int(os.environ.get("LOCAL_RANK", 0)) % len(gpus)]] if is_torchrun else gpus
 
 
 def _describe_clips(task: Task, clips: ClipList) -> str:
     classes, folds = len(clips.present_classes), len(set(clips.columns["fold"].unique().to_pylist()) - {None})
-    parts = [f"{task.title}: {len(clips):,} clips", *[f"{classes} classes"] * bool(classes)]
-    parts += [f"{folds} fold{'s' * (folds != 1)}"] * bool(folds)
-    return f"{', '.join(parts)} in {clips.root}"
+    more = f", {classes} classes" * bool(classes) + f", {folds} fold{'s' * (folds != 1)}" * bool(folds)
+    return f"{task.title}: {len(clips):,} clips{more} in {clips.root}"
 
 
 def _describe_encoder(encoder: Encoder, outputs: Sequence[Output]) -> str:
     info, where = encoder.info, f"{encoder.info.precision} on {encoder.device}"
-    what = ", ".join(output.name for output in outputs[:4])
-    more = f" and {len(outputs) - 4} more" if len(outputs) > 4 else ""
-    embedded = f"{what}{more}: {sum(output.width for output in outputs):,} numbers per clip"
+    what = ", ".join(output.name for output in outputs[:4]) + f" and {len(outputs) - 4} more" * (len(outputs) > 4)
+    embedded = f"{what}: {sum(output.width for output in outputs):,} numbers per clip"
     if info.kind is EncoderKind.LOGMEL:
         return f"no encoder: {info.encoder}, as a control; {embedded}"
     if info.kind.is_plug_in:

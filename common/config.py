@@ -75,13 +75,10 @@ def setting(
     """Declare a setting.
 
     Args:
-        default: its value if nothing else is given.
-        help_text: for ``--help`` and common/config.yaml.
-        metavar: the placeholder for the value in ``--help``.
         flag: its flag on the command line, if it is not called as the setting. A switch (a bool) sets the opposite of
             `default`.
         unset: what the value None means, for ``--help`` and common/config.yaml.
-        constraints: arguments of pydantic's Field, such as ``ge`` and ``le``.
+        constraints: arguments of pydantic's Field.
     """
     extra: dict[str, Any] = {"flag": flag, "metavar": metavar, "unset": unset}
     return Field(default, description=help_text, json_schema_extra=extra, **constraints)
@@ -93,12 +90,12 @@ def flag_of(kind: type[Settings], key: str) -> str:
 
 
 def extra_of(field: FieldInfo) -> dict[str, str]:
-    """What `setting` declares beside type, default and help: ``flag``, ``metavar`` and ``unset``."""
+    """Its ``flag``, ``metavar`` and ``unset``."""
     return cast(dict[str, str], field.json_schema_extra)
 
 
 class Settings(BaseModel):
-    """Base of the two configurations: immutable, and strict about names and types."""
+    """Immutable, and strict about names and types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
@@ -234,13 +231,8 @@ class _Everything(ExtractConfig, FitConfig):
 def load_config(
     kind: type[Config], task_config: Path, user_file: Path | None = None, flags: Mapping[str, object] | None = None
 ) -> Config:
-    """Merge the configurations; later sources override earlier ones.
-
-    Args:
-        kind: `ExtractConfig` or `FitConfig`.
-        task_config: the task's config.yaml, which may be missing.
-        user_file: the user's own file.
-        flags: setting -> value as given on the command line.
+    """Merge the configurations: common/config.yaml, the task's, which may be missing, the user's, and the flags (setting ->
+    value as given).
 
     Raises:
         ConfigError: a file is missing or not a YAML mapping, a key is unknown, or a value has a wrong type or range.
@@ -273,12 +265,8 @@ def _read_values(path: Path) -> dict[str, Any]:
 
 
 def _validated(values: Mapping[str, object], base: Path, path: Path | None = None) -> dict[str, Any]:
-    """The values converted to their declared types; YAML, for example, reads 1e-3 as text.
-
-    Args:
-        base: what relative paths count from.
-        path: the file that they are from; None: the command line.
-    """
+    """The values of a file, or of the command line, converted to their declared types; YAML, for example, reads 1e-3 as text.
+    Relative paths count from `base`."""
     fields = _Everything.model_fields
     for key in values:
         if key not in fields:

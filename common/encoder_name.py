@@ -95,7 +95,7 @@ class EncoderName:
 
 
 def slug_of(kind: EncoderKind | None, label: str) -> str:
-    """A short form for file names of an encoder, as feature files record it; that of AudioSep if the kind is unknown."""
+    """A short form for file names of an encoder; that of AudioSep if the kind is unknown."""
     if kind in (None, EncoderKind.AUDIOSEP, EncoderKind.UNTRAINED):
         return EncoderKind.AUDIOSEP.value
     if kind is EncoderKind.LOGMEL:

@@ -44,8 +44,7 @@ def add_figure_format(parser: argparse.ArgumentParser) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser without abbreviations; an error is one line, which names the flag that a misspelt one probably
-    means."""
+    """Without abbreviations; an error is one line, which names the flag that a misspelt one probably means."""
 
     def __init__(self, description: str | None, prog: str | None = None) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
@@ -179,12 +178,7 @@ def parse_extract_flags(task: Task | Variants, argv: Sequence[str] | None) -> Ar
 def parse_classify_flags(
     task: Task | Variants, what: str, argv: Sequence[str] | None, only: Collection[str] | None = None
 ) -> Arguments[FitConfig]:
-    """Parse the flags of a classification script, or of another script that reads features.
-
-    Args:
-        what: what the script does, for --help.
-        only: the settings to offer as flags; None: all.
-    """
+    """Parse the flags of a script that reads features: `what` it does, for --help, and `only` these settings; None: all."""
     variants = _as_variants(task)
     parser = _new_parser(what, variants)
     for flag in variants.first.flags:
@@ -203,7 +197,6 @@ def _as_variants(task: Task | Variants) -> Variants:
 
 
 def _new_parser(what: str, variants: Variants) -> Parser:
-    """A parser with the flags that choose among the variants."""
     titles = "; or of ".join(variant.title for variant in variants.tasks.values())
     parser = Parser(f"{what} of {titles}.")
     for place, (flag, text) in enumerate(variants.flags.items()):
@@ -216,13 +209,6 @@ def _new_parser(what: str, variants: Variants) -> Parser:
 def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task | None, keys: Collection[str]) -> None:
     """Add a flag for each setting, with its current default (of the task) in the help text; values are not converted here."""
     defaults = load_config(kind, task.config_file if task else COMMON_CONFIG)
-    places = {}
-    if task:
-        places = {
-            "data_root": task.default_data_root,
-            "features": task.default_features,
-            "output_dir": task.default_output_dir,
-        }
     for key in keys:
         field, default = kind.model_fields[key], getattr(defaults, key)
         extra, text = extra_of(field), field.description or ""
@@ -235,7 +221,7 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task
         if key == "features" and task and task.parts and kind is FitConfig:
             metavar, text, default = "FOLDER", f"where {', '.join(task.parts.values())} are", task.folder
         if default is None:
-            default = places.get(key) or extra["unset"]
+            default = getattr(task, f"default_{key}", None) or extra["unset"]
         parser.add_argument(
             flag_of(kind, key),
             dest=key,
@@ -274,10 +260,8 @@ def _parsed(
 
 
 def _refuse_one_place_for_several(config: ExtractConfig | FitConfig, tasks: Sequence[Task], flag: str) -> None:
-    has_one_data_folder = len({task.data_folder for task in tasks}) == 1
-    for key in ("features", "output_dir", "data_root"):
-        if key == "data_root" and has_one_data_folder:
-            continue
+    has_several_folders = len({task.data_folder for task in tasks}) > 1
+    for key in ("features", "output_dir", *["data_root"] * has_several_folders):
         if getattr(config, key, None) is not None:
             place = f"{flag_of(type(config), key)} (or {key})"
             raise ConfigError(f"{place} names one location, but {flag} both needs several; give only one of them")

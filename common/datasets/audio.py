@@ -39,27 +39,18 @@ class AudioError(UserError):
     """A file cannot be read as audio; the message is one line: the file, then what is wrong."""
 
 
-def read_audio(
-    path: str | Path,
-    sample_rate: int,
-    start_s: Seconds = None,
-    end_s: Seconds = None,
-) -> Array:
-    """Read a file, or its segment [start_s, end_s), as a mono waveform at `sample_rate`.
+def read_audio(path: str | Path, sample_rate: int, start_s: Seconds = None, end_s: Seconds = None) -> Array:
+    """Read a file, or only its segment [start_s, end_s), as a mono waveform at `sample_rate` (Hz).
 
-    Reads what libsndfile reads: every kind of WAV, FLAC, Ogg, MP3, AIFF and more. Channels are
-    averaged; soxr converts the rate, as ``librosa.load(path, sr=sample_rate)`` does.
-
-    Args:
-        sample_rate: in Hz.
-        start_s, end_s: None stands for the beginning or end. Only this part is read.
+    Reads what libsndfile reads: every kind of WAV, FLAC, Ogg, MP3, AIFF and more. Channels are averaged; soxr converts the
+    rate, as ``librosa.load(path, sr=sample_rate)`` does.
 
     Returns:
         (samples,) float32, nominally in [-1, 1], at least one sample.
 
     Raises:
-        AudioError: the file is missing, empty, broken, truncated or not audio, holds NaN or
-            infinity, or does not contain the segment.
+        AudioError: the file is missing, empty, broken, truncated or not audio, holds NaN or infinity, or does not contain the
+            segment.
     """
     path = Path(path)
     with _reading(path), _open(path) as file:
@@ -170,16 +161,15 @@ def _reading(path: Path) -> Iterator[os.stat_result]:
 
 
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
-    """A file that is read in order. soundfile would seek to its position after every read, which
-    fails at the end of a FLAC file whose header does not tell the right length."""
+    """A file that is read in order. soundfile would seek to its position after every read, which fails at the end of a FLAC
+    file whose header does not tell the right length."""
 
     def seekable(self) -> bool:
         return False
 
 
 class _Unfinished(io.FileIO):
-    """A WAV of a recorder that was cut off: the size of its data, at `place`, becomes the largest,
-    which stands for "to the end of the file"."""
+    """A WAV of a recorder that was cut off: the size of its data, at `place`, becomes the largest: "to the end of the file"."""
 
     place = 0
 
@@ -268,7 +258,7 @@ def _refuse_truncated(file: _Sequential, path: Path) -> None:
 
 
 def _is_streamed(size: int) -> bool:
-    """Whether a size stands for "not known", as programs that write to a pipe leave it: all bits
-    set in 32 or 64 bits, or 2 GiB, or a little less, rounded down to whole samples."""
+    """Whether a size stands for "not known", as programs that write to a pipe leave it: all bits set in 32 or 64 bits, or
+    2 GiB, or a little less, rounded down to whole samples."""
     tops = (1 << 31, (1 << 32) - 1)
     return any(top - (1 << 16) <= size <= top for top in tops) or size >= (1 << 63) - 4096
