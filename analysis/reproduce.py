@@ -168,7 +168,7 @@ def call(script: str, *flags: object, advice: str = "stopped; once that is fixed
 
 def preview_download(*flags: object) -> None:
     """Show what a download would do, in this process: another one takes as long as all of a plan's previews."""
-    from common.download.__main__ import main as download
+    from common.download.command import main as download
 
     _show_command("common.download", *flags, "--dry-run")
     download([*map(str, flags), "--dry-run"])

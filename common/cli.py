@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from common.encoder import Encoder, Output
     from common.extraction import ClipList
 
+NOT_RELEASED = {
+    "unknown": "a checkpoint unknown to this project (not one of the published releases)",
+    "untrained": "untrained: its scores say nothing about AudioSep",
+}
+
 
 def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> None:
     """Run a task's extraction script: clips under the data root -> feature file."""
@@ -123,15 +128,10 @@ def _describe_encoder(encoder: Encoder, outputs: Sequence[Output]) -> str:
     if info.kind is EncoderKind.LOGMEL:
         return f"no encoder: {info.encoder}, as a control; {embedded}"
     if info.kind.is_plug_in:
-        weights = f"{info.encoder}, weights {info.checkpoint[:19]}, at {encoder.sample_rate:,} Hz"
-        fixed = getattr(encoder, "is_fixed_length", False)
-        note = "; its feature extractor pads or cuts every clip to one length" if fixed else ""
-        return f"encoder: {weights}; {embedded}; {where}{note}"
-    release = f"known release {info.release}"
-    if info.kind is EncoderKind.UNTRAINED:
-        release = "untrained: its scores say nothing about AudioSep"
-    elif info.release == "unknown":
-        release = "a checkpoint unknown to this project (not one of the published releases)"
+        is_fixed = getattr(encoder, "is_fixed_length", False)
+        note = "; its feature extractor pads or cuts every clip to one length" * is_fixed
+        return f"encoder: {info.encoder}, weights {info.checkpoint[:19]}; {embedded}; {where}{note}"
+    release = NOT_RELEASED.get(info.release, f"known release {info.release}")
     return f"encoder: {info.checkpoint[:19]}, {release}; {embedded}; condition {info.condition[:19]}, {where}"
 
 

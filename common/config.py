@@ -105,7 +105,7 @@ class Settings(BaseModel):
         """Otherwise ``epochs: true`` would be taken as 1."""
         assert info.field_name
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError("not a number")
+            raise ValueError("Input should be a number")
         return value
 
 
@@ -273,37 +273,18 @@ def _validated(values: Mapping[str, object], base: Path, path: Path | None = Non
             near = difflib.get_close_matches(key, fields, 1)
             hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(fields)}"
             raise ConfigError(f"{path}: unknown key {key}; {hint}")
-    wrong, cause = next((key for key in RECIPE_SETTINGS if key in values and values[key] is None), None), None
     try:
         checked = _Everything.model_validate(dict(values), context={"base": base})
     except ValidationError as error:
-        wrong, cause = str(error.errors(include_url=False)[0]["loc"][0]), error
-    if wrong is not None:  # None stands for the recipe's own value; users cannot write it
-        shown = "null" if values[wrong] is None else repr(values[wrong])
-        place = f"{path}: {wrong}" if path else flag_of(_Everything, wrong)
-        raise ConfigError(f"{place} must be {expectation(wrong)}, not {shown}") from cause
+        problem = error.errors(include_url=False)[0]
+        key, message = str(problem["loc"][0]), problem["msg"].removeprefix("Value error, ")
+        place = f"{path}: {key}" if path else flag_of(_Everything, key)
+        shown = "null" if values[key] is None else repr(values[key])
+        raise ConfigError(f"{place}: {message}, not {shown}") from error
+    for key in RECIPE_SETTINGS:  # None stands for the recipe's own value; users cannot write it
+        if key in values and values[key] is None:
+            raise ConfigError(f"{path}: {key}: Input should be a number, not null")
     return {key: getattr(checked, key) for key in values}
-
-
-def expectation(key: str) -> str:
-    """What a setting accepts, in words, such as ``a whole number from 1 to 1000``; from its JSON schema."""
-    if key == "encoder":
-        return FORMS
-    schema = _Everything.model_json_schema()["properties"][key]
-    (schema,) = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
-    return _in_words(schema)
-
-
-def _in_words(schema: Mapping[str, Any]) -> str:
-    if "enum" in schema:
-        return f"one of {', '.join(schema['enum'])}"
-    if schema["type"] == "array":
-        return "a list of " + _in_words(schema["items"]).removeprefix("a ").replace("number", "numbers", 1)
-    if schema["type"] in ("integer", "number"):
-        what = "a whole number" if schema["type"] == "integer" else "a number"
-        return f"{what} from {schema['minimum']:.15g} to {schema['maximum']:.15g}"
-    is_path = schema.get("format") == "path"
-    return "a path" if is_path else {"string": "text", "boolean": "true or false"}[schema["type"]]
 
 
 def as_yaml() -> str:

@@ -145,8 +145,6 @@ class _Making:
     claims: Claims
     bar: tqdm[Any]
     n_embedded: int = 0
-    audio_s: float = 0.0
-    started: float = field(default_factory=time.monotonic)
 
     def run_until_all_are_there(self, order: Sequence[range]) -> None:
         """Make the parts that nobody has in work, and wait for the others; what dead processes had is taken over."""
@@ -185,21 +183,14 @@ class _Making:
         for outcome in self.process.embed(clips(), is_several=len(self.work.clips) > 1):
             part = in_work.pop(outcome.row)
             part.outcomes[outcome.row] = outcome
-            self._show(outcome)
+            self.n_embedded += 1
+            self.bar.update()
+            if isinstance(outcome, Failed) and self.work.sizes[outcome.row] != MISSING:  # those were told of together
+                self.bar.write(f"failed: {outcome.why}", file=sys.stderr)
             if len(part.outcomes) == len(part.place):
                 write_part(self.work.folder, self.work.part(part.place, part.outcomes))
                 self.claims.release(file_name(part.place))
         return count
-
-    def _show(self, outcome: Embedded | Failed) -> None:
-        self.n_embedded += 1
-        if isinstance(outcome, Embedded):
-            self.audio_s += outcome.samples / self.process.encoder.sample_rate
-        elif self.work.sizes[outcome.row] != MISSING:  # those were told of together
-            self.bar.write(f"failed: {outcome.why}", file=sys.stderr)
-        speed = self.audio_s / (time.monotonic() - self.started)
-        self.bar.set_postfix_str(f"{speed:.{0 if speed >= 10 else 1}f} s of audio/s", refresh=False)
-        self.bar.update()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from common.download.__main__ import ARCHIVES, Archive, main
+from common.download.command import ARCHIVES, Archive, main
 from common.entry import run
 from common.files import exclusive
 from tests.support.archives import contents, make_tar, make_zip

@@ -26,7 +26,7 @@ import yaml
 from analysis import summary
 from common.cli import classify_main, extract_main
 from common.datasets import Task
-from common.download.__main__ import main as download_main
+from common.download.command import main as download_main
 from common.encoder.checkpoint import load_weights
 from common.encoder.network import weight_shapes
 from common.entry import run

@@ -1,0 +1,178 @@
+"""Download data sets and the AudioSep weights; without a name, list them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from pydantic import TypeAdapter
+from tqdm import tqdm
+
+from common.datasets import DatasetNote
+from common.download.fetch import DownloadError, fetch, note_of
+from common.download.unpack import remove_leftovers, unpack
+from common.files import PROJECT_ROOT, exclusive
+from common.flags import Parser, user_path
+from common.progress import progress_bar
+
+ARCHIVES = Path(__file__).with_name("archives.yaml")
+HUGGING_FACE = "https://huggingface.co"
+MARGIN_BYTES = 100_000_000  # beyond twice a size that is only an estimate
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file to download; archives.yaml explains the fields."""
+
+    file: str
+    url: str
+    size: int | None = None
+    about: int | None = None
+    checksum: str | None = None
+    part: str = ""
+    into: str = ""
+    may_change: bool = False
+    optional: bool = False
+    unpacked: int = 0
+    holds: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def resolved_url(self) -> str:
+        """The URL, with Hugging Face replaced by the mirror HF_ENDPOINT."""
+        mirror = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+        return self.url.replace(HUGGING_FACE, mirror or HUGGING_FACE)
+
+    def missing(self, root: Path) -> list[str]:
+        """Missing files by kind, in words."""
+        counts = [(len(list((root / self.into).glob(kind))), most, kind) for kind, most in self.holds.items()]
+        return [f"{count:,} instead of {most:,} {kind}" for count, most, kind in counts if count < most]
+
+    def needed_bytes(self, root: Path) -> int:
+        """Disk space still needed, as far as sizes are known; 0 if everything is in place."""
+        part, missing = root / f"{self.file}.part", self.missing(root)
+        if (root / self.file).exists() or (self.holds and not missing):
+            return self.unpacked if missing else 0
+        received = part.stat().st_size if part.exists() else 0
+        return self.unpacked + max(1, (self.size or self.about or 0) - received)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set, or the weights: an entry of archives.yaml."""
+
+    title: str
+    licence: str
+    archives: list[Archive]
+
+
+def main(argv: Sequence[str] | None = None, archives: Path = ARCHIVES) -> None:
+    """The command; `archives` is the table of known archives."""
+    content = yaml.safe_load(archives.read_text(encoding="utf-8"))
+    sources = TypeAdapter(dict[str, Source]).validate_python(content)
+    parser = Parser(__doc__, prog="python -m common.download")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(sources))
+    folder = "folder to use (default: data; weights: pretrained_models/AudioSep)"
+    parser.add_argument("--root", type=user_path, metavar="FOLDER", help=folder)
+    parser.add_argument("--only", metavar="PART", help="only this part, as --list names it")
+    parser.add_argument("--list", action="store_true", help="list all parts and what they need")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be done, and stop")
+    flags = parser.parse_args(argv)
+    for name in flags.names:
+        if name not in sources:
+            parser.error(f"{name} is unknown; choose from {', '.join(sources)}")
+    is_list = flags.list or not flags.names
+    plan = []
+    for name in flags.names or sources:
+        default = "pretrained_models/AudioSep" if name == "weights" else "data"
+        root = (flags.root or PROJECT_ROOT / default).absolute()
+        source = sources[name]
+        chosen = [
+            row
+            for row in source.archives
+            if is_list or (row.part == flags.only if flags.only is not None else not row.optional)
+        ]
+        if not chosen:
+            raise DownloadError(f"{source.title} has no part {flags.only}; --list names the parts")
+        _show(source, chosen, root)
+        plan += [(archive, root) for archive in chosen]
+    if is_list or flags.dry_run:
+        return
+    for archive, root in plan:
+        with exclusive(root / f".{archive.file}.lock", str(root / archive.file)):
+            get(archive, root)
+
+
+def _show(source: Source, archives: Sequence[Archive], root: Path) -> None:
+    """Print what would be downloaded: licence, URL, sizes, and the free disk space."""
+    print(f"{source.title}; licence: {source.licence}")
+    for archive in archives:
+        size, needed = archive.size or archive.about, archive.needed_bytes(root)
+        sizes = f"{_text(size) if size else 'unknown size'}, {_text(archive.unpacked)} unpacked"
+        state = f"needs {_text(needed)}" if needed else "in place"
+        print(f"  {archive.part or archive.file}: {archive.resolved_url}")
+        print(f"    {sizes}; {state} -> {root / archive.file}")
+    folder = next(path for path in (root, *root.parents) if path.is_dir())
+    print(f"  {_text(shutil.disk_usage(folder).free)} are free in {folder}\n")
+
+
+def get(archive: Archive, root: Path) -> None:
+    """Download an archive, verify it, and unpack it below `root`, except what is in place.
+
+    Raises:
+        DownloadError: it cannot be downloaded, or is not the expected file.
+        UnpackError: it is damaged or unsafe.
+    """
+    path, part, folder = root / archive.file, root / f"{archive.file}.part", root / archive.into
+    remove_leftovers(path, folder)
+    needed, free = archive.needed_bytes(root), shutil.disk_usage(root).free
+    if archive.holds and not needed:
+        return
+    if needed > free:
+        room = f"needs about {_text(needed)}, and only {_text(free)} are free in {root}"
+        raise DownloadError(f"{archive.file} {room}; make room, or use another --root")
+    if path.exists():
+        _verify(archive, path)
+    else:
+        estimate = 2 * (archive.about or archive.unpacked) + MARGIN_BYTES
+        fetch(archive.resolved_url, part, archive.size or estimate)
+        _verify(archive, part)
+        note_of(part).unlink(missing_ok=True)  # first, so that a kill leaves none behind
+        part.replace(path)
+    if archive.holds:
+        unpack(path, folder, 2 * archive.unpacked + MARGIN_BYTES)
+        if missing := ", ".join(archive.missing(root)):
+            raise DownloadError(f"{path} was unpacked, but is incomplete: {folder} holds {missing}")
+        print(f"unpacked into {folder}; {path} is no longer needed")
+
+
+def _verify(archive: Archive, path: Path) -> None:
+    """DownloadError if a file has a different checksum; only a note if its host may change the file."""
+    algorithm, _, expected = (archive.checksum or "sha256:").partition(":")
+    digest, bar = hashlib.new(algorithm, usedforsecurity=False), f"checking {path.name}"
+    with (
+        path.open("rb") as file,
+        progress_bar(total=path.stat().st_size, desc=bar, unit="B", unit_scale=True) as shown,
+    ):
+        while block := file.read(1 << 22):
+            digest.update(block)
+            shown.update(len(block))
+    result = f"{path}: its {algorithm} is {digest.hexdigest()}"
+    if digest.hexdigest() == expected:
+        print(f"{path}: verified")
+    elif not expected:
+        print(f"{result}; no checksum is published")
+    elif archive.may_change:
+        note = f"{result}, not {expected}; its host may change it, so its files are counted instead"
+        warnings.warn(note, DatasetNote, stacklevel=2)
+    else:
+        raise DownloadError(f"{result}, not {expected}; delete it, and run the same command again")
+
+
+def _text(n_bytes: int) -> str:
+    return tqdm.format_sizeof(n_bytes, "B")
