@@ -261,15 +261,9 @@ class FeatureSet:
         return columns
 
     def pick(self, layers: str | None, pools: str | None) -> FeatureSet:
-        """The FeatureSet of one output, or of several side by side; of a file with one output, itself.
-
-        Args:
-            layers, pools: names with ``+`` between them; every layer is taken with every pool that it has. None: those of
-                the encoder's default output.
-
-        Raises:
-            FeatureFileError: the file has no such output.
-        """
+        """The FeatureSet of one output, or of several side by side; of a file with one output, itself. `layers` and `pools` are
+        names with ``+`` between them; every layer is taken with every pool that it has. None: those of the encoder's default
+        output. FeatureFileError: the file has no such output."""
         outputs = self.meta.get("outputs") or [(self.meta.get("layer", ""), self.meta.get("pool", ""), 0)]
         default = self.meta.get("default_output", outputs[0][:2])
         picked = _choose_outputs([output[:2] for output in outputs], default, layers, pools)
@@ -294,10 +288,8 @@ class FeatureSet:
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureSet:
-        """Read and check a file written by `save`, a folder of parts, or a file of the original project's.
-
-        The latter hold only ``features`` and ``labels``, or ``features`` and ``keys``; their classes are named by
-        number, and their clips by key or row.
+        """Read and check a file written by `save`, a folder of parts, or a file of the original project's: ``features`` and
+        ``labels``, or ``features`` and ``keys``, whose classes are named by number, and whose clips by key or row.
 
         Raises:
             FeatureFileError: the file is missing, damaged or not a feature file, or its parts do not match.

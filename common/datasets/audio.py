@@ -105,10 +105,8 @@ def audio_duration_s(path: str | Path) -> float:
 
 
 def audio_checksum(path: Path) -> int:
-    """A checksum of a file's whole content; AudioError if it cannot be opened.
-
-    Kept while its size and modification time stay: many clips may be segments of one file.
-    """
+    """A checksum of a file's whole content, kept while its size and modification time stay, since many clips may be segments of
+    one file; AudioError if it cannot be opened."""
     with _reading(path) as status:
         return _checksum(path, status.st_size, status.st_mtime_ns)
 

@@ -30,15 +30,7 @@ COLUMNS = pa.schema(
 
 
 class ClipList:
-    """The clips of an extraction, in the order of the file's rows.
-
-    Attributes:
-        root: the data root, to which clip ids are relative.
-        dataset: the task's name.
-        class_names: every class in its official order; None: alphabetical. Only classes that occur are kept.
-        is_multilabel: whether a clip may have several labels, or none.
-        columns: a row per clip; several labels are joined.
-    """
+    """The clips of an extraction, in the order of the file's rows."""
 
     def __init__(
         self,
@@ -48,7 +40,13 @@ class ClipList:
         class_names: Sequence[str] | None = None,
         is_multilabel: bool = False,
     ) -> None:
-        """Read the clips, which may come from a generator.
+        """Read the clips, which may come from a generator, into `columns`: a row per clip; several labels are joined.
+
+        Args:
+            root: the data root, to which clip ids are relative.
+            dataset: the task's name.
+            class_names: every class in its official order; None: alphabetical. Only classes that occur are kept.
+            is_multilabel: whether a clip may have several labels, or none.
 
         Raises:
             DatasetError: there are none, one is of a class that is not in `class_names`, two have the same id, or a label holds

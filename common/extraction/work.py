@@ -112,8 +112,8 @@ class ExtractionSettings:
 
     def difference_from_file(self, meta: Provenance) -> str:
         """How a finished file was made differently, in words; empty if it was not."""
-        ignored = (*NOT_DECISIVE, "device")
-        return describe_difference(meta, {key: value for key, value in self.provenance.items() if key not in ignored})
+        decisive = {key: value for key, value in self.provenance.items() if key not in (*NOT_DECISIVE, "device")}
+        return describe_difference(meta, decisive)
 
     @cached_property
     def of_parts(self) -> dict[str, JsonValue]:
@@ -131,26 +131,16 @@ class ExtractionSettings:
 
 @dataclass(frozen=True)
 class Work:
-    """What there is to do, the same for every process that does a share of it.
-
-    Attributes:
-        clips, settings: what is embedded, and how.
-        slices: the parts, in order.
-        sizes: (N,) int64, the clips' files in bytes; MISSING where there is none.
-        part_size: the most clips in a part.
-        folder: where the parts are.
-        output: the file that they are joined into; None: the folder is the output.
-        before: `stamp` of the output before anything else was looked at.
-    """
+    """What there is to do, the same for every process that does a share of it."""
 
     clips: ClipList
     settings: ExtractionSettings
-    slices: tuple[range, ...]
-    sizes: Array
-    part_size: int
-    folder: Path
-    output: Path | None
-    before: int
+    slices: tuple[range, ...]  # the parts, in order
+    sizes: Array  # (N,) int64, the clips' files in bytes; MISSING where there is none
+    part_size: int  # the most clips in a part
+    folder: Path  # where the parts are
+    output: Path | None  # the file that they are joined into; None: the folder is the output
+    before: int  # `stamp` of the output before anything else was looked at
 
     @cached_property
     def part_settings(self) -> dict[str, JsonValue]:
