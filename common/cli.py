@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from common.config import ExtractConfig, load_config
 from common.datasets import Clip, Task, Variants
 from common.encoder_name import EncoderKind, EncoderName
-from common.entry import run
-from common.flags import Arguments, parse_classify_flags, parse_extract_flags
+from common.flags import Arguments, parse_classify_flags, parse_extract_flags, run
 
 # Modules that import torch are imported where they are used, so that --help does not take seconds.
 if TYPE_CHECKING:

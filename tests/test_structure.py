@@ -50,7 +50,6 @@ FLOORS = (
     ),
     ("datasets",),
     ("flags",),
-    ("entry",),
     ("encoder",),
     ("features", "parts"),
     ("extraction",),

@@ -18,7 +18,7 @@ from common.doctor import checks
 from common.doctor.__main__ import main
 from common.doctor.checks import BAD, GOOD, NOTE, Finding
 from common.encoder import AudioSepEncoder
-from common.entry import run
+from common.flags import run
 from demo import generate
 from demo.sounds import note
 from esc50_feature_fc.esc50 import CLASS_NAMES

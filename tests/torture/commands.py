@@ -29,9 +29,9 @@ from common.datasets import Task
 from common.download.command import main as download_main
 from common.encoder.checkpoint import load_weights
 from common.encoder.network import weight_shapes
-from common.entry import run
 from common.extraction import claims
 from common.extraction.work import PART_SIZES
+from common.flags import run
 from demo.generate import generate_icbhi, generate_librispeech, generate_speech_commands
 from esc50_feature_fc import esc50
 from icbhi_feature_fc import icbhi
