@@ -1,3 +1,3 @@
 """Analyses of what extraction and classification have saved."""
 
-import common  # noqa: F401  # says what is missing, before any other import fails
+import common  # says what is missing, before any other import fails

@@ -1,1 +1,1 @@
-import common  # noqa: F401  # says what is missing, before any other import fails
+import common  # says what is missing, before any other import fails

@@ -2,4 +2,4 @@
 them, except `common/export.py` and `analysis/suite_protocols.py`.
 """
 
-import common  # noqa: F401  # says what is missing, before any other import fails
+import common  # says what is missing, before any other import fails
