@@ -25,9 +25,7 @@ from common.parts import PartInfo, read_info, write_part
 class ExtractOptions:
     """How an extraction runs; none of this changes the rows of its result."""
 
-    overwrite: bool = (
-        False  # whether a file, or parts, made with different settings or from other audio may be replaced
-    )
+    overwrite: bool = False  # whether what was made with different settings or from other audio may be replaced
     share: Share = field(default_factory=Share)  # of this process; whoever sees that all parts are made joins them
     allow_missing: bool = False  # whether clips whose files are not there are left out, as failed
     part_size: int = 0  # clips in a part, at most; 0: as is usual for the device
