@@ -85,7 +85,6 @@ def setting(
 
 
 def flag_of(kind: type[Settings], key: str) -> str:
-    """The flag that sets a declared setting."""
     return extra_of(kind.model_fields[key])["flag"] or f"--{key.replace('_', '-')}"
 
 
@@ -95,8 +94,6 @@ def extra_of(field: FieldInfo) -> dict[str, str]:
 
 
 class Settings(BaseModel):
-    """Immutable, and strict about names and types."""
-
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
@@ -110,8 +107,6 @@ class Settings(BaseModel):
 
 
 class ExtractConfig(Settings):
-    """The settings of an extraction."""
-
     data_root: PlacePath | None = setting(None, "the unpacked data set", "FOLDER")
     encoder: EncoderText = setting("audiosep", FORMS, "NAME")
     checkpoint: WeightsPath = setting(
@@ -157,17 +152,13 @@ class FitConfig(Settings):
     features: PlacePath | None = setting(None, "the feature file to read", "FILE")
     use_layer: str | None = setting(
         None,
-        "of a file with several outputs: the layer, or several joined by +",
+        "of several outputs: the layer, or several joined by +",
         "NAMES",
-        unset="the encoder's own, or the file's only one",
+        unset="the encoder's own",
         flag="--layer",
     )
     use_pool: str | None = setting(
-        None,
-        "of a file with several outputs: the pool, or several joined by +",
-        "NAMES",
-        unset="the encoder's own, or the file's only one",
-        flag="--pool",
+        None, "of several outputs: the pool, or several joined by +", "NAMES", unset="the encoder's own", flag="--pool"
     )
     output_dir: PlacePath | None = setting(None, "where results, figures and trained heads go", "FOLDER")
     epochs: int | None = setting(
@@ -181,12 +172,7 @@ class FitConfig(Settings):
     recipe: RecipeName = setting("paper", "paper, or tuned: the best settings found for the same heads", "NAME")
     scaler: ScalerName | None = setting(None, "standard, whiten or none", "NAME", unset="the recipe's")
     whiten_eps: float | None = setting(
-        None,
-        "shrinkage of whitening, 0 to 1",
-        "X",
-        ge=1e-9,
-        le=1.0,
-        unset="the recipe's, or chosen on validation clips",
+        None, "shrinkage of whitening", "X", ge=1e-9, le=1.0, unset="the recipe's, or chosen on validation clips"
     )
     seeds: int = setting(1, "repeat with N seeds", "N", ge=1, le=1000)
     hidden_dim: int | None = setting(256, "width of the three-layer head", "N", ge=1, le=2**16)

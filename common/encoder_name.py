@@ -24,7 +24,6 @@ class EncoderKind(StrEnum):
 
     @property
     def is_plug_in(self) -> bool:
-        """Whether the encoder comes from outside this project."""
         return self in (EncoderKind.HEAR, EncoderKind.TRANSFORMERS)
 
 
@@ -38,8 +37,6 @@ class EncoderNameError(UserError):
 
 @dataclass(frozen=True)
 class EncoderName:
-    """A parsed name."""
-
     kind: EncoderKind  # any but UNTRAINED
     place: str = ""  # of "hear" a module, or the path of a .py file; of "hf" a model's name, or a folder
     weights: str = ""  # the path of a HEAR module's weights
@@ -68,7 +65,6 @@ class EncoderName:
 
     @property
     def is_file(self) -> bool:
-        """Whether `place` is a ``.py`` file."""
         return self.kind is EncoderKind.HEAR and self.place.endswith(".py")
 
     @property

@@ -337,7 +337,6 @@ def _file_or_folder(path: Path) -> Path:
 
 
 def _chained(lists: Sequence[Sequence[str] | None]) -> list[str] | None:
-    """The lists concatenated; None if one is missing."""
     present = [values for values in lists if values is not None]
     return [value for values in present for value in values] if len(present) == len(lists) else None
 
@@ -402,8 +401,6 @@ Text = BeforeValidator(lambda value: "None" if value is None else value)
 
 
 class _Content(BaseModel):
-    """A feature file's entries."""
-
     model_config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
 
     features: torch.Tensor

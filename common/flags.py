@@ -40,7 +40,6 @@ def user_path(text: str) -> Path:
 
 
 def add_figure_format(parser: argparse.ArgumentParser) -> None:
-    """The flag of commands that draw."""
     formats = get_args(FigureFormat)
     parser.add_argument(
         "--figure-format", choices=formats, default="png", help="what figures are written as (default: png)"
@@ -75,7 +74,6 @@ class Share:
 
     @property
     def is_all(self) -> bool:
-        """Whether there is only one process."""
         return self.count == 1
 
     @classmethod
@@ -129,8 +127,6 @@ class Share:
 
 @dataclass(frozen=True)
 class Launch:
-    """Which share of an extraction is done where."""
-
     share: Share = Share()
     ray: str | None = None  # the address of a Ray cluster, or "local"; None: without Ray
     status: str | None = None  # only say how far it is: "text" or "json"; None: extract
@@ -148,7 +144,6 @@ class Launch:
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which share of an extraction is done where."""
     text = "first make the parts of share i of n, then what nobody has begun (default: all, or as torchrun, a Slurm array or "
     parser.add_argument("--shard", metavar="I/N", help=text + "a Kubernetes indexed job says)")
     text = "make the parts by the actors of a Ray cluster: its address, or nothing to start one here"
@@ -170,7 +165,6 @@ class Arguments(Generic[Config]):
 
 
 def parse_extract_flags(task: Task | Variants, argv: Sequence[str] | None) -> Arguments[ExtractConfig]:
-    """Parse the flags of an extraction script."""
     variants = _as_variants(task)
     parser = _new_parser("Extract embeddings", variants)
     add_settings(parser, ExtractConfig, variants.first, ExtractConfig.model_fields)
@@ -236,7 +230,6 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
-    """Add the flags ``--config`` and ``--overwrite``."""
     text = "your own YAML file, which overrides common/config.yaml and the task's"
     parser.add_argument("--config", type=user_path, metavar="FILE", help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace files that were made with different settings")

@@ -51,8 +51,6 @@ def file_name(place: range) -> str:
 
 
 class PartInfo(BaseModel):
-    """What a part says of itself."""
-
     model_config = ConfigDict(frozen=True)
     start: int
     stop: int
@@ -66,7 +64,6 @@ class PartInfo(BaseModel):
 
     @property
     def place(self) -> range:
-        """The places of its clips in the list."""
         return range(self.start, self.stop)
 
 
@@ -167,7 +164,6 @@ def _checksum(text: str) -> str:
 
 
 def part_files(folder: Path) -> dict[range, Path]:
-    """The parts in a folder, in order."""
     paths = sorted(folder.glob("part-*"))
     return {range(int(match[1]), int(match[2])): path for path in paths if (match := NAME.fullmatch(path.name))}
 

@@ -44,12 +44,10 @@ class Archive:
 
     @property
     def resolved_url(self) -> str:
-        """The URL, with Hugging Face replaced by the mirror HF_ENDPOINT."""
         mirror = os.environ.get("HF_ENDPOINT", "").rstrip("/")
         return self.url.replace(HUGGING_FACE, mirror or HUGGING_FACE)
 
     def missing(self, root: Path) -> list[str]:
-        """Missing files by kind, in words."""
         counts = [(len(list((root / self.into).glob(kind))), most, kind) for kind, most in self.holds.items()]
         return [f"{count:,} instead of {most:,} {kind}" for count, most, kind in counts if count < most]
 

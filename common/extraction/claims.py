@@ -74,7 +74,6 @@ class Claims:
         return True
 
     def release(self, name: str) -> None:
-        """Give up a claim."""
         path = self.folder / (name + SUFFIX)
         self._held.discard(path)
         path.unlink(missing_ok=True)

@@ -105,19 +105,16 @@ class ClipList:
         return [Clip(*row) for row in zip(*cells.values(), strict=True)]
 
     def _labels_in(self, text: str | None) -> tuple[str, ...]:
-        """The labels of a cell."""
         if not text:
             return ()
         return tuple(text.split(LABEL_SEPARATOR)) if self.is_multilabel else (text,)
 
     @property
     def present_classes(self) -> set[str]:
-        """Every label that occurs."""
         texts = self.columns["class_name"].unique().to_pylist()
         return {label for text in texts for label in self._labels_in(text)}
 
     def ids(self) -> list[str]:
-        """The clips' ids."""
         cells = zip(*(self.columns[name].to_pylist() for name in ("path", "start_s", "end_s")), strict=True)
         return [
             path.decode(errors="backslashreplace") + ("" if start_s is end_s is None else f"#{start_s}-{end_s}")
@@ -125,7 +122,6 @@ class ClipList:
         ]
 
     def paths(self) -> list[Path]:
-        """The clips' paths."""
         return [self.root / os.fsdecode(path) for path in self.columns["path"].to_pylist()]
 
     def fingerprint(self) -> str:

@@ -101,8 +101,6 @@ class OnRay:
 
 
 class _Actor(ThisProcess):
-    """Makes parts somewhere in a cluster."""
-
     def __init__(self, load: Load, device: str, cores: int) -> None:
         super().__init__(*load(resolve_device(device)), Threads(cores, cores))
 

@@ -53,14 +53,11 @@ class Threads:
 
 @dataclass(frozen=True)
 class ThisProcess:
-    """Makes parts in this process."""
-
     encoder: Encoder
     outputs: Sequence[Output]
     threads: Threads
 
     def settings(self, clips: ClipList) -> ExtractionSettings:
-        """How the parts are made."""
         return ExtractionSettings.of(clips, self.encoder, self.outputs)
 
     def make(self, work: Work, share: Share) -> int:
@@ -204,7 +201,6 @@ class Decoded:
 
 
 def decode(row: int, clip: Clip, sample_rate: int) -> Decoded | Failed:
-    """Read a clip."""
     try:
         # The checksum first: if the file is replaced in the meantime, the next run notices.
         checksum = audio_checksum(clip.path)

@@ -149,15 +149,12 @@ class Work:
 
     @property
     def identity(self) -> str:
-        """A checksum of the settings."""
         return hashlib.sha256(json.dumps(self.part_settings, sort_keys=True).encode()).hexdigest()
 
     def path(self, place: range) -> Path:
-        """A part's file."""
         return self.folder / file_name(place)
 
     def missing(self) -> list[range]:
-        """The parts that do not exist."""
         made = part_files(self.folder)
         return [place for place in self.slices if place not in made]
 
@@ -318,8 +315,6 @@ def read_infos(folder: Path) -> dict[Path, PartInfo]:
 
 @dataclass(frozen=True)
 class Status:
-    """How far the extraction of an output is."""
-
     output: str
     is_finished: bool
     clips: int | None = None  # None while no part is made
