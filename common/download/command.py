@@ -15,8 +15,7 @@ from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from common.datasets import DatasetNote
-from common.download.fetch import DownloadError, fetch, note_of
-from common.download.unpack import remove_leftovers, unpack
+from common.download.fetch import DownloadError, fetch, note_of, remove_leftovers, unpack
 from common.files import PROJECT_ROOT, exclusive
 from common.flags import Parser, user_path
 from common.progress import progress_bar
@@ -123,8 +122,7 @@ def get(archive: Archive, root: Path) -> None:
     """Download an archive, verify it, and unpack it below `root`, except what is in place.
 
     Raises:
-        DownloadError: it cannot be downloaded, or is not the expected file.
-        UnpackError: it is damaged or unsafe.
+        DownloadError: it cannot be downloaded, is not the expected file, or is damaged or unsafe.
     """
     path, part, folder = root / archive.file, root / f"{archive.file}.part", root / archive.into
     remove_leftovers(path, folder)
