@@ -109,27 +109,17 @@ def read_provenance(meta: object) -> Provenance:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FeatureSet:
-    """Embeddings of a data set's clips, and what later steps need to know about them.
+    """Embeddings of a data set's clips, and what later steps need to know about them; None: unknown."""
 
-    Attributes:
-        features: (N, D) float32.
-        labels: (N,) int64, indices into `class_names`; all -1 if the file holds none. Or (N, C) bool, with several labels a
-            clip, or none.
-        class_names: C names.
-        clip_ids: N paths relative to the data root (with the segment, if a clip is one).
-        folds: (N,) int64, official folds from 1; None if there are none.
-        splits: N of ``"train"``, ``"valid"``, ``"test"``; None if there are none.
-        groups: N names of the recording, patient or speaker; None if unknown.
-        meta: provenance.
-    """
-
-    features: torch.Tensor
-    labels: torch.Tensor
-    class_names: list[str]
-    clip_ids: Sequence[str]
-    folds: torch.Tensor | None = None
-    splits: Sequence[str] | None = None
-    groups: Sequence[str] | None = None
+    features: torch.Tensor  # (N, D) float32
+    labels: (
+        torch.Tensor
+    )  # (N,) int64, indices into `class_names`, all -1 without labels; or (N, C) bool, a set for every clip
+    class_names: list[str]  # C
+    clip_ids: Sequence[str]  # N paths relative to the data root (with the segment, if a clip is one)
+    folds: torch.Tensor | None = None  # (N,) int64, official folds from 1
+    splits: Sequence[str] | None = None  # N of "train", "valid", "test"
+    groups: Sequence[str] | None = None  # N names of the recording, patient or speaker
     meta: Provenance = field(default_factory=Provenance)
 
     @property

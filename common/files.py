@@ -11,8 +11,8 @@ import io
 import json
 import os
 import re
+import secrets
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,10 +61,10 @@ def refuse_unwritable(path: Path) -> None:
     try:
         if path.is_dir():
             raise OutputError(f"{path} is a folder; give the file to write: {path / 'features.pt'}")
-        handle, temporary = _temporary_file(_target_of(path))
+        temporary = _temporary_of(_target_of(path))
+        temporary.touch()
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}; give another place") from error
-    os.close(handle)
     temporary.unlink(missing_ok=True)  # a run beside this one may have cleaned up
 
 
@@ -76,10 +76,9 @@ def _target_of(path: Path) -> Path:
     return target
 
 
-def _temporary_file(target: Path) -> tuple[int, Path]:
+def _temporary_of(target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    return handle, Path(name)
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -91,16 +90,12 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         OSError: it cannot be written.
     """
     target = _target_of(path)
-    handle, temporary = _temporary_file(target)
+    temporary = _temporary_of(target)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files; the result should be as readable as any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)

@@ -210,8 +210,7 @@ def _segment(file: _Sequential, path: Path, start_s: Seconds, end_s: Seconds) ->
     if not file.frames:
         raise AudioError(f"{path}: holds no samples (a header without audio)")
     duration_s = file.frames / file.samplerate
-    start = 0.0 if start_s is None else start_s
-    end = duration_s if end_s is None else end_s
+    start, end = start_s or 0.0, duration_s if end_s is None else end_s
     first, last = round(start * file.samplerate), min(round(end * file.samplerate), file.frames)
     segment = f"{path}: segment {start:.3f}-{end:.3f} s"
     if start >= end:
