@@ -10,7 +10,7 @@ endif
 .PHONY: help install install-dev new-environment new-dev-environment adapters new-adapters-environment demo reproduce test test-slow torture gpu lint format docs clean
 
 help:
-	@echo "make demo         all six tasks on generated sounds with an untrained encoder (minutes)"
+	@echo "make demo         all seven tasks on generated sounds with an untrained encoder (minutes)"
 	@echo "make reproduce    the whole study: [TASKS=\"esc50 icbhi\"] [ENCODERS=\"audiosep logmel\"] [DATA=folder] [YES=1] [ARGS=--dry-run]"
 	@echo "make test         the tests (no GPU, network or weights needed)"
 	@echo "make test-slow    the long tests: real features, minutes of audio, UMAP"

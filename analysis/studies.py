@@ -11,6 +11,7 @@ from common.cli import data_root_of
 from common.config import ConfigError
 from common.datasets import Task
 from esc50_feature_fc import esc50
+from fsd50k_feature_fc import fsd50k
 from icbhi_feature_fc import icbhi
 from key_word_spotting import speech_commands
 from nsynth_feature_fc import nsynth
@@ -86,6 +87,8 @@ def _studies() -> Iterator[Study]:
     yield Study(nsynth.CLASSIFICATION, sets, nsynth_classify, 340.0, (("nsynth",),), "nsynth")
     speaker_scripts = ("extract_train-clean-100_features.py", "librispeech_linear_classifier.py")
     yield _study(librispeech.TRAIN_CLEAN_100, speaker_scripts, 100.6, "librispeech", "--only", "train-clean-100")
+    fsd50k_scripts = ("extract_fsd50k_features_audiosep.py", "fsd50k_linear_classifier.py")
+    yield _study(fsd50k.TASK, fsd50k_scripts, 108.3, "fsd50k")
     variants = [_variant(recordings, icbhi.CYCLES, "--level", "cycle")]
     versions = (
         ("v1", speech_commands.V1, speech_commands.V1_12, "v0.01", 17.8),

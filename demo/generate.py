@@ -46,6 +46,16 @@ URBANSOUND8K_SOUNDS: dict[str, Sound] = {
     "siren": sounds.wail,
     "street_music": sounds.music,
 }
+FSD50K_SOUNDS: dict[str, Sound] = {
+    "Bark": sounds.bark,
+    "Crackle": sounds.fire,
+    "Crying_and_sobbing": sounds.baby,
+    "Drill": sounds.drill,
+    "Rain": sounds.rain,
+    "Siren": sounds.wail,
+    "Tick-tock": sounds.ticks,
+    "Vehicle_horn_and_car_horn_and_honking": sounds.horn,
+}
 # As in UrbanSound8K, whose files keep their uploader's format.
 URBANSOUND8K_FORMATS = (
     (44_100, 2, "PCM_16"),
@@ -93,6 +103,31 @@ def generate_urbansound8k(root: Path, recordings: int = 3) -> None:
                 _write(root / "audio" / f"fold{fold}" / filename, samples, rate, subtype)
     header = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
     write_csv(root / "metadata" / "UrbanSound8K.csv", [header, *rows])
+
+
+def generate_fsd50k(root: Path, clips: int = 200) -> None:
+    """Write FSD50K's layout: mixtures of one to three sounds, with their labels; two clips of every uploader."""
+    rng, names = np.random.default_rng(5000), sorted(FSD50K_SOUNDS)
+    rows: dict[str, list[tuple[str, ...]]] = {"dev": [], "eval": []}
+    uploaders: dict[str, dict[str, dict[str, str]]] = {"dev": {}, "eval": {}}
+    for number in range(clips):
+        side = "eval" if number % 10 >= 7 else "dev"
+        chosen = {names[number % len(names)], *rng.choice(names, rng.integers(0, 3))}
+        time = np.arange(round(rng.uniform(1, 3) * 44_100)) / 44_100
+        layers = [FSD50K_SOUNDS[name](rng, time) for name in sorted(chosen)]
+        mixture = sum((layer / (layer.std() + 1e-9) for layer in layers), start=np.zeros(len(time)))
+        _write(root / f"FSD50K.{side}_audio" / f"{number}.wav", in_room(mixture, rng, 44_100, (0, 15)), 44_100)
+        split = ("val" if number % 10 == 6 else "train",) if side == "dev" else ()
+        rows[side].append((str(number), ",".join(sorted(chosen)), ",".join("/m/0" for _ in chosen), *split))
+        uploaders[side][str(number)] = {"title": "generated", "uploader": f"{side}{number // 20}_{number % 10 // 2}"}
+    truth = root / "FSD50K.ground_truth"
+    truth.mkdir(parents=True, exist_ok=True)
+    (root / "FSD50K.metadata").mkdir(exist_ok=True)
+    for side, listed in rows.items():
+        write_csv(truth / f"{side}.csv", [("fname", "labels", "mids", *["split"] * (side == "dev")), *listed])
+        text = json.dumps(uploaders[side])
+        (root / "FSD50K.metadata" / f"{side}_clips_info_FSD50K.json").write_text(text, encoding="utf-8")
+    write_csv(truth / "vocabulary.csv", [(number, name, "/m/0") for number, name in enumerate(names)])
 
 
 def _write(path: Path, samples: Array, rate: int, subtype: str = "PCM_16") -> None:
@@ -191,6 +226,7 @@ DATA_SETS: dict[str, tuple[str, Callable[..., None], dict[str, int]]] = {
     "esc50": ("ESC-50-master", generate_esc50, {"recordings": 1}),
     "icbhi": ("ICBHI_final_database", generate_icbhi, {"patients": 15}),
     "urbansound8k": ("UrbanSound8K", generate_urbansound8k, {"recordings": 1}),
+    "fsd50k": ("FSD50K", generate_fsd50k, {"clips": 100}),
     "nsynth": ("nsynth", generate_nsynth, {"notes": 1}),
     "librispeech_train-clean-100": ("LibriSpeech", generate_librispeech, {"utterances": 4}),
     "speech_commands_v1": ("speech_commands_v0.01", generate_speech_commands, {"speakers": 15}),

@@ -15,7 +15,7 @@ from common.config import ConfigError, ExtractConfig, FitConfig, load_config
 from common.datasets.labels import ONE_CLASS
 from common.encoder_name import EncoderName, file_of
 from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, run, user_path
-from own_sounds.sounds import Source
+from own_sounds.sounds import Source, refuse_unlearnable
 
 EXTRACT = [key for key in ExtractConfig.model_fields if key not in ("data_root", "features")]
 # What both kinds of settings have is asked for once, and what follows from the extraction not at all.
@@ -53,6 +53,7 @@ def _probe(argv: Sequence[str] | None) -> None:
     sounds = source.read()
     if sounds.remark:
         print(sounds.remark)
+    refuse_unlearnable(sounds)
     source = replace(source, is_multilabel=sounds.is_multilabel)
     task = source.task()
     how = Arguments([task], extract, {}, arguments.overwrite, launch)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -148,6 +149,22 @@ class Sounds:
     clips: list[Clip]
     is_multilabel: bool = False
     remark: str = ""
+
+
+def refuse_unlearnable(sounds: Sounds) -> None:
+    """DatasetError if the list alone tells that a class cannot be learned and tested."""
+    counts = Counter(label for clip in sounds.clips for label in clip.labels)
+    learnable = {label for clip in sounds.clips if clip.split != "test" for label in clip.labels}
+    for label, count in sorted(counts.items()):
+        if count == 1 or count == len(sounds.clips):
+            clips = "a single clip is" if count == 1 else f"all {count:,} clips are"
+            raise DatasetError(
+                f"{clips} of class {label!r}: it cannot be learned and tested; leave it out or add clips"
+            )
+        if label not in learnable:
+            raise DatasetError(
+                f"class {label!r} has only test clips, so it cannot be learned; leave it out or add clips"
+            )
 
 
 def audio_files(paths: Sequence[Path]) -> list[Path]:

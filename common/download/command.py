@@ -7,7 +7,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -15,7 +15,8 @@ from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from common.datasets import DatasetNote
-from common.download.fetch import DownloadError, fetch, note_of, remove_leftovers, unpack
+from common.download.fetch import DownloadError, fetch, note_of
+from common.download.unpack import remove_leftovers, unpack
 from common.files import PROJECT_ROOT, exclusive
 from common.flags import Parser, user_path
 from common.progress import progress_bar
@@ -40,11 +41,19 @@ class Archive:
     optional: bool = False
     unpacked: int = 0
     holds: dict[str, int] = field(default_factory=dict)
+    pieces: dict[str, str] = field(default_factory=dict)
 
     @property
     def resolved_url(self) -> str:
         mirror = os.environ.get("HF_ENDPOINT", "").rstrip("/")
         return self.url.replace(HUGGING_FACE, mirror or HUGGING_FACE)
+
+    @property
+    def as_files(self) -> list[Archive]:
+        """The pieces of a split zip, the last of which is the archive itself; of others only that."""
+        urls = {name: self.url.replace(self.file, name) for name in self.pieces}
+        before = [replace(self, file=name, url=urls[name], checksum=self.pieces[name], pieces={}) for name in urls]
+        return [*before, self]
 
     def missing(self, root: Path) -> list[str]:
         counts = [(len(list((root / self.into).glob(kind))), most, kind) for kind, most in self.holds.items()]
@@ -52,10 +61,11 @@ class Archive:
 
     def needed_bytes(self, root: Path) -> int:
         """Disk space still needed, as far as sizes are known; 0 if everything is in place."""
-        part, missing = root / f"{self.file}.part", self.missing(root)
-        if (root / self.file).exists() or (self.holds and not missing):
+        missing, names = self.missing(root), [file.file for file in self.as_files]
+        if all((root / name).exists() for name in names) or (self.holds and not missing):
             return self.unpacked if missing else 0
-        received = part.stat().st_size if part.exists() else 0
+        paths = [root / f"{name}{suffix}" for name in names for suffix in ("", ".part")]
+        received = sum(path.stat().st_size for path in paths if path.exists())
         return self.unpacked + max(1, (self.size or self.about or 0) - received)
 
 
@@ -122,9 +132,10 @@ def get(archive: Archive, root: Path) -> None:
     """Download an archive, verify it, and unpack it below `root`, except what is in place.
 
     Raises:
-        DownloadError: it cannot be downloaded, is not the expected file, or is damaged or unsafe.
+        DownloadError: it cannot be downloaded, or is not the expected file.
+        UnpackError: it is damaged or unsafe.
     """
-    path, part, folder = root / archive.file, root / f"{archive.file}.part", root / archive.into
+    path, folder = root / archive.file, root / archive.into
     remove_leftovers(path, folder)
     needed, free = archive.needed_bytes(root), shutil.disk_usage(root).free
     if archive.holds and not needed:
@@ -132,19 +143,27 @@ def get(archive: Archive, root: Path) -> None:
     if needed > free:
         room = f"needs about {_text(needed)}, and only {_text(free)} are free in {root}"
         raise DownloadError(f"{archive.file} {room}; make room, or use another --root")
-    if path.exists():
-        _verify(archive, path)
-    else:
-        estimate = 2 * (archive.about or archive.unpacked) + MARGIN_BYTES
-        fetch(archive.resolved_url, part, archive.size or estimate)
-        _verify(archive, part)
-        note_of(part).unlink(missing_ok=True)  # first, so that a kill leaves none behind
-        part.replace(path)
+    for file in archive.as_files:
+        _get_file(file, root / file.file)
     if archive.holds:
-        unpack(path, folder, 2 * archive.unpacked + MARGIN_BYTES)
+        pieces = [root / name for name in archive.pieces]
+        unpack(path, folder, 2 * archive.unpacked + MARGIN_BYTES, pieces)
         if missing := ", ".join(archive.missing(root)):
             raise DownloadError(f"{path} was unpacked, but is incomplete: {folder} holds {missing}")
-        print(f"unpacked into {folder}; {path} is no longer needed")
+        print(f"unpacked into {folder}; no longer needed: {', '.join(map(str, [*pieces, path]))}")
+
+
+def _get_file(archive: Archive, path: Path) -> None:
+    """Download and verify a file, or only verify one that is in place."""
+    if path.exists():
+        _verify(archive, path)
+        return
+    part = path.with_name(f"{path.name}.part")
+    estimate = 2 * (archive.about or archive.unpacked) + MARGIN_BYTES
+    fetch(archive.resolved_url, part, archive.size or estimate)
+    _verify(archive, part)
+    note_of(part).unlink(missing_ok=True)  # first, so that a kill leaves none behind
+    part.replace(path)
 
 
 def _verify(archive: Archive, path: Path) -> None:

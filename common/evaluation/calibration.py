@@ -311,7 +311,7 @@ def measure_label_sets(held_out: HeldOut[Unseen], scale: Scale) -> LabelSets | N
     tested = Unseen.join(held_out.tested)
     predicted = np.concatenate(
         [
-            part.logits >= best_thresholds(Unseen.join(source))
+            part.logits >= thresholds_of(Unseen.join(source))
             for part, source in zip(held_out.tested, held_out.sources, strict=True)
         ]
     )
@@ -320,7 +320,7 @@ def measure_label_sets(held_out: HeldOut[Unseen], scale: Scale) -> LabelSets | N
     truth = tested.labels.astype(int)
     hits = int((tested.labels & predicted).sum())
     return LabelSets(
-        thresholds=expit(scale.slopes * best_thresholds(Unseen.join(held_out.for_kept_head)) + scale.biases).tolist(),
+        thresholds=expit(scale.slopes * thresholds_of(Unseen.join(held_out.for_kept_head)) + scale.biases).tolist(),
         fitted_on=held_out.source_name,
         micro_f1=2 * hits / max(1, int(predicted.sum()) + int(truth.sum())),
         macro_f1=float(np.mean([value for value, count in zip(f1, clips, strict=True) if count])),
@@ -331,23 +331,13 @@ def measure_label_sets(held_out: HeldOut[Unseen], scale: Scale) -> LabelSets | N
     )
 
 
-def best_thresholds(unseen: Unseen) -> Array:
-    """(C,) the logits from which a label is predicted so that the F1 of its class is highest on these rows.
+def thresholds_of(unseen: Unseen) -> Array:
+    """(C,) the logits above which as many of these rows are as have the label, so that precision equals recall; infinite
+    without positives.
 
-    Infinite, so that it is never predicted, without positives, and where F1 would be highest by predicting a label of a
-    minority for every row: the head cannot tell it.
+    The highest F1 would predict a label that a head can hardly tell for nearly every row.
     """
-    return np.array([_best_threshold(*pair) for pair in zip(unseen.logits.T, unseen.labels.T, strict=True)])
-
-
-def _best_threshold(logits: Array, labels: Array) -> float:
-    if not labels.any():
-        return np.inf
-    order = np.argsort(-logits, kind="stable")
-    ranked = logits[order].astype(np.float64)
-    f1 = 2 * np.cumsum(labels[order]) / (np.arange(1, len(order) + 1) + labels.sum())
-    f1[:-1][ranked[:-1] == ranked[1:]] = 0  # equal logits are on one side
-    last = int(f1.argmax())
-    if last == len(order) - 1:
-        return float(ranked[-1]) if labels.mean() > 0.5 else np.inf
-    return float(ranked[last : last + 2].mean())  # in the middle to the next clip
+    ranked = -np.sort(-unseen.logits.astype(np.float64), axis=0)
+    counts, classes = unseen.labels.sum(axis=0), np.arange(ranked.shape[1])
+    last, after = (ranked[np.minimum(place, len(ranked) - 1), classes] for place in (counts - 1, counts))
+    return np.where(counts > 0, (last + after) / 2, np.inf)

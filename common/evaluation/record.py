@@ -106,7 +106,7 @@ class LabelSets(Record):
     """With several labels a clip: what is predicted by thresholds, for the first seed. C classes.
 
     Attributes:
-        thresholds: (C,) probabilities with the highest F1 on held-out rows, for the kept head; 1 if it cannot tell the label.
+        thresholds: (C,) probabilities that as many held-out rows exceed as have the label, for the kept head.
         fitted_on: the rows that set them, never those that the rest is measured on.
         micro_f1, macro_f1: the latter of the classes with test clips.
         per_class: precision, recall, F1.

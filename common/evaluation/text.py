@@ -202,7 +202,7 @@ def _label_remarks(protocol: ProtocolRecord) -> list[str]:
         for kind, labels in measured.items()
     )
     rows = next(iter(measured.values())).fitted_on
-    return [*absent, f"Micro and macro F1 with a threshold for every class, chosen on {rows}: {scores}."]
+    return [*absent, f"Micro and macro F1 with a threshold for every class, by {rows}: {scores}."]
 
 
 def _interval_remarks(protocol: ProtocolRecord) -> list[str]:

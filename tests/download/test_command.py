@@ -14,13 +14,14 @@ import yaml
 from common.download.command import ARCHIVES, Archive, main
 from common.files import exclusive
 from common.flags import run
-from tests.support.archives import contents, make_tar, make_zip
+from tests.support.archives import contents, make_tar, make_zip, split_zip
 from tests.support.loopback import Server, serving
 
 Call = Callable[..., tuple[int, str, str]]
 Patch = pytest.MonkeyPatch
 WORDS = {"./yes/a.wav": b"yes", "./no/b.wav": b"no", "./testing_list.txt": b"x"}
 SOUNDS = {"sounds/1.wav": b"1", "sounds/2.wav": b"2"}
+PIECES = {f"sounds/{number}.wav": bytes([number]) * 500 for number in range(8)}
 TABLE = """
 words:
   title: Words
@@ -35,6 +36,12 @@ sounds:
   archives:
     - {file: sounds.zip, url: URL/sounds.zip, checksum: "md5:0", may_change: true, unpacked: 1000,
        holds: {"sounds/*.wav": 2}}
+pieces:
+  title: Pieces
+  licence: CC BY 4.0
+  archives:
+    - {file: p.zip, url: URL/p.zip, checksum: MD5p.zip, about: 9000, unpacked: 9000, holds: {"sounds/*.wav": 8},
+       pieces: {p.z01: MD5p.z01, p.z02: MD5p.z02}}
 weights:
   title: AudioSep
   licence: MIT
@@ -47,6 +54,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
     with serving() as server:
         words, sounds = make_tar(tmp_path / "tar", WORDS), make_zip(tmp_path / "zip", SOUNDS)
         server.files = {"words.tar.gz": words.read_bytes(), "sounds.zip": sounds.read_bytes()}
+        pieces = split_zip(make_zip(tmp_path / "p.zip", PIECES), 3)
+        server.files |= {path.name: path.read_bytes() for path in pieces}
         server.content = b"weights"
         yield server
 
@@ -55,7 +64,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def call(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Call:
     """Runs the command as its script does; returns exit status, output and errors."""
     sha256 = hashlib.sha256(server.files["words.tar.gz"]).hexdigest()
-    table, path = TABLE.replace("SHA", f"sha256:{sha256}"), tmp_path / "archives.yaml"
+    table = TABLE
+    for name in ("p.zip", "p.z01", "p.z02"):
+        table = table.replace(f"MD5{name}", f"md5:{hashlib.md5(server.files[name]).hexdigest()}")  # noqa: S324
+    table, path = table.replace("SHA", f"sha256:{sha256}"), tmp_path / "archives.yaml"
     path.write_text(table.replace("URL", server.url.rpartition("/")[0]))
 
     def call(*arguments: str) -> tuple[int, str, str]:
@@ -112,7 +124,7 @@ def test_parts_are_chosen_by_name(call: Call, tmp_path: Path) -> None:
     assert f"its sha256 is {hashlib.sha256(b'weights').hexdigest()}; no checksum is" in output
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["more.bin"]
     assert "Words has no part v3" in call("words", "--only", "v3")[2]
-    assert "birds is unknown; choose from words, sounds, weights" in call("birds")[2]
+    assert "birds is unknown; choose from words, sounds, pieces, weights" in call("birds")[2]
 
 
 @pytest.mark.parametrize("arguments", ["--list", "", "words --dry-run", "words --list"])
@@ -149,6 +161,28 @@ def test_an_archive_is_limited(name: str, size: int, call: Call, tmp_path: Path)
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["sounds.zip"]
 
 
+def test_a_zip_in_pieces_is_unpacked_where_it_lies(call: Call, server: Server, tmp_path: Path) -> None:
+    status, output, _ = call("pieces")
+    assert status == 0 and "p.z01, " in output.replace(f"{tmp_path}/data/", "")
+    assert {name: content for name, content in contents(tmp_path / "data").items() if "/" in name} == PIECES
+    assert [path.partition("?")[0] for path in server.paths] == ["/p.z01", "/p.z02", "/p.zip"]
+    # Only the piece that is missing is fetched again.
+    (tmp_path / "data" / "p.z02").unlink()
+    (tmp_path / "data" / "sounds" / "1.wav").unlink()
+    assert call("pieces")[0] == 0 and len(server.paths) == 4 and server.paths[-1].startswith("/p.z02")
+    assert call("pieces")[0] == 0 and len(server.paths) == 4
+    # Pieces that are thrown away are not fetched as long as what they held is there.
+    for name in ("p.z01", "p.z02", "p.zip"):
+        (tmp_path / "data" / name).unlink()
+    assert "in place" in call("pieces", "--dry-run")[1] and call("pieces")[0] == 0 and len(server.paths) == 4
+
+
+def test_a_damaged_piece_is_named(call: Call, server: Server, tmp_path: Path) -> None:
+    server.files["p.z02"] = server.files["p.z02"][:-1] + b"?"
+    status, _, error = call("pieces")
+    assert status == 2 and "p.z02.part: its md5 is" in error
+
+
 def test_two_runs_do_not_write_the_same_file(call: Call, tmp_path: Path) -> None:
     with exclusive(tmp_path / "data" / ".words.tar.gz.lock", "it"):
         status, _, error = call("words")
@@ -157,7 +191,7 @@ def test_two_runs_do_not_write_the_same_file(call: Call, tmp_path: Path) -> None
 
 def test_the_table_of_archives_is_complete() -> None:
     sources = yaml.safe_load(ARCHIVES.read_text(encoding="utf-8"))
-    assert len(sources) == 7
+    assert len(sources) == 8
     for source in sources.values():
         archives = [Archive(**row) for row in source["archives"]]
         assert len({archive.part for archive in archives}) == len(archives)

@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from common.download.fetch import DownloadError, unpack
+from common.download.unpack import UnpackError, unpack
 from tests.support.archives import contents, make_tar, make_zip
 
 Make = Callable[[Path, dict[str, bytes]], Path]
@@ -24,7 +24,7 @@ LIMIT = 1_000_000  # bytes
 def refused(archive: Path, match: str) -> None:
     """The archive is refused with this message, and leaves nothing anywhere."""
     before = set(archive.parent.rglob("*")) | {archive.parent / "data"}
-    with pytest.raises(DownloadError, match=match):
+    with pytest.raises(UnpackError, match=match):
         unpack(archive, archive.parent / "data", LIMIT)
     assert set(archive.parent.rglob("*")) == before
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from common.arrays import Array
 from common.average_precision import average_precisions, without_each_group
 from common.datasets import Prepared
-from common.evaluation.calibration import HeldOut, Scale, Unseen, best_thresholds, calibrate, measure_label_sets
+from common.evaluation.calibration import HeldOut, Scale, Unseen, calibrate, measure_label_sets, thresholds_of
 from common.evaluation.fewer_labels import with_fraction, with_shots
 from common.evaluation.outcomes import Outcome
 from common.evaluation.protocol import plan_fits
@@ -164,26 +164,21 @@ def test_probabilities_are_calibrated_by_class() -> None:
     assert len(record.class_errors) == 3 and max(record.class_errors) < 0.05
 
 
-def test_thresholds_have_the_highest_f1_and_are_never_chosen_on_what_they_are_measured_on() -> None:
+def test_thresholds_give_a_label_to_as_many_and_are_never_chosen_on_what_they_are_measured_on() -> None:
     folds = [unseen(seed, clips=300) for seed in range(2)]
-    threshold = best_thresholds(folds[0])[1]
-    logits, labels = folds[0].logits[:, 1], folds[0].labels[:, 1]
-    best = max(f1_score(labels, logits >= value) for value in logits)
-    assert f1_score(labels, logits >= threshold) == pytest.approx(best)
+    thresholds = thresholds_of(folds[0])
+    assert ((folds[0].logits >= thresholds).sum(axis=0) == folds[0].labels.sum(axis=0)).all()
+    nowhere = replace(folds[0], labels=np.zeros_like(folds[0].labels))
+    assert np.isinf(thresholds_of(nowhere)).all()
     before = measure_label_sets(HeldOut(folds), Scale(1.0))
     swapped = replace(folds[0], labels=folds[0].labels[::-1])
     after = measure_label_sets(HeldOut([swapped, folds[1]]), Scale(1.0))
     assert before is not None and after is not None and before.fitted_on == "the other folds"
     # The second fold's labels decide what is predicted in the first, whose labels decide what is in the second.
-    wrong = folds[1].logits >= best_thresholds(swapped)
-    right = folds[0].logits >= best_thresholds(folds[1])
+    wrong = folds[1].logits >= thresholds_of(swapped)
+    right = folds[0].logits >= thresholds_of(folds[1])
     assert np.array(after.confusion).trace() == (swapped.labels & right).sum() + (folds[1].labels & wrong).sum()
     assert measure_label_sets(HeldOut(folds[:1]), Scale(1.0)) is None
-
-
-def test_a_label_that_the_head_cannot_tell_is_never_predicted() -> None:
-    clips = Unseen(np.zeros((10, 2), np.float32), np.eye(10, 2, dtype=bool))
-    assert np.isinf(best_thresholds(clips)).all()
 
 
 @pytest.mark.parametrize("is_several", [False, True])
@@ -243,7 +238,7 @@ def test_the_whole_protocol_with_several_labels(features: FeatureSet) -> None:
     assert record.shuffled_labels["linear"].score < linear.score - 0.04
     assert [(point.shots, len(point.draws)) for point in record.few_shots if point.head == "linear"] == [(1, 3), (2, 3)]
     assert all(point.metric == "macro_map" for point in record.label_efficiency)
-    assert linear.label_sets is not None and linear.label_sets.macro_f1 > 0.4
+    assert linear.label_sets is not None and linear.label_sets.macro_f1 > 0.3
     labels = features.labels.numpy()
     expected = [
         average_precision_score(labels[part.rows], part.logits, average="macro") for part in ran.outcomes["linear"]
