@@ -54,11 +54,9 @@ class EncoderName:
         if kind is EncoderKind.TRANSFORMERS:
             return cls(kind, place)
         # A file may have a colon in its path (C:\...), so its name ends at .py.
-        file = re.fullmatch(r"(.+?\.py)(?::(.+))?", place)
-        if file:
-            return cls(kind, file[1], file[2] or "")
-        module, _, weights = place.partition(":")
-        return cls(kind, module, weights)
+        match = re.fullmatch(r"(.+?\.py|[^:]*)(?::(.*))?", place, re.DOTALL)
+        assert match
+        return cls(kind, match[1], match[2] or "")
 
     def __str__(self) -> str:
         return ":".join(part for part in (self.kind, self.place, self.weights) if part)
