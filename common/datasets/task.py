@@ -32,7 +32,6 @@ class Flag:
 
     @property
     def default(self) -> str | bool:
-        """Its value by default."""
         return self.choices[0] if self.choices else False
 
 
@@ -61,7 +60,6 @@ class DivisionKind(StrEnum):
 
     @property
     def label(self) -> str:
-        """For readers."""
         return self.value.replace("_", " ")
 
 
@@ -73,7 +71,6 @@ class Metric(StrEnum):
 
     @property
     def label(self) -> str:
-        """For readers."""
         return "mAP" if self is Metric.MACRO_MAP else self.value
 
     @classmethod
@@ -99,7 +96,6 @@ class Prepared:
 
     @property
     def kind(self) -> DivisionKind:
-        """The kind of the division."""
         if self.features.folds is None and self.features.splits is None:
             return DivisionKind.RANDOM
         if self.is_official:
@@ -160,17 +156,14 @@ class Task:
 
     @property
     def config_file(self) -> Path:
-        """The file with the task's settings."""
         return self.folder / "config.yaml"
 
     @property
     def default_data_root(self) -> Path:
-        """Where the data set is if nothing else is configured."""
         return PROJECT_ROOT / "data" / self.data_folder
 
     @property
     def default_features(self) -> Path:
-        """The feature file if nothing else is configured."""
         return self.folder / self.features_file
 
     def features_of(self, encoder: str) -> Path:
@@ -187,7 +180,6 @@ class Task:
 
     @property
     def default_output_dir(self) -> Path:
-        """Where results go if nothing else is configured."""
         return self.results_folder or self.folder
 
     @property
@@ -197,7 +189,6 @@ class Task:
 
     @property
     def default_options(self) -> dict[str, str | bool]:
-        """The default values of the task's flags."""
         return {flag.key: flag.default for flag in self.flags}
 
 
@@ -215,5 +206,4 @@ class Variants:
 
     @property
     def first(self) -> Task:
-        """The default task."""
         return next(iter(self.tasks.values()))

@@ -62,7 +62,6 @@ class HeldOut(Generic[T]):
 
     @property
     def source_name(self) -> str:
-        """`sources`, for readers."""
         return "the other folds" if len(self.tested) > 1 else "validation clips"
 
 
@@ -75,7 +74,6 @@ class Unseen:
 
     @classmethod
     def join(cls, parts: Sequence[Unseen]) -> Unseen:
-        """The rows of all."""
         return cls(np.concatenate([part.logits for part in parts]), np.concatenate([part.labels for part in parts]))
 
     def probabilities(self, scale: Scale | None = None) -> Array:
@@ -119,7 +117,6 @@ class KeptHead:
 
     @property
     def measured(self) -> dict[str, Record | None]:
-        """By the names of `HeadRecord`."""
         measured: dict[str, Record | None] = {"calibration": self.calibration, "none_of_these": self.none_of_these}
         return measured if self.label_sets is None else {**measured, "label_sets": self.label_sets}
 

@@ -37,7 +37,6 @@ class PreparedFeatures:
 
     @property
     def features(self) -> FeatureSet:
-        """The rows."""
         return self.prepared.features
 
 

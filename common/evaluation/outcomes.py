@@ -85,16 +85,13 @@ class HeadFitter:
     device: torch.device
 
     def fit(self, kind: HeadKind, features: FeatureSet, jobs: Sequence[Job]) -> list[ChosenHead]:
-        """Fit one head per job."""
         return fit_chosen(kind, features, jobs, recipe_for(kind, self.config), self.device, self.config.refit)
 
     def outcomes(self, kind: HeadKind, features: FeatureSet, jobs: Sequence[Job]) -> list[Outcome]:
-        """Fit one head per job; their outcomes."""
         return [Outcome.of(head, features.is_multilabel) for head in self.fit(kind, features, jobs)]
 
 
 def probes_of(features: FeatureSet) -> dict[str, Callable[[int], Any]]:
-    """The probes of a kind of task."""
     return MULTILABEL_PROBES if features.is_multilabel else PROBES
 
 

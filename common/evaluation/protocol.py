@@ -15,7 +15,6 @@ import torch
 from common.config import FitConfig, ProtocolName
 from common.datasets import DivisionKind, Prepared, Task
 from common.evaluation.calibration import heads_to_keep
-from common.evaluation.fewer_labels import with_fraction, with_shots
 from common.evaluation.intervals import holm, mean_interval
 from common.evaluation.outcomes import HeadFitter, Outcome, baseline, fit_probe, probes_of
 from common.evaluation.record import (
@@ -28,7 +27,7 @@ from common.evaluation.record import (
     ProtocolRecord,
 )
 from common.evaluation.scores import MoreScores, compare_heads, main_score, score_head
-from common.evaluation.splits import class_counts, make_splits, random_split, with_validation
+from common.evaluation.splits import class_counts, make_splits, random_split, with_fraction, with_shots, with_validation
 from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Split, TrainedHead, recipe_for
 
@@ -61,7 +60,6 @@ class Plan:
 
 
 def seeds_of(config: FitConfig) -> list[int]:
-    """The seeds of a configuration."""
     return [config.random_seed + place for place in range(config.seeds)]
 
 

@@ -64,7 +64,6 @@ class FitRecord(Record):
 
     @property
     def scores(self) -> dict[str, float]:
-        """The scores by name."""
         return self.__pydantic_extra__
 
     @property
@@ -86,43 +85,29 @@ class PerClass(Record):
 
 
 class RankedClasses(Record):
-    """With several labels a clip: scores of every class, means over splits and seeds.
+    """With several labels a clip: (C,) scores of every class, means over splits and seeds."""
 
-    Attributes:
-        average_precision, auc: (C,); NaN where no test clip has the label.
-        clips: (C,) test clips that have it, for one seed.
-        macro_curve, micro_curve: (101,) the highest precision at a recall of at least 0, 0.01, ..., 1: the mean over classes,
-            and of all pairs of clip and class.
-    """
-
-    average_precision: list[Score]
+    average_precision: list[Score]  # NaN where no test clip has the label
     auc: list[Score]
-    clips: list[float]
+    clips: list[float]  # test clips that have the label, for one seed
+    # (101,) the highest precision at a recall of at least 0, 0.01, ..., 1: mean over classes; all pairs of clip and class.
     macro_curve: list[Score]
     micro_curve: list[Score]
 
 
 class LabelSets(Record):
-    """With several labels a clip: what is predicted by thresholds, for the first seed. C classes.
+    """With several labels a clip: what is predicted by thresholds, for the first seed."""
 
-    Attributes:
-        thresholds: (C,) probabilities that as many held-out rows exceed as have the label, for the kept head.
-        fitted_on: the rows that set them, never those that the rest is measured on.
-        micro_f1, macro_f1: the latter of the classes with test clips.
-        per_class: precision, recall, F1.
-        confusion: (C, C) test clips that have the label of the row and are predicted to have that of the column.
-        false_alarms: (C, C) those of them that do not have the label of the column.
-        co_occurrence: (C, C) test clips that have both labels.
-    """
-
-    thresholds: list[float]
-    fitted_on: str
+    thresholds: list[float]  # (C,) probabilities that as many held-out rows exceed as have the label, for the kept head
+    fitted_on: str  # the rows that set them, never those that the rest is measured on
     micro_f1: float
-    macro_f1: float
+    macro_f1: float  # of the classes with test clips
     per_class: PerClass
-    confusion: list[list[int]]
-    false_alarms: list[list[int]]
-    co_occurrence: list[list[int]]
+    confusion: list[
+        list[int]
+    ]  # (C, C) test clips with the label of the row that are predicted to have that of the column
+    false_alarms: list[list[int]]  # (C, C) those of them that do not have the label of the column
+    co_occurrence: list[list[int]]  # (C, C) test clips that have both labels
 
 
 class ReliabilityBin(Record):
@@ -174,7 +159,6 @@ class MeanRecord(Record):
 
     @property
     def score(self) -> float:
-        """The mean of the main score."""
         return self.mean[self.metric]
 
 
@@ -211,22 +195,15 @@ class EfficiencyRecord(MeanRecord):
 
 
 class FewShotRecord(Record):
-    """The main score of a head that was fitted on a few clips of every class, over draws of these.
-
-    Attributes:
-        n_train: clips, on average.
-        short_classes: how many classes have fewer clips, and give all they have on the training side.
-        draws: the score of every draw, a mean over splits.
-        interval: 95 %, of their mean: how much the drawn clips matter, for these test clips.
-    """
+    """The main score of a head that was fitted on a few clips of every class, over draws of these."""
 
     head: HeadKind
     shots: int
-    n_train: int
-    short_classes: int
-    draws: list[float]
+    n_train: int  # clips, on average
+    short_classes: int  # classes that have fewer clips, and give all they have on the training side
+    draws: list[float]  # the score of every draw, a mean over splits
     mean: float
-    interval: Interval | None
+    interval: Interval | None  # 95 %, of the mean: how much the drawn clips matter, for these test clips
 
 
 class ProtocolIdentity(Record):
@@ -242,7 +219,6 @@ class ProtocolIdentity(Record):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def hash(self) -> str:
-        """A short checksum of all fields."""
         return hashlib.sha256(json.dumps(self.model_dump(exclude={"hash"})).encode()).hexdigest()[:12]
 
     def differences(self, other: ProtocolIdentity) -> list[str]:
@@ -273,13 +249,11 @@ class ScoredRow:
 
     @property
     def name(self) -> str:
-        """The name in result.csv."""
         features = "shuffled_labels" if self.kind is ScoreKind.SHUFFLED else self.control
         return f"{features}, {self.classifier}" if features else self.classifier
 
     @property
     def title(self) -> str:
-        """The name in tables."""
         features = "shuffled" if self.kind is ScoreKind.SHUFFLED else self.control
         return f"{features}, {head_title(self.classifier)}" if features else head_title(self.classifier)
 
@@ -307,7 +281,6 @@ class ProtocolRecord(Record):
     few_shots: list[FewShotRecord] = []
 
     def rows(self) -> Iterator[ScoredRow]:
-        """The rows of the printed table."""
         for name, scores in self.heads.items():
             yield ScoredRow(ScoreKind.HEAD, name, scores)
         for probe, scores in self.probes.items():
@@ -320,7 +293,6 @@ class ProtocolRecord(Record):
 
     @property
     def best_head(self) -> HeadKind:
-        """The head with the higher main score."""
         return max(self.heads, key=lambda kind: self.heads[kind].score)
 
 
@@ -344,12 +316,10 @@ class ConfigRecord(FitConfig):
 
     @property
     def options(self) -> dict[str, str | bool]:
-        """Values of the task's flags."""
         return self.__pydantic_extra__
 
     @property
     def fit_config(self) -> FitConfig:
-        """The configuration alone."""
         return FitConfig(**{key: getattr(self, key) for key in FitConfig.model_fields})
 
 
@@ -369,7 +339,6 @@ class EncoderRecord(Record):
 
     @property
     def slug(self) -> str:
-        """The encoder's name in file names."""
         return slug_of(self.kind, self.encoder or "")
 
     @property
@@ -379,7 +348,6 @@ class EncoderRecord(Record):
 
     @property
     def title(self) -> str:
-        """The encoder in a few words, with every setting that is not the default."""
         if self.kind is None:
             return "unknown encoder"
         if self.kind is EncoderKind.LOGMEL:

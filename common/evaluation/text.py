@@ -270,7 +270,6 @@ def print_scores(task: Task, record: RunRecord) -> None:
 
 
 def as_result_md(task: Task, record: RunRecord) -> str:
-    """The same in Markdown."""
     parts = []
     for protocol in record.protocols.values():
         parts += [f"**{run_title(task, record, protocol)}** (percent)", as_markdown(score_table(protocol))]

@@ -93,7 +93,6 @@ def _choose(
 
 
 def _all_train(split: Split) -> Split:
-    """The split with its validation rows among the training rows."""
     return replace(split, train=split.learnable, valid=np.arange(0))
 
 
@@ -168,7 +167,6 @@ class _ScaledRows:
             return self._made[job.scaler_key]
 
     def release(self, job: Job) -> None:
-        """Free the rows if no other job needs them."""
         with self._lock:
             self._needed[job.scaler_key] -= 1
             if not self._needed[job.scaler_key]:
@@ -198,7 +196,6 @@ class _Fitting:
 
     @property
     def n_epochs(self) -> int:
-        """Epochs so far."""
         return len(self.curves.train_loss)
 
     def epoch(self) -> None:

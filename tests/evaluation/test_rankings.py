@@ -15,13 +15,12 @@ from common.arrays import Array
 from common.average_precision import average_precisions, without_each_group
 from common.datasets import Prepared
 from common.evaluation.calibration import HeldOut, Scale, Unseen, calibrate, measure_label_sets, thresholds_of
-from common.evaluation.fewer_labels import with_fraction, with_shots
 from common.evaluation.outcomes import Outcome
 from common.evaluation.protocol import plan_fits
 from common.evaluation.rankings import Rankings, ranking_scores
 from common.evaluation.record import HeadRecord, RankedClasses
 from common.evaluation.scores import compare_heads, score_head
-from common.evaluation.splits import SplitError, group_folds, random_split
+from common.evaluation.splits import SplitError, group_folds, random_split, with_fraction, with_shots
 from common.features import FeatureSet
 from common.heads import FitError, Job, Split, check_fittable
 from tests.support.heads import run, several_labels, small_features
