@@ -17,8 +17,7 @@ from analysis.scores import new_parser, output_folder
 from analysis.studies import find_study
 from common.config import DEVICES, ExtractConfig, FitConfig, load_config
 from common.datasets import Division
-from common.entry import run
-from common.flags import add_figure_format, user_path
+from common.flags import add_figure_format, run, user_path
 
 if TYPE_CHECKING:
     from common.heads import HeadKind

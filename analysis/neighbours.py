@@ -16,8 +16,8 @@ import common  # noqa: F401  # first: it says what is missing
 
 # isort: split
 from analysis.scores import WIDTH, Run, new_parser, output_folder, runs_for
-from common.entry import run as run_script
 from common.files import write_atomically, write_csv
+from common.flags import run as run_script
 from common.progress import progress_bar
 from common.text_table import as_markdown, as_text, percent, range_of
 

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from analysis.scores import Run, new_parser, output_folder, runs_for
 from common.config import ConfigError
-from common.entry import run as run_script
 from common.files import write_atomically
+from common.flags import run as run_script
 from common.flags import user_path
 
 if TYPE_CHECKING:

@@ -20,9 +20,8 @@ from analysis.scores import ENCODERS_FOLDER
 from analysis.studies import STUDIES, Study, find_study
 from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError, ExtractConfig, load_config
 from common.encoder_name import FORMS, EncoderKind, EncoderName, file_of
-from common.entry import run
 from common.files import PROJECT_ROOT
-from common.flags import Parser, user_path
+from common.flags import Parser, run, user_path
 
 # name -> the flags of what takes the encoder's place
 CONTROLS = {

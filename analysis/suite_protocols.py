@@ -16,8 +16,7 @@ import common  # noqa: F401  # first: it says what is missing
 # isort: split
 from analysis.studies import find_study
 from common.config import ConfigError, FitConfig, load_config
-from common.entry import run
-from common.flags import Parser, user_path
+from common.flags import Parser, run, user_path
 from common.text_table import as_markdown, as_text, percent
 
 

@@ -23,9 +23,9 @@ from pydantic import BaseModel, ConfigDict
 
 from analysis.scores import WIDTH, Run, new_parser, output_folder, runs_for
 from common.datasets import DivisionKind, Metric
-from common.entry import run as run_script
 from common.files import write_atomically, write_csv
 from common.flags import add_figure_format
+from common.flags import run as run_script
 from common.text_table import as_latex, as_markdown, as_text, percent, range_of
 
 if TYPE_CHECKING:

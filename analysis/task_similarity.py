@@ -14,8 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from analysis.scores import new_parser, output_folder, runs_for
 from common.config import ConfigError
-from common.entry import run
-from common.flags import add_figure_format
+from common.flags import add_figure_format, run
 
 
 def main() -> None:

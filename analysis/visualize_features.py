@@ -11,8 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from analysis.scores import find_run, new_parser, output_folder
 from common.config import ConfigError, ScalerName
-from common.entry import run
-from common.flags import add_figure_format
+from common.flags import add_figure_format, run
 
 if TYPE_CHECKING:
     from common.features import FeatureSet

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from common.config import ExtractConfig, load_config
 from common.datasets import Clip, Task, Variants
 from common.encoder_name import EncoderKind, EncoderName
-from common.entry import run
-from common.flags import Arguments, parse_classify_flags, parse_extract_flags
+from common.flags import Arguments, parse_classify_flags, parse_extract_flags, run
 
 # Modules that import torch are imported where they are used, so that --help does not take seconds.
 if TYPE_CHECKING:
@@ -23,16 +22,17 @@ if TYPE_CHECKING:
     from common.encoder import Encoder, Output
     from common.extraction import ClipList
 
+NOT_RELEASED = {
+    "unknown": "a checkpoint unknown to this project (not one of the published releases)",
+    "untrained": "untrained: its scores say nothing about AudioSep",
+}
+
 
 def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> None:
     """Run a task's extraction script: clips under the data root -> feature file."""
 
     def extract_all() -> None:
         arguments = parse_extract_flags(task, argv)
-        if arguments.launch.shard is not None:
-            from common.extraction import Share
-
-            Share.parse(arguments.launch.shard)  # fails before the data are read
         config = arguments.config
         for variant in arguments.tasks:
             root = config.data_root or variant.default_data_root
@@ -63,7 +63,7 @@ def classify_main(task: Task | Variants, argv: Sequence[str] | None = None) -> N
 
 def print_status(output: Path, form: str) -> None:
     """Print how far the extraction of an output is: as ``"text"`` or ``"json"``."""
-    from common.extraction.status import read_status
+    from common.extraction.work import read_status
 
     status = read_status(output)
     print(json.dumps(asdict(status)) if form == "json" else status)
@@ -73,16 +73,16 @@ def extract_task(
     task: Task, clips: Iterable[Clip], root: Path, output: Path, arguments: Arguments[ExtractConfig]
 ) -> bool:
     """Embed a task's clips as the flags say, and print how; returns whether the output is finished."""
-    config, launch = arguments.config, arguments.launch
+    config, launch, share = arguments.config, arguments.launch, arguments.launch.share
     from common.encoder import configured_encoder
-    from common.extraction import ClipList, ExtractOptions, Share, ThisProcess, Threads, extract
+    from common.extraction import ClipList, ExtractOptions, ThisProcess, Threads, extract
     from common.extraction.launchers import OnDevices, on_ray
 
-    share = Share() if launch.ray else Share.parse(launch.shard)
     if share.launcher not in ("", "--shard"):
         print(f"process {share} of {share.launcher}")
     # The processes of torchrun share a machine's cores and GPUs.
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", share.count)) if share.launcher == "torchrun" else 1
+    is_torchrun = share.launcher == "torchrun"
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", share.count)) if is_torchrun else 1
     source = ClipList(clips, root, task.name, task.class_names, task.is_multilabel)
     print(_describe_clips(task, source))
     options = ExtractOptions(arguments.overwrite, share, config.allow_missing, config.part_size)
@@ -91,7 +91,7 @@ def extract_task(
         with on_ray(load, launch.ray, config.device) as actors:
             print(f"actors of Ray: {len(actors.actors)}")
             return extract(actors, source, output, options)
-    devices = _devices(config, processes if share.launcher == "torchrun" else None)
+    devices = _devices(config, is_torchrun)
     encoder, outputs = load(devices[0])
     print(_describe_encoder(encoder, outputs))
     threads = Threads.shared(processes * len(devices), config.workers)
@@ -101,7 +101,7 @@ def extract_task(
     return extract(OnDevices(encoder, outputs, threads, load, devices[1:]), source, output, options)
 
 
-def _devices(config: ExtractConfig, processes: int | None) -> list[torch.device]:
+def _devices(config: ExtractConfig, is_torchrun: bool) -> list[torch.device]:
     """Where to compute: every GPU, if no one of them is named, or this process's under torchrun."""
     import torch
 
@@ -110,36 +110,27 @@ def _devices(config: ExtractConfig, processes: int | None) -> list[torch.device]
     device = resolve_device(config.device)
     if device.type != "cuda" or device.index is not None:
         return [device]
-    count = torch.cuda.device_count()
-    if processes is not None:
-        return [torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % count)]
-    return [torch.device("cuda", index) for index in range(count)]
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [gpus[int(os.environ.get("LOCAL_RANK", 0)) % len(gpus)]] if is_torchrun else gpus
 
 
 def _describe_clips(task: Task, clips: ClipList) -> str:
     classes, folds = len(clips.present_classes), len(set(clips.columns["fold"].unique().to_pylist()) - {None})
-    parts = [f"{task.title}: {len(clips):,} clips", *[f"{classes} classes"] * bool(classes)]
-    parts += [f"{folds} fold{'s' * (folds != 1)}"] * bool(folds)
-    return f"{', '.join(parts)} in {clips.root}"
+    more = f", {classes} classes" * bool(classes) + f", {folds} fold{'s' * (folds != 1)}" * bool(folds)
+    return f"{task.title}: {len(clips):,} clips{more} in {clips.root}"
 
 
 def _describe_encoder(encoder: Encoder, outputs: Sequence[Output]) -> str:
     info, where = encoder.info, f"{encoder.info.precision} on {encoder.device}"
-    what = ", ".join(output.name for output in outputs[:4])
-    more = f" and {len(outputs) - 4} more" if len(outputs) > 4 else ""
-    embedded = f"{what}{more}: {sum(output.width for output in outputs):,} numbers per clip"
+    what = ", ".join(output.name for output in outputs[:4]) + f" and {len(outputs) - 4} more" * (len(outputs) > 4)
+    embedded = f"{what}: {sum(output.width for output in outputs):,} numbers per clip"
     if info.kind is EncoderKind.LOGMEL:
         return f"no encoder: {info.encoder}, as a control; {embedded}"
     if info.kind.is_plug_in:
-        weights = f"{info.encoder}, weights {info.checkpoint[:19]}, at {encoder.sample_rate:,} Hz"
-        fixed = getattr(encoder, "is_fixed_length", False)
-        note = "; its feature extractor pads or cuts every clip to one length" if fixed else ""
-        return f"encoder: {weights}; {embedded}; {where}{note}"
-    release = f"known release {info.release}"
-    if info.kind is EncoderKind.UNTRAINED:
-        release = "untrained: its scores say nothing about AudioSep"
-    elif info.release == "unknown":
-        release = "a checkpoint unknown to this project (not one of the published releases)"
+        is_fixed = getattr(encoder, "is_fixed_length", False)
+        note = "; its feature extractor pads or cuts every clip to one length" * is_fixed
+        return f"encoder: {info.encoder}, weights {info.checkpoint[:19]}; {embedded}; {where}{note}"
+    release = NOT_RELEASED.get(info.release, f"known release {info.release}")
     return f"encoder: {info.checkpoint[:19]}, {release}; {embedded}; condition {info.condition[:19]}, {where}"
 
 

@@ -75,31 +75,25 @@ def setting(
     """Declare a setting.
 
     Args:
-        default: its value if nothing else is given.
-        help_text: for ``--help`` and common/config.yaml.
-        metavar: the placeholder for the value in ``--help``.
         flag: its flag on the command line, if it is not called as the setting. A switch (a bool) sets the opposite of
             `default`.
         unset: what the value None means, for ``--help`` and common/config.yaml.
-        constraints: arguments of pydantic's Field, such as ``ge`` and ``le``.
+        constraints: arguments of pydantic's Field.
     """
     extra: dict[str, Any] = {"flag": flag, "metavar": metavar, "unset": unset}
     return Field(default, description=help_text, json_schema_extra=extra, **constraints)
 
 
 def flag_of(kind: type[Settings], key: str) -> str:
-    """The flag that sets a declared setting."""
     return extra_of(kind.model_fields[key])["flag"] or f"--{key.replace('_', '-')}"
 
 
 def extra_of(field: FieldInfo) -> dict[str, str]:
-    """What `setting` declares beside type, default and help: ``flag``, ``metavar`` and ``unset``."""
+    """Its ``flag``, ``metavar`` and ``unset``."""
     return cast(dict[str, str], field.json_schema_extra)
 
 
 class Settings(BaseModel):
-    """Base of the two configurations: immutable, and strict about names and types."""
-
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @field_validator("*", mode="before")
@@ -108,13 +102,11 @@ class Settings(BaseModel):
         """Otherwise ``epochs: true`` would be taken as 1."""
         assert info.field_name
         if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError("not a number")
+            raise ValueError("Input should be a number")
         return value
 
 
 class ExtractConfig(Settings):
-    """The settings of an extraction."""
-
     data_root: PlacePath | None = setting(None, "the unpacked data set", "FOLDER")
     encoder: EncoderText = setting("audiosep", FORMS, "NAME")
     checkpoint: WeightsPath = setting(
@@ -160,17 +152,13 @@ class FitConfig(Settings):
     features: PlacePath | None = setting(None, "the feature file to read", "FILE")
     use_layer: str | None = setting(
         None,
-        "of a file with several outputs: the layer, or several joined by +",
+        "of several outputs: the layer, or several joined by +",
         "NAMES",
-        unset="the encoder's own, or the file's only one",
+        unset="the encoder's own",
         flag="--layer",
     )
     use_pool: str | None = setting(
-        None,
-        "of a file with several outputs: the pool, or several joined by +",
-        "NAMES",
-        unset="the encoder's own, or the file's only one",
-        flag="--pool",
+        None, "of several outputs: the pool, or several joined by +", "NAMES", unset="the encoder's own", flag="--pool"
     )
     output_dir: PlacePath | None = setting(None, "where results, figures and trained heads go", "FOLDER")
     epochs: int | None = setting(
@@ -184,12 +172,7 @@ class FitConfig(Settings):
     recipe: RecipeName = setting("paper", "paper, or tuned: the best settings found for the same heads", "NAME")
     scaler: ScalerName | None = setting(None, "standard, whiten or none", "NAME", unset="the recipe's")
     whiten_eps: float | None = setting(
-        None,
-        "shrinkage of whitening, 0 to 1",
-        "X",
-        ge=1e-9,
-        le=1.0,
-        unset="the recipe's, or chosen on validation clips",
+        None, "shrinkage of whitening", "X", ge=1e-9, le=1.0, unset="the recipe's, or chosen on validation clips"
     )
     seeds: int = setting(1, "repeat with N seeds", "N", ge=1, le=1000)
     hidden_dim: int | None = setting(256, "width of the three-layer head", "N", ge=1, le=2**16)
@@ -234,13 +217,8 @@ class _Everything(ExtractConfig, FitConfig):
 def load_config(
     kind: type[Config], task_config: Path, user_file: Path | None = None, flags: Mapping[str, object] | None = None
 ) -> Config:
-    """Merge the configurations; later sources override earlier ones.
-
-    Args:
-        kind: `ExtractConfig` or `FitConfig`.
-        task_config: the task's config.yaml, which may be missing.
-        user_file: the user's own file.
-        flags: setting -> value as given on the command line.
+    """Merge the configurations: common/config.yaml, the task's, which may be missing, the user's, and the flags (setting ->
+    value as given).
 
     Raises:
         ConfigError: a file is missing or not a YAML mapping, a key is unknown, or a value has a wrong type or range.
@@ -273,49 +251,26 @@ def _read_values(path: Path) -> dict[str, Any]:
 
 
 def _validated(values: Mapping[str, object], base: Path, path: Path | None = None) -> dict[str, Any]:
-    """The values converted to their declared types; YAML, for example, reads 1e-3 as text.
-
-    Args:
-        base: what relative paths count from.
-        path: the file that they are from; None: the command line.
-    """
+    """The values of a file, or of the command line, converted to their declared types; YAML, for example, reads 1e-3 as text.
+    Relative paths count from `base`."""
     fields = _Everything.model_fields
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, 1)
             hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(fields)}"
             raise ConfigError(f"{path}: unknown key {key}; {hint}")
-    wrong, cause = next((key for key in RECIPE_SETTINGS if key in values and values[key] is None), None), None
     try:
         checked = _Everything.model_validate(dict(values), context={"base": base})
     except ValidationError as error:
-        wrong, cause = str(error.errors(include_url=False)[0]["loc"][0]), error
-    if wrong is not None:  # None stands for the recipe's own value; users cannot write it
-        shown = "null" if values[wrong] is None else repr(values[wrong])
-        place = f"{path}: {wrong}" if path else flag_of(_Everything, wrong)
-        raise ConfigError(f"{place} must be {expectation(wrong)}, not {shown}") from cause
+        problem = error.errors(include_url=False)[0]
+        key, message = str(problem["loc"][0]), problem["msg"].removeprefix("Value error, ")
+        place = f"{path}: {key}" if path else flag_of(_Everything, key)
+        shown = "null" if values[key] is None else repr(values[key])
+        raise ConfigError(f"{place}: {message}, not {shown}") from error
+    for key in RECIPE_SETTINGS:  # None stands for the recipe's own value; users cannot write it
+        if key in values and values[key] is None:
+            raise ConfigError(f"{path}: {key}: Input should be a number, not null")
     return {key: getattr(checked, key) for key in values}
-
-
-def expectation(key: str) -> str:
-    """What a setting accepts, in words, such as ``a whole number from 1 to 1000``; from its JSON schema."""
-    if key == "encoder":
-        return FORMS
-    schema = _Everything.model_json_schema()["properties"][key]
-    (schema,) = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
-    return _in_words(schema)
-
-
-def _in_words(schema: Mapping[str, Any]) -> str:
-    if "enum" in schema:
-        return f"one of {', '.join(schema['enum'])}"
-    if schema["type"] == "array":
-        return "a list of " + _in_words(schema["items"]).removeprefix("a ").replace("number", "numbers", 1)
-    if schema["type"] in ("integer", "number"):
-        what = "a whole number" if schema["type"] == "integer" else "a number"
-        return f"{what} from {schema['minimum']:.15g} to {schema['maximum']:.15g}"
-    is_path = schema.get("format") == "path"
-    return "a path" if is_path else {"string": "text", "boolean": "true or false"}[schema["type"]]
 
 
 def as_yaml() -> str:

@@ -24,7 +24,6 @@ class EncoderKind(StrEnum):
 
     @property
     def is_plug_in(self) -> bool:
-        """Whether the encoder comes from outside this project."""
         return self in (EncoderKind.HEAR, EncoderKind.TRANSFORMERS)
 
 
@@ -38,8 +37,6 @@ class EncoderNameError(UserError):
 
 @dataclass(frozen=True)
 class EncoderName:
-    """A parsed name."""
-
     kind: EncoderKind  # any but UNTRAINED
     place: str = ""  # of "hear" a module, or the path of a .py file; of "hf" a model's name, or a folder
     weights: str = ""  # the path of a HEAR module's weights
@@ -57,18 +54,15 @@ class EncoderName:
         if kind is EncoderKind.TRANSFORMERS:
             return cls(kind, place)
         # A file may have a colon in its path (C:\...), so its name ends at .py.
-        file = re.fullmatch(r"(.+?\.py)(?::(.+))?", place)
-        if file:
-            return cls(kind, file[1], file[2] or "")
-        module, _, weights = place.partition(":")
-        return cls(kind, module, weights)
+        match = re.fullmatch(r"(.+?\.py|[^:]*)(?::(.*))?", place, re.DOTALL)
+        assert match
+        return cls(kind, match[1], match[2] or "")
 
     def __str__(self) -> str:
         return ":".join(part for part in (self.kind, self.place, self.weights) if part)
 
     @property
     def is_file(self) -> bool:
-        """Whether `place` is a ``.py`` file."""
         return self.kind is EncoderKind.HEAR and self.place.endswith(".py")
 
     @property
@@ -95,7 +89,7 @@ class EncoderName:
 
 
 def slug_of(kind: EncoderKind | None, label: str) -> str:
-    """A short form for file names of an encoder, as feature files record it; that of AudioSep if the kind is unknown."""
+    """A short form for file names of an encoder; that of AudioSep if the kind is unknown."""
     if kind in (None, EncoderKind.AUDIOSEP, EncoderKind.UNTRAINED):
         return EncoderKind.AUDIOSEP.value
     if kind is EncoderKind.LOGMEL:

@@ -1,6 +1,6 @@
 """The command `python -m common.export`; its code is in `integrations/export/`."""
 
-from common.entry import run
+from common.flags import run
 from integrations.export import main
 
 if __name__ == "__main__":

@@ -50,25 +50,19 @@ class FeatureFileError(UserError):
 
 
 class Counts(TypedDict, total=False):
-    """How many clips an extraction was given, how many it embedded, how many failed, how many of those because their
-    files are missing, and how many of the embedded ones were padded to the encoder's minimum."""
+    """Clips of an extraction."""
 
     clips: int
     extracted: int
     failed: int
-    missing: int
-    padded: int
+    missing: int  # of those that failed, because there is no file
+    padded: int  # of those that were embedded, to the encoder's minimum
 
 
 @with_config(ConfigDict(arbitrary_types_allowed=True, extra="allow"))
 class Provenance(TypedDict, total=False):
-    """How a feature file was made, as the file records it; empty for the original project's files.
-
-    `kind` to `sample_rate`: how the embeddings were computed; see `common.encoder.EncoderInfo`. `outputs`: (layer,
-    pool, width) of each part of a row, if there are several, and `default_output` the one that is meant if none is
-    named. `clips` and `clip_list`: number and fingerprint of the requested clips. `failed`: (clip id, reason).
-    `samples` and `audio_checksums`: (N,) int64, each waveform's length and a checksum of its file's content.
-    """
+    """How a feature file was made, as the file records it; empty for the original project's files. Its entries are also those
+    of `common.encoder.EncoderInfo`."""
 
     dataset: str
     kind: Annotated[str, AfterValidator(lambda kind: EncoderKind(kind).value)]
@@ -84,15 +78,15 @@ class Provenance(TypedDict, total=False):
     layer: str
     pool: str
     sample_rate: int
-    outputs: list[tuple[str, str, int]]
-    default_output: tuple[str, str]
-    clips: int
-    clip_list: str
+    outputs: list[tuple[str, str, int]]  # (layer, pool, width) of each part of a row, if there are several
+    default_output: tuple[str, str]  # the one that is meant if none is named
+    clips: int  # requested
+    clip_list: str  # their fingerprint
     device: str
     counts: Counts
-    failed: list[tuple[str, str]]
-    samples: torch.Tensor
-    audio_checksums: torch.Tensor
+    failed: list[tuple[str, str]]  # (clip id, reason)
+    samples: torch.Tensor  # (N,) int64, each waveform's length
+    audio_checksums: torch.Tensor  # (N,) int64, of each clip's whole file
     versions: dict[str, str]
 
 
@@ -115,27 +109,17 @@ def read_provenance(meta: object) -> Provenance:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FeatureSet:
-    """Embeddings of a data set's clips, and what later steps need to know about them.
+    """Embeddings of a data set's clips, and what later steps need to know about them; None: unknown."""
 
-    Attributes:
-        features: (N, D) float32.
-        labels: (N,) int64, indices into `class_names`; all -1 if the file holds none. Or (N, C) bool, with several labels a
-            clip, or none.
-        class_names: C names.
-        clip_ids: N paths relative to the data root (with the segment, if a clip is one).
-        folds: (N,) int64, official folds from 1; None if there are none.
-        splits: N of ``"train"``, ``"valid"``, ``"test"``; None if there are none.
-        groups: N names of the recording, patient or speaker; None if unknown.
-        meta: provenance.
-    """
-
-    features: torch.Tensor
-    labels: torch.Tensor
-    class_names: list[str]
-    clip_ids: Sequence[str]
-    folds: torch.Tensor | None = None
-    splits: Sequence[str] | None = None
-    groups: Sequence[str] | None = None
+    features: torch.Tensor  # (N, D) float32
+    labels: (
+        torch.Tensor
+    )  # (N,) int64, indices into `class_names`, all -1 without labels; or (N, C) bool, a set for every clip
+    class_names: list[str]  # C
+    clip_ids: Sequence[str]  # N paths relative to the data root (with the segment, if a clip is one)
+    folds: torch.Tensor | None = None  # (N,) int64, official folds from 1
+    splits: Sequence[str] | None = None  # N of "train", "valid", "test"
+    groups: Sequence[str] | None = None  # N names of the recording, patient or speaker
     meta: Provenance = field(default_factory=Provenance)
 
     @property
@@ -190,12 +174,9 @@ class FeatureSet:
         """As scikit-learn's data sets: ``data`` (N, D), ``target`` (N,), ``target_names`` and ``groups`` (N,) or None."""
         from sklearn.utils import Bunch
 
-        return Bunch(
-            data=self.features.numpy(),
-            target=self.labels.numpy(),
-            target_names=list(self.class_names),
-            groups=None if self.groups is None else np.array(self.groups),
-        )
+        data, target = self.features.numpy(), self.labels.numpy()
+        groups = None if self.groups is None else np.array(self.groups)
+        return Bunch(data=data, target=target, target_names=list(self.class_names), groups=groups)
 
     @classmethod
     def join(cls, parts: Sequence[FeatureSet], names: Sequence[str], class_order: Sequence[str] | None) -> FeatureSet:
@@ -206,11 +187,9 @@ class FeatureSet:
         """
         for part, name in zip(parts, names, strict=True):
             part.require_same_encoder(parts[0], name, names[0])
-            strangers = set(part.class_names) - set(class_order or part.class_names)
-            if strangers:
+            if strangers := ", ".join(sorted(set(part.class_names) - set(class_order or part.class_names))[:5]):
                 raise FeatureFileError(
-                    f"{name} has classes that are not this data set's ({', '.join(sorted(strangers)[:5])}); extract it "
-                    "with this project"
+                    f"{name} has classes that are not this data set's ({strangers}); extract it again"
                 )
         present = {name for part in parts for name in part.class_names}
         class_names = [name for name in class_order or sorted(present) if name in present]
@@ -227,7 +206,7 @@ class FeatureSet:
         )
 
     def require_same_encoder(self, other: FeatureSet, name: str, other_name: str) -> None:
-        """Raise FeatureFileError, naming the two files, if their embeddings cannot be compared."""
+        """FeatureFileError, naming the two files, if their embeddings cannot be compared."""
         for key in (*ENCODER_SETTINGS, "outputs"):
             if self.meta.get(key) != other.meta.get(key):
                 raise FeatureFileError(
@@ -264,7 +243,7 @@ class FeatureSet:
 
     @property
     def output_columns(self) -> dict[str, slice]:
-        """Name of each output (`common.encoder.Output.name`) -> its columns in the rows; empty if there is only one."""
+        """Name of each output -> its columns in the rows; empty if there is only one."""
         columns, start = {}, 0
         for layer, pool, width in self.meta.get("outputs", []):
             columns[f"{layer} {pool}".strip()] = slice(start, start + width)
@@ -272,15 +251,9 @@ class FeatureSet:
         return columns
 
     def pick(self, layers: str | None, pools: str | None) -> FeatureSet:
-        """The FeatureSet of one output, or of several side by side; of a file with one output, itself.
-
-        Args:
-            layers, pools: names with ``+`` between them; every layer is taken with every pool that it has. None: those of
-                the encoder's default output.
-
-        Raises:
-            FeatureFileError: the file has no such output.
-        """
+        """The FeatureSet of one output, or of several side by side; of a file with one output, itself. `layers` and `pools` are
+        names with ``+`` between them; every layer is taken with every pool that it has. None: those of the encoder's default
+        output. FeatureFileError: the file has no such output."""
         outputs = self.meta.get("outputs") or [(self.meta.get("layer", ""), self.meta.get("pool", ""), 0)]
         default = self.meta.get("default_output", outputs[0][:2])
         picked = _choose_outputs([output[:2] for output in outputs], default, layers, pools)
@@ -295,31 +268,25 @@ class FeatureSet:
 
     def save(self, path: str | Path) -> None:
         """Write atomically, as a plain dict that ``torch.load(path, weights_only=True)`` opens."""
-        content = {
-            "features": self.features.contiguous(),
-            "labels": self.labels.contiguous(),
-            "class_names": list(self.class_names),
-            "clip_ids": list(self.clip_ids),
-            "folds": self.folds,
-            "splits": None if self.splits is None else list(self.splits),
-            "groups": None if self.groups is None else list(self.groups),
-            "meta": self.meta,
-        }
-        save_torch(content, Path(path))
+
+        def plain(value: object) -> object:
+            if isinstance(value, torch.Tensor):
+                return value.contiguous()
+            return list(value) if isinstance(value, Sequence) else value
+
+        save_torch({name: plain(value) for name, value in vars(self).items()}, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureSet:
-        """Read and check a file written by `save`, a folder of parts, or a file of the original project's.
-
-        The latter hold only ``features`` and ``labels``, or ``features`` and ``keys``; their classes are named by
-        number, and their clips by key or row.
+        """Read and check a file written by `save`, a folder of parts, or a file of the original project's: ``features`` and
+        ``labels``, or ``features`` and ``keys``, whose classes are named by number, and whose clips by key or row.
 
         Raises:
             FeatureFileError: the file is missing, damaged or not a feature file, or its parts do not match.
         """
         path = _file_or_folder(Path(path))
         if path.is_dir():
-            from common.feature_folder import load_folder
+            from common.parts import load_folder
 
             return load_folder(path)
         if not path.exists():
@@ -348,7 +315,7 @@ def checksum_of_features(path: Path) -> str:
     path = _file_or_folder(path)
     if not path.is_dir():
         return sha256_of(path)
-    from common.feature_folder import checksum_of_parts
+    from common.parts import checksum_of_parts
 
     return checksum_of_parts(path)
 
@@ -360,7 +327,6 @@ def _file_or_folder(path: Path) -> Path:
 
 
 def _chained(lists: Sequence[Sequence[str] | None]) -> list[str] | None:
-    """The lists concatenated; None if one is missing."""
     present = [values for values in lists if values is not None]
     return [value for values in present for value in values] if len(present) == len(lists) else None
 
@@ -368,12 +334,9 @@ def _chained(lists: Sequence[Sequence[str] | None]) -> list[str] | None:
 def _joined_provenance(parts: Sequence[FeatureSet]) -> Provenance:
     """How the embeddings were computed, and the sums of the clip counts if every file has them."""
     meta: dict[str, Any] = {key: value for key, value in parts[0].meta.items() if key in SHARED}
-    counts = [part.meta["counts"] for part in parts if "counts" in part.meta]
+    counts = [cast("dict[str, int]", part.meta["counts"]) for part in parts if "counts" in part.meta]
     if len(counts) == len(parts):
-        total: Counter[str] = Counter()
-        for count in counts:
-            total.update(cast("dict[str, int]", count))
-        meta["counts"] = dict(total)
+        meta["counts"] = {key: sum(count.get(key, 0) for count in counts) for count in counts for key in count}
     return read_provenance(meta)
 
 
@@ -428,8 +391,6 @@ Text = BeforeValidator(lambda value: "None" if value is None else value)
 
 
 class _Content(BaseModel):
-    """A feature file's entries."""
-
     model_config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
 
     features: torch.Tensor
@@ -456,25 +417,20 @@ class _Content(BaseModel):
             values = getattr(self, name)
             if values is not None and len(values) != count:
                 raise ValueError(f"{count} rows of features but {len(values)} {name}")
-        if self.labels is not None and self.labels.ndim == 2:
-            return self._with(self.labels, self.class_names)
         labels = torch.full((count,), -1) if self.labels is None else self.labels
-        if bool((labels < 0).any()) and not bool((labels == -1).all()):
-            raise ValueError("labels must be non-negative")
         class_names = self.class_names
-        if class_names is None:  # numbers that may leave gaps, such as speaker ids
+        if labels.ndim == 2:
+            if class_names is None or labels.shape[1] != len(class_names):
+                raise ValueError("its label sets and class names differ in number")
+        elif bool((labels < 0).any()) and not bool((labels == -1).all()):
+            raise ValueError("labels must be non-negative")
+        elif class_names is None:  # numbers that may leave gaps, such as speaker ids
             present = labels[labels >= 0].unique()
             class_names = [str(label) for label in present.tolist()]
             labels = torch.where(labels < 0, labels, torch.searchsorted(present, labels))
-        if len(class_names) <= int(labels.max()):
+        elif len(class_names) <= int(labels.max()):
             raise ValueError(f"label {int(labels.max())} but only {len(class_names)} class names")
-        return self._with(labels, class_names)
-
-    def _with(self, labels: torch.Tensor, class_names: list[str] | None) -> FeatureSet:
-        if class_names is None or (labels.ndim == 2 and labels.shape[1] != len(class_names)):
-            raise ValueError("its label sets and class names differ in number")
-        features, clip_ids = self.features.detach().to(torch.float32), self.clip_ids
-        clip_ids = clip_ids or [f"row {row}" for row in range(len(features))]
+        features, clip_ids = self.features.detach().float(), self.clip_ids or [f"row {row}" for row in range(count)]
         return FeatureSet(
             features, labels, class_names, clip_ids, self.folds, self.splits, self.groups, self.meta or Provenance()
         )

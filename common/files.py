@@ -11,8 +11,8 @@ import io
 import json
 import os
 import re
+import secrets
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
 class OutputError(UserError):
-    """An output may not be written: another run is writing it, or it was made with different settings."""
+    """An output cannot be written, or may not."""
 
 
 class DamagedFileError(ValueError):
@@ -51,17 +51,8 @@ def describe_difference(earlier: Mapping[str, object], now: Mapping[str, object]
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
-    return digest_of(path, "sha256")
-
-
-def digest_of(path: Path, algorithm: str, on_bytes: Callable[[int], object] = lambda n_bytes: None) -> str:
-    """The digest of a file's content, in hexadecimal; `on_bytes` is called with the size of every block read."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-            on_bytes(len(block))
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_unwritable(path: Path) -> None:
@@ -70,13 +61,11 @@ def refuse_unwritable(path: Path) -> None:
     try:
         if path.is_dir():
             raise OutputError(f"{path} is a folder; give the file to write: {path / 'features.pt'}")
-        target = _target_of(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = _temporary_file(target)
+        temporary = _temporary_of(_target_of(path))
+        temporary.touch()
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}; give another place") from error
-    os.close(handle)
-    Path(name).unlink(missing_ok=True)  # a run beside this one may have cleaned up
+    temporary.unlink(missing_ok=True)  # a run beside this one may have cleaned up
 
 
 def _target_of(path: Path) -> Path:
@@ -87,32 +76,26 @@ def _target_of(path: Path) -> Path:
     return target
 
 
-def _temporary_file(target: Path) -> tuple[int, str]:
-    return tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+def _temporary_of(target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Write `content` to `path` atomically: even after a crash or on a full disk, it is the old file or the new one.
-
-    Where `path` is a link, the file that it names is written.
+    """Write `content` to `path`, or to the file that it links to, atomically: even after a crash or on a full disk, it is the
+    old file or the new one.
 
     Raises:
         OutputError: there is a pipe, socket or device.
         OSError: it cannot be written.
     """
     target = _target_of(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = _temporary_file(target)
-    temporary = Path(name)
+    temporary = _temporary_of(target)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files; the result should be as readable as any other new file.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
@@ -137,8 +120,7 @@ def write_json(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> bytes:
-    """The JSON object that `write_json` has written, without its checksum; if its content has changed since, that is
-    said.
+    """The JSON object that `write_json` has written; if its content has changed since, that is said.
 
     Raises:
         DamagedFileError: it is not a JSON object.
@@ -157,21 +139,12 @@ def read_json(path: Path) -> bytes:
 
 
 def read_record(path: Path, kind: type[Model], error_of: Callable[[object], UserError]) -> Model:
-    """The record that `write_json` has written.
-
-    Args:
-        error_of: the problem -> what is raised if the file is damaged, or not of this kind.
-
-    Raises:
-        UserError: the one of `error_of`.
-        OSError: the file cannot be opened.
-    """
+    """The record that `write_json` has written. If the file is damaged, or not of this kind, `error_of` makes of that what is
+    raised; OSError if it cannot be opened."""
     try:
         return kind.model_validate_json(read_json(path))
-    except DamagedFileError as error:
-        raise error_of(error) from error
-    except ValidationError as error:
-        raise error_of(first_problem(error)) from error
+    except (DamagedFileError, ValidationError) as error:
+        raise error_of(first_problem(error) if isinstance(error, ValidationError) else error) from error
 
 
 def _json_checksum(content: Mapping[str, object]) -> str:
@@ -196,8 +169,7 @@ def save_torch(content: object, path: Path) -> None:
     """``torch.save``, atomically; equal contents give equal bytes."""
     import torch
 
-    # Through a buffer: torch.save would write the file's own name into it.
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # torch.save would write a file's own name into it
     torch.save(_interned(content), buffer)
     write_atomically(path, buffer.getbuffer())
 
@@ -216,7 +188,7 @@ def load_torch(path: Path, mmap: bool = False, checks: bool = True) -> Any:
 
     Args:
         mmap: memory-map the file if its format allows, so that a large file's unused tensors are never read.
-        checks: compare the checksums inside a zip, which torch does not look at; False where the whole file's is known.
+        checks: compare the checksums inside a zip, which torch does not look at.
 
     Raises:
         UnsafeFileError: the file holds more than tensors and plain containers.
@@ -251,10 +223,7 @@ def _cause(error: Exception) -> str:
 
 @contextlib.contextmanager
 def exclusive(lock_path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file for the block, then remove it; OutputError at once if another process holds it.
-
-    A killed process releases its lock.
-    """
+    """Hold the lock file for the block, then remove it; OutputError at once if another process holds it, and lives."""
     from filelock import FileLock, Timeout  # a fifth of what --help takes
 
     lock = FileLock(lock_path)

@@ -1,15 +1,20 @@
-"""Command-line flags: a parser for every command, and the flags that the declared settings give."""
+"""Command lines: a parser for every command, the flags that the declared settings give, which share of an extraction a process
+does, and how every script starts and ends: errors as one line with exit status 2, an interruption with 130."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, NoReturn, get_args
+from typing import Any, Generic, NoReturn, TypeVar, get_args
 
 from common.config import (
     COMMON_CONFIG,
@@ -22,19 +27,19 @@ from common.config import (
     flag_of,
     load_config,
 )
-from common.datasets import Task, Variants
+from common.datasets import DatasetNote, Task, Variants
+from common.errors import UserError
+
+Part = TypeVar("Part")
+OUT_OF_MEMORY = "there is not enough memory; close other programs, or use a machine with more: finished work is kept"
 
 
 def user_path(text: str) -> Path:
     """The type of flags that take a path: ``~`` is the home, also after ``=``, where the shell leaves it."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's fails for users who do not exist
 
 
 def add_figure_format(parser: argparse.ArgumentParser) -> None:
-    """The flag of commands that draw."""
     formats = get_args(FigureFormat)
     parser.add_argument(
         "--figure-format", choices=formats, default="png", help="what figures are written as (default: png)"
@@ -42,8 +47,7 @@ def add_figure_format(parser: argparse.ArgumentParser) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser without abbreviations; an error is one line, which names the flag that a misspelt one probably
-    means."""
+    """Without abbreviations; an error is one line, which names the flag that a misspelt one probably means."""
 
     def __init__(self, description: str | None, prog: str | None = None) -> None:
         super().__init__(prog=prog, description=description, allow_abbrev=False)
@@ -58,10 +62,72 @@ class Parser(argparse.ArgumentParser):
 
 
 @dataclass(frozen=True)
-class Launch:
-    """Which share of an extraction is done where."""
+class Share:
+    """Share `index`, from 0, of an extraction's `count`; a count of 0: unknown, so the parts are divided by claims alone."""
 
-    shard: str | None = None  # i/n; None: as a launcher's environment says
+    index: int = 0
+    count: int = 1
+    launcher: str = ""  # where it is from; empty: nothing asked for one
+
+    def __str__(self) -> str:
+        return f"{self.index + 1}/{self.count}" if self.count else str(self.index)
+
+    @property
+    def is_all(self) -> bool:
+        return self.count == 1
+
+    @classmethod
+    def parse(cls, text: str | None, environment: Mapping[str, str] = os.environ) -> Share:
+        """From ``"i/n"``, i from 1; else from torchrun, a Slurm array or a Kubernetes indexed job; else everything.
+
+        Raises:
+            ConfigError: not i/n with 1 <= i <= n.
+        """
+        if text is not None:
+            match = re.fullmatch(r"(\d+)/(\d+)", text)
+            if not match or not 1 <= int(match[1]) <= int(match[2]):
+                raise ConfigError(f"invalid shard {text!r}: expected i/n with 1 <= i <= n, such as --shard 3/8")
+            return cls(int(match[1]) - 1, int(match[2]), "--shard")
+        if {"RANK", "WORLD_SIZE"} <= environment.keys():
+            return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]), "torchrun")
+        if "SLURM_ARRAY_TASK_ID" in environment:
+            return cls._of_slurm(environment)
+        if "JOB_COMPLETION_INDEX" in environment:
+            return cls(int(environment["JOB_COMPLETION_INDEX"]), 0, "a Kubernetes indexed job")
+        return cls()
+
+    @classmethod
+    def _of_slurm(cls, environment: Mapping[str, str]) -> Share:
+        """Of an array; one with gaps, such as ``--array=1,3,7``, has ids that are no ranks."""
+        task, step = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 1)) for name in ("ID", "STEP"))
+        # A container may be handed the id alone.
+        first, last, count = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 0)) for name in ("MIN", "MAX", "COUNT"))
+        if (last - first) // step + 1 != count or (task - first) % step:
+            return cls(task, 0, "a Slurm array with gaps")
+        return cls((task - first) // step, count, "a Slurm array")
+
+    def divided(self, count: int) -> list[Share]:
+        """This share as the shares of so many processes."""
+        return [Share(self.index * count + number, self.count * count) for number in range(count)]
+
+    def assigned(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """This share's parts; all, where the count is unknown."""
+        return parts[self.index :: self.count] if self.count else parts
+
+    def order(self, parts: Sequence[Part]) -> list[Part]:
+        """All parts in the order in which this process looks for work: its own, then the others' from the end.
+
+        Where the count is unknown, processes begin at places far apart.
+        """
+        if self.count:
+            return list(dict.fromkeys((*self.assigned(parts), *reversed(parts))))
+        start = int(len(parts) * (self.index * 0.618034 % 1))
+        return [*parts[start:], *parts[:start]]
+
+
+@dataclass(frozen=True)
+class Launch:
+    share: Share = Share()
     ray: str | None = None  # the address of a Ray cluster, or "local"; None: without Ray
     status: str | None = None  # only say how far it is: "text" or "json"; None: extract
 
@@ -73,11 +139,11 @@ class Launch:
         if arguments.json and not arguments.status:
             raise ConfigError("--json is for --status")
         status = ("json" if arguments.json else "text") if arguments.status else None
-        return cls(arguments.shard, arguments.ray, status)
+        share = Share() if arguments.ray else Share.parse(arguments.shard)
+        return cls(share, arguments.ray, status)
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say which share of an extraction is done where."""
     text = "first make the parts of share i of n, then what nobody has begun (default: all, or as torchrun, a Slurm array or "
     parser.add_argument("--shard", metavar="I/N", help=text + "a Kubernetes indexed job says)")
     text = "make the parts by the actors of a Ray cluster: its address, or nothing to start one here"
@@ -95,11 +161,10 @@ class Arguments(Generic[Config]):
     config: Config  # as it takes effect
     options: dict[str, str | bool]  # the values of the task's own flags
     overwrite: bool  # whether files made with different settings may be replaced
-    launch: Launch = field(default_factory=lambda: Launch())
+    launch: Launch = Launch()
 
 
 def parse_extract_flags(task: Task | Variants, argv: Sequence[str] | None) -> Arguments[ExtractConfig]:
-    """Parse the flags of an extraction script."""
     variants = _as_variants(task)
     parser = _new_parser("Extract embeddings", variants)
     add_settings(parser, ExtractConfig, variants.first, ExtractConfig.model_fields)
@@ -111,12 +176,7 @@ def parse_extract_flags(task: Task | Variants, argv: Sequence[str] | None) -> Ar
 def parse_classify_flags(
     task: Task | Variants, what: str, argv: Sequence[str] | None, only: Collection[str] | None = None
 ) -> Arguments[FitConfig]:
-    """Parse the flags of a classification script, or of another script that reads features.
-
-    Args:
-        what: what the script does, for --help.
-        only: the settings to offer as flags; None: all.
-    """
+    """Parse the flags of a script that reads features: `what` it does, for --help, and `only` these settings; None: all."""
     variants = _as_variants(task)
     parser = _new_parser(what, variants)
     for flag in variants.first.flags:
@@ -135,7 +195,6 @@ def _as_variants(task: Task | Variants) -> Variants:
 
 
 def _new_parser(what: str, variants: Variants) -> Parser:
-    """A parser with the flags that choose among the variants."""
     titles = "; or of ".join(variant.title for variant in variants.tasks.values())
     parser = Parser(f"{what} of {titles}.")
     for place, (flag, text) in enumerate(variants.flags.items()):
@@ -148,13 +207,6 @@ def _new_parser(what: str, variants: Variants) -> Parser:
 def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task | None, keys: Collection[str]) -> None:
     """Add a flag for each setting, with its current default (of the task) in the help text; values are not converted here."""
     defaults = load_config(kind, task.config_file if task else COMMON_CONFIG)
-    places = {}
-    if task:
-        places = {
-            "data_root": task.default_data_root,
-            "features": task.default_features,
-            "output_dir": task.default_output_dir,
-        }
     for key in keys:
         field, default = kind.model_fields[key], getattr(defaults, key)
         extra, text = extra_of(field), field.description or ""
@@ -167,7 +219,7 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task
         if key == "features" and task and task.parts and kind is FitConfig:
             metavar, text, default = "FOLDER", f"where {', '.join(task.parts.values())} are", task.folder
         if default is None:
-            default = places.get(key) or extra["unset"]
+            default = getattr(task, f"default_{key}", None) or extra["unset"]
         parser.add_argument(
             flag_of(kind, key),
             dest=key,
@@ -178,7 +230,6 @@ def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task
 
 
 def add_shared(parser: argparse.ArgumentParser) -> None:
-    """Add the flags ``--config`` and ``--overwrite``."""
     text = "your own YAML file, which overrides common/config.yaml and the task's"
     parser.add_argument("--config", type=user_path, metavar="FILE", help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace files that were made with different settings")
@@ -206,10 +257,66 @@ def _parsed(
 
 
 def _refuse_one_place_for_several(config: ExtractConfig | FitConfig, tasks: Sequence[Task], flag: str) -> None:
-    has_one_data_folder = len({task.data_folder for task in tasks}) == 1
-    for key in ("features", "output_dir", "data_root"):
-        if key == "data_root" and has_one_data_folder:
-            continue
+    has_several_folders = len({task.data_folder for task in tasks}) > 1
+    for key in ("features", "output_dir", *["data_root"] * has_several_folders):
         if getattr(config, key, None) is not None:
             place = f"{flag_of(type(config), key)} (or {key})"
             raise ConfigError(f"{place} names one location, but {flag} both needs several; give only one of them")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main`. An error that the user can fix is one line on stderr and exit status 2; Ctrl-C is status 130."""
+    # A job scheduler sends SIGTERM before SIGKILL, and a closed terminal SIGHUP: treat them like Ctrl-C. Signals that nohup
+    # ignores stay ignored; Windows has no SIGHUP.
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    _open_closed_streams()
+    for stream in (sys.stdout, sys.stderr):  # escape characters that the terminal cannot encode
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DatasetNote)
+            warnings.showwarning = _show_warning
+            main()
+    except KeyboardInterrupt as interrupt:
+        _end(str(interrupt) or "interrupted", 130)
+    except UserError as error:
+        _end(f"error: {error}", 2)
+    except BrokenPipeError:  # such as that of `| head`
+        _end("error: the program that reads the output has ended; finished work is kept, the same command continues", 2)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):  # as torch says it
+            raise
+        _end(f"error: {OUT_OF_MEMORY} ({next(iter(str(error).splitlines()), 'Python got no more')})", 2)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _end(f"error: {place}{error.strerror or error}", 2)
+
+
+def _open_closed_streams() -> None:
+    """Lead streams that the caller has closed (`2>&-`) nowhere: else the next file that is opened gets the stream's number,
+    and what is printed."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open to the end
+
+
+def _end(text: str, status: int) -> None:
+    """Exit, with the text as one line on stderr; what a stream without a reader still holds is dropped."""
+    for stream, line in ((sys.stdout, ""), (sys.stderr, " ".join(text.split()) + "\n")):
+        try:
+            print(line, end="", file=stream, flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python's own flush at exit fails
+    sys.exit(status)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any
+) -> None:
+    """Show a note about the data as one line, and any other warning with its location, as Python does."""
+    place = "note: " if issubclass(category, DatasetNote) else f"{filename}:{lineno}: {category.__name__}: "
+    print(f"{place}{message}", file=sys.stderr)

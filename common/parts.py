@@ -1,7 +1,11 @@
-"""Part files: the embeddings of a slice of a clip list as Parquet, with all that says how they were made.
+"""Part files: the embeddings of a slice of a clip list as Parquet, with all that says how they were made; and a folder of
+them as a FeatureSet.
 
 A row per embedded clip: ``clip_id``, ``class_name``, ``split``, ``fold``, ``group``, ``samples`` (the waveform's length),
 ``audio_checksum`` (of its file) and ``embedding``, a list of fixed size. pandas, DuckDB, Polars and `datasets` read them.
+
+Up to a million rows of a folder are read into memory, as those of a file are; of more, the embeddings are memory-mapped
+from one flat file, which is built beside the parts once.
 """
 
 from __future__ import annotations
@@ -10,18 +14,24 @@ import contextlib
 import hashlib
 import io
 import json
+import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from pydantic import BaseModel, ConfigDict, JsonValue
+from tqdm import tqdm
 
 from common.arrays import Array
+from common.datasets import LABEL_SEPARATOR
+from common.features import Counts, FeatureFileError, FeatureSet, read_provenance
 from common.files import DamagedFileError, write_atomically
 
 Read = TypeVar("Read")
@@ -31,6 +41,8 @@ METADATA, CHECKSUMS = b"provenance", b"checksums"
 NAMES = pa.dictionary(pa.int32(), pa.string())
 LABELS = {"class_name": NAMES, "split": NAMES, "fold": pa.int64(), "group": NAMES}
 PER_CLIP = {"clip_id": pa.string(), **LABELS, "samples": pa.int64(), "audio_checksum": pa.int64()}
+IN_MEMORY = 1_000_000  # rows
+pa.set_memory_pool(pa.system_memory_pool())  # Arrow's default keeps half a gigabyte of what many small parts took
 
 
 def file_name(place: range) -> str:
@@ -39,32 +51,19 @@ def file_name(place: range) -> str:
 
 
 class PartInfo(BaseModel):
-    """What a part says of itself.
-
-    Attributes:
-        start, stop: its slice.
-        clips: the length of the list when the part was made.
-        listing: a checksum of its clips' ids, labels, splits, folds and groups.
-        settings: how its embeddings were made, as far as that decides whether they can be used.
-        notes: the rest of their provenance.
-        padded, missing: how many clips were padded to the encoder's minimum, and how many have no file.
-        failed: row within the slice -> (clip id, why it could not be embedded).
-    """
-
     model_config = ConfigDict(frozen=True)
     start: int
     stop: int
-    clips: int
-    listing: str
-    settings: dict[str, JsonValue]
-    notes: dict[str, JsonValue]
-    padded: int
-    missing: int
-    failed: dict[int, tuple[str, str]]
+    clips: int  # the length of the list when the part was made
+    listing: str  # a checksum of its clips' ids, labels, splits, folds and groups
+    settings: dict[str, JsonValue]  # how its embeddings were made, as far as that decides whether they can be used
+    notes: dict[str, JsonValue]  # the rest of their provenance
+    padded: int  # clips that were padded to the encoder's minimum
+    missing: int  # clips that have no file
+    failed: dict[int, tuple[str, str]]  # row within the slice -> (clip id, why it could not be embedded)
 
     @property
     def place(self) -> range:
-        """The places of its clips in the list."""
         return range(self.start, self.stop)
 
 
@@ -165,7 +164,6 @@ def _checksum(text: str) -> str:
 
 
 def part_files(folder: Path) -> dict[range, Path]:
-    """The parts in a folder, in order."""
     paths = sorted(folder.glob("part-*"))
     return {range(int(match[1]), int(match[2])): path for path in paths if (match := NAME.fullmatch(path.name))}
 
@@ -180,3 +178,136 @@ def read_or_remove(path: Path, read: Callable[[Path], Read]) -> Read | None:
     except FileNotFoundError:
         pass
     return None
+
+
+class Names(Sequence[Any]):
+    """A column of names: ten million of them take a tenth of what a list of them would."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.column)
+
+    def __getitem__(self, row: Any) -> Any:
+        return Names(self.column[row]) if isinstance(row, slice) else self.column[int(row)].as_py()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        del copy
+        return np.array(self.column.to_pylist(), dtype)
+
+
+def load_folder(folder: Path) -> FeatureSet:
+    """Open a folder of parts.
+
+    Raises:
+        FeatureFileError: it holds none, some are missing, one is damaged, or they are of different settings.
+    """
+    paths = list(part_files(folder).values())
+    if not paths:
+        raise FeatureFileError(f"{folder} is a folder without parts of an extraction, not a feature file")
+    try:
+        infos = [read_info(path) for path in paths]
+        _refuse_gaps_and_mixtures(infos, folder)
+        table = pa.concat_tables(pq.read_table(path, columns=list(PER_CLIP), partitioning=None) for path in paths)
+        table = table.replace_schema_metadata(None).unify_dictionaries()
+        if not len(table):
+            raise FeatureFileError(f"{folder} holds no clips; extract the features again")
+        features = _embeddings(folder, paths, len(table))
+    except (DamagedFileError, pa.ArrowException) as error:
+        raise FeatureFileError(f"{error}; the same extraction again makes what is missing") from error
+    labels, class_names = _labels(table["class_name"], infos[0])
+    folds = table["fold"].to_numpy() if table["fold"].null_count < len(table) else None
+    return FeatureSet(
+        features,
+        torch.from_numpy(labels),
+        class_names,
+        _names(table["clip_id"]) or [],
+        None if folds is None else torch.from_numpy(folds.astype(np.int64)),
+        _names(table["split"]),
+        _names(table["group"]),
+        read_provenance(_provenance(infos, table)),
+    )
+
+
+def checksum_of_parts(folder: Path) -> str:
+    """SHA-256 of what the parts in a folder hold, in hexadecimal."""
+    checksums = (pq.read_schema(path).metadata[CHECKSUMS] for path in part_files(folder).values())
+    return hashlib.sha256(b"".join(checksums)).hexdigest()
+
+
+def _refuse_gaps_and_mixtures(infos: Sequence[PartInfo], folder: Path) -> None:
+    stops = [info.stop for info in infos]
+    for info, expected in zip(infos, [0, *stops[:-1]], strict=True):
+        if info.start != expected:
+            raise DamagedFileError(f"{folder}: clips {expected:,} to {info.start:,} are in no part, or in two")
+        if info.settings != infos[0].settings:
+            name = file_name(info.place)
+            raise FeatureFileError(f"{folder}: {name} was made with different settings; extract again with --overwrite")
+    if stops[-1] != infos[-1].clips:
+        raise DamagedFileError(f"{folder}: clips {stops[-1]:,} to {infos[-1].clips:,} are in no part yet")
+
+
+def _embeddings(folder: Path, paths: Sequence[Path], count: int) -> torch.Tensor:
+    """(count, D) float32; of many rows from the flat file, whose name has a checksum of what the parts hold."""
+    shape = count, pq.read_schema(paths[0]).field("embedding").type.list_size
+    if count <= IN_MEMORY:
+        rows = torch.empty(shape)
+        _fill(rows.numpy(), paths)
+        return rows
+    flat = folder / f"embeddings-{checksum_of_parts(folder)[:16]}.f32"
+    if not flat.exists():
+        for outdated in folder.glob("embeddings-*.f32"):
+            outdated.unlink()
+        temporary = flat.with_name(f".{flat.name}.{os.getpid()}.tmp")
+        _fill(np.memmap(temporary, np.float32, "w+", shape=shape), paths)
+        temporary.replace(flat)
+    return torch.from_file(str(flat), shared=False, size=math.prod(shape), dtype=torch.float32).view(shape)
+
+
+def _fill(rows: Array, paths: Sequence[Path]) -> None:
+    """Read the embeddings of all parts into (N, D)."""
+    start = 0
+    for path in tqdm(paths, "joining parts", unit="part", delay=5, leave=False):
+        part = read_part(path).embeddings
+        rows[start : start + len(part)] = part
+        start += len(part)
+
+
+def _labels(column: pa.ChunkedArray, info: PartInfo) -> tuple[Array, list[str]]:
+    """(N,) int64 labels, -1 without a class, or (N, C) bool with several a clip; and the classes that occur, in the data set's
+    order."""
+    combined = column.combine_chunks()
+    texts, is_multilabel = combined.dictionary.to_pylist(), bool(info.notes.get("is_multilabel"))
+    labels = [text.split(LABEL_SEPARATOR) if is_multilabel else [text] for text in texts]
+    present = {label for of_text in labels for label in of_text}
+    order = info.notes.get("class_names") or sorted(present)
+    assert isinstance(order, list)
+    class_names = [str(name) for name in order if name in present]
+    numbers = [[class_names.index(label) for label in of_text] for of_text in labels]
+    codes = combined.indices.fill_null(-1).to_numpy()
+    if not is_multilabel:
+        return np.array([*(number for (number,) in numbers), -1], np.int64)[codes], class_names
+    sets = np.zeros((len(texts) + 1, len(class_names)), bool)  # the last is of clips without labels
+    for row, of_text in zip(sets[:-1], numbers, strict=True):
+        row[of_text] = True
+    return sets[codes], class_names
+
+
+def _names(column: pa.ChunkedArray) -> Sequence[str] | None:
+    if column.null_count == len(column):
+        return None
+    return column.to_pylist() if len(column) <= IN_MEMORY else Names(column)
+
+
+def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
+    failed, count = [failure for info in infos for failure in info.failed.values()], infos[-1].clips
+    padded, missing = sum(info.padded for info in infos), sum(info.missing for info in infos)
+    counts = Counts(clips=count, extracted=count - len(failed), failed=len(failed), padded=padded)
+    if missing:
+        counts["missing"] = missing
+    known = {**infos[0].settings, **infos[0].notes}
+    del known["class_names"], known["is_multilabel"], known["part_size"]
+    samples, checksums = (torch.tensor(table[name].to_numpy()) for name in ("samples", "audio_checksum"))
+    per_clip = {"failed": failed, "samples": samples, "audio_checksums": checksums}
+    return {**known, "clips": count, "counts": counts, **per_clip}

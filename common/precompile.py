@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from common.entry import run
+from common.flags import run
 
 
 def main() -> None:

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
-from common.entry import run
 from common.files import PROJECT_ROOT
-from common.flags import Parser
+from common.flags import Parser, run
 
 FOLDER = PROJECT_ROOT / "data" / "demo"
 ENCODER = "random:0"

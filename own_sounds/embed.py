@@ -15,10 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 from common.cli import extract_task, print_status
 from common.config import ConfigError, ExtractConfig, load_config
 from common.datasets import Clip, Task
-from common.entry import run
 from common.errors import UserError
 from common.files import ODD_LETTERS, write_atomically
-from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, user_path
+from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, run, user_path
 from own_sounds.sounds import FOLDER, audio_files
 from own_sounds.timeline import Windows, add_windows
 

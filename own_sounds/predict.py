@@ -15,10 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError
 from common.datasets import LABEL_SEPARATOR
 from common.encoder_name import EncoderKind, EncoderName
-from common.entry import run
 from common.errors import UserError
 from common.files import PROJECT_ROOT, write_csv
-from common.flags import Parser, add_figure_format, user_path
+from common.flags import Parser, add_figure_format, run, user_path
 from common.progress import progress_bar
 from common.text_table import as_text
 from own_sounds.sounds import audio_files

@@ -14,8 +14,7 @@ from common.cli import extract_task, print_status
 from common.config import ConfigError, ExtractConfig, FitConfig, load_config
 from common.datasets.labels import ONE_CLASS
 from common.encoder_name import EncoderName, file_of
-from common.entry import run
-from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, user_path
+from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, run, user_path
 from own_sounds.sounds import Source, refuse_unlearnable
 
 EXTRACT = [key for key in ExtractConfig.model_fields if key not in ("data_root", "features")]

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 from common.config import FitConfig
 from common.datasets import DatasetError, Flag, Task
 from common.encoder_name import EncoderName, file_of
-from common.entry import run
 from common.files import OutputError, describe_difference, read_json, sha256_of, write_csv, write_json
-from common.flags import parse_classify_flags
+from common.flags import parse_classify_flags, run
 from common.progress import progress_bar
 from common.text_table import as_text
 from speaker_recognition.librispeech import OTHERS, TRAIN_CLEAN_100

@@ -118,10 +118,10 @@ def test_the_same_command_twice_gives_the_same_numbers(esc50_features: Path, tmp
         (["--precision", "fp8"], "precision 'fp8' is unknown"),
         (["--device", "cuda:9"], "device 'cuda:9' is not available"),
         (["--device", "gpu"], "device 'gpu' is unknown"),
-        (["--workers", "many"], "workers must be a whole number"),
+        (["--workers", "many"], "workers: Input should be a valid integer"),
         (["--config", "nowhere.yaml"], "nowhere.yaml not found"),
         (["--data-root", "~nosuchuser/x"], "~nosuchuser"),
-        (["--config", "null.yaml"], "device must be text, not null"),
+        (["--config", "null.yaml"], "device: Input should be a valid string, not null"),
     ],
 )
 def test_wrong_flags_of_an_extraction_end_with_status_2(

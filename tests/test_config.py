@@ -110,8 +110,7 @@ def test_a_wrong_encoder_is_named(
             load_config(kind, task_config, file, flags)
         forms = "audiosep, logmel, hear:MODULE_OR_FILE.py[:WEIGHTS] or hf:NAME_OR_FOLDER"
         setting = f"{file}: encoder" if file else "--encoder"
-        expected = f"{setting} must be {forms}, not {name!r}"
-        assert expected in str(error.value)
+        assert str(error.value).startswith(f"{setting}: encoder {name!r} is unknown") and forms in str(error.value)
         assert "\n" not in str(error.value)
 
 
@@ -120,24 +119,24 @@ def test_a_wrong_encoder_is_named(
     [
         ("epoch: 3", "unknown key epoch; did you mean epochs?"),
         ("zzz: 3", "the keys are"),
-        ("epochs: ten", "epochs must be a whole number from 1"),
-        ("epochs: 0", "epochs must be a whole number from 1"),
-        ("epochs: 1.5", "epochs must be a whole number"),
-        ("epochs: true", "epochs must be"),
-        ("epochs:", "epochs must be"),
-        ("epochs: .inf", "epochs must be"),
-        ("device: null", "device must be text, not null"),
-        ("learning_rate: -1", "learning_rate must be a number from"),
-        ("learning_rate: .nan", "learning_rate must be a number from"),
-        ("train_test_split: 1", "train_test_split must be"),
-        ("layer: [a]", "layer must be text"),
-        ("encoder: [a]", "encoder must be audiosep, logmel, hear:"),
-        ("use_pool: 3", "use_pool must be text"),
-        ("padding: zeros", "padding must be one of none, official"),
-        ("trust_remote_code: 1", "trust_remote_code must be true or false"),
-        ("probes: 1", "probes must be true or false"),
-        ("label_fractions: [0.5, 2]", "label_fractions must be a list of numbers from 1e-06 to 1"),
-        ("recipe: best", "recipe must be one of paper, tuned"),
+        ("epochs: ten", "epochs: Input should be a valid integer"),
+        ("epochs: 0", "epochs: Input should be greater than or equal to 1, not 0"),
+        ("epochs: 1.5", "epochs: Input should be a valid integer"),
+        ("epochs: true", "epochs: Input should be a number, not True"),
+        ("epochs:", "epochs: Input should be a number, not null"),
+        ("epochs: .inf", "epochs: Input should be a finite number"),
+        ("device: null", "device: Input should be a valid string, not null"),
+        ("learning_rate: -1", "learning_rate: Input should be greater than or equal to"),
+        ("learning_rate: .nan", "learning_rate: Input should be a finite number"),
+        ("train_test_split: 1", "train_test_split: Input should be less than or equal to 0.99"),
+        ("layer: [a]", "layer: Input should be a valid string"),
+        ("encoder: [a]", "encoder: Input should be a valid string"),
+        ("use_pool: 3", "use_pool: Input should be a valid string"),
+        ("padding: zeros", "padding: Input should be 'none' or 'official', not 'zeros'"),
+        ("trust_remote_code: 1", "trust_remote_code: Input should be a valid boolean"),
+        ("probes: 1", "probes: Input should be a valid boolean"),
+        ("label_fractions: [0.5, 2]", "label_fractions: Input should be less than or equal to 1, not [0.5, 2]"),
+        ("recipe: best", "recipe: Input should be 'paper' or 'tuned', not 'best'"),
         ("- a\n- b", "key: value"),
         ("a: b: c", "cannot be read"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import io
+import mmap
 import os
 import re
 import stat
@@ -13,7 +13,6 @@ import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
@@ -39,27 +38,18 @@ class AudioError(UserError):
     """A file cannot be read as audio; the message is one line: the file, then what is wrong."""
 
 
-def read_audio(
-    path: str | Path,
-    sample_rate: int,
-    start_s: Seconds = None,
-    end_s: Seconds = None,
-) -> Array:
-    """Read a file, or its segment [start_s, end_s), as a mono waveform at `sample_rate`.
+def read_audio(path: str | Path, sample_rate: int, start_s: Seconds = None, end_s: Seconds = None) -> Array:
+    """Read a file, or only its segment [start_s, end_s), as a mono waveform at `sample_rate` (Hz).
 
-    Reads what libsndfile reads: every kind of WAV, FLAC, Ogg, MP3, AIFF and more. Channels are
-    averaged; soxr converts the rate, as ``librosa.load(path, sr=sample_rate)`` does.
-
-    Args:
-        sample_rate: in Hz.
-        start_s, end_s: None stands for the beginning or end. Only this part is read.
+    Reads what libsndfile reads: every kind of WAV, FLAC, Ogg, MP3, AIFF and more. Channels are averaged; soxr converts the
+    rate, as ``librosa.load(path, sr=sample_rate)`` does.
 
     Returns:
         (samples,) float32, nominally in [-1, 1], at least one sample.
 
     Raises:
-        AudioError: the file is missing, empty, broken, truncated or not audio, holds NaN or
-            infinity, or does not contain the segment.
+        AudioError: the file is missing, empty, broken, truncated or not audio, holds NaN or infinity, or does not contain the
+            segment.
     """
     path = Path(path)
     with _reading(path), _open(path) as file:
@@ -114,10 +104,8 @@ def audio_duration_s(path: str | Path) -> float:
 
 
 def audio_checksum(path: Path) -> int:
-    """A checksum of a file's whole content; AudioError if it cannot be opened.
-
-    Kept while its size and modification time stay: many clips may be segments of one file.
-    """
+    """A checksum of a file's whole content, kept while its size and modification time stay, since many clips may be segments of
+    one file; AudioError if it cannot be opened."""
     with _reading(path) as status:
         return _checksum(path, status.st_size, status.st_mtime_ns)
 
@@ -170,29 +158,15 @@ def _reading(path: Path) -> Iterator[os.stat_result]:
 
 
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
-    """A file that is read in order. soundfile would seek to its position after every read, which
-    fails at the end of a FLAC file whose header does not tell the right length."""
+    """A file that is read in order. soundfile would seek to its position after every read, which fails at the end of a FLAC
+    file whose header does not tell the right length."""
 
     def seekable(self) -> bool:
         return False
 
 
-class _Unfinished(io.FileIO):
-    """A WAV of a recorder that was cut off: the size of its data, at `place`, becomes the largest,
-    which stands for "to the end of the file"."""
-
-    place = 0
-
-    def readinto(self, buffer: Any) -> int:
-        start = self.tell()
-        count = super().readinto(buffer) or 0
-        for place in range(max(start, self.place), min(start + count, self.place + 4)):
-            buffer[place - start : place - start + 1] = b"\xff"
-        return count
-
-
 def _open(path: Path) -> _Sequential:
-    """Open a file. If the header of a WAV claims no audio, there is as much as follows."""
+    """Open a file. If the header of a WAV claims no audio, its recorder was cut off, and there is as much as follows."""
     file = _Sequential(os.fsencode(path) if os.name == "posix" else path)  # names may not be UTF-8
     if file.format not in ("WAV", "WAVEX") or file.frames:
         return file
@@ -203,9 +177,10 @@ def _open(path: Path) -> _Sequential:
     if size or place >= end or (name.isalnum() and next_place + next_size <= end):
         return file  # it is empty: nothing follows, or another chunk
     file.close()
-    unfinished = _Unfinished(path)
-    unfinished.place = place - 4
-    return _Sequential(unfinished)
+    with path.open("rb") as raw:
+        content = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
+    content[place - 4 : place] = b"\xff" * 4  # a size that stands for "to the end of the file"
+    return _Sequential(content)
 
 
 def _chunks(path: Path, start: int, header: str, padded_to: int) -> Iterator[Chunk]:
@@ -235,8 +210,7 @@ def _segment(file: _Sequential, path: Path, start_s: Seconds, end_s: Seconds) ->
     if not file.frames:
         raise AudioError(f"{path}: holds no samples (a header without audio)")
     duration_s = file.frames / file.samplerate
-    start = 0.0 if start_s is None else start_s
-    end = duration_s if end_s is None else end_s
+    start, end = start_s or 0.0, duration_s if end_s is None else end_s
     first, last = round(start * file.samplerate), min(round(end * file.samplerate), file.frames)
     segment = f"{path}: segment {start:.3f}-{end:.3f} s"
     if start >= end:
@@ -268,7 +242,7 @@ def _refuse_truncated(file: _Sequential, path: Path) -> None:
 
 
 def _is_streamed(size: int) -> bool:
-    """Whether a size stands for "not known", as programs that write to a pipe leave it: all bits
-    set in 32 or 64 bits, or 2 GiB, or a little less, rounded down to whole samples."""
+    """Whether a size stands for "not known", as programs that write to a pipe leave it: all bits set in 32 or 64 bits, or
+    2 GiB, or a little less, rounded down to whole samples."""
     tops = (1 << 31, (1 << 32) - 1)
     return any(top - (1 << 16) <= size <= top for top in tops) or size >= (1 << 63) - 4096

@@ -9,8 +9,7 @@ from importlib.metadata import entry_points
 from common.cli import data_root_of
 from common.config import DEVICES, ExtractConfig, load_config
 from common.datasets import Task
-from common.entry import run
-from common.flags import Parser, user_path
+from common.flags import Parser, run, user_path
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,5 +1,5 @@
 from common.download.command import main
-from common.entry import run
+from common.flags import run
 
 if __name__ == "__main__":
     run(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import warnings
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from common.datasets import DatasetNote
 from common.download.fetch import DownloadError, fetch, note_of
 from common.download.unpack import remove_leftovers, unpack
-from common.files import PROJECT_ROOT, digest_of, exclusive
+from common.files import PROJECT_ROOT, exclusive
 from common.flags import Parser, user_path
 from common.progress import progress_bar
 
@@ -44,7 +45,6 @@ class Archive:
 
     @property
     def resolved_url(self) -> str:
-        """The URL, with Hugging Face replaced by the mirror HF_ENDPOINT."""
         mirror = os.environ.get("HF_ENDPOINT", "").rstrip("/")
         return self.url.replace(HUGGING_FACE, mirror or HUGGING_FACE)
 
@@ -56,13 +56,8 @@ class Archive:
         return [*before, self]
 
     def missing(self, root: Path) -> list[str]:
-        """Missing files by kind, in words."""
-        counts = {pattern: len(list((root / self.into).glob(pattern))) for pattern in self.holds}
-        return [
-            f"{count:,} instead of {self.holds[pattern]:,} {pattern}"
-            for pattern, count in counts.items()
-            if count < self.holds[pattern]
-        ]
+        counts = [(len(list((root / self.into).glob(kind))), most, kind) for kind, most in self.holds.items()]
+        return [f"{count:,} instead of {most:,} {kind}" for count, most, kind in counts if count < most]
 
     def needed_bytes(self, root: Path) -> int:
         """Disk space still needed, as far as sizes are known; 0 if everything is in place."""
@@ -72,10 +67,6 @@ class Archive:
         paths = [root / f"{name}{suffix}" for name in names for suffix in ("", ".part")]
         received = sum(path.stat().st_size for path in paths if path.exists())
         return self.unpacked + max(1, (self.size or self.about or 0) - received)
-
-    def is_chosen(self, part: str | None) -> bool:
-        """Whether it is the `part`; None: all parts except optional ones."""
-        return not self.optional if part is None else self.part == part
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,11 @@ def main(argv: Sequence[str] | None = None, archives: Path = ARCHIVES) -> None:
         default = "pretrained_models/AudioSep" if name == "weights" else "data"
         root = (flags.root or PROJECT_ROOT / default).absolute()
         source = sources[name]
-        chosen = [row for row in source.archives if is_list or row.is_chosen(flags.only)]
+        chosen = [
+            row
+            for row in source.archives
+            if is_list or (row.part == flags.only if flags.only is not None else not row.optional)
+        ]
         if not chosen:
             raise DownloadError(f"{source.title} has no part {flags.only}; --list names the parts")
         _show(source, chosen, root)
@@ -174,11 +169,16 @@ def _get_file(archive: Archive, path: Path) -> None:
 def _verify(archive: Archive, path: Path) -> None:
     """DownloadError if a file has a different checksum; only a note if its host may change the file."""
     algorithm, _, expected = (archive.checksum or "sha256:").partition(":")
-    size = path.stat().st_size
-    with progress_bar(total=size, desc=f"checking {path.name}", unit="B", unit_scale=True) as bar:
-        actual = digest_of(path, algorithm, bar.update)
-    result = f"{path}: its {algorithm} is {actual}"
-    if actual == expected:
+    digest, bar = hashlib.new(algorithm, usedforsecurity=False), f"checking {path.name}"
+    with (
+        path.open("rb") as file,
+        progress_bar(total=path.stat().st_size, desc=bar, unit="B", unit_scale=True) as shown,
+    ):
+        while block := file.read(1 << 22):
+            digest.update(block)
+            shown.update(len(block))
+    result = f"{path}: its {algorithm} is {digest.hexdigest()}"
+    if digest.hexdigest() == expected:
         print(f"{path}: verified")
     elif not expected:
         print(f"{result}; no checksum is published")

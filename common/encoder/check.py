@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from common.config import COMMON_CONFIG, ConfigError, ExtractConfig, load_config
 from common.encoder_name import FORMS
-from common.entry import run
 from common.files import write_json
-from common.flags import Parser, add_settings, user_path
+from common.flags import Parser, add_settings, run, user_path
 from common.text_table import as_text
 
 if TYPE_CHECKING:  # --help should not wait for torch

@@ -1,6 +1,7 @@
 """Extraction: clips + encoder -> embeddings, in parts."""
 
 from common.extraction.clip_list import ClipList
-from common.extraction.extract import ExtractionError, ExtractOptions, extract
+from common.extraction.extract import ExtractOptions, extract
 from common.extraction.runner import ThisProcess, Threads
-from common.extraction.share import ShardError, Share
+from common.extraction.work import ExtractionError
+from common.flags import Share

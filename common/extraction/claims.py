@@ -33,12 +33,7 @@ class _Owner(BaseModel):
 
 
 class Claims:
-    """The claims of one process in a folder; a context, at whose end they are released.
-
-    Args:
-        folder: where the parts are.
-        identity: a checksum of the settings that they are made with.
-    """
+    """The claims of one process in a folder; a context, at whose end they are released."""
 
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder = folder
@@ -79,7 +74,6 @@ class Claims:
         return True
 
     def release(self, name: str) -> None:
-        """Give up a claim."""
         path = self.folder / (name + SUFFIX)
         self._held.discard(path)
         path.unlink(missing_ok=True)
@@ -108,7 +102,7 @@ def is_alive(path: Path) -> bool:
 
 
 def _owner(path: Path) -> _Owner | None:
-    """What a claim says of its owner; None while it is being written, or if it is damaged."""
+    """None while the claim is being written, or if it is damaged."""
     try:
         return _Owner.model_validate_json(path.read_bytes())
     except (OSError, ValueError):
@@ -116,21 +110,20 @@ def _owner(path: Path) -> _Owner | None:
 
 
 def _is_running(process: int) -> bool:
-    if sys.platform == "win32":  # where signal 0 ends a process
-        return True
     try:
-        os.kill(process, 0)
+        if sys.platform != "win32":  # where signal 0 ends a process
+            os.kill(process, 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):  # of another user; of a system with larger numbers
-        return True
+        pass
     return True
 
 
 def _now(folder: Path) -> float:
     """The time by the clock of the file system; by this machine's where nothing can be written."""
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock.", suffix=".tmp") as file:
+        with tempfile.TemporaryFile(dir=folder) as file:
             return os.fstat(file.fileno()).st_mtime
     except OSError:
         return time.time()

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,15 +30,7 @@ COLUMNS = pa.schema(
 
 
 class ClipList:
-    """The clips of an extraction, in the order of the file's rows.
-
-    Attributes:
-        root: the data root, to which clip ids are relative.
-        dataset: the task's name.
-        class_names: every class in its official order; None: alphabetical. Only classes that occur are kept.
-        is_multilabel: whether a clip may have several labels, or none.
-        columns: a row per clip; several labels are joined.
-    """
+    """The clips of an extraction, in the order of the file's rows."""
 
     def __init__(
         self,
@@ -48,7 +40,13 @@ class ClipList:
         class_names: Sequence[str] | None = None,
         is_multilabel: bool = False,
     ) -> None:
-        """Read the clips, which may come from a generator.
+        """Read the clips, which may come from a generator, into `columns`: a row per clip; several labels are joined.
+
+        Args:
+            root: the data root, to which clip ids are relative.
+            dataset: the task's name.
+            class_names: every class in its official order; None: alphabetical. Only classes that occur are kept.
+            is_multilabel: whether a clip may have several labels, or none.
 
         Raises:
             DatasetError: there are none, one is of a class that is not in `class_names`, two have the same id, or a label holds
@@ -56,16 +54,39 @@ class ClipList:
         """
         self.root, self.dataset, self.is_multilabel = root, dataset, is_multilabel
         self.class_names = None if class_names is None else list(class_names)
-        iterator, batches = iter(clips), []
-        while some := list(itertools.islice(iterator, AT_A_TIME)):
-            if is_multilabel:
-                _refuse_separators(some)
-            batches.append(pa.RecordBatch.from_pylist([_cells(clip, root) for clip in some], COLUMNS))
+        known, batches = frozenset(class_names or ()), []
+        rows = (self._cells(clip, known) for clip in clips)
+        while some := list(itertools.islice(rows, AT_A_TIME)):
+            batches.append(pa.RecordBatch.from_pylist(some, COLUMNS))
         self.columns = pa.Table.from_batches(batches, COLUMNS).unify_dictionaries().combine_chunks()
         if not len(self):
             raise DatasetError(f"no clips of {dataset} were found in {root}; give its folder with --data-root")
-        self._refuse_unknown_classes()
-        self._refuse_duplicates()
+        counts = self.columns.group_by(["path", "start_s", "end_s"]).aggregate([([], "count_all")])
+        if counts.num_rows < len(self):
+            twice = copy.copy(self)
+            twice.columns = counts.filter(pc.greater(counts["count_all"], 1))
+            raise DatasetError(f"{twice.ids()[0]} is listed twice by the data set under {root}; unpack it again")
+
+    def _cells(self, clip: Clip, known: Collection[str]) -> dict[str, object]:
+        for label in clip.labels:
+            if self.is_multilabel and LABEL_SEPARATOR in label:
+                raise DatasetError(
+                    f"{clip.path} has the label {label!r}, but {LABEL_SEPARATOR!r} separates the labels of a clip in files; rename it"
+                )
+            if label and known and as_text(label) not in known:
+                raise DatasetError(
+                    f"{clip.path} is of class {label!r}, which is not among the {len(known)} classes of {self.dataset}; add "
+                    "it to the task's class_names"
+                )
+        return {
+            "path": os.fsencode(clip.path.relative_to(self.root).as_posix()),
+            "class_name": as_text(clip.class_name),
+            "split": clip.split,
+            "fold": clip.fold,
+            "group": as_text(clip.group),
+            "start_s": clip.start_s,
+            "end_s": clip.end_s,
+        }
 
     def __len__(self) -> int:
         return int(self.columns.num_rows)
@@ -84,19 +105,16 @@ class ClipList:
         return [Clip(*row) for row in zip(*cells.values(), strict=True)]
 
     def _labels_in(self, text: str | None) -> tuple[str, ...]:
-        """The labels of a cell."""
         if not text:
             return ()
         return tuple(text.split(LABEL_SEPARATOR)) if self.is_multilabel else (text,)
 
     @property
     def present_classes(self) -> set[str]:
-        """Every label that occurs."""
         texts = self.columns["class_name"].unique().to_pylist()
         return {label for text in texts for label in self._labels_in(text)}
 
     def ids(self) -> list[str]:
-        """The clips' ids."""
         cells = zip(*(self.columns[name].to_pylist() for name in ("path", "start_s", "end_s")), strict=True)
         return [
             path.decode(errors="backslashreplace") + ("" if start_s is end_s is None else f"#{start_s}-{end_s}")
@@ -104,7 +122,6 @@ class ClipList:
         ]
 
     def paths(self) -> list[Path]:
-        """The clips' paths."""
         return [self.root / os.fsdecode(path) for path in self.columns["path"].to_pylist()]
 
     def fingerprint(self) -> str:
@@ -114,47 +131,6 @@ class ClipList:
             for column in self.columns.slice(start, AT_A_TIME).columns:
                 listing.update(repr(column.to_pylist()).encode())
         return f"sha256:{listing.hexdigest()}"
-
-    def _refuse_unknown_classes(self) -> None:
-        unknown = self.present_classes - set(self.class_names or self.present_classes)
-        if unknown:
-            name = min(unknown)
-            texts = self.columns["class_name"].to_pylist()
-            row = next(row for row, text in enumerate(texts) if name in self._labels_in(text))
-            raise DatasetError(
-                f"{self.of(range(row, row + 1)).paths()[0]} is of class {name!r}, which is not among the {len(self.class_names or ())} classes of "
-                f"{self.dataset}; add it to the task's class_names"
-            )
-
-    def _refuse_duplicates(self) -> None:
-        counts = self.columns.group_by(["path", "start_s", "end_s"]).aggregate([([], "count_all")])
-        if counts.num_rows < len(self):
-            twice = copy.copy(self)
-            twice.columns = counts.filter(pc.greater(counts["count_all"], 1))
-            raise DatasetError(
-                f"{twice.ids()[0]} is listed twice by the data set under {self.root}; unpack the data set again"
-            )
-
-
-def _refuse_separators(clips: Sequence[Clip]) -> None:
-    for clip in clips:
-        for label in clip.labels:
-            if LABEL_SEPARATOR in label:
-                raise DatasetError(
-                    f"{clip.path} has the label {label!r}, but {LABEL_SEPARATOR!r} separates the labels of a clip in files; rename it"
-                )
-
-
-def _cells(clip: Clip, root: Path) -> dict[str, object]:
-    return {
-        "path": os.fsencode(clip.path.relative_to(root).as_posix()),
-        "class_name": as_text(clip.class_name),
-        "split": clip.split,
-        "fold": clip.fold,
-        "group": as_text(clip.group),
-        "start_s": clip.start_s,
-        "end_s": clip.end_s,
-    }
 
 
 def as_text(name: str | None) -> str | None:

@@ -9,60 +9,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.datasets.audio import changed_files
-from common.errors import UserError
+from common.extraction import work as todo
 from common.extraction.claims import Claims, alive_claims
 from common.extraction.clip_list import ClipList
 from common.extraction.launchers import OnRay
-from common.extraction.prefetch import Embedded, Failed
 from common.extraction.runner import ThisProcess
-from common.extraction.settings import ExtractionSettings
-from common.extraction.share import Share
-from common.extraction.work import (
-    MOST_PARTS,
-    PART_SIZES,
-    Work,
-    check_folder,
-    cut,
-    file_sizes,
-    lengths_s,
-    read_infos,
-    stamp,
-    tell_missing,
-)
+from common.extraction.work import Embedded, ExtractionError, ExtractionSettings, Failed, Work
 from common.features import FeatureFileError, FeatureSet
 from common.files import OutputError, exclusive, refuse_unwritable, remove_leftovers, write_csv
+from common.flags import Share
 from common.parts import PartInfo, read_info, write_part
-
-MOST_JOINED = 1_000_000  # clips; with more, the folder of parts is the feature set
-
-
-class ExtractionError(UserError):
-    """No clip could be embedded."""
 
 
 @dataclass(frozen=True)
 class ExtractOptions:
-    """How an extraction runs; none of this changes the rows of its result.
+    """How an extraction runs; none of this changes the rows of its result."""
 
-    Attributes:
-        overwrite: whether a file, or parts, made with different settings or from other audio may be replaced.
-        share: what this process does. Whoever sees that all parts are made joins them.
-        allow_missing: whether clips whose files are not there are left out, as failed; otherwise nothing is embedded.
-        part_size: clips in a part, at most; 0: as is usual for the device.
-    """
-
-    overwrite: bool = False
-    share: Share = field(default_factory=Share)
-    allow_missing: bool = False
-    part_size: int = 0
-
-
-def parts_folder(output: Path, n_clips: int) -> Path:
-    """Where the parts of an output are: it is their folder, unless its name ends in ``.pt``. With too many clips for one file,
-    that is a folder's name too."""
-    if output.suffix != ".pt":
-        return output
-    return output.with_suffix("") if n_clips > MOST_JOINED else output.with_name(output.name + ".partial")
+    overwrite: bool = False  # whether what was made with different settings or from other audio may be replaced
+    share: Share = field(default_factory=Share)  # of this process; whoever sees that all parts are made joins them
+    allow_missing: bool = False  # whether clips whose files are not there are left out, as failed
+    part_size: int = 0  # clips in a part, at most; 0: as is usual for the device
 
 
 def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: ExtractOptions | None = None) -> bool:
@@ -73,10 +39,8 @@ def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: 
     finished file of the same settings and audio, only the clips that failed are tried again.
 
     Args:
-        maker: what makes the parts.
-        clips: what to embed. Unreadable clips are listed in ``<output>.failed.csv``.
+        clips: unreadable ones are listed in ``<output>.failed.csv``.
         output: a ``.pt`` file, or a folder of parts.
-        options: how to run.
 
     Returns:
         Whether the output is finished; False if another process finishes it.
@@ -85,29 +49,29 @@ def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: 
         OutputError: another run is writing the same output; it was made with different settings or from other audio and may
             not be overwritten; or it cannot be written (finished work is kept).
         ExtractionError: every clip failed.
-        MissingClipsError: files of clips are not there, and `options` does not allow that.
-        KeyboardInterrupt: interrupted; its message says what is kept.
+        DatasetMissingError: files of clips are not there, and `options` does not allow that.
+        KeyboardInterrupt: its message says what is kept.
     """
     options = options or ExtractOptions()
-    started, before, settings, share = time.monotonic(), stamp(output), maker.settings(clips), options.share
-    folder = parts_folder(output, len(clips))
+    started, before, settings, share = time.monotonic(), todo.stamp(output), maker.settings(clips), options.share
+    folder = todo.parts_folder(output, len(clips))
     joined = output if folder.name == f"{output.name}.partial" else None  # else the parts stay
     finished = _finished_file(output, clips, settings, options.overwrite) if joined else None
     if finished is not None and (share.index or not _worth_another_try(finished, settings)):
         _remove_old_parts(folder, settings)
         print(f"{output} already exists, made with the same settings: {len(finished):,} clips. Nothing to do.")
         return True
-    for path in filter(None, (joined, failures_file(output))):
-        refuse_unwritable(path)
-    sizes, usual = file_sizes(clips), PART_SIZES[settings.provenance["device"]]
-    tell_missing(clips, sizes, options.allow_missing)
-    part_size = max(options.part_size or usual.clips, -(-len(clips) // MOST_PARTS))
-    slices = tuple(cut(lengths_s(clips, sizes), part_size, usual.seconds))
+    refuse_unwritable(failures_file(output))  # and so beside it
+    sizes = todo.file_sizes(clips)
+    todo.tell_missing(clips, sizes, options.allow_missing)
+    usual_clips, seconds = todo.PART_SIZES[settings.provenance["device"]]
+    part_size = max(options.part_size or usual_clips, -(-len(clips) // todo.MOST_PARTS))
+    slices = tuple(todo.cut(todo.lengths_s(clips, sizes), part_size, seconds))
     work = Work(clips, settings, slices, sizes, part_size, folder, joined, before)
     share = share if finished is None else Share()  # one process tries the few clips that failed
     what, infos = str(output) if share.is_all else f"shard {share} of {output}", None
     with exclusive(folder / f".lock-{share}".replace("/", "-of-"), what), _explained(work):
-        check_folder(work, options.overwrite)
+        todo.check_folder(work, options.overwrite)
         if finished is not None:
             _split_into_parts(work, finished)
         n_embedded = maker.make(work, share)
@@ -127,10 +91,9 @@ def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: 
 
 def _finished_file(path: Path, clips: ClipList, settings: ExtractionSettings, overwrite: bool) -> FeatureSet | None:
     """The existing file, if it is what this run would make; None if there is none, or it may be replaced."""
-    if not path.exists():
-        return None
     if not path.is_file():
-        refuse_unwritable(path)  # which says what it is
+        refuse_unwritable(path)  # which says what it is, if anything
+        return None
     try:
         existing = FeatureSet.load(path)
         reason = _why_unusable(existing, clips, settings)
@@ -187,8 +150,8 @@ def _finish(work: Work, output: Path) -> list[PartInfo]:
     for info in infos:
         if info.settings != work.part_settings or info.listing != work.clips.of(info.place).fingerprint():
             raise OutputError(
-                f"another command has written to {work.folder} with different settings or clips; run one of them again with "
-                "--overwrite, and the other with another output"
+                f"another command has written to {work.folder} with different settings or clips; give it another output, and "
+                "run this one again with --overwrite"
             )
     for path in (output, failures_file(output)):
         remove_leftovers(path)
@@ -224,7 +187,7 @@ def remove_parts(folder: Path) -> None:
 def _remove_old_parts(folder: Path, settings: ExtractionSettings) -> None:
     """Remove what a run that was killed after writing the file left behind; parts of different settings are kept."""
     if folder.is_dir() and not alive_claims(folder):
-        infos = read_infos(folder).values()
+        infos = todo.read_infos(folder).values()
         if all(info.settings | settings.of_parts == info.settings for info in infos):
             remove_parts(folder)
             with contextlib.suppress(OSError):  # of another program's files
@@ -234,21 +197,15 @@ def _remove_old_parts(folder: Path, settings: ExtractionSettings) -> None:
 @contextlib.contextmanager
 def _explained(work: Work) -> Iterator[None]:
     """Say what is kept when a run is interrupted, or cannot write."""
-
-    def kept() -> str:
-        return f"{work.n_done():,} of {len(work.clips):,} clips are kept in {work.folder}"
-
     try:
         yield
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"interrupted: {kept()}; the same command continues from there") from error
     except BrokenPipeError:  # of the reader of what is printed
         raise
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {error.filename or work.folder}: {error.strerror}; {kept()}: fix that, and the same command "
-            "continues from there"
-        ) from error
+    except (KeyboardInterrupt, OSError) as error:
+        kept = f"{work.n_done():,} of {len(work.clips):,} clips are kept in {work.folder}; the same command continues from there"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"interrupted: {kept}") from error
+        raise OutputError(f"cannot write {error.filename or work.folder}: {error.strerror}; {kept}") from error
 
 
 def _report(output: Path, work: Work, infos: Sequence[PartInfo], seconds: float) -> None:
@@ -263,9 +220,7 @@ def _report(output: Path, work: Work, infos: Sequence[PartInfo], seconds: float)
     lost += f", {missing:,} missing" if missing else ""
     lost += f" (listed in {failures_file(output)})" if failed else ""
     if padded:
-        least, rate = (work.settings.provenance[key] for key in ("min_samples", "sample_rate"))
-        print(
-            f"{padded:,} clips were shorter than the encoder's minimum and were padded to it ({least:,} samples, "
-            f"{least / rate:.2f} s)"
-        )
+        least = work.settings.provenance["min_samples"]
+        minimum = f"{least:,} samples, {least / work.settings.provenance['sample_rate']:.2f} s"
+        print(f"{padded:,} clips were shorter than the encoder's minimum and were padded to it ({minimum})")
     print(f"{count - len(failed):,} of {count:,} clips{lost}, {seconds:.1f} s -> {output}")

@@ -19,22 +19,15 @@ from typing import Any
 import torch
 
 from common.encoder import Encoder, Output, resolve_device
-from common.errors import UserError
 from common.extraction.clip_list import ClipList
 from common.extraction.runner import WAIT_S, ThisProcess, Threads
-from common.extraction.settings import ExtractionSettings
-from common.extraction.share import Share
-from common.extraction.work import Work
+from common.extraction.work import ExtractionError, ExtractionSettings, Work
 from common.files import PROJECT_ROOT
+from common.flags import Share
 from common.progress import progress_bar
 
 # Loads the encoder on a device, with the outputs to extract.
 Load = Callable[[torch.device], tuple[Encoder, Sequence[Output]]]
-INSTALL_RAY = "pip install ray==2.60.0"
-
-
-class LauncherError(UserError):
-    """The parts cannot be made by what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +72,7 @@ class OnRay:
         try:
             settings: ExtractionSettings = self.ray.get(self.actors[0].settings.remote(clips))
         except self.ray.exceptions.RayError as error:  # also what stopped it from loading the encoder
-            raise LauncherError(f"an actor of Ray: {_last_line(error)}") from error
+            raise ExtractionError(f"an actor of Ray: {_last_line(error)}") from error
         return settings
 
     def make(self, work: Work, share: Share) -> int:
@@ -91,7 +84,7 @@ class OnRay:
                     actor, part = idle.pop(), shares.pop()
                     running[actor.make.remote(shared, part)] = (actor, part)
                 if not running:
-                    raise LauncherError("every actor of Ray has ended; the same command continues where they stopped")
+                    raise ExtractionError("every actor of Ray has ended; the same command continues where they stopped")
                 ended, _ = self.ray.wait(list(running), timeout=WAIT_S)
                 bar.update(work.n_done() - bar.n)
                 for reference in ended:
@@ -103,33 +96,28 @@ class OnRay:
                         bar.write(f"an actor has ended, and its parts go to the others: {_last_line(error)}")
                         shares.append(part)  # others make its parts anyway, but look for changed audio only in theirs
                     except self.ray.exceptions.RayTaskError as error:
-                        raise LauncherError(f"an actor failed: {error.cause}") from error
+                        raise ExtractionError(f"an actor failed: {error.cause}") from error
         return n_embedded
 
 
 class _Actor(ThisProcess):
-    """Makes parts somewhere in a cluster."""
-
     def __init__(self, load: Load, device: str, cores: int) -> None:
         super().__init__(*load(resolve_device(device)), Threads(cores, cores))
 
 
 @contextlib.contextmanager
 def on_ray(load: Load, address: str, device: str) -> Iterator[OnRay]:
-    """Actors for the block, each with an encoder: one for every GPU of a Ray cluster, or one for every machine's CPUs.
-
-    Args:
-        address: of a running cluster; ``"local"`` starts one here.
-        device: the actors are on GPUs if the cluster has some and this is not ``"cpu"``.
+    """Actors for the block, each with an encoder: one for every GPU of a Ray cluster, or one for every machine's CPUs if it
+    has none or `device` is ``"cpu"``. The address ``"local"`` starts a cluster here.
 
     Raises:
-        LauncherError: Ray is not installed, does not answer, or has no GPU.
+        ExtractionError: Ray is not installed, does not answer, or has no GPU.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        raise LauncherError(f"--ray needs Ray, which is not installed: {INSTALL_RAY}") from error
+        raise ExtractionError("--ray needs Ray, which is not installed: pip install ray==2.60.0") from error
     _refuse_silence(address)
     environment = {
         "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -143,14 +131,16 @@ def on_ray(load: Load, address: str, device: str) -> Iterator[OnRay]:
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise LauncherError(f"--ray {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from error
+        raise ExtractionError(
+            f"--ray {address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
+        ) from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         needs = [{"num_gpus": 1}] * int(sum(node.get("GPU", 0) for node in nodes)) if device != "cpu" else []
         if not needs and not device.startswith("cuda"):
             needs = [{"num_cpus": int(node["CPU"])} for node in nodes if node.get("CPU", 0) >= 1]
         if not needs:
-            raise LauncherError(f"--ray {address}: the cluster has nothing to compute on for --device {device}")
+            raise ExtractionError(f"--ray {address}: the cluster has nothing to compute on for --device {device}")
         actor = ray.remote(_Actor)
         yield OnRay(ray, [actor.options(**need).remote(load, device, need.get("num_cpus", 1)) for need in needs])
     finally:
@@ -158,16 +148,14 @@ def on_ray(load: Load, address: str, device: str) -> Iterator[OnRay]:
 
 
 def _refuse_silence(address: str) -> None:
-    """LauncherError if nothing listens at ``host:port``; Ray itself would try for minutes."""
+    """ExtractionError if nothing listens at ``host:port``; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
         except OSError as error:
-            raise LauncherError(
-                f"--ray {address}: nothing answers there ({error.strerror or error}); start a cluster with ray start --head, or "
-                "leave the address out"
-            ) from error
+            cause = f"nothing answers there ({error.strerror or error})"
+            raise ExtractionError(f"--ray {address}: {cause}; start one with ray start --head") from error
 
 
 def _last_line(error: Exception) -> str:

@@ -1,28 +1,31 @@
-"""A process that makes every part that is missing. A part that exists with the right settings and clips is done; nothing
-else is recorded."""
+"""A process that makes every part that is missing: clips are decoded ahead in threads, and embedded one on each core, or in
+batches on a GPU. A part that exists with the right settings and clips is done; nothing else is recorded."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from tqdm import tqdm
 
+from common.arrays import Array
 from common.datasets import Clip
-from common.datasets.audio import changed_files
-from common.encoder import Encoder, Output
+from common.datasets.audio import AudioError, audio_checksum, changed_files, read_audio
+from common.encoder import Encoder, Output, PluginError
 from common.extraction.claims import Claims
 from common.extraction.clip_list import ClipList
-from common.extraction.prefetch import Embedded, Failed, decode_ahead, embed_in_batches, embed_on_cores
-from common.extraction.settings import ExtractionSettings
-from common.extraction.share import Share
-from common.extraction.work import MISSING, Work
+from common.extraction.work import MISSING, Embedded, ExtractionSettings, Failed, Work
+from common.flags import Share
 from common.parts import file_name, read_or_remove, read_part, write_part
 from common.progress import progress_bar
 
@@ -50,14 +53,11 @@ class Threads:
 
 @dataclass(frozen=True)
 class ThisProcess:
-    """Makes parts in this process."""
-
     encoder: Encoder
     outputs: Sequence[Output]
     threads: Threads
 
     def settings(self, clips: ClipList) -> ExtractionSettings:
-        """How the parts are made."""
         return ExtractionSettings.of(clips, self.encoder, self.outputs)
 
     def make(self, work: Work, share: Share) -> int:
@@ -119,12 +119,11 @@ def _to_mend(work: Work, places: Sequence[range]) -> Iterator[PartInWork]:
         part = read_or_remove(work.path(place), read_part)
         if part is None:
             continue
-        clips = work.clips.of(place).rows()
-        paths = [clips[row - place.start].path for row in part.rows]
+        in_work = PartInWork(place, work.clips.of(place).rows())
+        paths = [in_work.clips[row - place.start].path for row in part.rows]
         samples, checksums = (part.table[name].to_pylist() for name in ("samples", "audio_checksum"))
         different = set(changed_files(paths, checksums))
         changed |= different
-        in_work = PartInWork(place, clips)
         for path, *columns in zip(paths, part.rows, part.embeddings, samples, checksums, strict=True):
             if path not in different:
                 in_work.outcomes[columns[0]] = Embedded(*columns)
@@ -143,8 +142,6 @@ class _Making:
     claims: Claims
     bar: tqdm[Any]
     n_embedded: int = 0
-    audio_s: float = 0.0
-    started: float = field(default_factory=time.monotonic)
 
     def run_until_all_are_there(self, order: Sequence[range]) -> None:
         """Make the parts that nobody has in work, and wait for the others; what dead processes had is taken over."""
@@ -183,18 +180,118 @@ class _Making:
         for outcome in self.process.embed(clips(), is_several=len(self.work.clips) > 1):
             part = in_work.pop(outcome.row)
             part.outcomes[outcome.row] = outcome
-            self._show(outcome)
+            self.n_embedded += 1
+            self.bar.update()
+            if isinstance(outcome, Failed) and self.work.sizes[outcome.row] != MISSING:  # those were told of together
+                self.bar.write(f"failed: {outcome.why}", file=sys.stderr)
             if len(part.outcomes) == len(part.place):
                 write_part(self.work.folder, self.work.part(part.place, part.outcomes))
                 self.claims.release(file_name(part.place))
         return count
 
-    def _show(self, outcome: Embedded | Failed) -> None:
-        self.n_embedded += 1
-        if isinstance(outcome, Embedded):
-            self.audio_s += outcome.samples / self.process.encoder.sample_rate
-        elif self.work.sizes[outcome.row] != MISSING:  # those were told of together
-            self.bar.write(f"failed: {outcome.why}", file=sys.stderr)
-        speed = self.audio_s / (time.monotonic() - self.started)
-        self.bar.set_postfix_str(f"{speed:.{0 if speed >= 10 else 1}f} s of audio/s", refresh=False)
-        self.bar.update()
+
+@dataclass(frozen=True)
+class Decoded:
+    """A clip's waveform, and a checksum of its file."""
+
+    row: int
+    clip: Clip
+    waveform: Array
+    checksum: int
+
+
+def decode(row: int, clip: Clip, sample_rate: int) -> Decoded | Failed:
+    try:
+        # The checksum first: if the file is replaced in the meantime, the next run notices.
+        checksum = audio_checksum(clip.path)
+        return Decoded(row, clip, read_audio(clip.path, sample_rate, clip.start_s, clip.end_s), checksum)
+    except AudioError as error:
+        return Failed(row, str(error))
+    except OSError as error:  # the caller would take it for an error of the output
+        return Failed(row, f"{clip.path}: {error.strerror}")
+    except MemoryError:
+        return Failed(row, f"{clip.path}: takes more memory than there is; cut it into windows")
+
+
+def decode_ahead(
+    clips: Iterator[tuple[int, Clip]], sample_rate: int, threads: ThreadPoolExecutor, most: int, ahead_s: float
+) -> Iterator[Decoded | Failed]:
+    """Rows and clips in order, decoded. Meanwhile the next ones are: at most `most`, and about `ahead_s` seconds of audio,
+    estimated from the clips so far."""
+    waiting: deque[Future[Decoded | Failed]] = deque()
+    ahead, done, samples = 1, 0, 0
+    while True:
+        for row, clip in itertools.islice(clips, max(0, ahead + 1 - len(waiting))):
+            waiting.append(threads.submit(decode, row, clip, sample_rate))
+        if not waiting:
+            return
+        decoded = waiting.popleft().result()
+        done, samples = done + 1, samples + _samples(decoded)
+        ahead = max(1, min(most, round(ahead_s * sample_rate * done / max(1, samples))))
+        yield decoded
+
+
+def embed_on_cores(
+    clips: Iterator[Decoded | Failed], encoder: Encoder, outputs: Sequence[Output], cores: int
+) -> Iterator[Embedded | Failed]:
+    """Embed each clip on one thread, as many at a time as there are cores; in the order in which they are done."""
+    running: set[Future[list[Embedded | Failed]]] = set()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # of those that are started from here on
+    with ThreadPoolExecutor(cores, "embed", torch.set_num_threads, (1,)) as pool:
+        try:
+            for clip in clips:
+                running.add(pool.submit(embed_batch, [clip], encoder, outputs))
+                del clip
+                if len(running) == cores:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from itertools.chain.from_iterable(future.result() for future in done)
+            yield from itertools.chain.from_iterable(future.result() for future in running)
+        except BaseException:
+            encoder.is_stopped = True  # the other threads need not finish their clips
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+            encoder.is_stopped = False
+            torch.set_num_threads(threads)
+
+
+def embed_in_batches(
+    clips: Iterator[Decoded | Failed], encoder: Encoder, outputs: Sequence[Output], call_s: float
+) -> Iterator[Embedded | Failed]:
+    """Embed consecutive clips together, at least `call_s` seconds of audio in a call."""
+    batch: list[Decoded | Failed] = []
+    for clip in clips:
+        batch.append(clip)
+        if sum(map(_samples, batch)) >= call_s * encoder.sample_rate:
+            yield from embed_batch(batch, encoder, outputs)
+            batch = []
+    yield from embed_batch(batch, encoder, outputs)
+
+
+def embed_batch(
+    batch: Sequence[Decoded | Failed], encoder: Encoder, outputs: Sequence[Output]
+) -> list[Embedded | Failed]:
+    """Embed what could be decoded; if an encoder from outside fails, one clip at a time, with the error of each that fails."""
+    outcomes: list[Embedded | Failed] = [clip for clip in batch if isinstance(clip, Failed)]
+    readable = [clip for clip in batch if isinstance(clip, Decoded)]
+    if not readable:
+        return outcomes
+    try:
+        embedded = encoder.embed_outputs([clip.waveform for clip in readable], outputs)
+    except PluginError as error:
+        if len(batch) > 1:
+            return [outcome for clip in batch for outcome in embed_batch([clip], encoder, outputs)]
+        return [Failed(readable[0].row, f"{readable[0].clip.path}: {error}")]
+    rows = torch.cat([embedded[output] for output in outputs], dim=1).numpy()
+    for clip, embedding in zip(readable, rows, strict=True):
+        if np.isfinite(embedding).all():
+            outcomes.append(Embedded(clip.row, embedding, len(clip.waveform), clip.checksum))
+        else:
+            peak = float(np.abs(clip.waveform).max())
+            outcomes.append(Failed(clip.row, f"{clip.clip.path}: its embedding is not finite (peak {peak:.3g})"))
+    return outcomes
+
+
+def _samples(clip: Decoded | Failed) -> int:
+    return len(clip.waveform) if isinstance(clip, Decoded) else 0

@@ -18,7 +18,7 @@ from common.doctor import checks
 from common.doctor.__main__ import main
 from common.doctor.checks import BAD, GOOD, NOTE, Finding
 from common.encoder import AudioSepEncoder
-from common.entry import run
+from common.flags import run
 from demo import generate
 from demo.sounds import note
 from esc50_feature_fc.esc50 import CLASS_NAMES
@@ -158,7 +158,7 @@ def test_a_missing_folder_and_an_unknown_data_set_are_named(tmp_path: Path, caps
     assert f"✗ labels   data root {tmp_path / 'nowhere'} does not exist" in printed
     status, printed = call(capsys, "birds")
     assert status == 2
-    assert "birds is unknown; choose from esc50, icbhi" in printed
+    assert "birds is unknown; choose from esc50, fsd50k, icbhi" in printed
     status, printed = call(capsys, "--data-root", tmp_path)
     assert status == 2
     assert "--data-root applies to one data set; name it" in printed
@@ -172,7 +172,7 @@ def test_absent_data_sets_fail_no_check_unless_named(
         monkeypatch.setattr(module, "PROJECT_ROOT", tmp_path)
     status, printed = call(capsys)
     assert status == 0
-    assert "not found, so not checked: esc50, icbhi, librispeech, nsynth" in printed
+    assert "not found, so not checked: esc50, fsd50k, icbhi, librispeech, nsynth" in printed
 
 
 @only_data

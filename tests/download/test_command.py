@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from common.download.command import ARCHIVES, Archive, main
-from common.entry import run
 from common.files import exclusive
+from common.flags import run
 from tests.support.archives import contents, make_tar, make_zip, split_zip
 from tests.support.loopback import Server, serving
 

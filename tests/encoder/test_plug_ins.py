@@ -21,7 +21,7 @@ from common.encoder.measure import CheckRecord, check_encoder
 from common.encoder_name import EncoderKind, EncoderName, file_of, slug_of
 from common.evaluation.record import RunRecord
 from common.extraction import ClipList, ThisProcess, Threads, extract, runner
-from common.extraction.prefetch import embed_in_batches
+from common.extraction.runner import embed_in_batches
 from common.features import FeatureFileError, FeatureSet
 from esc50_feature_fc.esc50 import TASK
 from tests.support.heads import on_one_thread

@@ -291,8 +291,8 @@ def test_nothing_of_an_earlier_run_stays(no_figures: None, tmp_path: Path) -> No
     [
         (("--whiten-eps", 0.5), "--whiten-eps is the strength of whitening; add --scaler whiten"),
         (("--seed", 2**32 - 1, "--seeds", 2), "--seeds 2 starting at seed 4294967295 exceeds 4294967295"),
-        (("--label-fractions", 2), "--label-fractions must be a list of numbers from 1e-06 to 1"),
-        (("--protocol", "fair"), "--protocol must be one of official, random, both"),
+        (("--label-fractions", 2), "--label-fractions: Input should be less than or equal to 1"),
+        (("--protocol", "fair"), "--protocol: Input should be 'official', 'random' or 'both'"),
     ],
 )
 def test_contradictory_flags_end_with_status_2(flags: tuple[object, ...], words: str, tmp_path: Path) -> None:

@@ -19,14 +19,13 @@ import soundfile
 import torch
 
 from common import files as files_module
-from common.datasets import Clip, DatasetError
+from common.datasets import Clip, DatasetError, DatasetMissingError
 from common.datasets.audio import _checksum, read_audio
 from common.encoder import Output, Waveform
 from common.extraction import ClipList, ExtractionError, ThisProcess, Threads, extract
-from common.extraction import prefetch as prefetch_module
 from common.extraction import runner as runner_module
-from common.extraction.prefetch import Failed, decode, embed_in_batches
-from common.extraction.work import MissingClipsError
+from common.extraction.runner import decode, embed_in_batches
+from common.extraction.work import Failed
 from common.features import FeatureSet
 from common.files import OutputError, exclusive
 from common.parts import Part, part_files
@@ -172,7 +171,7 @@ def test_only_a_few_waveforms_are_in_memory_at_a_time(tmp_path: Path, monkeypatc
         def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
             return {output: torch.zeros(len(waveforms), output.width) for output in outputs}
 
-    monkeypatch.setattr(prefetch_module, "read_audio", reading)
+    monkeypatch.setattr(runner_module, "read_audio", reading)
     extract_clips(listed, tmp_path, NoEncoder(), tmp_path / "features.pt", workers=2)
     assert 2 < most <= 10
 
@@ -471,7 +470,7 @@ def test_missing_clips_are_one_decision(
     for path in contents:
         path.unlink()
     with pytest.raises(
-        MissingClipsError, match=r"^6 of 12 clips are missing \(fold1/clip02.wav, .*, \.\.\.\) in .*--allow-missing"
+        DatasetMissingError, match=r"^6 of 12 clips are missing \(fold1/clip02.wav, .*, \.\.\.\) in .*--allow-missing"
     ):
         run()
     assert not (tmp_path / "features.pt").exists()

@@ -20,11 +20,12 @@ import pandas as pd
 import pytest
 import torch
 
-from common import feature_folder
+from common import parts as parts_module
 from common.cli import extract_main
+from common.config import ConfigError
 from common.datasets import Clip
 from common.encoder import Output
-from common.extraction import ClipList, ExtractOptions, ShardError, Share, Threads, extract
+from common.extraction import ClipList, ExtractOptions, Share, Threads, extract
 from common.extraction.claims import Claims, alive_claims
 from common.extraction.launchers import OnDevices
 from common.extraction.work import cut
@@ -160,7 +161,7 @@ def test_a_share_is_named_by_a_flag_or_a_launcher() -> None:
     share = Share.parse(None, {"JOB_COMPLETION_INDEX": "3"})
     assert (share.index, share.count) == (3, 0)
     for wrong in ("0/4", "5/4", "1", "a/b", "1/0", "-1/3"):
-        with pytest.raises(ShardError) as error:
+        with pytest.raises(ConfigError) as error:
             Share.parse(wrong, {})
         assert str(error.value).startswith(f"invalid shard '{wrong}': expected i/n with 1 <= i <= n")
 
@@ -219,7 +220,7 @@ def test_a_folder_of_parts_is_the_feature_set(
     whole = run(Share(), "whole.pt")
     parts = run(Share(), "parts", part_size=5)
     assert whole is not None and parts is not None
-    monkeypatch.setattr(feature_folder, "IN_MEMORY", 5)
+    monkeypatch.setattr(parts_module, "IN_MEMORY", 5)
     mapped = FeatureSet.load(tmp_path / "parts.pt")  # as the name of a file too many for one
     for features in (parts, mapped):
         assert torch.equal(features.features, whole.features) and torch.equal(features.labels, whole.labels)

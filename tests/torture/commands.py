@@ -29,9 +29,9 @@ from common.datasets import Task
 from common.download.command import main as download_main
 from common.encoder.checkpoint import load_weights
 from common.encoder.network import weight_shapes
-from common.entry import run
 from common.extraction import claims
-from common.extraction.work import PART_SIZES, PartSize
+from common.extraction.work import PART_SIZES
+from common.flags import run
 from demo.generate import generate_icbhi, generate_librispeech, generate_speech_commands
 from esc50_feature_fc import esc50
 from icbhi_feature_fc import icbhi
@@ -48,7 +48,7 @@ from tests.torture.runner import Build, Command
 from urbansound8k_feature_fc import urbansound8k
 
 claims.RENEW_S, claims.STALE_S = 0.5, 5.0  # the claim of a killed process is cut within
-PART_SIZES["cpu"] = PartSize(1, 600)  # so that there is unfinished work to attack
+PART_SIZES["cpu"] = (1, 600.0)  # so that there is unfinished work to attack
 draw_nothing(pytest.MonkeyPatch())
 LOGMEL = ("--encoder", "logmel", "--device", "cpu", "--workers", "2")
 
