@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 
 from analysis.studies import Study
@@ -49,6 +48,10 @@ class Estimate:
     extract_hours: float
     fit_hours: float
     n_bytes: int
+
+    @property
+    def hours(self) -> float:
+        return self.extract_hours + self.fit_hours
 
 
 def measure_speed(device: torch.device, recipe: Recipe) -> Speed:
@@ -126,12 +129,10 @@ def describe_plan(plan: Plan) -> str:
     speed = measure_speed(device, recipe)
     n_sets = plan.has_audiosep + ("random_0" in plan.controls)
     table = [["task", "data", "clips", "hours of audio", "extraction", "fitting", "features"]]
-    hours, megabytes = pd.DataFrame(columns=["extraction", "fitting"], dtype=float), 0.0
+    estimates = {}
     for study in plan.studies:
         root = study.data_root(plan.data)
-        planned = estimate(study, root, speed, recipe, plan.seeds, n_sets)
-        hours.loc[study.name] = planned.extract_hours, planned.fit_hours
-        megabytes += planned.n_bytes / 1e6
+        estimates[study.name] = planned = estimate(study, root, speed, recipe, plan.seeds, n_sets)
         times = time_range(planned.extract_hours), time_range(planned.fit_hours)
         cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
         table.append([study.name, "here" if root.is_dir() else "to download", *cells])
@@ -143,22 +144,26 @@ under both protocols with probes and shuffled labels; then summary, similarities
 
 {as_text(table)}
 
-In all {time_range(hours.to_numpy().sum())} and {megabytes:,.0f} MB of features, on {device}, which embeds
+In all {time_range(sum(planned.hours for planned in estimates.values()))} and \
+{sum(planned.n_bytes for planned in estimates.values()) / 1e6:,.0f} MB of features, on {device}, which embeds
 {speed.audio:.0f} s of audio per second. From: nothing else runs. To: other work beside it.
-{_how_to_spend_less(hours, plan.seeds, device.type == "cpu")}{left_out if others else ""}"""
+{_how_to_spend_less(estimates, plan.seeds, device.type == "cpu")}{left_out if others else ""}"""
 
 
-def _how_to_spend_less(hours: pd.DataFrame, seeds: int, is_on_cpu: bool) -> str:
-    """What takes most of the time (of every task, by extraction and fitting), and which flags save most of it."""
-    total, extraction = hours.to_numpy().sum(), hours["extraction"].sum()
-    part = str(hours.max().idxmax())
-    name = str(hours[part].idxmax())
+def _how_to_spend_less(estimates: dict[str, Estimate], seeds: int, is_on_cpu: bool) -> str:
+    """What takes most of the time, and which flags save most of it."""
+    fitting = sum(planned.fit_hours for planned in estimates.values())
+    total = sum(planned.hours for planned in estimates.values())
+    steps = {f"extraction of {name}": planned.extract_hours for name, planned in estimates.items()}
+    steps |= {f"fitting of {name}": planned.fit_hours for name, planned in estimates.items()}
+    step = max(steps, key=lambda name: steps[name])
+    task = step.rpartition(" ")[2]
     saved = []
     if seeds > 1:
-        saved.append(f"--seeds 1: {time_range(extraction + (total - extraction) / seeds)}")
-    if len(hours) > 1:
-        saved.append(f"without {name}: {time_range(total - hours.loc[name].sum())}")
-    if extraction > total / 2 and is_on_cpu:
+        saved.append(f"--seeds 1: {time_range(total - fitting + fitting / seeds)}")
+    if len(estimates) > 1:
+        saved.append(f"without {task}: {time_range(total - estimates[task].hours)}")
+    if fitting < total / 2 and is_on_cpu:
         saved.append("a GPU, or --shard of the extraction scripts on several machines")
-    most = f"Most of it: {part} of {name} ({hours.loc[name, part] / total:.0%})."
+    most = f"Most of it: {step} ({steps[step] / total:.0%})."
     return f"{most}\nTo spend less: {'; '.join(saved)}." if saved else most
