@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import timeit
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from common.doctor.checks import BYTES_PER_CLIP
 from common.encoder import load_encoder, resolve_device
 from common.encoder_name import EncoderKind
 from common.features import FeatureSet
-from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads, recipe_for
+from common.heads import HEADS, Job, Recipe, Split, fit_heads, recipe_for
 from common.text_table import as_text
 
 if TYPE_CHECKING:
@@ -27,16 +28,15 @@ if TYPE_CHECKING:
 
 SAMPLE = 24  # clips whose lengths are read
 TIMED_S = 3.0  # of audio in one measurement
-TRIES = 3  # measurements, of which the fastest counts: another process can only make one slower
 BUSY = 2.0  # how many times as long it may take beside other work, with a slow disk, or on a laptop that gets warm
 
 
 @dataclass(frozen=True)
 class Speed:
-    """This machine's speed: seconds of audio embedded per second; seconds per step of each head, fitted with others."""
+    """This machine's speed: seconds of audio embedded per second; seconds per step of both heads, fitted with others."""
 
     audio: float
-    step_s: dict[HeadKind, float]
+    step_s: float
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Estimate:
 
 
 def measure_speed(device: torch.device, recipe: Recipe) -> Speed:
-    """Embed a few seconds of noise and fit a few heads to noise, some times; the fastest counts."""
+    """Embed a few seconds of noise and fit a few heads to it."""
     encoder = load_encoder("random:0", device)
     rng = np.random.default_rng(0)
     noise = [(0.1 * rng.standard_normal(round(TIMED_S * encoder.sample_rate))).astype(np.float32)]
@@ -66,10 +66,14 @@ def measure_speed(device: torch.device, recipe: Recipe) -> Speed:
     # Scaling takes no part of a step, and scikit-learn a second to import.
     few, place = replace(recipe, epochs=1, scaler="none"), torch.device("cpu")
     steps = len(jobs) * int(np.ceil(400 / few.batch_size))
-    # The first call is slow: it allocates memory and loads kernels.
-    audio = TIMED_S / min(timeit.repeat(lambda: encoder.embed(noise), number=1, repeat=TRIES))
-    fits = {kind: partial(fit_heads, kind, features, jobs, few, place) for kind in HEADS}
-    return Speed(audio, {kind: min(timeit.repeat(fit, number=1, repeat=TRIES)) / steps for kind, fit in fits.items()})
+    embed_s = fastest_s(lambda: encoder.embed(noise))
+    fit_s = sum(fastest_s(partial(fit_heads, kind, features, jobs, few, place)) for kind in HEADS)
+    return Speed(TIMED_S / embed_s, fit_s / steps)
+
+
+def fastest_s(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few calls: the first loads kernels, and another process can only make one slower."""
+    return min(timeit.repeat(call, number=1, repeat=3))
 
 
 def time_range(hours: float) -> str:
@@ -96,8 +100,7 @@ def _length_s(clip: Clip) -> float | None:
 def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: int, n_feature_sets: int) -> Estimate:
     """Estimate one task: from its clips if the data set is present, else from the whole data set's published size.
 
-    Args:
-        n_feature_sets: the number that the encoder extracts; log-mel statistics count as a tenth of one.
+    `n_feature_sets` are those that the encoder extracts; log-mel statistics count as a tenth of one.
     """
     tasks = list(study.extract.values())
     if root.is_dir():
@@ -116,7 +119,7 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
         n_clips,
         hours,
         (n_feature_sets + 0.1) * hours / speed.audio,
-        float(steps) * sum(speed.step_s.values()) / 3600,
+        float(steps) * speed.step_s / 3600,
         (n_feature_sets + 1) * n_clips * BYTES_PER_CLIP,
     )
 

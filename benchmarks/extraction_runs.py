@@ -243,17 +243,16 @@ def print_tables(
     """Print speeds (seconds of audio per second) beside the original's, and beside the limits by arithmetic and by memory."""
     baselines = ["against original", "against it, memory kept"][: sum(way.precision is None for way in ways)]
     table = [["way", "s of audio/s", *baselines, "encoder alone", "error", "of peak", "memory, GB"]]
-    limits = [["way", "GFLOP", "MB", "computing", "memory", "reached"]]
-    copying = bandwidth(device)
-    peaks = {precision: peak(device, precision) for precision in {way.precision for way in ways} if precision}
+    limits = [["precision", "GFLOP", "MB", "computing", "memory"]]
+    copying, shares = bandwidth(device), {}
+    for precision in dict.fromkeys(way.precision for way in ways if way.precision):
+        best, (operations, traffic) = peak(device, precision), work_per_second(PRECISIONS[precision].itemsize)
+        shares[precision] = operations / best
+        bounds = f"{best / operations:.0f}", f"{copying / traffic:.0f}"
+        limits.append([precision, f"{operations / 1e9:.1f}", f"{traffic / 1e6:.0f}", *bounds])
     for way, made, speed, error in zip(ways, figures, speeds, errors, strict=True):
-        alone, of_peak = "-", "-"
-        if way.precision and made.alone:
-            best, (operations, traffic) = peaks[way.precision], work_per_second(PRECISIONS[way.precision].itemsize)
-            alone, of_peak = f"{made.alone:.1f}", f"{operations * speed / best:.0%}"
-            bounds = (best / operations, copying / traffic, speed)
-            work = [f"{operations / 1e9:.1f}", f"{traffic / 1e6:.0f}"]
-            limits.append([way.name, *work, *(f"{bound:.0f}" for bound in bounds)])
+        alone = f"{made.alone:.1f}" if made.alone else "-"
+        of_peak = f"{speed * shares[way.precision]:.0%}" if way.precision else "-"
         ratios = [f"{speed / baseline:.2f}" for baseline in speeds[: len(baselines)]]
         table.append([way.name, f"{speed:.1f}", *ratios, alone, f"{error:.0e}", of_peak, f"{made.memory / 1e9:.1f}"])
     print(as_text(table))
