@@ -52,7 +52,7 @@ NOTED_ADAPTERS = $(NOTED); cat requirements-adapters.txt
 # A separate environment, for the suites' versions.
 adapters:
 	@{ $(NOTED_ADAPTERS); } | cmp -s - .venv-adapters/.installed || $(MAKE) --no-print-directory new-adapters-environment
-	.venv-adapters/bin/python -m integrations.check
+	.venv-adapters/bin/python -m tests.integrations.adapters_check
 
 new-adapters-environment:
 	@$(PYTHON) common/requirements_check.py adapters

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import timeit
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 
 from analysis.studies import Study
@@ -20,7 +20,7 @@ from common.doctor.checks import BYTES_PER_CLIP
 from common.encoder import load_encoder, resolve_device
 from common.encoder_name import EncoderKind
 from common.features import FeatureSet
-from common.heads import HEADS, HeadKind, Job, Recipe, Split, fit_heads, recipe_for
+from common.heads import HEADS, Job, Recipe, Split, fit_heads, recipe_for
 from common.text_table import as_text
 
 if TYPE_CHECKING:
@@ -28,16 +28,15 @@ if TYPE_CHECKING:
 
 SAMPLE = 24  # clips whose lengths are read
 TIMED_S = 3.0  # of audio in one measurement
-TRIES = 3  # measurements, of which the fastest counts: another process can only make one slower
 BUSY = 2.0  # how many times as long it may take beside other work, with a slow disk, or on a laptop that gets warm
 
 
 @dataclass(frozen=True)
 class Speed:
-    """This machine's speed: seconds of audio embedded per second; seconds per step of each head, fitted with others."""
+    """This machine's speed: seconds of audio embedded per second; seconds per step of both heads, fitted with others."""
 
     audio: float
-    step_s: dict[HeadKind, float]
+    step_s: float
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,13 @@ class Estimate:
     fit_hours: float
     n_bytes: int
 
+    @property
+    def hours(self) -> float:
+        return self.extract_hours + self.fit_hours
+
 
 def measure_speed(device: torch.device, recipe: Recipe) -> Speed:
-    """Embed a few seconds of noise and fit a few heads to noise, some times; the fastest counts."""
+    """Embed a few seconds of noise and fit a few heads to it."""
     encoder = load_encoder("random:0", device)
     rng = np.random.default_rng(0)
     noise = [(0.1 * rng.standard_normal(round(TIMED_S * encoder.sample_rate))).astype(np.float32)]
@@ -63,10 +66,14 @@ def measure_speed(device: torch.device, recipe: Recipe) -> Speed:
     # Scaling takes no part of a step, and scikit-learn a second to import.
     few, place = replace(recipe, epochs=1, scaler="none"), torch.device("cpu")
     steps = len(jobs) * int(np.ceil(400 / few.batch_size))
-    # The first call is slow: it allocates memory and loads kernels.
-    audio = TIMED_S / min(timeit.repeat(lambda: encoder.embed(noise), number=1, repeat=TRIES))
-    fits = {kind: partial(fit_heads, kind, features, jobs, few, place) for kind in HEADS}
-    return Speed(audio, {kind: min(timeit.repeat(fit, number=1, repeat=TRIES)) / steps for kind, fit in fits.items()})
+    embed_s = fastest_s(lambda: encoder.embed(noise))
+    fit_s = sum(fastest_s(partial(fit_heads, kind, features, jobs, few, place)) for kind in HEADS)
+    return Speed(TIMED_S / embed_s, fit_s / steps)
+
+
+def fastest_s(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of a few calls: the first loads kernels, and another process can only make one slower."""
+    return min(timeit.repeat(call, number=1, repeat=3))
 
 
 def time_range(hours: float) -> str:
@@ -93,8 +100,7 @@ def _length_s(clip: Clip) -> float | None:
 def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: int, n_feature_sets: int) -> Estimate:
     """Estimate one task: from its clips if the data set is present, else from the whole data set's published size.
 
-    Args:
-        n_feature_sets: the number that the encoder extracts; log-mel statistics count as a tenth of one.
+    `n_feature_sets` are those that the encoder extracts; log-mel statistics count as a tenth of one.
     """
     tasks = list(study.extract.values())
     if root.is_dir():
@@ -113,7 +119,7 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
         n_clips,
         hours,
         (n_feature_sets + 0.1) * hours / speed.audio,
-        float(steps) * sum(speed.step_s.values()) / 3600,
+        float(steps) * speed.step_s / 3600,
         (n_feature_sets + 1) * n_clips * BYTES_PER_CLIP,
     )
 
@@ -126,12 +132,10 @@ def describe_plan(plan: Plan) -> str:
     speed = measure_speed(device, recipe)
     n_sets = plan.has_audiosep + ("random_0" in plan.controls)
     table = [["task", "data", "clips", "hours of audio", "extraction", "fitting", "features"]]
-    hours, megabytes = pd.DataFrame(columns=["extraction", "fitting"], dtype=float), 0.0
+    estimates = {}
     for study in plan.studies:
         root = study.data_root(plan.data)
-        planned = estimate(study, root, speed, recipe, plan.seeds, n_sets)
-        hours.loc[study.name] = planned.extract_hours, planned.fit_hours
-        megabytes += planned.n_bytes / 1e6
+        estimates[study.name] = planned = estimate(study, root, speed, recipe, plan.seeds, n_sets)
         times = time_range(planned.extract_hours), time_range(planned.fit_hours)
         cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
         table.append([study.name, "here" if root.is_dir() else "to download", *cells])
@@ -143,22 +147,26 @@ under both protocols with probes and shuffled labels; then summary, similarities
 
 {as_text(table)}
 
-In all {time_range(hours.to_numpy().sum())} and {megabytes:,.0f} MB of features, on {device}, which embeds
+In all {time_range(sum(planned.hours for planned in estimates.values()))} and \
+{sum(planned.n_bytes for planned in estimates.values()) / 1e6:,.0f} MB of features, on {device}, which embeds
 {speed.audio:.0f} s of audio per second. From: nothing else runs. To: other work beside it.
-{_how_to_spend_less(hours, plan.seeds, device.type == "cpu")}{left_out if others else ""}"""
+{_how_to_spend_less(estimates, plan.seeds, device.type == "cpu")}{left_out if others else ""}"""
 
 
-def _how_to_spend_less(hours: pd.DataFrame, seeds: int, is_on_cpu: bool) -> str:
-    """What takes most of the time (of every task, by extraction and fitting), and which flags save most of it."""
-    total, extraction = hours.to_numpy().sum(), hours["extraction"].sum()
-    part = str(hours.max().idxmax())
-    name = str(hours[part].idxmax())
+def _how_to_spend_less(estimates: dict[str, Estimate], seeds: int, is_on_cpu: bool) -> str:
+    """What takes most of the time, and which flags save most of it."""
+    fitting = sum(planned.fit_hours for planned in estimates.values())
+    total = sum(planned.hours for planned in estimates.values())
+    steps = {f"extraction of {name}": planned.extract_hours for name, planned in estimates.items()}
+    steps |= {f"fitting of {name}": planned.fit_hours for name, planned in estimates.items()}
+    step = max(steps, key=lambda name: steps[name])
+    task = step.rpartition(" ")[2]
     saved = []
     if seeds > 1:
-        saved.append(f"--seeds 1: {time_range(extraction + (total - extraction) / seeds)}")
-    if len(hours) > 1:
-        saved.append(f"without {name}: {time_range(total - hours.loc[name].sum())}")
-    if extraction > total / 2 and is_on_cpu:
+        saved.append(f"--seeds 1: {time_range(total - fitting + fitting / seeds)}")
+    if len(estimates) > 1:
+        saved.append(f"without {task}: {time_range(total - estimates[task].hours)}")
+    if fitting < total / 2 and is_on_cpu:
         saved.append("a GPU, or --shard of the extraction scripts on several machines")
-    most = f"Most of it: {part} of {name} ({hours.loc[name, part] / total:.0%})."
+    most = f"Most of it: {step} ({steps[step] / total:.0%})."
     return f"{most}\nTo spend less: {'; '.join(saved)}." if saved else most

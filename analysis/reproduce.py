@@ -80,10 +80,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         if plan.missing_weights:
             preview_download("weights")
         missing = [study for study in plan.studies if not study.data_root(plan.data).is_dir()]
-        for words in dict.fromkeys(words for study in missing for words in study.download):
-            preview_download(*words, *flags(root=plan.data))
+        for words in dict.fromkeys(words for study in missing for words in _downloads(study, plan)):
+            preview_download(*words)
         return
-    _get_weights(plan)
+    weights = plan.missing_weights
+    if weights and not _download(plan, "AudioSep's weights", weights, [("weights",)]):
+        raise ConfigError(
+            "AudioSep's weights are missing; or try everything with an untrained encoder: --checkpoint random:0"
+        )
     ready = [study for study in plan.studies if _get(study, plan)]
     if not ready:
         raise ConfigError("no data set found; give their folder with --data, or download them with --yes")
@@ -178,42 +182,27 @@ def _show_command(script: str, *flags: object) -> None:
     print(f"\n$ python {'' if script.endswith('.py') else '-m '}{script} {' '.join(shown)}", flush=True)
 
 
-def _get_weights(plan: Plan) -> None:
-    """Download AudioSep's weights if they are needed, missing and wanted; else say how to get them."""
-    if plan.missing_weights is None:
-        return
-    print(f"\nAudioSep's weights were not found ({plan.missing_weights}).")
-    if not _download(plan, "Download them?", [("weights",)]):
-        raise ConfigError(
-            "AudioSep's weights are missing; to get them: python -m common.download weights, or --yes; or try everything "
-            "with an untrained encoder: --checkpoint random:0"
-        )
-
-
 def _get(study: Study, plan: Plan) -> bool:
     """Whether the data set is there, after downloading it if need be."""
     root = study.data_root(plan.data)
-    if root.is_dir():
-        return True
-    print(f"\n{study.task.title} was not found ({root}).")
-    calls = [(*words, "--root", root.parent) for words in study.download]
-    if not plan.yes and not sys.stdin.isatty():
+    return root.is_dir() or _download(plan, study.task.title, root, _downloads(study, plan))
+
+
+def _downloads(study: Study, plan: Plan) -> list[Sequence[object]]:
+    """The arguments of the downloads that a study needs."""
+    return [(*words, "--root", study.data_root(plan.data).parent) for words in study.download]
+
+
+def _download(plan: Plan, what: str, place: Path, calls: Sequence[Sequence[object]]) -> bool:
+    """Download with --yes, or if the user says so after having seen the sizes; returns whether."""
+    print(f"\n{what} not found ({place}).")
+    if not plan.yes and sys.stdin.isatty():
+        for words in calls:
+            preview_download(*words)
+    if not plan.yes and not (sys.stdin.isatty() and input("Download? [y/N] ").strip().lower() in ("y", "yes")):
         how = " && ".join(f"python -m common.download {' '.join(map(str, words))}" for words in calls)
         print(f"skipped; to get it: {how}, or --yes")
         return False
-    is_here = _download(plan, "Download it?", calls)
-    if not is_here:
-        print(f"{study.name} is skipped")
-    return is_here
-
-
-def _download(plan: Plan, question: str, calls: Sequence[Sequence[object]]) -> bool:
-    """Download with --yes, or if the user says so after having seen the sizes; returns whether."""
-    if not plan.yes:
-        for words in calls:
-            preview_download(*words)
-        if not sys.stdin.isatty() or input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
-            return False
     for words in calls:
         call("common.download", *words)
     return True
@@ -226,32 +215,25 @@ def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:
     if plan.results:
         folder = plan.results / study.name if is_audiosep else plan.results / study.name / slug
     features_folder = folder if plan.results else task.folder
-    again, device = flags(overwrite=plan.overwrite), flags(device=plan.device)
+    shared = flags(overwrite=plan.overwrite, device=plan.device)
     more = flags(allow_missing=plan.allow_missing, trust_remote_code=plan.trust_remote_code)
     # Always named: config.yaml may name another.
-    this_encoder = flags(encoder=encoder, checkpoint=plan.checkpoint if is_audiosep else None)
-    sets: dict[str, Sequence[object]] = {"": this_encoder}
-    sets |= {name: CONTROLS[name] for name in plan.controls if is_audiosep}
+    sets = {"": flags(encoder=encoder, checkpoint=plan.checkpoint if is_audiosep else None)}
+    sets |= {name: [*CONTROLS[name]] for name in plan.controls if is_audiosep}
     made: list[Path] = []
     for name, made_by in sets.items():
         for script, part in study.extract.items():
-            output = _features_file(study, features_folder, name, file_of(part.features_file, slug))
+            output = features_folder / file_of(part.features_file, slug)
+            if name:  # several tasks share a folder
+                controls = features_folder / "controls" / study.name
+                output = controls / name / output.name if task.parts else controls / f"{name}.pt"
             where = flags(data_root=study.data_root(plan.data), output=output)
-            call(script, *study.extract_flags, *where, *again, *more, *made_by, *device)
+            call(script, *study.extract_flags, *where, *shared, *more, *made_by)
         made.append(output.parent if task.parts else output)  # for several files, their folder
     features, *others = made
-    what = flags(features=features, output_dir=folder, recipe=plan.recipe, seeds=plan.seeds)
+    what = flags(encoder=encoder, features=features, output_dir=folder, recipe=plan.recipe, seeds=plan.seeds)
     how = ("--protocol", "both", "--probes", "--controls", *(("--control-features", *others) if others else ()))
-    settings = (*flags(encoder=encoder, epochs=plan.epochs), *device, *again)
-    call(study.classify, *study.classify_flags, *what, *how, *settings)
-
-
-def _features_file(study: Study, folder: Path, control: str, name: str) -> Path:
-    """Where a set's features go; those of a control beside the task's own, by the control's name."""
-    if not control:
-        return folder / name
-    controls = folder / "controls" / study.name  # several tasks share a folder
-    return controls / control / name if study.task.parts else controls / f"{control}.pt"
+    call(study.classify, *study.classify_flags, *what, *flags(epochs=plan.epochs), *shared, *how)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
@@ -36,7 +35,7 @@ ISAS = {
 
 
 def main() -> None:
-    """Measure, print the tables, and write the figures as JSON if asked to."""
+    """Measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--audio", type=Path, metavar="FOLDER", help="audio files (default: generated ones)")
     parser.add_argument("--clips", type=int, default=48, metavar="N", help="files to take (default: 48)")
@@ -48,22 +47,11 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=None, metavar="NAME", help="(default: all the device has)")
     parser.add_argument("--compile", action="store_true", help="also measure every precision with torch.compile")
     parser.add_argument("--isa", choices=list(ISAS), help="newest CPU instructions to use (default: all)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as JSON")
     arguments = parser.parse_args()
     os.environ.update(ISAS.get(arguments.isa, {}))  # before torch is imported, here and in the processes that measure
-    from extraction_runs import measure, overview, parts_table, roofline, wrong_variants
-    from measuring import save_figures
+    from extraction_runs import compare
 
-    from common.text_table import as_text
-
-    title, figures = measure(arguments)
-    print(f"\n{title}\n\n{as_text(overview(figures))}")
-    print("\nWhere the time goes, ms per second of audio, without overlap:\n")
-    print(as_text(parts_table(figures)))
-    print("\nRoofline, s of audio/s, if the blocks only computed, or only read and wrote activations:\n")
-    print(as_text(roofline(figures)))
-    save_figures(arguments.json, {"title": title, "figures": {name: asdict(figures[name]) for name in figures}})
-    if wrong := wrong_variants(figures):
+    if wrong := compare(arguments):
         raise SystemExit(f"outputs differ from the original's by more than allowed: {', '.join(wrong)}")
 
 

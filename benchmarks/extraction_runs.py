@@ -1,52 +1,63 @@
-"""The measurements of `extraction.py`: variants of extraction in separate processes, and tables of what they took."""
+"""The measurements of `extraction.py`: ways of extraction in separate processes, and tables of what they took."""
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import resource
+import sys
 import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
-from measuring import peak_memory, timed
-from original import PlainEncoder, extract_originally
+from measuring import medians_in_turns, timed
+from torch.utils.data import DataLoader
 
+from common.arrays import Array
 from common.datasets import Clip
 from common.datasets.audio import read_audio
-from common.encoder import audiosep, load_encoder
+from common.encoder import AudioSepEncoder, load_encoder
+from common.encoder.checkpoint import load_weights
 from common.encoder.device import PRECISIONS, describe_cpu, keep_freed_memory, resolve_precision
-from common.encoder.network import BLOCKS, SAMPLE_RATE
+from common.encoder.network import BLOCKS, SAMPLE_RATE, weight_shapes
 from common.extraction import ClipList, ThisProcess, Threads, extract
 from common.features import FeatureSet
+from common.text_table import as_text
+from tests.support.plain_encoder import plain_outputs
 
 CHECKPOINT = "random:2024"
 KINDS = (".wav", ".flac", ".ogg", ".mp3")
-ORIGINAL, KEPT, COMPILED = "original", "original, memory kept", ", compiled"
-LIMITS = {"fp32": 1e-5, "tf32": 1e-2, "bf16": 1e-2, "fp16": 1e-2}  # relative L2 against the original's output
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of extraction: the original project's if no precision is named."""
+
+    name: str
+    precision: str | None = None
+    keeps_memory: bool = False
+    is_compiled: bool = False
+
+    @property
+    def largest_error(self) -> float:
+        """Allowed relative L2 against the original's output."""
+        return 1e-5 if self.precision in (None, "fp32") else 1e-2
 
 
 @dataclass(frozen=True)
 class Figures:
-    """A variant of extraction; None: not measured for it."""
+    """What a way of extraction took."""
 
+    embeddings: Array  # (clips, 384)
     memory: int  # peak, in bytes
-    alone: float | None = None  # seconds of audio per second, of the encoder alone
-    peak: float | None = None  # the device's best operations per second
-    bandwidth: float | None = None  # and bytes per second
-    parts: dict[str, float] | None = None  # seconds of every part per second of audio
-    seconds: tuple[float, ...] = ()  # of the timed rounds
-    speed: float = 0.0  # seconds of audio per second, end to end
-    error: float = 0.0  # relative L2 against the original's output
+    alone: float | None  # seconds of audio per second, of the encoder alone; None for the original
 
 
 def work_per_second(size: int) -> tuple[float, float]:
@@ -83,6 +94,7 @@ def bandwidth(device: torch.device) -> float:
 
 def peak(device: torch.device, precision: str) -> float:
     """Operations per second of 3x3 convolutions of the same type, with the same library; the best of several shapes."""
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     options, best = {"device": device, "dtype": PRECISIONS[precision]}, 0.0
     for channels, height, width in ((64, 256, 512), (128, 128, 256), (256, 64, 128), (384, 32, 64)):
         image = torch.randn(1, channels, height, width, **options).to(memory_format=torch.channels_last)
@@ -92,93 +104,103 @@ def peak(device: torch.device, precision: str) -> float:
     return best
 
 
-def worker(variant: str, paths: list[Path], device: torch.device, pipe: Connection) -> None:
-    """Extract on every request, and send seconds and embeddings; at the end send the `Figures` without the rounds'."""
-    torch.backends.cudnn.allow_tf32 = variant.startswith("tf32")  # torch's default would round the reference too
-    is_original = variant.startswith(ORIGINAL)
-    precision, *compiled = variant.split(COMPILED)
-    if variant == KEPT:
-        keep_freed_memory()
-    encoder: Any = PlainEncoder(CHECKPOINT, device) if is_original else load_encoder(CHECKPOINT, device, precision)
-    for block in encoder.network.blocks if compiled else ():
-        block.compile()
+def original_extraction(paths: list[Path], device: torch.device) -> Callable[[], Array]:
+    """The original project's: float32 layers in PyTorch's default layout, nothing folded, a clip at a time, decoded by a
+    DataLoader without workers."""
+    tensors = {name: value.to(device) for name, value in load_weights(CHECKPOINT, weight_shapes()).tensors.items()}
+
+    def embed(waveform: torch.Tensor) -> torch.Tensor:
+        outputs = plain_outputs(waveform.to(device), tensors)
+        return next(output for layer, output in outputs if layer == "encoder_block6").mean(dim=(2, 3)).cpu()
+
+    def extract_all() -> Array:
+        loader = DataLoader(paths, collate_fn=lambda batch: torch.from_numpy(read_audio(batch[0], SAMPLE_RATE)))
+        return torch.cat([embed(waveform) for waveform in loader]).numpy()
+
+    return extract_all
+
+
+def project_extraction(encoder: AudioSepEncoder, paths: list[Path], folder: Path) -> Callable[[], Array]:
+    """This project's, end to end, into a new file of the folder every time."""
+    process = ThisProcess(encoder, [encoder.default_output], Threads.shared())
     clips = ClipList([Clip(path, ("sound",)) for path in paths], paths[0].parent, "benchmark")
 
+    def extract_all() -> Array:
+        file = Path(tempfile.mkdtemp(dir=folder), "features.pt")
+        extract(process, clips, file)
+        return FeatureSet.load(file).features.numpy()
+
+    return extract_all
+
+
+def worker(way: Way, paths: list[Path], device: torch.device, pipe: Connection) -> None:
+    """Extract on every request; at the end send the `Figures`."""
+    torch.backends.cudnn.allow_tf32 = way.precision == "tf32"  # torch's default would round the reference too
+    if way.keeps_memory:
+        keep_freed_memory()
+    encoder = load_encoder(CHECKPOINT, device, way.precision) if way.precision else None
+    for block in encoder.network.blocks if encoder and way.is_compiled else ():
+        block.compile()
     with tempfile.TemporaryDirectory() as folder:
+        run = project_extraction(encoder, paths, Path(folder)) if encoder else original_extraction(paths, device)
         while pipe.recv():
-            started = time.perf_counter()
-            if is_original:
-                embeddings = extract_originally(encoder, paths)
-            else:
-                file = Path(tempfile.mkdtemp(dir=folder), "features.pt")
-                extract(ThisProcess(encoder, [encoder.default_output], Threads.shared()), clips, file)
-                embeddings = FeatureSet.load(file).features
-            pipe.send((time.perf_counter() - started, embeddings.numpy()))
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
-    if is_original:
-        pipe.send(Figures(memory))
-        return
-    # Only now: all other processes are idle.
-    some = paths[: 8 if device.type == "cpu" else 400]
-    waveforms = [read_audio(path, SAMPLE_RATE) for path in some]
-    timed_s = sum(len(waveform) for waveform in waveforms) / SAMPLE_RATE
-    alone = timed_s / min(timed(lambda: encoder.embed(waveforms), device) for _ in range(3))
-    parts = None  # compiled blocks cannot be timed from inside
-    limits = peak(device, precision), bandwidth(device)
-    if not compiled:
-        parts = {name: seconds / timed_s for name, seconds in breakdown(encoder, some).items()}
-    pipe.send(Figures(memory, alone, *limits, parts))
+            embeddings = run()
+            pipe.send(None)
+    memory, alone = peak_memory(device), None
+    if encoder:  # only now: all other processes are idle
+        waveforms = [read_audio(path, SAMPLE_RATE) for path in some(paths, device)]
+        seconds = min(timed(partial(encoder.embed, waveforms), device) for _ in range(3))
+        alone = sum(map(len, waveforms)) / SAMPLE_RATE / seconds
+    pipe.send(Figures(embeddings, memory, alone))
 
 
-def breakdown(encoder: Any, paths: Sequence[Path]) -> dict[str, float]:
-    """Seconds spent in every part, without overlap. The timers stay in the encoder."""
-    spent: dict[str, float] = defaultdict(float)
-
-    def timing(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed_call(*arguments: Any, **options: Any) -> Any:
-            results: list[Any] = []
-            spent[name] += timed(lambda: results.append(call(*arguments, **options)), encoder.device)
-            return results[0]
-
-        return timed_call
-
-    encoder.network.normalised_magnitude = timing("STFT", encoder.network.normalised_magnitude)
-    for (name, *_), block in zip(BLOCKS, encoder.network.blocks, strict=True):
-        block.forward = timing(name, block.forward)
-    audiosep.batch_moments = timing("pooling", audiosep.batch_moments)
-    encoder.embed([read_audio(paths[0], SAMPLE_RATE)])
-    spent.clear()
-    decode = timing("decode", partial(soundfile.read, dtype="float32"))
-    decode_and_resample = timing("resample", read_audio)
-    waveforms = []
-    for path in paths:
-        decode(path)
-        waveforms.append(decode_and_resample(path, SAMPLE_RATE))
-    encoder.embed(waveforms)
-    resample_s = max(0.0, spent.pop("resample") - spent["decode"])
-    return {**spent, "resample": resample_s}
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process has taken at most: of the GPU's memory, or of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def measure(arguments: argparse.Namespace) -> tuple[str, dict[str, Figures]]:
-    """Measure by the arguments of `extraction.py`; returns a title, and the figures of every variant."""
+def some(paths: list[Path], device: torch.device) -> list[Path]:
+    """Enough of the files to measure a part of the work."""
+    return paths[: 8 if device.type == "cpu" else 400]
+
+
+def reading_ms(paths: list[Path], device: torch.device) -> tuple[float, float]:
+    """Milliseconds of decoding, and of resampling, per second of audio."""
+    audio_s = sum(soundfile.info(path).duration for path in paths)
+    decoding = timed(lambda: [soundfile.read(path, dtype="float32") for path in paths], device)
+    both = timed(lambda: [read_audio(path, SAMPLE_RATE) for path in paths], device)
+    return 1000 * decoding / audio_s, 1000 * max(0.0, both - decoding) / audio_s
+
+
+def compare(arguments: argparse.Namespace) -> list[str]:
+    """Measure by the arguments of `extraction.py`, and print the tables; returns the ways whose output is wrong."""
     device = load_encoder(CHECKPOINT, arguments.device).device
     names = arguments.precisions or (["fp32", "bf16"] if device.type == "cpu" else list(PRECISIONS))
     precisions = [resolve_precision(name, device) for name in names]
-    compiled = [f"{name}{COMPILED}" for name in precisions if arguments.compile]
-    variants = [ORIGINAL, *[KEPT] * (device.type == "cpu"), *precisions, *compiled]
+    originals = [Way("original"), Way("original, memory kept", keeps_memory=True)][: 1 + (device.type == "cpu")]
+    ways = originals + [Way(name, name) for name in precisions]
+    ways += [Way(f"{name}, compiled", name, is_compiled=True) for name in precisions if arguments.compile]
     with tempfile.TemporaryDirectory() as folder:
         if arguments.audio is None:
             generate(arguments, Path(folder))
         files = sorted(path for path in (arguments.audio or Path(folder)).rglob("*") if path.suffix.lower() in KINDS)
+        if not files:
+            raise SystemExit(f"{arguments.audio} holds no {', '.join(KINDS)}; give another folder with --audio")
         paths = files[: arguments.clips]
         audio_s = sum(soundfile.info(path).duration for path in paths)
-        figures = take_turns(variants, paths, device, arguments.rounds, audio_s)
+        seconds, figures = take_turns(ways, paths, device, arguments.rounds)
+        decoding, resampling = reading_ms(some(paths, device), device)
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else describe_cpu()
-    title = (
-        f"{len(paths)} files, {audio_s:.0f} s of audio, {hardware}, {torch.get_num_threads()} threads, torch "
-        f"{torch.__version__}, {arguments.rounds} rounds; medians"
-    )
-    return title, figures
+    print(f"\n{len(paths)} files, {audio_s:.0f} s of audio, {hardware}, {torch.get_num_threads()} threads,", end=" ")
+    print(f"torch {torch.__version__}, {arguments.rounds} rounds; medians\n")
+    speeds = [audio_s / of_way for of_way in seconds]
+    reference = figures[0].embeddings
+    errors = [float(np.linalg.norm(made.embeddings - reference) / np.linalg.norm(reference)) for made in figures]
+    print_tables(device, ways, figures, speeds, errors)
+    print(f"\nms per second of audio: decoding {decoding:.2f}, resampling {resampling:.2f}")
+    return [way.name for way, error in zip(ways, errors, strict=True) if error > way.largest_error]
 
 
 def generate(arguments: argparse.Namespace, folder: Path) -> None:
@@ -192,67 +214,48 @@ def generate(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def take_turns(
-    variants: Sequence[str], paths: list[Path], device: torch.device, rounds: int, audio_s: float
-) -> dict[str, Figures]:
-    """Run the variants in turns; the first turn warms up and is not counted."""
+    ways: list[Way], paths: list[Path], device: torch.device, rounds: int
+) -> tuple[list[float], list[Figures]]:
+    """Run every way in a process of its own, in turns; returns their median seconds and their figures."""
     context = multiprocessing.get_context("spawn")
-    pipes = {}
-    for variant in variants:
-        pipes[variant], remote = context.Pipe()
-        context.Process(target=worker, args=(variant, paths, device, remote), daemon=True).start()
-    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
-    embeddings: dict[str, np.ndarray] = {}
-    for turn in range(rounds + 1):
-        for variant in variants if turn % 2 else reversed(variants):
-            time.sleep(0.3)  # until the threads of the previous process are idle
-            pipes[variant].send(True)
-            elapsed, embeddings[variant] = pipes[variant].recv()
-            seconds[variant].append(elapsed)
-    reference, figures = embeddings[ORIGINAL], {}
-    for variant in variants:
-        pipes[variant].send(False)
-        counted = tuple(seconds[variant][1:])
-        error = float(np.linalg.norm(embeddings[variant] - reference) / np.linalg.norm(reference))
-        speed = audio_s / float(np.median(counted))
-        figures[variant] = replace(pipes[variant].recv(), seconds=counted, speed=speed, error=error)
-    return figures
+    pipes = []
+    for way in ways:
+        pipe, remote = context.Pipe()
+        context.Process(target=worker, args=(way, paths, device, remote), daemon=True).start()
+        remote.close()  # so that a worker that fails is no endless wait
+        pipes.append(pipe)
+    seconds = medians_in_turns([partial(extract_once, pipe) for pipe in pipes], rounds, device)
+    figures = []
+    for pipe in pipes:
+        pipe.send(False)
+        figures.append(pipe.recv())
+    return seconds, figures
 
 
-def wrong_variants(figures: dict[str, Figures]) -> list[str]:
-    """Variants whose embeddings differ from the original's by more than allowed."""
-    return [
-        variant for variant, figure in figures.items() if figure.error > LIMITS.get(variant.partition(",")[0], 1e-5)
-    ]
+def extract_once(pipe: Connection) -> None:
+    """Let the worker at the other end extract, and wait for it."""
+    pipe.send(True)
+    pipe.recv()
 
 
-def overview(figures: dict[str, Figures]) -> list[list[str]]:
-    """A row per variant."""
-    titles = {ORIGINAL: "against original", KEPT: "against it, memory kept"}
-    baselines = {titles[variant]: figures[variant].speed for variant in titles if variant in figures}
+def print_tables(
+    device: torch.device, ways: list[Way], figures: list[Figures], speeds: list[float], errors: list[float]
+) -> None:
+    """Print speeds (seconds of audio per second) beside the original's, and beside the limits by arithmetic and by memory."""
+    baselines = ["against original", "against it, memory kept"][: sum(way.precision is None for way in ways)]
     table = [["way", "s of audio/s", *baselines, "encoder alone", "error", "of peak", "memory, GB"]]
-    for variant, figure in figures.items():
-        ratios = [f"{figure.speed / speed:.2f}" for speed in baselines.values()]
-        alone = f"{figure.alone:.1f}" if figure.alone else "-"
-        share = f"{work_per_second(4)[0] * figure.speed / figure.peak:.0%}" if figure.peak else "-"
-        cells = [*ratios, alone, f"{figure.error:.0e}", share, f"{figure.memory / 1e9:.1f}"]
-        table.append([variant, f"{figure.speed:.1f}", *cells])
-    return table
-
-
-def parts_table(figures: dict[str, Figures]) -> list[list[str]]:
-    """A row per part of an extraction, in ms per second of audio."""
-    parts = {variant: figure.parts for variant, figure in figures.items() if figure.parts}
-    names = next(iter(parts.values()))
-    return [["part", *parts], *([name, *(f"{1000 * spent[name]:.2f}" for spent in parts.values())] for name in names)]
-
-
-def roofline(figures: dict[str, Figures]) -> list[list[str]]:
-    """The limits by arithmetic and by memory, in seconds of audio per second."""
-    table = [["precision", "GFLOP", "MB", "computing", "memory", "reached"]]
-    for variant, figure in figures.items():
-        if figure.peak and figure.bandwidth:
-            operations, traffic = work_per_second(PRECISIONS[variant.partition(COMPILED)[0]].itemsize)
-            speeds = (figure.peak / operations, figure.bandwidth / traffic, figure.speed)
-            work = [f"{operations / 1e9:.1f}", f"{traffic / 1e6:.0f}"]
-            table.append([variant, *work, *(f"{speed:.0f}" for speed in speeds)])
-    return table
+    limits = [["precision", "GFLOP", "MB", "computing", "memory"]]
+    copying, shares = bandwidth(device), {}
+    for precision in dict.fromkeys(way.precision for way in ways if way.precision):
+        best, (operations, traffic) = peak(device, precision), work_per_second(PRECISIONS[precision].itemsize)
+        shares[precision] = operations / best
+        bounds = f"{best / operations:.0f}", f"{copying / traffic:.0f}"
+        limits.append([precision, f"{operations / 1e9:.1f}", f"{traffic / 1e6:.0f}", *bounds])
+    for way, made, speed, error in zip(ways, figures, speeds, errors, strict=True):
+        alone = f"{made.alone:.1f}" if made.alone else "-"
+        of_peak = f"{speed * shares[way.precision]:.0%}" if way.precision else "-"
+        ratios = [f"{speed / baseline:.2f}" for baseline in speeds[: len(baselines)]]
+        table.append([way.name, f"{speed:.1f}", *ratios, alone, f"{error:.0e}", of_peak, f"{made.memory / 1e9:.1f}"])
+    print(as_text(table))
+    print("\nRoofline, s of audio/s, if the blocks only computed, or only read and wrote activations:\n")
+    print(as_text(limits))

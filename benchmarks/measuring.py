@@ -1,13 +1,10 @@
-"""What the benchmarks share: seconds of a call, peak memory of a process, figures as JSON."""
+"""What the benchmarks share: ways that take turns, and the seconds of a call."""
 
 from __future__ import annotations
 
-import json
-import resource
-import sys
+import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -23,12 +20,11 @@ def timed(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def peak_memory() -> int:
-    """Bytes of this process's largest resident set."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def save_figures(path: Path | None, figures: dict[str, object]) -> None:
-    """Write figures as JSON, if a file is asked for."""
-    if path is not None:
-        path.write_text(json.dumps(figures, indent=1, default=str) + "\n")
+def medians_in_turns(ways: list[Callable[[], object]], rounds: int, device: torch.device) -> list[float]:
+    """Median seconds of every way over rounds in which all take turns; a first round warms up and is not counted."""
+    seconds: list[list[float]] = [[] for _ in ways]
+    for turn in range(rounds + 1):
+        for place in range(len(ways)) if turn % 2 else reversed(range(len(ways))):
+            time.sleep(0.3)  # until the threads of the previous way are idle
+            seconds[place].append(timed(ways[place], device))
+    return [statistics.median(of_way[1:]) for of_way in seconds]

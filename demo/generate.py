@@ -68,6 +68,16 @@ URBANSOUND8K_FORMATS = (
 )
 
 
+def _write(path: Path, samples: Array, rate: int, subtype: str = "PCM_16") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, samples, rate, subtype=subtype)
+
+
+def _write_text(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
 def generate_esc50(root: Path, recordings: int = 3) -> None:
     """Write ESC-50's layout: 5 folds with `recordings` per class of ESC-10."""
     rows = []
@@ -121,18 +131,10 @@ def generate_fsd50k(root: Path, clips: int = 200) -> None:
         rows[side].append((str(number), ",".join(sorted(chosen)), ",".join("/m/0" for _ in chosen), *split))
         uploaders[side][str(number)] = {"title": "generated", "uploader": f"{side}{number // 20}_{number % 10 // 2}"}
     truth = root / "FSD50K.ground_truth"
-    truth.mkdir(parents=True, exist_ok=True)
-    (root / "FSD50K.metadata").mkdir(exist_ok=True)
     for side, listed in rows.items():
         write_csv(truth / f"{side}.csv", [("fname", "labels", "mids", *["split"] * (side == "dev")), *listed])
-        text = json.dumps(uploaders[side])
-        (root / "FSD50K.metadata" / f"{side}_clips_info_FSD50K.json").write_text(text, encoding="utf-8")
+        _write_text(root / "FSD50K.metadata" / f"{side}_clips_info_FSD50K.json", json.dumps(uploaders[side]))
     write_csv(truth / "vocabulary.csv", [(number, name, "/m/0") for number, name in enumerate(names)])
-
-
-def _write(path: Path, samples: Array, rate: int, subtype: str = "PCM_16") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, rate, subtype=subtype)
 
 
 def generate_icbhi(root: Path, patients: int = 24) -> None:
@@ -150,12 +152,10 @@ def generate_icbhi(root: Path, patients: int = 24) -> None:
                 cycles.append(breath(rng, np.arange(round(rng.uniform(0.8, 1.3) * rate)) / rate, crackles, wheezes))
                 end = sum(map(len, cycles)) / rate
                 rows.append((round(end - len(cycles[-1]) / rate, 3), round(end, 3), int(crackles), int(wheezes)))
-            mixture = in_room(np.concatenate(cycles), rng, rate, (10, 25))
-            _write(root / f"{stem}.wav", mixture, rate)
-            text = "".join("\t".join(map(str, row)) + "\n" for row in rows)
-            (root / f"{stem}.txt").write_text(text, encoding="utf-8")
-            lines.append(f"{stem}\t{'test' if patient % 5 in (1, 3) else 'train'}\n")
-    (root.parent / "ICBHI_challenge_train_test.txt").write_text("".join(lines), encoding="utf-8")
+            _write(root / f"{stem}.wav", in_room(np.concatenate(cycles), rng, rate, (10, 25)), rate)
+            _write_text(root / f"{stem}.txt", *("\t".join(map(str, row)) for row in rows))
+            lines.append(f"{stem}\t{'test' if patient % 5 in (1, 3) else 'train'}")
+    _write_text(root.parent / "ICBHI_challenge_train_test.txt", *lines)
 
 
 def generate_nsynth(root: Path, notes: int = 2) -> None:
@@ -172,26 +172,16 @@ def generate_nsynth(root: Path, notes: int = 2) -> None:
                     sound = note(rng, np.arange(64_000) / 16_000, family, instrument, pitch)
                     audio = root / f"nsynth-{split}" / "audio" / f"{key}.wav"
                     _write(audio, in_room(sound, rng, 16_000, (5, 25)), 16_000)
-                    listing[key] = {
-                        "note_str": key,
-                        "instrument_str": instrument_name,
-                        "pitch": pitch,
-                        "velocity": velocity,
-                        "sample_rate": 16_000,
-                        "instrument_family": family,
-                        "instrument_family_str": name,
-                        "instrument_source": 2,
-                        "instrument_source_str": "synthetic",
-                    }
-        (root / f"nsynth-{split}" / "examples.json").write_text(json.dumps(listing, indent=1), encoding="utf-8")
+                    listing[key] = {"instrument_str": instrument_name, "pitch": pitch, "instrument_family_str": name}
+        _write_text(root / f"nsynth-{split}" / "examples.json", json.dumps(listing, indent=1))
 
 
 def generate_librispeech(root: Path, speakers: int = 8, utterances: int = 5) -> None:
     """Write LibriSpeech's layout: two chapters per speaker; half as many other speakers in test-clean."""
-    names = ["; a generated stand-in for SPEAKERS.TXT\n"]
+    names = ["; a generated stand-in for SPEAKERS.TXT"]
     for speaker in range(speakers + speakers // 2):
         speaker_id, subset = 1000 + speaker, "train-clean-100" if speaker < speakers else "test-clean"
-        names.append(f"{speaker_id} | {'FM'[speaker % 2]} | {subset:<16} | 0.50  | Generated voice {speaker}\n")
+        names.append(f"{speaker_id} | {'FM'[speaker % 2]} | {subset:<16} | 0.50  | Generated voice {speaker}")
         for chapter in range(2):
             folder = root / subset / str(speaker_id) / str(5000 + 2 * speaker + chapter)
             for number in range(utterances):
@@ -200,7 +190,7 @@ def generate_librispeech(root: Path, speakers: int = 8, utterances: int = 5) -> 
                 sound = speech(rng, time, speaker, rng.integers(0, 12, 6).tolist())
                 name = f"{speaker_id}-{folder.name}-{number:04d}.flac"
                 _write(folder / name, in_room(sound, rng, 16_000, (-2, 12)), 16_000)
-    (root / "SPEAKERS.TXT").write_text("".join(names), encoding="utf-8")
+    _write_text(root / "SPEAKERS.TXT", *names)
 
 
 def generate_speech_commands(root: Path, speakers: int = 20) -> None:
@@ -218,7 +208,7 @@ def generate_speech_commands(root: Path, speakers: int = 20) -> None:
     noise = 0.1 * np.random.default_rng(5).standard_normal(32_000)
     _write(root / "_background_noise_" / "white_noise.wav", noise, 16_000)
     for name, rows in lists.items():
-        (root / name).write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        _write_text(root / name, *rows)
 
 
 # task -> the data set's official folder, the function that writes it, and arguments for a small demo

@@ -46,14 +46,13 @@ def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[Row
         for kind, scored in record.heads.items()
     ]
     official, mixed = official_folds(features), random_folds(features)
-    variants = (  # suite, protocol, folds, standardised, few clips
+    for suite, protocol, folds, is_scaled, is_few in (
         ("", "logistic regression, official folds, standardised", official, True, False),
         ("", "the same, random folds (related clips on both sides)", mixed, True, False),
         ("", "the same, not standardised", mixed, False, False),
         ("MTEB", "random folds, not standardised, 8 clips a class", mixed, False, True),
         ("", "8 clips a class, but official folds and standardised", official, True, True),
-    )
-    for suite, protocol, folds, is_scaled, is_few in variants:
+    ):
         rows.append(Row(suite, protocol, logistic_regression(features, folds, is_scaled, is_few)))
     best, last = xares_accuracies(features, seeds)
     rows.append(Row("X-ARES", "layer norm and linear, official folds, epoch by the test fold", best))

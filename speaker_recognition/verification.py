@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
+from scipy.stats import norm
+from sklearn.covariance import LedoitWolf
+from sklearn.metrics import roc_curve
+from sklearn.preprocessing import StandardScaler
+
+from common.arrays import Array
 from common.config import FitConfig
-from common.datasets import DatasetError, Flag, Task
+from common.datasets import DatasetError, Task
 from common.encoder_name import EncoderName, file_of
+from common.evaluation.load_features import refuse_other_data
+from common.evaluation.plots import plot_det
+from common.features import FeatureSet
 from common.files import OutputError, describe_difference, read_json, sha256_of, write_csv, write_json
-from common.flags import parse_classify_flags, run
+from common.heads import check_fittable
 from common.progress import progress_bar
 from common.text_table import as_text
-from speaker_recognition.librispeech import OTHERS, TRAIN_CLEAN_100
-
-if TYPE_CHECKING:
-    from common.arrays import Array
-    from common.features import FeatureSet
 
 MOST_TRIALS = 20_000  # of either kind
 P_TARGETS = (0.01, 0.05)
-STATISTICS = {"train-clean-100": TRAIN_CLEAN_100, "dev-clean": OTHERS["dev-clean"]}
-TASK = replace(
-    OTHERS["test-clean"],
-    results_folder=TRAIN_CLEAN_100.folder / "verification",
-    flags=(Flag("--statistics", "the subset to standardise and whiten by; its speakers differ", tuple(STATISTICS)),),
-)
-SETTINGS = ("encoder", "features", "use_layer", "use_pool", "output_dir", "random_seed", "figure_format")
 RESAMPLES = 500  # of the speakers
 MIN_SPEAKERS = 10  # with fewer, the bootstrap is too narrow
 
@@ -48,8 +44,7 @@ class VerificationSettings:
 
 @dataclass(frozen=True)
 class TrialCounts:
-    """Numbers of speakers, and of trials with the same and with different speakers; `across_chapters`: whether trials with the
-    same speaker are known to span two chapters."""
+    """Numbers of speakers, and of trials of one speaker and of two; whether the former are known to span two chapters."""
 
     speakers: int
     same: int
@@ -62,35 +57,30 @@ Scores = dict[str, dict[str, float]]
 Intervals = dict[str, dict[str, tuple[float, float] | None]]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Make the trials, score them by raw, standardised and whitened embeddings; print and save error rates and DET plot."""
-    run(lambda: _verify(argv))
+def verify(task: Task, subset: str, others: Task, config: FitConfig, overwrite: bool) -> None:
+    """Verify the speakers of a task, with the statistics of `others`, a subset of other speakers; print and save.
 
-
-def _verify(argv: Sequence[str] | None) -> None:
-    what = "Verify speakers by the cosine of embeddings"
-    arguments = parse_classify_flags(TASK, what, argv, SETTINGS)
-    from common.evaluation.plots import plot_det
-
-    config, subset = arguments.config, str(arguments.options["statistics"])
-    path = config.features or TASK.features_of(EncoderName.parse(config.encoder).slug)
-    features = _load(path, TASK, config)
-    statistics_path = path.parent / file_of(STATISTICS[subset].features_file, features.encoder_slug)
-    statistics = _load(statistics_path, STATISTICS[subset], config)
+    Raises:
+        UserError: features are missing, do not belong together, or allow no trials; or the folder holds other results.
+    """
+    path = config.features or task.features_of(EncoderName.parse(config.encoder).slug)
+    features = _load(path, task, config)
+    statistics_path = path.parent / file_of(others.features_file, features.encoder_slug)
+    statistics = _load(statistics_path, others, config)
     features.require_same_encoder(statistics, str(path), str(statistics_path))
     if set(features.class_names) & set(statistics.class_names):
         raise DatasetError(f"{path} and {statistics_path} share speakers; the statistics must come from others")
-    folder = config.output_dir or TASK.output_dir_of(features.encoder_slug)
+    folder = config.output_dir or task.output_dir_of(features.encoder_slug)
     checksums = (sha256_of(path), sha256_of(statistics_path))
     settings = VerificationSettings(config.random_seed, subset, *checksums, config.use_layer, config.use_pool)
-    _refuse_other_results(folder / "verification.json", settings, arguments.overwrite)
+    if not overwrite:
+        _refuse_other_results(folder / "verification.json", settings)
     pairs, same = make_trials(features, config.random_seed)
     embeddings = transformed(features.features.double().numpy(), statistics)
     similarities = {name: cosine(values, pairs) for name, values in embeddings.items()}
     speakers = features.labels.numpy()[pairs]
     bar = progress_bar(iterable=similarities.items(), desc="intervals", unit="scoring", leave=False)
-    crosses_chapters = features.groups is not None
-    counts = TrialCounts(len(features.class_names), int(same.sum()), int((~same).sum()), crosses_chapters)
+    counts = TrialCounts(len(features.class_names), int(same.sum()), int((~same).sum()), features.groups is not None)
     scores = {name: error_rates(same, similarity) for name, similarity in similarities.items()}
     intervals = {name: speaker_intervals(same, values, speakers, config.random_seed) for name, values in bar}
     record = {
@@ -101,27 +91,19 @@ def _verify(argv: Sequence[str] | None) -> None:
         "features": {"file": str(path)} | dict(features.provenance),
         "statistics": str(statistics_path),
     }
-    trials = [
-        (int(is_same), *(features.clip_ids[row] for row in pair)) for is_same, pair in zip(same, pairs, strict=True)
-    ]
+    ids = np.array(features.clip_ids, dtype=object)[pairs]
+    trials = [(int(is_same), *pair) for is_same, pair in zip(same, ids, strict=True)]
     write_csv(folder / "trials.csv", [("same_speaker", "clip_a", "clip_b"), *trials])
     write_json(folder / "verification.json", json.dumps(record))
-    title = f"{TASK.title}, {len(same):,} {'cross-chapter ' * crosses_chapters}trials"
+    title = f"{task.title}, {len(same):,} {'cross-chapter ' * counts.across_chapters}trials"
     plot_det(same, similarities, title, folder / f"det.{config.figure_format}")
-    _print_scores(counts, scores, intervals, subset)
+    print(f"\n{task.title}, statistics from {subset}")
+    _print_scores(counts, scores, intervals)
     print(f"-> {folder}: verification.json, trials.csv, det.{config.figure_format}")
 
 
 def _load(path: Path, task: Task, config: FitConfig) -> FeatureSet:
-    """The features of a subset; a file without provenance is assumed to be of the subset.
-
-    Raises:
-        UserError: the file is of other data, or an embedding is all zeros.
-    """
-    from common.evaluation.load_features import refuse_other_data
-    from common.features import FeatureSet
-    from common.heads import check_fittable
-
+    """The features of a subset, of which a file without provenance is assumed to be."""
     features = FeatureSet.load(path).pick(config.use_layer, config.use_pool)
     if not features.meta:
         features, sentence = task.recognise(features) or (features, f"taken for {task.title}")
@@ -133,10 +115,9 @@ def _load(path: Path, task: Task, config: FitConfig) -> FeatureSet:
     return features
 
 
-def _print_scores(counts: TrialCounts, scores: Scores, intervals: Intervals, statistics: str) -> None:
+def _print_scores(counts: TrialCounts, scores: Scores, intervals: Intervals) -> None:
     across = " in two chapters" * counts.across_chapters
-    print(f"\n{TASK.title}: {counts.speakers} speakers, {counts.same:,} trials of one speaker{across},")
-    print(f"{counts.different:,} of two speakers; statistics from {statistics}")
+    print(f"{counts.speakers} speakers, {counts.same:,} trials of one speaker{across}, {counts.different:,} of two")
     if not counts.across_chapters:
         print("WARNING: chapters are unknown, so trials may be within a session; the rates may be too low.")
     table = [["cosine of embeddings", "EER %", "95 %", *(cell for p in P_TARGETS for cell in (f"minDCF({p})", "95 %"))]]
@@ -152,15 +133,12 @@ def _print_scores(counts: TrialCounts, scores: Scores, intervals: Intervals, sta
     if counts.speakers < MIN_SPEAKERS:
         print(f"No 95 % interval: {counts.speakers} speakers are too few.")
     else:
-        print(
-            f"95 % intervals resample the {counts.speakers} speakers. In simulations with 10 and 40 speakers they held the"
-        )
-        print("true EER 96 times in 100, minDCF(0.05) 81 and 96 times, minDCF(0.01) only 61 and 81 times.")
+        print("95 % intervals resample the speakers; docs/datasets.md says how often they hold the true rates.")
 
 
-def _refuse_other_results(path: Path, settings: VerificationSettings, overwrite: bool) -> None:
-    """OutputError if the file holds results of different settings, and may not be replaced."""
-    if overwrite or not path.exists():
+def _refuse_other_results(path: Path, settings: VerificationSettings) -> None:
+    """OutputError if the file holds results of different settings."""
+    if not path.exists():
         return
     try:
         different = describe_difference(json.loads(read_json(path))["settings"], asdict(settings))
@@ -173,13 +151,11 @@ def _refuse_other_results(path: Path, settings: VerificationSettings, overwrite:
 def make_trials(features: FeatureSet, seed: int) -> tuple[Array, Array]:
     """Pairs of rows (N, 2) and whether their speakers are the same (N,): equally many of either kind, at most MOST_TRIALS.
 
-    If chapters are known, pairs with the same speaker span two, so that the recording session cannot give them away.
+    If chapters are known, pairs of one speaker span two, so that the recording session cannot give them away.
 
     Raises:
         DatasetError: no speaker has two chapters, or there is only one speaker.
     """
-    import numpy as np
-
     rng = np.random.default_rng(seed)
     labels = features.labels.numpy()
     clips = [str(row) for row in range(len(labels))]
@@ -205,20 +181,15 @@ def error_rates(same: Array, similarity: Array, weights: Array | None = None) ->
 
     Returns:
         ``equal_error_rate``, where false acceptances and false rejections are equally frequent; ``min_dcf_<prior>``, the
-        least normalised detection cost over all thresholds, misses and false alarms costing 1 each (NIST speaker
-        recognition evaluations), for a prior share of trials of one speaker: 1 is the cost of deciding without the scores.
+        least normalised detection cost over all thresholds (NIST): 1 is the cost of deciding without the scores.
     """
-    import numpy as np
-    from sklearn.metrics import roc_curve
-
     false_accept, true_accept, _ = roc_curve(same, similarity, sample_weight=weights, drop_intermediate=False)
     gap = (1 - true_accept) - false_accept  # falls from 1 to -1
     after = int(np.argmax(gap <= 0))
     # Interpolated between the two thresholds where the rates cross.
     share = gap[after - 1] / (gap[after - 1] - gap[after])
-    rates = {
-        "equal_error_rate": float(false_accept[after - 1] + share * (false_accept[after] - false_accept[after - 1]))
-    }
+    equal = false_accept[after - 1] + share * (false_accept[after] - false_accept[after - 1])
+    rates = {"equal_error_rate": float(equal)}
     for p_target in P_TARGETS:
         cost = p_target * (1 - true_accept) + (1 - p_target) * false_accept
         rates[f"min_dcf_{p_target}"] = float(cost.min() / min(p_target, 1 - p_target))
@@ -230,17 +201,13 @@ def speaker_intervals(
 ) -> dict[str, tuple[float, float] | None]:
     """95 % intervals of the error rates by a bootstrap over speakers; None with fewer than MIN_SPEAKERS.
 
-    Bias-corrected percentiles (Efron 1987): the minimum cost over all thresholds is lower in resamples. Trials share speakers,
-    so they are dependent: a trial with the same speaker counts as often as the speaker was drawn, a trial with two speakers
-    as often as the product.
+    Bias-corrected percentiles (Efron 1987): the minimum cost over all thresholds is lower in resamples. A trial of one speaker
+    counts as often as the speaker was drawn, a trial of two as often as the product.
 
     Args:
         same, similarity: (N,) of the trials.
         speakers: (N, 2), as numbers.
     """
-    import numpy as np
-    from scipy.stats import norm
-
     rng, count = np.random.default_rng(seed), int(speakers.max()) + 1
     measured = error_rates(same, similarity)
     if count < MIN_SPEAKERS:
@@ -267,10 +234,6 @@ def transformed(embeddings: Array, statistics: FeatureSet) -> dict[str, Array]:
 
     The covariance is shrunk (Ledoit and Wolf 2004), since its directions of least variance are noise.
     """
-    import numpy as np
-    from sklearn.covariance import LedoitWolf
-    from sklearn.preprocessing import StandardScaler
-
     reference = statistics.features.double().numpy()
     scaler = StandardScaler().fit(reference)
     standardised = scaler.transform(embeddings)
@@ -281,8 +244,6 @@ def transformed(embeddings: Array, statistics: FeatureSet) -> dict[str, Array]:
 
 def cosine(embeddings: Array, pairs: Array) -> Array:
     """(N,) cosine similarities of pairs (N, 2) of rows."""
-    import numpy as np
-
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     similarity: Array = np.einsum("nd,nd->n", unit[pairs[:, 0]], unit[pairs[:, 1]])
     return similarity

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import mmap
+import io
 import os
 import re
 import stat
@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -165,6 +166,20 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has n
         return False
 
 
+class _Unfinished(io.FileIO):
+    """A WAV of a recorder that was cut off: the size of its data, at `place`, becomes the largest, which stands for "to the end
+    of the file"."""
+
+    place = 0
+
+    def readinto(self, buffer: Any) -> int:
+        start = self.tell()
+        count = super().readinto(buffer) or 0
+        for place in range(max(start, self.place), min(start + count, self.place + 4)):
+            buffer[place - start : place - start + 1] = b"\xff"
+        return count
+
+
 def _open(path: Path) -> _Sequential:
     """Open a file. If the header of a WAV claims no audio, its recorder was cut off, and there is as much as follows."""
     file = _Sequential(os.fsencode(path) if os.name == "posix" else path)  # names may not be UTF-8
@@ -177,10 +192,9 @@ def _open(path: Path) -> _Sequential:
     if size or place >= end or (name.isalnum() and next_place + next_size <= end):
         return file  # it is empty: nothing follows, or another chunk
     file.close()
-    with path.open("rb") as raw:
-        content = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
-    content[place - 4 : place] = b"\xff" * 4  # a size that stands for "to the end of the file"
-    return _Sequential(content)
+    unfinished = _Unfinished(path)  # a map in memory would print the errors of seeks beyond its end
+    unfinished.place = place - 4
+    return _Sequential(unfinished)
 
 
 def _chunks(path: Path, start: int, header: str, padded_to: int) -> Iterator[Chunk]:

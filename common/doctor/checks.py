@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import platform
 import re
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -84,36 +82,31 @@ def check_environment(device: torch.device) -> Iterator[Finding]:
     available = _available_memory()
     if available is None:
         yield Finding(NOTE, "memory", "free memory is unknown on this system")
-    elif available < WANTED_MEMORY:
-        text = f"{available / 1e9:.1f} GB free, an extraction takes about {WANTED_MEMORY / 1e9:.1f} GB"
-        yield Finding(BAD, "memory", text, "close other programs, or use a larger machine")
     else:
-        yield Finding(GOOD, "memory", f"{available / 1e9:.1f} GB free")
+        text = f"{available / 1e9:.1f} GB free, an extraction takes about {WANTED_MEMORY / 1e9:.1f} GB"
+        if available < WANTED_MEMORY:
+            yield Finding(BAD, "memory", text, "close other programs, or use a larger machine")
+        else:
+            yield Finding(GOOD, "memory", text)
 
 
 def _packages() -> Finding:
     """Compare the installed versions with those of requirements.txt."""
-    requirements = (PROJECT_ROOT / "requirements.txt").read_text()
-    pins, installed = dict(re.findall(r"^([\w-]+)==([\w.]+)", requirements, re.MULTILINE)), {}
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", (PROJECT_ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    installed = dict.fromkeys(pins, "missing")
     for name in pins:
         with contextlib.suppress(PackageNotFoundError):
             installed[name] = version(name).partition("+")[0]
-    missing = pins.keys() - installed
-    differing = [
-        f"{name} {actual} (tested: {pins[name]})" for name, actual in installed.items() if actual != pins[name]
-    ]
-    python = f"Python {platform.python_version()}, torch {torch.__version__}"
-    if missing:
-        text = f"{python}; missing: {', '.join(sorted(missing))}"
+    differing = [f"{name} {installed[name]} (tested: {pin})" for name, pin in pins.items() if installed[name] != pin]
+    text = f"Python {platform.python_version()}, torch {torch.__version__}; {', '.join(differing) or 'as pinned'}"
+    if "missing" in installed.values():
         return Finding(BAD, "packages", text, "pip install -r requirements.txt")
-    if differing:
-        return Finding(NOTE, "packages", f"{python}; untested versions: {', '.join(differing)}")
-    return Finding(GOOD, "packages", f"{python}, {len(pins)} packages as pinned")
+    return Finding(NOTE if differing else GOOD, "packages", text)
 
 
 def _available_memory() -> int | None:
-    """Available main memory in bytes; None where it is unknown."""
-    meminfo = Path("/proc/meminfo")  # Linux
+    """Bytes of main memory; None where Linux's list of it is not there."""
+    meminfo = Path("/proc/meminfo")
     available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text()) if meminfo.exists() else None
     return 1024 * int(available[1]) if available else None
 
@@ -148,13 +141,8 @@ def check_checkpoint(checkpoint: str | Path, device: torch.device) -> tuple[Find
 def check_division(
     tasks: Sequence[Task], roots: Sequence[Path], download: str, encoder: AudioSepEncoder, is_wanted: bool
 ) -> Iterator[Finding]:
-    """Check that a data set is complete and intact.
-
-    Args:
-        tasks: share a division, as NSynth's three sets do.
-        download: the data set's name for `python -m common.download`.
-        is_wanted: whether it may not be missing.
-    """
+    """Check a data set: of `tasks`, which share a division, as NSynth's three sets do; `download` is its name for the
+    download command, and `is_wanted` whether it may not be missing."""
     all_clips: list[Clip] = []
     for task, root in zip(tasks, roots, strict=True):
         prefix = "" if len(tasks) == 1 else f"{task.name} "
@@ -169,58 +157,53 @@ def check_division(
         for note in notes:
             yield Finding(NOTE, f"{prefix}labels", str(note.message))
         get = download_command(download, root)
-        checks = (_counts(task, clips, get), _classes(task, clips), _files(clips, root, get))
-        for finding in itertools.chain(checks, _sample(clips, encoder)):
+        for finding in (*_labels(task, clips, get), _files(clips, root, get), *_sample(clips, encoder)):
             yield replace(finding, what=prefix + finding.what)
         all_clips += clips
     if all_clips:
         yield _division(tasks, all_clips)
 
 
-def _counts(task: Task, clips: Sequence[Clip], get: str) -> Finding:
-    """Compare numbers of clips with the official numbers; `get` is the command that downloads the data set."""
+def _labels(task: Task, clips: Sequence[Clip], get: str) -> Iterator[Finding]:
+    """Compare numbers of clips with the official ones; refuse a single class, and classes without clips."""
     counts, official = count(clips), task.official_counts
     wrong = [f"{name} {counts[name]:,} of {number:,}" for name, number in official.items() if counts[name] != number]
     text = f"{len(clips):,} clips"
     if wrong:
-        return Finding(BAD, "counts", f"{text}, not the official numbers: {_some(wrong)}", f"unpack it again: {get}")
-    return Finding(GOOD, "counts", f"{text}, as published" if official else text)
-
-
-def _classes(task: Task, clips: Sequence[Clip]) -> Finding:
-    """Refuse a single class, and classes without clips."""
-    counts = Counter(clip.class_name for clip in clips)
-    if len(counts) < 2:
-        return Finding(BAD, "classes", f"every clip is of class {clips[0].class_name}", "check the label files")
-    official = task.official_counts
-    empty = [name for name in task.class_names or () if not counts[name] and official.get(f"class {name}") != 0]
-    if empty:
-        return Finding(BAD, "classes", f"no clips of class {_some(empty)}", "unpack the whole data set")
-    (largest, most), *_, (smallest, least) = counts.most_common()
-    spread = f"{least:,} ({smallest}) to {most:,} ({largest})" if least < most else f"{least:,}"
-    return Finding(GOOD, "classes", f"{len(counts)} classes of {spread} clips")
+        yield Finding(BAD, "counts", f"{text}, not the official numbers: {_some(wrong)}", f"unpack it again: {get}")
+    else:
+        yield Finding(GOOD, "counts", f"{text}, as published" if official else text)
+    classes = [(name[len("class ") :], number) for name, number in counts.most_common() if name.startswith("class ")]
+    names = task.class_names or ()
+    empty = [name for name in names if not counts[f"class {name}"] and official.get(f"class {name}") != 0]
+    (largest, most), *_, (smallest, least) = [*classes, *classes]
+    if len(classes) < 2:
+        yield Finding(BAD, "classes", f"every clip is of class {largest}", "check the label files")
+    elif empty:
+        yield Finding(BAD, "classes", f"no clips of class {_some(empty)}", "unpack the whole data set")
+    else:
+        spread = f"{least:,} ({smallest}) to {most:,} ({largest})" if least < most else f"{least:,}"
+        yield Finding(GOOD, "classes", f"{len(classes)} classes of {spread} clips")
 
 
 def _files(clips: Sequence[Clip], root: Path, get: str) -> Finding:
     """Compare the files that the labels name with the files in their folders, except hidden files."""
     named = {clip.path for clip in clips}
     suffixes, folders = {path.suffix for path in named}, {path.parent for path in named}
-    in_folders = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
-    missing = sorted(named - in_folders)
-    extra = sorted(path for path in in_folders - named if path.suffix in suffixes and path.name[0] != ".")
+    present = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    missing = [str(path.relative_to(root)) for path in sorted(named - present)]
+    extra = sorted(path for path in present - named if path.suffix in suffixes and path.name[0] != ".")
     if missing:
-        text = f"{len(missing):,} files are missing: {_some(missing, root)}"
-        return Finding(BAD, "files", text, f"unpack it again: {get}")
+        return Finding(BAD, "files", f"{len(missing):,} are missing: {_some(missing)}", f"unpack it again: {get}")
     if extra:
-        text = f"{len(extra):,} files have no label: {_some(extra, root)}"
-        return Finding(BAD, "files", text, "take them out of the folder")
+        names = [str(path.relative_to(root)) for path in extra]
+        return Finding(BAD, "files", f"{len(extra):,} have no label: {_some(names)}", "take them out of the folder")
     return Finding(GOOD, "files", f"{len(named):,} files, none missing, none without a label")
 
 
-def _some(names: Sequence[str | Path], root: Path = Path()) -> str:
-    """The first few names or paths, the latter relative to the root."""
-    shown = [str(name.relative_to(root)) if isinstance(name, Path) else name for name in names[:NAMED]]
-    return ", ".join(shown) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+def _some(names: Sequence[str]) -> str:
+    """The first few names."""
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _sample(clips: Sequence[Clip], encoder: AudioSepEncoder) -> Iterator[Finding]:
@@ -232,23 +215,23 @@ def _sample(clips: Sequence[Clip], encoder: AudioSepEncoder) -> Iterator[Finding
             waveforms.append(read_audio(clip.path, encoder.sample_rate, clip.start_s, clip.end_s))
         except AudioError as error:
             broken.append(str(error))
+    lengths_s = [len(waveform) / encoder.sample_rate for waveform in waveforms]
     if broken:
         text = f"{len(broken)} of {len(order)} clips cannot be read: {'; '.join(broken[:NAMED])}"
         yield Finding(BAD, "audio", text, "unpack the data set again; extraction would list and skip such clips")
+    else:
+        yield Finding(GOOD, "audio", f"{len(order)} clips of {min(lengths_s):.1f} to {max(lengths_s):.1f} s decoded")
     if not waveforms:
         return
-    lengths_s = [len(waveform) / encoder.sample_rate for waveform in waveforms]
-    if not broken:
-        yield Finding(GOOD, "audio", f"{len(order)} clips of {min(lengths_s):.1f} to {max(lengths_s):.1f} s decoded")
     timed = max(1, int(np.searchsorted(np.cumsum(lengths_s), TIMED_S)))
     encoder.embed(waveforms[:1])  # the first call allocates memory and loads kernels
     started = time.perf_counter()
     encoder.embed(waveforms[:timed])
     speed = sum(lengths_s[:timed]) / (time.perf_counter() - started)
     audio_s = len(clips) * float(np.mean(lengths_s))
-    text = f"about {_duration(audio_s)} of audio: extraction takes about {_duration(audio_s / speed)} here "
-    text += f"({speed:.0f} times real time), its file {max(1, round(len(clips) * BYTES_PER_CLIP / 1e6)):,} MB"
-    yield Finding(GOOD, "time", text)
+    takes = f"extraction takes about {_duration(audio_s / speed)} here ({speed:.0f} times real time)"
+    file = f"its file {len(clips) * BYTES_PER_CLIP / 1e6:,.1f} MB"
+    yield Finding(GOOD, "time", f"about {_duration(audio_s)} of audio: {takes}, {file}")
 
 
 def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
@@ -267,8 +250,7 @@ def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
     unofficial = sorted(shared.difference(*(task.official_overlap for task in tasks)))
     if unofficial:
         text = f"{len(unofficial)} groups are on two sides of the division: {_some(unofficial)}"
-        fix = "the data have been altered: delete them and unpack the official archive again"
-        return Finding(BAD, "splits", text, fix)
+        return Finding(BAD, "splits", text, "the data have been altered: unpack the official archive again")
     published = f" except {', '.join(sorted(shared))}, as published" if shared else ""
     return Finding(GOOD, "splits", f"{len(sides_of):,} groups, none on two sides{published}")
 

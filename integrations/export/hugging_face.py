@@ -60,7 +60,11 @@ def export_hugging_face(
         raise ExportError(f"{folder} is not an empty folder; give another, or --overwrite")
     weights = load_weights(checkpoint, weight_shapes())
     embedding, condition_name = read_condition(condition)
-    tensors = save(_tensors(weights), metadata={"format": "pt"})
+    norms = [name.removesuffix(".running_var") for name in weights.tensors if name.endswith(".running_var")]
+    # torch's batch norms expect counters.
+    counters = {f"{name}.num_batches_tracked": torch.tensor(0) for name in norms}
+    contiguous = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
+    tensors = save(contiguous | counters, metadata={"format": "pt"})
     settings = {
         "condition": None if embedding is None else embedding.tolist(),
         "pads_time": padding == "official",
@@ -83,15 +87,7 @@ def _json(content: dict[str, object]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode()
 
 
-def _tensors(weights: Weights) -> dict[str, torch.Tensor]:
-    """The weights, with the counters that torch's batch norms expect."""
-    norms = [name.rpartition(".")[0] for name in weights.tensors if name.endswith(".running_var")]
-    counters = {f"{name}.num_batches_tracked": torch.tensor(0) for name in norms}
-    return {name: tensor.contiguous() for name, tensor in weights.tensors.items()} | counters
-
-
 def _card(weights: Weights, condition: str, padding: str) -> str:
-    """The model card."""
     parameters = sum(tensor.numel() for name, tensor in weights.tensors.items() if ".running_" not in name)
     template = Template(CARD.read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True)
     is_release = weights.release in KNOWN_RELEASES.values()

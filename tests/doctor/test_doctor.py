@@ -106,13 +106,13 @@ def test_the_doctor_names_missing_and_extra_files(damaged: Path, capsys: Capture
     gone.rename(gone.with_name("9-1-A-0.wav"))
     status, printed = call(capsys, "esc50", "--data-root", damaged)
     assert status == 1
-    assert "✗ files    1 files are missing: audio/3-103011-A-1.wav" in printed
+    assert "✗ files    1 are missing: audio/3-103011-A-1.wav" in printed
     assert f"-> unpack it again: python -m common.download esc50 --root {damaged.parent}" in printed
     (damaged / "audio" / "3-103012-A-1.wav").rename(gone)
     os.link(gone, damaged / "audio" / "3-103012-A-1.wav")
     os.link(gone, damaged / "audio" / "._3-103012-A-1.wav")  # what macOS leaves is not audio
     status, printed = call(capsys, "esc50", "--data-root", damaged)
-    assert "✗ files    1 files have no label: audio/9-1-A-0.wav" in printed
+    assert "✗ files    1 have no label: audio/9-1-A-0.wav" in printed
     assert "1 failed check." in printed
 
 
@@ -130,7 +130,7 @@ def test_the_doctor_names_empty_classes_and_wrong_counts(damaged: Path, capsys: 
     assert status == 1
     assert "clips 1,920 of 2,000, fold 1 384 of 400, fold 2 384 of 400, fold 3 384 of 400 and 4 more" in printed
     assert "✗ classes  no clips of class pig, rain" in printed
-    assert "80 files have no label" in printed
+    assert "80 have no label" in printed
 
 
 @only_data

@@ -13,9 +13,10 @@ import torch
 
 from common.encoder import CheckpointError, load_encoder, new_encoder
 from common.encoder_name import EncoderName
-from integrations import check, hear_audiosep
+from integrations import hear_audiosep
 from integrations.audiosep import load_audiosep
 from integrations.xares_audiosep import AudioSepXaresEncoder
+from tests.integrations import adapters_check
 
 CPU = torch.device("cpu")
 
@@ -94,14 +95,18 @@ def test_without_weights_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_evar_adapter_keeps_its_contract() -> None:
-    assert "whose mean they are" in check.check_evar()
+    assert "whose mean they are" in adapters_check.check_evar()
 
 
 def test_the_adapters_agree_with_the_encoder() -> None:
-    assert "equal to encoder.embed" in check.check_scene()
+    assert "equal to encoder.embed" in adapters_check.check_scene()
 
 
-SUITES = {"hearvalidator": check.check_hear, "xares": check.check_xares, "mteb": check.check_mteb}
+SUITES = {
+    "hearvalidator": adapters_check.check_hear,
+    "xares": adapters_check.check_xares,
+    "mteb": adapters_check.check_mteb,
+}
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -12,7 +12,9 @@ import torch
 
 from common.datasets import DatasetError
 from common.features import FeatureSet
-from speaker_recognition.verification import error_rates, main, make_trials, speaker_intervals, transformed
+from common.flags import run
+from speaker_recognition.librispeech_verification import main
+from speaker_recognition.verification import error_rates, make_trials, speaker_intervals, transformed
 from tests.support.samples import SHARED, needs_shared
 from tests.support.scripts import call, refused
 
@@ -149,7 +151,9 @@ def test_the_script_refuses_features_that_do_not_belong_together(tmp_path: Path)
     speakers(1, 8).save(path)
 
     def message() -> str:
-        return refused(call(main, "--features", path, "--output-dir", tmp_path / "out"))
+        return refused(
+            call(lambda words: run(lambda: main(words)), "--features", path, "--output-dir", tmp_path / "out")
+        )
 
     assert "librispeech_trainclean100_features.pt not found" in message()
     speakers(1, 40).save(tmp_path / "librispeech_trainclean100_features.pt")

@@ -1,4 +1,5 @@
-"""The encoder written out plainly, in float64 and for one clip at a time: what the fast one is held against.
+"""The encoder written out plainly, for one clip at a time: what the fast one is held against, in float64 by the tests and in
+float32 by the benchmark of extraction.
 
 No folding, no tiles, no masks: torch's own BatchNorm in eval mode, every layer under its official name. And the fast
 encoder with few channels, for tests in which their number does not matter.
@@ -7,6 +8,7 @@ encoder with few channels, for tests in which their number does not matter.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -34,10 +36,17 @@ def use_narrow_network(patch: pytest.MonkeyPatch) -> None:
 def plain_layers(
     waveform: Array, checkpoint: str = "random:2024", condition: Array | None = None, pads_time: bool = False
 ) -> dict[str, torch.Tensor]:
-    """layer -> its whole output (channels, time, frequency) for one waveform of at least 9,920 samples."""
+    """layer -> its whole output (channels, time, frequency) in float64 for a waveform of at least 9,920 samples."""
     tensors = _weights(checkpoint, network.PRE_CONV_CHANNELS)
-    samples = torch.from_numpy(waveform.astype(np.float64))
-    window = torch.hann_window(2048, periodic=True, dtype=torch.float64)
+    layers = plain_outputs(torch.from_numpy(waveform.astype(np.float64)), tensors, condition, pads_time)
+    return {layer: output[0] for layer, output in layers}
+
+
+def plain_outputs(
+    samples: torch.Tensor, tensors: Tensors, condition: Array | None = None, pads_time: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every layer and its output (1, channels, time, frequency), in the type and on the device of samples and weights."""
+    window = torch.hann_window(2048, periodic=True, dtype=samples.dtype, device=samples.device)
     spectrum = torch.stft(samples, 2048, 320, window=window, center=True, pad_mode="reflect", return_complex=True)
     power = spectrum.real**2 + spectrum.imag**2
     magnitude = torch.sqrt(torch.clamp(power, 1e-10, np.inf))[None, :, :, None]  # (1, 1025, time, 1)
@@ -45,11 +54,10 @@ def plain_layers(
     if pads_time:
         x = F.pad(x, (0, 0, 0, -x.shape[2] % 32))
     x = F.conv2d(x[..., :-1], tensors["base.pre_conv.weight"], tensors["base.pre_conv.bias"])
-    layers = {"pre_conv": x[0]}
+    yield "pre_conv", x
     for layer, name, _, _, pooling in BLOCKS:
         x = F.avg_pool2d(_block(x, tensors, name, condition), pooling)
-        layers[layer] = x[0]
-    return layers
+        yield layer, x
 
 
 @functools.lru_cache(maxsize=1)
@@ -66,17 +74,16 @@ def _batch_norm(x: torch.Tensor, tensors: Tensors, name: str) -> torch.Tensor:
 def _block(x: torch.Tensor, tensors: Tensors, name: str, condition: Array | None) -> torch.Tensor:
     block = f"base.{name}.conv_block1"
 
-    def beta(which: str) -> torch.Tensor:
-        if condition is None:
-            return torch.zeros(1, 1, 1)
-        film = f"film.{name}->conv_block1->{which}"
-        vector = torch.from_numpy(condition.astype(np.float64))
-        return F.linear(vector, tensors[f"{film}.weight"], tensors[f"{film}.bias"])[:, None, None]
+    def activated(before: torch.Tensor, norm: str, which: str) -> torch.Tensor:
+        normed = _batch_norm(before, tensors, f"{block}.{norm}")
+        if condition is not None:
+            film = f"film.{name}->conv_block1->{which}"
+            vector = torch.from_numpy(condition.astype(np.float64))
+            normed += F.linear(vector, tensors[f"{film}.weight"], tensors[f"{film}.bias"])[:, None, None]
+        return F.leaky_relu_(normed, 0.01)
 
-    first = F.leaky_relu(_batch_norm(x, tensors, f"{block}.bn1") + beta("beta1"), 0.01)
-    hidden = F.conv2d(first, tensors[f"{block}.conv1.weight"], padding=1)
-    second = F.leaky_relu(_batch_norm(hidden, tensors, f"{block}.bn2") + beta("beta2"), 0.01)
-    residual = F.conv2d(second, tensors[f"{block}.conv2.weight"], padding=1)
+    hidden = F.conv2d(activated(x, "bn1", "beta1"), tensors[f"{block}.conv1.weight"], padding=1)
+    residual = F.conv2d(activated(hidden, "bn2", "beta2"), tensors[f"{block}.conv2.weight"], padding=1)
     if f"{block}.shortcut.weight" in tensors:
         x = F.conv2d(x, tensors[f"{block}.shortcut.weight"], tensors[f"{block}.shortcut.bias"])
     return x + residual

@@ -1,4 +1,4 @@
-"""Run the suites' checkers on AudioSep with random weights: python -m integrations.check (`make adapters`).
+"""Run the suites' checkers on AudioSep with random weights: python -m tests.integrations.adapters_check (`make adapters`).
 
 They run as shipped, but without TensorFlow, which hearvalidator needs for a single isinstance; torchcodec, with which MTEB
 decodes mock data that already are arrays; and EVAR, which is not a package.
@@ -14,7 +14,6 @@ import runpy
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -25,11 +24,12 @@ import yaml
 from common.encoder import load_encoder
 from common.encoder_name import EncoderName
 from common.errors import UserError
+from common.files import PROJECT_ROOT
 from integrations import hear_audiosep
 
 WEIGHTS = "random:0"
 MTEB_TASKS = 7  # of audio alone; MTEB counts skipped tasks as passed
-EVAR = Path(__file__).resolve().parent / "evar"
+EVAR = PROJECT_ROOT / "integrations" / "evar"
 
 
 class CheckFailed(UserError):
