@@ -41,26 +41,21 @@ NOTE = (
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The scores of a run's embeddings, shares.
-
-    Attributes:
-        queries: clips whose neighbours were looked up.
-        left_out: those of them of which no clip of another group counts.
-        p1_low, p1_high: the 95 % interval of `p1`; None with too few groups.
-        ari, ami: None with several labels a clip.
-    """
+    """The scores of a run's embeddings, shares."""
 
     task: str
     encoder: str
     clips: int
-    queries: int
-    left_out: int
+    queries: int  # clips whose neighbours were looked up
+    left_out: int  # those of them of which no clip of another group counts
     p1: float
+    # p1_low, p1_high: the 95 % interval of `p1`; None with too few groups
     p1_low: float | None
     p1_high: float | None
     p10: float
     map_r: float
     chance: float
+    # ari, ami: None with several labels a clip
     ari: float | None
     ami: float | None
 

@@ -62,21 +62,15 @@ SOURCE_FILE = "own_sounds.json"  # beside the results
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or table of sounds, and how to find the class and group of a clip.
+    """A folder or table of sounds, and how to find the class and group of a clip."""
 
-    Attributes:
-        place: the folder or the table.
-        label_regex, group_regex: searched in every clip's path relative to the root; the first capture group of the
-            match, or all of it, is the class or the group.
-        label_separator: as for `read_labels`.
-        is_multilabel: whether clips have several labels, as far as known before they are read.
-    """
-
-    place: Path
+    place: Path  # the folder or the table
+    # label_regex, group_regex: searched in every clip's path relative to the root; the first capture group of the
+    # match, or all of it, is the class or the group
     label_regex: str | None = None
     group_regex: str | None = None
-    label_separator: str | None = None
-    is_multilabel: bool = False
+    label_separator: str | None = None  # as for `read_labels`
+    is_multilabel: bool = False  # whether clips have several labels, as far as known before they are read
 
     def save(self, folder: Path, root: Path) -> None:
         """Write beside the results what analyses need to find the sounds again."""
@@ -138,17 +132,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Sounds:
-    """What a folder or table lists.
+    """What a folder or table lists."""
 
-    Attributes:
-        root: the folder to which clip ids are relative.
-        remark: how labels were understood, for readers; empty if that is plain.
-    """
-
-    root: Path
+    root: Path  # the folder to which clip ids are relative
     clips: list[Clip]
     is_multilabel: bool = False
-    remark: str = ""
+    remark: str = ""  # how labels were understood, for readers; empty if that is plain
 
 
 def refuse_unlearnable(sounds: Sounds) -> None:

@@ -57,23 +57,16 @@ class Windows:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A head's answer for a file, or for one window of it.
-
-    Attributes:
-        start_s, end_s: the window; None for the whole file.
-        probabilities: (C,), in the order of the head's classes.
-        labels: the class, or with several labels a clip those above their thresholds, most probable first.
-        distance: to the nearest training clip; None without ``--none-of-these``.
-        is_unknown: whether it is none of the classes, by that distance.
-    """
+    """A head's answer for a file, or for one window of it."""
 
     file: Path
+    # start_s, end_s: the window; None for the whole file
     start_s: float | None
     end_s: float | None
-    probabilities: list[float]
-    labels: list[str]
-    distance: float | None = None
-    is_unknown: bool = False
+    probabilities: list[float]  # (C,), in the order of the head's classes
+    labels: list[str]  # the class, or with several labels a clip those above their thresholds, most probable first
+    distance: float | None = None  # to the nearest training clip; None without ``--none-of-these``
+    is_unknown: bool = False  # whether it is none of the classes, by that distance
 
     def top(self, names: Sequence[str], count: int) -> list[tuple[str, float]]:
         """The most probable classes, best first."""

@@ -15,17 +15,11 @@ ONE_CLASS = "none"  # in place of a separator
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of a table's rows.
+    """The labels of a table's rows."""
 
-    Attributes:
-        sets: of every row.
-        is_multilabel: whether a row may have several, or none.
-        remark: what was understood, for readers; empty if every cell is plainly one class.
-    """
-
-    sets: list[tuple[str, ...]]
-    is_multilabel: bool = False
-    remark: str = ""
+    sets: list[tuple[str, ...]]  # of every row
+    is_multilabel: bool = False  # whether a row may have several, or none
+    remark: str = ""  # what was understood, for readers; empty if every cell is plainly one class
 
     @classmethod
     def several(cls, sets: Sequence[Sequence[str]], how: str) -> Labels:

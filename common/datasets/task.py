@@ -37,17 +37,11 @@ class Flag:
 
 @dataclass(frozen=True)
 class Division:
-    """How the user wants a task's rows divided.
+    """How the user wants a task's rows divided."""
 
-    Attributes:
-        options: `Flag.key` -> value, of the task's flags.
-        test_share: share of test clips without an official division.
-        seed: of random choices.
-    """
-
-    options: Mapping[str, str | bool]
-    test_share: float
-    seed: int
+    options: Mapping[str, str | bool]  # `Flag.key` -> value, of the task's flags
+    test_share: float  # share of test clips without an official division
+    seed: int  # of random choices
 
 
 class DivisionKind(StrEnum):
@@ -82,17 +76,11 @@ class Metric(StrEnum):
 
 @dataclass(frozen=True)
 class Prepared:
-    """The rows of a task, chosen and divided.
+    """The rows of a task, chosen and divided."""
 
-    Attributes:
-        features: the rows to fit and score.
-        description: of their division, for readers; empty: named after the folds or splits of the features.
-        is_official: whether the data set's authors divide it so; ignored without folds or splits.
-    """
-
-    features: FeatureSet
-    description: str = ""
-    is_official: bool = True
+    features: FeatureSet  # the rows to fit and score
+    description: str = ""  # of their division, for readers; empty: named after the folds or splits of the features
+    is_official: bool = True  # whether the data set's authors divide it so; ignored without folds or splits
 
     @property
     def kind(self) -> DivisionKind:
@@ -111,48 +99,32 @@ def use_as_is(features: FeatureSet, division: Division) -> Prepared:
 
 @dataclass(frozen=True)
 class Task:
-    """A downstream task: how its clips are read, and how its files are named.
+    """A downstream task: how its clips are read, and how its files are named."""
 
-    Attributes:
-        name: short name, as in ``esc50``.
-        title: the data set's name.
-        folder: the task's folder, which holds its config.yaml and where its files are written.
-        read_clips: data root -> clips; raises DatasetError for a wrong layout.
-        class_names: every class in the official order; None if the data decide (speakers).
-        is_multilabel: whether a clip has a set of labels, and not one class.
-        features_file: name of the extracted features.
-        head_files: head name -> name of its trained file.
-        recognise: completes a feature file with fewer fields than ours, such as the original project's; returns it
-            with a sentence that says what was recognised, or None.
-        results_folder: where results and trained heads go; None: `folder`.
-        data_folder: the data root below data/, if config.yaml names none.
-        parts: data set -> name of its feature file, for a task that joins several files.
-        why_only_its_own: why features of a related data set cannot be classified, for the error message.
-        flags: of this task's classification script alone.
-        prepare: (features, how to divide them) -> the rows to fit and score, chosen and divided.
-        scores: (labels, predictions, class names) -> scores in addition to accuracy and macro-F1.
-        official_counts: counts of the whole data set, as far as known, by the names of `count`.
-        official_overlap: groups that the official division puts on two sides.
-    """
-
-    name: str
-    title: str
-    folder: Path
-    read_clips: Callable[[Path], list[Clip]]
-    class_names: tuple[str, ...] | None
-    features_file: str
-    head_files: dict[str, str]
+    name: str  # short name, as in ``esc50``
+    title: str  # the data set's name
+    folder: Path  # the task's folder, which holds its config.yaml and where its files are written
+    read_clips: Callable[[Path], list[Clip]]  # data root -> clips; raises DatasetError for a wrong layout
+    class_names: tuple[str, ...] | None  # every class in the official order; None if the data decide (speakers)
+    features_file: str  # name of the extracted features
+    head_files: dict[str, str]  # head name -> name of its trained file
+    # Completes a feature file with fewer fields than ours, such as the original project's; returns it with a sentence
+    # that says what was recognised, or None.
     recognise: Callable[[FeatureSet], tuple[FeatureSet, str] | None] = lambda features: None
-    is_multilabel: bool = False
-    results_folder: Path | None = None
-    data_folder: str = ""
+    is_multilabel: bool = False  # whether a clip has a set of labels, and not one class
+    results_folder: Path | None = None  # where results and trained heads go; None: `folder`
+    data_folder: str = ""  # the data root below data/, if config.yaml names none
+    # Data set -> name of its feature file, for a task that joins several files.
     parts: dict[str, str] = field(default_factory=dict)
-    why_only_its_own: str = ""
-    flags: tuple[Flag, ...] = ()
+    why_only_its_own: str = ""  # why features of a related data set cannot be classified, for the error message
+    flags: tuple[Flag, ...] = ()  # of this task's classification script alone
+    # (features, how to divide them) -> the rows to fit and score, chosen and divided.
     prepare: Callable[[FeatureSet, Division], Prepared] = use_as_is
+    # (labels, predictions, class names) -> scores in addition to accuracy and macro-F1.
     scores: Callable[[Array, Array, Sequence[str]], dict[str, float]] | None = None
+    # Counts of the whole data set, as far as known, by the names of `count`.
     official_counts: Mapping[str, int] = field(default_factory=dict)
-    official_overlap: frozenset[str] = frozenset()
+    official_overlap: frozenset[str] = frozenset()  # groups that the official division puts on two sides
 
     @property
     def config_file(self) -> Path:
@@ -194,15 +166,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Variants:
-    """The tasks that one script can run, and the flags that choose among them.
+    """The tasks that one script can run, and the flags that choose among them."""
 
-    Attributes:
-        flags: flag -> its help; the first combination in `tasks` holds their defaults.
-        tasks: a value for each flag, in their order -> the task that they choose.
-    """
-
-    flags: dict[str, str]
-    tasks: dict[tuple[str, ...], Task]
+    flags: dict[str, str]  # flag -> its help; the first combination in `tasks` holds their defaults
+    tasks: dict[tuple[str, ...], Task]  # a value for each flag, in their order -> the task that they choose
 
     @property
     def first(self) -> Task:

@@ -78,15 +78,11 @@ def fill_padding(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Moments:
-    """What the poolings of the items of a batch need.
+    """What the poolings of the items of a batch need."""
 
-    Attributes:
-        counts: (B,) numbers of values per channel.
-        by_pool: ``mean`` (always) and ``max``: (B, channels); ``std``: (B, channels) sums of squared deviations from the
-            mean; ``mean_time``: (B, channels, frequency) means over time.
-    """
-
-    counts: Sequence[int]
+    counts: Sequence[int]  # (B,) numbers of values per channel
+    # ``mean`` (always) and ``max``: (B, channels); ``std``: (B, channels) sums of squared deviations from the mean;
+    # ``mean_time``: (B, channels, frequency) means over time.
     by_pool: dict[str, torch.Tensor]
 
     @staticmethod

@@ -37,15 +37,10 @@ EXPONENTS = (-3.0, 3.0)  # range of the temperature's decimal logarithm
 
 @dataclass(frozen=True)
 class HeldOut(Generic[T]):
-    """Something measured on rows that one seed's heads were not fitted on.
+    """Something measured on rows that one seed's heads were not fitted on."""
 
-    Attributes:
-        tested: on the test rows of every split.
-        validated: with a single split, on its validation rows, if it has any.
-    """
-
-    tested: Sequence[T]
-    validated: T | None = None
+    tested: Sequence[T]  # on the test rows of every split
+    validated: T | None = None  # with a single split, on its validation rows, if it has any
 
     @property
     def sources(self) -> list[list[T]]:
@@ -87,15 +82,10 @@ class Unseen:
 
 @dataclass(frozen=True)
 class Scale:
-    """What calibrates logits: ``slopes * logits + biases``.
+    """What calibrates logits: ``slopes * logits + biases``."""
 
-    Attributes:
-        slopes: (C,), or the inverse of a temperature for all classes.
-        biases: (C,), or 0.
-    """
-
-    slopes: Array | float
-    biases: Array | float = 0.0
+    slopes: Array | float  # (C,), or the inverse of a temperature for all classes
+    biases: Array | float = 0.0  # (C,), or 0
 
     @classmethod
     def fitted(cls, unseen: Unseen) -> Scale:

@@ -177,16 +177,12 @@ def _smallest_stratum(groups: Array, strata: Array) -> float:
 
 @dataclass(frozen=True)
 class _Cells:
-    """Values by group and cell, a cell being a stratum of a fold.
+    """Values by group and cell, a cell being a stratum of a fold."""
 
-    Attributes:
-        sums, counts: (G, cells).
-        starts: the first cell of every fold.
-    """
-
+    # sums, counts: (G, cells)
     sums: Array
     counts: Array
-    starts: Array
+    starts: Array  # the first cell of every fold
 
     @classmethod
     def of(cls, values: Array, groups: Array, splits: Array, strata: Array | None = None) -> _Cells:

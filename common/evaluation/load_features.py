@@ -16,14 +16,10 @@ from common.heads import check_fittable
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Where features come from.
+    """Where features come from."""
 
-    Attributes:
-        path: the file, or the folder of several, for error messages.
-        files, sha256: path or paths, and the checksum of all.
-    """
-
-    path: Path
+    path: Path  # the file, or the folder of several, for error messages
+    # files, sha256: path or paths, and the checksum of all
     files: str
     sha256: str
 

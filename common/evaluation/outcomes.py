@@ -35,23 +35,16 @@ MULTILABEL_PROBES: dict[str, Callable[[int], Any]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a fitted head, probe or baseline predicts for its split's test clips.
-
-    Attributes:
-        n_train: the number of rows it was fitted on.
-        rows: (M,) int64, the test rows.
-        predictions: (M,) int64, indices of classes; or (M, C) bool with several labels a clip.
-        logits: (M, C) float32; None for probes and baselines, but with several labels a clip what ranks the clips.
-        facts: more fields of `FitRecord`.
-    """
+    """What a fitted head, probe or baseline predicts for its split's test clips."""
 
     seed: int
     split: str
-    n_train: int
-    rows: Array
-    predictions: Array
+    n_train: int  # the number of rows it was fitted on
+    rows: Array  # (M,) int64, the test rows
+    predictions: Array  # (M,) int64, indices of classes; or (M, C) bool with several labels a clip
+    # (M, C) float32; None for probes and baselines, but with several labels a clip what ranks the clips.
     logits: Array | None = None
-    facts: Mapping[str, object] = field(default_factory=dict)
+    facts: Mapping[str, object] = field(default_factory=dict)  # more fields of `FitRecord`
 
     @classmethod
     def of(cls, head: ChosenHead, is_multilabel: bool) -> Outcome:

@@ -46,15 +46,11 @@ class ProtocolRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """The fits of a protocol.
+    """The fits of a protocol."""
 
-    Attributes:
-        jobs: every split with every seed, validation rows held out.
-        division, validation: descriptions of the splits and of the validation rows, for readers.
-    """
-
-    jobs: list[Job]
+    jobs: list[Job]  # every split with every seed, validation rows held out
     kind: DivisionKind
+    # division, validation: descriptions of the splits and of the validation rows, for readers
     division: str
     validation: str
 

@@ -66,21 +66,13 @@ def class_aucs(labels: Array, ranks: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Rankings:
-    """What intervals and tests of mean average precision need.
+    """What intervals and tests of mean average precision need."""
 
-    Attributes:
-        labels: (M, C) bool; all splits and seeds.
-        ranks: (M, C), higher for a more probable label.
-        fits: (M,) int, which fit a row is of: only clips of one fit are ranked together.
-        groups: (M,) names of groups, or row numbers if groups are unknown.
-        units: what `groups` holds.
-    """
-
-    labels: Array
-    ranks: Array
-    fits: Array
-    groups: Array
-    units: Units
+    labels: Array  # (M, C) bool; all splits and seeds
+    ranks: Array  # (M, C), higher for a more probable label
+    fits: Array  # (M,) int, which fit a row is of: only clips of one fit are ranked together
+    groups: Array  # (M,) names of groups, or row numbers if groups are unknown
+    units: Units  # what `groups` holds
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome], features: FeatureSet) -> Rankings:

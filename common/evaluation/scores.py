@@ -130,19 +130,12 @@ def _std_between(fits: Sequence[FitRecord], keys: Sequence[Key]) -> dict[str, fl
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """What intervals and tests of accuracy need.
+    """What intervals and tests of accuracy need."""
 
-    Attributes:
-        hits: (M,) float, 1 for a right prediction; all splits and seeds.
-        groups: (M,) groups, or rows if groups are unknown.
-        splits: (M,) names of the splits.
-        units: what `groups` holds.
-    """
-
-    hits: Array
-    groups: Array
-    splits: Array
-    units: Units
+    hits: Array  # (M,) float, 1 for a right prediction; all splits and seeds
+    groups: Array  # (M,) groups, or rows if groups are unknown
+    splits: Array  # (M,) names of the splits
+    units: Units  # what `groups` holds
 
     @classmethod
     def of(cls, outcomes: Sequence[Outcome], features: FeatureSet) -> Hits:

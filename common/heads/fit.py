@@ -29,15 +29,10 @@ GLOBAL_RNG = threading.Lock()  # torch initialises layers from a global generato
 
 @dataclass(frozen=True)
 class ChosenHead:
-    """What `fit_chosen` gives for a job.
+    """What `fit_chosen` gives for a job."""
 
-    Attributes:
-        choosing: the head that chose the epoch on validation rows.
-        final: the head to score; the same, unless it was fitted again.
-    """
-
-    choosing: FittedHead
-    final: FittedHead
+    choosing: FittedHead  # the head that chose the epoch on validation rows
+    final: FittedHead  # the head to score; the same, unless it was fitted again
 
 
 def fit_chosen(

@@ -44,18 +44,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Job:
-    """A head to fit.
-
-    Attributes:
-        seed: of the initial weights, the order of the rows and dropout.
-        keep: the epoch, from 1, whose weights are kept; None: the best on validation rows, or the last without any.
-        shrinkage: of whitening.
-    """
+    """A head to fit."""
 
     split: Split
-    seed: int
+    seed: int  # of the initial weights, the order of the rows and dropout
+    # The epoch, from 1, whose weights are kept; None: the best on validation rows, or the last without any.
     keep: int | None = None
-    shrinkage: float | None = None
+    shrinkage: float | None = None  # of whitening
 
     @property
     def scaler_key(self) -> tuple[bytes, float | None]:
@@ -64,19 +59,12 @@ class Job:
 
 
 class Batches(NamedTuple):
-    """The S batches of an epoch, the last of which is padded.
+    """The S batches of an epoch, the last of which is padded."""
 
-    Attributes:
-        order: (S, B) int64 row numbers.
-        labels: (S, B) int64, or (S, B, C) bool with several labels a clip.
-        shares: (S, B) float32, weights of the rows in the mean of their batch; 0 for padding.
-        noise: (S, n) float32 random numbers for dropout, layer by layer; n is 0 without dropout.
-    """
-
-    order: torch.Tensor
-    labels: torch.Tensor
-    shares: torch.Tensor
-    noise: torch.Tensor
+    order: torch.Tensor  # (S, B) int64 row numbers
+    labels: torch.Tensor  # (S, B) int64, or (S, B, C) bool with several labels a clip
+    shares: torch.Tensor  # (S, B) float32, weights of the rows in the mean of their batch; 0 for padding
+    noise: torch.Tensor  # (S, n) float32 random numbers for dropout, layer by layer; n is 0 without dropout
 
 
 class Shuffle:
@@ -146,21 +134,16 @@ class Curves:
 
 @dataclass(frozen=True)
 class FittedHead:
-    """A head fitted on its job's training rows, as is its scaler.
-
-    Attributes:
-        module: on the CPU, in eval mode.
-        test_logits, valid_logits: (len(split.test), C) and (len(split.valid), C) float32, of the kept epoch.
-        epoch: the kept epoch, from 1.
-    """
+    """A head fitted on its job's training rows, as is its scaler."""
 
     job: Job
-    module: nn.Sequential
+    module: nn.Sequential  # on the CPU, in eval mode
     scaler: Scaler
+    # test_logits, valid_logits: (len(split.test), C) and (len(split.valid), C) float32, of the kept epoch
     test_logits: torch.Tensor
     valid_logits: torch.Tensor
     curves: Curves
-    epoch: int
+    epoch: int  # the kept epoch, from 1
 
     @property
     def valid_score(self) -> float:

@@ -24,17 +24,11 @@ class KnownSounds:
 
     A clip's distance is Euclidean, of standardised embeddings, to the nearest kept row (Ramaswamy et al. 2000; for
     embeddings: Sun et al. 2022, https://arxiv.org/abs/2204.06507). The head's scaler is not used: the strength of its
-    whitening differs between folds, and distances with it.
+    whitening differs between folds, and distances with it."""
 
-    Attributes:
-        scaler: standardises embeddings; fitted on the training rows.
-        embeddings: (N, D) float32, standardised; at most MOST_ROWS training rows, drawn at random.
-        held_out: (M,) float32, distances of clips to training rows that they are not among.
-    """
-
-    scaler: Scaler
-    embeddings: Array
-    held_out: Array
+    scaler: Scaler  # standardises embeddings; fitted on the training rows
+    embeddings: Array  # (N, D) float32, standardised; at most MOST_ROWS training rows, drawn at random
+    held_out: Array  # (M,) float32, distances of clips to training rows that they are not among
 
     @classmethod
     def of(cls, train: Array, held_out: Array, seed: int) -> KnownSounds:

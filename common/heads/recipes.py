@@ -49,35 +49,26 @@ def head_title(kind: str) -> str:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters: everything but the seed that decides how a head is fitted.
-
-    Attributes:
-        hidden_dim: width of the three-layer head.
-        shrinkage: of whitening; None: `relative_shrinkage`, or chosen on validation rows.
-        relative_shrinkage: the shrinkage as a multiple of D / N, features per training row; Ledoit and Wolf's (2004) falls
-            as 1 / N too.
-        is_unit_length: whether scaled rows are brought to the same length.
-        weight_decay: of AdamW (Loshchilov & Hutter 2019), on weights and not on biases; 0 is Adam.
-        is_cosine: whether the learning rate falls to 0 along a half cosine, over all epochs. The last epoch is then kept,
-            because the schedule of an earlier one is unfinished. (On training folds used neither to fit nor to choose, the
-            last epoch of the three-layer head was half a point better than the chosen one.)
-        input_dropout, dropout: of the scaled embeddings, and after every ReLU.
-        label_smoothing: of the cross-entropy.
-    """
+    """Hyperparameters: everything but the seed that decides how a head is fitted."""
 
     epochs: int
     batch_size: int
     learning_rate: float
-    hidden_dim: int = 256
+    hidden_dim: int = 256  # width of the three-layer head
     scaler: ScalerName = "standard"
-    shrinkage: float | None = None
+    shrinkage: float | None = None  # of whitening; None: `relative_shrinkage`, or chosen on validation rows
+    # The shrinkage as a multiple of D / N, features per training row; Ledoit and Wolf's (2004) falls as 1 / N too.
     relative_shrinkage: float | None = None
-    is_unit_length: bool = False
-    weight_decay: float = 0.0
+    is_unit_length: bool = False  # whether scaled rows are brought to the same length
+    weight_decay: float = 0.0  # of AdamW (Loshchilov & Hutter 2019), on weights and not on biases; 0 is Adam
+    # Whether the learning rate falls to 0 along a half cosine, over all epochs. The last epoch is then kept, because
+    # the schedule of an earlier one is unfinished. (On training folds used neither to fit nor to choose, the last epoch
+    # of the three-layer head was half a point better than the chosen one.).
     is_cosine: bool = False
+    # input_dropout, dropout: of the scaled embeddings, and after every ReLU
     input_dropout: float = 0.0
     dropout: float = 0.0
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # of the cross-entropy
 
     @property
     def leaves_shrinkage_open(self) -> bool:

@@ -24,18 +24,14 @@ MOST_AT_ONCE = 300_000  # rows; no task has more for training
 
 @dataclass(frozen=True)
 class Scaler:
-    """``((embedding - mean) / scale) @ rotation``, then to a common length if `is_unit_length`.
+    """``((embedding - mean) / scale) @ rotation``, then to a common length if `is_unit_length`."""
 
-    Attributes:
-        mean, scale: (D,) float64.
-        rotation: (D, K) float64, K = min(D, MOST_COMPONENTS); None: no rotation.
-        is_unit_length: every row is brought to the length sqrt(K), the average of whitened rows; in speaker recognition,
-            "length normalization" (Garcia-Romero & Espy-Wilson 2011).
-    """
-
+    # mean, scale: (D,) float64
     mean: Array
     scale: Array
-    rotation: Array | None = None
+    rotation: Array | None = None  # (D, K) float64, K = min(D, MOST_COMPONENTS); None: no rotation
+    # Every row is brought to the length sqrt(K), the average of whitened rows; in speaker recognition, "length
+    # normalization" (Garcia-Romero & Espy-Wilson 2011).
     is_unit_length: bool = False
 
     def __call__(self, embeddings: Array, out: Array | None = None) -> Array:

@@ -30,17 +30,13 @@ LARGEST_FUSED = 16
 
 
 class Layer(NamedTuple):
-    """A linear layer.
+    """A linear layer."""
 
-    Attributes:
-        weights, means, squares: (P, O) float32 weights and their moments in Adam, changed in place; P is padded.
-        n_inputs: used rows of weights, the last of which is the bias.
-    """
-
+    # weights, means, squares: (P, O) float32 weights and their moments in Adam, changed in place; P is padded
     weights: Array
     means: Array
     squares: Array
-    n_inputs: int
+    n_inputs: int  # used rows of weights, the last of which is the bias
 
 
 class Regularisation(NamedTuple):
@@ -53,19 +49,12 @@ class Regularisation(NamedTuple):
 
 
 class Buffers(NamedTuple):
-    """Buffers of a layer for a batch, B being a multiple of ROWS.
+    """Buffers of a layer for a batch, B being a multiple of ROWS."""
 
-    Attributes:
-        inputs: (B, P), every row followed by a 1, for the bias, and zeros.
-        outputs: (B, O), then their errors.
-        gradients: (P, O) of weights; fused steps use a single row.
-        products: (B, P) of inputs; fused steps use none.
-    """
-
-    inputs: Array
-    outputs: Array
-    gradients: Array
-    products: Array
+    inputs: Array  # (B, P), every row followed by a 1, for the bias, and zeros
+    outputs: Array  # (B, O), then their errors
+    gradients: Array  # (P, O) of weights; fused steps use a single row
+    products: Array  # (B, P) of inputs; fused steps use none
 
 
 class _Adam(NamedTuple):
