@@ -36,9 +36,9 @@ def main() -> None:
     flags = {key: value for key, value in settings.items() if value is not None}
     config = load_config(FitConfig, task.config_file, None, flags)
     loaded = load_features(task, config, {})
-    if loaded.features.folds is None:
+    if loaded.features.folds is None or loaded.features.is_multilabel:
         raise ConfigError(
-            f"{task.title} has no official folds, on which these protocols differ; choose esc50 or urbansound8k"
+            f"{task.title} has no official folds with one label a clip, on which these protocols differ; choose esc50 or urbansound8k"
         )
     rows = protocol_rows(loaded.prepared, config, config.seeds)
     table = [["suite", "protocol", "accuracy, %"], *([row.suite, row.protocol, percent(row.accuracy)] for row in rows)]

@@ -36,15 +36,15 @@ SAMPLE_BELOW = 0.95  # of a data set's clips; with fewer, published scores do no
 
 
 class Published(NamedTuple):
-    """A published score: encoder, accuracy in percent, key of the source, and what was done differently."""
+    """A published score: encoder, accuracy or mAP in percent, key of the source, and what was done differently."""
 
     encoder: str
-    accuracy: float
+    score: float
     source: str
     note: str = ""
 
     def __str__(self) -> str:
-        return f"{self.encoder} {self.accuracy:.1f}" + f" ({self.note})" * bool(self.note)
+        return f"{self.encoder} {self.score:.1f}" + f" ({self.note})" * bool(self.note)
 
 
 class TaskReferences(BaseModel):
@@ -80,7 +80,7 @@ class SummaryRow:
     @property
     def best_published(self) -> Published | None:
         """The best published score that may stand beside these."""
-        return max(self.references.published, key=lambda score: score.accuracy, default=None)
+        return max(self.references.published, key=lambda published: published.score, default=None)
 
     @property
     def untrained_encoder(self) -> float | None:
@@ -148,7 +148,8 @@ def notes(rows: Sequence[SummaryRow]) -> list[str]:
     lines = [
         f"Encoder{'s' * (len(encoders) > 1)}: {'; '.join(encoders)}.",
         "stated: linear/three-layer as the project's brief gives them, as examples; they are not measurements.",
-        "chance: always predicting the most frequent training class. best, 95 %: of the better head, by groups.",
+        "chance: always predicting the most frequent training class; of mAP, how frequent every label is. best, 95 %: of the "
+        "better head, by groups.",
     ]
     if any(row.run.record.features.is_untrained for row in rows):
         lines.insert(1, "An UNTRAINED encoder's scores say nothing about AudioSep.")

@@ -289,7 +289,7 @@ def _summary_dots(rows: Sequence[SummaryRow]) -> list[dict[str, object]]:
         beside = {
             "majority_class": [row.protocol.majority_class.score],
             "untrained_encoder": [row.untrained_encoder],
-            "published_best": [published and published.accuracy / 100],
+            "published_best": [published and published.score / 100],
         }
         dots.append({"label": label, "heads": scores_of(row.protocol.heads), "beside": beside})
     return dots
