@@ -218,15 +218,18 @@ def load_folder(folder: Path) -> FeatureSet:
         raise FeatureFileError(f"{error}; the same extraction again makes what is missing") from error
     labels, class_names = _labels(table["class_name"], infos[0])
     folds = table["fold"].to_numpy() if table["fold"].null_count < len(table) else None
+    names = [_names(table[name]) for name in ("clip_id", "split", "group")]
+    provenance = read_provenance(_provenance(infos, table))
+    del table
+    pa.default_memory_pool().release_unused()  # what thousands of small buffers left between those that are kept
     return FeatureSet(
         features,
         torch.from_numpy(labels),
         class_names,
-        _names(table["clip_id"]) or [],
+        names[0] or [],
         None if folds is None else torch.from_numpy(folds.astype(np.int64)),
-        _names(table["split"]),
-        _names(table["group"]),
-        read_provenance(_provenance(infos, table)),
+        *names[1:],
+        provenance,
     )
 
 
@@ -297,7 +300,7 @@ def _labels(column: pa.ChunkedArray, info: PartInfo) -> tuple[Array, list[str]]:
 def _names(column: pa.ChunkedArray) -> Sequence[str] | None:
     if column.null_count == len(column):
         return None
-    return column.to_pylist() if len(column) <= IN_MEMORY else Names(column)
+    return column.to_pylist() if len(column) <= IN_MEMORY else Names(pa.chunked_array([column.combine_chunks()]))
 
 
 def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
@@ -308,6 +311,6 @@ def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
         counts["missing"] = missing
     known = {**infos[0].settings, **infos[0].notes}
     del known["class_names"], known["is_multilabel"], known["part_size"]
-    samples, checksums = (torch.tensor(table[name].to_numpy()) for name in ("samples", "audio_checksum"))
+    samples, checksums = (torch.from_numpy(table[name].to_numpy()) for name in ("samples", "audio_checksum"))
     per_clip = {"failed": failed, "samples": samples, "audio_checksums": checksums}
     return {**known, "clips": count, "counts": counts, **per_clip}

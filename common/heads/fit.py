@@ -213,7 +213,7 @@ class _Fitting:
             self.kept = self.n_epochs, self.head.state()
 
     def _blocks(self, numbers: Array) -> Sequence[torch.Tensor]:
-        blocks: Sequence[torch.Tensor] = torch.from_numpy(numbers).to(self.rows.device).split(1 << 16)
+        blocks: Sequence[torch.Tensor] = torch.from_numpy(numbers).to(self.rows.device).split(1 << 14)
         return blocks
 
     def _score(self, numbers: Array) -> float:

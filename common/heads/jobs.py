@@ -153,11 +153,14 @@ class FittedHead:
 
 def check_fittable(features: FeatureSet, name: str) -> None:
     """Raise FitError, naming the file `name`, if no meaningful head can be trained on these features."""
-    bad = ~torch.isfinite(features.features).all(dim=1)
+    blocks = features.features.split(1 << 13)  # ten million rows may be on the disk
+    bad = torch.empty(len(features), dtype=torch.bool)
+    for block, into in zip(blocks, bad.split(1 << 13), strict=True):
+        into[:] = ~torch.isfinite(block).all(dim=1)
     if bad.any():
         first = features.clip_ids[int(bad.nonzero()[0])]
         raise FitError(f"{name}: {int(bad.sum())} rows hold NaN or infinite features (first: {first}); extract again")
-    if len(features.features.unique(dim=0)) == 1:
+    if all((block == blocks[0][:1]).all() for block in blocks):
         raise FitError(f"{name}: all {len(features):,} rows of features are the same; extract the features again")
     if features.is_multilabel:
         _check_label_sets(features, name)
