@@ -218,7 +218,7 @@ def load_folder(folder: Path) -> FeatureSet:
         raise FeatureFileError(f"{error}; the same extraction again makes what is missing") from error
     labels, class_names = _labels(table["class_name"], infos[0])
     folds = table["fold"].to_numpy() if table["fold"].null_count < len(table) else None
-    names = [_names(table[name]) for name in ("clip_id", "split", "group")]
+    clip_ids, splits, groups = (_names(table[name]) for name in ("clip_id", "split", "group"))
     provenance = read_provenance(_provenance(infos, table))
     del table
     pa.default_memory_pool().release_unused()  # what thousands of small buffers left between those that are kept
@@ -226,9 +226,10 @@ def load_folder(folder: Path) -> FeatureSet:
         features,
         torch.from_numpy(labels),
         class_names,
-        names[0] or [],
+        clip_ids or [],
         None if folds is None else torch.from_numpy(folds.astype(np.int64)),
-        *names[1:],
+        splits,
+        groups,
         provenance,
     )
 
