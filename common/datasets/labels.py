@@ -102,7 +102,7 @@ def read_indicators(columns: dict[str, Sequence[str]]) -> Labels:
     """Labels from a column per class, whose cells are 0 or 1.
 
     Raises:
-        DatasetError: a cell is something else; names the line in a table with a header.
+        DatasetError: a cell is something else (names the line in a table with a header), or a column has no 1.
     """
     for name, cells in columns.items():
         for line, cell in enumerate(cells, start=2):
@@ -111,6 +111,9 @@ def read_indicators(columns: dict[str, Sequence[str]]) -> Labels:
                     f"line {line}: column {name!r} is taken for a class, so its cells must be 0 or 1, not {cell!r}; add a column "
                     "label, or remove what is not a class"
                 )
+    empty = [name for name, cells in columns.items() if "1" not in cells]
+    if empty:
+        raise DatasetError(f"no clip is of class {empty[0]!r}: its column is 0 everywhere; remove it or add clips")
     rows = zip(*columns.values(), strict=True)
     sets = [[name for name, cell in zip(columns, row, strict=True) if cell == "1"] for row in rows]
     return Labels.several(sets, "a column of 0 and 1 for every class")
