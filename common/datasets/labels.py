@@ -57,7 +57,8 @@ def read_labels(cells: Sequence[str], separator: str | None = None) -> Labels:
     used = [mark for mark in SEPARATORS if any(mark in cell for cell in distinct)]
     mark = next((mark for mark in used if _separates(mark, distinct)), None)
     if mark is not None:
-        labels = Labels.several([cell.split(mark) for cell in cells], f"labels are separated by {mark!r}")
+        how = f"labels are separated by {mark!r} (if not, --label-separator {ONE_CLASS})"
+        labels = Labels.several([cell.split(mark) for cell in cells], how)
         _refuse_second_notation(labels, [other for other in used if other != mark])
         return labels
     unclear = next((cell for mark in used if mark != "," for cell in cells if mark in cell), None)
@@ -83,7 +84,7 @@ def _refuse_second_notation(labels: Labels, marks: Sequence[str]) -> None:
         for name in sorted(names):
             if mark in name and any(part.strip() in names for part in name.split(mark)):
                 raise DatasetError(
-                    f"{labels.remark.partition(':')[0]}, but {name!r} looks like several too; say which: --label-separator"
+                    f"{labels.remark.partition(' (')[0]}, but {name!r} looks like several too; say which: --label-separator"
                 )
 
 
