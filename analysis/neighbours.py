@@ -24,9 +24,6 @@ from common.text_table import as_markdown, as_text, percent, range_of
 if TYPE_CHECKING:  # --help should not wait for numpy
     from common.arrays import Array
 
-if TYPE_CHECKING:  # --help should not wait for numpy
-    from common.arrays import Array
-
 QUERIES = 5000  # clips whose neighbours are looked up, drawn at random from a larger set
 BLOCK = 1 << 24  # similarities in memory at a time
 SEED = 42

@@ -161,7 +161,8 @@ def _explain(threshold: float, rate: float, held_out: int) -> str:
 def _print_table(predictions: Sequence[Prediction], names: Sequence[str], count: int, is_multilabel: bool) -> None:
     """Print the most probable classes; with several labels a clip, those that are predicted."""
     if is_multilabel:
-        count = max(1, min(count, max(len(prediction.labels) for prediction in predictions)))
+        longest = max(len(prediction.labels) + prediction.is_unknown for prediction in predictions)
+        count = max(1, min(count, longest))
     count, has_windows = min(count, len(names)), predictions[0].start_s is not None
     table = [["file", *["seconds"] * has_windows, *(f"{rank}." for rank in range(1, count + 1))]]
     for prediction in predictions:

@@ -57,7 +57,8 @@ def read_labels(cells: Sequence[str], separator: str | None = None) -> Labels:
     used = [mark for mark in SEPARATORS if any(mark in cell for cell in distinct)]
     mark = next((mark for mark in used if _separates(mark, distinct)), None)
     if mark is not None:
-        labels = Labels.several([cell.split(mark) for cell in cells], f"labels are separated by {mark!r}")
+        how = f"labels are separated by {mark!r} (if not, --label-separator {ONE_CLASS})"
+        labels = Labels.several([cell.split(mark) for cell in cells], how)
         _refuse_second_notation(labels, [other for other in used if other != mark])
         return labels
     unclear = next((cell for mark in used if mark != "," for cell in cells if mark in cell), None)
@@ -83,7 +84,7 @@ def _refuse_second_notation(labels: Labels, marks: Sequence[str]) -> None:
         for name in sorted(names):
             if mark in name and any(part.strip() in names for part in name.split(mark)):
                 raise DatasetError(
-                    f"{labels.remark.partition(':')[0]}, but {name!r} looks like several too; say which: --label-separator"
+                    f"{labels.remark.partition(' (')[0]}, but {name!r} looks like several too; say which: --label-separator"
                 )
 
 
@@ -102,7 +103,7 @@ def read_indicators(columns: dict[str, Sequence[str]]) -> Labels:
     """Labels from a column per class, whose cells are 0 or 1.
 
     Raises:
-        DatasetError: a cell is something else; names the line in a table with a header.
+        DatasetError: a cell is something else (names the line in a table with a header), or a column has no 1.
     """
     for name, cells in columns.items():
         for line, cell in enumerate(cells, start=2):
@@ -111,6 +112,9 @@ def read_indicators(columns: dict[str, Sequence[str]]) -> Labels:
                     f"line {line}: column {name!r} is taken for a class, so its cells must be 0 or 1, not {cell!r}; add a column "
                     "label, or remove what is not a class"
                 )
+    empty = [name for name, cells in columns.items() if "1" not in cells]
+    if empty:
+        raise DatasetError(f"no clip is of class {empty[0]!r}: its column is 0 everywhere; remove it or add clips")
     rows = zip(*columns.values(), strict=True)
     sets = [[name for name, cell in zip(columns, row, strict=True) if cell == "1"] for row in rows]
     return Labels.several(sets, "a column of 0 and 1 for every class")

@@ -109,11 +109,12 @@ def jackknife_interval(share: float, without: Array) -> tuple[float, float] | No
     """
     if len(without) < MIN_GROUPS or not np.isfinite(without).all():
         return None
-    t, (centre, *around) = _t_quantile(len(without) - 1, 0), logit(np.clip([share, *without], 1e-6, 1 - 1e-6))
-    half = t * _jackknife_error(np.array(around))
-    if half < 1e-9:  # everything is right, or wrong: Wilson's other limit
+    t, error, variance = _t_quantile(len(without) - 1, 0), _jackknife_error(without), share * (1 - share)
+    if error < 1e-9 or variance < 1e-9:  # everything is right, or wrong: Wilson's other limit
         half_width = t**2 / (len(without) + t**2)
         return max(0.0, share - half_width), min(1.0, share + half_width)
+    # The delta method: the logits themselves would be infinite if the only mistake is in one group.
+    centre, half = logit(share), t * error / variance
     return float(expit(centre - half)), float(expit(centre + half))
 
 

@@ -238,7 +238,8 @@ def _few_shots(fits: _Fits) -> list[FewShotRecord]:
     """Both heads of the first seed, fitted on the configured numbers of clips of every class, for every draw."""
     config, features = fits.fitter.config, fits.features
     first = [job for job in fits.jobs if job.seed == fits.jobs[0].seed]
-    counts = class_counts(features.labels.numpy(), len(features.class_names))
+    labels = features.labels.numpy()
+    counts = np.min([class_counts(labels[job.split.learnable], len(features.class_names)) for job in first], axis=0)
     records = []
     for shots in config.shots or ():
         jobs = [with_shots(features, job, shots, draw) for draw in range(config.draws) for job in first]

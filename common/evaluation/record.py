@@ -200,7 +200,7 @@ class FewShotRecord(Record):
     head: HeadKind
     shots: int
     n_train: int  # clips, on average
-    short_classes: int  # classes that have fewer clips, and give all they have on the training side
+    short_classes: int  # classes that have fewer clips on the training side of some split, and give all they have
     draws: list[float]  # the score of every draw, a mean over splits
     mean: float
     interval: Interval | None  # 95 %, of the mean: how much the drawn clips matter, for these test clips

@@ -44,6 +44,9 @@ def make_splits(prepared: Prepared) -> tuple[list[Split], str]:
     split = Split("test", *(np.flatnonzero(sides == side) for side in ("train", "test", "valid")))
     described = f"{author} train, valid and test split" if len(split.valid) else f"{author} train and test split"
     _refuse_missing_classes(features, split.train, f"the training side of the {described}")
+    _refuse_without_labels(features, split.test, f"the test side of the {described}")
+    if len(split.valid):
+        _refuse_without_labels(features, split.valid, f"the validation side of the {described}")
     return [split], described
 
 
@@ -65,6 +68,7 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
     for words, hold_out in ways:
         try:
             valid = hold_out()
+            _refuse_without_labels(features, valid, "the held-out part")
         except SplitError:
             continue
         return Split(split.name, np.setdiff1d(split.train, valid), split.test, valid), words
@@ -148,6 +152,7 @@ def _folds(features: FeatureSet, folds: Array, author: str) -> tuple[list[Split]
     for fold in present:
         if features.is_multilabel:  # a class that is not tested is left out of a mean
             _refuse_missing_classes(features, np.flatnonzero(folds != fold), f"the training side of fold {fold}")
+            _refuse_without_labels(features, np.flatnonzero(folds == fold), f"fold {fold}")
         else:
             _refuse_missing_classes(features, np.flatnonzero(folds == fold), f"fold {fold}")
     splits = [Split(f"fold {fold}", np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in present]
@@ -179,6 +184,7 @@ def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:
     train, test = np.sort(train), np.sort(test)
     if features.is_multilabel:
         _refuse_missing_classes(features, train, "the training side of the random split")
+        _refuse_without_labels(features, test, "the test side of the random split")
     return Split("random", train, test)
 
 
@@ -204,6 +210,12 @@ def _refuse_missing_classes(features: FeatureSet, rows: Array, where: str) -> No
     if missing:
         names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise SplitError(f"{where} has no clip of class {names}; every class must occur there for a fair score")
+
+
+def _refuse_without_labels(features: FeatureSet, rows: Array, where: str) -> None:
+    """With several labels a clip, or none: rows without any label have no score."""
+    if features.is_multilabel and not features.labels.numpy()[rows].any():
+        raise SplitError(f"no clip of {where} has a label, so nothing can be scored there; divide the clips otherwise")
 
 
 def with_fraction(features: FeatureSet, job: Job, fraction: float) -> Job:

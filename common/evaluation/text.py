@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable
 
@@ -50,7 +51,9 @@ def score_table(protocol: ProtocolRecord) -> list[list[str]]:
 
 
 def _cell(name: str, value: float | None) -> str:
-    return f"{value:.2f}" if name == "d_prime" and value is not None else percent(value)
+    if name == "d_prime" and value is not None:
+        return "-" if math.isnan(value) else f"{value:.2f}"
+    return percent(value)
 
 
 def efficiency_table(protocol: ProtocolRecord) -> list[list[str]]:
@@ -74,7 +77,10 @@ def few_shot_table(protocol: ProtocolRecord) -> list[list[str]]:
 
 def _few_shot_remarks(protocol: ProtocolRecord) -> list[str]:
     short = {point.shots: point.short_classes for point in protocol.few_shots if point.short_classes}
-    return [f"{count} classes have fewer than {shots} clips, and give all they have." for shots, count in short.items()]
+    return [
+        f"{count} class{'es have' if count > 1 else ' has'} fewer than {shots} clips to train on; all are taken."
+        for shots, count in short.items()
+    ]
 
 
 def remarks(protocol: ProtocolRecord) -> list[str]:

@@ -22,6 +22,7 @@ def test_cells_with_a_label_of_other_cells_hold_several(cells: list[str], sets: 
     labels = read_labels(cells)
     assert labels.is_multilabel and labels.sets == sets
     assert f"of {len(cells)} clips" in labels.remark
+    assert ("--label-separator none" in labels.remark) == (not any(cell.startswith("[") for cell in cells))
 
 
 @pytest.mark.parametrize("cells", [["dog", "rain"], ["Child speech, kid speaking", "Music"]])

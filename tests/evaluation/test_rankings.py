@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +20,9 @@ from common.evaluation.outcomes import Outcome
 from common.evaluation.protocol import plan_fits
 from common.evaluation.rankings import Rankings, ranking_scores
 from common.evaluation.record import HeadRecord, RankedClasses
-from common.evaluation.scores import compare_heads, score_head
-from common.evaluation.splits import SplitError, group_folds, random_split, with_fraction, with_shots
+from common.evaluation.scores import compare_heads, main_score, score_head
+from common.evaluation.splits import SplitError, group_folds, make_splits, random_split, with_fraction, with_shots
+from common.evaluation.text import remarks
 from common.features import FeatureSet
 from common.heads import FitError, Job, Split, check_fittable
 from tests.support.heads import run, several_labels, small_features
@@ -109,6 +111,7 @@ def test_a_head_is_scored_by_its_rankings(features: FeatureSet) -> None:
     assert (
         perfect.score == 1 and perfect.interval is not None and perfect.interval[0] < 0.9 and perfect.interval[1] == 1
     )
+    assert np.isnan(perfect.mean["d_prime"])  # infinite
     few = replace(features, groups=["a" if row < 40 else "b" for row in range(len(features))])
     assert score_head(outcomes_of(few, 0.8), few).interval is None
 
@@ -123,6 +126,27 @@ def test_heads_are_compared_by_groups(features: FeatureSet) -> None:
     )
     same = compare_heads(better, better, features)
     assert (same.difference, same.p_value) == (0, 1) and same.interval is not None and same.interval[0] < 0
+
+
+def test_a_fold_of_a_single_group_still_gives_an_interval(features: FeatureSet) -> None:
+    by_fold = replace(features, groups=[f"group {row % 6}" for row in range(len(features))])
+    outcomes = outcomes_of(by_fold, 0.8, fits=6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        interval = score_head(outcomes, by_fold).interval
+        compared = compare_heads(outcomes, outcomes_of(by_fold, 1.5, seed=1, fits=6), by_fold)
+    scores = [main_score([outcome], by_fold) for outcome in outcomes]
+    assert interval is not None and interval[0] < np.mean(scores) < interval[1]
+    assert compared.p_value is not None and compared.interval is not None
+
+
+def test_a_single_mistake_keeps_the_interval_near_the_score() -> None:
+    labels = np.arange(200) % 4 == 0
+    ranks = np.stack([labels, labels], axis=1).astype(np.float32)
+    ranks[0, 0] = -1  # a positive below all others: without its group the score is 1
+    groups = np.arange(200) // 4
+    interval = Rankings(np.stack([labels, labels], axis=1), ranks, np.zeros(200, int), groups, "groups").interval()
+    assert interval is not None and interval[0] > 0.9 and interval[1] > 0.99
 
 
 @pytest.mark.slow
@@ -245,3 +269,22 @@ def test_the_whole_protocol_with_several_labels(features: FeatureSet) -> None:
     assert linear.score == pytest.approx(np.mean(expected), abs=1e-9)
     head = ran.heads["linear"]
     assert head.rule is not None and head.rule.thresholds == linear.label_sets.thresholds
+
+
+def test_a_side_without_any_label_is_refused(features: FeatureSet) -> None:
+    sides = ["test" if row % 4 == 0 else "train" for row in range(len(features))]
+    labels = features.labels.clone()
+    labels[::4] = False
+    split = replace(features, labels=labels, folds=None, splits=sides)
+    with pytest.raises(SplitError, match="no clip of the test side of the given train and test split has a label"):
+        make_splits(Prepared(split, is_official=False))
+    folds = torch.tensor([row % 4 for row in range(len(features))])
+    with pytest.raises(SplitError, match="no clip of fold 0 has a label"):
+        make_splits(Prepared(replace(split, splits=None, folds=folds), is_official=False))
+
+
+def test_classes_are_short_of_shots_by_their_training_clips(features: FeatureSet) -> None:
+    clips = int(features.labels.sum(dim=0).min())
+    record = run(features, shots=(clips,), draws=1, epochs=2).record
+    assert record.few_shots[0].short_classes > 0  # some of its clips are tested
+    assert any("to train on; all are taken" in line for line in remarks(record))

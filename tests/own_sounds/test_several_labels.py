@@ -16,8 +16,9 @@ from analysis.scores import read_runs
 from common.evaluation.record import LabelSets, RunRecord
 from common.features import FeatureSet
 from common.heads import TrainedHead
-from own_sounds.predict import predict_main
+from own_sounds.predict import _print_table, predict_main
 from own_sounds.probe import probe_main
+from own_sounds.timeline import Prediction
 from tests.support.heads import draw_nothing
 from tests.support.own_sounds import FAST, probe, tone
 from tests.support.scripts import call, refused
@@ -118,6 +119,7 @@ def test_rankings_are_read_again_as_they_were_scored(results: Path) -> None:
     [
         ("path,label\n0.wav,a;b\n1.wav,b\n2.wav,\"a,c\"\n3.wav,c\n", (), "looks like several too; say which: --label-separator"),
         ("path,a,b\n0.wav,1,0\n1.wav,0,2\n", (), "line 3: column 'b' is taken for a class"),
+        ("path,a,b\n0.wav,1,0\n1.wav,1,0\n", (), "no clip is of class 'b': its column is 0 everywhere"),
         ("path,b\n0.wav,1\n", (), "lacks the column label, or a column of 0 and 1 for every class"),
         ("path,label\n0.wav,a;b\n1.wav,b\n2.wav,b;c\n", (), "a single clip is of class 'a'"),
         ("path,label,split\n0.wav,a;b,train\n1.wav,b;a,train\n2.wav,b;c,test\n3.wav,c,test\n", (), "class 'c' has only test clips"),
@@ -129,3 +131,10 @@ def test_bad_input_is_one_line(text: str, flags: tuple[str, ...], message: str, 
     path.write_text(text)
     line = refused(call(probe_main, path, "--output-dir", tmp_path / "out", *FAST, *flags))
     assert message in line, line
+
+
+def test_a_mark_hides_no_label(capsys: pytest.CaptureFixture[str]) -> None:
+    heard = Prediction(Path("both.wav"), None, None, [0.9, 0.1, 0.8], ["high", "middle"], distance=9.0, is_unknown=True)
+    _print_table([heard], ["high", "low", "middle"], 5, is_multilabel=True)
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("none of these", "high 90.0 %", "middle 80.0 %"))

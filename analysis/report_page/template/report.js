@@ -119,6 +119,7 @@ function mapChart(id, { map, class_names: names, audio }) {
   document.getElementById(`${id}-count`).textContent = `${rows.length.toLocaleString("en")} clips`
     + (right + wrong ? `, ${right.toLocaleString("en")} of ${(right + wrong).toLocaleString("en")} tested ones right` : "");
   const few = names.length <= PALETTE.length ? names.map((name, label) => [name, PALETTE[label]]) : [];
+  if (few.length && rows.some((row) => map.label[row] < 0)) few.push(["no label", colour("other")]);
   document.getElementById(`${id}-legend`).replaceChildren(...(by === "right" ? Object.entries(VERDICTS) : few).map(([name, mark]) => {
     const item = document.createElement("li");
     item.style.setProperty("--mark", mark);
