@@ -35,7 +35,8 @@ def read_labels(cells: Sequence[str], separator: str | None = None) -> Labels:
     """Read a column of labels.
 
     Cells that are Python lists hold several labels. So do cells with a separator, if what it separates is a label elsewhere
-    too: ``dog;rain`` where other cells say ``rain`` or ``rain;wind``. Otherwise a comma belongs to the name of a class.
+    too: ``dog;rain`` where other cells say ``rain`` or ``rain;wind``. A comma separates only where another cell is the label
+    alone; if none of its parts is elsewhere, it belongs to the name of a class.
 
     Args:
         separator: what separates labels; ONE_CLASS: nothing does. None: the cells tell.
@@ -61,18 +62,26 @@ def read_labels(cells: Sequence[str], separator: str | None = None) -> Labels:
         labels = Labels.several([cell.split(mark) for cell in cells], how)
         _refuse_second_notation(labels, [other for other in used if other != mark])
         return labels
-    unclear = next((cell for mark in used if mark != "," for cell in cells if mark in cell), None)
-    if unclear is not None:
+    unclear = [mark for mark in used if mark != "," or _is_shared(mark, distinct)]
+    if unclear:
+        cell = next(cell for cell in cells if unclear[0] in cell)
         raise DatasetError(
-            f"label {unclear!r} may be several, but no part of it is a label elsewhere; say what separates labels "
-            f"(--label-separator ';'), or that nothing does (--label-separator {ONE_CLASS})"
+            f"label {cell!r} may be several, but no part of it stands alone elsewhere; say what separates labels "
+            f"(--label-separator {unclear[0]!r}), or that nothing does (--label-separator {ONE_CLASS})"
         )
     remark = "labels with ',' are names of one class each; --label-separator ',' makes them several" if used else ""
     return Labels([(cell,) if cell else () for cell in cells], remark=remark)
 
 
 def _separates(mark: str, cells: set[str]) -> bool:
-    """Whether what the mark separates in a cell is a label of another cell too."""
+    """Whether what the mark separates in a cell is a label elsewhere, so that the mark plainly separates labels."""
+    if mark == ",":  # names of people and things have commas
+        return any(part.strip() in cells for cell in cells if mark in cell for part in cell.split(mark) if part.strip())
+    return _is_shared(mark, cells)
+
+
+def _is_shared(mark: str, cells: set[str]) -> bool:
+    """Whether what the mark separates in a cell is in another cell too."""
     counts = Counter(part for cell in cells for part in {part.strip() for part in cell.split(mark)})
     return any(counts[part.strip()] > 1 for cell in cells if mark in cell for part in cell.split(mark) if part.strip())
 

@@ -261,12 +261,12 @@ def _few_shots(fits: _Fits) -> list[FewShotRecord]:
 
 
 def _absent_classes(features: FeatureSet, jobs: Sequence[Job]) -> dict[str, list[str]]:
-    """See `ProtocolRecord.absent`; of the last seed's split, if several have the same name."""
-    if not features.is_multilabel:
-        return {}
-    names = np.array(features.class_names)
-    absent = {job.split.name: names[~features.labels.numpy()[job.split.test].any(axis=0)].tolist() for job in jobs}
-    return {split: missing for split, missing in absent.items() if missing}
+    """See `ProtocolRecord.absent`; with any of the seeds, if splits are drawn."""
+    absent: dict[str, set[str]] = {}
+    for job in jobs if features.is_multilabel else ():
+        missing = np.flatnonzero(~features.labels.numpy()[job.split.test].any(axis=0))
+        absent.setdefault(job.split.name, set()).update(features.class_names[place] for place in missing)
+    return {split: sorted(missing) for split, missing in absent.items() if missing}
 
 
 def _related_share(features: FeatureSet, jobs: Sequence[Job]) -> float | None:

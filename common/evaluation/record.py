@@ -255,6 +255,8 @@ class ScoredRow:
     @property
     def title(self) -> str:
         features = "shuffled" if self.kind is ScoreKind.SHUFFLED else self.control
+        if self.kind is ScoreKind.MAJORITY and self.scores.metric is Metric.MACRO_MAP:
+            return "label-frequency"
         return f"{features}, {head_title(self.classifier)}" if features else head_title(self.classifier)
 
 

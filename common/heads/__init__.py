@@ -2,7 +2,6 @@
 
 from common.heads.fit import ChosenHead, fit_chosen, fit_heads
 from common.heads.jobs import FitError, FittedHead, Job, Split, check_fittable
-from common.heads.novelty import KnownSounds, NoneOfTheseError, conformal_threshold
 from common.heads.recipes import (
     HEADS,
     TUNED,
@@ -15,4 +14,13 @@ from common.heads.recipes import (
     recipe_for,
 )
 from common.heads.scalers import SCALERS, Scaler, fit_scaler
-from common.heads.trained import Answer, HeadFileError, LabelRule, OtherEncoderError, TrainedHead
+from common.heads.trained import (
+    Answer,
+    HeadFileError,
+    KnownSounds,
+    LabelRule,
+    NoneOfTheseError,
+    OtherEncoderError,
+    TrainedHead,
+    conformal_threshold,
+)

@@ -6,7 +6,7 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -24,6 +24,7 @@ from common.heads.scalers import DEFAULT_SHRINKAGE, SHRINKAGES, Scaler, fit_scal
 from common.heads.steps import CompiledHead
 from common.progress import progress_bar
 
+BLOCK = 1 << 14  # rows whose logits are computed at a time
 GLOBAL_RNG = threading.Lock()  # torch initialises layers from a global generator
 
 
@@ -174,6 +175,7 @@ class _Fitting:
     def __init__(self, kind: HeadKind, job: Job, features: FeatureSet, scaled: _ScaledRows, recipe: Recipe) -> None:
         self.kind, self.job = kind, job
         self.scaler, self.rows = scaled.take(job)
+        self.class_names = features.class_names
         with GLOBAL_RNG, torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
             self.module = HEADS[kind](self.scaler.width, len(features.class_names), recipe.hidden_dim)
@@ -213,17 +215,22 @@ class _Fitting:
             self.kept = self.n_epochs, self.head.state()
 
     def _blocks(self, numbers: Array) -> Sequence[torch.Tensor]:
-        blocks: Sequence[torch.Tensor] = torch.from_numpy(numbers).to(self.rows.device).split(1 << 14)
+        blocks: Sequence[torch.Tensor] = torch.from_numpy(numbers).to(self.rows.device).split(BLOCK)
         return blocks
+
+    def _logits(self, head: Callable[[torch.Tensor], torch.Tensor], numbers: Array) -> torch.Tensor:
+        """(M, C) on the CPU, written in place: small results between large blocks would leave holes in memory."""
+        logits = torch.empty(len(numbers), len(self.class_names))
+        for rows, into in zip(self._blocks(numbers), logits.split(BLOCK), strict=True):
+            into.copy_(head(self.rows[rows, : self.scaler.width]))
+        return logits
 
     def _score(self, numbers: Array) -> float:
         """The accuracy, or with several labels a clip the mean average precision."""
-        logits = (self.head.logits(self.rows[rows, : self.scaler.width]) for rows in self._blocks(numbers))
-        if self.labels.ndim == 1:
-            pairs = zip(logits, self._blocks(numbers), strict=True)
-            return sum(int((part.argmax(dim=1) == self.labels[rows]).sum()) for part, rows in pairs) / len(numbers)
-        labels = self.labels.cpu().numpy()[numbers]
-        return float(np.nanmean(average_precisions(labels, torch.cat(list(logits)).cpu().numpy())))
+        labels, logits = self.labels.cpu()[torch.from_numpy(numbers)], self._logits(self.head.logits, numbers)
+        if labels.ndim == 1:
+            return int((logits.argmax(dim=1) == labels).sum()) / len(numbers)
+        return float(np.nanmean(average_precisions(labels.numpy(), logits.numpy())))
 
     @torch.no_grad()
     def finish(self) -> FittedHead:
@@ -233,8 +240,7 @@ class _Fitting:
         module.load_state_dict(state)
         module.eval().requires_grad_(False)
         logits, valid_logits = (
-            torch.cat([module(self.rows[rows, : self.scaler.width].cpu()) for rows in self._blocks(numbers)])
-            for numbers in (job.split.test, job.split.valid)
+            self._logits(lambda rows: module(rows.cpu()), numbers) for numbers in (job.split.test, job.split.valid)
         )
         if not torch.isfinite(logits).all() or not math.isfinite(self.curves.train_loss[-1]):
             raise FitError(

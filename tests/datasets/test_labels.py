@@ -11,7 +11,7 @@ from common.datasets import DatasetError, read_indicators, read_labels
     ("cells", "sets"),
     [
         (["dog;rain", "rain", "cat"], [("dog", "rain"), ("rain",), ("cat",)]),
-        (["dog, rain", "rain,wind"], [("dog", "rain"), ("rain", "wind")]),
+        (["dog, rain", "rain,wind", "rain"], [("dog", "rain"), ("rain", "wind"), ("rain",)]),
         (["a|b|b", "", "b"], [("a", "b"), (), ("b",)]),
         (["['a', 'b']", "[]", "", "['c']"], [("a", "b"), (), (), ("c",)]),
         # A comma inside a name, where no part of the name is a label.
@@ -33,8 +33,10 @@ def test_other_cells_are_one_class_each(cells: list[str]) -> None:
 
 
 def test_the_separator_decides_where_the_cells_do_not() -> None:
+    with pytest.raises(DatasetError, match=r"label 'Smith, Anna' may be several, .*--label-separator ','"):
+        read_labels(["Smith, Anna", "Smith, Bob"])
     cells = ["dog;rain", "cat;wind"]
-    with pytest.raises(DatasetError, match="label 'dog;rain' may be several, but no part of it is a label elsewhere"):
+    with pytest.raises(DatasetError, match="label 'dog;rain' may be several, but no part of it stands alone elsewhere"):
         read_labels(cells)
     assert read_labels(cells, ";").sets == [("dog", "rain"), ("cat", "wind")]
     one = read_labels(cells, "none")

@@ -36,7 +36,7 @@ def test_the_root_of_a_table_holds_files_outside_its_folder(tmp_path: Path) -> N
         ("file,label\na.wav,x\n", r"lacks the column path \(it has file, label\)"),
         ("path,label\n", "lists no clips"),
         ("path,label\na.wav,\n", "line 2: its label is empty"),
-        ("path,label\na.wav,x;y\n", "label 'x;y' may be several, but no part of it is a label elsewhere"),
+        ("path,label\na.wav,x;y\n", "label 'x;y' may be several, but no part of it stands alone elsewhere"),
         ("path,label,fold\na.wav,x,one\n", "line 2: fold must be a whole number, not 'one'"),
         ("path,label,split\na.wav,x,both\n", "line 2: split must be train, valid or test, not 'both'"),
         ("path,label,start\na.wav,x,soon\n", "line 2: start must be a number of seconds, not 'soon'"),

@@ -8,7 +8,7 @@ const PALETTE = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#b07aa1
   "#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d", "#1f78b4", "#b2df8a", "#6a3d9a"];
 const WEBGL_FROM = 4000; // clips
 const MARKS = { // name, colour, symbol, distance from the middle of a row
-  majority_class: ["always the most frequent class", "other", "line-ns-open", 0],
+  majority_class: ["without features", "other", "line-ns-open", 0],
   untrained_encoder: ["untrained encoder", "other", "x-thin-open", 0],
   published_best: ["best published probe of another encoder", "other", "star-open", 0],
   linear: ["linear head", "linear", "circle", -0.14],
