@@ -1,9 +1,9 @@
 """Several labels a clip: heads rank the clips for every class, and are scored by their rankings.
 
 Intervals and tests leave out every group in turn (jackknife) and take Student's t. Intervals of a score are symmetric on the
-logit scale, so that they stay within 0 to 1. Average precision with few positives is too high, so a
-score is compared with scores on test sets of the same size. In simulations with 5, 20 and 50 groups and 3 to 50 classes the
-intervals covered the expected score 94 to 98 % of the time, and 2 to 6 % of tests between equal heads were below 0.05.
+logit scale, so that they stay within 0 to 1. Average precision with few positives is too high, so a score is compared with
+scores on test sets of the same size. In simulations with 5, 20 and 50 groups and 3 to 50 classes the intervals covered the
+expected score 92 to 97 % of the time, and 2 to 5 % of tests between equal heads were below 0.05.
 """
 
 from __future__ import annotations
