@@ -312,6 +312,7 @@ def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
         counts["missing"] = missing
     known = {**infos[0].settings, **infos[0].notes}
     del known["class_names"], known["is_multilabel"], known["part_size"]
-    samples, checksums = (torch.from_numpy(table[name].to_numpy()) for name in ("samples", "audio_checksum"))
+    columns = (np.require(table[name].to_numpy(), requirements="W") for name in ("samples", "audio_checksum"))
+    samples, checksums = map(torch.from_numpy, columns)
     per_clip = {"failed": failed, "samples": samples, "audio_checksums": checksums}
     return {**known, "clips": count, "counts": counts, **per_clip}

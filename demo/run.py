@@ -28,7 +28,6 @@ They say nothing about AudioSep. For the real thing, get the weights and a data 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
     parser = Parser(__doc__, prog="python -m demo.run")
     study = "what make reproduce runs, for all tasks (10 minutes) or the named ones, on more sounds"
     parser.add_argument("--study", nargs="*", metavar="TASK", help=study)

@@ -30,7 +30,6 @@ SETTINGS = [key for key in ExtractConfig.model_fields if key not in ("data_root"
 
 
 def embed_main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
     run(lambda: _embed(argv))
 
 

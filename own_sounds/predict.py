@@ -32,7 +32,6 @@ NONE = "none of these"
 
 
 def predict_main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
     run(lambda: _predict(argv))
 
 

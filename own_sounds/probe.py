@@ -24,7 +24,6 @@ FIT = [key for key in FitConfig.model_fields if key not in (*ExtractConfig.model
 
 
 def probe_main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
     run(lambda: _probe(argv))
 
 

@@ -36,7 +36,6 @@ def as_table(record: CheckRecord) -> list[list[str]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
     parser = Parser(__doc__, prog="python -m common.encoder.check")
     parser.add_argument("name", metavar="NAME", help=FORMS)
     add_settings(parser, ExtractConfig, None, SETTINGS)

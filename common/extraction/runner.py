@@ -142,6 +142,7 @@ class _Making:
     claims: Claims
     bar: tqdm[Any]
     n_embedded: int = 0
+    audio_s: float = 0.0
 
     def run_until_all_are_there(self, order: Sequence[range]) -> None:
         """Make the parts that nobody has in work, and wait for the others; what dead processes had is taken over."""
@@ -181,6 +182,9 @@ class _Making:
             part = in_work.pop(outcome.row)
             part.outcomes[outcome.row] = outcome
             self.n_embedded += 1
+            if isinstance(outcome, Embedded):
+                self.audio_s += outcome.samples / self.process.encoder.sample_rate
+                self.bar.set_postfix_str(f"{self.audio_s / self.bar.format_dict['elapsed']:.0f} s of audio/s", False)
             self.bar.update()
             if isinstance(outcome, Failed) and self.work.sizes[outcome.row] != MISSING:  # those were told of together
                 self.bar.write(f"failed: {outcome.why}", file=sys.stderr)

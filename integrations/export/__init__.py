@@ -17,7 +17,6 @@ class ExportError(UserError):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command."""
     parser = Parser(__doc__, prog="python -m common.export")
     parser.add_argument("path", type=user_path, metavar="FOLDER_OR_FILE", help="a folder for hf, a file for onnx")
     parser.add_argument(
