@@ -184,7 +184,8 @@ class _Making:
             self.n_embedded += 1
             if isinstance(outcome, Embedded):
                 self.audio_s += outcome.samples / self.process.encoder.sample_rate
-                self.bar.set_postfix_str(f"{self.audio_s / self.bar.format_dict['elapsed']:.0f} s of audio/s", False)
+                elapsed_s = self.bar.format_dict["elapsed"] or 1.0  # 0 of a bar that is not shown
+                self.bar.set_postfix_str(f"{self.audio_s / elapsed_s:.0f} s of audio/s", refresh=False)
             self.bar.update()
             if isinstance(outcome, Failed) and self.work.sizes[outcome.row] != MISSING:  # those were told of together
                 self.bar.write(f"failed: {outcome.why}", file=sys.stderr)
