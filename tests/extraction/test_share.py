@@ -287,7 +287,11 @@ def test_torchrun_makes_the_file_of_one_process(esc50_root: Path, tmp_path: Path
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     made = subprocess.run(
         [*launcher, script, *flags, tmp_path / "shards.pt"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        },  # a package has tests too
         check=False,
         capture_output=True,
         text=True,
