@@ -31,6 +31,10 @@ class Clip:
     start_s: float | None = None
     end_s: float | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.labels, str):  # which is a sequence of letters
+            raise TypeError(f"labels must be a tuple such as ({self.labels!r},)")
+
     @property
     def class_name(self) -> str:
         """Its class, or its labels joined by ``;``; empty without any."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from common.datasets import DatasetError, read_indicators, read_labels
+from common.datasets import Clip, DatasetError, read_indicators, read_labels
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,8 @@ def test_a_column_for_every_class() -> None:
     assert read_indicators({"dog": ["1", "0", "0"], "rain": ["1", "1", "0"]}).sets == [("dog", "rain"), ("rain",), ()]
     with pytest.raises(DatasetError, match=r"line 3: column 'rain' is taken for a class, .* not '0.5'"):
         read_indicators({"dog": ["1", "0"], "rain": ["1", "0.5"]})
+
+
+def test_a_name_alone_is_not_a_set_of_labels() -> None:
+    with pytest.raises(TypeError, match=r"labels must be a tuple such as \('dog',\)"):
+        Clip(Path("a.wav"), "dog")  # type: ignore[arg-type]
