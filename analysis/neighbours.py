@@ -71,10 +71,10 @@ def neighbours_of(run: Run) -> Neighbours:
     values = fit_scaler("standard", raw)(raw)  # of all rows: there is nothing to train, and no score to be had by it
     groups = np.arange(len(raw)) if features.groups is None else np.unique(features.groups, return_inverse=True)[1]
     queries = np.sort(np.random.default_rng(SEED).permutation(len(raw))[:QUERIES])
-    found = np.array([*_retrieve(values, labels, groups, queries)])  # (queries, 4)
-    kept = np.isfinite(found[:, 0])
-    p1, p10, map_r, chance = found[kept].mean(axis=0)
-    interval = share_interval(found[kept, 0], groups[queries][kept], np.zeros(kept.sum()))
+    scores = np.array([*_retrieve(values, labels, groups, queries)])  # (queries, 4)
+    kept = np.isfinite(scores[:, 0])
+    p1, p10, map_r, chance = scores[kept].mean(axis=0)
+    interval = share_interval(scores[kept, 0], groups[queries][kept], np.zeros(kept.sum()))
     ari = ami = None
     if not features.is_multilabel:
         clusters = KMeans(len(features.class_names), n_init=3, random_state=SEED).fit_predict(values)

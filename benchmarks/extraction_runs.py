@@ -222,7 +222,7 @@ def take_turns(
     for way in ways:
         pipe, remote = context.Pipe()
         context.Process(target=worker, args=(way, paths, device, remote), daemon=True).start()
-        remote.close()  # so that a worker that fails is no endless wait
+        remote.close()  # so that reading ends when a worker has failed
         pipes.append(pipe)
     seconds = medians_in_turns([partial(extract_once, pipe) for pipe in pipes], rounds, device)
     figures = []

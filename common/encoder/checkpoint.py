@@ -152,7 +152,7 @@ def _refuse_non_checkpoint(path: Path) -> None:
         raise CheckpointError(f"checkpoint {path} is a folder. Give the file itself, such as {path}/pytorch_model.bin")
     if not path.is_file():
         how = f"Get it with: {DOWNLOAD} (or try the pipeline untrained with --checkpoint random:0)"
-        raise CheckpointError(f"checkpoint {path} {'is no file' if path.exists() else 'not found'}. {how}")
+        raise CheckpointError(f"checkpoint {path} {'is not a file' if path.exists() else 'not found'}. {how}")
     with path.open("rb") as file:
         head = file.read(64).lstrip()
     if not head:

@@ -199,7 +199,7 @@ def _measure_none_of_these(held_out: HeldOut[Array]) -> NoneOfTheseRecord | None
 
 
 def calibrate(held_out: HeldOut[Unseen]) -> CalibrationRecord | None:
-    """A head's calibration before and after temperature scaling; None if no rows can set the temperature."""
+    """A head's calibration before and after scaling of its logits; None if no rows can set the scale."""
     if not held_out.sources[0]:
         return None
     tested = Unseen.join(held_out.tested)

@@ -22,19 +22,19 @@ def test_precisions_by_hand() -> None:
     angles = np.radians([0, 1, 3, 10, 60])
     values = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     labels, groups = np.array([0, 1, 0, 0, 1]), np.arange(5)
-    (found,) = _retrieve(values, labels, groups, np.array([0]))
+    (scores,) = _retrieve(values, labels, groups, np.array([0]))
     # By distance: 1 (of another class), 2, 3 (both count), 4. R is 2: precisions 0 and 1/2 at the two places.
-    assert found == pytest.approx((0, 2 / 4, (0 + 1 / 2) / 2, 2 / 4))
+    assert scores == pytest.approx((0, 2 / 4, (0 + 1 / 2) / 2, 2 / 4))
     # Without its group, 2 is left out: 1, 3, 4, of which one counts.
-    (found,) = _retrieve(values, labels, np.array([0, 1, 0, 3, 4]), np.array([0]))
-    assert found == pytest.approx((0, 1 / 3, 0, 1 / 3))
+    (scores,) = _retrieve(values, labels, np.array([0, 1, 0, 3, 4]), np.array([0]))
+    assert scores == pytest.approx((0, 1 / 3, 0, 1 / 3))
     # Nothing counts, since all of its class are of its group.
-    (found,) = _retrieve(values, labels, np.array([0, 1, 0, 0, 4]), np.array([0]))
-    assert np.isnan(found).all()
+    (scores,) = _retrieve(values, labels, np.array([0, 1, 0, 0, 4]), np.array([0]))
+    assert np.isnan(scores).all()
     # Several labels a clip: one in common is enough.
     several = np.array([[1, 1], [0, 1], [0, 0], [1, 0], [0, 0]], bool)
-    (found,) = _retrieve(values, several, groups, np.array([0]))
-    assert found[0] == 1 and found[3] == 2 / 4
+    (scores,) = _retrieve(values, several, groups, np.array([0]))
+    assert scores[0] == 1 and scores[3] == 2 / 4
 
 
 def scores_of(features: FeatureSet, tmp_path: Path) -> neighbours.Neighbours:
@@ -60,8 +60,8 @@ def test_noise_is_at_chance_and_the_order_of_rows_does_not_matter(tmp_path: Path
     order = np.random.default_rng(0).permutation(len(values))
 
     def means(rows: Array) -> Array:
-        found = [*_retrieve(values[rows], labels[rows], rows, np.arange(len(rows)))]
-        averages: Array = np.mean(found, axis=0)
+        scores = [*_retrieve(values[rows], labels[rows], rows, np.arange(len(rows)))]
+        averages: Array = np.mean(scores, axis=0)
         return averages
 
     assert means(order) == pytest.approx(means(np.arange(len(values))), abs=1e-6)
