@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.plots import Panel, plot_heads
-from analysis.scores import ENCODERS_FOLDER, WIDTH, Run, by_task
+from analysis.scores import WIDTH, Run, by_task
 from common.datasets import Metric
 from common.encoder.measure import CheckRecord
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
@@ -22,6 +22,7 @@ from common.evaluation.scores import Hits
 from common.features import FeatureFileError
 from common.files import write_atomically, write_csv
 from common.heads import HEADS, HeadKind, head_title
+from common.scripts import ENCODERS_FOLDER
 from common.text_table import as_latex, as_markdown, as_text, escape_latex, percent, range_of
 
 RESAMPLES = 2000

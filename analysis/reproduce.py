@@ -7,7 +7,6 @@ finished work is not repeated.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-from analysis.scores import ENCODERS_FOLDER
 from analysis.studies import STUDIES, Study, find_study
 from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError, ExtractConfig, load_config
 from common.encoder_name import FORMS, EncoderKind, EncoderName, file_of
 from common.files import PROJECT_ROOT
 from common.flags import Parser, run, user_path
+from common.scripts import call, flags, measure_encoders, show_command
 
 # name -> the flags of what takes the encoder's place
 CONTROLS = {
@@ -79,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(describe_plan(plan))
         if plan.missing_weights:
             preview_download("weights")
-        missing = [study for study in plan.studies if not study.data_root(plan.data).is_dir()]
+        missing = [study for study in plan.studies if study.root is None and not study.data_root(plan.data).is_dir()]
         for words in dict.fromkeys(words for study in missing for words in _downloads(study, plan)):
             preview_download(*words)
         return
@@ -91,9 +90,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     ready = [study for study in plan.studies if _get(study, plan)]
     if not ready:
         raise ConfigError("no data set found; give their folder with --data, or download them with --yes")
-    if len(plan.encoders) > 1:
-        _measure_encoders(plan)
+    if len(plan.encoders) > 1 and any(study.root is None for study in ready):
+        results = plan.results or PROJECT_ROOT / "analysis" / "results"
+        settings = flags(checkpoint=plan.checkpoint, device=plan.device, trust_remote_code=plan.trust_remote_code)
+        measure_encoders(plan.encoders, results, plan.overwrite, *settings)
     for study in ready:
+        if study.root is not None:  # one's own sounds
+            _rank_encoders(study, plan)
+            continue
         if not plan.no_doctor:
             checkpoint = plan.checkpoint if plan.has_audiosep else "random:0"
             settings = flags(data_root=study.data_root(plan.data), checkpoint=checkpoint, device=plan.device)
@@ -101,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             call("common.doctor", study.check, *settings, advice=advice)
         for encoder in plan.encoders:
             _one_encoder(study, plan, encoder)
+    if all(study.root is not None for study in ready):
+        return  # which has its summary and report
     call("analysis/summary.py", *flags(results=plan.results))
     if len(ready) > 1:
         call("analysis/task_similarity.py", *flags(results=plan.results))
@@ -114,7 +120,8 @@ def _parse(argv: Sequence[str] | None) -> Plan:
         kind = {"action": "store_true"} if metavar is None else {"metavar": metavar, **more}
         parser.add_argument(name, help=text, **kind)
 
-    add("tasks", f"{', '.join(STUDIES)} (default: the main ones)", "TASK", nargs="*")
+    which = f"{', '.join(STUDIES)}, or a folder or table of sounds (default: the main ones)"
+    add("tasks", which, "TASK", nargs="*")
     add("--data", "where the data sets' folders are (default: data)", "FOLDER", type=user_path)
     add("--results", "where everything goes (default: the tasks' own folders)", "FOLDER", type=user_path)
     which = f"{FORMS}; several are compared (default: audiosep)"
@@ -133,59 +140,18 @@ def _parse(argv: Sequence[str] | None) -> Plan:
     return parser.parse_args(argv, Plan())
 
 
-def flags(**values: object) -> list[object]:
-    """Flags by their names: none for None and False, the name alone for True."""
-    words: list[object] = []
-    for name, value in values.items():
-        if value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [value])]
-    return words
-
-
-def _measure_encoders(plan: Plan) -> None:
-    """Check every encoder, and measure its speed on this machine."""
-    folder = (plan.results or PROJECT_ROOT / "analysis" / "results") / ENCODERS_FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = flags(checkpoint=plan.checkpoint, device=plan.device, trust_remote_code=plan.trust_remote_code)
-    for encoder in plan.encoders:
-        path = folder / f"{encoder.slug}.json"
-        is_needed = plan.overwrite or not path.exists()
-        if is_needed and run_script("common.encoder.check", encoder, *settings, "--json", path) > 1:
-            sys.exit(2)
-
-
-def run_script(script: str, *flags: object) -> int:
-    """Show a command and run it; returns its exit status."""
-    _show_command(script, *flags)
-    what = [str(PROJECT_ROOT / script)] if script.endswith(".py") else ["-m", script]
-    return subprocess.run([sys.executable, *what, *map(str, flags)], check=False).returncode
-
-
-def call(script: str, *flags: object, advice: str = "stopped; once that is fixed, the same command continues") -> None:
-    """The same, but if it fails, print the advice and exit with its status."""
-    status = run_script(script, *flags)
-    if status:
-        print(advice, file=sys.stderr)
-        sys.exit(status)
-
-
 def preview_download(*flags: object) -> None:
     """Show what a download would do, in this process: another one takes as long as all of a plan's previews."""
     from common.download.command import main as download
 
-    _show_command("common.download", *flags, "--dry-run")
+    show_command("common.download", *flags, "--dry-run")
     download([*map(str, flags), "--dry-run"])
-
-
-def _show_command(script: str, *flags: object) -> None:
-    shown = [str(flag).replace(f"{PROJECT_ROOT}/", "") for flag in flags]
-    print(f"\n$ python {'' if script.endswith('.py') else '-m '}{script} {' '.join(shown)}", flush=True)
 
 
 def _get(study: Study, plan: Plan) -> bool:
     """Whether the data set is there, after downloading it if need be."""
     root = study.data_root(plan.data)
-    return root.is_dir() or _download(plan, study.task.title, root, _downloads(study, plan))
+    return root.is_dir() or study.root is not None or _download(plan, study.task.title, root, _downloads(study, plan))
 
 
 def _downloads(study: Study, plan: Plan) -> list[Sequence[object]]:
@@ -206,6 +172,14 @@ def _download(plan: Plan, what: str, place: Path, calls: Sequence[Sequence[objec
     for words in calls:
         call("common.download", *words)
     return True
+
+
+def _rank_encoders(study: Study, plan: Plan) -> None:
+    """Probe one's own sounds with every encoder."""
+    shared = flags(overwrite=plan.overwrite, device=plan.device, checkpoint=plan.checkpoint, epochs=plan.epochs)
+    more = flags(allow_missing=plan.allow_missing, trust_remote_code=plan.trust_remote_code, recipe=plan.recipe)
+    where = flags(seeds=plan.seeds, output_dir=plan.results and plan.results / study.name)
+    call(study.classify, *study.extract_flags, *where, *shared, *more, "--encoders", *plan.encoders)
 
 
 def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:

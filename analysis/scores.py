@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # --help should not wait for torch
     from common.heads import HeadKind
 
 WIDTH = 100  # of printed text
-ENCODERS_FOLDER = "encoders"  # below the results: what `common.encoder.check` measured of each encoder
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,12 +11,13 @@ from pathlib import Path
 from common.cli import data_root_of
 from common.config import ConfigError
 from common.datasets import Task
+from common.datasets.hub import is_on_hub
 from esc50_feature_fc import esc50
 from fsd50k_feature_fc import fsd50k
 from icbhi_feature_fc import icbhi
 from key_word_spotting import speech_commands
 from nsynth_feature_fc import nsynth
-from own_sounds.sounds import Source
+from own_sounds.sounds import Source, absolute
 from speaker_recognition import librispeech
 from urbansound8k_feature_fc import urbansound8k
 
@@ -50,7 +52,7 @@ class Study:
         """The commands that run it, on one line."""
         commands = [(script, *self.extract_flags) for script in self.extract if script != self.classify]
         commands.append((self.classify, *(self.classify_flags if commands else self.extract_flags)))
-        return " && ".join(f"python {' '.join(command)}" for command in commands)
+        return " && ".join(f"python {shlex.join(command)}" for command in commands)
 
 
 def _study(task: Task, scripts: tuple[str, str], hours: float, *download: str, flags: tuple[str, ...] = ()) -> Study:
@@ -110,9 +112,7 @@ STUDIES = {study.name: study for study in _studies()}
 @cache
 def _own_study(source: Source, root: Path) -> Study:
     task, script = source.task(), "own_sounds/probe.py"
-    regexes = {"--label-regex": source.label_regex, "--group-regex": source.group_regex}
-    flags = [word for flag, regex in regexes.items() if regex is not None for word in (flag, repr(regex))]
-    where = (str(source.place), *flags)
+    where = (str(source.place), *source.as_flags())
     return Study(task, {script: task}, script, 0.0, ((task.name,),), "", where, is_main=False, root=root)
 
 
@@ -125,14 +125,15 @@ def study_in(folder: Path, name: str) -> Study | None:
 
 
 def find_study(name: str) -> Study:
-    """Find a study by its name, or the beginning of one, such as `librispeech`; or by the folder of results of one's own
-    sounds. ConfigError if there is none."""
+    """Find a study by its name, or the beginning of one, such as `librispeech`; or one's own sounds, by where they are or by the
+    folder of their results. ConfigError if there is none."""
     loaded = Source.load(Path(name)) if name else None
     if loaded is not None:
         return _own_study(*loaded)
+    place = absolute(Path(name))
+    if name and name not in STUDIES and (is_on_hub(place) or place.exists()):
+        return _own_study(Source(place), place if place.is_dir() else place.parent)
     matching = [study for study in STUDIES.values() if name and study.name.startswith(name)]
     if not matching:
-        raise ConfigError(
-            f"task {name} is unknown; choose one of {', '.join(STUDIES)}, or a folder that own_sounds/probe.py has written"
-        )
+        raise ConfigError(f"task {name} is unknown; choose one of {', '.join(STUDIES)}, or a folder or table of sounds")
     return STUDIES.get(name, matching[0])

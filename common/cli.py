@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.config import ExtractConfig, load_config
-from common.datasets import Clip, Task, Variants
+from common.datasets import Sounds, Task, Variants
 from common.encoder_name import EncoderKind, EncoderName
 from common.flags import Arguments, parse_classify_flags, parse_extract_flags, run
 
@@ -34,13 +34,18 @@ def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> No
     def extract_all() -> None:
         arguments = parse_extract_flags(task, argv)
         config = arguments.config
+        from common.datasets.places import read_task
+
         for variant in arguments.tasks:
             root = config.data_root or variant.default_data_root
             features_file = config.features or variant.features_of(EncoderName.parse(config.encoder).slug)
             if arguments.launch.status:
                 print_status(features_file, arguments.launch.status)
                 continue
-            extract_task(variant, variant.read_clips(root), root, features_file, arguments)
+            sounds = read_task(variant, root)
+            for remark in sounds.remarks:
+                print(remark)
+            extract_task(variant, sounds, features_file, arguments)
 
     run(extract_all)
 
@@ -69,9 +74,7 @@ def print_status(output: Path, form: str) -> None:
     print(json.dumps(asdict(status)) if form == "json" else status)
 
 
-def extract_task(
-    task: Task, clips: Iterable[Clip], root: Path, output: Path, arguments: Arguments[ExtractConfig]
-) -> bool:
+def extract_task(task: Task, sounds: Sounds, output: Path, arguments: Arguments[ExtractConfig]) -> bool:
     """Embed a task's clips as the flags say, and print how; returns whether the output is finished."""
     config, launch, share = arguments.config, arguments.launch, arguments.launch.share
     from common.encoder import configured_encoder
@@ -83,7 +86,7 @@ def extract_task(
     # The processes of torchrun share a machine's cores and GPUs.
     is_torchrun = share.launcher == "torchrun"
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", share.count)) if is_torchrun else 1
-    source = ClipList(clips, root, task.name, task.class_names, task.is_multilabel)
+    source = ClipList(sounds.clips, sounds.root, task.name, task.class_names, task.is_multilabel, sounds.origin)
     print(_describe_clips(task, source))
     options = ExtractOptions(arguments.overwrite, share, config.allow_missing, config.part_size)
     load = partial(configured_encoder, config)

@@ -52,6 +52,8 @@ def _base(info: ValidationInfo) -> Path:
 
 
 def _resolve(path: Path, info: ValidationInfo) -> Path:
+    if str(path).startswith("hf:"):  # a data set of the hub
+        return path
     return _base(info) / os.path.expanduser(path)  # noqa: PTH111 - pathlib's fails for users who do not exist
 
 
@@ -107,7 +109,12 @@ class Settings(BaseModel):
 
 
 class ExtractConfig(Settings):
-    data_root: PlacePath | None = setting(None, "the unpacked data set", "FOLDER")
+    data_root: PlacePath | None = setting(
+        None,
+        "the unpacked data set; or a copy of it as a table, Parquet files, tars such as 'shards/{000..127}.tar', or "
+        "hf:OWNER/NAME[:CONFIG][@REVISION] of the Hugging Face hub",
+        "PLACE",
+    )
     encoder: EncoderText = setting("audiosep", FORMS, "NAME")
     checkpoint: WeightsPath = setting(
         str(DEFAULT_CHECKPOINT), "AudioSep weights, or random:SEED (untrained, as a control)", "FILE"

@@ -14,13 +14,14 @@ FORMS = "audiosep, logmel, hear:MODULE_OR_FILE.py[:WEIGHTS] or hf:NAME_OR_FOLDER
 
 
 class EncoderKind(StrEnum):
-    """The kinds of encoders. A name has every kind but UNTRAINED, which its weights decide."""
+    """The kinds of encoders. A name has every kind but UNTRAINED, which its weights decide, and ELSEWHERE."""
 
     AUDIOSEP = "audiosep"
     UNTRAINED = "untrained"  # AudioSep's network with random weights
     LOGMEL = "logmel"  # log-mel statistics, which are no network
     HEAR = "hear"  # a module with the interface of HEAR 2021
     TRANSFORMERS = "hf"  # a model of Hugging Face transformers
+    ELSEWHERE = "elsewhere"  # embeddings that another program has made
 
     @property
     def is_plug_in(self) -> bool:
@@ -37,7 +38,7 @@ class EncoderNameError(UserError):
 
 @dataclass(frozen=True)
 class EncoderName:
-    kind: EncoderKind  # any but UNTRAINED
+    kind: EncoderKind  # any but UNTRAINED and ELSEWHERE
     place: str = ""  # of "hear" a module, or the path of a .py file; of "hf" a model's name, or a folder
     weights: str = ""  # the path of a HEAR module's weights
 
@@ -94,6 +95,8 @@ def slug_of(kind: EncoderKind | None, label: str) -> str:
         return EncoderKind.AUDIOSEP.value
     if kind is EncoderKind.LOGMEL:
         return kind.value
+    if kind is EncoderKind.ELSEWHERE:
+        return re.sub(r"[^\w-]+", "_", label)
     name = EncoderName.parse(label)
     parts = [name.place.removesuffix(".py").rpartition("/")[2], Path(name.weights).stem]
     slug = re.sub(r"[^\w.-]+", "_", "_".join(part for part in parts if part))

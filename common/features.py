@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,7 @@ ENCODER_SETTINGS = (
 # The part that several files of one encoder share.
 SHARED = (*ENCODER_SETTINGS, "outputs", "default_output", "parameters", "min_samples")
 PER_CLIP = ("failed", "samples", "audio_checksums")  # the part that has an entry per clip
+SEGMENT = re.compile(r"#(?P<start>[\d.e+-]+|None)-(?P<end>[\d.e+-]+|None)$")  # at the end of a clip's id
 SEVERAL = "several"  # stands for the layer and the pool of a file with several outputs
 
 
@@ -65,6 +67,7 @@ class Provenance(TypedDict, total=False):
     of `common.encoder.EncoderInfo`."""
 
     dataset: str
+    origin: str  # the data set of the hub and its revision
     kind: Annotated[str, AfterValidator(lambda kind: EncoderKind(kind).value)]
     encoder: str
     checkpoint: str
@@ -151,7 +154,7 @@ class FeatureSet:
         return f"FeatureSet({rows:,} clips x {width:,} numbers, {len(self.class_names)} classes{made_by})"
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row per clip: ``clip_id``, ``class_name``, ``fold``, ``split``, ``group`` as far as known, then the numbers.
+        """One row per clip: what `about_clips` says, then the numbers.
 
         The numbers are called ``f0``, ``f1``...; of a file with several outputs, ``encoder_block6_mean_0`` and so on.
         """
@@ -160,23 +163,39 @@ class FeatureSet:
         numbers = [f"f{place}" for place in range(self.features.shape[1])]
         for name, columns in self.output_columns.items():
             numbers[columns] = [f"{name.replace(' ', '_')}_{place}" for place in range(columns.stop - columns.start)]
+        return pd.concat([self.about_clips(), pd.DataFrame(self.features.numpy(), columns=numbers)], axis=1)
+
+    def about_clips(self) -> pd.DataFrame:
+        """One row per clip: ``clip_id``, ``start`` and ``end`` (seconds), ``class_name``, ``fold``, ``split``, ``group``, as far as
+        known."""
+        import pandas as pd
+
+        spans = [SEGMENT.search(clip_id) for clip_id in self.clip_ids]
+        seconds = {
+            name: [float(span[name]) if span and span[name] != "None" else None for span in spans]
+            if any(spans)
+            else None
+            for name in ("start", "end")
+        }
         about = {
             "clip_id": self.clip_ids,
+            **seconds,
             "class_name": self.label_texts if self.class_names else None,
             "fold": None if self.folds is None else self.folds.numpy(),
             "split": self.splits,
             "group": self.groups,
         }
-        known = pd.DataFrame({name: values for name, values in about.items() if values is not None})
-        return pd.concat([known, pd.DataFrame(self.features.numpy(), columns=numbers)], axis=1)
+        return pd.DataFrame({name: values for name, values in about.items() if values is not None})
 
     def to_sklearn(self) -> Bunch:
-        """As scikit-learn's data sets: ``data`` (N, D), ``target`` (N,), ``target_names`` and ``groups`` (N,) or None."""
+        """As scikit-learn's data sets: ``data`` (N, D), ``target`` (N,), ``target_names``, and ``groups`` and ``folds`` (N,) or None;
+        folds suit its ``PredefinedSplit``."""
         from sklearn.utils import Bunch
 
         data, target = self.features.numpy(), self.labels.numpy()
         groups = None if self.groups is None else np.array(self.groups)
-        return Bunch(data=data, target=target, target_names=list(self.class_names), groups=groups)
+        folds = None if self.folds is None else self.folds.numpy()
+        return Bunch(data=data, target=target, target_names=list(self.class_names), groups=groups, folds=folds)
 
     @classmethod
     def join(cls, parts: Sequence[FeatureSet], names: Sequence[str], class_order: Sequence[str] | None) -> FeatureSet:
@@ -213,6 +232,16 @@ class FeatureSet:
                     f"{name} and {other_name} were made with different settings ({key}: {self.meta.get(key)} and "
                     f"{other.meta.get(key)}); extract both with the same ones"
                 )
+
+    def in_order(self, class_names: Sequence[str]) -> FeatureSet:
+        """The FeatureSet with the same classes in another order."""
+        if list(class_names) == self.class_names:
+            return self
+        places = [self.class_names.index(name) for name in class_names]
+        new = torch.empty(len(places), dtype=torch.int64)
+        new[places] = torch.arange(len(places))
+        labels = self.labels[:, places] if self.is_multilabel else new[self.labels]
+        return replace(self, labels=labels, class_names=list(class_names))
 
     def subset(self, rows: Array) -> FeatureSet:
         """The FeatureSet of only these rows; classes that no longer occur are dropped, and labels renumbered."""
@@ -278,8 +307,9 @@ class FeatureSet:
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureSet:
-        """Read and check a file written by `save`, a folder of parts, or a file of the original project's: ``features`` and
-        ``labels``, or ``features`` and ``keys``, whose classes are named by number, and whose clips by key or row.
+        """Read and check a file written by `save`, a folder of parts, embeddings in another format
+        (`common.feature_formats.read_embeddings`), or a file of the original project's: ``features`` and ``labels``, or
+        ``features`` and ``keys``, whose classes are named by number, and whose clips by key or row.
 
         Raises:
             FeatureFileError: the file is missing, damaged or not a feature file, or its parts do not match.
@@ -293,6 +323,11 @@ class FeatureSet:
             raise FeatureFileError(
                 f"{path} not found; run the task's extract_*.py first, or give another file with --features"
             )
+        if path.suffix != ".pt":
+            from common.feature_formats import FORMATS, read_embeddings
+
+            if path.suffix in FORMATS:
+                return read_embeddings(path)
         try:
             return _Content.model_validate(load_torch(path)).as_features()
         except UnsafeFileError as error:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from common.datasets import Clip, DatasetError, Task, layout_error, read_metadata
+from common.datasets import Clip, Copy, DatasetError, Task, layout_error, read_metadata
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -41,18 +41,17 @@ def read_clips(root: Path) -> list[Clip]:
         raise layout_error(root, TITLE, "audio/*.wav and meta/esc50.csv", "ESC-50-master", "esc50")
     columns = ("filename", "fold", "target", "category", "src_file")
     meta = read_metadata(root / "meta" / "esc50.csv", columns, ("fold", "target"), TITLE)
-    rows: list[Any] = list(meta.itertuples())
-    for line, row in enumerate(rows, start=2):
-        name = FILENAME.fullmatch(str(row.filename))
-        from_name = name and (int(name["fold"]), int(name["target"]), row.category)
-        if from_name != (row.fold, row.target, dict(enumerate(CLASS_NAMES)).get(row.target)):
+    for place, row in zip(meta.places, meta, strict=True):
+        name = FILENAME.fullmatch(row["filename"])
+        from_name = name and (name["fold"], name["target"], row["category"])
+        if from_name != (row["fold"], row["target"], dict(enumerate(CLASS_NAMES)).get(int(row["target"]))):
             raise DatasetError(
-                f"{root / 'meta' / 'esc50.csv'} line {line} ({row.filename}: fold {row.fold}, target {row.target}, "
-                f"{row.category}) is not the official row; unpack the official archive again"
+                f"{place} ({row['filename']}: fold {row['fold']}, target {row['target']}, {row['category']}) is not the official "
+                "row; unpack the official archive again"
             )
     return [
-        Clip(root / "audio" / row.filename, (row.category,), fold=int(row.fold), group=str(row.src_file))
-        for row in rows
+        Clip(root / "audio" / row["filename"], (row["category"],), fold=int(row["fold"]), group=row["src_file"])
+        for row in meta
     ]
 
 
@@ -82,6 +81,7 @@ TASK = Task(
     class_names=CLASS_NAMES,
     features_file="esc50_features_audiosep.pt",
     head_files={"linear": "esc50_linear_classifier.pt", "three_layer": "esc50_three_classifier.pt"},
+    copy=Copy({"label": "category", "group": "src_file", "split": "none"}, "fold"),
     recognise=recognise,
     official_counts={
         "clips": 2000,

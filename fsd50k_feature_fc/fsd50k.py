@@ -18,7 +18,7 @@ from common.datasets import (
     Task,
     layout_error,
     plain_name,
-    read_csv,
+    read_columns,
     read_text,
 )
 
@@ -61,16 +61,15 @@ def read_clips(root: Path) -> list[Clip]:
 def _read_rows(path: Path, vocabulary: set[str]) -> Iterator[tuple[str, tuple[str, ...], str]]:
     """The file name without suffix, labels and split of every row."""
     columns = ("fname", "labels", "split") if path.stem == "dev" else ("fname", "labels")
-    table = read_csv(path, columns, FIX, dtype=str, keep_default_na=False)
-    splits = table["split"] if path.stem == "dev" else ["test"] * len(table)
-    for line, (file, text, split) in enumerate(zip(table["fname"], table["labels"], splits, strict=True), start=2):
-        labels = tuple(text.split(","))
+    rows = read_columns(path, columns, FIX)
+    for place, row in zip(rows.places, rows, strict=True):
+        labels, split = tuple(row["labels"].split(",")), row.get("split", "test")
         strangers = sorted(set(labels) - vocabulary)
         if strangers:
-            raise DatasetError(f"{path} line {line}: {strangers[0]!r} is not in vocabulary.csv; {FIX}")
+            raise DatasetError(f"{place}: {strangers[0]!r} is not in vocabulary.csv; {FIX}")
         if path.stem == "dev" and split not in SPLITS:
-            raise DatasetError(f"{path} line {line}: split must be train or val, not {split!r}; {FIX}")
-        yield plain_name(file, path), labels, SPLITS.get(split, "test")
+            raise DatasetError(f"{place}: split must be train or val, not {split!r}; {FIX}")
+        yield plain_name(row["fname"], path), labels, SPLITS.get(split, "test")
 
 
 def _read_uploaders(root: Path, name: str) -> dict[str, str]:

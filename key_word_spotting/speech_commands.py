@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common.datasets import (
     Clip,
+    Copy,
     DatasetError,
     DatasetMissingError,
     DatasetNote,
@@ -174,6 +175,7 @@ def task(version: str, release: str) -> Task:
             "linear": f"spc_linear_classifier_{version}.pt",
             "three_layer": f"spc_three_classifier_{version}.pt",
         },
+        copy=Copy({"group": "speaker_id"}, "split", (f"{release}/",), frozenset({SILENCE})),
         data_folder=f"speech_commands_{release}",
         results_folder=folder / f"results_{version}",
         official_counts=WORD_COUNTS[release],
@@ -188,6 +190,7 @@ def ten_commands(version: str, release: str) -> Task:
         name=f"{all_words.name}_12",
         title=f"{all_words.title}, ten commands",
         read_clips=partial(read_ten_commands, release=release),
+        copy=None,
         class_names=CLASSES_12,
         features_file=f"spc_features_audiosep_{version}_12.pt",
         head_files={kind: file.replace(".pt", "_12.pt") for kind, file in all_words.head_files.items()},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,13 +14,12 @@ from common.cli import extract_task, print_status
 from common.config import ConfigError, ExtractConfig, load_config
 from common.datasets import Clip, Task
 from common.errors import UserError
-from common.files import ODD_LETTERS, write_atomically
 from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, run, user_path
-from own_sounds.sounds import FOLDER, audio_files
+from own_sounds.sounds import FOLDER, INPUTS, add_columns, clips_in
 from own_sounds.timeline import Windows, add_windows
 
 if TYPE_CHECKING:
-    from common.features import FeatureSet
+    pass
 
 FORMATS = (".pt", ".npz", ".parquet", ".csv")
 TASK = Task("embeddings", "embeddings", FOLDER, lambda root: [], None, "embeddings.pt", {})
@@ -35,10 +32,11 @@ def embed_main(argv: Sequence[str] | None = None) -> None:
 
 def _embed(argv: Sequence[str] | None) -> None:
     parser = Parser(__doc__)
-    parser.add_argument("paths", nargs="+", type=user_path, metavar="FILE_OR_FOLDER", help="audio files or folders")
+    parser.add_argument("paths", nargs="+", type=user_path, metavar="FILE_OR_FOLDER", help=INPUTS)
     text = f"what to write: {', '.join(FORMATS)}, or a folder of parts"
     parser.add_argument("-o", "--output", required=True, type=user_path, metavar="FILE", help=text)
     add_windows(parser)
+    add_columns(parser)
     add_settings(parser, ExtractConfig, TASK, SETTINGS)
     add_shared(parser)
     add_launch(parser)
@@ -55,38 +53,25 @@ def _embed(argv: Sequence[str] | None) -> None:
     settings = {key: value for key, value in vars(arguments).items() if key in SETTINGS and value is not None}
     config = load_config(ExtractConfig, task.config_file, arguments.config, settings)
     windows = Windows.of_flags(arguments.window, arguments.hop)
-    paths = audio_files(arguments.paths)
-    clips = (clip for path in paths for clip in _clips(path, windows))
-    root = Path(os.path.commonpath([path.parent for path in paths]))
+    sounds = clips_in(arguments.paths, arguments)
+    for remark in sounds.remarks:
+        print(remark)
+    cuts = [cut for clip in sounds.clips for cut in _windows(clip, windows)]
     how = Arguments([task], config, {}, arguments.overwrite, launch)
-    if extract_task(task, clips, root, features_file, how) and is_table:
+    if extract_task(task, replace(sounds, clips=cuts), features_file, how) and is_table:
+        from common.feature_formats import write_embeddings
         from common.features import FeatureSet
 
-        _write_table(FeatureSet.load(features_file), output)
+        write_embeddings(FeatureSet.load(features_file), output)
         print(f"-> {output}")
 
 
-def _clips(path: Path, windows: Windows | None) -> list[Clip]:
-    """The file, or its windows. A file that cannot be opened is one clip, so that the extraction names it."""
+def _windows(clip: Clip, windows: Windows | None) -> list[Clip]:
+    """The clip, or its windows. A file that cannot be opened is one clip, so that the extraction names it."""
     try:
-        spans = windows.of_file(path) if windows else [(None, None)]
+        return windows.of_clip(clip) if windows else [clip]
     except UserError:
-        spans = [(None, None)]
-    return [Clip(path, start_s=start_s, end_s=end_s) for start_s, end_s in spans]
-
-
-def _write_table(features: FeatureSet, path: Path) -> None:
-    """Write the embeddings as .npz, .csv or .parquet."""
-    import numpy as np
-
-    buffer = io.BytesIO()
-    if path.suffix == ".npz":
-        np.savez(buffer, features=features.features.numpy(), clip_ids=np.array(features.clip_ids))
-    elif path.suffix == ".csv":
-        buffer.write(features.to_pandas().to_csv(index=False).encode(errors=ODD_LETTERS))
-    else:
-        features.to_pandas().to_parquet(buffer, index=False)
-    write_atomically(path, buffer.getvalue())
+        return [clip]
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
 from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError
-from common.datasets import LABEL_SEPARATOR
+from common.datasets import LABEL_SEPARATOR, Clip
 from common.encoder_name import EncoderKind, EncoderName
 from common.errors import UserError
 from common.files import PROJECT_ROOT, write_csv
 from common.flags import Parser, add_figure_format, run, user_path
 from common.progress import progress_bar
 from common.text_table import as_text
-from own_sounds.sounds import audio_files
+from own_sounds.sounds import INPUTS, add_columns, clips_in
 from own_sounds.timeline import Prediction, Windows, add_windows, plot_timeline
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _predict(argv: Sequence[str] | None) -> None:
     windows = Windows.of_flags(arguments.window, arguments.hop)
     if arguments.plot and windows is None:
         raise ConfigError("--plot draws timelines; add --window S")
-    files = audio_files(arguments.paths)
+    clips = clips_in(arguments.paths, arguments).clips
     from common.datasets.audio import AudioError
     from common.heads import TrainedHead
 
@@ -51,14 +51,14 @@ def _predict(argv: Sequence[str] | None) -> None:
     head.outputs_of(encoder)  # refuses a different encoder before any file is read
     threshold = None if arguments.none_of_these is None else threshold_of(head, arguments.none_of_these)
     predictions, failed = [], 0
-    for path in progress_bar(iterable=files, desc="listening", unit="file"):
+    for clip in progress_bar(iterable=clips, desc="listening", unit="file"):
         try:
-            predictions += list(listen(head, encoder, path, windows, threshold))
+            predictions += list(listen(head, encoder, clip, windows, threshold))
         except AudioError as error:
             failed += 1
             print(f"failed: {error}", file=sys.stderr)
     if not predictions:
-        raise UserError(f"none of the {len(files)} files could be read; each is named above")
+        raise UserError(f"none of the {len(clips)} files could be read; each is named above")
     if arguments.json:
         _print_json(predictions, head.class_names, arguments.top)
     else:
@@ -70,15 +70,16 @@ def _predict(argv: Sequence[str] | None) -> None:
     if arguments.plot:
         _plot(predictions, head.class_names, arguments.plot, arguments.figure_format)
     if failed:
-        print(f"{failed} of {len(files)} files failed; each is named above", file=sys.stderr)
+        print(f"{failed} of {len(clips)} files failed; each is named above", file=sys.stderr)
 
 
 def _parser() -> Parser:
     parser = Parser(__doc__)
     parser.add_argument("head", type=user_path, metavar="HEAD.pt", help="a trained head, as classification writes it")
-    parser.add_argument("paths", nargs="+", type=user_path, metavar="FILE_OR_FOLDER", help="audio files or folders")
+    parser.add_argument("paths", nargs="+", type=user_path, metavar="FILE_OR_FOLDER", help=INPUTS)
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes that are printed (default: 5)")
     add_windows(parser)
+    add_columns(parser)
     text = "mark sounds far from all training sounds as 'none of these'; RATE: share of known sounds that may be marked by mistake"
     parser.add_argument("--none-of-these", type=float, metavar="RATE", help=text)
     parser.add_argument("--csv", type=user_path, metavar="FILE", help="write a row of probabilities per file or window")
@@ -99,6 +100,8 @@ def encoder_of(provenance: Provenance, flags: argparse.Namespace) -> Encoder:
     from common.encoder import new_encoder, resolve_device
 
     kind, label = EncoderKind(str(provenance.get("kind", "audiosep"))), str(provenance.get("encoder"))
+    if kind is EncoderKind.ELSEWHERE:
+        raise ConfigError(f"the head was trained on {label}, whose encoder is not known here; it cannot hear audio")
     built_in = EncoderKind.LOGMEL if kind is EncoderKind.LOGMEL else EncoderKind.AUDIOSEP
     name = EncoderName.parse(flags.encoder or (label if kind.is_plug_in else built_in)).resolved(Path.cwd())
     if name.is_file and not flags.encoder:
@@ -133,15 +136,15 @@ def threshold_of(head: TrainedHead, rate: float) -> float:
 
 
 def listen(
-    head: TrainedHead, encoder: Encoder, path: Path, windows: Windows | None, threshold: float | None = None
+    head: TrainedHead, encoder: Encoder, clip: Clip, windows: Windows | None, threshold: float | None = None
 ) -> Iterator[Prediction]:
-    """A prediction for a file, or for each of its windows, with one in memory at a time; AudioError if unreadable."""
+    """A prediction for a clip, or for each of its windows, with one in memory at a time; AudioError if unreadable."""
     from common.datasets.audio import read_audio
 
-    for start_s, end_s in windows.of_file(path) if windows else [(None, None)]:
-        answer = head.answer(encoder, [read_audio(path, encoder.sample_rate, start_s, end_s)])
+    for cut in windows.of_clip(clip) if windows else [clip]:
+        answer = head.answer(encoder, [read_audio(cut.path, encoder.sample_rate, cut.start_s, cut.end_s)])
         probabilities = answer.probabilities[0].tolist()
-        prediction = Prediction(path, start_s, end_s, probabilities, head.labels_of(probabilities))
+        prediction = Prediction(cut.path, cut.start_s, cut.end_s, probabilities, head.labels_of(probabilities))
         if threshold is not None and answer.distances is not None:
             distance = float(answer.distances[0])
             prediction = replace(prediction, distance=distance, is_unknown=distance > threshold)

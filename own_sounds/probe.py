@@ -1,10 +1,10 @@
-"""Any folder or table of sounds as a task: features, both heads, scores: python own_sounds/probe.py FOLDER_OR_CSV."""
+"""Any folder or table of sounds, or file of embeddings, as a task: features, both heads, scores: python own_sounds/probe.py PLACE."""
 
 from __future__ import annotations
 
-import os
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from common.cli import extract_task, print_status
 from common.config import ConfigError, ExtractConfig, FitConfig, load_config
-from common.datasets.labels import ONE_CLASS
-from common.encoder_name import EncoderName, file_of
+from common.datasets import Sounds
+from common.encoder_name import FORMS, EncoderName, file_of
 from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, run, user_path
-from own_sounds.sounds import Source, refuse_unlearnable
+from common.scripts import call, flags, measure_encoders
+from own_sounds.sounds import Source, absolute, add_source, refuse_unlearnable
 
 EXTRACT = [key for key in ExtractConfig.model_fields if key not in ("data_root", "features")]
 # What both kinds of settings have is asked for once, and what follows from the extraction not at all.
@@ -24,62 +25,122 @@ FIT = [key for key in FitConfig.model_fields if key not in (*ExtractConfig.model
 
 
 def probe_main(argv: Sequence[str] | None = None) -> None:
-    run(lambda: _probe(argv))
+    run(lambda: _probe(_parser().parse_args(argv)))
 
 
-def _probe(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_args(argv)
-    place, separator = Path(os.path.realpath(arguments.source)), arguments.label_separator
-    source = Source(place, arguments.label_regex, arguments.group_regex, separator)
-    task = source.task()
-    flags = {key: value for key, value in vars(arguments).items() if value is not None}
-    # Of the layers and pools that a head joins by "+", the extraction writes all.
-    separate = {key: flags[key].replace("+", ",") for key in ("layer", "pool") if key in flags}
-    joined = {f"use_{key}": flags[key] for key in separate if "+" in flags[key]}
-    settings = {key: flags[key] for key in EXTRACT if key in flags} | separate
-    extract = load_config(ExtractConfig, task.config_file, arguments.config, settings)
-    settings = {key: flags[key] for key in FIT if key in flags} | joined
-    fit = load_config(FitConfig, task.config_file, arguments.config, settings)
-    encoder = EncoderName.parse(extract.encoder).slug
-    folder = fit.output_dir or task.output_dir_of(encoder)
+def _probe(arguments: argparse.Namespace) -> None:
+    if (arguments.source is None) == (arguments.features is None):
+        raise ConfigError("give a folder or table of sounds, or embeddings of them with --features")
+    place = absolute(arguments.source or arguments.features)
+    source = replace(Source.of(place, arguments), has_audio=arguments.features is None)
+    names = [EncoderName.parse(name).resolved(Path.cwd()) for name in arguments.encoders or ()]
+    given = {key: value for key, value in vars(arguments).items() if value is not None}
+    extract, fit = _settings(given, source.task().config_file)
+    folder = fit.output_dir or source.task().output_dir_of(
+        "audiosep" if names else EncoderName.parse(extract.encoder).slug
+    )
     if folder.is_file():
         raise ConfigError(f"--output-dir {folder} is a file; give a folder")
-    features_file = folder / file_of(task.features_file, encoder)
-    launch = Launch.of(arguments)
+    if arguments.features is not None:
+        if names:
+            raise ConfigError("--encoders embed sounds; with --features nothing is embedded")
+        _probe_features(source, folder, fit, arguments.overwrite)
+        return
+    if not names:
+        _probe_sounds(source, None, folder, extract, fit, arguments)
+        return
+    sounds = _read(source)  # before any encoder is loaded
+    checkpoint, device = extract.checkpoint, extract.device
+    measured = flags(checkpoint=checkpoint, device=device, trust_remote_code=extract.trust_remote_code)
+    measure_encoders(names, folder, arguments.overwrite, *measured)
+    for name in names:
+        of_encoder = folder if name.slug == "audiosep" else folder / name.slug
+        print(f"\n{name.label}")
+        _probe_sounds(source, sounds, of_encoder, extract.model_copy(update={"encoder": str(name)}), fit, arguments)
+    call("analysis/summary.py", "--results", folder)
+    call("analysis/report.py", "--results", folder)
+
+
+def _settings(given: Mapping[str, object], config_file: Path) -> tuple[ExtractConfig, FitConfig]:
+    """The settings of extraction and heads. Of the layers and pools that a head joins by "+", the extraction writes all."""
+    names = {key: str(given[key]) for key in ("layer", "pool") if key in given}
+    separate = {key: name.replace("+", ",") for key, name in names.items()}
+    joined = {f"use_{key}": name for key, name in names.items() if "+" in name}
+    user_file = given.get("config")
+    assert user_file is None or isinstance(user_file, Path)
+    extract = {key: given[key] for key in EXTRACT if key in given} | separate
+    fit = {key: given[key] for key in FIT if key in given} | joined
+    return load_config(ExtractConfig, config_file, user_file, extract), load_config(
+        FitConfig, config_file, user_file, fit
+    )
+
+
+def _read(source: Source) -> Sounds:
+    sounds = source.read()
+    for remark in sounds.remarks:
+        print(remark)
+    refuse_unlearnable(sounds)
+    return sounds
+
+
+def _probe_sounds(
+    source: Source,
+    sounds: Sounds | None,
+    folder: Path,
+    extract: ExtractConfig,
+    fit: FitConfig,
+    arguments: argparse.Namespace,
+) -> None:
+    """Extract the features of one encoder, and train heads on them; `sounds` are the source's, if they were read before."""
+    encoder, launch = EncoderName.parse(extract.encoder).slug, Launch.of(arguments)
+    features_file = folder / file_of(source.task().features_file, encoder)
     if launch.status:
         print_status(features_file, launch.status)
         return
-    sounds = source.read()
-    if sounds.remark:
-        print(sounds.remark)
-    refuse_unlearnable(sounds)
+    sounds = sounds or _read(source)
     source = replace(source, is_multilabel=sounds.is_multilabel)
     task = source.task()
     how = Arguments([task], extract, {}, arguments.overwrite, launch)
-    if not extract_task(task, sounds.clips, sounds.root, features_file, how):
+    if not extract_task(task, sounds, features_file, how):
         return  # another process joins the parts, and trains the heads
     source.save(folder, sounds.root)
+    _classify(source, features_file, folder, fit.model_copy(update={"encoder": extract.encoder}), arguments.overwrite)
+
+
+def _probe_features(source: Source, folder: Path, fit: FitConfig, overwrite: bool) -> None:
+    """Train heads on embeddings that another program has made, or this one before."""
+    from common.features import FeatureSet
+
+    features = FeatureSet.load(source.place)
+    source = replace(source, is_multilabel=features.is_multilabel)
+    print(f"{source.place}: {features!r}; without audio the report cannot play clips, and there is no ablation")
+    folder.mkdir(parents=True, exist_ok=True)
+    source.save(folder, source.place.parent)
+    _classify(source, source.place, folder, fit, overwrite)
+
+
+def _classify(source: Source, features: Path, folder: Path, fit: FitConfig, overwrite: bool) -> None:
     from common.encoder.device import fitting_device
     from common.evaluation.results import classify
 
-    device = fitting_device(extract.device)
-    places = {"features": features_file, "output_dir": folder, "encoder": extract.encoder, "device": str(device)}
-    classify(task, fit.model_copy(update=places), {}, device, arguments.overwrite)
+    device = fitting_device(fit.device)
+    places = {"features": features, "output_dir": folder, "device": str(device)}
+    classify(source.task(), fit.model_copy(update=places), {}, device, overwrite)
 
 
 def _parser() -> Parser:
     parser = Parser(__doc__)
     text = (
-        "a folder with a sub-folder per class; or a CSV or TSV with the columns path and label, and maybe fold, split, "
+        "a folder with a sub-folder per class; a table (CSV, TSV, Parquet) with the columns path and label, and maybe fold, split, "
+        "group, start, end (seconds); label may hold several, or be a column of 0 and 1 for every class; label files of Raven or "
+        "Audacity beside recordings; Parquet files with audio, tars such as 'shards/{000..127}.tar', or hf:OWNER/NAME"
     )
-    text += "group, start, end (seconds); label may hold several, or be a column of 0 and 1 for every class"
-    parser.add_argument("source", type=user_path, metavar="FOLDER_OR_CSV", help=text)
-    text = "finds the class in a clip's path, such as '^(\\d)_'; then no sub-folders are needed"
-    parser.add_argument("--label-regex", metavar="REGEX", help=text)
-    text = f"what separates several labels in a cell of the table, such as ';'; '{ONE_CLASS}': nothing (default: by the cells)"
-    parser.add_argument("--label-separator", metavar="TEXT", help=text)
-    text = "finds the group (speaker, recording) in a clip's path, such as '_(\\w+)_'; no group is on both sides"
-    parser.add_argument("--group-regex", metavar="REGEX", help=text)
+    parser.add_argument("source", nargs="?", type=user_path, metavar="PLACE", help=text)
+    text = "embeddings with labels, in place of sounds: .pt, .npz, .npy (a table beside), .csv, .parquet, .arrow, or a folder of parts"
+    parser.add_argument("--features", type=user_path, metavar="FILE", help=text)
+    text = f"compare several encoders, {FORMS}: one ranking with intervals and costs, and a report"
+    parser.add_argument("--encoders", nargs="+", metavar="NAME", help=text)
+    add_source(parser)
     task = Source(Path("NAME")).task()
     add_settings(parser, ExtractConfig, task, EXTRACT)
     add_settings(parser, FitConfig, task, FIT)

@@ -1,7 +1,8 @@
-"""Sounds in a folder or a table (CSV or TSV), read as clips and made a task."""
+"""Sounds in a folder, a table or a container, read as clips and made a task."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -10,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic.dataclasses import dataclass
 
@@ -20,57 +21,61 @@ from common.datasets import (
     DatasetMissingError,
     DatasetNote,
     Division,
-    Labels,
     Prepared,
+    Sounds,
     Task,
-    read_csv,
-    read_indicators,
-    read_labels,
 )
+from common.datasets.clip import AUDIO_SUFFIXES, CONTAINER_SUFFIXES
+from common.datasets.hub import is_on_hub
+from common.datasets.labels import ONE_CLASS
+from common.datasets.layout import files_in
+from common.datasets.rows import TABLES
+from common.datasets.tables import ROLES, SPLITS, clips_of
 from common.files import read_json, write_json
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from common.features import FeatureSet
 
-# The usual file extensions of what libsndfile decodes.
-AUDIO = frozenset((
-    ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".sph", ".voc",
-    ".w64", ".wav", ".wave",
-))  # fmt: skip
-SEPARATORS = {".csv": ",", ".tsv": "\t"}
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
-    **dict.fromkeys(("test", "testing", "eval"), "test"),
-}
-SECONDS = r"[\d.]*(e[-+]?\d+)?"
-COLUMNS = {  # of a table: what a cell matches, and that in words
-    "path": (".+", "a file"),
-    "label": (".*", "text"),
-    "fold": (r"\d{0,9}", "a whole number"),
-    "split": ("|".join(("", *SPLITS)), "train, valid or test"),
-    "group": (".*", "text"),
-    "start": (SECONDS, "a number of seconds"),
-    "end": (SECONDS, "a number of seconds"),
-}
+# Audio that libsndfile does not decode.
+UNREADABLE = frozenset((".3gp", ".aac", ".amr", ".m4a", ".mka", ".mp4", ".webm", ".wma"))
 MOST_FOLDS = 5
 FOLDER = Path(__file__).resolve().parent
+INPUTS = "audio files or folders; tables, Parquet files, tars or data sets of the hub, as for probe.py"
 SOURCE_FILE = "own_sounds.json"  # beside the results
 
 
 @dataclass(frozen=True)
 class Source:
-    """A folder or table of sounds, and how to find the class and group of a clip."""
+    """Where sounds are, and how to find the class and group of a clip."""
 
-    place: Path  # the folder or the table
+    place: Path  # a folder, a table, or what else `common.datasets.places.read_rows` reads
     # label_regex, group_regex: searched in every clip's path relative to the root; the first capture group of the
     # match, or all of it, is the class or the group
     label_regex: str | None = None
     group_regex: str | None = None
     label_separator: str | None = None  # as for `read_labels`
+    encoding: str | None = None  # of a table; None: UTF-8 or UTF-16
+    columns: tuple[tuple[str, str], ...] = ()  # (role, column) of a table, as for `find_columns`
     is_multilabel: bool = False  # whether clips have several labels, as far as known before they are read
+    has_audio: bool = True  # whether it is not a file of embeddings
+
+    @classmethod
+    def of(cls, place: Path, flags: argparse.Namespace) -> Source:
+        """From the flags of `add_source`."""
+        return cls(
+            place,
+            flags.label_regex,
+            flags.group_regex,
+            flags.label_separator,
+            flags.encoding,
+            tuple(chosen_columns(flags).items()),
+        )
+
+    def as_flags(self) -> list[str]:
+        """The flags that `of` reads."""
+        values = {name: getattr(self, name) for name in ("label_regex", "group_regex", "label_separator", "encoding")}
+        values |= {f"{role}_column": column for role, column in self.columns}
+        return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
 
     def save(self, folder: Path, root: Path) -> None:
         """Write beside the results what analyses need to find the sounds again."""
@@ -92,22 +97,25 @@ class Source:
     @property
     def name(self) -> str:
         """The name of the task and its files: letters, digits, ``_`` and ``-``."""
-        stem = self.place.stem if self.place.suffix in SEPARATORS else self.place.name
+        place = self.place.parent if re.search(r"[*?{]", self.place.name) else self.place
+        stem = place.stem if place.suffix.lower() in (*TABLES, *CONTAINER_SUFFIXES) else place.name
         return "own_" + re.sub(r"[^\w-]+", "_", stem).strip("_").lower()
 
     def read(self) -> Sounds:
         """The clips; DatasetError if the place is missing or laid out wrong."""
-        if not self.place.exists():
-            raise DatasetMissingError(f"{self.place} not found; give a folder with a sub-folder per class, or a table")
-        if self.place.is_file():
-            sounds = read_table(self.place, self.label_separator)
+        from common.datasets.places import has_rows, read_rows
+
+        if not self.has_audio:
+            raise DatasetError(f"{self.place} holds embeddings without audio, so nothing can be extracted or degraded")
+        if self.place.is_dir() and not has_rows(self.place):
+            sounds = read_folder(self.place, has_classes=self.label_regex is None)
         else:
-            sounds = Sounds(self.place, read_folder(self.place, has_classes=self.label_regex is None))
+            rows = read_rows(self.place, self.encoding)
+            sounds = clips_of(rows, dict(self.columns), self.label_separator, is_labelled=self.label_regex is None)
         root, clips = sounds.root, sounds.clips
         if self.label_regex is not None:
             labels = _matches(clips, root, self.label_regex, "--label-regex")
             clips = [replace(clip, labels=(label,)) for clip, label in zip(clips, labels, strict=True)]
-            sounds = Sounds(root, clips)
         if self.group_regex is not None:
             groups = _matches(clips, root, self.group_regex, "--group-regex")
             clips = [replace(clip, group=group) for clip, group in zip(clips, groups, strict=True)]
@@ -121,6 +129,7 @@ class Source:
             title=self.place.name,
             folder=FOLDER,
             read_clips=lambda root: self.read().clips,
+            takes_any_features=True,
             class_names=None,
             is_multilabel=self.is_multilabel,
             features_file=f"{name}_features_audiosep.pt",
@@ -130,14 +139,34 @@ class Source:
         )
 
 
-@dataclass(frozen=True)
-class Sounds:
-    """What a folder or table lists."""
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how the class and group of a clip are found."""
+    text = "finds the class in a clip's path, such as '^(\\d)_'; then no sub-folders are needed"
+    parser.add_argument("--label-regex", metavar="REGEX", help=text)
+    text = "finds the group (speaker, recording) in a clip's path, such as '_(\\w+)_'; no group is on both sides"
+    parser.add_argument("--group-regex", metavar="REGEX", help=text)
+    add_columns(parser)
 
-    root: Path  # the folder to which clip ids are relative
-    clips: list[Clip]
-    is_multilabel: bool = False
-    remark: str = ""  # how labels were understood, for readers; empty if that is plain
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say how a table is to be read."""
+    for role, kind in ROLES.items():
+        text = f"the column with the {role}, or none (default: {', '.join(kind.names.split()[:6])} ...)"
+        parser.add_argument(f"--{role}-column", metavar="NAME", help=text)
+    text = f"what separates several labels in a cell of the table, such as ';'; '{ONE_CLASS}': nothing (default: by the cells)"
+    parser.add_argument("--label-separator", metavar="TEXT", help=text)
+    text = "of a table, such as latin-1 or big5 (default: UTF-8 or UTF-16)"
+    parser.add_argument("--encoding", metavar="NAME", help=text)
+
+
+def chosen_columns(flags: argparse.Namespace) -> dict[str, str]:
+    """Role -> column, from the flags of `add_columns`."""
+    return {role: column for role in ROLES if (column := getattr(flags, f"{role}_column"))}
+
+
+def absolute(place: Path) -> Path:
+    """A place as it is named, without following links; ``hf:`` stays as it is."""
+    return place if is_on_hub(place) else Path(os.path.abspath(place))  # noqa: PTH100 - links keep their names
 
 
 def refuse_unlearnable(sounds: Sounds) -> None:
@@ -156,117 +185,90 @@ def refuse_unlearnable(sounds: Sounds) -> None:
             )
 
 
-def audio_files(paths: Sequence[Path]) -> list[Path]:
-    """The files, and all audio files in the folders among them; DatasetError if a path is missing or has no audio."""
-    files: list[Path] = []
-    for path in (Path(os.path.realpath(path)) for path in paths):  # Path.resolve raises on a link to itself
-        if not path.exists():
-            raise DatasetMissingError(f"{path} not found; give audio files or folders of them")
-        in_folder = _find_audio(path) if path.is_dir() else [path]
-        if not in_folder:
-            raise DatasetError(f"{path} holds no audio files")
-        files += in_folder
-    return list(dict.fromkeys(files))
+def clips_in(paths: Sequence[Path], flags: argparse.Namespace) -> Sounds:
+    """The clips of files, of folders, and of what else lists clips, in the folder that all are in.
+
+    Args:
+        flags: as `add_columns` adds them.
+
+    Raises:
+        DatasetError: a path is missing or has no audio, or a table cannot be read.
+    """
+    from common.datasets.places import has_rows, read_rows
+
+    clips: list[Clip] = []
+    listed: list[Sounds] = []
+    for path in map(absolute, paths):
+        if has_rows(path, with_annotations=False):
+            rows = read_rows(path, flags.encoding)
+            listed.append(clips_of(rows, chosen_columns(flags), flags.label_separator, is_labelled=False))
+            clips += listed[-1].clips
+        elif not path.exists():
+            raise DatasetMissingError(f"{path} not found; give audio files, folders of them, or tables")
+        else:
+            clips += map(Clip, find_audio(path) if path.is_dir() else [path])
+    if len(paths) == len(listed) == 1:
+        return listed[0]
+    root = Path(os.path.commonpath([clip.path.parent for clip in clips]))
+    remarks = (remark for sounds in listed for remark in sounds.remarks)
+    return Sounds(root, list(dict.fromkeys(clips)), any(sounds.is_multilabel for sounds in listed), tuple(remarks))
 
 
-def _find_audio(folder: Path) -> list[Path]:
-    """All audio files in a folder and its sub-folders, sorted; hidden ones are skipped, other files are reported."""
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    others = [path for path in files if path.suffix.lower() not in AUDIO]
+def find_audio(folder: Path) -> list[Path]:
+    """All audio files in a folder and its sub-folders, sorted; hidden ones are skipped, other files are reported.
+    DatasetError if there are none."""
+    files = files_in(folder)
+    audio = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
+    unread = Counter(suffix for path in files if (suffix := path.suffix.lower()) in UNREADABLE)
+    if unread:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in unread.items())
+        text = f"{folder}: {kinds} are audio that cannot be read here; convert them: ffmpeg -i FILE FILE.flac"
+        warnings.warn(text, DatasetNote, stacklevel=3)
+    others = len(files) - len(audio) - unread.total()
     if others:
-        warnings.warn(f"{folder}: {len(others)} files that are not audio are left out", DatasetNote, stacklevel=3)
-    return [path for path in files if path.suffix.lower() in AUDIO]
+        warnings.warn(f"{folder}: {others} files that are not audio are left out", DatasetNote, stacklevel=3)
+    if not audio:
+        raise DatasetError(f"{folder} holds no audio files")
+    return audio
 
 
-def read_folder(root: Path, has_classes: bool = True) -> list[Clip]:
-    """A clip per audio file, of the class named by its top sub-folder, or of none yet if not `has_classes`."""
-    files = _find_audio(root)
-    loose = [path for path in files if path.parent == root] if has_classes else []
-    if loose or not files:
-        problem = f"{loose[0].name} lies directly in it" if loose else "it holds no audio files"
+def read_folder(root: Path, has_classes: bool = True) -> Sounds:
+    """A clip per audio file, of the class named by its top sub-folder, or of none yet if not `has_classes`. If the top folders are
+    splits or folds, or a single one, and hold folders, those are the classes.
+
+    Raises:
+        DatasetError: there are no audio files, or some are in no folder of a class.
+    """
+    files = find_audio(root)
+    if not has_classes:
+        return Sounds(root, [Clip(path) for path in files])
+    parts = [path.relative_to(root).parts for path in files]
+    tops = sorted({names[0] for names in parts if len(names) > 1})
+    divisions = [_division_of(top) for top in tops]
+    kinds = {kind for division in divisions for kind in division} if all(divisions) else set()
+    is_deep = bool(kinds) or (len(tops) == 1 and any(len(names) > 2 for names in parts))
+    depth = 2 if is_deep else 1
+    loose = [path for path, names in zip(files, parts, strict=True) if len(names) <= depth]
+    if loose:
+        place = f"the folder {loose[0].parent.name}, which is not a class" if kinds else "it"
         raise DatasetError(
-            f"{root}: {problem}; make a sub-folder for every class, give a CSV with the columns path and label, or say "
-            "with --label-regex where in the path the class is"
+            f"{root}: {loose[0].name} lies directly in {place}; make a sub-folder for every class, give a table with the columns "
+            "path and label, or say with --label-regex where in the path the class is"
         )
-    return [Clip(path, path.relative_to(root).parts[:1] if has_classes else ()) for path in files]
+    remark = f"the folders {', '.join(tops)} are taken for {'s and '.join(sorted(kinds)) or 'one above the classe'}s"
+    clips = [
+        replace(Clip(path, names[depth - 1 : depth]), **(_division_of(names[0]) if kinds else {}))
+        for path, names in zip(files, parts, strict=True)
+    ]
+    return Sounds(root, clips, remarks=(remark,) * is_deep)
 
 
-def read_table(path: Path, label_separator: str | None = None) -> Sounds:
-    """The clips of a table. Paths are relative to its folder, which is the root unless a file lies outside."""
-    table = _read_cells(path)
-    labels = _read_labels(path, table, label_separator)
-    folder, clips = path.resolve().parent, []
-    lines: dict[tuple[object, ...], int] = {}
-    for line, (row, names) in enumerate(zip(table.to_dict("records"), labels.sets, strict=True), start=2):
-        try:
-            clip = replace(_clip({str(column): str(cell) for column, cell in row.items()}, folder), labels=names)
-            if not names and not labels.is_multilabel:
-                raise ValueError("its label is empty")
-        except ValueError as error:
-            raise DatasetError(f"{path} line {line}: {error}") from error
-        first = lines.setdefault((clip.path, clip.start_s, clip.end_s), line)
-        if first != line:
-            raise DatasetError(f"{path} line {line}: {row['path']} is already listed in line {first}")
-        clips.append(clip)
-    for column in ("fold", "split", "group"):
-        empty = [line for line, clip in enumerate(clips, start=2) if getattr(clip, column) is None]
-        if empty and len(empty) < len(clips):
-            raise DatasetError(f"{path} line {empty[0]} has no {column}, but others have; fill in all or none")
-    outside = [clip.path.parent for clip in clips if folder not in clip.path.parents]
-    root = Path(os.path.commonpath([folder, *outside]))
-    return Sounds(root, clips, labels.is_multilabel, labels.remark)
-
-
-def _read_labels(path: Path, table: pd.DataFrame, separator: str | None) -> Labels:
-    """The labels of a table's rows: of the column ``label``, or else of a column of 0 and 1 for every class."""
-    try:
-        if "label" in table:
-            return read_labels(table["label"].tolist(), separator)
-        return read_indicators({str(name): table[name].tolist() for name in table.columns if name not in COLUMNS})
-    except DatasetError as error:
-        raise DatasetError(f"{path}: {error}") from error
-
-
-def _read_cells(path: Path) -> pd.DataFrame:
-    """The table as text; DatasetError unless it has rows and the required columns."""
-    separator = SEPARATORS.get(path.suffix.lower())
-    if separator is None:
-        raise DatasetError(f"{path} is not a table; give a .csv or .tsv, or a folder with a sub-folder per class")
-    options = {"sep": separator, "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-    table = read_csv(path, ("path",), "give a table with a line for each clip", **options)
-    for column in table.columns:
-        table[column] = table[column].str.strip()
-    unknown = [str(column) for column in table.columns if column not in COLUMNS]
-    if "label" not in table and len(unknown) < 2:
-        raise DatasetError(
-            f"{path} lacks the column label, or a column of 0 and 1 for every class (it has {', '.join(table.columns)})"
-        )
-    if unknown and "label" in table:
-        warnings.warn(f"columns of {path.name} that are not used: {', '.join(unknown)}", DatasetNote, stacklevel=3)
-    return table
-
-
-def _clip(row: dict[str, str], folder: Path) -> Clip:
-    """The clip of a table's row; ValueError says what is wrong with it."""
-    for column, (pattern, meaning) in COLUMNS.items():
-        if not re.fullmatch(pattern, row.get(column, ""), re.IGNORECASE):
-            raise ValueError(f"{column} must be {meaning}, not {row[column]!r}")
-    fold, split = row.get("fold"), row.get("split")
-    start_s, end_s = (float(row[column]) if row.get(column) else None for column in ("start", "end"))
-    if end_s is not None and end_s <= (start_s or 0):
-        raise ValueError(f"end {end_s} is not after start {start_s or 0}")
-    return Clip(
-        Path(os.path.normpath(folder / Path(row["path"]).expanduser())),
-        split=SPLITS[split.lower()] if split else None,
-        fold=int(fold) if fold else None,
-        group=row.get("group") or None,
-        start_s=start_s,
-        end_s=end_s,
-    )
+def _division_of(folder: str) -> dict[str, Any]:
+    """The split or fold that a folder's name means; empty if it means neither."""
+    number = re.fullmatch(r"fold[ _-]?(\d{1,4})", folder, re.IGNORECASE)
+    if number is not None:
+        return {"fold": int(number[1])}
+    return {"split": SPLITS[folder.lower()]} if folder.lower() in SPLITS else {}
 
 
 def _matches(clips: Sequence[Clip], root: Path, pattern: str, flag: str) -> list[str]:

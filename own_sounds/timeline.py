@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.config import ConfigError
+from common.datasets import Clip
 
 SHORTEST = 0.1  # of a window; a shorter remainder at the end of a file is dropped
 MOST_CLASSES = 12  # in a picture
@@ -43,16 +44,18 @@ class Windows:
             raise ConfigError("--hop needs --window")
         return cls(window_s, hop_s or window_s) if window_s else None
 
-    def of_file(self, path: Path) -> list[tuple[float, float]]:
-        """(start, end) in seconds; the last window ends with the file, and may be shorter. AudioError if unreadable."""
+    def of_clip(self, clip: Clip) -> list[Clip]:
+        """The windows of a clip; the last one ends with it, and may be shorter. AudioError if unreadable."""
         from common.datasets.audio import audio_duration_s
 
-        duration_s = audio_duration_s(path)
-        spans: list[tuple[float, float]] = []
-        while not spans or max(spans[-1][1], len(spans) * self.hop_s + SHORTEST * self.window_s) < duration_s:
-            start_s = round(len(spans) * self.hop_s, 6)
-            spans.append((start_s, min(start_s + self.window_s, duration_s)))
-        return spans
+        first_s, end_s = clip.start_s or 0.0, clip.end_s or audio_duration_s(clip.path)
+        cuts: list[Clip] = []
+        start_s = stop_s = first_s
+        while not cuts or max(stop_s, start_s + SHORTEST * self.window_s) < end_s:
+            stop_s = min(start_s + self.window_s, end_s)
+            cuts.append(replace(clip, start_s=start_s, end_s=stop_s))
+            start_s = round(first_s + len(cuts) * self.hop_s, 6)
+        return cuts
 
 
 @dataclass(frozen=True)

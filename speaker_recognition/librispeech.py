@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from common.datasets import (
     Clip,
+    Copy,
     DatasetError,
     DatasetNote,
     Division,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from common.features import FeatureSet
 
 TITLE = "LibriSpeech"
+# subset -> its folder below clean/ in `openslr/librispeech_asr`
+ON_THE_HUB = {"train-clean-100": "train.100", "test-clean": "test", "dev-clean": "validation"}
 VALID_SHARE = 0.2  # of a speaker's training utterances, to choose the epoch, with --split chapter or matched
 SPLIT_HELP = (
     "utterance: 80/20 of every speaker; chapter: whole chapters; matched: utterances, as many of each as by chapter"
@@ -164,6 +167,10 @@ def task(subset: str, features_file: str, official_counts: Mapping[str, int]) ->
         folder=Path(__file__).resolve().parent,
         read_clips=partial(read_clips, subset=subset),
         class_names=None,  # the speakers
+        copy=Copy(
+            {"label": "speaker_id", "group": "speaker_id+chapter_id", "split": "none"},
+            files=(subset.replace("-", "?"), f"clean/{ON_THE_HUB[subset]}/"),
+        ),
         features_file=features_file,
         head_files={"linear": "librispeech_linear_classifier.pt", "three_layer": "librispeech_three_classifier.pt"},
         why_only_its_own="its speakers are different, and a head has no class for a speaker it was not trained on",

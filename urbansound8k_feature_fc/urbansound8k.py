@@ -4,9 +4,8 @@ https://urbansounddataset.weebly.com/urbansound8k.html; the folds must not be re
 """
 
 from pathlib import Path
-from typing import Any
 
-from common.datasets import Clip, DatasetError, Task, layout_error, plain_name, read_metadata
+from common.datasets import Clip, Copy, DatasetError, Task, layout_error, plain_name, read_metadata
 
 TITLE = "UrbanSound8K"
 # In the order of the official classID 0 to 9.
@@ -38,24 +37,23 @@ def read_clips(root: Path) -> list[Clip]:
         raise layout_error(root, TITLE, expected, "UrbanSound8K", "urbansound8k")
     columns = ("slice_file_name", "fsID", "fold", "classID", "class")
     meta = read_metadata(metadata, columns, ("fsID", "fold", "classID"), TITLE)
-    meta = meta.rename(columns={"class": "class_name"})  # a keyword cannot be a row's attribute
-    rows: list[Any] = list(meta.itertuples())
-    for line, row in enumerate(rows, start=2):
-        official = row.classID in range(10) and row.class_name == CLASS_NAMES[row.classID] and row.fold in range(1, 11)
+    for place, row in zip(meta.places, meta, strict=True):
+        file, name, number = row["slice_file_name"], row["class"], row["classID"]
+        is_official = dict(enumerate(CLASS_NAMES)).get(int(number)) == name and int(row["fold"]) in range(1, 11)
         # [fsID]-[classID]-[occurrenceID]-[sliceID].wav
-        if not official or not str(row.slice_file_name).startswith(f"{row.fsID}-{row.classID}-"):
+        if not is_official or not file.startswith(f"{row['fsID']}-{number}-"):
             raise DatasetError(
-                f"{metadata} line {line} ({row.slice_file_name}: fold {row.fold}, classID {row.classID}, "
-                f"{row.class_name}) is not the official row; unpack the official archive again"
+                f"{place} ({file}: fold {row['fold']}, classID {number}, {name}) is not the official row; unpack the official "
+                "archive again"
             )
     return [
         Clip(
-            root / "audio" / f"fold{row.fold}" / plain_name(row.slice_file_name, metadata),
-            (row.class_name,),
-            fold=int(row.fold),
-            group=str(row.fsID),
+            root / "audio" / f"fold{row['fold']}" / plain_name(row["slice_file_name"], metadata),
+            (row["class"],),
+            fold=int(row["fold"]),
+            group=row["fsID"],
         )
-        for row in rows
+        for row in meta
     ]
 
 
@@ -67,6 +65,8 @@ TASK = Task(
     class_names=CLASS_NAMES,
     features_file="urbansound8k_features_audiosep.pt",
     head_files={"linear": "urbansound8k_linear_classifier.pt", "three_layer": "urbansound8k_three_classifier.pt"},
+    # Its start and end are places in the Freesound recording.
+    copy=Copy({"label": "class", "group": "fsID", "split": "none", "start": "none", "end": "none"}, "fold"),
     official_counts={
         "clips": 8732,
         **{f"fold {fold}": clips for fold, clips in enumerate(FOLD_SIZES, start=1)},

@@ -12,14 +12,16 @@ import stat
 import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 
 from common.arrays import Array
+from common.datasets.containers import Member
 from common.errors import UserError
 
 # The rates of recorders and converters; any other is damage, and resampling would take gigabytes.
@@ -40,7 +42,7 @@ class AudioError(UserError):
 
 
 def read_audio(path: str | Path, sample_rate: int, start_s: Seconds = None, end_s: Seconds = None) -> Array:
-    """Read a file, or only its segment [start_s, end_s), as a mono waveform at `sample_rate` (Hz).
+    """Read a file, or what a container holds of it, or only its segment [start_s, end_s), as a mono waveform at `sample_rate` (Hz).
 
     Reads what libsndfile reads: every kind of WAV, FLAC, Ogg, MP3, AIFF and more. Channels are averaged; soxr converts the
     rate, as ``librosa.load(path, sr=sample_rate)`` does.
@@ -53,12 +55,12 @@ def read_audio(path: str | Path, sample_rate: int, start_s: Seconds = None, end_
             segment.
     """
     path = Path(path)
-    with _reading(path), _open(path) as file:
+    with _reading(path) as source, _open(source) as file:
         rate = file.samplerate
         if not MIN_RATE <= rate <= MAX_RATE:
             raise AudioError(f"{path}: its header claims {rate:,} samples per second")
         first, last = _segment(file, path, start_s, end_s)
-        _refuse_truncated(file, path)
+        _refuse_truncated(file, source)
         if first:
             file.seek(first)
         blocks = list(_blocks(file, last - first))
@@ -98,7 +100,7 @@ def limit_bandwidth(waveform: Array, sample_rate: int, through_rate: int) -> Arr
 def audio_duration_s(path: str | Path) -> float:
     """The duration in seconds, from the header or by decoding; AudioError if it is not audio."""
     path = Path(path)
-    with _reading(path), _open(path) as file:
+    with _reading(path) as source, _open(source) as file:
         is_known = file.frames < UNKNOWN_FRAMES
         frames = file.frames if is_known else sum(map(len, _blocks(file, UNKNOWN_FRAMES)))
         return float(frames / file.samplerate)
@@ -107,7 +109,10 @@ def audio_duration_s(path: str | Path) -> float:
 def audio_checksum(path: Path) -> int:
     """A checksum of a file's whole content, kept while its size and modification time stay, since many clips may be segments of
     one file; AudioError if it cannot be opened."""
-    with _reading(path) as status:
+    with _reading(path) as source:
+        if source.content is not None:
+            return _digest(io.BytesIO(source.content))
+        status = path.stat()
         return _checksum(path, status.st_size, status.st_mtime_ns)
 
 
@@ -131,27 +136,49 @@ def changed_files(paths: Sequence[Path], checksums: Sequence[int]) -> list[Path]
 def _checksum(path: Path, size: int, modified_ns: int) -> int:
     del size, modified_ns  # they only tell files apart
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, functools.partial(hashlib.blake2b, digest_size=8))
+        return _digest(file)
+
+
+def _digest(file: io.BufferedIOBase) -> int:
+    digest = hashlib.file_digest(file, functools.partial(hashlib.blake2b, digest_size=8))
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Where a file's bytes are: on disk, or read already out of a container."""
+
+    path: Path
+    size: int
+    content: bytes | None = None
+
+    def open(self) -> BinaryIO:
+        return self.path.open("rb") if self.content is None else io.BytesIO(self.content)
+
+
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[os.stat_result]:
-    """The status of a file. What the system or libsndfile says about it becomes an AudioError."""
+def _reading(path: Path) -> Iterator[_Source]:
+    """The source of a file. What the system or libsndfile says about it becomes an AudioError."""
     if "\0" in str(path):  # libsndfile would open what stands before it
         raise AudioError(f"{path}: is not a file name")
     try:
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise AudioError(f"{path}: is a folder, not an audio file")
-        if not stat.S_ISREG(status.st_mode):  # it might never end
-            raise AudioError(f"{path}: is a pipe, socket or device, not a file")
-        if not status.st_size:
+        member = Member.of(path)
+        if member is None:
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
+                raise AudioError(f"{path}: is a folder, not an audio file")
+            if not stat.S_ISREG(status.st_mode):  # it might never end
+                raise AudioError(f"{path}: is a pipe, socket or device, not a file")
+            source = _Source(path, status.st_size)
+        else:
+            content = member.read()
+            source = _Source(path, len(content), content)
+        if not source.size:
             raise AudioError(f"{path}: empty file (0 bytes)")
-        yield status
+        yield source
     except OSError as error:
         is_missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        cause = "not found" if is_missing else f"cannot be opened ({error.strerror})"
+        cause = "not found" if is_missing else f"cannot be opened ({error.strerror or error})"
         raise AudioError(f"{path}: {cause}") from error
     except RuntimeError as error:
         cause = str(getattr(error, "error_string", error)).strip().rstrip(".")
@@ -180,28 +207,31 @@ class _Unfinished(io.FileIO):
         return count
 
 
-def _open(path: Path) -> _Sequential:
+def _open(source: _Source) -> _Sequential:
     """Open a file. If the header of a WAV claims no audio, its recorder was cut off, and there is as much as follows."""
-    file = _Sequential(os.fsencode(path) if os.name == "posix" else path)  # names may not be UTF-8
+    path, content = source.path, source.content
+    name = os.fsencode(path) if os.name == "posix" else path  # names may not be UTF-8
+    file = _Sequential(name if content is None else io.BytesIO(content))
     if file.format not in ("WAV", "WAVEX") or file.frames:
         return file
-    chunks = _chunks(path, 12, "<4sI", padded_to=2)
+    chunks = _chunks(source, 12, "<4sI", padded_to=2)
     size, place = next((chunk[1:] for chunk in chunks if chunk[0] == b"data"), (1, 0))
-    name, next_size, next_place = next(chunks, (b"", 0, 0))
-    end = path.stat().st_size
-    if size or place >= end or (name.isalnum() and next_place + next_size <= end):
+    next_name, next_size, next_place = next(chunks, (b"", 0, 0))
+    if size or place >= source.size or (next_name.isalnum() and next_place + next_size <= source.size):
         return file  # it is empty: nothing follows, or another chunk
     file.close()
+    if content is not None:
+        return _Sequential(io.BytesIO(content[: place - 4] + b"\xff" * 4 + content[place:]))
     unfinished = _Unfinished(path)  # a map in memory would print the errors of seeks beyond its end
     unfinished.place = place - 4
     return _Sequential(unfinished)
 
 
-def _chunks(path: Path, start: int, header: str, padded_to: int) -> Iterator[Chunk]:
+def _chunks(source: _Source, start: int, header: str, padded_to: int) -> Iterator[Chunk]:
     """The chunks of a RIFF or CAF file, up to one of unknown size."""
     size, length = 0, struct.calcsize(header)
-    with path.open("rb") as file:
-        while size >= 0 and start + length <= path.stat().st_size:
+    with source.open() as file:
+        while size >= 0 and start + length <= source.size:
             file.seek(start)
             name, size = struct.unpack(header, file.read(length))
             yield name, size, start + length
@@ -236,17 +266,18 @@ def _segment(file: _Sequential, path: Path, start_s: Seconds, end_s: Seconds) ->
     return first, last
 
 
-def _refuse_truncated(file: _Sequential, path: Path) -> None:
+def _refuse_truncated(file: _Sequential, source: _Source) -> None:
     """AudioError if the header promises more than is there: libsndfile says so only in its log."""
-    log, size = file.extra_info, path.stat().st_size
+    log, size, path = file.extra_info, source.size, source.path
     if file.format == "NIST":  # libsndfile does not log its header
-        log += path.read_bytes()[:4096].decode("latin-1")
+        with source.open() as header:
+            log += header.read(4096).decode("latin-1")
     sizes = re.findall(CLAIMED_BYTES, log, re.MULTILINE)
     claims = [(int(claim), int(present or size), "bytes of audio") for claim, present in sizes]
     for claim in re.findall(CLAIMED_FRAMES, log, re.MULTILINE):
         claims.append((int(claim), file.frames, "samples"))
     if file.format == "CAF":  # libsndfile does not notice where a few bytes are missing
-        for name, claim, place in _chunks(path, 8, ">4sq", padded_to=1):
+        for name, claim, place in _chunks(source, 8, ">4sq", padded_to=1):
             claims += [(claim, size - place, "bytes of audio")] if name == b"data" else []
     for claim, present, unit in claims:
         if claim > present and not _is_streamed(claim):

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LABEL_SEPARATOR = ";"  # between the labels of a clip, in text
+# The usual file extensions of what libsndfile decodes.
+AUDIO_SUFFIXES = frozenset((
+    ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".sph", ".voc",
+    ".w64", ".wav", ".wave",
+))  # fmt: skip
+CONTAINER_SUFFIXES = (".parquet", ".tar")  # of files that may hold clips
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +21,7 @@ class Clip:
     """A labelled piece of audio: a file, or a segment of it.
 
     Attributes:
-        path: the audio file.
+        path: the audio file, or CONTAINER/PLACE/NAME in a Parquet file or a tar (`common.datasets.containers`).
         labels: its class; of a multi-label task all its labels, or none; empty if unlabelled.
         split: ``"train"``, ``"valid"`` or ``"test"`` if the data set has an official split.
         fold: official cross-validation fold, from 1.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common.datasets.layout import DatasetError
@@ -108,17 +108,17 @@ def _read_list(cell: str) -> list[str]:
     return names
 
 
-def read_indicators(columns: dict[str, Sequence[str]]) -> Labels:
-    """Labels from a column per class, whose cells are 0 or 1.
+def read_indicators(columns: Mapping[str, Sequence[str]], places: Sequence[str]) -> Labels:
+    """Labels from a column per class, whose cells are 0 or 1; `places` name the rows in messages.
 
     Raises:
-        DatasetError: a cell is something else (names the line in a table with a header), or a column has no 1.
+        DatasetError: a cell is something else, or a column has no 1.
     """
     for name, cells in columns.items():
-        for line, cell in enumerate(cells, start=2):
+        for place, cell in zip(places, cells, strict=True):
             if cell not in ("0", "1"):
                 raise DatasetError(
-                    f"line {line}: column {name!r} is taken for a class, so its cells must be 0 or 1, not {cell!r}; add a column "
+                    f"{place}: column {name!r} is taken for a class, so its cells must be 0 or 1, not {cell!r}; add a column "
                     "label, or remove what is not a class"
                 )
     empty = [name for name, cells in columns.items() if "1" not in cells]

@@ -1,15 +1,11 @@
-"""How data sets are laid out on disk: errors for other layouts, and reading of official metadata tables."""
+"""How data sets are laid out on disk: errors for other layouts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 class DatasetNote(UserWarning):
@@ -56,48 +52,16 @@ def plain_name(name: str, listing: Path) -> str:
     return name
 
 
-def read_text(path: Path) -> str:
-    """A data set's text file; DatasetError if it cannot be read as UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        cause = "not text in UTF-8" if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise DatasetError(f"{path} cannot be read ({cause}); get it again") from error
-
-
-def read_csv(path: Path, columns: Sequence[str], fix: str, **options: Any) -> pd.DataFrame:
-    """A CSV that has rows and all `columns`; else DatasetError, whose message ends with `fix`. `options` are pandas'."""
-    import pandas as pd
-
-    try:
-        table: pd.DataFrame = pd.read_csv(path, **options)
-    except (ValueError, OverflowError, OSError) as error:  # pandas' errors and UnicodeDecodeError are ValueErrors
-        raise DatasetError(f"{path} cannot be read as a table: {' '.join(str(error).split())[:200]}; {fix}") from error
-    if not isinstance(table.index, pd.RangeIndex):  # pandas has taken the first column for names of rows
-        raise DatasetError(f"{path} has lines with more fields than its header; {fix}")
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        present = ", ".join(map(str, table.columns[:10]))
-        raise DatasetError(
-            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has {present}); {fix}"
-        )
-    if table.empty:
-        raise DatasetError(f"{path} lists no clips; {fix}")
-    return table
-
-
-def read_metadata(path: Path, columns: tuple[str, ...], whole_numbers: tuple[str, ...], title: str) -> pd.DataFrame:
-    """A data set's official CSV, with all `columns` present and without empty fields; `whole_numbers` are int64."""
-    fix = f"unpack {title} again"
-    table = read_csv(path, columns, fix)
-    empty = table[list(columns)].isna().any(axis=1)
-    if empty.any():
-        raise DatasetError(f"{path} line {int(empty.to_numpy().argmax()) + 2} has an empty field; {fix}")
-    for column in whole_numbers:
-        wrong = ~table[column].astype(str).str.fullmatch(r"\d{1,15}(\.0)?")
-        if wrong.any():
-            row = int(wrong.to_numpy().argmax())
-            text = str(table[column][row])[:50]
-            raise DatasetError(f"{path} line {row + 2}: {column} must be a whole number, not {text!r}; {fix}")
-        table[column] = table[column].astype(float).astype("int64")
-    return table
+def files_in(folder: Path) -> list[Path]:
+    """All files in a folder and its sub-folders, sorted, as they are named there: links are followed, but none in a circle. Hidden
+    files and folders are left out."""
+    files: list[Path] = []
+    above: dict[Path, frozenset[str]] = {}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        path, real = Path(place), os.path.realpath(place)
+        above[path] = above.get(path.parent, frozenset()) | {real}
+        is_circle = real in above.get(path.parent, ())
+        folders[:] = [] if is_circle else [name for name in folders if not name.startswith(".")]
+        if not is_circle:
+            files += [path / name for name in names if not name.startswith(".")]
+    return sorted(path for path in files if path.is_file())

@@ -98,6 +98,16 @@ def use_as_is(features: FeatureSet, division: Division) -> Prepared:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """How copies of a data set in tables, Parquet files and tars name what the official archive says."""
+
+    columns: Mapping[str, str]  # role (`common.datasets.tables.ROLES`) -> column, or several joined by "+", or "none"
+    division: str = ""  # "fold" or "split": what every clip must have
+    files: tuple[str, ...] = ()  # of several files, parts of the paths of the task's, with * and ?
+    left_out: frozenset[str] = frozenset()  # labels that are not of the task
+
+
+@dataclass(frozen=True)
 class Task:
     """A downstream task: how its clips are read, and how its files are named."""
 
@@ -111,6 +121,8 @@ class Task:
     # Completes a feature file with fewer fields than ours, such as the original project's; returns it with a sentence
     # that says what was recognised, or None.
     recognise: Callable[[FeatureSet], tuple[FeatureSet, str] | None] = lambda features: None
+    copy: Copy | None = None  # None: only the official archive can be read
+    takes_any_features: bool = False  # whether features of other data sets are welcome
     is_multilabel: bool = False  # whether a clip has a set of labels, and not one class
     results_folder: Path | None = None  # where results and trained heads go; None: `folder`
     data_folder: str = ""  # the data root below data/, if config.yaml names none

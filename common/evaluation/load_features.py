@@ -108,8 +108,11 @@ def _recognise(task: Task, features: FeatureSet, path: Path) -> FeatureSet:
             "several labels" if several else "one class" for several in (features.is_multilabel, task.is_multilabel)
         )
         raise FeatureFileError(f"{path} has {has} a clip, but {task.title} has {wants}; give others with --features")
+    if task.class_names is not None and set(features.class_names) <= set(task.class_names):
+        features = features.in_order([name for name in task.class_names if name in features.class_names])
     if not features.meta:
         print(f"{path} holds no provenance: its encoder and its audio are unknown")
+    if "dataset" not in features.meta:
         recognised = task.recognise(features)
         if recognised is not None:
             features, sentence = recognised
@@ -124,7 +127,7 @@ def refuse_other_data(task: Task, features: FeatureSet, path: Path, wanted: str,
         if_unknown: the data set assumed for features without provenance; None: `wanted`.
     """
     dataset = features.meta.get("dataset", if_unknown or wanted)
-    if dataset == wanted:
+    if dataset == wanted or task.takes_any_features:
         return
     is_related = dataset.partition("_")[0] == wanted.partition("_")[0]
     because = f": {task.why_only_its_own}" if task.why_only_its_own and is_related else ""

@@ -354,6 +354,8 @@ class EncoderRecord(Record):
             return "unknown encoder"
         if self.kind is EncoderKind.LOGMEL:
             return "log-mel statistics"
+        if self.kind is EncoderKind.ELSEWHERE:
+            return f"embeddings from elsewhere ({self.encoder})"
         if self.kind.is_plug_in:
             is_default = self.layer in ("scene", "last_hidden_state") and self.pool in ("", "mean")
             return f"{self.encoder}" if is_default else f"{self.encoder}, {self.layer} {self.pool}".strip()

@@ -39,6 +39,7 @@ class ClipList:
         dataset: str,
         class_names: Sequence[str] | None = None,
         is_multilabel: bool = False,
+        origin: str = "",
     ) -> None:
         """Read the clips, which may come from a generator, into `columns`: a row per clip; several labels are joined.
 
@@ -47,12 +48,13 @@ class ClipList:
             dataset: the task's name.
             class_names: every class in its official order; None: alphabetical. Only classes that occur are kept.
             is_multilabel: whether a clip may have several labels, or none.
+            origin: the data set of the hub and its revision, to be recorded.
 
         Raises:
             DatasetError: there are none, one is of a class that is not in `class_names`, two have the same id, or a label holds
                 what separates labels.
         """
-        self.root, self.dataset, self.is_multilabel = root, dataset, is_multilabel
+        self.root, self.dataset, self.is_multilabel, self.origin = root, dataset, is_multilabel, origin
         self.class_names = None if class_names is None else list(class_names)
         known, batches = frozenset(class_names or ()), []
         rows = (self._cells(clip, known) for clip in clips)

@@ -24,6 +24,7 @@ from pydantic import JsonValue
 
 from common.arrays import Array
 from common.datasets import DatasetMissingError
+from common.datasets.containers import Member
 from common.encoder import Encoder, Output
 from common.errors import UserError
 from common.extraction.claims import alive_claims
@@ -33,7 +34,7 @@ from common.files import DamagedFileError, OutputError, describe_difference
 from common.parts import LABELS, NAME, Part, PartInfo, file_name, make_part, part_files, read_info, read_or_remove
 
 # Of a file's provenance, what does not decide whether earlier work can be used.
-NOT_DECISIVE = ("release", "parameters", "min_samples", "default_output", "versions")
+NOT_DECISIVE = ("origin", "release", "parameters", "min_samples", "default_output", "versions")
 PACKAGES = ("torch", "numpy", "soundfile", "soxr")
 MOST_JOINED = 1_000_000  # clips; with more, the folder of parts is the feature set
 MOST_PARTS = 4096
@@ -97,6 +98,8 @@ class ExtractionSettings:
             clip_list=clips.fingerprint(),
             device=encoder.device.type,
         )
+        if clips.origin:
+            provenance["origin"] = clips.origin
         if not is_one:
             provenance["outputs"] = [(output.layer, output.pool, output.width) for output in outputs]
             first = encoder.default_output if encoder.default_output in outputs else outputs[0]
@@ -247,7 +250,8 @@ def file_sizes(clips: ClipList) -> Array:
 
 def _size_of(path: Path) -> int:
     try:
-        return path.stat().st_size
+        member = Member.of(path)
+        return path.stat().st_size if member is None else member.n_bytes
     except (FileNotFoundError, NotADirectoryError):
         return MISSING
     except (OSError, ValueError):
@@ -263,8 +267,8 @@ def tell_missing(clips: ClipList, sizes: Array, is_allowed: bool) -> None:
     words = f"{len(missing):,} of {len(clips):,} clips are missing ({', '.join(names)})"
     if not is_allowed:
         raise DatasetMissingError(
-            f"{words} in {clips.root}; unpack the data set again, or leave them out with --allow-missing, which is "
-            "recorded in the results"
+            f"{words} in {clips.root}; unpack the data set again (paths in a table count from the table's folder), or leave them "
+            "out with --allow-missing, which is recorded in the results"
         )
     print(f"{words}; they are left out", file=sys.stderr)
 

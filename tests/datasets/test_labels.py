@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.datasets import Clip, DatasetError, read_indicators, read_labels
+from common.datasets import Clip, DatasetError
+from common.datasets.labels import read_indicators, read_labels
 
 
 @pytest.mark.parametrize(
@@ -59,9 +60,13 @@ def test_two_notations_are_refused(cells: list[str], message: str) -> None:
 
 
 def test_a_column_for_every_class() -> None:
-    assert read_indicators({"dog": ["1", "0", "0"], "rain": ["1", "1", "0"]}).sets == [("dog", "rain"), ("rain",), ()]
+    assert read_indicators({"dog": ["1", "0", "0"], "rain": ["1", "1", "0"]}, "123").sets == [
+        ("dog", "rain"),
+        ("rain",),
+        (),
+    ]
     with pytest.raises(DatasetError, match=r"line 3: column 'rain' is taken for a class, .* not '0.5'"):
-        read_indicators({"dog": ["1", "0"], "rain": ["1", "0.5"]})
+        read_indicators({"dog": ["1", "0"], "rain": ["1", "0.5"]}, ("line 2", "line 3"))
 
 
 def test_a_name_alone_is_not_a_set_of_labels() -> None:

@@ -82,7 +82,7 @@ def test_bad_annotations_are_named(row: str, root: Path) -> None:
         read_recordings(root)
 
 
-def test_a_recording_on_two_sides_and_binary_text_are_refused(root: Path) -> None:
+def test_a_recording_on_two_sides_and_other_encodings_are_refused(root: Path) -> None:
     listing = root.parent / SPLIT_FILE
     before = listing.read_text()
     listing.write_text(before + "104_1b1_Al_sc_Litt3200\ttrain\n")
@@ -91,7 +91,9 @@ def test_a_recording_on_two_sides_and_binary_text_are_refused(root: Path) -> Non
     listing.write_text(before + "104_1b1_Al_sc_Litt3200\ttest\n")  # said twice
     assert len(read_recordings(root)) == 4
     listing.write_bytes(before.encode("utf-16"))
-    with pytest.raises(DatasetError, match=r"cannot be read \(not text in UTF-8\)"):
+    assert len(read_recordings(root)) == 4
+    listing.write_bytes(before.encode() + b"\xff")
+    with pytest.raises(DatasetError, match=r"cannot be read: not text in UTF-8 or UTF-16 \(line \d+\)"):
         read_recordings(root)
 
 

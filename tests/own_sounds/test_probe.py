@@ -13,6 +13,9 @@ from common.cli import classify_main, extract_main
 from common.datasets import DivisionKind
 from common.evaluation.record import RunRecord
 from esc50_feature_fc.esc50 import TASK
+from own_sounds.embed import embed_main
+from own_sounds.probe import probe_main
+from own_sounds.sounds import Source
 from tests.support.heads import on_one_thread
 from tests.support.own_sounds import FAST, folder_of_classes, probe, tone
 
@@ -125,4 +128,72 @@ def test_analyses_find_the_sounds_again_from_the_results(
     study = find_study(str(tmp_path / "results" / "digits"))
     assert study.data_root(None) == digits.resolve()
     assert len(study.task.read_clips(digits)) == 24
-    assert "--label-regex '^(\\\\d)_'" in study.how_to_run()
+    assert r"'--label-regex=^(\d)_'" in study.how_to_run()
+
+
+def test_embeddings_give_the_scores_of_the_sounds_that_they_are_of(
+    digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Through the sounds, and through what embed.py writes of a table of them."""
+    names = sorted(path.name for path in digits.iterdir())
+    table = pd.DataFrame({"file": names, "class": [name[0] for name in names], "speaker": [name[2] for name in names]})
+    table.to_csv(digits / "digits.csv", index=False, sep=";")
+    probe(digits / "digits.csv", "--output-dir", tmp_path / "sounds")
+    expected = result(tmp_path / "sounds").protocols["official"]
+    for name in ("x.parquet", "x.npz", "x.csv", "parts"):
+        embed_main([str(digits / "digits.csv"), "-o", str(tmp_path / name), "--encoder", "logmel"])
+        out = tmp_path / f"of_{name}"
+        capsys.readouterr()
+        probe("--features", tmp_path / name, "--output-dir", out)
+        assert "without audio the report cannot play clips" in capsys.readouterr().out
+        record = result(out)
+        protocol = record.protocols["official"]
+        assert protocol.kind is DivisionKind.OWN_FOLDS and protocol.division == expected.division
+        assert protocol.heads["linear"].score == expected.heads["linear"].score
+        assert protocol.heads["linear"].interval == expected.heads["linear"].interval
+        assert record.features.encoder == ("x.csv" if name == "x.csv" else "log-mel statistics")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ((), "give a folder or table of sounds, or embeddings"),
+        (("x.csv", "--features", "y.npz"), "give a folder or table of sounds, or embeddings"),
+        (("--features", "y.npz", "--encoders", "logmel"), "with --features nothing is embedded"),
+    ],
+)
+def test_sounds_or_embeddings_must_be_given(
+    flags: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        probe_main([*flags])
+    assert message in capsys.readouterr().err
+
+
+def test_one_command_ranks_encoders(digits: Path, tmp_path: Path) -> None:
+    """As `make reproduce TASKS=TABLE` does; and again, without repeating what is finished."""
+    words = ["analysis/reproduce.py", digits, "--encoders", "logmel", "audiosep", "--checkpoint", "random:0"]
+    words += ["--epochs", 2, "--seeds", 1, "--results", tmp_path / "results"]
+    # Without sub-folders, classes are given by the results of an earlier probe.
+    Source(digits, r"^(\d)_", r"_(\w)_").save(tmp_path / "earlier", digits)
+    words[1] = tmp_path / "earlier"
+    for again in (False, True):
+        done = run_command(*words)
+        assert done.returncode == 0, done.stderr
+        assert "Every two encoders, points" in done.stdout and "report.html" in done.stdout
+        assert ("Nothing to do" in done.stdout) == again
+        assert "not run yet" not in done.stderr
+    folder = tmp_path / "results" / "own_recordings"
+    assert {path.parent.name for path in folder.rglob("result.json")} == {"own_recordings", "logmel"}
+    missing = run_command(
+        "own_sounds/probe.py",
+        digits,
+        "--label-regex",
+        ".",
+        "--encoders",
+        "logmel",
+        "hear:none.py",
+        "--output-dir",
+        tmp_path / "x",
+    )
+    assert missing.returncode == 2 and not list((tmp_path / "x").rglob("*.pt"))

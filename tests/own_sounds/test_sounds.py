@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from common.datasets import DatasetError, DatasetMissingError, DatasetNote
-from own_sounds.sounds import Source, audio_files
+from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote
+from common.flags import Parser
+from own_sounds.sounds import Source, add_columns, clips_in
 from tests.support.own_sounds import folder_of_classes
 from tests.support.samples import write_wav
+
+
+def listed(*places: Path) -> list[Clip]:
+    parser = Parser("")
+    add_columns(parser)
+    return clips_in(places, parser.parse_args([])).clips
 
 
 @pytest.fixture
@@ -33,7 +40,7 @@ def test_the_root_of_a_table_holds_files_outside_its_folder(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,label\na.wav,x\n", r"lacks the column path \(it has file, label\)"),
+        ("sound,label\na.wav,x\n", r"lacks the column path, or one of its usual names \(it has sound, label\)"),
         ("path,label\n", "lists no clips"),
         ("path,label\na.wav,\n", "line 2: its label is empty"),
         ("path,label\na.wav,x;y\n", "label 'x;y' may be several, but no part of it stands alone elsewhere"),
@@ -43,12 +50,12 @@ def test_the_root_of_a_table_holds_files_outside_its_folder(tmp_path: Path) -> N
         ("path,label,start\na.wav,x,-1\n", "line 2: start must be a number of seconds, not '-1'"),
         ("path,label,end\na.wav,x,nan\n", "line 2: end must be a number of seconds, not 'nan'"),
         ("path,label,start,end\na.wav,x,2,1.5\n", "line 2: end 1.5 is not after start 2.0"),
-        ("path,label,end\na.wav,x,1.2.3\n", "line 2: could not convert"),
+        ("path,label,end\na.wav,x,1.2.3\n", "line 2: end must be a number of seconds, not '1.2.3'"),
         ("path,label\n,x\n", "line 2: path must be a file, not ''"),
         ("path,label\na.wav,x\na.wav,y\n", "line 3: a.wav is already listed in line 2"),
         ("path,label,fold\na.wav,x,1\nb.wav,y,\n", "line 3 has no fold, but others have"),
-        ('path,label\n"a.wav,x\n', "cannot be read as a table"),
-        ("", "cannot be read as a table"),
+        ('path,label\n"a.wav,x\n', "line 2 cannot be read .*: a quote is missing"),
+        ("", "lists no clips"),
     ],
 )
 def test_a_wrong_table_is_refused_by_its_line(text: str, message: str, tmp_path: Path) -> None:
@@ -60,7 +67,7 @@ def test_a_wrong_table_is_refused_by_its_line(text: str, message: str, tmp_path:
 def test_a_wrong_folder_or_pattern_is_refused(classes: Path, tmp_path: Path) -> None:
     for place, message in (
         (tmp_path / "nowhere", "not found; give a folder"),
-        (write_wav(tmp_path / "x" / "a.wav"), "is not a table; give a .csv or .tsv"),
+        (write_wav(tmp_path / "x" / "a.wav"), "is not a table; give a .csv, .tsv"),
         (tmp_path / "x", "a.wav lies directly in it; make a sub-folder for every class"),
     ):
         with pytest.raises(DatasetError, match=message):
@@ -76,18 +83,68 @@ def test_a_wrong_folder_or_pattern_is_refused(classes: Path, tmp_path: Path) -> 
         assert len(Source(classes).read().clips) == 16
 
 
+def test_folders_of_splits_and_folds_hold_the_classes(tmp_path: Path) -> None:
+    """https://github.com/huggingface/datasets/issues/7880"""
+    for names, expected in (
+        (("train", "valid", "test"), ["test", "train", "valid"]),
+        (("fold1", "fold2", "fold10"), [1, 10, 2]),
+        (("audio",), [None]),
+    ):
+        root = tmp_path / names[0]
+        for name in names:
+            folder_of_classes(root / name)
+        sounds = Source(root).read()
+        clips = list(sounds.clips)
+        assert {clip.class_name for clip in clips} == {"high", "low"} and len(clips) == 16 * len(names)
+        assert [clip.split or clip.fold for clip in clips[::16]] == expected
+        assert sounds.remarks[0].startswith("the folders ")
+        for name in names:
+            write_wav(root / name / "loose.wav")
+        with pytest.raises(DatasetError, match=r"loose.wav lies directly in"):
+            Source(root).read()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_links_are_followed_and_keep_their_names(classes: Path, tmp_path: Path) -> None:
+    """https://github.com/allenai/ir_datasets/issues/160, https://github.com/huggingface/huggingface_hub/issues/1388"""
+    elsewhere = tmp_path / "elsewhere"
+    folder_of_classes(elsewhere)
+    (classes / "other").symlink_to(elsewhere / "low")
+    (classes / "low" / "circle").symlink_to(classes)
+    blob = write_wav(tmp_path / "blobs" / "0123abcd")
+    (classes / "high" / "linked.wav").symlink_to(blob)
+    (tmp_path / "link").symlink_to(classes)
+    for place in (classes, tmp_path / "link"):
+        clips = list(Source(place).read().clips)
+        names = [clip.clip_id(place) for clip in clips]
+        assert len(names) == 16 + 8 + 1 and {clip.class_name for clip in clips} == {"high", "low", "other"}
+        assert "high/linked.wav" in names and "other/3.wav" in names
+    table = tmp_path / "blobs" / "table"
+    table.write_text("path,label\nhigh/linked.wav,x\nhigh/0.wav,y\n")
+    (classes / "t.csv").symlink_to(table)
+    assert [clip.path for clip in Source(classes / "t.csv").read().clips] == [
+        classes / "high" / name for name in ("linked.wav", "0.wav")
+    ]
+
+
+def test_audio_that_cannot_be_read_is_named(classes: Path) -> None:
+    (classes / "low" / "call.m4a").touch()
+    with pytest.warns(DatasetNote, match=r"1 \.m4a are audio that cannot be read here; convert them: ffmpeg"):
+        assert len(list(Source(classes).read().clips)) == 16
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_a_link_to_itself_is_not_found(tmp_path: Path) -> None:
     (tmp_path / "loop.wav").symlink_to("loop.wav")
     with pytest.raises(DatasetMissingError, match=r"loop\.wav not found"):
-        audio_files([tmp_path / "loop.wav"])
+        listed(tmp_path / "loop.wav")
 
 
 def test_files_and_folders_are_listed_once_each(classes: Path, tmp_path: Path) -> None:
     file = classes / "low" / "0.wav"
-    assert audio_files([file, classes / "low"])[0] == file.resolve()
-    assert len(audio_files([file, classes / "low"])) == 8
+    assert listed(file, classes / "low")[0].path == file
+    assert len(listed(file, classes / "low")) == 8
     for place in (tmp_path / "nowhere", tmp_path / "empty"):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(DatasetError, match=r"not found|holds no audio"):
-            audio_files([place])
+            listed(place)

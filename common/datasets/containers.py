@@ -1,0 +1,230 @@
+"""Clips inside larger files: the rows of Parquet files whose audio column holds the bytes, and the members of WebDataset tars.
+
+Such a clip's path is ``CONTAINER/PLACE/NAME``: ``shards/000.tar/1536+88244/dog.flac`` (offset and bytes) or
+``data/train.parquet/17/dog.wav`` (row). So a path alone says where the bytes are, to any process, without an index.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import tarfile
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.datasets.clip import AUDIO_SUFFIXES
+from common.datasets.layout import DatasetError
+from common.datasets.rows import Rows, as_cell
+
+PLACE = re.compile(r"(.+?\.(?:parquet|tar))/(\d+)(?:\+(\d+))?/[^/]+")
+READ_BYTES = 1 << 25  # of a Parquet column at a time
+KEPT_ROWS = 40  # read but perhaps not asked for yet, since threads ask for rows out of order
+SIDECARS = ("cls", "txt")  # a member with the label alone
+
+
+@dataclass(frozen=True)
+class Member:
+    """Where in a container a clip's bytes are."""
+
+    container: Path
+    start: int  # the row of a Parquet file, or the offset in a tar
+    size: int | None  # bytes in a tar
+
+    @classmethod
+    def of(cls, path: Path) -> Member | None:
+        """Read a clip's path; None for a file of its own."""
+        match = PLACE.fullmatch(path.as_posix())
+        if match is None or path.exists():
+            return None
+        return cls(Path(match[1]), int(match[2]), int(match[3]) if match[3] else None)
+
+    @property
+    def n_bytes(self) -> int:
+        """Its size; of a row of a Parquet file the mean of all rows. OSError if there is no container."""
+        return (self.container.stat().st_size and self.size) or _column_of(self.container).mean_bytes
+
+    def read(self) -> bytes:
+        """Its bytes; OSError if they cannot be read."""
+        if self.size is None:
+            return _column_of(self.container).read(self.start)
+        with self.container.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.size)
+
+
+def _column_of(path: Path) -> _AudioColumn:
+    status = path.stat()
+    return _audio_column(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _audio_column(path: Path, size: int, modified_ns: int) -> _AudioColumn:
+    del size, modified_ns  # they only tell files apart
+    return _AudioColumn(path)
+
+
+class _AudioColumn:
+    """Reads the audio of a Parquet file row by row: quickly in order, and from the start of a row group after a jump."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file; OSError if it is damaged."""
+        try:
+            self.file = pq.ParquetFile(path, buffer_size=1 << 20)  # otherwise a row group is read whole
+        except pa.ArrowException as error:
+            raise OSError(f"is damaged ({error})") from error
+        self.name, groups = audio_column(self.file.schema_arrow), self.file.metadata
+        self.starts = [0]
+        for number in range(groups.num_row_groups):
+            self.starts.append(self.starts[-1] + groups.row_group(number).num_rows)
+        columns = [groups.row_group(0).column(place) for place in range(groups.num_columns)] if self.starts[-1] else []
+        first = sum(
+            column.total_uncompressed_size for column in columns if column.path_in_schema == f"{self.name}.bytes"
+        )
+        self.mean_bytes = first // max(1, self.starts[1] if columns else 1)
+        self.lock = threading.Lock()
+        self.recent: dict[int, bytes | None] = {}
+        # The batches that come next, their row group, and the first row that they hold.
+        self.ahead: Iterator[Any] = iter(())
+        self.group, self.next_row = -1, 0
+
+    def read(self, row: int) -> bytes:
+        """The bytes of a row; OSError if there are none."""
+        with self.lock:
+            if row not in self.recent:
+                try:
+                    self._go_to(row)
+                except pa.ArrowException as error:
+                    raise OSError(f"row {row} cannot be read ({error})") from error
+            content = self.recent[row]
+        if content is None:
+            raise OSError(f"row {row} holds no audio")
+        return content
+
+    def _go_to(self, row: int) -> None:
+        if not 0 <= row < self.starts[-1]:
+            raise OSError(f"it has no row {row}")
+        group = next(number for number, stop in enumerate(self.starts[1:]) if row < stop)
+        if group != self.group or row < self.next_row:
+            size = min(64, max(1, READ_BYTES // max(1, self.mean_bytes)))
+            self.ahead = self.file.iter_batches(size, [group], [f"{self.name}.bytes"])
+            self.group, self.next_row = group, self.starts[group]
+        while self.next_row <= row:
+            batch = next(self.ahead).column(0).field("bytes")
+            self.recent = dict(list(self.recent.items())[-KEPT_ROWS:])
+            self.recent |= zip(range(self.next_row, self.next_row + len(batch)), batch.to_pylist(), strict=True)
+            self.next_row += len(batch)
+
+
+def audio_column(schema: pa.Schema) -> str | None:
+    """The column ``struct<bytes, path>``, as `datasets` writes audio: the one called ``audio``, or the first."""
+    names = [
+        field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+    ]
+    return "audio" if "audio" in names else next(iter(names), None)
+
+
+def read_parquet(path: Path) -> Rows:
+    """The rows of a Parquet or Arrow file as text; numbers of a ``ClassLabel`` become its names. Of the audio column, only the
+    names of the files are read.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    try:
+        schema = pq.read_schema(path)
+        audio = audio_column(schema)
+        plain = [field.name for field in schema if field.name != audio]
+        table = pq.ParquetFile(path).read(columns=[*plain, f"{audio}.path"] if audio else plain)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(
+            f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}; get it again"
+        ) from error
+    names = _class_labels(schema)
+    columns = {
+        name: [_label_of(cell, names[name]) if name in names else as_cell(cell) for cell in table[name].to_pylist()]
+        for name in plain
+    }
+    if audio:
+        files = (cell and cell["path"] for cell in table[audio].to_pylist())
+        columns[audio] = [str(path / str(row) / _name(file, row)) for row, file in enumerate(files)]
+    return Rows(columns, [f"{path} row {row}" for row in range(len(table))], path.parent, audio)
+
+
+def _name(file: str | None, row: int) -> str:
+    return re.split(r"[/\\]", file)[-1] if file else f"row{row}"
+
+
+def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:
+    """Column -> the names that its numbers stand for, as `datasets` notes them."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return {name: kind["names"] for name, kind in features.items() if "names" in kind}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _label_of(cell: Any, names: list[str]) -> str:
+    return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else as_cell(cell)
+
+
+def read_tar(path: Path) -> Rows:
+    """The clips of a tar in WebDataset's layout: members whose names are the same up to the first dot belong together. The
+    entries of a ``.json`` are columns; ``.cls`` and ``.txt`` are the label.
+
+    Raises:
+        DatasetError: it cannot be read, or holds no audio.
+    """
+    samples: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, start, size, content in _members(path):
+        key, _, kind = name.rpartition("/")[2].partition(".")
+        sample = samples[f"{name.rpartition('/')[0]}/{key}"]
+        if content is None:
+            sample["audio"] = str(path / f"{start}+{size}" / name.rpartition("/")[2])
+        elif kind == "json":
+            sample |= _entries(content, f"{path}: {name}")
+        else:
+            sample[kind] = content.decode(errors="replace").strip()
+    clips = {key.removeprefix("/"): sample for key, sample in samples.items() if "audio" in sample}
+    if not clips:
+        raise DatasetError(f"{path} holds no audio files")
+    columns = {
+        name: [sample.get(name, "") for sample in clips.values()]
+        for name in dict.fromkeys(n for s in clips.values() for n in s)
+    }
+    return Rows(columns, [f"{path} {key}" for key in clips], path.parent, "audio")
+
+
+def _members(path: Path) -> Iterator[tuple[str, int, int, bytes | None]]:
+    """Name, offset and size of audio files, and of small files beside them the content too."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                kind = member.name.rpartition("/")[2].partition(".")[2].lower()
+                if not member.isfile():
+                    continue
+                if f".{kind.rpartition('.')[2]}" in AUDIO_SUFFIXES:
+                    yield member.name, member.offset_data, member.size, None
+                elif kind in ("json", *SIDECARS):
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    yield member.name, member.offset_data, member.size, file.read(1 << 20)
+    except (tarfile.TarError, OSError) as error:
+        raise DatasetError(
+            f"{path} cannot be read as a tar ({error}); a compressed one must be decompressed first"
+        ) from error
+
+
+def _entries(content: bytes, place: str) -> Mapping[str, str]:
+    try:
+        entries = json.loads(content)
+    except ValueError as error:
+        raise DatasetError(f"{place} is not JSON ({error})") from error
+    return {str(name): as_cell(value) for name, value in entries.items()} if isinstance(entries, dict) else {}

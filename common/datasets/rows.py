@@ -1,0 +1,257 @@
+"""Tables as text: CSV in any dialect, and the label files of Raven and Audacity, every row with its place in the file."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.datasets.clip import AUDIO_SUFFIXES
+from common.datasets.layout import DatasetError, DatasetMissingError, DatasetNote, files_in
+
+SEPARATORS = "\t;,"
+TABLES = (".csv", ".tsv", ".txt")  # what text tables are called
+SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
+WHICH_ENCODING = "say which it is, such as --encoding latin-1 (cp1252, big5, gbk ...), or save it as UTF-8"
+# What an annotation file's name has after that of its recording.
+ANNOTATION = re.compile(r"(\.Table\.\d+)?(\.selections?)?\.txt$", re.IGNORECASE)
+NUMBER = r"\s*-?\d+(?:[.,]\d+)?\s*"
+AUDACITY = re.compile(rf"({NUMBER})\t({NUMBER})(?:\t([^\t]*))?")
+BEGIN, END, OFFSET, FILE = "Begin Time (s)", "End Time (s)", "File Offset (s)", "Begin File"  # of Raven
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a table."""
+
+    columns: dict[str, list[str]]  # name -> a cell per row, without blanks around it
+    places: list[str]  # of every row, for messages: "sounds.csv line 3"
+    folder: Path  # from which paths count
+    audio: str | None = None  # the column whose paths lead into containers: every row is a whole clip
+    origin: str = ""  # as in `Sounds`
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        for cells in zip(*self.columns.values(), strict=True):
+            yield dict(zip(self.columns, cells, strict=True))
+
+    @classmethod
+    def joined(cls, tables: Sequence[Rows], folder: Path, origin: str = "") -> Rows:
+        """The rows of several files, with the columns of all; `folder` is what their paths count from."""
+        names = dict.fromkeys(name for rows in tables for name in rows.columns)
+        columns = {
+            name: [cell for rows in tables for cell in rows.columns.get(name, [""] * len(rows))] for name in names
+        }
+        return cls(columns, [place for rows in tables for place in rows.places], folder, tables[0].audio, origin)
+
+
+def as_cell(value: object) -> str:
+    """A value of a typed table as text; empty for None and NaN."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        value = int(value)
+    return str(value).strip()
+
+
+def read_text(path: Path, fix: str = "get it again", encoding: str | None = None) -> str:
+    """A text file in UTF-8 or UTF-16, or in `encoding`.
+
+    Raises:
+        DatasetError: it is neither; the message ends with `fix`.
+    """
+    try:
+        content = path.read_bytes()
+        marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = content.decode(encoding or ("utf-16" if marked else "utf-8-sig"))
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read ({error.strerror}); {fix}") from error
+    except LookupError as error:
+        raise DatasetError(f"--encoding {encoding} is unknown; give one such as latin-1, cp1252, big5, gbk") from error
+    except UnicodeDecodeError as error:
+        what = encoding or "UTF-8 or UTF-16"
+        line = content[: error.start].count(b"\n") + 1
+        raise DatasetError(f"{path} cannot be read: not text in {what} (line {line}); {fix}") from error
+    if "\0" in text:
+        raise DatasetError(f"{path} cannot be read: it is not text; {fix}")
+    return text
+
+
+def separator_of(header: str) -> str:
+    """What separates the names in the first line of a table: a tab, a semicolon or a comma."""
+    return max(SEPARATORS, key=lambda mark: len(next(csv.reader([header], delimiter=mark), ())))
+
+
+def parse_csv(text: str, path: Path, fix: str) -> Rows:
+    """The rows of a CSV with a header, separated by tabs, semicolons or commas, as the header shows.
+
+    Quotes belong to the text where tabs separate, unless the header has some. Empty lines are left out; so are columns
+    without a name.
+
+    Raises:
+        DatasetError: a line has more or fewer cells than the header, or a quote too many; or there are no rows. The message names
+            the file `path`, and ends with `fix`.
+    """
+    header = next((line for line in text.splitlines() if line.strip()), "")
+    mark = separator_of(header)
+    has_quotes = mark != "\t" or '"' in header
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter=mark,
+        quoting=csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE,
+        strict=True,
+        skipinitialspace=mark != "\t",
+    )
+    records: list[tuple[int, list[str]]] = []
+    start = 1
+    try:
+        for cells in reader:
+            records.append((start, [cell.strip() for cell in cells]))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise DatasetError(
+            f"{path} line {start} cannot be read ({error}): a quote is missing, or within a cell; {fix}"
+        ) from error
+    filled = [(line, cells) for line, cells in records if any(cells)]
+    if len(filled) < 2:
+        raise DatasetError(f"{path} lists no clips; {fix}")
+    n_empty = sum(not any(cells) for line, cells in records if line < filled[-1][0])
+    if n_empty:
+        warnings.warn(f"{path}: {n_empty} empty lines are left out", DatasetNote, stacklevel=2)
+    return _as_rows(path, filled, mark, fix)
+
+
+def _as_rows(path: Path, records: Sequence[tuple[int, list[str]]], mark: str, fix: str) -> Rows:
+    names = list(records[0][1])
+    while not names[-1]:
+        names.pop()
+    name, count = Counter(filter(None, names)).most_common(1)[0]
+    if count > 1:
+        raise DatasetError(f"{path} has {count} columns called {name}; rename them")
+    for line, cells in records[1:]:
+        if len(cells) < len(names) or any(cells[len(names) :]):
+            raise DatasetError(
+                f"{path} line {line} has {len(cells)} cells, but {len(names)} are named ({', '.join(names)}); put a cell "
+                f"that holds {mark!r} in quotes"
+            )
+    columns = {name: [cells[place] for _, cells in records[1:]] for place, name in enumerate(names) if name}
+    return Rows(columns, [f"{path} line {line}" for line, _ in records[1:]], path.parent)
+
+
+def read_columns(path: Path, columns: Sequence[str], fix: str) -> Rows:
+    """A CSV that has all `columns`; errors as for `read_text` and `parse_csv`."""
+    rows = parse_csv(read_text(path, fix), path, fix)
+    missing = [name for name in columns if name not in rows.columns]
+    if missing:
+        has = ", ".join(list(rows.columns)[:10])
+        raise DatasetError(
+            f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has {has}); {fix}"
+        )
+    return rows
+
+
+def read_metadata(path: Path, columns: Sequence[str], whole_numbers: Sequence[str], title: str) -> Rows:
+    """A data set's official CSV, with all `columns` present and without empty cells; `whole_numbers` are digits alone."""
+    fix = f"unpack {title} again"
+    rows = read_columns(path, columns, fix)
+    for place, row in zip(rows.places, rows, strict=True):
+        if not all(row[name] for name in columns):
+            raise DatasetError(f"{place} has an empty cell; {fix}")
+        for name in whole_numbers:
+            if not re.fullmatch(r"\d{1,15}", row[name], re.ASCII):
+                raise DatasetError(f"{place}: {name} must be a whole number, not {row[name][:50]!r}; {fix}")
+    return rows
+
+
+def annotation_files(folder: Path) -> list[Path]:
+    """The label files of Raven and Audacity in a folder and its sub-folders that lie beside their recordings."""
+    texts = [path for path in files_in(folder) if path.suffix.lower() == ".txt"]
+    return [path for path in texts if _recording_of(path) and (is_raven(path) or is_audacity(path))]
+
+
+def _recording_of(path: Path) -> Path | None:
+    """The recording beside a label file: ``night.wav`` of ``night.Table.1.selections.txt``."""
+    stem = ANNOTATION.sub("", path.name)
+    beside = (path.with_name(f"{stem}{suffix}") for suffix in sorted(AUDIO_SUFFIXES))
+    return next(
+        (file for lower in beside for file in (lower, lower.with_suffix(lower.suffix.upper())) if file.exists()), None
+    )
+
+
+def is_raven(path: Path) -> bool:
+    """Whether a file is a selection table of Raven."""
+    return BEGIN in _first_line(path).split("\t")
+
+
+def is_audacity(path: Path) -> bool:
+    """Whether a file holds labels of Audacity."""
+    return AUDACITY.fullmatch(_first_line(path)) is not None
+
+
+def _first_line(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.readline(4096).decode("utf-8-sig", "replace").rstrip("\r\n")
+
+
+def read_raven(path: Path, encoding: str | None = None) -> Rows:
+    """The selections of a table of Raven, with a column ``path``: of the begin file, if it is named, or of the recording that lies
+    beside the table. A selection with a row for each view counts once.
+
+    Raises:
+        DatasetError: it cannot be read, or there is no recording.
+    """
+    rows = parse_csv(read_text(path, WHICH_ENCODING, encoding), path, "save it with Raven again")
+    views: dict[str, dict[str, str]] = {}
+    places = {}
+    for place, row in zip(rows.places, rows, strict=True):
+        key = row.get("Selection") or place
+        if key not in views:
+            views[key], places[key] = row, place
+    recording = _recording_of(path)
+    if recording is None and FILE not in rows.columns:
+        raise _no_recording(path)
+    columns: dict[str, list[str]] = {"path": [row.get(FILE) or (recording or path).name for row in views.values()]}
+    columns |= {name: [row[name] for row in views.values()] for name in rows.columns}
+    if OFFSET in columns:  # begin and end count from the first of several files
+        for number, row in enumerate(views.values()):
+            begin, end, offset = (float(row[name].replace(",", ".")) for name in (BEGIN, END, OFFSET))
+            columns[BEGIN][number], columns[END][number] = str(offset), str(round(offset + end - begin, 6))
+    return Rows(columns, list(places.values()), path.parent)
+
+
+def read_audacity(path: Path, encoding: str | None = None) -> Rows:
+    """The labels that Audacity has exported, of the recording beside the file; lines with a range of frequencies are passed over.
+
+    Raises:
+        DatasetError: a line is not a label, or there is no recording.
+    """
+    recording = _recording_of(path)
+    if recording is None:
+        raise _no_recording(path)
+    columns: dict[str, list[str]] = {"path": [], "start": [], "end": [], "label": []}
+    places = []
+    for line, text in enumerate(read_text(path, WHICH_ENCODING, encoding).splitlines(), start=1):
+        if not text.strip() or text.startswith("\\"):
+            continue
+        label = AUDACITY.fullmatch(text)
+        if label is None:
+            raise DatasetError(
+                f"{path} line {line} ({text[:60]!r}) is not a label of Audacity: start, end and text between tabs"
+            )
+        for name, cell in zip(columns, (recording.name, *label.groups(default="")), strict=True):
+            columns[name].append(cell.strip())
+        places.append(f"{path} line {line}")
+    return Rows(columns, places, path.parent)
+
+
+def _no_recording(path: Path) -> DatasetError:
+    name = f"{ANNOTATION.sub('', path.name)}.wav"
+    return DatasetMissingError(f"{path} has no recording beside it; put it there as {name}, or .flac, .mp3 and so on")

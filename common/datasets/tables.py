@@ -1,0 +1,231 @@
+"""Clips from tables: what the columns mean, and what the clips of every row are."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.datasets.clip import Clip
+from common.datasets.labels import Labels, read_indicators, read_labels
+from common.datasets.layout import DatasetError
+from common.datasets.rows import Rows
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+NOT_THERE = "none"  # in place of a column's name
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a column can mean."""
+
+    names: str  # its usual names, preferred first, without case, blanks and dashes
+    pattern: str  # of its cells
+    meaning: str  # of the pattern, in words
+
+
+SECONDS = Role("", r"(\d*[.,]?\d*(e[-+]?\d+)?)", "a number of seconds")
+ROLES = {
+    "path": Role(
+        "path file filename filepath fname audiopath audiofile slicefilename audio clipid clipids", ".+", "a file"
+    ),
+    "label": Role("label labels classname class category species annotation target cls txt", ".*", "text"),
+    "fold": Role("fold folds", r"\d{0,9}", "a whole number"),
+    "split": Role("split splits subset partition", "|".join(("", *SPLITS)), "train, valid or test"),
+    "group": Role(
+        "group groups speaker speakerid patient patientid recording recordingid site fsid srcfile", ".*", "text"
+    ),
+    "start": replace(SECONDS, names="start starts starttime begin begintime onset"),
+    "end": replace(SECONDS, names="end ends endtime stop offset"),
+}
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """What a folder or table lists."""
+
+    root: Path  # the folder to which clip ids are relative
+    clips: list[Clip]
+    is_multilabel: bool = False
+    remarks: tuple[str, ...] = ()  # how it was understood, for readers
+    origin: str = ""  # the data set of the hub and its revision, if it is from there
+
+
+def find_columns(names: Collection[str], chosen: Mapping[str, str]) -> dict[str, str]:
+    """What the columns of a table mean.
+
+    Args:
+        chosen: role -> column as the user says it, or NOT_THERE; others are found by their usual names.
+
+    Returns:
+        Role -> column.
+
+    Raises:
+        DatasetError: a chosen column is not there, or several may be the group.
+    """
+    plain = {_plain(name): name for name in names}
+    columns = {}
+    for role, kind in ROLES.items():
+        if role in chosen:
+            column = chosen[role] if chosen[role] in names else plain.get(_plain(chosen[role]))
+            if column is None and chosen[role] != NOT_THERE:
+                raise DatasetError(
+                    f"--{role}-column {chosen[role]}: there is no such column; there are {', '.join(names)}"
+                )
+        else:
+            present = [plain[name] for name in kind.names.split() if name in plain]
+            column = next(iter(present), None)
+            if role == "group" and len(present) > 1 and not _plain(present[0]).startswith("group"):
+                raise DatasetError(
+                    f"the columns {' and '.join(present)} may both be the group that must stay on one side; say which: "
+                    f"--group-column {column}, or --group-column {NOT_THERE}"
+                )
+        if column is not None:
+            columns[role] = column
+    return columns
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]+|\(s\)", "", name).casefold()
+
+
+def clips_of(rows: Rows, chosen: Mapping[str, str], separator: str | None = None, is_labelled: bool = True) -> Sounds:
+    """The clips of a table's rows.
+
+    Paths count from the table's folder, which is the root unless a file lies outside. Segments of one file are one group, unless a
+    column says otherwise.
+
+    Args:
+        chosen: as for `find_columns`.
+        separator: between labels, as for `read_labels`.
+        is_labelled: whether there must be labels.
+
+    Raises:
+        DatasetError: a column or a cell is missing or wrong, or a clip is listed twice; the message names the line.
+    """
+    file = rows.places[0].rsplit(" ", 2)[0]
+    try:
+        columns = find_columns(rows.columns, chosen)
+        if rows.audio is not None:  # every row is a whole clip
+            columns = {role: name for role, name in columns.items() if role not in ("start", "end") or role in chosen}
+            columns["path"] = rows.audio
+        if "path" not in columns:
+            raise DatasetError(
+                f"lacks the column path, or one of its usual names (it has {', '.join(rows.columns)}); name it: --path-column"
+            )
+        is_labelled = is_labelled or "label" in columns
+        labels = _labels(rows, columns, separator) if is_labelled else Labels([()] * len(rows))
+    except DatasetError as error:
+        raise DatasetError(f"{file}: {error}") from error
+    clips: list[Clip] = []
+    listed: dict[tuple[object, ...], str] = {}
+    for place, row, names in zip(rows.places, rows, labels.sets, strict=True):
+        cells = {role: row[name] for role, name in columns.items()}
+        try:
+            clip = replace(_clip(cells, rows.folder), labels=tuple(composed(name) for name in names))
+            if is_labelled and not names and not labels.is_multilabel:
+                raise ValueError("its label is empty")
+        except ValueError as error:
+            raise DatasetError(f"{place}: {error}") from error
+        first = listed.setdefault((clip.path, clip.start_s, clip.end_s), place)
+        if first != place:
+            raise DatasetError(f"{place}: {cells['path']} is already listed in {first.removeprefix(f'{file} ')}")
+        clips.append(clip)
+    for role in ("fold", "split", "group"):
+        empty = [place for place, clip in zip(rows.places, clips, strict=True) if getattr(clip, role) is None]
+        if empty and len(empty) < len(clips):
+            raise DatasetError(f"{empty[0]} has no {role}, but others have; fill in all or none")
+    root = _root(rows.folder, clips)
+    remarks = [_as_read(rows, columns), labels.remark, *_alike(clips)]
+    if "group" not in columns and chosen.get("group") != NOT_THERE and len({clip.path for clip in clips}) < len(clips):
+        clips = [replace(clip, group=clip.path.relative_to(root).as_posix()) for clip in clips]
+        remarks.append("segments of one file are one group, which stays on one side (if not: --group-column none)")
+    return Sounds(root, clips, labels.is_multilabel, tuple(filter(None, remarks)), rows.origin)
+
+
+def _labels(rows: Rows, columns: Mapping[str, str], separator: str | None) -> Labels:
+    """The labels of the column, or else of a column of 0 and 1 for every class."""
+    if "label" in columns:
+        return read_labels(rows.columns[columns["label"]], separator)
+    others = {name: cells for name, cells in rows.columns.items() if name not in columns.values()}
+    if len(others) < 2:
+        raise DatasetError(
+            f"lacks the column label, or a column of 0 and 1 for every class (it has {', '.join(rows.columns)}); name it: "
+            "--label-column"
+        )
+    return read_indicators(others, rows.places)
+
+
+def _clip(cells: Mapping[str, str], folder: Path) -> Clip:
+    """The clip of a table's row; ValueError says what is wrong with it."""
+    for role, text in cells.items():
+        if "\n" in text or "\r" in text:
+            raise ValueError(f"{role} has a line break in it ({text[:60]!r}); is a quote missing?")
+        if not re.fullmatch(ROLES[role].pattern, text, re.IGNORECASE):
+            raise ValueError(f"{role} must be {ROLES[role].meaning}, not {text!r}")
+    fold, split, group = (cells.get(role) for role in ("fold", "split", "group"))
+    start_s, end_s = (float(cells[role].replace(",", ".")) if cells.get(role) else None for role in ("start", "end"))
+    if end_s is not None and end_s <= (start_s or 0):
+        raise ValueError(f"end {end_s} is not after start {start_s or 0}")
+    return Clip(
+        _locate(cells["path"], folder),
+        split=SPLITS[split.lower()] if split else None,
+        fold=int(fold) if fold else None,
+        group=composed(group) if group else None,
+        start_s=start_s,
+        end_s=end_s,
+    )
+
+
+def _locate(text: str, folder: Path) -> Path:
+    """The file that a cell means: as it is written, or else with slashes for backslashes, or with letters composed differently."""
+    path = _below(folder, text)
+    if (text.isascii() and "\\" not in text) or path.exists():
+        return path
+    slashes = text.replace("\\", "/")
+    forms = [_below(folder, unicodedata.normalize(form, slashes)) for form in ("NFC", "NFD")]
+    return next((form for form in forms if form.exists()), path)
+
+
+def _below(folder: Path, text: str) -> Path:
+    return Path(os.path.normpath(folder / os.path.expanduser(text)))  # noqa: PTH111 - pathlib's fails for users who do not exist
+
+
+def _root(folder: Path, clips: Sequence[Clip]) -> Path:
+    outside = {clip.path.parent for clip in clips if folder not in clip.path.parents}
+    return Path(os.path.commonpath([folder, *outside]))
+
+
+def composed(name: str) -> str:
+    """A name in one of the two forms in which programs write accents."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _as_read(rows: Rows, columns: Mapping[str, str]) -> str:
+    """What the columns were taken for, as far as their names do not say it; and those that are not used."""
+    read = ", ".join(f"{role} = {name}" for role, name in columns.items() if role != name and name != rows.audio)
+    unused = [name for name in rows.columns if name not in columns.values()] if "label" in columns else []
+    parts = [f"columns: {read}"] * bool(read) + [f"columns that are not used: {', '.join(unused)}"] * bool(unused)
+    return "; ".join(parts)
+
+
+def _alike(clips: Sequence[Clip]) -> list[str]:
+    """The labels that differ only by case or blanks."""
+    forms: dict[str, Counter[str]] = defaultdict(Counter)
+    for clip in clips:
+        for label in clip.labels:
+            forms[" ".join(label.split()).casefold()][label] += 1
+    alike = [names for names in forms.values() if len(names) > 1]
+    return [
+        "these labels differ only by case or blanks, and are different classes: "
+        + ", ".join(f"{name!r} ({count} clips)" for name, count in names.items())
+        for names in alike
+    ]

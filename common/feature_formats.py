@@ -1,0 +1,234 @@
+"""Embeddings in formats that other programs write and read: NumPy, CSV, Parquet and Arrow, as FeatureSets.
+
+Columns beside the embeddings are called as in tables of sounds (`common.datasets.tables.ROLES`): a label, a fold, a split, a group, and
+the clip.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from common.arrays import Array
+from common.datasets import DatasetError
+from common.datasets.containers import audio_column, read_parquet
+from common.datasets.labels import read_labels
+from common.datasets.rows import as_cell, parse_csv, read_text, separator_of
+from common.datasets.tables import SPLITS, composed, find_columns
+from common.encoder_name import EncoderKind
+from common.features import SEGMENT, FeatureFileError, FeatureSet, Provenance, read_provenance
+from common.files import ODD_LETTERS, write_atomically
+
+FORMATS = (".npz", ".npy", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
+BESIDE = (".csv", ".tsv", ".parquet")  # of an .npy, the table with a row for each of its rows
+MATRIX = ("embeddings", "embedding", "features", "x", "data")  # names of the array in an .npz
+MADE_BY = "made_by"  # under which this project notes the provenance in its files, and the order of the classes
+
+
+def read_embeddings(path: Path) -> FeatureSet:
+    """Read embeddings with what is known of their clips.
+
+    Formats: ``.npz`` (``embeddings`` and arrays such as ``labels``, ``folds``, ``groups``); ``.npy`` with a table beside it; ``.csv``
+    and ``.tsv`` (a column for every number, whose names end in digits); ``.parquet``, ``.arrow`` and ``.feather`` (the same, or one
+    column of lists).
+
+    Raises:
+        FeatureFileError: it cannot be read, has no embeddings, or its columns do not fit together.
+    """
+    try:
+        embeddings, columns, meta = _READERS[path.suffix](path)
+        return _assemble(embeddings, columns, meta, path)
+    except (DatasetError, ValueError, KeyError, OSError, EOFError, pa.ArrowException) as error:
+        raise FeatureFileError(f"{path} cannot be used as embeddings: {' '.join(str(error).split())[:300]}") from error
+
+
+def _assemble(embeddings: Array, columns: Mapping[str, Sequence[Any]], meta: Any, path: Path) -> FeatureSet:
+    """The FeatureSet; ValueError says what does not fit."""
+    if embeddings.ndim != 2 or not embeddings.size or embeddings.dtype.kind not in "fiu":
+        raise ValueError(
+            f"embeddings must be numbers of shape (clips, size), not {embeddings.dtype} {embeddings.shape}"
+        )
+    count = len(embeddings)
+    for name, values in columns.items():
+        if name != "class_names" and len(values) != count:
+            raise ValueError(f"there are {count} embeddings, but {len(values)} {name}")
+    roles = find_columns([name for name in columns if name != "class_names"], {})
+    cells = {role: [as_cell(value) for value in columns[name]] for role, name in roles.items() if role != "label"}
+    labels, class_names = _read_labels(
+        columns[roles["label"]] if "label" in roles else [], columns.get("class_names"), count
+    )
+    for role in ("fold", "split", "group"):
+        if any(cells.get(role, ())) and not all(cells[role]):
+            raise ValueError(f"some clips have no {role}, but others have")
+    splits = [SPLITS.get(split.lower(), split) for split in cells.get("split", ())]
+    if strangers := set(splits) - {*SPLITS.values(), ""}:
+        raise ValueError(f"split must be train, valid or test, not {min(strangers)!r}")
+    ids = cells.get("path") or [f"row {row}" for row in range(count)]
+    if "start" in cells and not any(map(SEGMENT.search, ids)):
+        spans = zip(cells["start"], cells.get("end", [""] * count), strict=True)
+        ids = [f"{name}#{start or 'None'}-{end or 'None'}" for name, (start, end) in zip(ids, spans, strict=True)]
+    if len(set(ids)) < count:
+        raise ValueError(f"the clip {next(name for name in ids if ids.count(name) > 1)} is in it more than once")
+    return FeatureSet(
+        torch.from_numpy(np.array(embeddings, np.float32)),
+        labels,
+        class_names,
+        ids,
+        torch.tensor([int(fold) for fold in cells["fold"]]) if any(cells.get("fold", ())) else None,
+        splits if any(splits) else None,
+        [composed(group) for group in cells["group"]] if any(cells.get("group", ())) else None,
+        Provenance(kind=EncoderKind.ELSEWHERE.value, encoder=path.name) if meta is None else read_provenance(meta),
+    )
+
+
+def _read_labels(values: Sequence[Any], names: Sequence[Any] | None, count: int) -> tuple[torch.Tensor, list[str]]:
+    """Labels as `FeatureSet` has them, and class names: in the order of `names`, else by number or alphabet."""
+    if not len(values):
+        return torch.full((count,), -1), []
+    class_names = None if names is None else [as_cell(name) for name in names]
+    array = np.asarray(values)
+    if array.ndim == 2:
+        sets = torch.from_numpy(array.astype(bool))
+        return sets, class_names or [str(number) for number in range(sets.shape[1])]
+    if class_names is not None and array.dtype.kind in "iu":
+        return torch.from_numpy(array.astype(np.int64)), class_names
+    labels = read_labels([composed(as_cell(value)) for value in values])
+    if labels.remark:
+        print(labels.remark)
+    present = {name for names in labels.sets for name in names}
+    are_numbers = all(name.isdecimal() for name in present)
+    order = [name for name in class_names or () if name in present] or sorted(present, key=int if are_numbers else str)
+    place = {name: number for number, name in enumerate(order)}
+    if labels.is_multilabel:
+        rows = torch.zeros(count, len(order), dtype=torch.bool)
+        for row, clip_labels in zip(rows, labels.sets, strict=True):
+            row[[place[name] for name in clip_labels]] = True
+        return rows, order
+    if not all(labels.sets):
+        raise ValueError(f"row {labels.sets.index(())} has no label, but others have")
+    return torch.tensor([place[name] for (name,) in labels.sets]), order
+
+
+def _read_npz(path: Path) -> tuple[Array, dict[str, Any], Any]:
+    with np.load(path, allow_pickle=False) as content:
+        arrays = {name: content[name] for name in content.files}
+    meta = json.loads(str(arrays.pop(MADE_BY))) if MADE_BY in arrays else None
+    name = next((name for wanted in MATRIX for name in arrays if name.lower() == wanted), None)
+    if name is None:
+        raise ValueError(f"it has no array called embeddings (it has {', '.join(arrays)})")
+    return arrays.pop(name), arrays, meta
+
+
+def _read_npy(path: Path) -> tuple[Array, dict[str, Any], Any]:
+    embeddings: Array = np.load(path, allow_pickle=False)
+    beside = next((table for suffix in BESIDE if (table := path.with_suffix(suffix)).exists()), None)
+    if beside is None:
+        raise ValueError(f"it needs a table with labels beside it, such as {path.with_suffix('.csv').name}")
+    is_text = beside.suffix != ".parquet"
+    rows = parse_csv(read_text(beside), beside, "give a row for each embedding") if is_text else read_parquet(beside)
+    return embeddings, dict(rows.columns), None
+
+
+def _read_csv(path: Path) -> tuple[Array, dict[str, Any], Any]:
+    import pandas as pd
+
+    with path.open(encoding="utf-8-sig") as file:
+        mark = separator_of(file.readline().rstrip("\n"))
+    names = [str(name) for name in pd.read_csv(path, sep=mark, nrows=0)]
+    texts = dict.fromkeys(find_columns(names, {}).values(), str)
+    table = pd.read_csv(path, sep=mark, dtype=texts, keep_default_na=False)
+    return _of_columns({name: table[name].to_numpy() for name in names})
+
+
+def _read_parquet(path: Path) -> tuple[Array, dict[str, Any], Any]:
+    table = pq.read_table(path, partitioning=None)
+    if audio_column(table.schema):
+        raise ValueError("it holds audio, not embeddings; give it without --features")
+    return _of_arrow(table)
+
+
+def _read_arrow(path: Path) -> tuple[Array, dict[str, Any], Any]:
+    with pa.memory_map(str(path)) as file:
+        try:
+            table = pa.ipc.open_file(file).read_all()
+        except pa.ArrowInvalid:  # as `datasets` writes them
+            file.seek(0)
+            table = pa.ipc.open_stream(file).read_all()
+    return _of_arrow(table)
+
+
+def _of_arrow(table: pa.Table) -> tuple[Array, dict[str, Any], Any]:
+    noted = json.loads((table.schema.metadata or {}).get(MADE_BY.encode(), b"{}"))
+    meta = noted.get("provenance")
+    lists = [field.name for field in table.schema if _is_list_of_numbers(field.type)]
+    if not lists:
+        return (*_of_columns({name: table[name].to_numpy() for name in table.column_names})[:2], meta)
+    name = next((name for name in lists if name.lower() in MATRIX), lists[0])
+    column = table[name].combine_chunks()
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    if column.null_count or len(values) % max(1, len(column)):
+        raise ValueError(f"the lists of {name} are not all of one length")
+    plain = {other: table[other].to_pylist() for other in table.column_names if other != name}
+    return (
+        values.reshape(len(column), -1),
+        plain | {name: noted[name] for name in ("class_names",) if name in noted},
+        meta,
+    )
+
+
+def _is_list_of_numbers(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and pa.types.is_floating(kind.value_type))
+
+
+def _of_columns(table: Mapping[str, Array]) -> tuple[Array, dict[str, Any], Any]:
+    """From a column for every number: those that mean nothing else, and whose names end in digits."""
+    roles = set(find_columns(table, {}).values())
+    numbers = [name for name in table if name not in roles and re.search(r"\d$", name)]
+    if not numbers:
+        raise ValueError("it has no columns of numbers such as f0, f1, f2")
+    others = [name for name in table if name not in roles and name not in set(numbers)]
+    if others:
+        print(f"columns that are not used: {', '.join(others)}", file=sys.stderr)
+    embeddings = np.stack([table[name].astype(np.float64) for name in numbers], axis=1)
+    return embeddings, {name: table[name] for name in roles}, None
+
+
+def write_embeddings(features: FeatureSet, path: Path) -> None:
+    """Write a FeatureSet as .npz, .csv or .parquet, which `read_embeddings` reads back, equal; of a .csv, all but the provenance."""
+    made_by: dict[str, Any] = dict(json.loads(json.dumps(features.provenance)))
+    buffer = io.BytesIO()
+    if path.suffix == ".npz":
+        labels = {"labels": features.labels.numpy(), "class_names": np.array(features.class_names)}
+        known = {"folds": features.folds, "splits": features.splits, "groups": features.groups}
+        arrays: dict[str, Any] = {name: np.asarray(values) for name, values in known.items() if values is not None}
+        arrays |= {"clip_ids": np.array(features.clip_ids), MADE_BY: np.array(json.dumps(made_by))}
+        np.savez(buffer, **arrays | {"features": features.features.numpy()} | (labels if features.class_names else {}))
+    elif path.suffix == ".csv":
+        buffer.write(features.to_pandas().to_csv(index=False).encode(errors=ODD_LETTERS))
+    else:
+        values = pa.array(features.features.numpy().ravel())
+        lists = pa.FixedSizeListArray.from_arrays(values, features.features.shape[1])
+        table = pa.Table.from_pandas(features.about_clips(), preserve_index=False).append_column("embedding", lists)
+        noted = {"provenance": made_by, "class_names": features.class_names}
+        pq.write_table(table.replace_schema_metadata({MADE_BY: json.dumps(noted)}), buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+_READERS = {
+    ".npz": _read_npz,
+    ".npy": _read_npy,
+    **dict.fromkeys((".csv", ".tsv"), _read_csv),
+    ".parquet": _read_parquet,
+    **dict.fromkeys((".arrow", ".feather"), _read_arrow),
+}
