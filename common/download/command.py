@@ -23,7 +23,6 @@ from common.progress import progress_bar
 
 ARCHIVES = Path(__file__).with_name("archives.yaml")
 HUGGING_FACE = "https://huggingface.co"
-MARGIN_BYTES = 100_000_000  # beyond twice a size that is only an estimate
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,8 @@ class Archive:
 
     file: str
     url: str
-    size: int | None = None
-    about: int | None = None
-    checksum: str | None = None
+    size: int = 0  # unknown
+    checksum: str = ""
     part: str = ""
     into: str = ""
     may_change: bool = False
@@ -66,7 +64,7 @@ class Archive:
             return self.unpacked if missing else 0
         paths = [root / f"{name}{suffix}" for name in names for suffix in ("", ".part")]
         received = sum(path.stat().st_size for path in paths if path.exists())
-        return self.unpacked + max(1, (self.size or self.about or 0) - received)
+        return self.unpacked + max(1, self.size - received)
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,8 @@ def _show(source: Source, archives: Sequence[Archive], root: Path) -> None:
     """Print what would be downloaded: licence, URL, sizes, and the free disk space."""
     print(f"{source.title}; licence: {source.licence}")
     for archive in archives:
-        size, needed = archive.size or archive.about, archive.needed_bytes(root)
-        sizes = f"{_text(size) if size else 'unknown size'}, {_text(archive.unpacked)} unpacked"
+        needed = archive.needed_bytes(root)
+        sizes = f"{_text(archive.size) if archive.size else 'unknown size'}, {_text(archive.unpacked)} unpacked"
         state = f"needs {_text(needed)}" if needed else "in place"
         print(f"  {archive.part or archive.file}: {archive.resolved_url}")
         print(f"    {sizes}; {state} -> {root / archive.file}")
@@ -133,7 +131,7 @@ def get(archive: Archive, root: Path) -> None:
 
     Raises:
         DownloadError: it cannot be downloaded, or is not the expected file.
-        UnpackError: it is damaged or unsafe.
+        UnpackError: it is damaged.
     """
     path, folder = root / archive.file, root / archive.into
     remove_leftovers(path, folder)
@@ -147,7 +145,7 @@ def get(archive: Archive, root: Path) -> None:
         _get_file(file, root / file.file)
     if archive.holds:
         pieces = [root / name for name in archive.pieces]
-        unpack(path, folder, 2 * archive.unpacked + MARGIN_BYTES, pieces)
+        unpack(path, folder, pieces)
         if missing := ", ".join(archive.missing(root)):
             raise DownloadError(f"{path} was unpacked, but is incomplete: {folder} holds {missing}")
         print(f"unpacked into {folder}; no longer needed: {', '.join(map(str, [*pieces, path]))}")
@@ -159,8 +157,7 @@ def _get_file(archive: Archive, path: Path) -> None:
         _verify(archive, path)
         return
     part = path.with_name(f"{path.name}.part")
-    estimate = 2 * (archive.about or archive.unpacked) + MARGIN_BYTES
-    fetch(archive.resolved_url, part, archive.size or estimate)
+    fetch(archive.resolved_url, part)
     _verify(archive, part)
     note_of(part).unlink(missing_ok=True)  # first, so that a kill leaves none behind
     part.replace(path)

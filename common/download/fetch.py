@@ -1,4 +1,4 @@
-"""Download a file over HTTP: resumed after an interruption, retried, limited in size."""
+"""Download a file over HTTP: resumed after an interruption, and retried."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def note_of(part: Path) -> Path:
     return part.with_name(part.name + ".json")
 
 
-def fetch(url: str, part: Path, max_bytes: int) -> None:
+def fetch(url: str, part: Path) -> None:
     """Download a file to `part`, after the bytes that an earlier run has left there.
 
     Raises:
-        DownloadError: the server refuses, fails too often, or sends more than `max_bytes`.
+        DownloadError: the server refuses, or fails too often.
     """
     start = furthest = _size(part)
     pauses = iter(PAUSES_S)
     while True:
         try:
-            return _attempt(url, part, max_bytes)
+            return _attempt(url, part)
         except RequestException as error:
             if _size(part) > furthest:
                 furthest, pauses = _size(part), iter(PAUSES_S)
@@ -62,7 +62,7 @@ def fetch(url: str, part: Path, max_bytes: int) -> None:
             raise DownloadError(f"{part} cannot be written ({error.strerror}); the same command continues") from error
 
 
-def _attempt(url: str, part: Path, max_bytes: int) -> None:
+def _attempt(url: str, part: Path) -> None:
     """A request: continue after the bytes of `part`, or start over."""
     note = note_of(part)
     headers = {"Accept-Encoding": "identity"}
@@ -83,9 +83,6 @@ def _attempt(url: str, part: Path, max_bytes: int) -> None:
             progress_bar(total=size, initial=start, desc=part.stem, unit="B", unit_scale=True) as bar,
         ):
             for block in response.iter_content(BLOCK):
-                if max(size or 0, file.tell() + len(block)) > max_bytes:
-                    part.unlink()
-                    raise DownloadError(f"{url} has more than the {max_bytes:,} bytes expected")
                 file.write(block)
                 bar.update(len(block))
             os.fsync(file.fileno())  # no crash leaves an incomplete file under the final name
