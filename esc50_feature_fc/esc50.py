@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.datasets import Clip, DatasetError, Task, layout_error, read_metadata
+from common.datasets import Clip, DatasetError, OfficialCounts, Task, layout_error, read_metadata
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -83,10 +83,6 @@ TASK = Task(
     features_file="esc50_features_audiosep.pt",
     head_files={"linear": "esc50_linear_classifier.pt", "three_layer": "esc50_three_classifier.pt"},
     recognise=recognise,
-    official_counts={
-        "clips": 2000,
-        **{f"fold {fold}": 400 for fold in range(1, 6)},
-        **{f"class {name}": 40 for name in CLASS_NAMES},
-    },
+    official_counts=OfficialCounts(2000, folds=(400,) * 5, labels=dict.fromkeys(CLASS_NAMES, 40)),
 )
 CHECKS = ((TASK,),)

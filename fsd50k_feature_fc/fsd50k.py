@@ -15,6 +15,7 @@ from common.datasets import (
     Clip,
     DatasetError,
     DatasetNote,
+    OfficialCounts,
     Task,
     layout_error,
     plain_name,
@@ -93,6 +94,6 @@ TASK = Task(
     features_file="fsd50k_features_audiosep.pt",
     head_files={"linear": "fsd50k_linear_classifier.pt", "three_layer": "fsd50k_three_classifier.pt"},
     is_multilabel=True,
-    official_counts={"clips": 51_197, "classes": 200, "test": 10_231},
+    official_counts=OfficialCounts(51_197, classes=200, splits={"test": 10_231}),
 )
 CHECKS = ((TASK,),)

@@ -19,6 +19,7 @@ from common.datasets import (
     DatasetNote,
     Division,
     Flag,
+    OfficialCounts,
     Prepared,
     Task,
     Variants,
@@ -185,7 +186,9 @@ RECORDINGS = Task(
     flags=(PATIENT_DISJOINT,),
     prepare=prepare,
     scores=scores,
-    official_counts={"clips": 920, "train": 539, "test": 381, "class normal": 287, "class abnormal": 633},
+    official_counts=OfficialCounts(
+        clips=920, splits={"train": 539, "test": 381}, labels={"normal": 287, "abnormal": 633}
+    ),
     official_overlap=frozenset({"156", "218"}),
 )
 CYCLES = replace(
@@ -196,15 +199,11 @@ CYCLES = replace(
     class_names=CYCLE_CLASSES,
     features_file="icbhi_cycle_features_audiosep.pt",
     results_folder=FOLDER / "cycle_results",
-    official_counts={
-        "clips": 6898,
-        "train": 4142,
-        "test": 2756,
-        "class normal": 3642,
-        "class crackle": 1864,
-        "class wheeze": 886,
-        "class both": 506,
-    },
+    official_counts=OfficialCounts(
+        clips=6898,
+        splits={"train": 4142, "test": 2756},
+        labels={"normal": 3642, "crackle": 1864, "wheeze": 886, "both": 506},
+    ),
 )
 CHECKS = ((RECORDINGS,), (CYCLES,))
 LEVELS = Variants(

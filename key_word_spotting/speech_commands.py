@@ -19,6 +19,7 @@ from common.datasets import (
     DatasetError,
     DatasetMissingError,
     DatasetNote,
+    OfficialCounts,
     Task,
     Variants,
     download_command,
@@ -43,10 +44,13 @@ WORDS = {
     "v0.02": sorted((*WORDS_V1, "backward", "follow", "forward", "learn", "visual")),
 }
 WORD_COUNTS = {
-    "v0.01": {"clips": 64_721, "train": 51_088, "valid": 6_798, "test": 6_835},
-    "v0.02": {"clips": 105_829, "train": 84_843, "valid": 9_981, "test": 11_005},
+    "v0.01": OfficialCounts(64_721, splits={"train": 51_088, "valid": 6_798, "test": 6_835}),
+    "v0.02": OfficialCounts(105_829, splits={"train": 84_843, "valid": 9_981, "test": 11_005}),
 }
-COMMAND_COUNTS = {"v0.01": {"test": 3_081}, "v0.02": {"train": 85_511, "valid": 10_102, "test": 4_890}}
+COMMAND_COUNTS = {
+    "v0.01": OfficialCounts(splits={"test": 3_081}),
+    "v0.02": OfficialCounts(splits={"train": 85_511, "valid": 10_102, "test": 4_890}),
+}
 
 
 def read_clips(root: Path, release: str) -> list[Clip]:

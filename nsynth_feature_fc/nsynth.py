@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from common.datasets import Clip, DatasetError, Division, Flag, Prepared, Task, layout_error, plain_name
+from common.datasets import Clip, DatasetError, Division, Flag, OfficialCounts, Prepared, Task, layout_error, plain_name
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -105,7 +105,7 @@ def task(split: str) -> Task:
         class_names=FAMILIES,
         features_file=f"nsynth_{split}_features.pt",
         head_files={},
-        official_counts={"clips": NOTES[split], **({} if split == "train" else {"class synth_lead": 0})},
+        official_counts=OfficialCounts(NOTES[split], labels={} if split == "train" else {"synth_lead": 0}),
     )
 
 
@@ -120,6 +120,6 @@ CLASSIFICATION = replace(
         Flag("--train-on", "train; or valid, as the original project did", ("train", "valid")),
     ),
     prepare=prepare,
-    official_counts={"clips": sum(NOTES.values())},
+    official_counts=OfficialCounts(sum(NOTES.values())),
 )
 CHECKS = (tuple(task(split) for split in SPLITS),)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from common.datasets import (
     DatasetNote,
     Division,
     Flag,
+    OfficialCounts,
     Prepared,
     Task,
     Variants,
@@ -156,7 +156,7 @@ def _nearest_chapters(chapters: Array, test_share: float, rng: np.random.Generat
     return np.isin(chapter, nearest)
 
 
-def task(subset: str, features_file: str, official_counts: Mapping[str, int]) -> Task:
+def task(subset: str, features_file: str, official_counts: OfficialCounts) -> Task:
     """The task of extracting a subset."""
     return Task(
         name=f"librispeech_{subset}",
@@ -175,11 +175,11 @@ def task(subset: str, features_file: str, official_counts: Mapping[str, int]) ->
 
 
 TRAIN_CLEAN_100 = task(
-    "train-clean-100", "librispeech_trainclean100_features.pt", {"clips": 28_539, "classes": 251, "groups": 585}
+    "train-clean-100", "librispeech_trainclean100_features.pt", OfficialCounts(28_539, classes=251, groups=585)
 )
 OTHERS = {
-    "test-clean": task("test-clean", "librispeech_testclean_features.pt", {"clips": 2620, "classes": 40}),
-    "dev-clean": task("dev-clean", "librispeech_devclean_features.pt", {"clips": 2703, "classes": 40}),
+    "test-clean": task("test-clean", "librispeech_testclean_features.pt", OfficialCounts(2620, classes=40)),
+    "dev-clean": task("dev-clean", "librispeech_devclean_features.pt", OfficialCounts(2703, classes=40)),
 }
 OTHER_SUBSETS = Variants(
     {"--subset": "test-clean, or dev-clean; the speakers of neither are in train-clean-100"},

@@ -6,7 +6,7 @@ https://urbansounddataset.weebly.com/urbansound8k.html; the folds must not be re
 from pathlib import Path
 from typing import Any
 
-from common.datasets import Clip, DatasetError, Task, layout_error, plain_name, read_metadata
+from common.datasets import Clip, DatasetError, OfficialCounts, Task, layout_error, plain_name, read_metadata
 
 TITLE = "UrbanSound8K"
 # In the order of the official classID 0 to 9.
@@ -22,8 +22,6 @@ CLASS_NAMES = (
     "siren",
     "street_music",
 )
-
-FOLD_SIZES = (873, 888, 925, 990, 936, 823, 838, 806, 816, 837)
 
 
 def read_clips(root: Path) -> list[Clip]:
@@ -67,11 +65,11 @@ TASK = Task(
     class_names=CLASS_NAMES,
     features_file="urbansound8k_features_audiosep.pt",
     head_files={"linear": "urbansound8k_linear_classifier.pt", "three_layer": "urbansound8k_three_classifier.pt"},
-    official_counts={
-        "clips": 8732,
-        **{f"fold {fold}": clips for fold, clips in enumerate(FOLD_SIZES, start=1)},
-        **{f"class {name}": {"siren": 929, "car_horn": 429, "gun_shot": 374}.get(name, 1000) for name in CLASS_NAMES},
-    },
+    official_counts=OfficialCounts(
+        clips=8732,
+        folds=(873, 888, 925, 990, 936, 823, 838, 806, 816, 837),
+        labels=dict.fromkeys(CLASS_NAMES, 1000) | {"siren": 929, "car_horn": 429, "gun_shot": 374},
+    ),
     # Slices of five Freesound recordings are in several folds.
     official_overlap=frozenset({"77751", "106905", "132016", "176638", "180937"}),
 )

@@ -7,6 +7,7 @@ import platform
 import re
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, Task, count, download_command
+from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, OfficialCounts, Task, download_command
 from common.datasets.audio import AudioError, read_audio
 from common.encoder import AudioSepEncoder, CheckpointError, load_encoder
 from common.encoder.checkpoint import DOWNLOAD, KNOWN_RELEASES
@@ -166,24 +167,31 @@ def check_division(
 
 def _labels(task: Task, clips: Sequence[Clip], get: str) -> Iterator[Finding]:
     """Compare numbers of clips with the official ones; refuse a single class, and classes without clips."""
-    counts, official = count(clips), task.official_counts
-    wrong = [f"{name} {counts[name]:,} of {number:,}" for name, number in official.items() if counts[name] != number]
+    official, labels = task.official_counts, Counter(label for clip in clips for label in clip.labels)
+    folds, splits = Counter(clip.fold for clip in clips), Counter(clip.split for clip in clips)
+    numbers = [
+        ("clips", len(clips), official.clips),
+        ("classes", len(labels), official.classes),
+        ("groups", len({clip.group for clip in clips} - {None}), official.groups),
+        *((f"fold {fold}", folds[fold], number) for fold, number in enumerate(official.folds, start=1)),
+        *((split, splits[split], number) for split, number in official.splits.items()),
+        *((f"class {label}", labels[label], number) for label, number in official.labels.items()),
+    ]
+    wrong = [f"{name} {count:,} of {number:,}" for name, count, number in numbers if number not in (None, count)]
     text = f"{len(clips):,} clips"
     if wrong:
         yield Finding(BAD, "counts", f"{text}, not the official numbers: {_some(wrong)}", f"unpack it again: {get}")
     else:
-        yield Finding(GOOD, "counts", f"{text}, as published" if official else text)
-    classes = [(name[len("class ") :], number) for name, number in counts.most_common() if name.startswith("class ")]
-    names = task.class_names or ()
-    empty = [name for name in names if not counts[f"class {name}"] and official.get(f"class {name}") != 0]
-    (largest, most), *_, (smallest, least) = [*classes, *classes]
-    if len(classes) < 2:
+        yield Finding(GOOD, "counts", text + ", as published" * (official != OfficialCounts()))
+    empty = [name for name in task.class_names or () if not labels[name] and official.labels.get(name) != 0]
+    (largest, most), (smallest, least) = labels.most_common()[0], labels.most_common()[-1]
+    if len(labels) < 2:
         yield Finding(BAD, "classes", f"every clip is of class {largest}", "check the label files")
     elif empty:
         yield Finding(BAD, "classes", f"no clips of class {_some(empty)}", "unpack the whole data set")
     else:
         spread = f"{least:,} ({smallest}) to {most:,} ({largest})" if least < most else f"{least:,}"
-        yield Finding(GOOD, "classes", f"{len(classes)} classes of {spread} clips")
+        yield Finding(GOOD, "classes", f"{len(labels)} classes of {spread} clips")
 
 
 def _files(clips: Sequence[Clip], root: Path, get: str) -> Finding:

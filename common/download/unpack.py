@@ -63,16 +63,18 @@ def remove_leftovers(archive: Path, folder: Path) -> Path:
     return temporary
 
 
-def _extract(archive: Path, pieces: Sequence[Path], folder: Path) -> Iterator[object]:
+def _extract(archive: Path, pieces: Sequence[Path], folder: Path) -> Iterator[None]:
     """Extract a file or folder at every step. The libraries let nothing out of the folder."""
     if pieces or zipfile.is_zipfile(archive):
         with _open_zip(archive, pieces) as zip_file:
             for info in zip_file.infolist():
-                yield zip_file.extract(info, folder)
+                zip_file.extract(info, folder)
+                yield
         return
     with tarfile.open(archive) as tar:
         for member in tar:
-            yield tar.extract(member, folder, filter="data")
+            tar.extract(member, folder, filter="data")
+            yield
         # gzip's checksum is at the very end, and tarfile takes a damaged header as the end.
         assert tar.fileobj is not None
         tar.fileobj.seek(tar.offset)
@@ -98,13 +100,13 @@ class _Joined(io.RawIOBase):
     """The pieces of a split zip as one file, which says of itself that it is whole: zipfile refuses others."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.pieces = [np.memmap(path, np.uint8, "c") for path in paths]  # copied on write
+        self.pieces = [np.memmap(path, np.uint8, "c").data for path in paths]  # copied on write
         self.starts = [0, *itertools.accumulate(map(len, self.pieces))]
         self.place = 0
         # The end's record, and before it that of 64-bit offsets, in which zipfile reads the number of pieces.
         last = self.pieces[-1][-END.size - LOCATOR.size :]
         self.end = END.unpack(last[-END.size :])
-        if last.tobytes().startswith(b"PK\6\7"):
+        if bytes(last[:4]) == b"PK\6\7":
             sign, _, offset, _ = LOCATOR.unpack_from(last)
             LOCATOR.pack_into(last, 0, sign, 0, offset, 1)
 
@@ -123,7 +125,7 @@ class _Joined(io.RawIOBase):
         if number == len(self.pieces):
             return 0
         part = self.pieces[number][self.place - self.starts[number] :][: len(buffer)]
-        buffer[: len(part)] = part.tobytes()
+        buffer[: len(part)] = part
         self.place += len(part)
         return len(part)
 
