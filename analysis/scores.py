@@ -158,7 +158,7 @@ def _result_files(folder: Path | None) -> list[Path]:
         return sorted(folder.rglob(RESULT_FILE))
     # AudioSep's results are in the task's folder, those of each other encoder in a folder below it.
     own_sounds = sorted((PROJECT_ROOT / "own_sounds" / "results").glob("*/"))
-    folders = dict.fromkeys([*(study.task.default_output_dir for study in STUDIES.values()), *own_sounds])
+    folders = dict.fromkeys([*(study.task.output_dir_of("audiosep") for study in STUDIES.values()), *own_sounds])
     paths = [path for folder in folders for path in (folder / RESULT_FILE, *sorted(folder.glob(f"*/{RESULT_FILE}")))]
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 

@@ -11,17 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.datasets import (
-    Clip,
-    DatasetError,
-    DatasetNote,
-    OfficialCounts,
-    Task,
-    layout_error,
-    plain_name,
-    read_csv,
-    read_text,
-)
+from common.datasets import Clip, DatasetError, DatasetNote, OfficialCounts, Task, layout_error, plain_name, read_csv
 
 TITLE = "FSD50K"
 SPLITS = {"train": "train", "val": "valid"}  # of dev.csv
@@ -41,21 +31,20 @@ def read_clips(root: Path) -> list[Clip]:
     ):
         expected = f"{TITLE}.dev_audio, {TITLE}.eval_audio and {TITLE}.ground_truth"
         raise layout_error(root, TITLE, expected, TITLE, "fsd50k")
-    vocabulary = {line.split(",")[1] for line in read_text(truth / "vocabulary.csv").splitlines() if "," in line}
+    columns = ("number", "label", "mid")
+    vocabulary = set(read_csv(truth / "vocabulary.csv", columns, FIX, names=columns)["label"])
     clips = [
         Clip(folder / f"{file}.wav", labels, split=split, group=uploaders.get(file))
         for name, folder in folders.items()
         for uploaders in [_read_uploaders(root, name)]
         for file, labels, split in _read_rows(truth / f"{name}.csv", vocabulary)
     ]
-    if any(clip.group is None for clip in clips):
-        if any(clip.group is not None for clip in clips):
-            nameless = next(clip for clip in clips if clip.group is None)
-            raise DatasetError(f"{root / f'{TITLE}.metadata'} has no uploader of {nameless.path.stem}; unpack it again")
-        note = (
-            f"no {TITLE}.metadata in {root}: which clips are of one uploader is unknown, so single clips are resampled"
-        )
-        warnings.warn(note, DatasetNote, stacklevel=2)
+    nameless = [clip.path.stem for clip in clips if clip.group is None]
+    if 0 < len(nameless) < len(clips):
+        raise DatasetError(f"{root / f'{TITLE}.metadata'} has no uploader of {nameless[0]}; unpack it again")
+    if nameless:
+        note = f"no {TITLE}.metadata in {root}: which clips are of one uploader is unknown"
+        warnings.warn(f"{note}, so single clips are resampled", DatasetNote, stacklevel=2)
     return clips
 
 
@@ -80,7 +69,7 @@ def _read_uploaders(root: Path, name: str) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        return {file: str(info["uploader"]) for file, info in json.loads(read_text(path)).items()}
+        return {file: str(info["uploader"]) for file, info in json.loads(path.read_bytes()).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path} is damaged ({error!r}); unpack {TITLE}.metadata.zip again") from error
 

@@ -42,7 +42,8 @@ CYCLE_OF: dict[tuple[float, float], str] = {(0, 0): "normal", (1, 0): "crackle",
 CYCLE_CLASSES = tuple(CYCLE_OF.values())
 # Patient, recording, chest location, channels, device. The first four identify a recording: the split file and the archive
 # disagree about the device of one.
-STEM = re.compile(r"(?P<key>(?P<patient>[12]\d\d)_[^_]+_(Tc|[APL][lr])_(sc|mc))_(?P<device>\w+)")
+STEM = re.compile(r"(?P<key>(?P<patient>[12]\d\d)_[^_]+_(Tc|[APL][lr])_(sc|mc))_\w+")
+SPLIT_ROW = re.compile(STEM.pattern + r"\s+(?P<split>train|test)")
 
 
 def read_recordings(root: Path) -> list[Clip]:
@@ -78,17 +79,9 @@ def _read(root: Path) -> list[tuple[Path, str, str, list[tuple[float, float, str
         if name["key"] not in splits:
             raise DatasetError(f"{path} is not in the official split {SPLIT_FILE}; take it out of the folder")
         rows.append((path, splits[name["key"]], name["patient"], _read_cycles(path.with_suffix(".txt"))))
-    unknown = {path.name for path in root.glob("*.txt")} - {f"{path.stem}.txt" for path in recordings} - {SPLIT_FILE}
-    if unknown:
-        shown = ", ".join(sorted(unknown)[:4])
-        warnings.warn(
-            f"{len(unknown)} text files annotate no recording and are ignored: {shown}", DatasetNote, stacklevel=3
-        )
-    if len(rows) < len(splits):
-        missing = (
-            f"{len(splits) - len(rows)} of the {len(splits)} recordings of the official split are missing in {root}"
-        )
-        warnings.warn(missing, DatasetNote, stacklevel=3)
+    if missing := len(splits) - len(rows):
+        note = f"{missing} of the {len(splits)} recordings of the official split are missing in {root}"
+        warnings.warn(note, DatasetNote, stacklevel=3)
     return rows
 
 
@@ -100,19 +93,13 @@ def _read_splits(root: Path) -> dict[str, str]:
         raise DatasetError(
             f"{SPLIT_FILE} is neither in {root} nor beside it (it is not in the archive); get it: {download}"
         )
-    splits: dict[str, str] = {}
-    for line, row in enumerate(read_text(path).split("\n"), start=1):
-        fields = row.split()
-        if not fields:
-            continue
-        name = STEM.fullmatch(fields[0])
-        if len(fields) != 2 or name is None or fields[1] not in ("train", "test"):
+    splits = {}
+    for line, row in enumerate(read_text(path).splitlines(), start=1):
+        if match := SPLIT_ROW.fullmatch(row.strip()):
+            splits[match["key"]] = match["split"]
+        elif row.strip():
             problem = f"({row.strip()[:60]!r}) is not 'recording<TAB>train|test'"
-        elif splits.setdefault(name["key"], fields[1]) != fields[1]:
-            problem = f"lists {fields[0]} a second time, on the other side"
-        else:
-            continue
-        raise DatasetError(f"{path} line {line} {problem}; delete the file and download it again: {download}")
+            raise DatasetError(f"{path} line {line} {problem}; delete the file and download it again: {download}")
     return splits
 
 

@@ -76,7 +76,7 @@ def read_clips(root: Path, release: str) -> list[Clip]:
     if absent:
         note = f"{len(absent)} of the {len(words)} words are missing in {root}: {', '.join(absent[:6])}..."
         warnings.warn(note, DatasetNote, stacklevel=2)
-    split_of = _read_lists(root)
+    split_of = {path: split for split, file in LISTS.items() for path in read_text(root / file).split()}
     clips = []
     for path in (path for folder in folders for path in sorted(folder.glob("*.wav"))):
         name, word = NAME.fullmatch(path.name), path.parent.name
@@ -90,16 +90,6 @@ def read_clips(root: Path, release: str) -> list[Clip]:
             f"unpack {TITLE} again"
         )
     return clips
-
-
-def _read_lists(root: Path) -> dict[str, str]:
-    """Path of a clip -> valid or test; DatasetError if both lists have it."""
-    split_of: dict[str, str] = {}
-    for split, file in LISTS.items():
-        for path in read_text(root / file).split():
-            if split_of.setdefault(path, split) != split:
-                raise DatasetError(f"{root / file} lists {path}, as the other list does; unpack the archive again")
-    return split_of
 
 
 def read_ten_commands(root: Path, release: str) -> list[Clip]:

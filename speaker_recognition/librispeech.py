@@ -63,16 +63,14 @@ def read_clips(root: Path, subset: str) -> list[Clip]:
     clips = []
     for path in sorted((root / subset).glob("*/*/*.flac")):
         speaker, chapter = path.parts[-3:-1]
-        if not path.name.startswith(f"{speaker}-{chapter}-"):
-            raise DatasetError(f"{path} does not belong in {path.parent}; unpack {subset} again")
         if subset_of.get(speaker) != subset:
             listed = f"SPEAKERS.TXT has it in {subset_of.get(speaker, 'none')}"
             raise DatasetError(f"{path}: speaker {speaker} is not in {subset} ({listed}); unpack {subset} again")
         clips.append(Clip(path, (speaker,), group=f"{speaker}-{chapter}"))
     if not clips:
         raise DatasetError(f"{root / subset} holds no <speaker>/<chapter>/*.flac; unpack {subset} again")
-    expected_speakers = {speaker for speaker, listed_in in subset_of.items() if listed_in == subset}
-    missing = sorted(expected_speakers - {clip.class_name for clip in clips})
+    present = {clip.class_name for clip in clips}
+    missing = sorted(speaker for speaker in subset_of if subset_of[speaker] == subset and speaker not in present)
     if missing:
         text = f"{len(missing)} speakers of {subset} are missing in {root}, such as {', '.join(missing[:6])}"
         warnings.warn(text, DatasetNote, stacklevel=2)

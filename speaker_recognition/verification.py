@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,18 +29,6 @@ MOST_TRIALS = 20_000  # of either kind
 P_TARGETS = (0.01, 0.05)
 RESAMPLES = 500  # of the speakers
 MIN_SPEAKERS = 10  # with fewer, the bootstrap is too narrow
-
-
-@dataclass(frozen=True)
-class VerificationSettings:
-    """What decides the scores."""
-
-    seed: int
-    statistics: str
-    features_sha256: str
-    statistics_sha256: str
-    layer: str | None
-    pool: str | None
 
 
 @dataclass(frozen=True)
@@ -71,8 +60,14 @@ def verify(task: Task, subset: str, others: Task, config: FitConfig, overwrite: 
     if set(features.class_names) & set(statistics.class_names):
         raise DatasetError(f"{path} and {statistics_path} share speakers; the statistics must come from others")
     folder = config.output_dir or task.output_dir_of(features.encoder_slug)
-    checksums = (sha256_of(path), sha256_of(statistics_path))
-    settings = VerificationSettings(config.random_seed, subset, *checksums, config.use_layer, config.use_pool)
+    settings = {
+        "seed": config.random_seed,
+        "statistics": subset,
+        "features_sha256": sha256_of(path),
+        "statistics_sha256": sha256_of(statistics_path),
+        "layer": config.use_layer,
+        "pool": config.use_pool,
+    }
     if not overwrite:
         _refuse_other_results(folder / "verification.json", settings)
     pairs, same = make_trials(features, config.random_seed)
@@ -84,7 +79,7 @@ def verify(task: Task, subset: str, others: Task, config: FitConfig, overwrite: 
     scores = {name: error_rates(same, similarity) for name, similarity in similarities.items()}
     intervals = {name: speaker_intervals(same, values, speakers, config.random_seed) for name, values in bar}
     record = {
-        "settings": asdict(settings),
+        "settings": settings,
         "trials": asdict(counts),
         "scores": scores,
         "intervals": intervals,
@@ -136,12 +131,12 @@ def _print_scores(counts: TrialCounts, scores: Scores, intervals: Intervals) -> 
         print("95 % intervals resample the speakers; docs/datasets.md says how often they hold the true rates.")
 
 
-def _refuse_other_results(path: Path, settings: VerificationSettings) -> None:
+def _refuse_other_results(path: Path, settings: Mapping[str, object]) -> None:
     """OutputError if the file holds results of different settings."""
     if not path.exists():
         return
     try:
-        different = describe_difference(json.loads(read_json(path))["settings"], asdict(settings))
+        different = describe_difference(json.loads(read_json(path))["settings"], settings)
     except (ValueError, KeyError, AttributeError) as error:
         raise OutputError(f"{path} is not a record of this project; --overwrite replaces it") from error
     if different:

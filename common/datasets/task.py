@@ -139,10 +139,6 @@ class Task:
     def default_data_root(self) -> Path:
         return PROJECT_ROOT / "data" / self.data_folder
 
-    @property
-    def default_features(self) -> Path:
-        return self.folder / self.features_file
-
     def features_of(self, encoder: str) -> Path:
         """The feature file of an encoder by its short name (`common.encoder_name.EncoderName.slug`)."""
         return self.folder / file_of(self.features_file, encoder)
@@ -153,15 +149,8 @@ class Task:
 
     def output_dir_of(self, encoder: str) -> Path:
         """Where results go; those of encoders other than AudioSep in a folder of that name."""
-        return self.default_output_dir if encoder == "audiosep" else self.default_output_dir / encoder
-
-    @property
-    def default_output_dir(self) -> Path:
-        return self.results_folder or self.folder
-
-    @property
-    def default_options(self) -> dict[str, str | bool]:
-        return {flag.key: flag.default for flag in self.flags}
+        folder = self.results_folder or self.folder
+        return folder if encoder == "audiosep" else folder / encoder
 
 
 @dataclass(frozen=True)
