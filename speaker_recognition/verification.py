@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +28,6 @@ MOST_TRIALS = 20_000  # of either kind
 P_TARGETS = (0.01, 0.05)
 RESAMPLES = 500  # of the speakers
 MIN_SPEAKERS = 10  # with fewer, the bootstrap is too narrow
-
-
-@dataclass(frozen=True)
-class TrialCounts:
-    """Numbers of speakers, and of trials of one speaker and of two; whether the former are known to span two chapters."""
-
-    speakers: int
-    same: int
-    different: int
-    across_chapters: bool
 
 
 # Kind of embeddings -> equal_error_rate and min_dcf_<prior>; and their 95 % intervals, None with too few speakers.
@@ -75,12 +64,17 @@ def verify(task: Task, subset: str, others: Task, config: FitConfig, overwrite: 
     similarities = {name: cosine(values, pairs) for name, values in embeddings.items()}
     speakers = features.labels.numpy()[pairs]
     bar = progress_bar(iterable=similarities.items(), desc="intervals", unit="scoring", leave=False)
-    counts = TrialCounts(len(features.class_names), int(same.sum()), int((~same).sum()), features.groups is not None)
+    counts = {
+        "speakers": len(features.class_names),
+        "same": int(same.sum()),
+        "different": int((~same).sum()),
+        "across_chapters": features.groups is not None,
+    }
     scores = {name: error_rates(same, similarity) for name, similarity in similarities.items()}
     intervals = {name: speaker_intervals(same, values, speakers, config.random_seed) for name, values in bar}
     record = {
         "settings": settings,
-        "trials": asdict(counts),
+        "trials": counts,
         "scores": scores,
         "intervals": intervals,
         "features": {"file": str(path)} | dict(features.provenance),
@@ -90,7 +84,7 @@ def verify(task: Task, subset: str, others: Task, config: FitConfig, overwrite: 
     trials = [(int(is_same), *pair) for is_same, pair in zip(same, ids, strict=True)]
     write_csv(folder / "trials.csv", [("same_speaker", "clip_a", "clip_b"), *trials])
     write_json(folder / "verification.json", json.dumps(record))
-    title = f"{task.title}, {len(same):,} {'cross-chapter ' * counts.across_chapters}trials"
+    title = f"{task.title}, {len(same):,} {'cross-chapter ' * counts['across_chapters']}trials"
     plot_det(same, similarities, title, folder / f"det.{config.figure_format}")
     print(f"\n{task.title}, statistics from {subset}")
     _print_scores(counts, scores, intervals)
@@ -110,10 +104,10 @@ def _load(path: Path, task: Task, config: FitConfig) -> FeatureSet:
     return features
 
 
-def _print_scores(counts: TrialCounts, scores: Scores, intervals: Intervals) -> None:
-    across = " in two chapters" * counts.across_chapters
-    print(f"{counts.speakers} speakers, {counts.same:,} trials of one speaker{across}, {counts.different:,} of two")
-    if not counts.across_chapters:
+def _print_scores(counts: Mapping[str, int], scores: Scores, intervals: Intervals) -> None:
+    speakers, across = counts["speakers"], " in two chapters" * counts["across_chapters"]
+    print(f"{speakers} speakers, {counts['same']:,} trials of one speaker{across}, {counts['different']:,} of two")
+    if not across:
         print("WARNING: chapters are unknown, so trials may be within a session; the rates may be too low.")
     table = [["cosine of embeddings", "EER %", "95 %", *(cell for p in P_TARGETS for cell in (f"minDCF({p})", "95 %"))]]
     for name, rates in scores.items():
@@ -125,8 +119,8 @@ def _print_scores(counts: TrialCounts, scores: Scores, intervals: Intervals) -> 
             cells += [f"{scale * value:.{digits}f}", between]
         table.append(cells)
     print(as_text(table))
-    if counts.speakers < MIN_SPEAKERS:
-        print(f"No 95 % interval: {counts.speakers} speakers are too few.")
+    if speakers < MIN_SPEAKERS:
+        print(f"No 95 % interval: {speakers} speakers are too few.")
     else:
         print("95 % intervals resample the speakers; docs/datasets.md says how often they hold the true rates.")
 

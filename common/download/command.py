@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from common.datasets import DatasetNote
-from common.download.fetch import DownloadError, fetch, note_of
+from common.download.fetch import DownloadError, fetch
 from common.download.unpack import remove_leftovers, unpack
 from common.files import PROJECT_ROOT, exclusive
 from common.flags import Parser, user_path
@@ -159,7 +159,6 @@ def _get_file(archive: Archive, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     fetch(archive.resolved_url, part)
     _verify(archive, part)
-    note_of(part).unlink(missing_ok=True)  # first, so that a kill leaves none behind
     part.replace(path)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -25,11 +24,6 @@ BLOCK = 1 << 14  # bytes; an incomplete block is lost when a connection breaks
 
 class DownloadError(UserError):
     """A file cannot be downloaded, or is not the expected file."""
-
-
-def note_of(part: Path) -> Path:
-    """Where the URL and version of a partial file are noted."""
-    return part.with_name(part.name + ".json")
 
 
 def fetch(url: str, part: Path) -> None:
@@ -64,7 +58,6 @@ def fetch(url: str, part: Path) -> None:
 
 def _attempt(url: str, part: Path) -> None:
     """A request: continue after the bytes of `part`, or start over."""
-    note = note_of(part)
     headers = {"Accept-Encoding": "identity"}
     if have := _size(part):
         headers["Range"] = f"bytes={have}-"
@@ -72,12 +65,9 @@ def _attempt(url: str, part: Path) -> None:
         start, size = _span(response)
         if start and start == size == have:
             return  # an earlier run had received all
-        tags = [response.headers.get(name) for name in ("ETag", "Last-Modified")]
-        version = json.dumps([url, *tags, size]).encode()
-        if start and (start != have or not note.exists() or note.read_bytes() != version):
+        if start not in (0, have):
             part.unlink()
             raise requests.ConnectionError("the server's file has changed", response=response)
-        note.write_bytes(version)
         with (
             part.open("ab" if start else "wb") as file,  # first: an error must not follow a bar on its line
             progress_bar(total=size, initial=start, desc=part.stem, unit="B", unit_scale=True) as bar,
