@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.datasets import Clip, DatasetError, OfficialCounts, Task, layout_error, read_metadata
 
@@ -28,32 +28,25 @@ CLASS_NAMES = (
     "helicopter", "chainsaw", "siren", "car_horn", "engine", "train", "church_bells", "airplane", "fireworks",
     "hand_saw",
 )  # fmt: skip
-FILENAME = re.compile(r"(?P<fold>[1-5])-(?P<source>\d+)-(?P<take>[A-Z])-(?P<target>\d+)\.wav")
 
 
 def read_clips(root: Path) -> list[Clip]:
-    """Every row of meta/esc50.csv as a clip; folds are the official 1-5, groups the source recordings.
-
-    Raises:
-        DatasetError: the layout differs, or a row contradicts its file's name, as in altered copies of the CSV.
-    """
-    if not (root / "meta" / "esc50.csv").is_file() or not (root / "audio").is_dir():
+    """Every row of meta/esc50.csv as a clip; folds are the official 1-5, groups the source recordings. DatasetError also if a
+    row contradicts its file's name, as in altered copies of the CSV."""
+    listing = root / "meta" / "esc50.csv"
+    if not listing.is_file() or not (root / "audio").is_dir():
         raise layout_error(root, TITLE, "audio/*.wav and meta/esc50.csv", "ESC-50-master", "esc50")
     columns = ("filename", "fold", "target", "category", "src_file")
-    meta = read_metadata(root / "meta" / "esc50.csv", columns, ("fold", "target"), TITLE)
-    rows: list[Any] = list(meta.itertuples())
-    for line, row in enumerate(rows, start=2):
-        name = FILENAME.fullmatch(str(row.filename))
-        from_name = name and (int(name["fold"]), int(name["target"]), row.category)
-        if from_name != (row.fold, row.target, dict(enumerate(CLASS_NAMES)).get(row.target)):
+    rows = read_metadata(listing, columns, ("fold", "target"), TITLE)[list(columns)].itertuples(index=False)
+    clips = []
+    for line, (file, fold, target, category, source) in enumerate(rows, start=2):
+        is_class = CLASS_NAMES[target : target + 1] == (category,)
+        if not is_class or not re.fullmatch(rf"{fold}-\d+-[A-Z]-{target}\.wav", str(file)):
             raise DatasetError(
-                f"{root / 'meta' / 'esc50.csv'} line {line} ({row.filename}: fold {row.fold}, target {row.target}, "
-                f"{row.category}) is not the official row; unpack the official archive again"
+                f"{listing} line {line} ({file}) is not the official row; unpack the official archive again"
             )
-    return [
-        Clip(root / "audio" / row.filename, (row.category,), fold=int(row.fold), group=str(row.src_file))
-        for row in rows
-    ]
+        clips.append(Clip(root / "audio" / file, (category,), fold=int(fold), group=str(source)))
+    return clips
 
 
 def recognise(features: FeatureSet) -> tuple[FeatureSet, str] | None:

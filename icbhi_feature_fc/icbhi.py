@@ -73,9 +73,8 @@ def _read(root: Path) -> list[tuple[Path, str, str, list[tuple[float, float, str
     for path in recordings:
         name = STEM.fullmatch(path.stem)
         if name is None:
-            raise DatasetError(
-                f"{path} is not named as an ICBHI recording, such as 101_1b1_Al_sc_Meditron.wav; take it out of the folder"
-            )
+            problem = "is not named as an ICBHI recording, such as 101_1b1_Al_sc_Meditron.wav"
+            raise DatasetError(f"{path} {problem}; take it out of the folder")
         if name["key"] not in splits:
             raise DatasetError(f"{path} is not in the official split {SPLIT_FILE}; take it out of the folder")
         rows.append((path, splits[name["key"]], name["patient"], _read_cycles(path.with_suffix(".txt"))))
@@ -90,9 +89,7 @@ def _read_splits(root: Path) -> dict[str, str]:
     path = next((path for path in (root / SPLIT_FILE, root.parent / SPLIT_FILE) if path.is_file()), None)
     download = download_command("icbhi --only split", root)
     if path is None:
-        raise DatasetError(
-            f"{SPLIT_FILE} is neither in {root} nor beside it (it is not in the archive); get it: {download}"
-        )
+        raise DatasetError(f"{SPLIT_FILE} is not in {root} or beside it, nor in the archive; get it: {download}")
     splits = {}
     for line, row in enumerate(read_text(path).splitlines(), start=1):
         if match := SPLIT_ROW.fullmatch(row.strip()):
@@ -117,10 +114,8 @@ def _read_cycles(path: Path) -> list[tuple[float, float, str]]:
         except (ValueError, KeyError):
             start_s = end_s = math.nan
         if not 0 <= start_s < end_s < math.inf:
-            raise DatasetError(
-                f"{path} line {line} ({row.strip()[:60]!r}) is not an annotation: four numbers are expected, start and "
-                f"end in seconds, crackles and wheezes 0 or 1; unpack {TITLE} again"
-            )
+            problem = "is not an annotation (start and end in seconds, crackles and wheezes 0 or 1)"
+            raise DatasetError(f"{path} line {line} {row.strip()[:60]!r} {problem}; unpack {TITLE} again")
     if not cycles:
         raise DatasetError(f"{path} is empty: no breathing cycle is annotated; unpack {TITLE} again")
     return cycles
@@ -147,10 +142,8 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
         return Prepared(features, f"official 60/40 split, patients {patients} on both sides")
     note = f"--patient-disjoint: {trains_both.sum()} training clips of patients {patients} are left out"
     warnings.warn(note, DatasetNote, stacklevel=2)
-    kept = features.subset(np.flatnonzero(~trains_both))
-    return Prepared(
-        kept, "official 60/40 split without some training clips, no patient on both sides", is_official=False
-    )
+    words = "official 60/40 split without some training clips, no patient on both sides"
+    return Prepared(features.subset(np.flatnonzero(~trains_both)), words, is_official=False)
 
 
 def scores(labels: Array, predictions: Array, class_names: Sequence[str]) -> dict[str, float]:

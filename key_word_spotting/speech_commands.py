@@ -70,9 +70,8 @@ def read_clips(root: Path, release: str) -> list[Clip]:
     unknown, absent = sorted(present - set(words)), sorted(set(words) - present)
     if unknown:
         other = " (words of v0.02: is it the other version's script?)" if set(unknown) <= set(WORDS["v0.02"]) else ""
-        raise DatasetError(
-            f"{root} holds folders that are not words of this version: {', '.join(unknown[:5])}{other}; take them out"
-        )
+        names = ", ".join(unknown[:5])
+        raise DatasetError(f"{root} holds folders that are not words of this version: {names}{other}; take them out")
     if absent:
         note = f"{len(absent)} of the {len(words)} words are missing in {root}: {', '.join(absent[:6])}..."
         warnings.warn(note, DatasetNote, stacklevel=2)
@@ -85,10 +84,10 @@ def read_clips(root: Path, release: str) -> list[Clip]:
         split = split_of.pop(f"{word}/{path.name}", "train")
         clips.append(Clip(path, (word,), split=split, group=name["speaker"]))
     if split_of:
-        raise DatasetError(
-            f"{len(split_of)} files of the official lists are missing in {root} (first: {next(iter(split_of))}); "
-            f"unpack {TITLE} again"
+        missing_files = (
+            f"{len(split_of)} files of the official lists are missing in {root}, such as {next(iter(split_of))}"
         )
+        raise DatasetError(f"{missing_files}; unpack {TITLE} again")
     return clips
 
 
@@ -139,9 +138,7 @@ def _read_test_set(root: Path, release: str) -> list[Clip]:
     folder = root / ".." / usual.name  # through the data root, so that clip ids are relative to it
     if not folder.is_dir():
         get = download_command(f"speech_commands --only test-{release}", usual)
-        raise DatasetMissingError(
-            f"the ten-command task is tested on a separate archive, and {usual} does not exist; get it: {get}"
-        )
+        raise DatasetMissingError(f"{usual}, on which the ten-command task is tested, does not exist; get it: {get}")
     clips = []
     for name in CLASSES_12:
         paths = sorted((folder / name).glob("*.wav"))
@@ -154,44 +151,26 @@ def _read_test_set(root: Path, release: str) -> list[Clip]:
     return clips
 
 
-def task(version: str, release: str) -> Task:
-    """The task of all words of a version, such as ``"v1"`` of release ``"v0.01"``."""
+def task(version: str, release: str, has_ten: bool = False) -> Task:
+    """The task of all words of a version, such as ``"v1"`` of release ``"v0.01"``, or of ten commands, unknown and silence."""
     folder = Path(__file__).resolve().parent
+    name = version + "_12" * has_ten
     return Task(
-        name=f"speech_commands_{version}",
-        title=f"{TITLE} {release}",
+        name=f"speech_commands_{name}",
+        title=f"{TITLE} {release}" + ", ten commands" * has_ten,
         folder=folder,
-        read_clips=partial(read_clips, release=release),
-        class_names=tuple(WORDS[release]),
-        features_file=f"spc_features_audiosep_{version}.pt",
-        head_files={
-            "linear": f"spc_linear_classifier_{version}.pt",
-            "three_layer": f"spc_three_classifier_{version}.pt",
-        },
+        read_clips=partial(read_ten_commands if has_ten else read_clips, release=release),
+        class_names=CLASSES_12 if has_ten else tuple(WORDS[release]),
+        features_file=f"spc_features_audiosep_{name}.pt",
+        head_files={"linear": f"spc_linear_classifier_{name}.pt", "three_layer": f"spc_three_classifier_{name}.pt"},
         data_folder=f"speech_commands_{release}",
-        results_folder=folder / f"results_{version}",
-        official_counts=WORD_COUNTS[release],
+        results_folder=folder / f"results_{name}",
+        official_counts=(COMMAND_COUNTS if has_ten else WORD_COUNTS)[release],
     )
 
 
-def ten_commands(version: str, release: str) -> Task:
-    """The task of ten commands, unknown and silence, of a version."""
-    all_words = task(version, release)
-    return replace(
-        all_words,
-        name=f"{all_words.name}_12",
-        title=f"{all_words.title}, ten commands",
-        read_clips=partial(read_ten_commands, release=release),
-        class_names=CLASSES_12,
-        features_file=f"spc_features_audiosep_{version}_12.pt",
-        head_files={kind: file.replace(".pt", "_12.pt") for kind, file in all_words.head_files.items()},
-        results_folder=all_words.folder / f"results_{version}_12",
-        official_counts=COMMAND_COUNTS[release],
-    )
-
-
-V1, V1_12 = task("v1", "v0.01"), ten_commands("v1", "v0.01")
-V2, V2_12 = task("v2", "v0.02"), ten_commands("v2", "v0.02")
+V1, V1_12 = task("v1", "v0.01"), task("v1", "v0.01", has_ten=True)
+V2, V2_12 = task("v2", "v0.02"), task("v2", "v0.02", has_ten=True)
 TASK_FLAG = {"--task": "words: every word of the archive; 12: ten commands, unknown and silence"}
 V1_TASKS = Variants(TASK_FLAG, {("words",): V1, ("12",): V1_12})
 V2_TASKS = Variants(TASK_FLAG, {("words",): V2, ("12",): V2_12})

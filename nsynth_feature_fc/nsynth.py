@@ -44,9 +44,8 @@ def read_clips(root: Path, split: str) -> list[Clip]:
     for name, note in notes.items():
         family, instrument = note.get("instrument_family_str"), note.get("instrument_str")
         if family not in FAMILIES or not isinstance(instrument, str):
-            raise DatasetError(
-                f"{listing}: note {name} has no known instrument_family_str and instrument_str; unpack {folder.name} again"
-            )
+            problem = f"note {name} has no known instrument_family_str and instrument_str"
+            raise DatasetError(f"{listing}: {problem}; unpack {folder.name} again")
         path = folder / "audio" / f"{plain_name(name, listing)}.wav"
         clips.append(Clip(path, (family,), split=split, group=instrument))
     return clips

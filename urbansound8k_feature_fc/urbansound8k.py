@@ -4,7 +4,6 @@ https://urbansounddataset.weebly.com/urbansound8k.html; the folds must not be re
 """
 
 from pathlib import Path
-from typing import Any
 
 from common.datasets import Clip, DatasetError, OfficialCounts, Task, layout_error, plain_name, read_metadata
 
@@ -25,36 +24,25 @@ CLASS_NAMES = (
 
 
 def read_clips(root: Path) -> list[Clip]:
-    """Every row of metadata/UrbanSound8K.csv as a clip; folds are the official 1-10, groups the Freesound ids.
-
-    Raises:
-        DatasetError: the layout differs, or a row is not the official CSV's.
-    """
+    """Every row of metadata/UrbanSound8K.csv as a clip; folds are the official 1-10, groups the Freesound ids. DatasetError also
+    if a row is not the official CSV's."""
     metadata = root / "metadata" / "UrbanSound8K.csv"
     if not metadata.is_file() or not (root / "audio").is_dir():
         expected = "audio/fold1 to fold10 and metadata/UrbanSound8K.csv"
         raise layout_error(root, TITLE, expected, "UrbanSound8K", "urbansound8k")
     columns = ("slice_file_name", "fsID", "fold", "classID", "class")
-    meta = read_metadata(metadata, columns, ("fsID", "fold", "classID"), TITLE)
-    meta = meta.rename(columns={"class": "class_name"})  # a keyword cannot be a row's attribute
-    rows: list[Any] = list(meta.itertuples())
-    for line, row in enumerate(rows, start=2):
-        official = row.classID in range(10) and row.class_name == CLASS_NAMES[row.classID] and row.fold in range(1, 11)
+    rows = read_metadata(metadata, columns, ("fsID", "fold", "classID"), TITLE)[list(columns)].itertuples(index=False)
+    clips = []
+    for line, (file, source, fold, target, label) in enumerate(rows, start=2):
+        is_class = CLASS_NAMES[target : target + 1] == (label,)
         # [fsID]-[classID]-[occurrenceID]-[sliceID].wav
-        if not official or not str(row.slice_file_name).startswith(f"{row.fsID}-{row.classID}-"):
+        if not is_class or fold not in range(1, 11) or not str(file).startswith(f"{source}-{target}-"):
             raise DatasetError(
-                f"{metadata} line {line} ({row.slice_file_name}: fold {row.fold}, classID {row.classID}, "
-                f"{row.class_name}) is not the official row; unpack the official archive again"
+                f"{metadata} line {line} ({file}) is not the official row; unpack the official archive again"
             )
-    return [
-        Clip(
-            root / "audio" / f"fold{row.fold}" / plain_name(row.slice_file_name, metadata),
-            (row.class_name,),
-            fold=int(row.fold),
-            group=str(row.fsID),
-        )
-        for row in rows
-    ]
+        path = root / "audio" / f"fold{fold}" / plain_name(file, metadata)
+        clips.append(Clip(path, (label,), fold=int(fold), group=str(source)))
+    return clips
 
 
 TASK = Task(
