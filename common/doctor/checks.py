@@ -10,7 +10,6 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -34,24 +33,14 @@ SAMPLE = 24  # clips of a data set to decode
 TIMED_S = 15.0  # seconds of audio to embed, to measure the speed
 BYTES_PER_CLIP = 384 * 4 + 150  # in a feature file: the embedding, then its label, name, group and stamp
 NAMED = 4  # examples listed in a message
-
-
-class Mark(StrEnum):
-    """The result of a check, as printed."""
-
-    GOOD = "✓"
-    NOTE = "!"
-    BAD = "✗"
-
-
-GOOD, NOTE, BAD = Mark
+GOOD, NOTE, BAD = "✓", "!", "✗"  # results of a check, as printed
 
 
 @dataclass(frozen=True)
 class Finding:
     """A line of the doctor's table: a check, its result, and how to fix it if it failed."""
 
-    mark: Mark
+    mark: str
     what: str
     text: str
     fix: str = ""
@@ -62,7 +51,7 @@ def show(title: str, findings: Iterable[Finding]) -> int:
     print(title)
     failed = 0
     for finding in findings:
-        failed += finding.mark is BAD
+        failed += finding.mark == BAD
         print(f"  {finding.mark} {finding.what:<8} {finding.text}", flush=True)
         if finding.fix:
             print(f"    {'':<8} -> {finding.fix}")
@@ -81,14 +70,13 @@ def check_environment(device: torch.device) -> Iterator[Finding]:
         text = f"CPU, {torch.get_num_threads()} threads, {describe_cpu()}, {bf16} (no CUDA GPU is used)"
     yield Finding(GOOD, "device", text)
     available = _available_memory()
+    text = f"{(available or 0) / 1e9:.1f} GB free, an extraction takes about {WANTED_MEMORY / 1e9:.1f} GB"
     if available is None:
         yield Finding(NOTE, "memory", "free memory is unknown on this system")
+    elif available < WANTED_MEMORY:
+        yield Finding(BAD, "memory", text, "close other programs, or use a larger machine")
     else:
-        text = f"{available / 1e9:.1f} GB free, an extraction takes about {WANTED_MEMORY / 1e9:.1f} GB"
-        if available < WANTED_MEMORY:
-            yield Finding(BAD, "memory", text, "close other programs, or use a larger machine")
-        else:
-            yield Finding(GOOD, "memory", text)
+        yield Finding(GOOD, "memory", text)
 
 
 def _packages() -> Finding:
@@ -254,8 +242,7 @@ def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
         text = f"only {sides.pop()} is present" if sides else "no official folds or splits to check"
         return Finding(NOTE, "splits", text)
     # Validation clips may be related to either side, which biases only the choice of epoch: FSD50K's are to training clips.
-    apart = [seen - {"valid"} for seen in sides_of.values()]
-    shared = {group for group, seen in zip(sides_of, apart, strict=True) if len(seen) > 1}
+    shared = {group for group, seen in sides_of.items() if len(seen - {"valid"}) > 1}
     unofficial = sorted(shared.difference(*(task.official_overlap for task in tasks)))
     if unofficial:
         text = f"{len(unofficial)} groups are on two sides of the division: {_some(unofficial)}"

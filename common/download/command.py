@@ -142,24 +142,19 @@ def get(archive: Archive, root: Path) -> None:
         room = f"needs about {_text(needed)}, and only {_text(free)} are free in {root}"
         raise DownloadError(f"{archive.file} {room}; make room, or use another --root")
     for file in archive.as_files:
-        _get_file(file, root / file.file)
+        complete, part = root / file.file, root / f"{file.file}.part"
+        if complete.exists():
+            _verify(file, complete)
+        else:
+            fetch(file.resolved_url, part)
+            _verify(file, part)
+            part.replace(complete)
     if archive.holds:
         pieces = [root / name for name in archive.pieces]
         unpack(path, folder, pieces)
         if missing := ", ".join(archive.missing(root)):
             raise DownloadError(f"{path} was unpacked, but is incomplete: {folder} holds {missing}")
         print(f"unpacked into {folder}; no longer needed: {', '.join(map(str, [*pieces, path]))}")
-
-
-def _get_file(archive: Archive, path: Path) -> None:
-    """Download and verify a file, or only verify one that is in place."""
-    if path.exists():
-        _verify(archive, path)
-        return
-    part = path.with_name(f"{path.name}.part")
-    fetch(archive.resolved_url, part)
-    _verify(archive, part)
-    part.replace(path)
 
 
 def _verify(archive: Archive, path: Path) -> None:
