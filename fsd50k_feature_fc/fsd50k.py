@@ -19,11 +19,7 @@ FIX = f"unpack {TITLE}.ground_truth.zip again"
 
 
 def read_clips(root: Path) -> list[Clip]:
-    """Every clip of dev.csv and eval.csv; groups are the uploaders, if the metadata are there.
-
-    Raises:
-        DatasetError: the layout differs, or a label is not in the vocabulary.
-    """
+    """Every clip of dev.csv and eval.csv; groups are the uploaders, if the metadata are there."""
     truth = root / f"{TITLE}.ground_truth"
     folders = {name: root / f"{TITLE}.{name}_audio" for name in ("dev", "eval")}
     if not all((truth / f"{name}.csv").is_file() for name in (*folders, "vocabulary")) or not any(

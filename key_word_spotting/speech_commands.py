@@ -55,11 +55,7 @@ COMMAND_COUNTS = {
 
 def read_clips(root: Path, release: str) -> list[Clip]:
     """Every word file of a release, such as ``"v0.01"``, as a clip; files in neither list are for training; groups are
-    speakers.
-
-    Raises:
-        DatasetError: the layout or release differs, a file is not named as the archive's are, or a listed file is missing.
-    """
+    speakers."""
     words = WORDS[release]
     missing = [name for name in LISTS.values() if not (root / name).is_file()]
     folders = sorted(path for path in root.glob("[!._]*") if path.is_dir())
@@ -92,13 +88,8 @@ def read_clips(root: Path, release: str) -> list[Clip]:
 
 
 def read_ten_commands(root: Path, release: str) -> list[Clip]:
-    """The ten commands, all other words as ``_unknown_``, and a second of noise every half second as ``_silence_``.
-
-    Training and validation clips come from the release's archive, test clips from the test set's, in a folder beside it.
-
-    Raises:
-        DatasetError: as for `read_clips`; or noise or test set are missing, or the test set lacks a class.
-    """
+    """The ten commands, all other words as ``_unknown_``, and a second of noise every half second as ``_silence_``. Training
+    and validation clips come from the release's archive, test clips from the test set's, in a folder beside it."""
     test = _read_test_set(root, release)
     clips = [
         replace(clip, labels=clip.labels if clip.class_name in COMMANDS else (UNKNOWN,))

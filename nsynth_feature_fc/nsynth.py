@@ -10,7 +10,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.datasets import Clip, DatasetError, Division, Flag, OfficialCounts, Prepared, Task, layout_error, plain_name
 
@@ -34,8 +34,12 @@ def read_clips(root: Path, split: str) -> list[Clip]:
             raise DatasetError(f"data root {root} is one set; give the folder that holds {folder.name}: {root.parent}")
         expected = f"{folder.name}/examples.json and {folder.name}/audio/*.wav"
         raise layout_error(root, TITLE, expected, "nsynth", f"nsynth --only {split}")
+    used = ("instrument_family_str", "instrument_str")  # 289,205 whole entries would fill a gigabyte
     try:
-        notes = json.loads(listing.read_text(encoding="utf-8"), object_hook=_without_unused_fields)
+        notes = json.loads(
+            listing.read_text(encoding="utf-8"),
+            object_hook=lambda entry: {key: entry[key] for key in entry if key in used or isinstance(entry[key], dict)},
+        )
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{listing} is damaged ({error}); unpack {folder.name} again") from error
     if not isinstance(notes, dict) or not notes:
@@ -49,12 +53,6 @@ def read_clips(root: Path, split: str) -> list[Clip]:
         path = folder / "audio" / f"{plain_name(name, listing)}.wav"
         clips.append(Clip(path, (family,), split=split, group=instrument))
     return clips
-
-
-def _without_unused_fields(entry: dict[str, Any]) -> dict[str, Any]:
-    """The notes, or two fields of a note, while the file is read: 289,205 whole entries fill a gigabyte."""
-    used = ("instrument_family_str", "instrument_str")
-    return {name: value for name, value in entry.items() if name in used or isinstance(value, dict)}
 
 
 def prepare(features: FeatureSet, division: Division) -> Prepared:
@@ -73,10 +71,8 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
     sides, protocol = np.array(features.splits), "official train, valid and test sets"
     missing = [side for side in SPLITS[on_valid:] if side not in sides]
     if missing:
-        raise DatasetError(
-            f"the features of NSynth's {' and '.join(missing)} set are missing; run "
-            "extract_nsynth_{train,valid,test}_features_audiosep.py, or with valid and test alone --train-on valid"
-        )
+        fix = "extract_nsynth_{train,valid,test}_features_audiosep.py, or with valid and test alone --train-on valid"
+        raise DatasetError(f"the features of NSynth's {' and '.join(missing)} set are missing; run {fix}")
     keep = np.ones(len(features), dtype=bool)
     if on_valid:
         keep = sides != "train"

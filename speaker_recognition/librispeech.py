@@ -35,9 +35,13 @@ if TYPE_CHECKING:
 TITLE = "LibriSpeech"
 VALID_SHARE = 0.2  # of a speaker's training utterances, to choose the epoch, with --split chapter or matched
 SPLIT_HELP = (
-    "utterance: 80/20 of every speaker; chapter: whole chapters; matched: utterances, as many of each as by chapter"
+    "utterance: 80/20 of every speaker; chapter: whole chapters; matched: as many utterances of each as by chapter"
 )
-SUBSETS = ("train-clean-100", "dev-clean", "test-clean")
+SUBSETS = {
+    "train-clean-100": OfficialCounts(28_539, classes=251, groups=585),
+    "test-clean": OfficialCounts(2620, classes=40),
+    "dev-clean": OfficialCounts(2703, classes=40),
+}
 # From SPEAKERS.TXT; a feature file without provenance is recognised by them.
 SPEAKERS = {
     "test-clean": (
@@ -154,7 +158,7 @@ def _nearest_chapters(chapters: Array, test_share: float, rng: np.random.Generat
     return np.isin(chapter, nearest)
 
 
-def task(subset: str, features_file: str, official_counts: OfficialCounts) -> Task:
+def task(subset: str) -> Task:
     """The task of extracting a subset."""
     return Task(
         name=f"librispeech_{subset}",
@@ -162,23 +166,18 @@ def task(subset: str, features_file: str, official_counts: OfficialCounts) -> Ta
         folder=Path(__file__).resolve().parent,
         read_clips=partial(read_clips, subset=subset),
         class_names=None,  # the speakers
-        features_file=features_file,
+        features_file=f"librispeech_{subset.replace('-', '')}_features.pt",
         head_files={"linear": "librispeech_linear_classifier.pt", "three_layer": "librispeech_three_classifier.pt"},
         why_only_its_own="its speakers are different, and a head has no class for a speaker it was not trained on",
         flags=(Flag("--split", SPLIT_HELP, ("utterance", "chapter", "matched")),),
         recognise=recognise,
         prepare=prepare,
-        official_counts=official_counts,
+        official_counts=SUBSETS[subset],
     )
 
 
-TRAIN_CLEAN_100 = task(
-    "train-clean-100", "librispeech_trainclean100_features.pt", OfficialCounts(28_539, classes=251, groups=585)
-)
-OTHERS = {
-    "test-clean": task("test-clean", "librispeech_testclean_features.pt", OfficialCounts(2620, classes=40)),
-    "dev-clean": task("dev-clean", "librispeech_devclean_features.pt", OfficialCounts(2703, classes=40)),
-}
+TRAIN_CLEAN_100 = task("train-clean-100")
+OTHERS = {subset: task(subset) for subset in ("test-clean", "dev-clean")}
 OTHER_SUBSETS = Variants(
     {"--subset": "test-clean, or dev-clean; the speakers of neither are in train-clean-100"},
     {(name,): subset for name, subset in OTHERS.items()},

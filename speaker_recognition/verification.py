@@ -36,11 +36,7 @@ Intervals = dict[str, dict[str, tuple[float, float] | None]]
 
 
 def verify(task: Task, subset: str, others: Task, config: FitConfig, overwrite: bool) -> None:
-    """Verify the speakers of a task, with the statistics of `others`, a subset of other speakers; print and save.
-
-    Raises:
-        UserError: features are missing, do not belong together, or allow no trials; or the folder holds other results.
-    """
+    """Verify the speakers of a task, with the statistics of `others`, a subset of other speakers; print and save."""
     path = config.features or task.features_of(EncoderName.parse(config.encoder).slug)
     features = _load(path, task, config)
     statistics_path = path.parent / file_of(others.features_file, features.encoder_slug)
@@ -57,7 +53,7 @@ def verify(task: Task, subset: str, others: Task, config: FitConfig, overwrite: 
         "layer": config.use_layer,
         "pool": config.use_pool,
     }
-    if not overwrite:
+    if not overwrite and (folder / "verification.json").exists():
         _refuse_other_results(folder / "verification.json", settings)
     pairs, same = make_trials(features, config.random_seed)
     embeddings = transformed(features.features.double().numpy(), statistics)
@@ -127,8 +123,6 @@ def _print_scores(counts: Mapping[str, int], scores: Scores, intervals: Interval
 
 def _refuse_other_results(path: Path, settings: Mapping[str, object]) -> None:
     """OutputError if the file holds results of different settings."""
-    if not path.exists():
-        return
     try:
         different = describe_difference(json.loads(read_json(path))["settings"], settings)
     except (ValueError, KeyError, AttributeError) as error:
@@ -138,13 +132,8 @@ def _refuse_other_results(path: Path, settings: Mapping[str, object]) -> None:
 
 
 def make_trials(features: FeatureSet, seed: int) -> tuple[Array, Array]:
-    """Pairs of rows (N, 2) and whether their speakers are the same (N,): equally many of either kind, at most MOST_TRIALS.
-
-    If chapters are known, pairs of one speaker span two, so that the recording session cannot give them away.
-
-    Raises:
-        DatasetError: no speaker has two chapters, or there is only one speaker.
-    """
+    """Pairs of rows (N, 2) and whether their speakers are the same (N,): equally many of either kind, at most MOST_TRIALS. If
+    chapters are known, pairs of one speaker span two, so that the recording session cannot give them away."""
     rng = np.random.default_rng(seed)
     labels = features.labels.numpy()
     clips = [str(row) for row in range(len(labels))]

@@ -127,12 +127,7 @@ def _show(source: Source, archives: Sequence[Archive], root: Path) -> None:
 
 
 def get(archive: Archive, root: Path) -> None:
-    """Download an archive, verify it, and unpack it below `root`, except what is in place.
-
-    Raises:
-        DownloadError: it cannot be downloaded, or is not the expected file.
-        UnpackError: it is damaged.
-    """
+    """Download an archive, verify it, and unpack it below `root`, except what is in place."""
     path, folder = root / archive.file, root / archive.into
     remove_leftovers(path, folder)
     needed, free = archive.needed_bytes(root), shutil.disk_usage(root).free
@@ -160,14 +155,12 @@ def get(archive: Archive, root: Path) -> None:
 def _verify(archive: Archive, path: Path) -> None:
     """DownloadError if a file has a different checksum; only a note if its host may change the file."""
     algorithm, _, expected = (archive.checksum or "sha256:").partition(":")
-    digest, bar = hashlib.new(algorithm, usedforsecurity=False), f"checking {path.name}"
-    with (
-        path.open("rb") as file,
-        progress_bar(total=path.stat().st_size, desc=bar, unit="B", unit_scale=True) as shown,
-    ):
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    bar = progress_bar(total=path.stat().st_size, desc=f"checking {path.name}", unit="B", unit_scale=True)
+    with path.open("rb") as file, bar:
         while block := file.read(1 << 22):
             digest.update(block)
-            shown.update(len(block))
+            bar.update(len(block))
     result = f"{path}: its {algorithm} is {digest.hexdigest()}"
     if digest.hexdigest() == expected:
         print(f"{path}: verified")

@@ -27,11 +27,8 @@ class DownloadError(UserError):
 
 
 def fetch(url: str, part: Path) -> None:
-    """Download a file to `part`, after the bytes that an earlier run has left there.
-
-    Raises:
-        DownloadError: the server refuses, or fails too often.
-    """
+    """Download a file to `part`, after the bytes that an earlier run has left there. DownloadError if the server refuses, or
+    fails too often."""
     start = furthest = _size(part)
     pauses = iter(PAUSES_S)
     while True:
@@ -46,10 +43,8 @@ def fetch(url: str, part: Path) -> None:
             is_transient = isinstance(error, TRANSIENT) and not isinstance(error, SSLError)
             pause_s = next(pauses, None) if is_transient and not is_offline else None
             if pause_s is None:
-                raise DownloadError(
-                    f"{url}: {cause}; the same command continues after {_size(part):,} bytes. Or "
-                    f"get the file with a browser, and put it as {part.with_suffix('')}"
-                ) from error
+                fix = f"the same command continues after {_size(part):,} bytes. Or get the file with a browser, and put it as"
+                raise DownloadError(f"{url}: {cause}; {fix} {part.with_suffix('')}") from error
             print(f"{part.stem}: {cause}; trying again in {pause_s} s", file=sys.stderr)
             time.sleep(pause_s)
         except OSError as error:

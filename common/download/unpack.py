@@ -33,15 +33,8 @@ class UnpackError(UserError):
 
 
 def unpack(archive: Path, folder: Path, pieces: Sequence[Path] = ()) -> None:
-    """Unpack a zip or (compressed) tar archive into `folder`, once all of it has been read; files are replaced.
-
-    Args:
-        pieces: of a split zip, those before the last, in order; `archive` is the last.
-
-    Raises:
-        UnpackError: it is damaged, or has links that lead out of the folder.
-        OSError: it cannot be written.
-    """
+    """Unpack a zip or (compressed) tar archive into `folder`, once all of it has been read; files are replaced. `pieces` are
+    those of a split zip before the last, in order. UnpackError if it is damaged, or has links that lead out of the folder."""
     temporary = remove_leftovers(archive, folder)
     temporary.mkdir(parents=True)
     extracted = _extract(archive, pieces, temporary)
