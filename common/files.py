@@ -218,8 +218,7 @@ def exclusive(lock_path: Path, what: str) -> Iterator[None]:
 
     lock = FileLock(lock_path)
     for attempt in range(10):
-        lock_path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        try:  # which makes the folder
             lock.acquire(timeout=0)
             break
         except Timeout as error:

@@ -136,8 +136,7 @@ def make_trials(features: FeatureSet, seed: int) -> tuple[Array, Array]:
     chapters are known, pairs of one speaker span two, so that the recording session cannot give them away."""
     rng = np.random.default_rng(seed)
     labels = features.labels.numpy()
-    clips = [str(row) for row in range(len(labels))]
-    chapters = np.unique(np.array(features.groups or clips), return_inverse=True)[1]
+    chapters = np.unique(np.array(features.groups or range(len(labels))), return_inverse=True)[1]
     first, second = np.triu_indices(len(labels), k=1)
     one_speaker = labels[first] == labels[second]
     same = np.flatnonzero(one_speaker & (chapters[first] != chapters[second]))
