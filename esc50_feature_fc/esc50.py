@@ -42,9 +42,7 @@ def read_clips(root: Path) -> list[Clip]:
     for line, (file, fold, target, category, source) in enumerate(rows, start=2):
         is_class = CLASS_NAMES[target : target + 1] == (category,)
         if not is_class or not re.fullmatch(rf"{fold}-\d+-[A-Z]-{target}\.wav", str(file)):
-            raise DatasetError(
-                f"{listing} line {line} ({file}) is not the official row; unpack the official archive again"
-            )
+            raise DatasetError(f"{listing} line {line} ({file}) is not the official row; unpack {TITLE} again")
         clips.append(Clip(root / "audio" / file, (category,), fold=int(fold), group=str(source)))
     return clips
 
@@ -60,9 +58,7 @@ def recognise(features: FeatureSet) -> tuple[FeatureSet, str] | None:
     if counts.shape != (5, 50) or not (counts == 8).all():
         return None
     folds = torch.arange(2000) // 400 + 1
-    sentence = (
-        "recognised as all of ESC-50 in the order of esc50.csv, by its classes: the official folds 1-5 are assigned"
-    )
+    sentence = "recognised as all of ESC-50 in the order of esc50.csv: the official folds 1-5 are assigned"
     return replace(features, folds=folds, class_names=list(CLASS_NAMES)), sentence
 
 

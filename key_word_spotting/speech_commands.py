@@ -80,10 +80,8 @@ def read_clips(root: Path, release: str) -> list[Clip]:
         split = split_of.pop(f"{word}/{path.name}", "train")
         clips.append(Clip(path, (word,), split=split, group=name["speaker"]))
     if split_of:
-        missing_files = (
-            f"{len(split_of)} files of the official lists are missing in {root}, such as {next(iter(split_of))}"
-        )
-        raise DatasetError(f"{missing_files}; unpack {TITLE} again")
+        problem = f"{len(split_of)} files of the official lists are missing in {root}"
+        raise DatasetError(f"{problem}, such as {next(iter(split_of))}; unpack {TITLE} again")
     return clips
 
 

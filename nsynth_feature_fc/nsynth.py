@@ -38,7 +38,7 @@ def read_clips(root: Path, split: str) -> list[Clip]:
     try:
         notes = json.loads(
             listing.read_text(encoding="utf-8"),
-            object_hook=lambda entry: {key: entry[key] for key in entry if key in used or isinstance(entry[key], dict)},
+            object_hook=lambda entry: tuple(map(entry.get, used)) if used[0] in entry else entry,
         )
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{listing} is damaged ({error}); unpack {folder.name} again") from error
@@ -46,7 +46,7 @@ def read_clips(root: Path, split: str) -> list[Clip]:
         raise DatasetError(f"{listing} lists no notes; unpack {folder.name} again")
     clips = []
     for name, note in notes.items():
-        family, instrument = note.get("instrument_family_str"), note.get("instrument_str")
+        family, instrument = note if isinstance(note, tuple) else (None, None)
         if family not in FAMILIES or not isinstance(instrument, str):
             problem = f"note {name} has no known instrument_family_str and instrument_str"
             raise DatasetError(f"{listing}: {problem}; unpack {folder.name} again")

@@ -34,9 +34,7 @@ if TYPE_CHECKING:
 
 TITLE = "LibriSpeech"
 VALID_SHARE = 0.2  # of a speaker's training utterances, to choose the epoch, with --split chapter or matched
-SPLIT_HELP = (
-    "utterance: 80/20 of every speaker; chapter: whole chapters; matched: as many utterances of each as by chapter"
-)
+SPLIT_HELP = "utterance: 80/20 of every speaker; chapter: whole chapters; matched: as many utterances as by chapter"
 SUBSETS = {
     "train-clean-100": OfficialCounts(28_539, classes=251, groups=585),
     "test-clean": OfficialCounts(2620, classes=40),

@@ -37,9 +37,7 @@ def read_clips(root: Path) -> list[Clip]:
         is_class = CLASS_NAMES[target : target + 1] == (label,)
         # [fsID]-[classID]-[occurrenceID]-[sliceID].wav
         if not is_class or fold not in range(1, 11) or not str(file).startswith(f"{source}-{target}-"):
-            raise DatasetError(
-                f"{metadata} line {line} ({file}) is not the official row; unpack the official archive again"
-            )
+            raise DatasetError(f"{metadata} line {line} ({file}) is not the official row; unpack {TITLE} again")
         path = root / "audio" / f"fold{fold}" / plain_name(file, metadata)
         clips.append(Clip(path, (label,), fold=int(fold), group=str(source)))
     return clips

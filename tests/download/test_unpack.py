@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -110,3 +111,24 @@ def test_a_changed_byte_is_noticed(compression: str, tmp_path: Path) -> None:
         changed = bytes([content[place] ^ 255])
         archive.write_bytes(content[:place] + changed + content[place + 1 :])
         refused(archive, "is damaged")
+
+
+def test_a_zip_in_pieces_may_have_offsets_of_64_bits(tmp_path: Path) -> None:
+    with mock.patch.object(zipfile, "ZIP_FILECOUNT_LIMIT", 1):
+        whole = make_zip(tmp_path / "whole.zip", FILES)
+    with zipfile.ZipFile(whole) as archive:
+        directory = archive.start_dir
+    content = bytearray(whole.read_bytes())
+    locator, end = len(content) - 42, len(content) - 22
+    assert content[locator : locator + 4] == b"PK\6\7"
+    (record,) = struct.unpack_from("<Q", content, locator + 8)
+    # The second piece begins with the directory, from which its offsets count.
+    struct.pack_into("<2LQ", content, record + 16, 1, 1, len(FILES))
+    struct.pack_into("<Q", content, record + 48, 0)
+    struct.pack_into("<LQL", content, locator + 4, 1, record - directory, 2)
+    struct.pack_into("<2H", content, end + 4, 1, 1)
+    pieces = [tmp_path / "a.z01", tmp_path / "a.zip"]
+    pieces[0].write_bytes(content[:directory])
+    pieces[1].write_bytes(content[directory:])
+    unpack(pieces[1], tmp_path / "data", pieces[:1])
+    assert contents(tmp_path / "data") == FILES
