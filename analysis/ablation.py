@@ -47,7 +47,8 @@ def main() -> None:
     options = ExtractOptions(arguments.overwrite, allow_missing=arguments.allow_missing)
     root = study.data_root(arguments.data)
     features = extract_variants(study, maker, root, output, arguments.max_clips, options)
-    prepared = task.prepare(features, Division(task.default_options, config.train_test_split, config.random_seed))
+    flags = {flag.key: flag.default for flag in task.flags}
+    prepared = task.prepare(features, Division(flags, config.train_test_split, config.random_seed))
     check_fittable(prepared.features, str(output))
     record = ablate(prepared, task, encoder.info, config, arguments.factors, HEADS_OF_GRID[arguments.grid])
     write_effects(record, folder, arguments.figure_format)

@@ -110,8 +110,8 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
         n_clips, hours = len(clips), len(clips) * float(np.mean(lengths_s)) / 3600
         folds = len({clip.fold for clip in clips} - {None}) or 1
     else:
-        n_clips, hours = sum(task.official_counts.get("clips", 0) for task in tasks), study.hours
-        folds = study.task.n_official_folds
+        n_clips, hours = sum(task.official_counts.clips or 0 for task in tasks), study.hours
+        folds = len(study.task.official_counts.folds) or 1
     # Every split and seed in both protocols; true labels, shuffled ones and each control; fitted once, then refitted.
     fits = (folds + 1) * n_seeds * (2 + n_feature_sets) * 2
     steps = fits * recipe.epochs * np.ceil(0.8 * n_clips / recipe.batch_size)

@@ -157,7 +157,7 @@ def _result_files(folder: Path | None) -> list[Path]:
         return sorted(folder.rglob(RESULT_FILE))
     # AudioSep's results are in the task's folder, those of each other encoder in a folder below it.
     own_sounds = sorted((PROJECT_ROOT / "own_sounds" / "results").glob("*/"))
-    folders = dict.fromkeys([*(study.task.default_output_dir for study in STUDIES.values()), *own_sounds])
+    folders = dict.fromkeys([*(study.task.output_dir_of("audiosep") for study in STUDIES.values()), *own_sounds])
     paths = [path for folder in folders for path in (folder / RESULT_FILE, *sorted(folder.glob(f"*/{RESULT_FILE}")))]
     return [path for path in dict.fromkeys(paths) if path.is_file()]
 
@@ -186,15 +186,16 @@ def output_folder(arguments: argparse.Namespace) -> Path:
 
 
 def runs_for(arguments: argparse.Namespace) -> list[Run]:
-    """The runs that an analysis is about; tasks not run yet are listed on stderr, with the commands that run them.
+    """The runs that an analysis is about; of those in the tasks' folders, it is said which tasks are missing.
     ConfigError if there is none."""
     runs = read_runs(arguments.results)
     missing = [study for study in STUDIES.values() if study.is_main and study.name not in by_task(runs)]
     if not runs:
         where = arguments.results or "the tasks' folders"
         raise ConfigError(f"no result.json of a known task in {where} yet; for example: {missing[0].how_to_run()}")
-    for study in missing:
-        print(f"not run yet: {study.name}; to get it: {study.how_to_run()}", file=sys.stderr)
+    if missing and arguments.results is None:
+        names = " ".join(study.name for study in missing)
+        print(f'not run yet: {names}; to get them: make reproduce TASKS="{names}"', file=sys.stderr)
     return runs
 
 

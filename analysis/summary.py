@@ -95,7 +95,7 @@ def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
     rows = []
     for run in runs:
         known = read_references()[0].get(run.study.name, TaskReferences())
-        clips, whole = run.record.features.clips, run.study.task.official_counts.get("clips")
+        clips, whole = run.record.features.clips, run.study.task.official_counts.clips
         is_sample = whole is not None and clips < SAMPLE_BELOW * whole
         if is_sample:
             known = TaskReferences(expected=known.expected, none=f"only {clips:,} of its {whole:,} clips were used")

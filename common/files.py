@@ -83,12 +83,7 @@ def _temporary_of(target: Path) -> Path:
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write `content` to `path`, or to the file that it links to, atomically: even after a crash or on a full disk, it is the
-    old file or the new one.
-
-    Raises:
-        OutputError: there is a pipe, socket or device.
-        OSError: it cannot be written.
-    """
+    old file or the new one."""
     target = _target_of(path)
     temporary = _temporary_of(target)
     try:
@@ -107,9 +102,8 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files of killed writes to `path`; the caller must hold the path's lock."""
     path = Path(os.path.realpath(path))
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if "." not in leftover.name[len(path.name) + 2 : -len(".tmp")]:  # else it is of a longer name
-            leftover.unlink(missing_ok=True)
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_json(path: Path, text: str) -> None:
@@ -120,12 +114,8 @@ def write_json(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> bytes:
-    """The JSON object that `write_json` has written; if its content has changed since, that is said.
-
-    Raises:
-        DamagedFileError: it is not a JSON object.
-        OSError: it cannot be opened.
-    """
+    """The JSON object that `write_json` has written; if its content has changed since, that is said. DamagedFileError if it
+    is not a JSON object."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -228,8 +218,7 @@ def exclusive(lock_path: Path, what: str) -> Iterator[None]:
 
     lock = FileLock(lock_path)
     for attempt in range(10):
-        lock_path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        try:  # which makes the folder
             lock.acquire(timeout=0)
             break
         except Timeout as error:

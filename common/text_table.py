@@ -25,16 +25,12 @@ def as_markdown(table: list[list[str]], left: int = 1) -> str:
 
 def as_latex(table: list[list[str]], caption: str = "") -> str:
     """The table in LaTeX, for a paper, with the rules of the booktabs package; with a caption, as a float."""
-
-    def line(row: list[str]) -> str:
-        return " & ".join(escape_latex(cell) for cell in row) + r" \\" + "\n"
-
-    columns = "l" + "r" * (len(table[0]) - 1)
-    rules = f"\\toprule\n{line(table[0])}\\midrule\n{''.join(map(line, table[1:]))}\\bottomrule\n"
-    tabular = f"\\begin{{tabular}}{{{columns}}}\n{rules}\\end{{tabular}}\n"
-    if not caption:
-        return tabular
-    return f"\\begin{{table}}\n\\caption{{{escape_latex(caption)}}}\n{tabular}\\end{{table}}\n"
+    begin = r"\begin{tabular}{l" + "r" * (len(table[0]) - 1) + "}"
+    header, *rows = (" & ".join(map(escape_latex, row)) + r" \\" for row in table)
+    lines = [begin, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+    if caption:
+        lines = [r"\begin{table}", rf"\caption{{{escape_latex(caption)}}}", *lines, r"\end{table}"]
+    return "\n".join(lines) + "\n"
 
 
 def escape_latex(text: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.datasets import Clip, Copy, DatasetError, Task, layout_error, read_metadata
+from common.datasets import Clip, Copy, DatasetError, OfficialCounts, Task, layout_error, read_metadata
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -28,31 +28,22 @@ CLASS_NAMES = (
     "helicopter", "chainsaw", "siren", "car_horn", "engine", "train", "church_bells", "airplane", "fireworks",
     "hand_saw",
 )  # fmt: skip
-FILENAME = re.compile(r"(?P<fold>[1-5])-(?P<source>\d+)-(?P<take>[A-Z])-(?P<target>\d+)\.wav")
 
 
 def read_clips(root: Path) -> list[Clip]:
-    """Every row of meta/esc50.csv as a clip; folds are the official 1-5, groups the source recordings.
-
-    Raises:
-        DatasetError: the layout differs, or a row contradicts its file's name, as in altered copies of the CSV.
-    """
-    if not (root / "meta" / "esc50.csv").is_file() or not (root / "audio").is_dir():
+    """Every row of meta/esc50.csv as a clip; folds are the official 1-5, groups the source recordings. DatasetError also if a
+    row contradicts its file's name, as in altered copies of the CSV."""
+    listing = root / "meta" / "esc50.csv"
+    if not listing.is_file() or not (root / "audio").is_dir():
         raise layout_error(root, TITLE, "audio/*.wav and meta/esc50.csv", "ESC-50-master", "esc50")
     columns = ("filename", "fold", "target", "category", "src_file")
-    meta = read_metadata(root / "meta" / "esc50.csv", columns, ("fold", "target"), TITLE)
-    for place, row in zip(meta.places, meta, strict=True):
-        name = FILENAME.fullmatch(row["filename"])
-        from_name = name and (name["fold"], name["target"], row["category"])
-        if from_name != (row["fold"], row["target"], dict(enumerate(CLASS_NAMES)).get(int(row["target"]))):
-            raise DatasetError(
-                f"{place} ({row['filename']}: fold {row['fold']}, target {row['target']}, {row['category']}) is not the official "
-                "row; unpack the official archive again"
-            )
-    return [
-        Clip(root / "audio" / row["filename"], (row["category"],), fold=int(row["fold"]), group=row["src_file"])
-        for row in meta
-    ]
+    clips = []
+    for place, (file, fold, target, category, source) in read_metadata(listing, columns, ("fold", "target"), TITLE):
+        is_class = dict(enumerate(CLASS_NAMES)).get(int(target)) == category
+        if not is_class or not re.fullmatch(rf"{fold}-\d+-[A-Z]-{target}\.wav", file):
+            raise DatasetError(f"{place} ({file}) is not the official row; unpack {TITLE} again")
+        clips.append(Clip(root / "audio" / file, (category,), fold=int(fold), group=source))
+    return clips
 
 
 def recognise(features: FeatureSet) -> tuple[FeatureSet, str] | None:
@@ -66,10 +57,7 @@ def recognise(features: FeatureSet) -> tuple[FeatureSet, str] | None:
     if counts.shape != (5, 50) or not (counts == 8).all():
         return None
     folds = torch.arange(2000) // 400 + 1
-    sentence = (
-        "recognised as all of ESC-50 in the order of esc50.csv (8 clips of every class in every 400 rows): "
-        "the official folds 1-5 are assigned"
-    )
+    sentence = "recognised as all of ESC-50 in the order of esc50.csv: the official folds 1-5 are assigned"
     return replace(features, folds=folds, class_names=list(CLASS_NAMES)), sentence
 
 
@@ -83,10 +71,6 @@ TASK = Task(
     head_files={"linear": "esc50_linear_classifier.pt", "three_layer": "esc50_three_classifier.pt"},
     copy=Copy({"label": "category", "group": "src_file", "split": "none"}, "fold"),
     recognise=recognise,
-    official_counts={
-        "clips": 2000,
-        **{f"fold {fold}": 400 for fold in range(1, 6)},
-        **{f"class {name}": 40 for name in CLASS_NAMES},
-    },
+    official_counts=OfficialCounts(2000, folds=(400,) * 5, labels=dict.fromkeys(CLASS_NAMES, 40)),
 )
 CHECKS = ((TASK,),)

@@ -15,6 +15,7 @@ from common.datasets import (
     Clip,
     DatasetError,
     DatasetNote,
+    OfficialCounts,
     Task,
     layout_error,
     plain_name,
@@ -28,11 +29,7 @@ FIX = f"unpack {TITLE}.ground_truth.zip again"
 
 
 def read_clips(root: Path) -> list[Clip]:
-    """Every clip of dev.csv and eval.csv; groups are the uploaders, if the metadata are there.
-
-    Raises:
-        DatasetError: the layout differs, or a label is not in the vocabulary.
-    """
+    """Every clip of dev.csv and eval.csv; groups are the uploaders, if the metadata are there."""
     truth = root / f"{TITLE}.ground_truth"
     folders = {name: root / f"{TITLE}.{name}_audio" for name in ("dev", "eval")}
     if not all((truth / f"{name}.csv").is_file() for name in (*folders, "vocabulary")) or not any(
@@ -40,36 +37,34 @@ def read_clips(root: Path) -> list[Clip]:
     ):
         expected = f"{TITLE}.dev_audio, {TITLE}.eval_audio and {TITLE}.ground_truth"
         raise layout_error(root, TITLE, expected, TITLE, "fsd50k")
-    vocabulary = {line.split(",")[1] for line in read_text(truth / "vocabulary.csv").splitlines() if "," in line}
+    lines = read_text(truth / "vocabulary.csv", FIX).splitlines()
+    vocabulary = {line.split(",")[1] for line in lines if "," in line}
     clips = [
         Clip(folder / f"{file}.wav", labels, split=split, group=uploaders.get(file))
         for name, folder in folders.items()
         for uploaders in [_read_uploaders(root, name)]
         for file, labels, split in _read_rows(truth / f"{name}.csv", vocabulary)
     ]
-    if any(clip.group is None for clip in clips):
-        if any(clip.group is not None for clip in clips):
-            nameless = next(clip for clip in clips if clip.group is None)
-            raise DatasetError(f"{root / f'{TITLE}.metadata'} has no uploader of {nameless.path.stem}; unpack it again")
-        note = (
-            f"no {TITLE}.metadata in {root}: which clips are of one uploader is unknown, so single clips are resampled"
-        )
-        warnings.warn(note, DatasetNote, stacklevel=2)
+    nameless = [clip.path.stem for clip in clips if clip.group is None]
+    if 0 < len(nameless) < len(clips):
+        raise DatasetError(f"{root / f'{TITLE}.metadata'} has no uploader of {nameless[0]}; unpack it again")
+    if nameless:
+        note = f"no {TITLE}.metadata in {root}: which clips are of one uploader is unknown"
+        warnings.warn(f"{note}, so single clips are resampled", DatasetNote, stacklevel=2)
     return clips
 
 
 def _read_rows(path: Path, vocabulary: set[str]) -> Iterator[tuple[str, tuple[str, ...], str]]:
     """The file name without suffix, labels and split of every row."""
     columns = ("fname", "labels", "split") if path.stem == "dev" else ("fname", "labels")
-    rows = read_columns(path, columns, FIX)
-    for place, row in zip(rows.places, rows, strict=True):
-        labels, split = tuple(row["labels"].split(",")), row.get("split", "test")
+    for place, (file, text, *splits) in read_columns(path, columns, FIX):
+        labels, split = tuple(text.split(",")), next(iter(splits), "test")
         strangers = sorted(set(labels) - vocabulary)
         if strangers:
             raise DatasetError(f"{place}: {strangers[0]!r} is not in vocabulary.csv; {FIX}")
         if path.stem == "dev" and split not in SPLITS:
             raise DatasetError(f"{place}: split must be train or val, not {split!r}; {FIX}")
-        yield plain_name(row["fname"], path), labels, SPLITS.get(split, "test")
+        yield plain_name(file, path), labels, SPLITS.get(split, "test")
 
 
 def _read_uploaders(root: Path, name: str) -> dict[str, str]:
@@ -78,7 +73,7 @@ def _read_uploaders(root: Path, name: str) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        return {file: str(info["uploader"]) for file, info in json.loads(read_text(path)).items()}
+        return {file: str(info["uploader"]) for file, info in json.loads(path.read_bytes()).items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path} is damaged ({error!r}); unpack {TITLE}.metadata.zip again") from error
 
@@ -92,6 +87,6 @@ TASK = Task(
     features_file="fsd50k_features_audiosep.pt",
     head_files={"linear": "fsd50k_linear_classifier.pt", "three_layer": "fsd50k_three_classifier.pt"},
     is_multilabel=True,
-    official_counts={"clips": 51_197, "classes": 200, "test": 10_231},
+    official_counts=OfficialCounts(51_197, classes=200, splits={"test": 10_231}),
 )
 CHECKS = ((TASK,),)

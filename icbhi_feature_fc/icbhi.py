@@ -19,6 +19,7 @@ from common.datasets import (
     DatasetNote,
     Division,
     Flag,
+    OfficialCounts,
     Prepared,
     Task,
     Variants,
@@ -41,7 +42,8 @@ CYCLE_OF: dict[tuple[float, float], str] = {(0, 0): "normal", (1, 0): "crackle",
 CYCLE_CLASSES = tuple(CYCLE_OF.values())
 # Patient, recording, chest location, channels, device. The first four identify a recording: the split file and the archive
 # disagree about the device of one.
-STEM = re.compile(r"(?P<key>(?P<patient>[12]\d\d)_[^_]+_(Tc|[APL][lr])_(sc|mc))_(?P<device>\w+)")
+STEM = re.compile(r"(?P<key>(?P<patient>[12]\d\d)_[^_]+_(Tc|[APL][lr])_(sc|mc))_\w+")
+SPLIT_ROW = re.compile(STEM.pattern + r"\s+(?P<split>train|test)")
 
 
 def read_recordings(root: Path) -> list[Clip]:
@@ -70,24 +72,12 @@ def _read(root: Path) -> list[tuple[Path, str, str, list[tuple[float, float, str
     rows = []
     for path in recordings:
         name = STEM.fullmatch(path.stem)
-        if name is None:
-            raise DatasetError(
-                f"{path} is not named as an ICBHI recording, such as 101_1b1_Al_sc_Meditron.wav; take it out of the folder"
-            )
-        if name["key"] not in splits:
+        if name is None or name["key"] not in splits:
             raise DatasetError(f"{path} is not in the official split {SPLIT_FILE}; take it out of the folder")
         rows.append((path, splits[name["key"]], name["patient"], _read_cycles(path.with_suffix(".txt"))))
-    unknown = {path.name for path in root.glob("*.txt")} - {f"{path.stem}.txt" for path in recordings} - {SPLIT_FILE}
-    if unknown:
-        shown = ", ".join(sorted(unknown)[:4])
-        warnings.warn(
-            f"{len(unknown)} text files annotate no recording and are ignored: {shown}", DatasetNote, stacklevel=3
-        )
-    if len(rows) < len(splits):
-        missing = (
-            f"{len(splits) - len(rows)} of the {len(splits)} recordings of the official split are missing in {root}"
-        )
-        warnings.warn(missing, DatasetNote, stacklevel=3)
+    if (missing := len(splits) - len(rows)) > 0:
+        note = f"{missing} of the {len(splits)} recordings of the official split are missing in {root}"
+        warnings.warn(note, DatasetNote, stacklevel=3)
     return rows
 
 
@@ -96,29 +86,19 @@ def _read_splits(root: Path) -> dict[str, str]:
     path = next((path for path in (root / SPLIT_FILE, root.parent / SPLIT_FILE) if path.is_file()), None)
     download = download_command("icbhi --only split", root)
     if path is None:
-        raise DatasetError(
-            f"{SPLIT_FILE} is neither in {root} nor beside it (it is not in the archive); get it: {download}"
-        )
-    splits: dict[str, str] = {}
-    for line, row in enumerate(read_text(path).split("\n"), start=1):
-        fields = row.split()
-        if not fields:
-            continue
-        name = STEM.fullmatch(fields[0])
-        if len(fields) != 2 or name is None or fields[1] not in ("train", "test"):
+        raise DatasetError(f"{SPLIT_FILE} is not in {root} or beside it, nor in the archive; get it: {download}")
+    splits = {}
+    for line, row in enumerate(read_text(path).splitlines(), start=1):
+        if match := SPLIT_ROW.fullmatch(row.strip()):
+            splits[match["key"]] = match["split"]
+        elif row.strip():
             problem = f"({row.strip()[:60]!r}) is not 'recording<TAB>train|test'"
-        elif splits.setdefault(name["key"], fields[1]) != fields[1]:
-            problem = f"lists {fields[0]} a second time, on the other side"
-        else:
-            continue
-        raise DatasetError(f"{path} line {line} {problem}; delete the file and download it again: {download}")
+            raise DatasetError(f"{path} line {line} {problem}; delete the file and download it again: {download}")
     return splits
 
 
 def _read_cycles(path: Path) -> list[tuple[float, float, str]]:
     """(start, end, class) of every cycle: rows of four numbers, start_s end_s crackles wheezes, no header."""
-    if not path.is_file():
-        raise DatasetError(f"{path} is missing: the recording beside it has no annotation; unpack {TITLE} again")
     cycles = []
     for line, row in enumerate(read_text(path).splitlines(), start=1):
         if not row.strip():
@@ -129,10 +109,8 @@ def _read_cycles(path: Path) -> list[tuple[float, float, str]]:
         except (ValueError, KeyError):
             start_s = end_s = math.nan
         if not 0 <= start_s < end_s < math.inf:
-            raise DatasetError(
-                f"{path} line {line} ({row.strip()[:60]!r}) is not an annotation: four numbers are expected, start and "
-                f"end in seconds, crackles and wheezes 0 or 1; unpack {TITLE} again"
-            )
+            problem = "is not an annotation (start and end in seconds, crackles and wheezes 0 or 1)"
+            raise DatasetError(f"{path} line {line} {row.strip()[:60]!r} {problem}; unpack {TITLE} again")
     if not cycles:
         raise DatasetError(f"{path} is empty: no breathing cycle is annotated; unpack {TITLE} again")
     return cycles
@@ -159,10 +137,8 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
         return Prepared(features, f"official 60/40 split, patients {patients} on both sides")
     note = f"--patient-disjoint: {trains_both.sum()} training clips of patients {patients} are left out"
     warnings.warn(note, DatasetNote, stacklevel=2)
-    kept = features.subset(np.flatnonzero(~trains_both))
-    return Prepared(
-        kept, "official 60/40 split without some training clips, no patient on both sides", is_official=False
-    )
+    words = "official 60/40 split without some training clips, no patient on both sides"
+    return Prepared(features.subset(np.flatnonzero(~trains_both)), words, is_official=False)
 
 
 def scores(labels: Array, predictions: Array, class_names: Sequence[str]) -> dict[str, float]:
@@ -173,7 +149,6 @@ def scores(labels: Array, predictions: Array, class_names: Sequence[str]) -> dic
 
 
 FOLDER = Path(__file__).resolve().parent
-PATIENT_DISJOINT = Flag("--patient-disjoint", "drop the training recordings of patients who are in the test set too")
 RECORDINGS = Task(
     name="icbhi",
     title=f"{TITLE}, recordings (normal, abnormal)",
@@ -182,10 +157,12 @@ RECORDINGS = Task(
     class_names=RECORDING_CLASSES,
     features_file="icbhi_features_audiosep.pt",
     head_files={"linear": "icbhi_linear_classifier.pt", "three_layer": "icbhi_three_classifier.pt"},
-    flags=(PATIENT_DISJOINT,),
+    flags=(Flag("--patient-disjoint", "drop the training recordings of patients who are in the test set too"),),
     prepare=prepare,
     scores=scores,
-    official_counts={"clips": 920, "train": 539, "test": 381, "class normal": 287, "class abnormal": 633},
+    official_counts=OfficialCounts(
+        clips=920, splits={"train": 539, "test": 381}, labels={"normal": 287, "abnormal": 633}
+    ),
     official_overlap=frozenset({"156", "218"}),
 )
 CYCLES = replace(
@@ -196,15 +173,11 @@ CYCLES = replace(
     class_names=CYCLE_CLASSES,
     features_file="icbhi_cycle_features_audiosep.pt",
     results_folder=FOLDER / "cycle_results",
-    official_counts={
-        "clips": 6898,
-        "train": 4142,
-        "test": 2756,
-        "class normal": 3642,
-        "class crackle": 1864,
-        "class wheeze": 886,
-        "class both": 506,
-    },
+    official_counts=OfficialCounts(
+        clips=6898,
+        splits={"train": 4142, "test": 2756},
+        labels={"normal": 3642, "crackle": 1864, "wheeze": 886, "both": 506},
+    ),
 )
 CHECKS = ((RECORDINGS,), (CYCLES,))
 LEVELS = Variants(

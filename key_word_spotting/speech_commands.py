@@ -20,6 +20,7 @@ from common.datasets import (
     DatasetError,
     DatasetMissingError,
     DatasetNote,
+    OfficialCounts,
     Task,
     Variants,
     download_command,
@@ -44,19 +45,18 @@ WORDS = {
     "v0.02": sorted((*WORDS_V1, "backward", "follow", "forward", "learn", "visual")),
 }
 WORD_COUNTS = {
-    "v0.01": {"clips": 64_721, "train": 51_088, "valid": 6_798, "test": 6_835},
-    "v0.02": {"clips": 105_829, "train": 84_843, "valid": 9_981, "test": 11_005},
+    "v0.01": OfficialCounts(64_721, splits={"train": 51_088, "valid": 6_798, "test": 6_835}),
+    "v0.02": OfficialCounts(105_829, splits={"train": 84_843, "valid": 9_981, "test": 11_005}),
 }
-COMMAND_COUNTS = {"v0.01": {"test": 3_081}, "v0.02": {"train": 85_511, "valid": 10_102, "test": 4_890}}
+COMMAND_COUNTS = {
+    "v0.01": OfficialCounts(splits={"test": 3_081}),
+    "v0.02": OfficialCounts(splits={"train": 85_511, "valid": 10_102, "test": 4_890}),
+}
 
 
 def read_clips(root: Path, release: str) -> list[Clip]:
     """Every word file of a release, such as ``"v0.01"``, as a clip; files in neither list are for training; groups are
-    speakers.
-
-    Raises:
-        DatasetError: the layout or release differs, a file is not named as the archive's are, or a listed file is missing.
-    """
+    speakers."""
     words = WORDS[release]
     missing = [name for name in LISTS.values() if not (root / name).is_file()]
     folders = sorted(path for path in root.glob("[!._]*") if path.is_dir())
@@ -67,13 +67,12 @@ def read_clips(root: Path, release: str) -> list[Clip]:
     unknown, absent = sorted(present - set(words)), sorted(set(words) - present)
     if unknown:
         other = " (words of v0.02: is it the other version's script?)" if set(unknown) <= set(WORDS["v0.02"]) else ""
-        raise DatasetError(
-            f"{root} holds folders that are not words of this version: {', '.join(unknown[:5])}{other}; take them out"
-        )
+        names = ", ".join(unknown[:5])
+        raise DatasetError(f"{root} holds folders that are not words of this version: {names}{other}; take them out")
     if absent:
         note = f"{len(absent)} of the {len(words)} words are missing in {root}: {', '.join(absent[:6])}..."
         warnings.warn(note, DatasetNote, stacklevel=2)
-    split_of = _read_lists(root)
+    split_of = {path: split for split, file in LISTS.items() for path in read_text(root / file).split()}
     clips = []
     for path in (path for folder in folders for path in sorted(folder.glob("*.wav"))):
         name, word = NAME.fullmatch(path.name), path.parent.name
@@ -82,31 +81,14 @@ def read_clips(root: Path, release: str) -> list[Clip]:
         split = split_of.pop(f"{word}/{path.name}", "train")
         clips.append(Clip(path, (word,), split=split, group=name["speaker"]))
     if split_of:
-        raise DatasetError(
-            f"{len(split_of)} files of the official lists are missing in {root} (first: {next(iter(split_of))}); "
-            f"unpack {TITLE} again"
-        )
+        problem = f"{len(split_of)} files of the official lists are missing in {root}"
+        raise DatasetError(f"{problem}, such as {next(iter(split_of))}; unpack {TITLE} again")
     return clips
 
 
-def _read_lists(root: Path) -> dict[str, str]:
-    """Path of a clip -> valid or test; DatasetError if both lists have it."""
-    split_of: dict[str, str] = {}
-    for split, file in LISTS.items():
-        for path in read_text(root / file).split():
-            if split_of.setdefault(path, split) != split:
-                raise DatasetError(f"{root / file} lists {path}, as the other list does; unpack the archive again")
-    return split_of
-
-
 def read_ten_commands(root: Path, release: str) -> list[Clip]:
-    """The ten commands, all other words as ``_unknown_``, and a second of noise every half second as ``_silence_``.
-
-    Training and validation clips come from the release's archive, test clips from the test set's, in a folder beside it.
-
-    Raises:
-        DatasetError: as for `read_clips`; or noise or test set are missing, or the test set lacks a class.
-    """
+    """The ten commands, all other words as ``_unknown_``, and a second of noise every half second as ``_silence_``. Training
+    and validation clips come from the release's archive, test clips from the test set's, in a folder beside it."""
     test = _read_test_set(root, release)
     clips = [
         replace(clip, labels=clip.labels if clip.class_name in COMMANDS else (UNKNOWN,))
@@ -146,9 +128,7 @@ def _read_test_set(root: Path, release: str) -> list[Clip]:
     folder = root / ".." / usual.name  # through the data root, so that clip ids are relative to it
     if not folder.is_dir():
         get = download_command(f"speech_commands --only test-{release}", usual)
-        raise DatasetMissingError(
-            f"the ten-command task is tested on a separate archive, and {usual} does not exist; get it: {get}"
-        )
+        raise DatasetMissingError(f"{usual}, on which the ten-command task is tested, does not exist; get it: {get}")
     clips = []
     for name in CLASSES_12:
         paths = sorted((folder / name).glob("*.wav"))
@@ -161,46 +141,27 @@ def _read_test_set(root: Path, release: str) -> list[Clip]:
     return clips
 
 
-def task(version: str, release: str) -> Task:
-    """The task of all words of a version, such as ``"v1"`` of release ``"v0.01"``."""
+def task(version: str, release: str, has_ten: bool = False) -> Task:
+    """The task of all words of a version, such as ``"v1"`` of release ``"v0.01"``, or of ten commands, unknown and silence."""
     folder = Path(__file__).resolve().parent
+    name = version + "_12" * has_ten
     return Task(
-        name=f"speech_commands_{version}",
-        title=f"{TITLE} {release}",
+        name=f"speech_commands_{name}",
+        title=f"{TITLE} {release}" + ", ten commands" * has_ten,
         folder=folder,
-        read_clips=partial(read_clips, release=release),
-        class_names=tuple(WORDS[release]),
-        features_file=f"spc_features_audiosep_{version}.pt",
-        head_files={
-            "linear": f"spc_linear_classifier_{version}.pt",
-            "three_layer": f"spc_three_classifier_{version}.pt",
-        },
-        copy=Copy({"group": "speaker_id"}, "split", (f"{release}/",), frozenset({SILENCE})),
+        read_clips=partial(read_ten_commands if has_ten else read_clips, release=release),
+        class_names=CLASSES_12 if has_ten else tuple(WORDS[release]),
+        features_file=f"spc_features_audiosep_{name}.pt",
+        head_files={"linear": f"spc_linear_classifier_{name}.pt", "three_layer": f"spc_three_classifier_{name}.pt"},
+        copy=None if has_ten else Copy({"group": "speaker_id"}, "split", (f"{release}/",), frozenset({SILENCE})),
         data_folder=f"speech_commands_{release}",
-        results_folder=folder / f"results_{version}",
-        official_counts=WORD_COUNTS[release],
+        results_folder=folder / f"results_{name}",
+        official_counts=(COMMAND_COUNTS if has_ten else WORD_COUNTS)[release],
     )
 
 
-def ten_commands(version: str, release: str) -> Task:
-    """The task of ten commands, unknown and silence, of a version."""
-    all_words = task(version, release)
-    return replace(
-        all_words,
-        name=f"{all_words.name}_12",
-        title=f"{all_words.title}, ten commands",
-        read_clips=partial(read_ten_commands, release=release),
-        copy=None,
-        class_names=CLASSES_12,
-        features_file=f"spc_features_audiosep_{version}_12.pt",
-        head_files={kind: file.replace(".pt", "_12.pt") for kind, file in all_words.head_files.items()},
-        results_folder=all_words.folder / f"results_{version}_12",
-        official_counts=COMMAND_COUNTS[release],
-    )
-
-
-V1, V1_12 = task("v1", "v0.01"), ten_commands("v1", "v0.01")
-V2, V2_12 = task("v2", "v0.02"), ten_commands("v2", "v0.02")
+V1, V1_12 = task("v1", "v0.01"), task("v1", "v0.01", has_ten=True)
+V2, V2_12 = task("v2", "v0.02"), task("v2", "v0.02", has_ten=True)
 TASK_FLAG = {"--task": "words: every word of the archive; 12: ten commands, unknown and silence"}
 V1_TASKS = Variants(TASK_FLAG, {("words",): V1, ("12",): V1_12})
 V2_TASKS = Variants(TASK_FLAG, {("words",): V2, ("12",): V2_12})

@@ -10,10 +10,9 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from common.datasets import Clip, DatasetError, Division, Flag, Prepared, Task, layout_error, plain_name
+from common.datasets import Clip, DatasetError, Division, Flag, OfficialCounts, Prepared, Task, layout_error, plain_name
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -35,9 +34,12 @@ def read_clips(root: Path, split: str) -> list[Clip]:
             raise DatasetError(f"data root {root} is one set; give the folder that holds {folder.name}: {root.parent}")
         expected = f"{folder.name}/examples.json and {folder.name}/audio/*.wav"
         raise layout_error(root, TITLE, expected, "nsynth", f"nsynth --only {split}")
+    used = ("instrument_family_str", "instrument_str")  # 289,205 whole entries would fill a gigabyte
     try:
-        with listing.open(encoding="utf-8") as file:
-            notes = json.load(file, object_hook=_family_and_instrument)
+        notes = json.loads(
+            listing.read_text(encoding="utf-8"),
+            object_hook=lambda entry: tuple(map(entry.get, used)) if used[0] in entry else entry,
+        )
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{listing} is damaged ({error}); unpack {folder.name} again") from error
     if not isinstance(notes, dict) or not notes:
@@ -45,20 +47,12 @@ def read_clips(root: Path, split: str) -> list[Clip]:
     clips = []
     for name, note in notes.items():
         family, instrument = note if isinstance(note, tuple) else (None, None)
-        if family not in FAMILIES or not isinstance(instrument, (str, NoneType)):
-            raise DatasetError(
-                f"{listing}: note {name} has no known instrument_family_str and instrument_str; unpack {folder.name} again"
-            )
+        if family not in FAMILIES or not isinstance(instrument, str):
+            problem = f"note {name} has no known instrument_family_str and instrument_str"
+            raise DatasetError(f"{listing}: {problem}; unpack {folder.name} again")
         path = folder / "audio" / f"{plain_name(name, listing)}.wav"
         clips.append(Clip(path, (family,), split=split, group=instrument))
     return clips
-
-
-def _family_and_instrument(entry: dict[str, Any]) -> dict[str, Any] | tuple[str, str | None]:
-    """Reduce a note's entry to the two fields used while the file is read: 289,205 whole entries fill a gigabyte."""
-    if "instrument_family_str" in entry:
-        return entry["instrument_family_str"], entry.get("instrument_str")
-    return {} if "note" in entry or "qualities" in entry else entry
 
 
 def prepare(features: FeatureSet, division: Division) -> Prepared:
@@ -77,10 +71,8 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
     sides, protocol = np.array(features.splits), "official train, valid and test sets"
     missing = [side for side in SPLITS[on_valid:] if side not in sides]
     if missing:
-        raise DatasetError(
-            f"the features of NSynth's {' and '.join(missing)} set are missing; run "
-            "extract_nsynth_{train,valid,test}_features_audiosep.py, or with valid and test alone --train-on valid"
-        )
+        fix = "extract_nsynth_{train,valid,test}_features_audiosep.py, or with valid and test alone --train-on valid"
+        raise DatasetError(f"the features of NSynth's {' and '.join(missing)} set are missing; run {fix}")
     keep = np.ones(len(features), dtype=bool)
     if on_valid:
         keep = sides != "train"
@@ -105,7 +97,7 @@ def task(split: str) -> Task:
         class_names=FAMILIES,
         features_file=f"nsynth_{split}_features.pt",
         head_files={},
-        official_counts={"clips": NOTES[split], **({} if split == "train" else {"class synth_lead": 0})},
+        official_counts=OfficialCounts(NOTES[split], labels={} if split == "train" else {"synth_lead": 0}),
     )
 
 
@@ -120,6 +112,6 @@ CLASSIFICATION = replace(
         Flag("--train-on", "train; or valid, as the original project did", ("train", "valid")),
     ),
     prepare=prepare,
-    official_counts={"clips": sum(NOTES.values())},
+    official_counts=OfficialCounts(sum(NOTES.values())),
 )
 CHECKS = (tuple(task(split) for split in SPLITS),)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from common.datasets import (
     DatasetNote,
     Division,
     Flag,
+    OfficialCounts,
     Prepared,
     Task,
     Variants,
@@ -37,10 +37,12 @@ TITLE = "LibriSpeech"
 # subset -> its folder below clean/ in `openslr/librispeech_asr`
 ON_THE_HUB = {"train-clean-100": "train.100", "test-clean": "test", "dev-clean": "validation"}
 VALID_SHARE = 0.2  # of a speaker's training utterances, to choose the epoch, with --split chapter or matched
-SPLIT_HELP = (
-    "utterance: 80/20 of every speaker; chapter: whole chapters; matched: utterances, as many of each as by chapter"
-)
-SUBSETS = ("train-clean-100", "dev-clean", "test-clean")
+SPLIT_HELP = "utterance: 80/20 of every speaker; chapter: whole chapters; matched: as many utterances as by chapter"
+SUBSETS = {
+    "train-clean-100": OfficialCounts(28_539, classes=251, groups=585),
+    "test-clean": OfficialCounts(2620, classes=40),
+    "dev-clean": OfficialCounts(2703, classes=40),
+}
 # From SPEAKERS.TXT; a feature file without provenance is recognised by them.
 SPEAKERS = {
     "test-clean": (
@@ -66,16 +68,14 @@ def read_clips(root: Path, subset: str) -> list[Clip]:
     clips = []
     for path in sorted((root / subset).glob("*/*/*.flac")):
         speaker, chapter = path.parts[-3:-1]
-        if not path.name.startswith(f"{speaker}-{chapter}-"):
-            raise DatasetError(f"{path} does not belong in {path.parent}; unpack {subset} again")
         if subset_of.get(speaker) != subset:
             listed = f"SPEAKERS.TXT has it in {subset_of.get(speaker, 'none')}"
             raise DatasetError(f"{path}: speaker {speaker} is not in {subset} ({listed}); unpack {subset} again")
         clips.append(Clip(path, (speaker,), group=f"{speaker}-{chapter}"))
     if not clips:
         raise DatasetError(f"{root / subset} holds no <speaker>/<chapter>/*.flac; unpack {subset} again")
-    expected_speakers = {speaker for speaker, listed_in in subset_of.items() if listed_in == subset}
-    missing = sorted(expected_speakers - {clip.class_name for clip in clips})
+    present = {clip.class_name for clip in clips}
+    missing = sorted(speaker for speaker in subset_of if subset_of[speaker] == subset and speaker not in present)
     if missing:
         text = f"{len(missing)} speakers of {subset} are missing in {root}, such as {', '.join(missing[:6])}"
         warnings.warn(text, DatasetNote, stacklevel=2)
@@ -159,7 +159,7 @@ def _nearest_chapters(chapters: Array, test_share: float, rng: np.random.Generat
     return np.isin(chapter, nearest)
 
 
-def task(subset: str, features_file: str, official_counts: Mapping[str, int]) -> Task:
+def task(subset: str) -> Task:
     """The task of extracting a subset."""
     return Task(
         name=f"librispeech_{subset}",
@@ -171,23 +171,18 @@ def task(subset: str, features_file: str, official_counts: Mapping[str, int]) ->
             {"label": "speaker_id", "group": "speaker_id+chapter_id", "split": "none"},
             files=(subset.replace("-", "?"), f"clean/{ON_THE_HUB[subset]}/"),
         ),
-        features_file=features_file,
+        features_file=f"librispeech_{subset.replace('-', '')}_features.pt",
         head_files={"linear": "librispeech_linear_classifier.pt", "three_layer": "librispeech_three_classifier.pt"},
         why_only_its_own="its speakers are different, and a head has no class for a speaker it was not trained on",
         flags=(Flag("--split", SPLIT_HELP, ("utterance", "chapter", "matched")),),
         recognise=recognise,
         prepare=prepare,
-        official_counts=official_counts,
+        official_counts=SUBSETS[subset],
     )
 
 
-TRAIN_CLEAN_100 = task(
-    "train-clean-100", "librispeech_trainclean100_features.pt", {"clips": 28_539, "classes": 251, "groups": 585}
-)
-OTHERS = {
-    "test-clean": task("test-clean", "librispeech_testclean_features.pt", {"clips": 2620, "classes": 40}),
-    "dev-clean": task("dev-clean", "librispeech_devclean_features.pt", {"clips": 2703, "classes": 40}),
-}
+TRAIN_CLEAN_100 = task("train-clean-100")
+OTHERS = {subset: task(subset) for subset in ("test-clean", "dev-clean")}
 OTHER_SUBSETS = Variants(
     {"--subset": "test-clean, or dev-clean; the speakers of neither are in train-clean-100"},
     {(name,): subset for name, subset in OTHERS.items()},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,39 +30,13 @@ RESAMPLES = 500  # of the speakers
 MIN_SPEAKERS = 10  # with fewer, the bootstrap is too narrow
 
 
-@dataclass(frozen=True)
-class VerificationSettings:
-    """What decides the scores."""
-
-    seed: int
-    statistics: str
-    features_sha256: str
-    statistics_sha256: str
-    layer: str | None
-    pool: str | None
-
-
-@dataclass(frozen=True)
-class TrialCounts:
-    """Numbers of speakers, and of trials of one speaker and of two; whether the former are known to span two chapters."""
-
-    speakers: int
-    same: int
-    different: int
-    across_chapters: bool
-
-
 # Kind of embeddings -> equal_error_rate and min_dcf_<prior>; and their 95 % intervals, None with too few speakers.
 Scores = dict[str, dict[str, float]]
 Intervals = dict[str, dict[str, tuple[float, float] | None]]
 
 
 def verify(task: Task, subset: str, others: Task, config: FitConfig, overwrite: bool) -> None:
-    """Verify the speakers of a task, with the statistics of `others`, a subset of other speakers; print and save.
-
-    Raises:
-        UserError: features are missing, do not belong together, or allow no trials; or the folder holds other results.
-    """
+    """Verify the speakers of a task, with the statistics of `others`, a subset of other speakers; print and save."""
     path = config.features or task.features_of(EncoderName.parse(config.encoder).slug)
     features = _load(path, task, config)
     statistics_path = path.parent / file_of(others.features_file, features.encoder_slug)
@@ -71,21 +45,32 @@ def verify(task: Task, subset: str, others: Task, config: FitConfig, overwrite: 
     if set(features.class_names) & set(statistics.class_names):
         raise DatasetError(f"{path} and {statistics_path} share speakers; the statistics must come from others")
     folder = config.output_dir or task.output_dir_of(features.encoder_slug)
-    checksums = (sha256_of(path), sha256_of(statistics_path))
-    settings = VerificationSettings(config.random_seed, subset, *checksums, config.use_layer, config.use_pool)
-    if not overwrite:
+    settings = {
+        "seed": config.random_seed,
+        "statistics": subset,
+        "features_sha256": sha256_of(path),
+        "statistics_sha256": sha256_of(statistics_path),
+        "layer": config.use_layer,
+        "pool": config.use_pool,
+    }
+    if not overwrite and (folder / "verification.json").exists():
         _refuse_other_results(folder / "verification.json", settings)
     pairs, same = make_trials(features, config.random_seed)
     embeddings = transformed(features.features.double().numpy(), statistics)
     similarities = {name: cosine(values, pairs) for name, values in embeddings.items()}
     speakers = features.labels.numpy()[pairs]
     bar = progress_bar(iterable=similarities.items(), desc="intervals", unit="scoring", leave=False)
-    counts = TrialCounts(len(features.class_names), int(same.sum()), int((~same).sum()), features.groups is not None)
+    counts = {
+        "speakers": len(features.class_names),
+        "same": int(same.sum()),
+        "different": int((~same).sum()),
+        "across_chapters": features.groups is not None,
+    }
     scores = {name: error_rates(same, similarity) for name, similarity in similarities.items()}
     intervals = {name: speaker_intervals(same, values, speakers, config.random_seed) for name, values in bar}
     record = {
-        "settings": asdict(settings),
-        "trials": asdict(counts),
+        "settings": settings,
+        "trials": counts,
         "scores": scores,
         "intervals": intervals,
         "features": {"file": str(path)} | dict(features.provenance),
@@ -95,7 +80,7 @@ def verify(task: Task, subset: str, others: Task, config: FitConfig, overwrite: 
     trials = [(int(is_same), *pair) for is_same, pair in zip(same, ids, strict=True)]
     write_csv(folder / "trials.csv", [("same_speaker", "clip_a", "clip_b"), *trials])
     write_json(folder / "verification.json", json.dumps(record))
-    title = f"{task.title}, {len(same):,} {'cross-chapter ' * counts.across_chapters}trials"
+    title = f"{task.title}, {len(same):,} {'cross-chapter ' * counts['across_chapters']}trials"
     plot_det(same, similarities, title, folder / f"det.{config.figure_format}")
     print(f"\n{task.title}, statistics from {subset}")
     _print_scores(counts, scores, intervals)
@@ -115,10 +100,10 @@ def _load(path: Path, task: Task, config: FitConfig) -> FeatureSet:
     return features
 
 
-def _print_scores(counts: TrialCounts, scores: Scores, intervals: Intervals) -> None:
-    across = " in two chapters" * counts.across_chapters
-    print(f"{counts.speakers} speakers, {counts.same:,} trials of one speaker{across}, {counts.different:,} of two")
-    if not counts.across_chapters:
+def _print_scores(counts: Mapping[str, int], scores: Scores, intervals: Intervals) -> None:
+    speakers, across = counts["speakers"], " in two chapters" * counts["across_chapters"]
+    print(f"{speakers} speakers, {counts['same']:,} trials of one speaker{across}, {counts['different']:,} of two")
+    if not across:
         print("WARNING: chapters are unknown, so trials may be within a session; the rates may be too low.")
     table = [["cosine of embeddings", "EER %", "95 %", *(cell for p in P_TARGETS for cell in (f"minDCF({p})", "95 %"))]]
     for name, rates in scores.items():
@@ -130,18 +115,16 @@ def _print_scores(counts: TrialCounts, scores: Scores, intervals: Intervals) -> 
             cells += [f"{scale * value:.{digits}f}", between]
         table.append(cells)
     print(as_text(table))
-    if counts.speakers < MIN_SPEAKERS:
-        print(f"No 95 % interval: {counts.speakers} speakers are too few.")
+    if speakers < MIN_SPEAKERS:
+        print(f"No 95 % interval: {speakers} speakers are too few.")
     else:
         print("95 % intervals resample the speakers; docs/datasets.md says how often they hold the true rates.")
 
 
-def _refuse_other_results(path: Path, settings: VerificationSettings) -> None:
+def _refuse_other_results(path: Path, settings: Mapping[str, object]) -> None:
     """OutputError if the file holds results of different settings."""
-    if not path.exists():
-        return
     try:
-        different = describe_difference(json.loads(read_json(path))["settings"], asdict(settings))
+        different = describe_difference(json.loads(read_json(path))["settings"], settings)
     except (ValueError, KeyError, AttributeError) as error:
         raise OutputError(f"{path} is not a record of this project; --overwrite replaces it") from error
     if different:
@@ -149,17 +132,11 @@ def _refuse_other_results(path: Path, settings: VerificationSettings) -> None:
 
 
 def make_trials(features: FeatureSet, seed: int) -> tuple[Array, Array]:
-    """Pairs of rows (N, 2) and whether their speakers are the same (N,): equally many of either kind, at most MOST_TRIALS.
-
-    If chapters are known, pairs of one speaker span two, so that the recording session cannot give them away.
-
-    Raises:
-        DatasetError: no speaker has two chapters, or there is only one speaker.
-    """
+    """Pairs of rows (N, 2) and whether their speakers are the same (N,): equally many of either kind, at most MOST_TRIALS. If
+    chapters are known, pairs of one speaker span two, so that the recording session cannot give them away."""
     rng = np.random.default_rng(seed)
     labels = features.labels.numpy()
-    clips = [str(row) for row in range(len(labels))]
-    chapters = np.unique(np.array(features.groups or clips), return_inverse=True)[1]
+    chapters = np.unique(np.array(features.groups or range(len(labels))), return_inverse=True)[1]
     first, second = np.triu_indices(len(labels), k=1)
     one_speaker = labels[first] == labels[second]
     same = np.flatnonzero(one_speaker & (chapters[first] != chapters[second]))

@@ -5,7 +5,7 @@ https://urbansounddataset.weebly.com/urbansound8k.html; the folds must not be re
 
 from pathlib import Path
 
-from common.datasets import Clip, Copy, DatasetError, Task, layout_error, plain_name, read_metadata
+from common.datasets import Clip, Copy, DatasetError, OfficialCounts, Task, layout_error, plain_name, read_metadata
 
 TITLE = "UrbanSound8K"
 # In the order of the official classID 0 to 9.
@@ -22,39 +22,26 @@ CLASS_NAMES = (
     "street_music",
 )
 
-FOLD_SIZES = (873, 888, 925, 990, 936, 823, 838, 806, 816, 837)
-
 
 def read_clips(root: Path) -> list[Clip]:
-    """Every row of metadata/UrbanSound8K.csv as a clip; folds are the official 1-10, groups the Freesound ids.
-
-    Raises:
-        DatasetError: the layout differs, or a row is not the official CSV's.
-    """
+    """Every row of metadata/UrbanSound8K.csv as a clip; folds are the official 1-10, groups the Freesound ids. DatasetError also
+    if a row is not the official CSV's."""
     metadata = root / "metadata" / "UrbanSound8K.csv"
     if not metadata.is_file() or not (root / "audio").is_dir():
         expected = "audio/fold1 to fold10 and metadata/UrbanSound8K.csv"
         raise layout_error(root, TITLE, expected, "UrbanSound8K", "urbansound8k")
     columns = ("slice_file_name", "fsID", "fold", "classID", "class")
-    meta = read_metadata(metadata, columns, ("fsID", "fold", "classID"), TITLE)
-    for place, row in zip(meta.places, meta, strict=True):
-        file, name, number = row["slice_file_name"], row["class"], row["classID"]
-        is_official = dict(enumerate(CLASS_NAMES)).get(int(number)) == name and int(row["fold"]) in range(1, 11)
+    clips = []
+    for place, (file, source, fold, target, label) in read_metadata(
+        metadata, columns, ("fsID", "fold", "classID"), TITLE
+    ):
+        is_class = dict(enumerate(CLASS_NAMES)).get(int(target)) == label
         # [fsID]-[classID]-[occurrenceID]-[sliceID].wav
-        if not is_official or not file.startswith(f"{row['fsID']}-{number}-"):
-            raise DatasetError(
-                f"{place} ({file}: fold {row['fold']}, classID {number}, {name}) is not the official row; unpack the official "
-                "archive again"
-            )
-    return [
-        Clip(
-            root / "audio" / f"fold{row['fold']}" / plain_name(row["slice_file_name"], metadata),
-            (row["class"],),
-            fold=int(row["fold"]),
-            group=row["fsID"],
-        )
-        for row in meta
-    ]
+        if not is_class or int(fold) not in range(1, 11) or not file.startswith(f"{source}-{target}-"):
+            raise DatasetError(f"{place} ({file}) is not the official row; unpack {TITLE} again")
+        path = root / "audio" / f"fold{fold}" / plain_name(file, metadata)
+        clips.append(Clip(path, (label,), fold=int(fold), group=source))
+    return clips
 
 
 TASK = Task(
@@ -67,11 +54,11 @@ TASK = Task(
     head_files={"linear": "urbansound8k_linear_classifier.pt", "three_layer": "urbansound8k_three_classifier.pt"},
     # Its start and end are places in the Freesound recording.
     copy=Copy({"label": "class", "group": "fsID", "split": "none", "start": "none", "end": "none"}, "fold"),
-    official_counts={
-        "clips": 8732,
-        **{f"fold {fold}": clips for fold, clips in enumerate(FOLD_SIZES, start=1)},
-        **{f"class {name}": {"siren": 929, "car_horn": 429, "gun_shot": 374}.get(name, 1000) for name in CLASS_NAMES},
-    },
+    official_counts=OfficialCounts(
+        clips=8732,
+        folds=(873, 888, 925, 990, 936, 823, 838, 806, 816, 837),
+        labels=dict.fromkeys(CLASS_NAMES, 1000) | {"siren": 929, "car_horn": 429, "gun_shot": 374},
+    ),
     # Slices of five Freesound recordings are in several folds.
     official_overlap=frozenset({"77751", "106905", "132016", "176638", "180937"}),
 )

@@ -1,6 +1,6 @@
 """What a data set is to the rest of the project: a list of clips, and the task that they belong to."""
 
-from common.datasets.clip import LABEL_SEPARATOR, Clip, count
+from common.datasets.clip import LABEL_SEPARATOR, Clip
 from common.datasets.layout import (
     DatasetError,
     DatasetMissingError,
@@ -11,4 +11,4 @@ from common.datasets.layout import (
 )
 from common.datasets.rows import read_columns, read_metadata, read_text
 from common.datasets.tables import Sounds
-from common.datasets.task import Copy, Division, DivisionKind, Flag, Metric, Prepared, Task, Variants, use_as_is
+from common.datasets.task import Copy, Division, DivisionKind, Flag, Metric, OfficialCounts, Prepared, Task, Variants

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,14 +48,3 @@ class Clip:
         """The path relative to the data root, with the segment if there is one."""
         name = self.path.relative_to(root).as_posix()
         return name if self.start_s is None and self.end_s is None else f"{name}#{self.start_s}-{self.end_s}"
-
-
-def count(clips: Sequence[Clip]) -> Counter[str]:
-    """Counts by name: ``clips``, ``classes``, ``groups``, ``train``, and such names as ``fold 1`` and ``class dog``."""
-    counts = Counter(clips=len(clips))
-    counts.update(f"class {label}" for clip in clips for label in clip.labels)
-    counts.update(f"fold {clip.fold}" for clip in clips if clip.fold is not None)
-    counts.update(clip.split for clip in clips if clip.split is not None)
-    counts["classes"] = len({label for clip in clips for label in clip.labels})
-    counts["groups"] = len({clip.group for clip in clips} - {None})
-    return counts

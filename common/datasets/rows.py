@@ -146,8 +146,8 @@ def _as_rows(path: Path, records: Sequence[tuple[int, list[str]]], mark: str, fi
     return Rows(columns, [f"{path} line {line}" for line, _ in records[1:]], path.parent)
 
 
-def read_columns(path: Path, columns: Sequence[str], fix: str) -> Rows:
-    """A CSV that has all `columns`; errors as for `read_text` and `parse_csv`."""
+def read_columns(path: Path, columns: Sequence[str], fix: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The place of every row of a CSV, and its cells in these columns; errors as for `read_text` and `parse_csv`."""
     rows = parse_csv(read_text(path, fix), path, fix)
     missing = [name for name in columns if name not in rows.columns]
     if missing:
@@ -155,20 +155,21 @@ def read_columns(path: Path, columns: Sequence[str], fix: str) -> Rows:
         raise DatasetError(
             f"{path} lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)} (it has {has}); {fix}"
         )
-    return rows
+    return zip(rows.places, zip(*(rows.columns[name] for name in columns), strict=True), strict=True)
 
 
-def read_metadata(path: Path, columns: Sequence[str], whole_numbers: Sequence[str], title: str) -> Rows:
-    """A data set's official CSV, with all `columns` present and without empty cells; `whole_numbers` are digits alone."""
+def read_metadata(
+    path: Path, columns: Sequence[str], whole_numbers: Sequence[str], title: str
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The rows of a data set's official CSV, as `read_columns`; none of the cells is empty, and `whole_numbers` are digits."""
     fix = f"unpack {title} again"
-    rows = read_columns(path, columns, fix)
-    for place, row in zip(rows.places, rows, strict=True):
-        if not all(row[name] for name in columns):
+    for place, cells in read_columns(path, columns, fix):
+        if not all(cells):
             raise DatasetError(f"{place} has an empty cell; {fix}")
-        for name in whole_numbers:
-            if not re.fullmatch(r"\d{1,15}", row[name], re.ASCII):
-                raise DatasetError(f"{place}: {name} must be a whole number, not {row[name][:50]!r}; {fix}")
-    return rows
+        for name, cell in zip(columns, cells, strict=True):
+            if name in whole_numbers and not re.fullmatch(r"\d{1,15}", cell, re.ASCII):
+                raise DatasetError(f"{place}: {name} must be a whole number, not {cell[:50]!r}; {fix}")
+        yield place, cells
 
 
 def annotation_files(folder: Path) -> list[Path]:

@@ -91,10 +91,16 @@ class Prepared:
         return DivisionKind.OWN_SPLIT if self.features.folds is None else DivisionKind.OWN_FOLDS
 
 
-def use_as_is(features: FeatureSet, division: Division) -> Prepared:
-    """`Task.prepare` for a task that uses all rows in the official division."""
-    del division
-    return Prepared(features)
+@dataclass(frozen=True)
+class OfficialCounts:
+    """Numbers of the whole data set, as far as they are published."""
+
+    clips: int | None = None
+    classes: int | None = None
+    groups: int | None = None
+    folds: Sequence[int] = ()  # clips of fold 1, 2, ...
+    splits: Mapping[str, int] = field(default_factory=dict)  # clips of every split
+    labels: Mapping[str, int] = field(default_factory=dict)  # clips of every class
 
 
 @dataclass(frozen=True)
@@ -131,11 +137,10 @@ class Task:
     why_only_its_own: str = ""  # why features of a related data set cannot be classified, for the error message
     flags: tuple[Flag, ...] = ()  # of this task's classification script alone
     # (features, how to divide them) -> the rows to fit and score, chosen and divided.
-    prepare: Callable[[FeatureSet, Division], Prepared] = use_as_is
+    prepare: Callable[[FeatureSet, Division], Prepared] = lambda features, division: Prepared(features)
     # (labels, predictions, class names) -> scores in addition to accuracy and macro-F1.
     scores: Callable[[Array, Array, Sequence[str]], dict[str, float]] | None = None
-    # Counts of the whole data set, as far as known, by the names of `count`.
-    official_counts: Mapping[str, int] = field(default_factory=dict)
+    official_counts: OfficialCounts = OfficialCounts()
     official_overlap: frozenset[str] = frozenset()  # groups that the official division puts on two sides
 
     @property
@@ -145,10 +150,6 @@ class Task:
     @property
     def default_data_root(self) -> Path:
         return PROJECT_ROOT / "data" / self.data_folder
-
-    @property
-    def default_features(self) -> Path:
-        return self.folder / self.features_file
 
     def features_of(self, encoder: str) -> Path:
         """The feature file of an encoder by its short name (`common.encoder_name.EncoderName.slug`)."""
@@ -160,20 +161,8 @@ class Task:
 
     def output_dir_of(self, encoder: str) -> Path:
         """Where results go; those of encoders other than AudioSep in a folder of that name."""
-        return self.default_output_dir if encoder == "audiosep" else self.default_output_dir / encoder
-
-    @property
-    def default_output_dir(self) -> Path:
-        return self.results_folder or self.folder
-
-    @property
-    def n_official_folds(self) -> int:
-        """Folds of the whole data set; 1 if it has none."""
-        return max(1, sum(name.startswith("fold ") for name in self.official_counts))
-
-    @property
-    def default_options(self) -> dict[str, str | bool]:
-        return {flag.key: flag.default for flag in self.flags}
+        folder = self.results_folder or self.folder
+        return folder if encoder == "audiosep" else folder / encoder
 
 
 @dataclass(frozen=True)

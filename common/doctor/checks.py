@@ -7,16 +7,16 @@ import platform
 import re
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, Task, count, download_command
+from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, OfficialCounts, Task, download_command
 from common.datasets.audio import AudioError, read_audio
 from common.encoder import AudioSepEncoder, CheckpointError, load_encoder
 from common.encoder.checkpoint import DOWNLOAD, KNOWN_RELEASES
@@ -33,24 +33,14 @@ SAMPLE = 24  # clips of a data set to decode
 TIMED_S = 15.0  # seconds of audio to embed, to measure the speed
 BYTES_PER_CLIP = 384 * 4 + 150  # in a feature file: the embedding, then its label, name, group and stamp
 NAMED = 4  # examples listed in a message
-
-
-class Mark(StrEnum):
-    """The result of a check, as printed."""
-
-    GOOD = "✓"
-    NOTE = "!"
-    BAD = "✗"
-
-
-GOOD, NOTE, BAD = Mark
+GOOD, NOTE, BAD = "✓", "!", "✗"  # results of a check, as printed
 
 
 @dataclass(frozen=True)
 class Finding:
     """A line of the doctor's table: a check, its result, and how to fix it if it failed."""
 
-    mark: Mark
+    mark: str
     what: str
     text: str
     fix: str = ""
@@ -61,7 +51,7 @@ def show(title: str, findings: Iterable[Finding]) -> int:
     print(title)
     failed = 0
     for finding in findings:
-        failed += finding.mark is BAD
+        failed += finding.mark == BAD
         print(f"  {finding.mark} {finding.what:<8} {finding.text}", flush=True)
         if finding.fix:
             print(f"    {'':<8} -> {finding.fix}")
@@ -80,14 +70,13 @@ def check_environment(device: torch.device) -> Iterator[Finding]:
         text = f"CPU, {torch.get_num_threads()} threads, {describe_cpu()}, {bf16} (no CUDA GPU is used)"
     yield Finding(GOOD, "device", text)
     available = _available_memory()
+    text = f"{(available or 0) / 1e9:.1f} GB free, an extraction takes about {WANTED_MEMORY / 1e9:.1f} GB"
     if available is None:
         yield Finding(NOTE, "memory", "free memory is unknown on this system")
+    elif available < WANTED_MEMORY:
+        yield Finding(BAD, "memory", text, "close other programs, or use a larger machine")
     else:
-        text = f"{available / 1e9:.1f} GB free, an extraction takes about {WANTED_MEMORY / 1e9:.1f} GB"
-        if available < WANTED_MEMORY:
-            yield Finding(BAD, "memory", text, "close other programs, or use a larger machine")
-        else:
-            yield Finding(GOOD, "memory", text)
+        yield Finding(GOOD, "memory", text)
 
 
 def _packages() -> Finding:
@@ -166,24 +155,31 @@ def check_division(
 
 def _labels(task: Task, clips: Sequence[Clip], get: str) -> Iterator[Finding]:
     """Compare numbers of clips with the official ones; refuse a single class, and classes without clips."""
-    counts, official = count(clips), task.official_counts
-    wrong = [f"{name} {counts[name]:,} of {number:,}" for name, number in official.items() if counts[name] != number]
+    official, labels = task.official_counts, Counter(label for clip in clips for label in clip.labels)
+    folds, splits = Counter(clip.fold for clip in clips), Counter(clip.split for clip in clips)
+    numbers = [
+        ("clips", len(clips), official.clips),
+        ("classes", len(labels), official.classes),
+        ("groups", len({clip.group for clip in clips} - {None}), official.groups),
+        *((f"fold {fold}", folds[fold], number) for fold, number in enumerate(official.folds, start=1)),
+        *((split, splits[split], number) for split, number in official.splits.items()),
+        *((f"class {label}", labels[label], number) for label, number in official.labels.items()),
+    ]
+    wrong = [f"{name} {count:,} of {number:,}" for name, count, number in numbers if number not in (None, count)]
     text = f"{len(clips):,} clips"
     if wrong:
         yield Finding(BAD, "counts", f"{text}, not the official numbers: {_some(wrong)}", f"unpack it again: {get}")
     else:
-        yield Finding(GOOD, "counts", f"{text}, as published" if official else text)
-    classes = [(name[len("class ") :], number) for name, number in counts.most_common() if name.startswith("class ")]
-    names = task.class_names or ()
-    empty = [name for name in names if not counts[f"class {name}"] and official.get(f"class {name}") != 0]
-    (largest, most), *_, (smallest, least) = [*classes, *classes]
-    if len(classes) < 2:
+        yield Finding(GOOD, "counts", text + ", as published" * (official != OfficialCounts()))
+    empty = [name for name in task.class_names or () if not labels[name] and official.labels.get(name) != 0]
+    (largest, most), (smallest, least) = labels.most_common()[0], labels.most_common()[-1]
+    if len(labels) < 2:
         yield Finding(BAD, "classes", f"every clip is of class {largest}", "check the label files")
     elif empty:
         yield Finding(BAD, "classes", f"no clips of class {_some(empty)}", "unpack the whole data set")
     else:
         spread = f"{least:,} ({smallest}) to {most:,} ({largest})" if least < most else f"{least:,}"
-        yield Finding(GOOD, "classes", f"{len(classes)} classes of {spread} clips")
+        yield Finding(GOOD, "classes", f"{len(labels)} classes of {spread} clips")
 
 
 def _files(clips: Sequence[Clip], root: Path, get: str) -> Finding:
@@ -246,8 +242,7 @@ def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
         text = f"only {sides.pop()} is present" if sides else "no official folds or splits to check"
         return Finding(NOTE, "splits", text)
     # Validation clips may be related to either side, which biases only the choice of epoch: FSD50K's are to training clips.
-    apart = [seen - {"valid"} for seen in sides_of.values()]
-    shared = {group for group, seen in zip(sides_of, apart, strict=True) if len(seen) > 1}
+    shared = {group for group, seen in sides_of.items() if len(seen - {"valid"}) > 1}
     unofficial = sorted(shared.difference(*(task.official_overlap for task in tasks)))
     if unofficial:
         text = f"{len(unofficial)} groups are on two sides of the division: {_some(unofficial)}"

@@ -15,15 +15,15 @@ from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from common.datasets import DatasetNote
-from common.download.fetch import DownloadError, fetch, note_of
+from common.download.fetch import DownloadError, fetch
 from common.download.unpack import remove_leftovers, unpack
 from common.files import PROJECT_ROOT, exclusive
 from common.flags import Parser, user_path
 from common.progress import progress_bar
 
 ARCHIVES = Path(__file__).with_name("archives.yaml")
+MARGIN_BYTES = 100_000_000  # that an archive may hold beyond twice what is expected
 HUGGING_FACE = "https://huggingface.co"
-MARGIN_BYTES = 100_000_000  # beyond twice a size that is only an estimate
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,8 @@ class Archive:
 
     file: str
     url: str
-    size: int | None = None
-    about: int | None = None
-    checksum: str | None = None
+    size: int = 0  # unknown
+    checksum: str = ""
     part: str = ""
     into: str = ""
     may_change: bool = False
@@ -66,7 +65,7 @@ class Archive:
             return self.unpacked if missing else 0
         paths = [root / f"{name}{suffix}" for name in names for suffix in ("", ".part")]
         received = sum(path.stat().st_size for path in paths if path.exists())
-        return self.unpacked + max(1, (self.size or self.about or 0) - received)
+        return self.unpacked + max(1, self.size - received)
 
 
 @dataclass(frozen=True)
@@ -119,8 +118,8 @@ def _show(source: Source, archives: Sequence[Archive], root: Path) -> None:
     """Print what would be downloaded: licence, URL, sizes, and the free disk space."""
     print(f"{source.title}; licence: {source.licence}")
     for archive in archives:
-        size, needed = archive.size or archive.about, archive.needed_bytes(root)
-        sizes = f"{_text(size) if size else 'unknown size'}, {_text(archive.unpacked)} unpacked"
+        needed = archive.needed_bytes(root)
+        sizes = f"{_text(archive.size) if archive.size else 'unknown size'}, {_text(archive.unpacked)} unpacked"
         state = f"needs {_text(needed)}" if needed else "in place"
         print(f"  {archive.part or archive.file}: {archive.resolved_url}")
         print(f"    {sizes}; {state} -> {root / archive.file}")
@@ -129,12 +128,7 @@ def _show(source: Source, archives: Sequence[Archive], root: Path) -> None:
 
 
 def get(archive: Archive, root: Path) -> None:
-    """Download an archive, verify it, and unpack it below `root`, except what is in place.
-
-    Raises:
-        DownloadError: it cannot be downloaded, or is not the expected file.
-        UnpackError: it is damaged or unsafe.
-    """
+    """Download an archive, verify it, and unpack it below `root`, except what is in place."""
     path, folder = root / archive.file, root / archive.into
     remove_leftovers(path, folder)
     needed, free = archive.needed_bytes(root), shutil.disk_usage(root).free
@@ -144,7 +138,13 @@ def get(archive: Archive, root: Path) -> None:
         room = f"needs about {_text(needed)}, and only {_text(free)} are free in {root}"
         raise DownloadError(f"{archive.file} {room}; make room, or use another --root")
     for file in archive.as_files:
-        _get_file(file, root / file.file)
+        complete, part = root / file.file, root / f"{file.file}.part"
+        if complete.exists():
+            _verify(file, complete)
+        else:
+            fetch(file.resolved_url, part)
+            _verify(file, part)
+            part.replace(complete)
     if archive.holds:
         pieces = [root / name for name in archive.pieces]
         unpack(path, folder, 2 * archive.unpacked + MARGIN_BYTES, pieces)
@@ -153,30 +153,15 @@ def get(archive: Archive, root: Path) -> None:
         print(f"unpacked into {folder}; no longer needed: {', '.join(map(str, [*pieces, path]))}")
 
 
-def _get_file(archive: Archive, path: Path) -> None:
-    """Download and verify a file, or only verify one that is in place."""
-    if path.exists():
-        _verify(archive, path)
-        return
-    part = path.with_name(f"{path.name}.part")
-    estimate = 2 * (archive.about or archive.unpacked) + MARGIN_BYTES
-    fetch(archive.resolved_url, part, archive.size or estimate)
-    _verify(archive, part)
-    note_of(part).unlink(missing_ok=True)  # first, so that a kill leaves none behind
-    part.replace(path)
-
-
 def _verify(archive: Archive, path: Path) -> None:
     """DownloadError if a file has a different checksum; only a note if its host may change the file."""
     algorithm, _, expected = (archive.checksum or "sha256:").partition(":")
-    digest, bar = hashlib.new(algorithm, usedforsecurity=False), f"checking {path.name}"
-    with (
-        path.open("rb") as file,
-        progress_bar(total=path.stat().st_size, desc=bar, unit="B", unit_scale=True) as shown,
-    ):
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    bar = progress_bar(total=path.stat().st_size, desc=f"checking {path.name}", unit="B", unit_scale=True)
+    with path.open("rb") as file, bar:
         while block := file.read(1 << 22):
             digest.update(block)
-            shown.update(len(block))
+            bar.update(len(block))
     result = f"{path}: its {algorithm} is {digest.hexdigest()}"
     if digest.hexdigest() == expected:
         print(f"{path}: verified")

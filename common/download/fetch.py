@@ -1,8 +1,7 @@
-"""Download a file over HTTP: resumed after an interruption, retried, limited in size."""
+"""Download a file over HTTP: resumed after an interruption, and retried."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -27,22 +26,14 @@ class DownloadError(UserError):
     """A file cannot be downloaded, or is not the expected file."""
 
 
-def note_of(part: Path) -> Path:
-    """Where the URL and version of a partial file are noted."""
-    return part.with_name(part.name + ".json")
-
-
-def fetch(url: str, part: Path, max_bytes: int) -> None:
-    """Download a file to `part`, after the bytes that an earlier run has left there.
-
-    Raises:
-        DownloadError: the server refuses, fails too often, or sends more than `max_bytes`.
-    """
+def fetch(url: str, part: Path) -> None:
+    """Download a file to `part`, after the bytes that an earlier run has left there. DownloadError if the server refuses, or
+    fails too often."""
     start = furthest = _size(part)
     pauses = iter(PAUSES_S)
     while True:
         try:
-            return _attempt(url, part, max_bytes)
+            return _attempt(url, part)
         except RequestException as error:
             if _size(part) > furthest:
                 furthest, pauses = _size(part), iter(PAUSES_S)
@@ -52,19 +43,16 @@ def fetch(url: str, part: Path, max_bytes: int) -> None:
             is_transient = isinstance(error, TRANSIENT) and not isinstance(error, SSLError)
             pause_s = next(pauses, None) if is_transient and not is_offline else None
             if pause_s is None:
-                raise DownloadError(
-                    f"{url}: {cause}; the same command continues after {_size(part):,} bytes. Or "
-                    f"get the file with a browser, and put it as {part.with_suffix('')}"
-                ) from error
+                fix = f"the same command continues after {_size(part):,} bytes. Or get the file with a browser, and put it as"
+                raise DownloadError(f"{url}: {cause}; {fix} {part.with_suffix('')}") from error
             print(f"{part.stem}: {cause}; trying again in {pause_s} s", file=sys.stderr)
             time.sleep(pause_s)
         except OSError as error:
             raise DownloadError(f"{part} cannot be written ({error.strerror}); the same command continues") from error
 
 
-def _attempt(url: str, part: Path, max_bytes: int) -> None:
+def _attempt(url: str, part: Path) -> None:
     """A request: continue after the bytes of `part`, or start over."""
-    note = note_of(part)
     headers = {"Accept-Encoding": "identity"}
     if have := _size(part):
         headers["Range"] = f"bytes={have}-"
@@ -72,20 +60,14 @@ def _attempt(url: str, part: Path, max_bytes: int) -> None:
         start, size = _span(response)
         if start and start == size == have:
             return  # an earlier run had received all
-        tags = [response.headers.get(name) for name in ("ETag", "Last-Modified")]
-        version = json.dumps([url, *tags, size]).encode()
-        if start and (start != have or not note.exists() or note.read_bytes() != version):
+        if start not in (0, have):
             part.unlink()
             raise requests.ConnectionError("the server's file has changed", response=response)
-        note.write_bytes(version)
         with (
             part.open("ab" if start else "wb") as file,  # first: an error must not follow a bar on its line
             progress_bar(total=size, initial=start, desc=part.stem, unit="B", unit_scale=True) as bar,
         ):
             for block in response.iter_content(BLOCK):
-                if max(size or 0, file.tell() + len(block)) > max_bytes:
-                    part.unlink()
-                    raise DownloadError(f"{url} has more than the {max_bytes:,} bytes expected")
                 file.write(block)
                 bar.update(len(block))
             os.fsync(file.fileno())  # no crash leaves an incomplete file under the final name

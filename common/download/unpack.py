@@ -1,30 +1,29 @@
-"""Unpack an archive below a folder: nothing outside it, no links, not more than expected."""
+"""Unpack an archive below a folder: nothing outside it, and nothing before all of it has been read."""
 
 from __future__ import annotations
 
 import bisect
 import io
 import itertools
-import lzma
 import shutil
-import stat
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from gzip import BadGzipFile
-from pathlib import Path, PureWindowsPath
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any
 
 from common.errors import UserError
 from common.progress import progress_bar
 
-FORMAT_ERRORS = (tarfile.TarError, zipfile.BadZipFile, BadGzipFile, zlib.error, lzma.LZMAError)
+DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, BadGzipFile, zlib.error),
+    *(EOFError, ValueError, LookupError, ArithmeticError, RuntimeError),
+)
 # Of a zip: its end without a comment, and what comes before it if offsets have 64 bits.
 END, LOCATOR = struct.Struct("<4s4H2LH"), struct.Struct("<4sLQL")
-DAMAGE = (*FORMAT_ERRORS, EOFError, ValueError, LookupError, ArithmeticError, RuntimeError)
 
 
 class UnpackError(UserError):
@@ -32,29 +31,18 @@ class UnpackError(UserError):
 
 
 def unpack(archive: Path, folder: Path, max_bytes: int, pieces: Sequence[Path] = ()) -> None:
-    """Unpack a zip or (compressed) tar archive into `folder`, once all of it has been read; files are replaced.
-
-    Args:
-        pieces: of a split zip, those before the last, in order; `archive` is the last.
-
-    Raises:
-        UnpackError: it is damaged or unsafe, or its files have more than `max_bytes` in total.
-        OSError: it cannot be written.
-    """
+    """Unpack a zip or (compressed) tar archive into `folder`, once all of it has been read; files are replaced. `pieces` are
+    those of a split zip before the last, in order. UnpackError if it is damaged, has links that lead out of the folder, or
+    holds more than `max_bytes`."""
     temporary = remove_leftovers(archive, folder)
     temporary.mkdir(parents=True)
-    label = f"unpacking {archive.name}"
-    members = progress_bar(iterable=_members(archive, pieces), desc=label, unit=" files")
-    n_bytes = 0
+    sizes, n_bytes = _extract(archive, pieces, temporary), 0
     try:
-        for size, extract in members:
+        for size in progress_bar(iterable=sizes, desc=f"unpacking {archive.name}", unit=" files"):
             n_bytes += size
             if n_bytes > max_bytes:
-                raise UnpackError(f"{archive} holds more than the {max_bytes:,} bytes that are expected")
-            extract(temporary)
+                raise ValueError(f"it holds more than the {max_bytes:,} bytes that are expected")
         _move(temporary, folder)
-    except UnpackError:
-        raise
     except DAMAGE as error:
         cause = str(error).partition("\n")[0]
         raise UnpackError(f"{archive} is damaged ({cause}); delete it and get it again") from error
@@ -69,50 +57,24 @@ def remove_leftovers(archive: Path, folder: Path) -> Path:
     return temporary
 
 
-class _Joined(io.RawIOBase):
-    """The pieces of a split zip as one file, which says of itself that it is whole: zipfile refuses others."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.files: list[BinaryIO] = [path.open("rb") for path in paths]
-        self.starts = [0, *itertools.accumulate(path.stat().st_size for path in paths)]
-        self.place = 0
-        # The end's record, and before it that of 64-bit offsets, in which zipfile reads the number of pieces.
-        self.files[-1].seek(-END.size - LOCATOR.size, io.SEEK_END)
-        last = self.files[-1].read()
-        self.end = END.unpack(last[-END.size :])
-        if last.startswith(b"PK\6\7"):
-            sign, _, offset, _ = LOCATOR.unpack(last[: LOCATOR.size])
-            last = LOCATOR.pack(sign, 0, offset, 1) + last[LOCATOR.size :]
-        self.files.append(io.BytesIO(last))
-        self.starts.insert(-1, self.starts[-1] - len(last))
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        for file in self.files:
-            file.close()
-        super().close()
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.starts[-1]}[whence]
-        return self.place
-
-    def tell(self) -> int:
-        return self.place
-
-    def readinto(self, buffer: Any) -> int:
-        number = bisect.bisect_right(self.starts, self.place) - 1
-        if number == len(self.files):
-            return 0
-        self.files[number].seek(self.place - self.starts[number])
-        part = self.files[number].read(min(len(buffer), self.starts[number + 1] - self.place))
-        buffer[: len(part)] = part
-        self.place += len(part)
-        return len(part)
+def _extract(archive: Path, pieces: Sequence[Path], folder: Path) -> Iterator[int]:
+    """The size of every file or folder in bytes, which is extracted after that. The libraries let nothing out of the folder."""
+    if pieces or zipfile.is_zipfile(archive):
+        with _open_zip(archive, pieces) as zip_file:
+            for info in zip_file.infolist():
+                yield info.file_size
+                zip_file.extract(info, folder)
+        return
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            yield member.size
+            tar.extract(member, folder, filter="data")
+        # gzip's checksum is at the very end, and tarfile takes a damaged header as the end.
+        assert tar.fileobj is not None
+        tar.fileobj.seek(tar.offset)
+        while block := tar.fileobj.read(1 << 20):
+            if block.strip(b"\0"):
+                raise tarfile.ReadError("a damaged header, or bytes behind the end")
 
 
 def _open_zip(archive: Path, pieces: Sequence[Path]) -> zipfile.ZipFile:
@@ -128,31 +90,40 @@ def _open_zip(archive: Path, pieces: Sequence[Path]) -> zipfile.ZipFile:
     return zip_file
 
 
-def _members(archive: Path, pieces: Sequence[Path]) -> Iterator[tuple[int, Callable[[Path], object]]]:
-    """The size in bytes of every file or folder, and the function that extracts it."""
-    if pieces or zipfile.is_zipfile(archive):
-        with _open_zip(archive, pieces) as zip_file:
-            for info in zip_file.infolist():
-                _refuse_unsafe(archive, info.filename, stat.S_ISLNK(info.external_attr >> 16))
-                yield info.file_size, partial(zip_file.extract, info)
-        return
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            _refuse_unsafe(archive, member.name, not (member.isreg() or member.isdir()))
-            yield member.size, partial(tar.extract, member, filter="data")
-        # gzip's checksum is at the very end, and tarfile takes a damaged header as the end.
-        assert tar.fileobj is not None
-        tar.fileobj.seek(tar.offset)
-        while block := tar.fileobj.read(1 << 20):
-            if block.strip(b"\0"):
-                raise tarfile.ReadError("a damaged header, or bytes behind the end")
+class _Joined(io.RawIOBase):
+    """The pieces of a split zip as one file, which says of itself that it is whole: zipfile refuses others."""
 
+    def __init__(self, paths: Sequence[Path]) -> None:
+        import numpy as np  # a third of what --help takes
 
-def _refuse_unsafe(archive: Path, name: str, is_special: bool) -> None:
-    path = PureWindowsPath(name)  # with either separator
-    if path.anchor or ".." in path.parts or is_special:
-        cause = "is a link or a device" if is_special else "leads out of the folder"
-        raise UnpackError(f"{archive}: {name!r} {cause}; nothing was unpacked")
+        self.pieces = [np.memmap(path, np.uint8, "c").data for path in paths]  # copied on write
+        self.starts = [0, *itertools.accumulate(map(len, self.pieces))]
+        self.place = 0
+        # The end's record, and before it that of 64-bit offsets, in which zipfile reads the number of pieces.
+        last = self.pieces[-1][-END.size - LOCATOR.size :]
+        self.end = END.unpack(last[-END.size :])
+        if bytes(last[:4]) == b"PK\6\7":
+            sign, _, offset, _ = LOCATOR.unpack_from(last)
+            LOCATOR.pack_into(last, 0, sign, 0, offset, 1)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.starts[-1]}[whence]
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        number = bisect.bisect_right(self.starts, self.place) - 1
+        if number == len(self.pieces):
+            return 0
+        part = self.pieces[number][self.place - self.starts[number] :][: len(buffer)]
+        buffer[: len(part)] = part
+        self.place += len(part)
+        return len(part)
 
 
 def _move(source: Path, target: Path) -> None:
@@ -160,9 +131,5 @@ def _move(source: Path, target: Path) -> None:
     if source.is_dir() and target.is_dir():
         for entry in source.iterdir():
             _move(entry, target / entry.name)
-        return
-    # On another disk, moving is copying: only a complete copy gets the final name.
-    copy = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.move(source, copy)
-    copy.replace(target)
+    else:
+        shutil.move(source, target)

@@ -1,9 +1,11 @@
-"""Archives that are as they should be, damaged ones and unsafe ones: nothing of those stays."""
+"""Archives that are as they should be, damaged ones, of which nothing stays, and unsafe ones."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -57,33 +59,29 @@ def test_nothing_appears_before_all_is_read(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["top"]
 
 
-OUTSIDE = ["../out", "top/../../out", "/out", "C:\\out", "C:out", "..\\out", "a\\..\\..\\b"]
+OUTSIDE = ["../out", "top/../../out", "/out", "a/../../../b"]
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_paths_out_of_the_folder_are_refused(make: Make, name: str, tmp_path: Path) -> None:
-    refused(make(tmp_path / "archive", {"top/fine": b"1", name: b"2"}), "leads out of the folder")
+def test_nothing_gets_out_of_the_folder(make: Make, name: str, tmp_path: Path) -> None:
+    archive = make(tmp_path / "archive", {"top/fine": b"1", name: b"2"})
+    with contextlib.suppress(UnpackError):
+        unpack(archive, tmp_path / "data", LIMIT)
+    assert {path.name for path in tmp_path.iterdir()} == {"archive", "data"}
+    assert not Path("/out").exists()
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-@pytest.mark.parametrize("target", ["/etc/passwd", "fine"])
-def test_links_and_devices_are_refused(kind: bytes, target: str, tmp_path: Path) -> None:
-    info = tarfile.TarInfo("top/special")
-    info.type, info.linkname = kind, target
-    with tarfile.open(tmp_path / "archive", "w:gz") as archive:
-        archive.addfile(tarfile.TarInfo("top/fine"))
-        archive.addfile(info)
-    refused(tmp_path / "archive", "'top/special' is a link or a device")
-
-
-def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
-    info = zipfile.ZipInfo("top/link")
-    info.external_attr = (stat.S_IFLNK | 0o777) << 16
-    archive = make_zip(tmp_path / "archive", {})
-    with zipfile.ZipFile(archive, "a") as opened:
-        opened.writestr(info, "/etc/passwd")
-    refused(archive, "'top/link' is a link or a device")
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../archive"])
+def test_links_out_of_the_folder_and_devices_are_refused(kind: bytes, target: str, tmp_path: Path) -> None:
+    for type_ in (kind, tarfile.FIFOTYPE):
+        info = tarfile.TarInfo("top/special")
+        info.type, info.linkname = type_, target
+        with tarfile.open(tmp_path / "archive", "w:gz") as archive:
+            archive.addfile(tarfile.TarInfo("top/fine"))
+            archive.addfile(info)
+        refused(tmp_path / "archive", "is damaged .*top/special")
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
@@ -91,6 +89,16 @@ def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
 def test_archives_larger_than_expected_are_refused(make: Make, count: int, tmp_path: Path) -> None:
     archive = make(tmp_path / "archive", {f"{number}.wav": bytes(2_000_000 // count) for number in range(count)})
     refused(archive, "holds more than the 1,000,000 bytes that are expected")
+
+
+def test_a_link_in_a_zip_becomes_a_file(tmp_path: Path) -> None:
+    info = zipfile.ZipInfo("top/link")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    archive = make_zip(tmp_path / "archive", {})
+    with zipfile.ZipFile(archive, "a") as opened:
+        opened.writestr(info, "/etc/passwd")
+    unpack(archive, tmp_path / "data", LIMIT)
+    assert not (tmp_path / "data" / "top" / "link").is_symlink()
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
@@ -102,12 +110,33 @@ def test_a_cut_archive_is_refused(make: Make, share: float, tmp_path: Path) -> N
     refused(archive, r"is damaged \(.*\); delete it and get it again")
 
 
-@pytest.mark.parametrize("compression", ["gz", "xz", "zip"])
+@pytest.mark.parametrize("compression", ["gz", "zip"])
 def test_a_changed_byte_is_noticed(compression: str, tmp_path: Path) -> None:
     noise, archive = {"a.wav": np.random.default_rng(0).bytes(50_000)}, tmp_path / "archive"
-    make_zip(archive, noise) if compression == "zip" else make_tar(archive, noise, compression)
+    make_zip(archive, noise) if compression == "zip" else make_tar(archive, noise)
     content = archive.read_bytes()
     for place in range(100, len(content) - 100, len(content) // 7):
         changed = bytes([content[place] ^ 255])
         archive.write_bytes(content[:place] + changed + content[place + 1 :])
         refused(archive, "is damaged")
+
+
+def test_a_zip_in_pieces_may_have_offsets_of_64_bits(tmp_path: Path) -> None:
+    with mock.patch.object(zipfile, "ZIP_FILECOUNT_LIMIT", 1):
+        whole = make_zip(tmp_path / "whole.zip", FILES)
+    with zipfile.ZipFile(whole) as archive:
+        directory = archive.start_dir
+    content = bytearray(whole.read_bytes())
+    locator, end = len(content) - 42, len(content) - 22
+    assert content[locator : locator + 4] == b"PK\6\7"
+    (record,) = struct.unpack_from("<Q", content, locator + 8)
+    # The second piece begins with the directory, from which its offsets count.
+    struct.pack_into("<2LQ", content, record + 16, 1, 1, len(FILES))
+    struct.pack_into("<Q", content, record + 48, 0)
+    struct.pack_into("<LQL", content, locator + 4, 1, record - directory, 2)
+    struct.pack_into("<2H", content, end + 4, 1, 1)
+    pieces = [tmp_path / "a.z01", tmp_path / "a.zip"]
+    pieces[0].write_bytes(content[:directory])
+    pieces[1].write_bytes(content[directory:])
+    unpack(pieces[1], tmp_path / "data", LIMIT, pieces[:1])
+    assert contents(tmp_path / "data") == FILES

@@ -57,9 +57,9 @@ def test_log_mel_features_and_results_are_kept_apart_from_audiosep_s(esc50_root:
     assert (record.config.encoder, record.features.checkpoint, record.features.width) == ("logmel", "logmel", 256)
     assert not (folder / "result.json").exists()
     assert TASK.features_of("logmel") == TASK.folder / "esc50_features_logmel.pt"
-    assert TASK.output_dir_of("logmel") == TASK.default_output_dir / "logmel"
-    assert TASK.features_of("audiosep") == TASK.default_features
-    assert TASK.output_dir_of("audiosep") == TASK.default_output_dir
+    assert TASK.output_dir_of("logmel") == TASK.folder / "logmel"
+    assert TASK.features_of("audiosep") == TASK.folder / TASK.features_file
+    assert TASK.output_dir_of("audiosep") == TASK.folder
 
 
 def test_log_mel_names_no_checkpoint(esc50_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

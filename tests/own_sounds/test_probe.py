@@ -18,6 +18,7 @@ from own_sounds.probe import probe_main
 from own_sounds.sounds import Source
 from tests.support.heads import on_one_thread
 from tests.support.own_sounds import FAST, folder_of_classes, probe, tone
+from tests.support.scripts import run_command
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -172,11 +173,18 @@ def test_sounds_or_embeddings_must_be_given(
 
 def test_one_command_ranks_encoders(digits: Path, tmp_path: Path) -> None:
     """As `make reproduce TASKS=TABLE` does; and again, without repeating what is finished."""
-    words = ["analysis/reproduce.py", digits, "--encoders", "logmel", "audiosep", "--checkpoint", "random:0"]
+    words = [
+        "analysis/reproduce.py",
+        tmp_path / "earlier",
+        "--encoders",
+        "logmel",
+        "audiosep",
+        "--checkpoint",
+        "random:0",
+    ]
     words += ["--epochs", 2, "--seeds", 1, "--results", tmp_path / "results"]
     # Without sub-folders, classes are given by the results of an earlier probe.
     Source(digits, r"^(\d)_", r"_(\w)_").save(tmp_path / "earlier", digits)
-    words[1] = tmp_path / "earlier"
     for again in (False, True):
         done = run_command(*words)
         assert done.returncode == 0, done.stderr

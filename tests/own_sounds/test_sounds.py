@@ -111,7 +111,7 @@ def test_links_are_followed_and_keep_their_names(classes: Path, tmp_path: Path) 
     folder_of_classes(elsewhere)
     (classes / "other").symlink_to(elsewhere / "low")
     (classes / "low" / "circle").symlink_to(classes)
-    blob = write_wav(tmp_path / "blobs" / "0123abcd")
+    blob = write_wav(tmp_path / "blobs" / "0123abcd.wav").rename(tmp_path / "blobs" / "0123abcd")
     (classes / "high" / "linked.wav").symlink_to(blob)
     (tmp_path / "link").symlink_to(classes)
     for place in (classes, tmp_path / "link"):

@@ -58,11 +58,8 @@ def test_a_wrong_layout_or_speaker_is_named(libri: Path) -> None:
         librispeech.read_clips(libri, "dev-clean")
     with pytest.raises(DatasetError, match=f"give the folder that holds it: {libri}"):
         librispeech.read_clips(libri / "test-clean", "test-clean")
-    stranger = write_wav(libri / "test-clean" / "14" / "9" / "14-9-0000.flac")
+    write_wav(libri / "test-clean" / "14" / "9" / "14-9-0000.flac")
     with pytest.raises(DatasetError, match=r"speaker 14 is not in test-clean .*in train-clean-360"):
-        librispeech.read_clips(libri, "test-clean")
-    stranger.rename(stranger.with_name("15-9-0000.flac"))
-    with pytest.raises(DatasetError, match="does not belong in"):
         librispeech.read_clips(libri, "test-clean")
     (libri / "SPEAKERS.TXT").write_text("14 F train\n")
     with pytest.raises(DatasetError, match="line 1"):

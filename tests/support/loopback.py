@@ -27,7 +27,7 @@ class Server(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.ranges: list[str | None] = []  # as asked for
         self.paths: list[str] = []
-        self.headers = {"ETag": "1", "Last-Modified": ""}
+        self.headers: dict[str, str] = {}
         self.has_ranges = True
         self.has_length = True
         self.url = f"http://127.0.0.1:{self.server_port}/archive.tar.gz"

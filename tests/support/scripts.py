@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from common.files import PROJECT_ROOT
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,12 @@ def call(main: Callable[[list[str]], object], *flags: object) -> Result:
         except SystemExit as stop:
             status = int(stop.code or 0)
     return Result(status, printed.getvalue(), errors.getvalue())
+
+
+def run_command(script: str, *flags: object) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own."""
+    words = [sys.executable, str(PROJECT_ROOT / script), *map(str, flags)]
+    return subprocess.run(words, capture_output=True, text=True, check=False, cwd=PROJECT_ROOT)
 
 
 def refused(result: Result) -> str:

@@ -204,10 +204,11 @@ def unsafe_archive(case: Case) -> Verdict:
     case.log.append(str(members))
     file = case.command.name
     commands.file_server().files[file] = commands.pack(file, {**members, **commands.ARCHIVED})
-    require(case.finish().is_refused, "it was not refused")
+    is_refused = case.finish().is_refused
     require((case.data / "archives.yaml").read_bytes() != b"escaped", "a file was replaced")
-    require(not any(case.folder.rglob("escaped")), "a file was written")
-    return Verdict.REFUSED
+    outside = set(case.folder.rglob("escaped")) - set(case.out.rglob("escaped"))
+    require(not outside, "a file was written outside the folder")
+    return Verdict.REFUSED if is_refused else Verdict.ACCEPTED
 
 
 # Code and weights
