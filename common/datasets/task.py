@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -101,6 +102,11 @@ class OfficialCounts:
     folds: Sequence[int] = ()  # clips of fold 1, 2, ...
     splits: Mapping[str, int] = field(default_factory=dict)  # clips of every split
     labels: Mapping[str, int] = field(default_factory=dict)  # clips of every class
+
+    def divide(self, features: FeatureSet) -> bool:
+        """Whether as many clips are in every fold and split of the features."""
+        folds = () if features.folds is None else tuple(features.folds.bincount()[1:].tolist())
+        return folds == tuple(self.folds) and Counter(features.splits or ()) == Counter(self.splits)
 
 
 @dataclass(frozen=True)

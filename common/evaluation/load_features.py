@@ -60,6 +60,8 @@ def load_features(task: Task, config: FitConfig, options: Mapping[str, str | boo
             f"intended, give --feature-dim {width}"
         )
     prepared = task.prepare(features, Division(options, config.train_test_split, config.random_seed))
+    if features.meta.get("kind") == EncoderKind.ELSEWHERE and not task.official_counts.divide(prepared.features):
+        prepared = replace(prepared, is_official=False)  # nothing vouches for the folds or splits of the file
     check_fittable(prepared.features, str(source.path))
     return PreparedFeatures(prepared, source)
 
