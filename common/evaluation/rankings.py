@@ -24,9 +24,7 @@ from sklearn.metrics import (
 from common.arrays import Array
 from common.average_precision import average_precisions, without_each_group
 from common.evaluation.intervals import jackknife_difference, jackknife_interval
-from common.evaluation.outcomes import Outcome
 from common.evaluation.record import ComparisonRecord, Interval, RankedClasses, Units
-from common.features import FeatureSet
 
 MOST_GROUPS = 1000  # that are left out one by one; more are joined at random
 
@@ -73,16 +71,6 @@ class Rankings:
     fits: Array  # (M,) int, which fit a row is of: only clips of one fit are ranked together
     groups: Array  # (M,) names of groups, or row numbers if groups are unknown
     units: Units  # what `groups` holds
-
-    @classmethod
-    def of(cls, outcomes: Sequence[Outcome], features: FeatureSet) -> Rankings:
-        """Those of all splits and seeds, in order."""
-        rows = np.concatenate([outcome.rows for outcome in outcomes])
-        ranks = np.concatenate([outcome.logits for outcome in outcomes if outcome.logits is not None])
-        fits = np.repeat(np.arange(len(outcomes)), [len(outcome.rows) for outcome in outcomes])
-        groups = rows if features.groups is None else np.array(features.groups)[rows]
-        units: Units = "clips" if features.groups is None else "groups"
-        return cls(features.labels.numpy()[rows], ranks, fits, groups, units)
 
     @property
     def n_groups(self) -> int:

@@ -111,7 +111,7 @@ def _fit_and_save(
                 head.save(folder / task.head_files[kind])
                 files.append(task.head_files[kind])
     source = FeaturesRecord.of(features, prepared.source.files, prepared.source.sha256)
-    checksums = {name: sha256_of(folder / name) for name in files if name.endswith("predictions.csv")}
+    checksums = {name: sha256_of(folder / name) for name in files if name.endswith("predictions.pt")}
     record = RunRecord.of(task, config, source, protocols, files, controls).model_copy(update={"checksums": checksums})
     record.save(folder)
     return record

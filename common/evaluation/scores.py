@@ -137,16 +137,6 @@ class Hits:
     splits: Array  # (M,) names of the splits
     units: Units  # what `groups` holds
 
-    @classmethod
-    def of(cls, outcomes: Sequence[Outcome], features: FeatureSet) -> Hits:
-        """Those of all splits and seeds, in order."""
-        rows = np.concatenate([outcome.rows for outcome in outcomes])
-        predictions = np.concatenate([outcome.predictions for outcome in outcomes])
-        groups = np.array(features.groups)[rows] if features.groups is not None else rows
-        splits = np.concatenate([np.full(len(outcome.rows), outcome.split) for outcome in outcomes])
-        hits = (predictions == features.labels.numpy()[rows]).astype(float)
-        return cls(hits, groups, splits, "clips" if features.groups is None else "groups")
-
     @property
     def n_groups(self) -> int:
         return len(np.unique(self.groups))
@@ -182,14 +172,23 @@ class Hits:
 
 
 def judge(outcomes: Sequence[Outcome], features: FeatureSet) -> Hits | Rankings:
-    """What is right about the predictions of all splits and seeds."""
-    return Rankings.of(outcomes, features) if features.is_multilabel else Hits.of(outcomes, features)
+    """What is right about the predictions of all splits and seeds, in order."""
+    rows = np.concatenate([outcome.rows for outcome in outcomes])
+    fits = np.repeat(np.arange(len(outcomes)), [len(outcome.rows) for outcome in outcomes])
+    labels = features.labels.numpy()[rows]
+    groups = rows if features.groups is None else np.array(features.groups)[rows]
+    units: Units = "clips" if features.groups is None else "groups"
+    if features.is_multilabel:
+        ranks = np.concatenate([outcome.logits for outcome in outcomes if outcome.logits is not None])
+        return Rankings(labels, ranks, fits, groups, units)
+    hits = np.concatenate([outcome.predictions for outcome in outcomes]) == labels
+    return Hits(hits.astype(float), groups, np.array([outcome.split for outcome in outcomes])[fits], units)
 
 
 def main_score(outcomes: Sequence[Outcome], features: FeatureSet) -> float:
     """The mean over splits of the score that the task is judged by, see `Metric`."""
-    if features.is_multilabel:
-        return Rankings.of(outcomes, features).score
+    if isinstance(judged := judge(outcomes, features), Rankings):
+        return judged.score
     labels = features.labels.numpy()
     return float(np.mean([accuracy_score(labels[outcome.rows], outcome.predictions) for outcome in outcomes]))
 

@@ -20,7 +20,7 @@ from common.datasets import DivisionKind
 from common.evaluation import plots
 from common.evaluation.outcomes import Outcome
 from common.evaluation.plots import FEW, MANY, Point, plot_confusion, plot_curves, plot_learning_curves, plot_per_class
-from common.evaluation.predictions import read_predictions, save_predictions
+from common.evaluation.predictions import Predictions, save_predictions
 from common.evaluation.record import (
     ConfigRecord,
     FeaturesRecord,
@@ -30,10 +30,10 @@ from common.evaluation.record import (
     RunRecord,
 )
 from common.evaluation.results import earlier_record, remove_record
-from common.evaluation.scores import compare_heads, icbhi_scores, per_class, score_head, scores
+from common.evaluation.scores import compare_heads, icbhi_scores, judge, per_class, score_head, scores
 from common.evaluation.text import remarks, score_table
 from common.features import FeatureFileError, FeatureSet
-from common.files import OutputError
+from common.files import OutputError, sha256_of
 from common.heads import HeadKind
 from common.text_table import as_markdown, as_text
 from esc50_feature_fc.esc50 import TASK
@@ -220,7 +220,11 @@ def test_the_predictions_of_one_seed_are_read_again(tmp_path: Path) -> None:
     features = small_features()
     outcomes: dict[HeadKind, list[Outcome]] = {"linear": outcomes_of(features, 2, 0.3)}
     save_predictions(outcomes, features, tmp_path, "")
-    table = read_predictions(tmp_path / "predictions.csv", ["linear"], None)
+    path = tmp_path / "predictions.pt"
+    read = Predictions.read(path, sha256_of(path))
+    (hits,) = read.judged("clips").values()
+    assert hits.minus(judge(outcomes["linear"], features)).difference == 0  # type: ignore[arg-type]  # both are hits
+    table = read.table
     table = table[table["seed"] == 43]
     predicted = dict(zip(table["clip_id"], table["linear"], strict=True))
     expected = {
@@ -231,12 +235,10 @@ def test_the_predictions_of_one_seed_are_read_again(tmp_path: Path) -> None:
     }
     assert predicted == expected
     assert set(predicted) == set(features.clip_ids)
-    with pytest.raises(FeatureFileError, match=r"predictions\.csv is damaged"):
-        read_predictions(tmp_path / "predictions.csv", ["three_layer"], None)
-    with pytest.raises(FeatureFileError, match=r"nowhere\.csv is missing; classify again"):
-        read_predictions(tmp_path / "nowhere.csv", ["linear"], None)
-    with pytest.raises(FeatureFileError, match=r"predictions\.csv is damaged \(not what was written\)"):
-        read_predictions(tmp_path / "predictions.csv", ["linear"], "another checksum")
+    with pytest.raises(FeatureFileError, match=r"nowhere\.pt is missing; classify again"):
+        Predictions.read(tmp_path / "nowhere.pt", None)
+    with pytest.raises(FeatureFileError, match=r"predictions\.pt is damaged \(not what was written\)"):
+        Predictions.read(path, "another checksum")
 
 
 def test_an_earlier_record_counts_for_an_equal_run_only(record: RunRecord, tmp_path: Path) -> None:
