@@ -176,9 +176,7 @@ def run_protocol(
         seeds=seeds_of(config),
         absent=_absent_classes(features, plan.jobs),
         related_test_clips=_related_share(features, plan.jobs),
-        heads={
-            kind: scored.model_copy(update=kept[kind].measured) for kind, scored in fits.score_both(outcomes).items()
-        },
+        heads={kind: scored.model_copy(update=kept[kind][1]) for kind, scored in fits.score_both(outcomes).items()},
         majority_class=fits.score([baseline(features, job) for job in plan.jobs]),
         comparison=compare_heads(outcomes["linear"], outcomes["three_layer"], features),
         probes=_score_probes(fits) if config.probes else {},
@@ -188,7 +186,7 @@ def run_protocol(
         label_efficiency=_label_efficiency(fits),
         few_shots=_few_shots(fits),
     )
-    return ProtocolRun(record, outcomes, {kind: head.head for kind, head in kept.items()})
+    return ProtocolRun(record, outcomes, {kind: head for kind, (head, _) in kept.items()})
 
 
 def _score_shuffled(fits: _Fits) -> dict[HeadKind, HeadRecord]:
