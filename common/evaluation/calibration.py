@@ -9,11 +9,11 @@ from typing import Generic, TypeVar
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
-from sklearn.metrics import precision_recall_fscore_support
 
 from common.arrays import Array
 from common.evaluation.outcomes import HeadFitter
-from common.evaluation.record import CalibrationRecord, LabelSets, NoneOfTheseRecord, PerClass, Record, ReliabilityBin
+from common.evaluation.record import CalibrationRecord, LabelSets, NoneOfTheseRecord, Record, ReliabilityBin
+from common.evaluation.scores import per_class
 from common.features import FeatureSet
 from common.heads import (
     ChosenHead,
@@ -243,12 +243,8 @@ def _fit_line(logits: Array, labels: Array) -> tuple[float, float]:
 
 
 def reliability(probabilities: Array, labels: Array) -> list[ReliabilityBin]:
-    """Mean confidence and accuracy of predictions in BINS bins of equal width by confidence, without empty bins.
-
-    Args:
-        probabilities: (N, C).
-        labels: (N,); or (N, C) bool: every pair of clip and class is a prediction that the label is there.
-    """
+    """Mean confidence and accuracy of predictions in BINS bins of equal width by confidence, without empty bins. With labels
+    (N, C) every pair of clip and class is a prediction that the label is there."""
     if labels.ndim == 2:
         confidence, right = probabilities.ravel(), labels.ravel()
     else:
@@ -277,16 +273,15 @@ def measure_label_sets(held_out: HeldOut[Unseen], scale: Scale) -> LabelSets | N
         return None
     tested = Unseen.join(held_out.tested)
     predicted = np.concatenate([part.logits >= thresholds_of(Unseen.join(source)) for part, source in held_out.pairs])
-    columns = precision_recall_fscore_support(tested.labels, predicted, average=None, zero_division=0)
-    precision, recall, f1, clips = (column.tolist() for column in columns)
+    classes = per_class(tested.labels, predicted, predicted.shape[1])
     truth = tested.labels.astype(int)
     hits = int((tested.labels & predicted).sum())
     return LabelSets(
         thresholds=expit(scale.slopes * thresholds_of(Unseen.join(held_out.for_kept_head)) + scale.biases).tolist(),
         fitted_on=held_out.source_name,
         micro_f1=2 * hits / max(1, int(predicted.sum()) + int(truth.sum())),
-        macro_f1=float(np.mean([value for value, count in zip(f1, clips, strict=True) if count])),
-        per_class=PerClass(precision=precision, recall=recall, f1=f1, clips=clips),
+        macro_f1=float(np.mean([value for value, count in zip(classes.f1, classes.clips, strict=True) if count])),
+        per_class=classes,
         confusion=(truth.T @ predicted.astype(int)).tolist(),
         false_alarms=(truth.T @ (predicted & ~tested.labels).astype(int)).tolist(),
         co_occurrence=(truth.T @ truth).tolist(),

@@ -28,18 +28,13 @@ BATCH = 4_000_000  # random signs at once
 def share_interval(
     hits: Array, groups: Array, splits: Array, strata: Array | None = None
 ) -> tuple[float, float] | None:
-    """The 95 % interval of the mean over splits of the mean over strata of the share of hits.
+    """The 95 % interval of the mean over splits of the mean over strata of the share of hits, all (M,).
 
-    Args:
-        hits: (M,) 1 for every right prediction; all splits and seeds.
-        groups, splits: (M,).
-        strata: (M,) such as classes, which make the score the balanced accuracy; None: the accuracy.
-
-    Returns:
-        None with fewer than MIN_GROUPS groups, in total or in any of up to FEW_STRATA strata. (Errors of many strata average
-        out.)
+    Strata such as classes make it the interval of the balanced accuracy; None of the accuracy. There is no interval with fewer
+    than MIN_GROUPS groups, in total or in any of up to FEW_STRATA strata. (Errors of many strata average out.)
     """
-    if strata is not None and _smallest_stratum(groups, strata) < MIN_GROUPS:
+    names = np.unique([] if strata is None else strata)
+    if len(names) <= FEW_STRATA and any(len(np.unique(groups[strata == name])) < MIN_GROUPS for name in names):
         return None
     cells = _Cells.of(hits, groups, splits, strata)
     if len(cells.sums) < MIN_GROUPS:
@@ -58,12 +53,7 @@ def share_interval(
 
 
 def difference_interval(differences: Array, groups: Array, splits: Array) -> tuple[float, float] | None:
-    """The 95 % interval of the mean difference between two heads on the same clips; None with fewer than MIN_GROUPS groups.
-
-    Args:
-        differences: (M,) hits of a head minus hits of the other, -1 to 1.
-        groups, splits: as for `share_interval`.
-    """
+    """The 95 % interval of the mean of (M,) hits of a head minus those of another; None with fewer than MIN_GROUPS groups."""
     cells = _Cells.of(differences, groups, splits)
     if len(cells.sums) < MIN_GROUPS:
         return None
@@ -77,12 +67,8 @@ def difference_interval(differences: Array, groups: Array, splits: Array) -> tup
 
 
 def paired_p_value(differences: Array, groups: Array) -> float | None:
-    """Two-sided p-value of a permutation test that swaps two heads in whole groups; None with fewer than two groups.
-
-    Args:
-        differences: (M,) hits of a head minus hits of the other, weighted as in the score.
-        groups: (M,).
-    """
+    """Two-sided p-value of a permutation test that swaps two heads in whole groups; None with fewer than two groups. The (M,)
+    differences are hits of a head minus hits of the other, weighted as in the score."""
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         return None
@@ -98,15 +84,8 @@ def paired_p_value(differences: Array, groups: Array) -> float | None:
 
 
 def jackknife_interval(share: float, without: Array) -> tuple[float, float] | None:
-    """The 95 % interval of a score in [0, 1] that is not a mean of hits, such as a mean average precision.
-
-    Args:
-        share: the score.
-        without: (G,) the score without every group.
-
-    Returns:
-        None with fewer than MIN_GROUPS groups, or where a score without a group is undefined.
-    """
+    """The 95 % interval of a score in [0, 1] that is not a mean of hits, such as a mean average precision, by the (G,) scores
+    without every group; None with fewer than MIN_GROUPS groups, or where one of those is undefined."""
     if len(without) < MIN_GROUPS or not np.isfinite(without).all():
         return None
     t, error, variance = _t_quantile(len(without) - 1, 0), _jackknife_error(without), share * (1 - share)
@@ -119,15 +98,7 @@ def jackknife_interval(share: float, without: Array) -> tuple[float, float] | No
 
 
 def jackknife_difference(difference: float, without: Array) -> tuple[tuple[float, float] | None, float | None]:
-    """The 95 % interval of a difference of two such scores, and the two-sided p-value of a t test.
-
-    Args:
-        difference: of the scores.
-        without: (G,) the difference without every group.
-
-    Returns:
-        None twice with fewer than MIN_GROUPS groups, or where a difference without a group is undefined.
-    """
+    """The 95 % interval of a difference of two such scores, and the two-sided p-value of a t test; None as there."""
     if len(without) < MIN_GROUPS or not np.isfinite(without).all():
         return None, None
     degrees, error = len(without) - 1, _jackknife_error(without)
@@ -166,14 +137,6 @@ def _t_quantile(degrees: float, informative: int) -> float:
     """Student's t, with fewer degrees of freedom if only a few groups vary."""
     freedom = min(degrees, informative + 1) if informative else degrees
     return float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(1.0, freedom)))
-
-
-def _smallest_stratum(groups: Array, strata: Array) -> float:
-    """The smallest number of groups in a stratum; infinite with more than FEW_STRATA strata."""
-    names = np.unique(strata)
-    if len(names) > FEW_STRATA:
-        return np.inf
-    return min(len(np.unique(groups[strata == name])) for name in names)
 
 
 @dataclass(frozen=True)

@@ -233,12 +233,8 @@ def plot_learning_curves(points: Sequence[Point], axis_labels: tuple[str, str], 
 
 
 def plot_det(same: Array, similarities: dict[str, Array], title: str, path: Path) -> None:
-    """Draw the detection error trade-off of several scorings of the same trials, on normal-deviate axes.
-
-    Args:
-        same: (N,) bool, whether a trial is of one speaker.
-        similarities: name -> (N,) scores.
-    """
+    """Draw the detection error trade-off of several scorings (by name) of the same trials, on normal-deviate axes; `same` (N,)
+    bool: whether a trial is of one speaker."""
     figure, axes = _new_figure(6, 6)
     for name, similarity in similarities.items():
         DetCurveDisplay.from_predictions(same, similarity, name=name, ax=axes)

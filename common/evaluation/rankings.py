@@ -56,9 +56,8 @@ def class_aucs(labels: Array, ranks: Array) -> Array:
     """(C,) the area under the ROC curve of every class; NaN without positives or without negatives."""
     is_defined = labels.any(axis=0) & ~labels.all(axis=0)
     aucs = np.full(labels.shape[1], np.nan)
-    aucs[is_defined] = (
-        roc_auc_score(labels[:, is_defined], ranks[:, is_defined], average=None) if is_defined.any() else []
-    )
+    if is_defined.any():
+        aucs[is_defined] = roc_auc_score(labels[:, is_defined], ranks[:, is_defined], average=None)
     return aucs
 
 
@@ -76,10 +75,15 @@ class Rankings:
     def n_groups(self) -> int:
         return len(np.unique(self.groups))
 
+    @property
+    def by_fit(self) -> list[tuple[Array, Array]]:
+        """The labels and ranks of every fit."""
+        return [(self.labels[self.fits == fit], self.ranks[self.fits == fit]) for fit in np.unique(self.fits)]
+
     @cached_property
     def score(self) -> float:
         """The mean over fits of the mean average precision."""
-        return float(np.mean([np.nanmean(self._of_fit(fit)) for fit in range(self.fits[-1] + 1)]))
+        return float(np.mean([np.nanmean(average_precisions(*part)) for part in self.by_fit]))
 
     @cached_property
     def blocks(self) -> Array:
@@ -93,12 +97,11 @@ class Rankings:
     @cached_property
     def without_each(self) -> Array:
         """(G,) `score` without every block."""
-        blocks, n_blocks, by_fit = self.blocks, int(self.blocks.max()) + 1, []
-        for fit in range(self.fits[-1] + 1):
-            rows = self.fits == fit
-            left = without_each_group(self.labels[rows], self.ranks[rows], blocks[rows], n_blocks)
-            by_fit.append(_means(list(left.T)))
-        return np.array(_means(by_fit))  # a fit is left out if all its labels are of the block
+        n_blocks, means = int(self.blocks.max()) + 1, []
+        for fit, part in zip(np.unique(self.fits), self.by_fit, strict=True):
+            left = without_each_group(*part, self.blocks[self.fits == fit], n_blocks)
+            means.append(_means(list(left.T)))
+        return np.array(_means(means))  # a fit is left out if all its labels are of the block
 
     def interval(self) -> Interval | None:
         """The 95 % interval of `score`; None with too few groups."""
@@ -123,7 +126,7 @@ class Rankings:
 
     def by_class(self, n_seeds: int) -> RankedClasses:
         """Scores of every class: means over the fits where they are defined."""
-        parts = [(self.labels[self.fits == fit], self.ranks[self.fits == fit]) for fit in range(self.fits[-1] + 1)]
+        parts = self.by_fit
         curves = [[_curve(*pair) for pair in zip(labels.T, ranks.T, strict=True)] for labels, ranks in parts]
         return RankedClasses(
             average_precision=_means([average_precisions(*part) for part in parts]),
@@ -132,10 +135,6 @@ class Rankings:
             macro_curve=_means([_means(of_fit) for of_fit in curves]),
             micro_curve=_means([_curve(labels.ravel(), ranks.ravel()) for labels, ranks in parts]),
         )
-
-    def _of_fit(self, fit: int) -> Array:
-        rows = self.fits == fit
-        return average_precisions(self.labels[rows], self.ranks[rows])
 
 
 def _curve(labels: Array, ranks: Array) -> Array:

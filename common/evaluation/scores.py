@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
@@ -16,7 +17,6 @@ from common.evaluation.rankings import Rankings, ranking_scores
 from common.evaluation.record import ComparisonRecord, FitRecord, HeadRecord, Interval, MeanRecord, PerClass, Units
 from common.features import FeatureSet
 
-Key = TypeVar("Key", str, int)
 MoreScores = Callable[[Array, Array, Sequence[str]], dict[str, float]]
 TOP5_CLASSES = 30  # the fewest classes for which top-5 accuracy is informative
 NORMAL = "normal"  # the class of ICBHI that is not abnormal
@@ -46,10 +46,11 @@ def scores(labels: Array, predictions: Array, n_classes: int, logits: Array | No
     return scored
 
 
-def per_class(labels: Array, predictions: Array, n_classes: int) -> dict[str, list[float]]:
-    """``precision``, ``recall``, ``f1`` and ``clips`` (of the true class), (C,) each; 0 where undefined."""
+def per_class(labels: Array, predictions: Array, n_classes: int, n_seeds: int = 1) -> PerClass:
+    """Scores of every class over all seeds; 0 where undefined."""
     columns = precision_recall_fscore_support(labels, predictions, labels=range(n_classes), zero_division=0)
-    return {name: column.tolist() for name, column in zip(("precision", "recall", "f1", "clips"), columns, strict=True)}
+    precision, recall, f1, clips = (column.tolist() for column in columns)
+    return PerClass(precision=precision, recall=recall, f1=f1, clips=[count / n_seeds for count in clips])
 
 
 def _is_normal(labels: Array, class_names: Sequence[str]) -> Array:
@@ -76,19 +77,17 @@ def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: M
     """The scores of a head over all splits and seeds; `more_scores` are the task's."""
     labels, class_names = features.labels.numpy(), features.class_names
     fits = [_score_fit(outcome, labels, class_names, more_scores) for outcome in outcomes]
-    judged = judge(outcomes, features)
+    judged, seeds = judge(outcomes, features), {fit.seed for fit in fits}
     means = MeanRecord(
         mean={name: float(np.mean([fit.scores[name] for fit in fits])) for name in fits[0].scores},
-        std_over_folds=_std_between(fits, [fit.split for fit in fits]),
-        std_over_seeds=_std_between(fits, [fit.seed for fit in fits]),
+        std_over_folds=_std_between(fits, "split"),
+        std_over_seeds=_std_between(fits, "seed"),
         interval=judged.interval(),
     )
     if isinstance(judged, Rankings):
-        return HeadRecord(**dict(means), per_class=judged.by_class(len({fit.seed for fit in fits})), splits=fits)
+        return HeadRecord(**dict(means), per_class=judged.by_class(len(seeds)), splits=fits)
     truth = labels[np.concatenate([outcome.rows for outcome in outcomes])]
     predictions = np.concatenate([outcome.predictions for outcome in outcomes])
-    classes, seeds = per_class(truth, predictions, len(class_names)), [fit.seed for fit in fits]
-    classes["clips"] = [clips / len(set(seeds)) for clips in classes["clips"]]
     return HeadRecord(
         **dict(means),
         more_intervals={
@@ -96,7 +95,7 @@ def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: M
             for name, strata in STRATA.items()
             if np.isfinite(means.mean.get(name, np.nan))
         },
-        per_class=PerClass(**classes),
+        per_class=per_class(truth, predictions, len(class_names), len(seeds)),
         confusion=confusion_matrix(truth, predictions, labels=range(len(class_names))).tolist(),
         splits=fits,
     )
@@ -117,14 +116,13 @@ def _score_fit(
     return FitRecord.model_validate({**identity, **outcome.facts, **scored})
 
 
-def _std_between(fits: Sequence[FitRecord], keys: Sequence[Key]) -> dict[str, float] | None:
-    """Standard deviation of every score between the means of the fits with equal keys; None if all keys are equal."""
-    if len(set(keys)) < 2:
+def _std_between(fits: Sequence[FitRecord], key: str) -> dict[str, float] | None:
+    """Standard deviation of every score between the means of the fits of a split, or of a seed; None with only one."""
+    parts = [list(part) for _, part in groupby(sorted(fits, key=attrgetter(key)), attrgetter(key))]
+    if len(parts) < 2:
         return None
-    by_key = [[fit for fit, key in zip(fits, keys, strict=True) if key == value] for value in sorted(set(keys))]
     return {
-        name: float(np.std([np.mean([fit.scores[name] for fit in of_key]) for of_key in by_key]))
-        for name in fits[0].scores
+        name: float(np.std([np.mean([fit.scores[name] for fit in part]) for part in parts])) for name in fits[0].scores
     }
 
 

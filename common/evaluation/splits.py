@@ -24,11 +24,8 @@ class SplitError(UserError):
 
 
 def make_splits(prepared: Prepared) -> tuple[list[Split], str]:
-    """The splits by the rows' folds or sides, with a description such as ``"official folds 1-5"``.
-
-    Raises:
-        SplitError: there is only one fold, or a side or a class is missing.
-    """
+    """The splits by the rows' folds or sides, with a description such as ``"official folds 1-5"``; SplitError if there is only
+    one fold, or a side or a class is missing."""
     features = prepared.features
     author = "official" if prepared.kind is DivisionKind.OFFICIAL else "given"
     if features.folds is not None:
@@ -44,9 +41,8 @@ def make_splits(prepared: Prepared) -> tuple[list[Split], str]:
     split = Split("test", *(np.flatnonzero(sides == side) for side in ("train", "test", "valid")))
     described = f"{author} train, valid and test split" if len(split.valid) else f"{author} train and test split"
     _refuse_missing_classes(features, split.train, f"the training side of the {described}")
-    _refuse_without_labels(features, split.test, f"the test side of the {described}")
-    if len(split.valid):
-        _refuse_without_labels(features, split.valid, f"the validation side of the {described}")
+    for rows, side in ((split.test, "test"), (split.valid, "validation")):
+        _refuse_without_labels(features, rows, f"the {side} side of the {described}")
     return [split], described
 
 
@@ -88,11 +84,8 @@ def _hold_out_fold(features: FeatureSet, split: Split, seed: int) -> Array:
 
 
 def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) -> Array:
-    """About `share` of `rows` as whole groups, with classes in proportion as far as groups allow.
-
-    Raises:
-        SplitError: no clip of a class would remain.
-    """
+    """About `share` of `rows` as whole groups, with classes in proportion as far as groups allow; SplitError if no clip of a
+    class would remain."""
     assert features.groups is not None
     labels, groups = features.labels.numpy()[rows], np.array(features.groups)[rows]
     if len(set(groups)) < 2:
@@ -126,20 +119,19 @@ def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:
     if labels.ndim == 2:
         of_group = np.zeros((group_of.max() + 1, labels.shape[1]), bool)
         np.logical_or.at(of_group, group_of, labels)
-        by_group = np.empty(len(of_group), np.int64)
-        for fold, (_, held_out) in enumerate(
-            MultilabelStratifiedKFold(count, shuffle=True, random_state=seed).split(of_group, of_group)
-        ):
-            by_group[held_out] = fold
-        return by_group[group_of]
-    mixed_up = np.arange(group_of.max() + 1)
-    np.random.RandomState(seed).shuffle(mixed_up)
-    stand_ins = np.argsort(mixed_up)[group_of]
-    fold_of = np.empty_like(mixed_up)
-    for fold, (_, rows) in enumerate(StratifiedGroupKFold(count).split(labels, labels, stand_ins)):
-        fold_of[stand_ins[rows]] = fold
-    folds: Array = fold_of[group_of]
-    return folds
+        parts = MultilabelStratifiedKFold(count, shuffle=True, random_state=seed).split(of_group, of_group)
+        folds = [(fold, held_out) for fold, (_, held_out) in enumerate(parts)]
+    else:
+        mixed_up = np.arange(group_of.max() + 1)
+        np.random.RandomState(seed).shuffle(mixed_up)
+        stand_ins = np.argsort(mixed_up)[group_of]
+        parts = StratifiedGroupKFold(count).split(labels, labels, stand_ins)
+        folds = [(fold, stand_ins[rows]) for fold, (_, rows) in enumerate(parts)]
+    fold_of_group = np.empty(group_of.max() + 1, np.int64)
+    for fold, held_out in folds:
+        fold_of_group[held_out] = fold
+    fold_of_row: Array = fold_of_group[group_of]
+    return fold_of_row
 
 
 def _folds(features: FeatureSet, folds: Array, author: str) -> tuple[list[Split], str]:
@@ -162,11 +154,7 @@ def _folds(features: FeatureSet, folds: Array, author: str) -> tuple[list[Split]
 
 def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:
     """A stratified random split, whatever the folds and groups; leaks related clips, so its scores are too high. With several
-    labels a clip, the stratification is iterative (Sechidis et al. 2011).
-
-    Raises:
-        SplitError: a class has a single clip, or there are too few clips in total.
-    """
+    labels a clip, the stratification is iterative (Sechidis et al. 2011). SplitError if there are too few clips."""
     labels = features.labels.numpy()
     rows = np.arange(len(labels))
     single = np.flatnonzero(class_counts(labels, len(features.class_names)) == 1)
@@ -181,21 +169,17 @@ def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:
             train, test = train_test_split(rows, test_size=test_share, random_state=seed, stratify=labels)
     except ValueError as error:
         raise SplitError(f"{len(rows)} clips cannot be split {test_share:.0%} for testing by class: {error}") from error
-    train, test = np.sort(train), np.sort(test)
     if features.is_multilabel:
         _refuse_missing_classes(features, train, "the training side of the random split")
         _refuse_without_labels(features, test, "the test side of the random split")
-    return Split("random", train, test)
+    return Split("random", np.sort(train), np.sort(test))
 
 
 def groups_by_class(features: FeatureSet) -> Array:
     """(C,) groups that have clips of every class."""
     labels, groups = features.labels.numpy(), np.array(features.groups)
-    counts = [
-        len(set(groups[labels[:, place] if labels.ndim == 2 else labels == place]))
-        for place in range(len(features.class_names))
-    ]
-    return np.array(counts)
+    has_class = labels.T if labels.ndim == 2 else labels == np.arange(len(features.class_names))[:, None]
+    return np.array([len(set(groups[rows])) for rows in has_class])
 
 
 def class_counts(labels: Array, n_classes: int) -> Array:
@@ -214,7 +198,7 @@ def _refuse_missing_classes(features: FeatureSet, rows: Array, where: str) -> No
 
 def _refuse_without_labels(features: FeatureSet, rows: Array, where: str) -> None:
     """With several labels a clip, or none: rows without any label have no score."""
-    if features.is_multilabel and not features.labels.numpy()[rows].any():
+    if features.is_multilabel and len(rows) and not features.labels.numpy()[rows].any():
         raise SplitError(f"no clip of {where} has a label, so nothing can be scored there; divide the clips otherwise")
 
 

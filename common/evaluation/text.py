@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from common.datasets import DivisionKind, Metric, Task
 from common.evaluation.intervals import MIN_GROUPS
@@ -196,9 +197,12 @@ def _interval_remarks(protocol: ProtocolRecord) -> Iterator[str]:
     unknown = "" if units == "groups" else " (which clips are related is unknown)"
     yield f"95 % intervals are over {units}{unknown}. They leave out how much training itself would vary."
     for name, title in NAMES.items():
-        if any(name in scored.more_intervals for scored in protocol.heads.values()):
-            ranges = _by_head(protocol, lambda scored, name=name: f" {range_of(scored.more_intervals[name])}")
+        if ranges := _by_head(protocol, partial(_more_interval, name)):
             yield f"95 % interval of {title}: {ranges}."
+
+
+def _more_interval(name: str, scored: HeadRecord) -> str | None:
+    return f" {range_of(scored.more_intervals[name])}" if name in scored.more_intervals else None
 
 
 def _comparison_remarks(protocol: ProtocolRecord) -> Iterator[str]:

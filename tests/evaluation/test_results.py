@@ -51,9 +51,9 @@ def test_scores_by_hand() -> None:
     # A class that neither occurs nor is predicted counts with F1 0: the mean is over all classes.
     assert scores(labels, predictions, 3)["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 3)
     columns = per_class(labels, predictions, 3)
-    assert columns["recall"] == pytest.approx([2 / 3, 1, 0])
-    assert columns["precision"] == pytest.approx([1, 0.5, 0])
-    assert columns["clips"] == [3, 1, 0]
+    assert columns.recall == pytest.approx([2 / 3, 1, 0])
+    assert columns.precision == pytest.approx([1, 0.5, 0])
+    assert columns.clips == [3, 1, 0]
 
 
 @pytest.mark.filterwarnings("ignore:The number of unique classes")
