@@ -35,18 +35,14 @@ NOT_DECISIVE = {"features", "encoder", "output_dir", "markdown", "figure_format"
 def classify(
     task: Task, config: FitConfig, options: Mapping[str, str | bool], device: torch.device, overwrite: bool
 ) -> RunRecord:
-    """Fit and score both heads by the task's protocol; print the scores, write every file, return the record.
+    """Fit and score both heads by the task's protocol; print the scores, write every file, return the record. UserError says
+    what is wrong.
 
     A finished run of the same features and settings is printed again instead.
 
     Args:
-        config: the effective configuration.
         options: values of the task's flags.
-        device: where to fit.
         overwrite: whether results of another run may be replaced.
-
-    Raises:
-        ConfigError, FeatureFileError, FitError, SplitError, DatasetError, OutputError: all are UserErrors.
     """
     _refuse_contradictions(config)
     prepared = load_features(task, config, options)
@@ -103,7 +99,7 @@ def _fit_and_save(
         if protocols and protocols["official"].kind is DivisionKind.RANDOM:
             print(f"{task.title} has no official division, so only the random protocol is run")
             break
-        run = run_protocol(name, prepared.prepared, config.fit_config, device, task, controls)
+        run = run_protocol(name, prepared.prepared, config, device, task, controls)
         protocols[name] = run.record
         files += save_predictions(run.outcomes, features, folder, prefix_of(name))
         if len(protocols) == 1:
@@ -144,10 +140,7 @@ def earlier_record(
     folder: Path, task: Task, config: ConfigRecord, features_sha256: str, overwrite: bool = False
 ) -> RunRecord | None:
     """The record in `folder` if it is of the same task, features and configuration and all its files exist; else None.
-
-    Raises:
-        OutputError: the record is of another run, and `overwrite` is not set.
-    """
+    OutputError if it is of another run, and `overwrite` is not set."""
     path = folder / RESULT_FILE
     if overwrite or not path.exists():
         return None
@@ -155,12 +148,10 @@ def earlier_record(
         record = RunRecord.load(path)
     except RecordError as error:
         raise OutputError(f"{error}; --overwrite replaces it") from error
+    runs = ((record.task, record.config, record.features.sha256), (task.name, config, features_sha256))
     before, now = (
         {"task": name, **settings.model_dump(mode="json", exclude=NOT_DECISIVE), "features": sha256}
-        for settings, name, sha256 in (
-            (record.config, record.task, record.features.sha256),
-            (config, task.name, features_sha256),
-        )
+        for name, settings, sha256 in runs
     )
     if different := describe_difference(before, now):
         raise OutputError(
