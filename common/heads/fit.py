@@ -58,12 +58,10 @@ def fit_chosen(
             whole = [replace(job, split=_all_train(job.split), shrinkage=recipe.shrinkage) for job in jobs]
             return [ChosenHead(head, head) for head in fit_heads(kind, features, whole, recipe, device)]
     choosing = _choose(kind, features, jobs, recipe, device)
-    if not refit:
-        return [ChosenHead(head, head) for head in choosing]
     again = {
         index: replace(head.job, split=_all_train(head.job.split), keep=head.epoch)
         for index, head in enumerate(choosing)
-        if len(head.job.split.valid)
+        if refit and len(head.job.split.valid)
     }
     fitted = dict(zip(again, fit_heads(kind, features, list(again.values()), recipe, device), strict=True))
     return [ChosenHead(head, fitted.get(index, head)) for index, head in enumerate(choosing)]
@@ -79,12 +77,8 @@ def _choose(
     for shrinkage in SHRINKAGES:
         tried = [replace(job, shrinkage=shrinkage if len(job.split.valid) else DEFAULT_SHRINKAGE) for job in jobs]
         heads = fit_heads(kind, features, tried, recipe, device)
-        if best:  # ties keep the first
-            heads = [
-                head if head.valid_score > before.valid_score else before
-                for before, head in zip(best, heads, strict=True)
-            ]
-        best = heads
+        # Ties keep the first.
+        best = [max(pair, key=lambda head: head.valid_score) for pair in zip(best or heads, heads, strict=True)]
     return best
 
 
@@ -214,14 +208,11 @@ class _Fitting:
         if is_kept:
             self.kept = self.n_epochs, self.head.state()
 
-    def _blocks(self, numbers: Array) -> Sequence[torch.Tensor]:
-        blocks: Sequence[torch.Tensor] = torch.from_numpy(numbers).to(self.rows.device).split(BLOCK)
-        return blocks
-
     def _logits(self, head: Callable[[torch.Tensor], torch.Tensor], numbers: Array) -> torch.Tensor:
         """(M, C) on the CPU, written in place: small results between large blocks would leave holes in memory."""
         logits = torch.empty(len(numbers), len(self.class_names))
-        for rows, into in zip(self._blocks(numbers), logits.split(BLOCK), strict=True):
+        blocks = torch.from_numpy(numbers).to(self.rows.device).split(BLOCK)
+        for rows, into in zip(blocks, logits.split(BLOCK), strict=True):
             into.copy_(head(self.rows[rows, : self.scaler.width]))
         return logits
 

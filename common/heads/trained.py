@@ -14,7 +14,7 @@ from torch import nn
 from common.arrays import Array
 from common.encoder import Encoder, Output, Waveform, choose_outputs
 from common.errors import UserError
-from common.features import LABEL_SEPARATOR, FeatureFileError, FeatureSet, Provenance, read_provenance
+from common.features import LABEL_SEPARATOR, FeatureSet, Provenance, read_provenance
 from common.files import load_torch, save_torch
 from common.heads.recipes import HEADS, HeadKind
 from common.heads.scalers import Scaler, fit_scaler, one_blas_thread
@@ -64,11 +64,7 @@ class KnownSounds:
 
 def conformal_threshold(held_out: Array, rate: float) -> float:
     """The distance that a share of at most `rate` of new clips exceeds, if they are like the held-out clips: a conformal
-    quantile (Bates et al. 2023, https://arxiv.org/abs/2104.08279).
-
-    Raises:
-        NoneOfTheseError: there are too few held-out clips for so small a rate.
-    """
+    quantile (Bates et al. 2023, https://arxiv.org/abs/2104.08279). NoneOfTheseError if there are too few for that rate."""
     place = math.ceil((len(held_out) + 1) * (1 - rate))
     if place > len(held_out):
         least = math.ceil(1 / rate) - 1
@@ -219,6 +215,8 @@ class TrainedHead:
             )
         try:
             content = load_torch(Path(path))
+            if "features" in content:
+                raise ValueError("it is a feature file: give the head that was trained on it")
             rotation, rule, known = content["scaler_rotation"], content["label_rule"], None
             scaler = Scaler(
                 content["scaler_mean"].numpy(),
@@ -244,14 +242,4 @@ class TrainedHead:
             )
         except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
             cause = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
-            is_features = _is_feature_file(Path(path))
-            hint = "; it is a feature file: give the head that was trained on it" if is_features else ""
-            raise HeadFileError(f"{path} is not a trained head of this project ({cause}){hint}") from error
-
-
-def _is_feature_file(path: Path) -> bool:
-    try:
-        FeatureSet.load(path)
-    except FeatureFileError:
-        return False
-    return True
+            raise HeadFileError(f"{path} is not a trained head of this project ({cause})") from error
