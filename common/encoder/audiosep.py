@@ -173,10 +173,7 @@ class AudioSepEncoder(Encoder, nn.Module):
 
     @torch.no_grad()
     def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
-        """Several layers and poolings from one forward pass: output -> (N, its width).
-
-        Arguments and errors as for `embed`. A waveform shorter than `info.min_samples` is zero-padded to that.
-        """
+        """As `Encoder.embed_outputs`, all from one forward pass."""
         checked = check_waveforms(waveforms, self.info.min_samples)
         if not checked:
             return {output: torch.empty(0, output.width) for output in outputs}
@@ -198,15 +195,11 @@ class AudioSepEncoder(Encoder, nn.Module):
 
     @torch.no_grad()
     def embed_frames(self, waveforms: Sequence[Waveform], layer: str = DEFAULT_LAYER) -> list[torch.Tensor]:
-        """The embeddings of each clip over time: the mean over frequency of each of the layer's columns.
+        """The embeddings of each clip over time, (T, channels) float32 on the CPU: the mean over frequency of each of the
+        layer's columns. Arguments and errors as for `embed`.
 
-        Their mean over time is the clip's embedding (pool ``mean``), up to rounding. `frame_times` gives their places.
-
-        Arguments and errors as for `embed`.
-
-        Returns:
-            For each clip (T, channels) float32 on the CPU; of ``encoder_block6``, a column is 0.32 s, and what is left at
-            the end of a clip belongs to none.
+        Their mean over time is the clip's embedding (pool ``mean``), up to rounding. `frame_times` gives their places. Of
+        ``encoder_block6``, a column is 0.32 s, and what is left at the end of a clip belongs to none.
         """
         checked = check_waveforms(waveforms, self.info.min_samples)
         self._one_output(layer, DEFAULT_POOL)  # which refuses an unknown layer
@@ -231,10 +224,8 @@ class AudioSepEncoder(Encoder, nn.Module):
     def _reduce(
         self, waveforms: list[Array], layers: Sequence[str], reduce: Callable[[str, torch.Tensor, list[slice]], T]
     ) -> tuple[list[Tile], dict[str, list[T]]]:
-        """All tiles, and layer -> what `reduce` makes of the layer, its output and the tiles' cores, for every batch of tiles.
-
-        Tiles of one width share a batch, so a clip's tiles may come in any order.
-        """
+        """All tiles, in any order, and layer -> what `reduce` makes of the layer, its output and the tiles' cores, for every
+        batch of tiles."""
         halo = max((HALO_FRAMES[layer] for layer in layers), default=0)
         tiles: list[Tile] = []
         for clip, waveform in enumerate(waveforms):

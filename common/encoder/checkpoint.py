@@ -57,15 +57,11 @@ class Weights:
 
 
 def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
-    """Read the tensors named in `shapes` from a checkpoint, or draw them for ``random:SEED``.
+    """Read the tensors named in `shapes` (without prefix) from a checkpoint, or draw them for ``random:SEED``; CheckpointError
+    if the file is missing, damaged, unsafe, or lacks the tensors.
 
-    Args:
-        checkpoint: a ``.bin``/``.ckpt``/``.pt`` or ``.safetensors`` file, an exported folder, ``"random:SEED"``, or None for
-            ``pretrained_models/AudioSep/pytorch_model.bin``.
-        shapes: name without prefix -> shape of every tensor wanted.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, unsafe, or lacks the tensors.
+    A checkpoint is a ``.bin``/``.ckpt``/``.pt`` or ``.safetensors`` file, an exported folder, ``"random:SEED"``, or None for
+    ``pretrained_models/AudioSep/pytorch_model.bin``.
     """
     if isinstance(checkpoint, str) and checkpoint.startswith("random:"):
         return _random_weights(checkpoint, shapes)
