@@ -70,8 +70,9 @@ def _columns(content: Mapping[str, Any]) -> dict[str, list[Any]]:
         "group": [content["groups"][row] if content["groups"] else "" for row in rows],
         "class_name": label_texts(labels, names),
     }
-    for head, logits in content["logits"].items():
-        columns[head] = label_texts((logits > 0 if labels.ndim == 2 else logits.argmax(dim=1)).numpy(), names)
+    for head, tensor in content["logits"].items():
+        logits = tensor.numpy()  # of equal logits, NumPy takes the first
+        columns[head] = label_texts(logits > 0 if labels.ndim == 2 else logits.argmax(axis=1), names)
     return columns
 
 
