@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import matplotlib
@@ -20,17 +20,18 @@ from common.arrays import Array
 from common.datasets import Metric, Task
 from common.evaluation.record import (
     CalibrationRecord,
+    EfficiencyRecord,
     FeaturesRecord,
+    FewShotRecord,
     FitRecord,
     HeadRecord,
-    Interval,
     LabelSets,
     PerClass,
     ProtocolRecord,
     RankedClasses,
 )
 from common.files import write_atomically
-from common.heads import HEADS, HeadKind, head_title
+from common.heads import HEADS, head_title
 from common.text_table import percent
 
 FEW, MANY = 20, 60  # most classes for all numbers to fit into a matrix, and for all names to fit into a figure
@@ -201,27 +202,23 @@ def plot_curves(fits: Sequence[FitRecord], title: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-@dataclass(frozen=True)
-class Point:
-    """A score of a head that was fitted on `amount` of something."""
-
-    head: HeadKind
-    amount: float
-    score: float
-    interval: Interval | None
-
-
-def plot_learning_curves(points: Sequence[Point], axis_labels: tuple[str, str], title: str, path: Path) -> None:
-    """Draw scores over the amount of training clips, a line per head, with 95 % intervals."""
+def plot_learning_curves(
+    points: Sequence[EfficiencyRecord | FewShotRecord],
+    amount: str,
+    axis_labels: tuple[str, str],
+    title: str,
+    path: Path,
+) -> None:
+    """Draw scores over the field `amount`, of training clips, a line per head, with 95 % intervals."""
     figure, axes = _new_figure(7, 4.5)
     for (head, colour), marker in zip((("linear", BLUE), ("three_layer", RED)), "os", strict=True):
-        of_head = sorted((point for point in points if point.head == head), key=lambda point: point.amount)
+        of_head = sorted((point for point in points if point.head == head), key=attrgetter(amount))
         if not of_head:
             continue
         scores = np.array([100 * point.score for point in of_head])
         ends = [point.interval or (point.score, point.score) for point in of_head]
         errors = np.abs(100 * np.array(ends).T - scores)
-        amounts = [point.amount for point in of_head]
+        amounts = [getattr(point, amount) for point in of_head]
         axes.errorbar(amounts, scores, errors, marker=marker, color=colour, capsize=3, label=head_title(head))
     axes.set_xscale("log")
     axes.set_title(title, fontsize=10)
@@ -281,11 +278,9 @@ def figures_of(task: Task, features: FeaturesRecord, protocol: ProtocolRecord) -
             figures[f"reliability_{kind}"] = partial(plot_reliability, scored.calibration, title)
     title, quantity = f"{task.title}: how many labels are needed\n{below}", f"{protocol.majority_class.metric.label}, %"
     if protocol.label_efficiency:
-        points = [Point(part.head, part.n_train, part.score, part.interval) for part in protocol.label_efficiency]
         labels = ("labelled clips to learn from", quantity)
-        figures["label_efficiency"] = partial(plot_learning_curves, points, labels, title)
+        figures["label_efficiency"] = partial(plot_learning_curves, protocol.label_efficiency, "n_train", labels, title)
     if protocol.few_shots:
-        points = [Point(part.head, part.shots, part.mean, part.interval) for part in protocol.few_shots]
         labels = (f"clips of every class to learn from ({len(protocol.few_shots[0].draws)} draws)", quantity)
-        figures["few_shots"] = partial(plot_learning_curves, points, labels, title)
+        figures["few_shots"] = partial(plot_learning_curves, protocol.few_shots, "shots", labels, title)
     return figures

@@ -102,10 +102,9 @@ class LabelSets(Record):
     micro_f1: float
     macro_f1: float  # of the classes with test clips
     per_class: PerClass
-    confusion: list[
-        list[int]
-    ]  # (C, C) test clips with the label of the row that are predicted to have that of the column
-    false_alarms: list[list[int]]  # (C, C) those of them that do not have the label of the column
+    # (C, C) test clips with the label of the row that are predicted to have that of the column, and those without the latter
+    confusion: list[list[int]]
+    false_alarms: list[list[int]]
     co_occurrence: list[list[int]]  # (C, C) test clips that have both labels
 
 
@@ -203,6 +202,10 @@ class FewShotRecord(Record):
     draws: list[float]  # the score of every draw, a mean over splits
     mean: float
     interval: Interval | None  # 95 %, of the mean: how much the drawn clips matter, for these test clips
+
+    @property
+    def score(self) -> float:
+        return self.mean
 
 
 class ProtocolIdentity(Record):

@@ -68,15 +68,15 @@ def more_tables(protocol: ProtocolRecord) -> Iterator[list[list[str]]]:
     """The main score by the fraction of labelled clips, and by the number of training clips of every class; headers first."""
     label = protocol.majority_class.metric.label
     if points := protocol.label_efficiency:
-        cells = [_point(part, f"{100 * part.fraction:g} %", part.score) for part in points]
+        cells = [_point(part, f"{100 * part.fraction:g} %") for part in points]
         yield [["head", "labels", "clips", label, "95 %"], *cells]
     if draws := protocol.few_shots:
-        cells = [_point(part, str(part.shots), part.mean) for part in draws]
+        cells = [_point(part, str(part.shots)) for part in draws]
         yield [["head", "shots", "clips", label, f"95 % of {len(draws[0].draws)} draws"], *cells]
 
 
-def _point(part: EfficiencyRecord | FewShotRecord, amount: str, score: float) -> list[str]:
-    return [head_title(part.head), amount, f"{part.n_train:,}", percent(score), range_of(part.interval)]
+def _point(part: EfficiencyRecord | FewShotRecord, amount: str) -> list[str]:
+    return [head_title(part.head), amount, f"{part.n_train:,}", percent(part.score), range_of(part.interval)]
 
 
 def remarks(protocol: ProtocolRecord) -> list[str]:
@@ -123,8 +123,7 @@ def _epochs(scored: HeadRecord) -> str:
 
 
 def _best_on_test(scored: HeadRecord) -> str:
-    best = [fit.best_test_accuracy_over_epochs for fit in scored.splits]
-    accuracies = [accuracy for accuracy in best if accuracy is not None]
+    accuracies = [best for fit in scored.splits if (best := fit.best_test_accuracy_over_epochs) is not None]
     return f" {percent(sum(accuracies) / len(accuracies) if accuracies else None)}"
 
 

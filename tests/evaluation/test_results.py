@@ -19,11 +19,13 @@ from common.arrays import Array
 from common.datasets import DivisionKind
 from common.evaluation import plots
 from common.evaluation.outcomes import Outcome
-from common.evaluation.plots import FEW, MANY, Point, plot_confusion, plot_curves, plot_learning_curves, plot_per_class
+from common.evaluation.plots import FEW, MANY, plot_confusion, plot_curves, plot_learning_curves, plot_per_class
 from common.evaluation.predictions import Predictions, save_predictions
 from common.evaluation.record import (
     ConfigRecord,
+    EfficiencyRecord,
     FeaturesRecord,
+    MeanRecord,
     ProtocolIdentity,
     ProtocolRecord,
     RecordError,
@@ -392,12 +394,13 @@ def test_a_confusion_matrix_shows_shares_of_the_true_class(n_classes: int, drawn
 @pytest.mark.parametrize("what", ["confusion", "per_class", "curves", "label_efficiency"])
 def test_figures_are_png_files(what: str, record: RunRecord, tmp_path: Path) -> None:
     scored = record.protocols["official"].heads["linear"]
-    point = Point("linear", 9, scored.score, scored.interval)
+    means = scored.model_dump(include=set(MeanRecord.model_fields))
+    point = EfficiencyRecord(head="linear", fraction=0.5, n_train=9, **means)
     draw: dict[str, Callable[[Path], None]] = {
         "confusion": lambda path: plot_confusion(np.array(scored.confusion), list("abcd"), "a title", path),
         "per_class": lambda path: plot_per_class(scored.per_class, list("abcd"), "a title", path),
         "curves": lambda path: plot_curves(scored.splits, "a title", path),
-        "label_efficiency": lambda path: plot_learning_curves([point], ("clips", "accuracy, %"), "a title", path),
+        "label_efficiency": lambda path: plot_learning_curves([point], "n_train", ("clips", "%"), "a title", path),
     }
     draw[what](tmp_path / "figure.png")
     pixels = imread(tmp_path / "figure.png")
