@@ -116,19 +116,16 @@ def heads_to_keep(
             "calibration": calibrate(unseen, scale),
             "none_of_these": _measure_none_of_these(distances),
         }
-        temperature, rule = 1.0, None
+        final, n_classes = _final_head(kind, features, heads[:n_splits], fitter), len(features.class_names)
+        head = TrainedHead(kind, final.module, final.scaler, features.class_names, features.provenance, known=known)
         if features.is_multilabel:
-            slopes, biases = (np.broadcast_to(part, features.labels.shape[1]) for part in (scale.slopes, scale.biases))
-            rule = LabelRule(slopes.tolist(), biases.tolist(), [0.5] * len(slopes))
+            slopes, biases = (np.broadcast_to(part, n_classes).tolist() for part in (scale.slopes, scale.biases))
+            rule = LabelRule(slopes, biases, [0.5] * n_classes)
             if (label_sets := measure_label_sets(unseen, scale)) is not None:
                 measured["label_sets"], rule = label_sets, replace(rule, thresholds=label_sets.thresholds)
+            kept[kind] = replace(head, rule=rule), measured
         else:
-            temperature = 1 / float(scale.slopes)
-        final = _final_head(kind, features, heads[:n_splits], fitter)
-        head = TrainedHead(
-            kind, final.module, final.scaler, features.class_names, features.provenance, temperature, known, rule
-        )
-        kept[kind] = head, measured
+            kept[kind] = replace(head, temperature=1 / float(scale.slopes)), measured
     return kept
 
 

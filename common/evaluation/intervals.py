@@ -2,9 +2,7 @@
 
 Intervals come from the jackknife over groups with Student's t. For shares they take Wilson's form, with the effective
 number of clips that the jackknife implies, so that they stay within 0 to 1 and keep a width where everything is right. A
-bootstrap of few groups is too narrow: in simulations with 5 groups it covered the truth 80 % of the time, these intervals
-95 to 99 %. Heads are held fixed: an interval tells how the score varies with the test clips, not with the training clips.
-The variation with seeds is printed separately.
+bootstrap of few groups is too narrow; docs/protocols.md has the simulations. Heads are held fixed.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ def share_interval(
     names = np.unique([] if strata is None else strata)
     if len(names) <= FEW_STRATA and any(len(np.unique(groups[strata == name])) < MIN_GROUPS for name in names):
         return None
-    cells = _Cells.of(hits, groups, splits, strata)
+    cells = Cells.of(hits, groups, splits, strata)
     if len(cells.sums) < MIN_GROUPS:
         return None
     share, error = cells.jackknife()
@@ -54,12 +52,11 @@ def share_interval(
 
 def difference_interval(differences: Array, groups: Array, splits: Array) -> tuple[float, float] | None:
     """The 95 % interval of the mean of (M,) hits of a head minus those of another; None with fewer than MIN_GROUPS groups."""
-    cells = _Cells.of(differences, groups, splits)
+    cells = Cells.of(differences, groups, splits)
     if len(cells.sums) < MIN_GROUPS:
         return None
     difference, error = cells.jackknife()
-    _, group = np.unique(groups, return_inverse=True)
-    varied = np.bincount(group, weights=np.abs(differences)) > 0
+    varied = Cells.of(np.abs(differences), groups, splits).sums.any(axis=1)
     t = _t_quantile(cells.effective_groups - 1, int(varied.sum()))
     # If no group differs, Wilson's upper limit of the share of groups that might.
     half = t * error if varied.any() else t**2 / (cells.effective_groups + t**2)
@@ -140,7 +137,7 @@ def _t_quantile(degrees: float, informative: int) -> float:
 
 
 @dataclass(frozen=True)
-class _Cells:
+class Cells:
     """Values by group and cell, a cell being a stratum of a fold."""
 
     # sums, counts: (G, cells)
@@ -149,7 +146,7 @@ class _Cells:
     starts: Array  # the first cell of every fold
 
     @classmethod
-    def of(cls, values: Array, groups: Array, splits: Array, strata: Array | None = None) -> _Cells:
+    def of(cls, values: Array, groups: Array, splits: Array, strata: Array | None = None) -> Cells:
         names, group = np.unique(groups, return_inverse=True)
         _, fold = np.unique(splits, return_inverse=True)
         _, stratum = np.unique(np.zeros(len(values)) if strata is None else strata, return_inverse=True)
@@ -182,11 +179,11 @@ class _Cells:
     def jackknife(self) -> tuple[float, float]:
         """The mean over folds of means over strata, and its standard error by leaving out every group in turn."""
         sums, counts = self.sums.sum(axis=0), self.counts.sum(axis=0)
-        (mean,) = self._means(sums[None], counts[None])
-        without = self._means(sums - self.sums, counts - self.counts)
+        (mean,) = self.means(sums[None], counts[None])
+        without = self.means(sums - self.sums, counts - self.counts)
         return float(mean), _jackknife_error(without)
 
-    def _means(self, sums: Array, counts: Array) -> Array:
+    def means(self, sums: Array, counts: Array) -> Array:
         """(B, cells) -> (B,); empty strata and folds do not count."""
         is_present = counts > 0.5
         shares = np.divide(sums, counts, out=np.zeros_like(sums), where=is_present)

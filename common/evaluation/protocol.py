@@ -74,6 +74,7 @@ def plan_fits(name: ProtocolName, prepared: Prepared, test_share: float, seeds: 
         features = replace(features, groups=None, folds=None, splits=None)
     else:
         splits, division = make_splits(prepared)
+        division = prepared.description or division
     jobs = []
     validations: Counter[str] = Counter()
     for seed in seeds:
@@ -152,11 +153,10 @@ def run_protocol(
     outcomes = {kind: [Outcome.of(head, features.is_multilabel) for head in heads] for kind, heads in chosen.items()}
     control_outcomes = {control: fits.outcomes(other) for control, other in (controls or {}).items()}
     kept = heads_to_keep(features, plan.jobs, chosen, fitter)
-    is_drawn = plan.kind is DivisionKind.RANDOM
     has_validation = any(len(job.split.valid) for job in plan.jobs)
     record = ProtocolRecord(
         kind=plan.kind,
-        division=plan.division if is_drawn else prepared.description or plan.division,
+        division=plan.division,
         identity=identity_of(task.name if task else "", features, plan.jobs, config),
         validation=plan.validation,
         chooses_epoch=has_validation and not all(recipe_for(kind, config).is_cosine for kind in HEADS),

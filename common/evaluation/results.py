@@ -44,7 +44,10 @@ def classify(
         options: values of the task's flags.
         overwrite: whether results of another run may be replaced.
     """
-    _refuse_contradictions(config)
+    if config.random_seed + config.seeds > 2**32:
+        raise ConfigError(f"--seeds {config.seeds} starting at seed {config.random_seed} exceeds 4294967295")
+    if config.whiten_eps is not None and recipe_for("linear", config).scaler != "whiten":
+        raise ConfigError("--whiten-eps is the strength of whitening; add --scaler whiten, or --recipe tuned")
     prepared = load_features(task, config, options)
     features = prepared.features
     folder = config.output_dir or task.output_dir_of(features.encoder_slug)
@@ -68,13 +71,6 @@ def classify(
         print(f"-> {folder / 'result.md'}")
     print(f"-> {folder}: {', '.join([RESULT_FILE, *record.files])}")
     return record
-
-
-def _refuse_contradictions(config: FitConfig) -> None:
-    if config.random_seed + config.seeds > 2**32:
-        raise ConfigError(f"--seeds {config.seeds} starting at seed {config.random_seed} exceeds 4294967295")
-    if config.whiten_eps is not None and recipe_for("linear", config).scaler != "whiten":
-        raise ConfigError("--whiten-eps is the strength of whitening; add --scaler whiten, or --recipe tuned")
 
 
 def _protocols(config: FitConfig) -> tuple[ProtocolName, ...]:

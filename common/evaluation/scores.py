@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
 from common.arrays import Array
-from common.evaluation.intervals import difference_interval, paired_p_value, share_interval
+from common.evaluation.intervals import Cells, difference_interval, paired_p_value, share_interval
 from common.evaluation.outcomes import Outcome
 from common.evaluation.rankings import Rankings, ranking_scores
 from common.evaluation.record import ComparisonRecord, FitRecord, HeadRecord, Interval, MeanRecord, PerClass, Units
@@ -19,12 +19,6 @@ from common.features import FeatureSet
 
 MoreScores = Callable[[Array, Array, Sequence[str]], dict[str, float]]
 TOP5_CLASSES = 30  # the fewest classes for which top-5 accuracy is informative
-NORMAL = "normal"  # the class of ICBHI that is not abnormal
-# Scores that are means of the accuracies on strata of the clips -> (labels, class names) -> the stratum of every clip.
-STRATA: dict[str, Callable[[Array, Sequence[str]], Array]] = {
-    "balanced_accuracy": lambda labels, class_names: labels,
-    "icbhi_score": lambda labels, class_names: _is_normal(labels, class_names),
-}
 
 
 def scores(labels: Array, predictions: Array, n_classes: int, logits: Array | None = None) -> dict[str, float]:
@@ -54,9 +48,16 @@ def per_class(labels: Array, predictions: Array, n_classes: int, n_seeds: int = 
 
 
 def _is_normal(labels: Array, class_names: Sequence[str]) -> Array:
-    """By name: where no clip is normal, index 0 is another class."""
-    is_normal: Array = np.array([name == NORMAL for name in class_names])[labels]
+    """Whether a clip of ICBHI is not abnormal. By name: where no clip is normal, index 0 is another class."""
+    is_normal: Array = np.array([name == "normal" for name in class_names])[labels]
     return is_normal
+
+
+# Scores that are means of the accuracies on strata of the clips -> (labels, class names) -> the stratum of every clip.
+STRATA: dict[str, Callable[[Array, Sequence[str]], Array]] = {
+    "balanced_accuracy": lambda labels, class_names: labels,
+    "icbhi_score": _is_normal,
+}
 
 
 def icbhi_scores(labels: Array, predictions: Array, class_names: Sequence[str]) -> dict[str, float]:
@@ -141,15 +142,8 @@ class Hits:
 
     def resampled(self, times: Array) -> Array:
         """(B,) accuracies of B bootstraps over groups, means over splits; `times` (B, G) is how often each group is drawn."""
-        _, group = np.unique(self.groups, return_inverse=True)
-        _, split = np.unique(self.splits, return_inverse=True)
-        sums, counts = np.zeros((2, group.max() + 1, split.max() + 1))
-        np.add.at(sums, (group, split), self.hits)
-        np.add.at(counts, (group, split), 1)
-        drawn = times @ counts
-        shares = np.divide(times @ sums, drawn, out=np.full(drawn.shape, np.nan), where=drawn > 0)
-        means: Array = np.nanmean(shares, axis=1)
-        return means
+        cells = Cells.of(self.hits, self.groups, self.splits)
+        return cells.means(times @ cells.sums, times @ cells.counts)
 
     def interval(self, strata: Array | None = None) -> Interval | None:
         """The 95 % interval of the accuracy, or of the mean accuracy of (M,) strata."""

@@ -59,7 +59,7 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
     if features.groups is not None:
         ways.append((f"{share}, whole groups", lambda: hold_out_groups(features, split.train, VALID_SHARE, seed)))
     elif features.folds is not None:
-        ways.append(("one of the training folds", lambda: _hold_out_fold(features, split, seed)))
+        ways.append(("one of the training folds", lambda: _hold_out_fold(features, split)))
     ways.append((share, lambda: split.train[random_split(features.subset(split.train), VALID_SHARE, seed).test]))
     for words, hold_out in ways:
         try:
@@ -71,14 +71,15 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
     return split, "nothing: the last epoch is kept"
 
 
-def _hold_out_fold(features: FeatureSet, split: Split, seed: int) -> Array:
+def _hold_out_fold(features: FeatureSet, split: Split) -> Array:
+    """The rows of the training fold after the tested one."""
     assert features.folds is not None
     folds = features.folds.numpy()
     present = np.unique(folds[split.train])
     if len(present) < 2:
         raise SplitError("a single training fold cannot be spared")
-    after = present[present > folds[split.test[0]]] if len(split.test) else present[seed % len(present) :]
-    valid: Array = split.train[folds[split.train] == (after[0] if len(after) else present[0])]
+    after = [*present[present > folds[split.test[0]]], present[0]]
+    valid: Array = split.train[folds[split.train] == after[0]]
     _refuse_missing_classes(features, np.setdiff1d(split.train, valid), "what is left for training")
     return valid
 
@@ -119,16 +120,15 @@ def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:
     if labels.ndim == 2:
         of_group = np.zeros((group_of.max() + 1, labels.shape[1]), bool)
         np.logical_or.at(of_group, group_of, labels)
-        parts = MultilabelStratifiedKFold(count, shuffle=True, random_state=seed).split(of_group, of_group)
-        folds = [(fold, held_out) for fold, (_, held_out) in enumerate(parts)]
+        splitter = MultilabelStratifiedKFold(count, shuffle=True, random_state=seed)
+        parts = [held_out for _, held_out in splitter.split(of_group, of_group)]
     else:
         mixed_up = np.arange(group_of.max() + 1)
         np.random.RandomState(seed).shuffle(mixed_up)
         stand_ins = np.argsort(mixed_up)[group_of]
-        parts = StratifiedGroupKFold(count).split(labels, labels, stand_ins)
-        folds = [(fold, stand_ins[rows]) for fold, (_, rows) in enumerate(parts)]
+        parts = [stand_ins[rows] for _, rows in StratifiedGroupKFold(count).split(labels, labels, stand_ins)]
     fold_of_group = np.empty(group_of.max() + 1, np.int64)
-    for fold, held_out in folds:
+    for fold, held_out in enumerate(parts):
         fold_of_group[held_out] = fold
     fold_of_row: Array = fold_of_group[group_of]
     return fold_of_row
@@ -141,13 +141,13 @@ def _folds(features: FeatureSet, folds: Array, author: str) -> tuple[list[Split]
             f"only fold {present[0]} is present: cross-validation over the {author} folds needs two or more; "
             "extract the features of the whole data set"
         )
-    for fold in present:
-        if features.is_multilabel:  # a class that is not tested is left out of a mean
-            _refuse_missing_classes(features, np.flatnonzero(folds != fold), f"the training side of fold {fold}")
-            _refuse_without_labels(features, np.flatnonzero(folds == fold), f"fold {fold}")
-        else:
-            _refuse_missing_classes(features, np.flatnonzero(folds == fold), f"fold {fold}")
     splits = [Split(f"fold {fold}", np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in present]
+    for split in splits:
+        if features.is_multilabel:  # a class that is not tested is left out of a mean
+            _refuse_missing_classes(features, split.train, f"the training side of {split.name}")
+            _refuse_without_labels(features, split.test, split.name)
+        else:
+            _refuse_missing_classes(features, split.test, split.name)
     is_range = present == list(range(present[0], present[-1] + 1)) and len(present) > 2
     return splits, f"{author} folds {f'{present[0]}-{present[-1]}' if is_range else ', '.join(map(str, present))}"
 
@@ -208,11 +208,9 @@ def with_fraction(features: FeatureSet, job: Job, fraction: float) -> Job:
     rng, strata = np.random.default_rng([job.seed, round(1e6 * fraction)]), features.strata
 
     def fewer(rows: Array) -> Array:
-        kept = []
-        for stratum in np.unique(strata[rows]):
-            of_class = rows[strata[rows] == stratum]
-            kept.append(rng.choice(of_class, max(1, round(fraction * len(of_class))), replace=False))
-        return np.sort(np.concatenate(kept)) if kept else rows
+        parts = [rows[strata[rows] == stratum] for stratum in np.unique(strata[rows])]
+        kept = [rng.choice(part, max(1, round(fraction * len(part))), replace=False) for part in parts]
+        return np.sort(np.concatenate([rows[:0], *kept]))
 
     return replace(job, split=replace(job.split, train=fewer(job.split.train), valid=fewer(job.split.valid)))
 
