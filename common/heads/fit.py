@@ -89,17 +89,11 @@ def _all_train(split: Split) -> Split:
 def fit_heads(
     kind: HeadKind, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device
 ) -> list[FittedHead]:
-    """Fit a head per job by the recipe.
+    """Fit a head per job by the recipe: on the CPU by compiled steps, a head per core; on a GPU by plain torch, in turn.
 
     The kept epoch is the job's `keep`, or the first of the highest validation score, or the last. Scaler and head
     see training rows only. A head's random numbers come from its seed and its split's name, so it is the same whatever
     else is fitted.
-
-    Args:
-        device: the CPU: compiled steps, a head per core. A GPU: plain torch, head after head.
-
-    Returns:
-        The fitted heads in the order of `jobs`.
     """
     scaled = _ScaledRows(features.features.numpy(), jobs, recipe, device)
     stop = threading.Event()
@@ -176,11 +170,8 @@ class _Fitting:
         n_hidden = sum(isinstance(layer, nn.ReLU) for layer in self.module)
         self.shuffle = Shuffle(job, features.labels.numpy(), recipe, self.scaler.width, n_hidden)
         n_steps = recipe.epochs * self.shuffle.n_batches
-        self.head: CompiledHead | PlainHead
-        if scaled.device.type == "cpu":
-            self.head = CompiledHead(self.module, recipe, n_steps)
-        else:
-            self.head = PlainHead(self.module, recipe, n_steps, scaled.device)
+        on_cpu, arguments = scaled.device.type == "cpu", (self.module, recipe, n_steps)
+        self.head = CompiledHead(*arguments) if on_cpu else PlainHead(*arguments, scaled.device)
         self.labels = features.labels.to(scaled.device)
         self.curves = Curves([], [], [])
         self.kept: tuple[int, dict[str, torch.Tensor]] | None = None  # the epoch to keep so far, and its state

@@ -279,10 +279,9 @@ def take_steps(rows, batches, layers, buffers, regularisation, done, rates):  # 
 
     Args:
         rows: (N, P) float32, as in `new_rows`.
-        batches: the arrays of `Batches`, of S batches.
         layers, buffers: tuples of `Layer` and of `Buffers`, from the embeddings on.
         done: previous steps of this head.
-        rates: (S,) float64 learning rates.
+        rates: learning rates, one per batch.
     """
     order, labels, shares, noise = batches
     n_rows = order.shape[1]
