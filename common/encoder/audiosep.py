@@ -183,13 +183,10 @@ class AudioSepEncoder(Encoder, nn.Module):
             return batch_moments(activations, columns, pools[layer])
 
         # Nothing before `joined` waits for a GPU: it computes one batch while the samples of the next one are laid out.
-        tiles, reduced = self._reduce(checked, list(pools), pool)
+        items, reduced = self._reduce(checked, list(pools), pool)
         moments = {layer: Moments.joined(batches) for layer, batches in reduced.items()}
-        parts: list[list[int]] = [[] for _ in checked]
-        for item, tile in enumerate(tiles):
-            parts[tile.clip].append(item)
         return {
-            output: torch.stack([moments[output.layer].pooled(items, output.pool) for items in parts])
+            output: torch.stack([moments[output.layer].pooled(of_clip, output.pool) for of_clip in items])
             for output in outputs
         }
 
@@ -208,11 +205,9 @@ class AudioSepEncoder(Encoder, nn.Module):
             means = activations.float().mean(dim=3).transpose(1, 2).cpu()
             return [values[core] for values, core in zip(means, columns, strict=True)]
 
-        parts: list[list[tuple[int, torch.Tensor]]] = [[] for _ in checked]
-        tiles, reduced = self._reduce(checked, [layer], over_frequency)
-        for tile, values in zip(tiles, itertools.chain.from_iterable(reduced[layer]), strict=True):
-            parts[tile.clip].append((tile.core_start, values))
-        return [torch.cat([values for _, values in sorted(of_clip, key=lambda part: part[0])]) for of_clip in parts]
+        items, reduced = self._reduce(checked, [layer], over_frequency)
+        parts = list(itertools.chain.from_iterable(reduced[layer]))
+        return [torch.cat([parts[item] for item in of_clip]) for of_clip in items]
 
     @staticmethod
     def frame_times(count: int, layer: str = DEFAULT_LAYER) -> torch.Tensor:
@@ -223,9 +218,9 @@ class AudioSepEncoder(Encoder, nn.Module):
 
     def _reduce(
         self, waveforms: list[Array], layers: Sequence[str], reduce: Callable[[str, torch.Tensor, list[slice]], T]
-    ) -> tuple[list[Tile], dict[str, list[T]]]:
-        """All tiles, in any order, and layer -> what `reduce` makes of the layer, its output and the tiles' cores, for every
-        batch of tiles."""
+    ) -> tuple[list[list[int]], dict[str, list[T]]]:
+        """The places of every clip's tiles in the batches, and layer -> what `reduce` makes of the layer, its output and the
+        tiles' cores, for every batch of tiles."""
         halo = max((HALO_FRAMES[layer] for layer in layers), default=0)
         tiles: list[Tile] = []
         for clip, waveform in enumerate(waveforms):
@@ -246,7 +241,10 @@ class AudioSepEncoder(Encoder, nn.Module):
         with self._arithmetic():
             batches = [done for batch in self._batches(tiles) for done in self._compute(batch, work)]
         computed = [tile for batch, _ in batches for tile in batch]
-        return computed, {layer: [reduced[layer] for _, reduced in batches] for layer in layers}
+        items: list[list[int]] = [[] for _ in waveforms]
+        for item in sorted(range(len(computed)), key=lambda item: computed[item].core_start):
+            items[computed[item].clip].append(item)
+        return items, {layer: [reduced[layer] for _, reduced in batches] for layer in layers}
 
     def _batches(self, tiles: list[Tile]) -> Iterator[list[Tile]]:
         """Tiles to compute together: tiles of the same padded width on a CUDA GPU, else one at a time."""

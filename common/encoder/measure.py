@@ -57,8 +57,9 @@ class CheckRecord(BaseModel):
     @classmethod
     def load(cls, path: Path) -> CheckRecord:
         """Read what ``--json`` wrote; UserError if it is damaged."""
-        damaged = UserError(f"{path} is damaged; run python -m common.encoder.check again")
-        return read_record(path, cls, lambda _: damaged)
+        return read_record(
+            path, cls, lambda _: UserError(f"{path} is damaged; run python -m common.encoder.check again")
+        )
 
 
 def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord:

@@ -108,11 +108,9 @@ class ResUNet30Encoder(nn.Module):
         padding of an item alone.
 
         Args:
-            samples: (B, N_FFT + (frames - 1) * HOP_LENGTH) float32 at 32 kHz, already padded at the clips' ends.
+            samples: (B, N_FFT + (frames - 1) * HOP_LENGTH) float32, already padded at the clips' ends.
             lengths: frames of each item before its padding.
-            layers: some of LAYERS.
-            sounding: frames of each item before those that are set to zero after bn0, as the official forward pads clips;
-                None: all.
+            sounding: frames before those that are set to zero after bn0, as the official forward pads clips; None: all.
         """
         x = self.normalised_magnitude(samples)
         if sounding is not None:

@@ -81,18 +81,14 @@ class Encoder:
         """Embed waveforms.
 
         Args:
-            waveforms: 1-D floating-point arrays or tensors, mono, in [-1, 1], of any length from one sample. Those that are
-                shorter than the encoder's minimum are padded to it.
+            waveforms: 1-D floating-point arrays or tensors, mono, in [-1, 1], finite, of any length from one sample. Those
+                that are shorter than the encoder's minimum are padded to it.
             layer, pool: one of `outputs`; None: as in `default_output`.
             sample_rate: of the waveforms, in Hz; they are resampled to the encoder's. None: they are at the encoder's.
 
         Returns:
-            float32 tensor (N, width) on the CPU, in the order given. A clip's row is the same alone and in any batch (on a
-            GPU up to rounding, under 1e-6).
-
-        Raises:
-            ValueError: a waveform is empty, not 1-D, not floating-point, or holds NaN or infinity; or the layer or pool is
-                unknown.
+            float32 tensor (N, width) on the CPU, in order. A clip's row is the same alone and in any batch (on a GPU up to
+            rounding, under 1e-6). ValueError if a waveform, the layer or the pool cannot be used.
         """
         output = self._one_output(layer, pool)
         if sample_rate is not None and sample_rate != self.sample_rate:
