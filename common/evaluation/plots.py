@@ -203,11 +203,7 @@ def plot_curves(fits: Sequence[FitRecord], title: str, path: Path) -> None:
 
 
 def plot_learning_curves(
-    points: Sequence[EfficiencyRecord | FewShotRecord],
-    amount: str,
-    axis_labels: tuple[str, str],
-    title: str,
-    path: Path,
+    points: Sequence[EfficiencyRecord | FewShotRecord], amount: str, labels: tuple[str, str], title: str, path: Path
 ) -> None:
     """Draw scores over the field `amount`, of training clips, a line per head, with 95 % intervals."""
     figure, axes = _new_figure(7, 4.5)
@@ -222,7 +218,7 @@ def plot_learning_curves(
         axes.errorbar(amounts, scores, errors, marker=marker, color=colour, capsize=3, label=head_title(head))
     axes.set_xscale("log")
     axes.set_title(title, fontsize=10)
-    axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
+    axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     axes.spines[["top", "right"]].set_visible(False)
