@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from analysis.studies import STUDIES, Study, find_study, study_in
 from common.config import ConfigError
-from common.datasets import Metric
 from common.files import PROJECT_ROOT
 from common.flags import Parser, user_path
 
 if TYPE_CHECKING:  # --help should not wait for torch
     import pandas as pd
 
+    from common.evaluation.predictions import Predictions
     from common.evaluation.rankings import Rankings
     from common.evaluation.record import ProtocolRecord, RunRecord
     from common.evaluation.scores import Hits
@@ -57,7 +57,7 @@ class Run:
         from common.features import FeatureFileError
 
         config = self.record.config
-        prepared = load_features(self.study.task, config.fit_config, config.options)
+        prepared = load_features(self.study.task, config, config.options)
         if prepared.source.sha256 != self.record.features.sha256:
             what = f"{prepared.source.path} has changed since {self.folder / 'result.json'} was made from it"
             raise FeatureFileError(f"{what}; classify it again: python {self.study.classify}")
@@ -70,24 +70,17 @@ class Run:
         Raises:
             FeatureFileError: the file is missing, damaged or changed.
         """
-        from common.evaluation.predictions import prefix_of, read_predictions
-
-        name = protocol or next(iter(self.record.protocols))
-        path = self.folder / f"{prefix_of(name)}predictions.csv"
-        return read_predictions(path, list(self.record.protocols[name].heads), self.record.checksums.get(path.name))
+        return self._read(protocol or next(iter(self.record.protocols))).table
 
     def judged(self) -> Mapping[HeadKind, Hits | Rankings]:
         """What is right of the first protocol's predictions by each head, in the order of `predictions`; errors as there."""
-        from common.evaluation.predictions import read_rankings
-        from common.evaluation.scores import Hits
+        return self._read(next(iter(self.record.protocols))).judged(self.first_protocol.comparison.units)
 
-        table, protocol = self.predictions(), self.first_protocol
-        groups = table["group"].where(table["group"] != "", table["clip_id"]).to_numpy()
-        splits, units = table["split"].to_numpy(), protocol.comparison.units
-        if protocol.majority_class.metric is Metric.MACRO_MAP:
-            return read_rankings(self.folder, next(iter(self.record.protocols)), groups, units)
-        right = {head: (table[head] == table["class_name"]).to_numpy(float) for head in protocol.heads}
-        return {head: Hits(hits, groups, splits, units) for head, hits in right.items()}
+    def _read(self, protocol: str) -> Predictions:
+        from common.evaluation.predictions import Predictions, prefix_of
+
+        path = self.folder / f"{prefix_of(protocol)}predictions.pt"
+        return Predictions.read(path, self.record.checksums.get(path.name))
 
 
 def scores(runs: Sequence[Run]) -> pd.DataFrame:

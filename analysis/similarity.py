@@ -177,7 +177,7 @@ def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> Iter
     for target in progress_bar(iterable=list(tasks), desc="transfers", unit="task"):
         # Not from another version of the same data: its clips may be the target's test clips.
         others = {name: features for name, features in tasks.items() if data[name] != data[target]}
-        yield from transfer_costs(target, tasks[target], others, runs[target].record.config.fit_config)
+        yield from transfer_costs(target, tasks[target], others, runs[target].record.config)
 
 
 def transfer_costs(

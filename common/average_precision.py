@@ -10,15 +10,8 @@ BLOCK = 1 << 22  # numbers in memory at a time
 
 
 def average_precisions(labels: Array, scores: Array) -> Array:
-    """The average precision of every class, as scikit-learn's ``average_precision_score`` defines it.
-
-    Args:
-        labels: (M, C) bool.
-        scores: (M, C), higher for a more probable label; only their order within a class counts.
-
-    Returns:
-        (C,) float64; NaN for a class without positives.
-    """
+    """The average precision of every class, as scikit-learn's ``average_precision_score`` defines it: (M, C) bool labels and
+    (M, C) scores, higher for a more probable label, -> (C,) float64; NaN for a class without positives."""
     return np.array([_average_precision(*pair) for pair in zip(labels.T, scores.T, strict=True)])
 
 
@@ -33,15 +26,8 @@ def _average_precision(labels: Array, scores: Array) -> float:
 
 
 def without_each_group(labels: Array, scores: Array, groups: Array, n_groups: int) -> Array:
-    """`average_precisions` of the clips that are left without a group, for every group.
-
-    Args:
-        labels, scores: as for `average_precisions`.
-        groups: (M,) int, from 0 to `n_groups` - 1.
-
-    Returns:
-        (n_groups, C) float64; NaN where no positives are left.
-    """
+    """`average_precisions` of the clips that are left without a group, for every group: (n_groups, C) float64; NaN where no
+    positives are left. The (M,) groups are numbered from 0."""
     columns = [_class_without_each_group(*pair, groups, n_groups) for pair in zip(labels.T, scores.T, strict=True)]
     return np.stack(columns, axis=1)
 

@@ -114,8 +114,8 @@ def test_a_flipped_bit_in_a_result_is_noticed(
     path.write_bytes(content)
     (one,) = read_runs(tmp_path / "out")
     assert len(one.predictions())
-    table = one.folder / "predictions.csv"
-    table.write_text(table.read_text().replace("fold 1", "fold 2", 1))
+    path = one.folder / "predictions.pt"
+    path.write_bytes(path.read_bytes().replace(b"fold 1", b"fold 2", 1))
     with pytest.raises(FeatureFileError, match=r"not what was written.*classify again with --overwrite"):
         one.predictions()
 

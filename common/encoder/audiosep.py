@@ -173,10 +173,7 @@ class AudioSepEncoder(Encoder, nn.Module):
 
     @torch.no_grad()
     def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
-        """Several layers and poolings from one forward pass: output -> (N, its width).
-
-        Arguments and errors as for `embed`. A waveform shorter than `info.min_samples` is zero-padded to that.
-        """
+        """As `Encoder.embed_outputs`, all from one forward pass."""
         checked = check_waveforms(waveforms, self.info.min_samples)
         if not checked:
             return {output: torch.empty(0, output.width) for output in outputs}
@@ -186,27 +183,20 @@ class AudioSepEncoder(Encoder, nn.Module):
             return batch_moments(activations, columns, pools[layer])
 
         # Nothing before `joined` waits for a GPU: it computes one batch while the samples of the next one are laid out.
-        tiles, reduced = self._reduce(checked, list(pools), pool)
+        items, reduced = self._reduce(checked, list(pools), pool)
         moments = {layer: Moments.joined(batches) for layer, batches in reduced.items()}
-        parts: list[list[int]] = [[] for _ in checked]
-        for item, tile in enumerate(tiles):
-            parts[tile.clip].append(item)
         return {
-            output: torch.stack([moments[output.layer].pooled(items, output.pool) for items in parts])
+            output: torch.stack([moments[output.layer].pooled(of_clip, output.pool) for of_clip in items])
             for output in outputs
         }
 
     @torch.no_grad()
     def embed_frames(self, waveforms: Sequence[Waveform], layer: str = DEFAULT_LAYER) -> list[torch.Tensor]:
-        """The embeddings of each clip over time: the mean over frequency of each of the layer's columns.
+        """The embeddings of each clip over time, (T, channels) float32 on the CPU: the mean over frequency of each of the
+        layer's columns. Arguments and errors as for `embed`.
 
-        Their mean over time is the clip's embedding (pool ``mean``), up to rounding. `frame_times` gives their places.
-
-        Arguments and errors as for `embed`.
-
-        Returns:
-            For each clip (T, channels) float32 on the CPU; of ``encoder_block6``, a column is 0.32 s, and what is left at
-            the end of a clip belongs to none.
+        Their mean over time is the clip's embedding (pool ``mean``), up to rounding. `frame_times` gives their places. Of
+        ``encoder_block6``, a column is 0.32 s, and what is left at the end of a clip belongs to none.
         """
         checked = check_waveforms(waveforms, self.info.min_samples)
         self._one_output(layer, DEFAULT_POOL)  # which refuses an unknown layer
@@ -215,11 +205,9 @@ class AudioSepEncoder(Encoder, nn.Module):
             means = activations.float().mean(dim=3).transpose(1, 2).cpu()
             return [values[core] for values, core in zip(means, columns, strict=True)]
 
-        parts: list[list[tuple[int, torch.Tensor]]] = [[] for _ in checked]
-        tiles, reduced = self._reduce(checked, [layer], over_frequency)
-        for tile, values in zip(tiles, itertools.chain.from_iterable(reduced[layer]), strict=True):
-            parts[tile.clip].append((tile.core_start, values))
-        return [torch.cat([values for _, values in sorted(of_clip, key=lambda part: part[0])]) for of_clip in parts]
+        items, reduced = self._reduce(checked, [layer], over_frequency)
+        parts = list(itertools.chain.from_iterable(reduced[layer]))
+        return [torch.cat([parts[item] for item in of_clip]) for of_clip in items]
 
     @staticmethod
     def frame_times(count: int, layer: str = DEFAULT_LAYER) -> torch.Tensor:
@@ -230,11 +218,9 @@ class AudioSepEncoder(Encoder, nn.Module):
 
     def _reduce(
         self, waveforms: list[Array], layers: Sequence[str], reduce: Callable[[str, torch.Tensor, list[slice]], T]
-    ) -> tuple[list[Tile], dict[str, list[T]]]:
-        """All tiles, and layer -> what `reduce` makes of the layer, its output and the tiles' cores, for every batch of tiles.
-
-        Tiles of one width share a batch, so a clip's tiles may come in any order.
-        """
+    ) -> tuple[list[list[int]], dict[str, list[T]]]:
+        """The places of every clip's tiles in the batches, and layer -> what `reduce` makes of the layer, its output and the
+        tiles' cores, for every batch of tiles."""
         halo = max((HALO_FRAMES[layer] for layer in layers), default=0)
         tiles: list[Tile] = []
         for clip, waveform in enumerate(waveforms):
@@ -255,7 +241,10 @@ class AudioSepEncoder(Encoder, nn.Module):
         with self._arithmetic():
             batches = [done for batch in self._batches(tiles) for done in self._compute(batch, work)]
         computed = [tile for batch, _ in batches for tile in batch]
-        return computed, {layer: [reduced[layer] for _, reduced in batches] for layer in layers}
+        items: list[list[int]] = [[] for _ in waveforms]
+        for item in sorted(range(len(computed)), key=lambda item: computed[item].core_start):
+            items[computed[item].clip].append(item)
+        return items, {layer: [reduced[layer] for _, reduced in batches] for layer in layers}
 
     def _batches(self, tiles: list[Tile]) -> Iterator[list[Tile]]:
         """Tiles to compute together: tiles of the same padded width on a CUDA GPU, else one at a time."""

@@ -57,15 +57,11 @@ class Weights:
 
 
 def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
-    """Read the tensors named in `shapes` from a checkpoint, or draw them for ``random:SEED``.
+    """Read the tensors named in `shapes` (without prefix) from a checkpoint, or draw them for ``random:SEED``; CheckpointError
+    if the file is missing, damaged, unsafe, or lacks the tensors.
 
-    Args:
-        checkpoint: a ``.bin``/``.ckpt``/``.pt`` or ``.safetensors`` file, an exported folder, ``"random:SEED"``, or None for
-            ``pretrained_models/AudioSep/pytorch_model.bin``.
-        shapes: name without prefix -> shape of every tensor wanted.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, unsafe, or lacks the tensors.
+    A checkpoint is a ``.bin``/``.ckpt``/``.pt`` or ``.safetensors`` file, an exported folder, ``"random:SEED"``, or None for
+    ``pretrained_models/AudioSep/pytorch_model.bin``.
     """
     if isinstance(checkpoint, str) and checkpoint.startswith("random:"):
         return _random_weights(checkpoint, shapes)
@@ -155,15 +151,10 @@ def _refuse_non_checkpoint(path: Path) -> None:
         raise CheckpointError(f"checkpoint {path} {'is not a file' if path.exists() else 'not found'}. {how}")
     with path.open("rb") as file:
         head = file.read(64).lstrip()
-    if not head:
-        problem = "is empty"
-    elif head.startswith(b"version https://git-lfs"):
-        problem = "is a Git LFS pointer, not the weights"
-    elif head.startswith(b"<"):
-        problem = "is a web page, not weights"
-    else:
-        return
-    raise CheckpointError(f"checkpoint {path} {problem}. Delete it, then: {DOWNLOAD}")
+    starts = {b"version https://git-lfs": "is a Git LFS pointer, not the weights", b"<": "is a web page, not weights"}
+    problems = [problem for start, problem in starts.items() if head.startswith(start)] if head else ["is empty"]
+    if problems:
+        raise CheckpointError(f"checkpoint {path} {problems[0]}. Delete it, then: {DOWNLOAD}")
 
 
 def _read(path: Path, checks: bool) -> object:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
 
-from common.config import ConfigError, ExtractConfig
+from common.config import ExtractConfig
 from common.encoder.audiosep import AudioSepEncoder, load_encoder
 from common.encoder.hear import HearEncoder
 from common.encoder.hugging_face import TransformersEncoder
@@ -20,19 +19,10 @@ from common.encoder_name import EncoderKind, EncoderName
 def configured_encoder(config: ExtractConfig, device: torch.device) -> tuple[Encoder, tuple[Output, ...]]:
     """The encoder that a configuration names, and the outputs to extract; errors as for `new_encoder`."""
     name = EncoderName.parse(config.encoder)
-    if Path(config.checkpoint).name == "logmel" and not Path(config.checkpoint).exists():
-        raise ConfigError("--checkpoint logmel is now --encoder logmel")
     if name.kind is EncoderKind.AUDIOSEP:  # a wrong layer is refused before the weights are read
         choose_outputs(AudioSepEncoder.outputs, AudioSepEncoder.default_output, config.layer, config.pool)
-    encoder = new_encoder(
-        name,
-        config.checkpoint,
-        device,
-        precision=config.precision,
-        condition=config.condition,
-        padding=config.padding,
-        trust_remote_code=config.trust_remote_code,
-    )
+    settings = (config.precision, config.condition, config.padding, config.trust_remote_code)
+    encoder = new_encoder(name, config.checkpoint, device, *settings)
     return encoder, choose_outputs(encoder.outputs, encoder.default_output, config.layer, config.pool)
 
 
@@ -45,15 +35,10 @@ def new_encoder(
     padding: str = "none",
     trust_remote_code: bool = False,
 ) -> Encoder:
-    """Load an encoder.
+    """Load an encoder; a model of transformers may run code that it brings only if `trust_remote_code`.
 
-    Args:
-        checkpoint, precision, condition, padding: as `load_encoder`; for AudioSep alone.
-        trust_remote_code: whether a model of transformers may run code that it brings.
-
-    Raises:
-        PluginError: an encoder from outside cannot be loaded, or something is asked of it that only AudioSep has.
-        CheckpointError, DeviceError, ConditionError: as `load_encoder`.
+    The checkpoint, precision, condition and padding are AudioSep's, as for `load_encoder`, as are errors. PluginError: an
+    encoder from outside cannot be loaded, or something is asked of it that only AudioSep has.
     """
     if name.kind is EncoderKind.AUDIOSEP:
         return load_encoder(checkpoint, device, precision, condition, padding)

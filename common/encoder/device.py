@@ -16,7 +16,6 @@ from common.errors import UserError
 
 # name -> type of the blocks' weights and activations; the STFT, bn0, pre_conv and the pooling are always float32
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-GPU_ONLY = ("tf32", "fp16")
 
 
 class DeviceError(UserError):
@@ -51,7 +50,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         raise DeviceError(f"precision {precision!r} is unknown; choose one of auto, {', '.join(PRECISIONS)}")
     if device.type == "mps" and precision != "fp32":
         raise DeviceError(f"precision {precision} is not offered on mps; choose fp32")
-    if precision in GPU_ONLY and device.type != "cuda":
+    if precision in ("tf32", "fp16") and device.type != "cuda":
         raise DeviceError(f"precision {precision} needs a CUDA GPU; on the CPU choose fp32 or bf16")
     if precision == "bf16" and device.type == "cpu" and not has_bf16():
         warnings.warn(

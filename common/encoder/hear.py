@@ -70,7 +70,7 @@ class HearEncoder(PlugIn):
         result = self._call(function, audio.clone(), self._model)  # a module may change its input
         values = result[0] if isinstance(result, (tuple, list)) and len(result) else result
         try:
-            values = values if torch.is_tensor(values) else torch.as_tensor(np.asarray(values))
+            values = torch.as_tensor(values if torch.is_tensor(values) else np.asarray(values))
         except TypeError as error:
             raise PluginError(f"{self.name}: {function} gave a {type(result).__name__}, not embeddings") from error
         if values.ndim != ndim or len(values) != len(audio) or not values.is_floating_point() or 0 in values.shape:

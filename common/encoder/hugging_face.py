@@ -22,7 +22,6 @@ from common.encoder_name import EncoderName
 
 LAST, POOLER = "last_hidden_state", "pooler_output"
 UNUSED = ("masked_spec_embed", "mask_token")  # weights that only training uses
-INSTALL = "pip install -r requirements-encoders.txt"
 
 
 class TransformersEncoder(PlugIn):
@@ -113,7 +112,8 @@ def _load(name: EncoderName, trust_remote_code: bool) -> tuple[Any, Any]:
     try:
         transformers: Any = importlib.import_module("transformers")
     except ImportError as error:
-        raise PluginError(f"{name} needs transformers, which is not installed: {INSTALL}") from error
+        install = "pip install -r requirements-encoders.txt"
+        raise PluginError(f"{name} needs transformers, which is not installed: {install}") from error
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     source = {"pretrained_model_name_or_path": name.place, "trust_remote_code": trust_remote_code}

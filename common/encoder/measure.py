@@ -20,7 +20,6 @@ from common.files import read_record
 
 SAME = 1e-5  # relative L2 error up to which two embeddings are the same
 TIMED_S = 5.0  # seconds of a clip whose embedding is timed
-TIMES = 3
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,9 @@ class CheckRecord(BaseModel):
     @classmethod
     def load(cls, path: Path) -> CheckRecord:
         """Read what ``--json`` wrote; UserError if it is damaged."""
-        damaged = UserError(f"{path} is damaged; run python -m common.encoder.check again")
-        return read_record(path, cls, lambda _: damaged)
+        return read_record(
+            path, cls, lambda _: UserError(f"{path} is damaged; run python -m common.encoder.check again")
+        )
 
 
 def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord:
@@ -154,7 +154,7 @@ class _Measurement:
         """Seconds of audio per second; the fastest of a few, so that a busy moment does not matter."""
         clip = np.tile(self.sounds[0], int(TIMED_S))
         self.embed([clip])
-        seconds = timeit.repeat(lambda: self.embed([clip]), number=1, repeat=TIMES)
+        seconds = timeit.repeat(lambda: self.embed([clip]), number=1, repeat=3)
         return len(clip) / self.encoder.sample_rate / min(seconds)
 
 

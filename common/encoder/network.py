@@ -78,13 +78,8 @@ def weight_shapes() -> dict[str, tuple[int, ...]]:
 
 
 class ResUNet30Encoder(nn.Module):
-    """The folded network.
-
-    Args:
-        tensors: of `weight_shapes`, by official name.
-        condition: 512 float64 numbers for FiLM, or None for betas of 0.
-        dtype: of the blocks' weights and activations; the STFT, bn0 and pre_conv are always float32.
-    """
+    """The folded network: `tensors` are those of `weight_shapes`, `condition` 512 float64 numbers for FiLM or None for betas of
+    0, `dtype` that of the blocks' weights and activations; the STFT, bn0 and pre_conv are always float32."""
 
     def __init__(self, tensors: dict[str, torch.Tensor], condition: torch.Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
@@ -113,11 +108,9 @@ class ResUNet30Encoder(nn.Module):
         padding of an item alone.
 
         Args:
-            samples: (B, N_FFT + (frames - 1) * HOP_LENGTH) float32 at 32 kHz, already padded at the clips' ends.
+            samples: (B, N_FFT + (frames - 1) * HOP_LENGTH) float32, already padded at the clips' ends.
             lengths: frames of each item before its padding.
-            layers: some of LAYERS.
-            sounding: frames of each item before those that are set to zero after bn0, as the official forward pads clips;
-                None: all.
+            sounding: frames before those that are set to zero after bn0, as the official forward pads clips; None: all.
         """
         x = self.normalised_magnitude(samples)
         if sounding is not None:

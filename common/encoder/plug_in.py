@@ -67,23 +67,22 @@ class PlugIn(Encoder):
         longest = int(LONGEST_MINIMUM_S * self.sample_rate)
         noise = (0.1 * np.random.default_rng(0).standard_normal(longest)).astype(np.float32)
 
-        def is_finite(samples: int) -> bool:
-            embedded = self.embed_outputs([noise[:samples]], self.outputs)
-            return all(bool(values.isfinite().all()) for values in embedded.values())
-
-        def works(samples: int) -> bool:
+        def problem(samples: int) -> PluginError | None:
             try:
-                return is_finite(samples)
-            except PluginError:
-                return False
+                embedded = self.embed_outputs([noise[:samples]], self.outputs)
+            except PluginError as error:
+                return error
+            if all(bool(values.isfinite().all()) for values in embedded.values()):
+                return None
+            return PluginError(f"{self.name} gives NaN or infinity for {LONGEST_MINIMUM_S:.0f} s of noise")
 
         high = 1
-        while high < longest and not works(high):
+        while (error := problem(high)) is not None:
+            if high == longest:
+                raise error
             high = min(2 * high, longest)
-        if high == longest and not is_finite(high):  # or the plug-in's own error
-            raise PluginError(f"{self.name} gives NaN or infinity for {LONGEST_MINIMUM_S:.0f} s of noise")
         low = high // 2 + 1  # half of it fails
-        return low + bisect.bisect_left(range(low, high), True, key=works)
+        return low + bisect.bisect_left(range(low, high), True, key=lambda samples: problem(samples) is None)
 
     def describe(
         self, model: object, checkpoint: str, code: str, min_samples: int, packages: tuple[str, ...] = ()

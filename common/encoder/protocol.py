@@ -68,12 +68,7 @@ class Encoder:
     default_output: Output  # the one that is extracted if none is asked for
 
     def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
-        """Each of `outputs` from one pass: (N, width) float32 on the CPU.
-
-        Args:
-            waveforms: 1-D float arrays or tensors, mono, at `sample_rate`, in [-1, 1]. A clip's row is the same alone and
-                in any batch.
-        """
+        """Several outputs from one pass: (N, width) float32 on the CPU; waveforms at `sample_rate`, otherwise as for `embed`."""
         raise NotImplementedError
 
     def embed(
@@ -86,18 +81,14 @@ class Encoder:
         """Embed waveforms.
 
         Args:
-            waveforms: 1-D floating-point arrays or tensors, mono, in [-1, 1], of any length from one sample. Those that are
-                shorter than the encoder's minimum are padded to it.
+            waveforms: 1-D floating-point arrays or tensors, mono, in [-1, 1], finite, of any length from one sample. Those
+                that are shorter than the encoder's minimum are padded to it.
             layer, pool: one of `outputs`; None: as in `default_output`.
             sample_rate: of the waveforms, in Hz; they are resampled to the encoder's. None: they are at the encoder's.
 
         Returns:
-            float32 tensor (N, width) on the CPU, in the order given. A clip's row is the same alone and in any batch (on a
-            GPU up to rounding, under 1e-6).
-
-        Raises:
-            ValueError: a waveform is empty, not 1-D, not floating-point, or holds NaN or infinity; or the layer or pool is
-                unknown.
+            float32 tensor (N, width) on the CPU, in order. A clip's row is the same alone and in any batch (on a GPU up to
+            rounding, under 1e-6). ValueError if a waveform, the layer or the pool cannot be used.
         """
         output = self._one_output(layer, pool)
         if sample_rate is not None and sample_rate != self.sample_rate:
@@ -109,15 +100,9 @@ class Encoder:
     def embed_files(
         self, paths: Sequence[str | Path], layer: str | None = None, pool: str | None = None
     ) -> torch.Tensor:
-        """Embed audio files of any kind and rate, one after the other: (N, width).
+        """Embed audio files of any kind and rate, one after the other: (N, width); AudioError if one cannot be read.
 
         For many files, `own_sounds/embed.py` resumes, saves, and names those that fail.
-
-        Args:
-            layer, pool: as for `embed`.
-
-        Raises:
-            AudioError: a file cannot be read.
         """
         output = self._one_output(layer, pool)
         rows = [self.embed_outputs([read_audio(path, self.sample_rate)], [output])[output] for path in paths]
@@ -131,11 +116,8 @@ class Encoder:
 
 
 def check_waveforms(waveforms: Sequence[Waveform], min_samples: int) -> list[Array]:
-    """Finite 1-D float32 arrays of at least `min_samples`; shorter ones are zero-padded to that.
-
-    Raises:
-        ValueError: one is empty, not 1-D, not floating-point, or holds NaN or infinity; the message says what to do.
-    """
+    """Finite 1-D float32 arrays of at least `min_samples`; shorter ones are zero-padded to that. ValueError says what to do
+    with any other."""
     # One array is ambiguous: is (2, samples) two clips, or one in stereo?
     if isinstance(waveforms, (np.ndarray, torch.Tensor)):
         how = "embed([waveform])" if waveforms.ndim == 1 else "embed(list(waveforms)), once they are mono"
@@ -169,17 +151,8 @@ def _check_waveform(waveform: Waveform, index: int, min_samples: int) -> Array:
 def choose_outputs(
     outputs: Sequence[Output], default: Output, layers: str | None, pools: str | None
 ) -> tuple[Output, ...]:
-    """The outputs that ``--layer`` and ``--pool`` name.
-
-    Args:
-        outputs: all that the encoder has.
-        default: what is taken where nothing is asked for.
-        layers, pools: names with commas between them, or ``"all"``; None: the default's. A layer with one pooling
-            is taken whatever `pools` says.
-
-    Raises:
-        UnknownOutputError: a layer or pooling does not exist.
-    """
+    """The outputs that ``--layer`` and ``--pool`` name, with commas or as ``"all"``; None: the default's. A layer with a single
+    pooling is taken whatever `pools` says. UnknownOutputError if a layer or pooling does not exist."""
     known = tuple(dict.fromkeys(output.layer for output in outputs))
     chosen: list[Output] = []
     for layer in _names("layer", layers, default.layer, known):
@@ -187,9 +160,9 @@ def choose_outputs(
         if len(of_layer) == 1:
             chosen += of_layer
             continue
-        first = default.pool if default.pool in {output.pool for output in of_layer} else of_layer[0].pool
-        for pool in _names("pool", pools, first, [output.pool for output in of_layer]):
-            chosen += [output for output in of_layer if output.pool == pool]
+        by_pool = {output.pool: output for output in of_layer}
+        first = default.pool if default.pool in by_pool else of_layer[0].pool
+        chosen += [by_pool[pool] for pool in _names("pool", pools, first, list(by_pool))]
     return tuple(chosen)
 
 

@@ -116,13 +116,8 @@ def to_device(numbers: Sequence[int], device: torch.device) -> torch.Tensor:
 
 
 def batch_moments(values: torch.Tensor, columns: Sequence[slice], pools: Collection[str]) -> Moments:
-    """The moments that the poolings need, float32 on the batch's device.
-
-    Args:
-        values: (B, channels, time, frequency) of any floating-point type.
-        columns: the time positions to pool over, at least one for each item.
-        pools: some of POOLS.
-    """
+    """The moments that the poolings need, float32 on the device of `values` (B, channels, time, frequency); `columns` are the
+    time positions to pool over, at least one for each item."""
     values, mask = values.float(), None
     n_frequencies = values.shape[3]
     counts: int | torch.Tensor

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
-from sklearn.metrics import precision_recall_fscore_support
 
 from common.arrays import Array
 from common.evaluation.outcomes import HeadFitter
-from common.evaluation.record import CalibrationRecord, LabelSets, NoneOfTheseRecord, PerClass, Record, ReliabilityBin
+from common.evaluation.record import CalibrationRecord, LabelSets, NoneOfTheseRecord, Record, ReliabilityBin
+from common.evaluation.scores import per_class
 from common.features import FeatureSet
 from common.heads import (
     ChosenHead,
@@ -43,17 +43,18 @@ class HeldOut(Generic[T]):
     validated: T | None = None  # with a single split, on its validation rows, if it has any
 
     @property
-    def sources(self) -> list[list[T]]:
-        """For every split, what may set a parameter that is measured on its test rows: the other splits (folds), or the
-        validation rows of a single split; empty if it has none."""
+    def for_kept_head(self) -> list[T]:
+        """What sets a parameter of the head to keep, which with folds is fitted on all rows; empty if nothing can."""
         if len(self.tested) > 1:
-            return [[*self.tested[:place], *self.tested[place + 1 :]] for place in range(len(self.tested))]
-        return [[] if self.validated is None else [self.validated]]
+            return list(self.tested)
+        return [] if self.validated is None else [self.validated]
 
     @property
-    def for_kept_head(self) -> list[T]:
-        """What sets the parameter of the head to keep, which with folds is fitted on all rows."""
-        return list(self.tested) if len(self.tested) > 1 else self.sources[0]
+    def pairs(self) -> Iterator[tuple[T, list[T]]]:
+        """For every split, what is tested, and what sets its parameter: the other splits (folds), or the validation rows."""
+        for place, tested in enumerate(self.tested):
+            others = [*self.tested[:place], *self.tested[place + 1 :]]
+            yield tested, others or self.for_kept_head
 
     @property
     def source_name(self) -> str:
@@ -71,11 +72,9 @@ class Unseen:
     def join(cls, parts: Sequence[Unseen]) -> Unseen:
         return cls(np.concatenate([part.logits for part in parts]), np.concatenate([part.labels for part in parts]))
 
-    def probabilities(self, scale: Scale | None = None) -> Array:
+    def probabilities(self, scale: Scale) -> Array:
         """(M, C) float64, of calibrated logits."""
-        scaled = self.logits.astype(np.float64)
-        if scale is not None:
-            scaled = scaled * scale.slopes + scale.biases
+        scaled = self.logits.astype(np.float64) * scale.slopes + scale.biases
         probabilities: Array = softmax(scaled, axis=1) if self.labels.ndim == 1 else expit(scaled)
         return probabilities
 
@@ -84,62 +83,49 @@ class Unseen:
 class Scale:
     """What calibrates logits: ``slopes * logits + biases``."""
 
-    slopes: Array | float  # (C,), or the inverse of a temperature for all classes
+    slopes: Array | float = 1.0  # (C,), or the inverse of a temperature for all classes
     biases: Array | float = 0.0  # (C,), or 0
 
     @classmethod
-    def fitted(cls, unseen: Unseen) -> Scale:
+    def fitted(cls, parts: Sequence[Unseen]) -> Scale:
         """A temperature; with several labels a clip, a slope and a bias for every class."""
+        unseen = Unseen.join(parts)
         if unseen.labels.ndim == 1:
             return cls(1 / fit_temperature(unseen.logits, unseen.labels))
         slopes, biases = zip(*map(_fit_line, unseen.logits.T, unseen.labels.T), strict=True)
         return cls(np.array(slopes), np.array(biases))
 
 
-@dataclass(frozen=True)
-class KeptHead:
-    """A head to keep, and what is measured of the first seed's heads of its kind."""
-
-    head: TrainedHead
-    calibration: CalibrationRecord | None
-    none_of_these: NoneOfTheseRecord | None
-    label_sets: LabelSets | None
-
-    @property
-    def measured(self) -> dict[str, Record | None]:
-        measured: dict[str, Record | None] = {"calibration": self.calibration, "none_of_these": self.none_of_these}
-        return measured if self.label_sets is None else {**measured, "label_sets": self.label_sets}
-
-
 def heads_to_keep(
     features: FeatureSet, jobs: Sequence[Job], chosen: Mapping[HeadKind, Sequence[ChosenHead]], fitter: HeadFitter
-) -> dict[HeadKind, KeptHead]:
-    """The first seed's heads; `chosen` are the heads of `jobs`."""
+) -> dict[HeadKind, tuple[TrainedHead, dict[str, Record | None]]]:
+    """The first seed's heads, and the fields of `HeadRecord` that are measured of them; `chosen` are the heads of `jobs`."""
     first = jobs[0]
     n_splits = sum(job.seed == first.seed for job in jobs)  # the first seed's jobs come first
     splits = [head.final.job.split for head in chosen["linear"][:n_splits]]  # the same for both kinds
     distances = _held_out_distances(features, first, splits)
-    none_of_these, known = _measure_none_of_these(distances), None
+    known = None
     if distances.for_kept_head:
         train = splits[0].train if n_splits == 1 else np.arange(len(features))
         known = KnownSounds.of(features.features.numpy()[train], np.concatenate(distances.for_kept_head), first.seed)
     kept = {}
     for kind, heads in chosen.items():
         unseen = _unseen_by(kind, heads[:n_splits], features, first, fitter)
-        scale = Scale.fitted(Unseen.join(unseen.for_kept_head)) if unseen.for_kept_head else Scale(1.0)
-        label_sets = measure_label_sets(unseen, scale) if features.is_multilabel else None
-        final = _final_head(kind, features, heads[:n_splits], fitter)
-        head = TrainedHead(
-            kind,
-            final.module,
-            final.scaler,
-            features.class_names,
-            features.provenance,
-            1.0 if features.is_multilabel else 1 / float(scale.slopes),
-            known,
-            _label_rule(scale, label_sets, len(features.class_names)) if features.is_multilabel else None,
-        )
-        kept[kind] = KeptHead(head, calibrate(unseen), none_of_these, label_sets)
+        scale = Scale.fitted(unseen.for_kept_head) if unseen.for_kept_head else Scale()
+        measured: dict[str, Record | None] = {
+            "calibration": calibrate(unseen, scale),
+            "none_of_these": _measure_none_of_these(distances),
+        }
+        final, n_classes = _final_head(kind, features, heads[:n_splits], fitter), len(features.class_names)
+        head = TrainedHead(kind, final.module, final.scaler, features.class_names, features.provenance, known=known)
+        if features.is_multilabel:
+            slopes, biases = (np.broadcast_to(part, n_classes).tolist() for part in (scale.slopes, scale.biases))
+            rule = LabelRule(slopes, biases, [0.5] * n_classes)
+            if (label_sets := measure_label_sets(unseen, scale)) is not None:
+                measured["label_sets"], rule = label_sets, replace(rule, thresholds=label_sets.thresholds)
+            kept[kind] = replace(head, rule=rule), measured
+        else:
+            kept[kind] = replace(head, temperature=1 / float(scale.slopes)), measured
     return kept
 
 
@@ -188,7 +174,7 @@ def _measure_none_of_these(held_out: HeldOut[Array]) -> NoneOfTheseRecord | None
     """How often clips of known classes are marked "none of these" at a rate of RATE; None if there are too few distances to
     set a threshold."""
     alarms = []
-    for distances, sources in zip(held_out.tested, held_out.sources, strict=True):
+    for distances, sources in held_out.pairs:
         if (sum(map(len, sources)) + 1) * RATE < 1:
             return None
         alarms.append(distances > conformal_threshold(np.concatenate(sources), RATE))
@@ -198,23 +184,20 @@ def _measure_none_of_these(held_out: HeldOut[Array]) -> NoneOfTheseRecord | None
     )
 
 
-def calibrate(held_out: HeldOut[Unseen]) -> CalibrationRecord | None:
-    """A head's calibration before and after scaling of its logits; None if no rows can set the scale."""
-    if not held_out.sources[0]:
+def calibrate(held_out: HeldOut[Unseen], scale: Scale) -> CalibrationRecord | None:
+    """A head's calibration before and after scaling of its logits, and the temperature in the kept head's `scale`; None if no
+    rows can set a scale."""
+    if not held_out.for_kept_head:
         return None
     tested = Unseen.join(held_out.tested)
-    as_trained = np.concatenate([part.probabilities() for part in held_out.tested])
-    scales = [Scale.fitted(Unseen.join(parts)) for parts in held_out.sources]
-    calibrated = np.concatenate([part.probabilities(by) for part, by in zip(held_out.tested, scales, strict=True)])
-    before, after = (reliability(probabilities, tested.labels) for probabilities in (as_trained, calibrated))
-    temperature, class_errors = None, []
-    if tested.labels.ndim == 1:
-        temperature = 1 / float(Scale.fitted(Unseen.join(held_out.for_kept_head)).slopes)
-    else:
-        pairs = zip(calibrated.T, tested.labels.T, strict=True)
-        class_errors = [expected_error(reliability(column[:, None], labels[:, None])) for column, labels in pairs]
+    calibrated = np.concatenate([part.probabilities(Scale.fitted(source)) for part, source in held_out.pairs])
+    before, after = (reliability(values, tested.labels) for values in (tested.probabilities(Scale()), calibrated))
+    class_errors = []
+    if tested.labels.ndim == 2:
+        columns = zip(calibrated.T, tested.labels.T, strict=True)
+        class_errors = [expected_error(reliability(column[:, None], labels[:, None])) for column, labels in columns]
     return CalibrationRecord(
-        temperature=temperature,
+        temperature=1 / float(scale.slopes) if tested.labels.ndim == 1 else None,
         fitted_on=held_out.source_name,
         error_before=expected_error(before),
         error_after=expected_error(after),
@@ -257,12 +240,8 @@ def _fit_line(logits: Array, labels: Array) -> tuple[float, float]:
 
 
 def reliability(probabilities: Array, labels: Array) -> list[ReliabilityBin]:
-    """Mean confidence and accuracy of predictions in BINS bins of equal width by confidence, without empty bins.
-
-    Args:
-        probabilities: (N, C).
-        labels: (N,); or (N, C) bool: every pair of clip and class is a prediction that the label is there.
-    """
+    """Mean confidence and accuracy of predictions in BINS bins of equal width by confidence, without empty bins. With labels
+    (N, C) every pair of clip and class is a prediction that the label is there."""
     if labels.ndim == 2:
         confidence, right = probabilities.ravel(), labels.ravel()
     else:
@@ -284,34 +263,22 @@ def expected_error(bins: Sequence[ReliabilityBin]) -> float:
     return sum(part.clips * abs(part.confidence - part.accuracy) for part in bins) / clips
 
 
-def _label_rule(scale: Scale, label_sets: LabelSets | None, n_classes: int) -> LabelRule:
-    """How the kept head's logits become labels; from a probability of 0.5 on, if no rows could set the thresholds."""
-    slopes, biases = (np.broadcast_to(values, n_classes).tolist() for values in (scale.slopes, scale.biases))
-    return LabelRule(slopes, biases, [0.5] * n_classes if label_sets is None else label_sets.thresholds)
-
-
 def measure_label_sets(held_out: HeldOut[Unseen], scale: Scale) -> LabelSets | None:
     """What is predicted by thresholds that held-out rows set, and the thresholds of the kept head, whose logits `scale`
     calibrates; None if no rows can set them."""
-    if not held_out.sources[0]:
+    if not held_out.for_kept_head:
         return None
     tested = Unseen.join(held_out.tested)
-    predicted = np.concatenate(
-        [
-            part.logits >= thresholds_of(Unseen.join(source))
-            for part, source in zip(held_out.tested, held_out.sources, strict=True)
-        ]
-    )
-    columns = precision_recall_fscore_support(tested.labels, predicted, average=None, zero_division=0)
-    precision, recall, f1, clips = (column.tolist() for column in columns)
+    predicted = np.concatenate([part.logits >= thresholds_of(Unseen.join(source)) for part, source in held_out.pairs])
+    classes = per_class(tested.labels, predicted, predicted.shape[1])
     truth = tested.labels.astype(int)
     hits = int((tested.labels & predicted).sum())
     return LabelSets(
         thresholds=expit(scale.slopes * thresholds_of(Unseen.join(held_out.for_kept_head)) + scale.biases).tolist(),
         fitted_on=held_out.source_name,
         micro_f1=2 * hits / max(1, int(predicted.sum()) + int(truth.sum())),
-        macro_f1=float(np.mean([value for value, count in zip(f1, clips, strict=True) if count])),
-        per_class=PerClass(precision=precision, recall=recall, f1=f1, clips=clips),
+        macro_f1=float(np.mean([value for value, count in zip(classes.f1, classes.clips, strict=True) if count])),
+        per_class=classes,
         confusion=(truth.T @ predicted.astype(int)).tolist(),
         false_alarms=(truth.T @ (predicted & ~tested.labels).astype(int)).tolist(),
         co_occurrence=(truth.T @ truth).tolist(),

@@ -2,9 +2,7 @@
 
 Intervals come from the jackknife over groups with Student's t. For shares they take Wilson's form, with the effective
 number of clips that the jackknife implies, so that they stay within 0 to 1 and keep a width where everything is right. A
-bootstrap of few groups is too narrow: in simulations with 5 groups it covered the truth 80 % of the time, these intervals
-95 to 99 %. Heads are held fixed: an interval tells how the score varies with the test clips, not with the training clips.
-The variation with seeds is printed separately.
+bootstrap of few groups is too narrow; docs/protocols.md has the simulations. Heads are held fixed.
 """
 
 from __future__ import annotations
@@ -28,20 +26,15 @@ BATCH = 4_000_000  # random signs at once
 def share_interval(
     hits: Array, groups: Array, splits: Array, strata: Array | None = None
 ) -> tuple[float, float] | None:
-    """The 95 % interval of the mean over splits of the mean over strata of the share of hits.
+    """The 95 % interval of the mean over splits of the mean over strata of the share of hits, all (M,).
 
-    Args:
-        hits: (M,) 1 for every right prediction; all splits and seeds.
-        groups, splits: (M,).
-        strata: (M,) such as classes, which make the score the balanced accuracy; None: the accuracy.
-
-    Returns:
-        None with fewer than MIN_GROUPS groups, in total or in any of up to FEW_STRATA strata. (Errors of many strata average
-        out.)
+    Strata such as classes make it the interval of the balanced accuracy; None of the accuracy. There is no interval with fewer
+    than MIN_GROUPS groups, in total or in any of up to FEW_STRATA strata. (Errors of many strata average out.)
     """
-    if strata is not None and _smallest_stratum(groups, strata) < MIN_GROUPS:
+    names = np.unique([] if strata is None else strata)
+    if len(names) <= FEW_STRATA and any(len(np.unique(groups[strata == name])) < MIN_GROUPS for name in names):
         return None
-    cells = _Cells.of(hits, groups, splits, strata)
+    cells = Cells.of(hits, groups, splits, strata)
     if len(cells.sums) < MIN_GROUPS:
         return None
     share, error = cells.jackknife()
@@ -58,18 +51,12 @@ def share_interval(
 
 
 def difference_interval(differences: Array, groups: Array, splits: Array) -> tuple[float, float] | None:
-    """The 95 % interval of the mean difference between two heads on the same clips; None with fewer than MIN_GROUPS groups.
-
-    Args:
-        differences: (M,) hits of a head minus hits of the other, -1 to 1.
-        groups, splits: as for `share_interval`.
-    """
-    cells = _Cells.of(differences, groups, splits)
+    """The 95 % interval of the mean of (M,) hits of a head minus those of another; None with fewer than MIN_GROUPS groups."""
+    cells = Cells.of(differences, groups, splits)
     if len(cells.sums) < MIN_GROUPS:
         return None
     difference, error = cells.jackknife()
-    _, group = np.unique(groups, return_inverse=True)
-    varied = np.bincount(group, weights=np.abs(differences)) > 0
+    varied = Cells.of(np.abs(differences), groups, splits).sums.any(axis=1)
     t = _t_quantile(cells.effective_groups - 1, int(varied.sum()))
     # If no group differs, Wilson's upper limit of the share of groups that might.
     half = t * error if varied.any() else t**2 / (cells.effective_groups + t**2)
@@ -77,12 +64,8 @@ def difference_interval(differences: Array, groups: Array, splits: Array) -> tup
 
 
 def paired_p_value(differences: Array, groups: Array) -> float | None:
-    """Two-sided p-value of a permutation test that swaps two heads in whole groups; None with fewer than two groups.
-
-    Args:
-        differences: (M,) hits of a head minus hits of the other, weighted as in the score.
-        groups: (M,).
-    """
+    """Two-sided p-value of a permutation test that swaps two heads in whole groups; None with fewer than two groups. The (M,)
+    differences are hits of a head minus hits of the other, weighted as in the score."""
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         return None
@@ -98,15 +81,8 @@ def paired_p_value(differences: Array, groups: Array) -> float | None:
 
 
 def jackknife_interval(share: float, without: Array) -> tuple[float, float] | None:
-    """The 95 % interval of a score in [0, 1] that is not a mean of hits, such as a mean average precision.
-
-    Args:
-        share: the score.
-        without: (G,) the score without every group.
-
-    Returns:
-        None with fewer than MIN_GROUPS groups, or where a score without a group is undefined.
-    """
+    """The 95 % interval of a score in [0, 1] that is not a mean of hits, such as a mean average precision, by the (G,) scores
+    without every group; None with fewer than MIN_GROUPS groups, or where one of those is undefined."""
     if len(without) < MIN_GROUPS or not np.isfinite(without).all():
         return None
     t, error, variance = _t_quantile(len(without) - 1, 0), _jackknife_error(without), share * (1 - share)
@@ -119,15 +95,7 @@ def jackknife_interval(share: float, without: Array) -> tuple[float, float] | No
 
 
 def jackknife_difference(difference: float, without: Array) -> tuple[tuple[float, float] | None, float | None]:
-    """The 95 % interval of a difference of two such scores, and the two-sided p-value of a t test.
-
-    Args:
-        difference: of the scores.
-        without: (G,) the difference without every group.
-
-    Returns:
-        None twice with fewer than MIN_GROUPS groups, or where a difference without a group is undefined.
-    """
+    """The 95 % interval of a difference of two such scores, and the two-sided p-value of a t test; None as there."""
     if len(without) < MIN_GROUPS or not np.isfinite(without).all():
         return None, None
     degrees, error = len(without) - 1, _jackknife_error(without)
@@ -168,16 +136,8 @@ def _t_quantile(degrees: float, informative: int) -> float:
     return float(stats.t.ppf(0.5 + CONFIDENCE / 2, max(1.0, freedom)))
 
 
-def _smallest_stratum(groups: Array, strata: Array) -> float:
-    """The smallest number of groups in a stratum; infinite with more than FEW_STRATA strata."""
-    names = np.unique(strata)
-    if len(names) > FEW_STRATA:
-        return np.inf
-    return min(len(np.unique(groups[strata == name])) for name in names)
-
-
 @dataclass(frozen=True)
-class _Cells:
+class Cells:
     """Values by group and cell, a cell being a stratum of a fold."""
 
     # sums, counts: (G, cells)
@@ -186,7 +146,7 @@ class _Cells:
     starts: Array  # the first cell of every fold
 
     @classmethod
-    def of(cls, values: Array, groups: Array, splits: Array, strata: Array | None = None) -> _Cells:
+    def of(cls, values: Array, groups: Array, splits: Array, strata: Array | None = None) -> Cells:
         names, group = np.unique(groups, return_inverse=True)
         _, fold = np.unique(splits, return_inverse=True)
         _, stratum = np.unique(np.zeros(len(values)) if strata is None else strata, return_inverse=True)
@@ -219,11 +179,11 @@ class _Cells:
     def jackknife(self) -> tuple[float, float]:
         """The mean over folds of means over strata, and its standard error by leaving out every group in turn."""
         sums, counts = self.sums.sum(axis=0), self.counts.sum(axis=0)
-        (mean,) = self._means(sums[None], counts[None])
-        without = self._means(sums - self.sums, counts - self.counts)
+        (mean,) = self.means(sums[None], counts[None])
+        without = self.means(sums - self.sums, counts - self.counts)
         return float(mean), _jackknife_error(without)
 
-    def _means(self, sums: Array, counts: Array) -> Array:
+    def means(self, sums: Array, counts: Array) -> Array:
         """(B, cells) -> (B,); empty strata and folds do not count."""
         is_present = counts > 0.5
         shares = np.divide(sums, counts, out=np.zeros_like(sums), where=is_present)

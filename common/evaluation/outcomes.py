@@ -50,14 +50,10 @@ class Outcome:
     def of(cls, head: ChosenHead, is_multilabel: bool) -> Outcome:
         job, logits = head.final.job, head.final.test_logits.numpy()
         curves, n_train = head.choosing.curves, len(job.split.train)
-        facts: dict[str, object] = {
-            "epoch": head.final.epoch,
-            "shrinkage": job.shrinkage,
-            "train_loss": curves.train_loss,
-        }
+        facts = {"epoch": head.final.epoch, "shrinkage": job.shrinkage, "train_loss": curves.train_loss}
         if is_multilabel:
-            facts["valid_macro_map"], predictions = curves.valid, logits > 0
-            return cls(job.seed, job.split.name, n_train, job.split.test, predictions, logits, facts)
+            facts["valid_macro_map"] = curves.valid
+            return cls(job.seed, job.split.name, n_train, job.split.test, logits > 0, logits, facts)
         test_accuracy = head.final.curves.test
         best = max(test_accuracy, default=float("nan"))
         facts |= {

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import DetCurveDisplay
 
@@ -19,17 +20,18 @@ from common.arrays import Array
 from common.datasets import Metric, Task
 from common.evaluation.record import (
     CalibrationRecord,
+    EfficiencyRecord,
     FeaturesRecord,
+    FewShotRecord,
     FitRecord,
     HeadRecord,
-    Interval,
     LabelSets,
     PerClass,
     ProtocolRecord,
     RankedClasses,
 )
 from common.files import write_atomically
-from common.heads import HEADS, HeadKind, head_title
+from common.heads import HEADS, head_title
 from common.text_table import percent
 
 FEW, MANY = 20, 60  # most classes for all numbers to fit into a matrix, and for all names to fit into a figure
@@ -57,10 +59,7 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
         pitch_in, font, least, unsaid = 0.115, 5.5, 2.0, "\ntoo many for numbers"
     size = max(5.0, pitch_in * n_classes + 1.5)
     figure, axes = _new_figure(size + 1.5, size + 0.5)
-    image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(n_classes), names, rotation=90, fontsize=font)
-    axes.set_yticks(range(n_classes), names, fontsize=font)
-    axes.tick_params(length=0)
+    image = _draw_matrix(axes, share, names, font)
     axes.set_title(title, fontsize=max(11, 0.6 * size))
     axes.set_ylabel(f"true class{ordered}", fontsize=max(10, 0.5 * size))
     axes.set_xlabel(f"predicted class{ordered}{unsaid}", fontsize=max(10, 0.5 * size))
@@ -72,12 +71,22 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
     save_figure(figure, path)
 
 
+def _draw_matrix(axes: Axes, share: Array, names: Sequence[str], font: float) -> AxesImage:
+    """Draw a (C, C) matrix of shares, with a name for every row and column."""
+    image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=font)
+    axes.set_yticks(range(len(names)), names, fontsize=font)
+    axes.tick_params(length=0)
+    return image
+
+
 def plot_per_class(per_class: PerClass | RankedClasses, class_names: Sequence[str], title: str, path: Path) -> None:
     """Draw the F1 or the average precision of every class as a bar, best first; of more than MANY classes, the best and the
     worst."""
-    ranked = isinstance(per_class, RankedClasses)
-    scores = np.array(per_class.average_precision if isinstance(per_class, RankedClasses) else per_class.f1)
-    quantity = "average precision, mean" if ranked else "F1"
+    if isinstance(per_class, RankedClasses):
+        scores, quantity, pooled, mean = np.array(per_class.average_precision), "average precision, mean", "", ""
+    else:
+        scores, quantity, pooled, mean = np.array(per_class.f1), "F1", " pooled", ", folds and seeds pooled"
     order = np.argsort(-scores, kind="stable")
     order = order[np.isfinite(scores[order])]  # of classes that have test clips
     if len(order) > MANY:
@@ -89,12 +98,8 @@ def plot_per_class(per_class: PerClass | RankedClasses, class_names: Sequence[st
     names = [f"{class_names[index].replace('_', ' ')} ({per_class.clips[index]:,.0f})" for index in order]
     axes.set_yticks(range(len(order)), names, fontsize=8)
     average = 100 * np.nanmean(scores)
-    mean = (
-        f"mean of all classes: {average:.1f}"
-        if ranked
-        else f"mean of all classes, folds and seeds pooled: {average:.1f}"
-    )
-    axes.axvline(average, color="black", linewidth=1, linestyle="--", label=mean, zorder=0)
+    label = f"mean of all classes{mean}: {average:.1f}"
+    axes.axvline(average, color="black", linewidth=1, linestyle="--", label=label, zorder=0)
     axes.legend(loc="lower right", fontsize=8)
     for place, value in enumerate(100 * scores[order]):
         # On white: the dashed line would cross it out.
@@ -103,7 +108,7 @@ def plot_per_class(per_class: PerClass | RankedClasses, class_names: Sequence[st
     axes.set(
         xlim=(0, 106),
         ylim=(len(order) - 0.3, -0.7),
-        xlabel=f"{quantity} of all folds and seeds{'' if ranked else ' pooled'}, % (test clips in brackets)",
+        xlabel=f"{quantity} of all folds and seeds{pooled}, % (test clips in brackets)",
     )
     axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
@@ -138,10 +143,7 @@ def plot_label_sets(labels: LabelSets, class_names: Sequence[str], title: str, p
     for axes, counts, what in zip(
         figure.subplots(1, 2), (labels.confusion, labels.co_occurrence), ("predicted", "also present"), strict=True
     ):
-        image = axes.imshow(100 * (np.array(counts) / clips)[np.ix_(order, order)], cmap="Blues", vmin=0, vmax=100)
-        axes.set_xticks(range(len(order)), names, rotation=90, fontsize=font)
-        axes.set_yticks(range(len(order)), names, fontsize=font)
-        axes.tick_params(length=0)
+        image = _draw_matrix(axes, (np.array(counts) / clips)[np.ix_(order, order)], names, font)
         axes.set(ylabel=f"label of the clip{some}", xlabel=what)
         figure.colorbar(image, ax=axes, label="% of the clips with the label", fraction=0.04, pad=0.02)
     figure.suptitle(title, fontsize=11)
@@ -152,18 +154,13 @@ def plot_reliability(calibration: CalibrationRecord, title: str, path: Path) -> 
     """Draw accuracy against confidence, without and with temperature; the diagonal is perfect calibration."""
     figure, axes = _new_figure(5.4, 5)
     axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
+    temperature = calibration.temperature
+    scaled = "calibrated by class" if temperature is None else f"temperature {temperature:.2g}"
     for label, bins, error, colour, marker in (
         ("as trained", calibration.before, calibration.error_before, RED, "s"),
-        (
-            "calibrated by class" if calibration.temperature is None else f"temperature {calibration.temperature:.2g}",
-            calibration.after,
-            calibration.error_after,
-            BLUE,
-            "o",
-        ),
+        (scaled, calibration.after, calibration.error_after, BLUE, "o"),
     ):
-        clips = np.array([part.clips for part in bins])
-        confidence, accuracy = (np.array([getattr(part, name) for part in bins]) for name in ("confidence", "accuracy"))
+        confidence, accuracy, clips = np.array([(part.confidence, part.accuracy, part.clips) for part in bins]).T
         sizes = 8 + 160 * clips / clips.sum()
         text = f"{label}: expected calibration error {100 * error:.1f}"
         axes.plot(100 * confidence, 100 * accuracy, color=colour, linewidth=1)
@@ -205,31 +202,23 @@ def plot_curves(fits: Sequence[FitRecord], title: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-@dataclass(frozen=True)
-class Point:
-    """A score of a head that was fitted on `amount` of something."""
-
-    head: HeadKind
-    amount: float
-    score: float
-    interval: Interval | None
-
-
-def plot_learning_curves(points: Sequence[Point], axis_labels: tuple[str, str], title: str, path: Path) -> None:
-    """Draw scores over the amount of training clips, a line per head, with 95 % intervals."""
+def plot_learning_curves(
+    points: Sequence[EfficiencyRecord | FewShotRecord], amount: str, labels: tuple[str, str], title: str, path: Path
+) -> None:
+    """Draw scores over the field `amount`, of training clips, a line per head, with 95 % intervals."""
     figure, axes = _new_figure(7, 4.5)
     for (head, colour), marker in zip((("linear", BLUE), ("three_layer", RED)), "os", strict=True):
-        of_head = sorted((point for point in points if point.head == head), key=lambda point: point.amount)
+        of_head = sorted((point for point in points if point.head == head), key=attrgetter(amount))
         if not of_head:
             continue
         scores = np.array([100 * point.score for point in of_head])
         ends = [point.interval or (point.score, point.score) for point in of_head]
         errors = np.abs(100 * np.array(ends).T - scores)
-        amounts = [point.amount for point in of_head]
+        amounts = [getattr(point, amount) for point in of_head]
         axes.errorbar(amounts, scores, errors, marker=marker, color=colour, capsize=3, label=head_title(head))
     axes.set_xscale("log")
     axes.set_title(title, fontsize=10)
-    axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
+    axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     axes.spines[["top", "right"]].set_visible(False)
@@ -237,12 +226,8 @@ def plot_learning_curves(points: Sequence[Point], axis_labels: tuple[str, str], 
 
 
 def plot_det(same: Array, similarities: dict[str, Array], title: str, path: Path) -> None:
-    """Draw the detection error trade-off of several scorings of the same trials, on normal-deviate axes.
-
-    Args:
-        same: (N,) bool, whether a trial is of one speaker.
-        similarities: name -> (N,) scores.
-    """
+    """Draw the detection error trade-off of several scorings (by name) of the same trials, on normal-deviate axes; `same` (N,)
+    bool: whether a trial is of one speaker."""
     figure, axes = _new_figure(6, 6)
     for name, similarity in similarities.items():
         DetCurveDisplay.from_predictions(same, similarity, name=name, ax=axes)
@@ -289,11 +274,9 @@ def figures_of(task: Task, features: FeaturesRecord, protocol: ProtocolRecord) -
             figures[f"reliability_{kind}"] = partial(plot_reliability, scored.calibration, title)
     title, quantity = f"{task.title}: how many labels are needed\n{below}", f"{protocol.majority_class.metric.label}, %"
     if protocol.label_efficiency:
-        points = [Point(part.head, part.n_train, part.score, part.interval) for part in protocol.label_efficiency]
         labels = ("labelled clips to learn from", quantity)
-        figures["label_efficiency"] = partial(plot_learning_curves, points, labels, title)
+        figures["label_efficiency"] = partial(plot_learning_curves, protocol.label_efficiency, "n_train", labels, title)
     if protocol.few_shots:
-        points = [Point(part.head, part.shots, part.mean, part.interval) for part in protocol.few_shots]
         labels = (f"clips of every class to learn from ({len(protocol.few_shots[0].draws)} draws)", quantity)
-        figures["few_shots"] = partial(plot_learning_curves, points, labels, title)
+        figures["few_shots"] = partial(plot_learning_curves, protocol.few_shots, "shots", labels, title)
     return figures

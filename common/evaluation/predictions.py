@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from common.arrays import Array
 from common.evaluation.outcomes import Outcome
 from common.evaluation.rankings import Rankings
 from common.evaluation.record import Units
+from common.evaluation.scores import Hits
 from common.features import FeatureFileError, FeatureSet, label_texts
 from common.files import load_torch, save_torch, sha256_of, write_csv
 from common.heads import HeadKind
@@ -38,79 +39,72 @@ def save_predictions(
     labels a clip, all of them, and those whose probability is above one half.
     ``predictions.pt``: the same rows as tensors (``rows`` index ``clip_ids``), with the ``logits`` (M, C) of each head.
     """
-    first, names = next(iter(outcomes.values())), features.class_names
-    rows = np.concatenate([outcome.rows for outcome in first])
-    labels = features.labels.numpy()[rows]
-    seeds = [outcome.seed for outcome in first for _ in outcome.rows]
-    splits = [outcome.split for outcome in first for _ in outcome.rows]
-    clip_ids = [features.clip_ids[row] for row in rows]
-    groups = ["" if features.groups is None else features.groups[row] for row in rows]
-    classes = [labels, *(np.concatenate([outcome.predictions for outcome in fitted]) for fitted in outcomes.values())]
-    columns = [seeds, splits, clip_ids, groups, *(label_texts(of_rows, names) for of_rows in classes)]
-    header = (*KEYS, "group", "class_name", *outcomes)
-    write_csv(folder / f"{prefix}predictions.csv", [header, *zip(*columns, strict=True)])
+    first = next(iter(outcomes.values()))
+    rows = torch.from_numpy(np.concatenate([outcome.rows for outcome in first]))
     content = {
         "clip_ids": list(features.clip_ids),
-        "class_names": list(names),
-        "rows": torch.from_numpy(rows),
-        "labels": torch.from_numpy(labels),
-        "seeds": torch.tensor(seeds),
-        "splits": splits,
+        "groups": features.groups,
+        "class_names": list(features.class_names),
+        "rows": rows,
+        "labels": features.labels[rows],
+        "seeds": torch.tensor([outcome.seed for outcome in first for _ in outcome.rows]),
+        "splits": [outcome.split for outcome in first for _ in outcome.rows],
         "logits": {
             head: torch.from_numpy(np.concatenate([outcome.logits for outcome in fitted if outcome.logits is not None]))
             for head, fitted in outcomes.items()
         },
     }
     save_torch(content, folder / f"{prefix}predictions.pt")
+    columns = _columns(content)
+    write_csv(folder / f"{prefix}predictions.csv", [list(columns), *zip(*columns.values(), strict=True)])
     return [f"{prefix}predictions.csv", f"{prefix}predictions.pt"]
 
 
-def read_predictions(path: Path, heads: Sequence[str], checksum: str | None) -> pd.DataFrame:
-    """Every row of a predictions.csv as text (``seed`` is a number), ordered by seed, split and clip.
-
-    Args:
-        heads: whose columns it must have.
-        checksum: SHA-256 of the file as it was written; None: not compared.
-
-    Raises:
-        FeatureFileError: the file is missing, damaged or changed, or lacks a column.
-    """
-    import pandas as pd
-
-    if not path.exists():
-        raise FeatureFileError(f"{path} is missing; classify again")
-    if checksum is not None and sha256_of(path) != checksum:
-        raise FeatureFileError(f"{path} is damaged (not what was written); classify again with --overwrite")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, quoting=csv.QUOTE_MINIMAL)
-        table["seed"] = table["seed"].astype(int)
-        return table[[*KEYS, "group", "class_name", *heads]].sort_values(list(KEYS), ignore_index=True)
-    except (KeyError, ValueError, OverflowError) as error:  # pandas' errors and UnicodeDecodeError are ValueErrors
-        raise FeatureFileError(f"{path} is damaged ({error}); classify again with --overwrite") from error
+def _columns(content: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The columns of predictions.csv."""
+    rows, names, labels = content["rows"].tolist(), content["class_names"], content["labels"].numpy()
+    columns = {
+        "seed": content["seeds"].tolist(),
+        "split": content["splits"],
+        "clip_id": [content["clip_ids"][row] for row in rows],
+        "group": [content["groups"][row] if content["groups"] else "" for row in rows],
+        "class_name": label_texts(labels, names),
+    }
+    for head, tensor in content["logits"].items():
+        logits = tensor.numpy()  # of equal logits, NumPy takes the first
+        columns[head] = label_texts(logits > 0 if labels.ndim == 2 else logits.argmax(axis=1), names)
+    return columns
 
 
-def read_rankings(folder: Path, protocol: str, groups: Array, units: Units) -> dict[HeadKind, Rankings]:
-    """Each head's rankings in a predictions.pt of a task with several labels a clip, in the order of `read_predictions`.
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The predictions of all splits and seeds, ordered by seed, split and clip."""
 
-    Args:
-        groups, units: as for `Rankings`, in that order.
+    table: pd.DataFrame  # the columns of predictions.csv
+    labels: Array  # (M,), or (M, C) bool with several labels a clip
+    logits: dict[HeadKind, Array]  # (M, C)
 
-    Raises:
-        FeatureFileError: the file is missing or damaged.
-    """
-    import pandas as pd
+    @classmethod
+    def read(cls, path: Path, checksum: str | None) -> Predictions:
+        """Read a predictions.pt; FeatureFileError if it is missing, or not the file with this SHA-256."""
+        import pandas as pd
 
-    path = folder / f"{prefix_of(protocol)}predictions.pt"
-    try:
+        if not path.exists():
+            raise FeatureFileError(f"{path} is missing; classify again")
+        if sha256_of(path) != checksum:
+            raise FeatureFileError(f"{path} is damaged (not what was written); classify again with --overwrite")
         content: Any = load_torch(path)
-        clips = [content["clip_ids"][row] for row in content["rows"].tolist()]
-        keys = pd.DataFrame(dict(zip(KEYS, (content["seeds"].numpy(), content["splits"], clips), strict=True)))
-        order = keys.sort_values(list(KEYS)).index.to_numpy()
-        fits = keys.loc[order].groupby(list(KEYS[:2]), sort=True).ngroup().to_numpy()
-        labels = content["labels"].numpy()[order]
-        return {
-            head: Rankings(labels, logits.numpy()[order], fits, groups, units)
-            for head, logits in content["logits"].items()
-        }
-    except (OSError, KeyError, ValueError, IndexError, TypeError) as error:
-        raise FeatureFileError(f"{path} is missing or damaged ({error}); classify again with --overwrite") from error
+        table = pd.DataFrame(_columns(content)).sort_values(list(KEYS))
+        order = table.index.to_numpy()
+        logits = {head: values.numpy()[order] for head, values in content["logits"].items()}
+        return cls(table.reset_index(drop=True), content["labels"].numpy()[order], logits)
+
+    def judged(self, units: Units) -> dict[HeadKind, Hits] | dict[HeadKind, Rankings]:
+        """What is right of each head's predictions; `units` are the protocol's."""
+        groups = self.table["group"].where(self.table["group"] != "", self.table["clip_id"]).to_numpy()
+        if self.labels.ndim == 2:
+            fits = self.table.groupby(["seed", "split"]).ngroup().to_numpy()
+            return {head: Rankings(self.labels, ranks, fits, groups, units) for head, ranks in self.logits.items()}
+        splits = self.table["split"].to_numpy()
+        right = {head: logits.argmax(axis=1) == self.labels for head, logits in self.logits.items()}
+        return {head: Hits(hits.astype(float), groups, splits, units) for head, hits in right.items()}

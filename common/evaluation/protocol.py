@@ -50,8 +50,7 @@ class Plan:
 
     jobs: list[Job]  # every split with every seed, validation rows held out
     kind: DivisionKind
-    # division, validation: descriptions of the splits and of the validation rows, for readers
-    division: str
+    division: str  # for readers, as is `validation`
     validation: str
 
 
@@ -60,15 +59,10 @@ def seeds_of(config: FitConfig) -> list[int]:
 
 
 def plan_fits(name: ProtocolName, prepared: Prepared, test_share: float, seeds: Sequence[int]) -> Plan:
-    """Plan the fits of a protocol.
+    """Plan the fits of a protocol; SplitError if the rows cannot be divided.
 
-    Args:
-        name: ``"official"``: the data set's division, if it has one. ``"random"``: a stratified random division, drawn
-            for every seed, which ignores related clips.
-        test_share: of a random division.
-
-    Raises:
-        SplitError: the rows cannot be divided.
+    ``"official"`` is the data set's division, if it has one; ``"random"`` a stratified random division with this share of
+    test clips, drawn for every seed, which ignores related clips.
     """
     features = prepared.features
     kind = DivisionKind.RANDOM if name == "random" else prepared.kind
@@ -80,6 +74,7 @@ def plan_fits(name: ProtocolName, prepared: Prepared, test_share: float, seeds: 
         features = replace(features, groups=None, folds=None, splits=None)
     else:
         splits, division = make_splits(prepared)
+        division = prepared.description or division
     jobs = []
     validations: Counter[str] = Counter()
     for seed in seeds:
@@ -147,15 +142,9 @@ def run_protocol(
     """Fit and score everything by one protocol.
 
     Args:
-        name: as for `plan_fits`.
-        prepared: the rows, divided by the task.
-        config: the effective configuration.
-        device: where to fit.
+        name: as for `plan_fits`, as are errors.
         task: for its name, and its additional scores.
         controls: name -> other features of the same rows.
-
-    Raises:
-        SplitError: the rows cannot be divided.
     """
     features, fitter = prepared.features, HeadFitter(config, device)
     plan = plan_fits(name, prepared, config.train_test_split, seeds_of(config))
@@ -164,11 +153,10 @@ def run_protocol(
     outcomes = {kind: [Outcome.of(head, features.is_multilabel) for head in heads] for kind, heads in chosen.items()}
     control_outcomes = {control: fits.outcomes(other) for control, other in (controls or {}).items()}
     kept = heads_to_keep(features, plan.jobs, chosen, fitter)
-    is_drawn = plan.kind is DivisionKind.RANDOM
     has_validation = any(len(job.split.valid) for job in plan.jobs)
     record = ProtocolRecord(
         kind=plan.kind,
-        division=plan.division if is_drawn else prepared.description or plan.division,
+        division=plan.division,
         identity=identity_of(task.name if task else "", features, plan.jobs, config),
         validation=plan.validation,
         chooses_epoch=has_validation and not all(recipe_for(kind, config).is_cosine for kind in HEADS),
@@ -176,19 +164,20 @@ def run_protocol(
         seeds=seeds_of(config),
         absent=_absent_classes(features, plan.jobs),
         related_test_clips=_related_share(features, plan.jobs),
-        heads={
-            kind: scored.model_copy(update=kept[kind].measured) for kind, scored in fits.score_both(outcomes).items()
-        },
+        heads={kind: scored.model_copy(update=kept[kind][1]) for kind, scored in fits.score_both(outcomes).items()},
         majority_class=fits.score([baseline(features, job) for job in plan.jobs]),
         comparison=compare_heads(outcomes["linear"], outcomes["three_layer"], features),
-        probes=_score_probes(fits) if config.probes else {},
+        probes={
+            probe: fits.score(fit_probe(probe, features, plan.jobs, recipe_for("linear", config)))
+            for probe in (probes_of(features) if config.probes else ())
+        },
         controls={control: fits.score_both(of_control) for control, of_control in control_outcomes.items()},
         shuffled_labels=_score_shuffled(fits) if config.controls else {},
         control_comparisons=_compare_controls(control_outcomes, outcomes, features),
         label_efficiency=_label_efficiency(fits),
         few_shots=_few_shots(fits),
     )
-    return ProtocolRun(record, outcomes, {kind: head.head for kind, head in kept.items()})
+    return ProtocolRun(record, outcomes, {kind: head for kind, (head, _) in kept.items()})
 
 
 def _score_shuffled(fits: _Fits) -> dict[HeadKind, HeadRecord]:
@@ -199,11 +188,6 @@ def _score_shuffled(fits: _Fits) -> dict[HeadKind, HeadRecord]:
     return {kind: fits.score([replace(outcome, facts={}) for outcome in fitted]) for kind, fitted in outcomes.items()}
 
 
-def _score_probes(fits: _Fits) -> dict[str, HeadRecord]:
-    recipe = recipe_for("linear", fits.fitter.config)
-    return {name: fits.score(fit_probe(name, fits.features, fits.jobs, recipe)) for name in probes_of(fits.features)}
-
-
 def _compare_controls(
     controls: Mapping[str, Mapping[HeadKind, Sequence[Outcome]]],
     heads: Mapping[HeadKind, Sequence[Outcome]],
@@ -211,15 +195,15 @@ def _compare_controls(
 ) -> dict[str, dict[HeadKind, ComparisonRecord]]:
     """The run's heads minus the controls' heads of the same kind, corrected for the number of comparisons."""
     compared = {
-        control: {kind: compare_heads(outcomes, heads[kind], features) for kind, outcomes in by_head.items()}
+        (control, kind): compare_heads(outcomes, heads[kind], features)
         for control, by_head in controls.items()
+        for kind, outcomes in by_head.items()
     }
-    p_values = holm([comparison.p_value for by_head in compared.values() for comparison in by_head.values()])
-    corrected = iter(p_values)
-    return {
-        control: {kind: record.model_copy(update={"holm_p_value": next(corrected)}) for kind, record in by_head.items()}
-        for control, by_head in compared.items()
-    }
+    corrected: dict[str, dict[HeadKind, ComparisonRecord]] = {control: {} for control in controls}
+    p_values = holm([record.p_value for record in compared.values()])
+    for ((control, kind), record), p_value in zip(compared.items(), p_values, strict=True):
+        corrected[control][kind] = record.model_copy(update={"holm_p_value": p_value})
+    return corrected
 
 
 def _label_efficiency(fits: _Fits) -> list[EfficiencyRecord]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -69,10 +69,9 @@ class FitRecord(Record):
     @property
     def cells(self) -> dict[str, object]:
         """The single values, in the order of result.csv's columns."""
-        values = self.model_dump(exclude_unset=True)
-        single = {key: value for key, value in values.items() if not isinstance(value, list)}
-        identity = {key: single.pop(key) for key in ("split", "seed", "n_train", "n_test")}
-        return identity | self.scores | single
+        identity = self.model_dump(include={"split", "seed", "n_train", "n_test"})
+        values = {**identity, **self.scores, **self.model_dump(exclude_unset=True)}
+        return {key: value for key, value in values.items() if not isinstance(value, list)}
 
 
 class PerClass(Record):
@@ -103,10 +102,9 @@ class LabelSets(Record):
     micro_f1: float
     macro_f1: float  # of the classes with test clips
     per_class: PerClass
-    confusion: list[
-        list[int]
-    ]  # (C, C) test clips with the label of the row that are predicted to have that of the column
-    false_alarms: list[list[int]]  # (C, C) those of them that do not have the label of the column
+    # (C, C) test clips with the label of the row that are predicted to have that of the column, and those without the latter
+    confusion: list[list[int]]
+    false_alarms: list[list[int]]
     co_occurrence: list[list[int]]  # (C, C) test clips that have both labels
 
 
@@ -204,6 +202,10 @@ class FewShotRecord(Record):
     draws: list[float]  # the score of every draw, a mean over splits
     mean: float
     interval: Interval | None  # 95 %, of the mean: how much the drawn clips matter, for these test clips
+
+    @property
+    def score(self) -> float:
+        return self.mean
 
 
 class ProtocolIdentity(Record):
@@ -320,10 +322,6 @@ class ConfigRecord(FitConfig):
     def options(self) -> dict[str, str | bool]:
         return self.__pydantic_extra__
 
-    @property
-    def fit_config(self) -> FitConfig:
-        return FitConfig(**{key: getattr(self, key) for key in FitConfig.model_fields})
-
 
 class EncoderRecord(Record):
     """The encoder of some features, as far as their file says; see `common.encoder.EncoderInfo`."""
@@ -361,11 +359,10 @@ class EncoderRecord(Record):
             return f"{self.encoder}" if is_default else f"{self.encoder}, {self.layer} {self.pool}".strip()
         weights = self.release if self.release != "unknown" else _short(self.checkpoint or "")
         name = f"untrained AudioSep ({self.checkpoint})" if self.is_untrained else f"AudioSep ({weights})"
-        defaults = {"layer": "encoder_block6", "pool": "mean", "condition": "none", "precision": "fp32"}
-        settings = [
-            getattr(self, key) for key, default in defaults.items() if getattr(self, key) not in (None, default)
-        ]
-        return ", ".join([name, *map(_short, settings), *["official padding"] * (self.padding == "official")])
+        values = (self.layer, self.pool, self.condition, self.precision)
+        usual = ("encoder_block6", "mean", "none", "fp32")
+        settings = [_short(value) for value in values if value and value not in usual]
+        return ", ".join([name, *settings, *["official padding"] * (self.padding == "official")])
 
 
 def _short(identity: str) -> str:
@@ -416,8 +413,8 @@ class RunRecord(Record):
         task: Task,
         config: ConfigRecord,
         features: FeaturesRecord,
-        protocols: Mapping[str, ProtocolRecord],
-        files: Sequence[str],
+        protocols: dict[str, ProtocolRecord],
+        files: list[str],
         controls: Mapping[str, FeatureSet],
     ) -> RunRecord:
         """The record of a run that ends now."""
@@ -426,9 +423,9 @@ class RunRecord(Record):
             task=task.name,
             config=config,
             features=features,
-            protocols=dict(protocols),
+            protocols=protocols,
             controls={name: EncoderRecord.model_validate(other.provenance) for name, other in controls.items()},
-            files=list(files),
+            files=files,
             command=[Path(sys.argv[0]).name, *sys.argv[1:]],
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={"python": platform.python_version(), **packages},

@@ -35,20 +35,19 @@ NOT_DECISIVE = {"features", "encoder", "output_dir", "markdown", "figure_format"
 def classify(
     task: Task, config: FitConfig, options: Mapping[str, str | bool], device: torch.device, overwrite: bool
 ) -> RunRecord:
-    """Fit and score both heads by the task's protocol; print the scores, write every file, return the record.
+    """Fit and score both heads by the task's protocol; print the scores, write every file, return the record. UserError says
+    what is wrong.
 
     A finished run of the same features and settings is printed again instead.
 
     Args:
-        config: the effective configuration.
         options: values of the task's flags.
-        device: where to fit.
         overwrite: whether results of another run may be replaced.
-
-    Raises:
-        ConfigError, FeatureFileError, FitError, SplitError, DatasetError, OutputError: all are UserErrors.
     """
-    _refuse_contradictions(config)
+    if config.random_seed + config.seeds > 2**32:
+        raise ConfigError(f"--seeds {config.seeds} starting at seed {config.random_seed} exceeds 4294967295")
+    if config.whiten_eps is not None and recipe_for("linear", config).scaler != "whiten":
+        raise ConfigError("--whiten-eps is the strength of whitening; add --scaler whiten, or --recipe tuned")
     prepared = load_features(task, config, options)
     features = prepared.features
     folder = config.output_dir or task.output_dir_of(features.encoder_slug)
@@ -74,13 +73,6 @@ def classify(
     return record
 
 
-def _refuse_contradictions(config: FitConfig) -> None:
-    if config.random_seed + config.seeds > 2**32:
-        raise ConfigError(f"--seeds {config.seeds} starting at seed {config.random_seed} exceeds 4294967295")
-    if config.whiten_eps is not None and recipe_for("linear", config).scaler != "whiten":
-        raise ConfigError("--whiten-eps is the strength of whitening; add --scaler whiten, or --recipe tuned")
-
-
 def _protocols(config: FitConfig) -> tuple[ProtocolName, ...]:
     return PROTOCOLS if config.protocol == "both" else (config.protocol,)
 
@@ -103,7 +95,7 @@ def _fit_and_save(
         if protocols and protocols["official"].kind is DivisionKind.RANDOM:
             print(f"{task.title} has no official division, so only the random protocol is run")
             break
-        run = run_protocol(name, prepared.prepared, config.fit_config, device, task, controls)
+        run = run_protocol(name, prepared.prepared, config, device, task, controls)
         protocols[name] = run.record
         files += save_predictions(run.outcomes, features, folder, prefix_of(name))
         if len(protocols) == 1:
@@ -111,7 +103,7 @@ def _fit_and_save(
                 head.save(folder / task.head_files[kind])
                 files.append(task.head_files[kind])
     source = FeaturesRecord.of(features, prepared.source.files, prepared.source.sha256)
-    checksums = {name: sha256_of(folder / name) for name in files if name.endswith("predictions.csv")}
+    checksums = {name: sha256_of(folder / name) for name in files if name.endswith("predictions.pt")}
     record = RunRecord.of(task, config, source, protocols, files, controls).model_copy(update={"checksums": checksums})
     record.save(folder)
     return record
@@ -144,10 +136,7 @@ def earlier_record(
     folder: Path, task: Task, config: ConfigRecord, features_sha256: str, overwrite: bool = False
 ) -> RunRecord | None:
     """The record in `folder` if it is of the same task, features and configuration and all its files exist; else None.
-
-    Raises:
-        OutputError: the record is of another run, and `overwrite` is not set.
-    """
+    OutputError if it is of another run, and `overwrite` is not set."""
     path = folder / RESULT_FILE
     if overwrite or not path.exists():
         return None
@@ -155,12 +144,10 @@ def earlier_record(
         record = RunRecord.load(path)
     except RecordError as error:
         raise OutputError(f"{error}; --overwrite replaces it") from error
+    runs = ((record.task, record.config, record.features.sha256), (task.name, config, features_sha256))
     before, now = (
         {"task": name, **settings.model_dump(mode="json", exclude=NOT_DECISIVE), "features": sha256}
-        for settings, name, sha256 in (
-            (record.config, record.task, record.features.sha256),
-            (config, task.name, features_sha256),
-        )
+        for name, settings, sha256 in runs
     )
     if different := describe_difference(before, now):
         raise OutputError(

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
 from common.arrays import Array
-from common.evaluation.intervals import difference_interval, paired_p_value, share_interval
+from common.evaluation.intervals import Cells, difference_interval, paired_p_value, share_interval
 from common.evaluation.outcomes import Outcome
 from common.evaluation.rankings import Rankings, ranking_scores
 from common.evaluation.record import ComparisonRecord, FitRecord, HeadRecord, Interval, MeanRecord, PerClass, Units
 from common.features import FeatureSet
 
-Key = TypeVar("Key", str, int)
 MoreScores = Callable[[Array, Array, Sequence[str]], dict[str, float]]
 TOP5_CLASSES = 30  # the fewest classes for which top-5 accuracy is informative
-NORMAL = "normal"  # the class of ICBHI that is not abnormal
-# Scores that are means of the accuracies on strata of the clips -> (labels, class names) -> the stratum of every clip.
-STRATA: dict[str, Callable[[Array, Sequence[str]], Array]] = {
-    "balanced_accuracy": lambda labels, class_names: labels,
-    "icbhi_score": lambda labels, class_names: _is_normal(labels, class_names),
-}
 
 
 def scores(labels: Array, predictions: Array, n_classes: int, logits: Array | None = None) -> dict[str, float]:
@@ -46,16 +40,24 @@ def scores(labels: Array, predictions: Array, n_classes: int, logits: Array | No
     return scored
 
 
-def per_class(labels: Array, predictions: Array, n_classes: int) -> dict[str, list[float]]:
-    """``precision``, ``recall``, ``f1`` and ``clips`` (of the true class), (C,) each; 0 where undefined."""
+def per_class(labels: Array, predictions: Array, n_classes: int, n_seeds: int = 1) -> PerClass:
+    """Scores of every class over all seeds; 0 where undefined."""
     columns = precision_recall_fscore_support(labels, predictions, labels=range(n_classes), zero_division=0)
-    return {name: column.tolist() for name, column in zip(("precision", "recall", "f1", "clips"), columns, strict=True)}
+    precision, recall, f1, clips = (column.tolist() for column in columns)
+    return PerClass(precision=precision, recall=recall, f1=f1, clips=[count / n_seeds for count in clips])
 
 
 def _is_normal(labels: Array, class_names: Sequence[str]) -> Array:
-    """By name: where no clip is normal, index 0 is another class."""
-    is_normal: Array = np.array([name == NORMAL for name in class_names])[labels]
+    """Whether a clip of ICBHI is not abnormal. By name: where no clip is normal, index 0 is another class."""
+    is_normal: Array = np.array([name == "normal" for name in class_names])[labels]
     return is_normal
+
+
+# Scores that are means of the accuracies on strata of the clips -> (labels, class names) -> the stratum of every clip.
+STRATA: dict[str, Callable[[Array, Sequence[str]], Array]] = {
+    "balanced_accuracy": lambda labels, class_names: labels,
+    "icbhi_score": _is_normal,
+}
 
 
 def icbhi_scores(labels: Array, predictions: Array, class_names: Sequence[str]) -> dict[str, float]:
@@ -76,19 +78,17 @@ def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: M
     """The scores of a head over all splits and seeds; `more_scores` are the task's."""
     labels, class_names = features.labels.numpy(), features.class_names
     fits = [_score_fit(outcome, labels, class_names, more_scores) for outcome in outcomes]
-    judged = judge(outcomes, features)
+    judged, seeds = judge(outcomes, features), {fit.seed for fit in fits}
     means = MeanRecord(
         mean={name: float(np.mean([fit.scores[name] for fit in fits])) for name in fits[0].scores},
-        std_over_folds=_std_between(fits, [fit.split for fit in fits]),
-        std_over_seeds=_std_between(fits, [fit.seed for fit in fits]),
+        std_over_folds=_std_between(fits, "split"),
+        std_over_seeds=_std_between(fits, "seed"),
         interval=judged.interval(),
     )
     if isinstance(judged, Rankings):
-        return HeadRecord(**dict(means), per_class=judged.by_class(len({fit.seed for fit in fits})), splits=fits)
+        return HeadRecord(**dict(means), per_class=judged.by_class(len(seeds)), splits=fits)
     truth = labels[np.concatenate([outcome.rows for outcome in outcomes])]
     predictions = np.concatenate([outcome.predictions for outcome in outcomes])
-    classes, seeds = per_class(truth, predictions, len(class_names)), [fit.seed for fit in fits]
-    classes["clips"] = [clips / len(set(seeds)) for clips in classes["clips"]]
     return HeadRecord(
         **dict(means),
         more_intervals={
@@ -96,7 +96,7 @@ def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: M
             for name, strata in STRATA.items()
             if np.isfinite(means.mean.get(name, np.nan))
         },
-        per_class=PerClass(**classes),
+        per_class=per_class(truth, predictions, len(class_names), len(seeds)),
         confusion=confusion_matrix(truth, predictions, labels=range(len(class_names))).tolist(),
         splits=fits,
     )
@@ -117,14 +117,13 @@ def _score_fit(
     return FitRecord.model_validate({**identity, **outcome.facts, **scored})
 
 
-def _std_between(fits: Sequence[FitRecord], keys: Sequence[Key]) -> dict[str, float] | None:
-    """Standard deviation of every score between the means of the fits with equal keys; None if all keys are equal."""
-    if len(set(keys)) < 2:
+def _std_between(fits: Sequence[FitRecord], key: str) -> dict[str, float] | None:
+    """Standard deviation of every score between the means of the fits of a split, or of a seed; None with only one."""
+    parts = [list(part) for _, part in groupby(sorted(fits, key=attrgetter(key)), attrgetter(key))]
+    if len(parts) < 2:
         return None
-    by_key = [[fit for fit, key in zip(fits, keys, strict=True) if key == value] for value in sorted(set(keys))]
     return {
-        name: float(np.std([np.mean([fit.scores[name] for fit in of_key]) for of_key in by_key]))
-        for name in fits[0].scores
+        name: float(np.std([np.mean([fit.scores[name] for fit in part]) for part in parts])) for name in fits[0].scores
     }
 
 
@@ -137,31 +136,14 @@ class Hits:
     splits: Array  # (M,) names of the splits
     units: Units  # what `groups` holds
 
-    @classmethod
-    def of(cls, outcomes: Sequence[Outcome], features: FeatureSet) -> Hits:
-        """Those of all splits and seeds, in order."""
-        rows = np.concatenate([outcome.rows for outcome in outcomes])
-        predictions = np.concatenate([outcome.predictions for outcome in outcomes])
-        groups = np.array(features.groups)[rows] if features.groups is not None else rows
-        splits = np.concatenate([np.full(len(outcome.rows), outcome.split) for outcome in outcomes])
-        hits = (predictions == features.labels.numpy()[rows]).astype(float)
-        return cls(hits, groups, splits, "clips" if features.groups is None else "groups")
-
     @property
     def n_groups(self) -> int:
         return len(np.unique(self.groups))
 
     def resampled(self, times: Array) -> Array:
         """(B,) accuracies of B bootstraps over groups, means over splits; `times` (B, G) is how often each group is drawn."""
-        _, group = np.unique(self.groups, return_inverse=True)
-        _, split = np.unique(self.splits, return_inverse=True)
-        sums, counts = np.zeros((2, group.max() + 1, split.max() + 1))
-        np.add.at(sums, (group, split), self.hits)
-        np.add.at(counts, (group, split), 1)
-        drawn = times @ counts
-        shares = np.divide(times @ sums, drawn, out=np.full(drawn.shape, np.nan), where=drawn > 0)
-        means: Array = np.nanmean(shares, axis=1)
-        return means
+        cells = Cells.of(self.hits, self.groups, self.splits)
+        return cells.means(times @ cells.sums, times @ cells.counts)
 
     def interval(self, strata: Array | None = None) -> Interval | None:
         """The 95 % interval of the accuracy, or of the mean accuracy of (M,) strata."""
@@ -182,14 +164,23 @@ class Hits:
 
 
 def judge(outcomes: Sequence[Outcome], features: FeatureSet) -> Hits | Rankings:
-    """What is right about the predictions of all splits and seeds."""
-    return Rankings.of(outcomes, features) if features.is_multilabel else Hits.of(outcomes, features)
+    """What is right about the predictions of all splits and seeds, in order."""
+    rows = np.concatenate([outcome.rows for outcome in outcomes])
+    fits = np.repeat(np.arange(len(outcomes)), [len(outcome.rows) for outcome in outcomes])
+    labels = features.labels.numpy()[rows]
+    groups = rows if features.groups is None else np.array(features.groups)[rows]
+    units: Units = "clips" if features.groups is None else "groups"
+    if features.is_multilabel:
+        ranks = np.concatenate([outcome.logits for outcome in outcomes if outcome.logits is not None])
+        return Rankings(labels, ranks, fits, groups, units)
+    hits = np.concatenate([outcome.predictions for outcome in outcomes]) == labels
+    return Hits(hits.astype(float), groups, np.array([outcome.split for outcome in outcomes])[fits], units)
 
 
 def main_score(outcomes: Sequence[Outcome], features: FeatureSet) -> float:
     """The mean over splits of the score that the task is judged by, see `Metric`."""
-    if features.is_multilabel:
-        return Rankings.of(outcomes, features).score
+    if isinstance(judged := judge(outcomes, features), Rankings):
+        return judged.score
     labels = features.labels.numpy()
     return float(np.mean([accuracy_score(labels[outcome.rows], outcome.predictions) for outcome in outcomes]))
 

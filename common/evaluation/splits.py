@@ -24,11 +24,8 @@ class SplitError(UserError):
 
 
 def make_splits(prepared: Prepared) -> tuple[list[Split], str]:
-    """The splits by the rows' folds or sides, with a description such as ``"official folds 1-5"``.
-
-    Raises:
-        SplitError: there is only one fold, or a side or a class is missing.
-    """
+    """The splits by the rows' folds or sides, with a description such as ``"official folds 1-5"``; SplitError if there is only
+    one fold, or a side or a class is missing."""
     features = prepared.features
     author = "official" if prepared.kind is DivisionKind.OFFICIAL else "given"
     if features.folds is not None:
@@ -44,9 +41,8 @@ def make_splits(prepared: Prepared) -> tuple[list[Split], str]:
     split = Split("test", *(np.flatnonzero(sides == side) for side in ("train", "test", "valid")))
     described = f"{author} train, valid and test split" if len(split.valid) else f"{author} train and test split"
     _refuse_missing_classes(features, split.train, f"the training side of the {described}")
-    _refuse_without_labels(features, split.test, f"the test side of the {described}")
-    if len(split.valid):
-        _refuse_without_labels(features, split.valid, f"the validation side of the {described}")
+    for rows, side in ((split.test, "test"), (split.valid, "validation")):
+        _refuse_without_labels(features, rows, f"the {side} side of the {described}")
     return [split], described
 
 
@@ -63,7 +59,7 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
     if features.groups is not None:
         ways.append((f"{share}, whole groups", lambda: hold_out_groups(features, split.train, VALID_SHARE, seed)))
     elif features.folds is not None:
-        ways.append(("one of the training folds", lambda: _hold_out_fold(features, split, seed)))
+        ways.append(("one of the training folds", lambda: _hold_out_fold(features, split)))
     ways.append((share, lambda: split.train[random_split(features.subset(split.train), VALID_SHARE, seed).test]))
     for words, hold_out in ways:
         try:
@@ -75,24 +71,22 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
     return split, "nothing: the last epoch is kept"
 
 
-def _hold_out_fold(features: FeatureSet, split: Split, seed: int) -> Array:
+def _hold_out_fold(features: FeatureSet, split: Split) -> Array:
+    """The rows of the training fold after the tested one."""
     assert features.folds is not None
     folds = features.folds.numpy()
     present = np.unique(folds[split.train])
     if len(present) < 2:
         raise SplitError("a single training fold cannot be spared")
-    after = present[present > folds[split.test[0]]] if len(split.test) else present[seed % len(present) :]
-    valid: Array = split.train[folds[split.train] == (after[0] if len(after) else present[0])]
+    after = [*present[present > folds[split.test[0]]], present[0]]
+    valid: Array = split.train[folds[split.train] == after[0]]
     _refuse_missing_classes(features, np.setdiff1d(split.train, valid), "what is left for training")
     return valid
 
 
 def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) -> Array:
-    """About `share` of `rows` as whole groups, with classes in proportion as far as groups allow.
-
-    Raises:
-        SplitError: no clip of a class would remain.
-    """
+    """About `share` of `rows` as whole groups, with classes in proportion as far as groups allow; SplitError if no clip of a
+    class would remain."""
     assert features.groups is not None
     labels, groups = features.labels.numpy()[rows], np.array(features.groups)[rows]
     if len(set(groups)) < 2:
@@ -126,20 +120,18 @@ def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:
     if labels.ndim == 2:
         of_group = np.zeros((group_of.max() + 1, labels.shape[1]), bool)
         np.logical_or.at(of_group, group_of, labels)
-        by_group = np.empty(len(of_group), np.int64)
-        for fold, (_, held_out) in enumerate(
-            MultilabelStratifiedKFold(count, shuffle=True, random_state=seed).split(of_group, of_group)
-        ):
-            by_group[held_out] = fold
-        return by_group[group_of]
-    mixed_up = np.arange(group_of.max() + 1)
-    np.random.RandomState(seed).shuffle(mixed_up)
-    stand_ins = np.argsort(mixed_up)[group_of]
-    fold_of = np.empty_like(mixed_up)
-    for fold, (_, rows) in enumerate(StratifiedGroupKFold(count).split(labels, labels, stand_ins)):
-        fold_of[stand_ins[rows]] = fold
-    folds: Array = fold_of[group_of]
-    return folds
+        splitter = MultilabelStratifiedKFold(count, shuffle=True, random_state=seed)
+        parts = [held_out for _, held_out in splitter.split(of_group, of_group)]
+    else:
+        mixed_up = np.arange(group_of.max() + 1)
+        np.random.RandomState(seed).shuffle(mixed_up)
+        stand_ins = np.argsort(mixed_up)[group_of]
+        parts = [stand_ins[rows] for _, rows in StratifiedGroupKFold(count).split(labels, labels, stand_ins)]
+    fold_of_group = np.empty(group_of.max() + 1, np.int64)
+    for fold, held_out in enumerate(parts):
+        fold_of_group[held_out] = fold
+    fold_of_row: Array = fold_of_group[group_of]
+    return fold_of_row
 
 
 def _folds(features: FeatureSet, folds: Array, author: str) -> tuple[list[Split], str]:
@@ -149,24 +141,20 @@ def _folds(features: FeatureSet, folds: Array, author: str) -> tuple[list[Split]
             f"only fold {present[0]} is present: cross-validation over the {author} folds needs two or more; "
             "extract the features of the whole data set"
         )
-    for fold in present:
-        if features.is_multilabel:  # a class that is not tested is left out of a mean
-            _refuse_missing_classes(features, np.flatnonzero(folds != fold), f"the training side of fold {fold}")
-            _refuse_without_labels(features, np.flatnonzero(folds == fold), f"fold {fold}")
-        else:
-            _refuse_missing_classes(features, np.flatnonzero(folds == fold), f"fold {fold}")
     splits = [Split(f"fold {fold}", np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in present]
+    for split in splits:
+        if features.is_multilabel:  # a class that is not tested is left out of a mean
+            _refuse_missing_classes(features, split.train, f"the training side of {split.name}")
+            _refuse_without_labels(features, split.test, split.name)
+        else:
+            _refuse_missing_classes(features, split.test, split.name)
     is_range = present == list(range(present[0], present[-1] + 1)) and len(present) > 2
     return splits, f"{author} folds {f'{present[0]}-{present[-1]}' if is_range else ', '.join(map(str, present))}"
 
 
 def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:
     """A stratified random split, whatever the folds and groups; leaks related clips, so its scores are too high. With several
-    labels a clip, the stratification is iterative (Sechidis et al. 2011).
-
-    Raises:
-        SplitError: a class has a single clip, or there are too few clips in total.
-    """
+    labels a clip, the stratification is iterative (Sechidis et al. 2011). SplitError if there are too few clips."""
     labels = features.labels.numpy()
     rows = np.arange(len(labels))
     single = np.flatnonzero(class_counts(labels, len(features.class_names)) == 1)
@@ -181,21 +169,17 @@ def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:
             train, test = train_test_split(rows, test_size=test_share, random_state=seed, stratify=labels)
     except ValueError as error:
         raise SplitError(f"{len(rows)} clips cannot be split {test_share:.0%} for testing by class: {error}") from error
-    train, test = np.sort(train), np.sort(test)
     if features.is_multilabel:
         _refuse_missing_classes(features, train, "the training side of the random split")
         _refuse_without_labels(features, test, "the test side of the random split")
-    return Split("random", train, test)
+    return Split("random", np.sort(train), np.sort(test))
 
 
 def groups_by_class(features: FeatureSet) -> Array:
     """(C,) groups that have clips of every class."""
     labels, groups = features.labels.numpy(), np.array(features.groups)
-    counts = [
-        len(set(groups[labels[:, place] if labels.ndim == 2 else labels == place]))
-        for place in range(len(features.class_names))
-    ]
-    return np.array(counts)
+    has_class = labels.T if labels.ndim == 2 else labels == np.arange(len(features.class_names))[:, None]
+    return np.array([len(set(groups[rows])) for rows in has_class])
 
 
 def class_counts(labels: Array, n_classes: int) -> Array:
@@ -214,7 +198,7 @@ def _refuse_missing_classes(features: FeatureSet, rows: Array, where: str) -> No
 
 def _refuse_without_labels(features: FeatureSet, rows: Array, where: str) -> None:
     """With several labels a clip, or none: rows without any label have no score."""
-    if features.is_multilabel and not features.labels.numpy()[rows].any():
+    if features.is_multilabel and len(rows) and not features.labels.numpy()[rows].any():
         raise SplitError(f"no clip of {where} has a label, so nothing can be scored there; divide the clips otherwise")
 
 
@@ -224,11 +208,9 @@ def with_fraction(features: FeatureSet, job: Job, fraction: float) -> Job:
     rng, strata = np.random.default_rng([job.seed, round(1e6 * fraction)]), features.strata
 
     def fewer(rows: Array) -> Array:
-        kept = []
-        for stratum in np.unique(strata[rows]):
-            of_class = rows[strata[rows] == stratum]
-            kept.append(rng.choice(of_class, max(1, round(fraction * len(of_class))), replace=False))
-        return np.sort(np.concatenate(kept)) if kept else rows
+        parts = [rows[strata[rows] == stratum] for stratum in np.unique(strata[rows])]
+        kept = [rng.choice(part, max(1, round(fraction * len(part))), replace=False) for part in parts]
+        return np.sort(np.concatenate([rows[:0], *kept]))
 
     return replace(job, split=replace(job.split, train=fewer(job.split.train), valid=fewer(job.split.valid)))
 

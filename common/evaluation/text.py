@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from common.datasets import DivisionKind, Metric, Task
 from common.evaluation.intervals import MIN_GROUPS
-from common.evaluation.record import ComparisonRecord, HeadRecord, ProtocolRecord, RunRecord
+from common.evaluation.record import (
+    ComparisonRecord,
+    EfficiencyRecord,
+    FewShotRecord,
+    HeadRecord,
+    ProtocolRecord,
+    RunRecord,
+)
 from common.heads import head_title
 from common.text_table import as_markdown, as_text, percent, range_of
 
@@ -56,62 +64,57 @@ def _cell(name: str, value: float | None) -> str:
     return percent(value)
 
 
-def efficiency_table(protocol: ProtocolRecord) -> list[list[str]]:
-    """The main score by the fraction of labelled clips, header first."""
-    table = [["head", "labels", "clips", protocol.majority_class.metric.label, "95 %"]]
-    for point in protocol.label_efficiency:
-        share, clips = f"{100 * point.fraction:g} %", f"{point.n_train:,}"
-        table.append([head_title(point.head), share, clips, percent(point.score), range_of(point.interval)])
-    return table
+def more_tables(protocol: ProtocolRecord) -> Iterator[list[list[str]]]:
+    """The main score by the fraction of labelled clips, and by the number of training clips of every class; headers first."""
+    label = protocol.majority_class.metric.label
+    if points := protocol.label_efficiency:
+        cells = [_point(part, f"{100 * part.fraction:g} %") for part in points]
+        yield [["head", "labels", "clips", label, "95 %"], *cells]
+    if draws := protocol.few_shots:
+        cells = [_point(part, str(part.shots)) for part in draws]
+        yield [["head", "shots", "clips", label, f"95 % of {len(draws[0].draws)} draws"], *cells]
 
 
-def few_shot_table(protocol: ProtocolRecord) -> list[list[str]]:
-    """The main score by the number of training clips of every class, header first."""
-    n_draws = len(protocol.few_shots[0].draws)
-    table = [["head", "shots", "clips", protocol.majority_class.metric.label, f"95 % of {n_draws} draws"]]
-    for point in protocol.few_shots:
-        cells = [head_title(point.head), str(point.shots), f"{point.n_train:,}"]
-        table.append([*cells, percent(point.mean), range_of(point.interval)])
-    return table
-
-
-def _few_shot_remarks(protocol: ProtocolRecord) -> list[str]:
-    short = {point.shots: point.short_classes for point in protocol.few_shots if point.short_classes}
-    return [
-        f"{count} class{'es have' if count > 1 else ' has'} fewer than {shots} clips to train on; all are taken."
-        for shots, count in short.items()
-    ]
+def _point(part: EfficiencyRecord | FewShotRecord, amount: str) -> list[str]:
+    return [head_title(part.head), amount, f"{part.n_train:,}", percent(part.score), range_of(part.interval)]
 
 
 def remarks(protocol: ProtocolRecord) -> list[str]:
     """The sentences below the table: how epochs were chosen, leaks, calibration, comparisons."""
-    compared = protocol.comparison
-    p_value = compared.p_value
-    how = f"heads swapped in whole {compared.units}"
-    if protocol.majority_class.metric is Metric.MACRO_MAP:
-        how = f"t test over {compared.units}"
-    test = "" if p_value is None else f", p = {p_value:.2g} ({how})"
     return [
-        _epoch_remark(protocol),
-        *_whitening_remarks(protocol),
-        *_best_on_test_remarks(protocol),
+        *_fit_remarks(protocol),
         *_leak_remarks(protocol),
         *_convergence_remarks(protocol),
-        *_calibration_remarks(protocol),
-        *_label_remarks(protocol),
+        *_probability_remarks(protocol),
         *_few_shot_remarks(protocol),
         *_interval_remarks(protocol),
-        *_control_remarks(protocol),
-        f"Three-layer minus linear: {_points(compared)}{test}.",
+        *_comparison_remarks(protocol),
     ]
 
 
-def _by_head(protocol: ProtocolRecord, describe: Callable[[HeadRecord], str], separator: str = ", ") -> str:
-    return separator.join(f"{head_title(kind)}{describe(scored)}" for kind, scored in protocol.heads.items())
+def _by_head(protocol: ProtocolRecord, describe: Callable[[HeadRecord], str | None], separator: str = ", ") -> str:
+    """What is said of the heads of which there is something to say."""
+    said = {kind: describe(scored) for kind, scored in protocol.heads.items()}
+    return separator.join(f"{head_title(kind)}{text}" for kind, text in said.items() if text is not None)
 
 
-def _points(compared: ComparisonRecord) -> str:
-    return f"{100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}"
+def _fit_remarks(protocol: ProtocolRecord) -> Iterator[str]:
+    kept = _by_head(protocol, _epochs, "; ")
+    if protocol.chooses_epoch:
+        n_epochs = len(protocol.heads["linear"].splits[0].train_loss)
+        again = ", then fitted again on training and validation clips" if protocol.refit else ""
+        yield f"Epoch (of {n_epochs}) chosen on {protocol.validation}{again}: {kept}."
+    else:
+        clips = "all training and validation clips" if protocol.refit else "training clips alone"
+        yield f"The last epoch is kept ({kept}), after training on {clips}."
+    for kind, scored in protocol.heads.items():
+        chosen = sorted({fit.shrinkage for fit in scored.splits if fit.shrinkage is not None})
+        if len(chosen) > 1:
+            values = ", ".join(f"{value:g}" for value in chosen)
+            yield f"Strength of whitening chosen on validation clips: {values} ({head_title(kind)})."
+    if any(fit.best_test_epoch is not None for scored in protocol.heads.values() for fit in scored.splits):
+        sentence = "Not a score: with the epoch chosen by the test clips, as the original project did"
+        yield f"{sentence}: {_by_head(protocol, _best_on_test)}."
 
 
 def _epochs(scored: HeadRecord) -> str:
@@ -119,126 +122,104 @@ def _epochs(scored: HeadRecord) -> str:
     return f": {epochs[0]}" + (f"-{epochs[-1]}" if len(epochs) > 1 else "")
 
 
-def _epoch_remark(protocol: ProtocolRecord) -> str:
-    kept = _by_head(protocol, _epochs, "; ")
-    if protocol.chooses_epoch:
-        n_epochs = len(protocol.heads["linear"].splits[0].train_loss)
-        again = ", then fitted again on training and validation clips" if protocol.refit else ""
-        return f"Epoch (of {n_epochs}) chosen on {protocol.validation}{again}: {kept}."
-    clips = "all training and validation clips" if protocol.refit else "training clips alone"
-    return f"The last epoch is kept ({kept}), after training on {clips}."
-
-
-def _whitening_remarks(protocol: ProtocolRecord) -> list[str]:
-    lines = []
-    for kind, scored in protocol.heads.items():
-        chosen = sorted({fit.shrinkage for fit in scored.splits if fit.shrinkage is not None})
-        if len(chosen) > 1:
-            values = ", ".join(f"{value:g}" for value in chosen)
-            lines.append(f"Strength of whitening chosen on validation clips: {values} ({head_title(kind)}).")
-    return lines
-
-
-def _best_on_test_remarks(protocol: ProtocolRecord) -> list[str]:
-    if all(fit.best_test_epoch is None for scored in protocol.heads.values() for fit in scored.splits):
-        return []
-    sentence = "Not a score: with the epoch chosen by the test clips, as the original project did"
-    return [f"{sentence}: {_by_head(protocol, _best_on_test)}."]
-
-
 def _best_on_test(scored: HeadRecord) -> str:
-    best = [fit.best_test_accuracy_over_epochs for fit in scored.splits]
-    accuracies = [accuracy for accuracy in best if accuracy is not None]
+    accuracies = [best for fit in scored.splits if (best := fit.best_test_accuracy_over_epochs) is not None]
     return f" {percent(sum(accuracies) / len(accuracies) if accuracies else None)}"
 
 
-def _leak_remarks(protocol: ProtocolRecord) -> list[str]:
+def _leak_remarks(protocol: ProtocolRecord) -> Iterator[str]:
     related = protocol.related_test_clips
     if protocol.kind is not DivisionKind.RANDOM:
-        if not related:
-            return []
-        sentence = f"{related:.1%} of the test clips have related training clips"
-        is_official = protocol.kind is DivisionKind.OFFICIAL
-        return [f"{sentence}, in the official division too." if is_official else f"WARNING: {sentence}."]
-    if related == 0:
-        return [
+        if related:
+            sentence = f"{related:.1%} of the test clips have related training clips"
+            is_official = protocol.kind is DivisionKind.OFFICIAL
+            yield f"{sentence}, in the official division too." if is_official else f"WARNING: {sentence}."
+    elif related == 0:
+        yield (
             "This split is not designed to keep recordings, patients or speakers apart, but here no test clip has a "
             "related training clip."
-        ]
-    share = "" if related is None else f": {related:.0%} of the test clips have related training clips"
-    return [
-        f"WARNING: this split does not keep recordings, patients or speakers apart{share}; the score may be too high."
-    ]
+        )
+    else:
+        share = "" if related is None else f": {related:.0%} of the test clips have related training clips"
+        yield (
+            f"WARNING: this split does not keep recordings, patients or speakers apart{share}; the score may be too high."
+        )
 
 
-def _convergence_remarks(protocol: ProtocolRecord) -> list[str]:
-    failed = {name: [fit.converged is False for fit in scored.splits] for name, scored in protocol.probes.items()}
-    return [
-        f"{head_title(name)} had not converged in {sum(fits)} of {len(fits)} fits."
-        for name, fits in failed.items()
-        if any(fits)
-    ]
+def _convergence_remarks(protocol: ProtocolRecord) -> Iterator[str]:
+    for name, scored in protocol.probes.items():
+        if failed := sum(fit.converged is False for fit in scored.splits):
+            yield f"{head_title(name)} had not converged in {failed} of {len(scored.splits)} fits."
 
 
-def _calibration_remarks(protocol: ProtocolRecord) -> list[str]:
-    measured = {kind: scored.calibration for kind, scored in protocol.heads.items() if scored.calibration is not None}
-    if not measured:
-        return []
-    errors = "; ".join(
-        f"{head_title(kind)} {percent(calibration.error_before)} -> {percent(calibration.error_after)}"
-        + ("" if calibration.temperature is None else f" (temperature {calibration.temperature:.2g})")
-        for kind, calibration in measured.items()
-    )
-    first = next(iter(measured.values()))
-    what = "a slope and a bias for every class" if first.temperature is None else "a temperature"
-    return [f"Calibration error of the probabilities, without and with {what} fitted on {first.fitted_on}: {errors}."]
+def _probability_remarks(protocol: ProtocolRecord) -> Iterator[str]:
+    """Calibration, and with several labels a clip F1 by thresholds."""
+    heads = protocol.heads.values()
+    if calibrations := [scored.calibration for scored in heads if scored.calibration is not None]:
+        what = "a slope and a bias for every class" if calibrations[0].temperature is None else "a temperature"
+        yield (
+            f"Calibration error of the probabilities, without and with {what} fitted on {calibrations[0].fitted_on}: "
+            f"{_by_head(protocol, _calibration, '; ')}."
+        )
+    for split, names in protocol.absent.items():
+        yield f"No test clip of {', '.join(names)} ({split}): left out of means over classes."
+    if label_sets := [scored.label_sets for scored in heads if scored.label_sets is not None]:
+        rows = label_sets[0].fitted_on
+        yield f"Micro and macro F1 with a threshold for every class, by {rows}: {_by_head(protocol, _f1, '; ')}."
 
 
-def _label_remarks(protocol: ProtocolRecord) -> list[str]:
-    """With several labels a clip: F1 by thresholds."""
-    measured = {kind: scored.label_sets for kind, scored in protocol.heads.items() if scored.label_sets is not None}
-    absent = [
-        f"No test clip of {', '.join(names)} ({split}): left out of means over classes."
-        for split, names in protocol.absent.items()
-    ]
-    if not measured:
-        return absent
-    scores = "; ".join(
-        f"{head_title(kind)} {percent(labels.micro_f1)}, {percent(labels.macro_f1)}"
-        for kind, labels in measured.items()
-    )
-    rows = next(iter(measured.values())).fitted_on
-    return [*absent, f"Micro and macro F1 with a threshold for every class, by {rows}: {scores}."]
+def _calibration(scored: HeadRecord) -> str | None:
+    measured = scored.calibration
+    if measured is None:
+        return None
+    scale = "" if measured.temperature is None else f" (temperature {measured.temperature:.2g})"
+    return f" {percent(measured.error_before)} -> {percent(measured.error_after)}{scale}"
 
 
-def _interval_remarks(protocol: ProtocolRecord) -> list[str]:
+def _f1(scored: HeadRecord) -> str | None:
+    labels = scored.label_sets
+    return None if labels is None else f" {percent(labels.micro_f1)}, {percent(labels.macro_f1)}"
+
+
+def _few_shot_remarks(protocol: ProtocolRecord) -> Iterator[str]:
+    short = {point.shots: point.short_classes for point in protocol.few_shots if point.short_classes}
+    for shots, count in short.items():
+        have = "es have" if count > 1 else " has"
+        yield f"{count} class{have} fewer than {shots} clips to train on; all are taken."
+
+
+def _interval_remarks(protocol: ProtocolRecord) -> Iterator[str]:
     units = protocol.comparison.units
     if all(scored.interval is None for scored in protocol.heads.values()):
-        return [f"No 95 % interval: fewer than {MIN_GROUPS} {units}."]
+        yield f"No 95 % interval: fewer than {MIN_GROUPS} {units}."
+        return
     unknown = "" if units == "groups" else " (which clips are related is unknown)"
-    lines = [f"95 % intervals are over {units}{unknown}. They leave out how much training itself would vary."]
+    yield f"95 % intervals are over {units}{unknown}. They leave out how much training itself would vary."
     for name, title in NAMES.items():
-        ranges = ", ".join(
-            f"{head_title(kind)} {range_of(scored.more_intervals[name])}"
-            for kind, scored in protocol.heads.items()
-            if name in scored.more_intervals
-        )
-        lines += [f"95 % interval of {title}: {ranges}."] if ranges else []
-    return lines
+        if ranges := _by_head(protocol, partial(_more_interval, name)):
+            yield f"95 % interval of {title}: {ranges}."
 
 
-def _control_remarks(protocol: ProtocolRecord) -> list[str]:
-    compared = {
-        f"{control}, {head_title(kind)}": comparison
-        for control, by_head in protocol.control_comparisons.items()
-        for kind, comparison in by_head.items()
-    }
-    return [
-        f"Minus {title}: {_points(comparison)}, "
-        f"p = {'-' if comparison.holm_p_value is None else f'{comparison.holm_p_value:.2g}'} "
-        f"(corrected for {len(compared)} tests, Holm)."
-        for title, comparison in compared.items()
-    ]
+def _more_interval(name: str, scored: HeadRecord) -> str | None:
+    return f" {range_of(scored.more_intervals[name])}" if name in scored.more_intervals else None
+
+
+def _comparison_remarks(protocol: ProtocolRecord) -> Iterator[str]:
+    n_tests = sum(map(len, protocol.control_comparisons.values()))
+    for control, by_head in protocol.control_comparisons.items():
+        for kind, compared in by_head.items():
+            p_value = "-" if compared.holm_p_value is None else f"{compared.holm_p_value:.2g}"
+            corrected = f"p = {p_value} (corrected for {n_tests} tests, Holm)"
+            yield f"Minus {control}, {head_title(kind)}: {_points(compared)}, {corrected}."
+    compared = protocol.comparison
+    is_t_test = protocol.majority_class.metric is Metric.MACRO_MAP
+    how = f"t test over {compared.units}" if is_t_test else f"heads swapped in whole {compared.units}"
+    test = "" if compared.p_value is None else f", p = {compared.p_value:.2g} ({how})"
+    yield f"Three-layer minus linear: {_points(compared)}{test}."
+
+
+def _points(compared: ComparisonRecord) -> str:
+    return f"{100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}"
 
 
 def run_title(task: Task, record: RunRecord, protocol: ProtocolRecord) -> str:
@@ -262,10 +243,8 @@ def print_scores(task: Task, record: RunRecord) -> None:
         print(as_text(score_table(protocol)))
         for line in remarks(protocol):
             print(textwrap.fill(line, WIDTH))
-        if protocol.label_efficiency:
-            print(as_text(efficiency_table(protocol)))
-        if protocol.few_shots:
-            print(as_text(few_shot_table(protocol)))
+        for table in more_tables(protocol):
+            print(as_text(table))
     if len(record.protocols) == 2:
         official, random = record.protocols["official"], record.protocols["random"]
         table = [["head", official.kind.label, "random", "difference"]]
@@ -280,8 +259,5 @@ def as_result_md(task: Task, record: RunRecord) -> str:
     for protocol in record.protocols.values():
         parts += [f"**{run_title(task, record, protocol)}** (percent)", as_markdown(score_table(protocol))]
         parts.append("\n".join(f"- {line}" for line in remarks(protocol)))
-        if protocol.label_efficiency:
-            parts.append(as_markdown(efficiency_table(protocol)))
-        if protocol.few_shots:
-            parts.append(as_markdown(few_shot_table(protocol)))
+        parts += map(as_markdown, more_tables(protocol))
     return "\n\n".join(parts) + "\n"

@@ -13,9 +13,8 @@ from common.heads.recipes import (
     head_title,
     recipe_for,
 )
-from common.heads.scalers import SCALERS, Scaler, fit_scaler
+from common.heads.scalers import SCALERS, fit_scaler
 from common.heads.trained import (
-    Answer,
     HeadFileError,
     KnownSounds,
     LabelRule,

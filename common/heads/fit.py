@@ -58,12 +58,10 @@ def fit_chosen(
             whole = [replace(job, split=_all_train(job.split), shrinkage=recipe.shrinkage) for job in jobs]
             return [ChosenHead(head, head) for head in fit_heads(kind, features, whole, recipe, device)]
     choosing = _choose(kind, features, jobs, recipe, device)
-    if not refit:
-        return [ChosenHead(head, head) for head in choosing]
     again = {
         index: replace(head.job, split=_all_train(head.job.split), keep=head.epoch)
         for index, head in enumerate(choosing)
-        if len(head.job.split.valid)
+        if refit and len(head.job.split.valid)
     }
     fitted = dict(zip(again, fit_heads(kind, features, list(again.values()), recipe, device), strict=True))
     return [ChosenHead(head, fitted.get(index, head)) for index, head in enumerate(choosing)]
@@ -79,12 +77,8 @@ def _choose(
     for shrinkage in SHRINKAGES:
         tried = [replace(job, shrinkage=shrinkage if len(job.split.valid) else DEFAULT_SHRINKAGE) for job in jobs]
         heads = fit_heads(kind, features, tried, recipe, device)
-        if best:  # ties keep the first
-            heads = [
-                head if head.valid_score > before.valid_score else before
-                for before, head in zip(best, heads, strict=True)
-            ]
-        best = heads
+        # Ties keep the first.
+        best = [max(pair, key=lambda head: head.valid_score) for pair in zip(best or heads, heads, strict=True)]
     return best
 
 
@@ -95,17 +89,11 @@ def _all_train(split: Split) -> Split:
 def fit_heads(
     kind: HeadKind, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device
 ) -> list[FittedHead]:
-    """Fit a head per job by the recipe.
+    """Fit a head per job by the recipe: on the CPU by compiled steps, a head per core; on a GPU by plain torch, in turn.
 
     The kept epoch is the job's `keep`, or the first of the highest validation score, or the last. Scaler and head
     see training rows only. A head's random numbers come from its seed and its split's name, so it is the same whatever
     else is fitted.
-
-    Args:
-        device: the CPU: compiled steps, a head per core. A GPU: plain torch, head after head.
-
-    Returns:
-        The fitted heads in the order of `jobs`.
     """
     scaled = _ScaledRows(features.features.numpy(), jobs, recipe, device)
     stop = threading.Event()
@@ -182,11 +170,8 @@ class _Fitting:
         n_hidden = sum(isinstance(layer, nn.ReLU) for layer in self.module)
         self.shuffle = Shuffle(job, features.labels.numpy(), recipe, self.scaler.width, n_hidden)
         n_steps = recipe.epochs * self.shuffle.n_batches
-        self.head: CompiledHead | PlainHead
-        if scaled.device.type == "cpu":
-            self.head = CompiledHead(self.module, recipe, n_steps)
-        else:
-            self.head = PlainHead(self.module, recipe, n_steps, scaled.device)
+        on_cpu, arguments = scaled.device.type == "cpu", (self.module, recipe, n_steps)
+        self.head = CompiledHead(*arguments) if on_cpu else PlainHead(*arguments, scaled.device)
         self.labels = features.labels.to(scaled.device)
         self.curves = Curves([], [], [])
         self.kept: tuple[int, dict[str, torch.Tensor]] | None = None  # the epoch to keep so far, and its state
@@ -214,14 +199,11 @@ class _Fitting:
         if is_kept:
             self.kept = self.n_epochs, self.head.state()
 
-    def _blocks(self, numbers: Array) -> Sequence[torch.Tensor]:
-        blocks: Sequence[torch.Tensor] = torch.from_numpy(numbers).to(self.rows.device).split(BLOCK)
-        return blocks
-
     def _logits(self, head: Callable[[torch.Tensor], torch.Tensor], numbers: Array) -> torch.Tensor:
         """(M, C) on the CPU, written in place: small results between large blocks would leave holes in memory."""
         logits = torch.empty(len(numbers), len(self.class_names))
-        for rows, into in zip(self._blocks(numbers), logits.split(BLOCK), strict=True):
+        blocks = torch.from_numpy(numbers).to(self.rows.device).split(BLOCK)
+        for rows, into in zip(blocks, logits.split(BLOCK), strict=True):
             into.copy_(head(self.rows[rows, : self.scaler.width]))
         return logits
 

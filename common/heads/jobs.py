@@ -154,9 +154,7 @@ class FittedHead:
 def check_fittable(features: FeatureSet, name: str) -> None:
     """Raise FitError, naming the file `name`, if no meaningful head can be trained on these features."""
     blocks = features.features.split(1 << 13)  # ten million rows may be on the disk
-    bad = torch.empty(len(features), dtype=torch.bool)
-    for block, into in zip(blocks, bad.split(1 << 13), strict=True):
-        into[:] = ~torch.isfinite(block).all(dim=1)
+    bad = torch.cat([~torch.isfinite(block).all(dim=1) for block in blocks])
     if bad.any():
         first = features.clip_ids[int(bad.nonzero()[0])]
         raise FitError(f"{name}: {int(bad.sum())} rows hold NaN or infinite features (first: {first}); extract again")

@@ -109,9 +109,8 @@ def _adam(gradient, layer, i, adam):  # type: ignore[no-untyped-def]
 def _backward(layer, buffer, below, adam, scale):  # type: ignore[no-untyped-def]
     """The error below a layer, and a step of AdamW on its weights, fused; for small batches.
 
-    Args:
-        below: (B, I - 1), filled with the error of the inputs that are not 0 (ReLU); empty: not needed.
-        scale: by which dropout has multiplied the inputs.
+    `below` (B, I - 1) is filled with the error of the inputs that are not 0 (ReLU), which dropout has multiplied by `scale`;
+    empty: not needed.
     """
     x, error, gradient = buffer.inputs, buffer.outputs, buffer.gradients[0]
     n_batch, n_outputs = error.shape
@@ -280,10 +279,9 @@ def take_steps(rows, batches, layers, buffers, regularisation, done, rates):  # 
 
     Args:
         rows: (N, P) float32, as in `new_rows`.
-        batches: the arrays of `Batches`, of S batches.
         layers, buffers: tuples of `Layer` and of `Buffers`, from the embeddings on.
         done: previous steps of this head.
-        rates: (S,) float64 learning rates.
+        rates: learning rates, one per batch.
     """
     order, labels, shares, noise = batches
     n_rows = order.shape[1]

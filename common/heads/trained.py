@@ -6,18 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
 
 import numpy as np
-import pydantic.dataclasses
 import torch
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from common.arrays import Array
 from common.encoder import Encoder, Output, Waveform, choose_outputs
-from common.errors import UserError, first_problem
-from common.features import LABEL_SEPARATOR, FeatureFileError, FeatureSet, Provenance, read_provenance
+from common.errors import UserError
+from common.features import LABEL_SEPARATOR, FeatureSet, Provenance, read_provenance
 from common.files import load_torch, save_torch
 from common.heads.recipes import HEADS, HeadKind
 from common.heads.scalers import Scaler, fit_scaler, one_blas_thread
@@ -67,11 +64,7 @@ class KnownSounds:
 
 def conformal_threshold(held_out: Array, rate: float) -> float:
     """The distance that a share of at most `rate` of new clips exceeds, if they are like the held-out clips: a conformal
-    quantile (Bates et al. 2023, https://arxiv.org/abs/2104.08279).
-
-    Raises:
-        NoneOfTheseError: there are too few held-out clips for so small a rate.
-    """
+    quantile (Bates et al. 2023, https://arxiv.org/abs/2104.08279). NoneOfTheseError if there are too few for that rate."""
     place = math.ceil((len(held_out) + 1) * (1 - rate))
     if place > len(held_out):
         least = math.ceil(1 / rate) - 1
@@ -92,18 +85,13 @@ class OtherEncoderError(UserError):
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """A head's output for N clips.
+    """A head's output for N clips."""
 
-    Attributes:
-        probabilities: (N, C); with several labels a clip every one for itself.
-        distances: (N,) to the nearest known training clip; None if the head keeps none.
-    """
-
-    probabilities: torch.Tensor
-    distances: torch.Tensor | None
+    probabilities: torch.Tensor  # (N, C); with several labels a clip every one for itself
+    distances: torch.Tensor | None  # (N,) to the nearest known training clip; None if the head keeps none
 
 
-@pydantic.dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class LabelRule:
     """How the logits of a head become the labels of a clip: those whose probability ``sigmoid(slope * logit + bias)`` is at
     least their threshold. All (C,)."""
@@ -115,25 +103,16 @@ class LabelRule:
 
 @dataclass(frozen=True, eq=False)
 class TrainedHead:
-    """A trained head with its scaler, its class names and the encoder it was trained on.
-
-    Attributes:
-        module: on the CPU, in eval mode.
-        class_names: C names, in the order of the logits.
-        encoder: provenance of the training embeddings (checkpoint, layer, pool, condition...).
-        temperature: divisor of the logits, which calibrates the probabilities.
-        known: training clips, for "none of these"; None without held-out clips.
-        rule: how logits become labels, with several a clip; None: one class a clip.
-    """
+    """A trained head with its scaler, its class names and the encoder it was trained on."""
 
     kind: HeadKind
-    module: nn.Sequential
+    module: nn.Sequential  # on the CPU, in eval mode
     scaler: Scaler
-    class_names: list[str]
-    encoder: Provenance
-    temperature: float = 1.0
-    known: KnownSounds | None = None
-    rule: LabelRule | None = None
+    class_names: list[str]  # in the order of the logits
+    encoder: Provenance  # of the training embeddings
+    temperature: float = 1.0  # divisor of the logits, which calibrates the probabilities
+    known: KnownSounds | None = None  # training clips, for "none of these"; None without held-out clips
+    rule: LabelRule | None = None  # how logits become labels, with several a clip
 
     def predict(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> list[str]:
         """N waveforms at the encoder's sample rate -> N class names, or labels joined by ``;``; errors as for `predict_proba`."""
@@ -147,11 +126,8 @@ class TrainedHead:
         return [self.class_names[index] for index in order if probabilities[index] >= self.rule.thresholds[index]]
 
     def predict_proba(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> torch.Tensor:
-        """N waveforms at the encoder's sample rate -> (N, C) probabilities, with the layers and pools of the training.
-
-        Raises:
-            OtherEncoderError: the encoder is not the one that the head was trained on.
-        """
+        """N waveforms at the encoder's sample rate -> (N, C) probabilities, with the layers and pools of the training;
+        OtherEncoderError if the encoder is not the one that the head was trained on."""
         return self.answer(encoder, waveforms).probabilities
 
     def answer(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> Answer:
@@ -165,11 +141,8 @@ class TrainedHead:
         return Answer(self._probabilities(embeddings), distances)
 
     def predict_features(self, features: FeatureSet) -> torch.Tensor:
-        """The rows of a feature file -> (N, C) probabilities.
-
-        Raises:
-            OtherEncoderError: the features are of another encoder, or lack the head's layers and pools.
-        """
+        """The rows of a feature file -> (N, C) probabilities; OtherEncoderError if they are of another encoder, layers or
+        pools."""
         layer, pool = self.encoder.get("layer"), self.encoder.get("pool")
         picked = features.pick(layer, pool or None) if "outputs" in features.meta else features
         self._require(picked.meta, "the features")
@@ -241,88 +214,32 @@ class TrainedHead:
                 f"{path} not found; classification writes the trained heads, such as TASK_linear_classifier.pt"
             )
         try:
-            content = _HeadFile.model_validate(load_torch(Path(path)))
-            # Without memory, then with the tensors of the file: a damaged width claims any amount.
-            with torch.device("meta"):
-                module = HEADS[content.head](content.scaler.width, len(content.class_names), content.hidden_dim)
-            module.load_state_dict(content.state_dict, assign=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            cause = first_problem(error) if isinstance(error, ValidationError) else " ".join(str(error).split())[:300]
-            is_features = _is_feature_file(Path(path))
-            hint = "; it is a feature file: give the head that was trained on it" if is_features else ""
-            raise HeadFileError(f"{path} is not a trained head of this project ({cause}){hint}") from error
-        scaler, class_names, encoder = content.scaler, content.class_names, content.encoder
-        known, rule = content.known, content.label_rule
-        return cls(content.head, module.eval(), scaler, class_names, encoder, content.temperature, known, rule)
-
-
-def _finite(tensor: torch.Tensor) -> torch.Tensor:
-    if not tensor.is_floating_point() or not tensor.isfinite().all():
-        raise ValueError("its numbers are not finite")
-    return tensor
-
-
-Numbers = Annotated[torch.Tensor, AfterValidator(_finite)]
-Weights = Annotated[torch.FloatTensor, AfterValidator(_finite)]  # float32
-
-
-class _HeadFile(BaseModel):
-    """The content of a head's file; known_*: None in heads without held-out clips."""
-
-    model_config = ConfigDict(arbitrary_types_allowed=True, strict=True)
-
-    head: HeadKind
-    hidden_dim: int = Field(ge=0, le=2**16)
-    state_dict: dict[str, Weights]
-    scaler_mean: Numbers
-    scaler_scale: Numbers
-    scaler_rotation: Numbers | None
-    scaler_is_unit_length: bool
-    class_names: list[str] = Field(min_length=1)
-    encoder: Annotated[Any, AfterValidator(read_provenance)]
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
-    label_rule: Annotated[LabelRule | None, BeforeValidator(lambda value: value and LabelRule(**value))] = None
-    known_mean: Numbers | None = None
-    known_scale: Numbers | None = None
-    known_embeddings: Numbers | None = None
-    known_held_out: Numbers | None = None
-
-    @model_validator(mode="after")
-    def _check_shapes(self) -> Self:
-        width, rotation = self.scaler_mean.shape, self.scaler_rotation
-        if len(width) != 1 or self.scaler_scale.shape != width or not (self.scaler_scale > 0).all():
-            raise ValueError("its scaler is not one of embeddings")
-        if rotation is not None and (rotation.ndim != 2 or rotation.shape[:1] != width):
-            raise ValueError("its scaler's rotation has a different width")
-        if self.label_rule is not None and any(
-            len(part) != len(self.class_names) for part in asdict(self.label_rule).values()
-        ):
-            raise ValueError("its thresholds and classes differ in number")
-        if (known := self.known) is not None:
-            is_matrix = known.embeddings.ndim == 2 and len(known.embeddings) and known.held_out.ndim == 1
-            widths = (known.embeddings.shape[1:], known.scaler.mean.shape, known.scaler.scale.shape)
-            if not is_matrix or any(other != width for other in widths):
-                raise ValueError("its known sounds have a different width")
-        return self
-
-    @property
-    def scaler(self) -> Scaler:
-        rotation = None if self.scaler_rotation is None else self.scaler_rotation.numpy()
-        return Scaler(self.scaler_mean.numpy(), self.scaler_scale.numpy(), rotation, self.scaler_is_unit_length)
-
-    @property
-    def known(self) -> KnownSounds | None:
-        if self.known_mean is None or self.known_scale is None:
-            return None
-        if self.known_embeddings is None or self.known_held_out is None:
-            return None
-        standard = Scaler(self.known_mean.numpy(), self.known_scale.numpy())
-        return KnownSounds(standard, self.known_embeddings.numpy(), self.known_held_out.numpy())
-
-
-def _is_feature_file(path: Path) -> bool:
-    try:
-        FeatureSet.load(path)
-    except FeatureFileError:
-        return False
-    return True
+            content = load_torch(Path(path))
+            if "features" in content:
+                raise ValueError("it is a feature file: give the head that was trained on it")
+            rotation, rule, known = content["scaler_rotation"], content["label_rule"], None
+            scaler = Scaler(
+                content["scaler_mean"].numpy(),
+                content["scaler_scale"].numpy(),
+                None if rotation is None else rotation.numpy(),
+                content["scaler_is_unit_length"],
+            )
+            with torch.device("meta"):  # without random weights
+                module = HEADS[content["head"]](scaler.width, len(content["class_names"]), content["hidden_dim"])
+            module.load_state_dict(content["state_dict"], assign=True)
+            if "known_mean" in content:
+                standard = Scaler(content["known_mean"].numpy(), content["known_scale"].numpy())
+                known = KnownSounds(standard, content["known_embeddings"].numpy(), content["known_held_out"].numpy())
+            return cls(
+                content["head"],
+                module.eval(),
+                scaler,
+                content["class_names"],
+                read_provenance(content["encoder"]),
+                content["temperature"],
+                known,
+                None if rule is None else LabelRule(**rule),
+            )
+        except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
+            cause = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]
+            raise HeadFileError(f"{path} is not a trained head of this project ({cause})") from error

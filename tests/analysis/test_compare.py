@@ -288,8 +288,8 @@ def logmel_provenance() -> dict[str, object]:
 def test_missing_predictions_are_named(classify: Classify) -> None:
     classify(of_encoder(good(), "good"), "good")
     folder = classify(of_encoder(noise_like(good(), 1), "noise"), "noise")
-    (folder / "noise" / "predictions.csv").unlink()
-    with pytest.raises(FeatureFileError, match=r"predictions.csv is missing; classify again"):
+    (folder / "noise" / "predictions.pt").unlink()
+    with pytest.raises(FeatureFileError, match=r"predictions.pt is missing; classify again"):
         compared(folder)
 
 

@@ -60,10 +60,3 @@ def test_log_mel_features_and_results_are_kept_apart_from_audiosep_s(esc50_root:
     assert TASK.output_dir_of("logmel") == TASK.folder / "logmel"
     assert TASK.features_of("audiosep") == TASK.folder / TASK.features_file
     assert TASK.output_dir_of("audiosep") == TASK.folder
-
-
-def test_log_mel_names_no_checkpoint(esc50_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--data-root", str(esc50_root), "--checkpoint", "logmel", "--output", str(tmp_path / "logmel.pt")]
-    with pytest.raises(SystemExit):
-        extract_main(TASK, flags)
-    assert capsys.readouterr().err == "error: --checkpoint logmel is now --encoder logmel\n"

@@ -10,7 +10,15 @@ import pytest
 import torch
 from scipy.special import softmax
 
-from common.evaluation.calibration import HeldOut, Unseen, calibrate, expected_error, fit_temperature, reliability
+from common.evaluation.calibration import (
+    HeldOut,
+    Scale,
+    Unseen,
+    calibrate,
+    expected_error,
+    fit_temperature,
+    reliability,
+)
 from common.evaluation.plots import plot_reliability
 from common.features import FeatureSet
 from common.heads import NoneOfTheseError, TrainedHead, conformal_threshold
@@ -33,21 +41,21 @@ def test_the_temperature_undoes_what_made_a_head_too_sure(too_sure: float) -> No
 
 def test_calibration_reduces_the_error() -> None:
     folds = [answers(seed, 1000, too_sure=4) for seed in range(3)]
-    record = calibrate(HeldOut(folds))
+    record = calibrate(HeldOut(folds), Scale.fitted(folds))
     assert record is not None
     assert (record.fitted_on, record.temperature) == ("the other folds", pytest.approx(4, rel=0.15))
     assert record.error_before > 0.2 and record.error_after < 0.05
     assert sum(part.clips for part in record.before) == 3000
-    single = calibrate(HeldOut(folds[:1], folds[1]))
+    single = calibrate(HeldOut(folds[:1], folds[1]), Scale())
     assert single is not None and single.fitted_on == "validation clips"
-    assert calibrate(HeldOut(folds[:1])) is None
+    assert calibrate(HeldOut(folds[:1]), Scale()) is None
 
 
 def test_no_temperature_of_a_fold_comes_from_its_own_labels() -> None:
     """Wrong labels in a fold change its measured error by the labels only, not by the temperature."""
     folds = [answers(seed, 500, too_sure=3) for seed in range(2)]
     wrong = replace(folds[0], labels=(folds[0].labels + 1) % 4)
-    before, after = calibrate(HeldOut(folds)), calibrate(HeldOut([wrong, folds[1]]))
+    before, after = (calibrate(HeldOut(parts), Scale()) for parts in (folds, [wrong, folds[1]]))
     assert before is not None and after is not None
     of_fold = softmax(folds[0].logits / fit_temperature(folds[1].logits, folds[1].labels), axis=1)
     assert {round(part.confidence, 9) for part in reliability(of_fold, wrong.labels)} == {

@@ -19,21 +19,23 @@ from common.arrays import Array
 from common.datasets import DivisionKind
 from common.evaluation import plots
 from common.evaluation.outcomes import Outcome
-from common.evaluation.plots import FEW, MANY, Point, plot_confusion, plot_curves, plot_learning_curves, plot_per_class
-from common.evaluation.predictions import read_predictions, save_predictions
+from common.evaluation.plots import FEW, MANY, plot_confusion, plot_curves, plot_learning_curves, plot_per_class
+from common.evaluation.predictions import Predictions, save_predictions
 from common.evaluation.record import (
     ConfigRecord,
+    EfficiencyRecord,
     FeaturesRecord,
+    MeanRecord,
     ProtocolIdentity,
     ProtocolRecord,
     RecordError,
     RunRecord,
 )
 from common.evaluation.results import earlier_record, remove_record
-from common.evaluation.scores import compare_heads, icbhi_scores, per_class, score_head, scores
+from common.evaluation.scores import compare_heads, icbhi_scores, judge, per_class, score_head, scores
 from common.evaluation.text import remarks, score_table
 from common.features import FeatureFileError, FeatureSet
-from common.files import OutputError
+from common.files import OutputError, sha256_of
 from common.heads import HeadKind
 from common.text_table import as_markdown, as_text
 from esc50_feature_fc.esc50 import TASK
@@ -51,9 +53,9 @@ def test_scores_by_hand() -> None:
     # A class that neither occurs nor is predicted counts with F1 0: the mean is over all classes.
     assert scores(labels, predictions, 3)["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 3)
     columns = per_class(labels, predictions, 3)
-    assert columns["recall"] == pytest.approx([2 / 3, 1, 0])
-    assert columns["precision"] == pytest.approx([1, 0.5, 0])
-    assert columns["clips"] == [3, 1, 0]
+    assert columns.recall == pytest.approx([2 / 3, 1, 0])
+    assert columns.precision == pytest.approx([1, 0.5, 0])
+    assert columns.clips == [3, 1, 0]
 
 
 @pytest.mark.filterwarnings("ignore:The number of unique classes")
@@ -220,7 +222,11 @@ def test_the_predictions_of_one_seed_are_read_again(tmp_path: Path) -> None:
     features = small_features()
     outcomes: dict[HeadKind, list[Outcome]] = {"linear": outcomes_of(features, 2, 0.3)}
     save_predictions(outcomes, features, tmp_path, "")
-    table = read_predictions(tmp_path / "predictions.csv", ["linear"], None)
+    path = tmp_path / "predictions.pt"
+    read = Predictions.read(path, sha256_of(path))
+    (hits,) = read.judged("clips").values()
+    assert hits.minus(judge(outcomes["linear"], features)).difference == 0  # type: ignore[arg-type]  # both are hits
+    table = read.table
     table = table[table["seed"] == 43]
     predicted = dict(zip(table["clip_id"], table["linear"], strict=True))
     expected = {
@@ -231,12 +237,10 @@ def test_the_predictions_of_one_seed_are_read_again(tmp_path: Path) -> None:
     }
     assert predicted == expected
     assert set(predicted) == set(features.clip_ids)
-    with pytest.raises(FeatureFileError, match=r"predictions\.csv is damaged"):
-        read_predictions(tmp_path / "predictions.csv", ["three_layer"], None)
-    with pytest.raises(FeatureFileError, match=r"nowhere\.csv is missing; classify again"):
-        read_predictions(tmp_path / "nowhere.csv", ["linear"], None)
-    with pytest.raises(FeatureFileError, match=r"predictions\.csv is damaged \(not what was written\)"):
-        read_predictions(tmp_path / "predictions.csv", ["linear"], "another checksum")
+    with pytest.raises(FeatureFileError, match=r"nowhere\.pt is missing; classify again"):
+        Predictions.read(tmp_path / "nowhere.pt", None)
+    with pytest.raises(FeatureFileError, match=r"predictions\.pt is damaged \(not what was written\)"):
+        Predictions.read(path, "another checksum")
 
 
 def test_an_earlier_record_counts_for_an_equal_run_only(record: RunRecord, tmp_path: Path) -> None:
@@ -390,12 +394,13 @@ def test_a_confusion_matrix_shows_shares_of_the_true_class(n_classes: int, drawn
 @pytest.mark.parametrize("what", ["confusion", "per_class", "curves", "label_efficiency"])
 def test_figures_are_png_files(what: str, record: RunRecord, tmp_path: Path) -> None:
     scored = record.protocols["official"].heads["linear"]
-    point = Point("linear", 9, scored.score, scored.interval)
+    means = scored.model_dump(include=set(MeanRecord.model_fields))
+    point = EfficiencyRecord(head="linear", fraction=0.5, n_train=9, **means)
     draw: dict[str, Callable[[Path], None]] = {
         "confusion": lambda path: plot_confusion(np.array(scored.confusion), list("abcd"), "a title", path),
         "per_class": lambda path: plot_per_class(scored.per_class, list("abcd"), "a title", path),
         "curves": lambda path: plot_curves(scored.splits, "a title", path),
-        "label_efficiency": lambda path: plot_learning_curves([point], ("clips", "accuracy, %"), "a title", path),
+        "label_efficiency": lambda path: plot_learning_curves([point], "n_train", ("clips", "%"), "a title", path),
     }
     draw[what](tmp_path / "figure.png")
     pixels = imread(tmp_path / "figure.png")

@@ -21,13 +21,8 @@ from common.encoder.fast_cpu.threads import in_parallel
 
 
 class TableConv2d:
-    """The leaky ReLU of what a convolution computes of ``leaky_relu(scale * x + shift)``, up to the rounding of float32.
-
-    Args:
-        scale, shift: (channels_in,).
-        negative_slope: of both leaky ReLUs.
-        conv: a 3x3 convolution with a padding of 1.
-    """
+    """The leaky ReLU of what a 3x3 convolution with a padding of 1 computes of ``leaky_relu(scale * x + shift)``, up to the
+    rounding of float32; scale and shift are (channels_in,)."""
 
     def __init__(self, scale: torch.Tensor, shift: torch.Tensor, negative_slope: float, conv: nn.Conv2d) -> None:
         assert conv.bias is not None

@@ -32,17 +32,12 @@ PHASES = 8  # columns that are eight apart lie side by side; eight columns are t
 NUMBERS_AT_A_TIME = 2**23
 # With fewer tiles, reading the transformed kernels, which are 4 to 6 times larger, takes longer than what is saved.
 MIN_TILES = 16
-SPAN = 512  # numbers of a vector that are computed at a time: they stay in a core's first cache
+SPAN = 512  # numbers of a vector that are computed at a time: they stay in the L1 cache
 
 
 class WinogradBlock:
-    """The convolutions of a block on a CPU, up to the rounding of float32, and what comes before each of them.
-
-    Args:
-        scale, shift: (channels_in,), of the input.
-        negative_slope: of the leaky ReLUs before both convolutions.
-        conv1, conv2: of float32, as `WinogradConv2d` takes them.
-    """
+    """The convolutions of a block on a CPU, up to the rounding of float32: `conv1` of the leaky ReLU of the scaled and shifted
+    input, and `conv2` of the leaky ReLU of that."""
 
     def __init__(
         self, scale: torch.Tensor, shift: torch.Tensor, negative_slope: float, conv1: nn.Conv2d, conv2: nn.Conv2d
@@ -84,11 +79,8 @@ def _phased(like: torch.Tensor, height: int, channels: int) -> torch.Tensor:
 
 
 class WinogradConv2d:
-    """A convolution of an image in phases.
-
-    Args:
-        conv: of float32, with a padding of 1, and for each direction a stride of 1 and 3 taps, or a stride of 2 and 4 taps.
-    """
+    """A convolution in float32 of an image in phases, with a padding of 1, and for each direction a stride of 1 and 3 taps, or a
+    stride of 2 and 4 taps."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self.direct = conv
@@ -113,13 +105,9 @@ class WinogradConv2d:
         return down * across >= MIN_TILES
 
     def __call__(self, image: torch.Tensor, into: torch.Tensor, negative_slope: float = 1) -> None:
-        """The convolution, and a leaky ReLU of it.
-
-        Args:
-            image: (height + 1, PHASES, width / PHASES, channels_in), the last row 0.
-            into: to be filled; in phases without such a row, or (height / stride, width / stride, channels_out).
-            negative_slope: 1: no leaky ReLU.
-        """
+        """The convolution of (height + 1, PHASES, width / PHASES, channels_in), the last row 0, and a leaky ReLU of it (a
+        slope of 1: none), written `into` an image in phases without such a row, or (height / stride, width / stride,
+        channels_out)."""
         in_order, slope, classes = into.ndim == 3, np.float32(negative_slope), PHASES // OUTPUTS // self.stride[1]
         rows, across = -(-len(into) // OUTPUTS), math.prod(into.shape[1:-1]) // OUTPUTS
         # As views: into a copy, the result would be lost.
@@ -142,13 +130,8 @@ class WinogradConv2d:
 
 @compiled
 def _to_points(image, down, across, stride, first, points, start, stop):  # type: ignore[no-untyped-def]
-    """The inputs of some rows of tiles, `start` to `stop` of those from `first` on, at the points.
-
-    Args:
-        image: (height + 1, PHASES * columns of a phase * channels).
-        down, across: (points, points), of each direction.
-        points: (all points, tiles from `first` on, inputs of a product), to be filled.
-    """
+    """The inputs of some rows of tiles, `start` to `stop` of those from `first` on, at the points: `image` (height + 1, PHASES *
+    columns of a phase * channels) -> `points` (all points, tiles from `first` on, inputs of a product)."""
     step_down, step_across = stride
     outside, part = image.shape[0] - 1, image.shape[1] // PHASES
     tiles, depth = points.shape[1:]
@@ -186,15 +169,12 @@ def _to_points(image, down, across, stride, first, points, start, stop):  # type
 
 @compiled
 def _to_outputs(points, down, across, slope, classes, in_order, first, image, start, stop):  # type: ignore[no-untyped-def]
-    """The outputs of some rows of tiles, `start` to `stop` of those from `first` on, and their leaky ReLU.
+    """The outputs of some rows of tiles, `start` to `stop` of those from `first` on, and their leaky ReLU: products at the points
+    (points down, points across, tiles from `first` on, channels) -> `image` (height, columns * channels).
 
     Args:
-        points: (points down, points across, tiles from `first` on, channels), the products.
-        down, across: (OUTPUTS, points), of each direction.
-        slope: of the leaky ReLU below 0.
         classes: tiles that lie in different phases.
         in_order: whether the columns of `image` are in order, not in phases.
-        image: (height, columns * channels), to be filled.
     """
     n_down, n_across, tiles, channels = points.shape
     height, width = image.shape
@@ -234,14 +214,9 @@ def _to_outputs(points, down, across, slope, classes, in_order, first, image, st
 def _combine(weights, numbers, places, at, slope, into, to, count, run, apart):  # type: ignore[no-untyped-def]
     """A weighted sum of 5 or 6 vectors, and its leaky ReLU.
 
-    Indexes are unsigned, since a negative one would count from the end: to look whether it is would take the longest.
-
-    Args:
-        weights: of each vector.
-        numbers, places, at: vector k begins at numbers[places[k] + at].
-        slope: of the leaky ReLU below 0; 1: none.
-        into, to, count, run, apart: the sum is written from into[to] on, in `count` runs of `run` numbers that begin
-            `apart` numbers from each other.
+    Vector k begins at numbers[places[k] + at]. The sum is written from into[to] on, in `count` runs of `run` numbers that begin
+    `apart` numbers from each other. Indexes are unsigned, since a negative one would count from the end: to look whether it
+    is would take the longest.
     """
     a, b, c, d, e = places[0] + at, places[1] + at, places[2] + at, places[3] + at, places[4] + at
     wa, wb, wc, wd, we = weights[0], weights[1], weights[2], weights[3], weights[4]
