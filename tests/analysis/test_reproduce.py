@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import common.scripts
 from analysis import reproduce
 from analysis.estimates import Speed, estimate
 from analysis.studies import STUDIES
@@ -29,7 +30,7 @@ class Calls(list[tuple[str, ...]]):
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """What is called in this test; nothing runs. The weights are there."""
     calls = Calls()
-    monkeypatch.setattr(reproduce, "run_script", calls)
+    monkeypatch.setattr(common.scripts, "run_script", calls)
     monkeypatch.setattr(
         reproduce, "preview_download", lambda *flags: calls("common.download", *flags, "--dry-run") and None
     )
@@ -120,7 +121,7 @@ def test_missing_weights_are_part_of_the_plan(
     calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(reproduce, "run_script", calls)
+    monkeypatch.setattr(common.scripts, "run_script", calls)
     monkeypatch.setattr(
         reproduce, "preview_download", lambda *flags: calls("common.download", *flags, "--dry-run") and None
     )
