@@ -159,7 +159,7 @@ def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> E
 
 def scores_of(
     heads: Mapping[HeadKind, EncoderScore] | Mapping[HeadKind, HeadRecord],
-) -> dict[HeadKind, tuple[float, Interval | None]]:
+) -> dict[str, tuple[float, Interval | None]]:
     """What is drawn of heads: their scores with their intervals."""
     return {head: (score.score, score.interval) for head, score in heads.items()}
 
@@ -417,14 +417,19 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
         figures = (pair.difference, *(pair.interval or (None, None)), pair.p_value, pair.holm_p_value)
         rows.append((pair.task, pair.head, pair.first, pair.second, *figures))  # shares, not percent
     write_csv(files[-2], rows)
+    plot_encoders(record, files[-1])
+    return files
+
+
+def plot_encoders(record: EncodersRecord, path: Path) -> None:
+    """Draw the scores of all encoders, a panel a task."""
     panels = [
         Panel(
             f"{task.heading}\n({task.clips:,} clips, {task.classes} classes)",
-            (task.chance, "chance"),
             [scores_of(heads) for heads in record.heads_of(task).values()],
+            (task.chance, "chance"),
         )
         for task in record.tasks
     ]
     caption = "95 % intervals of each score by groups; whether two encoders differ is in the table of pairs."
-    plot_heads(panels, [cost.encoder for cost in record.encoders], f"{record.quantity}, %", caption, files[-1])
-    return files
+    plot_heads(panels, [cost.encoder for cost in record.encoders], f"{record.quantity}, %", caption, path)

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ from scipy.linalg import eigh
 from scipy.spatial.distance import pdist, squareform
 
 from analysis.maps import balanced_rows
-from analysis.plots import plot_heat
+from analysis.plots import Heat, plot_heat
 from analysis.scores import WIDTH, Run
 from analysis.variants import BASE, GRID, AnalysisRecord, read_variants
 from common.arrays import Array
@@ -45,16 +44,6 @@ COSTS = {
     "subspace": f"What another task's {PRINCIPAL} principal directions cost",
 }
 HALVINGS = 5
-
-
-class Heat(NamedTuple):
-    """A matrix between tasks, NaN where there is no value; of differences also where they are uncertain."""
-
-    name: str  # of its file
-    title: str
-    caption: str
-    values: pd.DataFrame
-    uncertain: Array | None = None
 
 
 class TransferCost(ComparisonRecord):
@@ -224,7 +213,7 @@ def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> 
     write_json(written[0], record.model_dump_json())
     for heat in record.heats():
         written.append(folder / f"{heat.name}.{figure_format}")
-        plot_heat(heat.values, heat.title, heat.caption, written[-1], heat.uncertain)
+        plot_heat(heat, written[-1])
         words = textwrap.fill(f"{heat.title}. {heat.caption}", WIDTH)
         print(
             f"\n{words}\n{heat.values.rename(columns=lambda name: name[:14]).to_string(float_format='{:.2f}'.format)}"
@@ -242,9 +231,10 @@ def draw_cka(path: Path, folder: Path, figure_format: str = "png") -> Path:
     for first, second in itertools.combinations(columns, 2):
         cka = linear_cka(raw[:, columns[first]], raw[:, columns[second]])
         values.loc[first, second] = values.loc[second, first] = cka
-    written = folder / f"cka_{task}.{figure_format}"
     caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."
-    plot_heat(values, f"{task}: layers, pools and conditions", caption, written)
+    heat = Heat(f"cka_{task}", f"{task}: layers, pools and conditions", caption, values)
+    written = folder / f"{heat.name}.{figure_format}"
+    plot_heat(heat, written)
     return written
 
 

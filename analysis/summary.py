@@ -180,6 +180,28 @@ def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
     return [folder / name for name in ("summary.csv", *contents)]
 
 
+def plot_summary(rows: Sequence[SummaryRow], path: Path) -> None:
+    """Draw the scores of every run beside chance and other encoders; of random divisions only if there is nothing else."""
+    from analysis.compare import scores_of
+    from analysis.plots import Panel, plot_heads
+
+    several = len({row.run.encoder for row in rows}) > 1
+    names, marks = [], []
+    for row in [row for row in rows if row.protocol.kind is not DivisionKind.RANDOM] or rows:
+        recipe, published = row.run.record.config.recipe, row.best_published
+        more = [*[row.run.encoder] * several, *[recipe] * (recipe != "paper")]
+        names.append(row.run.study.task.title + f" ({', '.join(more)})" * bool(more))
+        beside = {
+            "chance": row.protocol.majority_class.score,
+            "untrained": row.untrained_encoder,
+            "published": published and published.score / 100,
+        }
+        shares = {mark: (share, None) for mark, share in beside.items() if share is not None}
+        marks.append({**scores_of(row.protocol.heads), **shares})
+    quantity = Metric.words(row.metric for row in rows)
+    plot_heads([Panel("", marks)], names, f"{quantity}, %", "", path)
+
+
 def _as_csv(row: SummaryRow) -> dict[str, object]:
     run, protocol = row.run, row.protocol
     (low, high), stated = row.best.interval or (None, None), row.references.expected or (None, None)

@@ -323,11 +323,16 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
         figures = (effect.difference, *(effect.interval or (None, None)), effect.p_value, effect.holm_p_value)
         rows.append((effect.factor, effect.name, effect.dimensions, effect.head, effect.score, *figures))
     write_csv(written[1], rows)
-    names = [f"{linear.name} ({linear.factor})" for linear, _ in record.variants]
-    effects = [{effect.head: (effect.difference, effect.interval) for effect in both} for both in record.variants]
-    panel = Panel(f"{record.title}: what each choice is worth", (0.0, "baseline"), effects)
-    plot_heads([panel], names, "score against the baseline, points", record.words, written[2])
+    plot_effects(record, written[2])
     print(f"-> {', '.join(map(str, written))}")
+
+
+def plot_effects(record: AblationRecord, path: Path) -> None:
+    """Draw what every variant is worth with both heads."""
+    names = [f"{linear.name} ({linear.factor})" for linear, _ in record.variants]
+    effects = [{str(effect.head): (effect.difference, effect.interval) for effect in both} for both in record.variants]
+    panel = Panel(f"{record.title}: what each choice is worth", effects, (0.0, "baseline"))
+    plot_heads([panel], names, "score against the baseline, points", record.words, path)
 
 
 def _print_effects(record: AblationRecord) -> None:

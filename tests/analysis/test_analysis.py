@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from analysis import plots, similarity, visualize_features
 from analysis.maps import balanced_rows, knn_purity, make_map, seeded_rows, silhouette
-from analysis.plots import plot_heat
+from analysis.plots import Heat, plot_heat
 from analysis.scores import Run, read_runs
 from analysis.similarity import (
     COSTS,
@@ -371,7 +371,8 @@ def test_a_file_of_variants_is_recognised(tmp_path: Path) -> None:
 def test_a_heat_map_shows_its_numbers_and_what_is_uncertain(drawn: list[Figure]) -> None:
     values = np.array([[0.0, np.nan], [-1.2, 2.0]])
     uncertain = np.array([[True, False], [False, False]])
-    plot_heat(pd.DataFrame(values, ["a", "b"], ["c", "d"]), "title", "caption", Path("unused.png"), uncertain)
+    heat = Heat("name", "title", "caption", pd.DataFrame(values, ["a", "b"], ["c", "d"]), uncertain)
+    plot_heat(heat, Path("unused.png"))
     axes = drawn[0].axes[0]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     assert texts == {(0, 0): "(0.0)", (0, 1): "-1.2", (1, 1): "2.0"}
