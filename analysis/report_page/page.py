@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 import jinja2
@@ -41,14 +42,15 @@ CONTROLS = {EncoderKind.LOGMEL: "log-mel statistics", EncoderKind.UNTRAINED: "an
 Draw = Callable[[Path], None]  # writes a figure
 
 
-@dataclass(frozen=True)
-class Rival:
+class Rival(NamedTuple):
     """What the best score of a task is held against: another encoder or a control with the same head, or the other head."""
 
     name: str
     kind: EncoderKind | None  # None for the other head
     score: float
-    p_value: float | None  # corrected for the number of such tests; None: not tested, or too few groups to tell
+    is_worse: (
+        bool | None
+    )  # significantly, corrected for the number of such tests; None: not tested, or too few groups to tell
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,9 @@ class TaskAnswer:
         """The kind of the best encoder."""
         return self.best.run.record.features.kind
 
-    def is_worse(self, rival: Rival) -> bool | None:
-        """Whether a rival is significantly worse than the best; None if it could not be tested."""
-        if rival.p_value is None:
-            return None
-        return rival.p_value < LEVEL and rival.score < self.best.best.score
-
     def names(self, is_worse: bool | None) -> list[str]:
         """The rivals of which this holds."""
-        return [rival.name for rival in self.rivals if self.is_worse(rival) is is_worse]
+        return [rival.name for rival in self.rivals if rival.is_worse is is_worse]
 
     def control(self, kind: EncoderKind) -> float | None:
         """The best score of a kind of control, or of the best itself if it is one; None: not run."""
@@ -80,8 +76,8 @@ class TaskAnswer:
 
     def beats(self, kind: EncoderKind) -> bool | None:
         """Whether the best is significantly better than a kind of control; None if it is one itself, or not tested."""
-        tested = [rival for rival in self.rivals if rival.kind is kind and rival.p_value is not None]
-        return None if self.kind is kind or not tested else all(map(self.is_worse, tested))
+        tested = [rival.is_worse for rival in self.rivals if rival.kind is kind and rival.is_worse is not None]
+        return None if self.kind is kind or not tested else all(tested)
 
 
 def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAnswer]:
@@ -99,36 +95,39 @@ def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAns
         most = max(row.run.record.features.clips for row in rows)
         rows = [row for row in rows if row.run.record.features.clips == most]
         best = max(rows, key=lambda row: row.best.score)
-        rivals = [*_of_the_run(best), *_of_other_runs(best, rows, compared)]
+        rivals = [
+            Rival(name, kind, score, None if p_value is None else p_value < LEVEL and score < best.best.score)
+            for name, kind, score, p_value in _tested(best, rows, compared)
+        ]
         answers.append(TaskAnswer(best, sorted(rivals, key=lambda rival: -rival.score)))
     return answers
 
 
-def _of_the_run(best: SummaryRow) -> Iterator[Rival]:
-    """The other head, and the same head on other features, as the run itself compared them."""
-    protocol, head = best.protocol, best.protocol.best_head
+def _tested(
+    best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersRecord | None
+) -> Iterator[tuple[str, EncoderKind | None, float, float | None]]:
+    """Name, kind, score and p-value of all that the best is held against: the other head, and the same head on other features, as
+    the run itself or the comparison of encoders has tested them."""
+    run, protocol, head = best.run, best.protocol, best.protocol.best_head
     (other,) = set(HEADS) - {head}
     p_value = protocol.comparison.p_value if can_tell(protocol.comparison.n_units, 1) else None
-    yield Rival(f"the {head_title(other)} head", None, protocol.heads[other].score, p_value)
+    yield f"the {head_title(other)} head", None, protocol.heads[other].score, p_value
     n_tests = sum(map(len, protocol.control_comparisons.values()))
-    for control, encoder in best.run.record.controls.items():
+    for control, encoder in run.record.controls.items():
         comparison = protocol.control_comparisons[control][head]
         p_value = comparison.holm_p_value if can_tell(comparison.n_units, n_tests) else None
         name = encoder.title if encoder.kind else control
-        yield Rival(name, encoder.kind, protocol.controls[control][head].score, p_value)
-
-
-def _of_other_runs(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersRecord | None) -> Iterator[Rival]:
-    """The same head on the features of other encoders; without a p-value if the two runs were not compared."""
-    task, head = best.run.study.name, best.protocol.best_head
-    tells = compared is not None and any(known.task == task and known.can_tell for known in compared.tasks)
-    folders = {score.folder for score in compared.scores} if compared and tells else set()
-    pairs = [pair for pair in compared.pairs if (pair.task, pair.head) == (task, head)] if compared else []
-    p_values = {frozenset((pair.first, pair.second)): pair.holm_p_value for pair in pairs}
-    for run, protocol in ((row.run, row.protocol) for row in rows if row.run.encoder != best.run.encoder):
-        are_compared = {str(run.folder), str(best.run.folder)} <= folders
-        p_value = p_values.get(frozenset((run.encoder, best.run.encoder))) if are_compared else None
-        yield Rival(run.encoder, run.record.features.kind, protocol.heads[head].score, p_value)
+        yield name, encoder.kind, protocol.controls[control][head].score, p_value
+    p_values: dict[frozenset[str], float | None] = {}  # of two folders
+    if compared and any(task.task == run.study.name and task.can_tell for task in compared.tasks):
+        folders = {score.encoder: score.folder for score in compared.scores if score.task == run.study.name}
+        for pair in compared.pairs:
+            if (pair.task, pair.head) == (run.study.name, head):
+                p_values[frozenset((folders[pair.first], folders[pair.second]))] = pair.holm_p_value
+    for row in rows:
+        if row.run.encoder != run.encoder:
+            p_value = p_values.get(frozenset((str(row.run.folder), str(run.folder))))
+            yield row.run.encoder, row.run.record.features.kind, row.protocol.heads[head].score, p_value
 
 
 def answer_table(answers: Sequence[TaskAnswer]) -> list[list[str]]:
@@ -141,10 +140,8 @@ def answer_table(answers: Sequence[TaskAnswer]) -> list[list[str]]:
         told = [", ".join(not_worse) or "nothing"] if not_worse or not untested else []
         told += [f"not tested: {untested}"] if untested else []
         title = run.study.task.title
-        if row.is_sample:
-            title += f" ({run.record.features.clips:,} of {row.whole:,} clips)"
-        if protocol.kind is DivisionKind.RANDOM:
-            title += " (random division)"
+        title += f" ({run.record.features.clips:,} of {row.whole:,} clips)" * row.is_sample
+        title += " (random division)" * (protocol.kind is DivisionKind.RANDOM)
         score = [percent(row.best.score), range_of(row.best.interval), head_title(protocol.best_head), run.encoder]
         shares = [*map(task.control, CONTROLS), protocol.majority_class.score]
         table.append([title, *score, "; ".join(told), *map(percent, shares), str(row.best_published or "-")])
