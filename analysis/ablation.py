@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from analysis.scores import new_parser, output_folder
 from analysis.studies import find_study
-from common.config import DEVICES, ExtractConfig, FitConfig, load_config
+from common.config import ExtractConfig, FitConfig, load_config
 from common.datasets import Division
-from common.flags import add_figure_format, run, user_path
+from common.flags import add_figure_format, add_settings, run, user_path
 
 if TYPE_CHECKING:
     from common.heads import HeadKind
@@ -40,7 +40,7 @@ def main() -> None:
     config = load_config(FitConfig, task.config_file, None, changes)
     weights: dict[str, object] = {} if arguments.checkpoint is None else {"checkpoint": arguments.checkpoint}
     checkpoint = load_config(ExtractConfig, task.config_file, None, weights).checkpoint
-    encoder = AblationEncoder(checkpoint, resolve_device(arguments.device), arguments.factors, arguments.condition)
+    encoder = AblationEncoder(checkpoint, resolve_device(config.device), arguments.factors, arguments.condition)
     folder = output_folder(arguments)
     output = folder / f"ablation_{study.name}.pt"
     maker = ThisProcess(encoder, encoder.outputs, Threads.shared(decode=arguments.workers or 0))
@@ -65,10 +65,7 @@ def _flags() -> argparse.Namespace:
     add("--grid", choices=HEADS_OF_GRID, default="linear", help=grid)
     most = "at most N, sampled by class; 0: all (default: 2000)"
     add("--max-clips", type=int, default=2000, metavar="N", help=most)
-    add("--recipe", metavar="NAME", help="paper or tuned (default: as configured)")
-    add("--epochs", type=int, metavar="N", help="(default: as configured)")
-    add("--seeds", type=int, metavar="N", help="(default: as configured)")
-    add("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
+    add_settings(parser, FitConfig, None, ("recipe", "epochs", "seeds", "device"))
     add("--workers", type=int, metavar="N", help="threads that decode audio (default: one per core)")
     add("--overwrite", action="store_true", help="replace features that were made with different settings")
     left_out = "leave out clips whose files are missing, counted and recorded"

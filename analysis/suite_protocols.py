@@ -11,9 +11,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-import common  # noqa: F401  # first: it says what is missing
-
-# isort: split
 from analysis.studies import find_study
 from common.config import ConfigError, FitConfig, load_config
 from common.flags import Parser, run, user_path

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
@@ -19,17 +20,7 @@ from common.arrays import Array
 from common.config import FitConfig, ScalerName
 from common.datasets import Prepared, Task
 from common.datasets.audio import limit_bandwidth
-from common.encoder import (
-    LAYERS,
-    POOLS,
-    SAMPLE_RATE,
-    AudioSepEncoder,
-    Encoder,
-    EncoderInfo,
-    Output,
-    Waveform,
-    load_encoder,
-)
+from common.encoder import LAYERS, POOLS, AudioSepEncoder, Encoder, EncoderInfo, Output, Waveform, load_encoder
 from common.encoder.device import fitting_device
 from common.errors import UserError
 from common.evaluation.intervals import holm
@@ -51,33 +42,30 @@ GRID = tuple(output for output in AudioSepEncoder.outputs if output.pool != "mea
 Degradation = Callable[[Array], Array]
 
 
-def keep_first(share: float) -> Degradation:
+def keep_first(share: float, waveform: Array) -> Array:
     """The first part of a clip."""
-    return lambda waveform: waveform[: max(1, round(share * len(waveform)))]
+    return waveform[: max(1, round(share * len(waveform)))]
 
 
-def add_noise(snr_db: float) -> Degradation:
+def keep_below(limit_hz: int, waveform: Array) -> Array:
+    return limit_bandwidth(waveform, AudioSepEncoder.sample_rate, 2 * limit_hz)
+
+
+def add_noise(snr_db: float, waveform: Array) -> Array:
     """White noise, `snr_db` decibels below the clip's mean power; the same for the same clip in any batch."""
-
-    def noisy(waveform: Array) -> Array:
-        seed = int.from_bytes(hashlib.sha256(waveform.tobytes()).digest()[:8], "little")
-        power = float(np.square(waveform, dtype=np.float64).mean()) / 10 ** (snr_db / 10)
-        noise = np.random.default_rng(seed).standard_normal(len(waveform))
-        mixture: Array = (waveform + np.sqrt(power) * noise).astype(np.float32)
-        return mixture
-
-    return noisy
+    seed = int.from_bytes(hashlib.sha256(waveform.tobytes()).digest()[:8], "little")
+    power = float(np.square(waveform, dtype=np.float64).mean()) / 10 ** (snr_db / 10)
+    noise = np.random.default_rng(seed).standard_normal(len(waveform))
+    mixture: Array = (waveform + np.sqrt(power) * noise).astype(np.float32)
+    return mixture
 
 
 # factor -> variant -> what happens to the waveform before it is embedded. In the file, the factor takes the place of
 # the layer, and the variant that of the pool.
 DEGRADATIONS: dict[str, dict[str, Degradation]] = {
-    "duration": {"first 50 %": keep_first(0.5), "first 25 %": keep_first(0.25)},
-    "bandwidth": {
-        "up to 8 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 16_000),
-        "up to 4 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 8_000),
-    },
-    "noise": {f"SNR {snr_db} dB": add_noise(snr_db) for snr_db in (20, 10, 0)},
+    "duration": {f"first {percent} %": partial(keep_first, percent / 100) for percent in (50, 25)},
+    "bandwidth": {f"up to {limit} kHz": partial(keep_below, 1000 * limit) for limit in (8, 4)},
+    "noise": {f"SNR {snr_db} dB": partial(add_noise, snr_db) for snr_db in (20, 10, 0)},
 }
 CONDITION = "condition"
 FACTORS = (CONDITION, *DEGRADATIONS)  # those whose variants need further passes
@@ -86,7 +74,7 @@ FACTORS = (CONDITION, *DEGRADATIONS)  # those whose variants need further passes
 class AblationEncoder(Encoder):
     """An encoder whose outputs are the variants of an ablation."""
 
-    sample_rate = SAMPLE_RATE
+    sample_rate = AudioSepEncoder.sample_rate
 
     def __init__(self, checkpoint: str, device: torch.device, factors: Sequence[str], condition: Path | None) -> None:
         """Load the encoder without a condition, and for the factor ``"condition"`` those with one.
