@@ -8,10 +8,10 @@ import resource
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -36,8 +36,7 @@ CHECKPOINT = "random:2024"
 KINDS = (".wav", ".flac", ".ogg", ".mp3")
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(NamedTuple):
     """A way of extraction: the original project's if no precision is named."""
 
     name: str
@@ -51,8 +50,7 @@ class Way:
         return 1e-5 if self.precision in (None, "fp32") else 1e-2
 
 
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """What a way of extraction took."""
 
     embeddings: Array  # (clips, 384)
@@ -195,10 +193,9 @@ def compare(arguments: argparse.Namespace) -> list[str]:
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else describe_cpu()
     print(f"\n{len(paths)} files, {audio_s:.0f} s of audio, {hardware}, {torch.get_num_threads()} threads,", end=" ")
     print(f"torch {torch.__version__}, {arguments.rounds} rounds; medians\n")
-    speeds = [audio_s / of_way for of_way in seconds]
     reference = figures[0].embeddings
     errors = [float(np.linalg.norm(made.embeddings - reference) / np.linalg.norm(reference)) for made in figures]
-    print_tables(device, ways, figures, speeds, errors)
+    print_tables(device, ways, figures, [audio_s / of_way for of_way in seconds], errors)
     print(f"\nms per second of audio: decoding {decoding:.2f}, resampling {resampling:.2f}")
     return [way.name for way, error in zip(ways, errors, strict=True) if error > way.largest_error]
 
@@ -224,18 +221,14 @@ def take_turns(
         context.Process(target=worker, args=(way, paths, device, remote), daemon=True).start()
         remote.close()  # so that reading ends when a worker has failed
         pipes.append(pipe)
-    seconds = medians_in_turns([partial(extract_once, pipe) for pipe in pipes], rounds, device)
-    figures = []
-    for pipe in pipes:
-        pipe.send(False)
-        figures.append(pipe.recv())
-    return seconds, figures
+    seconds = medians_in_turns([partial(ask, pipe, True) for pipe in pipes], rounds, device)
+    return seconds, [ask(pipe, False) for pipe in pipes]
 
 
-def extract_once(pipe: Connection) -> None:
-    """Let the worker at the other end extract, and wait for it."""
-    pipe.send(True)
-    pipe.recv()
+def ask(pipe: Connection, extracts: bool) -> Any:
+    """Let the worker at the other end extract, or end with its `Figures`, and wait for it."""
+    pipe.send(extracts)
+    return pipe.recv()
 
 
 def print_tables(

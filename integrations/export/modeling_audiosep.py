@@ -68,15 +68,10 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
     model_input_names: ClassVar = ["input_values", "attention_mask"]
 
     def __call__(
-        self,
-        raw_speech: Any,
-        sampling_rate: int | None = None,
-        padding: bool | str = True,
-        return_tensors: str | None = None,
-        return_attention_mask: bool = True,
-        **kwargs: Any,
+        self, raw_speech: Any, sampling_rate: int | None = None, padding: bool | str = True, **options: Any
     ) -> BatchFeature:
-        """One waveform or a list of them, mono, floating-point, in [-1, 1] -> ``input_values``, ``attention_mask``.
+        """One waveform or a list of them, mono, floating-point, in [-1, 1] -> ``input_values``, ``attention_mask``; the options
+        are those of `pad`.
 
         Raises:
             ValueError: wrong sampling rate, or a waveform that is empty, not 1-D, not floating-point or not finite.
@@ -88,13 +83,9 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"shape {tuple(raw_speech.shape)}; give a list of waveforms, once they are mono")
         if is_array or (len(raw_speech) and isinstance(raw_speech[0], (float, np.floating))):
             raw_speech = [raw_speech]
-        return self.pad(
-            BatchFeature({"input_values": [self._check(waveform, index) for index, waveform in enumerate(raw_speech)]}),
-            padding=padding,
-            return_attention_mask=return_attention_mask,
-            return_tensors=return_tensors,
-            **kwargs,
-        )
+        waveforms = [self._check(waveform, index) for index, waveform in enumerate(raw_speech)]
+        options = {"return_attention_mask": True, **options}
+        return self.pad(BatchFeature({"input_values": waveforms}), padding=padding, **options)
 
     @staticmethod
     def _check(raw: Any, index: int) -> np.ndarray:
