@@ -15,11 +15,9 @@ from analysis.scores import ENCODERS_FOLDER, WIDTH, Run, by_task
 from common.datasets import Metric
 from common.encoder.measure import CheckRecord
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
-from common.evaluation.predictions import KEYS
 from common.evaluation.rankings import Rankings
 from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record
 from common.evaluation.scores import Hits
-from common.features import FeatureFileError
 from common.files import write_atomically, write_csv
 from common.heads import HEADS, HeadKind, head_title
 from common.text_table import as_latex, as_markdown, as_text, escape_latex, percent, range_of
@@ -27,7 +25,7 @@ from common.text_table import as_latex, as_markdown, as_text, escape_latex, perc
 RESAMPLES = 2000
 LEVEL = 0.05
 Table = list[list[str]]
-Judged = Mapping[str, Hits | Rankings]  # by encoder
+Judged = dict[str, Hits | Rankings]  # by encoder
 
 
 class EncoderCost(Record):
@@ -134,18 +132,21 @@ def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> E
     names of encoders. FeatureFileError if a run's predictions are missing or damaged.
     """
     left_out: list[str] = []
-    chosen = [_comparable(of_task, left_out) for of_task in by_task(runs).values()]
-    compared = [(of_task, _judged(of_task)) for of_task in chosen if len(of_task) > 1]
+    compared: list[tuple[list[Run], dict[HeadKind, Judged]]] = []
+    for of_task in by_task(runs).values():
+        chosen = _comparable(of_task, left_out)
+        if len(chosen) > 1:
+            judged = {run.encoder: run.judged() for run in chosen}
+            by_head = {head: {name: of_run[head] for name, of_run in judged.items()} for head in HEADS}
+            compared.append((chosen, by_head))
     if not compared:
         return None
-    pairs = [pair for of_task, judged in compared for pair in _pairs(of_task[0], judged)]
+    pairs = [pair for of_task, by_head in compared for pair in _pairs(of_task[0], by_head)]
     corrected = holm([pair.p_value for pair in pairs])
     pairs = [pair.model_copy(update={"holm_p_value": value}) for pair, value in zip(pairs, corrected, strict=True)]
-    tasks: list[ComparedTask] = []
-    scores: list[EncoderScore] = []
-    for of_task, judged in compared:
-        tasks.append(_describe(of_task[0], len(pairs)))
-        scores += _scores(tasks[-1], of_task, judged, pairs)
+    tasks = [_describe(of_task[0], len(pairs)) for of_task, _ in compared]
+    parts = zip(tasks, compared, strict=True)
+    scores = [score for task, (of_task, by_head) in parts for score in _scores(task, of_task, by_head, pairs)]
     all_runs = [run for of_task, _ in compared for run in of_task]
     return EncodersRecord(
         encoders=_costs(all_runs, costs, _mean_ranks(scores)),
@@ -182,17 +183,6 @@ def _comparable(runs: Sequence[Run], left_out: list[str]) -> list[Run]:
         else:
             chosen[run.encoder] = run
     return list(chosen.values())
-
-
-def _judged(runs: Sequence[Run]) -> dict[HeadKind, Judged]:
-    """Head -> encoder -> what is right of its predictions, for the same clips in the same order."""
-    first = runs[0].predictions()[list(KEYS)]
-    for run in runs[1:]:
-        if not run.predictions()[list(KEYS)].equals(first):
-            both = f"{run.folder} and {runs[0].folder}"
-            raise FeatureFileError(f"{both} hold predictions of different clips; classify both again")
-    by_run = [(run.encoder, run.judged()) for run in runs]
-    return {head: {encoder: judged[head] for encoder, judged in by_run} for head in HEADS}
 
 
 def _describe(run: Run, n_tests: int) -> ComparedTask:
