@@ -141,7 +141,12 @@ def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> E
             compared.append((chosen, by_head))
     if not compared:
         return None
-    pairs = [pair for of_task, by_head in compared for pair in _pairs(of_task[0], by_head)]
+    pairs = []
+    for of_task, by_head in compared:
+        for (first, second), head in itertools.product(itertools.combinations(by_head["linear"], 2), HEADS):
+            pair = by_head[head][first].minus(by_head[head][second])  # type: ignore[arg-type]  # both are of one kind
+            names = {"task": of_task[0].study.name, "head": head, "first": first, "second": second}
+            pairs.append(Pair(**pair.model_dump(), **names))
     corrected = holm([pair.p_value for pair in pairs])
     pairs = [pair.model_copy(update={"holm_p_value": value}) for pair, value in zip(pairs, corrected, strict=True)]
     tasks = [_describe(of_task[0], len(pairs)) for of_task, _ in compared]
@@ -149,7 +154,7 @@ def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> E
     scores = [score for task, (of_task, by_head) in parts for score in _scores(task, of_task, by_head, pairs)]
     all_runs = [run for of_task, _ in compared for run in of_task]
     return EncodersRecord(
-        encoders=_costs(all_runs, costs, _mean_ranks(scores)),
+        encoders=_costs(all_runs, costs, scores),
         tasks=tasks,
         scores=scores,
         pairs=pairs,
@@ -240,18 +245,13 @@ def _share_first(judged: Judged) -> Mapping[str, float | None]:
     return dict(zip(judged, (is_best / is_best.sum(axis=0)).mean(axis=1).tolist(), strict=True))
 
 
-def _pairs(run: Run, judged: Mapping[HeadKind, Judged]) -> Iterator[Pair]:
-    """Every two encoders on the task of this run."""
-    for first, second in itertools.combinations(judged["linear"], 2):
-        for head, by_encoder in judged.items():
-            compared = by_encoder[first].minus(by_encoder[second])  # type: ignore[arg-type]  # both are of one kind
-            yield Pair(**compared.model_dump(), task=run.study.name, head=head, first=first, second=second)
-
-
 def _costs(
-    runs: Sequence[Run], measured: Mapping[str, CheckRecord], ranks: Mapping[str, dict[HeadKind, float]]
+    runs: Sequence[Run], measured: Mapping[str, CheckRecord], scores: Sequence[EncoderScore]
 ) -> list[EncoderCost]:
     """Of every encoder, as its last run has it."""
+    table = pd.DataFrame([(row.encoder, row.head, row.task, row.score) for row in scores])
+    shared = table.pivot(index=[0, 1], columns=2, values=3).dropna(axis=1)  # the tasks that all encoders have
+    ranks = shared.groupby(level=1).rank(ascending=False).mean(axis=1).dropna()  # equal scores share their ranks
     costs = {}
     for run in runs:
         features, check = run.record.features, measured.get(run.record.features.slug)
@@ -264,17 +264,9 @@ def _costs(
             speed=check and check.speed,
             measured_on=check and (check.cpu if check.device == "cpu" else check.device),
             fails=tuple(checked.name for checked in check.properties if checked.holds is False) if check else (),
-            mean_rank=ranks.get(run.encoder, {}),
+            mean_rank=ranks[run.encoder].to_dict() if len(ranks) else {},
         )
     return list(costs.values())
-
-
-def _mean_ranks(scores: Sequence[EncoderScore]) -> dict[str, dict[HeadKind, float]]:
-    """Encoder -> head -> mean rank over the tasks that all encoders have; equal scores share their ranks."""
-    table = pd.DataFrame([(row.encoder, row.head, row.task, row.score) for row in scores])
-    shared = table.pivot(index=[0, 1], columns=2, values=3).dropna(axis=1)
-    ranks = shared.groupby(level=1).rank(ascending=False).mean(axis=1).dropna().unstack()
-    return {str(encoder): {head: float(row[head]) for head in HEADS} for encoder, row in ranks.iterrows()}
 
 
 def _method(runs: Sequence[Run], n_tests: int) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import timeit
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -31,16 +31,14 @@ TIMED_S = 3.0  # of audio in one measurement
 BUSY = 2.0  # how many times as long it may take beside other work, with a slow disk, or on a laptop that gets warm
 
 
-@dataclass(frozen=True)
-class Speed:
+class Speed(NamedTuple):
     """This machine's speed: seconds of audio embedded per second; seconds per step of both heads, fitted with others."""
 
     audio: float
     step_s: float
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """An estimate for one task: clips, hours of audio, hours of work, bytes of feature files."""
 
     clips: int

@@ -142,6 +142,12 @@ def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with
             measures["frechet"][i, j] += frechet_distance(first, second) / size / HALVINGS
             measures["mmd"][i, j] += mmd(first, second) / HALVINGS
             measures["subspace"][i, j] += subspace_overlap(bases[i][0], bases[j][int(i == j)]) / HALVINGS
+    transfer: list[TransferCost] = []
+    data = {name: runs[name].study.download[0][0] for name in tasks}
+    for target in progress_bar(iterable=names, desc="transfers", unit="task") if with_transfer else ():
+        # Not from another version of the same data: its clips may be the target's test clips.
+        others = {name: features for name, features in tasks.items() if data[name] != data[target]}
+        transfer += transfer_costs(target, tasks[target], others, runs[target].record.config.fit_config)
     return SimilarityRecord(
         tasks={name: len(features) for name, features in tasks.items()},
         words=f"Compared: {', '.join(names)}; encoder: {runs[names[0]].encoder}; {half:,} clips of each.",
@@ -149,7 +155,7 @@ def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with
         clips_of_each=half,
         halvings=HALVINGS,
         measures={name: (matrix + np.triu(matrix, 1).T).tolist() for name, matrix in measures.items()},
-        transfer=list(_transfers(tasks, runs)) if with_transfer else [],
+        transfer=transfer,
     )
 
 
@@ -161,22 +167,11 @@ def _halves(rows: Array, groups: Array, rng: np.random.Generator) -> tuple[Array
     return rows[order[:half]], rows[order[half : 2 * half]]
 
 
-def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> Iterator[TransferCost]:
-    data = {name: runs[name].study.download[0][0] for name in tasks}
-    for target in progress_bar(iterable=list(tasks), desc="transfers", unit="task"):
-        # Not from another version of the same data: its clips may be the target's test clips.
-        others = {name: features for name, features in tasks.items() if data[name] != data[target]}
-        yield from transfer_costs(target, tasks[target], others, runs[target].record.config.fit_config)
-
-
 def transfer_costs(
     target: str, features: FeatureSet, others: Mapping[str, FeatureSet], config: FitConfig
 ) -> Iterator[TransferCost]:
-    """What the linear head of a task loses with the scaler, and the principal subspace, of each other task.
-
-    `features`, divided by the task, have theirs fitted on each split's training rows; all rows of `others`, which are of other
-    data, may be fitted on. Of `config`, the recipe and the first seed are used.
-    """
+    """What the linear head of a task loses with the scaler, and the principal subspace, of other tasks: theirs are fitted on all
+    their rows, its own on each split's training rows. Of `config`, the recipe and the first seed are used."""
     recipe, raw = recipe_for("linear", config), features.features.numpy()
     jobs = plan_fits("official", Prepared(features), config.train_test_split, [config.random_seed]).jobs
     # Rows are already scaled, so the recipe must not scale them.

@@ -54,7 +54,7 @@ class Figures(NamedTuple):
     """What a way of extraction took."""
 
     embeddings: Array  # (clips, 384)
-    memory: int  # peak, in bytes
+    memory: int  # peak, in bytes: of the GPU's memory, or of the machine's
     alone: float | None  # seconds of audio per second, of the encoder alone; None for the original
 
 
@@ -144,7 +144,9 @@ def worker(way: Way, paths: list[Path], device: torch.device, pipe: Connection) 
         while pipe.recv():
             embeddings = run()
             pipe.send(None)
-    memory, alone = peak_memory(device), None
+    memory, alone = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024), None
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
     if encoder:  # only now: all other processes are idle
         waveforms = [read_audio(path, SAMPLE_RATE) for path in some(paths, device)]
         seconds = min(timed(partial(encoder.embed, waveforms), device) for _ in range(3))
@@ -152,24 +154,9 @@ def worker(way: Way, paths: list[Path], device: torch.device, pipe: Connection) 
     pipe.send(Figures(embeddings, memory, alone))
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has taken at most: of the GPU's memory, or of the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def some(paths: list[Path], device: torch.device) -> list[Path]:
     """Enough of the files to measure a part of the work."""
     return paths[: 8 if device.type == "cpu" else 400]
-
-
-def reading_ms(paths: list[Path], device: torch.device) -> tuple[float, float]:
-    """Milliseconds of decoding, and of resampling, per second of audio."""
-    audio_s = sum(soundfile.info(path).duration for path in paths)
-    decoding = timed(lambda: [soundfile.read(path, dtype="float32") for path in paths], device)
-    both = timed(lambda: [read_audio(path, SAMPLE_RATE) for path in paths], device)
-    return 1000 * decoding / audio_s, 1000 * max(0.0, both - decoding) / audio_s
 
 
 def compare(arguments: argparse.Namespace) -> list[str]:
@@ -189,14 +176,18 @@ def compare(arguments: argparse.Namespace) -> list[str]:
         paths = files[: arguments.clips]
         audio_s = sum(soundfile.info(path).duration for path in paths)
         seconds, figures = take_turns(ways, paths, device, arguments.rounds)
-        decoding, resampling = reading_ms(some(paths, device), device)
+        sample = some(paths, device)
+        sample_s = sum(soundfile.info(path).duration for path in sample)
+        decoding = timed(lambda: [soundfile.read(path, dtype="float32") for path in sample], device) / sample_s
+        both = timed(lambda: [read_audio(path, SAMPLE_RATE) for path in sample], device) / sample_s
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else describe_cpu()
     print(f"\n{len(paths)} files, {audio_s:.0f} s of audio, {hardware}, {torch.get_num_threads()} threads,", end=" ")
     print(f"torch {torch.__version__}, {arguments.rounds} rounds; medians\n")
     reference = figures[0].embeddings
     errors = [float(np.linalg.norm(made.embeddings - reference) / np.linalg.norm(reference)) for made in figures]
     print_tables(device, ways, figures, [audio_s / of_way for of_way in seconds], errors)
-    print(f"\nms per second of audio: decoding {decoding:.2f}, resampling {resampling:.2f}")
+    resampling = max(0.0, both - decoding)
+    print(f"\nms per second of audio: decoding {1000 * decoding:.2f}, resampling {1000 * resampling:.2f}")
     return [way.name for way, error in zip(ways, errors, strict=True) if error > way.largest_error]
 
 
