@@ -72,39 +72,32 @@ FACTORS = (CONDITION, *DEGRADATIONS)  # those whose variants need further passes
 
 
 class AblationEncoder(Encoder):
-    """An encoder whose outputs are the variants of an ablation."""
+    """An encoder whose outputs are the variants of an ablation; errors as of `load_encoder`."""
 
     sample_rate = AudioSepEncoder.sample_rate
+    default_output = BASE
 
     def __init__(self, checkpoint: str, device: torch.device, factors: Sequence[str], condition: Path | None) -> None:
-        """Load the encoder without a condition, and for the factor ``"condition"`` those with one.
-
-        Raises:
-            CheckpointError, DeviceError, ConditionError: as `load_encoder`.
-        """
         self.plain = load_encoder(checkpoint, device)
         self.info, self.device = self.plain.info, self.plain.device
-        self.conditioned: dict[str, AudioSepEncoder] = {}
-        if CONDITION in factors:
-            self.conditioned["zero"] = load_encoder(checkpoint, device, condition="zero")
-            if condition is not None:
-                other = load_encoder(checkpoint, device, condition=condition)
-                self.conditioned[other.info.condition.removeprefix("sha256:")[:12]] = other
-        names = [(CONDITION, name) for name in self.conditioned]
-        names += [(factor, name) for factor, variants in DEGRADATIONS.items() if factor in factors for name in variants]
-        self.outputs = (*GRID, *(Output(factor, name, BASE.width) for factor, name in names))
-        self.default_output = BASE
+        # What needs a pass of its own.
+        self.passes: dict[Output, Callable[[Sequence[Waveform]], torch.Tensor]] = {}
+        for embedding in ("zero", condition) if CONDITION in factors else ():
+            if embedding is not None:
+                other = load_encoder(checkpoint, device, condition=embedding)
+                name = other.info.condition.removeprefix("sha256:")[:12]
+                self.passes[Output(CONDITION, name, BASE.width)] = other.embed
+        for factor in [factor for factor in DEGRADATIONS if factor in factors]:
+            for name, degrade in DEGRADATIONS[factor].items():
+                self.passes[Output(factor, name, BASE.width)] = partial(self._embed_degraded, degrade)
+        self.outputs = (*GRID, *self.passes)
+
+    def _embed_degraded(self, degrade: Degradation, waveforms: Sequence[Waveform]) -> torch.Tensor:
+        return self.plain.embed([degrade(np.asarray(waveform)) for waveform in waveforms])
 
     def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
-        """As `Encoder.embed_outputs`."""
-        embedded = self.plain.embed_outputs(waveforms, [output for output in outputs if output.layer not in FACTORS])
-        for output in outputs:
-            if output.layer == CONDITION:
-                embedded[output] = self.conditioned[output.pool].embed(waveforms)
-            elif output.layer in DEGRADATIONS:
-                degrade = DEGRADATIONS[output.layer][output.pool]
-                embedded[output] = self.plain.embed([degrade(np.asarray(waveform)) for waveform in waveforms])
-        return embedded
+        embedded = self.plain.embed_outputs(waveforms, [output for output in outputs if output not in self.passes])
+        return embedded | {output: self.passes[output](waveforms) for output in outputs if output in self.passes}
 
 
 def read_variants(path: Path) -> FeatureSet:
