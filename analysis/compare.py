@@ -126,11 +126,8 @@ def can_tell(n_units: int, n_tests: int, metric: Metric = Metric.ACCURACY) -> bo
 
 
 def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> EncodersRecord | None:
-    """Compare the runs of every task that has more than one encoder; None if there is none.
-
-    Only runs with the same protocol hash are compared: the same clips, division, recipe and seeds. `costs` are by the short
-    names of encoders. FeatureFileError if a run's predictions are missing or damaged.
-    """
+    """Compare the runs of every task that has several encoders with the same protocol hash; None if no task has. `costs` are by
+    the short names of encoders. FeatureFileError if a run's predictions are missing or damaged."""
     left_out: list[str] = []
     compared: list[tuple[list[Run], dict[HeadKind, Judged]]] = []
     for of_task in by_task(runs).values():

@@ -96,10 +96,8 @@ def _length_s(clip: Clip) -> float | None:
 
 
 def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: int, n_feature_sets: int) -> Estimate:
-    """Estimate one task: from its clips if the data set is present, else from the whole data set's published size.
-
-    `n_feature_sets` are those that the encoder extracts; log-mel statistics count as a tenth of one.
-    """
+    """Estimate one task: from its clips if the data set is present, else from its published size. `n_feature_sets` are those that
+    the encoder extracts; log-mel statistics count as a tenth of one."""
     tasks = list(study.extract.values())
     if root.is_dir():
         clips = [clip for task in tasks for clip in task.read_clips(root)]

@@ -59,12 +59,8 @@ class Figures(NamedTuple):
 
 
 def work_per_second(size: int) -> tuple[float, float]:
-    """Operations (additions and multiplications) of the six folded blocks' convolutions for a second of audio, and the bytes
-    that the blocks read and write, if nothing stays in a cache.
-
-    Args:
-        size: bytes of an activation; the first block's input is computed in float32 from the spectrogram.
-    """
+    """Operations (additions and multiplications) of the six folded blocks' convolutions for a second of audio, and the bytes that
+    the blocks read and write, if nothing stays in a cache, with activations of `size` bytes."""
     operations = traffic = 0.0
     positions = 100 * 1024.0
     for name, _, channels_in, channels_out, (in_time, in_frequency) in BLOCKS[:-1]:
@@ -73,7 +69,7 @@ def work_per_second(size: int) -> tuple[float, float]:
         operations += 2 * channels_out * (9 * positions * channels_in + kernel * pooled * channels_out)
         if channels_in != channels_out:
             operations += 2 * pooled * channels_in * channels_out
-        if name == BLOCKS[0][0]:
+        if name == BLOCKS[0][0]:  # its input is computed in float32 from the spectrogram
             traffic += 4 * positions * (2 + 4 * channels_in) + size * 2 * positions * channels_in
         else:
             traffic += size * 6 * positions * channels_in  # scaled, activated in place, read by conv1; pooled

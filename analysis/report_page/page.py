@@ -81,13 +81,8 @@ class TaskAnswer:
 
 
 def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAnswer]:
-    """One answer per task, in the order of the runs.
-
-    Only runs of the most clips are considered, and random divisions only where a task has no other runs.
-
-    Args:
-        compared: the encoders against each other, if there are several.
-    """
+    """One answer per task, in the order of the runs: of the runs of the most clips, and of random divisions only where a task has
+    no other runs."""
     answers = []
     for runs_of_task in by_task(runs).values():
         rows = [summary_rows([run])[0] for run in runs_of_task]  # of the first protocol

@@ -47,13 +47,8 @@ def export_hugging_face(
     padding: str = "none",
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write the encoder as a transformers model; returns the files. Arguments as for `load_encoder`, which also takes the
-    folder as a checkpoint.
-
-    Raises:
-        ExportError: the folder is not empty, or the padding is unknown.
-        CheckpointError, ConditionError: as `load_encoder`.
-    """
+    """Write the encoder as a transformers model; returns the files. Arguments and errors as for `load_encoder`, which also takes
+    the folder as a checkpoint; ExportError if the folder is not empty, or the padding is unknown."""
     if padding not in PADDINGS:
         raise ExportError(f"padding {padding!r} is unknown; choose one of {', '.join(PADDINGS)}")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
