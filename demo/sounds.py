@@ -182,11 +182,9 @@ def vowel(time: Array, pitch: Array, formants: tuple[float, float], tract: float
     step = time[1] - time[0]
     phase = 2 * np.pi * np.cumsum(pitch) * step
     sound = np.zeros_like(time)
-    for partial in range(1, 30):
-        frequency = pitch.mean() * partial
+    for partial, frequency in enumerate(pitch.mean() * np.arange(1, 30), start=1):
         gain = sum(1 / (1 + ((frequency - formant * tract) / 120) ** 2) for formant in formants)
-        if frequency < 0.45 / step:
-            sound += gain * np.sin(partial * phase)
+        sound += gain * np.sin(partial * phase) * (frequency < 0.45 / step)
     return sound
 
 
