@@ -17,8 +17,10 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 import jinja2
+import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.colors import to_hex
 
 from analysis.compare import LEVEL, EncodersRecord, can_tell, captioned_tables, plot_encoders, reading_notes
 from analysis.maps import FeatureMap
@@ -39,7 +41,11 @@ from common.text_table import percent, range_of
 TEMPLATE = Path(__file__).resolve().with_name("template")
 PAIRS = 12  # confusions that are listed
 CONTROLS = {EncoderKind.LOGMEL: "log-mel statistics", EncoderKind.UNTRAINED: "an untrained encoder"}
+PALETTE = [to_hex(rgb) for rgb in matplotlib.color_sequences["tab20"]]  # of classes
 Draw = Callable[[Path], None]  # writes a figure
+Tested = tuple[
+    str, EncoderKind | None, float, float | None
+]  # a rival's name, kind and score, and the p-value of the difference
 
 
 class Rival(NamedTuple):
@@ -98,11 +104,9 @@ def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAns
     return answers
 
 
-def _tested(
-    best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersRecord | None
-) -> Iterator[tuple[str, EncoderKind | None, float, float | None]]:
-    """Name, kind, score and p-value of all that the best is held against: the other head, and the same head on other features, as
-    the run itself or the comparison of encoders has tested them."""
+def _tested(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersRecord | None) -> Iterator[Tested]:
+    """All that the best is held against: the other head, and the same head on other features, as the run itself or the comparison
+    of encoders has tested them."""
     run, protocol, head = best.run, best.protocol, best.protocol.best_head
     (other,) = set(HEADS) - {head}
     p_value = protocol.comparison.p_value if can_tell(protocol.comparison.n_units, 1) else None
@@ -135,7 +139,8 @@ def answer_table(answers: Sequence[TaskAnswer]) -> list[list[str]]:
         told = [", ".join(not_worse) or "nothing"] if not_worse or not untested else []
         told += [f"not tested: {untested}"] if untested else []
         title = run.study.task.title
-        title += f" ({run.record.features.clips:,} of {row.whole:,} clips)" * row.is_sample
+        if row.is_sample:
+            title += f" ({run.record.features.clips:,} of {row.whole:,} clips)"
         title += " (random division)" * (protocol.kind is DivisionKind.RANDOM)
         score = [percent(row.best.score), range_of(row.best.interval), head_title(protocol.best_head), run.encoder]
         shares = [*map(task.control, CONTROLS), protocol.majority_class.score]
@@ -176,12 +181,12 @@ class ReportedRun:
         """What its figures show, and how they are drawn: of the better head, and how both were fitted."""
         protocol = self.run.first_protocol
         drawn = figures_of(self.run.study.task, self.run.record.features, protocol)
-        best = protocol.best_head
         for name, what in {
-            f"confusion_{best}": "Confusion matrix; the largest confusions are in the table of pairs",
-            f"labels_{best}": "Labels that are predicted together; the most frequent mistakes are in the table of pairs",
-            f"per_class_{best}": "Scores of the classes, which the table of classes has too",
-            **{f"curves_{head}": f"Training curves of the {head_title(head)} head" for head in HEADS},
+            f"confusion_{protocol.best_head}": "Confusion matrix; the largest confusions are in the table of pairs",
+            f"labels_{protocol.best_head}": "Labels that are predicted together",
+            f"per_class_{protocol.best_head}": "Scores of the classes, which the table of classes has too",
+            "curves_linear": "Training curves of the linear head",
+            "curves_three_layer": "Training curves of the three-layer head",
         }.items():
             if name in drawn:
                 yield what, drawn[name]
@@ -254,6 +259,7 @@ def render(
         reported=reported,
         titles=[run.study.task.title + f" ({run.folder.name})" * (names.count(run.study.name) > 1) for run in runs],
         links=links,
+        palette=PALETTE,
         task_count=len(set(names)),
         answers=answer(runs, compared),
         level=f"{LEVEL:g}",
@@ -277,7 +283,7 @@ def _map_points(reported: ReportedRun) -> dict[str, object]:
     dots = pd.DataFrame({"clip": features.clip_ids, "truth": features.label_texts, "label": features.strata}).iloc[rows]
     x, y = ((points - points.min(axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-9)).round(4).T
     return {
-        "class_names": features.class_names,
+        "colours": [PALETTE[label % len(PALETTE)] for label in range(len(features.class_names))],
         **{str(name): column.tolist() for name, column in dots.assign(x=x, y=1 - y).items()},
         "said": [said.get(clip) for clip in dots["clip"]],
     }

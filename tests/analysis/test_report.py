@@ -234,7 +234,8 @@ def test_the_map_shows_filters_and_plays_clips(open_report: Open, run: Run, path
     page.select_option("#run0-filter", "")
     assert report.colours() == everything
     page.select_option("#run0-colour", "right")
-    assert page.inner_text("#run0-legend").split("\n") == ["right", "wrong", "never tested"]
+    assert page.inner_text("#run0-legend-right").split("\n") == ["right", "wrong", "never tested"]
+    assert not page.is_visible("#run0-legend-class")
     right = sum(said[clip] == features.class_names[row % 3] for row, clip in enumerate(features.clip_ids))
     assert right == round(60 * run.record.protocols["official"].heads[best].score)
     assert page.inner_text("#run0-count") == f"60 clips, {right} of 60 tested ones right"

@@ -1,15 +1,13 @@
 // Draws the maps of a report from the JSON that stands in the page, sorts its tables, and plays its clips.
 "use strict";
 
-const PALETTE = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#b07aa1", "#edc948", "#9c755f", "#ff9da7", "#8c96a0",
-  "#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d", "#1f78b4", "#b2df8a", "#6a3d9a"];
 const REACH = 12; // pixels from the pointer to a dot that it means
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 // A dot a clip. The pointer names the nearest, a click plays it.
 function drawMap(id, clips) {
-  const [canvas, filter, colours, count, legend] = ["map", "filter", "colour", "count", "legend"].map((part) => document.getElementById(`${id}-${part}`));
+  const [canvas, filter, colours, count] = ["map", "filter", "colour", "count"].map((part) => document.getElementById(`${id}-${part}`));
   const tip = canvas.nextElementSibling;
   const radius = Math.min(4.5, Math.max(2, 130 / Math.sqrt(clips.clip.length)));
   const place = (row) => [["x", canvas.clientWidth], ["y", canvas.clientHeight]].map(([axis, size]) => 8 + clips[axis][row] * (size - 16));
@@ -18,7 +16,6 @@ function drawMap(id, clips) {
 
   function draw() {
     const verdicts = { right: colour("linear"), wrong: colour("three"), "never tested": colour("other") };
-    const classMark = (label) => (label < 0 ? colour("other") : PALETTE[label % PALETTE.length]);
     const byClass = colours.value === "class";
     shown = [...clips.label.keys()].filter((row) => filter.value === "" || clips.label[row] === Number(filter.value));
     canvas.width = canvas.clientWidth * devicePixelRatio;
@@ -28,7 +25,7 @@ function drawMap(id, clips) {
     context.globalAlpha = 0.8;
     for (const row of shown) {
       const [x, y] = place(row);
-      context.fillStyle = byClass ? classMark(clips.label[row]) : verdicts[verdict(row)];
+      context.fillStyle = byClass ? clips.colours[clips.label[row]] ?? colour("other") : verdicts[verdict(row)];
       context.beginPath();
       context.roundRect(x - radius, y - radius, 2 * radius, 2 * radius, !byClass && verdict(row) === "wrong" ? 0 : radius);
       context.fill();
@@ -36,14 +33,7 @@ function drawMap(id, clips) {
     const [right, wrong] = ["right", "wrong"].map((name) => shown.filter((row) => verdict(row) === name).length);
     count.textContent = `${shown.length.toLocaleString("en")} clips`
       + (right + wrong ? `, ${right.toLocaleString("en")} of ${(right + wrong).toLocaleString("en")} tested ones right` : "");
-    const few = clips.class_names.length <= PALETTE.length ? clips.class_names.map((name, label) => [name, classMark(label)]) : [];
-    if (few.length && shown.some((row) => clips.label[row] < 0)) few.push(["no label", colour("other")]);
-    legend.replaceChildren(...(byClass ? few : Object.entries(verdicts)).map(([name, mark]) => {
-      const item = document.createElement("li");
-      item.style.setProperty("--mark", mark);
-      item.textContent = name;
-      return item;
-    }));
+    for (const by of ["class", "right"]) document.getElementById(`${id}-legend-${by}`).hidden = by !== colours.value;
   }
 
   function nearest({ offsetX, offsetY }) {
