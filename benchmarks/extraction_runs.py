@@ -79,13 +79,6 @@ def work_per_second(size: int) -> tuple[float, float]:
     return operations, traffic
 
 
-def bandwidth(device: torch.device) -> float:
-    """Bytes per second that a copy of 512 MB reads and writes; the best of several."""
-    source = torch.ones(2**27, device=device)
-    copy = torch.empty_like(source)
-    return max(2 * source.nbytes / timed(partial(copy.copy_, source), device) for _ in range(8))
-
-
 def peak(device: torch.device, precision: str) -> float:
     """Operations per second of 3x3 convolutions of the same type, with the same library; the best of several shapes."""
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -225,7 +218,9 @@ def print_tables(
     baselines = ["against original", "against it, memory kept"][: sum(way.precision is None for way in ways)]
     table = [["way", "s of audio/s", *baselines, "encoder alone", "error", "of peak", "memory, GB"]]
     limits = [["precision", "GFLOP", "MB", "computing", "memory"]]
-    copying, shares = bandwidth(device), {}
+    source, shares = torch.ones(2**27, device=device), {}
+    copy = torch.empty_like(source)
+    copying = max(2 * source.nbytes / timed(partial(copy.copy_, source), device) for _ in range(8))  # bytes per second
     for precision in dict.fromkeys(way.precision for way in ways if way.precision):
         best, (operations, traffic) = peak(device, precision), work_per_second(PRECISIONS[precision].itemsize)
         shares[precision] = operations / best
