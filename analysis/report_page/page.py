@@ -41,11 +41,9 @@ from common.text_table import percent, range_of
 TEMPLATE = Path(__file__).resolve().with_name("template")
 PAIRS = 12  # confusions that are listed
 CONTROLS = {EncoderKind.LOGMEL: "log-mel statistics", EncoderKind.UNTRAINED: "an untrained encoder"}
-PALETTE = [to_hex(rgb) for rgb in matplotlib.color_sequences["tab20"]]  # of classes
+TAB20 = [to_hex(rgb) for rgb in matplotlib.color_sequences["tab20"]]
+PALETTE = TAB20[::2] + TAB20[1::2]  # of classes: first the strong colours, then the pale ones
 Draw = Callable[[Path], None]  # writes a figure
-Tested = tuple[
-    str, EncoderKind | None, float, float | None
-]  # a rival's name, kind and score, and the p-value of the difference
 
 
 class Rival(NamedTuple):
@@ -96,27 +94,27 @@ def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAns
         most = max(row.run.record.features.clips for row in rows)
         rows = [row for row in rows if row.run.record.features.clips == most]
         best = max(rows, key=lambda row: row.best.score)
-        rivals = [
-            Rival(name, kind, score, None if p_value is None else p_value < LEVEL and score < best.best.score)
-            for name, kind, score, p_value in _tested(best, rows, compared)
-        ]
-        answers.append(TaskAnswer(best, sorted(rivals, key=lambda rival: -rival.score)))
+        answers.append(TaskAnswer(best, sorted(_rivals(best, rows, compared), key=lambda rival: -rival.score)))
     return answers
 
 
-def _tested(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersRecord | None) -> Iterator[Tested]:
+def _rivals(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersRecord | None) -> Iterator[Rival]:
     """All that the best is held against: the other head, and the same head on other features, as the run itself or the comparison
     of encoders has tested them."""
+
+    def rival(name: str, kind: EncoderKind | None, score: float, p_value: float | None) -> Rival:
+        return Rival(name, kind, score, None if p_value is None else p_value < LEVEL and score < best.best.score)
+
     run, protocol, head = best.run, best.protocol, best.protocol.best_head
     (other,) = set(HEADS) - {head}
     p_value = protocol.comparison.p_value if can_tell(protocol.comparison.n_units, 1) else None
-    yield f"the {head_title(other)} head", None, protocol.heads[other].score, p_value
+    yield rival(f"the {head_title(other)} head", None, protocol.heads[other].score, p_value)
     n_tests = sum(map(len, protocol.control_comparisons.values()))
     for control, encoder in run.record.controls.items():
         comparison = protocol.control_comparisons[control][head]
         p_value = comparison.holm_p_value if can_tell(comparison.n_units, n_tests) else None
         name = encoder.title if encoder.kind else control
-        yield name, encoder.kind, protocol.controls[control][head].score, p_value
+        yield rival(name, encoder.kind, protocol.controls[control][head].score, p_value)
     p_values: dict[frozenset[str], float | None] = {}  # of two folders
     if compared and any(task.task == run.study.name and task.can_tell for task in compared.tasks):
         folders = {score.encoder: score.folder for score in compared.scores if score.task == run.study.name}
@@ -126,7 +124,7 @@ def _tested(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersReco
     for row in rows:
         if row.run.encoder != run.encoder:
             p_value = p_values.get(frozenset((str(row.run.folder), str(run.folder))))
-            yield row.run.encoder, row.run.record.features.kind, row.protocol.heads[head].score, p_value
+            yield rival(row.run.encoder, row.run.record.features.kind, row.protocol.heads[head].score, p_value)
 
 
 def answer_table(answers: Sequence[TaskAnswer]) -> list[list[str]]:
