@@ -38,28 +38,15 @@ BLOCKS = (
 
 
 class AudioSepEncoderConfig(PretrainedConfig):
-    """What the weights alone do not say.
-
-    Attributes:
-        hidden_size: of an embedding.
-        sampling_rate: in Hz.
-        condition: for FiLM: None (every beta is 0), or 512 numbers (a CLAP embedding of a text or sound, or zeros).
-        pads_time: whether time is padded with zeros after bn0 to a multiple of 32 frames, as in AudioSep's forward pass.
-    """
+    """What the weights alone do not say."""
 
     model_type = "audiosep_encoder"
 
-    def __init__(
-        self,
-        hidden_size: int = 384,
-        sampling_rate: int = SAMPLE_RATE,
-        condition: Sequence[float] | None = None,
-        pads_time: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        self.hidden_size, self.sampling_rate = hidden_size, sampling_rate
-        self.condition, self.pads_time = condition, pads_time
-        super().__init__(**kwargs)
+    hidden_size: int = 384  # of an embedding
+    sampling_rate: int = SAMPLE_RATE  # in Hz
+    # For FiLM: None (every beta is 0), or 512 numbers (a CLAP embedding of a text or sound, or zeros).
+    condition: Sequence[float] | None = None
+    pads_time: bool = False  # with zeros after bn0 to a multiple of 32 frames, as in AudioSep's forward pass
 
 
 class AudioSepFeatureExtractor(SequenceFeatureExtractor):
