@@ -15,14 +15,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from analysis.scores import new_parser, output_folder
 from analysis.studies import find_study
-from common.config import DEVICES, ExtractConfig, FitConfig, load_config
+from common.config import ExtractConfig, FitConfig, load_config
 from common.datasets import Division
-from common.flags import add_figure_format, run, user_path
+from common.flags import add_figure_format, add_settings, run, user_path
 
 if TYPE_CHECKING:
     from common.heads import HeadKind
 
 FACTORS = ("layer", "pool", "condition", "scaler", "duration", "bandwidth", "noise")
+EXTRACTION = ("checkpoint", "workers", "allow_missing")  # settings that flags change
+FITTING = ("recipe", "epochs", "seeds", "device")
 HEADS_OF_GRID: dict[str, tuple[HeadKind, ...]] = {"none": (), "linear": ("linear",), "both": ("linear", "three_layer")}
 
 
@@ -35,16 +37,16 @@ def main() -> None:
 
     study = find_study(arguments.task)
     task = study.task
-    flags = {name: getattr(arguments, name) for name in ("epochs", "seeds", "recipe", "device")}
-    changes = {name: value for name, value in flags.items() if value is not None}
-    config = load_config(FitConfig, task.config_file, None, changes)
-    weights: dict[str, object] = {} if arguments.checkpoint is None else {"checkpoint": arguments.checkpoint}
-    checkpoint = load_config(ExtractConfig, task.config_file, None, weights).checkpoint
-    encoder = AblationEncoder(checkpoint, resolve_device(arguments.device), arguments.factors, arguments.condition)
+    flags = {name: value for name, value in vars(arguments).items() if value is not None}
+    config = load_config(FitConfig, task.config_file, None, {name: flags[name] for name in flags if name in FITTING})
+    how = load_config(
+        ExtractConfig, task.config_file, None, {name: flags[name] for name in flags if name in EXTRACTION}
+    )
+    encoder = AblationEncoder(how.checkpoint, resolve_device(config.device), arguments.factors, arguments.condition)
     folder = output_folder(arguments)
     output = folder / f"ablation_{study.name}.pt"
-    maker = ThisProcess(encoder, encoder.outputs, Threads.shared(decode=arguments.workers or 0))
-    options = ExtractOptions(arguments.overwrite, allow_missing=arguments.allow_missing)
+    maker = ThisProcess(encoder, encoder.outputs, Threads.shared(decode=how.workers))
+    options = ExtractOptions(arguments.overwrite, allow_missing=how.allow_missing)
     root = study.data_root(arguments.data)
     features = extract_variants(study, maker, root, output, arguments.max_clips, options)
     flags = {flag.key: flag.default for flag in task.flags}
@@ -59,21 +61,15 @@ def _flags() -> argparse.Namespace:
     add = parser.add_argument
     add("task", metavar="TASK", help="such as esc50")
     add("--data", type=user_path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
-    add("--checkpoint", metavar="FILE", help="AudioSep weights, or random:SEED (default: as configured)")
+    add_settings(parser, ExtractConfig, None, EXTRACTION)
     add("--condition", type=user_path, metavar="FILE", help="a 512-d embedding, for the factor condition")
     add("--factors", nargs="+", choices=FACTORS, default=FACTORS, metavar="NAME", help=", ".join(FACTORS))
     grid = "heads of the grid layer x pool x scaler (default: linear)"
     add("--grid", choices=HEADS_OF_GRID, default="linear", help=grid)
     most = "at most N, sampled by class; 0: all (default: 2000)"
     add("--max-clips", type=int, default=2000, metavar="N", help=most)
-    add("--recipe", metavar="NAME", help="paper or tuned (default: as configured)")
-    add("--epochs", type=int, metavar="N", help="(default: as configured)")
-    add("--seeds", type=int, metavar="N", help="(default: as configured)")
-    add("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
-    add("--workers", type=int, metavar="N", help="threads that decode audio (default: one per core)")
+    add_settings(parser, FitConfig, None, FITTING)
     add("--overwrite", action="store_true", help="replace features that were made with different settings")
-    left_out = "leave out clips whose files are missing, counted and recorded"
-    add("--allow-missing", action="store_true", help=left_out)
     add_figure_format(parser)
     return parser.parse_args()
 

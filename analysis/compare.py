@@ -15,11 +15,9 @@ from analysis.scores import WIDTH, Run, by_task
 from common.datasets import Metric
 from common.encoder.measure import CheckRecord
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
-from common.evaluation.predictions import KEYS
 from common.evaluation.rankings import Rankings
 from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record
 from common.evaluation.scores import Hits
-from common.features import FeatureFileError
 from common.files import write_atomically, write_csv
 from common.heads import HEADS, HeadKind, head_title
 from common.scripts import ENCODERS_FOLDER
@@ -28,7 +26,7 @@ from common.text_table import as_latex, as_markdown, as_text, escape_latex, perc
 RESAMPLES = 2000
 LEVEL = 0.05
 Table = list[list[str]]
-Judged = Mapping[str, Hits | Rankings]  # by encoder
+Judged = dict[str, Hits | Rankings]  # by encoder
 
 
 class EncoderCost(Record):
@@ -129,27 +127,32 @@ def can_tell(n_units: int, n_tests: int, metric: Metric = Metric.ACCURACY) -> bo
 
 
 def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> EncodersRecord | None:
-    """Compare the runs of every task that has more than one encoder; None if there is none.
-
-    Only runs with the same protocol hash are compared: the same clips, division, recipe and seeds. `costs` are by the short
-    names of encoders. FeatureFileError if a run's predictions are missing or damaged.
-    """
+    """Compare the runs of every task that has several encoders with the same protocol hash; None if no task has. `costs` are by
+    the short names of encoders. FeatureFileError if a run's predictions are missing or damaged."""
     left_out: list[str] = []
-    chosen = [_comparable(of_task, left_out) for of_task in by_task(runs).values()]
-    compared = [(of_task, _judged(of_task)) for of_task in chosen if len(of_task) > 1]
+    compared: list[tuple[list[Run], dict[HeadKind, Judged]]] = []
+    for of_task in by_task(runs).values():
+        chosen = _comparable(of_task, left_out)
+        if len(chosen) > 1:
+            judged = {run.encoder: run.judged() for run in chosen}
+            by_head = {head: {name: of_run[head] for name, of_run in judged.items()} for head in HEADS}
+            compared.append((chosen, by_head))
     if not compared:
         return None
-    pairs = [pair for of_task, judged in compared for pair in _pairs(of_task[0], judged)]
+    pairs = []
+    for of_task, by_head in compared:
+        for (first, second), head in itertools.product(itertools.combinations(by_head["linear"], 2), HEADS):
+            pair = by_head[head][first].minus(by_head[head][second])  # type: ignore[arg-type]  # both are of one kind
+            names = {"task": of_task[0].study.name, "head": head, "first": first, "second": second}
+            pairs.append(Pair(**pair.model_dump(), **names))
     corrected = holm([pair.p_value for pair in pairs])
     pairs = [pair.model_copy(update={"holm_p_value": value}) for pair, value in zip(pairs, corrected, strict=True)]
-    tasks: list[ComparedTask] = []
-    scores: list[EncoderScore] = []
-    for of_task, judged in compared:
-        tasks.append(_describe(of_task[0], len(pairs)))
-        scores += _scores(tasks[-1], of_task, judged, pairs)
+    tasks = [_describe(of_task[0], len(pairs)) for of_task, _ in compared]
+    parts = zip(tasks, compared, strict=True)
+    scores = [score for task, (of_task, by_head) in parts for score in _scores(task, of_task, by_head, pairs)]
     all_runs = [run for of_task, _ in compared for run in of_task]
     return EncodersRecord(
-        encoders=_costs(all_runs, costs, _mean_ranks(scores)),
+        encoders=_costs(all_runs, costs, scores),
         tasks=tasks,
         scores=scores,
         pairs=pairs,
@@ -160,7 +163,7 @@ def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> E
 
 def scores_of(
     heads: Mapping[HeadKind, EncoderScore] | Mapping[HeadKind, HeadRecord],
-) -> dict[HeadKind, tuple[float, Interval | None]]:
+) -> dict[str, tuple[float, Interval | None]]:
     """What is drawn of heads: their scores with their intervals."""
     return {head: (score.score, score.interval) for head, score in heads.items()}
 
@@ -183,17 +186,6 @@ def _comparable(runs: Sequence[Run], left_out: list[str]) -> list[Run]:
         else:
             chosen[run.encoder] = run
     return list(chosen.values())
-
-
-def _judged(runs: Sequence[Run]) -> dict[HeadKind, Judged]:
-    """Head -> encoder -> what is right of its predictions, for the same clips in the same order."""
-    first = runs[0].predictions()[list(KEYS)]
-    for run in runs[1:]:
-        if not run.predictions()[list(KEYS)].equals(first):
-            both = f"{run.folder} and {runs[0].folder}"
-            raise FeatureFileError(f"{both} hold predictions of different clips; classify both again")
-    by_run = [(run.encoder, run.judged()) for run in runs]
-    return {head: {encoder: judged[head] for encoder, judged in by_run} for head in HEADS}
 
 
 def _describe(run: Run, n_tests: int) -> ComparedTask:
@@ -251,18 +243,13 @@ def _share_first(judged: Judged) -> Mapping[str, float | None]:
     return dict(zip(judged, (is_best / is_best.sum(axis=0)).mean(axis=1).tolist(), strict=True))
 
 
-def _pairs(run: Run, judged: Mapping[HeadKind, Judged]) -> Iterator[Pair]:
-    """Every two encoders on the task of this run."""
-    for first, second in itertools.combinations(judged["linear"], 2):
-        for head, by_encoder in judged.items():
-            compared = by_encoder[first].minus(by_encoder[second])  # type: ignore[arg-type]  # both are of one kind
-            yield Pair(**compared.model_dump(), task=run.study.name, head=head, first=first, second=second)
-
-
 def _costs(
-    runs: Sequence[Run], measured: Mapping[str, CheckRecord], ranks: Mapping[str, dict[HeadKind, float]]
+    runs: Sequence[Run], measured: Mapping[str, CheckRecord], scores: Sequence[EncoderScore]
 ) -> list[EncoderCost]:
     """Of every encoder, as its last run has it."""
+    table = pd.DataFrame([(row.encoder, row.head, row.task, row.score) for row in scores])
+    shared = table.pivot(index=[0, 1], columns=2, values=3).dropna(axis=1)  # the tasks that all encoders have
+    ranks = shared.groupby(level=1).rank(ascending=False).mean(axis=1).dropna()  # equal scores share their ranks
     costs = {}
     for run in runs:
         features, check = run.record.features, measured.get(run.record.features.slug)
@@ -275,17 +262,9 @@ def _costs(
             speed=check and check.speed,
             measured_on=check and (check.cpu if check.device == "cpu" else check.device),
             fails=tuple(checked.name for checked in check.properties if checked.holds is False) if check else (),
-            mean_rank=ranks.get(run.encoder, {}),
+            mean_rank=ranks[run.encoder].to_dict() if len(ranks) else {},
         )
     return list(costs.values())
-
-
-def _mean_ranks(scores: Sequence[EncoderScore]) -> dict[str, dict[HeadKind, float]]:
-    """Encoder -> head -> mean rank over the tasks that all encoders have; equal scores share their ranks."""
-    table = pd.DataFrame([(row.encoder, row.head, row.task, row.score) for row in scores])
-    shared = table.pivot(index=[0, 1], columns=2, values=3).dropna(axis=1)
-    ranks = shared.groupby(level=1).rank(ascending=False).mean(axis=1).dropna().unstack()
-    return {str(encoder): {head: float(row[head]) for head in HEADS} for encoder, row in ranks.iterrows()}
 
 
 def _method(runs: Sequence[Run], n_tests: int) -> str:
@@ -418,14 +397,19 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
         figures = (pair.difference, *(pair.interval or (None, None)), pair.p_value, pair.holm_p_value)
         rows.append((pair.task, pair.head, pair.first, pair.second, *figures))  # shares, not percent
     write_csv(files[-2], rows)
+    plot_encoders(record, files[-1])
+    return files
+
+
+def plot_encoders(record: EncodersRecord, path: Path) -> None:
+    """Draw the scores of all encoders, a panel a task."""
     panels = [
         Panel(
             f"{task.heading}\n({task.clips:,} clips, {task.classes} classes)",
-            (task.chance, "chance"),
             [scores_of(heads) for heads in record.heads_of(task).values()],
+            (task.chance, "chance"),
         )
         for task in record.tasks
     ]
     caption = "95 % intervals of each score by groups; whether two encoders differ is in the table of pairs."
-    plot_heads(panels, [cost.encoder for cost in record.encoders], f"{record.quantity}, %", caption, files[-1])
-    return files
+    plot_heads(panels, [cost.encoder for cost in record.encoders], f"{record.quantity}, %", caption, path)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import timeit
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -31,16 +31,14 @@ TIMED_S = 3.0  # of audio in one measurement
 BUSY = 2.0  # how many times as long it may take beside other work, with a slow disk, or on a laptop that gets warm
 
 
-@dataclass(frozen=True)
-class Speed:
+class Speed(NamedTuple):
     """This machine's speed: seconds of audio embedded per second; seconds per step of both heads, fitted with others."""
 
     audio: float
     step_s: float
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """An estimate for one task: clips, hours of audio, hours of work, bytes of feature files."""
 
     clips: int
@@ -98,10 +96,8 @@ def _length_s(clip: Clip) -> float | None:
 
 
 def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: int, n_feature_sets: int) -> Estimate:
-    """Estimate one task: from its clips if the data set is present, else from the whole data set's published size.
-
-    `n_feature_sets` are those that the encoder extracts; log-mel statistics count as a tenth of one.
-    """
+    """Estimate one task: from its clips if the data set is present, else from its published size. `n_feature_sets` are those that
+    the encoder extracts; log-mel statistics count as a tenth of one."""
     tasks = list(study.extract.values())
     if root.is_dir():
         clips = [clip for task in tasks for clip in task.read_clips(root)]

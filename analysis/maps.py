@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -22,8 +22,7 @@ PRINCIPAL = 50  # components that t-SNE sees, as its authors advise (van der Maa
 MOST_FOR_SILHOUETTE = 10_000  # clips, since every pair is compared
 
 
-@dataclass(frozen=True)
-class FeatureMap:
+class FeatureMap(NamedTuple):
     """Some clips of a FeatureSet in the plane, with what a reader must know."""
 
     rows: Array  # (M,) row numbers of the FeatureSet, in order

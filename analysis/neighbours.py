@@ -6,15 +6,11 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-import common  # noqa: F401  # first: it says what is missing
-
-# isort: split
 from analysis.scores import WIDTH, Run, new_parser, output_folder, runs_for
 from common.files import write_atomically, write_csv
 from common.flags import run as run_script
@@ -36,8 +32,7 @@ NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Neighbours:
+class Neighbours(NamedTuple):
     """The scores of a run's embeddings, shares."""
 
     task: str
@@ -84,14 +79,9 @@ def neighbours_of(run: Run) -> Neighbours:
     return Neighbours(run.study.name, run.encoder, *counts, p1, low, high, p10, map_r, chance, ari, ami)
 
 
-def _retrieve(
-    values: Array, labels: Array, groups: Array, queries: Array
-) -> Iterator[tuple[float, float, float, float]]:
-    """P@1, P@10, mAP@R and chance of every query; NaN where no candidate counts.
-
-    Args:
-        values: (N, D); labels: (N,), or (N, C) bool; groups: (N,) int; queries: row numbers.
-    """
+def _retrieve(values: Array, labels: Array, groups: Array, queries: Array) -> Iterator[tuple[float, ...]]:
+    """P@1, P@10, mAP@R and chance of every query (a row number); NaN where no candidate counts. `values` are (N, D), `labels`
+    (N,), or (N, C) bool."""
     import numpy as np
 
     unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
@@ -134,10 +124,7 @@ def main() -> None:
     table = neighbour_table(rows)
     print(as_text(table, left=2))
     print(textwrap.fill(NOTE, WIDTH))
-    write_csv(
-        folder / "neighbours.csv",
-        [[field.name for field in fields(Neighbours)], *(list(asdict(row).values()) for row in rows)],
-    )
+    write_csv(folder / "neighbours.csv", [Neighbours._fields, *rows])
     write_atomically(folder / "neighbours.md", f"{as_markdown(table, left=2)}\n\n{NOTE}\n".encode())
     print(f"-> {folder / 'neighbours.csv'}, {folder / 'neighbours.md'}")
 

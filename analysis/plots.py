@@ -1,11 +1,11 @@
-"""Figures of analyses, as PNG: maps, heat maps, effects."""
+"""Figures of analyses: maps, heat maps, scores with intervals."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -14,16 +14,19 @@ from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 
 from common.arrays import Array
-from common.evaluation.plots import save_figure
-from common.heads import HeadKind, head_title
+from common.evaluation.plots import BLUE, RED, save_figure
+from common.evaluation.record import Interval
 
 IN_LEGEND = 20  # names that a legend holds; more are written into the map
 IN_MAP = 60  # names that a map holds
 MARKERS = "os^Dv"
-CAPTION: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 8.5}  # of the figure: long names make axes narrow
-HEADS: dict[HeadKind, tuple[str, str, float]] = {  # colour, marker, distance from the middle of a row
-    "linear": ("#3b6fb6", "o", -0.15),
-    "three_layer": ("#c0392b", "s", 0.15),
+GREY = "#888888"
+MARKS = {  # what a row of `plot_heads` may hold: its name, colour, marker, and distance from the middle of the row
+    "chance": ("without features", GREY, "|", 0.0),
+    "untrained": ("untrained encoder", GREY, "x", 0.0),
+    "published": ("best published probe of another encoder", GREY, "*", 0.0),
+    "linear": ("linear", BLUE, "o", -0.15),
+    "three_layer": ("three-layer", RED, "s", 0.15),
 }
 
 
@@ -71,11 +74,21 @@ def _apart(places: Array, texts: Sequence[str], extent: Array) -> Array:
     return np.array([place for _, place in sorted(moved, key=lambda placed: placed[0])])
 
 
-def plot_heat(values: pd.DataFrame, title: str, caption: str, path: Path, uncertain: Array | None = None) -> None:
-    """Draw a matrix with its numbers; NaN cells are empty. Of differences, drawn around 0, `uncertain` cells get brackets."""
+class Heat(NamedTuple):
+    """A matrix, NaN where there is no value; of differences also where they are uncertain."""
+
+    name: str  # of its file
+    title: str
+    caption: str
+    values: pd.DataFrame
+    uncertain: Array | None = None
+
+
+def plot_heat(heat: Heat, path: Path) -> None:
+    """Draw a matrix with its numbers. Differences are drawn around 0, with brackets where they are uncertain."""
+    values, uncertain = heat.values, heat.uncertain
     matrix, (height, width) = values.to_numpy(float), values.shape
-    longest = max(map(len, values.index))
-    size = (max(6.5, 0.6 * width + 0.09 * longest + 2), max(4, 0.36 * height + 3))
+    size = (max(6.5, 0.6 * width + 0.09 * max(map(len, values.index)) + 2), max(4, 0.36 * height + 3))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     norm = None if uncertain is None else CenteredNorm(halfrange=np.nan_to_num(np.abs(matrix)).max() or 1.0)
@@ -91,23 +104,21 @@ def plot_heat(values: pd.DataFrame, title: str, caption: str, path: Path, uncert
             text = f"({text})"
         is_dark = np.mean(image.cmap(image.norm(value))[:3]) < 0.5
         axes.text(column, row, text, ha="center", va="center", fontsize=font, color="white" if is_dark else "black")
-    axes.set_title(title, fontsize=11)
-    figure.supxlabel(textwrap.fill(caption, int(13.5 * size[0])), **CAPTION)
+    axes.set_title(heat.title, fontsize=11)
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
-    save_figure(figure, path)
+    _save(figure, heat.caption, path)
 
 
 class Panel(NamedTuple):
     """A panel of `plot_heads`."""
 
     title: str
-    line: tuple[float, str]  # a share, and what it is
-    # For every row, the heads that have a share, with its 95 % interval.
-    rows: Sequence[Mapping[HeadKind, tuple[float, tuple[float, float] | None]]]
+    rows: Sequence[Mapping[str, tuple[float, Interval | None]]]  # mark -> share, with its 95 % interval
+    line: tuple[float, str] | None = None  # a share for all rows, and what it is
 
 
 def plot_heads(panels: Sequence[Panel], names: Sequence[str], what: str, caption: str, path: Path) -> None:
-    """Draw shares, in percent, of both heads with their intervals: a row for every name, the panels side by side."""
+    """Draw shares, in percent, with their intervals: a row for every name, the panels side by side."""
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     size = (0.075 * max(map(len, names)) + 2.6 * max(2, columns) + 0.4, (0.42 * len(names) + 1.1) * rows + 0.9)
@@ -116,14 +127,17 @@ def plot_heads(panels: Sequence[Panel], names: Sequence[str], what: str, caption
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     for axes, panel in zip(grid.flat[: len(panels)], panels, strict=True):
-        share, title = panel.line
-        axes.axvline(100 * share, color="#888888", linewidth=1, linestyle="--", label=title)
-        for head, (colour, marker, shift) in HEADS.items():
-            drawn = [(place + shift, *row[head]) for place, row in enumerate(panel.rows) if head in row]
-            middle = np.array([100 * value for _, value, _ in drawn])
-            ends = 100 * np.array([interval or (value, value) for _, value, interval in drawn]).reshape(-1, 2)
-            places, reach, label = [place for place, _, _ in drawn], np.abs(ends.T - middle), head_title(head)
-            axes.errorbar(middle, places, xerr=reach, label=label, fmt=marker, color=colour, capsize=2, markersize=4.5)
+        if panel.line is not None:
+            axes.axvline(100 * panel.line[0], color=GREY, linewidth=1, linestyle="--", label=panel.line[1])
+        for mark, (label, colour, marker, shift) in MARKS.items():
+            drawn = [(place + shift, *row[mark]) for place, row in enumerate(panel.rows) if mark in row]
+            if drawn:
+                middle = np.array([100 * value for _, value, _ in drawn])
+                ends = 100 * np.array([interval or (value, value) for _, value, interval in drawn])
+                places, reach = [place for place, _, _ in drawn], np.abs(ends.T - middle)
+                axes.errorbar(
+                    middle, places, xerr=reach, label=label, fmt=marker, color=colour, capsize=2, markersize=4.5
+                )
         axes.set_title(panel.title, fontsize=9.5)
         axes.set_yticks(range(len(names)), names, fontsize=8.5)
         axes.set_ylim(len(names) - 0.5, -0.5)
@@ -132,5 +146,10 @@ def plot_heads(panels: Sequence[Panel], names: Sequence[str], what: str, caption
         axes.spines[["top", "right"]].set_visible(False)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8.5, frameon=False)
-    figure.supxlabel(textwrap.fill(caption, int(13.5 * size[0])), **CAPTION)
+    _save(figure, caption, path)
+
+
+def _save(figure: Figure, caption: str, path: Path) -> None:
+    """With a caption below the whole figure, since long names make axes narrow."""
+    figure.supxlabel(textwrap.fill(caption, int(13.5 * figure.get_figwidth())), x=0.01, ha="left", fontsize=8.5)
     save_figure(figure, path)

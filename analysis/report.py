@@ -77,7 +77,7 @@ def _map(run: Run, folder: Path, most: int) -> FeatureMap:
             print(f"{kept} is damaged ({str(error)[:100]}); the map is computed again", file=sys.stderr)
     drawn = make_map(run.features, method, "standard", most, seed=0)
     buffer = io.BytesIO()
-    np.savez(buffer, **vars(drawn))
+    np.savez(buffer, **drawn._asdict())
     write_atomically(kept, buffer.getvalue())
     return drawn
 

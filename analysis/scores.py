@@ -48,11 +48,7 @@ class Run:
 
     @cached_property
     def features(self) -> FeatureSet:
-        """The rows as they were classified.
-
-        Raises:
-            FeatureFileError: the feature file is missing, or has changed since.
-        """
+        """The rows as they were classified; FeatureFileError if their file is missing, or has changed since."""
         from common.evaluation.load_features import load_features
         from common.features import FeatureFileError
 
@@ -65,11 +61,8 @@ class Run:
 
     def predictions(self, protocol: str | None = None) -> pd.DataFrame:
         """Every prediction of a protocol (None: the first), ordered by seed, split and clip: columns ``seed``, ``split``,
-        ``clip_id``, ``group`` (empty where unknown), ``class_name`` and one a head.
-
-        Raises:
-            FeatureFileError: the file is missing, damaged or changed.
-        """
+        ``clip_id``, ``group`` (empty where unknown), ``class_name`` and one a head. FeatureFileError if the file is missing,
+        damaged or changed."""
         return self._read(protocol or next(iter(self.record.protocols))).table
 
     def judged(self) -> Mapping[HeadKind, Hits | Rankings]:
@@ -84,12 +77,8 @@ class Run:
 
 
 def scores(runs: Sequence[Run]) -> pd.DataFrame:
-    """All scores, one row each.
-
-    Returns:
-        Columns ``run`` (place in `runs`), ``task``, ``encoder``, ``output``, ``protocol``, ``hash``, ``recipe``,
-        ``kind`` (`ScoreKind`), ``head``, ``control``, ``split``, ``seed``, ``metric`` and ``value``.
-    """
+    """All scores, one row each: columns ``run`` (place in `runs`), ``task``, ``encoder``, ``output``, ``protocol``, ``hash``,
+    ``recipe``, ``kind`` (`ScoreKind`), ``head``, ``control``, ``split``, ``seed``, ``metric`` and ``value``."""
     import pandas as pd
 
     return pd.DataFrame(
@@ -118,11 +107,8 @@ def scores(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def read_runs(folder: Path | None) -> list[Run]:
-    """Every finished run: those in the tasks' folders, or every result.json below `folder`.
-
-    Raises:
-        ConfigError: a record is damaged, or of another version.
-    """
+    """Every finished run: those in the tasks' folders, or every result.json below `folder`. ConfigError if a record is damaged,
+    or of another version."""
     from common.evaluation.record import RecordError, RunRecord
 
     runs = []

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ from scipy.linalg import eigh
 from scipy.spatial.distance import pdist, squareform
 
 from analysis.maps import balanced_rows
-from analysis.plots import plot_heat
+from analysis.plots import Heat, plot_heat
 from analysis.scores import WIDTH, Run
 from analysis.variants import BASE, GRID, AnalysisRecord, read_variants
 from common.arrays import Array
@@ -45,16 +44,6 @@ COSTS = {
     "subspace": f"What another task's {PRINCIPAL} principal directions cost",
 }
 HALVINGS = 5
-
-
-class Heat(NamedTuple):
-    """A matrix between tasks, NaN where there is no value; of differences also where they are uncertain."""
-
-    name: str  # of its file
-    title: str
-    caption: str
-    values: pd.DataFrame
-    uncertain: Array | None = None
 
 
 class TransferCost(ComparisonRecord):
@@ -153,6 +142,12 @@ def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with
             measures["frechet"][i, j] += frechet_distance(first, second) / size / HALVINGS
             measures["mmd"][i, j] += mmd(first, second) / HALVINGS
             measures["subspace"][i, j] += subspace_overlap(bases[i][0], bases[j][int(i == j)]) / HALVINGS
+    transfer: list[TransferCost] = []
+    data = {name: runs[name].study.download[0][0] for name in tasks}
+    for target in progress_bar(iterable=names, desc="transfers", unit="task") if with_transfer else ():
+        # Not from another version of the same data: its clips may be the target's test clips.
+        others = {name: features for name, features in tasks.items() if data[name] != data[target]}
+        transfer += transfer_costs(target, tasks[target], others, runs[target].record.config)
     return SimilarityRecord(
         tasks={name: len(features) for name, features in tasks.items()},
         words=f"Compared: {', '.join(names)}; encoder: {runs[names[0]].encoder}; {half:,} clips of each.",
@@ -160,7 +155,7 @@ def compare_tasks(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run], with
         clips_of_each=half,
         halvings=HALVINGS,
         measures={name: (matrix + np.triu(matrix, 1).T).tolist() for name, matrix in measures.items()},
-        transfer=list(_transfers(tasks, runs)) if with_transfer else [],
+        transfer=transfer,
     )
 
 
@@ -172,22 +167,11 @@ def _halves(rows: Array, groups: Array, rng: np.random.Generator) -> tuple[Array
     return rows[order[:half]], rows[order[half : 2 * half]]
 
 
-def _transfers(tasks: Mapping[str, FeatureSet], runs: Mapping[str, Run]) -> Iterator[TransferCost]:
-    data = {name: runs[name].study.download[0][0] for name in tasks}
-    for target in progress_bar(iterable=list(tasks), desc="transfers", unit="task"):
-        # Not from another version of the same data: its clips may be the target's test clips.
-        others = {name: features for name, features in tasks.items() if data[name] != data[target]}
-        yield from transfer_costs(target, tasks[target], others, runs[target].record.config)
-
-
 def transfer_costs(
     target: str, features: FeatureSet, others: Mapping[str, FeatureSet], config: FitConfig
 ) -> Iterator[TransferCost]:
-    """What the linear head of a task loses with the scaler, and the principal subspace, of each other task.
-
-    `features`, divided by the task, have theirs fitted on each split's training rows; all rows of `others`, which are of other
-    data, may be fitted on. Of `config`, the recipe and the first seed are used.
-    """
+    """What the linear head of a task loses with the scaler, and the principal subspace, of other tasks: theirs are fitted on all
+    their rows, its own on each split's training rows. Of `config`, the recipe and the first seed are used."""
     recipe, raw = recipe_for("linear", config), features.features.numpy()
     jobs = plan_fits("official", Prepared(features), config.train_test_split, [config.random_seed]).jobs
     # Rows are already scaled, so the recipe must not scale them.
@@ -224,7 +208,7 @@ def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> 
     write_json(written[0], record.model_dump_json())
     for heat in record.heats():
         written.append(folder / f"{heat.name}.{figure_format}")
-        plot_heat(heat.values, heat.title, heat.caption, written[-1], heat.uncertain)
+        plot_heat(heat, written[-1])
         words = textwrap.fill(f"{heat.title}. {heat.caption}", WIDTH)
         print(
             f"\n{words}\n{heat.values.rename(columns=lambda name: name[:14]).to_string(float_format='{:.2f}'.format)}"
@@ -242,9 +226,10 @@ def draw_cka(path: Path, folder: Path, figure_format: str = "png") -> Path:
     for first, second in itertools.combinations(columns, 2):
         cka = linear_cka(raw[:, columns[first]], raw[:, columns[second]])
         values.loc[first, second] = values.loc[second, first] = cka
-    written = folder / f"cka_{task}.{figure_format}"
     caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."
-    plot_heat(values, f"{task}: layers, pools and conditions", caption, written)
+    heat = Heat(f"cka_{task}", f"{task}: layers, pools and conditions", caption, values)
+    written = folder / f"{heat.name}.{figure_format}"
+    plot_heat(heat, written)
     return written
 
 

@@ -11,9 +11,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-import common  # noqa: F401  # first: it says what is missing
-
-# isort: split
 from analysis.studies import find_study
 from common.config import ConfigError, FitConfig, load_config
 from common.flags import Parser, run, user_path
@@ -32,16 +29,18 @@ def main() -> None:
     from integrations.suite_protocols import protocol_rows
 
     task = find_study(arguments.task).task
-    settings = {key: getattr(arguments, key) for key in ("features", "epochs", "seeds")} | {"device": "cpu"}
-    flags = {key: value for key, value in settings.items() if value is not None}
-    config = load_config(FitConfig, task.config_file, None, flags)
+    flags = {key: value for key in ("features", "epochs", "seeds") if (value := getattr(arguments, key)) is not None}
+    config = load_config(FitConfig, task.config_file, None, {**flags, "device": "cpu"})
     loaded = load_features(task, config, {})
     if loaded.features.folds is None or loaded.features.is_multilabel:
         raise ConfigError(
             f"{task.title} has no official folds with one label a clip, on which these protocols differ; choose esc50 or urbansound8k"
         )
     rows = protocol_rows(loaded.prepared, config, config.seeds)
-    table = [["suite", "protocol", "accuracy, %"], *([row.suite, row.protocol, percent(row.accuracy)] for row in rows)]
+    table = [
+        ["suite", "protocol", "accuracy, %"],
+        *([suite, protocol, percent(score)] for suite, protocol, score in rows),
+    ]
     print(f"{task.title}, {loaded.source.files}, {config.seeds} seeds")
     print((as_markdown if arguments.markdown else as_text)(table, left=2))
 

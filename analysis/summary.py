@@ -19,7 +19,6 @@ import common  # noqa: F401  # first: it says what is missing
 
 # isort: split
 import yaml
-from pydantic import BaseModel, ConfigDict
 
 from analysis.scores import WIDTH, Run, new_parser, output_folder, runs_for
 from common.datasets import DivisionKind, Metric
@@ -47,13 +46,11 @@ class Published(NamedTuple):
         return f"{self.encoder} {self.score:.1f}" + f" ({self.note})" * bool(self.note)
 
 
-class TaskReferences(BaseModel):
+class TaskReferences(NamedTuple):
     """The figures shown beside a task's scores, in percent."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     expected: tuple[float, float] | None = None  # linear, three-layer, as the project's brief states them
-    published: list[Published] = []  # of other encoders, best first
+    published: Sequence[Published] = ()  # of other encoders, best first
     none: str = ""  # why there are none
 
 
@@ -108,7 +105,9 @@ def read_references() -> tuple[dict[str, TaskReferences], dict[str, str]]:
     """Task -> the figures shown beside its scores; key -> source."""
     content = yaml.safe_load(REFERENCES.read_text(encoding="utf-8"))
     sources = content.pop("sources")
-    return {task: TaskReferences.model_validate(values) for task, values in content.items()}, sources
+    for values in content.values():
+        values["published"] = [Published(*row) for row in values.get("published", ())]
+    return {task: TaskReferences(**values) for task, values in content.items()}, sources
 
 
 def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
@@ -178,6 +177,28 @@ def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
     for name, content in contents.items():
         write_atomically(folder / name, content.encode())
     return [folder / name for name in ("summary.csv", *contents)]
+
+
+def plot_summary(rows: Sequence[SummaryRow], path: Path) -> None:
+    """Draw the scores of every run beside chance and other encoders; of random divisions only if there is nothing else."""
+    from analysis.compare import scores_of
+    from analysis.plots import Panel, plot_heads
+
+    several = len({row.run.encoder for row in rows}) > 1
+    names, marks = [], []
+    for row in [row for row in rows if row.protocol.kind is not DivisionKind.RANDOM] or rows:
+        recipe, published = row.run.record.config.recipe, row.best_published
+        more = [*[row.run.encoder] * several, *[recipe] * (recipe != "paper")]
+        names.append(row.run.study.task.title + f" ({', '.join(more)})" * bool(more))
+        beside = {
+            "chance": row.protocol.majority_class.score,
+            "untrained": row.untrained_encoder,
+            "published": published and published.score / 100,
+        }
+        shares = {mark: (share, None) for mark, share in beside.items() if share is not None}
+        marks.append({**scores_of(row.protocol.heads), **shares})
+    quantity = Metric.words(row.metric for row in rows)
+    plot_heads([Panel("", marks)], names, f"{quantity}, %", "", path)
 
 
 def _as_csv(row: SummaryRow) -> dict[str, object]:

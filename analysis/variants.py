@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
@@ -19,17 +20,7 @@ from common.arrays import Array
 from common.config import FitConfig, ScalerName
 from common.datasets import Prepared, Task
 from common.datasets.audio import limit_bandwidth
-from common.encoder import (
-    LAYERS,
-    POOLS,
-    SAMPLE_RATE,
-    AudioSepEncoder,
-    Encoder,
-    EncoderInfo,
-    Output,
-    Waveform,
-    load_encoder,
-)
+from common.encoder import LAYERS, POOLS, AudioSepEncoder, Encoder, EncoderInfo, Output, Waveform, load_encoder
 from common.encoder.device import fitting_device
 from common.errors import UserError
 from common.evaluation.intervals import holm
@@ -51,72 +42,62 @@ GRID = tuple(output for output in AudioSepEncoder.outputs if output.pool != "mea
 Degradation = Callable[[Array], Array]
 
 
-def keep_first(share: float) -> Degradation:
+def keep_first(share: float, waveform: Array) -> Array:
     """The first part of a clip."""
-    return lambda waveform: waveform[: max(1, round(share * len(waveform)))]
+    return waveform[: max(1, round(share * len(waveform)))]
 
 
-def add_noise(snr_db: float) -> Degradation:
+def keep_below(limit_hz: int, waveform: Array) -> Array:
+    return limit_bandwidth(waveform, AudioSepEncoder.sample_rate, 2 * limit_hz)
+
+
+def add_noise(snr_db: float, waveform: Array) -> Array:
     """White noise, `snr_db` decibels below the clip's mean power; the same for the same clip in any batch."""
-
-    def noisy(waveform: Array) -> Array:
-        seed = int.from_bytes(hashlib.sha256(waveform.tobytes()).digest()[:8], "little")
-        power = float(np.square(waveform, dtype=np.float64).mean()) / 10 ** (snr_db / 10)
-        noise = np.random.default_rng(seed).standard_normal(len(waveform))
-        mixture: Array = (waveform + np.sqrt(power) * noise).astype(np.float32)
-        return mixture
-
-    return noisy
+    seed = int.from_bytes(hashlib.sha256(waveform.tobytes()).digest()[:8], "little")
+    power = float(np.square(waveform, dtype=np.float64).mean()) / 10 ** (snr_db / 10)
+    noise = np.random.default_rng(seed).standard_normal(len(waveform))
+    mixture: Array = (waveform + np.sqrt(power) * noise).astype(np.float32)
+    return mixture
 
 
 # factor -> variant -> what happens to the waveform before it is embedded. In the file, the factor takes the place of
 # the layer, and the variant that of the pool.
 DEGRADATIONS: dict[str, dict[str, Degradation]] = {
-    "duration": {"first 50 %": keep_first(0.5), "first 25 %": keep_first(0.25)},
-    "bandwidth": {
-        "up to 8 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 16_000),
-        "up to 4 kHz": lambda waveform: limit_bandwidth(waveform, SAMPLE_RATE, 8_000),
-    },
-    "noise": {f"SNR {snr_db} dB": add_noise(snr_db) for snr_db in (20, 10, 0)},
+    "duration": {f"first {percent} %": partial(keep_first, percent / 100) for percent in (50, 25)},
+    "bandwidth": {f"up to {limit} kHz": partial(keep_below, 1000 * limit) for limit in (8, 4)},
+    "noise": {f"SNR {snr_db} dB": partial(add_noise, snr_db) for snr_db in (20, 10, 0)},
 }
 CONDITION = "condition"
 FACTORS = (CONDITION, *DEGRADATIONS)  # those whose variants need further passes
 
 
 class AblationEncoder(Encoder):
-    """An encoder whose outputs are the variants of an ablation."""
+    """An encoder whose outputs are the variants of an ablation; errors as of `load_encoder`."""
 
-    sample_rate = SAMPLE_RATE
+    sample_rate = AudioSepEncoder.sample_rate
+    default_output = BASE
 
     def __init__(self, checkpoint: str, device: torch.device, factors: Sequence[str], condition: Path | None) -> None:
-        """Load the encoder without a condition, and for the factor ``"condition"`` those with one.
-
-        Raises:
-            CheckpointError, DeviceError, ConditionError: as `load_encoder`.
-        """
         self.plain = load_encoder(checkpoint, device)
         self.info, self.device = self.plain.info, self.plain.device
-        self.conditioned: dict[str, AudioSepEncoder] = {}
-        if CONDITION in factors:
-            self.conditioned["zero"] = load_encoder(checkpoint, device, condition="zero")
-            if condition is not None:
-                other = load_encoder(checkpoint, device, condition=condition)
-                self.conditioned[other.info.condition.removeprefix("sha256:")[:12]] = other
-        names = [(CONDITION, name) for name in self.conditioned]
-        names += [(factor, name) for factor, variants in DEGRADATIONS.items() if factor in factors for name in variants]
-        self.outputs = (*GRID, *(Output(factor, name, BASE.width) for factor, name in names))
-        self.default_output = BASE
+        # What needs a pass of its own.
+        self.passes: dict[Output, Callable[[Sequence[Waveform]], torch.Tensor]] = {}
+        for embedding in ("zero", condition) if CONDITION in factors else ():
+            if embedding is not None:
+                other = load_encoder(checkpoint, device, condition=embedding)
+                name = other.info.condition.removeprefix("sha256:")[:12]
+                self.passes[Output(CONDITION, name, BASE.width)] = other.embed
+        for factor in [factor for factor in DEGRADATIONS if factor in factors]:
+            for name, degrade in DEGRADATIONS[factor].items():
+                self.passes[Output(factor, name, BASE.width)] = partial(self._embed_degraded, degrade)
+        self.outputs = (*GRID, *self.passes)
+
+    def _embed_degraded(self, degrade: Degradation, waveforms: Sequence[Waveform]) -> torch.Tensor:
+        return self.plain.embed([degrade(np.asarray(waveform)) for waveform in waveforms])
 
     def embed_outputs(self, waveforms: Sequence[Waveform], outputs: Sequence[Output]) -> dict[Output, torch.Tensor]:
-        """As `Encoder.embed_outputs`."""
-        embedded = self.plain.embed_outputs(waveforms, [output for output in outputs if output.layer not in FACTORS])
-        for output in outputs:
-            if output.layer == CONDITION:
-                embedded[output] = self.conditioned[output.pool].embed(waveforms)
-            elif output.layer in DEGRADATIONS:
-                degrade = DEGRADATIONS[output.layer][output.pool]
-                embedded[output] = self.plain.embed([degrade(np.asarray(waveform)) for waveform in waveforms])
-        return embedded
+        embedded = self.plain.embed_outputs(waveforms, [output for output in outputs if output not in self.passes])
+        return embedded | {output: self.passes[output](waveforms) for output in outputs if output in self.passes}
 
 
 def read_variants(path: Path) -> FeatureSet:
@@ -323,11 +304,16 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
         figures = (effect.difference, *(effect.interval or (None, None)), effect.p_value, effect.holm_p_value)
         rows.append((effect.factor, effect.name, effect.dimensions, effect.head, effect.score, *figures))
     write_csv(written[1], rows)
-    names = [f"{linear.name} ({linear.factor})" for linear, _ in record.variants]
-    effects = [{effect.head: (effect.difference, effect.interval) for effect in both} for both in record.variants]
-    panel = Panel(f"{record.title}: what each choice is worth", (0.0, "baseline"), effects)
-    plot_heads([panel], names, "score against the baseline, points", record.words, written[2])
+    plot_effects(record, written[2])
     print(f"-> {', '.join(map(str, written))}")
+
+
+def plot_effects(record: AblationRecord, path: Path) -> None:
+    """Draw what every variant is worth with both heads."""
+    names = [f"{linear.name} ({linear.factor})" for linear, _ in record.variants]
+    effects = [{str(effect.head): (effect.difference, effect.interval) for effect in both} for both in record.variants]
+    panel = Panel(f"{record.title}: what each choice is worth", effects, (0.0, "baseline"))
+    plot_heads([panel], names, "score against the baseline, points", record.words, path)
 
 
 def _print_effects(record: AblationRecord) -> None:

@@ -8,10 +8,10 @@ import resource
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import soundfile
@@ -36,8 +36,7 @@ CHECKPOINT = "random:2024"
 KINDS = (".wav", ".flac", ".ogg", ".mp3")
 
 
-@dataclass(frozen=True)
-class Way:
+class Way(NamedTuple):
     """A way of extraction: the original project's if no precision is named."""
 
     name: str
@@ -51,22 +50,17 @@ class Way:
         return 1e-5 if self.precision in (None, "fp32") else 1e-2
 
 
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """What a way of extraction took."""
 
     embeddings: Array  # (clips, 384)
-    memory: int  # peak, in bytes
+    memory: int  # peak, in bytes: of the GPU's memory, or of the machine's
     alone: float | None  # seconds of audio per second, of the encoder alone; None for the original
 
 
 def work_per_second(size: int) -> tuple[float, float]:
-    """Operations (additions and multiplications) of the six folded blocks' convolutions for a second of audio, and the bytes
-    that the blocks read and write, if nothing stays in a cache.
-
-    Args:
-        size: bytes of an activation; the first block's input is computed in float32 from the spectrogram.
-    """
+    """Operations (additions and multiplications) of the six folded blocks' convolutions for a second of audio, and the bytes that
+    the blocks read and write, if nothing stays in a cache, with activations of `size` bytes."""
     operations = traffic = 0.0
     positions = 100 * 1024.0
     for name, _, channels_in, channels_out, (in_time, in_frequency) in BLOCKS[:-1]:
@@ -75,7 +69,7 @@ def work_per_second(size: int) -> tuple[float, float]:
         operations += 2 * channels_out * (9 * positions * channels_in + kernel * pooled * channels_out)
         if channels_in != channels_out:
             operations += 2 * pooled * channels_in * channels_out
-        if name == BLOCKS[0][0]:
+        if name == BLOCKS[0][0]:  # its input is computed in float32 from the spectrogram
             traffic += 4 * positions * (2 + 4 * channels_in) + size * 2 * positions * channels_in
         else:
             traffic += size * 6 * positions * channels_in  # scaled, activated in place, read by conv1; pooled
@@ -83,13 +77,6 @@ def work_per_second(size: int) -> tuple[float, float]:
         traffic += size * (4 * positions * channels_out + 5 * pooled * channels_out + 2 * pooled * channels_in)
         positions = pooled
     return operations, traffic
-
-
-def bandwidth(device: torch.device) -> float:
-    """Bytes per second that a copy of 512 MB reads and writes; the best of several."""
-    source = torch.ones(2**27, device=device)
-    copy = torch.empty_like(source)
-    return max(2 * source.nbytes / timed(partial(copy.copy_, source), device) for _ in range(8))
 
 
 def peak(device: torch.device, precision: str) -> float:
@@ -146,7 +133,9 @@ def worker(way: Way, paths: list[Path], device: torch.device, pipe: Connection) 
         while pipe.recv():
             embeddings = run()
             pipe.send(None)
-    memory, alone = peak_memory(device), None
+    memory, alone = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024), None
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
     if encoder:  # only now: all other processes are idle
         waveforms = [read_audio(path, SAMPLE_RATE) for path in some(paths, device)]
         seconds = min(timed(partial(encoder.embed, waveforms), device) for _ in range(3))
@@ -154,24 +143,9 @@ def worker(way: Way, paths: list[Path], device: torch.device, pipe: Connection) 
     pipe.send(Figures(embeddings, memory, alone))
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes that this process has taken at most: of the GPU's memory, or of the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def some(paths: list[Path], device: torch.device) -> list[Path]:
     """Enough of the files to measure a part of the work."""
     return paths[: 8 if device.type == "cpu" else 400]
-
-
-def reading_ms(paths: list[Path], device: torch.device) -> tuple[float, float]:
-    """Milliseconds of decoding, and of resampling, per second of audio."""
-    audio_s = sum(soundfile.info(path).duration for path in paths)
-    decoding = timed(lambda: [soundfile.read(path, dtype="float32") for path in paths], device)
-    both = timed(lambda: [read_audio(path, SAMPLE_RATE) for path in paths], device)
-    return 1000 * decoding / audio_s, 1000 * max(0.0, both - decoding) / audio_s
 
 
 def compare(arguments: argparse.Namespace) -> list[str]:
@@ -191,15 +165,18 @@ def compare(arguments: argparse.Namespace) -> list[str]:
         paths = files[: arguments.clips]
         audio_s = sum(soundfile.info(path).duration for path in paths)
         seconds, figures = take_turns(ways, paths, device, arguments.rounds)
-        decoding, resampling = reading_ms(some(paths, device), device)
+        sample = some(paths, device)
+        sample_s = sum(soundfile.info(path).duration for path in sample)
+        decoding = timed(lambda: [soundfile.read(path, dtype="float32") for path in sample], device) / sample_s
+        both = timed(lambda: [read_audio(path, SAMPLE_RATE) for path in sample], device) / sample_s
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else describe_cpu()
     print(f"\n{len(paths)} files, {audio_s:.0f} s of audio, {hardware}, {torch.get_num_threads()} threads,", end=" ")
     print(f"torch {torch.__version__}, {arguments.rounds} rounds; medians\n")
-    speeds = [audio_s / of_way for of_way in seconds]
     reference = figures[0].embeddings
     errors = [float(np.linalg.norm(made.embeddings - reference) / np.linalg.norm(reference)) for made in figures]
-    print_tables(device, ways, figures, speeds, errors)
-    print(f"\nms per second of audio: decoding {decoding:.2f}, resampling {resampling:.2f}")
+    print_tables(device, ways, figures, [audio_s / of_way for of_way in seconds], errors)
+    resampling = max(0.0, both - decoding)
+    print(f"\nms per second of audio: decoding {1000 * decoding:.2f}, resampling {1000 * resampling:.2f}")
     return [way.name for way, error in zip(ways, errors, strict=True) if error > way.largest_error]
 
 
@@ -224,18 +201,14 @@ def take_turns(
         context.Process(target=worker, args=(way, paths, device, remote), daemon=True).start()
         remote.close()  # so that reading ends when a worker has failed
         pipes.append(pipe)
-    seconds = medians_in_turns([partial(extract_once, pipe) for pipe in pipes], rounds, device)
-    figures = []
-    for pipe in pipes:
-        pipe.send(False)
-        figures.append(pipe.recv())
-    return seconds, figures
+    seconds = medians_in_turns([partial(ask, pipe, True) for pipe in pipes], rounds, device)
+    return seconds, [ask(pipe, False) for pipe in pipes]
 
 
-def extract_once(pipe: Connection) -> None:
-    """Let the worker at the other end extract, and wait for it."""
-    pipe.send(True)
-    pipe.recv()
+def ask(pipe: Connection, extracts: bool) -> Any:
+    """Let the worker at the other end extract, or end with its `Figures`, and wait for it."""
+    pipe.send(extracts)
+    return pipe.recv()
 
 
 def print_tables(
@@ -245,7 +218,9 @@ def print_tables(
     baselines = ["against original", "against it, memory kept"][: sum(way.precision is None for way in ways)]
     table = [["way", "s of audio/s", *baselines, "encoder alone", "error", "of peak", "memory, GB"]]
     limits = [["precision", "GFLOP", "MB", "computing", "memory"]]
-    copying, shares = bandwidth(device), {}
+    source, shares = torch.ones(2**27, device=device), {}
+    copy = torch.empty_like(source)
+    copying = max(2 * source.nbytes / timed(partial(copy.copy_, source), device) for _ in range(8))  # bytes per second
     for precision in dict.fromkeys(way.precision for way in ways if way.precision):
         best, (operations, traffic) = peak(device, precision), work_per_second(PRECISIONS[precision].itemsize)
         shares[precision] = operations / best

@@ -34,12 +34,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds fitted together with 5 folds (default: 5)")
     arguments = parser.parse_args()
     import numpy as np
+    import torch
     from measuring import medians_in_turns
 
     from common.encoder import resolve_device
+    from common.features import FeatureSet
     from common.heads import HEADS, Job, Recipe, Split, fit_heads
 
-    device, features, rows = resolve_device(arguments.device), random_features(), np.arange(CLIPS)
+    rng, device, rows = np.random.default_rng(0), resolve_device(arguments.device), np.arange(CLIPS)
+    labels = rows % CLASSES
+    values = rng.standard_normal((CLASSES, 384))[labels] + 3 * rng.standard_normal(
+        (CLIPS, 384)
+    )  # of overlapping classes
+    names, clip_ids = [str(label) for label in range(CLASSES)], [str(row) for row in rows]
+    features = FeatureSet(torch.from_numpy(values).float(), torch.from_numpy(labels), names, clip_ids)
     of_fold = rows // (CLIPS // FOLDS)
     splits = [Split(f"fold {fold}", rows[of_fold != fold], rows[of_fold == fold]) for fold in range(FOLDS)]
     for kind, n_seeds in itertools.product(HEADS, sorted({1, arguments.seeds})):
@@ -53,20 +61,6 @@ def main() -> None:
             f"plain {plain_ms:7.1f} ms: {plain_ms / together_ms:5.1f} times as fast",
             flush=True,
         )
-
-
-def random_features() -> FeatureSet:
-    """Features (N, 384) of overlapping classes."""
-    import numpy as np
-    import torch
-
-    from common.features import FeatureSet
-
-    rng = np.random.default_rng(0)
-    labels = np.arange(CLIPS) % CLASSES
-    values = rng.standard_normal((CLASSES, 384))[labels] + 3 * rng.standard_normal((CLIPS, 384))
-    names, clip_ids = [str(label) for label in range(CLASSES)], [str(row) for row in range(CLIPS)]
-    return FeatureSet(torch.from_numpy(values).float(), torch.from_numpy(labels), names, clip_ids)
 
 
 def fit_plainly(kind: HeadKind, features: FeatureSet, split: Split, device: torch.device) -> None:

@@ -11,7 +11,7 @@ PYTHON = ((3, 11), (3, 14))  # the first and the last
 NAMED = " to ".join("{}.{}".format(*version) for version in PYTHON)
 NEEDED = (
     *("numpy", "pydantic", "scipy", "sklearn", "soundfile", "soxr", "torch", "tqdm", "yaml", "filelock", "jinja2"),
-    *("matplotlib", "numba", "pandas", "plotly", "requests", "safetensors", "threadpoolctl"),
+    *("matplotlib", "numba", "pandas", "requests", "safetensors", "threadpoolctl"),
 )
 
 

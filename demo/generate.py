@@ -15,46 +15,22 @@ import soundfile
 
 from common.arrays import Array
 from common.files import write_csv
-from demo import sounds
-from demo.sounds import Sound, breath, in_room, note, recording, speech
+from demo.sounds import SOUNDS, breath, in_room, note, recording, speech
 from esc50_feature_fc.esc50 import CLASS_NAMES as ESC50_CLASSES
 from nsynth_feature_fc.nsynth import FAMILIES as NSYNTH_FAMILIES
 from urbansound8k_feature_fc.urbansound8k import CLASS_NAMES as URBANSOUND8K_CLASSES
 
-# The ten classes of the ESC-10 subset, by their place in ESC-50.
-ESC50_SOUNDS: dict[str, Sound] = {
-    "dog": sounds.bark,
-    "rooster": sounds.crow_of_a_rooster,
-    "rain": sounds.rain,
-    "sea_waves": sounds.waves,
-    "crackling_fire": sounds.fire,
-    "crying_baby": sounds.baby,
-    "sneezing": sounds.sneeze,
-    "clock_tick": sounds.ticks,
-    "helicopter": sounds.rotor,
-    "chainsaw": sounds.saw,
-}
-URBANSOUND8K_SOUNDS: dict[str, Sound] = {
-    "air_conditioner": sounds.fan,
-    "car_horn": sounds.horn,
-    "children_playing": sounds.children,
-    "dog_bark": sounds.bark,
-    "drilling": sounds.drill,
-    "engine_idling": sounds.idling,
-    "gun_shot": sounds.shot,
-    "jackhammer": sounds.hammer,
-    "siren": sounds.wail,
-    "street_music": sounds.music,
-}
-FSD50K_SOUNDS: dict[str, Sound] = {
-    "Bark": sounds.bark,
-    "Crackle": sounds.fire,
-    "Crying_and_sobbing": sounds.baby,
-    "Drill": sounds.drill,
-    "Rain": sounds.rain,
-    "Siren": sounds.wail,
-    "Tick-tock": sounds.ticks,
-    "Vehicle_horn_and_car_horn_and_honking": sounds.horn,
+ESC10 = ("dog", "rooster", "rain", "sea_waves", "crackling_fire", "crying_baby", "sneezing", "clock_tick")
+ESC10 += ("helicopter", "chainsaw")
+FSD50K_SOUNDS = {
+    "Bark": "dog",
+    "Crackle": "crackling_fire",
+    "Crying_and_sobbing": "crying_baby",
+    "Drill": "drilling",
+    "Rain": "rain",
+    "Siren": "siren",
+    "Tick-tock": "clock_tick",
+    "Vehicle_horn_and_car_horn_and_honking": "car_horn",
 }
 # As in UrbanSound8K, whose files keep their uploader's format.
 URBANSOUND8K_FORMATS = (
@@ -82,14 +58,14 @@ def generate_esc50(root: Path, recordings: int = 3) -> None:
     """Write ESC-50's layout: 5 folds with `recordings` per class of ESC-10."""
     rows = []
     for fold in range(1, 6):
-        for name, sound in ESC50_SOUNDS.items():
+        for name in ESC10:
             target = ESC50_CLASSES.index(name)
             for take in range(recordings):
                 rng = np.random.default_rng([50, fold, target, take])
                 source = 100_000 + (fold * 50 + target) * 10 + take
                 file = f"{fold}-{source}-A-{target}.wav"
                 rows.append((file, fold, target, name, "True", source, "A"))
-                _write(root / "audio" / file, recording(sound, rng, 5.0, 44_100, (-12, 6)), 44_100)
+                _write(root / "audio" / file, recording(SOUNDS[name], rng, 5.0, 44_100, (-12, 6)), 44_100)
     header = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
     write_csv(root / "meta" / "esc50.csv", [header, *sorted(rows)])
 
@@ -108,7 +84,7 @@ def generate_urbansound8k(root: Path, recordings: int = 3) -> None:
                 filename = f"{source}-{class_id}-0-0.wav"
                 rows.append((filename, source, 0.0, seconds, salience, fold, class_id, name))
                 snr_db = (0, 12) if salience == 1 else (-14, 0)
-                waveform = recording(URBANSOUND8K_SOUNDS[name], rng, seconds, rate, snr_db)
+                waveform = recording(SOUNDS[name], rng, seconds, rate, snr_db)
                 samples = np.stack([waveform * gain for gain in rng.uniform(0.7, 1, channels)], axis=1)
                 _write(root / "audio" / f"fold{fold}" / filename, samples, rate, subtype)
     header = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
@@ -124,7 +100,7 @@ def generate_fsd50k(root: Path, clips: int = 200) -> None:
         side = "eval" if number % 10 >= 7 else "dev"
         chosen = {names[number % len(names)], *rng.choice(names, rng.integers(0, 3))}
         time = np.arange(round(rng.uniform(1, 3) * 44_100)) / 44_100
-        layers = [FSD50K_SOUNDS[name](rng, time) for name in sorted(chosen)]
+        layers = [SOUNDS[FSD50K_SOUNDS[name]](rng, time) for name in sorted(chosen)]
         mixture = sum((layer / (layer.std() + 1e-9) for layer in layers), start=np.zeros(len(time)))
         _write(root / f"FSD50K.{side}_audio" / f"{number}.wav", in_room(mixture, rng, 44_100, (0, 15)), 44_100)
         split = ("val" if number % 10 == 6 else "train",) if side == "dev" else ()

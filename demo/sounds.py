@@ -50,23 +50,9 @@ def bark(rng: np.random.Generator, time: Array) -> Array:
     return envelope * harmonic(rng.uniform(350, 600) * (0.6 + 0.4 * envelope), time, 8)
 
 
-def crow_of_a_rooster(rng: np.random.Generator, time: Array) -> Array:
+def crow(rng: np.random.Generator, time: Array) -> Array:
     swing = np.abs(np.sin(np.pi * time * rng.uniform(0.5, 0.8)))
     return swing * harmonic(rng.uniform(500, 700) * (1 + 0.7 * swing), time, 10)
-
-
-def rain(rng: np.random.Generator, time: Array) -> Array:
-    return coloured_noise(rng, time, 800, rng.uniform(6000, 12000))
-
-
-def waves(rng: np.random.Generator, time: Array) -> Array:
-    swell = 0.2 + np.sin(np.pi * time * rng.uniform(0.15, 0.3) + rng.uniform(0, 3)) ** 2
-    return swell * coloured_noise(rng, time, 60, rng.uniform(500, 1200))
-
-
-def fire(rng: np.random.Generator, time: Array) -> Array:
-    crackles = np.sort(rng.uniform(0, time[-1], int(rng.uniform(8, 20) * time[-1]) + 1))
-    return pulses(time, crackles, 0.004) * coloured_noise(rng, time, 1500, 9000)
 
 
 def baby(rng: np.random.Generator, time: Array) -> Array:
@@ -75,63 +61,19 @@ def baby(rng: np.random.Generator, time: Array) -> Array:
     return cry * harmonic(rng.uniform(380, 520) * vibrato * (0.85 + 0.15 * cry), time, 6, 0.5)
 
 
-def sneeze(rng: np.random.Generator, time: Array) -> Array:
-    moment = np.array([rng.uniform(0.1, 0.6) * time[-1]])
-    return pulses(time, moment, 0.15) * coloured_noise(rng, time, rng.uniform(700, 1200), 5000)
-
-
-def ticks(rng: np.random.Generator, time: Array) -> Array:
-    return pulses(time, every(rng, time, rng.uniform(0.45, 0.55)), 0.006) * harmonic(rng.uniform(1800, 2600), time, 2)
-
-
-def rotor(rng: np.random.Generator, time: Array) -> Array:
-    return pulses(time, every(rng, time, 1 / rng.uniform(11, 17)), 0.03) * coloured_noise(rng, time, 40, 700)
-
-
-def saw(rng: np.random.Generator, time: Array) -> Array:
-    throttle = 1 + 0.2 * np.sin(2 * np.pi * time * rng.uniform(0.2, 0.5))
-    return harmonic(rng.uniform(90, 130) * throttle, time, 30, 0.6)
-
-
-def fan(rng: np.random.Generator, time: Array) -> Array:
-    hum = harmonic(rng.uniform(48, 62), time, 5)
-    return 0.5 * hum + coloured_noise(rng, time, 80, rng.uniform(800, 2000))
+def fire(rng: np.random.Generator, time: Array) -> Array:
+    crackles = np.sort(rng.uniform(0, time[-1], int(rng.uniform(8, 20) * time[-1]) + 1))
+    return pulses(time, crackles, 0.004) * coloured_noise(rng, time, 1500, 9000)
 
 
 def horn(rng: np.random.Generator, time: Array) -> Array:
     low = rng.uniform(380, 440)
-    return sum(harmonic(tone, time, 8, 0.7) for tone in (low, 1.25 * low))
+    return harmonic(low, time, 8, 0.7) + harmonic(1.25 * low, time, 8, 0.7)
 
 
-def children(rng: np.random.Generator, time: Array) -> Array:
-    voices = np.zeros_like(time)
-    for _ in range(4):
-        shout = np.clip(np.sin(2 * np.pi * (time * rng.uniform(0.5, 1.5) + rng.uniform())), 0, 1)
-        voices += shout * harmonic(rng.uniform(300, 600) * (1 + 0.3 * shout), time, 5)
-    return voices
-
-
-def drill(rng: np.random.Generator, time: Array) -> Array:
-    whirr = harmonic(rng.uniform(180, 320), time, 20, 0.3)
-    return whirr + coloured_noise(rng, time, 2000, 8000)
-
-
-def idling(rng: np.random.Generator, time: Array) -> Array:
-    return pulses(time, every(rng, time, 1 / rng.uniform(20, 30), 0.05), 0.02) * coloured_noise(rng, time, 30, 250)
-
-
-def shot(rng: np.random.Generator, time: Array) -> Array:
-    moment = np.array([rng.uniform(0.02, 0.3) * time[-1]])
-    return pulses(time, moment, rng.uniform(0.05, 0.12)) * coloured_noise(rng, time, 50, 4000)
-
-
-def hammer(rng: np.random.Generator, time: Array) -> Array:
-    return pulses(time, every(rng, time, 1 / rng.uniform(14, 22)), 0.012) * coloured_noise(rng, time, 400, 6000)
-
-
-def wail(rng: np.random.Generator, time: Array) -> Array:
-    sweep = np.sin(2 * np.pi * (time * rng.uniform(0.3, 0.6) + rng.uniform()))
-    return harmonic(rng.uniform(850, 1050) * (1 + 0.35 * sweep), time, 3)
+def shout(rng: np.random.Generator, time: Array) -> Array:
+    swell = np.clip(np.sin(2 * np.pi * (time * rng.uniform(0.5, 1.5) + rng.uniform())), 0, 1)
+    return swell * harmonic(rng.uniform(300, 600) * (1 + 0.3 * swell), time, 5)
 
 
 def music(rng: np.random.Generator, time: Array) -> Array:
@@ -139,9 +81,60 @@ def music(rng: np.random.Generator, time: Array) -> Array:
     scale = key * 2 ** (np.array([0, 2, 4, 7, 9, 12]) / 12)
     beat_s = rng.uniform(0.25, 0.4)
     notes = scale[rng.integers(0, len(scale), int(time[-1] / beat_s) + 2)]
-    moments = np.arange(0, time[-1], beat_s)
     melody = harmonic(notes[(time / beat_s).astype(int)], time, 6)
-    return pulses(time, moments, 0.25) * melody + 0.3 * harmonic(key / 2, time, 4)
+    return pulses(time, np.arange(0, time[-1], beat_s), 0.25) * melody + 0.3 * harmonic(key / 2, time, 4)
+
+
+def beats(rng: np.random.Generator, time: Array, rate: float, decay_s: float, jitter: float = 0.0) -> Array:
+    """An envelope of so many beats per second."""
+    return pulses(time, every(rng, time, 1 / rate, jitter), decay_s)
+
+
+def siren(rng: np.random.Generator, time: Array) -> Array:
+    sweep = np.sin(2 * np.pi * (time * rng.uniform(0.3, 0.6) + rng.uniform()))
+    return harmonic(rng.uniform(850, 1050) * (1 + 0.35 * sweep), time, 3)
+
+
+# The classes of ESC-10 and UrbanSound8K by their official names.
+SOUNDS: dict[str, Sound] = {
+    "dog": bark,
+    "rooster": crow,
+    "rain": lambda rng, time: coloured_noise(rng, time, 800, rng.uniform(6000, 12000)),
+    "sea_waves": lambda rng, time: (
+        (0.2 + np.sin(np.pi * time * rng.uniform(0.15, 0.3) + rng.uniform(0, 3)) ** 2)
+        * coloured_noise(rng, time, 60, rng.uniform(500, 1200))
+    ),
+    "crackling_fire": fire,
+    "crying_baby": baby,
+    "sneezing": lambda rng, time: (
+        pulses(time, time[-1:] * rng.uniform(0.1, 0.6), 0.15) * coloured_noise(rng, time, rng.uniform(700, 1200), 5000)
+    ),
+    "clock_tick": lambda rng, time: (
+        pulses(time, every(rng, time, rng.uniform(0.45, 0.55)), 0.006) * harmonic(rng.uniform(1800, 2600), time, 2)
+    ),
+    "helicopter": lambda rng, time: beats(rng, time, rng.uniform(11, 17), 0.03) * coloured_noise(rng, time, 40, 700),
+    "chainsaw": lambda rng, time: harmonic(
+        (1 + 0.2 * np.sin(2 * np.pi * time * rng.uniform(0.2, 0.5))) * rng.uniform(90, 130), time, 30, 0.6
+    ),
+    "air_conditioner": lambda rng, time: (
+        0.5 * harmonic(rng.uniform(48, 62), time, 5) + coloured_noise(rng, time, 80, rng.uniform(800, 2000))
+    ),
+    "car_horn": horn,
+    "children_playing": lambda rng, time: sum(shout(rng, time) for _ in range(4)),
+    "dog_bark": bark,
+    "drilling": lambda rng, time: (
+        harmonic(rng.uniform(180, 320), time, 20, 0.3) + coloured_noise(rng, time, 2000, 8000)
+    ),
+    "engine_idling": lambda rng, time: (
+        beats(rng, time, rng.uniform(20, 30), 0.02, 0.05) * coloured_noise(rng, time, 30, 250)
+    ),
+    "gun_shot": lambda rng, time: (
+        pulses(time, time[-1:] * rng.uniform(0.02, 0.3), rng.uniform(0.05, 0.12)) * coloured_noise(rng, time, 50, 4000)
+    ),
+    "jackhammer": lambda rng, time: beats(rng, time, rng.uniform(14, 22), 0.012) * coloured_noise(rng, time, 400, 6000),
+    "siren": siren,
+    "street_music": music,
+}
 
 
 def recording(sound: Sound, rng: np.random.Generator, seconds: float, rate: int, snr_db: tuple[float, float]) -> Array:
@@ -189,11 +182,9 @@ def vowel(time: Array, pitch: Array, formants: tuple[float, float], tract: float
     step = time[1] - time[0]
     phase = 2 * np.pi * np.cumsum(pitch) * step
     sound = np.zeros_like(time)
-    for partial in range(1, 30):
-        frequency = pitch.mean() * partial
+    for partial, frequency in enumerate(pitch.mean() * np.arange(1, 30), start=1):
         gain = sum(1 / (1 + ((frequency - formant * tract) / 120) ** 2) for formant in formants)
-        if frequency < 0.45 / step:
-            sound += gain * np.sin(partial * phase)
+        sound += gain * np.sin(partial * phase) * (frequency < 0.45 / step)
     return sound
 
 

@@ -26,13 +26,8 @@ def load_audiosep(checkpoint: str = "", device: str | torch.device = "cpu") -> A
 
 
 def embed_batch(audio: torch.Tensor, encoder: AudioSepEncoder) -> torch.Tensor:
-    """(n_sounds, n_samples) mono at 32 kHz -> embeddings (n_sounds, 384), on the device of `audio`.
-
-    Sounds below the encoder's minimum length are padded with zeros, with a warning.
-
-    Raises:
-        ValueError: not a 2-D tensor, not floating-point, without samples, or with NaN or infinity.
-    """
+    """(n_sounds, n_samples) mono at 32 kHz -> embeddings (n_sounds, 384), on the device of `audio`. Sounds below the encoder's
+    minimum length are padded with zeros, with a warning; ValueError for integers, NaN, infinity or no samples."""
     return encoder.embed(_clips_of(audio, encoder)).to(audio.device)
 
 

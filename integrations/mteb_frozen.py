@@ -49,15 +49,8 @@ class FrozenEncoder(AbsEncoder):  # type: ignore[misc]  # mteb is optional
 def entry(
     name: str = "audiosep", checkpoint: str = "", device: str = "auto", trust_remote_code: bool = False
 ) -> FrozenEncoder:
-    """Build an encoder for `mteb.evaluate` and `mteb.mock_run`, and register it with MTEB under its name.
-
-    Args:
-        name, trust_remote_code: as for ``--encoder`` and ``--trust-remote-code``.
-        checkpoint: AudioSep's weights; see `integrations.audiosep`.
-
-    Raises:
-        CheckpointError, PluginError, EncoderNameError: the encoder cannot be built.
-    """
+    """Build an encoder for `mteb.evaluate` and `mteb.mock_run`, and register it with MTEB under its name: that of ``--encoder``.
+    `checkpoint`: AudioSep's weights (`integrations.audiosep`). A UserError if the encoder cannot be built."""
     parsed, resolved = EncoderName.parse(name), resolve_device(device)
     if parsed.kind is EncoderKind.AUDIOSEP:
         encoder: Encoder = load_audiosep(checkpoint, resolved)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,20 +28,13 @@ MTEB_CLIPS, MTEB_FOLDS, MTEB_ITERATIONS = 8, 5, 100  # mteb 2.26, abstasks/class
 XARES_EPOCHS, XARES_BATCH, XARES_RATE, XARES_FALL = 10, 32, 1e-3, 0.1  # xares 0.1.3, task.py and trainer.py
 
 
-class Row(NamedTuple):
-    """Accuracy by a protocol: the mean over folds and seeds."""
-
-    suite: str
-    protocol: str
-    accuracy: float
-
-
-def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[Row]:
-    """Score features with official folds by every protocol; `config` is for this project's heads."""
+def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[tuple[str, str, float]]:
+    """Suite, protocol and accuracy, the mean over folds and seeds, of features with official folds by every protocol; `config` is
+    for this project's heads."""
     features = prepared.features
     record = run_protocol("official", prepared, config, torch.device("cpu")).record
     rows = [
-        Row("this project", f"{head_title(kind)} head, official folds, epoch by validation clips", scored.score)
+        ("this project", f"{head_title(kind)} head, official folds, epoch by validation clips", scored.score)
         for kind, scored in record.heads.items()
     ]
     official, mixed = official_folds(features), random_folds(features)
@@ -53,11 +45,10 @@ def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[Row
         ("MTEB", "random folds, not standardised, 8 clips a class", mixed, False, True),
         ("", "8 clips a class, but official folds and standardised", official, True, True),
     ):
-        rows.append(Row(suite, protocol, logistic_regression(features, folds, is_scaled, is_few)))
+        rows.append((suite, protocol, logistic_regression(features, folds, is_scaled, is_few)))
     best, last = xares_accuracies(features, seeds)
-    rows.append(Row("X-ARES", "layer norm and linear, official folds, epoch by the test fold", best))
-    rows.append(Row("", "the same, last epoch", last))
-    return rows
+    rows.append(("X-ARES", "layer norm and linear, official folds, epoch by the test fold", best))
+    return [*rows, ("", "the same, last epoch", last)]
 
 
 def official_folds(features: FeatureSet) -> list[tuple[Array, Array]]:

@@ -11,7 +11,7 @@ from jinja2 import Template
 from safetensors.torch import save
 
 from common.encoder.audiosep import PADDINGS
-from common.encoder.checkpoint import EXPORTED, KNOWN_RELEASES, Weights, load_weights, read_condition
+from common.encoder.checkpoint import EXPORTED, KNOWN_RELEASES, load_weights, read_condition
 from common.encoder.network import SAMPLE_RATE, weight_shapes
 from common.files import write_atomically
 from integrations.export import ExportError
@@ -47,13 +47,8 @@ def export_hugging_face(
     padding: str = "none",
     overwrite: bool = False,
 ) -> list[Path]:
-    """Write the encoder as a transformers model; returns the files. Arguments as for `load_encoder`, which also takes the
-    folder as a checkpoint.
-
-    Raises:
-        ExportError: the folder is not empty, or the padding is unknown.
-        CheckpointError, ConditionError: as `load_encoder`.
-    """
+    """Write the encoder as a transformers model; returns the files. Arguments and errors as for `load_encoder`, which also takes
+    the folder as a checkpoint; ExportError if the folder is not empty, or the padding is unknown."""
     if padding not in PADDINGS:
         raise ExportError(f"padding {padding!r} is unknown; choose one of {', '.join(PADDINGS)}")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
@@ -70,26 +65,19 @@ def export_hugging_face(
         "pads_time": padding == "official",
         "weights_sha256": hashlib.sha256(tensors).hexdigest(),
     }
+    facts = {
+        "is_release": weights.release in KNOWN_RELEASES.values(),
+        "parameters": sum(tensor.numel() for name, tensor in weights.tensors.items() if ".running_" not in name),
+    }
+    card = Template(CARD.read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True)
     contents = {
-        "config.json": _json(CONFIG | settings),
-        "preprocessor_config.json": _json(PREPROCESSOR),
+        "config.json": (json.dumps(CONFIG | settings, indent=2) + "\n").encode(),
+        "preprocessor_config.json": (json.dumps(PREPROCESSOR, indent=2) + "\n").encode(),
         CODE.name: CODE.read_bytes(),
-        "README.md": _card(weights, condition_name, padding).encode(),
+        "README.md": card.render(weights=weights, condition=condition_name, padding=padding, **facts).encode(),
         EXPORTED: tensors,  # last: a folder with weights is complete
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         write_atomically(folder / name, content)
     return [folder / name for name in contents]
-
-
-def _json(content: dict[str, object]) -> bytes:
-    return (json.dumps(content, indent=2) + "\n").encode()
-
-
-def _card(weights: Weights, condition: str, padding: str) -> str:
-    parameters = sum(tensor.numel() for name, tensor in weights.tensors.items() if ".running_" not in name)
-    template = Template(CARD.read_text(encoding="utf-8"), trim_blocks=True, keep_trailing_newline=True)
-    is_release = weights.release in KNOWN_RELEASES.values()
-    facts = {"is_release": is_release, "parameters": parameters, "condition": condition, "padding": padding}
-    return str(template.render(weights=weights, **facts))

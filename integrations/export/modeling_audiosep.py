@@ -38,28 +38,15 @@ BLOCKS = (
 
 
 class AudioSepEncoderConfig(PretrainedConfig):
-    """What the weights alone do not say.
-
-    Attributes:
-        hidden_size: of an embedding.
-        sampling_rate: in Hz.
-        condition: for FiLM: None (every beta is 0), or 512 numbers (a CLAP embedding of a text or sound, or zeros).
-        pads_time: whether time is padded with zeros after bn0 to a multiple of 32 frames, as in AudioSep's forward pass.
-    """
+    """What the weights alone do not say."""
 
     model_type = "audiosep_encoder"
 
-    def __init__(
-        self,
-        hidden_size: int = 384,
-        sampling_rate: int = SAMPLE_RATE,
-        condition: Sequence[float] | None = None,
-        pads_time: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        self.hidden_size, self.sampling_rate = hidden_size, sampling_rate
-        self.condition, self.pads_time = condition, pads_time
-        super().__init__(**kwargs)
+    hidden_size: int = 384  # of an embedding
+    sampling_rate: int = SAMPLE_RATE  # in Hz
+    # For FiLM: None (every beta is 0), or 512 numbers (a CLAP embedding of a text or sound, or zeros).
+    condition: Sequence[float] | None = None
+    pads_time: bool = False  # with zeros after bn0 to a multiple of 32 frames, as in AudioSep's forward pass
 
 
 class AudioSepFeatureExtractor(SequenceFeatureExtractor):
@@ -68,15 +55,10 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
     model_input_names: ClassVar = ["input_values", "attention_mask"]
 
     def __call__(
-        self,
-        raw_speech: Any,
-        sampling_rate: int | None = None,
-        padding: bool | str = True,
-        return_tensors: str | None = None,
-        return_attention_mask: bool = True,
-        **kwargs: Any,
+        self, raw_speech: Any, sampling_rate: int | None = None, padding: bool | str = True, **options: Any
     ) -> BatchFeature:
-        """One waveform or a list of them, mono, floating-point, in [-1, 1] -> ``input_values``, ``attention_mask``.
+        """One waveform or a list of them, mono, floating-point, in [-1, 1] -> ``input_values``, ``attention_mask``; the options
+        are those of `pad`.
 
         Raises:
             ValueError: wrong sampling rate, or a waveform that is empty, not 1-D, not floating-point or not finite.
@@ -88,13 +70,9 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(f"shape {tuple(raw_speech.shape)}; give a list of waveforms, once they are mono")
         if is_array or (len(raw_speech) and isinstance(raw_speech[0], (float, np.floating))):
             raw_speech = [raw_speech]
-        return self.pad(
-            BatchFeature({"input_values": [self._check(waveform, index) for index, waveform in enumerate(raw_speech)]}),
-            padding=padding,
-            return_attention_mask=return_attention_mask,
-            return_tensors=return_tensors,
-            **kwargs,
-        )
+        waveforms = [self._check(waveform, index) for index, waveform in enumerate(raw_speech)]
+        options = {"return_attention_mask": True, **options}
+        return self.pad(BatchFeature({"input_values": waveforms}), padding=padding, **options)
 
     @staticmethod
     def _check(raw: Any, index: int) -> np.ndarray:

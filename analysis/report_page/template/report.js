@@ -1,140 +1,67 @@
-// Draws the charts of a report from the JSON that stands in the page; each when it comes into view.
+// Draws the maps of a report from the JSON that stands in the page, sorts its tables, and plays its clips.
 "use strict";
 
-const data = JSON.parse(document.getElementById("data").textContent);
-const charts = new Map(); // element id -> function that draws it
-const drawn = new Set(); // element ids, to draw again in other colours
-const PALETTE = ["#4e79a7", "#f28e2b", "#59a14f", "#e15759", "#76b7b2", "#b07aa1", "#edc948", "#9c755f", "#ff9da7", "#8c96a0",
-  "#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d", "#1f78b4", "#b2df8a", "#6a3d9a"];
-const WEBGL_FROM = 4000; // clips
-const MARKS = { // name, colour, symbol, distance from the middle of a row
-  majority_class: ["without features", "other", "line-ns-open", 0],
-  untrained_encoder: ["untrained encoder", "other", "x-thin-open", 0],
-  published_best: ["best published probe of another encoder", "other", "star-open", 0],
-  linear: ["linear head", "linear", "circle", -0.14],
-  three_layer: ["three-layer head", "three", "square", 0.14],
-};
+const REACH = 12; // pixels from the pointer to a dot that it means
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-// Plotly reads tags and entities in its texts; no name of a class or clip may bring any.
-const escape = (text) => text.replace(/[&<>]/g, (sign) => ({ "&": "&amp;", "<": "&lt;", ">": "&gt;" })[sign]);
+// A dot a clip. The pointer names the nearest, a click plays it.
+function drawMap(id, clips) {
+  const [canvas, filter, colours, count] = ["map", "filter", "colour", "count"].map((part) => document.getElementById(`${id}-${part}`));
+  const tip = canvas.nextElementSibling;
+  const radius = Math.min(4.5, Math.max(2, 130 / Math.sqrt(clips.clip.length)));
+  const place = (row) => [["x", canvas.clientWidth], ["y", canvas.clientHeight]].map(([axis, size]) => 8 + clips[axis][row] * (size - 16));
+  const verdict = (row) => (clips.said[row] === null ? "never tested" : clips.said[row] === clips.truth[row] ? "right" : "wrong");
+  let shown;
 
-function draw(id, traces, layout, height = null) {
-  const axis = { gridcolor: colour("line"), zerolinecolor: colour("line"), linecolor: colour("line"), automargin: true };
-  const usual = {
-    margin: { l: 10, r: 10, t: 10, b: 10 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: axis, yaxis: axis,
-    font: { color: colour("ink"), size: 12, family: "system-ui, sans-serif" },
-    legend: { orientation: "h", y: 1.02, yanchor: "bottom" }, hovermode: "closest",
-    hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("faint"), font: { color: colour("ink") }, align: "left" },
-  };
-  const element = document.getElementById(id);
-  if (height) element.style.height = `${height}px`;
-  Plotly.react(element, traces, { template: { layout: usual }, ...layout }, { responsive: true, displaylogo: false, displayModeBar: false });
-  return element;
-}
-
-// A line of dots for every row: what the heads have, with 95 % intervals, and what stands beside them. Rows of different tasks
-// stand apart.
-function dots(id, rows, xaxis, unit, size, margin, rowHeight) {
-  let place = 0;
-  const places = rows.map((row, i) => { place += i && rows[i - 1].task !== row.task ? 1.6 : 1; return place; });
-  const traces = Object.entries(MARKS).map(([key, [name, mark, symbol, shift]]) => {
-    const values = rows.map((row) => ({ ...row.beside, ...row.heads })[key] ?? [null]);
-    const x = values.map(([share]) => (share === null ? null : 100 * share));
-    const reach = (side, sign) => values.map(([, ends], i) => (ends ? sign * (100 * ends[side] - x[i]) : 0));
-    return {
-      type: "scatter", mode: "markers", name, x, y: places.map((at) => at + shift),
-      customdata: rows.map((row, i) => [escape(row.label), values[i][2] ?? ""]),
-      hovertemplate: `%{customdata[0]}<br>${name}: %{x:${unit === "%" ? "" : "+"}.1f} ${unit}%{customdata[1]}<extra></extra>`,
-      marker: { color: colour(mark), symbol, size, line: { width: 1.5, color: colour(mark) } },
-      error_x: { type: "data", symmetric: false, array: reach(1, 1), arrayminus: reach(0, -1), color: colour(mark), thickness: 1.5 },
-    };
-  }).filter((trace) => trace.x.some((value) => value !== null));
-  const yaxis = { autorange: "reversed", tickvals: places, ticktext: rows.map((row) => escape(row.label)), zeroline: false };
-  draw(id, traces, { xaxis, yaxis }, margin + rowHeight * place);
-}
-
-// A matrix between tasks; with uncertain cells, of differences.
-function heat(id, { names: plain, z, uncertain }) {
-  const names = plain.map(escape);
-  const digits = uncertain ? 1 : 2;
-  const text = z.map((row, i) => row.map((value, j) => (value === null ? "" : uncertain?.[i][j] ? `(${value.toFixed(digits)})` : value.toFixed(digits))));
-  draw(id, [{
-    type: "heatmap", z, x: names, y: names, text, texttemplate: names.length <= 12 ? "%{text}" : "", showscale: false, xgap: 1, ygap: 1,
-    ...(uncertain ? { colorscale: "RdBu", reversescale: true, zmid: 0 } : { colorscale: "Viridis" }),
-    hovertemplate: "%{y} / %{x}: %{z:.3f}<extra></extra>",
-  }], { xaxis: { type: "category", tickangle: -40 }, yaxis: { type: "category", autorange: "reversed" } }, 190 + 34 * names.length);
-}
-
-function confusionChart(id, { class_names: plain, confusion: shown }) {
-  const names = plain.map(escape);
-  const few = names.length <= 20;
-  const axis = { type: "category", tickfont: { size: few ? 11 : 8 } };
-  draw(id, [{
-    type: "heatmap", z: shown, x: names, y: names, colorscale: [[0, colour("paper")], [1, colour(few ? "heat" : "linear")]], zmin: 0, zmax: 100,
-    text: shown.map((row) => row.map((value) => (value >= 0.5 ? value.toFixed(0) : ""))), texttemplate: few ? "%{text}" : "",
-    showscale: !few, hovertemplate: "true: %{y}<br>said: %{x}<br>%{z:.1f} %<extra></extra>",
-  }], {
-    xaxis: { ...axis, tickangle: -90, title: { text: "predicted" } }, yaxis: { ...axis, autorange: "reversed", title: { text: "true" } },
-  }, few ? 460 : Math.min(760, Math.max(460, document.getElementById(id).clientWidth)));
-}
-
-function classesChart(id, { classes: rows, class_score: score }) {
-  draw(id, [{
-    type: "bar", orientation: "h", x: rows.map((row) => 100 * row.value), y: rows.map((row) => escape(row.name)), marker: { color: colour("linear") },
-    text: rows.map((row) => (100 * row.value).toFixed(0)), textposition: "outside", cliponaxis: false,
-    customdata: rows.map((row) => row.note), hovertemplate: `%{y}<br>${score} %{x:.1f} %, %{customdata}<extra></extra>`,
-  }], { xaxis: { range: [0, 108], title: { text: `${score}, %` } }, yaxis: { type: "category", autorange: "reversed", dtick: 1, tickfont: { size: rows.length > 30 ? 9 : 11 } } },
-  Math.max(320, 90 + 17 * rows.length));
-}
-
-function curvesChart(id, curves) {
-  const traces = [];
-  const shapes = [];
-  for (const [kind, { train_loss, valid, epoch }] of Object.entries(curves)) {
-    const name = kind.replace("_", "-");
-    const line = { color: colour(MARKS[kind][1]) };
-    const curve = { type: "scatter", mode: "lines", x: train_loss.map((_, index) => index + 1) };
-    traces.push({ ...curve, y: train_loss, name: `${name}: loss`, line, hovertemplate: `${name}, epoch %{x}: loss %{y:.3f}<extra></extra>` });
-    if (valid.length) {
-      traces.push({ ...curve, y: valid.map((value) => 100 * value), yaxis: "y2", name: `${name}: validation`,
-        line: { ...line, dash: "dash" }, hovertemplate: `${name}, epoch %{x}: %{y:.1f} %<extra></extra>` });
+  function draw() {
+    const verdicts = { right: colour("linear"), wrong: colour("three"), "never tested": colour("other") };
+    const byClass = colours.value === "class";
+    shown = [...clips.label.keys()].filter((row) => filter.value === "" || clips.label[row] === Number(filter.value));
+    canvas.width = canvas.clientWidth * devicePixelRatio;
+    canvas.height = canvas.clientHeight * devicePixelRatio;
+    const context = canvas.getContext("2d");
+    context.scale(devicePixelRatio, devicePixelRatio);
+    context.globalAlpha = 0.8;
+    for (const row of shown) {
+      const [x, y] = place(row);
+      context.fillStyle = byClass ? clips.colours[clips.label[row]] ?? colour("other") : verdicts[verdict(row)];
+      context.beginPath();
+      context.roundRect(x - radius, y - radius, 2 * radius, 2 * radius, !byClass && verdict(row) === "wrong" ? 0 : radius);
+      context.fill();
     }
-    shapes.push({ type: "line", x0: epoch, x1: epoch, yref: "paper", y0: 0, y1: 1, line: { ...line, width: 1, dash: "dot" } });
+    const [right, wrong] = ["right", "wrong"].map((name) => shown.filter((row) => verdict(row) === name).length);
+    count.textContent = `${shown.length.toLocaleString("en")} clips`
+      + (right + wrong ? `, ${right.toLocaleString("en")} of ${(right + wrong).toLocaleString("en")} tested ones right` : "");
+    for (const by of ["class", "right"]) document.getElementById(`${id}-legend-${by}`).hidden = by !== colours.value;
   }
-  draw(id, traces, { shapes, xaxis: { title: { text: "epoch" }, tickformat: "d", dtick: traces[0].x.length < 10 ? 1 : undefined }, yaxis: { title: { text: "loss" }, rangemode: "tozero" },
-    yaxis2: { title: { text: "validation score, %" }, overlaying: "y", side: "right", showgrid: false, tickmode: "auto", rangemode: "tozero" } }, 360);
-}
 
-function mapChart(id, { map, class_names: names, audio }) {
-  const [chosen, by] = ["filter", "colour"].map((control) => document.getElementById(`${id}-${control}`).value);
-  const rows = [...map.label.keys()].filter((row) => chosen === "" || map.label[row] === Number(chosen));
-  const VERDICTS = { right: colour("linear"), wrong: colour("three"), "never tested": colour("other") };
-  const verdict = (row) => ["never tested", "wrong", "right"][map.verdict[row] + 1];
-  const classMark = (label) => (label < 0 ? colour("other") : PALETTE[label % PALETTE.length]);
-  const mark = (row) => (by === "class" ? classMark(map.label[row]) : VERDICTS[verdict(row)]);
-  const said = (row) => (map.verdict[row] < 0 ? "" : `said: ${escape(map.said[row])}`) + { right: "", wrong: " (wrong)", "never tested": "never tested" }[verdict(row)];
-  const [right, wrong] = ["right", "wrong"].map((name) => rows.filter((row) => verdict(row) === name).length);
-  document.getElementById(`${id}-count`).textContent = `${rows.length.toLocaleString("en")} clips`
-    + (right + wrong ? `, ${right.toLocaleString("en")} of ${(right + wrong).toLocaleString("en")} tested ones right` : "");
-  const few = names.length <= PALETTE.length ? names.map((name, label) => [name, PALETTE[label]]) : [];
-  if (few.length && rows.some((row) => map.label[row] < 0)) few.push(["no label", colour("other")]);
-  document.getElementById(`${id}-legend`).replaceChildren(...(by === "right" ? Object.entries(VERDICTS) : few).map(([name, mark]) => {
-    const item = document.createElement("li");
-    item.style.setProperty("--mark", mark);
-    item.textContent = name;
-    return item;
-  }));
-  const [xaxis, yaxis] = map.ranges.map((range) => ({ range, visible: false }));
-  const element = draw(`${id}-map`, [{
-    type: map.label.length >= WEBGL_FROM ? "scattergl" : "scatter", mode: "markers", x: rows.map((row) => map.x[row]), y: rows.map((row) => map.y[row]),
-    customdata: rows, hovertemplate: "%{text}<extra></extra>",
-    text: rows.map((row) => `${escape(map.clip[row])}<br>class: ${escape(map.truth[row])}<br>${said(row)}`),
-    marker: { color: rows.map(mark), size: Math.min(9, Math.max(4, Math.round(260 / Math.sqrt(map.label.length)))), opacity: 0.8, symbol: rows.map((row) => (by === "right" && verdict(row) === "wrong" ? "x" : "circle")) },
-  }], { xaxis, yaxis, dragmode: "pan", showlegend: false });
-  element.removeAllListeners("plotly_click");
-  element.on("plotly_click", ({ points: [{ customdata: row }] }) => play(`${id}-player`, map.clip[row], map.truth[row], audio));
+  function nearest({ offsetX, offsetY }) {
+    let [best, least] = [null, REACH];
+    for (const row of shown) {
+      const [x, y] = place(row);
+      const distance = Math.hypot(x - offsetX, y - offsetY);
+      if (distance < least) [best, least] = [row, distance];
+    }
+    return best;
+  }
+
+  canvas.addEventListener("mousemove", (event) => {
+    const row = nearest(event);
+    tip.hidden = row === null;
+    if (row === null) return;
+    const said = { right: `said: ${clips.said[row]}`, wrong: `said: ${clips.said[row]} (wrong)`, "never tested": "never tested" }[verdict(row)];
+    tip.textContent = `${clips.clip[row]}\nclass: ${clips.truth[row]}\n${said}`;
+    tip.style = `top: ${event.offsetY + 14}px; ${event.offsetX > canvas.clientWidth / 2 ? "right" : "left"}: 0`;
+  });
+  canvas.addEventListener("mouseleave", () => { tip.hidden = true; });
+  canvas.addEventListener("click", (event) => {
+    const row = nearest(event);
+    if (row !== null) play(`${id}-player`, clips.clip[row], clips.truth[row], clips.audio);
+  });
+  for (const control of [filter, colours]) control.addEventListener("change", draw);
+  window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  new ResizeObserver(draw).observe(canvas);
 }
 
 // A click on a column's head sorts by it: numbers by their size, the largest first, then words.
@@ -170,31 +97,6 @@ function play(id, clip, name, folder) {
   audio.play().catch(() => {}); // the browser may want a click on the player first; an error is reported above
 }
 
-function drawNow(id) {
-  if (!drawn.has(id)) charts.get(id)();
-  drawn.add(id);
-}
-
-const score = { title: { text: `${data.quantity}, %` }, range: [0, 101] };
-charts.set("chart-summary", () => dots("chart-summary", data.summary, score, "%", 11, 150, 46));
-if (data.encoders) charts.set("chart-encoders", () => dots("chart-encoders", data.encoders, score, "%", 9, 130, 34));
-for (const chart of data.similarity) charts.set(chart.id, () => heat(chart.id, chart));
-for (const [id, task] of Object.entries(data.tasks)) {
-  charts.set(`${id}-confusion`, () => confusionChart(`${id}-confusion`, task));
-  charts.set(`${id}-classes`, () => classesChart(`${id}-classes`, task));
-  charts.set(`${id}-curves`, () => curvesChart(`${id}-curves`, task.curves));
-  charts.set(`${id}-map`, () => mapChart(id, task));
-  const effect = () => ({ title: { text: "score against the baseline, points" }, zeroline: true, zerolinecolor: colour("ink") });
-  if (task.ablation) charts.set(`${id}-ablation`, () => dots(`${id}-ablation`, task.ablation, effect(), "points", 8, 120, 26));
-  for (const control of ["filter", "colour"]) {
-    document.getElementById(`${id}-${control}`).addEventListener("change", () => mapChart(id, task));
-  }
-}
+JSON.parse(document.getElementById("data").textContent).forEach((clips, number) => drawMap(`run${number}`, clips));
 document.querySelectorAll("table.sorts").forEach(sortable);
-const seen = new IntersectionObserver((entries) => {
-  for (const entry of entries) if (entry.isIntersecting) drawNow(entry.target.id);
-}, { rootMargin: "400px" });
-for (const id of charts.keys()) seen.observe(document.getElementById(id));
-window.addEventListener("beforeprint", () => [...charts.keys()].forEach(drawNow));
-window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach((id) => charts.get(id)()));
 document.documentElement.dataset.ready = "yes";
