@@ -16,6 +16,7 @@ from analysis.studies import Study
 from common.config import FitConfig, load_config
 from common.datasets import Clip
 from common.datasets.audio import AudioError, audio_duration_s
+from common.datasets.places import read_task
 from common.doctor.checks import BYTES_PER_CLIP
 from common.encoder import load_encoder, resolve_device
 from common.encoder_name import EncoderKind
@@ -100,7 +101,7 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
     the encoder extracts; log-mel statistics count as a tenth of one."""
     tasks = list(study.extract.values())
     if root.is_dir():
-        clips = [clip for task in tasks for clip in task.read_clips(root)]
+        clips = [clip for task in tasks for clip in read_task(task, root).clips]
         picked = np.random.default_rng(0).permutation(len(clips))[:SAMPLE]
         lengths_s = [length for index in picked if (length := _length_s(clips[index])) is not None] or [0.0]
         n_clips, hours = len(clips), len(clips) * float(np.mean(lengths_s)) / 3600

@@ -20,6 +20,7 @@ from common.arrays import Array
 from common.config import FitConfig, ScalerName
 from common.datasets import Prepared, Task
 from common.datasets.audio import limit_bandwidth
+from common.datasets.places import read_task
 from common.encoder import LAYERS, POOLS, AudioSepEncoder, Encoder, EncoderInfo, Output, Waveform, load_encoder
 from common.encoder.device import fitting_device
 from common.errors import UserError
@@ -112,7 +113,7 @@ def extract_variants(
     study: Study, maker: ThisProcess, root: Path, output: Path, most: int, options: ExtractOptions
 ) -> FeatureSet:
     """Every variant of every clip, or of a sample: one pass over the audio, saved and resumed like any extraction."""
-    clips = [clip for task in study.extract.values() for clip in task.read_clips(root)]
+    clips = [clip for task in study.extract.values() for clip in read_task(task, root).clips]
     sides = np.array([f"{clip.fold} {clip.split}" for clip in clips])
     picked = balanced_rows(np.unique([clip.class_name for clip in clips], return_inverse=True)[1], sides, most)
     print(f"{study.task.title}: {len(picked):,} of {len(clips):,} clips, {len(maker.outputs)} variants of each")

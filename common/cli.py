@@ -34,7 +34,7 @@ def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> No
     def extract_all() -> None:
         arguments = parse_extract_flags(task, argv)
         config = arguments.config
-        from common.datasets.places import read_task
+        from common.datasets.places import index_of, read_task
 
         for variant in arguments.tasks:
             root = config.data_root or variant.default_data_root
@@ -42,7 +42,7 @@ def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> No
             if arguments.launch.status:
                 print_status(features_file, arguments.launch.status)
                 continue
-            sounds = read_task(variant, root)
+            sounds = read_task(variant, root, index_of(features_file))
             for remark in sounds.remarks:
                 print(remark)
             extract_task(variant, sounds, features_file, arguments)

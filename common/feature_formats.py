@@ -131,12 +131,18 @@ def _read_npz(path: Path) -> tuple[Array, dict[str, Any], Any]:
 
 def _read_npy(path: Path) -> tuple[Array, dict[str, Any], Any]:
     embeddings: Array = np.load(path, allow_pickle=False)
-    beside = next((table for suffix in BESIDE if (table := path.with_suffix(suffix)).exists()), None)
-    if beside is None:
-        raise ValueError(f"it needs a table with labels beside it, such as {path.with_suffix('.csv').name}")
+    beside = table_beside(path)
     is_text = beside.suffix != ".parquet"
     rows = parse_csv(read_text(beside), beside, "give a row for each embedding") if is_text else read_parquet(beside)
     return embeddings, dict(rows.columns), None
+
+
+def table_beside(path: Path) -> Path:
+    """The table with a row for each row of an .npy; ValueError if there is none."""
+    beside = next((table for suffix in BESIDE if (table := path.with_suffix(suffix)).exists()), None)
+    if beside is None:
+        raise ValueError(f"it needs a table with labels beside it, such as {path.with_suffix('.csv').name}")
+    return beside
 
 
 def _read_csv(path: Path) -> tuple[Array, dict[str, Any], Any]:

@@ -348,6 +348,10 @@ def label_texts(labels: Array, class_names: Sequence[str]) -> list[str]:
 def checksum_of_features(path: Path) -> str:
     """SHA-256 of a feature file's content, or of what the parts in a folder hold, in hexadecimal."""
     path = _file_or_folder(path)
+    if path.suffix == ".npy":
+        from common.feature_formats import table_beside
+
+        return f"{sha256_of(path)} {sha256_of(table_beside(path))}"
     if not path.is_dir():
         return sha256_of(path)
     from common.parts import checksum_of_parts

@@ -49,16 +49,19 @@ def _probe(arguments: argparse.Namespace) -> None:
     if not names:
         _probe_sounds(source, None, folder, extract, fit, arguments)
         return
-    sounds = _read(source)  # before any encoder is loaded
+    sounds = _read(source, folder / source.task().features_file)  # before any encoder is loaded
     checkpoint, device = extract.checkpoint, extract.device
     measured = flags(checkpoint=checkpoint, device=device, trust_remote_code=extract.trust_remote_code)
     measure_encoders(names, folder, arguments.overwrite, *measured)
+    are_done = True
     for name in names:
         of_encoder = folder if name.slug == "audiosep" else folder / name.slug
         print(f"\n{name.label}")
-        _probe_sounds(source, sounds, of_encoder, extract.model_copy(update={"encoder": str(name)}), fit, arguments)
-    call("analysis/summary.py", "--results", folder)
-    call("analysis/report.py", "--results", folder)
+        settings = extract.model_copy(update={"encoder": str(name)})
+        are_done &= _probe_sounds(source, sounds, of_encoder, settings, fit, arguments)
+    if are_done:
+        call("analysis/summary.py", "--results", folder)
+        call("analysis/report.py", "--results", folder)
 
 
 def _settings(given: Mapping[str, object], config_file: Path) -> tuple[ExtractConfig, FitConfig]:
@@ -75,8 +78,10 @@ def _settings(given: Mapping[str, object], config_file: Path) -> tuple[ExtractCo
     )
 
 
-def _read(source: Source) -> Sounds:
-    sounds = source.read()
+def _read(source: Source, features_file: Path) -> Sounds:
+    from common.datasets.places import index_of
+
+    sounds = source.read(index_of(features_file))
     for remark in sounds.remarks:
         print(remark)
     refuse_unlearnable(sounds)
@@ -90,21 +95,23 @@ def _probe_sounds(
     extract: ExtractConfig,
     fit: FitConfig,
     arguments: argparse.Namespace,
-) -> None:
-    """Extract the features of one encoder, and train heads on them; `sounds` are the source's, if they were read before."""
+) -> bool:
+    """Extract the features of one encoder, and train heads on them, unless another process does that; returns whether it was
+    this one. `sounds` are the source's, if they were read before."""
     encoder, launch = EncoderName.parse(extract.encoder).slug, Launch.of(arguments)
     features_file = folder / file_of(source.task().features_file, encoder)
     if launch.status:
         print_status(features_file, launch.status)
-        return
-    sounds = sounds or _read(source)
+        return False
+    sounds = sounds or _read(source, features_file)
     source = replace(source, is_multilabel=sounds.is_multilabel)
     task = source.task()
     how = Arguments([task], extract, {}, arguments.overwrite, launch)
     if not extract_task(task, sounds, features_file, how):
-        return  # another process joins the parts, and trains the heads
+        return False  # another process joins the parts
     source.save(folder, sounds.root)
     _classify(source, features_file, folder, fit.model_copy(update={"encoder": extract.encoder}), arguments.overwrite)
+    return True
 
 
 def _probe_features(source: Source, folder: Path, fit: FitConfig, overwrite: bool) -> None:

@@ -101,8 +101,8 @@ class Source:
         stem = place.stem if place.suffix.lower() in (*TABLES, *CONTAINER_SUFFIXES) else place.name
         return "own_" + re.sub(r"[^\w-]+", "_", stem).strip("_").lower()
 
-    def read(self) -> Sounds:
-        """The clips; DatasetError if the place is missing or laid out wrong."""
+    def read(self, index: Path | None = None) -> Sounds:
+        """The clips; `index` as for `read_rows`. DatasetError if the place is missing or laid out wrong."""
         from common.datasets.places import has_rows, read_rows
 
         if not self.has_audio:
@@ -110,7 +110,7 @@ class Source:
         if self.place.is_dir() and not has_rows(self.place):
             sounds = read_folder(self.place, has_classes=self.label_regex is None)
         else:
-            rows = read_rows(self.place, self.encoding)
+            rows = read_rows(self.place, self.encoding, index=index)
             sounds = clips_of(rows, dict(self.columns), self.label_separator, is_labelled=self.label_regex is None)
         root, clips = sounds.root, sounds.clips
         if self.label_regex is not None:

@@ -17,7 +17,7 @@ from pyarrow import feather, parquet
 from common.arrays import Array
 from common.encoder_name import EncoderKind
 from common.feature_formats import write_embeddings
-from common.features import FeatureFileError, FeatureSet, Provenance
+from common.features import FeatureFileError, FeatureSet, Provenance, checksum_of_features
 
 EMBEDDINGS = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
 LABELS = ["owl", "frog", "owl", "frog", "owl", "frog"]
@@ -57,6 +57,13 @@ def test_embeddings_are_the_same_whichever_way_they_come(kind: str, tmp_path: Pa
     assert features.folds is not None and features.folds.tolist() == FOLDS
     assert features.groups == GROUPS and features.splits is None
     assert features.meta == {"kind": EncoderKind.ELSEWHERE.value, "encoder": f"x.{kind}"}
+
+
+def test_another_table_beside_an_array_is_another_file(tmp_path: Path) -> None:
+    save_npy(tmp_path / "x.npy")
+    before = checksum_of_features(tmp_path / "x.npy")
+    TABLE[::-1].to_csv(tmp_path / "x.csv", index=False)
+    assert checksum_of_features(tmp_path / "x.npy") != before
 
 
 @pytest.mark.parametrize(

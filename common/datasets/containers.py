@@ -141,6 +141,8 @@ def read_parquet(path: Path) -> Rows:
     try:
         schema = pq.read_schema(path)
         audio = audio_column(schema)
+        if "embedding" in schema.names:
+            raise DatasetError(f"{path} holds embeddings, not audio; give it with --features")
         plain = [field.name for field in schema if field.name != audio]
         table = pq.ParquetFile(path).read(columns=[*plain, f"{audio}.path"] if audio else plain)
     except (pa.ArrowException, OSError) as error:
@@ -155,7 +157,7 @@ def read_parquet(path: Path) -> Rows:
     if audio:
         files = (cell and cell["path"] for cell in table[audio].to_pylist())
         columns[audio] = [str(path / str(row) / _name(file, row)) for row, file in enumerate(files)]
-    return Rows(columns, [f"{path} row {row}" for row in range(len(table))], path.parent, audio)
+    return Rows(columns, [f"{path} row {row}" for row in range(len(table))], path, audio)
 
 
 def _name(file: str | None, row: int) -> str:
@@ -199,7 +201,7 @@ def read_tar(path: Path) -> Rows:
         name: [sample.get(name, "") for sample in clips.values()]
         for name in dict.fromkeys(n for s in clips.values() for n in s)
     }
-    return Rows(columns, [f"{path} {key}" for key in clips], path.parent, "audio")
+    return Rows(columns, [f"{path} {key}" for key in clips], path, "audio")
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int, bytes | None]]:

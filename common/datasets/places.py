@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from common.datasets.rows import (
 )
 from common.datasets.tables import NOT_THERE, SPLITS, Sounds, clips_of, find_columns
 from common.datasets.task import Task
+from common.files import DamagedFileError, read_json, write_json
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 SPLIT = re.compile(rf"(?<![a-z])({'|'.join(sorted(SPLITS, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
@@ -44,13 +46,14 @@ def has_rows(place: Path, with_annotations: bool = True) -> bool:
     return is_on_hub(place) or place.suffix.lower() in TABLES or bool(_containers(place))
 
 
-def read_rows(place: Path, encoding: str | None = None, only: Sequence[str] = ()) -> Rows:
+def read_rows(place: Path, encoding: str | None = None, only: Sequence[str] = (), index: Path | None = None) -> Rows:
     """The rows of a table (CSV, TSV, Parquet), of label files of Raven or Audacity (one, or a folder), or of the clips in Parquet
     files and tars: one file, a folder of them, or a pattern such as ``shards/{000..127}.tar``. ``hf:`` is fetched first.
 
     Args:
         encoding: of text; None: UTF-8 or UTF-16.
         only: of several containers, parts of the paths of those to read, with ``*`` and ``?``; all if none matches.
+        index: where the rows of containers are kept, since listing many tars takes long; used while these are the same.
 
     Raises:
         DatasetMissingError: nothing is there.
@@ -59,12 +62,12 @@ def read_rows(place: Path, encoding: str | None = None, only: Sequence[str] = ()
     if is_on_hub(place):
         files = fetch(str(place), only)
         root = next(folder for folder in files[0].parents if folder.parent.name == "snapshots")
-        return _joined(files, root, f"{str(place).partition('@')[0]}@{root.name}")
+        return _indexed(files, root, index, f"{str(place).partition('@')[0]}@{root.name}")
     containers = _containers(place)
     if containers:
         root = place if place.is_dir() else containers[0].parent
         kept = matching([path.relative_to(root).as_posix() for path in containers], only)
-        return _joined([root / name for name in kept], root)
+        return _indexed([root / name for name in kept], root, index)
     if place.is_dir():
         return Rows.joined([_read_annotations(path, encoding) for path in annotation_files(place)], place)
     if not place.exists():
@@ -103,7 +106,29 @@ def _containers(place: Path) -> list[Path]:
     return paths
 
 
-def _joined(files: Sequence[Path], root: Path, origin: str = "") -> Rows:
+def index_of(output: Path) -> Path:
+    """Where the rows of containers are kept, beside what is extracted from them."""
+    return output.with_name(f"{output.name}.index.json")
+
+
+def _indexed(files: Sequence[Path], root: Path, index: Path | None, origin: str = "") -> Rows:
+    """The rows of containers, from the index if that is of the same files."""
+    stamps = [[path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    if index is not None and index.exists():
+        try:
+            content = json.loads(read_json(index))
+            if content["stamps"] == stamps:
+                return Rows(content["columns"], content["places"], root, content["audio"], origin)
+        except (DamagedFileError, KeyError):
+            pass  # it is made again
+    rows = _joined(files, root, origin)
+    if index is not None:
+        content = {"stamps": stamps, "columns": rows.columns, "places": rows.places, "audio": rows.audio}
+        write_json(index, json.dumps(content))
+    return rows
+
+
+def _joined(files: Sequence[Path], root: Path, origin: str) -> Rows:
     """The rows of containers. Where their names say so, and no column does, each is of a split."""
     tables = [read_tar(path) if path.suffix == ".tar" else read_parquet(path) for path in files]
     if len({rows.audio is None for rows in tables}) > 1:
@@ -124,7 +149,7 @@ def _read_annotations(path: Path, encoding: str | None) -> Rows:
     return read_raven(path, encoding) if is_raven(path) else read_audacity(path, encoding)
 
 
-def read_task(task: Task, place: Path) -> Sounds:
+def read_task(task: Task, place: Path, index: Path | None = None) -> Sounds:
     """A task's clips: from the folder of the official archive, or from a copy of the data set in one of the forms of `read_rows`,
     whose columns give the official folds or splits.
 
@@ -136,7 +161,7 @@ def read_task(task: Task, place: Path) -> Sounds:
     copy = task.copy
     if copy is None:
         raise DatasetError(f"{task.title} is read from its official archive alone, not from {place}; give its folder")
-    rows = read_rows(place, only=copy.files)
+    rows = read_rows(place, only=copy.files, index=index)
     for column in copy.columns.values():
         names = column.split("+")
         if set(names) <= rows.columns.keys() and len(names) > 1:

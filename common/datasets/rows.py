@@ -32,9 +32,14 @@ class Rows:
 
     columns: dict[str, list[str]]  # name -> a cell per row, without blanks around it
     places: list[str]  # of every row, for messages: "sounds.csv line 3"
-    folder: Path  # from which paths count
+    file: Path  # the table; or the folder, if it is of several files
     audio: str | None = None  # the column whose paths lead into containers: every row is a whole clip
     origin: str = ""  # as in `Sounds`
+
+    @property
+    def folder(self) -> Path:
+        """From which paths count."""
+        return self.file if self.file.is_dir() else self.file.parent
 
     def __len__(self) -> int:
         return len(self.places)
@@ -45,7 +50,7 @@ class Rows:
 
     @classmethod
     def joined(cls, tables: Sequence[Rows], folder: Path, origin: str = "") -> Rows:
-        """The rows of several files, with the columns of all; `folder` is what their paths count from."""
+        """The rows of several files, with the columns of all."""
         names = dict.fromkeys(name for rows in tables for name in rows.columns)
         columns = {
             name: [cell for rows in tables for cell in rows.columns.get(name, [""] * len(rows))] for name in names
@@ -143,7 +148,7 @@ def _as_rows(path: Path, records: Sequence[tuple[int, list[str]]], mark: str, fi
                 f"that holds {mark!r} in quotes"
             )
     columns = {name: [cells[place] for _, cells in records[1:]] for place, name in enumerate(names) if name}
-    return Rows(columns, [f"{path} line {line}" for line, _ in records[1:]], path.parent)
+    return Rows(columns, [f"{path} line {line}" for line, _ in records[1:]], path)
 
 
 def read_columns(path: Path, columns: Sequence[str], fix: str) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -225,7 +230,7 @@ def read_raven(path: Path, encoding: str | None = None) -> Rows:
         for number, row in enumerate(views.values()):
             begin, end, offset = (float(row[name].replace(",", ".")) for name in (BEGIN, END, OFFSET))
             columns[BEGIN][number], columns[END][number] = str(offset), str(round(offset + end - begin, 6))
-    return Rows(columns, list(places.values()), path.parent)
+    return Rows(columns, list(places.values()), path)
 
 
 def read_audacity(path: Path, encoding: str | None = None) -> Rows:
@@ -250,7 +255,7 @@ def read_audacity(path: Path, encoding: str | None = None) -> Rows:
         for name, cell in zip(columns, (recording.name, *label.groups(default="")), strict=True):
             columns[name].append(cell.strip())
         places.append(f"{path} line {line}")
-    return Rows(columns, places, path.parent)
+    return Rows(columns, places, path)
 
 
 def _no_recording(path: Path) -> DatasetError:

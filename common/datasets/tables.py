@@ -111,7 +111,6 @@ def clips_of(rows: Rows, chosen: Mapping[str, str], separator: str | None = None
     Raises:
         DatasetError: a column or a cell is missing or wrong, or a clip is listed twice; the message names the line.
     """
-    file = rows.places[0].rsplit(" ", 2)[0]
     try:
         columns = find_columns(rows.columns, chosen)
         if rows.audio is not None:  # every row is a whole clip
@@ -124,7 +123,7 @@ def clips_of(rows: Rows, chosen: Mapping[str, str], separator: str | None = None
         is_labelled = is_labelled or "label" in columns
         labels = _labels(rows, columns, separator) if is_labelled else Labels([()] * len(rows))
     except DatasetError as error:
-        raise DatasetError(f"{file}: {error}") from error
+        raise DatasetError(f"{rows.file}: {error}") from error
     clips: list[Clip] = []
     listed: dict[tuple[object, ...], str] = {}
     for place, row, names in zip(rows.places, rows, labels.sets, strict=True):
@@ -137,7 +136,7 @@ def clips_of(rows: Rows, chosen: Mapping[str, str], separator: str | None = None
             raise DatasetError(f"{place}: {error}") from error
         first = listed.setdefault((clip.path, clip.start_s, clip.end_s), place)
         if first != place:
-            raise DatasetError(f"{place}: {cells['path']} is already listed in {first.removeprefix(f'{file} ')}")
+            raise DatasetError(f"{place}: {cells['path']} is already listed in {first.removeprefix(f'{rows.file} ')}")
         clips.append(clip)
     for role in ("fold", "split", "group"):
         empty = [place for place, clip in zip(rows.places, clips, strict=True) if getattr(clip, role) is None]

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from common.datasets import DatasetError, DatasetMissingError, Sounds
@@ -79,6 +81,18 @@ def test_labels_beside_audio_in_a_tar_may_be_files(files: list[Path], tmp_path: 
         read_rows(tmp_path / "shards" / "a-{000..001}.tar")
 
 
+def test_tars_are_listed_once_while_they_stay(tar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = tmp_path / "features.pt.index.json"
+    rows = read_rows(tar, index=index)
+    with monkeypatch.context() as patch:
+        patch.setattr("common.datasets.places.read_tar", None)
+        assert read_rows(tar, index=index) == rows
+    write_tar(tar, {"x.wav": b"1", "x.txt": b"owl"})
+    assert read_rows(tar, index=index).columns["txt"] == ["owl"]
+    index.write_text("{")
+    assert len(read_rows(tar, index=index)) == 1
+
+
 def test_what_containers_do_not_hold_is_named(parquet: Path, tar: Path, files: list[Path], tmp_path: Path) -> None:
     for place, message in (
         (parquet / "99" / "x.wav", "it has no row 99"),
@@ -88,6 +102,9 @@ def test_what_containers_do_not_hold_is_named(parquet: Path, tar: Path, files: l
     ):
         with pytest.raises(AudioError, match=message):
             read_audio(place, 32_000)
+    pq.write_table(pa.table({"path": ["a.wav"], "label": ["x"], "embedding": [[1.0]]}), tmp_path / "embedded.parquet")
+    with pytest.raises(DatasetError, match="holds embeddings, not audio; give it with --features"):
+        read_rows(tmp_path / "embedded.parquet")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1" * 8)
     (tmp_path / "bad.tar").write_bytes(b"x" * 2048)
     for name, message in (("bad.parquet", "cannot be read as Parquet"), ("bad.tar", "cannot be read as a tar")):
