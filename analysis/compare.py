@@ -95,7 +95,7 @@ class Pair(ComparisonRecord):
 
 
 class EncodersRecord(Record):
-    """The content of encoders.json, in the order of the runs."""
+    """The content of encoders.json; encoders in the order of their mean ranks."""
 
     encoders: list[EncoderCost]
     tasks: list[ComparedTask]
@@ -246,7 +246,7 @@ def _share_first(judged: Judged) -> Mapping[str, float | None]:
 def _costs(
     runs: Sequence[Run], measured: Mapping[str, CheckRecord], scores: Sequence[EncoderScore]
 ) -> list[EncoderCost]:
-    """Of every encoder, as its last run has it."""
+    """Of every encoder, as its last run has it, best first."""
     table = pd.DataFrame([(row.encoder, row.head, row.task, row.score) for row in scores])
     shared = table.pivot(index=[0, 1], columns=2, values=3).dropna(axis=1)  # the tasks that all encoders have
     ranks = shared.groupby(level=1).rank(ascending=False).mean(axis=1).dropna()  # equal scores share their ranks
@@ -264,7 +264,7 @@ def _costs(
             fails=tuple(checked.name for checked in check.properties if checked.holds is False) if check else (),
             mean_rank=ranks[run.encoder].to_dict() if len(ranks) else {},
         )
-    return list(costs.values())
+    return sorted(costs.values(), key=lambda cost: sum(cost.mean_rank.values()))
 
 
 def _method(runs: Sequence[Run], n_tests: int) -> str:
