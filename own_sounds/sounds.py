@@ -255,7 +255,10 @@ def read_folder(root: Path, has_classes: bool = True) -> Sounds:
             f"{root}: {loose[0].name} lies directly in {place}; make a sub-folder for every class, give a table with the columns "
             "path and label, or say with --label-regex where in the path the class is"
         )
-    remark = f"the folders {', '.join(tops)} are taken for {'s and '.join(sorted(kinds)) or 'one above the classe'}s"
+    meaning = " and ".join(f"{kind}s" for kind in sorted(kinds))
+    remark = (
+        f"the folders {', '.join(tops)} are the {meaning}" if kinds else f"the classes are the folders in {tops[0]}"
+    )
     clips = [
         replace(Clip(path, names[depth - 1 : depth]), **(_division_of(names[0]) if kinds else {}))
         for path, names in zip(files, parts, strict=True)

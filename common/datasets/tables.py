@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from common.datasets.clip import Clip
 from common.datasets.labels import Labels, read_indicators, read_labels
@@ -124,36 +125,41 @@ def clips_of(rows: Rows, chosen: Mapping[str, str], separator: str | None = None
         labels = _labels(rows, columns, separator) if is_labelled else Labels([()] * len(rows))
     except DatasetError as error:
         raise DatasetError(f"{rows.file}: {error}") from error
-    clips: list[Clip] = []
+    values = {role: _convert(rows, role, name) for role, name in columns.items()}
+    for role in ("fold", "split", "group"):
+        empty = [place for place, value in zip(rows.places, values.get(role, ()), strict=False) if value is None]
+        if len(empty) == len(rows):
+            del values[role]
+        elif empty:
+            raise DatasetError(f"{empty[0]} has no {role}, but others have; fill in all or none")
+    root = _root(rows.folder, values["path"])
+    remarks = [_as_read(rows, columns), labels.remark, *_alike(labels)]
+    if "group" not in columns and chosen.get("group") != NOT_THERE and len(set(values["path"])) < len(rows):
+        values["group"] = [path.relative_to(root).as_posix() for path in values["path"]]
+        remarks.append("segments of one file are one group, which stays on one side (if not: --group-column none)")
+    others = [values.get(role, [None] * len(rows)) for role in ("split", "fold", "group", "start", "end")]
+    clips = list(map(Clip, values["path"], labels.sets, *others))
+    _refuse_wrong(clips, rows, is_empty_allowed=not is_labelled or labels.is_multilabel)
+    return Sounds(root, clips, labels.is_multilabel, tuple(filter(None, remarks)), rows.origin)
+
+
+def _refuse_wrong(clips: Sequence[Clip], rows: Rows, is_empty_allowed: bool) -> None:
+    """DatasetError if a clip has no label, ends before it starts, or is listed twice."""
     listed: dict[tuple[object, ...], str] = {}
-    for place, row, names in zip(rows.places, rows, labels.sets, strict=True):
-        cells = {role: row[name] for role, name in columns.items()}
-        try:
-            clip = replace(_clip(cells, rows.folder), labels=tuple(composed(name) for name in names))
-            if is_labelled and not names and not labels.is_multilabel:
-                raise ValueError("its label is empty")
-        except ValueError as error:
-            raise DatasetError(f"{place}: {error}") from error
+    for place, clip in zip(rows.places, clips, strict=True):
         first = listed.setdefault((clip.path, clip.start_s, clip.end_s), place)
         if first != place:
-            raise DatasetError(f"{place}: {cells['path']} is already listed in {first.removeprefix(f'{rows.file} ')}")
-        clips.append(clip)
-    for role in ("fold", "split", "group"):
-        empty = [place for place, clip in zip(rows.places, clips, strict=True) if getattr(clip, role) is None]
-        if empty and len(empty) < len(clips):
-            raise DatasetError(f"{empty[0]} has no {role}, but others have; fill in all or none")
-    root = _root(rows.folder, clips)
-    remarks = [_as_read(rows, columns), labels.remark, *_alike(clips)]
-    if "group" not in columns and chosen.get("group") != NOT_THERE and len({clip.path for clip in clips}) < len(clips):
-        clips = [replace(clip, group=clip.path.relative_to(root).as_posix()) for clip in clips]
-        remarks.append("segments of one file are one group, which stays on one side (if not: --group-column none)")
-    return Sounds(root, clips, labels.is_multilabel, tuple(filter(None, remarks)), rows.origin)
+            raise DatasetError(f"{place}: {clip.path.name} is already listed in {first.removeprefix(f'{rows.file} ')}")
+        if not clip.labels and not is_empty_allowed:
+            raise DatasetError(f"{place}: its label is empty")
+        if clip.end_s is not None and clip.end_s <= (clip.start_s or 0):
+            raise DatasetError(f"{place}: end {clip.end_s} is not after start {clip.start_s or 0}")
 
 
 def _labels(rows: Rows, columns: Mapping[str, str], separator: str | None) -> Labels:
     """The labels of the column, or else of a column of 0 and 1 for every class."""
     if "label" in columns:
-        return read_labels(rows.columns[columns["label"]], separator)
+        return read_labels([composed(cell) for cell in rows.columns[columns["label"]]], separator)
     others = {name: cells for name, cells in rows.columns.items() if name not in columns.values()}
     if len(others) < 2:
         raise DatasetError(
@@ -163,25 +169,32 @@ def _labels(rows: Rows, columns: Mapping[str, str], separator: str | None) -> La
     return read_indicators(others, rows.places)
 
 
-def _clip(cells: Mapping[str, str], folder: Path) -> Clip:
-    """The clip of a table's row; ValueError says what is wrong with it."""
-    for role, text in cells.items():
-        if "\n" in text or "\r" in text:
-            raise ValueError(f"{role} has a line break in it ({text[:60]!r}); is a quote missing?")
-        if not re.fullmatch(ROLES[role].pattern, text, re.IGNORECASE):
-            raise ValueError(f"{role} must be {ROLES[role].meaning}, not {text!r}")
-    fold, split, group = (cells.get(role) for role in ("fold", "split", "group"))
-    start_s, end_s = (float(cells[role].replace(",", ".")) if cells.get(role) else None for role in ("start", "end"))
-    if end_s is not None and end_s <= (start_s or 0):
-        raise ValueError(f"end {end_s} is not after start {start_s or 0}")
-    return Clip(
-        _locate(cells["path"], folder),
-        split=SPLITS[split.lower()] if split else None,
-        fold=int(fold) if fold else None,
-        group=composed(group) if group else None,
-        start_s=start_s,
-        end_s=end_s,
-    )
+def _convert(rows: Rows, role: str, column: str) -> list[Any]:
+    """The values of a column, each of its distinct cells converted once; DatasetError names the line of one that is wrong."""
+    cells, values = rows.columns[column], {}
+    for text in dict.fromkeys(cells):
+        try:
+            values[text] = _value(role, text, rows.folder)
+        except ValueError as error:
+            raise DatasetError(f"{rows.places[cells.index(text)]}: {error}") from error
+    return [values[text] for text in cells]
+
+
+def _value(role: str, text: str, folder: Path) -> object:
+    """What a cell means, None if it is empty; ValueError says what is wrong with it."""
+    if "\n" in text or "\r" in text:
+        raise ValueError(f"{role} has a line break in it ({text[:60]!r}); is a quote missing?")
+    if not re.fullmatch(ROLES[role].pattern, text, re.IGNORECASE):
+        raise ValueError(f"{role} must be {ROLES[role].meaning}, not {text!r}")
+    if role == "path":
+        return _locate(text, folder)
+    if not text:
+        return None
+    if role in ("start", "end"):
+        return float(text.replace(",", "."))
+    if role == "split":
+        return SPLITS[text.lower()]
+    return int(text) if role == "fold" else composed(text)
 
 
 def _locate(text: str, folder: Path) -> Path:
@@ -198,8 +211,8 @@ def _below(folder: Path, text: str) -> Path:
     return Path(os.path.normpath(folder / os.path.expanduser(text)))  # noqa: PTH111 - pathlib's fails for users who do not exist
 
 
-def _root(folder: Path, clips: Sequence[Clip]) -> Path:
-    outside = {clip.path.parent for clip in clips if folder not in clip.path.parents}
+def _root(folder: Path, paths: Sequence[Path]) -> Path:
+    outside = {parent for parent in {path.parent for path in paths} if folder not in (parent, *parent.parents)}
     return Path(os.path.commonpath([folder, *outside]))
 
 
@@ -216,15 +229,14 @@ def _as_read(rows: Rows, columns: Mapping[str, str]) -> str:
     return "; ".join(parts)
 
 
-def _alike(clips: Sequence[Clip]) -> list[str]:
+def _alike(labels: Labels) -> list[str]:
     """The labels that differ only by case or blanks."""
     forms: dict[str, Counter[str]] = defaultdict(Counter)
-    for clip in clips:
-        for label in clip.labels:
-            forms[" ".join(label.split()).casefold()][label] += 1
-    alike = [names for names in forms.values() if len(names) > 1]
+    for label, count in Counter(name for names in labels.sets for name in names).items():
+        forms[" ".join(label.split()).casefold()][label] = count
     return [
         "these labels differ only by case or blanks, and are different classes: "
         + ", ".join(f"{name!r} ({count} clips)" for name, count in names.items())
-        for names in alike
+        for names in forms.values()
+        if len(names) > 1
     ]
