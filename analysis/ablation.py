@@ -31,6 +31,7 @@ HEADS_OF_GRID: dict[str, tuple[HeadKind, ...]] = {"none": (), "linear": ("linear
 def main() -> None:
     arguments = _flags()
     from analysis.variants import AblationEncoder, ablate, extract_variants, write_effects
+    from common.datasets.places import read_task
     from common.encoder.device import resolve_device
     from common.extraction import ExtractOptions, ThisProcess, Threads
     from common.heads import check_fittable
@@ -42,13 +43,14 @@ def main() -> None:
     how = load_config(
         ExtractConfig, task.config_file, None, {name: flags[name] for name in flags if name in EXTRACTION}
     )
+    root = study.data_root(arguments.data)
+    clips = [clip for part in study.extract.values() for clip in read_task(part, root).clips]
     encoder = AblationEncoder(how.checkpoint, resolve_device(config.device), arguments.factors, arguments.condition)
     folder = output_folder(arguments)
     output = folder / f"ablation_{study.name}.pt"
     maker = ThisProcess(encoder, encoder.outputs, Threads.shared(decode=how.workers))
     options = ExtractOptions(arguments.overwrite, allow_missing=how.allow_missing)
-    root = study.data_root(arguments.data)
-    features = extract_variants(study, maker, root, output, arguments.max_clips, options)
+    features = extract_variants(task, maker, clips, root, output, arguments.max_clips, options)
     flags = {flag.key: flag.default for flag in task.flags}
     prepared = task.prepare(features, Division(flags, config.train_test_split, config.random_seed))
     check_fittable(prepared.features, str(output))

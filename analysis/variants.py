@@ -15,12 +15,10 @@ import torch
 
 from analysis.maps import balanced_rows
 from analysis.plots import Panel, plot_heads
-from analysis.studies import Study
 from common.arrays import Array
 from common.config import FitConfig, ScalerName
-from common.datasets import Prepared, Task
+from common.datasets import Clip, Prepared, Task
 from common.datasets.audio import limit_bandwidth
-from common.datasets.places import read_task
 from common.encoder import LAYERS, POOLS, AudioSepEncoder, Encoder, EncoderInfo, Output, Waveform, load_encoder
 from common.encoder.device import fitting_device
 from common.errors import UserError
@@ -110,17 +108,14 @@ def read_variants(path: Path) -> FeatureSet:
 
 
 def extract_variants(
-    study: Study, maker: ThisProcess, root: Path, output: Path, most: int, options: ExtractOptions
+    task: Task, maker: ThisProcess, clips: Sequence[Clip], root: Path, output: Path, most: int, options: ExtractOptions
 ) -> FeatureSet:
     """Every variant of every clip, or of a sample: one pass over the audio, saved and resumed like any extraction."""
-    clips = [clip for task in study.extract.values() for clip in read_task(task, root).clips]
     sides = np.array([f"{clip.fold} {clip.split}" for clip in clips])
     picked = balanced_rows(np.unique([clip.class_name for clip in clips], return_inverse=True)[1], sides, most)
-    print(f"{study.task.title}: {len(picked):,} of {len(clips):,} clips, {len(maker.outputs)} variants of each")
+    print(f"{task.title}: {len(picked):,} of {len(clips):,} clips, {len(maker.outputs)} variants of each")
     chosen = [clips[index] for index in picked]
-    extract(
-        maker, ClipList(chosen, root, study.name, study.task.class_names, study.task.is_multilabel), output, options
-    )
+    extract(maker, ClipList(chosen, root, task.name, task.class_names, task.is_multilabel), output, options)
     return read_variants(output)
 
 
