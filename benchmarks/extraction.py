@@ -45,7 +45,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="timed runs of every variant (default: 3)")
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--precisions", nargs="+", default=None, metavar="NAME", help="(default: all the device has)")
-    parser.add_argument("--compile", action="store_true", help="also measure every precision with torch.compile")
     parser.add_argument("--isa", choices=list(ISAS), help="newest CPU instructions to use (default: all)")
     arguments = parser.parse_args()
     os.environ.update(ISAS.get(arguments.isa, {}))  # before torch is imported, here and in the processes that measure

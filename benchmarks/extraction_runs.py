@@ -42,7 +42,6 @@ class Way(NamedTuple):
     name: str
     precision: str | None = None
     keeps_memory: bool = False
-    is_compiled: bool = False
 
     @property
     def largest_error(self) -> float:
@@ -126,8 +125,6 @@ def worker(way: Way, paths: list[Path], device: torch.device, pipe: Connection) 
     if way.keeps_memory:
         keep_freed_memory()
     encoder = load_encoder(CHECKPOINT, device, way.precision) if way.precision else None
-    for block in encoder.network.blocks if encoder and way.is_compiled else ():
-        block.compile()
     with tempfile.TemporaryDirectory() as folder:
         run = project_extraction(encoder, paths, Path(folder)) if encoder else original_extraction(paths, device)
         while pipe.recv():
@@ -155,7 +152,6 @@ def compare(arguments: argparse.Namespace) -> list[str]:
     precisions = [resolve_precision(name, device) for name in names]
     originals = [Way("original"), Way("original, memory kept", keeps_memory=True)][: 1 + (device.type == "cpu")]
     ways = originals + [Way(name, name) for name in precisions]
-    ways += [Way(f"{name}, compiled", name, is_compiled=True) for name in precisions if arguments.compile]
     with tempfile.TemporaryDirectory() as folder:
         if arguments.audio is None:
             generate(arguments, Path(folder))

@@ -183,38 +183,19 @@ def _print_table(predictions: Sequence[Prediction], names: Sequence[str], count:
 def _print_json(predictions: Sequence[Prediction], names: Sequence[str], count: int) -> None:
     rows = []
     for prediction in predictions:
-        row = {"file": str(prediction.file), "start_s": prediction.start_s, "end_s": prediction.end_s}
-        if prediction.distance is not None:
-            row |= {"distance": prediction.distance, "none_of_these": prediction.is_unknown}
-        top = prediction.top(names, count)
-        rows.append(
-            {
-                **row,
-                "labels": prediction.labels,
-                "classes": [{"class_name": name, "probability": share} for name, share in top],
-            }
-        )
+        top = [{"class_name": name, "probability": share} for name, share in prediction.top(names, count)]
+        rows.append({**prediction.place, **prediction.mark, "labels": prediction.labels, "classes": top})
     print(json.dumps(rows, indent=1))
 
 
 def _write_table(predictions: Sequence[Prediction], names: Sequence[str], path: Path) -> None:
     """Write a row per file or window, with every probability."""
-    has_distance = predictions[0].distance is not None
-    columns = ["distance", "none_of_these"] if has_distance else []
-    table: list[list[object]] = [["file", "start_s", "end_s", "class_name", *columns, *names]]
+    rows = []
     for prediction in predictions:
-        cells = [prediction.distance, int(prediction.is_unknown)] if has_distance else []
-        table.append(
-            [
-                prediction.file,
-                prediction.start_s,
-                prediction.end_s,
-                LABEL_SEPARATOR.join(prediction.labels),
-                *cells,
-                *prediction.probabilities,
-            ]
-        )
-    write_csv(path, table)
+        cells = {**prediction.place, "class_name": LABEL_SEPARATOR.join(prediction.labels), **prediction.mark}
+        rows.append(cells | dict(zip(names, prediction.probabilities, strict=True)))
+    numbers = ([int(cell) if isinstance(cell, bool) else cell for cell in row.values()] for row in rows)
+    write_csv(path, [list(rows[0]), *numbers])
     print(f"-> {path}", file=sys.stderr)
 
 

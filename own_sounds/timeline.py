@@ -71,6 +71,16 @@ class Prediction:
     distance: float | None = None  # to the nearest training clip; None without ``--none-of-these``
     is_unknown: bool = False  # whether it is none of the classes, by that distance
 
+    @property
+    def place(self) -> dict[str, object]:
+        """The file and window, for files."""
+        return {"file": str(self.file), "start_s": self.start_s, "end_s": self.end_s}
+
+    @property
+    def mark(self) -> dict[str, object]:
+        """The distance and whether it is none of the classes, for files; empty if that was not asked for."""
+        return {} if self.distance is None else {"distance": self.distance, "none_of_these": self.is_unknown}
+
     def top(self, names: Sequence[str], count: int) -> list[tuple[str, float]]:
         """The most probable classes, best first."""
         order = sorted(range(len(names)), key=lambda label: -self.probabilities[label])
