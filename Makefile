@@ -78,7 +78,7 @@ torture: install-dev
 
 gpu: install-dev
 	$(BIN)/python -m pytest -m gpu
-	$(BIN)/python benchmarks/extraction.py --clips 4000 --seconds 4 --rate 16000 --compile
+	$(BIN)/python benchmarks/extraction.py --clips 4000 --seconds 4 --rate 16000
 	$(BIN)/python benchmarks/extraction.py --clips 4000 --seconds 4 --rate 16000 --flac --precisions bf16
 	$(BIN)/python benchmarks/fitting.py
 
