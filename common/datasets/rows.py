@@ -44,10 +44,6 @@ class Rows:
     def __len__(self) -> int:
         return len(self.places)
 
-    def __iter__(self) -> Iterator[dict[str, str]]:
-        for cells in zip(*self.columns.values(), strict=True):
-            yield dict(zip(self.columns, cells, strict=True))
-
     @classmethod
     def joined(cls, tables: Sequence[Rows], folder: Path, origin: str = "") -> Rows:
         """The rows of several files, with the columns of all."""
@@ -215,22 +211,20 @@ def read_raven(path: Path, encoding: str | None = None) -> Rows:
         DatasetError: it cannot be read, or there is no recording.
     """
     rows = parse_csv(read_text(path, WHICH_ENCODING, encoding), path, "save it with Raven again")
-    views: dict[str, dict[str, str]] = {}
-    places = {}
-    for place, row in zip(rows.places, rows, strict=True):
-        key = row.get("Selection") or place
-        if key not in views:
-            views[key], places[key] = row, place
     recording = _recording_of(path)
     if recording is None and FILE not in rows.columns:
         raise _no_recording(path)
-    columns: dict[str, list[str]] = {"path": [row.get(FILE) or (recording or path).name for row in views.values()]}
-    columns |= {name: [row[name] for row in views.values()] for name in rows.columns}
+    first: dict[str, int] = {}
+    for row, selection in enumerate(rows.columns.get("Selection", rows.places)):
+        first.setdefault(selection, row)
+    kept = list(first.values())
+    columns = {name: [cells[row] for row in kept] for name, cells in rows.columns.items()}
+    columns["path"] = columns.get(FILE) or [(recording or path).name] * len(kept)
     if OFFSET in columns:  # begin and end count from the first of several files
-        for number, row in enumerate(views.values()):
-            begin, end, offset = (float(row[name].replace(",", ".")) for name in (BEGIN, END, OFFSET))
-            columns[BEGIN][number], columns[END][number] = str(offset), str(round(offset + end - begin, 6))
-    return Rows(columns, list(places.values()), path)
+        times = ([float(cell.replace(",", ".")) for cell in columns[name]] for name in (BEGIN, END, OFFSET))
+        spans = [(offset, round(offset + end - begin, 6)) for begin, end, offset in zip(*times, strict=True)]
+        columns[BEGIN], columns[END] = (list(map(str, moments)) for moments in zip(*spans, strict=True))
+    return Rows(columns, [rows.places[row] for row in kept], path)
 
 
 def read_audacity(path: Path, encoding: str | None = None) -> Rows:
