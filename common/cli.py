@@ -78,7 +78,7 @@ def extract_task(task: Task, sounds: Sounds, output: Path, arguments: Arguments[
     """Embed a task's clips as the flags say, and print how; returns whether the output is finished."""
     config, launch, share = arguments.config, arguments.launch, arguments.launch.share
     from common.encoder import configured_encoder
-    from common.extraction import ClipList, ExtractOptions, ThisProcess, Threads, extract
+    from common.extraction import ClipList, ExtractOptions, Threads, extract
     from common.extraction.launchers import OnDevices, on_ray
 
     if share.launcher not in ("", "--shard"):
@@ -98,9 +98,8 @@ def extract_task(task: Task, sounds: Sounds, output: Path, arguments: Arguments[
     encoder, outputs = load(devices[0])
     print(_describe_encoder(encoder, outputs))
     threads = Threads.shared(processes * len(devices), config.workers)
-    if len(devices) == 1:
-        return extract(ThisProcess(encoder, outputs, threads), source, output, options)
-    print(f"one process for each of {len(devices)} GPUs")
+    if len(devices) > 1:
+        print(f"one process for each of {len(devices)} GPUs")
     return extract(OnDevices(encoder, outputs, threads, load, devices[1:]), source, output, options)
 
 

@@ -165,43 +165,57 @@ class Arguments(Generic[Config]):
 
 
 def parse_extract_flags(task: Task | Variants, argv: Sequence[str] | None) -> Arguments[ExtractConfig]:
-    variants = _as_variants(task)
-    parser = _new_parser("Extract embeddings", variants)
-    add_settings(parser, ExtractConfig, variants.first, ExtractConfig.model_fields)
-    add_shared(parser)
-    add_launch(parser)
-    return _parsed(parser, variants, ExtractConfig, argv)
+    return _parse(task, "Extract embeddings", argv, ExtractConfig, ExtractConfig.model_fields)
 
 
 def parse_classify_flags(
     task: Task | Variants, what: str, argv: Sequence[str] | None, only: Collection[str] | None = None
 ) -> Arguments[FitConfig]:
     """Parse the flags of a script that reads features: `what` it does, for --help, and `only` these settings; None: all."""
-    variants = _as_variants(task)
-    parser = _new_parser(what, variants)
-    for flag in variants.first.flags:
+    return _parse(task, what, argv, FitConfig, FitConfig.model_fields if only is None else only)
+
+
+def _parse(
+    task: Task | Variants, what: str, argv: Sequence[str] | None, kind: type[Config], keys: Collection[str]
+) -> Arguments[Config]:
+    variants = Variants({}, {(): task}) if isinstance(task, Task) else task
+    first, titles = variants.first, "; or of ".join(variant.title for variant in variants.tasks.values())
+    parser = Parser(f"{what} of {titles}.")
+    for place, (flag, text) in enumerate(variants.flags.items()):
+        names: list[str] = list(dict.fromkeys(choices[place] for choices in variants.tasks))
+        default = f"{text} (default: {names[0]})"
+        parser.add_argument(flag, dest=flag, choices=[*names, "both"], default=names[0], help=default)
+    if kind is FitConfig:
+        _add_flags_of(first, parser)
+    add_settings(parser, kind, first, keys)
+    add_shared(parser)
+    if kind is ExtractConfig:
+        add_launch(parser)
+    parsed = parser.parse_args(argv)
+    arguments = vars(parsed)
+    flags = {key: arguments[key] for key in keys if arguments[key] is not None}
+    config = load_config(kind, first.config_file, parsed.config, flags)
+    wanted = {flag: arguments[flag] for flag in variants.flags}
+    tasks = [
+        variant
+        for values, variant in variants.tasks.items()
+        if all(choice in (value, "both") for choice, value in zip(wanted.values(), values, strict=True))
+    ]
+    if len(tasks) > 1:
+        both = next(flag for flag, choice in wanted.items() if choice == "both")
+        _refuse_one_place_for_several(config, tasks, both)
+    options = {flag.key: arguments.get(flag.key, flag.default) for flag in first.flags}
+    launch = Launch.of(parsed) if kind is ExtractConfig else Launch()
+    return Arguments(tasks, config, options, parsed.overwrite, launch)
+
+
+def _add_flags_of(task: Task, parser: argparse.ArgumentParser) -> None:
+    for flag in task.flags:
         if flag.choices:
             text = f"{flag.help} (default: {flag.default})"
             parser.add_argument(flag.name, choices=flag.choices, default=flag.default, help=text)
         else:
             parser.add_argument(flag.name, action="store_true", help=flag.help)
-    add_settings(parser, FitConfig, variants.first, FitConfig.model_fields if only is None else only)
-    add_shared(parser)
-    return _parsed(parser, variants, FitConfig, argv)
-
-
-def _as_variants(task: Task | Variants) -> Variants:
-    return Variants({}, {(): task}) if isinstance(task, Task) else task
-
-
-def _new_parser(what: str, variants: Variants) -> Parser:
-    titles = "; or of ".join(variant.title for variant in variants.tasks.values())
-    parser = Parser(f"{what} of {titles}.")
-    for place, (flag, text) in enumerate(variants.flags.items()):
-        values = list(dict.fromkeys(values[place] for values in variants.tasks))
-        default = f"{text} (default: {values[0]})"
-        parser.add_argument(flag, dest=f"variant{place}", choices=[*values, "both"], default=values[0], help=default)
-    return parser
 
 
 def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task | None, keys: Collection[str]) -> None:
@@ -233,27 +247,6 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     text = "your own YAML file, which overrides common/config.yaml and the task's"
     parser.add_argument("--config", type=user_path, metavar="FILE", help=text)
     parser.add_argument("--overwrite", action="store_true", help="replace files that were made with different settings")
-
-
-def _parsed(
-    parser: argparse.ArgumentParser, variants: Variants, kind: type[Config], argv: Sequence[str] | None
-) -> Arguments[Config]:
-    parsed = parser.parse_args(argv)
-    launch = Launch.of(parsed) if "ray" in parsed else Launch()
-    arguments = vars(parsed)
-    flags = {key: arguments[key] for key in kind.model_fields if arguments.get(key) is not None}
-    config = load_config(kind, variants.first.config_file, arguments["config"], flags)
-    options = {flag.key: arguments.get(flag.key, flag.default) for flag in variants.first.flags}
-    wanted = [arguments[f"variant{place}"] for place in range(len(variants.flags))]
-    tasks = [
-        task
-        for values, task in variants.tasks.items()
-        if all(choice in (value, "both") for choice, value in zip(wanted, values, strict=True))
-    ]
-    if len(tasks) > 1:
-        both = next(flag for flag, choice in zip(variants.flags, wanted, strict=True) if choice == "both")
-        _refuse_one_place_for_several(config, tasks, both)
-    return Arguments(tasks, config, options, arguments["overwrite"], launch)
 
 
 def _refuse_one_place_for_several(config: ExtractConfig | FitConfig, tasks: Sequence[Task], flag: str) -> None:
