@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,7 +70,17 @@ def print_status(output: Path, form: str) -> None:
     from common.extraction.work import read_status
 
     status = read_status(output)
-    print(json.dumps(asdict(status)) if form == "json" else status)
+    if form == "json":
+        print(json.dumps(status))
+    elif status["clips"] is None:
+        state = "finished" if status["is_finished"] else f"no part is made; {status['parts_in_work']} in work"
+        print(f"{output}: {state}")
+    else:
+        clips = "{clips_done:,} of {clips:,} clips done, {clips_failed:,} failed".format_map(status)
+        parts = "{parts_done:,} done, {parts_in_work} in work, {parts_missing:,} missing".format_map(status)
+        left = status["seconds_left"]
+        speed = f"; {status['clips_per_s']:.3g} clips/s, {left / 60:,.1f} min left" if left else ""
+        print(f"{output}: {clips}; parts: {parts}{speed}{'; finished' * status['is_finished']}")
 
 
 def extract_task(task: Task, sounds: Sounds, output: Path, arguments: Arguments[ExtractConfig]) -> bool:

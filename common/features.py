@@ -233,10 +233,8 @@ class FeatureSet:
         """The FeatureSet with the same classes in another order."""
         if list(class_names) == self.class_names:
             return self
-        places = [self.class_names.index(name) for name in class_names]
-        new = torch.empty(len(places), dtype=torch.int64)
-        new[places] = torch.arange(len(places))
-        labels = self.labels[:, places] if self.is_multilabel else new[self.labels]
+        places = torch.tensor([self.class_names.index(name) for name in class_names])
+        labels = self.labels[:, places] if self.is_multilabel else places.argsort()[self.labels]
         return replace(self, labels=labels, class_names=list(class_names))
 
     def subset(self, rows: Array) -> FeatureSet:

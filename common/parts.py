@@ -97,9 +97,7 @@ class Part:
 def make_part(info: PartInfo, per_clip: Mapping[str, Sequence[object] | Array], embeddings: Array) -> Part:
     """A part from the columns of PER_CLIP and (K, D) float32 embeddings."""
     arrays = [pa.array(per_clip[name], kind) for name, kind in PER_CLIP.items()]
-    width = embeddings.shape[1]
-    values = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel(), pa.float32())
-    lists = pa.FixedSizeListArray.from_arrays(values, width)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embeddings.shape[1])
     schema = pa.schema([*PER_CLIP.items(), pa.field("embedding", lists.type, nullable=False)])
     return Part(info, pa.Table.from_arrays([*arrays, lists], schema=schema))
 
@@ -217,20 +215,14 @@ def load_folder(folder: Path) -> FeatureSet:
     except (DamagedFileError, pa.ArrowException) as error:
         raise FeatureFileError(f"{error}; the same extraction again makes what is missing") from error
     labels, class_names = _labels(table["class_name"], infos[0])
-    folds = table["fold"].to_numpy() if table["fold"].null_count < len(table) else None
+    has_folds = table["fold"].null_count < len(table)
+    folds = torch.from_numpy(table["fold"].to_numpy().astype(np.int64)) if has_folds else None
     clip_ids, splits, groups = (_names(table[name]) for name in ("clip_id", "split", "group"))
     provenance = read_provenance(_provenance(infos, table))
     del table
     pa.default_memory_pool().release_unused()  # what thousands of small buffers left between those that are kept
     return FeatureSet(
-        features,
-        torch.from_numpy(labels),
-        class_names,
-        clip_ids or [],
-        None if folds is None else torch.from_numpy(folds.astype(np.int64)),
-        splits,
-        groups,
-        provenance,
+        features, torch.from_numpy(labels), class_names, clip_ids or [], folds, splits, groups, provenance
     )
 
 
@@ -241,15 +233,16 @@ def checksum_of_parts(folder: Path) -> str:
 
 
 def _refuse_gaps_and_mixtures(infos: Sequence[PartInfo], folder: Path) -> None:
-    stops = [info.stop for info in infos]
-    for info, expected in zip(infos, [0, *stops[:-1]], strict=True):
+    expected = 0
+    for info in infos:
         if info.start != expected:
             raise DamagedFileError(f"{folder}: clips {expected:,} to {info.start:,} are in no part, or in two")
         if info.settings != infos[0].settings:
             name = file_name(info.place)
             raise FeatureFileError(f"{folder}: {name} was made with different settings; extract again with --overwrite")
-    if stops[-1] != infos[-1].clips:
-        raise DamagedFileError(f"{folder}: clips {stops[-1]:,} to {infos[-1].clips:,} are in no part yet")
+        expected = info.stop
+    if expected != infos[-1].clips:
+        raise DamagedFileError(f"{folder}: clips {expected:,} to {infos[-1].clips:,} are in no part yet")
 
 
 def _embeddings(folder: Path, paths: Sequence[Path], count: int) -> torch.Tensor:
@@ -306,9 +299,9 @@ def _names(column: pa.ChunkedArray) -> Sequence[str] | None:
 
 def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
     failed, count = [failure for info in infos for failure in info.failed.values()], infos[-1].clips
-    padded, missing = sum(info.padded for info in infos), sum(info.missing for info in infos)
+    padded = sum(info.padded for info in infos)
     counts = Counts(clips=count, extracted=count - len(failed), failed=len(failed), padded=padded)
-    if missing:
+    if missing := sum(info.missing for info in infos):
         counts["missing"] = missing
     known = {**infos[0].settings, **infos[0].notes}
     del known["class_names"], known["is_multilabel"], known["part_size"]

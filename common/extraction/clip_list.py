@@ -43,16 +43,9 @@ class ClipList:
     ) -> None:
         """Read the clips, which may come from a generator, into `columns`: a row per clip; several labels are joined.
 
-        Args:
-            root: the data root, to which clip ids are relative.
-            dataset: the task's name.
-            class_names: every class in its official order; None: alphabetical. Only classes that occur are kept.
-            is_multilabel: whether a clip may have several labels, or none.
-            origin: the data set of the hub and its revision, to be recorded.
-
-        Raises:
-            DatasetError: there are none, one is of a class that is not in `class_names`, two have the same id, or a label holds
-                what separates labels.
+        Clip ids are relative to `root`. `class_names`: every class in its official order; None: alphabetical. Only classes that
+        occur are kept. `origin`: the data set of the hub and its revision. DatasetError if there are no clips, a class is unknown,
+        an id occurs twice, or a label holds what separates labels.
         """
         self.root, self.dataset, self.is_multilabel, self.origin = root, dataset, is_multilabel, origin
         self.class_names = None if class_names is None else list(class_names)

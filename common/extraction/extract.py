@@ -16,7 +16,7 @@ from common.extraction.launchers import OnRay
 from common.extraction.runner import ThisProcess
 from common.extraction.work import Embedded, ExtractionError, ExtractionSettings, Failed, Work
 from common.features import FeatureFileError, FeatureSet
-from common.files import OutputError, exclusive, refuse_unwritable, remove_leftovers, write_csv
+from common.files import OutputError, describe_difference, exclusive, refuse_unwritable, remove_leftovers, write_csv
 from common.flags import Share
 from common.parts import PartInfo, read_info, write_part
 
@@ -32,18 +32,12 @@ class ExtractOptions:
 
 
 def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: ExtractOptions | None = None) -> bool:
-    """Embed every clip and save the FeatureSet as `output`.
+    """Embed every clip and save the FeatureSet as `output`, a ``.pt`` file or a folder of parts; clips that cannot be embedded
+    are listed in ``<output>.failed.csv``. Returns whether the output is finished; False: another process finishes it.
 
     After an interruption at any moment, even by ``kill -9``, the same call continues and gives the same file: to the
     last bit on one kind of CPU, to 1e-6 on a GPU, where rounding depends on which clips share a batch. Where there is a
     finished file of the same settings and audio, only the clips that failed are tried again.
-
-    Args:
-        clips: unreadable ones are listed in ``<output>.failed.csv``.
-        output: a ``.pt`` file, or a folder of parts.
-
-    Returns:
-        Whether the output is finished; False if another process finishes it.
 
     Raises:
         OutputError: another run is writing the same output; it was made with different settings or from other audio and may
@@ -108,8 +102,8 @@ def _why_unusable(existing: FeatureSet, clips: ClipList, settings: ExtractionSet
     needed = {"failed", "counts", "device", "samples", "audio_checksums"}
     if not existing.meta.keys() >= needed:
         return "was not made by this project (no provenance in it)"
-    different = settings.difference_from_file(existing.meta)
-    if different:
+    decisive = {key: value for key, value in settings.provenance.items() if key not in (*todo.NOT_DECISIVE, "device")}
+    if different := describe_difference(existing.meta, decisive):
         return f"was made with different settings ({different})"
     failed = dict(existing.meta["failed"])
     path_of = {clip_id: path for clip_id, path in zip(clips.ids(), clips.paths(), strict=True) if clip_id not in failed}
