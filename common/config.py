@@ -74,14 +74,8 @@ EncoderText = Annotated[str, AfterValidator(_resolve_encoder)]
 def setting(
     default: object, help_text: str, metavar: str = "", *, flag: str = "", unset: str = "", **constraints: Any
 ) -> Any:
-    """Declare a setting.
-
-    Args:
-        flag: its flag on the command line, if it is not called as the setting. A switch (a bool) sets the opposite of
-            `default`.
-        unset: what the value None means, for ``--help`` and common/config.yaml.
-        constraints: arguments of pydantic's Field.
-    """
+    """Declare a setting: `flag` if it is not called as the setting (that of a bool sets the opposite of `default`), `unset`:
+    what None means, and arguments of pydantic's Field."""
     extra: dict[str, Any] = {"flag": flag, "metavar": metavar, "unset": unset}
     return Field(default, description=help_text, json_schema_extra=extra, **constraints)
 
@@ -226,11 +220,7 @@ def load_config(
     kind: type[Config], task_config: Path, user_file: Path | None = None, flags: Mapping[str, object] | None = None
 ) -> Config:
     """Merge the configurations: common/config.yaml, the task's, which may be missing, the user's, and the flags (setting ->
-    value as given).
-
-    Raises:
-        ConfigError: a file is missing or not a YAML mapping, a key is unknown, or a value has a wrong type or range.
-    """
+    value as given). ConfigError: one cannot be read, a key is unknown, or a value has a wrong type or range."""
     values = _read_values(COMMON_CONFIG)
     if task_config.exists():
         values |= _read_values(task_config)

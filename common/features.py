@@ -191,11 +191,7 @@ class FeatureSet:
 
     @classmethod
     def join(cls, parts: Sequence[FeatureSet], names: Sequence[str], class_order: Sequence[str] | None) -> FeatureSet:
-        """Join the rows of several files of one encoder and one set of classes; `names` are for error messages.
-
-        Raises:
-            FeatureFileError: their settings differ, or one has classes of another data set.
-        """
+        """Join the rows of several files of one encoder and one set of classes, which error messages call `names`."""
         for part, name in zip(parts, names, strict=True):
             part.require_same_encoder(parts[0], name, names[0])
             if strangers := ", ".join(sorted(set(part.class_names) - set(class_order or part.class_names))[:5]):
@@ -303,11 +299,8 @@ class FeatureSet:
     def load(cls, path: str | Path) -> FeatureSet:
         """Read and check a file written by `save`, a folder of parts, embeddings in another format
         (`common.feature_formats.read_embeddings`), or a file of the original project's: ``features`` and ``labels``, or
-        ``features`` and ``keys``, whose classes are named by number, and whose clips by key or row.
-
-        Raises:
-            FeatureFileError: the file is missing, damaged or not a feature file, or its parts do not match.
-        """
+        ``features`` and ``keys``, whose classes are named by number, and whose clips by key or row. FeatureFileError: it is
+        missing, damaged or not a feature file."""
         path = _file_or_folder(Path(path))
         if path.is_dir():
             from common.parts import load_folder

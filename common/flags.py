@@ -78,11 +78,7 @@ class Share:
 
     @classmethod
     def parse(cls, text: str | None, environment: Mapping[str, str] = os.environ) -> Share:
-        """From ``"i/n"``, i from 1; else from torchrun, a Slurm array or a Kubernetes indexed job; else everything.
-
-        Raises:
-            ConfigError: not i/n with 1 <= i <= n.
-        """
+        """From ``"i/n"``, i from 1; else from torchrun, a Slurm array or a Kubernetes indexed job; else everything."""
         if text is not None:
             match = re.fullmatch(r"(\d+)/(\d+)", text)
             if not match or not 1 <= int(match[1]) <= int(match[2]):

@@ -4,8 +4,7 @@ them as a FeatureSet.
 A row per embedded clip: ``clip_id``, ``class_name``, ``split``, ``fold``, ``group``, ``samples`` (the waveform's length),
 ``audio_checksum`` (of its file) and ``embedding``, a list of fixed size. pandas, DuckDB, Polars and `datasets` read them.
 
-Up to a million rows of a folder are read into memory, as those of a file are; of more, the embeddings are memory-mapped
-from one flat file, which is built beside the parts once.
+Of a folder with more than a million rows, the embeddings are memory-mapped from one flat file, built beside the parts once.
 """
 
 from __future__ import annotations
@@ -121,12 +120,8 @@ def read_info(path: Path) -> PartInfo:
 
 
 def read_part(path: Path) -> Part:
-    """Read a part and compare its checksums.
-
-    Raises:
-        DamagedFileError: it is damaged, or not a part; the message names it.
-        OSError: it cannot be opened.
-    """
+    """Read a part and compare its checksums. DamagedFileError, naming it: it is damaged, or not a part; OSError: it cannot be
+    opened."""
     with _reading(path):
         table = pq.read_table(path, partitioning=None)
         part = Part(_info(table.schema, path), table)
@@ -196,11 +191,7 @@ class Names(Sequence[Any]):
 
 
 def load_folder(folder: Path) -> FeatureSet:
-    """Open a folder of parts.
-
-    Raises:
-        FeatureFileError: it holds none, some are missing, one is damaged, or they are of different settings.
-    """
+    """Open a folder of parts. FeatureFileError: it holds none, some are missing, one is damaged, or their settings differ."""
     paths = list(part_files(folder).values())
     if not paths:
         raise FeatureFileError(f"{folder} is a folder without parts of an extraction, not a feature file")
@@ -297,15 +288,21 @@ def _names(column: pa.ChunkedArray) -> Sequence[str] | None:
     return column.to_pylist() if len(column) <= IN_MEMORY else Names(pa.chunked_array([column.combine_chunks()]))
 
 
-def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
+def totals(infos: Sequence[PartInfo]) -> tuple[Counts, list[tuple[str, str]]]:
+    """The numbers of clips of an extraction's parts, and of those that failed, the id and why."""
     failed, count = [failure for info in infos for failure in info.failed.values()], infos[-1].clips
     padded = sum(info.padded for info in infos)
     counts = Counts(clips=count, extracted=count - len(failed), failed=len(failed), padded=padded)
     if missing := sum(info.missing for info in infos):
         counts["missing"] = missing
+    return counts, failed
+
+
+def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
+    counts, failed = totals(infos)
     known = {**infos[0].settings, **infos[0].notes}
     del known["class_names"], known["is_multilabel"], known["part_size"]
     columns = (np.require(table[name].to_numpy(), requirements="W") for name in ("samples", "audio_checksum"))
     samples, checksums = map(torch.from_numpy, columns)
     per_clip = {"failed": failed, "samples": samples, "audio_checksums": checksums}
-    return {**known, "clips": count, "counts": counts, **per_clip}
+    return {**known, "clips": counts["clips"], "counts": counts, **per_clip}

@@ -51,11 +51,7 @@ class Claims:
             path.unlink(missing_ok=True)
 
     def take(self, name: str) -> bool:
-        """Claim what is called `name`; False if another process has, and lives.
-
-        Raises:
-            OutputError: that process works with different settings.
-        """
+        """Claim what is called `name`; False if another process has, and lives; OutputError if its settings differ."""
         path = self.folder / (name + SUFFIX)
         if path.exists():
             if not is_alive(path):

@@ -15,10 +15,10 @@ from common.extraction.clip_list import ClipList
 from common.extraction.launchers import OnRay
 from common.extraction.runner import ThisProcess
 from common.extraction.work import Embedded, ExtractionError, ExtractionSettings, Failed, Work
-from common.features import FeatureFileError, FeatureSet
+from common.features import Counts, FeatureFileError, FeatureSet, Provenance
 from common.files import OutputError, describe_difference, exclusive, refuse_unwritable, remove_leftovers, write_csv
 from common.flags import Share
-from common.parts import PartInfo, read_info, write_part
+from common.parts import read_info, totals, write_part
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: 
     slices = tuple(todo.cut(todo.lengths_s(clips, sizes), part_size, seconds))
     work = Work(clips, settings, slices, sizes, part_size, folder, joined, before)
     share = share if finished is None else Share()  # one process tries the few clips that failed
-    what, infos = str(output) if share.is_all else f"shard {share} of {output}", None
+    what, result = str(output) if share.is_all else f"shard {share} of {output}", None
     with exclusive(folder / f".lock-{share}".replace("/", "-of-"), what), _explained(work):
         todo.check_folder(work, options.overwrite)
         if finished is not None:
@@ -72,14 +72,14 @@ def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: 
         with Claims(folder, work.identity) as claims:
             is_last = not work.missing() and not alive_claims(folder)  # others may be at work, or have joined the parts
             if is_last and claims.take("join") and not work.is_written():
-                infos = _finish(work, output)
+                result = _finish(work, output)
     if joined:
         with contextlib.suppress(OSError):  # another process is there, or has already started
             folder.rmdir()
-    if infos is None:
+    if result is None:
         print(f"shard {share}: {n_embedded:,} clips done; another process writes {output}")
         return False
-    _report(output, work, infos, time.monotonic() - started)
+    _report(output, settings.provenance, *result, time.monotonic() - started)
     return True
 
 
@@ -138,8 +138,8 @@ def _split_into_parts(work: Work, features: FeatureSet) -> None:
         write_part(work.folder, work.part(place, outcomes))
 
 
-def _finish(work: Work, output: Path) -> list[PartInfo]:
-    """Join the parts into the file, if it is one, and list the clips that failed; what the parts say is returned."""
+def _finish(work: Work, output: Path) -> tuple[Counts, list[tuple[str, str]]]:
+    """Join the parts into the file, if it is one, and list the clips that failed; returns the numbers of clips, and that list."""
     infos = [read_info(work.path(place)) for place in work.slices]
     for info in infos:
         if info.settings != work.part_settings or info.listing != work.clips.of(info.place).fingerprint():
@@ -149,18 +149,18 @@ def _finish(work: Work, output: Path) -> list[PartInfo]:
             )
     for path in (output, failures_file(output)):
         remove_leftovers(path)
-    failed = [failure for info in infos for failure in info.failed.values()]
+    counts, failed = totals(infos)
     if failed:
         write_csv(failures_file(output), [("clip_id", "reason"), *failed])
     else:
         failures_file(output).unlink(missing_ok=True)
     if work.output is not None:
-        if len(failed) < len(work.clips):
+        if counts["extracted"]:
             features = FeatureSet.load(work.folder)
             features.meta["clip_list"] = work.settings.provenance["clip_list"]
             features.save(work.output)
         remove_parts(work.folder)
-    return infos
+    return counts, failed
 
 
 def failures_file(output: Path) -> Path:
@@ -202,19 +202,21 @@ def _explained(work: Work) -> Iterator[None]:
         raise OutputError(f"cannot write {error.filename or work.folder}: {error.strerror}; {kept}") from error
 
 
-def _report(output: Path, work: Work, infos: Sequence[PartInfo], seconds: float) -> None:
+def _report(
+    output: Path, provenance: Provenance, counts: Counts, failures: Sequence[tuple[str, str]], seconds: float
+) -> None:
     """Print what was done; ExtractionError if every clip failed."""
-    count, failed = len(work.clips), [why for info in infos for _, why in info.failed.values()]
-    if len(failed) == count:
+    count, padded, missing = counts["clips"], counts["padded"], counts.get("missing", 0)
+    if not counts["extracted"]:
         raise ExtractionError(
-            f"all {count:,} clips failed, so nothing was saved; the first: {failed[0]} (all reasons: {failures_file(output)})"
+            f"all {count:,} clips failed, so nothing was saved; the first: {failures[0][1]} (all reasons: "
+            f"{failures_file(output)})"
         )
-    missing, padded = sum(info.missing for info in infos), sum(info.padded for info in infos)
-    lost = f", {len(failed) - missing:,} failed" if len(failed) > missing else ""
-    lost += f", {missing:,} missing" if missing else ""
-    lost += f" (listed in {failures_file(output)})" if failed else ""
+    unread = counts["failed"] - missing
+    lost = f", {unread:,} failed" * bool(unread) + f", {missing:,} missing" * bool(missing)
+    lost += f" (listed in {failures_file(output)})" * bool(failures)
     if padded:
-        least = work.settings.provenance["min_samples"]
-        minimum = f"{least:,} samples, {least / work.settings.provenance['sample_rate']:.2f} s"
+        least = provenance["min_samples"]
+        minimum = f"{least:,} samples, {least / provenance['sample_rate']:.2f} s"
         print(f"{padded:,} clips were shorter than the encoder's minimum and were padded to it ({minimum})")
-    print(f"{count - len(failed):,} of {count:,} clips{lost}, {seconds:.1f} s -> {output}")
+    print(f"{counts['extracted']:,} of {count:,} clips{lost}, {seconds:.1f} s -> {output}")

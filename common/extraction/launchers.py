@@ -108,11 +108,8 @@ class _Actor(ThisProcess):
 @contextlib.contextmanager
 def on_ray(load: Load, address: str, device: str) -> Iterator[OnRay]:
     """Actors for the block, each with an encoder: one for every GPU of a Ray cluster, or one for every machine's CPUs if it
-    has none or `device` is ``"cpu"``. The address ``"local"`` starts a cluster here.
-
-    Raises:
-        ExtractionError: Ray is not installed, does not answer, or has no GPU.
-    """
+    has none or `device` is ``"cpu"``. The address ``"local"`` starts a cluster here. ExtractionError: Ray is not installed, does
+    not answer, or has no GPU."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray: Any = importlib.import_module("ray")

@@ -211,11 +211,8 @@ def parts_folder(output: Path, n_clips: int) -> Path:
 
 
 def cut(lengths: Array, most_clips: int, most_seconds: float) -> Iterator[range]:
-    """Cut clips of these lengths (N,) in seconds into parts.
-
-    First into slots of so many clips, then a slot with more audio than allowed into several parts. So a clip that changes
-    moves no borders but those of its slot.
-    """
+    """Cut clips of these lengths (N,) in seconds into slots of so many clips, and a slot with more audio than allowed into
+    several parts. So a clip that changes moves no borders but those of its slot."""
     most_seconds = max(most_seconds, float(lengths.sum()) / MOST_PARTS)
     for start in range(0, len(lengths), most_clips):
         stop, seconds = min(start + most_clips, len(lengths)), 0.0
@@ -282,11 +279,7 @@ def stamp(output: Path) -> int:
 
 def check_folder(work: Work, overwrite: bool) -> None:
     """Look at the parts that exist: a damaged one is removed, to be made again; so are those of different settings or of a
-    different clip list, if `overwrite`.
-
-    Raises:
-        OutputError: there are some, and `overwrite` is False; or the folder holds other files.
-    """
+    different clip list, if `overwrite`: else OutputError, as if the folder holds other files."""
     folder = work.folder
     if work.output is None and folder.is_dir():
         names = [path.name for path in folder.iterdir() if not re.match(r"\.|part-|embeddings-|.*\.claim$", path.name)]
