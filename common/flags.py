@@ -135,8 +135,7 @@ class Launch:
         if arguments.json and not arguments.status:
             raise ConfigError("--json is for --status")
         status = ("json" if arguments.json else "text") if arguments.status else None
-        share = Share() if arguments.ray else Share.parse(arguments.shard)
-        return cls(share, arguments.ray, status)
+        return cls(Share() if arguments.ray else Share.parse(arguments.shard), arguments.ray, status)
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:
@@ -198,8 +197,7 @@ def _parse(
         if all(choice in (value, "both") for choice, value in zip(wanted.values(), values, strict=True))
     ]
     if len(tasks) > 1:
-        both = next(flag for flag, choice in wanted.items() if choice == "both")
-        _refuse_one_place_for_several(config, tasks, both)
+        _refuse_one_place_for_several(config, tasks, next(flag for flag in wanted if wanted[flag] == "both"))
     options = {flag.key: arguments.get(flag.key, flag.default) for flag in first.flags}
     launch = Launch.of(parsed) if kind is ExtractConfig else Launch()
     return Arguments(tasks, config, options, parsed.overwrite, launch)
@@ -261,9 +259,11 @@ def run(main: Callable[[], None]) -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
-    _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):  # escape characters that the terminal cannot encode
-        if isinstance(stream, io.TextIOWrapper):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed (`2>&-`): else the next file that is opened gets its number, and what is printed
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open to the end
+        elif isinstance(stream, io.TextIOWrapper):  # escape characters that the terminal cannot encode
             stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
@@ -283,14 +283,6 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _end(f"error: {place}{error.strerror or error}", 2)
-
-
-def _open_closed_streams() -> None:
-    """Lead streams that the caller has closed (`2>&-`) nowhere: else the next file that is opened gets the stream's number,
-    and what is printed."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open to the end
 
 
 def _end(text: str, status: int) -> None:

@@ -143,12 +143,11 @@ class _Making:
     def _claimed(self, places: Sequence[range]) -> Iterator[tuple[range, dict[int, Outcome]]]:
         """The parts that nobody has made or claimed, each claimed when it is asked for."""
         for place in places:
-            if self.work.is_made(place) or not self.claims.take(file_name(place)):
-                continue
-            if self.work.is_made(place):  # in the meantime
-                self.claims.release(file_name(place))
-            else:
-                yield place, {}
+            if not self.work.is_made(place) and self.claims.take(file_name(place)):
+                if self.work.is_made(place):  # in the meantime
+                    self.claims.release(file_name(place))
+                else:
+                    yield place, {}
 
     def run(self, parts: Iterable[tuple[range, dict[int, Outcome]]]) -> bool:
         """Make the parts, of which some rows may be known; returns whether there were any."""
