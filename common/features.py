@@ -373,18 +373,16 @@ def _choose_outputs(
 
 
 def _whole_numbers(values: Any) -> torch.Tensor:
+    """(N,) int64; or label sets, (N, C) bool."""
     try:
         numbers = torch.as_tensor(values)
     except (TypeError, RuntimeError) as error:
         raise ValueError("not numbers") from error
+    if numbers.ndim == 2 and numbers.dtype == torch.bool:
+        return numbers
     if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex():
         raise ValueError("not a 1-D tensor of integers")
     return numbers.to(torch.int64)
-
-
-def _labels(values: Any) -> torch.Tensor:
-    is_sets = isinstance(values, torch.Tensor) and values.ndim == 2 and values.dtype == torch.bool
-    return values if is_sets else _whole_numbers(values)
 
 
 def _without_repetition(names: list[str]) -> list[str]:
@@ -402,9 +400,7 @@ class _Content(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
 
     features: torch.Tensor
-    labels: Annotated[torch.Tensor, BeforeValidator(_labels)] | None = Field(
-        None, validation_alias=AliasChoices("labels", "label")
-    )
+    labels: WholeNumbers | None = Field(None, validation_alias=AliasChoices("labels", "label"))
     class_names: Names | None = None
     clip_ids: Names | None = Field(None, validation_alias=AliasChoices("clip_ids", "keys"))
     folds: WholeNumbers | None = None

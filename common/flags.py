@@ -87,20 +87,15 @@ class Share:
         if {"RANK", "WORLD_SIZE"} <= environment.keys():
             return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]), "torchrun")
         if "SLURM_ARRAY_TASK_ID" in environment:
-            return cls._of_slurm(environment)
+            task, step = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 1)) for name in ("ID", "STEP"))
+            # A container may be handed the id alone.
+            first, last, n = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 0)) for name in ("MIN", "MAX", "COUNT"))
+            if (last - first) // step + 1 != n or (task - first) % step:  # as --array=1,3,7, whose ids are no ranks
+                return cls(task, 0, "a Slurm array with gaps")
+            return cls((task - first) // step, n, "a Slurm array")
         if "JOB_COMPLETION_INDEX" in environment:
             return cls(int(environment["JOB_COMPLETION_INDEX"]), 0, "a Kubernetes indexed job")
         return cls()
-
-    @classmethod
-    def _of_slurm(cls, environment: Mapping[str, str]) -> Share:
-        """Of an array; one with gaps, such as ``--array=1,3,7``, has ids that are no ranks."""
-        task, step = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 1)) for name in ("ID", "STEP"))
-        # A container may be handed the id alone.
-        first, last, count = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 0)) for name in ("MIN", "MAX", "COUNT"))
-        if (last - first) // step + 1 != count or (task - first) % step:
-            return cls(task, 0, "a Slurm array with gaps")
-        return cls((task - first) // step, count, "a Slurm array")
 
     def divided(self, count: int) -> list[Share]:
         """This share as the shares of so many processes."""
