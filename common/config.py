@@ -274,15 +274,14 @@ def as_yaml() -> str:
         "# a file given with --config, and the flags override it, in this order. A key that is not here is an error.",
         "# Relative paths are relative to the project's root. null: the task's own default, or what the comment says.",
     ]
-    extract, fit = ExtractConfig.model_fields, FitConfig.model_fields
-    shared = {key: field for key, field in fit.items() if key not in extract}
-    for title, fields in (("Extraction", extract), ("Heads and evaluation", shared)):
+    shared = {key: field for key, field in FitConfig.model_fields.items() if key not in ExtractConfig.model_fields}
+    for title, fields in (("Extraction", ExtractConfig.model_fields), ("Heads and evaluation", shared)):
         lines += ["", f"# {title}"]
         for key, field in fields.items():
-            value = yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n...\n").strip()
             unset = extra_of(field)["unset"]
             text = (field.description or "") + (f"; null: {unset}" if unset else "")
-            lines += [f"# {line}" for line in textwrap.wrap(text, 118)] + [f"{key}: {value}"]
+            lines += [f"# {line}" for line in textwrap.wrap(text, 118)]
+            lines.append(yaml.safe_dump({key: field.default}).strip())
     return "\n".join(lines) + "\n"
 
 
