@@ -106,8 +106,10 @@ def _why_unusable(existing: FeatureSet, clips: ClipList, settings: ExtractionSet
     if different := describe_difference(existing.meta, decisive):
         return f"was made with different settings ({different})"
     failed = dict(existing.meta["failed"])
-    paths = [path for clip_id, path in zip(clips.ids(), clips.paths(), strict=True) if clip_id not in failed]
-    changed = changed_files(paths, existing.meta["audio_checksums"].tolist())
+    path_of = {clip_id: path for clip_id, path in zip(clips.ids(), clips.paths(), strict=True) if clip_id not in failed}
+    if existing.clip_ids != list(path_of):  # such as a subset that a user saved
+        return "does not hold what its settings say"
+    changed = changed_files(list(path_of.values()), existing.meta["audio_checksums"].tolist())
     return f"was made from other audio ({len(changed)} files have changed, such as {changed[0]})" if changed else ""
 
 
