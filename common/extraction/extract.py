@@ -127,11 +127,9 @@ def _worth_another_try(finished: FeatureSet, settings: ExtractionSettings) -> bo
 def _split_into_parts(work: Work, features: FeatureSet) -> None:
     """Write the rows of a finished file as parts again, so that only the clips that failed are repeated."""
     columns = (features.features.numpy(), features.meta["samples"].tolist(), features.meta["audio_checksums"].tolist())
-    row_of, failed = {clip_id: row for row, clip_id in enumerate(features.clip_ids)}, dict(features.meta["failed"])
+    rows, failed = zip(*columns, strict=True), dict(features.meta["failed"])
     outcomes = {
-        row: Embedded(row, *(column[row_of[clip_id]] for column in columns))
-        if clip_id in row_of
-        else Failed(row, failed.get(clip_id, ""))
+        row: Failed(row, failed[clip_id]) if clip_id in failed else Embedded(row, *next(rows))
         for row, clip_id in enumerate(work.clips.ids())
     }
     for place in work.slices:
