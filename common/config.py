@@ -62,13 +62,9 @@ def _resolve_weights(value: str, info: ValidationInfo) -> str:
     return str(_resolve(Path(value), info)) if is_path else value
 
 
-def _resolve_encoder(name: str, info: ValidationInfo) -> str:
-    return str(EncoderName.parse(name).resolved(_base(info)))
-
-
 PlacePath = Annotated[Path, AfterValidator(_resolve)]
 WeightsPath = Annotated[str, AfterValidator(_resolve_weights)]  # or random:SEED, none or zero
-EncoderText = Annotated[str, AfterValidator(_resolve_encoder)]
+EncoderText = Annotated[str, AfterValidator(lambda name, info: str(EncoderName.parse(name).resolved(_base(info))))]
 
 
 def setting(

@@ -22,7 +22,7 @@ from common.features import FeatureSet
 from common.files import OutputError, describe_difference, read_json, sha256_of, write_csv, write_json
 from common.heads import check_fittable
 from common.progress import progress_bar
-from common.text_table import as_text
+from common.text_table import as_text, percent, range_of
 
 MOST_TRIALS = 20_000  # of either kind
 P_TARGETS = (0.01, 0.05)
@@ -107,12 +107,10 @@ def _print_scores(counts: Mapping[str, int], scores: Scores, intervals: Interval
         print("WARNING: chapters are unknown, so trials may be within a session; the rates may be too low.")
     table = [["cosine of embeddings", "EER %", "95 %", *(cell for p in P_TARGETS for cell in (f"minDCF({p})", "95 %"))]]
     for name, rates in scores.items():
-        cells = [name]
-        for metric, value in rates.items():
-            scale, digits = (100, 1) if metric == "equal_error_rate" else (1, 3)
-            ends = intervals[name][metric]
-            between = "-" if ends is None else " to ".join(f"{scale * end:.{digits}f}" for end in ends)
-            cells += [f"{scale * value:.{digits}f}", between]
+        (equal, equal_ends), *costs = zip(rates.values(), intervals[name].values(), strict=True)
+        cells = [name, percent(equal), range_of(equal_ends)]
+        for cost, ends in costs:
+            cells += [f"{cost:.3f}", "-" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"]
         table.append(cells)
     print(as_text(table))
     if speakers < MIN_SPEAKERS:
