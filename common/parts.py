@@ -104,12 +104,9 @@ def make_part(info: PartInfo, per_clip: Mapping[str, Sequence[object] | Array], 
 def write_part(folder: Path, part: Part) -> None:
     """Write a part atomically; equal parts give equal bytes."""
     text = part.info.model_dump_json()
-    metadata = {METADATA: text, CHECKSUMS: f"{_checksum(text)} {part.checksum}"}
+    table = part.table.replace_schema_metadata({METADATA: text, CHECKSUMS: f"{_checksum(text)} {part.checksum}"})
     buffer = io.BytesIO()
-    # Floats do not get smaller.
-    pq.write_table(
-        part.table.replace_schema_metadata(metadata), buffer, compression="none", use_dictionary=list(LABELS)
-    )
+    pq.write_table(table, buffer, compression="none", use_dictionary=list(LABELS))  # floats do not get smaller
     write_atomically(folder / file_name(part.info.place), buffer.getvalue())
 
 

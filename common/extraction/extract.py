@@ -15,7 +15,7 @@ from common.extraction.clip_list import ClipList
 from common.extraction.launchers import OnRay
 from common.extraction.runner import ThisProcess
 from common.extraction.work import Embedded, ExtractionError, ExtractionSettings, Failed, Work
-from common.features import Counts, FeatureFileError, FeatureSet, Provenance
+from common.features import Counts, FeatureFileError, FeatureSet
 from common.files import OutputError, describe_difference, exclusive, refuse_unwritable, remove_leftovers, write_csv
 from common.flags import Share
 from common.parts import read_info, totals, write_part
@@ -79,7 +79,7 @@ def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: 
     if result is None:
         print(f"shard {share}: {n_embedded:,} clips done; another process writes {output}")
         return False
-    _report(output, settings.provenance, *result, time.monotonic() - started)
+    _report(output, work, *result, time.monotonic() - started)
     return True
 
 
@@ -200,21 +200,18 @@ def _explained(work: Work) -> Iterator[None]:
         raise OutputError(f"cannot write {error.filename or work.folder}: {error.strerror}; {kept}") from error
 
 
-def _report(
-    output: Path, provenance: Provenance, counts: Counts, failures: Sequence[tuple[str, str]], seconds: float
-) -> None:
+def _report(output: Path, work: Work, counts: Counts, failures: Sequence[tuple[str, str]], seconds: float) -> None:
     """Print what was done; ExtractionError if every clip failed."""
-    count, padded, missing = counts["clips"], counts["padded"], counts.get("missing", 0)
+    count, padded, missing, listed = counts["clips"], counts["padded"], counts.get("missing", 0), failures_file(output)
     if not counts["extracted"]:
         raise ExtractionError(
-            f"all {count:,} clips failed, so nothing was saved; the first: {failures[0][1]} (all reasons: "
-            f"{failures_file(output)})"
+            f"all {count:,} clips failed, so nothing was saved; the first: {failures[0][1]} (all reasons: {listed})"
         )
-    unread = counts["failed"] - missing
-    lost = f", {unread:,} failed" * bool(unread) + f", {missing:,} missing" * bool(missing)
-    lost += f" (listed in {failures_file(output)})" * bool(failures)
+    failed = counts["failed"] - missing
+    lost = f", {failed:,} failed" * bool(failed) + f", {missing:,} missing" * bool(missing)
+    lost += f" (listed in {listed})" * bool(failures)
     if padded:
-        least = provenance["min_samples"]
-        minimum = f"{least:,} samples, {least / provenance['sample_rate']:.2f} s"
+        least = work.settings.provenance["min_samples"]
+        minimum = f"{least:,} samples, {least / work.settings.provenance['sample_rate']:.2f} s"
         print(f"{padded:,} clips were shorter than the encoder's minimum and were padded to it ({minimum})")
     print(f"{counts['extracted']:,} of {count:,} clips{lost}, {seconds:.1f} s -> {output}")
