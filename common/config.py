@@ -70,8 +70,8 @@ EncoderText = Annotated[str, AfterValidator(lambda name, info: str(EncoderName.p
 def setting(
     default: object, help_text: str, metavar: str = "", *, flag: str = "", unset: str = "", **constraints: Any
 ) -> Any:
-    """Declare a setting: `flag` if it is not called as the setting (that of a bool sets the opposite of `default`), `unset`:
-    what None means, and arguments of pydantic's Field."""
+    """Declare a setting. `flag`: its flag, if that has another name; the flag of a bool sets the opposite of `default`. `unset`:
+    what None means. The rest are arguments of pydantic's Field."""
     extra: dict[str, Any] = {"flag": flag, "metavar": metavar, "unset": unset}
     return Field(default, description=help_text, json_schema_extra=extra, **constraints)
 
@@ -90,7 +90,7 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_what_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+    def _refuse_non_numbers(cls, value: object, info: ValidationInfo) -> object:
         """``epochs: true``, which would be taken as 1, and null, which stands for the recipe's value and is not for users."""
         assert info.field_name
         is_bool = isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool

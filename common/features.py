@@ -191,7 +191,7 @@ class FeatureSet:
 
     @classmethod
     def join(cls, parts: Sequence[FeatureSet], names: Sequence[str], class_order: Sequence[str] | None) -> FeatureSet:
-        """Join the rows of several files of one encoder and one set of classes, which error messages call `names`."""
+        """Join the rows of several files, called `names` in errors. FeatureFileError: their encoders or classes differ."""
         for part, name in zip(parts, names, strict=True):
             part.require_same_encoder(parts[0], name, names[0])
             if strangers := ", ".join(sorted(set(part.class_names) - set(class_order or part.class_names))[:5]):

@@ -179,7 +179,7 @@ def load_torch(path: Path, mmap: bool = False, checks: bool = True) -> Any:
 
     Raises:
         UnsafeFileError: the file holds more than tensors and plain containers.
-        DamagedFileError: it cannot be parsed, or with `checks` a part has not its zip's checksum, which torch does not look at.
+        DamagedFileError: it cannot be parsed, or (with `checks`) a checksum in the zip is wrong, which torch does not look at.
         OSError: it cannot be opened.
     """
     import torch

@@ -278,8 +278,8 @@ def stamp(output: Path) -> int:
 
 
 def check_folder(work: Work, overwrite: bool) -> None:
-    """Look at the parts that exist: a damaged one is removed, to be made again; so are those of different settings or of a
-    different clip list, if `overwrite`: else OutputError, as if the folder holds other files."""
+    """Remove damaged parts, to be made again, and with `overwrite` those of different settings or of a different clip list.
+    OutputError: some differ and `overwrite` is False, or the folder holds other files."""
     folder = work.folder
     if work.output is None and folder.is_dir():
         names = [path.name for path in folder.iterdir() if not re.match(r"\.|part-|embeddings-|.*\.claim$", path.name)]
