@@ -90,11 +90,10 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _refuse_non_numbers(cls, value: object, info: ValidationInfo) -> object:
-        """``epochs: true``, which would be taken as 1, and null, which stands for the recipe's value and is not for users."""
+    def _refuse_bool_as_number(cls, value: object, info: ValidationInfo) -> object:
+        """Otherwise ``epochs: true`` would be taken as 1."""
         assert info.field_name
-        is_bool = isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool
-        if is_bool or (value is None and info.field_name in RECIPE_SETTINGS):
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
             raise ValueError("Input should be a number")
         return value
 
@@ -260,6 +259,9 @@ def _validated(values: Mapping[str, object], base: Path, path: Path | None = Non
         place = f"{path}: {key}" if path else flag_of(_Everything, key)
         shown = "null" if values[key] is None else repr(values[key])
         raise ConfigError(f"{place}: {message}, not {shown}") from error
+    for key in RECIPE_SETTINGS:  # None stands for the recipe's own value; users cannot write it
+        if key in values and values[key] is None:
+            raise ConfigError(f"{path}: {key}: Input should be a number, not null")
     return {key: getattr(checked, key) for key in values}
 
 
