@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,14 +70,24 @@ def print_status(output: Path, form: str) -> None:
     from common.extraction.work import read_status
 
     status = read_status(output)
-    print(json.dumps(asdict(status)) if form == "json" else status)
+    if form == "json":
+        print(json.dumps(status))
+    elif status["clips"] is None:
+        state = "finished" if status["is_finished"] else f"no part is made; {status['parts_in_work']} in work"
+        print(f"{output}: {state}")
+    else:
+        clips = "{clips_done:,} of {clips:,} clips done, {clips_failed:,} failed".format_map(status)
+        parts = "{parts_done:,} done, {parts_in_work} in work, {parts_missing:,} missing".format_map(status)
+        left = status["seconds_left"]
+        speed = f"; {status['clips_per_s']:.3g} clips/s, {left / 60:,.1f} min left" if left else ""
+        print(f"{output}: {clips}; parts: {parts}{speed}{'; finished' * status['is_finished']}")
 
 
 def extract_task(task: Task, sounds: Sounds, output: Path, arguments: Arguments[ExtractConfig]) -> bool:
     """Embed a task's clips as the flags say, and print how; returns whether the output is finished."""
     config, launch, share = arguments.config, arguments.launch, arguments.launch.share
     from common.encoder import configured_encoder
-    from common.extraction import ClipList, ExtractOptions, ThisProcess, Threads, extract
+    from common.extraction import ClipList, ExtractOptions, Threads, extract
     from common.extraction.launchers import OnDevices, on_ray
 
     if share.launcher not in ("", "--shard"):
@@ -98,9 +107,8 @@ def extract_task(task: Task, sounds: Sounds, output: Path, arguments: Arguments[
     encoder, outputs = load(devices[0])
     print(_describe_encoder(encoder, outputs))
     threads = Threads.shared(processes * len(devices), config.workers)
-    if len(devices) == 1:
-        return extract(ThisProcess(encoder, outputs, threads), source, output, options)
-    print(f"one process for each of {len(devices)} GPUs")
+    if len(devices) > 1:
+        print(f"one process for each of {len(devices)} GPUs")
     return extract(OnDevices(encoder, outputs, threads, load, devices[1:]), source, output, options)
 
 

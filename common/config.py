@@ -62,26 +62,16 @@ def _resolve_weights(value: str, info: ValidationInfo) -> str:
     return str(_resolve(Path(value), info)) if is_path else value
 
 
-def _resolve_encoder(name: str, info: ValidationInfo) -> str:
-    return str(EncoderName.parse(name).resolved(_base(info)))
-
-
 PlacePath = Annotated[Path, AfterValidator(_resolve)]
 WeightsPath = Annotated[str, AfterValidator(_resolve_weights)]  # or random:SEED, none or zero
-EncoderText = Annotated[str, AfterValidator(_resolve_encoder)]
+EncoderText = Annotated[str, AfterValidator(lambda name, info: str(EncoderName.parse(name).resolved(_base(info))))]
 
 
 def setting(
     default: object, help_text: str, metavar: str = "", *, flag: str = "", unset: str = "", **constraints: Any
 ) -> Any:
-    """Declare a setting.
-
-    Args:
-        flag: its flag on the command line, if it is not called as the setting. A switch (a bool) sets the opposite of
-            `default`.
-        unset: what the value None means, for ``--help`` and common/config.yaml.
-        constraints: arguments of pydantic's Field.
-    """
+    """Declare a setting. `flag`: its flag, if that has another name; the flag of a bool sets the opposite of `default`. `unset`:
+    what None means. The rest are arguments of pydantic's Field."""
     extra: dict[str, Any] = {"flag": flag, "metavar": metavar, "unset": unset}
     return Field(default, description=help_text, json_schema_extra=extra, **constraints)
 
@@ -225,11 +215,7 @@ def load_config(
     kind: type[Config], task_config: Path, user_file: Path | None = None, flags: Mapping[str, object] | None = None
 ) -> Config:
     """Merge the configurations: common/config.yaml, the task's, which may be missing, the user's, and the flags (setting ->
-    value as given).
-
-    Raises:
-        ConfigError: a file is missing or not a YAML mapping, a key is unknown, or a value has a wrong type or range.
-    """
+    value as given). ConfigError: one cannot be read, a key is unknown, or a value has a wrong type or range."""
     values = _read_values(COMMON_CONFIG)
     if task_config.exists():
         values |= _read_values(task_config)
@@ -247,8 +233,7 @@ def _read_values(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"configuration {path} not found") from error
-    # AttributeError: !!timestamp x
-    except (yaml.YAMLError, ValueError, AttributeError, RecursionError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise ConfigError(f"configuration {path} cannot be read: {' '.join(str(error).split())[:300]}") from error
     if values is None:
         return {}
@@ -287,15 +272,14 @@ def as_yaml() -> str:
         "# a file given with --config, and the flags override it, in this order. A key that is not here is an error.",
         "# Relative paths are relative to the project's root. null: the task's own default, or what the comment says.",
     ]
-    extract, fit = ExtractConfig.model_fields, FitConfig.model_fields
-    shared = {key: field for key, field in fit.items() if key not in extract}
-    for title, fields in (("Extraction", extract), ("Heads and evaluation", shared)):
+    shared = {key: field for key, field in FitConfig.model_fields.items() if key not in ExtractConfig.model_fields}
+    for title, fields in (("Extraction", ExtractConfig.model_fields), ("Heads and evaluation", shared)):
         lines += ["", f"# {title}"]
         for key, field in fields.items():
-            value = yaml.safe_dump(field.default, default_flow_style=True).removesuffix("\n...\n").strip()
             unset = extra_of(field)["unset"]
             text = (field.description or "") + (f"; null: {unset}" if unset else "")
-            lines += [f"# {line}" for line in textwrap.wrap(text, 118)] + [f"{key}: {value}"]
+            lines += [f"# {line}" for line in textwrap.wrap(text, 118)]
+            lines.append(yaml.safe_dump({key: field.default}).strip())
     return "\n".join(lines) + "\n"
 
 

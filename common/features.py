@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -61,10 +62,10 @@ class Counts(TypedDict, total=False):
     padded: int  # of those that were embedded, to the encoder's minimum
 
 
-@with_config(ConfigDict(arbitrary_types_allowed=True, extra="allow"))
-class Provenance(TypedDict, total=False):
+@with_config(ConfigDict(arbitrary_types_allowed=True))
+class Provenance(TypedDict, total=False, extra_items=JsonValue):  # type: ignore[call-arg] # PEP 728
     """How a feature file was made, as the file records it; empty for the original project's files. Its entries are also those
-    of `common.encoder.EncoderInfo`."""
+    of `common.encoder.EncoderInfo`; results record those of other versions too, as JSON."""
 
     dataset: str
     origin: str  # the data set of the hub and its revision
@@ -94,20 +95,14 @@ class Provenance(TypedDict, total=False):
 
 
 _PROVENANCE = TypeAdapter(Provenance)
-_JSON = TypeAdapter(dict[str, JsonValue])
 
 
 def read_provenance(meta: object) -> Provenance:
     """What a file says of how its embeddings were made; ValueError says which entry is wrong."""
     try:
-        provenance = _PROVENANCE.validate_python(meta)
-        # Entries that this version does not know are recorded with results, as JSON.
-        _JSON.validate_python(
-            {key: value for key, value in provenance.items() if key not in Provenance.__annotations__}
-        )
+        return _PROVENANCE.validate_python(meta)
     except ValidationError as error:
         raise ValueError(first_problem(error)) from error
-    return provenance
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -115,9 +110,7 @@ class FeatureSet:
     """Embeddings of a data set's clips, and what later steps need to know about them; None: unknown."""
 
     features: torch.Tensor  # (N, D) float32
-    labels: (
-        torch.Tensor
-    )  # (N,) int64, indices into `class_names`, all -1 without labels; or (N, C) bool, a set for every clip
+    labels: torch.Tensor  # (N,) int64, indices into `class_names`, all -1 without labels; or (N, C) bool
     class_names: list[str]  # C
     clip_ids: Sequence[str]  # N paths relative to the data root (with the segment, if a clip is one)
     folds: torch.Tensor | None = None  # (N,) int64, official folds from 1
@@ -171,15 +164,14 @@ class FeatureSet:
         import pandas as pd
 
         spans = [SEGMENT.search(clip_id) for clip_id in self.clip_ids]
-        seconds = {
-            name: [float(span[name]) if span and span[name] != "None" else None for span in spans]
-            if any(spans)
-            else None
-            for name in ("start", "end")
-        }
+
+        def seconds(name: str) -> list[float | None]:
+            return [float(span[name]) if span and span[name] != "None" else None for span in spans]
+
         about = {
             "clip_id": self.clip_ids,
-            **seconds,
+            "start": seconds("start") if any(spans) else None,
+            "end": seconds("end") if any(spans) else None,
             "class_name": self.label_texts if self.class_names else None,
             "fold": None if self.folds is None else self.folds.numpy(),
             "split": self.splits,
@@ -199,11 +191,7 @@ class FeatureSet:
 
     @classmethod
     def join(cls, parts: Sequence[FeatureSet], names: Sequence[str], class_order: Sequence[str] | None) -> FeatureSet:
-        """Join the rows of several files of one encoder and one set of classes; `names` are for error messages.
-
-        Raises:
-            FeatureFileError: their settings differ, or one has classes of another data set.
-        """
+        """Join the rows of several files, called `names` in errors. FeatureFileError: their encoders or classes differ."""
         for part, name in zip(parts, names, strict=True):
             part.require_same_encoder(parts[0], name, names[0])
             if strangers := ", ".join(sorted(set(part.class_names) - set(class_order or part.class_names))[:5]):
@@ -213,15 +201,19 @@ class FeatureSet:
         present = {name for part in parts for name in part.class_names}
         class_names = [name for name in class_order or sorted(present) if name in present]
         labels = [torch.tensor([class_names.index(name) for name in part.class_names])[part.labels] for part in parts]
+        meta: dict[str, Any] = {key: value for key, value in parts[0].meta.items() if key in SHARED}
+        counts = [Counter(part.meta.get("counts")) for part in parts]
+        if all(counts):
+            meta["counts"] = {key: sum(count[key] for count in counts) for key in chain(*counts)}
+        splits, groups = ([getattr(part, name) for part in parts] for name in ("splits", "groups"))
         return cls(
             torch.cat([part.features for part in parts]),
             torch.cat(labels),
             class_names,
             [clip_id for part in parts for clip_id in part.clip_ids],
-            None,
-            _chained([part.splits for part in parts]),
-            _chained([part.groups for part in parts]),
-            _joined_provenance(parts),
+            splits=None if None in splits else list(chain(*splits)),
+            groups=None if None in groups else list(chain(*groups)),
+            meta=read_provenance(meta),
         )
 
     def require_same_encoder(self, other: FeatureSet, name: str, other_name: str) -> None:
@@ -237,10 +229,8 @@ class FeatureSet:
         """The FeatureSet with the same classes in another order."""
         if list(class_names) == self.class_names:
             return self
-        places = [self.class_names.index(name) for name in class_names]
-        new = torch.empty(len(places), dtype=torch.int64)
-        new[places] = torch.arange(len(places))
-        labels = self.labels[:, places] if self.is_multilabel else new[self.labels]
+        places = torch.tensor([self.class_names.index(name) for name in class_names])
+        labels = self.labels[:, places] if self.is_multilabel else places.argsort()[self.labels]
         return replace(self, labels=labels, class_names=list(class_names))
 
     def subset(self, rows: Array) -> FeatureSet:
@@ -309,11 +299,8 @@ class FeatureSet:
     def load(cls, path: str | Path) -> FeatureSet:
         """Read and check a file written by `save`, a folder of parts, embeddings in another format
         (`common.feature_formats.read_embeddings`), or a file of the original project's: ``features`` and ``labels``, or
-        ``features`` and ``keys``, whose classes are named by number, and whose clips by key or row.
-
-        Raises:
-            FeatureFileError: the file is missing, damaged or not a feature file, or its parts do not match.
-        """
+        ``features`` and ``keys``, whose classes are named by number, and whose clips by key or row. FeatureFileError: it is
+        missing, damaged or not a feature file."""
         path = _file_or_folder(Path(path))
         if path.is_dir():
             from common.parts import load_folder
@@ -365,20 +352,6 @@ def _file_or_folder(path: Path) -> Path:
     return folder if path.suffix == ".pt" and not path.exists() and any(folder.glob("part-*.parquet")) else path
 
 
-def _chained(lists: Sequence[Sequence[str] | None]) -> list[str] | None:
-    present = [values for values in lists if values is not None]
-    return [value for values in present for value in values] if len(present) == len(lists) else None
-
-
-def _joined_provenance(parts: Sequence[FeatureSet]) -> Provenance:
-    """How the embeddings were computed, and the sums of the clip counts if every file has them."""
-    meta: dict[str, Any] = {key: value for key, value in parts[0].meta.items() if key in SHARED}
-    counts = [cast("dict[str, int]", part.meta["counts"]) for part in parts if "counts" in part.meta]
-    if len(counts) == len(parts):
-        meta["counts"] = {key: sum(count.get(key, 0) for count in counts) for count in counts for key in count}
-    return read_provenance(meta)
-
-
 def _choose_outputs(
     outputs: Sequence[tuple[str, str]], default: tuple[str, str], layers: str | None, pools: str | None
 ) -> list[tuple[str, str]]:
@@ -404,18 +377,16 @@ def _choose_outputs(
 
 
 def _whole_numbers(values: Any) -> torch.Tensor:
+    """(N,) int64; or label sets, (N, C) bool."""
     try:
         numbers = torch.as_tensor(values)
     except (TypeError, RuntimeError) as error:
         raise ValueError("not numbers") from error
+    if numbers.ndim == 2 and numbers.dtype == torch.bool:
+        return numbers
     if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex():
         raise ValueError("not a 1-D tensor of integers")
     return numbers.to(torch.int64)
-
-
-def _labels(values: Any) -> torch.Tensor:
-    is_sets = isinstance(values, torch.Tensor) and values.ndim == 2 and values.dtype == torch.bool
-    return values if is_sets else _whole_numbers(values)
 
 
 def _without_repetition(names: list[str]) -> list[str]:
@@ -433,15 +404,13 @@ class _Content(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
 
     features: torch.Tensor
-    labels: Annotated[torch.Tensor, BeforeValidator(_labels)] | None = Field(
-        None, validation_alias=AliasChoices("labels", "label")
-    )
+    labels: WholeNumbers | None = Field(None, validation_alias=AliasChoices("labels", "label"))
     class_names: Names | None = None
     clip_ids: Names | None = Field(None, validation_alias=AliasChoices("clip_ids", "keys"))
     folds: WholeNumbers | None = None
     splits: list[Annotated[Literal["train", "valid", "test", "None"], Text]] | None = None
     groups: list[Annotated[str, Text]] | None = None
-    meta: Annotated[Any, AfterValidator(lambda meta: read_provenance(meta or {}))] = None
+    meta: Provenance = Field(default_factory=Provenance)
 
     def as_features(self) -> FeatureSet:
         """The FeatureSet; ValueError says which entries do not fit together."""
@@ -470,6 +439,4 @@ class _Content(BaseModel):
         elif len(class_names) <= int(labels.max()):
             raise ValueError(f"label {int(labels.max())} but only {len(class_names)} class names")
         features, clip_ids = self.features.detach().float(), self.clip_ids or [f"row {row}" for row in range(count)]
-        return FeatureSet(
-            features, labels, class_names, clip_ids, self.folds, self.splits, self.groups, self.meta or Provenance()
-        )
+        return FeatureSet(features, labels, class_names, clip_ids, self.folds, self.splits, self.groups, self.meta)

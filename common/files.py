@@ -174,15 +174,12 @@ def _interned(content: Any) -> Any:
 
 
 def load_torch(path: Path, mmap: bool = False, checks: bool = True) -> Any:
-    """``torch.load`` with ``weights_only=True`` on the CPU; its many exceptions are mapped to the three below.
-
-    Args:
-        mmap: memory-map the file if its format allows, so that a large file's unused tensors are never read.
-        checks: compare the checksums inside a zip, which torch does not look at.
+    """``torch.load`` with ``weights_only=True`` on the CPU, memory-mapped with `mmap` if the format allows, so that a large
+    file's unused tensors are never read; its many exceptions are mapped to the three below.
 
     Raises:
         UnsafeFileError: the file holds more than tensors and plain containers.
-        DamagedFileError: it cannot be parsed.
+        DamagedFileError: it cannot be parsed, or (with `checks`) a checksum in the zip is wrong, which torch does not look at.
         OSError: it cannot be opened.
     """
     import torch

@@ -78,11 +78,7 @@ class Share:
 
     @classmethod
     def parse(cls, text: str | None, environment: Mapping[str, str] = os.environ) -> Share:
-        """From ``"i/n"``, i from 1; else from torchrun, a Slurm array or a Kubernetes indexed job; else everything.
-
-        Raises:
-            ConfigError: not i/n with 1 <= i <= n.
-        """
+        """From ``"i/n"``, i from 1; else from torchrun, a Slurm array or a Kubernetes indexed job; else everything."""
         if text is not None:
             match = re.fullmatch(r"(\d+)/(\d+)", text)
             if not match or not 1 <= int(match[1]) <= int(match[2]):
@@ -91,20 +87,15 @@ class Share:
         if {"RANK", "WORLD_SIZE"} <= environment.keys():
             return cls(int(environment["RANK"]), int(environment["WORLD_SIZE"]), "torchrun")
         if "SLURM_ARRAY_TASK_ID" in environment:
-            return cls._of_slurm(environment)
+            task, step = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 1)) for name in ("ID", "STEP"))
+            # A container may be handed the id alone.
+            first, last, n = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 0)) for name in ("MIN", "MAX", "COUNT"))
+            if (last - first) // step + 1 != n or (task - first) % step:  # as --array=1,3,7, whose ids are no ranks
+                return cls(task, 0, "a Slurm array with gaps")
+            return cls((task - first) // step, n, "a Slurm array")
         if "JOB_COMPLETION_INDEX" in environment:
             return cls(int(environment["JOB_COMPLETION_INDEX"]), 0, "a Kubernetes indexed job")
         return cls()
-
-    @classmethod
-    def _of_slurm(cls, environment: Mapping[str, str]) -> Share:
-        """Of an array; one with gaps, such as ``--array=1,3,7``, has ids that are no ranks."""
-        task, step = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 1)) for name in ("ID", "STEP"))
-        # A container may be handed the id alone.
-        first, last, count = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", 0)) for name in ("MIN", "MAX", "COUNT"))
-        if (last - first) // step + 1 != count or (task - first) % step:
-            return cls(task, 0, "a Slurm array with gaps")
-        return cls((task - first) // step, count, "a Slurm array")
 
     def divided(self, count: int) -> list[Share]:
         """This share as the shares of so many processes."""
@@ -139,8 +130,7 @@ class Launch:
         if arguments.json and not arguments.status:
             raise ConfigError("--json is for --status")
         status = ("json" if arguments.json else "text") if arguments.status else None
-        share = Share() if arguments.ray else Share.parse(arguments.shard)
-        return cls(share, arguments.ray, status)
+        return cls(Share() if arguments.ray else Share.parse(arguments.shard), arguments.ray, status)
 
 
 def add_launch(parser: argparse.ArgumentParser) -> None:
@@ -165,43 +155,56 @@ class Arguments(Generic[Config]):
 
 
 def parse_extract_flags(task: Task | Variants, argv: Sequence[str] | None) -> Arguments[ExtractConfig]:
-    variants = _as_variants(task)
-    parser = _new_parser("Extract embeddings", variants)
-    add_settings(parser, ExtractConfig, variants.first, ExtractConfig.model_fields)
-    add_shared(parser)
-    add_launch(parser)
-    return _parsed(parser, variants, ExtractConfig, argv)
+    return _parse(task, "Extract embeddings", argv, ExtractConfig, ExtractConfig.model_fields)
 
 
 def parse_classify_flags(
     task: Task | Variants, what: str, argv: Sequence[str] | None, only: Collection[str] | None = None
 ) -> Arguments[FitConfig]:
     """Parse the flags of a script that reads features: `what` it does, for --help, and `only` these settings; None: all."""
-    variants = _as_variants(task)
-    parser = _new_parser(what, variants)
-    for flag in variants.first.flags:
+    return _parse(task, what, argv, FitConfig, FitConfig.model_fields if only is None else only)
+
+
+def _parse(
+    task: Task | Variants, what: str, argv: Sequence[str] | None, kind: type[Config], keys: Collection[str]
+) -> Arguments[Config]:
+    variants = Variants({}, {(): task}) if isinstance(task, Task) else task
+    first, titles = variants.first, "; or of ".join(variant.title for variant in variants.tasks.values())
+    parser = Parser(f"{what} of {titles}.")
+    for place, (flag, text) in enumerate(variants.flags.items()):
+        names: list[str] = list(dict.fromkeys(choices[place] for choices in variants.tasks))
+        default = f"{text} (default: {names[0]})"
+        parser.add_argument(flag, dest=flag, choices=[*names, "both"], default=names[0], help=default)
+    if kind is FitConfig:
+        _add_flags_of(first, parser)
+    add_settings(parser, kind, first, keys)
+    add_shared(parser)
+    if kind is ExtractConfig:
+        add_launch(parser)
+    parsed = parser.parse_args(argv)
+    arguments = vars(parsed)
+    flags = {key: arguments[key] for key in keys if arguments[key] is not None}
+    config = load_config(kind, first.config_file, parsed.config, flags)
+    wanted = {flag: arguments[flag] for flag in variants.flags}
+    tasks = [
+        variant
+        for values, variant in variants.tasks.items()
+        if all(choice in (value, "both") for choice, value in zip(wanted.values(), values, strict=True))
+    ]
+    if len(tasks) > 1:
+        _refuse_one_place_for_several(config, tasks, next(flag for flag in wanted if wanted[flag] == "both"))
+    options = {flag.key: arguments.get(flag.key, flag.default) for flag in first.flags}
+    launch = Launch.of(parsed) if kind is ExtractConfig else Launch()
+    return Arguments(tasks, config, options, parsed.overwrite, launch)
+
+
+def _add_flags_of(task: Task, parser: argparse.ArgumentParser) -> None:
+    for flag in task.flags:
         if flag.choices:
             text = f"{flag.help} (default: {flag.default})"
             parser.add_argument(flag.name, choices=flag.choices, default=flag.default, help=text)
         else:
             parser.add_argument(flag.name, action="store_true", help=flag.help)
-    add_settings(parser, FitConfig, variants.first, FitConfig.model_fields if only is None else only)
-    add_shared(parser)
-    return _parsed(parser, variants, FitConfig, argv)
-
-
-def _as_variants(task: Task | Variants) -> Variants:
-    return Variants({}, {(): task}) if isinstance(task, Task) else task
-
-
-def _new_parser(what: str, variants: Variants) -> Parser:
-    titles = "; or of ".join(variant.title for variant in variants.tasks.values())
-    parser = Parser(f"{what} of {titles}.")
-    for place, (flag, text) in enumerate(variants.flags.items()):
-        values = list(dict.fromkeys(values[place] for values in variants.tasks))
-        default = f"{text} (default: {values[0]})"
-        parser.add_argument(flag, dest=f"variant{place}", choices=[*values, "both"], default=values[0], help=default)
-    return parser
 
 
 def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task | None, keys: Collection[str]) -> None:
@@ -235,27 +238,6 @@ def add_shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that were made with different settings")
 
 
-def _parsed(
-    parser: argparse.ArgumentParser, variants: Variants, kind: type[Config], argv: Sequence[str] | None
-) -> Arguments[Config]:
-    parsed = parser.parse_args(argv)
-    launch = Launch.of(parsed) if "ray" in parsed else Launch()
-    arguments = vars(parsed)
-    flags = {key: arguments[key] for key in kind.model_fields if arguments.get(key) is not None}
-    config = load_config(kind, variants.first.config_file, arguments["config"], flags)
-    options = {flag.key: arguments.get(flag.key, flag.default) for flag in variants.first.flags}
-    wanted = [arguments[f"variant{place}"] for place in range(len(variants.flags))]
-    tasks = [
-        task
-        for values, task in variants.tasks.items()
-        if all(choice in (value, "both") for choice, value in zip(wanted, values, strict=True))
-    ]
-    if len(tasks) > 1:
-        both = next(flag for flag, choice in zip(variants.flags, wanted, strict=True) if choice == "both")
-        _refuse_one_place_for_several(config, tasks, both)
-    return Arguments(tasks, config, options, arguments["overwrite"], launch)
-
-
 def _refuse_one_place_for_several(config: ExtractConfig | FitConfig, tasks: Sequence[Task], flag: str) -> None:
     has_several_folders = len({task.data_folder for task in tasks}) > 1
     for key in ("features", "output_dir", *["data_root"] * has_several_folders):
@@ -272,9 +254,11 @@ def run(main: Callable[[], None]) -> None:
         number = getattr(signal, name, None)
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
-    _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):  # escape characters that the terminal cannot encode
-        if isinstance(stream, io.TextIOWrapper):
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:  # closed (`2>&-`): else the next file that is opened gets its number, and what is printed
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open to the end
+        elif isinstance(stream, io.TextIOWrapper):  # escape characters that the terminal cannot encode
             stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
@@ -294,14 +278,6 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         _end(f"error: {place}{error.strerror or error}", 2)
-
-
-def _open_closed_streams() -> None:
-    """Lead streams that the caller has closed (`2>&-`) nowhere: else the next file that is opened gets the stream's number,
-    and what is printed."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open to the end
 
 
 def _end(text: str, status: int) -> None:

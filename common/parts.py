@@ -4,8 +4,7 @@ them as a FeatureSet.
 A row per embedded clip: ``clip_id``, ``class_name``, ``split``, ``fold``, ``group``, ``samples`` (the waveform's length),
 ``audio_checksum`` (of its file) and ``embedding``, a list of fixed size. pandas, DuckDB, Polars and `datasets` read them.
 
-Up to a million rows of a folder are read into memory, as those of a file are; of more, the embeddings are memory-mapped
-from one flat file, which is built beside the parts once.
+Of a folder with more than a million rows, the embeddings are memory-mapped from one flat file, built beside the parts once.
 """
 
 from __future__ import annotations
@@ -97,9 +96,7 @@ class Part:
 def make_part(info: PartInfo, per_clip: Mapping[str, Sequence[object] | Array], embeddings: Array) -> Part:
     """A part from the columns of PER_CLIP and (K, D) float32 embeddings."""
     arrays = [pa.array(per_clip[name], kind) for name, kind in PER_CLIP.items()]
-    width = embeddings.shape[1]
-    values = pa.array(np.ascontiguousarray(embeddings, np.float32).ravel(), pa.float32())
-    lists = pa.FixedSizeListArray.from_arrays(values, width)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embeddings.shape[1])
     schema = pa.schema([*PER_CLIP.items(), pa.field("embedding", lists.type, nullable=False)])
     return Part(info, pa.Table.from_arrays([*arrays, lists], schema=schema))
 
@@ -107,12 +104,9 @@ def make_part(info: PartInfo, per_clip: Mapping[str, Sequence[object] | Array], 
 def write_part(folder: Path, part: Part) -> None:
     """Write a part atomically; equal parts give equal bytes."""
     text = part.info.model_dump_json()
-    metadata = {METADATA: text, CHECKSUMS: f"{_checksum(text)} {part.checksum}"}
+    table = part.table.replace_schema_metadata({METADATA: text, CHECKSUMS: f"{_checksum(text)} {part.checksum}"})
     buffer = io.BytesIO()
-    # Floats do not get smaller.
-    pq.write_table(
-        part.table.replace_schema_metadata(metadata), buffer, compression="none", use_dictionary=list(LABELS)
-    )
+    pq.write_table(table, buffer, compression="none", use_dictionary=list(LABELS))  # floats do not get smaller
     write_atomically(folder / file_name(part.info.place), buffer.getvalue())
 
 
@@ -123,12 +117,8 @@ def read_info(path: Path) -> PartInfo:
 
 
 def read_part(path: Path) -> Part:
-    """Read a part and compare its checksums.
-
-    Raises:
-        DamagedFileError: it is damaged, or not a part; the message names it.
-        OSError: it cannot be opened.
-    """
+    """Read a part and compare its checksums. DamagedFileError, naming it: it is damaged, or not a part; OSError: it cannot be
+    opened."""
     with _reading(path):
         table = pq.read_table(path, partitioning=None)
         part = Part(_info(table.schema, path), table)
@@ -198,11 +188,7 @@ class Names(Sequence[Any]):
 
 
 def load_folder(folder: Path) -> FeatureSet:
-    """Open a folder of parts.
-
-    Raises:
-        FeatureFileError: it holds none, some are missing, one is damaged, or they are of different settings.
-    """
+    """Open a folder of parts. FeatureFileError: it holds none, some are missing, one is damaged, or their settings differ."""
     paths = list(part_files(folder).values())
     if not paths:
         raise FeatureFileError(f"{folder} is a folder without parts of an extraction, not a feature file")
@@ -217,20 +203,14 @@ def load_folder(folder: Path) -> FeatureSet:
     except (DamagedFileError, pa.ArrowException) as error:
         raise FeatureFileError(f"{error}; the same extraction again makes what is missing") from error
     labels, class_names = _labels(table["class_name"], infos[0])
-    folds = table["fold"].to_numpy() if table["fold"].null_count < len(table) else None
+    has_folds = table["fold"].null_count < len(table)
+    folds = torch.from_numpy(table["fold"].to_numpy().astype(np.int64)) if has_folds else None
     clip_ids, splits, groups = (_names(table[name]) for name in ("clip_id", "split", "group"))
     provenance = read_provenance(_provenance(infos, table))
     del table
     pa.default_memory_pool().release_unused()  # what thousands of small buffers left between those that are kept
     return FeatureSet(
-        features,
-        torch.from_numpy(labels),
-        class_names,
-        clip_ids or [],
-        None if folds is None else torch.from_numpy(folds.astype(np.int64)),
-        splits,
-        groups,
-        provenance,
+        features, torch.from_numpy(labels), class_names, clip_ids or [], folds, splits, groups, provenance
     )
 
 
@@ -241,15 +221,16 @@ def checksum_of_parts(folder: Path) -> str:
 
 
 def _refuse_gaps_and_mixtures(infos: Sequence[PartInfo], folder: Path) -> None:
-    stops = [info.stop for info in infos]
-    for info, expected in zip(infos, [0, *stops[:-1]], strict=True):
+    expected = 0
+    for info in infos:
         if info.start != expected:
             raise DamagedFileError(f"{folder}: clips {expected:,} to {info.start:,} are in no part, or in two")
         if info.settings != infos[0].settings:
             name = file_name(info.place)
             raise FeatureFileError(f"{folder}: {name} was made with different settings; extract again with --overwrite")
-    if stops[-1] != infos[-1].clips:
-        raise DamagedFileError(f"{folder}: clips {stops[-1]:,} to {infos[-1].clips:,} are in no part yet")
+        expected = info.stop
+    if expected != infos[-1].clips:
+        raise DamagedFileError(f"{folder}: clips {expected:,} to {infos[-1].clips:,} are in no part yet")
 
 
 def _embeddings(folder: Path, paths: Sequence[Path], count: int) -> torch.Tensor:
@@ -304,15 +285,21 @@ def _names(column: pa.ChunkedArray) -> Sequence[str] | None:
     return column.to_pylist() if len(column) <= IN_MEMORY else Names(pa.chunked_array([column.combine_chunks()]))
 
 
-def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
+def totals(infos: Sequence[PartInfo]) -> tuple[Counts, list[tuple[str, str]]]:
+    """The numbers of clips of an extraction's parts, and of those that failed, the id and why."""
     failed, count = [failure for info in infos for failure in info.failed.values()], infos[-1].clips
-    padded, missing = sum(info.padded for info in infos), sum(info.missing for info in infos)
+    padded = sum(info.padded for info in infos)
     counts = Counts(clips=count, extracted=count - len(failed), failed=len(failed), padded=padded)
-    if missing:
+    if missing := sum(info.missing for info in infos):
         counts["missing"] = missing
+    return counts, failed
+
+
+def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
+    counts, failed = totals(infos)
     known = {**infos[0].settings, **infos[0].notes}
     del known["class_names"], known["is_multilabel"], known["part_size"]
     columns = (np.require(table[name].to_numpy(), requirements="W") for name in ("samples", "audio_checksum"))
     samples, checksums = map(torch.from_numpy, columns)
     per_clip = {"failed": failed, "samples": samples, "audio_checksums": checksums}
-    return {**known, "clips": count, "counts": counts, **per_clip}
+    return {**known, "clips": counts["clips"], "counts": counts, **per_clip}

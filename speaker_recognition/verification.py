@@ -22,13 +22,12 @@ from common.features import FeatureSet
 from common.files import OutputError, describe_difference, read_json, sha256_of, write_csv, write_json
 from common.heads import check_fittable
 from common.progress import progress_bar
-from common.text_table import as_text
+from common.text_table import as_text, percent, range_of
 
 MOST_TRIALS = 20_000  # of either kind
 P_TARGETS = (0.01, 0.05)
 RESAMPLES = 500  # of the speakers
 MIN_SPEAKERS = 10  # with fewer, the bootstrap is too narrow
-
 
 # Kind of embeddings -> equal_error_rate and min_dcf_<prior>; and their 95 % intervals, None with too few speakers.
 Scores = dict[str, dict[str, float]]
@@ -53,20 +52,21 @@ def verify(task: Task, subset: str, others: Task, config: FitConfig, overwrite: 
         "layer": config.use_layer,
         "pool": config.use_pool,
     }
-    if not overwrite and (folder / "verification.json").exists():
-        _refuse_other_results(folder / "verification.json", settings)
+    record_path = folder / "verification.json"
+    if not overwrite and record_path.exists():
+        _refuse_other_results(record_path, settings)
     pairs, same = make_trials(features, config.random_seed)
     embeddings = transformed(features.features.double().numpy(), statistics)
     similarities = {name: cosine(values, pairs) for name, values in embeddings.items()}
     speakers = features.labels.numpy()[pairs]
-    bar = progress_bar(iterable=similarities.items(), desc="intervals", unit="scoring", leave=False)
     counts = {
         "speakers": len(features.class_names),
         "same": int(same.sum()),
         "different": int((~same).sum()),
         "across_chapters": features.groups is not None,
     }
-    scores = {name: error_rates(same, similarity) for name, similarity in similarities.items()}
+    scores = {name: error_rates(same, values) for name, values in similarities.items()}
+    bar = progress_bar(iterable=similarities.items(), desc="intervals", unit="scoring", leave=False)
     intervals = {name: speaker_intervals(same, values, speakers, config.random_seed) for name, values in bar}
     record = {
         "settings": settings,
@@ -79,7 +79,7 @@ def verify(task: Task, subset: str, others: Task, config: FitConfig, overwrite: 
     ids = np.array(features.clip_ids, dtype=object)[pairs]
     trials = [(int(is_same), *pair) for is_same, pair in zip(same, ids, strict=True)]
     write_csv(folder / "trials.csv", [("same_speaker", "clip_a", "clip_b"), *trials])
-    write_json(folder / "verification.json", json.dumps(record))
+    write_json(record_path, json.dumps(record))
     title = f"{task.title}, {len(same):,} {'cross-chapter ' * counts['across_chapters']}trials"
     plot_det(same, similarities, title, folder / f"det.{config.figure_format}")
     print(f"\n{task.title}, statistics from {subset}")
@@ -107,12 +107,10 @@ def _print_scores(counts: Mapping[str, int], scores: Scores, intervals: Interval
         print("WARNING: chapters are unknown, so trials may be within a session; the rates may be too low.")
     table = [["cosine of embeddings", "EER %", "95 %", *(cell for p in P_TARGETS for cell in (f"minDCF({p})", "95 %"))]]
     for name, rates in scores.items():
-        cells = [name]
-        for metric, value in rates.items():
-            scale, digits = (100, 1) if metric == "equal_error_rate" else (1, 3)
-            ends = intervals[name][metric]
-            between = "-" if ends is None else " to ".join(f"{scale * end:.{digits}f}" for end in ends)
-            cells += [f"{scale * value:.{digits}f}", between]
+        (equal, equal_ends), *costs = zip(rates.values(), intervals[name].values(), strict=True)
+        cells = [name, percent(equal), range_of(equal_ends)]
+        for cost, ends in costs:
+            cells += [f"{cost:.3f}", "-" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"]
         table.append(cells)
     print(as_text(table))
     if speakers < MIN_SPEAKERS:
@@ -149,16 +147,10 @@ def make_trials(features: FeatureSet, seed: int) -> tuple[Array, Array]:
 
 
 def error_rates(same: Array, similarity: Array, weights: Array | None = None) -> dict[str, float]:
-    """How badly a threshold on the similarity divides trials.
+    """How badly a threshold on the similarity (N,) divides trials of one speaker, `same`, from others; `weights` count trials.
 
-    Args:
-        same: (N,) bool, whether a trial is of one speaker.
-        similarity: (N,), higher where the two sides are more alike.
-        weights: (N,), how often each trial counts; None: once.
-
-    Returns:
-        ``equal_error_rate``, where false acceptances and false rejections are equally frequent; ``min_dcf_<prior>``, the
-        least normalised detection cost over all thresholds (NIST): 1 is the cost of deciding without the scores.
+    ``equal_error_rate``: where false acceptances and false rejections are equally frequent; ``min_dcf_<prior>``: the least
+    normalised detection cost over all thresholds (NIST), 1 being the cost of deciding without the scores.
     """
     false_accept, true_accept, _ = roc_curve(same, similarity, sample_weight=weights, drop_intermediate=False)
     gap = (1 - true_accept) - false_accept  # falls from 1 to -1
@@ -176,14 +168,10 @@ def error_rates(same: Array, similarity: Array, weights: Array | None = None) ->
 def speaker_intervals(
     same: Array, similarity: Array, speakers: Array, seed: int
 ) -> dict[str, tuple[float, float] | None]:
-    """95 % intervals of the error rates by a bootstrap over speakers; None with fewer than MIN_SPEAKERS.
+    """95 % intervals of the error rates by a bootstrap over the `speakers` (N, 2) of trials; None with fewer than MIN_SPEAKERS.
 
     Bias-corrected percentiles (Efron 1987): the minimum cost over all thresholds is lower in resamples. A trial of one speaker
     counts as often as the speaker was drawn, a trial of two as often as the product.
-
-    Args:
-        same, similarity: (N,) of the trials.
-        speakers: (N, 2), as numbers.
     """
     rng, count = np.random.default_rng(seed), int(speakers.max()) + 1
     measured = error_rates(same, similarity)

@@ -51,11 +51,7 @@ class Claims:
             path.unlink(missing_ok=True)
 
     def take(self, name: str) -> bool:
-        """Claim what is called `name`; False if another process has, and lives.
-
-        Raises:
-            OutputError: that process works with different settings.
-        """
+        """Claim what is called `name`; False if another process has, and lives; OutputError if its settings differ."""
         path = self.folder / (name + SUFFIX)
         if path.exists():
             if not is_alive(path):
@@ -93,11 +89,12 @@ def alive_claims(folder: Path) -> list[Path]:
 def is_alive(path: Path) -> bool:
     """Whether the owner of a claim still renews it; at once False if it was a process of this machine that has ended."""
     owner = _owner(path)
-    if owner and owner.host == platform.node() and not _is_running(owner.process):
-        return False
     try:
+        if owner and owner.host == platform.node() and sys.platform != "win32":  # where signal 0 ends a process
+            with contextlib.suppress(PermissionError):  # of another user
+                os.kill(owner.process, 0)
         return _now(path.parent) - path.stat().st_mtime < STALE_S
-    except FileNotFoundError:
+    except (ProcessLookupError, FileNotFoundError):
         return False
 
 
@@ -107,17 +104,6 @@ def _owner(path: Path) -> _Owner | None:
         return _Owner.model_validate_json(path.read_bytes())
     except (OSError, ValueError):
         return None
-
-
-def _is_running(process: int) -> bool:
-    try:
-        if sys.platform != "win32":  # where signal 0 ends a process
-            os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):  # of another user; of a system with larger numbers
-        pass
-    return True
 
 
 def _now(folder: Path) -> float:

@@ -6,11 +6,11 @@ import copy
 import hashlib
 import itertools
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from common.datasets import LABEL_SEPARATOR, Clip, DatasetError
 from common.parts import NAMES
@@ -43,16 +43,9 @@ class ClipList:
     ) -> None:
         """Read the clips, which may come from a generator, into `columns`: a row per clip; several labels are joined.
 
-        Args:
-            root: the data root, to which clip ids are relative.
-            dataset: the task's name.
-            class_names: every class in its official order; None: alphabetical. Only classes that occur are kept.
-            is_multilabel: whether a clip may have several labels, or none.
-            origin: the data set of the hub and its revision, to be recorded.
-
-        Raises:
-            DatasetError: there are none, one is of a class that is not in `class_names`, two have the same id, or a label holds
-                what separates labels.
+        Clip ids are relative to `root`. `class_names`: every class in its official order; None: alphabetical. Only classes that
+        occur are kept. `origin`: the data set of the hub and its revision. DatasetError if there are no clips, a class is unknown,
+        an id occurs twice, or a label holds what separates labels.
         """
         self.root, self.dataset, self.is_multilabel, self.origin = root, dataset, is_multilabel, origin
         self.class_names = None if class_names is None else list(class_names)
@@ -63,11 +56,9 @@ class ClipList:
         self.columns = pa.Table.from_batches(batches, COLUMNS).unify_dictionaries().combine_chunks()
         if not len(self):
             raise DatasetError(f"no clips of {dataset} were found in {root}; give its folder with --data-root")
-        counts = self.columns.group_by(["path", "start_s", "end_s"]).aggregate([([], "count_all")])
-        if counts.num_rows < len(self):
-            twice = copy.copy(self)
-            twice.columns = counts.filter(pc.greater(counts["count_all"], 1))
-            raise DatasetError(f"{twice.ids()[0]} is listed twice by the data set under {root}; unpack it again")
+        if self.columns.group_by(["path", "start_s", "end_s"]).aggregate([]).num_rows < len(self):
+            twice = Counter(self.ids()).most_common(1)[0][0]
+            raise DatasetError(f"{twice} is listed twice by the data set under {root}; unpack it again")
 
     def _cells(self, clip: Clip, known: Collection[str]) -> dict[str, object]:
         for label in clip.labels:

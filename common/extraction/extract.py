@@ -15,10 +15,10 @@ from common.extraction.clip_list import ClipList
 from common.extraction.launchers import OnRay
 from common.extraction.runner import ThisProcess
 from common.extraction.work import Embedded, ExtractionError, ExtractionSettings, Failed, Work
-from common.features import FeatureFileError, FeatureSet
-from common.files import OutputError, exclusive, refuse_unwritable, remove_leftovers, write_csv
+from common.features import Counts, FeatureFileError, FeatureSet
+from common.files import OutputError, describe_difference, exclusive, refuse_unwritable, remove_leftovers, write_csv
 from common.flags import Share
-from common.parts import PartInfo, read_info, write_part
+from common.parts import read_info, totals, write_part
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,12 @@ class ExtractOptions:
 
 
 def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: ExtractOptions | None = None) -> bool:
-    """Embed every clip and save the FeatureSet as `output`.
+    """Embed every clip and save the FeatureSet as `output`, a ``.pt`` file or a folder of parts; clips that cannot be embedded
+    are listed in ``<output>.failed.csv``. Returns whether the output is finished; False: another process finishes it.
 
     After an interruption at any moment, even by ``kill -9``, the same call continues and gives the same file: to the
     last bit on one kind of CPU, to 1e-6 on a GPU, where rounding depends on which clips share a batch. Where there is a
     finished file of the same settings and audio, only the clips that failed are tried again.
-
-    Args:
-        clips: unreadable ones are listed in ``<output>.failed.csv``.
-        output: a ``.pt`` file, or a folder of parts.
-
-    Returns:
-        Whether the output is finished; False if another process finishes it.
 
     Raises:
         OutputError: another run is writing the same output; it was made with different settings or from other audio and may
@@ -69,7 +63,7 @@ def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: 
     slices = tuple(todo.cut(todo.lengths_s(clips, sizes), part_size, seconds))
     work = Work(clips, settings, slices, sizes, part_size, folder, joined, before)
     share = share if finished is None else Share()  # one process tries the few clips that failed
-    what, infos = str(output) if share.is_all else f"shard {share} of {output}", None
+    what, result = str(output) if share.is_all else f"shard {share} of {output}", None
     with exclusive(folder / f".lock-{share}".replace("/", "-of-"), what), _explained(work):
         todo.check_folder(work, options.overwrite)
         if finished is not None:
@@ -78,14 +72,14 @@ def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: 
         with Claims(folder, work.identity) as claims:
             is_last = not work.missing() and not alive_claims(folder)  # others may be at work, or have joined the parts
             if is_last and claims.take("join") and not work.is_written():
-                infos = _finish(work, output)
+                result = _finish(work, output)
     if joined:
         with contextlib.suppress(OSError):  # another process is there, or has already started
             folder.rmdir()
-    if infos is None:
+    if result is None:
         print(f"shard {share}: {n_embedded:,} clips done; another process writes {output}")
         return False
-    _report(output, work, infos, time.monotonic() - started)
+    _report(output, work, *result, time.monotonic() - started)
     return True
 
 
@@ -108,12 +102,12 @@ def _why_unusable(existing: FeatureSet, clips: ClipList, settings: ExtractionSet
     needed = {"failed", "counts", "device", "samples", "audio_checksums"}
     if not existing.meta.keys() >= needed:
         return "was not made by this project (no provenance in it)"
-    different = settings.difference_from_file(existing.meta)
-    if different:
+    decisive = {key: value for key, value in settings.provenance.items() if key not in (*todo.NOT_DECISIVE, "device")}
+    if different := describe_difference(existing.meta, decisive):
         return f"was made with different settings ({different})"
     failed = dict(existing.meta["failed"])
     path_of = {clip_id: path for clip_id, path in zip(clips.ids(), clips.paths(), strict=True) if clip_id not in failed}
-    if existing.clip_ids != list(path_of):
+    if existing.clip_ids != list(path_of):  # such as a subset that a user saved
         return "does not hold what its settings say"
     changed = changed_files(list(path_of.values()), existing.meta["audio_checksums"].tolist())
     return f"was made from other audio ({len(changed)} files have changed, such as {changed[0]})" if changed else ""
@@ -133,19 +127,17 @@ def _worth_another_try(finished: FeatureSet, settings: ExtractionSettings) -> bo
 def _split_into_parts(work: Work, features: FeatureSet) -> None:
     """Write the rows of a finished file as parts again, so that only the clips that failed are repeated."""
     columns = (features.features.numpy(), features.meta["samples"].tolist(), features.meta["audio_checksums"].tolist())
-    row_of, failed = {clip_id: row for row, clip_id in enumerate(features.clip_ids)}, dict(features.meta["failed"])
+    rows, failed = zip(*columns, strict=True), dict(features.meta["failed"])
     outcomes = {
-        row: Embedded(row, *(column[row_of[clip_id]] for column in columns))
-        if clip_id in row_of
-        else Failed(row, failed.get(clip_id, ""))
+        row: Failed(row, failed[clip_id]) if clip_id in failed else Embedded(row, *next(rows))
         for row, clip_id in enumerate(work.clips.ids())
     }
     for place in work.slices:
         write_part(work.folder, work.part(place, outcomes))
 
 
-def _finish(work: Work, output: Path) -> list[PartInfo]:
-    """Join the parts into the file, if it is one, and list the clips that failed; what the parts say is returned."""
+def _finish(work: Work, output: Path) -> tuple[Counts, list[tuple[str, str]]]:
+    """Join the parts into the file, if it is one, and list the clips that failed; returns the numbers of clips, and that list."""
     infos = [read_info(work.path(place)) for place in work.slices]
     for info in infos:
         if info.settings != work.part_settings or info.listing != work.clips.of(info.place).fingerprint():
@@ -155,18 +147,18 @@ def _finish(work: Work, output: Path) -> list[PartInfo]:
             )
     for path in (output, failures_file(output)):
         remove_leftovers(path)
-    failed = [failure for info in infos for failure in info.failed.values()]
+    counts, failed = totals(infos)
     if failed:
         write_csv(failures_file(output), [("clip_id", "reason"), *failed])
     else:
         failures_file(output).unlink(missing_ok=True)
     if work.output is not None:
-        if len(failed) < len(work.clips):
+        if counts["extracted"]:
             features = FeatureSet.load(work.folder)
             features.meta["clip_list"] = work.settings.provenance["clip_list"]
             features.save(work.output)
         remove_parts(work.folder)
-    return infos
+    return counts, failed
 
 
 def failures_file(output: Path) -> Path:
@@ -208,19 +200,18 @@ def _explained(work: Work) -> Iterator[None]:
         raise OutputError(f"cannot write {error.filename or work.folder}: {error.strerror}; {kept}") from error
 
 
-def _report(output: Path, work: Work, infos: Sequence[PartInfo], seconds: float) -> None:
+def _report(output: Path, work: Work, counts: Counts, failures: Sequence[tuple[str, str]], seconds: float) -> None:
     """Print what was done; ExtractionError if every clip failed."""
-    count, failed = len(work.clips), [why for info in infos for _, why in info.failed.values()]
-    if len(failed) == count:
+    count, padded, missing, listed = counts["clips"], counts["padded"], counts.get("missing", 0), failures_file(output)
+    if not counts["extracted"]:
         raise ExtractionError(
-            f"all {count:,} clips failed, so nothing was saved; the first: {failed[0]} (all reasons: {failures_file(output)})"
+            f"all {count:,} clips failed, so nothing was saved; the first: {failures[0][1]} (all reasons: {listed})"
         )
-    missing, padded = sum(info.missing for info in infos), sum(info.padded for info in infos)
-    lost = f", {len(failed) - missing:,} failed" if len(failed) > missing else ""
-    lost += f", {missing:,} missing" if missing else ""
-    lost += f" (listed in {failures_file(output)})" if failed else ""
+    failed = counts["failed"] - missing
+    lost = f", {failed:,} failed" * bool(failed) + f", {missing:,} missing" * bool(missing)
+    lost += f" (listed in {listed})" * bool(failures)
     if padded:
         least = work.settings.provenance["min_samples"]
         minimum = f"{least:,} samples, {least / work.settings.provenance['sample_rate']:.2f} s"
         print(f"{padded:,} clips were shorter than the encoder's minimum and were padded to it ({minimum})")
-    print(f"{count - len(failed):,} of {count:,} clips{lost}, {seconds:.1f} s -> {output}")
+    print(f"{counts['extracted']:,} of {count:,} clips{lost}, {seconds:.1f} s -> {output}")

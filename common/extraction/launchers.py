@@ -14,7 +14,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -70,10 +70,9 @@ class OnRay:
 
     def settings(self, clips: ClipList) -> ExtractionSettings:
         try:
-            settings: ExtractionSettings = self.ray.get(self.actors[0].settings.remote(clips))
+            return cast(ExtractionSettings, self.ray.get(self.actors[0].settings.remote(clips)))
         except self.ray.exceptions.RayError as error:  # also what stopped it from loading the encoder
             raise ExtractionError(f"an actor of Ray: {_last_line(error)}") from error
-        return settings
 
     def make(self, work: Work, share: Share) -> int:
         shared, idle, shares, n_embedded = self.ray.put(work), list(self.actors), share.divided(len(self.actors)), 0
@@ -108,25 +107,19 @@ class _Actor(ThisProcess):
 @contextlib.contextmanager
 def on_ray(load: Load, address: str, device: str) -> Iterator[OnRay]:
     """Actors for the block, each with an encoder: one for every GPU of a Ray cluster, or one for every machine's CPUs if it
-    has none or `device` is ``"cpu"``. The address ``"local"`` starts a cluster here.
-
-    Raises:
-        ExtractionError: Ray is not installed, does not answer, or has no GPU.
-    """
+    has none or `device` is ``"cpu"``. The address ``"local"`` starts a cluster here. ExtractionError: Ray is not installed, does
+    not answer, or has no GPU."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
         raise ExtractionError("--ray needs Ray, which is not installed: pip install ray==2.60.0") from error
     _refuse_silence(address)
-    environment = {
-        "PYTHONPATH": os.pathsep.join([str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")]),
-        "TQDM_DISABLE": "1",  # this process has the bar
-    }
+    path = os.pathsep.join([str(PROJECT_ROOT), os.environ.get("PYTHONPATH", "")])
     try:
         ray.init(
             address=address,
-            runtime_env={"env_vars": environment},
+            runtime_env={"env_vars": {"PYTHONPATH": path, "TQDM_DISABLE": "1"}},  # this process has the bar
             include_dashboard=False if address == "local" else None,
             logging_level=logging.ERROR,
         )

@@ -8,9 +8,9 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from common.datasets.audio import AudioError, audio_checksum, changed_files, rea
 from common.encoder import Encoder, Output, PluginError
 from common.extraction.claims import Claims
 from common.extraction.clip_list import ClipList
-from common.extraction.work import MISSING, Embedded, ExtractionSettings, Failed, Work
+from common.extraction.work import MISSING, Embedded, ExtractionSettings, Failed, Outcome, Work
 from common.flags import Share
 from common.parts import file_name, read_or_remove, read_part, write_part
 from common.progress import progress_bar
@@ -70,20 +70,20 @@ class ThisProcess:
         check = f"check-{share}".replace("/", "-of-")
         with Claims(work.folder, work.identity) as claims:
             claims.take(check)  # until they are looked at, nobody joins the parts
-            again = list(_to_mend(work, assigned))
-            to_mend = sum(len(part.rows_left) for part in again)
+            again = dict(_to_mend(work, assigned))
+            to_mend = sum(len(place) - len(kept) for place, kept in again.items())
             if done := work.n_done() - to_mend:
                 print(f"continuing: {done:,} of {n_clips:,} clips were done before")
             left = sum(map(len, set(work.missing()) & set(assigned))) + to_mend
             total, desc = (n_clips, "embedding") if share.is_all else (left, f"shard {share}")
             with progress_bar(total=total, initial=total - left, unit="clip", desc=desc) as bar:
                 making = _Making(work, self, claims, bar)
-                making.run(iter(again))
+                making.run(again.items())
                 claims.release(check)
                 making.run_until_all_are_there(share.order(work.slices))
         return making.n_embedded
 
-    def embed(self, clips: Iterator[tuple[int, Clip]], is_several: bool) -> Iterator[Embedded | Failed]:
+    def embed(self, clips: Iterator[tuple[int, Clip]], is_several: bool) -> Iterator[Outcome]:
         """Rows and clips, embedded: on a CPU each on one core, but for a single one, which all cores share."""
         encoder, is_gpu = self.encoder, self.encoder.device.type == "cuda"
         ahead_s, most = (CALL_S, 1 << 16) if is_gpu else (AHEAD_S, 1 + 2 * self.threads.decode)
@@ -98,37 +98,22 @@ class ThisProcess:
             threads.shutdown(cancel_futures=True)
 
 
-@dataclass
-class PartInWork:
-    """A part that is being made: its clips, and what became of those that are done, by their rows in the list."""
-
-    place: range
-    clips: list[Clip]
-    outcomes: dict[int, Embedded | Failed] = field(default_factory=dict)
-
-    @property
-    def rows_left(self) -> list[int]:
-        return [row for row in self.place if row not in self.outcomes]
-
-
-def _to_mend(work: Work, places: Sequence[range]) -> Iterator[PartInWork]:
-    """The existing parts with clips that failed or whose audio has changed, with their other rows."""
+def _to_mend(work: Work, places: Sequence[range]) -> Iterator[tuple[range, dict[int, Outcome]]]:
+    """The existing parts with clips that failed or whose audio has changed, and their other rows."""
     existing = [place for place in places if work.path(place).exists()]
     changed: set[Path] = set()
     for place in progress_bar(iterable=existing, desc="comparing audio files", unit="part", delay=1, leave=False):
         part = read_or_remove(work.path(place), read_part)
         if part is None:
             continue
-        in_work = PartInWork(place, work.clips.of(place).rows())
-        paths = [in_work.clips[row - place.start].path for row in part.rows]
+        paths = dict(zip(place, work.clips.of(place).paths(), strict=True))
         samples, checksums = (part.table[name].to_pylist() for name in ("samples", "audio_checksum"))
-        different = set(changed_files(paths, checksums))
+        different = set(changed_files([paths[row] for row in part.rows], checksums))
         changed |= different
-        for path, *columns in zip(paths, part.rows, part.embeddings, samples, checksums, strict=True):
-            if path not in different:
-                in_work.outcomes[columns[0]] = Embedded(*columns)
-        if in_work.rows_left:
-            yield in_work
+        columns = zip(part.rows, part.embeddings, samples, checksums, strict=True)
+        kept: dict[int, Outcome] = {row: Embedded(row, *rest) for row, *rest in columns if paths[row] not in different}
+        if len(kept) < len(place):
+            yield place, kept
     if changed:
         print(f"{len(changed)} audio files have changed since the last run; their clips are computed again")
 
@@ -155,32 +140,30 @@ class _Making:
             waits = True
             time.sleep(WAIT_S)
 
-    def _claimed(self, places: Sequence[range]) -> Iterator[PartInWork]:
+    def _claimed(self, places: Sequence[range]) -> Iterator[tuple[range, dict[int, Outcome]]]:
         """The parts that nobody has made or claimed, each claimed when it is asked for."""
         for place in places:
-            if self.work.is_made(place) or not self.claims.take(file_name(place)):
-                continue
-            if self.work.is_made(place):  # in the meantime
-                self.claims.release(file_name(place))
-            else:
-                yield PartInWork(place, self.work.clips.of(place).rows())
+            if not self.work.is_made(place) and self.claims.take(file_name(place)):
+                if self.work.is_made(place):  # in the meantime
+                    self.claims.release(file_name(place))
+                else:
+                    yield place, {}
 
-    def run(self, parts: Iterator[PartInWork]) -> int:
-        """Make the parts, and return their number."""
-        in_work: dict[int, PartInWork] = {}
-        count = 0
+    def run(self, parts: Iterable[tuple[range, dict[int, Outcome]]]) -> bool:
+        """Make the parts, of which some rows may be known; returns whether there were any."""
+        part_of: dict[int, tuple[range, dict[int, Outcome]]] = {}
+        before = self.n_embedded
 
         def clips() -> Iterator[tuple[int, Clip]]:
-            nonlocal count
-            for part in parts:
-                count += 1
-                rows = part.rows_left
-                in_work.update(dict.fromkeys(rows, part))
-                yield from ((row, part.clips[row - part.place.start]) for row in rows)
+            for place, outcomes in parts:
+                for row, clip in zip(place, self.work.clips.of(place).rows(), strict=True):
+                    if row not in outcomes:
+                        part_of[row] = place, outcomes
+                        yield row, clip
 
         for outcome in self.process.embed(clips(), is_several=len(self.work.clips) > 1):
-            part = in_work.pop(outcome.row)
-            part.outcomes[outcome.row] = outcome
+            place, outcomes = part_of.pop(outcome.row)
+            outcomes[outcome.row] = outcome
             self.n_embedded += 1
             if isinstance(outcome, Embedded):
                 self.audio_s += outcome.samples / self.process.encoder.sample_rate
@@ -189,10 +172,10 @@ class _Making:
             self.bar.update()
             if isinstance(outcome, Failed) and self.work.sizes[outcome.row] != MISSING:  # those were told of together
                 self.bar.write(f"failed: {outcome.why}", file=sys.stderr)
-            if len(part.outcomes) == len(part.place):
-                write_part(self.work.folder, self.work.part(part.place, part.outcomes))
-                self.claims.release(file_name(part.place))
-        return count
+            if len(outcomes) == len(place):
+                write_part(self.work.folder, self.work.part(place, outcomes))
+                self.claims.release(file_name(place))
+        return self.n_embedded > before
 
 
 @dataclass(frozen=True)
@@ -238,9 +221,9 @@ def decode_ahead(
 
 def embed_on_cores(
     clips: Iterator[Decoded | Failed], encoder: Encoder, outputs: Sequence[Output], cores: int
-) -> Iterator[Embedded | Failed]:
+) -> Iterator[Outcome]:
     """Embed each clip on one thread, as many at a time as there are cores; in the order in which they are done."""
-    running: set[Future[list[Embedded | Failed]]] = set()
+    running: set[Future[list[Outcome]]] = set()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # of those that are started from here on
     with ThreadPoolExecutor(cores, "embed", torch.set_num_threads, (1,)) as pool:
@@ -263,7 +246,7 @@ def embed_on_cores(
 
 def embed_in_batches(
     clips: Iterator[Decoded | Failed], encoder: Encoder, outputs: Sequence[Output], call_s: float
-) -> Iterator[Embedded | Failed]:
+) -> Iterator[Outcome]:
     """Embed consecutive clips together, at least `call_s` seconds of audio in a call."""
     batch: list[Decoded | Failed] = []
     for clip in clips:
@@ -274,11 +257,9 @@ def embed_in_batches(
     yield from embed_batch(batch, encoder, outputs)
 
 
-def embed_batch(
-    batch: Sequence[Decoded | Failed], encoder: Encoder, outputs: Sequence[Output]
-) -> list[Embedded | Failed]:
+def embed_batch(batch: Sequence[Decoded | Failed], encoder: Encoder, outputs: Sequence[Output]) -> list[Outcome]:
     """Embed what could be decoded; if an encoder from outside fails, one clip at a time, with the error of each that fails."""
-    outcomes: list[Embedded | Failed] = [clip for clip in batch if isinstance(clip, Failed)]
+    outcomes: list[Outcome] = [clip for clip in batch if isinstance(clip, Failed)]
     readable = [clip for clip in batch if isinstance(clip, Decoded)]
     if not readable:
         return outcomes

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +70,9 @@ class Failed:
     why: str
 
 
+Outcome = Embedded | Failed
+
+
 @dataclass(frozen=True)
 class ExtractionSettings:
     """The part of a feature file's provenance that is known from the start, and the numbers per clip."""
@@ -112,11 +116,6 @@ class ExtractionSettings:
         if encoder.device.type == "cpu":
             provenance["versions"]["instructions"] = torch.backends.cpu.get_cpu_capability()
         return cls(provenance, sum(output.width for output in outputs))
-
-    def difference_from_file(self, meta: Provenance) -> str:
-        """How a finished file was made differently, in words; empty if it was not."""
-        decisive = {key: value for key, value in self.provenance.items() if key not in (*NOT_DECISIVE, "device")}
-        return describe_difference(meta, decisive)
 
     @cached_property
     def of_parts(self) -> dict[str, JsonValue]:
@@ -173,7 +172,7 @@ class Work:
         """Whether there is nothing left to do for a part."""
         return self.path(place).exists() or self.is_written()
 
-    def part(self, place: range, outcomes: Mapping[int, Embedded | Failed]) -> Part:
+    def part(self, place: range, outcomes: Mapping[int, Outcome]) -> Part:
         """The part of a slice, from what became of the clips in its rows of the list."""
         clips = self.clips.of(place)
         ids = dict(zip(place, clips.ids(), strict=True))
@@ -212,11 +211,8 @@ def parts_folder(output: Path, n_clips: int) -> Path:
 
 
 def cut(lengths: Array, most_clips: int, most_seconds: float) -> Iterator[range]:
-    """Cut clips of these lengths (N,) in seconds into parts.
-
-    First into slots of so many clips, then a slot with more audio than allowed into several parts. So a clip that changes
-    moves no borders but those of its slot.
-    """
+    """Cut clips of these lengths (N,) in seconds into slots of so many clips, and a slot with more audio than allowed into
+    several parts. So a clip that changes moves no borders but those of its slot."""
     most_seconds = max(most_seconds, float(lengths.sum()) / MOST_PARTS)
     for start in range(0, len(lengths), most_clips):
         stop, seconds = min(start + most_clips, len(lengths)), 0.0
@@ -282,12 +278,8 @@ def stamp(output: Path) -> int:
 
 
 def check_folder(work: Work, overwrite: bool) -> None:
-    """Look at the parts that exist: a damaged one is removed, to be made again; so are those of different settings or of a
-    different clip list, if `overwrite`.
-
-    Raises:
-        OutputError: there are some, and `overwrite` is False; or the folder holds other files.
-    """
+    """Remove damaged parts, to be made again, and with `overwrite` those of different settings or of a different clip list.
+    OutputError: some differ and `overwrite` is False, or the folder holds other files."""
     folder = work.folder
     if work.output is None and folder.is_dir():
         names = [path.name for path in folder.iterdir() if not re.match(r"\.|part-|embeddings-|.*\.claim$", path.name)]
@@ -317,56 +309,35 @@ def read_infos(folder: Path) -> dict[Path, PartInfo]:
     return {path: info for path in paths if (info := read_or_remove(path, read_info)) is not None}
 
 
-@dataclass(frozen=True)
-class Status:
-    output: str
-    is_finished: bool
-    clips: int | None = None  # None while no part is made
-    clips_done: int = 0
-    clips_failed: int = 0
-    parts_done: int = 0
-    parts_in_work: int = 0
-    parts_missing: int | None = None  # neither done nor in work, about
-    clips_per_s: float | None = None  # of late, of all processes together; None: too few parts
-    seconds_left: float | None = None
-
-    def __str__(self) -> str:
-        if self.clips is None:
-            state = "finished" if self.is_finished else f"no part is made; {self.parts_in_work} in work"
-            return f"{self.output}: {state}"
-        clips = f"{self.clips_done:,} of {self.clips:,} clips done, {self.clips_failed:,} failed"
-        parts = f"{self.parts_done:,} done, {self.parts_in_work} in work, {self.parts_missing:,} missing"
-        left = f"; {self.clips_per_s:.3g} clips/s, {self.seconds_left / 60:,.1f} min left" if self.seconds_left else ""
-        return f"{self.output}: {clips}; parts: {parts}{left}" + "; finished" * self.is_finished
-
-
-def read_status(output: Path) -> Status:
-    """How far an extraction is, told from its parts alone."""
+def read_status(output: Path) -> dict[str, Any]:
+    """How far an extraction is, told from its parts alone, as ``--status --json`` prints it; None: not known yet."""
+    status: dict[str, Any] = {"output": str(output), "is_finished": output.is_file(), "clips": None}
+    status |= dict.fromkeys(("clips_done", "clips_failed", "parts_done", "parts_in_work"), 0)
+    status |= dict.fromkeys(("parts_missing", "clips_per_s", "seconds_left"))
     if output.is_file():
-        return Status(str(output), is_finished=True)
+        return status
     to_join, to_stay = (parts_folder(output, n_clips) for n_clips in (0, MOST_JOINED + 1))
     folder = to_join if to_join.is_dir() else to_stay
-    in_work = sum(NAME.fullmatch(path.stem) is not None for path in alive_claims(folder))
+    status["parts_in_work"] = sum(NAME.fullmatch(path.stem) is not None for path in alive_claims(folder))
     infos: dict[Path, PartInfo] = {}
     for path in part_files(folder).values():
         with contextlib.suppress(DamagedFileError, FileNotFoundError):  # the next run tells, or another has joined them
             infos[path] = read_info(path)
-    if not infos:
-        return Status(str(output), is_finished=False, parts_in_work=in_work)
-    last, done = max(infos.values(), key=lambda info: info.stop), sum(len(info.place) for info in infos.values())
-    left, speed = last.clips - done, _speed(infos)
-    return Status(
-        str(output),
-        is_finished=not left and folder == to_stay,
-        clips=last.clips,
-        clips_done=done,
-        clips_failed=sum(len(info.failed) for info in infos.values()),
-        parts_done=len(infos),
-        parts_in_work=in_work,
-        parts_missing=max(0, -(-left // int(str(last.settings["part_size"]))) - in_work),
-        clips_per_s=speed,
-        seconds_left=None if speed is None else left / speed,
-    )
+    if infos:
+        last, done = max(infos.values(), key=lambda info: info.stop), sum(len(info.place) for info in infos.values())
+        left, speed = last.clips - done, _speed(infos)
+        status |= {
+            "is_finished": not left and folder == to_stay,
+            "clips": last.clips,
+            "clips_done": done,
+            "clips_failed": sum(len(info.failed) for info in infos.values()),
+            "parts_done": len(infos),
+            # Neither done nor in work, about.
+            "parts_missing": max(0, -(-left // int(str(last.settings["part_size"]))) - status["parts_in_work"]),
+            "clips_per_s": speed,  # of late, of all processes together; None: too few parts
+            "seconds_left": None if speed is None else left / speed,
+        }
+    return status
 
 
 def _speed(infos: dict[Path, PartInfo]) -> float | None:
