@@ -233,7 +233,13 @@ def _read_values(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"configuration {path} not found") from error
-    except (yaml.YAMLError, ValueError, OSError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+        OSError,
+    ) as error:  # AttributeError: !!timestamp x
         raise ConfigError(f"configuration {path} cannot be read: {' '.join(str(error).split())[:300]}") from error
     if values is None:
         return {}

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import ValidationError
 
 from common.arrays import Array
 from common.datasets import DatasetError
@@ -26,7 +27,8 @@ from common.datasets.labels import read_labels
 from common.datasets.rows import as_cell, parse_csv, read_text, separator_of
 from common.datasets.tables import SPLITS, composed, find_columns
 from common.encoder_name import EncoderKind
-from common.features import SEGMENT, FeatureFileError, FeatureSet, Provenance, read_provenance
+from common.errors import first_problem
+from common.features import SEGMENT, Content, FeatureFileError, FeatureSet, Provenance
 from common.files import ODD_LETTERS, write_atomically
 
 FORMATS = (".npz", ".npy", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
@@ -49,46 +51,40 @@ def read_embeddings(path: Path) -> FeatureSet:
         embeddings, columns, meta = _READERS[path.suffix](path)
         return _assemble(embeddings, columns, meta, path)
     except (DatasetError, ValueError, KeyError, OSError, EOFError, pa.ArrowException) as error:
-        raise FeatureFileError(f"{path} cannot be used as embeddings: {' '.join(str(error).split())[:300]}") from error
+        cause = first_problem(error) if isinstance(error, ValidationError) else " ".join(str(error).split())[:300]
+        raise FeatureFileError(f"{path} cannot be used as embeddings: {cause}") from error
 
 
 def _assemble(embeddings: Array, columns: Mapping[str, Sequence[Any]], meta: Any, path: Path) -> FeatureSet:
     """The FeatureSet; ValueError says what does not fit."""
-    if embeddings.ndim != 2 or not embeddings.size or embeddings.dtype.kind not in "fiu":
-        raise ValueError(
-            f"embeddings must be numbers of shape (clips, size), not {embeddings.dtype} {embeddings.shape}"
-        )
-    count = len(embeddings)
-    for name, values in columns.items():
-        if name != "class_names" and len(values) != count:
-            raise ValueError(f"there are {count} embeddings, but {len(values)} {name}")
     roles = find_columns([name for name in columns if name != "class_names"], {})
     cells = {role: [as_cell(value) for value in columns[name]] for role, name in roles.items() if role != "label"}
-    labels, class_names = _read_labels(
-        columns[roles["label"]] if "label" in roles else [], columns.get("class_names"), count
-    )
+    values = columns[roles["label"]] if "label" in roles else []
+    labels, class_names = _read_labels(values, columns.get("class_names"), len(embeddings))
+    divided: dict[str, Any] = {}
     for role in ("fold", "split", "group"):
-        if any(cells.get(role, ())) and not all(cells[role]):
-            raise ValueError(f"some clips have no {role}, but others have")
-    splits = [SPLITS.get(split.lower(), split) for split in cells.get("split", ())]
-    if strangers := set(splits) - {*SPLITS.values(), ""}:
-        raise ValueError(f"split must be train, valid or test, not {min(strangers)!r}")
-    ids = cells.get("path") or [f"row {row}" for row in range(count)]
+        if any(cells.get(role, ())):
+            divided[f"{role}s"] = cells[role]
+            if not all(cells[role]):
+                raise ValueError(f"some clips have no {role}, but others have")
+    ids = cells.get("path") or [f"row {row}" for row in range(len(embeddings))]
     if "start" in cells and not any(map(SEGMENT.search, ids)):
-        spans = zip(cells["start"], cells.get("end", [""] * count), strict=True)
+        spans = zip(cells["start"], cells.get("end", [""] * len(ids)), strict=True)
         ids = [f"{name}#{start or 'None'}-{end or 'None'}" for name, (start, end) in zip(ids, spans, strict=True)]
-    if len(set(ids)) < count:
-        raise ValueError(f"the clip {next(name for name in ids if ids.count(name) > 1)} is in it more than once")
-    return FeatureSet(
-        torch.from_numpy(np.array(embeddings, np.float32)),
-        labels,
-        class_names,
-        ids,
-        torch.tensor([int(fold) for fold in cells["fold"]]) if any(cells.get("fold", ())) else None,
-        splits if any(splits) else None,
-        [composed(group) for group in cells["group"]] if any(cells.get("group", ())) else None,
-        Provenance(kind=EncoderKind.ELSEWHERE.value, encoder=path.name) if meta is None else read_provenance(meta),
-    )
+    if "folds" in divided:
+        divided["folds"] = torch.tensor([int(fold) for fold in divided["folds"]])
+    if "splits" in divided:
+        divided["splits"] = [SPLITS.get(split.lower(), split) for split in divided["splits"]]
+    return Content.model_validate(
+        {
+            "features": torch.from_numpy(np.array(embeddings, np.float32)),
+            "labels": labels,
+            "class_names": class_names,
+            "clip_ids": ids,
+            "meta": meta or Provenance(kind=EncoderKind.ELSEWHERE.value, encoder=path.name),
+            **divided,
+        }
+    ).as_features()
 
 
 def _read_labels(values: Sequence[Any], names: Sequence[Any] | None, count: int) -> tuple[torch.Tensor, list[str]]:

@@ -316,7 +316,7 @@ class FeatureSet:
             if path.suffix in FORMATS:
                 return read_embeddings(path)
         try:
-            return _Content.model_validate(load_torch(path)).as_features()
+            return Content.model_validate(load_torch(path)).as_features()
         except UnsafeFileError as error:
             raise FeatureFileError(f"{path} holds Python objects that would run code when opened; refused") from error
         except ValueError as error:
@@ -400,7 +400,7 @@ Names = Annotated[list[str], AfterValidator(_without_repetition)]
 Text = BeforeValidator(lambda value: "None" if value is None else value)
 
 
-class _Content(BaseModel):
+class Content(BaseModel):
     model_config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
 
     features: torch.Tensor

@@ -91,14 +91,14 @@ def test_labels_may_be_numbers_or_several(labels: Array, expected: list[str], tm
     ("arrays", "message"),
     [
         ({"vectors": EMBEDDINGS}, r"it has no array called embeddings \(it has vectors\)"),
-        ({"embeddings": EMBEDDINGS[0]}, r"must be numbers of shape \(clips, size\), not float32 \(3,\)"),
-        ({"embeddings": EMBEDDINGS, "labels": LABELS[:5]}, "there are 6 embeddings, but 5 labels"),
+        ({"embeddings": EMBEDDINGS[0]}, "it has no 2-D floating-point tensor 'features'"),
+        ({"embeddings": EMBEDDINGS, "labels": LABELS[:5]}, "6 rows of features but 5 labels"),
         ({"embeddings": EMBEDDINGS, "labels": [*LABELS[:5], ""]}, "row 5 has no label, but others have"),
         (
             {"embeddings": EMBEDDINGS, "split": ["train"] * 5 + ["rest"]},
-            "split must be train, valid or test, not 'rest'",
+            "splits.5: Input should be 'train', 'valid', 'test' or 'None'",
         ),
-        ({"embeddings": EMBEDDINGS, "clip_ids": ["a"] * 6}, "the clip a is in it more than once"),
+        ({"embeddings": EMBEDDINGS, "clip_ids": ["a"] * 6}, "clip_ids: .*a is in it more than once"),
         ({"embeddings": np.array([[object()]])}, "cannot be used as embeddings"),
     ],
 )
