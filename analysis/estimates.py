@@ -165,5 +165,5 @@ def _how_to_spend_less(estimates: dict[str, Estimate], seeds: int, is_on_cpu: bo
         saved.append(f"without {task}: {time_range(total - estimates[task].hours)}")
     if fitting < total / 2 and is_on_cpu:
         saved.append("a GPU, or --shard of the extraction scripts on several machines")
-    most = f"Most of it: {step} ({steps[step] / total:.0%})."
+    most = f"Most of it: {step} ({steps[step] / (total or 1):.0%})."
     return f"{most}\nTo spend less: {'; '.join(saved)}." if saved else most

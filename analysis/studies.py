@@ -131,7 +131,7 @@ def find_study(name: str) -> Study:
     if loaded is not None:
         return _own_study(*loaded)
     place = absolute(Path(name))
-    if name and name not in STUDIES and (is_on_hub(place) or place.exists()):
+    if name and name not in STUDIES and (is_on_hub(place) or place.exists() or "{" in name):
         return _own_study(Source(place), place if place.is_dir() else place.parent)
     matching = [study for study in STUDIES.values() if name and study.name.startswith(name)]
     if not matching:

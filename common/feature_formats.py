@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
@@ -48,9 +49,9 @@ def read_embeddings(path: Path) -> FeatureSet:
         FeatureFileError: it cannot be read, has no embeddings, or its columns do not fit together.
     """
     try:
-        embeddings, columns, meta = _READERS[path.suffix](path)
+        embeddings, columns, meta = _READERS[path.suffix.lower()](path)
         return _assemble(embeddings, columns, meta, path)
-    except (DatasetError, ValueError, KeyError, OSError, EOFError, pa.ArrowException) as error:
+    except (DatasetError, ValueError, KeyError, OSError, EOFError, BadZipFile, pa.ArrowException) as error:
         cause = first_problem(error) if isinstance(error, ValidationError) else " ".join(str(error).split())[:300]
         raise FeatureFileError(f"{path} cannot be used as embeddings: {cause}") from error
 
@@ -58,6 +59,9 @@ def read_embeddings(path: Path) -> FeatureSet:
 def _assemble(embeddings: Array, columns: Mapping[str, Sequence[Any]], meta: Any, path: Path) -> FeatureSet:
     """The FeatureSet; ValueError says what does not fit."""
     roles = find_columns([name for name in columns if name != "class_names"], {})
+    unused = [name for name in columns if name not in (*roles.values(), "class_names")]
+    if unused:
+        print(f"columns that are not used: {', '.join(unused)}")
     cells = {role: [as_cell(value) for value in columns[name]] for role, name in roles.items() if role != "label"}
     values = columns[roles["label"]] if "label" in roles else []
     labels, class_names = _read_labels(values, columns.get("class_names"), len(embeddings))
@@ -72,7 +76,9 @@ def _assemble(embeddings: Array, columns: Mapping[str, Sequence[Any]], meta: Any
         spans = zip(cells["start"], cells.get("end", [""] * len(ids)), strict=True)
         ids = [f"{name}#{start or 'None'}-{end or 'None'}" for name, (start, end) in zip(ids, spans, strict=True)]
     if "folds" in divided:
-        divided["folds"] = torch.tensor([int(fold) for fold in divided["folds"]])
+        divided["folds"] = torch.tensor([int(fold.removeprefix("fold")) for fold in divided["folds"]])
+        if bool((divided["folds"] < 0).any()):
+            raise ValueError("folds must not be negative")
     if "splits" in divided:
         divided["splits"] = [SPLITS.get(split.lower(), split) for split in divided["splits"]]
     return Content.model_validate(
@@ -92,12 +98,17 @@ def _read_labels(values: Sequence[Any], names: Sequence[Any] | None, count: int)
     if not len(values):
         return torch.full((count,), -1), []
     class_names = None if names is None else [as_cell(name) for name in names]
-    array = np.asarray(values)
-    if array.ndim == 2:
-        sets = torch.from_numpy(array.astype(bool))
-        return sets, class_names or [str(number) for number in range(sets.shape[1])]
-    if class_names is not None and array.dtype.kind in "iu":
-        return torch.from_numpy(array.astype(np.int64)), class_names
+    array = np.asarray(values) if not isinstance(values[0], list) else np.empty(0, object)
+    is_numbers = array.dtype.kind in "biuf"
+    if is_numbers and array.ndim == 2 and array.shape[1] > 1:
+        if not np.isin(array, (0, 1)).all():
+            raise ValueError("labels of several columns must be 0 or 1")
+        return torch.from_numpy(array.astype(bool)), class_names or [str(number) for number in range(array.shape[1])]
+    if is_numbers and (array < 0).any():
+        raise ValueError("labels must not be negative; leave out clips without one")
+    if is_numbers and class_names is not None and (array == array.round()).all():
+        return torch.from_numpy(array.astype(np.int64).ravel()), class_names
+    values = array.ravel().tolist() if array.ndim == 2 else values
     labels = read_labels([composed(as_cell(value)) for value in values])
     if labels.remark:
         print(labels.remark)
@@ -117,7 +128,7 @@ def _read_labels(values: Sequence[Any], names: Sequence[Any] | None, count: int)
 
 def _read_npz(path: Path) -> tuple[Array, dict[str, Any], Any]:
     with np.load(path, allow_pickle=False) as content:
-        arrays = {name: content[name] for name in content.files}
+        arrays = {name: content[name] for name in content.files if content[name].ndim or name == MADE_BY}
     meta = json.loads(str(arrays.pop(MADE_BY))) if MADE_BY in arrays else None
     name = next((name for wanted in MATRIX for name in arrays if name.lower() == wanted), None)
     if name is None:
@@ -149,6 +160,8 @@ def _read_csv(path: Path) -> tuple[Array, dict[str, Any], Any]:
     names = [str(name) for name in pd.read_csv(path, sep=mark, nrows=0)]
     texts = dict.fromkeys(find_columns(names, {}).values(), str)
     table = pd.read_csv(path, sep=mark, dtype=texts, keep_default_na=False)
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError("its lines have more cells than its header")
     return _of_columns({name: table[name].to_numpy() for name in names})
 
 
@@ -178,7 +191,7 @@ def _of_arrow(table: pa.Table) -> tuple[Array, dict[str, Any], Any]:
     name = next((name for name in lists if name.lower() in MATRIX), lists[0])
     column = table[name].combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False)
-    if column.null_count or len(values) % max(1, len(column)):
+    if column.null_count or len(pc.unique(pc.list_value_length(column))) > 1:
         raise ValueError(f"the lists of {name} are not all of one length")
     plain = {other: table[other].to_pylist() for other in table.column_names if other != name}
     return (
@@ -194,16 +207,25 @@ def _is_list_of_numbers(kind: pa.DataType) -> bool:
 
 
 def _of_columns(table: Mapping[str, Array]) -> tuple[Array, dict[str, Any], Any]:
-    """From a column for every number: those that mean nothing else, and whose names end in digits."""
+    """From a column for every number: names such as f0, f1, f2, without a gap; the others are about the clips."""
     roles = set(find_columns(table, {}).values())
-    numbers = [name for name in table if name not in roles and re.search(r"\d$", name)]
+    families: dict[str, list[int]] = {}
+    for name in table:
+        match = re.fullmatch(r"(.*?)(\d+)", name)
+        if match and name not in roles:
+            families.setdefault(match[1], []).append(int(match[2]))
+    # Not such as fold1, nor the index that pandas writes.
+    runs = {
+        prefix
+        for prefix, found in families.items()
+        if found in (list(range(len(found))), list(range(1, len(found) + 1)))
+    }
+    runs -= {prefix for prefix in runs if families[prefix] == [1] or prefix.startswith("Unnamed")}
+    numbers = [name for name in table if name not in roles and re.sub(r"\d+$", "", name) in runs and name[-1].isdigit()]
     if not numbers:
         raise ValueError("it has no columns of numbers such as f0, f1, f2")
-    others = [name for name in table if name not in roles and name not in set(numbers)]
-    if others:
-        print(f"columns that are not used: {', '.join(others)}", file=sys.stderr)
     embeddings = np.stack([table[name].astype(np.float64) for name in numbers], axis=1)
-    return embeddings, {name: table[name] for name in roles}, None
+    return embeddings, {name: cells for name, cells in table.items() if name not in set(numbers)}, None
 
 
 def write_embeddings(features: FeatureSet, path: Path) -> None:

@@ -313,7 +313,7 @@ class FeatureSet:
         if path.suffix != ".pt":
             from common.feature_formats import FORMATS, read_embeddings
 
-            if path.suffix in FORMATS:
+            if path.suffix.lower() in FORMATS:
                 return read_embeddings(path)
         try:
             return Content.model_validate(load_torch(path)).as_features()

@@ -42,8 +42,9 @@ def _probe(arguments: argparse.Namespace) -> None:
     if folder.is_file():
         raise ConfigError(f"--output-dir {folder} is a file; give a folder")
     if arguments.features is not None:
-        if names:
-            raise ConfigError("--encoders embed sounds; with --features nothing is embedded")
+        if names or source.as_flags():
+            what = "--encoders" if names else " ".join(source.as_flags())
+            raise ConfigError(f"{what} is about sounds; with --features, columns are called label, group and so on")
         _probe_features(source, folder, fit, arguments.overwrite)
         return
     if not names:

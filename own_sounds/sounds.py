@@ -30,7 +30,7 @@ from common.datasets.hub import is_on_hub
 from common.datasets.labels import ONE_CLASS
 from common.datasets.layout import files_in
 from common.datasets.rows import TABLES
-from common.datasets.tables import ROLES, SPLITS, clips_of
+from common.datasets.tables import ROLES, SPLITS, alike, clips_of, composed
 from common.files import read_json, write_json
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ class Source:
         if self.group_regex is not None:
             groups = _matches(clips, root, self.group_regex, "--group-regex")
             clips = [replace(clip, group=group) for clip, group in zip(clips, groups, strict=True)]
-        return replace(sounds, clips=clips)
+        clips = [replace(clip, labels=tuple(map(composed, clip.labels))) for clip in clips]
+        return replace(sounds, clips=clips, remarks=(*sounds.remarks, *alike(clips)))
 
     def task(self) -> Task:
         """The task for extraction, heads and analyses."""
@@ -171,6 +172,10 @@ def absolute(place: Path) -> Path:
 
 def refuse_unlearnable(sounds: Sounds) -> None:
     """DatasetError if the list alone tells that a class cannot be learned and tested."""
+    splits, folds = ({getattr(clip, name) for clip in sounds.clips} - {None} for name in ("split", "fold"))
+    if (splits and not {"train", "test"} <= splits) or len(folds) == 1:
+        present = f"only the fold {next(iter(folds))}" if folds else f"the splits {', '.join(sorted(splits))}"
+        raise DatasetError(f"there are {present}; training needs train and test, or two folds")
     counts = Counter(label for clip in sounds.clips for label in clip.labels)
     learnable = {label for clip in sounds.clips if clip.split != "test" for label in clip.labels}
     for label, count in sorted(counts.items()):
@@ -242,12 +247,20 @@ def read_folder(root: Path, has_classes: bool = True) -> Sounds:
     files = find_audio(root)
     if not has_classes:
         return Sounds(root, [Clip(path) for path in files])
-    parts = [path.relative_to(root).parts for path in files]
+    parts, above = [path.relative_to(root).parts for path in files], root
+    while len({names[0] for names in parts}) == 1 and any(len(names) > 2 for names in parts):
+        above /= parts[0][0]
+        parts = [names[1:] for names in parts]
     tops = sorted({names[0] for names in parts if len(names) > 1})
-    divisions = [_division_of(top) for top in tops]
-    kinds = {kind for division in divisions for kind in division} if all(divisions) else set()
-    is_deep = bool(kinds) or (len(tops) == 1 and any(len(names) > 2 for names in parts))
-    depth = 2 if is_deep else 1
+    below = {names[1] for names in parts if len(names) > 2}
+    kinds = sorted({kind for top in tops for kind in _division_of(top)} if all(map(_division_of, tops)) else set())
+    if (len(kinds) > 1 or (any(map(_division_of, tops)) and below and not kinds)) or (
+        len(below) > 1 and all(map(_division_of, below))
+    ):
+        raise DatasetError(
+            f"{above}: some of the folders {', '.join(tops)}, or those in them, may be splits or folds; give a table"
+        )
+    depth = 2 if kinds else 1
     loose = [path for path, names in zip(files, parts, strict=True) if len(names) <= depth]
     if loose:
         place = f"the folder {loose[0].parent.name}, which is not a class" if kinds else "it"
@@ -255,15 +268,13 @@ def read_folder(root: Path, has_classes: bool = True) -> Sounds:
             f"{root}: {loose[0].name} lies directly in {place}; make a sub-folder for every class, give a table with the columns "
             "path and label, or say with --label-regex where in the path the class is"
         )
-    meaning = " and ".join(f"{kind}s" for kind in sorted(kinds))
-    remark = (
-        f"the folders {', '.join(tops)} are the {meaning}" if kinds else f"the classes are the folders in {tops[0]}"
-    )
+    remarks = [f"the folders {', '.join(tops)} are the {kinds[0]}s"] if kinds else []
+    remarks += [f"the classes are the folders in {above}"] if above != root else []
     clips = [
         replace(Clip(path, names[depth - 1 : depth]), **(_division_of(names[0]) if kinds else {}))
         for path, names in zip(files, parts, strict=True)
     ]
-    return Sounds(root, clips, remarks=(remark,) * is_deep)
+    return Sounds(root, clips, remarks=tuple(remarks))
 
 
 def _division_of(folder: str) -> dict[str, Any]:
@@ -280,9 +291,11 @@ def _matches(clips: Sequence[Clip], root: Path, pattern: str, flag: str) -> list
         expression = re.compile(pattern)
     except re.error as error:
         raise DatasetError(f"{flag} {pattern!r} is not a regular expression: {error}") from error
+    from common.datasets.containers import name_of
+
     names = []
     for clip in clips:
-        path = clip.path.relative_to(root).as_posix()
+        path = name_of(clip.path, root)
         match = expression.search(path)
         name = match[1 if expression.groups else 0] if match else None
         if not name:
@@ -301,7 +314,10 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
         names = [name for name in ("train", "valid", "test") if name in features.splits]
         return Prepared(features, f"given {', '.join(names[:-1])} and {names[-1]} split", is_official=False)
     if features.groups is None:
-        return Prepared(features, is_official=False)
+        files = [clip_id.partition("#")[0] for clip_id in features.clip_ids]
+        if len(set(files)) == len(files):
+            return Prepared(features, is_official=False)
+        features = replace(features, groups=files)  # segments of one file stay together
     return _by_groups(features, division.seed)
 
 

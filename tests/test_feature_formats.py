@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_named(arrays: dict[str, Array], message: str, tmp_
     ("name", "content", "message"),
     [
         ("x.csv", "label,size\na,1\n", "it has no columns of numbers such as f0, f1, f2"),
-        ("x.csv", "label,f0\na,one\n", "could not convert"),
+        ("x.csv", "label,f0,f1\na,one,two\n", "could not convert"),
         ("x.npz", "PK", "cannot be used as embeddings"),
         ("x.parquet", "PAR1", "cannot be used as embeddings"),
         ("x.arrow", "", "cannot be used as embeddings"),

@@ -11,6 +11,7 @@ import json
 import re
 import tarfile
 import threading
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.datasets.clip import AUDIO_SUFFIXES
-from common.datasets.layout import DatasetError
+from common.datasets.layout import DatasetError, DatasetNote
 from common.datasets.rows import Rows, as_cell
 
-PLACE = re.compile(r"(.+?\.(?:parquet|tar))/(\d+)(?:\+(\d+))?/[^/]+")
+PLACE = re.compile(r"(.+?\.(?:parquet|tar))/(\d+)(?:\+(\d+))?/(.+)")
 READ_BYTES = 1 << 25  # of a Parquet column at a time
 KEPT_ROWS = 40  # read but perhaps not asked for yet, since threads ask for rows out of order
 SIDECARS = ("cls", "txt")  # a member with the label alone
@@ -124,11 +125,18 @@ class _AudioColumn:
 
 
 def audio_column(schema: pa.Schema) -> str | None:
-    """The column ``struct<bytes, path>``, as `datasets` writes audio: the one called ``audio``, or the first."""
-    names = [
-        field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-    ]
+    """The column ``struct<bytes, path>``, as `datasets` writes audio; DatasetError if it may be one of several."""
+    fields = [field for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0]
+    names = [field.name for field in fields if field.name not in ("image", "video")]
+    if len(names) > 1 and "audio" not in names:
+        raise DatasetError(f"the columns {', '.join(names)} all hold bytes; call the one to take audio")
     return "audio" if "audio" in names else next(iter(names), None)
+
+
+def name_of(path: Path, root: Path) -> str:
+    """A clip's path below the root; of one in a container, its name there."""
+    member = PLACE.fullmatch(path.as_posix())
+    return member[4] if member and Member.of(path) else path.relative_to(root).as_posix()
 
 
 def read_parquet(path: Path) -> Rows:
@@ -143,6 +151,8 @@ def read_parquet(path: Path) -> Rows:
         audio = audio_column(schema)
         if "embedding" in schema.names:
             raise DatasetError(f"{path} holds embeddings, not audio; give it with --features")
+        if any(pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type) for field in schema):
+            raise DatasetError(f"{path} holds bytes, but not as `datasets` writes audio: struct<bytes, path>")
         plain = [field.name for field in schema if field.name != audio]
         table = pq.ParquetFile(path).read(columns=[*plain, f"{audio}.path"] if audio else plain)
     except (pa.ArrowException, OSError) as error:
@@ -168,13 +178,17 @@ def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:
     """Column -> the names that its numbers stand for, as `datasets` notes them."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return {name: kind["names"] for name, kind in features.items() if "names" in kind}
+        kinds = {name: kind.get("feature", kind) for name, kind in features.items()}  # a list's is below
+        return {name: kind["names"] for name, kind in kinds.items() if "names" in kind}
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 
 def _label_of(cell: Any, names: list[str]) -> str:
-    return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else as_cell(cell)
+    """The name that a number stands for; -1 for none. Lists have several."""
+    if isinstance(cell, list):
+        return str([_label_of(number, names) for number in cell])
+    return names[cell] if isinstance(cell, int) and 0 <= cell < len(names) else "" if cell == -1 else as_cell(cell)
 
 
 def read_tar(path: Path) -> Rows:
@@ -184,24 +198,42 @@ def read_tar(path: Path) -> Rows:
     Raises:
         DatasetError: it cannot be read, or holds no audio.
     """
+    members = list(_members(path))
+    names = [name for name, _, _, content in members if content is None]
+    # Up to the first dot, as WebDataset has it, unless several audio files would be one clip.
+    key_of = _up_to_first_dot if len(set(map(_up_to_first_dot, names))) == len(names) else _up_to_last_dot
+    if len(set(map(key_of, names))) < len(names):
+        raise DatasetError(f"{path} has several audio files of one name, up to the dot; rename them")
     samples: dict[str, dict[str, str]] = defaultdict(dict)
-    for name, start, size, content in _members(path):
-        key, _, kind = name.rpartition("/")[2].partition(".")
-        sample = samples[f"{name.rpartition('/')[0]}/{key}"]
+    for name, start, size, content in members:
+        key = key_of(name)
         if content is None:
-            sample["audio"] = str(path / f"{start}+{size}" / name.rpartition("/")[2])
-        elif kind == "json":
-            sample |= _entries(content, f"{path}: {name}")
+            samples[key]["audio"] = str(path / f"{start}+{size}" / name)
+        elif name.endswith(".json"):
+            samples[key] = {**_entries(content, f"{path}: {name}"), **samples[key]}
         else:
-            sample[kind] = content.decode(errors="replace").strip()
-    clips = {key.removeprefix("/"): sample for key, sample in samples.items() if "audio" in sample}
+            samples[key][name.rpartition(".")[2]] = content.decode().strip()
+    clips = {key: sample for key, sample in samples.items() if "audio" in sample}
+    silent = [key for key in samples if key not in clips]
+    if silent:
+        text = f"{path}: {len(silent)} entries without audio that can be read are left out, such as {silent[0]}"
+        warnings.warn(text, DatasetNote, stacklevel=2)
     if not clips:
         raise DatasetError(f"{path} holds no audio files")
     columns = {
         name: [sample.get(name, "") for sample in clips.values()]
-        for name in dict.fromkeys(n for s in clips.values() for n in s)
+        for name in dict.fromkeys(name for sample in clips.values() for name in sample)
     }
     return Rows(columns, [f"{path} {key}" for key in clips], path, "audio")
+
+
+def _up_to_first_dot(name: str) -> str:
+    folder, _, file = name.rpartition("/")
+    return f"{folder}/{file.partition('.')[0]}"
+
+
+def _up_to_last_dot(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int, bytes | None]]:
@@ -209,18 +241,19 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, bytes | None]]:
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                kind = member.name.rpartition("/")[2].partition(".")[2].lower()
-                if not member.isfile():
+                name, kind = member.name.removeprefix("./"), member.name.rpartition(".")[2].lower()
+                is_audio = f".{kind}" in AUDIO_SUFFIXES
+                if name.rpartition("/")[2].startswith(".") or not (is_audio or kind in ("json", *SIDECARS)):
                     continue
-                if f".{kind.rpartition('.')[2]}" in AUDIO_SUFFIXES:
-                    yield member.name, member.offset_data, member.size, None
-                elif kind in ("json", *SIDECARS):
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    yield member.name, member.offset_data, member.size, file.read(1 << 20)
+                if is_audio and not member.isfile():
+                    raise DatasetError(f"{path}: {name} is a link; make the tar with --hard-dereference --dereference")
+                if is_audio:
+                    yield name, member.offset_data, member.size, None
+                elif file := archive.extractfile(member):
+                    yield name, member.offset_data, member.size, file.read(1 << 20)
     except (tarfile.TarError, OSError) as error:
         raise DatasetError(
-            f"{path} cannot be read as a tar ({error}); a compressed one must be decompressed first"
+            f"{path} cannot be read as a tar ({error}): it is cut off, or compressed, which it may not be"
         ) from error
 
 

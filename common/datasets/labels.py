@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +104,12 @@ def _read_list(cell: str) -> list[str]:
         names = ast.literal_eval(cell) if cell else []
     except (ValueError, SyntaxError):
         names = None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    # Without commas, as NumPy writes, Python would join the names.
+    if (
+        re.search(r"""['"]\s+['"]""", cell)
+        or not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+    ):
         raise DatasetError(f"label {cell} is not a list of names such as ['dog', 'rain']")
     return names
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from common.datasets.clip import AUDIO_SUFFIXES, CONTAINER_SUFFIXES, Clip
 from common.datasets.containers import read_parquet, read_tar
 from common.datasets.hub import fetch, is_on_hub, matching
 from common.datasets.labels import ONE_CLASS
-from common.datasets.layout import DatasetError, DatasetMissingError, files_in
+from common.datasets.layout import DatasetError, DatasetMissingError, DatasetNote, files_in
 from common.datasets.rows import (
     SPREADSHEETS,
     TABLES,
@@ -69,7 +70,12 @@ def read_rows(place: Path, encoding: str | None = None, only: Sequence[str] = ()
         kept = matching([path.relative_to(root).as_posix() for path in containers], only)
         return _indexed([root / name for name in kept], root, index)
     if place.is_dir():
-        return Rows.joined([_read_annotations(path, encoding) for path in annotation_files(place)], place)
+        labels = annotation_files(place)
+        n_others = sum(path.suffix.lower() in AUDIO_SUFFIXES for path in files_in(place)) - len(labels)
+        if n_others > 0:
+            text = f"{place}: {n_others} recordings without labels of Raven or Audacity beside them are left out"
+            warnings.warn(text, DatasetNote, stacklevel=2)
+        return Rows.joined([_read_annotations(path, encoding) for path in labels], place)
     if not place.exists():
         raise DatasetMissingError(f"{place} not found; give a folder with a sub-folder per class, or a table")
     if place.suffix.lower() in SPREADSHEETS:
@@ -134,12 +140,15 @@ def _joined(files: Sequence[Path], root: Path, origin: str) -> Rows:
     if len({rows.audio is None for rows in tables}) > 1:
         raise DatasetError(f"some of the files in {root} hold audio and some do not; give those with audio alone")
     rows = Rows.joined(tables, root, origin)
+    if rows.audio is not None:
+        rows.columns[rows.audio] = [Path(cell).relative_to(root).as_posix() for cell in rows.columns[rows.audio]]
     found = [SPLIT.findall(path.relative_to(root).as_posix()) for path in files]
-    if (
-        all(found)
-        and len({splits[-1].lower() for splits in found}) > 1
-        and "split" not in find_columns(rows.columns, {})
-    ):
+    if len({splits[-1].lower() for splits in found if splits}) > 1 and "split" not in find_columns(rows.columns, {}):
+        if not all(found):
+            strange = files[found.index([])]
+            raise DatasetError(
+                f"the names of files in {root} say train, valid or test, but not that of {strange.name}; move it"
+            )
         of_rows = [[splits[-1]] * len(table) for splits, table in zip(found, tables, strict=True)]
         rows.columns["split"] = list(itertools.chain.from_iterable(of_rows))
     return rows

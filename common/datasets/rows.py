@@ -20,7 +20,7 @@ TABLES = (".csv", ".tsv", ".txt")  # what text tables are called
 SPREADSHEETS = (".xlsx", ".xls", ".ods", ".numbers")
 WHICH_ENCODING = "say which it is, such as --encoding latin-1 (cp1252, big5, gbk ...), or save it as UTF-8"
 # What an annotation file's name has after that of its recording.
-ANNOTATION = re.compile(r"(\.Table\.\d+)?(\.selections?)?\.txt$", re.IGNORECASE)
+ANNOTATION = re.compile(r"(\.BirdNET)?(\.Table\.\d+)?(\.selections?)?(\.table)?\.txt$", re.IGNORECASE)
 NUMBER = r"\s*-?\d+(?:[.,]\d+)?\s*"
 AUDACITY = re.compile(rf"({NUMBER})\t({NUMBER})(?:\t([^\t]*))?")
 BEGIN, END, OFFSET, FILE = "Begin Time (s)", "End Time (s)", "File Offset (s)", "Begin File"  # of Raven
@@ -56,8 +56,10 @@ class Rows:
 
 def as_cell(value: object) -> str:
     """A value of a typed table as text; empty for None and NaN."""
-    if value is None or value != value:
+    if value is None or (isinstance(value, float) and value != value):
         return ""
+    if isinstance(value, bytes):
+        return value.decode().strip()
     if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
         value = int(value)
     return str(value).strip()
@@ -101,8 +103,11 @@ def parse_csv(text: str, path: Path, fix: str) -> Rows:
         DatasetError: a line has more or fewer cells than the header, or a quote too many; or there are no rows. The message names
             the file `path`, and ends with `fix`.
     """
-    header = next((line for line in text.splitlines() if line.strip()), "")
+    lines = text.splitlines()
+    header = next((line for line in lines if line.strip()), "")
     mark = separator_of(header)
+    if re.fullmatch("sep=.", header):  # as Excel writes
+        return parse_csv("\n".join(["", *lines[1:]]), path, fix)
     has_quotes = mark != "\t" or '"' in header
     reader = csv.reader(
         io.StringIO(text, newline=""),
@@ -137,6 +142,10 @@ def _as_rows(path: Path, records: Sequence[tuple[int, list[str]]], mark: str, fi
     name, count = Counter(filter(None, names)).most_common(1)[0]
     if count > 1:
         raise DatasetError(f"{path} has {count} columns called {name}; rename them")
+    is_longer = all(len(cells) == len(names) + 1 for _, cells in records[1:])
+    if is_longer and len(records[0][1]) == len(names) and any(cells[-1] for _, cells in records[1:]):
+        # As R writes names of rows.
+        names.insert(0, "")
     for line, cells in records[1:]:
         if len(cells) < len(names) or any(cells[len(names) :]):
             raise DatasetError(
@@ -214,16 +223,26 @@ def read_raven(path: Path, encoding: str | None = None) -> Rows:
     recording = _recording_of(path)
     if recording is None and FILE not in rows.columns:
         raise _no_recording(path)
-    first: dict[str, int] = {}
-    for row, selection in enumerate(rows.columns.get("Selection", rows.places)):
-        first.setdefault(selection, row)
+    keys = [rows.columns.get("Selection", rows.places)]
+    keys += [rows.columns[name] for name in (BEGIN, END, FILE) if name in rows.columns]
+    first: dict[tuple[str, ...], int] = {}  # a selection's rows differ in their view alone
+    for row, key in enumerate(zip(*keys, strict=True)):
+        first.setdefault(key, row)
     kept = list(first.values())
     columns = {name: [cells[row] for row in kept] for name, cells in rows.columns.items()}
-    columns["path"] = columns.get(FILE) or [(recording or path).name] * len(kept)
+    files = columns.get(FILE) or [(recording or path).name] * len(kept)
+    columns["path"] = [str(path.parent / file) for file in files]
     if OFFSET in columns:  # begin and end count from the first of several files
-        times = ([float(cell.replace(",", ".")) for cell in columns[name]] for name in (BEGIN, END, OFFSET))
+        try:
+            times = [[float(cell.replace(",", ".")) for cell in columns[name]] for name in (BEGIN, END, OFFSET)]
+        except (ValueError, KeyError) as error:
+            raise DatasetError(f"{path}: {BEGIN}, {END} and {OFFSET} must be numbers ({error})") from error
         spans = [(offset, round(offset + end - begin, 6)) for begin, end, offset in zip(*times, strict=True)]
         columns[BEGIN], columns[END] = (list(map(str, moments)) for moments in zip(*spans, strict=True))
+    elif len(set(files)) > 1:
+        raise DatasetError(
+            f"{path} has selections of several files without {OFFSET}; add that column in Raven, and save again"
+        )
     return Rows(columns, [rows.places[row] for row in kept], path)
 
 
@@ -246,7 +265,7 @@ def read_audacity(path: Path, encoding: str | None = None) -> Rows:
             raise DatasetError(
                 f"{path} line {line} ({text[:60]!r}) is not a label of Audacity: start, end and text between tabs"
             )
-        for name, cell in zip(columns, (recording.name, *label.groups(default="")), strict=True):
+        for name, cell in zip(columns, (str(recording), *label.groups(default="")), strict=True):
             columns[name].append(cell.strip())
         places.append(f"{path} line {line}")
     return Rows(columns, places, path)

@@ -28,24 +28,20 @@ NOT_THERE = "none"  # in place of a column's name
 class Role:
     """What a column can mean."""
 
-    names: str  # its usual names, preferred first, without case, blanks and dashes
+    names: str  # its usual names, preferred first, without case, blanks and dashes; plurals count too
     pattern: str  # of its cells
     meaning: str  # of the pattern, in words
 
 
 SECONDS = Role("", r"(\d*[.,]?\d*(e[-+]?\d+)?)", "a number of seconds")
 ROLES = {
-    "path": Role(
-        "path file filename filepath fname audiopath audiofile slicefilename audio clipid clipids", ".+", "a file"
-    ),
-    "label": Role("label labels classname class category species annotation target cls txt", ".*", "text"),
-    "fold": Role("fold folds", r"\d{0,9}", "a whole number"),
-    "split": Role("split splits subset partition", "|".join(("", *SPLITS)), "train, valid or test"),
-    "group": Role(
-        "group groups speaker speakerid patient patientid recording recordingid site fsid srcfile", ".*", "text"
-    ),
-    "start": replace(SECONDS, names="start starts starttime begin begintime onset"),
-    "end": replace(SECONDS, names="end ends endtime stop offset"),
+    "path": Role("path file filename filepath fname audiopath audiofile slicefilename audio clipid", ".+", "a file"),
+    "label": Role("label classname class category species commonname annotation target cls txt", ".*", "text"),
+    "fold": Role("fold", r"\d{0,9}", "a whole number"),
+    "split": Role("split subset partition", "|".join(("", *SPLITS)), "train, valid or test"),
+    "group": Role("group speaker speakerid patient patientid recording recordingid site fsid srcfile", ".*", "text"),
+    "start": replace(SECONDS, names="start starttime begin begintime onset"),
+    "end": replace(SECONDS, names="end endtime stop offset"),
 }
 
 
@@ -73,7 +69,7 @@ def find_columns(names: Collection[str], chosen: Mapping[str, str]) -> dict[str,
         DatasetError: a chosen column is not there, or several may be the group.
     """
     plain = {_plain(name): name for name in names}
-    columns = {}
+    columns: dict[str, str] = {}
     for role, kind in ROLES.items():
         if role in chosen:
             column = chosen[role] if chosen[role] in names else plain.get(_plain(chosen[role]))
@@ -82,12 +78,14 @@ def find_columns(names: Collection[str], chosen: Mapping[str, str]) -> dict[str,
                     f"--{role}-column {chosen[role]}: there is no such column; there are {', '.join(names)}"
                 )
         else:
-            present = [plain[name] for name in kind.names.split() if name in plain]
+            present = [plain[_plain(name)] for name in kind.names.split() if _plain(name) in plain]
             column = next(iter(present), None)
-            if role == "group" and len(present) > 1 and not _plain(present[0]).startswith("group"):
+            if role == "end" and _plain(column or "") == "offset" and _plain(columns.get("start", "")) != "onset":
+                column = None  # it may be a start
+            if role == "group" and len(present) > 1 and _plain(present[0]) != "group":
                 raise DatasetError(
                     f"the columns {' and '.join(present)} may both be the group that must stay on one side; say which: "
-                    f"--group-column {column}, or --group-column {NOT_THERE}"
+                    f"--group-column {column}, or --group-column {NOT_THERE}; or call it group"
                 )
         if column is not None:
             columns[role] = column
@@ -95,7 +93,7 @@ def find_columns(names: Collection[str], chosen: Mapping[str, str]) -> dict[str,
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+|\(s\)", "", name).casefold()
+    return re.sub(r"[\s_-]+|\(s\)", "", name).casefold().removesuffix("s")
 
 
 def clips_of(rows: Rows, chosen: Mapping[str, str], separator: str | None = None, is_labelled: bool = True) -> Sounds:
@@ -121,20 +119,22 @@ def clips_of(rows: Rows, chosen: Mapping[str, str], separator: str | None = None
             raise DatasetError(
                 f"lacks the column path, or one of its usual names (it has {', '.join(rows.columns)}); name it: --path-column"
             )
+        if "start" in columns and "end" not in columns and _plain("duration") in map(_plain, rows.columns):
+            raise DatasetError("has a duration, but no end; add a column end (seconds), or --start-column none")
         is_labelled = is_labelled or "label" in columns
         labels = _labels(rows, columns, separator) if is_labelled else Labels([()] * len(rows))
     except DatasetError as error:
         raise DatasetError(f"{rows.file}: {error}") from error
     values = {role: _convert(rows, role, name) for role, name in columns.items()}
-    for role in ("fold", "split", "group"):
-        empty = [place for place, value in zip(rows.places, values.get(role, ()), strict=False) if value is None]
+    for role in sorted({"fold", "split", "group"} & values.keys()):
+        empty = [place for place, value in zip(rows.places, values[role], strict=True) if value is None]
         if len(empty) == len(rows):
             del values[role]
         elif empty:
             raise DatasetError(f"{empty[0]} has no {role}, but others have; fill in all or none")
     root = _root(rows.folder, values["path"])
-    remarks = [_as_read(rows, columns), labels.remark, *_alike(labels)]
-    if "group" not in columns and chosen.get("group") != NOT_THERE and len(set(values["path"])) < len(rows):
+    remarks = [_as_read(rows, columns), labels.remark]
+    if "group" not in values and chosen.get("group") != NOT_THERE and len(set(values["path"])) < len(rows):
         values["group"] = [path.relative_to(root).as_posix() for path in values["path"]]
         remarks.append("segments of one file are one group, which stays on one side (if not: --group-column none)")
     others = [values.get(role, [None] * len(rows)) for role in ("split", "fold", "group", "start", "end")]
@@ -161,7 +161,7 @@ def _labels(rows: Rows, columns: Mapping[str, str], separator: str | None) -> La
     if "label" in columns:
         return read_labels([composed(cell) for cell in rows.columns[columns["label"]]], separator)
     others = {name: cells for name, cells in rows.columns.items() if name not in columns.values()}
-    if len(others) < 2:
+    if len(others) < 2 or any(cells[0] not in ("0", "1") for cells in others.values()):
         raise DatasetError(
             f"lacks the column label, or a column of 0 and 1 for every class (it has {', '.join(rows.columns)}); name it: "
             "--label-column"
@@ -229,10 +229,10 @@ def _as_read(rows: Rows, columns: Mapping[str, str]) -> str:
     return "; ".join(parts)
 
 
-def _alike(labels: Labels) -> list[str]:
-    """The labels that differ only by case or blanks."""
+def alike(clips: Sequence[Clip]) -> list[str]:
+    """A remark for all labels that differ only by case or blanks."""
     forms: dict[str, Counter[str]] = defaultdict(Counter)
-    for label, count in Counter(name for names in labels.sets for name in names).items():
+    for label, count in Counter(label for clip in clips for label in clip.labels).items():
         forms[" ".join(label.split()).casefold()][label] = count
     return [
         "these labels differ only by case or blanks, and are different classes: "

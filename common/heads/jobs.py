@@ -164,7 +164,9 @@ def check_fittable(features: FeatureSet, name: str) -> None:
         _check_label_sets(features, name)
         return
     if int(features.labels.min()) < 0:
-        raise FitError(f"{name} holds no labels, only keys; extract the features again with this project's scripts")
+        raise FitError(
+            f"{name} holds no labels; extract the features again with this project's scripts, or call their column label"
+        )
     present = features.labels.unique()
     if len(present) < 2:
         raise FitError(

@@ -10,7 +10,7 @@ import pytest
 
 from common.datasets import Clip, DatasetError, DatasetNote, Sounds
 from common.datasets.places import read_rows
-from common.datasets.tables import clips_of
+from common.datasets.tables import alike, clips_of
 
 PLAIN = "path,label,fold,group\na/1.wav,dog,1,x\na/2.wav,cat,2,y\n"
 
@@ -117,7 +117,9 @@ def test_labels_are_compared_as_they_look(tmp_path: Path) -> None:
     forms = [unicodedata.normalize(form, "rêve") for form in ("NFC", "NFD")]
     sounds = read(write(tmp_path / "t.csv", f"path,label\n1.wav,{forms[0]}\n2.wav,{forms[1]}\n3.wav,Low\n4.wav,low\n"))
     assert {clip.class_name for clip in sounds.clips} == {forms[0], "Low", "low"}
-    assert any("differ only by case or blanks" in remark and "'Low' (1 clips)" in remark for remark in sounds.remarks)
+    assert any(
+        "differ only by case or blanks" in remark and "'Low' (1 clips)" in remark for remark in alike(sounds.clips)
+    )
 
 
 def test_files_are_found_whichever_way_accents_are_written(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_embeddings_give_the_scores_of_the_sounds_that_they_are_of(
     [
         ((), "give a folder or table of sounds, or embeddings"),
         (("x.csv", "--features", "y.npz"), "give a folder or table of sounds, or embeddings"),
-        (("--features", "y.npz", "--encoders", "logmel"), "with --features nothing is embedded"),
+        (("--features", "y.npz", "--encoders", "logmel"), "--encoders is about sounds"),
     ],
 )
 def test_sounds_or_embeddings_must_be_given(
