@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,17 +10,17 @@ import numpy as np
 import pandas as pd
 
 from analysis.plots import Panel, plot_heads
-from analysis.scores import WIDTH, Run, by_task
+from analysis.scores import Run, by_task
 from common.datasets import Metric
 from common.encoder.measure import CheckRecord
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
 from common.evaluation.rankings import Rankings
-from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record
+from common.evaluation.record import ComparisonRecord, Interval, Record
 from common.evaluation.scores import Hits
 from common.files import write_atomically, write_csv
 from common.heads import HEADS, HeadKind, head_title
 from common.scripts import ENCODERS_FOLDER
-from common.text_table import as_latex, as_markdown, as_text, escape_latex, percent, range_of
+from common.text_table import as_latex, as_markdown, escape_latex, percent, range_of
 
 RESAMPLES = 2000
 LEVEL = 0.05
@@ -87,11 +86,6 @@ class Pair(ComparisonRecord):
     head: HeadKind
     first: str
     second: str
-
-    @property
-    def differ(self) -> bool:
-        """Significantly."""
-        return self.holm_p_value is not None and self.holm_p_value < LEVEL
 
 
 class EncodersRecord(Record):
@@ -161,13 +155,6 @@ def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> E
     )
 
 
-def scores_of(
-    heads: Mapping[HeadKind, EncoderScore] | Mapping[HeadKind, HeadRecord],
-) -> dict[str, tuple[float, Interval | None]]:
-    """What is drawn of heads: their scores with their intervals."""
-    return {head: (score.score, score.interval) for head, score in heads.items()}
-
-
 def read_costs(folder: Path) -> dict[str, CheckRecord]:
     """Short name of an encoder -> what was measured of it, from the files below the results."""
     return {path.stem: CheckRecord.load(path) for path in sorted((folder / ENCODERS_FOLDER).glob("*.json"))}
@@ -215,7 +202,9 @@ def _scores(
         differ = [
             {pair.first, pair.second}
             for pair in pairs
-            if (pair.task, pair.head, pair.differ) == (task.task, head, True)
+            if (pair.task, pair.head) == (task.task, head)
+            and pair.holm_p_value is not None
+            and pair.holm_p_value < LEVEL
         ]
         for run in runs:
             scored = run.first_protocol.heads[head]
@@ -364,12 +353,6 @@ def reading_notes(record: EncodersRecord) -> list[str]:
     return [*lines, *(f"Not compared: {reason}." for reason in record.left_out)]
 
 
-def encoders_text(record: EncodersRecord) -> str:
-    """All tables and notes for the terminal."""
-    tables = [f"\n{caption}\n{as_text(table, left)}" for caption, table, left in captioned_tables(record)]
-    return "\n".join([*tables, *(textwrap.fill(line, WIDTH) for line in reading_notes(record))])
-
-
 def captioned_tables(record: EncodersRecord) -> list[tuple[str, Table, int]]:
     """The tables of the comparison with their captions, and the number of columns of words; those of the heads first."""
     caption = f"{{}} head: {record.quantity} in percent (95 %)"
@@ -406,7 +389,10 @@ def plot_encoders(record: EncodersRecord, path: Path) -> None:
     panels = [
         Panel(
             f"{task.heading}\n({task.clips:,} clips, {task.classes} classes)",
-            [scores_of(heads) for heads in record.heads_of(task).values()],
+            [
+                {head: (scored.score, scored.interval) for head, scored in heads.items()}
+                for heads in record.heads_of(task).values()
+            ],
             (task.chance, "chance"),
         )
         for task in record.tasks

@@ -181,7 +181,6 @@ def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
 
 def plot_summary(rows: Sequence[SummaryRow], path: Path) -> None:
     """Draw the scores of every run beside chance and other encoders; of random divisions only if there is nothing else."""
-    from analysis.compare import scores_of
     from analysis.plots import Panel, plot_heads
 
     several = len({row.run.encoder for row in rows}) > 1
@@ -196,7 +195,8 @@ def plot_summary(rows: Sequence[SummaryRow], path: Path) -> None:
             "published": published and published.score / 100,
         }
         shares = {mark: (share, None) for mark, share in beside.items() if share is not None}
-        marks.append({**scores_of(row.protocol.heads), **shares})
+        drawn = {str(head): (scored.score, scored.interval) for head, scored in row.protocol.heads.items()}
+        marks.append({**drawn, **shares})
     quantity = Metric.words(row.metric for row in rows)
     plot_heads([Panel("", marks)], names, f"{quantity}, %", "", path)
 
@@ -236,7 +236,7 @@ def main() -> None:
     parser = new_parser(__doc__)
     add_figure_format(parser)
     arguments = parser.parse_args()
-    from analysis.compare import compare_encoders, encoders_text, read_costs, write_encoders
+    from analysis.compare import captioned_tables, compare_encoders, read_costs, reading_notes, write_encoders
 
     runs, folder = runs_for(arguments), output_folder(arguments)
     rows = summary_rows(runs)
@@ -245,7 +245,9 @@ def main() -> None:
     written = write_summary(rows, folder)
     compared = compare_encoders(runs, read_costs(folder))
     if compared is not None:
-        print(encoders_text(compared))
+        for caption, table, left in captioned_tables(compared):
+            print(f"\n{caption}\n{as_text(table, left)}")
+        print("\n".join(textwrap.fill(line, WIDTH) for line in reading_notes(compared)))
         written += write_encoders(compared, folder, arguments.figure_format)
     print(f"-> {', '.join(map(str, written))}")
 
