@@ -87,7 +87,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(
             "AudioSep's weights are missing; or try everything with an untrained encoder: --checkpoint random:0"
         )
-    ready = [study for study in plan.studies if _get(study, plan)]
+    ready = []
+    for study in plan.studies:
+        root = study.data_root(plan.data)
+        is_here = root.is_dir() or study.root is not None
+        if is_here or _download(plan, study.task.title, root, _downloads(study, plan)):
+            ready.append(study)
     if not ready:
         raise ConfigError("no data set found; give their folder with --data, or download them with --yes")
     if len(plan.encoders) > 1 and any(study.root is None for study in ready):
@@ -146,12 +151,6 @@ def preview_download(*flags: object) -> None:
 
     show_command("common.download", *flags, "--dry-run")
     download([*map(str, flags), "--dry-run"])
-
-
-def _get(study: Study, plan: Plan) -> bool:
-    """Whether the data set is there, after downloading it if need be."""
-    root = study.data_root(plan.data)
-    return root.is_dir() or study.root is not None or _download(plan, study.task.title, root, _downloads(study, plan))
 
 
 def _downloads(study: Study, plan: Plan) -> list[Sequence[object]]:
