@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, OfficialCounts, Task, download_command
@@ -232,23 +233,21 @@ def _sample(clips: Sequence[Clip], encoder: AudioSepEncoder) -> Iterator[Finding
 
 def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
     """Check that no recording, patient or speaker is on two sides, except where the official division puts it there."""
-    sides_of: dict[str, set[str]] = {}  # group -> its folds or splits
-    for clip in clips:
-        side = f"fold {clip.fold}" if clip.fold is not None else clip.split
-        if side is not None and clip.group is not None:
-            sides_of.setdefault(clip.group, set()).add(side)
-    sides = set().union(*sides_of.values())
+    rows = [(clip.group, clip.split if clip.fold is None else f"fold {clip.fold}") for clip in clips]
+    table = pd.DataFrame(rows, columns=["group", "side"]).dropna()
+    sides = table["side"].unique()
     if len(sides) < 2:
-        text = f"only {sides.pop()} is present" if sides else "no official folds or splits to check"
+        text = f"only {sides[0]} is present" if len(sides) else "no official folds or splits to check"
         return Finding(NOTE, "splits", text)
     # Validation clips may be related to either side, which biases only the choice of epoch: FSD50K's are to training clips.
-    shared = {group for group, seen in sides_of.items() if len(seen - {"valid"}) > 1}
+    counts = table[table["side"] != "valid"].groupby("group")["side"].nunique()
+    shared = set(counts[counts > 1].index)
     unofficial = sorted(shared.difference(*(task.official_overlap for task in tasks)))
     if unofficial:
         text = f"{len(unofficial)} groups are on two sides of the division: {_some(unofficial)}"
         return Finding(BAD, "splits", text, "the data have been altered: unpack the official archive again")
     published = f" except {', '.join(sorted(shared))}, as published" if shared else ""
-    return Finding(GOOD, "splits", f"{len(sides_of):,} groups, none on two sides{published}")
+    return Finding(GOOD, "splits", f"{table['group'].nunique():,} groups, none on two sides{published}")
 
 
 def _duration(seconds: float) -> str:
