@@ -6,7 +6,6 @@ official division. Layers and pools come from one forward pass, everything from 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,36 +28,6 @@ HEADS_OF_GRID: dict[str, tuple[HeadKind, ...]] = {"none": (), "linear": ("linear
 
 
 def main() -> None:
-    arguments = _flags()
-    from analysis.variants import AblationEncoder, ablate, extract_variants, write_effects
-    from common.datasets.places import read_task
-    from common.encoder.device import resolve_device
-    from common.extraction import ExtractOptions, ThisProcess, Threads
-    from common.heads import check_fittable
-
-    study = find_study(arguments.task)
-    task = study.task
-    flags = {name: value for name, value in vars(arguments).items() if value is not None}
-    config = load_config(FitConfig, task.config_file, None, {name: flags[name] for name in flags if name in FITTING})
-    how = load_config(
-        ExtractConfig, task.config_file, None, {name: flags[name] for name in flags if name in EXTRACTION}
-    )
-    root = study.data_root(arguments.data)
-    clips = [clip for part in study.extract.values() for clip in read_task(part, root).clips]
-    encoder = AblationEncoder(how.checkpoint, resolve_device(config.device), arguments.factors, arguments.condition)
-    folder = output_folder(arguments)
-    output = folder / f"ablation_{study.name}.pt"
-    maker = ThisProcess(encoder, encoder.outputs, Threads.shared(decode=how.workers))
-    options = ExtractOptions(arguments.overwrite, allow_missing=how.allow_missing)
-    features = extract_variants(task, maker, clips, root, output, arguments.max_clips, options)
-    flags = {flag.key: flag.default for flag in task.flags}
-    prepared = task.prepare(features, Division(flags, config.train_test_split, config.random_seed))
-    check_fittable(prepared.features, str(output))
-    record = ablate(prepared, task, encoder.info, config, arguments.factors, HEADS_OF_GRID[arguments.grid])
-    write_effects(record, folder, arguments.figure_format)
-
-
-def _flags() -> argparse.Namespace:
     parser = new_parser(__doc__)
     add = parser.add_argument
     add("task", metavar="TASK", help="such as esc50")
@@ -73,7 +42,32 @@ def _flags() -> argparse.Namespace:
     add_settings(parser, FitConfig, None, FITTING)
     add("--overwrite", action="store_true", help="replace features that were made with different settings")
     add_figure_format(parser)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    from analysis.variants import AblationEncoder, ablate, extract_variants, write_effects
+    from common.datasets.places import read_task
+    from common.encoder.device import resolve_device
+    from common.extraction import ExtractOptions, ThisProcess, Threads
+    from common.heads import check_fittable
+
+    study = find_study(arguments.task)
+    task = study.task
+    flags = {name: value for name, value in vars(arguments).items() if value is not None}
+    config = load_config(FitConfig, task.config_file, None, {key: flags[key] for key in FITTING if key in flags})
+    chosen = {key: flags[key] for key in EXTRACTION if key in flags}
+    how = load_config(ExtractConfig, task.config_file, None, chosen)
+    root = study.data_root(arguments.data)
+    clips = [clip for part in study.extract.values() for clip in read_task(part, root).clips]
+    encoder = AblationEncoder(how.checkpoint, resolve_device(config.device), arguments.factors, arguments.condition)
+    folder = output_folder(arguments)
+    output = folder / f"ablation_{study.name}.pt"
+    maker = ThisProcess(encoder, encoder.outputs, Threads.shared(decode=how.workers))
+    options = ExtractOptions(arguments.overwrite, allow_missing=how.allow_missing)
+    features = extract_variants(task, maker, clips, root, output, arguments.max_clips, options)
+    flags = {flag.key: flag.default for flag in task.flags}
+    prepared = task.prepare(features, Division(flags, config.train_test_split, config.random_seed))
+    check_fittable(prepared.features, str(output))
+    record = ablate(prepared, task, encoder.info, config, arguments.factors, HEADS_OF_GRID[arguments.grid])
+    write_effects(record, folder, arguments.figure_format)
 
 
 if __name__ == "__main__":

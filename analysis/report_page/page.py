@@ -52,9 +52,8 @@ class Rival(NamedTuple):
     name: str
     kind: EncoderKind | None  # None for the other head
     score: float
-    is_worse: (
-        bool | None
-    )  # significantly, corrected for the number of such tests; None: not tested, or too few groups to tell
+    # Significantly, corrected for the number of such tests; None: not tested, or too few groups to tell.
+    is_worse: bool | None
 
 
 @dataclass(frozen=True)
