@@ -19,6 +19,7 @@ import common  # noqa: F401  # first: it says what is missing
 
 # isort: split
 import yaml
+from pydantic import TypeAdapter
 
 from analysis.scores import WIDTH, Run, new_parser, output_folder, runs_for
 from common.datasets import DivisionKind, Metric
@@ -105,9 +106,7 @@ def read_references() -> tuple[dict[str, TaskReferences], dict[str, str]]:
     """Task -> the figures shown beside its scores; key -> source."""
     content = yaml.safe_load(REFERENCES.read_text(encoding="utf-8"))
     sources = content.pop("sources")
-    for values in content.values():
-        values["published"] = [Published(*row) for row in values.get("published", ())]
-    return {task: TaskReferences(**values) for task, values in content.items()}, sources
+    return TypeAdapter(dict[str, TaskReferences]).validate_python(content), sources
 
 
 def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
@@ -236,14 +235,14 @@ def main() -> None:
     parser = new_parser(__doc__)
     add_figure_format(parser)
     arguments = parser.parse_args()
-    from analysis.compare import captioned_tables, compare_encoders, read_costs, reading_notes, write_encoders
+    from analysis.compare import captioned_tables, compare_encoders, reading_notes, write_encoders
 
     runs, folder = runs_for(arguments), output_folder(arguments)
     rows = summary_rows(runs)
     print(as_text(summary_table(rows, is_wide=False)))
     print("\n".join(textwrap.fill(line, WIDTH) for line in notes(rows)))
     written = write_summary(rows, folder)
-    compared = compare_encoders(runs, read_costs(folder))
+    compared = compare_encoders(runs, folder)
     if compared is not None:
         for caption, table, left in captioned_tables(compared):
             print(f"\n{caption}\n{as_text(table, left)}")
