@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
@@ -18,13 +17,10 @@ from common.config import ExtractConfig, FitConfig, load_config
 from common.datasets import Division
 from common.flags import add_figure_format, add_settings, run, user_path
 
-if TYPE_CHECKING:
-    from common.heads import HeadKind
-
 FACTORS = ("layer", "pool", "condition", "scaler", "duration", "bandwidth", "noise")
 EXTRACTION = ("checkpoint", "workers", "allow_missing")  # settings that flags change
 FITTING = ("recipe", "epochs", "seeds", "device")
-HEADS_OF_GRID: dict[str, tuple[HeadKind, ...]] = {"none": (), "linear": ("linear",), "both": ("linear", "three_layer")}
+GRIDS = ("none", "linear", "both")  # by the number of heads
 
 
 def main() -> None:
@@ -36,7 +32,7 @@ def main() -> None:
     add("--condition", type=user_path, metavar="FILE", help="a 512-d embedding, for the factor condition")
     add("--factors", nargs="+", choices=FACTORS, default=FACTORS, metavar="NAME", help=", ".join(FACTORS))
     grid = "heads of the grid layer x pool x scaler (default: linear)"
-    add("--grid", choices=HEADS_OF_GRID, default="linear", help=grid)
+    add("--grid", choices=GRIDS, default="linear", help=grid)
     most = "at most N, sampled by class; 0: all (default: 2000)"
     add("--max-clips", type=int, default=2000, metavar="N", help=most)
     add_settings(parser, FitConfig, None, FITTING)
@@ -47,7 +43,7 @@ def main() -> None:
     from common.datasets.places import read_task
     from common.encoder.device import resolve_device
     from common.extraction import ExtractOptions, ThisProcess, Threads
-    from common.heads import check_fittable
+    from common.heads import HEADS, check_fittable
 
     study = find_study(arguments.task)
     task = study.task
@@ -66,7 +62,8 @@ def main() -> None:
     flags = {flag.key: flag.default for flag in task.flags}
     prepared = task.prepare(features, Division(flags, config.train_test_split, config.random_seed))
     check_fittable(prepared.features, str(output))
-    record = ablate(prepared, task, encoder.info, config, arguments.factors, HEADS_OF_GRID[arguments.grid])
+    grid_heads = list(HEADS)[: GRIDS.index(arguments.grid)]
+    record = ablate(prepared, task, encoder.info, config, arguments.factors, grid_heads)
     write_effects(record, folder, arguments.figure_format)
 
 
