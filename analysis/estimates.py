@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import timeit
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -48,10 +47,6 @@ class Estimate(NamedTuple):
     fit_hours: float
     n_bytes: int
 
-    @property
-    def hours(self) -> float:
-        return self.extract_hours + self.fit_hours
-
 
 def measure_speed(device: torch.device, recipe: Recipe) -> Speed:
     """Embed a few seconds of noise and fit a few heads to it."""
@@ -65,14 +60,11 @@ def measure_speed(device: torch.device, recipe: Recipe) -> Speed:
     # Scaling takes no part of a step, and scikit-learn a second to import.
     few, place = replace(recipe, epochs=1, scaler="none"), torch.device("cpu")
     steps = len(jobs) * int(np.ceil(400 / few.batch_size))
-    embed_s = fastest_s(lambda: encoder.embed(noise))
-    fit_s = sum(fastest_s(partial(fit_heads, kind, features, jobs, few, place)) for kind in HEADS)
+    # The fastest of a few: the first loads kernels, and another process can only make a call slower.
+    embed_s = min(timeit.repeat(partial(encoder.embed, noise), number=1, repeat=3))
+    fits = [partial(fit_heads, kind, features, jobs, few, place) for kind in HEADS]
+    fit_s = sum(min(timeit.repeat(fit, number=1, repeat=3)) for fit in fits)
     return Speed(TIMED_S / embed_s, fit_s / steps)
-
-
-def fastest_s(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of a few calls: the first loads kernels, and another process can only make one slower."""
-    return min(timeit.repeat(call, number=1, repeat=3))
 
 
 def time_range(hours: float) -> str:
@@ -133,7 +125,8 @@ def describe_plan(plan: Plan) -> str:
         cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
         table.append([study.name, "here" if root.is_dir() else "to download", *cells])
     # What takes most of the time, and which flags save most of it.
-    fitting, total = (sum(getattr(planned, name) for planned in estimates.values()) for name in ("fit_hours", "hours"))
+    fitting = sum(planned.fit_hours for planned in estimates.values())
+    total = fitting + sum(planned.extract_hours for planned in estimates.values())
     steps = {f"extraction of {name}": planned.extract_hours for name, planned in estimates.items()}
     steps |= {f"fitting of {name}": planned.fit_hours for name, planned in estimates.items()}
     step = max(steps, key=lambda name: steps[name])
@@ -142,7 +135,8 @@ def describe_plan(plan: Plan) -> str:
     if plan.seeds > 1:
         saved.append(f"--seeds 1: {time_range(total - fitting + fitting / plan.seeds)}")
     if len(estimates) > 1:
-        saved.append(f"without {task}: {time_range(total - estimates[task].hours)}")
+        rest = total - estimates[task].extract_hours - estimates[task].fit_hours
+        saved.append(f"without {task}: {time_range(rest)}")
     if fitting < total / 2 and device.type == "cpu":
         saved.append("a GPU, or --shard of the extraction scripts on several machines")
     less = f"\nTo spend less: {'; '.join(saved)}." if saved else ""
