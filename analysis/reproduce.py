@@ -101,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         measure_encoders(plan.encoders, results, plan.overwrite, *settings)
     for study in ready:
         if study.root is not None:  # one's own sounds
-            _rank_encoders(study, plan)
+            shared = flags(overwrite=plan.overwrite, device=plan.device, checkpoint=plan.checkpoint, epochs=plan.epochs)
+            more = flags(allow_missing=plan.allow_missing, trust_remote_code=plan.trust_remote_code, recipe=plan.recipe)
+            where = flags(seeds=plan.seeds, output_dir=plan.results and plan.results / study.name)
+            call(study.classify, *study.extract_flags, *where, *shared, *more, "--encoders", *plan.encoders)
             continue
         if not plan.no_doctor:
             checkpoint = plan.checkpoint if plan.has_audiosep else "random:0"
@@ -171,14 +174,6 @@ def _download(plan: Plan, what: str, place: Path, calls: Sequence[Sequence[objec
     for words in calls:
         call("common.download", *words)
     return True
-
-
-def _rank_encoders(study: Study, plan: Plan) -> None:
-    """Probe one's own sounds with every encoder."""
-    shared = flags(overwrite=plan.overwrite, device=plan.device, checkpoint=plan.checkpoint, epochs=plan.epochs)
-    more = flags(allow_missing=plan.allow_missing, trust_remote_code=plan.trust_remote_code, recipe=plan.recipe)
-    where = flags(seeds=plan.seeds, output_dir=plan.results and plan.results / study.name)
-    call(study.classify, *study.extract_flags, *where, *shared, *more, "--encoders", *plan.encoders)
 
 
 def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:
