@@ -9,9 +9,9 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -37,8 +37,7 @@ NAMED = 4  # examples listed in a message
 GOOD, NOTE, BAD = "✓", "!", "✗"  # results of a check, as printed
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A line of the doctor's table: a check, its result, and how to fix it if it failed."""
 
     mark: str
@@ -61,8 +60,18 @@ def show(title: str, findings: Iterable[Finding]) -> int:
 
 
 def check_environment(device: torch.device) -> Iterator[Finding]:
-    """Python, the pinned packages, the device and the memory."""
-    yield _packages()
+    """Python and the packages, whose versions should be those of requirements.txt, the device and the memory."""
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", (PROJECT_ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    installed = dict.fromkeys(pins, "missing")
+    for name in pins:
+        with contextlib.suppress(PackageNotFoundError):
+            installed[name] = version(name).partition("+")[0]
+    differing = [f"{name} {installed[name]} (tested: {pin})" for name, pin in pins.items() if installed[name] != pin]
+    text = f"Python {platform.python_version()}, torch {torch.__version__}; {', '.join(differing) or 'as pinned'}"
+    if "missing" in installed.values():
+        yield Finding(BAD, "packages", text, "pip install -r requirements.txt")
+    else:
+        yield Finding(NOTE if differing else GOOD, "packages", text)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         text = f"{torch.cuda.get_device_name(device)}: {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
@@ -78,20 +87,6 @@ def check_environment(device: torch.device) -> Iterator[Finding]:
         yield Finding(BAD, "memory", text, "close other programs, or use a larger machine")
     else:
         yield Finding(GOOD, "memory", text)
-
-
-def _packages() -> Finding:
-    """Compare the installed versions with those of requirements.txt."""
-    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", (PROJECT_ROOT / "requirements.txt").read_text(), re.MULTILINE))
-    installed = dict.fromkeys(pins, "missing")
-    for name in pins:
-        with contextlib.suppress(PackageNotFoundError):
-            installed[name] = version(name).partition("+")[0]
-    differing = [f"{name} {installed[name]} (tested: {pin})" for name, pin in pins.items() if installed[name] != pin]
-    text = f"Python {platform.python_version()}, torch {torch.__version__}; {', '.join(differing) or 'as pinned'}"
-    if "missing" in installed.values():
-        return Finding(BAD, "packages", text, "pip install -r requirements.txt")
-    return Finding(NOTE if differing else GOOD, "packages", text)
 
 
 def _available_memory() -> int | None:
@@ -148,7 +143,7 @@ def check_division(
             yield Finding(NOTE, f"{prefix}labels", str(note.message))
         get = download_command(download, root)
         for finding in (*_labels(task, clips, get), _files(clips, root, get), *_sample(clips, encoder)):
-            yield replace(finding, what=prefix + finding.what)
+            yield finding._replace(what=prefix + finding.what)
         all_clips += clips
     if all_clips:
         yield _division(tasks, all_clips)
