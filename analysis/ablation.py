@@ -6,10 +6,8 @@ official division. Layers and pools come from one forward pass, everything from 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
@@ -19,30 +17,40 @@ from common.config import ExtractConfig, FitConfig, load_config
 from common.datasets import Division
 from common.flags import add_figure_format, add_settings, run, user_path
 
-if TYPE_CHECKING:
-    from common.heads import HeadKind
-
 FACTORS = ("layer", "pool", "condition", "scaler", "duration", "bandwidth", "noise")
 EXTRACTION = ("checkpoint", "workers", "allow_missing")  # settings that flags change
 FITTING = ("recipe", "epochs", "seeds", "device")
-HEADS_OF_GRID: dict[str, tuple[HeadKind, ...]] = {"none": (), "linear": ("linear",), "both": ("linear", "three_layer")}
+GRIDS = ("none", "linear", "both")  # by the number of heads
 
 
 def main() -> None:
-    arguments = _flags()
+    parser = new_parser(__doc__)
+    add = parser.add_argument
+    add("task", metavar="TASK", help="such as esc50")
+    add("--data", type=user_path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
+    add_settings(parser, ExtractConfig, None, EXTRACTION)
+    add("--condition", type=user_path, metavar="FILE", help="a 512-d embedding, for the factor condition")
+    add("--factors", nargs="+", choices=FACTORS, default=FACTORS, metavar="NAME", help=", ".join(FACTORS))
+    grid = "heads of the grid layer x pool x scaler (default: linear)"
+    add("--grid", choices=GRIDS, default="linear", help=grid)
+    most = "at most N, sampled by class; 0: all (default: 2000)"
+    add("--max-clips", type=int, default=2000, metavar="N", help=most)
+    add_settings(parser, FitConfig, None, FITTING)
+    add("--overwrite", action="store_true", help="replace features that were made with different settings")
+    add_figure_format(parser)
+    arguments = parser.parse_args()
     from analysis.variants import AblationEncoder, ablate, extract_variants, write_effects
     from common.datasets.places import read_task
     from common.encoder.device import resolve_device
     from common.extraction import ExtractOptions, ThisProcess, Threads
-    from common.heads import check_fittable
+    from common.heads import HEADS, check_fittable
 
     study = find_study(arguments.task)
     task = study.task
     flags = {name: value for name, value in vars(arguments).items() if value is not None}
-    config = load_config(FitConfig, task.config_file, None, {name: flags[name] for name in flags if name in FITTING})
-    how = load_config(
-        ExtractConfig, task.config_file, None, {name: flags[name] for name in flags if name in EXTRACTION}
-    )
+    config = load_config(FitConfig, task.config_file, None, {key: flags[key] for key in FITTING if key in flags})
+    chosen = {key: flags[key] for key in EXTRACTION if key in flags}
+    how = load_config(ExtractConfig, task.config_file, None, chosen)
     root = study.data_root(arguments.data)
     clips = [clip for part in study.extract.values() for clip in read_task(part, root).clips]
     encoder = AblationEncoder(how.checkpoint, resolve_device(config.device), arguments.factors, arguments.condition)
@@ -54,26 +62,9 @@ def main() -> None:
     flags = {flag.key: flag.default for flag in task.flags}
     prepared = task.prepare(features, Division(flags, config.train_test_split, config.random_seed))
     check_fittable(prepared.features, str(output))
-    record = ablate(prepared, task, encoder.info, config, arguments.factors, HEADS_OF_GRID[arguments.grid])
+    grid_heads = list(HEADS)[: GRIDS.index(arguments.grid)]
+    record = ablate(prepared, task, encoder.info, config, arguments.factors, grid_heads)
     write_effects(record, folder, arguments.figure_format)
-
-
-def _flags() -> argparse.Namespace:
-    parser = new_parser(__doc__)
-    add = parser.add_argument
-    add("task", metavar="TASK", help="such as esc50")
-    add("--data", type=user_path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
-    add_settings(parser, ExtractConfig, None, EXTRACTION)
-    add("--condition", type=user_path, metavar="FILE", help="a 512-d embedding, for the factor condition")
-    add("--factors", nargs="+", choices=FACTORS, default=FACTORS, metavar="NAME", help=", ".join(FACTORS))
-    grid = "heads of the grid layer x pool x scaler (default: linear)"
-    add("--grid", choices=HEADS_OF_GRID, default="linear", help=grid)
-    most = "at most N, sampled by class; 0: all (default: 2000)"
-    add("--max-clips", type=int, default=2000, metavar="N", help=most)
-    add_settings(parser, FitConfig, None, FITTING)
-    add("--overwrite", action="store_true", help="replace features that were made with different settings")
-    add_figure_format(parser)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,21 +10,20 @@ import numpy as np
 import pandas as pd
 
 from analysis.plots import Panel, plot_heads
-from analysis.scores import WIDTH, Run, by_task
+from analysis.scores import Run, by_task
 from common.datasets import Metric
 from common.encoder.measure import CheckRecord
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
 from common.evaluation.rankings import Rankings
-from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record
+from common.evaluation.record import ComparisonRecord, Interval, Record
 from common.evaluation.scores import Hits
 from common.files import write_atomically, write_csv
 from common.heads import HEADS, HeadKind, head_title
 from common.scripts import ENCODERS_FOLDER
-from common.text_table import as_latex, as_markdown, as_text, escape_latex, percent, range_of
+from common.text_table import as_latex, as_markdown, escape_latex, percent, range_of
 
 RESAMPLES = 2000
 LEVEL = 0.05
-Table = list[list[str]]
 Judged = dict[str, Hits | Rankings]  # by encoder
 
 
@@ -88,11 +86,6 @@ class Pair(ComparisonRecord):
     first: str
     second: str
 
-    @property
-    def differ(self) -> bool:
-        """Significantly."""
-        return self.holm_p_value is not None and self.holm_p_value < LEVEL
-
 
 class EncodersRecord(Record):
     """The content of encoders.json; encoders in the order of their mean ranks."""
@@ -126,9 +119,9 @@ def can_tell(n_units: int, n_tests: int, metric: Metric = Metric.ACCURACY) -> bo
     return max(2.0 ** (1 - n_units), 1 / (PERMUTATIONS + 1)) * n_tests < LEVEL
 
 
-def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> EncodersRecord | None:
-    """Compare the runs of every task that has several encoders with the same protocol hash; None if no task has. `costs` are by
-    the short names of encoders. FeatureFileError if a run's predictions are missing or damaged."""
+def compare_encoders(runs: Sequence[Run], folder: Path) -> EncodersRecord | None:
+    """Compare the runs of every task that has several encoders with the same protocol hash; None if no task has. What was
+    measured of encoders is read below `folder`. FeatureFileError if a run's predictions are missing or damaged."""
     left_out: list[str] = []
     compared: list[tuple[list[Run], dict[HeadKind, Judged]]] = []
     for of_task in by_task(runs).values():
@@ -147,30 +140,35 @@ def compare_encoders(runs: Sequence[Run], costs: Mapping[str, CheckRecord]) -> E
             pairs.append(Pair(**pair.model_dump(), **names))
     corrected = holm([pair.p_value for pair in pairs])
     pairs = [pair.model_copy(update={"holm_p_value": value}) for pair, value in zip(pairs, corrected, strict=True)]
-    tasks = [_describe(of_task[0], len(pairs)) for of_task, _ in compared]
-    parts = zip(tasks, compared, strict=True)
-    scores = [score for task, (of_task, by_head) in parts for score in _scores(task, of_task, by_head, pairs)]
+    tasks: list[ComparedTask] = []
+    scores: list[EncoderScore] = []
+    for of_task, by_head in compared:
+        run, protocol, features = of_task[0], of_task[0].first_protocol, of_task[0].record.features
+        metric, comparison = protocol.majority_class.metric, protocol.comparison
+        task = ComparedTask(
+            task=run.study.name,
+            title=run.study.task.title,
+            division=protocol.division,
+            hash=protocol.identity.hash,
+            metric=metric,
+            clips=features.clips,
+            classes=len(features.class_names),
+            chance=protocol.majority_class.score,
+            units=comparison.units,
+            n_units=comparison.n_units,
+            can_tell=can_tell(comparison.n_units, len(pairs), metric),
+        )
+        tasks.append(task)
+        scores += _scores(task, of_task, by_head, pairs)
     all_runs = [run for of_task, _ in compared for run in of_task]
     return EncodersRecord(
-        encoders=_costs(all_runs, costs, scores),
+        encoders=_costs(all_runs, folder, scores),
         tasks=tasks,
         scores=scores,
         pairs=pairs,
         left_out=left_out,
         method=_method(all_runs, len(pairs)),
     )
-
-
-def scores_of(
-    heads: Mapping[HeadKind, EncoderScore] | Mapping[HeadKind, HeadRecord],
-) -> dict[str, tuple[float, Interval | None]]:
-    """What is drawn of heads: their scores with their intervals."""
-    return {head: (score.score, score.interval) for head, score in heads.items()}
-
-
-def read_costs(folder: Path) -> dict[str, CheckRecord]:
-    """Short name of an encoder -> what was measured of it, from the files below the results."""
-    return {path.stem: CheckRecord.load(path) for path in sorted((folder / ENCODERS_FOLDER).glob("*.json"))}
 
 
 def _comparable(runs: Sequence[Run], left_out: list[str]) -> list[Run]:
@@ -188,24 +186,6 @@ def _comparable(runs: Sequence[Run], left_out: list[str]) -> list[Run]:
     return list(chosen.values())
 
 
-def _describe(run: Run, n_tests: int) -> ComparedTask:
-    protocol, features = run.first_protocol, run.record.features
-    metric, n_units = protocol.majority_class.metric, protocol.comparison.n_units
-    return ComparedTask(
-        task=run.study.name,
-        title=run.study.task.title,
-        division=protocol.division,
-        hash=protocol.identity.hash,
-        metric=metric,
-        clips=features.clips,
-        classes=len(features.class_names),
-        chance=protocol.majority_class.score,
-        units=protocol.comparison.units,
-        n_units=n_units,
-        can_tell=can_tell(n_units, n_tests, metric),
-    )
-
-
 def _scores(
     task: ComparedTask, runs: Sequence[Run], judged: Mapping[HeadKind, Judged], pairs: Sequence[Pair]
 ) -> Iterator[EncoderScore]:
@@ -215,7 +195,9 @@ def _scores(
         differ = [
             {pair.first, pair.second}
             for pair in pairs
-            if (pair.task, pair.head, pair.differ) == (task.task, head, True)
+            if (pair.task, pair.head) == (task.task, head)
+            and pair.holm_p_value is not None
+            and pair.holm_p_value < LEVEL
         ]
         for run in runs:
             scored = run.first_protocol.heads[head]
@@ -243,16 +225,16 @@ def _share_first(judged: Judged) -> Mapping[str, float | None]:
     return dict(zip(judged, (is_best / is_best.sum(axis=0)).mean(axis=1).tolist(), strict=True))
 
 
-def _costs(
-    runs: Sequence[Run], measured: Mapping[str, CheckRecord], scores: Sequence[EncoderScore]
-) -> list[EncoderCost]:
+def _costs(runs: Sequence[Run], folder: Path, scores: Sequence[EncoderScore]) -> list[EncoderCost]:
     """Of every encoder, as its last run has it, best first."""
     table = pd.DataFrame([(row.encoder, row.head, row.task, row.score) for row in scores])
     shared = table.pivot(index=[0, 1], columns=2, values=3).dropna(axis=1)  # the tasks that all encoders have
     ranks = shared.groupby(level=1).rank(ascending=False).mean(axis=1).dropna()  # equal scores share their ranks
     costs = {}
     for run in runs:
-        features, check = run.record.features, measured.get(run.record.features.slug)
+        features = run.record.features
+        path = folder / ENCODERS_FOLDER / f"{features.slug}.json"
+        check = CheckRecord.load(path) if path.exists() else None
         if check is not None and check.checkpoint != features.checkpoint:
             check = None  # of other weights
         costs[run.encoder] = EncoderCost(
@@ -274,7 +256,20 @@ def _method(runs: Sequence[Run], n_tests: int) -> str:
     tests += ["t tests of the jackknife's differences (mAP)"] * (Metric.MACRO_MAP in metrics)
     said: dict[str, dict[str, None]] = {}  # how a task's numbers were made -> the titles of its tasks
     for run in runs:
-        said.setdefault(_settings(run), {})[run.study.task.title] = None
+        config, protocol = run.record.config, run.first_protocol
+        fits = "; ".join(
+            f"{head}: {recipe.epochs} epochs, batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g}, "
+            f"scaler {recipe.scaler}"
+            for head, recipe in {"linear": config.recipe_linear, "three-layer": config.recipe_three_layer}.items()
+        )
+        refit = " and the head refitted on training and validation clips" * protocol.refit
+        epoch = f"the epoch chosen on validation clips{refit}" if protocol.chooses_epoch else "the last epoch kept"
+        versions = ", ".join(f"{name} {version}" for name, version in run.record.versions.items())
+        text = (
+            f"the {config.recipe} recipe ({fits}; scalers are fitted on training clips alone), {epoch}, "
+            f"{len(protocol.seeds)} seed{'s' * (len(protocol.seeds) > 1)}, computed with {versions} on {run.record.cpu}"
+        )
+        said.setdefault(text, {})[run.study.task.title] = None
     settings = [text + f" (for {', '.join(titles)})" * (len(said) > 1) for text, titles in said.items()]
     divisions = dict.fromkeys(f"{run.study.task.title} ({run.first_protocol.division})" for run in runs)
     return (
@@ -286,24 +281,7 @@ def _method(runs: Sequence[Run], n_tests: int) -> str:
     )
 
 
-def _settings(run: Run) -> str:
-    """How the numbers of one run were made."""
-    config, protocol = run.record.config, run.first_protocol
-    fits = "; ".join(
-        f"{head}: {recipe.epochs} epochs, batches of {recipe.batch_size}, learning rate {recipe.learning_rate:g}, "
-        f"scaler {recipe.scaler}"
-        for head, recipe in {"linear": config.recipe_linear, "three-layer": config.recipe_three_layer}.items()
-    )
-    refit = " and the head refitted on training and validation clips" * protocol.refit
-    epoch = f"the epoch chosen on validation clips{refit}" if protocol.chooses_epoch else "the last epoch kept"
-    versions = ", ".join(f"{name} {version}" for name, version in run.record.versions.items())
-    return (
-        f"the {config.recipe} recipe ({fits}; scalers are fitted on training clips alone), {epoch}, "
-        f"{len(protocol.seeds)} seed{'s' * (len(protocol.seeds) > 1)}, computed with {versions} on {run.record.cpu}"
-    )
-
-
-def encoder_table(record: EncodersRecord, head: HeadKind) -> Table:
+def encoder_table(record: EncodersRecord, head: HeadKind) -> list[list[str]]:
     """Encoders by tasks for one head, header first; percent with intervals, ``*`` for the leaders."""
     costs = record.encoders
     columns = [
@@ -320,7 +298,7 @@ def encoder_table(record: EncodersRecord, head: HeadKind) -> Table:
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def pair_table(record: EncodersRecord) -> Table:
+def pair_table(record: EncodersRecord) -> list[list[str]]:
     """Every pair, header first: the difference in points, its interval and p-values."""
     titles = {task.task: task.title for task in record.tasks}
     table = [["task", "head", "first", "second", "first - second", "95 %", "p", "p, Holm"]]
@@ -331,7 +309,7 @@ def pair_table(record: EncodersRecord) -> Table:
     return table
 
 
-def ranking_table(record: EncodersRecord) -> Table:
+def ranking_table(record: EncodersRecord) -> list[list[str]]:
     """How stable each task's first place is: the share of group bootstraps in which an encoder is first."""
     columns = [["first in % of bootstraps", *(cost.encoder for cost in record.encoders)]]
     for task, head in itertools.product(record.tasks, HEADS):
@@ -364,13 +342,7 @@ def reading_notes(record: EncodersRecord) -> list[str]:
     return [*lines, *(f"Not compared: {reason}." for reason in record.left_out)]
 
 
-def encoders_text(record: EncodersRecord) -> str:
-    """All tables and notes for the terminal."""
-    tables = [f"\n{caption}\n{as_text(table, left)}" for caption, table, left in captioned_tables(record)]
-    return "\n".join([*tables, *(textwrap.fill(line, WIDTH) for line in reading_notes(record))])
-
-
-def captioned_tables(record: EncodersRecord) -> list[tuple[str, Table, int]]:
+def captioned_tables(record: EncodersRecord) -> list[tuple[str, list[list[str]], int]]:
     """The tables of the comparison with their captions, and the number of columns of words; those of the heads first."""
     caption = f"{{}} head: {record.quantity} in percent (95 %)"
     return [
@@ -406,7 +378,10 @@ def plot_encoders(record: EncodersRecord, path: Path) -> None:
     panels = [
         Panel(
             f"{task.heading}\n({task.clips:,} clips, {task.classes} classes)",
-            [scores_of(heads) for heads in record.heads_of(task).values()],
+            [
+                {head: (scored.score, scored.interval) for head, scored in heads.items()}
+                for heads in record.heads_of(task).values()
+            ],
             (task.chance, "chance"),
         )
         for task in record.tasks

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import timeit
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,6 @@ import torch
 
 from analysis.studies import Study
 from common.config import FitConfig, load_config
-from common.datasets import Clip
 from common.datasets.audio import AudioError, audio_duration_s
 from common.datasets.places import read_task
 from common.doctor.checks import BYTES_PER_CLIP
@@ -48,10 +47,6 @@ class Estimate(NamedTuple):
     fit_hours: float
     n_bytes: int
 
-    @property
-    def hours(self) -> float:
-        return self.extract_hours + self.fit_hours
-
 
 def measure_speed(device: torch.device, recipe: Recipe) -> Speed:
     """Embed a few seconds of noise and fit a few heads to it."""
@@ -65,14 +60,11 @@ def measure_speed(device: torch.device, recipe: Recipe) -> Speed:
     # Scaling takes no part of a step, and scikit-learn a second to import.
     few, place = replace(recipe, epochs=1, scaler="none"), torch.device("cpu")
     steps = len(jobs) * int(np.ceil(400 / few.batch_size))
-    embed_s = fastest_s(lambda: encoder.embed(noise))
-    fit_s = sum(fastest_s(partial(fit_heads, kind, features, jobs, few, place)) for kind in HEADS)
+    # The fastest of a few: the first loads kernels, and another process can only make a call slower.
+    embed_s = min(timeit.repeat(partial(encoder.embed, noise), number=1, repeat=3))
+    fits = [partial(fit_heads, kind, features, jobs, few, place) for kind in HEADS]
+    fit_s = sum(min(timeit.repeat(fit, number=1, repeat=3)) for fit in fits)
     return Speed(TIMED_S / embed_s, fit_s / steps)
-
-
-def fastest_s(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of a few calls: the first loads kernels, and another process can only make one slower."""
-    return min(timeit.repeat(call, number=1, repeat=3))
 
 
 def time_range(hours: float) -> str:
@@ -86,16 +78,6 @@ def time_range(hours: float) -> str:
     return f"{low} to {high} {name}"
 
 
-def _length_s(clip: Clip) -> float | None:
-    """Seconds of a clip; None if it cannot be read, which the doctor and the extraction will report."""
-    if clip.end_s is not None:
-        return clip.end_s - (clip.start_s or 0.0)
-    try:
-        return audio_duration_s(clip.path)
-    except AudioError:
-        return None
-
-
 def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: int, n_feature_sets: int) -> Estimate:
     """Estimate one task: from its clips if the data set is present, else from its published size. `n_feature_sets` are those that
     the encoder extracts; log-mel statistics count as a tenth of one."""
@@ -103,8 +85,14 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
     if root.is_dir():
         clips = [clip for task in tasks for clip in read_task(task, root).clips]
         picked = np.random.default_rng(0).permutation(len(clips))[:SAMPLE]
-        lengths_s = [length for index in picked if (length := _length_s(clips[index])) is not None] or [0.0]
-        n_clips, hours = len(clips), len(clips) * float(np.mean(lengths_s)) / 3600
+        lengths_s = []
+        for clip in (clips[index] for index in picked):
+            with contextlib.suppress(AudioError):  # the doctor and the extraction will report it
+                if clip.end_s is None:
+                    lengths_s.append(audio_duration_s(clip.path))
+                else:
+                    lengths_s.append(clip.end_s - (clip.start_s or 0.0))
+        n_clips, hours = len(clips), len(clips) * float(np.mean(lengths_s or [0.0])) / 3600
         folds = len({clip.fold for clip in clips} - {None}) or 1
     else:
         n_clips, hours = sum(task.official_counts.clips or 0 for task in tasks), study.hours
@@ -136,6 +124,22 @@ def describe_plan(plan: Plan) -> str:
         times = time_range(planned.extract_hours), time_range(planned.fit_hours)
         cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
         table.append([study.name, "here" if root.is_dir() else "to download", *cells])
+    # What takes most of the time, and which flags save most of it.
+    fitting = sum(planned.fit_hours for planned in estimates.values())
+    total = fitting + sum(planned.extract_hours for planned in estimates.values())
+    steps = {f"extraction of {name}": planned.extract_hours for name, planned in estimates.items()}
+    steps |= {f"fitting of {name}": planned.fit_hours for name, planned in estimates.items()}
+    step = max(steps, key=lambda name: steps[name])
+    task = step.rpartition(" ")[2]
+    saved = []
+    if plan.seeds > 1:
+        saved.append(f"--seeds 1: {time_range(total - fitting + fitting / plan.seeds)}")
+    if len(estimates) > 1:
+        rest = total - estimates[task].extract_hours - estimates[task].fit_hours
+        saved.append(f"without {task}: {time_range(rest)}")
+    if fitting < total / 2 and device.type == "cpu":
+        saved.append("a GPU, or --shard of the extraction scripts on several machines")
+    less = f"\nTo spend less: {'; '.join(saved)}." if saved else ""
     others = ", ".join(str(encoder) for encoder in plan.encoders if encoder.kind is not EncoderKind.AUDIOSEP)
     left_out = f"\nNot in the estimate: {others}; python -m common.encoder.check NAME measures its speed."
     return f"""\
@@ -144,26 +148,7 @@ under both protocols with probes and shuffled labels; then summary, similarities
 
 {as_text(table)}
 
-In all {time_range(sum(planned.hours for planned in estimates.values()))} and \
+In all {time_range(total)} and \
 {sum(planned.n_bytes for planned in estimates.values()) / 1e6:,.0f} MB of features, on {device}, which embeds
 {speed.audio:.0f} s of audio per second. From: nothing else runs. To: other work beside it.
-{_how_to_spend_less(estimates, plan.seeds, device.type == "cpu")}{left_out if others else ""}"""
-
-
-def _how_to_spend_less(estimates: dict[str, Estimate], seeds: int, is_on_cpu: bool) -> str:
-    """What takes most of the time, and which flags save most of it."""
-    fitting = sum(planned.fit_hours for planned in estimates.values())
-    total = sum(planned.hours for planned in estimates.values())
-    steps = {f"extraction of {name}": planned.extract_hours for name, planned in estimates.items()}
-    steps |= {f"fitting of {name}": planned.fit_hours for name, planned in estimates.items()}
-    step = max(steps, key=lambda name: steps[name])
-    task = step.rpartition(" ")[2]
-    saved = []
-    if seeds > 1:
-        saved.append(f"--seeds 1: {time_range(total - fitting + fitting / seeds)}")
-    if len(estimates) > 1:
-        saved.append(f"without {task}: {time_range(total - estimates[task].hours)}")
-    if fitting < total / 2 and is_on_cpu:
-        saved.append("a GPU, or --shard of the extraction scripts on several machines")
-    most = f"Most of it: {step} ({steps[step] / (total or 1):.0%})."
-    return f"{most}\nTo spend less: {'; '.join(saved)}." if saved else most
+Most of it: {step} ({steps[step] / (total or 1):.0%}).{less}{left_out if others else ""}"""

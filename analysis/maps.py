@@ -64,10 +64,10 @@ def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, s
         shown = f"{len(rows):,} of {len(features):,} clips (sampled by class, seed {seed})"
     preparation = {"standard": "standardised", "whiten": "whitened", "none": "unscaled"}[scaler]
     caption = f"{TITLES[method]} of {shown}, {preparation} features, seed {seed}."
-    if features.is_multilabel:  # a clip is of no one class
-        return FeatureMap(rows, project(scaled, method, seed), caption)
-    purity, width = knn_purity(scaled, labels), silhouette(scaled, labels, seed)
+    # With several labels, a clip is of no one class.
+    purity = None if features.is_multilabel else knn_purity(scaled, labels)
     if purity is not None:
+        width = silhouette(scaled, labels, seed)
         chance = float(np.square(np.bincount(labels) / len(labels)).sum())
         nearest = (
             f"{100 * purity:.0f} % of a clip's {min(NEIGHBOURS, len(rows) - 1)} nearest neighbours are of its class"

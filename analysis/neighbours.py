@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
@@ -32,28 +32,9 @@ NOTE = (
 )
 
 
-class Neighbours(NamedTuple):
-    """The scores of a run's embeddings, shares."""
-
-    task: str
-    encoder: str
-    clips: int
-    queries: int  # clips whose neighbours were looked up
-    left_out: int  # those of them of which no clip of another group counts
-    p1: float
-    # p1_low, p1_high: the 95 % interval of `p1`; None with too few groups
-    p1_low: float | None
-    p1_high: float | None
-    p10: float
-    map_r: float
-    chance: float
-    # ari, ami: None with several labels a clip
-    ari: float | None
-    ami: float | None
-
-
-def neighbours_of(run: Run) -> Neighbours:
-    """The scores of a run's rows; FeatureFileError if its feature file is missing or has changed."""
+def neighbours_of(run: Run) -> dict[str, Any]:
+    """The scores of a run's rows, shares; None where there are too few groups for an interval, or several labels a clip for
+    clusters. FeatureFileError if its feature file is missing or has changed."""
     import numpy as np
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
@@ -75,8 +56,21 @@ def neighbours_of(run: Run) -> Neighbours:
         clusters = KMeans(len(features.class_names), n_init=3, random_state=SEED).fit_predict(values)
         ari, ami = (float(score(labels, clusters)) for score in (adjusted_rand_score, adjusted_mutual_info_score))
     low, high = interval or (None, None)
-    counts = len(raw), len(queries), int((~kept).sum())
-    return Neighbours(run.study.name, run.encoder, *counts, p1, low, high, p10, map_r, chance, ari, ami)
+    return {
+        "task": run.study.name,
+        "encoder": run.encoder,
+        "clips": len(raw),
+        "queries": len(queries),  # clips whose neighbours were looked up
+        "left_out": int((~kept).sum()),  # those of them of which no clip of another group counts
+        "p1": p1,
+        "p1_low": low,
+        "p1_high": high,
+        "p10": p10,
+        "map_r": map_r,
+        "chance": chance,
+        "ari": ari,
+        "ami": ami,
+    }
 
 
 def _retrieve(values: Array, labels: Array, groups: Array, queries: Array) -> Iterator[tuple[float, ...]]:
@@ -105,26 +99,20 @@ def _retrieve(values: Array, labels: Array, groups: Array, queries: Array) -> It
             yield float(row[0]), nearest.mean(), (precisions * row[:relevant]).mean(), relevant / n_candidates
 
 
-def neighbour_table(rows: list[Neighbours]) -> list[list[str]]:
-    """The scores in percent (ARI and AMI as they are), header first."""
-    table = [["task", "encoder", "clips", "P@1", "95 %", "P@10", "mAP@R", "chance", "ARI", "AMI", "left out"]]
-    for row in rows:
-        interval = None if row.p1_low is None or row.p1_high is None else (row.p1_low, row.p1_high)
-        agreement = ("-" if value is None else f"{value:.2f}" for value in (row.ari, row.ami))
-        shares = (percent(value) for value in (row.p10, row.map_r, row.chance))
-        cells = [row.task, row.encoder, f"{row.clips:,}", percent(row.p1), range_of(interval)]
-        table.append([*cells, *shares, *agreement, f"{row.left_out:,}"])
-    return table
-
-
 def main() -> None:
     arguments = new_parser(__doc__).parse_args()
     runs, folder = runs_for(arguments), output_folder(arguments)
     rows = [neighbours_of(run) for run in runs]
-    table = neighbour_table(rows)
+    table = [["task", "encoder", "clips", "P@1", "95 %", "P@10", "mAP@R", "chance", "ARI", "AMI", "left out"]]
+    for row in rows:
+        interval = None if row["p1_low"] is None else (row["p1_low"], row["p1_high"])
+        cells = [row["task"], row["encoder"], f"{row['clips']:,}", percent(row["p1"]), range_of(interval)]
+        cells += [percent(row[name]) for name in ("p10", "map_r", "chance")]
+        cells += ["-" if row[name] is None else f"{row[name]:.2f}" for name in ("ari", "ami")]
+        table.append([*cells, f"{row['left_out']:,}"])
     print(as_text(table, left=2))
     print(textwrap.fill(NOTE, WIDTH))
-    write_csv(folder / "neighbours.csv", [Neighbours._fields, *rows])
+    write_csv(folder / "neighbours.csv", [list(rows[0]), *(list(row.values()) for row in rows)])
     write_atomically(folder / "neighbours.md", f"{as_markdown(table, left=2)}\n\n{NOTE}\n".encode())
     print(f"-> {folder / 'neighbours.csv'}, {folder / 'neighbours.md'}")
 

@@ -36,7 +36,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.max_clips < 10:
         raise ConfigError("--max-clips must be at least 10")
-    from analysis.compare import compare_encoders, read_costs
+    from analysis.compare import compare_encoders
     from analysis.report_page.page import ReportedRun, render
     from analysis.similarity import SIMILARITY_FILE, SimilarityRecord
     from analysis.variants import AblationRecord
@@ -52,7 +52,7 @@ def main() -> None:
             ablation = None  # of another encoder: it says nothing about this run
         drawn = _map(run, folder, arguments.max_clips)
         reported.append(ReportedRun(run, drawn, run.study.data_root(arguments.data), ablation))
-    compared = compare_encoders(runs, read_costs(folder))
+    compared = compare_encoders(runs, folder)
     page = render(reported, SimilarityRecord.load(similarity) if similarity.exists() else None, folder, compared)
     path = folder / "report.html"
     write_atomically(path, page.encode())

@@ -87,7 +87,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ConfigError(
             "AudioSep's weights are missing; or try everything with an untrained encoder: --checkpoint random:0"
         )
-    ready = [study for study in plan.studies if _get(study, plan)]
+    ready = []
+    for study in plan.studies:
+        root = study.data_root(plan.data)
+        is_here = root.is_dir() or study.root is not None
+        if is_here or _download(plan, study.task.title, root, _downloads(study, plan)):
+            ready.append(study)
     if not ready:
         raise ConfigError("no data set found; give their folder with --data, or download them with --yes")
     if len(plan.encoders) > 1 and any(study.root is None for study in ready):
@@ -96,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         measure_encoders(plan.encoders, results, plan.overwrite, *settings)
     for study in ready:
         if study.root is not None:  # one's own sounds
-            _rank_encoders(study, plan)
+            shared = flags(overwrite=plan.overwrite, device=plan.device, checkpoint=plan.checkpoint, epochs=plan.epochs)
+            more = flags(allow_missing=plan.allow_missing, trust_remote_code=plan.trust_remote_code, recipe=plan.recipe)
+            where = flags(seeds=plan.seeds, output_dir=plan.results and plan.results / study.name)
+            call(study.classify, *study.extract_flags, *where, *shared, *more, "--encoders", *plan.encoders)
             continue
         if not plan.no_doctor:
             checkpoint = plan.checkpoint if plan.has_audiosep else "random:0"
@@ -148,12 +156,6 @@ def preview_download(*flags: object) -> None:
     download([*map(str, flags), "--dry-run"])
 
 
-def _get(study: Study, plan: Plan) -> bool:
-    """Whether the data set is there, after downloading it if need be."""
-    root = study.data_root(plan.data)
-    return root.is_dir() or study.root is not None or _download(plan, study.task.title, root, _downloads(study, plan))
-
-
 def _downloads(study: Study, plan: Plan) -> list[Sequence[object]]:
     """The arguments of the downloads that a study needs."""
     return [(*words, "--root", study.data_root(plan.data).parent) for words in study.download]
@@ -172,14 +174,6 @@ def _download(plan: Plan, what: str, place: Path, calls: Sequence[Sequence[objec
     for words in calls:
         call("common.download", *words)
     return True
-
-
-def _rank_encoders(study: Study, plan: Plan) -> None:
-    """Probe one's own sounds with every encoder."""
-    shared = flags(overwrite=plan.overwrite, device=plan.device, checkpoint=plan.checkpoint, epochs=plan.epochs)
-    more = flags(allow_missing=plan.allow_missing, trust_remote_code=plan.trust_remote_code, recipe=plan.recipe)
-    where = flags(seeds=plan.seeds, output_dir=plan.results and plan.results / study.name)
-    call(study.classify, *study.extract_flags, *where, *shared, *more, "--encoders", *plan.encoders)
 
 
 def _one_encoder(study: Study, plan: Plan, encoder: EncoderName) -> None:

@@ -109,10 +109,20 @@ def scores(runs: Sequence[Run]) -> pd.DataFrame:
 def read_runs(folder: Path | None) -> list[Run]:
     """Every finished run: those in the tasks' folders, or every result.json below `folder`. ConfigError if a record is damaged,
     or of another version."""
-    from common.evaluation.record import RecordError, RunRecord
+    from common.evaluation.record import RESULT_FILE, RecordError, RunRecord
 
+    if folder is None:
+        # AudioSep's results are in the task's folder, those of each other encoder in a folder below it.
+        own_sounds = sorted((PROJECT_ROOT / "own_sounds" / "results").glob("*/"))
+        folders = dict.fromkeys([*(study.task.output_dir_of("audiosep") for study in STUDIES.values()), *own_sounds])
+        paths = [path for place in folders for path in (place / RESULT_FILE, *sorted(place.glob(f"*/{RESULT_FILE}")))]
+        paths = [path for path in dict.fromkeys(paths) if path.is_file()]
+    elif folder.is_dir():
+        paths = sorted(folder.rglob(RESULT_FILE))
+    else:
+        raise ConfigError(f"--results {folder} is not a folder; give the one that has result.json files below it")
     runs = []
-    for path in _result_files(folder):
+    for path in paths:
         try:
             record = RunRecord.load(path)
         except RecordError as error:
@@ -125,20 +135,6 @@ def read_runs(folder: Path | None) -> list[Run]:
     # Own sounds come last, by their names.
     order = {name: place for place, name in enumerate(STUDIES)}
     return sorted(runs, key=lambda run: (order.get(run.study.name, len(order)), run.study.name, str(run.folder)))
-
-
-def _result_files(folder: Path | None) -> list[Path]:
-    from common.evaluation.record import RESULT_FILE
-
-    if folder is not None:
-        if not folder.is_dir():
-            raise ConfigError(f"--results {folder} is not a folder; give the one that has result.json files below it")
-        return sorted(folder.rglob(RESULT_FILE))
-    # AudioSep's results are in the task's folder, those of each other encoder in a folder below it.
-    own_sounds = sorted((PROJECT_ROOT / "own_sounds" / "results").glob("*/"))
-    folders = dict.fromkeys([*(study.task.output_dir_of("audiosep") for study in STUDIES.values()), *own_sounds])
-    paths = [path for folder in folders for path in (folder / RESULT_FILE, *sorted(folder.glob(f"*/{RESULT_FILE}")))]
-    return [path for path in dict.fromkeys(paths) if path.is_file()]
 
 
 def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:

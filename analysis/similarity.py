@@ -54,11 +54,6 @@ class TransferCost(ComparisonRecord):
     what: str  # one of COSTS
     score: float
 
-    @property
-    def is_uncertain(self) -> bool:
-        """Whether the 95 % interval of the difference covers 0, or is unknown."""
-        return self.interval is None or self.interval[0] <= 0 <= self.interval[1]
-
 
 class SimilarityRecord(AnalysisRecord):
     """The content of similarity.json: every measure between every two tasks, on the diagonal between two halves of one; and
@@ -99,7 +94,8 @@ class SimilarityRecord(AnalysisRecord):
                 if row == column:
                     rows[row] += f" (own: {percent(cost.score)} %)"
                 else:
-                    points[row, column], is_uncertain[row, column] = 100 * cost.difference, cost.is_uncertain
+                    points[row, column] = 100 * cost.difference
+                    is_uncertain[row, column] = cost.interval is None or cost.interval[0] <= 0 <= cost.interval[1]
             yield Heat(f"transfer_{what}", title, caption, pd.DataFrame(points, rows, names), is_uncertain)
 
 

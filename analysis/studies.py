@@ -55,10 +55,15 @@ class Study:
         return " && ".join(f"python {shlex.join(command)}" for command in commands)
 
 
-def _study(task: Task, scripts: tuple[str, str], hours: float, *download: str, flags: tuple[str, ...] = ()) -> Study:
-    """A study of one script that extracts, and one that classifies with flags, in the task's folder."""
-    extract, classify = (f"{task.folder.name}/{script}" for script in scripts)
-    return Study(task, {extract: task}, classify, hours, (download,), download[0], classify_flags=flags)
+def _study(
+    task: Task, hours: float, *download: str, scripts: tuple[str, str] | None = None, flags: tuple[str, ...] = ()
+) -> Study:
+    """A study of one script that extracts, and one that classifies with flags, in the task's folder; without `scripts`, those that
+    are called after the data set."""
+    name, folder = download[0], task.folder.name
+    extract, classify = scripts or (f"extract_{name}_features_audiosep.py", f"{name}_linear_classifier.py")
+    sets = {f"{folder}/{extract}": task}
+    return Study(task, sets, f"{folder}/{classify}", hours, (download,), name, classify_flags=flags)
 
 
 def _variant(study: Study, task: Task, *flags: str, download: tuple[tuple[str, ...], ...] = ()) -> Study:
@@ -75,12 +80,9 @@ def _variant(study: Study, task: Task, *flags: str, download: tuple[tuple[str, .
 
 
 def _studies() -> Iterator[Study]:
-    esc50_scripts = ("extract_esc50_features_audiosep.py", "esc50_linear_classifier.py")
-    yield _study(esc50.TASK, esc50_scripts, 2.8, "esc50")
-    icbhi_scripts = ("extract_icbhi_features_audiosep.py", "icbhi_linear_classifier.py")
-    yield (recordings := _study(icbhi.RECORDINGS, icbhi_scripts, 5.5, "icbhi"))
-    urbansound_scripts = ("extract_urbansound8k_features_audiosep.py", "urbansound8k_linear_classifier.py")
-    yield _study(urbansound8k.TASK, urbansound_scripts, 8.75, "urbansound8k")
+    yield _study(esc50.TASK, 2.8, "esc50")
+    yield (recordings := _study(icbhi.RECORDINGS, 5.5, "icbhi"))
+    yield _study(urbansound8k.TASK, 8.75, "urbansound8k")
     nsynth_folder = nsynth.CLASSIFICATION.folder.name
     sets = {
         f"{nsynth_folder}/extract_nsynth_{split}_features_audiosep.py": nsynth.task(split) for split in nsynth.SPLITS
@@ -88,9 +90,9 @@ def _studies() -> Iterator[Study]:
     nsynth_classify = f"{nsynth_folder}/train_nsynth_fc_classifiers_valid_test.py"
     yield Study(nsynth.CLASSIFICATION, sets, nsynth_classify, 340.0, (("nsynth",),), "nsynth")
     speaker_scripts = ("extract_train-clean-100_features.py", "librispeech_linear_classifier.py")
-    yield _study(librispeech.TRAIN_CLEAN_100, speaker_scripts, 100.6, "librispeech", "--only", "train-clean-100")
-    fsd50k_scripts = ("extract_fsd50k_features_audiosep.py", "fsd50k_linear_classifier.py")
-    yield _study(fsd50k.TASK, fsd50k_scripts, 108.3, "fsd50k")
+    words = ("librispeech", "--only", "train-clean-100")
+    yield _study(librispeech.TRAIN_CLEAN_100, 100.6, *words, scripts=speaker_scripts)
+    yield _study(fsd50k.TASK, 108.3, "fsd50k")
     variants = [_variant(recordings, icbhi.CYCLES, "--level", "cycle")]
     versions = (
         ("v1", speech_commands.V1, speech_commands.V1_12, "v0.01", 17.8),
@@ -99,8 +101,8 @@ def _studies() -> Iterator[Study]:
     for version, task, task_12, release, hours in versions:
         scripts = (f"extract_spc_features_audiosep_{version}.py", "train_spc_fc_classifiers.py")
         words = ("speech_commands", "--only", release)
-        study = replace(_study(task, scripts, hours, *words, flags=("--version", version)), check=task.name)
-        yield study
+        study = _study(task, hours, *words, scripts=scripts, flags=("--version", version))
+        yield (study := replace(study, check=task.name))
         test = ("speech_commands", "--only", f"test-{release}")
         variants.append(_variant(study, task_12, "--task", "12", download=(test,)))
     yield from variants

@@ -36,11 +36,9 @@ def main() -> None:
         raise ConfigError(
             f"{task.title} has no official folds with one label a clip, on which these protocols differ; choose esc50 or urbansound8k"
         )
-    rows = protocol_rows(loaded.prepared, config, config.seeds)
-    table = [
-        ["suite", "protocol", "accuracy, %"],
-        *([suite, protocol, percent(score)] for suite, protocol, score in rows),
-    ]
+    table = [["suite", "protocol", "accuracy, %"]]
+    for suite, protocol, score in protocol_rows(loaded.prepared, config, config.seeds):
+        table.append([suite, protocol, percent(score)])
     print(f"{task.title}, {loaded.source.files}, {config.seeds} seeds")
     print((as_markdown if arguments.markdown else as_text)(table, left=2))
 

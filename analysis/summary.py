@@ -19,6 +19,7 @@ import common  # noqa: F401  # first: it says what is missing
 
 # isort: split
 import yaml
+from pydantic import TypeAdapter
 
 from analysis.scores import WIDTH, Run, new_parser, output_folder, runs_for
 from common.datasets import DivisionKind, Metric
@@ -105,9 +106,7 @@ def read_references() -> tuple[dict[str, TaskReferences], dict[str, str]]:
     """Task -> the figures shown beside its scores; key -> source."""
     content = yaml.safe_load(REFERENCES.read_text(encoding="utf-8"))
     sources = content.pop("sources")
-    for values in content.values():
-        values["published"] = [Published(*row) for row in values.get("published", ())]
-    return {task: TaskReferences(**values) for task, values in content.items()}, sources
+    return TypeAdapter(dict[str, TaskReferences]).validate_python(content), sources
 
 
 def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
@@ -181,7 +180,6 @@ def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
 
 def plot_summary(rows: Sequence[SummaryRow], path: Path) -> None:
     """Draw the scores of every run beside chance and other encoders; of random divisions only if there is nothing else."""
-    from analysis.compare import scores_of
     from analysis.plots import Panel, plot_heads
 
     several = len({row.run.encoder for row in rows}) > 1
@@ -196,7 +194,8 @@ def plot_summary(rows: Sequence[SummaryRow], path: Path) -> None:
             "published": published and published.score / 100,
         }
         shares = {mark: (share, None) for mark, share in beside.items() if share is not None}
-        marks.append({**scores_of(row.protocol.heads), **shares})
+        drawn = {str(head): (scored.score, scored.interval) for head, scored in row.protocol.heads.items()}
+        marks.append({**drawn, **shares})
     quantity = Metric.words(row.metric for row in rows)
     plot_heads([Panel("", marks)], names, f"{quantity}, %", "", path)
 
@@ -236,16 +235,18 @@ def main() -> None:
     parser = new_parser(__doc__)
     add_figure_format(parser)
     arguments = parser.parse_args()
-    from analysis.compare import compare_encoders, encoders_text, read_costs, write_encoders
+    from analysis.compare import captioned_tables, compare_encoders, reading_notes, write_encoders
 
     runs, folder = runs_for(arguments), output_folder(arguments)
     rows = summary_rows(runs)
     print(as_text(summary_table(rows, is_wide=False)))
     print("\n".join(textwrap.fill(line, WIDTH) for line in notes(rows)))
     written = write_summary(rows, folder)
-    compared = compare_encoders(runs, read_costs(folder))
+    compared = compare_encoders(runs, folder)
     if compared is not None:
-        print(encoders_text(compared))
+        for caption, table, left in captioned_tables(compared):
+            print(f"\n{caption}\n{as_text(table, left)}")
+        print("\n".join(textwrap.fill(line, WIDTH) for line in reading_notes(compared)))
         written += write_encoders(compared, folder, arguments.figure_format)
     print(f"-> {', '.join(map(str, written))}")
 

@@ -258,6 +258,17 @@ def ablate(
     by_variant = [[fits.effect(kind, variant, baseline[kind]) for kind in HEADS] for variant in variants]
     effects = list(itertools.chain(*sorted(by_variant, key=lambda heads: -heads[0].difference)))
     corrected = holm([effect.p_value for effect in effects])
+    # Thousands of numbers per clip: whitening keeps the largest principal components; other scalers take hours.
+    combinations = [
+        (output, scaler, kind)
+        for output, scaler, kind in itertools.product(GRID, SCALERS, grid_heads)
+        if output.pool != "mean_time" or scaler == "whiten"
+    ]
+    grid = []
+    for output, scaler, kind in progress_bar(iterable=combinations, desc="grid", unit="variant"):
+        outcomes = fits.outcomes(kind, Variant("", "grid", (output.name,), scaler))
+        score = score_head(outcomes, features).score
+        grid.append(GridScore(layer=output.layer, pool=output.pool, scaler=scaler, head=kind, score=score))
     return AblationRecord(
         task=task.name,
         title=task.title,
@@ -270,28 +281,27 @@ def ablate(
         baseline={kind: score_head(outcomes, features).score for kind, outcomes in baseline.items()},
         comparison=compare_heads(baseline["linear"], baseline["three_layer"], features),
         effects=[effect.model_copy(update={"holm_p_value": p}) for effect, p in zip(effects, corrected, strict=True)],
-        grid=_grid(fits, grid_heads),
+        grid=grid,
     )
-
-
-def _grid(fits: _Fits, heads: Sequence[HeadKind]) -> list[GridScore]:
-    # Thousands of numbers per clip: whitening keeps the largest principal components; other scalers take hours.
-    combinations = [
-        (output, scaler, kind)
-        for output, scaler, kind in itertools.product(GRID, SCALERS, heads)
-        if output.pool != "mean_time" or scaler == "whiten"
-    ]
-    grid = []
-    for output, scaler, kind in progress_bar(iterable=combinations, desc="grid", unit="variant"):
-        outcomes = fits.outcomes(kind, Variant("", "grid", (output.name,), scaler))
-        score = score_head(outcomes, fits.features).score
-        grid.append(GridScore(layer=output.layer, pool=output.pool, scaler=scaler, head=kind, score=score))
-    return grid
 
 
 def write_effects(record: AblationRecord, folder: Path, figure_format: str = "png") -> None:
     """Print the table; write json, csv and a figure into `folder`."""
-    _print_effects(record)
+    table = [["factor", "variant", "head", "score", "difference", "95 %", "p, Holm"]]
+    table += [["", "baseline", head_title(kind), percent(score), "", "", ""] for kind, score in record.baseline.items()]
+    for effect in record.effects:
+        p_value = "-" if effect.holm_p_value is None else f"{effect.holm_p_value:.2g}"
+        cells = [percent(effect.score), f"{100 * effect.difference:+.1f}", range_of(effect.interval), p_value]
+        table.append([effect.factor, effect.name, head_title(effect.head), *cells])
+    print(f"\n{record.title}\n{as_text(table, left=3)}\n{record.words}")
+    compared = record.comparison
+    print(f"three-layer minus linear head: {100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}")
+    for kind in dict.fromkeys(score.head for score in record.grid):
+        best = max((score for score in record.grid if score.head == kind), key=lambda score: score.score)
+        where = f"{best.layer}, {best.pool} pool, scaler {best.scaler}"
+        print(
+            f"best in the grid, {head_title(kind)}: {where}: {percent(best.score)} (a maximum over test scores, not a score)"
+        )
     written = [folder / f"ablation_{record.task}.{suffix}" for suffix in ("json", "csv", figure_format)]
     write_json(written[0], record.model_dump_json())
     header = "factor variant dimensions head score difference low high p_value holm_p_value"
@@ -310,21 +320,3 @@ def plot_effects(record: AblationRecord, path: Path) -> None:
     effects = [{str(effect.head): (effect.difference, effect.interval) for effect in both} for both in record.variants]
     panel = Panel(f"{record.title}: what each choice is worth", effects, (0.0, "baseline"))
     plot_heads([panel], names, "score against the baseline, points", record.words, path)
-
-
-def _print_effects(record: AblationRecord) -> None:
-    table = [["factor", "variant", "head", "score", "difference", "95 %", "p, Holm"]]
-    table += [["", "baseline", head_title(kind), percent(score), "", "", ""] for kind, score in record.baseline.items()]
-    for effect in record.effects:
-        p_value = "-" if effect.holm_p_value is None else f"{effect.holm_p_value:.2g}"
-        figures = [percent(effect.score), f"{100 * effect.difference:+.1f}", range_of(effect.interval), p_value]
-        table.append([effect.factor, effect.name, head_title(effect.head), *figures])
-    print(f"\n{record.title}\n{as_text(table, left=3)}\n{record.words}")
-    compared = record.comparison
-    print(f"three-layer minus linear head: {100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}")
-    for kind in dict.fromkeys(score.head for score in record.grid):
-        best = max((score for score in record.grid if score.head == kind), key=lambda score: score.score)
-        where = f"{best.layer}, {best.pool} pool, scaler {best.scaler}"
-        print(
-            f"best in the grid, {head_title(kind)}: {where}: {percent(best.score)} (a maximum over test scores, not a score)"
-        )

@@ -5,16 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
 from analysis.scores import find_run, new_parser, output_folder
 from common.config import ConfigError, ScalerName
 from common.flags import add_figure_format, run
-
-if TYPE_CHECKING:
-    from common.features import FeatureSet
 
 METHODS = ("tsne", "umap")
 COLOURS = ("class", "fold", "split", "group")
@@ -38,32 +35,29 @@ def main() -> None:
     from analysis.plots import plot_map
 
     run = find_run(arguments)
-    names, values = _values(run.features, arguments.colour)
-    folder = output_folder(arguments)
-    for method in METHODS if arguments.method == "both" else (arguments.method,):
-        drawn = make_map(run.features, method, arguments.scaler, arguments.max_clips, arguments.seed)
-        title = (
-            f"{run.study.task.title}: {TITLES[method]} of the features, coloured by {arguments.colour}\n"
-            f"encoder: {run.encoder}"
-        )
-        scaled = "" if arguments.scaler == "standard" else f"_{arguments.scaler}"
-        path = folder / f"map_{run.study.name}_{method}_{arguments.colour}{scaled}.{arguments.figure_format}"
-        plot_map(drawn.points, names, [values[row] for row in drawn.rows], title, drawn.caption, path)
-        print(f"{drawn.caption}\n-> {path}")
-
-
-def _values(features: FeatureSet, colour: str) -> tuple[list[str], Sequence[str]]:
-    """The names that have a colour, and the name of each clip."""
+    features, colour = run.features, arguments.colour
     if colour == "class":
         names = [*features.class_names, "no label"]  # of several labels a clip, the rarest
-        return names[: len(names) - (features.strata >= 0).all()], [names[label] for label in features.strata]
-    folds = None if features.folds is None else [f"fold {fold}" for fold in features.folds.tolist()]
-    columns = {"fold": folds, "split": features.splits, "group": features.groups}
-    values = columns[colour]
-    if values is None:
-        has = [name for name, column in columns.items() if column is not None]
-        raise ConfigError(f"these features have no {colour}s; colour by {' or '.join(['class', *has])}")
-    return sorted(set(values), key=lambda value: (len(value), value) if colour == "fold" else (0, value)), values
+        values: Sequence[str] = [names[label] for label in features.strata]
+        names = names[: len(names) - (features.strata >= 0).all()]
+    else:
+        folds = None if features.folds is None else [f"fold {fold}" for fold in features.folds.tolist()]
+        columns = {"fold": folds, "split": features.splits, "group": features.groups}
+        has = {name: column for name, column in columns.items() if column is not None}
+        if colour not in has:
+            raise ConfigError(f"these features have no {colour}s; colour by {' or '.join(['class', *has])}")
+        values = has[colour]
+        names = sorted(set(values), key=lambda value: (len(value), value) if colour == "fold" else (0, value))
+    folder = output_folder(arguments)
+    for method in METHODS if arguments.method == "both" else (arguments.method,):
+        drawn = make_map(features, method, arguments.scaler, arguments.max_clips, arguments.seed)
+        title = (
+            f"{run.study.task.title}: {TITLES[method]} of the features, coloured by {colour}\nencoder: {run.encoder}"
+        )
+        scaled = "" if arguments.scaler == "standard" else f"_{arguments.scaler}"
+        path = folder / f"map_{run.study.name}_{method}_{colour}{scaled}.{arguments.figure_format}"
+        plot_map(drawn.points, names, [values[row] for row in drawn.rows], title, drawn.caption, path)
+        print(f"{drawn.caption}\n-> {path}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from unittest import mock
 
 from common.files import PROJECT_ROOT
 from common.flags import Parser, run
+from common.scripts import show_command
 
 FOLDER = PROJECT_ROOT / "data" / "demo"
 ENCODER = "random:0"
@@ -86,10 +87,8 @@ def _verify_speakers(sounds: Path, results: Path) -> None:
 
 def _call(script: str, *flags: object) -> None:
     """Show a command and run the script in this process, which has loaded torch; exits if it fails."""
-    arguments = [str(flag) for flag in flags]
-    shown = " ".join(arguments).replace(f"{PROJECT_ROOT}/", "")
-    print(f"\n$ python {script} {shown}", flush=True)
-    with mock.patch.object(sys, "argv", [script, *arguments]):
+    show_command(script, *flags)
+    with mock.patch.object(sys, "argv", [script, *map(str, flags)]):
         runpy.run_path(str(PROJECT_ROOT / script), run_name="__main__")
 
 

@@ -52,9 +52,8 @@ class Rival(NamedTuple):
     name: str
     kind: EncoderKind | None  # None for the other head
     score: float
-    is_worse: (
-        bool | None
-    )  # significantly, corrected for the number of such tests; None: not tested, or too few groups to tell
+    # Significantly, corrected for the number of such tests; None: not tested, or too few groups to tell.
+    is_worse: bool | None
 
 
 @dataclass(frozen=True)
@@ -175,19 +174,18 @@ class ReportedRun:
     audio: Path  # the data root that its clips are played from
     ablation: AblationRecord | None  # of its task and encoder
 
-    def figures(self) -> Iterator[tuple[str, Draw]]:
+    def figures(self) -> list[tuple[str, Draw]]:
         """What its figures show, and how they are drawn: of the better head, and how both were fitted."""
         protocol = self.run.first_protocol
         drawn = figures_of(self.run.study.task, self.run.record.features, protocol)
-        for name, what in {
+        shown = {
             f"confusion_{protocol.best_head}": "Confusion matrix; the largest confusions are in the table of pairs",
             f"labels_{protocol.best_head}": "Labels that are predicted together",
             f"per_class_{protocol.best_head}": "Scores of the classes, which the table of classes has too",
             "curves_linear": "Training curves of the linear head",
             "curves_three_layer": "Training curves of the three-layer head",
-        }.items():
-            if name in drawn:
-                yield what, drawn[name]
+        }
+        return [(what, drawn[name]) for name, what in shown.items() if name in drawn]
 
 
 def confused_pairs(protocol: ProtocolRecord, names: Sequence[str]) -> list[list[str]]:
@@ -266,7 +264,6 @@ def render(
         missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in names],
         compared=compared,
         similarity=similarity,
-        files={name: (TEMPLATE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js")},
         # No clip's name may end the script element.
         data=json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
     )

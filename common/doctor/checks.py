@@ -9,11 +9,12 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
 from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, OfficialCounts, Task, download_command
@@ -36,8 +37,7 @@ NAMED = 4  # examples listed in a message
 GOOD, NOTE, BAD = "✓", "!", "✗"  # results of a check, as printed
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """A line of the doctor's table: a check, its result, and how to fix it if it failed."""
 
     mark: str
@@ -60,8 +60,18 @@ def show(title: str, findings: Iterable[Finding]) -> int:
 
 
 def check_environment(device: torch.device) -> Iterator[Finding]:
-    """Python, the pinned packages, the device and the memory."""
-    yield _packages()
+    """Python and the packages, whose versions should be those of requirements.txt, the device and the memory."""
+    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", (PROJECT_ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    installed = dict.fromkeys(pins, "missing")
+    for name in pins:
+        with contextlib.suppress(PackageNotFoundError):
+            installed[name] = version(name).partition("+")[0]
+    differing = [f"{name} {installed[name]} (tested: {pin})" for name, pin in pins.items() if installed[name] != pin]
+    text = f"Python {platform.python_version()}, torch {torch.__version__}; {', '.join(differing) or 'as pinned'}"
+    if "missing" in installed.values():
+        yield Finding(BAD, "packages", text, "pip install -r requirements.txt")
+    else:
+        yield Finding(NOTE if differing else GOOD, "packages", text)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         text = f"{torch.cuda.get_device_name(device)}: {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
@@ -77,20 +87,6 @@ def check_environment(device: torch.device) -> Iterator[Finding]:
         yield Finding(BAD, "memory", text, "close other programs, or use a larger machine")
     else:
         yield Finding(GOOD, "memory", text)
-
-
-def _packages() -> Finding:
-    """Compare the installed versions with those of requirements.txt."""
-    pins = dict(re.findall(r"^([\w-]+)==([\w.]+)", (PROJECT_ROOT / "requirements.txt").read_text(), re.MULTILINE))
-    installed = dict.fromkeys(pins, "missing")
-    for name in pins:
-        with contextlib.suppress(PackageNotFoundError):
-            installed[name] = version(name).partition("+")[0]
-    differing = [f"{name} {installed[name]} (tested: {pin})" for name, pin in pins.items() if installed[name] != pin]
-    text = f"Python {platform.python_version()}, torch {torch.__version__}; {', '.join(differing) or 'as pinned'}"
-    if "missing" in installed.values():
-        return Finding(BAD, "packages", text, "pip install -r requirements.txt")
-    return Finding(NOTE if differing else GOOD, "packages", text)
 
 
 def _available_memory() -> int | None:
@@ -147,7 +143,7 @@ def check_division(
             yield Finding(NOTE, f"{prefix}labels", str(note.message))
         get = download_command(download, root)
         for finding in (*_labels(task, clips, get), _files(clips, root, get), *_sample(clips, encoder)):
-            yield replace(finding, what=prefix + finding.what)
+            yield finding._replace(what=prefix + finding.what)
         all_clips += clips
     if all_clips:
         yield _division(tasks, all_clips)
@@ -232,23 +228,21 @@ def _sample(clips: Sequence[Clip], encoder: AudioSepEncoder) -> Iterator[Finding
 
 def _division(tasks: Sequence[Task], clips: Sequence[Clip]) -> Finding:
     """Check that no recording, patient or speaker is on two sides, except where the official division puts it there."""
-    sides_of: dict[str, set[str]] = {}  # group -> its folds or splits
-    for clip in clips:
-        side = f"fold {clip.fold}" if clip.fold is not None else clip.split
-        if side is not None and clip.group is not None:
-            sides_of.setdefault(clip.group, set()).add(side)
-    sides = set().union(*sides_of.values())
+    rows = [(clip.group, clip.split if clip.fold is None else f"fold {clip.fold}") for clip in clips]
+    table = pd.DataFrame(rows, columns=["group", "side"]).dropna()
+    sides = table["side"].unique()
     if len(sides) < 2:
-        text = f"only {sides.pop()} is present" if sides else "no official folds or splits to check"
+        text = f"only {sides[0]} is present" if len(sides) else "no official folds or splits to check"
         return Finding(NOTE, "splits", text)
     # Validation clips may be related to either side, which biases only the choice of epoch: FSD50K's are to training clips.
-    shared = {group for group, seen in sides_of.items() if len(seen - {"valid"}) > 1}
+    counts = table[table["side"] != "valid"].groupby("group")["side"].nunique()
+    shared = set(counts[counts > 1].index)
     unofficial = sorted(shared.difference(*(task.official_overlap for task in tasks)))
     if unofficial:
         text = f"{len(unofficial)} groups are on two sides of the division: {_some(unofficial)}"
         return Finding(BAD, "splits", text, "the data have been altered: unpack the official archive again")
     published = f" except {', '.join(sorted(shared))}, as published" if shared else ""
-    return Finding(GOOD, "splits", f"{len(sides_of):,} groups, none on two sides{published}")
+    return Finding(GOOD, "splits", f"{table['group'].nunique():,} groups, none on two sides{published}")
 
 
 def _duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -23,6 +24,7 @@ from common.progress import progress_bar
 
 ARCHIVES = Path(__file__).with_name("archives.yaml")
 MARGIN_BYTES = 100_000_000  # that an archive may hold beyond twice what is expected
+_text = partial(tqdm.format_sizeof, suffix="B")
 HUGGING_FACE = "https://huggingface.co"
 
 
@@ -105,26 +107,21 @@ def main(argv: Sequence[str] | None = None, archives: Path = ARCHIVES) -> None:
         ]
         if not chosen:
             raise DownloadError(f"{source.title} has no part {flags.only}; --list names the parts")
-        _show(source, chosen, root)
+        print(f"{source.title}; licence: {source.licence}")
+        for archive in chosen:
+            needed = archive.needed_bytes(root)
+            sizes = f"{_text(archive.size) if archive.size else 'unknown size'}, {_text(archive.unpacked)} unpacked"
+            state = f"needs {_text(needed)}" if needed else "in place"
+            print(f"  {archive.part or archive.file}: {archive.resolved_url}")
+            print(f"    {sizes}; {state} -> {root / archive.file}")
+        existing = next(path for path in (root, *root.parents) if path.is_dir())
+        print(f"  {_text(shutil.disk_usage(existing).free)} are free in {existing}\n")
         plan += [(archive, root) for archive in chosen]
     if is_list or flags.dry_run:
         return
     for archive, root in plan:
         with exclusive(root / f".{archive.file}.lock", str(root / archive.file)):
             get(archive, root)
-
-
-def _show(source: Source, archives: Sequence[Archive], root: Path) -> None:
-    """Print what would be downloaded: licence, URL, sizes, and the free disk space."""
-    print(f"{source.title}; licence: {source.licence}")
-    for archive in archives:
-        needed = archive.needed_bytes(root)
-        sizes = f"{_text(archive.size) if archive.size else 'unknown size'}, {_text(archive.unpacked)} unpacked"
-        state = f"needs {_text(needed)}" if needed else "in place"
-        print(f"  {archive.part or archive.file}: {archive.resolved_url}")
-        print(f"    {sizes}; {state} -> {root / archive.file}")
-    folder = next(path for path in (root, *root.parents) if path.is_dir())
-    print(f"  {_text(shutil.disk_usage(folder).free)} are free in {folder}\n")
 
 
 def get(archive: Archive, root: Path) -> None:
@@ -172,7 +169,3 @@ def _verify(archive: Archive, path: Path) -> None:
         warnings.warn(note, DatasetNote, stacklevel=2)
     else:
         raise DownloadError(f"{result}, not {expected}; delete it, and run the same command again")
-
-
-def _text(n_bytes: int) -> str:
-    return tqdm.format_sizeof(n_bytes, "B")

@@ -22,7 +22,6 @@ from analysis.compare import (
     encoder_table,
     pair_table,
     ranking_table,
-    read_costs,
     reading_notes,
 )
 from analysis.compare import (
@@ -89,7 +88,7 @@ def classify(tmp_path: Path, classified: Path, no_figures: None) -> Classify:
 
 
 def compared(folder: Path) -> EncodersRecord:
-    record = compare_encoders(read_runs(folder), read_costs(folder))
+    record = compare_encoders(read_runs(folder), folder)
     assert record is not None
     return record
 
