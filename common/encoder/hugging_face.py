@@ -93,20 +93,6 @@ class TransformersEncoder(PlugIn):
         return tuple(outputs)
 
 
-def _refuse_missing(name: EncoderName, model: Any, loaded: Any) -> None:
-    """PluginError if weights are missing, which transformers would draw at random. UNUSED ones are set to 0, so that the
-    checksum is the same every time."""
-    missing = [str(key) for what in ("missing_keys", "mismatched_keys") for key in loaded[what]]
-    needed = [key for key in missing if not key.endswith(UNUSED)]
-    if needed:
-        raise PluginError(
-            f"{name} lacks {len(needed)} of its weights (first: {needed[0]}), which would be random; give a complete checkpoint"
-        )
-    for key, parameter in model.named_parameters():
-        if key in missing:
-            parameter.data.zero_()
-
-
 def _load(name: EncoderName, trust_remote_code: bool) -> tuple[Any, Any]:
     """Feature extractor and model, in float32."""
     try:
@@ -125,7 +111,15 @@ def _load(name: EncoderName, trust_remote_code: bool) -> tuple[Any, Any]:
         if "trust_remote_code" in text:
             text = "it brings its own code; read that code, and if you trust it, add --trust-remote-code"
         raise PluginError(f"{name} cannot be loaded: {text[:300]}") from error
-    _refuse_missing(name, model, loaded)
+    # Missing weights would be drawn at random. UNUSED ones are set to 0, so that the checksum is the same every time.
+    missing = [str(key) for what in ("missing_keys", "mismatched_keys") for key in loaded[what]]
+    if needed := [key for key in missing if not key.endswith(UNUSED)]:
+        raise PluginError(
+            f"{name} lacks {len(needed)} of its weights (first: {needed[0]}), which would be random; give a complete checkpoint"
+        )
+    for key, parameter in model.named_parameters():
+        if key in missing:
+            parameter.data.zero_()
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     return extractor, model

@@ -125,23 +125,18 @@ def load_controls(
         name = path.stem if path.stem not in controls else f"{path.parent.name}/{path.stem}"
         if name in controls:
             raise ConfigError(f"--control-features: two files are called {name}; rename one")
-        controls[name] = _same_clips(task, features, control.pick(None, None), path)
+        dataset, wanted = (values.meta.get("dataset", task.name) for values in (control, features))
+        refuse_other_data(task, dataset, path, wanted)
+        control = control.pick(None, None)
+        place = {clip_id: row for row, clip_id in enumerate(control.clip_ids)}
+        missing = [clip_id for clip_id in features.clip_ids if clip_id not in place]
+        if missing:
+            raise ConfigError(
+                f"--control-features {path} lacks {len(missing)} of the clips (first: {missing[0]}); extract it from "
+                "the same data"
+            )
+        rows = [place[clip_id] for clip_id in features.clip_ids]
+        controls[name] = replace(features, features=control.features[rows], meta=control.meta)
+        check_fittable(controls[name], str(path))
         checksums[name] = source.sha256
     return controls, checksums
-
-
-def _same_clips(task: Task, features: FeatureSet, other: FeatureSet, path: Path) -> FeatureSet:
-    """`features` with the values and provenance of `other` for the same clips."""
-    dataset, wanted = (values.meta.get("dataset", task.name) for values in (other, features))
-    refuse_other_data(task, dataset, path, wanted)
-    place = {clip_id: row for row, clip_id in enumerate(other.clip_ids)}
-    missing = [clip_id for clip_id in features.clip_ids if clip_id not in place]
-    if missing:
-        raise ConfigError(
-            f"--control-features {path} lacks {len(missing)} of the clips (first: {missing[0]}); extract it from "
-            "the same data"
-        )
-    rows = [place[clip_id] for clip_id in features.clip_ids]
-    control = replace(features, features=other.features[rows], meta=other.meta)
-    check_fittable(control, str(path))
-    return control
