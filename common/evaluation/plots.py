@@ -209,8 +209,6 @@ def plot_learning_curves(
     figure, axes = _new_figure(7, 4.5)
     for (head, colour), marker in zip((("linear", BLUE), ("three_layer", RED)), "os", strict=True):
         of_head = sorted((point for point in points if point.head == head), key=attrgetter(amount))
-        if not of_head:
-            continue
         scores = np.array([100 * point.score for point in of_head])
         ends = [point.interval or (point.score, point.score) for point in of_head]
         errors = np.abs(100 * np.array(ends).T - scores)

@@ -404,11 +404,14 @@ def test_figures_are_png_files(what: str, record: RunRecord, tmp_path: Path) -> 
     scored = record.protocols["official"].heads["linear"]
     means = scored.model_dump(include=set(MeanRecord.model_fields))
     point = EfficiencyRecord(head="linear", fraction=0.5, n_train=9, **means)
+    other = point.model_copy(update={"head": "three_layer"})
     draw: dict[str, Callable[[Path], None]] = {
         "confusion": lambda path: plot_confusion(np.array(scored.confusion), list("abcd"), "a title", path),
         "per_class": lambda path: plot_per_class(scored.per_class, list("abcd"), "a title", path),
         "curves": lambda path: plot_curves(scored.splits, "a title", path),
-        "label_efficiency": lambda path: plot_learning_curves([point], "n_train", ("clips", "%"), "a title", path),
+        "label_efficiency": lambda path: plot_learning_curves(
+            [point, other], "n_train", ("clips", "%"), "a title", path
+        ),
     }
     draw[what](tmp_path / "figure.png")
     pixels = imread(tmp_path / "figure.png")
