@@ -50,7 +50,12 @@ class TransformersEncoder(PlugIn):
         # Whether the feature extractor pads or cuts every clip to one length.
         inputs = [self._inputs(np.tile(second, times)[None]) for times in (1, 2)]
         self.is_fixed_length = all(value.shape == inputs[1][key].shape for key, value in inputs[0].items())
-        code = f"transformers {type(self._model).__name__}, settings {self._settings()}"
+        extractor = {f"extractor {key}": value for key, value in self._extractor.to_dict().items()}
+        settings = {**self._model.config.to_dict(), **extractor}
+        # A short checksum of what computes.
+        decisive = {key: value for key, value in settings.items() if not re.search(r"path|version|hash|dtype", key)}
+        checksum = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        code = f"transformers {type(self._model).__name__}, settings {checksum}"
         code += ", clips of one length" * self.is_fixed_length
         self.info = self.describe(self._model, tensors_sha256(self._model), code, self.pad_to, ("transformers",))
 
@@ -72,13 +77,6 @@ class TransformersEncoder(PlugIn):
         """What the feature extractor makes of clips of one length."""
         inputs = self._extractor(list(audio), sampling_rate=self.sample_rate, return_tensors="pt")
         return {key: value.to(self.device) for key, value in inputs.items()}
-
-    def _settings(self) -> str:
-        """A short checksum of the configurations of model and feature extractor, without what does not compute."""
-        extractor = {f"extractor {key}": value for key, value in self._extractor.to_dict().items()}
-        settings = {**self._model.config.to_dict(), **extractor}
-        decisive = {key: value for key, value in settings.items() if not re.search(r"path|version|hash|dtype", key)}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def _find_outputs(self, waveform: Array) -> tuple[Output, ...]:
         """Every output that the model has, found by embedding a second of noise."""

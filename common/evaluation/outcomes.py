@@ -97,19 +97,15 @@ def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Reci
                 warnings.simplefilter("ignore", ConvergenceWarning)  # recorded instead
                 probe = probes_of(features)[name](len(train)).fit(scaler(raw[train]), labels[train])
             test = scaler(raw[job.split.test])
+            parts = [part for part in getattr(probe, "estimators_", [probe]) if isinstance(part, LogisticRegression)]
+            facts = {"converged": all(part.n_iter_.max() < part.max_iter for part in parts)} if parts else {}
             if features.is_multilabel:
                 ranks = probe.predict_proba(test) if hasattr(probe, "predict_proba") else probe.predict(test)
-                fitted[key] = ranks > 0.5, ranks.astype(np.float32), _convergence(probe)
+                fitted[key] = ranks > 0.5, ranks.astype(np.float32), facts
             else:
-                fitted[key] = probe.predict(test), None, _convergence(probe)
+                fitted[key] = probe.predict(test), None, facts
         outcomes.append(Outcome(job.seed, job.split.name, len(train), job.split.test, *fitted[key]))
     return outcomes
-
-
-def _convergence(probe: Any) -> dict[str, object]:
-    """Whether every logistic regression of a probe has converged; nothing of other probes."""
-    parts = [part for part in getattr(probe, "estimators_", [probe]) if isinstance(part, LogisticRegression)]
-    return {"converged": all(part.n_iter_.max() < part.max_iter for part in parts)} if parts else {}
 
 
 def baseline(features: FeatureSet, job: Job) -> Outcome:
