@@ -14,6 +14,7 @@ from analysis.plots import Panel, plot_heads
 from analysis.scores import WIDTH, Run, by_task
 from common.datasets import Metric
 from common.encoder.measure import CheckRecord
+from common.encoder_name import slug_of
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
 from common.evaluation.rankings import Rankings
 from common.evaluation.record import ComparisonRecord, HeadRecord, Interval, Record
@@ -252,7 +253,8 @@ def _costs(
     ranks = shared.groupby(level=1).rank(ascending=False).mean(axis=1).dropna()  # equal scores share their ranks
     costs = {}
     for run in runs:
-        features, check = run.record.features, measured.get(run.record.features.slug)
+        features = run.record.features
+        check = measured.get(slug_of(features.kind, features.encoder or ""))
         if check is not None and check.checkpoint != features.checkpoint:
             check = None  # of other weights
         costs[run.encoder] = EncoderCost(

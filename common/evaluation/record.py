@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, computed_field
 
 from common.config import FitConfig
 from common.datasets import DivisionKind, Metric
-from common.encoder_name import EncoderKind, slug_of
+from common.encoder_name import EncoderKind
 from common.errors import UserError
 from common.features import Counts, FeatureSet
 from common.files import read_record, spreadsheet_cell, write_csv, write_json
@@ -331,10 +331,6 @@ class EncoderRecord(Record):
     parameters: int | None = None
     layer: str | None = None
     pool: str | None = None
-
-    @property
-    def slug(self) -> str:
-        return slug_of(self.kind, self.encoder or "")
 
     @property
     def is_untrained(self) -> bool:

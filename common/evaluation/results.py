@@ -60,7 +60,7 @@ def classify(
         raise ConfigError(f"--seeds {config.seeds} starting at seed {config.random_seed} exceeds 4294967295")
     if config.whiten_eps is not None and recipe_for("linear", config).scaler != "whiten":
         raise ConfigError("--whiten-eps is the strength of whitening; add --scaler whiten, or --recipe tuned")
-    prepared, source = load_features(task, config, options)
+    prepared, source = loaded = load_features(task, config, options)
     features = prepared.features
     folder = config.output_dir or task.output_dir_of(features.encoder_slug)
     for name in _protocols(config):  # fails before anything is written
@@ -71,7 +71,7 @@ def classify(
     with exclusive(folder / f".{task.name}_results.lock", f"results into {folder}"):
         record = earlier_record(folder, task, settings, source.sha256, overwrite)
         if record is None:
-            record = _fit_and_save(task, prepared, source, settings, device, controls, folder)
+            record = _fit_and_save(task, loaded, settings, device, controls, folder)
         else:
             print(f"{folder / RESULT_FILE} already exists, for the same features and settings. Nothing to do.")
         record = _with_figures(task, record, config.figure_format, folder)
@@ -91,14 +91,14 @@ def _protocols(config: FitConfig) -> tuple[ProtocolName, ...]:
 
 def _fit_and_save(
     task: Task,
-    prepared: Prepared,
-    source: FeatureSource,
+    loaded: tuple[Prepared, FeatureSource],
     config: ConfigRecord,
     device: torch.device,
     controls: Mapping[str, FeatureSet],
     folder: Path,
 ) -> RunRecord:
     """Run the protocols; write predictions, heads and last the record into `folder`."""
+    prepared, source = loaded
     features = prepared.features
     # Without a record, the files of an interrupted fit are ignored.
     remove_record(folder)
