@@ -48,11 +48,6 @@ class CheckRecord(BaseModel):
     cpu: str
     properties: list[Property]  # in the order of the table
 
-    @property
-    def holds(self) -> bool:
-        """Whether every property that is needed does."""
-        return all(item.holds is not False for item in self.properties)
-
     @classmethod
     def load(cls, path: Path) -> CheckRecord:
         """Read what ``--json`` wrote; UserError if it is damaged."""
