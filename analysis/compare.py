@@ -13,6 +13,7 @@ from analysis.plots import Panel, plot_heads
 from analysis.scores import Run, by_task
 from common.datasets import Metric
 from common.encoder.measure import CheckRecord
+from common.encoder_name import slug_of
 from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
 from common.evaluation.rankings import Rankings
 from common.evaluation.record import ComparisonRecord, Interval, Record
@@ -233,7 +234,7 @@ def _costs(runs: Sequence[Run], folder: Path, scores: Sequence[EncoderScore]) ->
     costs = {}
     for run in runs:
         features = run.record.features
-        path = folder / ENCODERS_FOLDER / f"{features.slug}.json"
+        path = folder / ENCODERS_FOLDER / f"{slug_of(features.kind, features.encoder or '')}.json"
         check = CheckRecord.load(path) if path.exists() else None
         if check is not None and check.checkpoint != features.checkpoint:
             check = None  # of other weights

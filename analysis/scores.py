@@ -53,9 +53,9 @@ class Run:
         from common.features import FeatureFileError
 
         config = self.record.config
-        prepared = load_features(self.study.task, config, config.options)
-        if prepared.source.sha256 != self.record.features.sha256:
-            what = f"{prepared.source.path} has changed since {self.folder / 'result.json'} was made from it"
+        prepared, source = load_features(self.study.task, config, config.options)
+        if source.sha256 != self.record.features.sha256:
+            what = f"{source.path} has changed since {self.folder / 'result.json'} was made from it"
             raise FeatureFileError(f"{what}; classify it again: python {self.study.classify}")
         return prepared.features
 

@@ -31,15 +31,15 @@ def main() -> None:
     task = find_study(arguments.task).task
     flags = {key: value for key in ("features", "epochs", "seeds") if (value := getattr(arguments, key)) is not None}
     config = load_config(FitConfig, task.config_file, None, {**flags, "device": "cpu"})
-    loaded = load_features(task, config, {})
-    if loaded.features.folds is None or loaded.features.is_multilabel:
+    prepared, source = load_features(task, config, {})
+    if prepared.features.folds is None or prepared.features.is_multilabel:
         raise ConfigError(
             f"{task.title} has no official folds with one label a clip, on which these protocols differ; choose esc50 or urbansound8k"
         )
     table = [["suite", "protocol", "accuracy, %"]]
-    for suite, protocol, score in protocol_rows(loaded.prepared, config, config.seeds):
+    for suite, protocol, score in protocol_rows(prepared, config, config.seeds):
         table.append([suite, protocol, percent(score)])
-    print(f"{task.title}, {loaded.source.files}, {config.seeds} seeds")
+    print(f"{task.title}, {source.files}, {config.seeds} seeds")
     print((as_markdown if arguments.markdown else as_text)(table, left=2))
 
 

@@ -57,25 +57,17 @@ class Figures(NamedTuple):
     alone: float | None  # seconds of audio per second, of the encoder alone; None for the original
 
 
-def work_per_second(size: int) -> tuple[float, float]:
-    """Operations (additions and multiplications) of the six folded blocks' convolutions for a second of audio, and the bytes that
-    the blocks read and write, if nothing stays in a cache, with activations of `size` bytes."""
-    operations = traffic = 0.0
-    positions = 100 * 1024.0
-    for name, _, channels_in, channels_out, (in_time, in_frequency) in BLOCKS[:-1]:
+def work_per_second() -> float:
+    """Operations (additions and multiplications) of the six folded blocks' convolutions for a second of audio."""
+    operations, positions = 0.0, 100 * 1024.0
+    for _, _, channels_in, channels_out, (in_time, in_frequency) in BLOCKS[:-1]:
         pooled = positions / in_time / in_frequency
         kernel = (2 + in_time) * (2 + in_frequency)
         operations += 2 * channels_out * (9 * positions * channels_in + kernel * pooled * channels_out)
         if channels_in != channels_out:
             operations += 2 * pooled * channels_in * channels_out
-        if name == BLOCKS[0][0]:  # its input is computed in float32 from the spectrogram
-            traffic += 4 * positions * (2 + 4 * channels_in) + size * 2 * positions * channels_in
-        else:
-            traffic += size * 6 * positions * channels_in  # scaled, activated in place, read by conv1; pooled
-        # The output of conv1, activated in place; that of conv2, the pooled input, its shortcut, and their addition.
-        traffic += size * (4 * positions * channels_out + 5 * pooled * channels_out + 2 * pooled * channels_in)
         positions = pooled
-    return operations, traffic
+    return operations
 
 
 def peak(device: torch.device, precision: str) -> float:
@@ -210,23 +202,15 @@ def ask(pipe: Connection, extracts: bool) -> Any:
 def print_tables(
     device: torch.device, ways: list[Way], figures: list[Figures], speeds: list[float], errors: list[float]
 ) -> None:
-    """Print speeds (seconds of audio per second) beside the original's, and beside the limits by arithmetic and by memory."""
+    """Print speeds (seconds of audio per second) beside the original's, and beside the limit by arithmetic."""
     baselines = ["against original", "against it, memory kept"][: sum(way.precision is None for way in ways)]
     table = [["way", "s of audio/s", *baselines, "encoder alone", "error", "of peak", "memory, GB"]]
-    limits = [["precision", "GFLOP", "MB", "computing", "memory"]]
-    source, shares = torch.ones(2**27, device=device), {}
-    copy = torch.empty_like(source)
-    copying = max(2 * source.nbytes / timed(partial(copy.copy_, source), device) for _ in range(8))  # bytes per second
-    for precision in dict.fromkeys(way.precision for way in ways if way.precision):
-        best, (operations, traffic) = peak(device, precision), work_per_second(PRECISIONS[precision].itemsize)
-        shares[precision] = operations / best
-        bounds = f"{best / operations:.0f}", f"{copying / traffic:.0f}"
-        limits.append([precision, f"{operations / 1e9:.1f}", f"{traffic / 1e6:.0f}", *bounds])
+    operations = work_per_second()
+    best = {way.precision: peak(device, way.precision) for way in ways if way.precision}
     for way, made, speed, error in zip(ways, figures, speeds, errors, strict=True):
         alone = f"{made.alone:.1f}" if made.alone else "-"
-        of_peak = f"{speed * shares[way.precision]:.0%}" if way.precision else "-"
+        of_peak = f"{speed * operations / best[way.precision]:.0%}" if way.precision else "-"
         ratios = [f"{speed / baseline:.2f}" for baseline in speeds[: len(baselines)]]
         table.append([way.name, f"{speed:.1f}", *ratios, alone, f"{error:.0e}", of_peak, f"{made.memory / 1e9:.1f}"])
     print(as_text(table))
-    print("\nRoofline, s of audio/s, if the blocks only computed, or only read and wrote activations:\n")
-    print(as_text(limits))
+    print(f"\n{operations / 1e9:.1f} GFLOP for a second of audio")

@@ -68,11 +68,11 @@ def fit_plainly(kind: HeadKind, features: FeatureSet, split: Split, device: torc
     import torch
     from torch.utils.data import DataLoader, TensorDataset
 
-    from common.heads import HEADS
+    from common.heads import new_head
 
     train = TensorDataset(features.features[split.train], features.labels[split.train])
     test = TensorDataset(features.features[split.test], features.labels[split.test])
-    module = HEADS[kind](features.features.shape[1], len(features.class_names)).to(device)
+    module = new_head(kind, features.features.shape[1], len(features.class_names)).to(device)
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
     for _ in range(EPOCHS):
         total = 0.0

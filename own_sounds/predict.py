@@ -132,7 +132,9 @@ def threshold_of(head: TrainedHead, rate: float) -> float:
             "the head was trained without held-out clips, so it has no threshold for --none-of-these; train it again "
             "with --overwrite, on data with folds or validation clips"
         )
-    return head.known.threshold(rate)
+    from common.heads import conformal_threshold
+
+    return conformal_threshold(head.known.held_out, rate)
 
 
 def listen(
@@ -142,11 +144,13 @@ def listen(
     from common.datasets.audio import read_audio
 
     for cut in windows.of_clip(clip) if windows else [clip]:
-        answer = head.answer(encoder, [read_audio(cut.path, encoder.sample_rate, cut.start_s, cut.end_s)])
-        probabilities = answer.probabilities[0].tolist()
+        of_classes, distances = head.answer(
+            encoder, [read_audio(cut.path, encoder.sample_rate, cut.start_s, cut.end_s)]
+        )
+        probabilities = of_classes[0].tolist()
         prediction = Prediction(cut.path, cut.start_s, cut.end_s, probabilities, head.labels_of(probabilities))
-        if threshold is not None and answer.distances is not None:
-            distance = float(answer.distances[0])
+        if threshold is not None and distances is not None:
+            distance = float(distances[0])
             prediction = replace(prediction, distance=distance, is_unknown=distance > threshold)
         yield prediction
 

@@ -326,10 +326,11 @@ def _by_groups(features: FeatureSet, seed: int) -> Prepared:
     import numpy as np
     import torch
 
-    from common.evaluation.splits import class_counts, group_folds, groups_by_class
+    from common.evaluation.splits import class_counts, group_folds
 
     labels, groups = features.labels.numpy(), np.array(features.groups)
-    n_groups_of = groups_by_class(features)
+    has_class = labels.T if features.is_multilabel else labels == np.arange(len(features.class_names))[:, None]
+    n_groups_of = np.array([len(set(groups[rows])) for rows in has_class])
     rarest = int(n_groups_of.argmin())
     n_groups = int(n_groups_of[rarest])
     for n_folds in range(min(MOST_FOLDS, n_groups), 1, -1):

@@ -93,7 +93,7 @@ def _load(path: Path, task: Task, config: FitConfig) -> FeatureSet:
     if not features.meta:
         features, sentence = task.recognise(features) or (features, f"taken for {task.title}")
         print(f"{path} holds no provenance, so its encoder is unknown; {sentence}")
-    refuse_other_data(task, features, path, task.name)
+    refuse_other_data(task, features.meta.get("dataset", task.name), path, task.name)
     check_fittable(features, str(path))
     if not features.features.any(dim=1).all():
         raise DatasetError(f"{path} holds embeddings of length 0, which have no direction; extract it again")

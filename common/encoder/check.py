@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.json:
         write_json(arguments.json, record.model_dump_json())
         print(f"-> {arguments.json}")
-    if not record.holds:
+    if any(item.holds is False for item in record.properties):
         sys.exit(1)
 
 

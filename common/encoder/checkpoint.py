@@ -74,7 +74,16 @@ def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, 
         raise CheckpointError(
             f"checkpoint {path} is a CLAP checkpoint, the text encoder; get the separator: {DOWNLOAD}"
         )
-    tensors = _select(_read(path, checks=sha256 not in KNOWN_RELEASES), shapes, path)
+    is_safetensors, is_known = path.suffix == ".safetensors", sha256 in KNOWN_RELEASES
+    try:  # a known release has no damage to look for
+        content = load_safetensors(path) if is_safetensors else load_torch(path, mmap=True, checks=not is_known)
+    except UnsafeFileError as error:
+        problem = "holds Python objects that would run code when opened; none was run"
+        raise CheckpointError(f"checkpoint {path} {problem}. Get the published weights: {DOWNLOAD}") from error
+    except (DamagedFileError, SafetensorError) as error:
+        problem = f"({path.stat().st_size:,} bytes) is truncated or not a checkpoint ({error})"
+        raise CheckpointError(f"checkpoint {path} {problem}. Delete it, then: {DOWNLOAD}") from error
+    tensors = _select(content, shapes, path)
     return Weights(tensors, f"sha256:{sha256}", KNOWN_RELEASES.get(sha256, "unknown"))
 
 
@@ -157,18 +166,6 @@ def _refuse_non_checkpoint(path: Path) -> None:
         raise CheckpointError(f"checkpoint {path} {problems[0]}. Delete it, then: {DOWNLOAD}")
 
 
-def _read(path: Path, checks: bool) -> object:
-    """What the file holds, without running anything in it; `checks`: look for damage, which a known release has not."""
-    try:
-        return load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path, mmap=True, checks=checks)
-    except UnsafeFileError as error:
-        problem = "holds Python objects that would run code when opened; none was run"
-        raise CheckpointError(f"checkpoint {path} {problem}. Get the published weights: {DOWNLOAD}") from error
-    except (DamagedFileError, SafetensorError) as error:
-        problem = f"({path.stat().st_size:,} bytes) is truncated or not a checkpoint ({error})"
-        raise CheckpointError(f"checkpoint {path} {problem}. Delete it, then: {DOWNLOAD}") from error
-
-
 def _state_dicts(content: object, depth: int = 3) -> list[dict[str, torch.Tensor]]:
     """The tensors by name in every mapping of the file, outermost first."""
     if not isinstance(content, Mapping) or depth == 0:
@@ -222,33 +219,30 @@ def read_condition(condition: str | Path | Array | torch.Tensor | None) -> tuple
         return None, "none"
     if isinstance(condition, str) and condition == "zero":
         return torch.zeros(CONDITION_SIZE, dtype=torch.float64), "zero"
-    what = "condition"
+    what, content = "condition", condition
     if isinstance(condition, (str, Path)):
-        what = f"condition {condition}"
-        condition = _read_condition(Path(condition), what)
-    if not isinstance(condition, (np.ndarray, torch.Tensor)):
+        what, path = f"condition {condition}", Path(condition)
+        if not path.is_file():
+            raise ConditionError(
+                f"{what} not found; give none, zero, or a .npy or .pt file of {CONDITION_SIZE} numbers"
+            )
+        try:
+            # Mapped: a header may claim any number of numbers, and only 512 are wanted.
+            content = np.load(path, mmap_mode="r", allow_pickle=False) if path.suffix == ".npy" else load_torch(path)
+        except Exception as error:  # NumPy and torch raise many kinds
+            cause = " ".join(str(error).split())[:120]
+            raise ConditionError(f"{what} cannot be read as .npy or .pt: {cause}") from error
+    if not isinstance(content, (np.ndarray, torch.Tensor)):
         raise ConditionError(
-            f"{what} holds a {type(condition).__name__}; it must be one array of {CONDITION_SIZE} numbers"
+            f"{what} holds a {type(content).__name__}; it must be one array of {CONDITION_SIZE} numbers"
         )
-    if not (condition.is_floating_point() if torch.is_tensor(condition) else condition.dtype.kind == "f"):
-        raise ConditionError(f"{what} holds numbers of type {condition.dtype}; it must hold floating-point ones")
-    if condition.squeeze().shape != (CONDITION_SIZE,):
-        raise ConditionError(f"{what} has shape {tuple(condition.shape)}; it must hold {CONDITION_SIZE} numbers")
-    if isinstance(condition, np.ndarray):
-        condition = np.array(condition, dtype=np.float64)
-    values = torch.as_tensor(condition).detach().to("cpu", torch.float64).flatten()
+    if not (content.is_floating_point() if torch.is_tensor(content) else content.dtype.kind == "f"):
+        raise ConditionError(f"{what} holds numbers of type {content.dtype}; it must hold floating-point ones")
+    if content.squeeze().shape != (CONDITION_SIZE,):
+        raise ConditionError(f"{what} has shape {tuple(content.shape)}; it must hold {CONDITION_SIZE} numbers")
+    if isinstance(content, np.ndarray):
+        content = np.array(content, dtype=np.float64)
+    values = torch.as_tensor(content).detach().to("cpu", torch.float64).flatten()
     if not torch.isfinite(values).all():
         raise ConditionError(f"{what} holds NaN or infinite values")
     return values, "sha256:" + hashlib.sha256(values.to(torch.float32).numpy().tobytes()).hexdigest()
-
-
-def _read_condition(path: Path, what: str) -> Any:
-    """What a file holds; ConditionError if it is missing or damaged."""
-    if not path.is_file():
-        raise ConditionError(f"{what} not found; give none, zero, or a .npy or .pt file of {CONDITION_SIZE} numbers")
-    try:
-        # Mapped: a header may claim any number of numbers, and only 512 are wanted.
-        return np.load(path, mmap_mode="r", allow_pickle=False) if path.suffix == ".npy" else load_torch(path)
-    except Exception as error:  # NumPy and torch raise many kinds
-        cause = " ".join(str(error).split())[:120]
-        raise ConditionError(f"{what} cannot be read as .npy or .pt: {cause}") from error

@@ -57,7 +57,11 @@ class HearEncoder(PlugIn):
         declared = getattr(self._model, "min_samples", None)  # the module pads by itself
         min_samples = declared or self.find_min_samples()
         self.pad_to = 1 if declared else min_samples
-        self.info = self.describe(self._model, self._checkpoint(), self._code(), min_samples)
+        source = self._module.__file__
+        code = f"sha256:{sha256_of(Path(source))}" if source else "unknown"
+        version = getattr(self._model, "version", getattr(self._module, "__version__", ""))
+        code += f", {version}" * bool(version)
+        self.info = self.describe(self._model, self._checkpoint(), code, min_samples)
 
     def states(self, audio: Array, layers: Collection[str]) -> dict[str, torch.Tensor]:
         """As `PlugIn.states`."""
@@ -111,12 +115,6 @@ class HearEncoder(PlugIn):
         if not sums:
             raise PluginError(f"{self.name}: weights {path} not found")
         return f"sha256:{hashlib.sha256(sums.encode()).hexdigest()}"
-
-    def _code(self) -> str:
-        source = self._module.__file__
-        code = f"sha256:{sha256_of(Path(source))}" if source else "unknown"
-        version = getattr(self._model, "version", getattr(self._module, "__version__", ""))
-        return code + f", {version}" * bool(version)
 
 
 def _import(name: EncoderName) -> ModuleType:

@@ -50,7 +50,12 @@ class TransformersEncoder(PlugIn):
         # Whether the feature extractor pads or cuts every clip to one length.
         inputs = [self._inputs(np.tile(second, times)[None]) for times in (1, 2)]
         self.is_fixed_length = all(value.shape == inputs[1][key].shape for key, value in inputs[0].items())
-        code = f"transformers {type(self._model).__name__}, settings {self._settings()}"
+        extractor = {f"extractor {key}": value for key, value in self._extractor.to_dict().items()}
+        settings = {**self._model.config.to_dict(), **extractor}
+        # A short checksum of what computes.
+        decisive = {key: value for key, value in settings.items() if not re.search(r"path|version|hash|dtype", key)}
+        checksum = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        code = f"transformers {type(self._model).__name__}, settings {checksum}"
         code += ", clips of one length" * self.is_fixed_length
         self.info = self.describe(self._model, tensors_sha256(self._model), code, self.pad_to, ("transformers",))
 
@@ -73,13 +78,6 @@ class TransformersEncoder(PlugIn):
         inputs = self._extractor(list(audio), sampling_rate=self.sample_rate, return_tensors="pt")
         return {key: value.to(self.device) for key, value in inputs.items()}
 
-    def _settings(self) -> str:
-        """A short checksum of the configurations of model and feature extractor, without what does not compute."""
-        extractor = {f"extractor {key}": value for key, value in self._extractor.to_dict().items()}
-        settings = {**self._model.config.to_dict(), **extractor}
-        decisive = {key: value for key, value in settings.items() if not re.search(r"path|version|hash|dtype", key)}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
     def _find_outputs(self, waveform: Array) -> tuple[Output, ...]:
         """Every output that the model has, found by embedding a second of noise."""
         outputs = []
@@ -91,20 +89,6 @@ class TransformersEncoder(PlugIn):
         if not outputs or outputs[0].layer != LAST:
             raise PluginError(f"{self.name}: its {LAST} is not (clips, time, numbers), so it cannot be pooled")
         return tuple(outputs)
-
-
-def _refuse_missing(name: EncoderName, model: Any, loaded: Any) -> None:
-    """PluginError if weights are missing, which transformers would draw at random. UNUSED ones are set to 0, so that the
-    checksum is the same every time."""
-    missing = [str(key) for what in ("missing_keys", "mismatched_keys") for key in loaded[what]]
-    needed = [key for key in missing if not key.endswith(UNUSED)]
-    if needed:
-        raise PluginError(
-            f"{name} lacks {len(needed)} of its weights (first: {needed[0]}), which would be random; give a complete checkpoint"
-        )
-    for key, parameter in model.named_parameters():
-        if key in missing:
-            parameter.data.zero_()
 
 
 def _load(name: EncoderName, trust_remote_code: bool) -> tuple[Any, Any]:
@@ -125,7 +109,15 @@ def _load(name: EncoderName, trust_remote_code: bool) -> tuple[Any, Any]:
         if "trust_remote_code" in text:
             text = "it brings its own code; read that code, and if you trust it, add --trust-remote-code"
         raise PluginError(f"{name} cannot be loaded: {text[:300]}") from error
-    _refuse_missing(name, model, loaded)
+    # Missing weights would be drawn at random. UNUSED ones are set to 0, so that the checksum is the same every time.
+    missing = [str(key) for what in ("missing_keys", "mismatched_keys") for key in loaded[what]]
+    if needed := [key for key in missing if not key.endswith(UNUSED)]:
+        raise PluginError(
+            f"{name} lacks {len(needed)} of its weights (first: {needed[0]}), which would be random; give a complete checkpoint"
+        )
+    for key, parameter in model.named_parameters():
+        if key in missing:
+            parameter.data.zero_()
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     return extractor, model

@@ -48,11 +48,6 @@ class CheckRecord(BaseModel):
     cpu: str
     properties: list[Property]  # in the order of the table
 
-    @property
-    def holds(self) -> bool:
-        """Whether every property that is needed does."""
-        return all(item.holds is not False for item in self.properties)
-
     @classmethod
     def load(cls, path: Path) -> CheckRecord:
         """Read what ``--json`` wrote; UserError if it is damaged."""
@@ -89,9 +84,13 @@ class _Measurement:
 
     @cached_property
     def sounds(self) -> list[Array]:
-        """Three of them."""
-        rng = np.random.default_rng(0)
-        return [_sound(rng, self.encoder.sample_rate) for _ in range(3)]
+        """Three of a few tones with noise."""
+        rng, seconds = np.random.default_rng(0), np.arange(self.encoder.sample_rate) / self.encoder.sample_rate
+        sounds = []
+        for _ in range(3):
+            tones = sum(np.sin(2 * np.pi * hertz * seconds + phase) for hertz, phase in rng.uniform(80, 3000, (4, 2)))
+            sounds.append((0.05 * (tones + rng.standard_normal(len(seconds)))).astype(np.float32))
+        return sounds
 
     def embed(self, waveforms: Sequence[Array]) -> Array:
         """(N, width) float64."""
@@ -156,14 +155,6 @@ class _Measurement:
         self.embed([clip])
         seconds = timeit.repeat(lambda: self.embed([clip]), number=1, repeat=3)
         return len(clip) / self.encoder.sample_rate / min(seconds)
-
-
-def _sound(rng: np.random.Generator, rate: int) -> Array:
-    """A second of a few tones with noise."""
-    seconds = np.arange(rate) / rate
-    tones = sum(np.sin(2 * np.pi * hertz * seconds + phase) for hertz, phase in rng.uniform(80, 3000, (4, 2)))
-    waveform: Array = (0.05 * (tones + rng.standard_normal(rate))).astype(np.float32)
-    return waveform
 
 
 def _error(embeddings: Array, reference: Array) -> float:

@@ -87,13 +87,9 @@ class ResUNet30Encoder(nn.Module):
         self.bn0_scale = nn.Buffer(torch.empty(N_BINS - 1))
         self.bn0_shift = nn.Buffer(torch.empty(N_BINS - 1))
         self.first_block = _FirstBlock(*BLOCKS[0][2:], dtype)
-        self.later_blocks = nn.ModuleList(_Block(*block[2:], dtype) for block in BLOCKS[1:])
+        self.blocks = [self.first_block, *(_Block(*block[2:], dtype) for block in BLOCKS[1:])]
+        self.later_blocks = nn.ModuleList(self.blocks[1:])  # a list alone would not move to a device
         self._fold(tensors, condition)
-
-    @property
-    def blocks(self) -> list[_Block]:
-        """All blocks, in the order of BLOCKS."""
-        return [self.first_block, *(block for block in self.later_blocks if isinstance(block, _Block))]
 
     def forward(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -45,7 +45,12 @@ class PlugIn(Encoder):
         """As `Encoder.embed_outputs`; errors as for `states`."""
         checked = check_waveforms(waveforms, self.pad_to)
         embeddings = {output: torch.empty(len(checked), output.width) for output in outputs}
-        for rows in self._batches(checked):
+        lengths = np.array([len(waveform) for waveform in checked], dtype=int)
+        batches: list[Array] = []
+        for length in np.unique(lengths):
+            rows, size = np.flatnonzero(lengths == length), max(1, int(BATCH_S * self.sample_rate / length))
+            batches += np.split(rows, range(size, len(rows), size))
+        for rows in batches:
             states = self.states(np.stack([checked[row] for row in rows]), {output.layer for output in outputs})
             for output in outputs:
                 values = states[output.layer]
@@ -54,13 +59,6 @@ class PlugIn(Encoder):
                     raise PluginError(f"{self.name}: {output.name} has {pooled.shape[1]} numbers, not {output.width}")
                 embeddings[output][rows] = pooled.cpu().float()
         return embeddings
-
-    def _batches(self, waveforms: Sequence[Array]) -> Iterator[Array]:
-        """Row numbers of waveforms of one length, up to BATCH_S seconds together."""
-        lengths = np.array([len(waveform) for waveform in waveforms], dtype=int)
-        for length in np.unique(lengths):
-            rows, size = np.flatnonzero(lengths == length), max(1, int(BATCH_S * self.sample_rate / length))
-            yield from np.split(rows, range(size, len(rows), size))
 
     def find_min_samples(self) -> int:
         """The fewest samples of noise of which the encoder gives finite numbers, by bisection; PluginError if it fails for all."""

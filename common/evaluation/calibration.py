@@ -104,7 +104,7 @@ def heads_to_keep(
     n_splits = sum(job.seed == first.seed for job in jobs)  # the first seed's jobs come first
     splits = [head.final.job.split for head in chosen["linear"][:n_splits]]  # the same for both kinds
     distances = _held_out_distances(features, first, splits)
-    known = None
+    known, none_of_these = None, _measure_none_of_these(distances)
     if distances.for_kept_head:
         train = splits[0].train if n_splits == 1 else np.arange(len(features))
         known = KnownSounds.of(features.features.numpy()[train], np.concatenate(distances.for_kept_head), first.seed)
@@ -112,10 +112,7 @@ def heads_to_keep(
     for kind, heads in chosen.items():
         unseen = _unseen_by(kind, heads[:n_splits], features, first, fitter)
         scale = Scale.fitted(unseen.for_kept_head) if unseen.for_kept_head else Scale()
-        measured: dict[str, Record | None] = {
-            "calibration": calibrate(unseen, scale),
-            "none_of_these": _measure_none_of_these(distances),
-        }
+        measured: dict[str, Record | None] = {"calibration": calibrate(unseen, scale), "none_of_these": none_of_these}
         final, n_classes = _final_head(kind, features, heads[:n_splits], fitter), len(features.class_names)
         head = TrainedHead(kind, final.module, final.scaler, features.class_names, features.provenance, known=known)
         if features.is_multilabel:

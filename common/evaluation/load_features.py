@@ -24,27 +24,9 @@ class FeatureSource:
     sha256: str
 
 
-@dataclass(frozen=True)
-class PreparedFeatures:
-    """The rows to fit and score, and where they come from."""
-
-    prepared: Prepared
-    source: FeatureSource
-
-    @property
-    def features(self) -> FeatureSet:
-        return self.prepared.features
-
-
-def load_features(task: Task, config: FitConfig, options: Mapping[str, str | bool]) -> PreparedFeatures:
-    """The rows that a configuration selects.
-
-    Args:
-        options: values of the task's flags.
-
-    Raises:
-        ConfigError, FeatureFileError, FitError, DatasetError: all are UserErrors.
-    """
+def load_features(task: Task, config: FitConfig, options: Mapping[str, str | bool]) -> tuple[Prepared, FeatureSource]:
+    """The rows that a configuration and the task's flags, `options`, select, and where they come from; UserError if they
+    cannot be read or fitted."""
     name = EncoderName.parse(config.encoder)
     features, source = _read(task, config.features, name.slug)
     features = _recognise(task, features, source.path).pick(config.use_layer, config.use_pool)
@@ -63,7 +45,7 @@ def load_features(task: Task, config: FitConfig, options: Mapping[str, str | boo
     if features.meta.get("kind") == EncoderKind.ELSEWHERE and not task.official_counts.divide(prepared.features):
         prepared = replace(prepared, is_official=False)  # nothing vouches for the folds or splits of the file
     check_fittable(prepared.features, str(source.path))
-    return PreparedFeatures(prepared, source)
+    return prepared, source
 
 
 def _read(task: Task, place: Path | None, encoder: str) -> tuple[FeatureSet, FeatureSource]:
@@ -88,7 +70,7 @@ def _read(task: Task, place: Path | None, encoder: str) -> tuple[FeatureSet, Fea
         )
     parts = [FeatureSet.load(path) for path in paths]
     for part, (dataset, path) in zip(parts, present.items(), strict=True):
-        refuse_other_data(task, part, path, dataset)
+        refuse_other_data(task, part.meta.get("dataset", dataset), path, dataset)
     together = hashlib.sha256("".join(map(checksum_of_features, paths)).encode()).hexdigest()
     features = FeatureSet.join(parts, [str(path) for path in paths], task.class_names)
     return features, FeatureSource(folder, ", ".join(map(str, paths)), together)
@@ -104,7 +86,7 @@ def _only_encoder(task: Task, folder: Path) -> str | None:
 
 def _recognise(task: Task, features: FeatureSet, path: Path) -> FeatureSet:
     """Refuse features of another task; complete a file of the original project where possible."""
-    refuse_other_data(task, features, path, task.name)
+    refuse_other_data(task, features.meta.get("dataset", task.name), path, task.name)
     if features.is_multilabel != task.is_multilabel:
         has, wants = (
             "several labels" if several else "one class" for several in (features.is_multilabel, task.is_multilabel)
@@ -122,13 +104,8 @@ def _recognise(task: Task, features: FeatureSet, path: Path) -> FeatureSet:
     return features
 
 
-def refuse_other_data(task: Task, features: FeatureSet, path: Path, wanted: str, if_unknown: str | None = None) -> None:
-    """FeatureFileError unless features are of the data set `wanted`.
-
-    Args:
-        if_unknown: the data set assumed for features without provenance; None: `wanted`.
-    """
-    dataset = features.meta.get("dataset", if_unknown or wanted)
+def refuse_other_data(task: Task, dataset: str, path: Path, wanted: str) -> None:
+    """FeatureFileError unless the features of `path`, of a data set, are of the data set `wanted`."""
     if dataset == wanted or task.takes_any_features:
         return
     is_related = dataset.partition("_")[0] == wanted.partition("_")[0]
@@ -148,22 +125,18 @@ def load_controls(
         name = path.stem if path.stem not in controls else f"{path.parent.name}/{path.stem}"
         if name in controls:
             raise ConfigError(f"--control-features: two files are called {name}; rename one")
-        controls[name] = _same_clips(task, features, control.pick(None, None), path)
+        dataset, wanted = (values.meta.get("dataset", task.name) for values in (control, features))
+        refuse_other_data(task, dataset, path, wanted)
+        control = control.pick(None, None)
+        place = {clip_id: row for row, clip_id in enumerate(control.clip_ids)}
+        missing = [clip_id for clip_id in features.clip_ids if clip_id not in place]
+        if missing:
+            raise ConfigError(
+                f"--control-features {path} lacks {len(missing)} of the clips (first: {missing[0]}); extract it from "
+                "the same data"
+            )
+        rows = [place[clip_id] for clip_id in features.clip_ids]
+        controls[name] = replace(features, features=control.features[rows], meta=control.meta)
+        check_fittable(controls[name], str(path))
         checksums[name] = source.sha256
     return controls, checksums
-
-
-def _same_clips(task: Task, features: FeatureSet, other: FeatureSet, path: Path) -> FeatureSet:
-    """`features` with the values and provenance of `other` for the same clips."""
-    refuse_other_data(task, other, path, features.meta.get("dataset", task.name), if_unknown=task.name)
-    place = {clip_id: row for row, clip_id in enumerate(other.clip_ids)}
-    missing = [clip_id for clip_id in features.clip_ids if clip_id not in place]
-    if missing:
-        raise ConfigError(
-            f"--control-features {path} lacks {len(missing)} of the clips (first: {missing[0]}); extract it from "
-            "the same data"
-        )
-    rows = [place[clip_id] for clip_id in features.clip_ids]
-    control = replace(features, features=other.features[rows], meta=other.meta)
-    check_fittable(control, str(path))
-    return control

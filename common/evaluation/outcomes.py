@@ -20,18 +20,6 @@ from common.features import FeatureSet
 from common.heads import ChosenHead, HeadKind, Job, Recipe, fit_chosen, fit_recipe_scaler, recipe_for
 from common.progress import progress_bar
 
-# name -> a scikit-learn classifier for a number of training rows
-PROBES: dict[str, Callable[[int], Any]] = {
-    "logistic_regression": lambda _: LogisticRegression(max_iter=1000),
-    "nearest_neighbours": lambda n_train: KNeighborsClassifier(min(5, n_train)),
-    "nearest_centroid": lambda _: NearestCentroid(),
-}
-# The same with several labels a clip: their scores rank the clips of a class. A nearest centroid is defined for one label.
-MULTILABEL_PROBES: dict[str, Callable[[int], Any]] = {
-    "logistic_regression": lambda _: OneVsRestClassifier(LogisticRegression(max_iter=1000)),
-    "nearest_neighbours": lambda n_train: KNeighborsRegressor(min(5, n_train)),
-}
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -81,7 +69,18 @@ class HeadFitter:
 
 
 def probes_of(features: FeatureSet) -> dict[str, Callable[[int], Any]]:
-    return MULTILABEL_PROBES if features.is_multilabel else PROBES
+    """Name -> a scikit-learn classifier for a number of training rows; with several labels a clip, its scores rank the clips of
+    a class."""
+    if features.is_multilabel:  # a nearest centroid is defined for one label
+        return {
+            "logistic_regression": lambda _: OneVsRestClassifier(LogisticRegression(max_iter=1000)),
+            "nearest_neighbours": lambda n_train: KNeighborsRegressor(min(5, n_train)),
+        }
+    return {
+        "logistic_regression": lambda _: LogisticRegression(max_iter=1000),
+        "nearest_neighbours": lambda n_train: KNeighborsClassifier(min(5, n_train)),
+        "nearest_centroid": lambda _: NearestCentroid(),
+    }
 
 
 def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe) -> list[Outcome]:
@@ -98,19 +97,15 @@ def fit_probe(name: str, features: FeatureSet, jobs: Sequence[Job], recipe: Reci
                 warnings.simplefilter("ignore", ConvergenceWarning)  # recorded instead
                 probe = probes_of(features)[name](len(train)).fit(scaler(raw[train]), labels[train])
             test = scaler(raw[job.split.test])
+            parts = [part for part in getattr(probe, "estimators_", [probe]) if isinstance(part, LogisticRegression)]
+            facts = {"converged": all(part.n_iter_.max() < part.max_iter for part in parts)} if parts else {}
             if features.is_multilabel:
                 ranks = probe.predict_proba(test) if hasattr(probe, "predict_proba") else probe.predict(test)
-                fitted[key] = ranks > 0.5, ranks.astype(np.float32), _convergence(probe)
+                fitted[key] = ranks > 0.5, ranks.astype(np.float32), facts
             else:
-                fitted[key] = probe.predict(test), None, _convergence(probe)
+                fitted[key] = probe.predict(test), None, facts
         outcomes.append(Outcome(job.seed, job.split.name, len(train), job.split.test, *fitted[key]))
     return outcomes
-
-
-def _convergence(probe: Any) -> dict[str, object]:
-    """Whether every logistic regression of a probe has converged; nothing of other probes."""
-    parts = [part for part in getattr(probe, "estimators_", [probe]) if isinstance(part, LogisticRegression)]
-    return {"converged": all(part.n_iter_.max() < part.max_iter for part in parts)} if parts else {}
 
 
 def baseline(features: FeatureSet, job: Job) -> Outcome:

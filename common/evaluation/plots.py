@@ -58,9 +58,9 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
     else:
         pitch_in, font, least, unsaid = 0.115, 5.5, 2.0, "\ntoo many for numbers"
     size = max(5.0, pitch_in * n_classes + 1.5)
-    figure, axes = _new_figure(size + 1.5, size + 0.5)
+    figure, axes = _new_figure(size + 1.5, size + 0.5, title)
     image = _draw_matrix(axes, share, names, font)
-    axes.set_title(title, fontsize=max(11, 0.6 * size))
+    axes.title.set_fontsize(max(11, 0.6 * size))
     axes.set_ylabel(f"true class{ordered}", fontsize=max(10, 0.5 * size))
     axes.set_xlabel(f"predicted class{ordered}{unsaid}", fontsize=max(10, 0.5 * size))
     for row, column in zip(*np.nonzero(share >= least), strict=True):
@@ -93,7 +93,7 @@ def plot_per_class(per_class: PerClass | RankedClasses, class_names: Sequence[st
         half = MANY // 2
         title = f"{title}\nthe {half} best and the {half} worst of {len(order)} classes"
         order = np.concatenate([order[:half], order[-half:]])
-    figure, axes = _new_figure(7, max(2.5, 0.2 * len(order) + 1.6))
+    figure, axes = _new_figure(7, max(2.5, 0.2 * len(order) + 1.6), title)
     axes.barh(range(len(order)), 100 * scores[order], color=BLUE, height=0.75)
     names = [f"{class_names[index].replace('_', ' ')} ({per_class.clips[index]:,.0f})" for index in order]
     axes.set_yticks(range(len(order)), names, fontsize=8)
@@ -110,7 +110,6 @@ def plot_per_class(per_class: PerClass | RankedClasses, class_names: Sequence[st
         ylim=(len(order) - 0.3, -0.7),
         xlabel=f"{quantity} of all folds and seeds{pooled}, % (test clips in brackets)",
     )
-    axes.set_title(title, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
 
@@ -118,7 +117,7 @@ def plot_per_class(per_class: PerClass | RankedClasses, class_names: Sequence[st
 def plot_precision_recall(scored: HeadRecord, title: str, path: Path) -> None:
     """Draw the highest precision at every recall: the mean over classes, and of all pairs of clip and class."""
     assert isinstance(scored.per_class, RankedClasses)
-    figure, axes = _new_figure(5.4, 5)
+    figure, axes = _new_figure(5.4, 5, title)
     recall = np.linspace(0, 100, len(scored.per_class.macro_curve))
     for curve, name, colour in (
         (scored.per_class.macro_curve, f"mean of classes (mAP {percent(scored.mean['macro_map'])})", BLUE),
@@ -126,7 +125,6 @@ def plot_precision_recall(scored: HeadRecord, title: str, path: Path) -> None:
     ):
         axes.plot(recall, 100 * np.array(curve), color=colour, label=name)
     axes.set(xlim=(0, 100), ylim=(0, 101), xlabel="recall, %", ylabel="precision, %")
-    axes.set_title(title, fontsize=9.5)
     axes.legend(fontsize=8.5)
     axes.grid(alpha=0.3)
     save_figure(figure, path)
@@ -152,7 +150,7 @@ def plot_label_sets(labels: LabelSets, class_names: Sequence[str], title: str, p
 
 def plot_reliability(calibration: CalibrationRecord, title: str, path: Path) -> None:
     """Draw accuracy against confidence, without and with temperature; the diagonal is perfect calibration."""
-    figure, axes = _new_figure(5.4, 5)
+    figure, axes = _new_figure(5.4, 5, title)
     axes.plot([0, 100], [0, 100], color="grey", linewidth=0.8, linestyle=":")
     temperature = calibration.temperature
     scaled = "calibrated by class" if temperature is None else f"temperature {temperature:.2g}"
@@ -166,7 +164,6 @@ def plot_reliability(calibration: CalibrationRecord, title: str, path: Path) -> 
         axes.plot(100 * confidence, 100 * accuracy, color=colour, linewidth=1)
         axes.scatter(100 * confidence, 100 * accuracy, s=sizes, color=colour, marker=marker, label=text)
     axes.set(xlim=(0, 101), ylim=(0, 101), xlabel="confidence, % (larger: more clips)", ylabel="accuracy, %")
-    axes.set_title(title, fontsize=9.5)
     axes.legend(fontsize=8.5, loc="upper left")
     axes.grid(alpha=0.3)
     save_figure(figure, path)
@@ -206,18 +203,15 @@ def plot_learning_curves(
     points: Sequence[EfficiencyRecord | FewShotRecord], amount: str, labels: tuple[str, str], title: str, path: Path
 ) -> None:
     """Draw scores over the field `amount`, of training clips, a line per head, with 95 % intervals."""
-    figure, axes = _new_figure(7, 4.5)
+    figure, axes = _new_figure(7, 4.5, title)
     for (head, colour), marker in zip((("linear", BLUE), ("three_layer", RED)), "os", strict=True):
         of_head = sorted((point for point in points if point.head == head), key=attrgetter(amount))
-        if not of_head:
-            continue
         scores = np.array([100 * point.score for point in of_head])
         ends = [point.interval or (point.score, point.score) for point in of_head]
         errors = np.abs(100 * np.array(ends).T - scores)
         amounts = [getattr(point, amount) for point in of_head]
         axes.errorbar(amounts, scores, errors, marker=marker, color=colour, capsize=3, label=head_title(head))
     axes.set_xscale("log")
-    axes.set_title(title, fontsize=10)
     axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.grid(alpha=0.3, which="both")
     axes.legend()
@@ -228,20 +222,22 @@ def plot_learning_curves(
 def plot_det(same: Array, similarities: dict[str, Array], title: str, path: Path) -> None:
     """Draw the detection error trade-off of several scorings (by name) of the same trials, on normal-deviate axes; `same` (N,)
     bool: whether a trial is of one speaker."""
-    figure, axes = _new_figure(6, 6)
+    figure, axes = _new_figure(6, 6, title)
     for name, similarity in similarities.items():
         DetCurveDisplay.from_predictions(same, similarity, name=name, ax=axes)
     axes.plot([-3, 3], [-3, 3], color="grey", linewidth=0.7, linestyle=":", label="equal error rate")
-    axes.set(xlabel="false acceptance rate", ylabel="false rejection rate", title=title, aspect="equal")
+    axes.set(xlabel="false acceptance rate", ylabel="false rejection rate", aspect="equal")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper right")
     save_figure(figure, path)
 
 
-def _new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+def _new_figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     """A figure of this size in inches; without pyplot, which wants a display."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots()
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=9.5)
+    return figure, axes
 
 
 def save_figure(figure: Figure, path: Path) -> None:

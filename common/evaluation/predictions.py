@@ -22,8 +22,6 @@ from common.heads import HeadKind
 if TYPE_CHECKING:
     import pandas as pd
 
-KEYS = ("seed", "split", "clip_id")
-
 
 def prefix_of(protocol: str) -> str:
     """The prefix of the names of a protocol's files."""
@@ -94,7 +92,7 @@ class Predictions:
         if sha256_of(path) != checksum:
             raise FeatureFileError(f"{path} is damaged (not what was written); classify again with --overwrite")
         content: Any = load_torch(path)
-        table = pd.DataFrame(_columns(content)).sort_values(list(KEYS))
+        table = pd.DataFrame(_columns(content)).sort_values(["seed", "split", "clip_id"])
         order = table.index.to_numpy()
         logits = {head: values.numpy()[order] for head, values in content["logits"].items()}
         return cls(table.reset_index(drop=True), content["labels"].numpy()[order], logits)

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, computed_field
 
 from common.config import FitConfig
-from common.datasets import DivisionKind, Metric, Task
-from common.encoder.device import describe_cpu
-from common.encoder_name import EncoderKind, slug_of
+from common.datasets import DivisionKind, Metric
+from common.encoder_name import EncoderKind
 from common.errors import UserError
 from common.features import Counts, FeatureSet
 from common.files import read_record, spreadsheet_cell, write_csv, write_json
@@ -338,10 +333,6 @@ class EncoderRecord(Record):
     pool: str | None = None
 
     @property
-    def slug(self) -> str:
-        return slug_of(self.kind, self.encoder or "")
-
-    @property
     def is_untrained(self) -> bool:
         """Whether it is AudioSep with random weights."""
         return self.kind is EncoderKind.UNTRAINED
@@ -406,31 +397,6 @@ class RunRecord(Record):
     created: str  # UTC
     versions: dict[str, str]
     cpu: str = "unknown"  # model and instructions
-
-    @classmethod
-    def of(
-        cls,
-        task: Task,
-        config: ConfigRecord,
-        features: FeaturesRecord,
-        protocols: dict[str, ProtocolRecord],
-        files: list[str],
-        controls: Mapping[str, FeatureSet],
-    ) -> RunRecord:
-        """The record of a run that ends now."""
-        packages = {name: version(name) for name in ("torch", "numpy", "scikit-learn", "scipy")}
-        return cls(
-            task=task.name,
-            config=config,
-            features=features,
-            protocols=protocols,
-            controls={name: EncoderRecord.model_validate(other.provenance) for name, other in controls.items()},
-            files=files,
-            command=[Path(sys.argv[0]).name, *sys.argv[1:]],
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={"python": platform.python_version(), **packages},
-            cpu=describe_cpu(),
-        )
 
     def save(self, folder: Path) -> None:
         """Write result.json, and result.csv with one row per protocol, head, split and seed."""

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from common.config import ConfigError, FigureFormat, FitConfig, ProtocolName
-from common.datasets import DivisionKind, Task
-from common.evaluation.load_features import PreparedFeatures, load_controls, load_features
+from common.datasets import DivisionKind, Prepared, Task
+from common.encoder.device import describe_cpu
+from common.evaluation.load_features import FeatureSource, load_controls, load_features
 from common.evaluation.plots import figures_of
 from common.evaluation.predictions import prefix_of, save_predictions
 from common.evaluation.protocol import PROTOCOLS, plan_fits, run_protocol
-from common.evaluation.record import RESULT_FILE, ConfigRecord, FeaturesRecord, ProtocolRecord, RecordError, RunRecord
+from common.evaluation.record import (
+    RESULT_FILE,
+    ConfigRecord,
+    EncoderRecord,
+    FeaturesRecord,
+    ProtocolRecord,
+    RecordError,
+    RunRecord,
+)
 from common.evaluation.text import as_result_md, print_scores
 from common.features import FeatureSet
 from common.files import (
@@ -48,18 +60,18 @@ def classify(
         raise ConfigError(f"--seeds {config.seeds} starting at seed {config.random_seed} exceeds 4294967295")
     if config.whiten_eps is not None and recipe_for("linear", config).scaler != "whiten":
         raise ConfigError("--whiten-eps is the strength of whitening; add --scaler whiten, or --recipe tuned")
-    prepared = load_features(task, config, options)
+    prepared, source = loaded = load_features(task, config, options)
     features = prepared.features
     folder = config.output_dir or task.output_dir_of(features.encoder_slug)
     for name in _protocols(config):  # fails before anything is written
-        plan_fits(name, prepared.prepared, config.train_test_split, [config.random_seed])
+        plan_fits(name, prepared, config.train_test_split, [config.random_seed])
     refuse_unwritable(folder / RESULT_FILE)
     controls, control_sha256 = load_controls(task, features, config.control_features or ())
     settings = ConfigRecord.of(config, options, control_sha256)
     with exclusive(folder / f".{task.name}_results.lock", f"results into {folder}"):
-        record = earlier_record(folder, task, settings, prepared.source.sha256, overwrite)
+        record = earlier_record(folder, task, settings, source.sha256, overwrite)
         if record is None:
-            record = _fit_and_save(task, prepared, settings, device, controls, folder)
+            record = _fit_and_save(task, loaded, settings, device, controls, folder)
         else:
             print(f"{folder / RESULT_FILE} already exists, for the same features and settings. Nothing to do.")
         record = _with_figures(task, record, config.figure_format, folder)
@@ -79,13 +91,14 @@ def _protocols(config: FitConfig) -> tuple[ProtocolName, ...]:
 
 def _fit_and_save(
     task: Task,
-    prepared: PreparedFeatures,
+    loaded: tuple[Prepared, FeatureSource],
     config: ConfigRecord,
     device: torch.device,
     controls: Mapping[str, FeatureSet],
     folder: Path,
 ) -> RunRecord:
     """Run the protocols; write predictions, heads and last the record into `folder`."""
+    prepared, source = loaded
     features = prepared.features
     # Without a record, the files of an interrupted fit are ignored.
     remove_record(folder)
@@ -95,16 +108,27 @@ def _fit_and_save(
         if protocols and protocols["official"].kind is DivisionKind.RANDOM:
             print(f"{task.title} has no official division, so only the random protocol is run")
             break
-        run = run_protocol(name, prepared.prepared, config, device, task, controls)
+        run = run_protocol(name, prepared, config, device, task, controls)
         protocols[name] = run.record
         files += save_predictions(run.outcomes, features, folder, prefix_of(name))
         if len(protocols) == 1:
             for kind, head in run.heads.items():
                 head.save(folder / task.head_files[kind])
                 files.append(task.head_files[kind])
-    source = FeaturesRecord.of(features, prepared.source.files, prepared.source.sha256)
-    checksums = {name: sha256_of(folder / name) for name in files if name.endswith("predictions.pt")}
-    record = RunRecord.of(task, config, source, protocols, files, controls).model_copy(update={"checksums": checksums})
+    packages = {name: version(name) for name in ("torch", "numpy", "scikit-learn", "scipy")}
+    record = RunRecord(
+        task=task.name,
+        config=config,
+        features=FeaturesRecord.of(features, source.files, source.sha256),
+        protocols=protocols,
+        controls={name: EncoderRecord.model_validate(other.provenance) for name, other in controls.items()},
+        files=files,
+        checksums={name: sha256_of(folder / name) for name in files if name.endswith("predictions.pt")},
+        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={"python": platform.python_version(), **packages},
+        cpu=describe_cpu(),
+    )
     record.save(folder)
     return record
 

@@ -53,13 +53,6 @@ def _is_normal(labels: Array, class_names: Sequence[str]) -> Array:
     return is_normal
 
 
-# Scores that are means of the accuracies on strata of the clips -> (labels, class names) -> the stratum of every clip.
-STRATA: dict[str, Callable[[Array, Sequence[str]], Array]] = {
-    "balanced_accuracy": lambda labels, class_names: labels,
-    "icbhi_score": _is_normal,
-}
-
-
 def icbhi_scores(labels: Array, predictions: Array, class_names: Sequence[str]) -> dict[str, float]:
     """Sensitivity, specificity and their mean, the ICBHI score; every class but ``"normal"`` is abnormal.
 
@@ -89,11 +82,13 @@ def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: M
         return HeadRecord(**dict(means), per_class=judged.by_class(len(seeds)), splits=fits)
     truth = labels[np.concatenate([outcome.rows for outcome in outcomes])]
     predictions = np.concatenate([outcome.predictions for outcome in outcomes])
+    # Of scores that are means of the accuracies on strata of the clips.
+    strata = {"balanced_accuracy": truth, "icbhi_score": _is_normal(truth, class_names)}
     return HeadRecord(
         **dict(means),
         more_intervals={
-            name: judged.interval(strata(truth, class_names))
-            for name, strata in STRATA.items()
+            name: judged.interval(stratum)
+            for name, stratum in strata.items()
             if np.isfinite(means.mean.get(name, np.nan))
         },
         per_class=per_class(truth, predictions, len(class_names), len(seeds)),

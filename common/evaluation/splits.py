@@ -94,15 +94,15 @@ def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) 
     count, n_classes = min(round(1 / share), len(set(groups))), len(features.class_names)
     per_class = np.maximum(class_counts(labels, n_classes), 1)
 
-    def imbalance(part: Array) -> float:
-        return float(np.abs(class_counts(labels[part], n_classes) / per_class - share).sum())
-
     try:
         with warnings.catch_warnings():  # about classes with fewer clips than parts, which does not matter here
             warnings.simplefilter("ignore", UserWarning)
             # The fold that comes closest to the share in every class.
             folds = group_folds(labels, groups, count, seed)
-            held_out = min((np.flatnonzero(folds == fold) for fold in range(count)), key=imbalance)
+            held_out = min(
+                (np.flatnonzero(folds == fold) for fold in range(count)),
+                key=lambda part: np.abs(class_counts(labels[part], n_classes) / per_class - share).sum(),
+            )
     except ValueError as error:
         raise SplitError(f"{len(rows)} training clips are too few to hold out whole groups: {error}") from error
     valid: Array = rows[np.sort(held_out)]
@@ -173,13 +173,6 @@ def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:
         _refuse_missing_classes(features, train, "the training side of the random split")
         _refuse_without_labels(features, test, "the test side of the random split")
     return Split("random", np.sort(train), np.sort(test))
-
-
-def groups_by_class(features: FeatureSet) -> Array:
-    """(C,) groups that have clips of every class."""
-    labels, groups = features.labels.numpy(), np.array(features.groups)
-    has_class = labels.T if labels.ndim == 2 else labels == np.arange(len(features.class_names))[:, None]
-    return np.array([len(set(groups[rows])) for rows in has_class])
 
 
 def class_counts(labels: Array, n_classes: int) -> Array:

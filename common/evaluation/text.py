@@ -79,17 +79,20 @@ def _point(part: EfficiencyRecord | FewShotRecord, amount: str) -> list[str]:
     return [head_title(part.head), amount, f"{part.n_train:,}", percent(part.score), range_of(part.interval)]
 
 
-def remarks(protocol: ProtocolRecord) -> list[str]:
+def remarks(protocol: ProtocolRecord) -> Iterator[str]:
     """The sentences below the table: how epochs were chosen, leaks, calibration, comparisons."""
-    return [
-        *_fit_remarks(protocol),
-        *_leak_remarks(protocol),
-        *_convergence_remarks(protocol),
-        *_probability_remarks(protocol),
-        *_few_shot_remarks(protocol),
-        *_interval_remarks(protocol),
-        *_comparison_remarks(protocol),
-    ]
+    yield from _fit_remarks(protocol)
+    yield from _leak_remarks(protocol)
+    for name, scored in protocol.probes.items():
+        if failed := sum(fit.converged is False for fit in scored.splits):
+            yield f"{head_title(name)} had not converged in {failed} of {len(scored.splits)} fits."
+    yield from _probability_remarks(protocol)
+    for shots, count in {point.shots: point.short_classes for point in protocol.few_shots}.items():
+        if count:
+            have = "es have" if count > 1 else " has"
+            yield f"{count} class{have} fewer than {shots} clips to train on; all are taken."
+    yield from _interval_remarks(protocol)
+    yield from _comparison_remarks(protocol)
 
 
 def _by_head(protocol: ProtocolRecord, describe: Callable[[HeadRecord], str | None], separator: str = ", ") -> str:
@@ -146,12 +149,6 @@ def _leak_remarks(protocol: ProtocolRecord) -> Iterator[str]:
         )
 
 
-def _convergence_remarks(protocol: ProtocolRecord) -> Iterator[str]:
-    for name, scored in protocol.probes.items():
-        if failed := sum(fit.converged is False for fit in scored.splits):
-            yield f"{head_title(name)} had not converged in {failed} of {len(scored.splits)} fits."
-
-
 def _probability_remarks(protocol: ProtocolRecord) -> Iterator[str]:
     """Calibration, and with several labels a clip F1 by thresholds."""
     heads = protocol.heads.values()
@@ -179,13 +176,6 @@ def _calibration(scored: HeadRecord) -> str | None:
 def _f1(scored: HeadRecord) -> str | None:
     labels = scored.label_sets
     return None if labels is None else f" {percent(labels.micro_f1)}, {percent(labels.macro_f1)}"
-
-
-def _few_shot_remarks(protocol: ProtocolRecord) -> Iterator[str]:
-    short = {point.shots: point.short_classes for point in protocol.few_shots if point.short_classes}
-    for shots, count in short.items():
-        have = "es have" if count > 1 else " has"
-        yield f"{count} class{have} fewer than {shots} clips to train on; all are taken."
 
 
 def _interval_remarks(protocol: ProtocolRecord) -> Iterator[str]:

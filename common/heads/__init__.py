@@ -6,11 +6,10 @@ from common.heads.recipes import (
     HEADS,
     TUNED,
     HeadKind,
-    LinearClassifier,
     Recipe,
-    ThreeLayerClassifier,
     fit_recipe_scaler,
     head_title,
+    new_head,
     recipe_for,
 )
 from common.heads.scalers import SCALERS, fit_scaler

@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
 
 from common.arrays import Array
 from common.average_precision import average_precisions
 from common.features import FeatureSet
 from common.heads.jobs import Curves, FitError, FittedHead, Job, Shuffle, Split, new_rows
 from common.heads.plain import PlainHead
-from common.heads.recipes import HEADS, HeadKind, Recipe, head_title, shrinkage_for
+from common.heads.recipes import HEADS, HeadKind, Recipe, head_title, new_head, shrinkage_for
 from common.heads.scalers import DEFAULT_SHRINKAGE, SHRINKAGES, Scaler, fit_scaler, one_blas_thread
 from common.heads.steps import CompiledHead
 from common.progress import progress_bar
@@ -166,9 +165,8 @@ class _Fitting:
         self.class_names = features.class_names
         with GLOBAL_RNG, torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
-            self.module = HEADS[kind](self.scaler.width, len(features.class_names), recipe.hidden_dim)
-        n_hidden = sum(isinstance(layer, nn.ReLU) for layer in self.module)
-        self.shuffle = Shuffle(job, features.labels.numpy(), recipe, self.scaler.width, n_hidden)
+            self.module = new_head(kind, self.scaler.width, len(features.class_names), recipe.hidden_dim)
+        self.shuffle = Shuffle(job, features.labels.numpy(), recipe, self.scaler.width, HEADS[kind])
         n_steps = recipe.epochs * self.shuffle.n_batches
         on_cpu, arguments = scaled.device.type == "cpu", (self.module, recipe, n_steps)
         self.head = CompiledHead(*arguments) if on_cpu else PlainHead(*arguments, scaled.device)

@@ -161,7 +161,15 @@ def check_fittable(features: FeatureSet, name: str) -> None:
     if all((block == blocks[0][:1]).all() for block in blocks):
         raise FitError(f"{name}: all {len(features):,} rows of features are the same; extract the features again")
     if features.is_multilabel:
-        _check_label_sets(features, name)
+        counts = features.labels.sum(dim=0).tolist()
+        if len(counts) < 2:
+            raise FitError(f"{name} has {len(counts)} classes; there is nothing to classify")
+        for class_name, count in zip(features.class_names, counts, strict=True):
+            if count in (0, 1, len(features)):
+                clips = {0: "no clip has", 1: "a single clip has"}.get(count, f"all {count:,} clips have")
+                raise FitError(
+                    f"{name}: {clips} the label {class_name!r}, so it cannot be learned and tested; leave it out or add clips"
+                )
         return
     if int(features.labels.min()) < 0:
         raise FitError(
@@ -178,15 +186,3 @@ def check_fittable(features: FeatureSet, name: str) -> None:
             f"{name}: {len(features)} clips are fewer than its {len(features.class_names)} classes; "
             "extract the features of the whole data set"
         )
-
-
-def _check_label_sets(features: FeatureSet, name: str) -> None:
-    counts = features.labels.sum(dim=0).tolist()
-    if len(counts) < 2:
-        raise FitError(f"{name} has {len(counts)} classes; there is nothing to classify")
-    for class_name, count in zip(features.class_names, counts, strict=True):
-        if count in (0, 1, len(features)):
-            clips = {0: "no clip has", 1: "a single clip has"}.get(count, f"all {count:,} clips have")
-            raise FitError(
-                f"{name}: {clips} the label {class_name!r}, so it cannot be learned and tested; leave it out or add clips"
-            )

@@ -13,33 +13,17 @@ from common.config import FitConfig, ScalerName
 from common.heads.scalers import DEFAULT_SHRINKAGE, MOST_COMPONENTS, Scaler, fit_scaler
 
 HeadKind = Literal["linear", "three_layer"]
+# The heads, with their numbers of hidden layers.
+HEADS: dict[HeadKind, int] = {"linear": 0, "three_layer": 2}
 
 
-class LinearClassifier(nn.Sequential):
-    """D -> C: the linear probe."""
-
-    def __init__(self, feature_dim: int, n_classes: int, hidden_dim: int = 256) -> None:
-        del hidden_dim  # all heads have the same signature
-        super().__init__(nn.Linear(feature_dim, n_classes))
-
-
-class ThreeLayerClassifier(nn.Sequential):
-    """D -> 256 -> ReLU -> 256 -> ReLU -> C."""
-
-    def __init__(self, feature_dim: int, n_classes: int, hidden_dim: int = 256) -> None:
-        super().__init__(
-            nn.Linear(feature_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, hidden_dim),
-            nn.ReLU(),
-            nn.Linear(hidden_dim, n_classes),
-        )
-
-
-HEADS: dict[HeadKind, type[LinearClassifier] | type[ThreeLayerClassifier]] = {
-    "linear": LinearClassifier,
-    "three_layer": ThreeLayerClassifier,
-}
+def new_head(kind: HeadKind, feature_dim: int, n_classes: int, hidden_dim: int = 256) -> nn.Sequential:
+    """D -> C, the linear probe; or D -> 256 -> ReLU -> 256 -> ReLU -> C."""
+    layers: list[nn.Module] = []
+    for _ in range(HEADS[kind]):
+        layers += [nn.Linear(feature_dim, hidden_dim), nn.ReLU()]
+        feature_dim = hidden_dim
+    return nn.Sequential(*layers, nn.Linear(feature_dim, n_classes))
 
 
 def head_title(kind: str) -> str:

@@ -16,7 +16,7 @@ from common.encoder import Encoder, Output, Waveform, choose_outputs
 from common.errors import UserError
 from common.features import LABEL_SEPARATOR, FeatureSet, Provenance, read_provenance
 from common.files import load_torch, save_torch
-from common.heads.recipes import HEADS, HeadKind
+from common.heads.recipes import HeadKind, new_head
 from common.heads.scalers import Scaler, fit_scaler, one_blas_thread
 
 MOST_ROWS = 4096  # training rows that are kept: about 6 MB at 384 numbers
@@ -57,10 +57,6 @@ class KnownSounds:
         kept: Array = distances.astype(np.float32)
         return kept
 
-    def threshold(self, rate: float) -> float:
-        """`conformal_threshold` by the held-out clips."""
-        return conformal_threshold(self.held_out, rate)
-
 
 def conformal_threshold(held_out: Array, rate: float) -> float:
     """The distance that a share of at most `rate` of new clips exceeds, if they are like the held-out clips: a conformal
@@ -81,14 +77,6 @@ class HeadFileError(UserError):
 
 class OtherEncoderError(UserError):
     """A head is used with an encoder that it was not trained on."""
-
-
-@dataclass(frozen=True, eq=False)
-class Answer:
-    """A head's output for N clips."""
-
-    probabilities: torch.Tensor  # (N, C); with several labels a clip every one for itself
-    distances: torch.Tensor | None  # (N,) to the nearest known training clip; None if the head keeps none
 
 
 @dataclass(frozen=True)
@@ -128,17 +116,16 @@ class TrainedHead:
     def predict_proba(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> torch.Tensor:
         """N waveforms at the encoder's sample rate -> (N, C) probabilities, with the layers and pools of the training;
         OtherEncoderError if the encoder is not the one that the head was trained on."""
-        return self.answer(encoder, waveforms).probabilities
+        return self.answer(encoder, waveforms)[0]
 
-    def answer(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> Answer:
-        """Probabilities, and distances to the nearest training clip; as `predict_proba`."""
+    def answer(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> tuple[torch.Tensor, Array | None]:
+        """The probabilities of `predict_proba`, and distances (N,) to the nearest known training clip; None if the head keeps
+        none."""
         outputs = self.outputs_of(encoder)
         embedded = encoder.embed_outputs(waveforms, outputs)
         embeddings = torch.cat([embedded[output] for output in outputs], dim=1)
-        distances = None
-        if self.known is not None:
-            distances = torch.from_numpy(self.known.distances(embeddings.numpy()))
-        return Answer(self._probabilities(embeddings), distances)
+        distances = None if self.known is None else self.known.distances(embeddings.numpy())
+        return self._probabilities(embeddings), distances
 
     def predict_features(self, features: FeatureSet) -> torch.Tensor:
         """The rows of a feature file -> (N, C) probabilities; OtherEncoderError if they are of another encoder, layers or
@@ -225,7 +212,7 @@ class TrainedHead:
                 content["scaler_is_unit_length"],
             )
             with torch.device("meta"):  # without random weights
-                module = HEADS[content["head"]](scaler.width, len(content["class_names"]), content["hidden_dim"])
+                module = new_head(content["head"], scaler.width, len(content["class_names"]), content["hidden_dim"])
             module.load_state_dict(content["state_dict"], assign=True)
             if "known_mean" in content:
                 standard = Scaler(content["known_mean"].numpy(), content["known_scale"].numpy())

@@ -227,6 +227,7 @@ def test_one_command_runs_every_protocol(no_figures: None, tmp_path: Path) -> No
     assert max(map(len, printed)) <= 100
     record = RunRecord.load(results / "result.json")
     assert set(record.protocols) == {"official", "random"}
+    assert {"python", "torch", "scikit-learn"} <= set(record.versions)
     assert sorted(path.name for path in results.iterdir()) == sorted(["result.json", "result.md", *record.files])
     table = pd.read_csv(results / "result.csv")
     linear = table[(table["head"] == "linear") & (table.protocol == "official")]

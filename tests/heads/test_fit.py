@@ -28,6 +28,7 @@ from common.heads import (
     fit_chosen,
     fit_heads,
     fit_scaler,
+    new_head,
     scalers,
 )
 from common.heads import jobs as jobs_module
@@ -129,7 +130,7 @@ def test_paper_steps_equal_a_data_loader_and_adam(kind: HeadKind, features: Feat
         mean, std = train.mean(axis=0), train.std(axis=0)
         scaled = torch.from_numpy((train - mean) / std).float()
         torch.manual_seed(SEED)
-        module = HEADS[kind](SIZE, 4, PAPER.hidden_dim)
+        module = new_head(kind, SIZE, 4, PAPER.hidden_dim)
         optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
         orders = generator(SEED, split.name)
         for _ in range(PAPER.epochs):
@@ -245,7 +246,7 @@ def test_tuned_steps_equal_torch_with_its_own_schedule(kind: HeadKind, features:
     scaler = fit_scaler("whiten", raw[split.train], 0.1, is_unit_length=True)
     scaled = torch.from_numpy(scaler(raw))
     torch.manual_seed(SEED)
-    module = HEADS[kind](SIZE, 4, recipe.hidden_dim)
+    module = new_head(kind, SIZE, 4, recipe.hidden_dim)
     groups = [
         {"params": [p for p in module.parameters() if p.ndim == 2], "weight_decay": 0.5},
         {"params": [p for p in module.parameters() if p.ndim == 1], "weight_decay": 0.0},
@@ -358,7 +359,7 @@ def test_compiled_steps_are_those_of_float64(kind: HeadKind, batch: int) -> None
     values = torch.from_numpy(rng.standard_normal((batch * n_steps, size)).astype(np.float32))
     labels = torch.from_numpy(rng.integers(0, n_classes, batch * n_steps))
     torch.manual_seed(SEED)
-    module = HEADS[kind](size, n_classes, 256)
+    module = new_head(kind, size, n_classes, 256)
     compiled = CompiledHead(module, PAPER, n_steps)
     order = torch.arange(batch * n_steps).view(-1, batch)
     shares = torch.full((n_steps, batch), 1 / batch)

@@ -20,21 +20,20 @@ from common.heads import (
     HeadFileError,
     HeadKind,
     Job,
-    LinearClassifier,
     OtherEncoderError,
     Recipe,
-    ThreeLayerClassifier,
     TrainedHead,
     fit_heads,
     fit_scaler,
+    new_head,
 )
 from tests.support.heads import CPU, SIZE, small_features
 from tests.support.samples import made_up_features, noise
 
 
 def test_heads_have_the_layers_of_the_paper() -> None:
-    assert [type(layer) for layer in LinearClassifier(384, 50)] == [nn.Linear]
-    layers = list(ThreeLayerClassifier(384, 50))
+    assert [type(layer) for layer in new_head("linear", 384, 50)] == [nn.Linear]
+    layers = list(new_head("three_layer", 384, 50))
     assert [type(layer) for layer in layers] == [nn.Linear, nn.ReLU, nn.Linear, nn.ReLU, nn.Linear]
     sizes = [(layer.in_features, layer.out_features) for layer in layers if isinstance(layer, nn.Linear)]
     assert sizes == [(384, 256), (256, 256), (256, 50)]
@@ -85,7 +84,7 @@ def head_of(encoder: LogMelStatistics, **changes: object) -> TrainedHead:
         "pool": encoder.default_output.pool,
     }
     torch.manual_seed(0)
-    module, scaler = LinearClassifier(256, 3), fit_scaler("standard", np.random.default_rng(0).random((9, 256)))
+    module, scaler = new_head("linear", 256, 3), fit_scaler("standard", np.random.default_rng(0).random((9, 256)))
     return TrainedHead("linear", module, scaler, ["a", "b", "c"], {**made, **changes})
 
 
