@@ -32,7 +32,6 @@ from common.errors import first_problem
 from common.features import SEGMENT, Content, FeatureFileError, FeatureSet, Provenance
 from common.files import ODD_LETTERS, write_atomically
 
-FORMATS = (".npz", ".npy", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 BESIDE = (".csv", ".tsv", ".parquet")  # of an .npy, the table with a row for each of its rows
 MATRIX = ("embeddings", "embedding", "features", "x", "data")  # names of the array in an .npz
 MADE_BY = "made_by"  # under which this project notes the provenance in its files, and the order of the classes
@@ -41,12 +40,9 @@ MADE_BY = "made_by"  # under which this project notes the provenance in its file
 def read_embeddings(path: Path) -> FeatureSet:
     """Read embeddings with what is known of their clips.
 
-    Formats: ``.npz`` (``embeddings`` and arrays such as ``labels``, ``folds``, ``groups``); ``.npy`` with a table beside it; ``.csv``
-    and ``.tsv`` (a column for every number, whose names end in digits); ``.parquet``, ``.arrow`` and ``.feather`` (the same, or one
-    column of lists).
-
-    Raises:
-        FeatureFileError: it cannot be read, has no embeddings, or its columns do not fit together.
+    Formats: ``.npz`` (``embeddings`` and arrays such as ``labels``, ``folds``, ``groups``); ``.npy`` with a table beside it;
+    ``.csv`` and ``.tsv`` (a column for every number, whose names end in digits); ``.parquet``, ``.arrow`` and ``.feather`` (the
+    same, or one column of lists). FeatureFileError: it cannot be read, has no embeddings, or its columns do not fit together.
     """
     try:
         embeddings, columns, meta = _READERS[path.suffix.lower()](path)
@@ -256,3 +252,4 @@ _READERS = {
     ".parquet": _read_parquet,
     **dict.fromkeys((".arrow", ".feather"), _read_arrow),
 }
+FORMATS = tuple(_READERS)

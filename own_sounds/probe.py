@@ -138,10 +138,9 @@ def _classify(source: Source, features: Path, folder: Path, fit: FitConfig, over
 
 def _parser() -> Parser:
     parser = Parser(__doc__)
-    text = (
-        "a folder with a sub-folder per class; a table (CSV, TSV, Parquet) with the columns path and label, and maybe fold, split, "
-        "group, start, end (seconds); label may hold several, or be a column of 0 and 1 for every class; label files of Raven or "
-        "Audacity beside recordings; Parquet files with audio, tars such as 'shards/{000..127}.tar', or hf:OWNER/NAME"
+    text = "a folder with a sub-folder per class; a table with the columns path and label, and maybe fold, split, group, start, end; "
+    text += (
+        "labels of Raven or Audacity; Parquet files with audio; tars such as 'shards/{000..127}.tar'; or hf:OWNER/NAME"
     )
     parser.add_argument("source", nargs="?", type=user_path, metavar="PLACE", help=text)
     text = "embeddings with labels, in place of sounds: .pt, .npz, .npy (a table beside), .csv, .parquet, .arrow, or a folder of parts"

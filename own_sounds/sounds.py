@@ -15,16 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.dataclasses import dataclass
 
-from common.datasets import (
-    Clip,
-    DatasetError,
-    DatasetMissingError,
-    DatasetNote,
-    Division,
-    Prepared,
-    Sounds,
-    Task,
-)
+from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, Division, Prepared, Sounds, Task
 from common.datasets.clip import AUDIO_SUFFIXES, CONTAINER_SUFFIXES
 from common.datasets.hub import is_on_hub
 from common.datasets.labels import ONE_CLASS
@@ -224,12 +215,11 @@ def find_audio(folder: Path) -> list[Path]:
     DatasetError if there are none."""
     files = files_in(folder)
     audio = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
-    unread = Counter(suffix for path in files if (suffix := path.suffix.lower()) in UNREADABLE)
+    unread = [path for path in files if path.suffix.lower() in UNREADABLE]
     if unread:
-        kinds = ", ".join(f"{count} {suffix}" for suffix, count in unread.items())
-        text = f"{folder}: {kinds} are audio that cannot be read here; convert them: ffmpeg -i FILE FILE.flac"
+        text = f"{folder}: {len(unread)} files such as {unread[0].name} cannot be read; convert them: ffmpeg -i FILE FILE.flac"
         warnings.warn(text, DatasetNote, stacklevel=3)
-    others = len(files) - len(audio) - unread.total()
+    others = len(files) - len(audio) - len(unread)
     if others:
         warnings.warn(f"{folder}: {others} files that are not audio are left out", DatasetNote, stacklevel=3)
     if not audio:
@@ -238,12 +228,9 @@ def find_audio(folder: Path) -> list[Path]:
 
 
 def read_folder(root: Path, has_classes: bool = True) -> Sounds:
-    """A clip per audio file, of the class named by its top sub-folder, or of none yet if not `has_classes`. If the top folders are
-    splits or folds, or a single one, and hold folders, those are the classes.
-
-    Raises:
-        DatasetError: there are no audio files, or some are in no folder of a class.
-    """
+    """A clip per audio file, of the class named by its top sub-folder, or of none yet if not `has_classes`. If the top folders
+    are splits or folds, or a single one, and hold folders, those are the classes. DatasetError: there are no audio files,
+    or some are in no folder of a class."""
     files = find_audio(root)
     if not has_classes:
         return Sounds(root, [Clip(path) for path in files])

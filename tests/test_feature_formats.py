@@ -163,3 +163,19 @@ def test_other_programs_open_what_is_written(tmp_path: Path) -> None:
 def test_scikit_learn_gets_folds_too() -> None:
     bunch = whole().to_sklearn()
     assert bunch.folds.tolist() == FOLDS and bunch.groups.tolist() == GROUPS
+
+
+@pytest.mark.parametrize("more", [{"fold1": [1] * 6}, {"take7": range(6)}, {"Unnamed: 0": range(6)}])
+def test_numbers_that_are_no_embeddings_are_none(more: dict[str, object], tmp_path: Path) -> None:
+    pd.concat([TABLE.assign(**more), COLUMNS], axis=1).to_csv(tmp_path / "x.csv", index=False)
+    np.testing.assert_array_equal(FeatureSet.load(tmp_path / "x.csv").features, EMBEDDINGS)
+    TABLE.assign(**more, embedding=list(EMBEDDINGS)).to_csv(tmp_path / "y.csv", index=False)
+    with pytest.raises(FeatureFileError, match="it has no columns of numbers"):
+        FeatureSet.load(tmp_path / "y.csv")
+
+
+def test_lists_of_different_lengths_are_refused(tmp_path: Path) -> None:
+    lists = [[1.0, 2.0]] * 3 + [[1.0, 2.0, 3.0]] * 2 + [[]]
+    parquet.write_table(pa.table({"embedding": lists, "label": LABELS}), tmp_path / "x.parquet")
+    with pytest.raises(FeatureFileError, match="the lists of embedding are not all of one length"):
+        FeatureSet.load(tmp_path / "x.parquet")

@@ -141,11 +141,7 @@ def name_of(path: Path, root: Path) -> str:
 
 def read_parquet(path: Path) -> Rows:
     """The rows of a Parquet or Arrow file as text; numbers of a ``ClassLabel`` become its names. Of the audio column, only the
-    names of the files are read.
-
-    Raises:
-        DatasetError: it cannot be read.
-    """
+    names of the files are read. DatasetError: it cannot be read."""
     try:
         schema = pq.read_schema(path)
         audio = audio_column(schema)
@@ -193,11 +189,8 @@ def _label_of(cell: Any, names: list[str]) -> str:
 
 def read_tar(path: Path) -> Rows:
     """The clips of a tar in WebDataset's layout: members whose names are the same up to the first dot belong together. The
-    entries of a ``.json`` are columns; ``.cls`` and ``.txt`` are the label.
-
-    Raises:
-        DatasetError: it cannot be read, or holds no audio.
-    """
+    entries of a ``.json`` are columns; ``.cls`` and ``.txt`` are the label. DatasetError: it cannot be read, or holds no
+    audio."""
     members = list(_members(path))
     names = [name for name, _, _, content in members if content is None]
     # Up to the first dot, as WebDataset has it, unless several audio files would be one clip.

@@ -115,11 +115,8 @@ def _read_list(cell: str) -> list[str]:
 
 
 def read_indicators(columns: Mapping[str, Sequence[str]], places: Sequence[str]) -> Labels:
-    """Labels from a column per class, whose cells are 0 or 1; `places` name the rows in messages.
-
-    Raises:
-        DatasetError: a cell is something else, or a column has no 1.
-    """
+    """Labels from a column per class, whose cells are 0 or 1; `places` name the rows in messages. DatasetError: a cell is
+    something else, or a column has no 1."""
     for name, cells in columns.items():
         for place, cell in zip(places, cells, strict=True):
             if cell not in ("0", "1"):

@@ -159,12 +159,9 @@ def _read_annotations(path: Path, encoding: str | None) -> Rows:
 
 
 def read_task(task: Task, place: Path, index: Path | None = None) -> Sounds:
-    """A task's clips: from the folder of the official archive, or from a copy of the data set in one of the forms of `read_rows`,
-    whose columns give the official folds or splits.
-
-    Raises:
-        DatasetError: the layout differs, or the copy lacks the official division or has labels of another data set.
-    """
+    """A task's clips: from the folder of the official archive, or from a copy of the data set in one of the forms of
+    `read_rows`, whose columns give the official folds or splits. DatasetError: the layout differs, or the copy lacks the
+    official division or has labels of another data set."""
     is_copy = is_on_hub(place) or place.is_file() or bool(_containers(place))
     if not is_copy or task.takes_any_features:  # one's own sounds say themselves where they are
         return Sounds(place, task.read_clips(place))

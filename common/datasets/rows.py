@@ -66,11 +66,7 @@ def as_cell(value: object) -> str:
 
 
 def read_text(path: Path, fix: str = "get it again", encoding: str | None = None) -> str:
-    """A text file in UTF-8 or UTF-16, or in `encoding`.
-
-    Raises:
-        DatasetError: it is neither; the message ends with `fix`.
-    """
+    """A text file in UTF-8 or UTF-16, or in `encoding`. DatasetError: it is neither; the message ends with `fix`."""
     try:
         content = path.read_bytes()
         marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -96,12 +92,9 @@ def separator_of(header: str) -> str:
 def parse_csv(text: str, path: Path, fix: str) -> Rows:
     """The rows of a CSV with a header, separated by tabs, semicolons or commas, as the header shows.
 
-    Quotes belong to the text where tabs separate, unless the header has some. Empty lines are left out; so are columns
-    without a name.
-
-    Raises:
-        DatasetError: a line has more or fewer cells than the header, or a quote too many; or there are no rows. The message names
-            the file `path`, and ends with `fix`.
+    Quotes belong to the text where tabs separate, unless the header has some. Empty lines are left out; so are columns without
+    a name. DatasetError: a line has more or fewer cells than the header, or a quote too many; or there are no rows. The message
+    names the file `path`, and ends with `fix`.
     """
     lines = text.splitlines()
     header = next((line for line in lines if line.strip()), "")
@@ -142,9 +135,8 @@ def _as_rows(path: Path, records: Sequence[tuple[int, list[str]]], mark: str, fi
     name, count = Counter(filter(None, names)).most_common(1)[0]
     if count > 1:
         raise DatasetError(f"{path} has {count} columns called {name}; rename them")
-    is_longer = all(len(cells) == len(names) + 1 for _, cells in records[1:])
-    if is_longer and len(records[0][1]) == len(names) and any(cells[-1] for _, cells in records[1:]):
-        # As R writes names of rows.
+    fewest = min(len(cells) for _, cells in records[1:])
+    if mark == "\t" and fewest - 1 == len(names) == len(records[0][1]):  # R has names of rows, without a header
         names.insert(0, "")
     for line, cells in records[1:]:
         if len(cells) < len(names) or any(cells[len(names) :]):
@@ -213,12 +205,9 @@ def _first_line(path: Path) -> str:
 
 
 def read_raven(path: Path, encoding: str | None = None) -> Rows:
-    """The selections of a table of Raven, with a column ``path``: of the begin file, if it is named, or of the recording that lies
-    beside the table. A selection with a row for each view counts once.
-
-    Raises:
-        DatasetError: it cannot be read, or there is no recording.
-    """
+    """The selections of a table of Raven, with a column ``path``: of the begin file, if it is named, or of the recording that
+    lies beside the table. A selection with a row for each view counts once. DatasetError: it cannot be read, or there is no
+    recording."""
     rows = parse_csv(read_text(path, WHICH_ENCODING, encoding), path, "save it with Raven again")
     recording = _recording_of(path)
     if recording is None and FILE not in rows.columns:
@@ -247,11 +236,8 @@ def read_raven(path: Path, encoding: str | None = None) -> Rows:
 
 
 def read_audacity(path: Path, encoding: str | None = None) -> Rows:
-    """The labels that Audacity has exported, of the recording beside the file; lines with a range of frequencies are passed over.
-
-    Raises:
-        DatasetError: a line is not a label, or there is no recording.
-    """
+    """The labels that Audacity has exported, of the recording beside the file; lines with a range of frequencies are passed
+    over. DatasetError: a line is not a label, or there is no recording."""
     recording = _recording_of(path)
     if recording is None:
         raise _no_recording(path)

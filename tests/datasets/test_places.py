@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.datasets import DatasetError, DatasetMissingError, Sounds
+from common.datasets import DatasetError, DatasetMissingError, DatasetNote, Sounds
 from common.datasets.audio import AudioError, audio_checksum, audio_duration_s, read_audio
 from common.datasets.containers import Member
 from common.datasets.places import read_rows, read_task
@@ -22,6 +23,7 @@ from common.datasets.tables import clips_of
 from common.files import PROJECT_ROOT
 from esc50_feature_fc import esc50
 from key_word_spotting import speech_commands
+from own_sounds.sounds import Source
 from tests.support.containers import write_parquet, write_tar
 from tests.support.hub import commit_of, hub
 from tests.support.own_sounds import tone
@@ -235,3 +237,58 @@ def test_a_data_set_of_the_hub_is_fetched_once_and_its_revision_recorded(
         assert missing.returncode == 2 and "hf:owner/name@v9 cannot be fetched" in missing.stderr
     again = call(*run, "hf:owner/name")  # without a network
     assert again.returncode == (0 if revision == "main" else 2), again.stderr
+
+
+def test_label_files_in_sub_folders_name_their_own_recordings(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "siteB"):
+        tone(place / "night.wav", 400, seconds=1)
+        (place / "night.txt").write_text(AUDACITY)
+    tone(tmp_path / "siteB" / "day.wav", 400)
+    with pytest.warns(DatasetNote, match="1 recordings without labels of Raven or Audacity beside them are left out"):
+        clips = list(read(tmp_path).clips)
+    assert [clip.group for clip in clips] == ["night.wav", "night.wav", "siteB/night.wav", "siteB/night.wav"]
+
+
+def test_selections_are_told_apart_by_more_than_their_number(tmp_path: Path) -> None:
+    tone(tmp_path / "night.wav", 400, seconds=1)
+    header, *lines = RAVEN.splitlines()
+    second = [line.replace("0.1\t0.4", "0.2\t0.3") for line in lines]
+    (tmp_path / "night.txt").write_text("\n".join([header, *lines, *second]) + "\n")
+    assert len(list(read(tmp_path / "night.txt").clips)) == 4 - 1  # the frog is the same twice
+    (tmp_path / "two.txt").write_text(
+        "Selection\tBegin Time (s)\tEnd Time (s)\tBegin File\tSpecies\n1\t0\t1\ta.wav\tx\n2\t60\t61\tb.wav\ty\n"
+    )
+    with pytest.raises(DatasetError, match="selections of several files without File Offset"):
+        read(tmp_path / "two.txt")
+
+
+def test_names_in_tars_make_clips_whichever_dots_they_have(files: list[Path], tmp_path: Path) -> None:
+    """As GTZAN has them; and patterns see the names, not where the bytes are."""
+    members = {f"genres/{'rock' if n % 2 else 'jazz'}/x.{n:05d}.wav": file.read_bytes() for n, file in enumerate(files)}
+    members["genres/._hidden.wav"] = b"x"
+    tar = write_tar(tmp_path / "g.tar", members)
+    clips = list(Source(tar, r"^genres/(\w+)/", r"\.0000(\d)").read().clips)
+    assert [(clip.class_name, clip.group) for clip in clips] == [
+        ("rock" if n % 2 else "jazz", str(n)) for n in range(8)
+    ]
+    write_tar(
+        tar, {"a.m4a": b"x", "a.cls": b"1", "b.wav": files[0].read_bytes(), "b.cls": b"0", "b.json": b'{"audio": "x"}'}
+    )
+    with pytest.warns(DatasetNote, match="1 entries without audio that can be read are left out, such as .*a"):
+        assert [clip.path.name for clip in read(tar).clips] == ["b.wav"]
+
+
+def test_an_index_serves_a_copy_of_the_files(tar: Path, tmp_path: Path) -> None:
+    index, copy = tmp_path / "x.index.json", tmp_path / "copy"
+    copy.mkdir()
+    shutil.copy2(tar, copy)
+    before = clips_of(read_rows(tar, index=index), {}).clips
+    after = clips_of(read_rows(copy / tar.name, index=index), {}).clips
+    assert [clip.path for clip in after] == [copy / clip.path.relative_to(tar.parent) for clip in before]
+
+
+def test_a_file_of_no_split_is_named(files: list[Path], tmp_path: Path) -> None:
+    for name in ("train", "test", "other"):
+        write_parquet(tmp_path / "data" / f"{name}.parquet", files, {"label": list("abababab")})
+    with pytest.raises(DatasetError, match=r"say train, valid or test, but not that of other.parquet"):
+        read_rows(tmp_path / "data")

@@ -74,6 +74,9 @@ def test_quotes_belong_to_the_text_where_tabs_separate(tmp_path: Path) -> None:
         ("path,label\n1.wav,x\n\n2.wav,low, loud\n", "line 4 has 3 cells, but 2 are named .path, label.; put a cell"),
         ('path,label\n"1.\nwav",x\n', "line 2: path has a line break in it"),
         ("path,label,label\n1.wav,x,y\n", "2 columns called label"),
+        ("path,label,start,duration\n1.wav,x,1,2\n", "has a duration, but no end; add a column end"),
+        ("path,client,age\n1.wav,ab,20\n", "lacks the column label, .*; name it: --label-column"),
+        ("path,label\n1.wav,['low' 'Sound']\n", "is not a list of names"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")

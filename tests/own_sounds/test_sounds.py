@@ -104,6 +104,16 @@ def test_folders_of_splits_and_folds_hold_the_classes(tmp_path: Path) -> None:
             Source(root).read()
 
 
+@pytest.mark.parametrize(
+    "names", [("train", "test", "unlabeled"), ("fold1", "fold2", "test"), ("deep/train", "deep/rest")]
+)
+def test_folders_of_which_some_are_splits_are_refused(names: tuple[str, ...], tmp_path: Path) -> None:
+    for name in names:
+        folder_of_classes(tmp_path / name)
+    with pytest.raises(DatasetError, match="may be splits or folds; give a table"):
+        Source(tmp_path).read()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_links_are_followed_and_keep_their_names(classes: Path, tmp_path: Path) -> None:
     """https://github.com/allenai/ir_datasets/issues/160, https://github.com/huggingface/huggingface_hub/issues/1388"""
@@ -129,7 +139,7 @@ def test_links_are_followed_and_keep_their_names(classes: Path, tmp_path: Path) 
 
 def test_audio_that_cannot_be_read_is_named(classes: Path) -> None:
     (classes / "low" / "call.m4a").touch()
-    with pytest.warns(DatasetNote, match=r"1 \.m4a are audio that cannot be read here; convert them: ffmpeg"):
+    with pytest.warns(DatasetNote, match=r"1 files such as call\.m4a cannot be read; convert them: ffmpeg"):
         assert len(list(Source(classes).read().clips)) == 16
 
 
