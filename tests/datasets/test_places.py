@@ -210,7 +210,7 @@ def test_a_line_that_is_no_label_of_audacity_is_named(tmp_path: Path) -> None:
         read(tmp_path / "night.txt")
 
 
-@pytest.mark.parametrize("revision", ["main", "refs/convert/parquet"])
+@pytest.mark.parametrize("revision", ["main", pytest.param("refs/convert/parquet", marks=pytest.mark.slow)])
 def test_a_data_set_of_the_hub_is_fetched_once_and_its_revision_recorded(
     revision: str, files: list[Path], tmp_path: Path
 ) -> None:

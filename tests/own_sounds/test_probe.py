@@ -171,6 +171,7 @@ def test_sounds_or_embeddings_must_be_given(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_command_ranks_encoders(digits: Path, tmp_path: Path) -> None:
     """As `make reproduce TASKS=TABLE` does; and again, without repeating what is finished."""
     words = [
