@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.config import ExtractConfig, load_config
-from common.datasets import Sounds, Task, Variants
+from common.datasets import Clip, Sounds, Task, Variants
 from common.encoder_name import EncoderKind, EncoderName
 from common.flags import Arguments, parse_classify_flags, parse_extract_flags, run
 
@@ -83,9 +83,12 @@ def print_status(output: Path, form: str) -> None:
         print(f"{output}: {clips}; parts: {parts}{speed}{'; finished' * status['is_finished']}")
 
 
-def extract_task(task: Task, sounds: Sounds, output: Path, arguments: Arguments[ExtractConfig]) -> bool:
-    """Embed a task's clips as the flags say, and print how; returns whether the output is finished."""
-    config, launch, share = arguments.config, arguments.launch, arguments.launch.share
+def extract_task(
+    task: Task, sounds: Sounds, output: Path, how: Arguments[ExtractConfig], clips: Iterable[Clip] | None = None
+) -> bool:
+    """Embed a task's clips, or `clips` cut from them, as the flags say, and print how; returns whether the output is
+    finished."""
+    config, launch, share = how.config, how.launch, how.launch.share
     from common.encoder import configured_encoder
     from common.extraction import ClipList, ExtractOptions, Threads, extract
     from common.extraction.launchers import OnDevices, on_ray
@@ -95,9 +98,11 @@ def extract_task(task: Task, sounds: Sounds, output: Path, arguments: Arguments[
     # The processes of torchrun share a machine's cores and GPUs.
     is_torchrun = share.launcher == "torchrun"
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", share.count)) if is_torchrun else 1
-    source = ClipList(sounds.clips, sounds.root, task.name, task.class_names, task.is_multilabel, sounds.origin)
+    source = ClipList(
+        clips or sounds.clips, sounds.root, task.name, task.class_names, task.is_multilabel, sounds.origin
+    )
     print(_describe_clips(task, source))
-    options = ExtractOptions(arguments.overwrite, share, config.allow_missing, config.part_size)
+    options = ExtractOptions(how.overwrite, share, config.allow_missing, config.part_size)
     load = partial(configured_encoder, config)
     if launch.ray:
         with on_ray(load, launch.ray, config.device) as actors:

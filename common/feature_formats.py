@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,7 @@ def _read_csv(path: Path) -> tuple[Array, dict[str, Any], Any]:
     table = pd.read_csv(path, sep=mark, dtype=texts, keep_default_na=False)
     if not isinstance(table.index, pd.RangeIndex):
         raise ValueError("its lines have more cells than its header")
-    return _of_columns({name: table[name].to_numpy() for name in names})
+    return (*_of_columns({name: table[name].to_numpy() for name in names}), None)
 
 
 def _read_parquet(path: Path) -> tuple[Array, dict[str, Any], Any]:
@@ -183,18 +184,16 @@ def _of_arrow(table: pa.Table) -> tuple[Array, dict[str, Any], Any]:
     meta = noted.get("provenance")
     lists = [field.name for field in table.schema if _is_list_of_numbers(field.type)]
     if not lists:
-        return (*_of_columns({name: table[name].to_numpy() for name in table.column_names})[:2], meta)
+        return (*_of_columns({name: table[name].to_numpy() for name in table.column_names}), meta)
     name = next((name for name in lists if name.lower() in MATRIX), lists[0])
     column = table[name].combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False)
     if column.null_count or len(pc.unique(pc.list_value_length(column))) > 1:
         raise ValueError(f"the lists of {name} are not all of one length")
     plain = {other: table[other].to_pylist() for other in table.column_names if other != name}
-    return (
-        values.reshape(len(column), -1),
-        plain | {name: noted[name] for name in ("class_names",) if name in noted},
-        meta,
-    )
+    if "class_names" in noted:
+        plain["class_names"] = noted["class_names"]
+    return values.reshape(len(column), -1), plain, meta
 
 
 def _is_list_of_numbers(kind: pa.DataType) -> bool:
@@ -202,37 +201,35 @@ def _is_list_of_numbers(kind: pa.DataType) -> bool:
     return bool(is_list and pa.types.is_floating(kind.value_type))
 
 
-def _of_columns(table: Mapping[str, Array]) -> tuple[Array, dict[str, Any], Any]:
+def _of_columns(table: Mapping[str, Array]) -> tuple[Array, dict[str, Any]]:
     """From a column for every number: names such as f0, f1, f2, without a gap; the others are about the clips."""
     roles = set(find_columns(table, {}).values())
-    families: dict[str, list[int]] = {}
+    families: dict[str, dict[str, int]] = defaultdict(dict)  # prefix -> name -> number
     for name in table:
         match = re.fullmatch(r"(.*?)(\d+)", name)
-        if match and name not in roles:
-            families.setdefault(match[1], []).append(int(match[2]))
-    # Not such as fold1, nor the index that pandas writes.
-    runs = {
-        prefix
-        for prefix, found in families.items()
-        if found in (list(range(len(found))), list(range(1, len(found) + 1)))
-    }
-    runs -= {prefix for prefix in runs if families[prefix] == [1] or prefix.startswith("Unnamed")}
-    numbers = [name for name in table if name not in roles and re.sub(r"\d+$", "", name) in runs and name[-1].isdigit()]
+        if match and name not in roles and not name.startswith("Unnamed"):  # as pandas calls the index
+            families[match[1]][name] = int(match[2])
+    runs = [family for family in families.values() if _is_run(list(family.values()))]
+    numbers = [name for family in runs for name in family]
     if not numbers:
         raise ValueError("it has no columns of numbers such as f0, f1, f2")
     embeddings = np.stack([table[name].astype(np.float64) for name in numbers], axis=1)
-    return embeddings, {name: cells for name, cells in table.items() if name not in set(numbers)}, None
+    return embeddings, {name: cells for name, cells in table.items() if name not in set(numbers)}
+
+
+def _is_run(numbers: list[int]) -> bool:
+    """Whether they count from 0 or 1; a 1 alone, as of fold1, does not."""
+    return numbers != [1] and numbers == list(range(numbers[0], numbers[0] + len(numbers))) and numbers[0] < 2
 
 
 def write_embeddings(features: FeatureSet, path: Path) -> None:
     """Write a FeatureSet as .npz, .csv or .parquet, which `read_embeddings` reads back, equal; of a .csv, all but the provenance."""
-    made_by: dict[str, Any] = dict(json.loads(json.dumps(features.provenance)))
     buffer = io.BytesIO()
     if path.suffix == ".npz":
         labels = {"labels": features.labels.numpy(), "class_names": np.array(features.class_names)}
         known = {"folds": features.folds, "splits": features.splits, "groups": features.groups}
         arrays: dict[str, Any] = {name: np.asarray(values) for name, values in known.items() if values is not None}
-        arrays |= {"clip_ids": np.array(features.clip_ids), MADE_BY: np.array(json.dumps(made_by))}
+        arrays |= {"clip_ids": np.array(features.clip_ids), MADE_BY: np.array(json.dumps(features.provenance))}
         np.savez(buffer, **arrays | {"features": features.features.numpy()} | (labels if features.class_names else {}))
     elif path.suffix == ".csv":
         buffer.write(features.to_pandas().to_csv(index=False).encode(errors=ODD_LETTERS))
@@ -240,7 +237,7 @@ def write_embeddings(features: FeatureSet, path: Path) -> None:
         values = pa.array(features.features.numpy().ravel())
         lists = pa.FixedSizeListArray.from_arrays(values, features.features.shape[1])
         table = pa.Table.from_pandas(features.about_clips(), preserve_index=False).append_column("embedding", lists)
-        noted = {"provenance": made_by, "class_names": features.class_names}
+        noted = {"provenance": features.provenance, "class_names": features.class_names}
         pq.write_table(table.replace_schema_metadata({MADE_BY: json.dumps(noted)}), buffer)
     write_atomically(path, buffer.getvalue())
 

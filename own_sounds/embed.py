@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
@@ -17,9 +16,6 @@ from common.errors import UserError
 from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, run, user_path
 from own_sounds.sounds import FOLDER, INPUTS, add_columns, clips_in
 from own_sounds.timeline import Windows, add_windows
-
-if TYPE_CHECKING:
-    pass
 
 FORMATS = (".pt", ".npz", ".parquet", ".csv")
 TASK = Task("embeddings", "embeddings", FOLDER, lambda root: [], None, "embeddings.pt", {})
@@ -56,9 +52,9 @@ def _embed(argv: Sequence[str] | None) -> None:
     sounds = clips_in(arguments.paths, arguments)
     for remark in sounds.remarks:
         print(remark)
-    cuts = [cut for clip in sounds.clips for cut in _windows(clip, windows)]
+    cuts = (cut for clip in sounds.clips for cut in _windows(clip, windows))  # there may be millions
     how = Arguments([task], config, {}, arguments.overwrite, launch)
-    if extract_task(task, replace(sounds, clips=cuts), features_file, how) and is_table:
+    if extract_task(task, sounds, features_file, how, cuts) and is_table:
         from common.feature_formats import write_embeddings
         from common.features import FeatureSet
 

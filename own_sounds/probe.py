@@ -34,11 +34,10 @@ def _probe(arguments: argparse.Namespace) -> None:
     place = absolute(arguments.source or arguments.features)
     source = replace(Source.of(place, arguments), has_audio=arguments.features is None)
     names = [EncoderName.parse(name).resolved(Path.cwd()) for name in arguments.encoders or ()]
-    given = {key: value for key, value in vars(arguments).items() if value is not None}
-    extract, fit = _settings(given, source.task().config_file)
-    folder = fit.output_dir or source.task().output_dir_of(
-        "audiosep" if names else EncoderName.parse(extract.encoder).slug
-    )
+    flag_values = {key: value for key, value in vars(arguments).items() if value is not None}
+    extract, fit = _settings(flag_values, source.task().config_file)
+    slug = "audiosep" if names else EncoderName.parse(extract.encoder).slug
+    folder = fit.output_dir or source.task().output_dir_of(slug)
     if folder.is_file():
         raise ConfigError(f"--output-dir {folder} is a file; give a folder")
     if arguments.features is not None:
@@ -51,9 +50,8 @@ def _probe(arguments: argparse.Namespace) -> None:
         _probe_sounds(source, None, folder, extract, fit, arguments)
         return
     sounds = _read(source, folder / source.task().features_file)  # before any encoder is loaded
-    checkpoint, device = extract.checkpoint, extract.device
-    measured = flags(checkpoint=checkpoint, device=device, trust_remote_code=extract.trust_remote_code)
-    measure_encoders(names, folder, arguments.overwrite, *measured)
+    how = {key: getattr(extract, key) for key in ("checkpoint", "device", "trust_remote_code")}
+    measure_encoders(names, folder, arguments.overwrite, *flags(**how))
     are_done = True
     for name in names:
         of_encoder = folder if name.slug == "audiosep" else folder / name.slug
@@ -65,18 +63,17 @@ def _probe(arguments: argparse.Namespace) -> None:
         call("analysis/report.py", "--results", folder)
 
 
-def _settings(given: Mapping[str, object], config_file: Path) -> tuple[ExtractConfig, FitConfig]:
+def _settings(flag_values: Mapping[str, object], config_file: Path) -> tuple[ExtractConfig, FitConfig]:
     """The settings of extraction and heads. Of the layers and pools that a head joins by "+", the extraction writes all."""
-    names = {key: str(given[key]) for key in ("layer", "pool") if key in given}
+    names = {key: str(flag_values[key]) for key in ("layer", "pool") if key in flag_values}
     separate = {key: name.replace("+", ",") for key, name in names.items()}
     joined = {f"use_{key}": name for key, name in names.items() if "+" in name}
-    user_file = given.get("config")
+    user_file = flag_values.get("config")
     assert user_file is None or isinstance(user_file, Path)
-    extract = {key: given[key] for key in EXTRACT if key in given} | separate
-    fit = {key: given[key] for key in FIT if key in given} | joined
-    return load_config(ExtractConfig, config_file, user_file, extract), load_config(
-        FitConfig, config_file, user_file, fit
-    )
+    extract = {key: flag_values[key] for key in EXTRACT if key in flag_values} | separate
+    fit = {key: flag_values[key] for key in FIT if key in flag_values} | joined
+    extract_config = load_config(ExtractConfig, config_file, user_file, extract)
+    return extract_config, load_config(FitConfig, config_file, user_file, fit)
 
 
 def _read(source: Source, features_file: Path) -> Sounds:
@@ -139,9 +136,7 @@ def _classify(source: Source, features: Path, folder: Path, fit: FitConfig, over
 def _parser() -> Parser:
     parser = Parser(__doc__)
     text = "a folder with a sub-folder per class; a table with the columns path and label, and maybe fold, split, group, start, end; "
-    text += (
-        "labels of Raven or Audacity; Parquet files with audio; tars such as 'shards/{000..127}.tar'; or hf:OWNER/NAME"
-    )
+    text += "labels of Raven or Audacity; Parquet files with audio; tars, as 'shards/{000..127}.tar'; or hf:OWNER/NAME"
     parser.add_argument("source", nargs="?", type=user_path, metavar="PLACE", help=text)
     text = "embeddings with labels, in place of sounds: .pt, .npz, .npy (a table beside), .csv, .parquet, .arrow, or a folder of parts"
     parser.add_argument("--features", type=user_path, metavar="FILE", help=text)

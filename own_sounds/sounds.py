@@ -301,7 +301,9 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
         names = [name for name in ("train", "valid", "test") if name in features.splits]
         return Prepared(features, f"given {', '.join(names[:-1])} and {names[-1]} split", is_official=False)
     if features.groups is None:
-        files = [clip_id.partition("#")[0] for clip_id in features.clip_ids]
+        from common.features import SEGMENT
+
+        files = [SEGMENT.sub("", clip_id) for clip_id in features.clip_ids]
         if len(set(files)) == len(files):
             return Prepared(features, is_official=False)
         features = replace(features, groups=files)  # segments of one file stay together

@@ -6,7 +6,6 @@ Such a clip's path is ``CONTAINER/PLACE/NAME``: ``shards/000.tar/1536+88244/dog.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import tarfile
@@ -15,6 +14,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,9 @@ class Member:
 
     @property
     def n_bytes(self) -> int:
-        """Its size; of a row of a Parquet file the mean of all rows. OSError if there is no container."""
-        return (self.container.stat().st_size and self.size) or _column_of(self.container).mean_bytes
+        """Size in bytes; for a row of a Parquet file, the mean over its rows. OSError if there is no container."""
+        self.container.stat()
+        return _column_of(self.container).mean_bytes if self.size is None else self.size
 
     def read(self) -> bytes:
         """Its bytes; OSError if they cannot be read."""
@@ -66,7 +67,7 @@ def _column_of(path: Path) -> _AudioColumn:
     return _audio_column(path, status.st_size, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def _audio_column(path: Path, size: int, modified_ns: int) -> _AudioColumn:
     del size, modified_ns  # they only tell files apart
     return _AudioColumn(path)
@@ -194,7 +195,7 @@ def read_tar(path: Path) -> Rows:
     members = list(_members(path))
     names = [name for name, _, _, content in members if content is None]
     # Up to the first dot, as WebDataset has it, unless several audio files would be one clip.
-    key_of = _up_to_first_dot if len(set(map(_up_to_first_dot, names))) == len(names) else _up_to_last_dot
+    key_of = partial(_key, is_short=len({_key(name, is_short=True) for name in names}) == len(names))
     if len(set(map(key_of, names))) < len(names):
         raise DatasetError(f"{path} has several audio files of one name, up to the dot; rename them")
     samples: dict[str, dict[str, str]] = defaultdict(dict)
@@ -205,7 +206,10 @@ def read_tar(path: Path) -> Rows:
         elif name.endswith(".json"):
             samples[key] = {**_entries(content, f"{path}: {name}"), **samples[key]}
         else:
-            samples[key][name.rpartition(".")[2]] = content.decode().strip()
+            try:
+                samples[key][name.rpartition(".")[2]] = content.decode().strip()
+            except UnicodeDecodeError as error:
+                raise DatasetError(f"{path}: {name} is not text in UTF-8; save it as such") from error
     clips = {key: sample for key, sample in samples.items() if "audio" in sample}
     silent = [key for key in samples if key not in clips]
     if silent:
@@ -220,13 +224,10 @@ def read_tar(path: Path) -> Rows:
     return Rows(columns, [f"{path} {key}" for key in clips], path, "audio")
 
 
-def _up_to_first_dot(name: str) -> str:
+def _key(name: str, is_short: bool) -> str:
+    """A member's name up to its first or its last dot."""
     folder, _, file = name.rpartition("/")
-    return f"{folder}/{file.partition('.')[0]}"
-
-
-def _up_to_last_dot(name: str) -> str:
-    return name.rpartition(".")[0]
+    return f"{folder}/{file.partition('.')[0] if is_short else file.rpartition('.')[0]}"
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int, bytes | None]]:

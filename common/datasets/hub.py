@@ -60,11 +60,8 @@ def fetch(text: str, only: Sequence[str]) -> list[Path]:
                         name, repo_type="dataset", revision=wanted, allow_patterns=files, local_files_only=is_local
                     )
                 )
-                return sorted(
-                    path
-                    for path in folder.rglob("*")
-                    if any(fnmatch(path.relative_to(folder).as_posix(), f) for f in files)
-                )
+                names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))]
+                return [folder / below for below in names if any(fnmatch(below, file) for file in files)]
         except LocalEntryNotFoundError as error:
             why = "is not whole in the hub's cache, and the hub has no such data set or cannot be reached"
             raise DatasetMissingError(f"{text} {why}") from error

@@ -43,7 +43,8 @@ def has_rows(place: Path, with_annotations: bool = True) -> bool:
         with_annotations: whether label files beside recordings count.
     """
     if place.is_dir():
-        return bool(_containers(place) or (with_annotations and annotation_files(place)))
+        files = files_in(place)
+        return bool(_containers_of(files) or (with_annotations and annotation_files(files)))
     return is_on_hub(place) or place.suffix.lower() in TABLES or bool(_containers(place))
 
 
@@ -64,14 +65,15 @@ def read_rows(place: Path, encoding: str | None = None, only: Sequence[str] = ()
         files = fetch(str(place), only)
         root = next(folder for folder in files[0].parents if folder.parent.name == "snapshots")
         return _indexed(files, root, index, f"{str(place).partition('@')[0]}@{root.name}")
-    containers = _containers(place)
+    files = files_in(place) if place.is_dir() else []
+    containers = _containers_of(files) or _containers(place)
     if containers:
         root = place if place.is_dir() else containers[0].parent
         kept = matching([path.relative_to(root).as_posix() for path in containers], only)
         return _indexed([root / name for name in kept], root, index)
     if place.is_dir():
-        labels = annotation_files(place)
-        n_others = sum(path.suffix.lower() in AUDIO_SUFFIXES for path in files_in(place)) - len(labels)
+        labels = annotation_files(files)
+        n_others = sum(path.suffix.lower() in AUDIO_SUFFIXES for path in files) - len(labels)
         if n_others > 0:
             text = f"{place}: {n_others} recordings without labels of Raven or Audacity beside them are left out"
             warnings.warn(text, DatasetNote, stacklevel=2)
@@ -89,12 +91,14 @@ def read_rows(place: Path, encoding: str | None = None, only: Sequence[str] = ()
     return parse_csv(read_text(place, WHICH_ENCODING, encoding), place, "give a table with a line for each clip")
 
 
+def _containers_of(files: Sequence[Path]) -> list[Path]:
+    """The Parquet files and tars among the files of a folder, unless that holds sounds."""
+    is_of_sounds = any(path.suffix.lower() in AUDIO_SUFFIXES for path in files)
+    return [] if is_of_sounds else [path for path in files if path.suffix in CONTAINER_SUFFIXES]
+
+
 def _containers(place: Path) -> list[Path]:
-    """The Parquet files and tars that a place means."""
-    if place.is_dir():
-        files = files_in(place)
-        is_of_sounds = any(path.suffix.lower() in AUDIO_SUFFIXES for path in files)
-        return [] if is_of_sounds else [path for path in files if path.suffix in CONTAINER_SUFFIXES]
+    """The Parquet files and tars that a file's name or a pattern means."""
     if place.suffix not in CONTAINER_SUFFIXES:
         return []
     if place.exists():
@@ -118,9 +122,11 @@ def index_of(output: Path) -> Path:
 
 
 def _indexed(files: Sequence[Path], root: Path, index: Path | None, origin: str = "") -> Rows:
-    """The rows of containers, from the index if that is of the same files."""
+    """The rows of containers; where there are tars, from the index if that is of the same files."""
+    if index is None or not any(path.suffix == ".tar" for path in files):
+        return _joined(files, root, origin)
     stamps = [[path.relative_to(root).as_posix(), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    if index is not None and index.exists():
+    if index.exists():
         try:
             content = json.loads(read_json(index))
             if content["stamps"] == stamps:
@@ -128,9 +134,8 @@ def _indexed(files: Sequence[Path], root: Path, index: Path | None, origin: str 
         except (DamagedFileError, KeyError):
             pass  # it is made again
     rows = _joined(files, root, origin)
-    if index is not None:
-        content = {"stamps": stamps, "columns": rows.columns, "places": rows.places, "audio": rows.audio}
-        write_json(index, json.dumps(content))
+    content = {"stamps": stamps, "columns": rows.columns, "places": rows.places, "audio": rows.audio}
+    write_json(index, json.dumps(content))
     return rows
 
 
@@ -142,14 +147,14 @@ def _joined(files: Sequence[Path], root: Path, origin: str) -> Rows:
     rows = Rows.joined(tables, root, origin)
     if rows.audio is not None:
         rows.columns[rows.audio] = [Path(cell).relative_to(root).as_posix() for cell in rows.columns[rows.audio]]
-    found = [SPLIT.findall(path.relative_to(root).as_posix()) for path in files]
-    if len({splits[-1].lower() for splits in found if splits}) > 1 and "split" not in find_columns(rows.columns, {}):
-        if not all(found):
-            strange = files[found.index([])]
+    in_names = [SPLIT.findall(path.relative_to(root).as_posix()) for path in files]
+    if len({splits[-1].lower() for splits in in_names if splits}) > 1 and "split" not in find_columns(rows.columns, {}):
+        if not all(in_names):
+            strange = files[in_names.index([])]
             raise DatasetError(
                 f"the names of files in {root} say train, valid or test, but not that of {strange.name}; move it"
             )
-        of_rows = [[splits[-1]] * len(table) for splits, table in zip(found, tables, strict=True)]
+        of_rows = [[splits[-1]] * len(table) for splits, table in zip(in_names, tables, strict=True)]
         rows.columns["split"] = list(itertools.chain.from_iterable(of_rows))
     return rows
 
@@ -162,9 +167,14 @@ def read_task(task: Task, place: Path, index: Path | None = None) -> Sounds:
     """A task's clips: from the folder of the official archive, or from a copy of the data set in one of the forms of
     `read_rows`, whose columns give the official folds or splits. DatasetError: the layout differs, or the copy lacks the
     official division or has labels of another data set."""
-    is_copy = is_on_hub(place) or place.is_file() or bool(_containers(place))
-    if not is_copy or task.takes_any_features:  # one's own sounds say themselves where they are
+    if task.takes_any_features:  # one's own sounds say themselves where they are
         return Sounds(place, task.read_clips(place))
+    if not (is_on_hub(place) or place.is_file() or _containers(place)):
+        try:
+            return Sounds(place, task.read_clips(place))
+        except DatasetMissingError:  # only now the folder is searched: official ones hold 300,000 files
+            if not (place.is_dir() and has_rows(place, with_annotations=False)):
+                raise
     copy = task.copy
     if copy is None:
         raise DatasetError(f"{task.title} is read from its official archive alone, not from {place}; give its folder")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.datasets.clip import AUDIO_SUFFIXES
-from common.datasets.layout import DatasetError, DatasetMissingError, DatasetNote, files_in
+from common.datasets.layout import DatasetError, DatasetMissingError, DatasetNote
 
 SEPARATORS = "\t;,"
 TABLES = (".csv", ".tsv", ".txt")  # what text tables are called
@@ -93,14 +93,15 @@ def parse_csv(text: str, path: Path, fix: str) -> Rows:
     """The rows of a CSV with a header, separated by tabs, semicolons or commas, as the header shows.
 
     Quotes belong to the text where tabs separate, unless the header has some. Empty lines are left out; so are columns without
-    a name. DatasetError: a line has more or fewer cells than the header, or a quote too many; or there are no rows. The message
-    names the file `path`, and ends with `fix`.
+    a name. DatasetError: a line has more or fewer cells than the header, or an unbalanced quote; or there are no rows. The
+    message names the file `path`, and ends with `fix`.
     """
     lines = text.splitlines()
     header = next((line for line in lines if line.strip()), "")
     mark = separator_of(header)
     if re.fullmatch("sep=.", header):  # as Excel writes
-        return parse_csv("\n".join(["", *lines[1:]]), path, fix)
+        lines[lines.index(header)] = ""
+        return parse_csv("\n".join(lines), path, fix)
     has_quotes = mark != "\t" or '"' in header
     reader = csv.reader(
         io.StringIO(text, newline=""),
@@ -174,9 +175,9 @@ def read_metadata(
         yield place, cells
 
 
-def annotation_files(folder: Path) -> list[Path]:
-    """The label files of Raven and Audacity in a folder and its sub-folders that lie beside their recordings."""
-    texts = [path for path in files_in(folder) if path.suffix.lower() == ".txt"]
+def annotation_files(files: Sequence[Path]) -> list[Path]:
+    """The label files of Raven and Audacity among files that lie beside their recordings."""
+    texts = [path for path in files if path.suffix.lower() == ".txt"]
     return [path for path in texts if _recording_of(path) and (is_raven(path) or is_audacity(path))]
 
 

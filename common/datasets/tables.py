@@ -125,14 +125,15 @@ def clips_of(rows: Rows, chosen: Mapping[str, str], separator: str | None = None
         labels = _labels(rows, columns, separator) if is_labelled else Labels([()] * len(rows))
     except DatasetError as error:
         raise DatasetError(f"{rows.file}: {error}") from error
-    values = {role: _convert(rows, role, name) for role, name in columns.items()}
+    folder = rows.folder
+    values = {role: _convert(rows, role, name, folder) for role, name in columns.items()}
     for role in sorted({"fold", "split", "group"} & values.keys()):
         empty = [place for place, value in zip(rows.places, values[role], strict=True) if value is None]
         if len(empty) == len(rows):
             del values[role]
         elif empty:
             raise DatasetError(f"{empty[0]} has no {role}, but others have; fill in all or none")
-    root = _root(rows.folder, values["path"])
+    root = _root(folder, values["path"])
     remarks = [_as_read(rows, columns), labels.remark]
     if "group" not in values and chosen.get("group") != NOT_THERE and len(set(values["path"])) < len(rows):
         values["group"] = [path.relative_to(root).as_posix() for path in values["path"]]
@@ -169,12 +170,12 @@ def _labels(rows: Rows, columns: Mapping[str, str], separator: str | None) -> La
     return read_indicators(others, rows.places)
 
 
-def _convert(rows: Rows, role: str, column: str) -> list[Any]:
+def _convert(rows: Rows, role: str, column: str, folder: Path) -> list[Any]:
     """The values of a column, each of its distinct cells converted once; DatasetError names the line of one that is wrong."""
     cells, values = rows.columns[column], {}
     for text in dict.fromkeys(cells):
         try:
-            values[text] = _value(role, text, rows.folder)
+            values[text] = _value(role, text, folder)
         except ValueError as error:
             raise DatasetError(f"{rows.places[cells.index(text)]}: {error}") from error
     return [values[text] for text in cells]

@@ -278,6 +278,12 @@ def test_names_in_tars_make_clips_whichever_dots_they_have(files: list[Path], tm
         assert [clip.path.name for clip in read(tar).clips] == ["b.wav"]
 
 
+def test_labels_in_other_encodings_are_named(files: list[Path], tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "x.tar", {"a.wav": files[0].read_bytes(), "a.cls": "é".encode("latin-1")})
+    with pytest.raises(DatasetError, match=r"a\.cls is not text in UTF-8"):
+        read_rows(tar)
+
+
 def test_an_index_serves_a_copy_of_the_files(tar: Path, tmp_path: Path) -> None:
     index, copy = tmp_path / "x.index.json", tmp_path / "copy"
     copy.mkdir()

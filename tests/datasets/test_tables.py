@@ -41,6 +41,8 @@ def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
         (",path,label,fold,group\n0,a/1.wav,dog,1,x\n1,a/2.wav,cat,2,y\n", "utf-8"),
         (PLAIN.replace("\n", ",\n"), "utf-8"),
         (PLAIN.replace("a/", "a\\"), "utf-8"),
+        ("\nsep=;\n" + PLAIN.replace(",", ";"), "utf-8"),
+        ("path\tlabel\tfold\tgroup\n1\ta/1.wav\tdog\t1\tx\n2\ta/2.wav\tcat\t2\ty\n", "utf-8"),
     ],
 )
 def test_every_dialect_lists_the_same_clips(text: str, encoding: str, tmp_path: Path) -> None:

@@ -345,7 +345,7 @@ def test_a_model_that_makes_every_clip_equally_long_says_so(tmp_path: Path) -> N
         assert "pooler_output" in {output.layer for output in encoder.outputs}
         record = check_encoder(encoder)
     assert not [item for item in record.properties if item.holds is False]
-    (end,) = (each for each in record.properties if each.name == "another last second of 30 s")
+    (end,) = (item for item in record.properties if item.name == "another last second of 30 s")
     assert end.measured == "changes nothing"  # of a clip, it hears 0.64 s
 
 
@@ -369,7 +369,7 @@ def test_the_check_passes_the_built_in_encoders(monkeypatch: pytest.MonkeyPatch)
     with on_one_thread():
         for own in (load_encoder("random:2024", "cpu"), LogMelStatistics()):
             record = check_encoder(own)
-            assert not [each for each in record.properties if each.holds is False]
+            assert not [item for item in record.properties if item.holds is False]
             assert {each.measured for each in record.properties[:4]} == {"to the last bit"}
             assert record.speed > 0
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
-from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote
+from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, Division
+from common.features import FeatureSet
 from common.flags import Parser
-from own_sounds.sounds import Source, add_columns, clips_in
+from own_sounds.sounds import Source, add_columns, clips_in, prepare
 from tests.support.own_sounds import folder_of_classes
 from tests.support.samples import write_wav
 
@@ -102,6 +105,17 @@ def test_folders_of_splits_and_folds_hold_the_classes(tmp_path: Path) -> None:
             write_wav(root / name / "loose.wav")
         with pytest.raises(DatasetError, match=r"loose.wav lies directly in"):
             Source(root).read()
+
+
+def test_windows_of_a_file_are_one_group_and_files_with_a_hash_are_not() -> None:
+    def groups(ids: list[str]) -> Sequence[str] | None:
+        rows = len(ids)
+        features = FeatureSet(torch.rand(rows, 2), torch.arange(rows) % 2, ["x", "y"], ids)
+        return prepare(features, Division({}, 0.2, 42)).features.groups
+
+    files = [f"take#{n}.wav" for n in range(8)]
+    assert groups(files) is None
+    assert groups([f"{name}#{start}-{start + 1.0}" for name in files for start in (0.0, 1.0)]) == sorted(files * 2)
 
 
 @pytest.mark.parametrize(
