@@ -6,14 +6,19 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
+import common  # noqa: F401  # first: it says what is missing
+
+# isort: split
+import numpy as np
+
 from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError
-from common.datasets import LABEL_SEPARATOR, Clip
+from common.datasets import LABEL_SEPARATOR, Clip, Sounds
+from common.datasets.containers import name_of
 from common.encoder_name import EncoderKind, EncoderName
 from common.errors import UserError
 from common.files import PROJECT_ROOT, write_csv
@@ -21,9 +26,20 @@ from common.flags import Parser, add_figure_format, run, user_path
 from common.progress import progress_bar
 from common.text_table import as_text
 from own_sounds.sounds import INPUTS, add_columns, clips_in
-from own_sounds.timeline import Prediction, Windows, add_windows, plot_timeline
+from own_sounds.timeline import (
+    Event,
+    Heard,
+    Windows,
+    add_windows,
+    file_names,
+    find_events,
+    plot_timeline,
+    write_events,
+)
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from common.encoder import Encoder
     from common.features import Provenance
     from common.heads import TrainedHead
@@ -40,37 +56,43 @@ def _predict(argv: Sequence[str] | None) -> None:
     if arguments.top < 1:
         raise ConfigError("--top must be at least 1")
     windows = Windows.of_flags(arguments.window, arguments.hop)
-    if arguments.plot and windows is None:
-        raise ConfigError("--plot draws timelines; add --window S")
-    clips = clips_in(arguments.paths, arguments).clips
-    from common.datasets.audio import AudioError
+    for flag in ("plot", "events", "html"):
+        if getattr(arguments, flag) and windows is None:
+            raise ConfigError(f"--{flag} shows what is heard over time; add --window S")
+    sounds = clips_in(arguments.paths, arguments)
     from common.heads import TrainedHead
 
     head = TrainedHead.load(arguments.head)
     encoder = encoder_of(head.encoder, arguments)
     head.outputs_of(encoder)  # refuses a different encoder before any file is read
     threshold = None if arguments.none_of_these is None else threshold_of(head, arguments.none_of_these)
-    predictions, failed = [], 0
-    for clip in progress_bar(iterable=clips, desc="listening", unit="file"):
-        try:
-            predictions += list(listen(head, encoder, clip, windows, threshold))
-        except AudioError as error:
-            failed += 1
-            print(f"failed: {error}", file=sys.stderr)
-    if not predictions:
-        raise UserError(f"none of the {len(clips)} files could be read; each is named above")
+    thresholds = thresholds_of(head, arguments.threshold) if arguments.events or arguments.html else None
+    heard = listen(head, encoder, sounds, windows, threshold)
+    events = [find_events(one, head.class_names, thresholds) for one in heard] if thresholds else None
+    rows = [row for one in heard for row in _rows(one, head)]
     if arguments.json:
-        _print_json(predictions, head.class_names, arguments.top)
+        _print_json(rows, head.class_names, arguments.top)
+    elif events is not None:
+        _print_events(heard, events)
     else:
-        _print_table(predictions, head.class_names, arguments.top, is_multilabel=head.rule is not None)
+        _print_table(rows, head.class_names, arguments.top, is_multilabel=head.scaling is not None)
     if threshold is not None and head.known:
         print(_explain(threshold, arguments.none_of_these, len(head.known.held_out)), file=sys.stderr)
-    if arguments.csv:
-        _write_table(predictions, head.class_names, arguments.csv)
+    written = [_write_table(rows, head.class_names, arguments.csv)] if arguments.csv else []
+    if arguments.events and events is not None:
+        written += write_events(heard, events, arguments.events)
+    if arguments.html and events is not None:
+        from own_sounds.timeline_page import write_page
+
+        write_page(heard, events, head.class_names, encoder.sample_rate, arguments.html)
+        written.append(arguments.html)
     if arguments.plot:
-        _plot(predictions, head.class_names, arguments.plot, arguments.figure_format)
+        written += _plot(heard, head.class_names, arguments.plot, arguments.figure_format)
+    if written:
+        print(f"-> {', '.join(map(str, written))}", file=sys.stderr)
+    failed = len(sounds.clips) - len(heard)
     if failed:
-        print(f"{failed} of {len(clips)} files failed; each is named above", file=sys.stderr)
+        print(f"{failed} of {len(sounds.clips)} files failed; each is named above", file=sys.stderr)
 
 
 def _parser() -> Parser:
@@ -84,6 +106,12 @@ def _parser() -> Parser:
     parser.add_argument("--none-of-these", type=float, metavar="RATE", help=text)
     parser.add_argument("--csv", type=user_path, metavar="FILE", help="write a row of probabilities per file or window")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    text = "write the events: adjacent windows in which a class is heard, as CSV and for Raven and Audacity; needs --window"
+    parser.add_argument("--events", type=user_path, metavar="FOLDER", help=text)
+    text = "probability from which a class is heard in a window (default: for every class, as set on held-out clips)"
+    parser.add_argument("--threshold", type=float, metavar="P", help=text)
+    text = "write a page to look at and listen to: spectrogram, probabilities, events; needs --window"
+    parser.add_argument("--html", type=user_path, metavar="FILE", help=text)
     parser.add_argument("--plot", type=user_path, metavar="FOLDER", help="draw a timeline of each file; needs --window")
     add_figure_format(parser)
     parser.add_argument("--encoder", metavar="NAME", help="where the head's encoder is, if it is a plug-in")
@@ -137,22 +165,66 @@ def threshold_of(head: TrainedHead, rate: float) -> float:
     return conformal_threshold(head.known.held_out, rate)
 
 
+def thresholds_of(head: TrainedHead, threshold: float | None) -> list[float]:
+    """The probability of every class from which it is heard; ConfigError if the head has none and none is given."""
+    if threshold is not None:
+        if not 0 < threshold < 1:
+            raise ConfigError(f"--threshold {threshold:g} is not between 0 and 1")
+        return [threshold] * len(head.class_names)
+    if head.thresholds is None:
+        raise ConfigError(
+            "the head was trained without held-out clips, so it has no thresholds; give one: --threshold 0.5"
+        )
+    return head.thresholds
+
+
 def listen(
-    head: TrainedHead, encoder: Encoder, clip: Clip, windows: Windows | None, threshold: float | None = None
-) -> Iterator[Prediction]:
-    """A prediction for a clip, or for each of its windows, with one in memory at a time; AudioError if unreadable."""
+    head: TrainedHead, encoder: Encoder, sounds: Sounds, windows: Windows | None, threshold: float | None = None
+) -> list[Heard]:
+    """What a head hears in every clip, with one window in memory at a time; clips that cannot be read are named and left out.
+    UserError if none can be read."""
+    from common.datasets.audio import AudioError
+
+    cuts: list[tuple[Clip, list[Clip]]] = []
+    heard: list[Heard] = []
+    for clip in sounds.clips:
+        try:
+            cuts.append((clip, windows.of_clip(clip) if windows else [clip]))
+        except AudioError as error:
+            print(f"failed: {error}", file=sys.stderr)
+    unit = "window" if windows else "file"
+    with progress_bar(total=sum(len(parts) for _, parts in cuts), desc="listening", unit=unit) as bar:
+        for clip, parts in cuts:
+            try:
+                heard.append(_listen_to(head, encoder, clip, parts, name_of(clip.path, sounds.root), threshold, bar))
+            except AudioError as error:
+                bar.write(f"failed: {error}", file=sys.stderr)
+    if not heard:
+        raise UserError(f"none of the {len(sounds.clips)} files could be read; each is named above")
+    return heard
+
+
+def _listen_to(
+    head: TrainedHead,
+    encoder: Encoder,
+    clip: Clip,
+    windows: list[Clip],
+    name: str,
+    threshold: float | None,
+    bar: tqdm[Any],
+) -> Heard:
     from common.datasets.audio import read_audio
 
-    for cut in windows.of_clip(clip) if windows else [clip]:
-        of_classes, distances = head.answer(
-            encoder, [read_audio(cut.path, encoder.sample_rate, cut.start_s, cut.end_s)]
-        )
-        probabilities = of_classes[0].tolist()
-        prediction = Prediction(cut.path, cut.start_s, cut.end_s, probabilities, head.labels_of(probabilities))
-        if threshold is not None and distances is not None:
-            distance = float(distances[0])
-            prediction = replace(prediction, distance=distance, is_unknown=distance > threshold)
-        yield prediction
+    probabilities, distances = [], []
+    for window in windows:
+        waveform = read_audio(window.path, encoder.sample_rate, window.start_s, window.end_s)
+        of_classes, distance = head.answer(encoder, [waveform])
+        probabilities.append(of_classes[0].numpy())
+        distances.append(np.nan if distance is None else distance[0])
+        bar.update()
+    far = np.array(distances, np.float32)
+    is_unknown = far > (np.inf if threshold is None else threshold)
+    return Heard(clip, name, windows, np.stack(probabilities), None if threshold is None else far, is_unknown)
 
 
 def _explain(threshold: float, rate: float, held_out: int) -> str:
@@ -164,52 +236,88 @@ def _explain(threshold: float, rate: float, held_out: int) -> str:
     )
 
 
-def _print_table(predictions: Sequence[Prediction], names: Sequence[str], count: int, is_multilabel: bool) -> None:
+class Row(NamedTuple):
+    """The answer for a window, or for a whole file."""
+
+    name: str
+    clip: Clip
+    labels: list[str]  # the class, or with several labels a clip those from their thresholds on, most probable first
+    probabilities: list[float]  # (C,)
+    mark: dict[str, object]  # the distance, and whether it is none of the classes, if that was asked for
+
+    @property
+    def place(self) -> dict[str, object]:
+        """The file and window, for files."""
+        return {"file": str(self.clip.path), "start_s": self.clip.start_s, "end_s": self.clip.end_s}
+
+    def top(self, names: Sequence[str]) -> list[tuple[str, float]]:
+        """The classes and their probabilities, best first."""
+        return sorted(zip(names, self.probabilities, strict=True), key=lambda pair: -pair[1])
+
+
+def _rows(heard: Heard, head: TrainedHead) -> Iterator[Row]:
+    for place, (window, labels) in enumerate(zip(heard.windows, heard.labels(head), strict=True)):
+        mark: dict[str, object] = {}
+        if heard.distances is not None:
+            mark = {"distance": float(heard.distances[place]), "none_of_these": bool(heard.is_unknown[place])}
+        yield Row(heard.name, window, labels, heard.probabilities[place].tolist(), mark)
+
+
+def _print_table(rows: Sequence[Row], names: Sequence[str], count: int, is_multilabel: bool) -> None:
     """Print the most probable classes; with several labels a clip, those that are predicted."""
     if is_multilabel:
-        longest = max(len(prediction.labels) + prediction.is_unknown for prediction in predictions)
+        longest = max(len(row.labels) + bool(row.mark.get("none_of_these")) for row in rows)
         count = max(1, min(count, longest))
-    count, has_windows = min(count, len(names)), predictions[0].start_s is not None
+    count, has_windows = min(count, len(names)), rows[0].clip.start_s is not None
     table = [["file", *["seconds"] * has_windows, *(f"{rank}." for rank in range(1, count + 1))]]
-    for prediction in predictions:
-        chosen = prediction.top(names, len(names))
+    for row in rows:
+        chosen = row.top(names)
         if is_multilabel:
-            chosen = [(name, probability) for name, probability in chosen if name in prediction.labels]
+            chosen = [(name, probability) for name, probability in chosen if name in row.labels]
         answers = [f"{name} {100 * probability:.1f} %" for name, probability in chosen[:count]]
         answers += [""] * (count - len(answers))
-        if prediction.is_unknown:
+        if row.mark.get("none_of_these"):
             answers = [NONE, *answers[:-1]]
-        window = [f"{prediction.start_s:.2f}-{prediction.end_s:.2f}"] if has_windows else []
-        table.append([prediction.file.name, *window, *answers])
+        window = [f"{row.clip.start_s:.2f}-{row.clip.end_s:.2f}"] if has_windows else []
+        table.append([row.name, *window, *answers])
     print(as_text(table, left=len(table[0])))
 
 
-def _print_json(predictions: Sequence[Prediction], names: Sequence[str], count: int) -> None:
-    rows = []
-    for prediction in predictions:
-        top = [{"class_name": name, "probability": share} for name, share in prediction.top(names, count)]
-        rows.append({**prediction.place, **prediction.mark, "labels": prediction.labels, "classes": top})
-    print(json.dumps(rows, indent=1))
+def _print_events(heard: Sequence[Heard], events: Sequence[Sequence[Event]]) -> None:
+    """Print the events of every file, by time."""
+    table = [["file", "seconds", "class", "probability"]]
+    for one, found in zip(heard, events, strict=True):
+        for event in found:
+            seconds = f"{event.start_s:.2f}-{event.end_s:.2f}"
+            table.append([one.name, seconds, event.label, f"{100 * event.probability:.1f} %"])
+    print(as_text(table, left=3) if len(table) > 1 else "no events")
 
 
-def _write_table(predictions: Sequence[Prediction], names: Sequence[str], path: Path) -> None:
+def _print_json(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
+    answers = []
+    for row in rows:
+        top = [{"class_name": name, "probability": share} for name, share in row.top(names)[:count]]
+        answers.append({**row.place, **row.mark, "labels": row.labels, "classes": top})
+    print(json.dumps(answers, indent=1))
+
+
+def _write_table(rows: Sequence[Row], names: Sequence[str], path: Path) -> Path:
     """Write a row per file or window, with every probability."""
-    rows = []
-    for prediction in predictions:
-        cells = {**prediction.place, "class_name": LABEL_SEPARATOR.join(prediction.labels), **prediction.mark}
-        rows.append(cells | dict(zip(names, prediction.probabilities, strict=True)))
-    numbers = ([int(cell) if isinstance(cell, bool) else cell for cell in row.values()] for row in rows)
-    write_csv(path, [list(rows[0]), *numbers])
-    print(f"-> {path}", file=sys.stderr)
+    table: list[list[object]] = [[*rows[0].place, "class_name", *rows[0].mark, *names]]
+    for row in rows:
+        mark = [int(cell) if isinstance(cell, bool) else cell for cell in row.mark.values()]
+        table.append([*row.place.values(), LABEL_SEPARATOR.join(row.labels), *mark, *row.probabilities])
+    write_csv(path, table)
+    return path
 
 
-def _plot(predictions: Sequence[Prediction], names: Sequence[str], folder: Path, figure_format: str) -> None:
+def _plot(heard: Sequence[Heard], names: Sequence[str], folder: Path, figure_format: str) -> list[Path]:
     """Draw a timeline of every file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in dict.fromkeys(prediction.file for prediction in predictions):
-        path = folder / f"{file.stem}_timeline.{figure_format}"
-        plot_timeline([prediction for prediction in predictions if prediction.file == file], names, path)
-        print(f"-> {path}", file=sys.stderr)
+    paths = []
+    for one, name in zip(heard, file_names(heard), strict=True):
+        paths.append(folder / f"{name}_timeline.{figure_format}")
+        plot_timeline(one, names, paths[-1])
+    return paths
 
 
 if __name__ == "__main__":

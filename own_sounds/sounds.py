@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic.dataclasses import dataclass
 
 from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, Division, Prepared, Sounds, Task
@@ -23,6 +24,7 @@ from common.datasets.layout import files_in
 from common.datasets.rows import TABLES
 from common.datasets.tables import ROLES, SPLITS, alike, clips_of, composed
 from common.files import read_json, write_json
+from own_sounds.timeline import BACKGROUND
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -47,6 +49,7 @@ class Source:
     label_separator: str | None = None  # as for `read_labels`
     encoding: str | None = None  # of a table; None: UTF-8 or UTF-16
     columns: tuple[tuple[str, str], ...] = ()  # (role, column) of a table, as for `find_columns`
+    background: int = 0  # clips of each recording that are cut from between its events
     is_multilabel: bool = False  # whether clips have several labels, as far as known before they are read
     has_audio: bool = True  # whether it is not a file of embeddings
 
@@ -60,12 +63,13 @@ class Source:
             flags.label_separator,
             flags.encoding,
             tuple(chosen_columns(flags).items()),
+            flags.background,
         )
 
     def as_flags(self) -> list[str]:
         """The flags that `of` reads."""
         values = {name: getattr(self, name) for name in ("label_regex", "group_regex", "label_separator", "encoding")}
-        values |= {f"{role}_column": column for role, column in self.columns}
+        values |= {f"{role}_column": column for role, column in self.columns} | {"background": self.background or None}
         return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
 
     def save(self, folder: Path, root: Path) -> None:
@@ -111,7 +115,8 @@ class Source:
             groups = _matches(clips, root, self.group_regex, "--group-regex")
             clips = [replace(clip, group=group) for clip, group in zip(clips, groups, strict=True)]
         clips = [replace(clip, labels=tuple(map(composed, clip.labels))) for clip in clips]
-        return replace(sounds, clips=clips, remarks=(*sounds.remarks, *alike(clips)))
+        clips, remarks = with_background(clips, self.background)
+        return replace(sounds, clips=clips, remarks=(*sounds.remarks, *alike(clips), *remarks))
 
     def task(self) -> Task:
         """The task for extraction, heads and analyses."""
@@ -137,6 +142,8 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-regex", metavar="REGEX", help=text)
     text = "finds the group (speaker, recording) in a clip's path, such as '_(\\w+)_'; no group is on both sides"
     parser.add_argument("--group-regex", metavar="REGEX", help=text)
+    text = f"of recordings with events, add up to N clips each from between the events, as the class {BACKGROUND!r}"
+    parser.add_argument("--background", type=int, default=0, metavar="N", help=text)
     add_columns(parser)
 
 
@@ -159,6 +166,57 @@ def chosen_columns(flags: argparse.Namespace) -> dict[str, str]:
 def absolute(place: Path) -> Path:
     """A place as it is named, without following links; ``hf:`` stays as it is."""
     return place if is_on_hub(place) else Path(os.path.abspath(place))  # noqa: PTH100 - links keep their names
+
+
+def with_background(clips: Sequence[Clip], count: int) -> tuple[list[Clip], list[str]]:
+    """Events of recordings, and up to `count` clips of every recording that lie between its events, of the class BACKGROUND; and
+    remarks about them.
+
+    They are as long as the median event, do not overlap, and are drawn at random, the same at every call. Split, fold and
+    group are those of an event of the recording. DatasetError: the clips are not events, or already have that class."""
+    from common.datasets.audio import AudioError, audio_duration_s
+
+    events = [clip for clip in clips if clip.end_s is not None]
+    if not count:
+        is_ready = not events or any(BACKGROUND in clip.labels for clip in clips)
+        advice = f"a detector must hear what is between events too: --background N adds N clips of each recording as {BACKGROUND!r}"
+        return list(clips), [] if is_ready else [advice]
+    if count < 0 or not events or any(BACKGROUND in clip.labels for clip in clips):
+        why = "give a number of clips" if count < 0 else "the clips are not events with start and end"
+        raise DatasetError(f"--background {count}: {f'the class {BACKGROUND!r} is there already' if events else why}")
+    length_s = float(np.median([clip.end_s - (clip.start_s or 0) for clip in events if clip.end_s]))
+    by_recording: dict[Path, list[Clip]] = {}
+    for clip in events:
+        by_recording.setdefault(clip.path, []).append(clip)
+    added: list[Clip] = []
+    for path, of_recording in by_recording.items():
+        try:
+            free = _places_between(of_recording, audio_duration_s(path), length_s)
+        except AudioError:
+            continue  # the extraction names it
+        chosen = np.random.default_rng(0).permutation(len(free))[:count]
+        added += [
+            replace(of_recording[0], labels=(BACKGROUND,), start_s=free[place], end_s=round(free[place] + length_s, 6))
+            for place in sorted(chosen)
+        ]
+    if not added:
+        raise DatasetError(f"--background {count}: between the events there is nowhere room for {length_s:.3g} s")
+    fewest = len(by_recording) * count - len(added)
+    remark = f"{BACKGROUND}: {len(added):,} clips of {length_s:.3g} s from between the events of {len(by_recording):,} recordings"
+    return [*clips, *added], [remark + f"; {fewest:,} more found no room" * bool(fewest)]
+
+
+def _places_between(events: Sequence[Clip], duration_s: float, length_s: float) -> list[float]:
+    """Where clips of this length fit, side by side, between the events of a recording, in seconds."""
+    starts, free_from = [], 0.0
+    for start_s, end_s in [
+        *sorted((clip.start_s or 0.0, clip.end_s or 0.0) for clip in events),
+        (duration_s, duration_s),
+    ]:
+        n_fit = int((start_s - free_from) / length_s + 1e-9)
+        starts += [round(free_from + place * length_s, 6) for place in range(n_fit)]
+        free_from = max(free_from, end_s)
+    return starts
 
 
 def refuse_unlearnable(sounds: Sounds) -> None:
@@ -312,7 +370,6 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
 
 def _by_groups(features: FeatureSet, seed: int) -> Prepared:
     """As many folds as all hold every class and keep groups whole, at most MOST_FOLDS; DatasetError if below two."""
-    import numpy as np
     import torch
 
     from common.evaluation.splits import class_counts, group_folds

@@ -1,18 +1,29 @@
-"""Long recordings: their windows, what a head hears in them, and a picture of that over time."""
+"""Long recordings: their windows, what a head hears in them, and the events that this makes."""
 
 from __future__ import annotations
 
 import argparse
-import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from common.arrays import Array
 from common.config import ConfigError
 from common.datasets import Clip
+from common.datasets.rows import BEGIN, BEGIN_PATH, END, FILE
+from common.files import ODD_LETTERS, write_atomically, write_csv
 
+if TYPE_CHECKING:
+    from common.heads import TrainedHead
+
+BACKGROUND = "background"  # the class of whatever is between events
 SHORTEST = 0.1  # of a window; a shorter remainder at the end of a file is dropped
 MOST_CLASSES = 12  # in a picture
+TOP_HZ = 22_050  # of an event in a table of Raven, which asks for frequencies
 
 
 def add_windows(parser: argparse.ArgumentParser) -> None:
@@ -58,58 +69,118 @@ class Windows:
         return cuts
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """A head's answer for a file, or for one window of it."""
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What a head hears in a clip: in all of it, or in W windows of it."""
 
-    file: Path
-    # start_s, end_s: the window; None for the whole file
-    start_s: float | None
-    end_s: float | None
-    probabilities: list[float]  # (C,), in the order of the head's classes
-    labels: list[str]  # the class, or with several labels a clip those above their thresholds, most probable first
-    distance: float | None = None  # to the nearest training clip; None without ``--none-of-these``
-    is_unknown: bool = False  # whether it is none of the classes, by that distance
+    clip: Clip
+    name: str  # its path below the folder that all clips are in, or all that tells it from the others
+    windows: list[Clip]  # W; the clip itself without ``--window``
+    probabilities: Array  # (W, C) float32, in the order of the head's classes
+    distances: Array | None  # (W,) float32, from what the head knows; None without ``--none-of-these``
+    is_unknown: Array  # (W,) bool: none of the classes, by that distance
 
     @property
-    def place(self) -> dict[str, object]:
-        """The file and window, for files."""
-        return {"file": str(self.file), "start_s": self.start_s, "end_s": self.end_s}
+    def spans(self) -> Array:
+        """(W, 2) float64, seconds: what every window stands for. Where windows overlap, that is its middle."""
+        starts, ends = (np.array([getattr(window, name) for window in self.windows]) for name in ("start_s", "end_s"))
+        middles = (ends[:-1] + starts[1:]) / 2
+        overlap = starts[1:] < ends[:-1]
+        return np.stack(
+            [
+                np.concatenate([starts[:1], np.where(overlap, middles, starts[1:])]),
+                np.concatenate([np.where(overlap, middles, ends[:-1]), ends[-1:]]),
+            ],
+            axis=1,
+        )
 
-    @property
-    def mark(self) -> dict[str, object]:
-        """The distance and whether it is none of the classes, for files; empty if that was not asked for."""
-        return {} if self.distance is None else {"distance": self.distance, "none_of_these": self.is_unknown}
+    def labels(self, head: TrainedHead) -> list[list[str]]:
+        """The labels of every window."""
+        return [head.labels_of(row) for row in self.probabilities.tolist()]
 
-    def top(self, names: Sequence[str], count: int) -> list[tuple[str, float]]:
-        """The most probable classes, best first."""
-        order = sorted(range(len(names)), key=lambda label: -self.probabilities[label])
-        return [(names[label], self.probabilities[label]) for label in order[:count]]
+    def loudest(self, most: int = MOST_CLASSES) -> Array:
+        """The places of the classes that are the most probable anywhere, best first."""
+        return np.argsort(-self.probabilities.max(axis=0), kind="stable")[:most]
 
 
-def plot_timeline(windows: Sequence[Prediction], class_names: Sequence[str], path: Path) -> None:
-    """Draw the probability of a file's most probable classes as a colour; windows that are unknown are hatched."""
-    import numpy as np
+class Event(NamedTuple):
+    """Adjacent windows in which a class is heard."""
+
+    start_s: float
+    end_s: float
+    label: str
+    probability: float  # the highest of the windows
+
+
+def find_events(heard: Heard, class_names: Sequence[str], thresholds: Sequence[float]) -> list[Event]:
+    """Runs of adjacent windows in which a class, other than BACKGROUND, is at least as probable as its threshold; by time.
+
+    Windows that are none of the classes belong to no event. Classes may overlap in time.
+    """
+    spans, events = heard.spans, []
+    is_heard = (heard.probabilities >= np.asarray(thresholds)) & ~heard.is_unknown[:, None]
+    is_new = np.concatenate([[True], spans[1:, 0] > spans[:-1, 1] + 1e-6])  # after a gap between windows
+    for place, name in enumerate(class_names):
+        (windows,) = np.nonzero(is_heard[:, place] & (name != BACKGROUND))
+        breaks = np.flatnonzero((np.diff(windows) > 1) | is_new[windows[1:]]) + 1
+        for run in np.split(windows, breaks) if len(windows) else ():
+            probability = float(heard.probabilities[run, place].max())
+            events.append(Event(float(spans[run[0], 0]), float(spans[run[-1], 1]), name, probability))
+    return sorted(events)
+
+
+def file_names(heard: Sequence[Heard]) -> list[str]:
+    """What files about the clips are called, without suffix: as the clips, below the same folders."""
+    forms = [
+        (Path(one.name).with_suffix("").as_posix(), one.name, f"{one.name}_{one.clip.start_s}-{one.clip.end_s}")
+        for one in heard
+    ]
+    counts = Counter(name for names in forms for name in names)
+    return [next(name for name in names if counts[name] == 1 or name == names[-1]) for names in forms]
+
+
+def write_events(heard: Sequence[Heard], events: Sequence[Sequence[Event]], folder: Path) -> list[Path]:
+    """Write the events of every clip: events.csv, which `probe.py` reads; raven/NAME.Table.1.selections.txt and
+    audacity/NAME.txt, in the formats of these programs. Returns the first and the two folders."""
+    table: list[list[object]] = [["path", "start", "end", "label", "probability"]]
+    for one, name, found in zip(heard, file_names(heard), events, strict=True):
+        path = one.clip.path.absolute()
+        table += [[path, *event] for event in found]
+        raven = [["Selection", "View", "Channel", BEGIN, END, "Low Freq (Hz)", "High Freq (Hz)", BEGIN_PATH, FILE]]
+        raven[0] += ["Annotation", "Confidence"]
+        audacity = []
+        for number, event in enumerate(found, start=1):
+            times = [f"{event.start_s:.6f}", f"{event.end_s:.6f}"]
+            place = [str(number), "Spectrogram 1", "1", *times, "0", str(TOP_HZ), str(path), path.name]
+            raven.append([*place, event.label, f"{event.probability:.4f}"])
+            audacity.append([*times, event.label])
+        for lines, file in ((raven, f"raven/{name}.Table.1.selections.txt"), (audacity, f"audacity/{name}.txt")):
+            text = "".join("\t".join(cells) + "\n" for cells in lines)
+            write_atomically(folder / file, text.encode(errors=ODD_LETTERS))
+    write_csv(folder / "events.csv", table)
+    return [folder / "events.csv", folder / "raven", folder / "audacity"]
+
+
+def plot_timeline(heard: Heard, class_names: Sequence[str], path: Path) -> None:
+    """Draw the probability of a clip's most probable classes as a colour; windows that are unknown are hatched."""
     from matplotlib.figure import Figure
 
     from common.evaluation.plots import save_figure
 
-    values = np.array([window.probabilities for window in windows])
-    shown = np.argsort(-values.max(axis=0), kind="stable")[:MOST_CLASSES]
+    shown, spans = heard.loudest(), heard.spans
     figure = Figure(figsize=(10, 1.4 + 0.3 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    # Where windows overlap, each is drawn up to the start of the next.
-    edges = [*(window.start_s or 0.0 for window in windows), windows[-1].end_s or 0.0]
-    image = axes.pcolormesh(edges, np.arange(len(shown) + 1), values[:, shown].T, vmin=0, vmax=1, cmap="viridis")
-    for window, (left, right) in zip(windows, itertools.pairwise(edges), strict=True):
-        if window.is_unknown:
-            axes.axvspan(left, right, facecolor="none", edgecolor="white", hatch="//", linewidth=0)
+    edges = [*spans[:, 0], spans[-1, 1]]
+    values = heard.probabilities[:, shown].T
+    image = axes.pcolormesh(edges, np.arange(len(shown) + 1), values, vmin=0, vmax=1, cmap="viridis")
+    for left, right in spans[heard.is_unknown]:
+        axes.axvspan(left, right, facecolor="none", edgecolor="white", hatch="//", linewidth=0)
     names = [class_names[label].replace("_", " ") for label in shown]
     axes.set_yticks(np.arange(len(shown)) + 0.5, names, fontsize=8.5)
     axes.invert_yaxis()
     axes.set_xlabel("seconds")
     left_out = f", the {len(shown)} most probable of {len(class_names)} classes" * (len(shown) < len(class_names))
-    hatched = "" if windows[0].distance is None else "; hatched: none of these"
-    axes.set_title(f"{windows[0].file.name}: probability{left_out}{hatched}", fontsize=10)
+    hatched = "" if heard.distances is None else "; hatched: none of these"
+    axes.set_title(f"{heard.name}: probability{left_out}{hatched}", fontsize=10)
     figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01)
     save_figure(figure, path)

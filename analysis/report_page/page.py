@@ -4,7 +4,6 @@ content, inserted into the template with its style and script."""
 from __future__ import annotations
 
 import base64
-import json
 import os
 import tempfile
 from collections import Counter
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-import jinja2
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -36,6 +34,7 @@ from common.evaluation.plots import figures_of
 from common.evaluation.record import PerClass, ProtocolRecord
 from common.evaluation.text import remarks, run_title, score_table
 from common.heads import HEADS, head_title
+from common.page import as_json, environment
 from common.text_table import percent, range_of
 
 TEMPLATE = Path(__file__).resolve().with_name("template")
@@ -246,11 +245,9 @@ def render(
     links = [Path(os.path.relpath(shown.audio, folder)).as_posix() for shown in reported]
     rows = summary_rows(runs)
     data = [{**_map_points(shown), "audio": quote(link)} for shown, link in zip(reported, links, strict=True)]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    environment.globals.update({function.__name__: function for function in SHOWN_BY})
-    return environment.get_template("report.html").render(
+    templates = environment(TEMPLATE)
+    templates.globals.update({function.__name__: function for function in SHOWN_BY})
+    return templates.get_template("report.html").render(
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         reported=reported,
         titles=[run.study.task.title + f" ({run.folder.name})" * (names.count(run.study.name) > 1) for run in runs],
@@ -264,8 +261,7 @@ def render(
         missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in names],
         compared=compared,
         similarity=similarity,
-        # No clip's name may end the script element.
-        data=json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        data=as_json(data),
     )
 
 

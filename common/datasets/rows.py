@@ -23,7 +23,9 @@ WHICH_ENCODING = "say which it is, such as --encoding latin-1 (cp1252, big5, gbk
 ANNOTATION = re.compile(r"(\.BirdNET)?(\.Table\.\d+)?(\.selections?)?(\.table)?\.txt$", re.IGNORECASE)
 NUMBER = r"\s*-?\d+(?:[.,]\d+)?\s*"
 AUDACITY = re.compile(rf"({NUMBER})\t({NUMBER})(?:\t([^\t]*))?")
-BEGIN, END, OFFSET, FILE = "Begin Time (s)", "End Time (s)", "File Offset (s)", "Begin File"  # of Raven
+# Columns of Raven.
+BEGIN, END, OFFSET = "Begin Time (s)", "End Time (s)", "File Offset (s)"
+FILE, BEGIN_PATH = "Begin File", "Begin Path"
 
 
 @dataclass(frozen=True)
@@ -176,9 +178,14 @@ def read_metadata(
 
 
 def annotation_files(files: Sequence[Path]) -> list[Path]:
-    """The label files of Raven and Audacity among files that lie beside their recordings."""
+    """The label files of Raven and Audacity among files, as far as they name their recordings or lie beside them."""
     texts = [path for path in files if path.suffix.lower() == ".txt"]
-    return [path for path in texts if _recording_of(path) and (is_raven(path) or is_audacity(path))]
+    return [
+        path
+        for path in texts
+        if (_recording_of(path) and (is_raven(path) or is_audacity(path)))
+        or BEGIN_PATH in _first_line(path).split("\t")
+    ]
 
 
 def _recording_of(path: Path) -> Path | None:
@@ -206,12 +213,14 @@ def _first_line(path: Path) -> str:
 
 
 def read_raven(path: Path, encoding: str | None = None) -> Rows:
-    """The selections of a table of Raven, with a column ``path``: of the begin file, if it is named, or of the recording that
-    lies beside the table. A selection with a row for each view counts once. DatasetError: it cannot be read, or there is no
-    recording."""
+    """The selections of a table of Raven, with a column ``path``: of the begin path, if that is there, or the begin file beside
+    the table, if it is named, or the recording of the same name. A selection with a row for each view counts once.
+    DatasetError: it cannot be read, or there is no recording."""
     rows = parse_csv(read_text(path, WHICH_ENCODING, encoding), path, "save it with Raven again")
     recording = _recording_of(path)
-    if recording is None and FILE not in rows.columns:
+    paths = rows.columns.get(BEGIN_PATH, [])
+    is_there = bool(paths) and all(Path(name).is_file() for name in set(paths))
+    if recording is None and FILE not in rows.columns and not is_there:
         raise _no_recording(path)
     keys = [rows.columns.get("Selection", rows.places)]
     keys += [rows.columns[name] for name in (BEGIN, END, FILE) if name in rows.columns]
@@ -220,7 +229,7 @@ def read_raven(path: Path, encoding: str | None = None) -> Rows:
         first.setdefault(key, row)
     kept = list(first.values())
     columns = {name: [cells[row] for row in kept] for name, cells in rows.columns.items()}
-    files = columns.get(FILE) or [(recording or path).name] * len(kept)
+    files = columns[BEGIN_PATH] if is_there else columns.get(FILE) or [(recording or path).name] * len(kept)
     columns["path"] = [str(path.parent / file) for file in files]
     if OFFSET in columns:  # begin and end count from the first of several files
         try:

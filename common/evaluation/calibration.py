@@ -21,7 +21,7 @@ from common.heads import (
     HeadKind,
     Job,
     KnownSounds,
-    LabelRule,
+    PlattScaling,
     Split,
     TrainedHead,
     conformal_threshold,
@@ -117,12 +117,14 @@ def heads_to_keep(
         head = TrainedHead(kind, final.module, final.scaler, features.class_names, features.provenance, known=known)
         if features.is_multilabel:
             slopes, biases = (np.broadcast_to(part, n_classes).tolist() for part in (scale.slopes, scale.biases))
-            rule = LabelRule(slopes, biases, [0.5] * n_classes)
+            head = replace(head, scaling=PlattScaling(slopes, biases))
             if (label_sets := measure_label_sets(unseen, scale)) is not None:
-                measured["label_sets"], rule = label_sets, replace(rule, thresholds=label_sets.thresholds)
-            kept[kind] = replace(head, rule=rule), measured
+                measured["label_sets"], head = label_sets, replace(head, thresholds=label_sets.thresholds)
         else:
-            kept[kind] = replace(head, temperature=1 / float(scale.slopes)), measured
+            head = replace(head, temperature=1 / float(scale.slopes))
+            if unseen.for_kept_head:
+                head = replace(head, thresholds=class_thresholds(Unseen.join(unseen.for_kept_head), scale))
+        kept[kind] = head, measured
     return kept
 
 
@@ -280,6 +282,14 @@ def measure_label_sets(held_out: HeldOut[Unseen], scale: Scale) -> LabelSets | N
         false_alarms=(truth.T @ (predicted & ~tested.labels).astype(int)).tolist(),
         co_occurrence=(truth.T @ truth).tolist(),
     )
+
+
+def class_thresholds(unseen: Unseen, scale: Scale) -> list[float]:
+    """The probabilities from which as many of the rows are of a class as truly are; 1 for a class without rows."""
+    probabilities = unseen.probabilities(scale)
+    is_of_class = unseen.labels[:, None] == np.arange(probabilities.shape[1])
+    thresholds: list[float] = np.minimum(thresholds_of(Unseen(probabilities, is_of_class)), 1).tolist()
+    return thresholds
 
 
 def thresholds_of(unseen: Unseen) -> Array:

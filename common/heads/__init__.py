@@ -16,9 +16,9 @@ from common.heads.scalers import SCALERS, fit_scaler
 from common.heads.trained import (
     HeadFileError,
     KnownSounds,
-    LabelRule,
     NoneOfTheseError,
     OtherEncoderError,
+    PlattScaling,
     TrainedHead,
     conformal_threshold,
 )

@@ -80,13 +80,11 @@ class OtherEncoderError(UserError):
 
 
 @dataclass(frozen=True)
-class LabelRule:
-    """How the logits of a head become the labels of a clip: those whose probability ``sigmoid(slope * logit + bias)`` is at
-    least their threshold. All (C,)."""
+class PlattScaling:
+    """How the logits of a head become probabilities, with several labels a clip: ``sigmoid(slope * logit + bias)``. All (C,)."""
 
     slopes: list[float]
     biases: list[float]
-    thresholds: list[float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +98,9 @@ class TrainedHead:
     encoder: Provenance  # of the training embeddings
     temperature: float = 1.0  # divisor of the logits, which calibrates the probabilities
     known: KnownSounds | None = None  # training clips, for "none of these"; None without held-out clips
-    rule: LabelRule | None = None  # how logits become labels, with several a clip
+    scaling: PlattScaling | None = None  # in place of the temperature, with several labels a clip
+    # (C,) the probabilities from which a class is heard, in a window or beside others; None: no clips could set them
+    thresholds: list[float] | None = None
 
     def predict(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> list[str]:
         """N waveforms at the encoder's sample rate -> N class names, or labels joined by ``;``; errors as for `predict_proba`."""
@@ -109,9 +109,10 @@ class TrainedHead:
     def labels_of(self, probabilities: Sequence[float]) -> list[str]:
         """The most probable class; with several labels a clip, those from their thresholds on, the most probable first."""
         order = sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
-        if self.rule is None:
+        if self.scaling is None:
             return [self.class_names[order[0]]]
-        return [self.class_names[index] for index in order if probabilities[index] >= self.rule.thresholds[index]]
+        thresholds = self.thresholds or [0.5] * len(order)
+        return [self.class_names[index] for index in order if probabilities[index] >= thresholds[index]]
 
     def predict_proba(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> torch.Tensor:
         """N waveforms at the encoder's sample rate -> (N, C) probabilities, with the layers and pools of the training;
@@ -156,9 +157,9 @@ class TrainedHead:
 
     def _probabilities(self, embeddings: torch.Tensor) -> torch.Tensor:
         logits = self.logits(embeddings)
-        if self.rule is None:
+        if self.scaling is None:
             return (logits / self.temperature).softmax(dim=1)
-        return (logits * torch.tensor(self.rule.slopes) + torch.tensor(self.rule.biases)).sigmoid()
+        return (logits * torch.tensor(self.scaling.slopes) + torch.tensor(self.scaling.biases)).sigmoid()
 
     @torch.no_grad()
     def logits(self, embeddings: torch.Tensor | Array) -> torch.Tensor:
@@ -182,7 +183,8 @@ class TrainedHead:
             "class_names": list(self.class_names),
             "encoder": self.encoder,
             "temperature": self.temperature,
-            "label_rule": None if self.rule is None else asdict(self.rule),
+            "platt_scaling": None if self.scaling is None else asdict(self.scaling),
+            "thresholds": self.thresholds,
         }
         if known is not None:
             content |= {
@@ -204,7 +206,7 @@ class TrainedHead:
             content = load_torch(Path(path))
             if "features" in content:
                 raise ValueError("it is a feature file: give the head that was trained on it")
-            rotation, rule, known = content["scaler_rotation"], content["label_rule"], None
+            rotation, scaling, known = content["scaler_rotation"], content["platt_scaling"], None
             scaler = Scaler(
                 content["scaler_mean"].numpy(),
                 content["scaler_scale"].numpy(),
@@ -225,7 +227,8 @@ class TrainedHead:
                 read_provenance(content["encoder"]),
                 content["temperature"],
                 known,
-                None if rule is None else LabelRule(**rule),
+                None if scaling is None else PlattScaling(**scaling),
+                content["thresholds"],
             )
         except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
             cause = f"it lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:300]

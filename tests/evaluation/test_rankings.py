@@ -268,7 +268,7 @@ def test_the_whole_protocol_with_several_labels(features: FeatureSet) -> None:
     ]
     assert linear.score == pytest.approx(np.mean(expected), abs=1e-9)
     head = ran.heads["linear"]
-    assert head.rule is not None and head.rule.thresholds == linear.label_sets.thresholds
+    assert head.thresholds == linear.label_sets.thresholds
 
 
 def test_a_side_without_any_label_is_refused(features: FeatureSet) -> None:

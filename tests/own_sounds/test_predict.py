@@ -115,7 +115,9 @@ def test_predict_names_failed_files_and_refuses_what_cannot_be(
     assert "not found; classification writes" in message(tmp_path / "no.pt", broken)
     features = head.parent / "own_my_sounds_features_logmel.pt"
     assert "it is a feature file" in message(features, classes / "low")
-    assert "--plot draws timelines; add --window S" in message(head, classes / "low", "--plot", tmp_path / "p")
+    assert "--plot shows what is heard over time; add --window S" in message(
+        head, classes / "low", "--plot", tmp_path / "p"
+    )
     content = torch.load(head, weights_only=True)
     content["encoder"] |= {"kind": "hear", "encoder": "hear:mine.py"}
     torch.save(content, tmp_path / "other.pt")

@@ -13,12 +13,12 @@ from sklearn.metrics import average_precision_score
 
 from analysis.compare import compare_encoders
 from analysis.scores import read_runs
+from common.datasets import Clip
 from common.evaluation.record import LabelSets, RunRecord
 from common.features import FeatureSet
 from common.heads import TrainedHead
-from own_sounds.predict import _print_table, predict_main
+from own_sounds.predict import Row, _print_table, predict_main
 from own_sounds.probe import probe_main
-from own_sounds.timeline import Prediction
 from tests.support.heads import draw_nothing
 from tests.support.own_sounds import FAST, probe, tone
 from tests.support.scripts import call, refused
@@ -87,15 +87,11 @@ def test_predict_names_every_label_above_its_threshold(results: Path, table: Pat
     result = call(predict_main, head, tmp_path / "both.wav", "--json", "--csv", tmp_path / "p.csv")
     assert result.returncode == 0, result.stderr
     (answer,) = json.loads(result.stdout)
-    rule, probabilities = (
-        TrainedHead.load(head).rule,
-        {part["class_name"]: part["probability"] for part in answer["classes"]},
-    )
-    assert rule is not None
+    thresholds = TrainedHead.load(head).thresholds
+    probabilities = {part["class_name"]: part["probability"] for part in answer["classes"]}
+    assert thresholds is not None
     above = [
-        name
-        for name, least in zip(["high", "low", "middle"], rule.thresholds, strict=True)
-        if probabilities[name] >= least
+        name for name, least in zip(["high", "low", "middle"], thresholds, strict=True) if probabilities[name] >= least
     ]
     assert set(answer["labels"]) == set(above) == {"low", "high"}
     (row,) = pd.read_csv(tmp_path / "p.csv").to_dict("records")
@@ -134,7 +130,7 @@ def test_bad_input_is_one_line(text: str, flags: tuple[str, ...], message: str, 
 
 
 def test_a_mark_hides_no_label(capsys: pytest.CaptureFixture[str]) -> None:
-    heard = Prediction(Path("both.wav"), None, None, [0.9, 0.1, 0.8], ["high", "middle"], distance=9.0, is_unknown=True)
-    _print_table([heard], ["high", "low", "middle"], 5, is_multilabel=True)
+    row = Row("both.wav", Clip(Path("both.wav")), ["high", "middle"], [0.9, 0.1, 0.8], {"none_of_these": True})
+    _print_table([row], ["high", "low", "middle"], 5, is_multilabel=True)
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("none of these", "high 90.0 %", "middle 80.0 %"))

@@ -1,0 +1,82 @@
+"""A page of recordings to look at and listen to: spectrogram, probabilities of the classes, and events over time."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from common.arrays import Array
+from common.datasets.audio import read_audio
+from common.files import write_atomically
+from common.page import as_json, environment, loudest, picture_uri, sound_uri, spectrogram
+from common.progress import progress_bar
+from own_sounds.timeline import Event, Heard
+
+TEMPLATE = Path(__file__).resolve().with_name("template")
+TILE_S = 60.0
+TILE_COLUMNS = 1200
+OVERVIEW_COLUMNS = 2000
+N_MELS = 96
+EMBEDDED_S = 1200  # of audio in a page; of more, the files are played from where they are
+
+
+def write_page(
+    heard: Sequence[Heard],
+    events: Sequence[Sequence[Event]],
+    class_names: Sequence[str],
+    sample_rate: int,
+    path: Path,
+) -> None:
+    """Write the page of all recordings; sounds are read at the encoder's `sample_rate`. OutputError: it cannot be written."""
+    total_s = sum(float(one.spans[-1, 1] - one.spans[0, 0]) for one in heard)
+    data = []
+    with progress_bar(total=round(total_s), desc="drawing", unit="s") as bar:
+        for one, found in zip(heard, events, strict=True):
+            shown = sorted(one.loudest().tolist())
+            data.append({
+                "name": one.name,
+                "classes": [class_names[place] for place in shown],
+                "spans": one.spans.round(4).ravel().tolist(),
+                "values": _packed(one.probabilities[:, shown]),
+                "unknown": np.flatnonzero(one.is_unknown).tolist(),
+                "events": [event._asdict() for event in found],
+                **_pictures(one, sample_rate, bar.update),
+                **_sound(one, sample_rate, total_s <= EMBEDDED_S, path.parent),
+            })  # fmt: skip
+    page = environment(TEMPLATE).get_template("timeline.html").render(heard=heard, events=events, data=as_json(data))
+    write_atomically(path, page.encode())
+
+
+def _packed(probabilities: Array) -> str:
+    """(W, C) probabilities as bytes, window by window, in base64."""
+    return base64.b64encode(np.round(255 * probabilities).astype(np.uint8).tobytes()).decode()
+
+
+def _pictures(heard: Heard, sample_rate: int, update: Callable[[float], object]) -> dict[str, object]:
+    """The spectrogram as tiles of TILE_S seconds, and one picture of all."""
+    start_s, end_s = float(heard.spans[0, 0]), float(heard.spans[-1, 1])
+    tiles: list[Array] = []
+    for tile_s in np.arange(start_s, end_s, TILE_S):
+        stop_s = min(float(tile_s) + TILE_S, end_s)
+        waveform = read_audio(heard.clip.path, sample_rate, float(tile_s), stop_s)
+        columns = max(1, round(TILE_COLUMNS * (stop_s - float(tile_s)) / TILE_S))
+        tiles.append(spectrogram(waveform, sample_rate, columns, N_MELS).astype(np.float16))
+        update(round(stop_s - float(tile_s)))
+    everything = np.concatenate(tiles, axis=1).astype(np.float32)
+    edges = np.linspace(0, everything.shape[1], min(OVERVIEW_COLUMNS, everything.shape[1]) + 1).astype(int)
+    overview, brightest = np.maximum.reduceat(everything, edges[:-1], axis=1), loudest(everything)
+    uris = [picture_uri(tile.astype(np.float32), brightest) for tile in tiles]
+    return {"tiles": uris, "tile_s": TILE_S, "overview": picture_uri(overview, brightest)}
+
+
+def _sound(heard: Heard, sample_rate: int, is_embedded: bool, folder: Path) -> dict[str, object]:
+    """The address of the sound, and the second of the recording at which it starts."""
+    path, start_s, end_s = heard.clip.path, float(heard.spans[0, 0]), float(heard.spans[-1, 1])
+    if is_embedded:
+        return {"sound": sound_uri(read_audio(path, sample_rate, start_s, end_s), sample_rate), "sound_s": start_s}
+    return {"sound": quote(Path(os.path.relpath(path, folder)).as_posix()), "sound_s": 0.0}
