@@ -18,10 +18,10 @@ from sklearn.metrics import DetCurveDisplay
 
 from common.arrays import Array
 from common.datasets import Metric, Task
+from common.evaluation.load_features import FeaturesRecord
 from common.evaluation.record import (
     CalibrationRecord,
     EfficiencyRecord,
-    FeaturesRecord,
     FewShotRecord,
     FitRecord,
     HeadRecord,

@@ -10,13 +10,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, computed_field
+from pydantic import BaseModel, BeforeValidator, computed_field
 
 from common.config import FitConfig
 from common.datasets import DivisionKind, Metric
-from common.encoder_name import EncoderKind
 from common.errors import UserError
-from common.features import Counts, FeatureSet
+from common.evaluation.load_features import EncoderRecord, FeaturesRecord
 from common.files import read_record, spreadsheet_cell, write_csv, write_json
 from common.heads import HEADS, HeadKind, Recipe, head_title, recipe_for
 
@@ -31,16 +30,13 @@ class RecordError(UserError):
     """A result.json cannot be read."""
 
 
-class Record(BaseModel):
+class Record(BaseModel, frozen=True, ser_json_inf_nan="null"):
     """Base of all records: immutable; NaN is null in JSON."""
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="null")
 
-
-class FitRecord(Record):
+class FitRecord(Record, extra="allow"):
     """One split and seed. Scores (``accuracy``, ``macro_f1``, ...) are extra fields."""
 
-    model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Score]
 
     split: str
@@ -295,13 +291,12 @@ class ProtocolRecord(Record):
         return max(self.heads, key=lambda kind: self.heads[kind].score)
 
 
-class ConfigRecord(FitConfig):
+class ConfigRecord(FitConfig, extra="allow"):
     """The effective configuration of a run, its recipes in numbers, and as extra fields the task's flags.
 
     The numbers count: a later version may change what a recipe's name stands for.
     """
 
-    model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, str | bool]
 
     recipe_linear: Recipe
@@ -316,67 +311,6 @@ class ConfigRecord(FitConfig):
     @property
     def options(self) -> dict[str, str | bool]:
         return self.__pydantic_extra__
-
-
-class EncoderRecord(Record):
-    """The encoder of some features, as far as their file says; see `common.encoder.EncoderInfo`."""
-
-    kind: EncoderKind | None = None
-    encoder: str | None = None
-    checkpoint: str | None = None
-    release: str = "unknown"
-    condition: str | None = None
-    padding: str | None = None
-    precision: str | None = None
-    parameters: int | None = None
-    layer: str | None = None
-    pool: str | None = None
-
-    @property
-    def is_untrained(self) -> bool:
-        """Whether it is AudioSep with random weights."""
-        return self.kind is EncoderKind.UNTRAINED
-
-    @property
-    def title(self) -> str:
-        if self.kind is None:
-            return "unknown encoder"
-        if self.kind is EncoderKind.LOGMEL:
-            return "log-mel statistics"
-        if self.kind is EncoderKind.ELSEWHERE:
-            return f"embeddings from elsewhere ({self.encoder})"
-        if self.kind.is_plug_in:
-            is_default = self.layer in ("scene", "last_hidden_state") and self.pool in ("", "mean")
-            return f"{self.encoder}" if is_default else f"{self.encoder}, {self.layer} {self.pool}".strip()
-        weights = self.release if self.release != "unknown" else _short(self.checkpoint or "")
-        name = f"untrained AudioSep ({self.checkpoint})" if self.is_untrained else f"AudioSep ({weights})"
-        values = (self.layer, self.pool, self.condition, self.precision)
-        usual = ("encoder_block6", "mean", "none", "fp32")
-        settings = [_short(value) for value in values if value and value not in usual]
-        return ", ".join([name, *settings, *["official padding"] * (self.padding == "official")])
-
-
-def _short(identity: str) -> str:
-    return identity.removeprefix("sha256:")[:12] if identity.startswith("sha256:") else identity
-
-
-class FeaturesRecord(EncoderRecord):
-    """The features of a run; the rest of their provenance are extra fields."""
-
-    model_config = ConfigDict(extra="allow")
-
-    file: str  # path or paths
-    sha256: str  # of all files
-    clips: int  # fitted and scored, as are `class_names`
-    class_names: list[str]
-    width: int  # numbers per clip
-    dataset: str | None = None
-    counts: Counts = Counts()
-
-    @classmethod
-    def of(cls, features: FeatureSet, file: str, sha256: str) -> FeaturesRecord:
-        shown = {"clips": len(features), "class_names": features.class_names, "width": features.features.shape[1]}
-        return cls.model_validate({**features.provenance, "file": file, "sha256": sha256, **shown})
 
 
 class RunRecord(Record):

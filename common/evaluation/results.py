@@ -14,19 +14,11 @@ import torch
 from common.config import ConfigError, FigureFormat, FitConfig, ProtocolName
 from common.datasets import DivisionKind, Prepared, Task
 from common.encoder.device import describe_cpu
-from common.evaluation.load_features import FeatureSource, load_controls, load_features
+from common.evaluation.load_features import EncoderRecord, FeatureSource, FeaturesRecord, load_controls, load_features
 from common.evaluation.plots import figures_of
 from common.evaluation.predictions import prefix_of, save_predictions
 from common.evaluation.protocol import PROTOCOLS, plan_fits, run_protocol
-from common.evaluation.record import (
-    RESULT_FILE,
-    ConfigRecord,
-    EncoderRecord,
-    FeaturesRecord,
-    ProtocolRecord,
-    RecordError,
-    RunRecord,
-)
+from common.evaluation.record import RESULT_FILE, ConfigRecord, ProtocolRecord, RecordError, RunRecord
 from common.evaluation.text import as_result_md, print_scores
 from common.features import FeatureSet
 from common.files import (
@@ -119,7 +111,7 @@ def _fit_and_save(
     record = RunRecord(
         task=task.name,
         config=config,
-        features=FeaturesRecord.of(features, source.files, source.sha256),
+        features=FeaturesRecord.of(features, source),
         protocols=protocols,
         controls={name: EncoderRecord.model_validate(other.provenance) for name, other in controls.items()},
         files=files,

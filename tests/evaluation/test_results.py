@@ -18,13 +18,13 @@ from matplotlib.image import imread
 from common.arrays import Array
 from common.datasets import DivisionKind
 from common.evaluation import plots
+from common.evaluation.load_features import FeaturesRecord
 from common.evaluation.outcomes import Outcome
 from common.evaluation.plots import FEW, MANY, plot_confusion, plot_curves, plot_learning_curves, plot_per_class
 from common.evaluation.predictions import Predictions, save_predictions
 from common.evaluation.record import (
     ConfigRecord,
     EfficiencyRecord,
-    FeaturesRecord,
     MeanRecord,
     ProtocolIdentity,
     ProtocolRecord,
