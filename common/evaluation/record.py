@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, computed_field
 
@@ -16,7 +15,7 @@ from common.config import FitConfig
 from common.datasets import DivisionKind, Metric
 from common.errors import UserError
 from common.evaluation.load_features import EncoderRecord, FeaturesRecord
-from common.files import read_record, spreadsheet_cell, write_csv, write_json
+from common.files import read_record
 from common.heads import HEADS, HeadKind, Recipe, head_title, recipe_for
 
 Interval = tuple[float, float]
@@ -56,13 +55,6 @@ class FitRecord(Record, extra="allow"):
     @property
     def scores(self) -> dict[str, float]:
         return self.__pydantic_extra__
-
-    @property
-    def cells(self) -> dict[str, object]:
-        """The single values, in the order of result.csv's columns."""
-        identity = self.model_dump(include={"split", "seed", "n_train", "n_test"})
-        values = {**identity, **self.scores, **self.model_dump(exclude_unset=True)}
-        return {key: value for key, value in values.items() if not isinstance(value, list)}
 
 
 class PerClass(Record):
@@ -110,8 +102,7 @@ class ReliabilityBin(Record):
 class CalibrationRecord(Record):
     """Calibration of a head's probabilities, for the first seed."""
 
-    # Divisor of the kept head's logits. None: with several labels a clip, a slope and a bias for every class.
-    temperature: float | None
+    temperature: float | None  # divisor of the kept head's logits; None with several labels a clip: see `Scale`
     fitted_on: str  # rows that set it, never those it is measured on
     error_before: float  # expected calibration error without it
     error_after: float  # and with it
@@ -121,10 +112,8 @@ class CalibrationRecord(Record):
 
 
 class NoneOfTheseRecord(Record):
-    """How often a clip of a known class is marked "none of these", for the first seed.
-
-    With folds, every fold is measured against the others; the kept head is fitted on all clips, so its rate is slightly lower.
-    """
+    """How often a clip of a known class is marked "none of these", for the first seed; slightly less often by the kept head,
+    which with folds is fitted on all clips."""
 
     asked: float  # false-alarm rate that the threshold was set for
     measured: float  # share of test clips beyond the threshold
@@ -231,8 +220,7 @@ class ScoreKind(StrEnum):
     MAJORITY = "majority_class"
 
 
-@dataclass(frozen=True)
-class ScoredRow:
+class ScoredRow(NamedTuple):
     """One row of a protocol's scores."""
 
     kind: ScoreKind
@@ -292,10 +280,8 @@ class ProtocolRecord(Record):
 
 
 class ConfigRecord(FitConfig, extra="allow"):
-    """The effective configuration of a run, its recipes in numbers, and as extra fields the task's flags.
-
-    The numbers count: a later version may change what a recipe's name stands for.
-    """
+    """The effective configuration of a run, its recipes in numbers (a later version may change what a recipe's name stands
+    for), and as extra fields the task's flags."""
 
     __pydantic_extra__: dict[str, str | bool]
 
@@ -331,19 +317,6 @@ class RunRecord(Record):
     created: str  # UTC
     versions: dict[str, str]
     cpu: str = "unknown"  # model and instructions
-
-    def save(self, folder: Path) -> None:
-        """Write result.json, and result.csv with one row per protocol, head, split and seed."""
-        rows = [
-            {"protocol": protocol.kind.value, "head": row.name, **fit.cells}
-            for protocol in self.protocols.values()
-            for row in protocol.rows()
-            for fit in row.scores.splits
-        ]
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        cells = [[spreadsheet_cell(row.get(name)) for name in columns] for row in rows]
-        write_csv(folder / "result.csv", [columns, *cells])
-        write_json(folder / RESULT_FILE, self.model_dump_json(exclude_unset=True))
 
     @classmethod
     def load(cls, path: Path) -> RunRecord:

@@ -28,7 +28,10 @@ from common.files import (
     refuse_unwritable,
     remove_leftovers,
     sha256_of,
+    spreadsheet_cell,
     write_atomically,
+    write_csv,
+    write_json,
 )
 from common.heads import recipe_for
 
@@ -39,15 +42,9 @@ NOT_DECISIVE = {"features", "encoder", "output_dir", "markdown", "figure_format"
 def classify(
     task: Task, config: FitConfig, options: Mapping[str, str | bool], device: torch.device, overwrite: bool
 ) -> RunRecord:
-    """Fit and score both heads by the task's protocol; print the scores, write every file, return the record. UserError says
-    what is wrong.
-
-    A finished run of the same features and settings is printed again instead.
-
-    Args:
-        options: values of the task's flags.
-        overwrite: whether results of another run may be replaced.
-    """
+    """Fit and score both heads by the task's protocol, with the values `options` of its flags; print the scores, write every
+    file, return the record. A finished run of the same features and settings is printed again instead; that of others is
+    replaced with `overwrite`. UserError says what is wrong."""
     if config.random_seed + config.seeds > 2**32:
         raise ConfigError(f"--seeds {config.seeds} starting at seed {config.random_seed} exceeds 4294967295")
     if config.whiten_eps is not None and recipe_for("linear", config).scaler != "whiten":
@@ -121,7 +118,7 @@ def _fit_and_save(
         versions={"python": platform.python_version(), **packages},
         cpu=describe_cpu(),
     )
-    record.save(folder)
+    save_record(record, folder)
     return record
 
 
@@ -144,8 +141,27 @@ def _with_figures(task: Task, record: RunRecord, figure_format: FigureFormat, fo
     if files != record.files:
         print(f"figures drawn as {figure_format}")
         record = record.model_copy(update={"files": files})
-        record.save(folder)
+        save_record(record, folder)
     return record
+
+
+def save_record(record: RunRecord, folder: Path) -> None:
+    """Write result.json, and result.csv with one row per protocol, head, split and seed."""
+    fits = [
+        (protocol.kind.value, row.name, fit)
+        for protocol in record.protocols.values()
+        for row in protocol.rows()
+        for fit in row.scores.splits
+    ]
+    rows = []
+    for kind, head, fit in fits:
+        identity = fit.model_dump(include={"split", "seed", "n_train", "n_test"})
+        values = {"protocol": kind, "head": head, **identity, **fit.scores, **fit.model_dump(exclude_unset=True)}
+        rows.append({key: value for key, value in values.items() if not isinstance(value, list)})
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[spreadsheet_cell(row.get(name)) for name in columns] for row in rows]
+    write_csv(folder / "result.csv", [columns, *cells])
+    write_json(folder / RESULT_FILE, record.model_dump_json(exclude_unset=True))
 
 
 def earlier_record(
