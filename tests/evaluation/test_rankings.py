@@ -279,7 +279,7 @@ def test_a_side_without_any_label_is_refused(features: FeatureSet) -> None:
     with pytest.raises(SplitError, match="no clip of the test side of the given train and test split has a label"):
         make_splits(Prepared(split, is_official=False))
     folds = torch.tensor([row % 4 for row in range(len(features))])
-    with pytest.raises(SplitError, match="no clip of fold 0 has a label"):
+    with pytest.raises(SplitError, match="no clip of the test side of fold 0 has a label"):
         make_splits(Prepared(replace(split, splits=None, folds=folds), is_official=False))
 
 
