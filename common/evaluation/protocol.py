@@ -139,13 +139,8 @@ def run_protocol(
     task: Task | None = None,
     controls: Mapping[str, FeatureSet] | None = None,
 ) -> ProtocolRun:
-    """Fit and score everything by one protocol.
-
-    Args:
-        name: as for `plan_fits`, as are errors.
-        task: for its name, and its additional scores.
-        controls: name -> other features of the same rows.
-    """
+    """Fit and score everything by one protocol, also other features of the same rows, `controls`, by their names. The task is
+    for its name and its additional scores; errors as of `plan_fits`."""
     features, fitter = prepared.features, HeadFitter(config, device)
     plan = plan_fits(name, prepared, config.train_test_split, seeds_of(config))
     fits = _Fits(features, plan.jobs, fitter, task.scores if task else None)
