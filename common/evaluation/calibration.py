@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
+from sklearn.metrics import f1_score
 
 from common.arrays import Array
 from common.evaluation.outcomes import HeadFitter
@@ -269,11 +270,10 @@ def measure_label_sets(held_out: HeldOut[Unseen], scale: Scale) -> LabelSets | N
     predicted = np.concatenate([part.logits >= thresholds_of(Unseen.join(source)) for part, source in held_out.pairs])
     classes = per_class(tested.labels, predicted, predicted.shape[1])
     truth = tested.labels.astype(int)
-    hits = int((tested.labels & predicted).sum())
     return LabelSets(
         thresholds=expit(scale.slopes * thresholds_of(Unseen.join(held_out.for_kept_head)) + scale.biases).tolist(),
         fitted_on=held_out.source_name,
-        micro_f1=2 * hits / max(1, int(predicted.sum()) + int(truth.sum())),
+        micro_f1=float(f1_score(tested.labels, predicted, average="micro", zero_division=0)),
         macro_f1=float(np.mean([value for value, count in zip(classes.f1, classes.clips, strict=True) if count])),
         per_class=classes,
         confusion=(truth.T @ predicted.astype(int)).tolist(),
