@@ -21,9 +21,8 @@ class FeatureSource:
     """Where features come from."""
 
     path: Path  # the file, or the folder of several, for error messages
-    # files, sha256: path or paths, and the checksum of all
-    files: str
-    sha256: str
+    files: str  # path or paths
+    sha256: str  # of all of them
 
 
 class EncoderRecord(BaseModel, frozen=True):
