@@ -112,16 +112,19 @@ def heads_to_keep(
     kept = {}
     for kind, heads in chosen.items():
         unseen = _unseen_by(kind, heads[:n_splits], features, first, fitter)
-        scale = Scale.fitted(unseen.for_kept_head) if unseen.for_kept_head else Scale()
-        measured: dict[str, Record | None] = {"calibration": calibrate(unseen, scale), "none_of_these": none_of_these}
         final, n_classes = _final_head(kind, features, heads[:n_splits], fitter), len(features.class_names)
         head = TrainedHead(kind, final.module, final.scaler, features.class_names, features.provenance, known=known)
+        measured: dict[str, Record | None] = {"calibration": None, "none_of_these": none_of_these}
+        scale, thresholds = Scale(), [0.5] * n_classes
+        if unseen.for_kept_head:
+            scale = Scale.fitted(unseen.for_kept_head)
+            measured["calibration"] = calibrate(unseen, scale)
+            if features.is_multilabel:
+                measured["label_sets"] = label_sets = measure_label_sets(unseen, scale)
+                thresholds = label_sets.thresholds
         if features.is_multilabel:
             slopes, biases = (np.broadcast_to(part, n_classes).tolist() for part in (scale.slopes, scale.biases))
-            rule = LabelRule(slopes, biases, [0.5] * n_classes)
-            if (label_sets := measure_label_sets(unseen, scale)) is not None:
-                measured["label_sets"], rule = label_sets, replace(rule, thresholds=label_sets.thresholds)
-            kept[kind] = replace(head, rule=rule), measured
+            kept[kind] = replace(head, rule=LabelRule(slopes, biases, thresholds)), measured
         else:
             kept[kind] = replace(head, temperature=1 / float(scale.slopes)), measured
     return kept
@@ -182,11 +185,8 @@ def _measure_none_of_these(held_out: HeldOut[Array]) -> NoneOfTheseRecord | None
     )
 
 
-def calibrate(held_out: HeldOut[Unseen], scale: Scale) -> CalibrationRecord | None:
-    """A head's calibration before and after scaling of its logits, and the temperature in the kept head's `scale`; None if no
-    rows can set a scale."""
-    if not held_out.for_kept_head:
-        return None
+def calibrate(held_out: HeldOut[Unseen], scale: Scale) -> CalibrationRecord:
+    """A head's calibration before and after scaling of its logits, and the temperature in the kept head's `scale`."""
     tested = Unseen.join(held_out.tested)
     calibrated = np.concatenate([part.probabilities(Scale.fitted(source)) for part, source in held_out.pairs])
     before, after = (reliability(values, tested.labels) for values in (tested.probabilities(Scale()), calibrated))
@@ -261,11 +261,9 @@ def expected_error(bins: Sequence[ReliabilityBin]) -> float:
     return sum(part.clips * abs(part.confidence - part.accuracy) for part in bins) / clips
 
 
-def measure_label_sets(held_out: HeldOut[Unseen], scale: Scale) -> LabelSets | None:
+def measure_label_sets(held_out: HeldOut[Unseen], scale: Scale) -> LabelSets:
     """What is predicted by thresholds that held-out rows set, and the thresholds of the kept head, whose logits `scale`
-    calibrates; None if no rows can set them."""
-    if not held_out.for_kept_head:
-        return None
+    calibrates."""
     tested = Unseen.join(held_out.tested)
     predicted = np.concatenate([part.logits >= thresholds_of(Unseen.join(source)) for part, source in held_out.pairs])
     classes = per_class(tested.labels, predicted, predicted.shape[1])
