@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import get_args
 
 import numpy as np
 import torch
@@ -31,7 +30,6 @@ from common.evaluation.splits import class_counts, make_splits, random_split, wi
 from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Split, TrainedHead, recipe_for
 
-PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 VERSION = 1  # raised when the same settings give different scores
 
 

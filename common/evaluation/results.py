@@ -17,7 +17,7 @@ from common.encoder.device import describe_cpu
 from common.evaluation.load_features import EncoderRecord, FeatureSource, FeaturesRecord, load_controls, load_features
 from common.evaluation.plots import figures_of
 from common.evaluation.predictions import prefix_of, save_predictions
-from common.evaluation.protocol import PROTOCOLS, plan_fits, run_protocol
+from common.evaluation.protocol import plan_fits, run_protocol
 from common.evaluation.record import RESULT_FILE, ConfigRecord, ProtocolRecord, RecordError, RunRecord
 from common.evaluation.text import as_result_md, print_scores
 from common.features import FeatureSet
@@ -75,7 +75,7 @@ def classify(
 
 
 def _protocols(config: FitConfig) -> tuple[ProtocolName, ...]:
-    return PROTOCOLS if config.protocol == "both" else (config.protocol,)
+    return ("official", "random") if config.protocol == "both" else (config.protocol,)
 
 
 def _fit_and_save(
