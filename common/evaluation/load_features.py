@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from common.config import ConfigError, FitConfig
 from common.datasets import Division, Prepared, Task
 from common.encoder_name import EncoderKind, EncoderName
-from common.features import FeatureFileError, FeatureSet, checksum_of_features
+from common.features import Counts, FeatureFileError, FeatureSet, checksum_of_features
 from common.heads import check_fittable
 
 
@@ -76,6 +76,7 @@ class FeaturesRecord(EncoderRecord, extra="allow"):
     class_names: list[str]
     width: int  # numbers per clip
     dataset: str | None = None
+    counts: Counts = Counts()
 
     @classmethod
     def of(cls, features: FeatureSet, source: FeatureSource) -> FeaturesRecord:
