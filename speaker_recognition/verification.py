@@ -56,8 +56,10 @@ def verify(task: Task, subset: str, others: Task, config: FitConfig, overwrite: 
     if not overwrite and record_path.exists():
         _refuse_other_results(record_path, settings)
     pairs, same = make_trials(features, config.random_seed)
-    embeddings = transformed(features.features.double().numpy(), statistics)
-    similarities = {name: cosine(values, pairs) for name, values in embeddings.items()}
+    similarities = {}
+    for name, values in transformed(features.features.double().numpy(), statistics).items():
+        unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+        similarities[name] = np.einsum("nd,nd->n", unit[pairs[:, 0]], unit[pairs[:, 1]])
     speakers = features.labels.numpy()[pairs]
     counts = {
         "speakers": len(features.class_names),
@@ -205,10 +207,3 @@ def transformed(embeddings: Array, statistics: FeatureSet) -> dict[str, Array]:
     eigenvalues, eigenvectors = np.linalg.eigh(LedoitWolf().fit(scaler.transform(reference)).covariance_)
     whitened = standardised @ eigenvectors / np.sqrt(eigenvalues)
     return {"raw": embeddings, "standardised": standardised, "whitened": whitened}
-
-
-def cosine(embeddings: Array, pairs: Array) -> Array:
-    """(N,) cosine similarities of pairs (N, 2) of rows."""
-    unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-    similarity: Array = np.einsum("nd,nd->n", unit[pairs[:, 0]], unit[pairs[:, 1]])
-    return similarity

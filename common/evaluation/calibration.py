@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
+from sklearn.metrics import f1_score
 
 from common.arrays import Array
 from common.evaluation.outcomes import HeadFitter
@@ -111,19 +112,23 @@ def heads_to_keep(
     kept = {}
     for kind, heads in chosen.items():
         unseen = _unseen_by(kind, heads[:n_splits], features, first, fitter)
-        scale = Scale.fitted(unseen.for_kept_head) if unseen.for_kept_head else Scale()
-        measured: dict[str, Record | None] = {"calibration": calibrate(unseen, scale), "none_of_these": none_of_these}
         final, n_classes = _final_head(kind, features, heads[:n_splits], fitter), len(features.class_names)
         head = TrainedHead(kind, final.module, final.scaler, features.class_names, features.provenance, known=known)
+        measured: dict[str, Record | None] = {"calibration": None, "none_of_these": none_of_these}
+        scale = Scale()
+        if unseen.for_kept_head:
+            scale = Scale.fitted(unseen.for_kept_head)
+            measured["calibration"] = calibrate(unseen, scale)
+            if features.is_multilabel:
+                measured["label_sets"] = label_sets = measure_label_sets(unseen, scale)
+                head = replace(head, thresholds=label_sets.thresholds)
+            else:
+                head = replace(head, thresholds=class_thresholds(Unseen.join(unseen.for_kept_head), scale))
         if features.is_multilabel:
             slopes, biases = (np.broadcast_to(part, n_classes).tolist() for part in (scale.slopes, scale.biases))
             head = replace(head, scaling=PlattScaling(slopes, biases))
-            if (label_sets := measure_label_sets(unseen, scale)) is not None:
-                measured["label_sets"], head = label_sets, replace(head, thresholds=label_sets.thresholds)
         else:
             head = replace(head, temperature=1 / float(scale.slopes))
-            if unseen.for_kept_head:
-                head = replace(head, thresholds=class_thresholds(Unseen.join(unseen.for_kept_head), scale))
         kept[kind] = head, measured
     return kept
 
@@ -183,11 +188,8 @@ def _measure_none_of_these(held_out: HeldOut[Array]) -> NoneOfTheseRecord | None
     )
 
 
-def calibrate(held_out: HeldOut[Unseen], scale: Scale) -> CalibrationRecord | None:
-    """A head's calibration before and after scaling of its logits, and the temperature in the kept head's `scale`; None if no
-    rows can set a scale."""
-    if not held_out.for_kept_head:
-        return None
+def calibrate(held_out: HeldOut[Unseen], scale: Scale) -> CalibrationRecord:
+    """A head's calibration before and after scaling of its logits, and the temperature in the kept head's `scale`."""
     tested = Unseen.join(held_out.tested)
     calibrated = np.concatenate([part.probabilities(Scale.fitted(source)) for part, source in held_out.pairs])
     before, after = (reliability(values, tested.labels) for values in (tested.probabilities(Scale()), calibrated))
@@ -262,20 +264,17 @@ def expected_error(bins: Sequence[ReliabilityBin]) -> float:
     return sum(part.clips * abs(part.confidence - part.accuracy) for part in bins) / clips
 
 
-def measure_label_sets(held_out: HeldOut[Unseen], scale: Scale) -> LabelSets | None:
+def measure_label_sets(held_out: HeldOut[Unseen], scale: Scale) -> LabelSets:
     """What is predicted by thresholds that held-out rows set, and the thresholds of the kept head, whose logits `scale`
-    calibrates; None if no rows can set them."""
-    if not held_out.for_kept_head:
-        return None
+    calibrates."""
     tested = Unseen.join(held_out.tested)
     predicted = np.concatenate([part.logits >= thresholds_of(Unseen.join(source)) for part, source in held_out.pairs])
     classes = per_class(tested.labels, predicted, predicted.shape[1])
     truth = tested.labels.astype(int)
-    hits = int((tested.labels & predicted).sum())
     return LabelSets(
         thresholds=expit(scale.slopes * thresholds_of(Unseen.join(held_out.for_kept_head)) + scale.biases).tolist(),
         fitted_on=held_out.source_name,
-        micro_f1=2 * hits / max(1, int(predicted.sum()) + int(truth.sum())),
+        micro_f1=float(f1_score(tested.labels, predicted, average="micro", zero_division=0)),
         macro_f1=float(np.mean([value for value, count in zip(classes.f1, classes.clips, strict=True) if count])),
         per_class=classes,
         confusion=(truth.T @ predicted.astype(int)).tolist(),

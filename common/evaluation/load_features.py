@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from common.config import ConfigError, FitConfig
 from common.datasets import Division, Prepared, Task
 from common.encoder_name import EncoderKind, EncoderName
-from common.features import FeatureFileError, FeatureSet, checksum_of_features
+from common.features import Counts, FeatureFileError, FeatureSet, checksum_of_features
 from common.heads import check_fittable
 
 
@@ -19,9 +21,67 @@ class FeatureSource:
     """Where features come from."""
 
     path: Path  # the file, or the folder of several, for error messages
-    # files, sha256: path or paths, and the checksum of all
-    files: str
-    sha256: str
+    files: str  # path or paths
+    sha256: str  # of all of them
+
+
+class EncoderRecord(BaseModel, frozen=True):
+    """The encoder of some features, as far as their file says; see `common.encoder.EncoderInfo`."""
+
+    kind: EncoderKind | None = None
+    encoder: str | None = None
+    checkpoint: str | None = None
+    release: str = "unknown"
+    condition: str | None = None
+    padding: str | None = None
+    precision: str | None = None
+    parameters: int | None = None
+    layer: str | None = None
+    pool: str | None = None
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether it is AudioSep with random weights."""
+        return self.kind is EncoderKind.UNTRAINED
+
+    @property
+    def title(self) -> str:
+        if self.kind is None:
+            return "unknown encoder"
+        if self.kind is EncoderKind.LOGMEL:
+            return "log-mel statistics"
+        if self.kind is EncoderKind.ELSEWHERE:
+            return f"embeddings from elsewhere ({self.encoder})"
+        if self.kind.is_plug_in:
+            is_default = self.layer in ("scene", "last_hidden_state") and self.pool in ("", "mean")
+            return f"{self.encoder}" if is_default else f"{self.encoder}, {self.layer} {self.pool}".strip()
+        weights = self.release if self.release != "unknown" else _short(self.checkpoint or "")
+        name = f"untrained AudioSep ({self.checkpoint})" if self.is_untrained else f"AudioSep ({weights})"
+        values = (self.layer, self.pool, self.condition, self.precision)
+        usual = ("encoder_block6", "mean", "none", "fp32")
+        settings = [_short(value) for value in values if value and value not in usual]
+        return ", ".join([name, *settings, *["official padding"] * (self.padding == "official")])
+
+
+def _short(identity: str) -> str:
+    return identity.removeprefix("sha256:")[:12] if identity.startswith("sha256:") else identity
+
+
+class FeaturesRecord(EncoderRecord, extra="allow"):
+    """The features of a run; the rest of their provenance are extra fields."""
+
+    file: str  # path or paths
+    sha256: str  # of all files
+    clips: int  # fitted and scored, as are `class_names`
+    class_names: list[str]
+    width: int  # numbers per clip
+    dataset: str | None = None
+    counts: Counts = Counts()
+
+    @classmethod
+    def of(cls, features: FeatureSet, source: FeatureSource) -> FeaturesRecord:
+        shown = {"clips": len(features), "class_names": features.class_names, "width": features.features.shape[1]}
+        return cls.model_validate({**features.provenance, "file": source.files, "sha256": source.sha256, **shown})
 
 
 def load_features(task: Task, config: FitConfig, options: Mapping[str, str | bool]) -> tuple[Prepared, FeatureSource]:

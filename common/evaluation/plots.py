@@ -12,16 +12,15 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import DetCurveDisplay
 
 from common.arrays import Array
 from common.datasets import Metric, Task
+from common.evaluation.load_features import FeaturesRecord
 from common.evaluation.record import (
     CalibrationRecord,
     EfficiencyRecord,
-    FeaturesRecord,
     FewShotRecord,
     FitRecord,
     HeadRecord,
@@ -59,7 +58,7 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
         pitch_in, font, least, unsaid = 0.115, 5.5, 2.0, "\ntoo many for numbers"
     size = max(5.0, pitch_in * n_classes + 1.5)
     figure, axes = _new_figure(size + 1.5, size + 0.5, title)
-    image = _draw_matrix(axes, share, names, font)
+    _draw_matrix(axes, share, names, font, "% of the true class")
     axes.title.set_fontsize(max(11, 0.6 * size))
     axes.set_ylabel(f"true class{ordered}", fontsize=max(10, 0.5 * size))
     axes.set_xlabel(f"predicted class{ordered}{unsaid}", fontsize=max(10, 0.5 * size))
@@ -67,17 +66,16 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
         colour = "white" if share[row, column] > 0.5 else "black"
         text = f"{100 * share[row, column]:.0f}"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font - 1)
-    figure.colorbar(image, ax=axes, label="% of the true class", fraction=0.04, pad=0.02)
     save_figure(figure, path)
 
 
-def _draw_matrix(axes: Axes, share: Array, names: Sequence[str], font: float) -> AxesImage:
-    """Draw a (C, C) matrix of shares, with a name for every row and column."""
+def _draw_matrix(axes: Axes, share: Array, names: Sequence[str], font: float, quantity: str) -> None:
+    """Draw a (C, C) matrix of shares, with a name for every row and column, and the scale."""
     image = axes.imshow(100 * share, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=font)
     axes.set_yticks(range(len(names)), names, fontsize=font)
     axes.tick_params(length=0)
-    return image
+    axes.figure.colorbar(image, ax=axes, label=quantity, fraction=0.04, pad=0.02)
 
 
 def plot_per_class(per_class: PerClass | RankedClasses, class_names: Sequence[str], title: str, path: Path) -> None:
@@ -94,17 +92,16 @@ def plot_per_class(per_class: PerClass | RankedClasses, class_names: Sequence[st
         title = f"{title}\nthe {half} best and the {half} worst of {len(order)} classes"
         order = np.concatenate([order[:half], order[-half:]])
     figure, axes = _new_figure(7, max(2.5, 0.2 * len(order) + 1.6), title)
-    axes.barh(range(len(order)), 100 * scores[order], color=BLUE, height=0.75)
+    bars = axes.barh(range(len(order)), 100 * scores[order], color=BLUE, height=0.75)
+    # On white: the dashed line would cross it out.
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=7, bbox=box)
     names = [f"{class_names[index].replace('_', ' ')} ({per_class.clips[index]:,.0f})" for index in order]
     axes.set_yticks(range(len(order)), names, fontsize=8)
     average = 100 * np.nanmean(scores)
     label = f"mean of all classes{mean}: {average:.1f}"
     axes.axvline(average, color="black", linewidth=1, linestyle="--", label=label, zorder=0)
     axes.legend(loc="lower right", fontsize=8)
-    for place, value in enumerate(100 * scores[order]):
-        # On white: the dashed line would cross it out.
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-        axes.text(value + 0.7, place, f"{value:.0f}", va="center", fontsize=7, bbox=box)
     axes.set(
         xlim=(0, 106),
         ylim=(len(order) - 0.3, -0.7),
@@ -141,9 +138,9 @@ def plot_label_sets(labels: LabelSets, class_names: Sequence[str], title: str, p
     for axes, counts, what in zip(
         figure.subplots(1, 2), (labels.confusion, labels.co_occurrence), ("predicted", "also present"), strict=True
     ):
-        image = _draw_matrix(axes, (np.array(counts) / clips)[np.ix_(order, order)], names, font)
+        share = (np.array(counts) / clips)[np.ix_(order, order)]
+        _draw_matrix(axes, share, names, font, "% of the clips with the label")
         axes.set(ylabel=f"label of the clip{some}", xlabel=what)
-        figure.colorbar(image, ax=axes, label="% of the clips with the label", fraction=0.04, pad=0.02)
     figure.suptitle(title, fontsize=11)
     save_figure(figure, path)
 

@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import get_args
 
 import numpy as np
 import torch
@@ -31,7 +30,6 @@ from common.evaluation.splits import class_counts, make_splits, random_split, wi
 from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Split, TrainedHead, recipe_for
 
-PROTOCOLS: tuple[ProtocolName, ...] = get_args(ProtocolName)
 VERSION = 1  # raised when the same settings give different scores
 
 
@@ -139,13 +137,8 @@ def run_protocol(
     task: Task | None = None,
     controls: Mapping[str, FeatureSet] | None = None,
 ) -> ProtocolRun:
-    """Fit and score everything by one protocol.
-
-    Args:
-        name: as for `plan_fits`, as are errors.
-        task: for its name, and its additional scores.
-        controls: name -> other features of the same rows.
-    """
+    """Fit and score everything by one protocol, also other features of the same rows, `controls`, by their names. The task is
+    for its name and its additional scores; errors as of `plan_fits`."""
     features, fitter = prepared.features, HeadFitter(config, device)
     plan = plan_fits(name, prepared, config.train_test_split, seeds_of(config))
     fits = _Fits(features, plan.jobs, fitter, task.scores if task else None)

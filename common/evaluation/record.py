@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, computed_field
+from pydantic import BaseModel, BeforeValidator, computed_field
 
 from common.config import FitConfig
 from common.datasets import DivisionKind, Metric
-from common.encoder_name import EncoderKind
 from common.errors import UserError
-from common.features import Counts, FeatureSet
-from common.files import read_record, spreadsheet_cell, write_csv, write_json
+from common.evaluation.load_features import EncoderRecord, FeaturesRecord
+from common.files import read_record
 from common.heads import HEADS, HeadKind, Recipe, head_title, recipe_for
 
 Interval = tuple[float, float]
@@ -31,16 +29,13 @@ class RecordError(UserError):
     """A result.json cannot be read."""
 
 
-class Record(BaseModel):
+class Record(BaseModel, frozen=True, ser_json_inf_nan="null"):
     """Base of all records: immutable; NaN is null in JSON."""
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="null")
 
-
-class FitRecord(Record):
+class FitRecord(Record, extra="allow"):
     """One split and seed. Scores (``accuracy``, ``macro_f1``, ...) are extra fields."""
 
-    model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Score]
 
     split: str
@@ -60,13 +55,6 @@ class FitRecord(Record):
     @property
     def scores(self) -> dict[str, float]:
         return self.__pydantic_extra__
-
-    @property
-    def cells(self) -> dict[str, object]:
-        """The single values, in the order of result.csv's columns."""
-        identity = self.model_dump(include={"split", "seed", "n_train", "n_test"})
-        values = {**identity, **self.scores, **self.model_dump(exclude_unset=True)}
-        return {key: value for key, value in values.items() if not isinstance(value, list)}
 
 
 class PerClass(Record):
@@ -114,8 +102,7 @@ class ReliabilityBin(Record):
 class CalibrationRecord(Record):
     """Calibration of a head's probabilities, for the first seed."""
 
-    # Divisor of the kept head's logits. None: with several labels a clip, a slope and a bias for every class.
-    temperature: float | None
+    temperature: float | None  # divisor of the kept head's logits; None with several labels a clip: see `Scale`
     fitted_on: str  # rows that set it, never those it is measured on
     error_before: float  # expected calibration error without it
     error_after: float  # and with it
@@ -125,10 +112,8 @@ class CalibrationRecord(Record):
 
 
 class NoneOfTheseRecord(Record):
-    """How often a clip of a known class is marked "none of these", for the first seed.
-
-    With folds, every fold is measured against the others; the kept head is fitted on all clips, so its rate is slightly lower.
-    """
+    """How often a clip of a known class is marked "none of these", for the first seed; slightly less often by the kept head,
+    which with folds is fitted on all clips."""
 
     asked: float  # false-alarm rate that the threshold was set for
     measured: float  # share of test clips beyond the threshold
@@ -235,8 +220,7 @@ class ScoreKind(StrEnum):
     MAJORITY = "majority_class"
 
 
-@dataclass(frozen=True)
-class ScoredRow:
+class ScoredRow(NamedTuple):
     """One row of a protocol's scores."""
 
     kind: ScoreKind
@@ -295,13 +279,10 @@ class ProtocolRecord(Record):
         return max(self.heads, key=lambda kind: self.heads[kind].score)
 
 
-class ConfigRecord(FitConfig):
-    """The effective configuration of a run, its recipes in numbers, and as extra fields the task's flags.
+class ConfigRecord(FitConfig, extra="allow"):
+    """The effective configuration of a run, its recipes in numbers (a later version may change what a recipe's name stands
+    for), and as extra fields the task's flags."""
 
-    The numbers count: a later version may change what a recipe's name stands for.
-    """
-
-    model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, str | bool]
 
     recipe_linear: Recipe
@@ -316,67 +297,6 @@ class ConfigRecord(FitConfig):
     @property
     def options(self) -> dict[str, str | bool]:
         return self.__pydantic_extra__
-
-
-class EncoderRecord(Record):
-    """The encoder of some features, as far as their file says; see `common.encoder.EncoderInfo`."""
-
-    kind: EncoderKind | None = None
-    encoder: str | None = None
-    checkpoint: str | None = None
-    release: str = "unknown"
-    condition: str | None = None
-    padding: str | None = None
-    precision: str | None = None
-    parameters: int | None = None
-    layer: str | None = None
-    pool: str | None = None
-
-    @property
-    def is_untrained(self) -> bool:
-        """Whether it is AudioSep with random weights."""
-        return self.kind is EncoderKind.UNTRAINED
-
-    @property
-    def title(self) -> str:
-        if self.kind is None:
-            return "unknown encoder"
-        if self.kind is EncoderKind.LOGMEL:
-            return "log-mel statistics"
-        if self.kind is EncoderKind.ELSEWHERE:
-            return f"embeddings from elsewhere ({self.encoder})"
-        if self.kind.is_plug_in:
-            is_default = self.layer in ("scene", "last_hidden_state") and self.pool in ("", "mean")
-            return f"{self.encoder}" if is_default else f"{self.encoder}, {self.layer} {self.pool}".strip()
-        weights = self.release if self.release != "unknown" else _short(self.checkpoint or "")
-        name = f"untrained AudioSep ({self.checkpoint})" if self.is_untrained else f"AudioSep ({weights})"
-        values = (self.layer, self.pool, self.condition, self.precision)
-        usual = ("encoder_block6", "mean", "none", "fp32")
-        settings = [_short(value) for value in values if value and value not in usual]
-        return ", ".join([name, *settings, *["official padding"] * (self.padding == "official")])
-
-
-def _short(identity: str) -> str:
-    return identity.removeprefix("sha256:")[:12] if identity.startswith("sha256:") else identity
-
-
-class FeaturesRecord(EncoderRecord):
-    """The features of a run; the rest of their provenance are extra fields."""
-
-    model_config = ConfigDict(extra="allow")
-
-    file: str  # path or paths
-    sha256: str  # of all files
-    clips: int  # fitted and scored, as are `class_names`
-    class_names: list[str]
-    width: int  # numbers per clip
-    dataset: str | None = None
-    counts: Counts = Counts()
-
-    @classmethod
-    def of(cls, features: FeatureSet, file: str, sha256: str) -> FeaturesRecord:
-        shown = {"clips": len(features), "class_names": features.class_names, "width": features.features.shape[1]}
-        return cls.model_validate({**features.provenance, "file": file, "sha256": sha256, **shown})
 
 
 class RunRecord(Record):
@@ -397,19 +317,6 @@ class RunRecord(Record):
     created: str  # UTC
     versions: dict[str, str]
     cpu: str = "unknown"  # model and instructions
-
-    def save(self, folder: Path) -> None:
-        """Write result.json, and result.csv with one row per protocol, head, split and seed."""
-        rows = [
-            {"protocol": protocol.kind.value, "head": row.name, **fit.cells}
-            for protocol in self.protocols.values()
-            for row in protocol.rows()
-            for fit in row.scores.splits
-        ]
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        cells = [[spreadsheet_cell(row.get(name)) for name in columns] for row in rows]
-        write_csv(folder / "result.csv", [columns, *cells])
-        write_json(folder / RESULT_FILE, self.model_dump_json(exclude_unset=True))
 
     @classmethod
     def load(cls, path: Path) -> RunRecord:

@@ -14,19 +14,11 @@ import torch
 from common.config import ConfigError, FigureFormat, FitConfig, ProtocolName
 from common.datasets import DivisionKind, Prepared, Task
 from common.encoder.device import describe_cpu
-from common.evaluation.load_features import FeatureSource, load_controls, load_features
+from common.evaluation.load_features import EncoderRecord, FeatureSource, FeaturesRecord, load_controls, load_features
 from common.evaluation.plots import figures_of
 from common.evaluation.predictions import prefix_of, save_predictions
-from common.evaluation.protocol import PROTOCOLS, plan_fits, run_protocol
-from common.evaluation.record import (
-    RESULT_FILE,
-    ConfigRecord,
-    EncoderRecord,
-    FeaturesRecord,
-    ProtocolRecord,
-    RecordError,
-    RunRecord,
-)
+from common.evaluation.protocol import plan_fits, run_protocol
+from common.evaluation.record import RESULT_FILE, ConfigRecord, ProtocolRecord, RecordError, RunRecord
 from common.evaluation.text import as_result_md, print_scores
 from common.features import FeatureSet
 from common.files import (
@@ -36,7 +28,10 @@ from common.files import (
     refuse_unwritable,
     remove_leftovers,
     sha256_of,
+    spreadsheet_cell,
     write_atomically,
+    write_csv,
+    write_json,
 )
 from common.heads import recipe_for
 
@@ -47,15 +42,9 @@ NOT_DECISIVE = {"features", "encoder", "output_dir", "markdown", "figure_format"
 def classify(
     task: Task, config: FitConfig, options: Mapping[str, str | bool], device: torch.device, overwrite: bool
 ) -> RunRecord:
-    """Fit and score both heads by the task's protocol; print the scores, write every file, return the record. UserError says
-    what is wrong.
-
-    A finished run of the same features and settings is printed again instead.
-
-    Args:
-        options: values of the task's flags.
-        overwrite: whether results of another run may be replaced.
-    """
+    """Fit and score both heads by the task's protocol, with the values `options` of its flags; print the scores, write every
+    file, return the record. A finished run of the same features and settings is printed again instead; that of others is
+    replaced with `overwrite`. UserError says what is wrong."""
     if config.random_seed + config.seeds > 2**32:
         raise ConfigError(f"--seeds {config.seeds} starting at seed {config.random_seed} exceeds 4294967295")
     if config.whiten_eps is not None and recipe_for("linear", config).scaler != "whiten":
@@ -86,7 +75,7 @@ def classify(
 
 
 def _protocols(config: FitConfig) -> tuple[ProtocolName, ...]:
-    return PROTOCOLS if config.protocol == "both" else (config.protocol,)
+    return ("official", "random") if config.protocol == "both" else (config.protocol,)
 
 
 def _fit_and_save(
@@ -119,7 +108,7 @@ def _fit_and_save(
     record = RunRecord(
         task=task.name,
         config=config,
-        features=FeaturesRecord.of(features, source.files, source.sha256),
+        features=FeaturesRecord.of(features, source),
         protocols=protocols,
         controls={name: EncoderRecord.model_validate(other.provenance) for name, other in controls.items()},
         files=files,
@@ -129,7 +118,7 @@ def _fit_and_save(
         versions={"python": platform.python_version(), **packages},
         cpu=describe_cpu(),
     )
-    record.save(folder)
+    save_record(record, folder)
     return record
 
 
@@ -152,8 +141,27 @@ def _with_figures(task: Task, record: RunRecord, figure_format: FigureFormat, fo
     if files != record.files:
         print(f"figures drawn as {figure_format}")
         record = record.model_copy(update={"files": files})
-        record.save(folder)
+        save_record(record, folder)
     return record
+
+
+def save_record(record: RunRecord, folder: Path) -> None:
+    """Write result.json, and result.csv with one row per protocol, head, split and seed."""
+    fits = [
+        (protocol.kind.value, row.name, fit)
+        for protocol in record.protocols.values()
+        for row in protocol.rows()
+        for fit in row.scores.splits
+    ]
+    rows = []
+    for kind, head, fit in fits:
+        identity = fit.model_dump(include={"split", "seed", "n_train", "n_test"})
+        values = {"protocol": kind, "head": head, **identity, **fit.scores, **fit.model_dump(exclude_unset=True)}
+        rows.append({key: value for key, value in values.items() if not isinstance(value, list)})
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[spreadsheet_cell(row.get(name)) for name in columns] for row in rows]
+    write_csv(folder / "result.csv", [columns, *cells])
+    write_json(folder / RESULT_FILE, record.model_dump_json(exclude_unset=True))
 
 
 def earlier_record(

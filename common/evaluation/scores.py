@@ -47,26 +47,6 @@ def per_class(labels: Array, predictions: Array, n_classes: int, n_seeds: int = 
     return PerClass(precision=precision, recall=recall, f1=f1, clips=[count / n_seeds for count in clips])
 
 
-def _is_normal(labels: Array, class_names: Sequence[str]) -> Array:
-    """Whether a clip of ICBHI is not abnormal. By name: where no clip is normal, index 0 is another class."""
-    is_normal: Array = np.array([name == "normal" for name in class_names])[labels]
-    return is_normal
-
-
-def icbhi_scores(labels: Array, predictions: Array, class_names: Sequence[str]) -> dict[str, float]:
-    """Sensitivity, specificity and their mean, the ICBHI score; every class but ``"normal"`` is abnormal.
-
-    As the challenge and the field compute them (such as ``get_score`` of https://github.com/raymin0223/patch-mix):
-    specificity is the share of normal clips classified as normal; sensitivity is the share of abnormal clips classified
-    as exactly their class, so that a crackle classified as a wheeze is a miss. NaN if there is no such clip.
-    """
-    hits, normal = predictions == labels, _is_normal(labels, class_names)
-    specificity = float(hits[normal].mean()) if normal.any() else float("nan")
-    sensitivity = float(hits[~normal].mean()) if (~normal).any() else float("nan")
-    score = (sensitivity + specificity) / 2
-    return {"sensitivity": sensitivity, "specificity": specificity, "icbhi_score": score}
-
-
 def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: MoreScores | None = None) -> HeadRecord:
     """The scores of a head over all splits and seeds; `more_scores` are the task's."""
     labels, class_names = features.labels.numpy(), features.class_names
@@ -83,7 +63,7 @@ def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: M
     truth = labels[np.concatenate([outcome.rows for outcome in outcomes])]
     predictions = np.concatenate([outcome.predictions for outcome in outcomes])
     # Of scores that are means of the accuracies on strata of the clips.
-    strata = {"balanced_accuracy": truth, "icbhi_score": _is_normal(truth, class_names)}
+    strata = {"balanced_accuracy": truth, "icbhi_score": (np.array(class_names) == "normal")[truth]}
     return HeadRecord(
         **dict(means),
         more_intervals={

@@ -40,9 +40,7 @@ def make_splits(prepared: Prepared) -> tuple[list[Split], str]:
         )
     split = Split("test", *(np.flatnonzero(sides == side) for side in ("train", "test", "valid")))
     described = f"{author} train, valid and test split" if len(split.valid) else f"{author} train and test split"
-    _refuse_missing_classes(features, split.train, f"the training side of the {described}")
-    for rows, side in ((split.test, "test"), (split.valid, "validation")):
-        _refuse_without_labels(features, rows, f"the {side} side of the {described}")
+    _refuse_unfair(features, split, f"the {described}")
     return [split], described
 
 
@@ -64,20 +62,20 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
     for words, hold_out in ways:
         try:
             valid = hold_out()
-            _refuse_without_labels(features, valid, "the held-out part")
-        except SplitError:
+            validated = Split(split.name, np.setdiff1d(split.train, valid), split.test, valid)
+            if features.is_multilabel:
+                _refuse_unfair(features, validated, split.name)
+        except ValueError:
             continue
-        return Split(split.name, np.setdiff1d(split.train, valid), split.test, valid), words
+        return validated, words
     return split, "nothing: the last epoch is kept"
 
 
 def _hold_out_fold(features: FeatureSet, split: Split) -> Array:
-    """The rows of the training fold after the tested one."""
+    """The rows of the training fold after the tested one; SplitError if no clip of a class would remain."""
     assert features.folds is not None
     folds = features.folds.numpy()
     present = np.unique(folds[split.train])
-    if len(present) < 2:
-        raise SplitError("a single training fold cannot be spared")
     after = [*present[present > folds[split.test[0]]], present[0]]
     valid: Array = split.train[folds[split.train] == after[0]]
     _refuse_missing_classes(features, np.setdiff1d(split.train, valid), "what is left for training")
@@ -85,27 +83,21 @@ def _hold_out_fold(features: FeatureSet, split: Split) -> Array:
 
 
 def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) -> Array:
-    """About `share` of `rows` as whole groups, with classes in proportion as far as groups allow; SplitError if no clip of a
-    class would remain."""
+    """About `share` of `rows` as whole groups, with classes in proportion as far as groups allow; ValueError if groups are too
+    few, or no clip of a class would remain."""
     assert features.groups is not None
     labels, groups = features.labels.numpy()[rows], np.array(features.groups)[rows]
-    if len(set(groups)) < 2:
-        raise SplitError(f"the {len(rows)} training clips are of a single group, so nothing can be held out")
     count, n_classes = min(round(1 / share), len(set(groups))), len(features.class_names)
     per_class = np.maximum(class_counts(labels, n_classes), 1)
-
-    try:
-        with warnings.catch_warnings():  # about classes with fewer clips than parts, which does not matter here
-            warnings.simplefilter("ignore", UserWarning)
-            # The fold that comes closest to the share in every class.
-            folds = group_folds(labels, groups, count, seed)
-            held_out = min(
-                (np.flatnonzero(folds == fold) for fold in range(count)),
-                key=lambda part: np.abs(class_counts(labels[part], n_classes) / per_class - share).sum(),
-            )
-    except ValueError as error:
-        raise SplitError(f"{len(rows)} training clips are too few to hold out whole groups: {error}") from error
-    valid: Array = rows[np.sort(held_out)]
+    with warnings.catch_warnings():  # about classes with fewer clips than parts, which does not matter here
+        warnings.simplefilter("ignore", UserWarning)
+        folds = group_folds(labels, groups, count, seed)
+    # The fold that comes closest to the share in every class.
+    held_out = min(
+        (np.flatnonzero(folds == fold) for fold in range(count)),
+        key=lambda part: np.abs(class_counts(labels[part], n_classes) / per_class - share).sum(),
+    )
+    valid: Array = rows[held_out]
     _refuse_missing_classes(features, np.setdiff1d(rows, valid), "what is left for training")
     return valid
 
@@ -113,8 +105,9 @@ def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) 
 def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:
     """The fold (N,) of every row, from 0, with groups kept whole; ValueError if there are too few rows.
 
-    With several labels a clip, (N, C), the sets of labels of whole groups are stratified (Sechidis et al. 2011). With one, these are the folds of StratifiedGroupKFold up to scikit-learn 1.7, on which earlier scores rest. It balanced the folds by
-    class, and then mixed up the groups by mistake. Version 1.8 corrects that and draws different folds.
+    With several labels a clip, (N, C), the sets of labels of whole groups are stratified (Sechidis et al. 2011). With one, these
+    are the folds of StratifiedGroupKFold up to scikit-learn 1.7, on which earlier scores rest: it balanced the folds by class,
+    and then mixed up the groups by mistake. Version 1.8 draws different folds.
     """
     _, group_of = np.unique(groups, return_inverse=True)
     if labels.ndim == 2:
@@ -144,8 +137,7 @@ def _folds(features: FeatureSet, folds: Array, author: str) -> tuple[list[Split]
     splits = [Split(f"fold {fold}", np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in present]
     for split in splits:
         if features.is_multilabel:  # a class that is not tested is left out of a mean
-            _refuse_missing_classes(features, split.train, f"the training side of {split.name}")
-            _refuse_without_labels(features, split.test, split.name)
+            _refuse_unfair(features, split, split.name)
         else:
             _refuse_missing_classes(features, split.test, split.name)
     is_range = present == list(range(present[0], present[-1] + 1)) and len(present) > 2
@@ -169,10 +161,10 @@ def random_split(features: FeatureSet, test_share: float, seed: int) -> Split:
             train, test = train_test_split(rows, test_size=test_share, random_state=seed, stratify=labels)
     except ValueError as error:
         raise SplitError(f"{len(rows)} clips cannot be split {test_share:.0%} for testing by class: {error}") from error
+    split = Split("random", np.sort(train), np.sort(test))
     if features.is_multilabel:
-        _refuse_missing_classes(features, train, "the training side of the random split")
-        _refuse_without_labels(features, test, "the test side of the random split")
-    return Split("random", np.sort(train), np.sort(test))
+        _refuse_unfair(features, split, "the random split")
+    return split
 
 
 def class_counts(labels: Array, n_classes: int) -> Array:
@@ -189,10 +181,13 @@ def _refuse_missing_classes(features: FeatureSet, rows: Array, where: str) -> No
         raise SplitError(f"{where} has no clip of class {names}; every class must occur there for a fair score")
 
 
-def _refuse_without_labels(features: FeatureSet, rows: Array, where: str) -> None:
-    """With several labels a clip, or none: rows without any label have no score."""
-    if features.is_multilabel and len(rows) and not features.labels.numpy()[rows].any():
-        raise SplitError(f"no clip of {where} has a label, so nothing can be scored there; divide the clips otherwise")
+def _refuse_unfair(features: FeatureSet, split: Split, name: str) -> None:
+    """SplitError unless every class occurs on the training side, and the other sides, if they have clips, have a label."""
+    _refuse_missing_classes(features, split.train, f"the training side of {name}")
+    for rows, side in ((split.test, "test"), (split.valid, "validation")):
+        if features.is_multilabel and len(rows) and not features.labels.numpy()[rows].any():
+            problem = f"no clip of the {side} side of {name} has a label, so nothing can be scored there"
+            raise SplitError(f"{problem}; divide the clips otherwise")
 
 
 def with_fraction(features: FeatureSet, job: Job, fraction: float) -> Job:
@@ -217,14 +212,10 @@ def with_shots(features: FeatureSet, job: Job, shots: int, draw: int) -> Job:
     """
     rng, labels = np.random.default_rng([job.seed, shots, draw]), features.labels.numpy()
     rows = rng.permutation(job.split.learnable)
-    if not features.is_multilabel:
-        chosen = np.concatenate([rows[labels[rows] == label][:shots] for label in np.unique(labels[rows])])
-    else:
-        has = labels[rows]
-        taken = np.zeros(len(rows), bool)
-        for label in np.argsort(has.sum(axis=0), kind="stable"):
-            wanted = shots - int(has[taken, label].sum())
-            taken[np.flatnonzero(has[:, label] & ~taken)[: max(0, wanted)]] = True
-        chosen = rows[taken]
-    few = replace(job.split, train=np.sort(chosen), valid=np.arange(0))
+    has = labels[rows] if features.is_multilabel else labels[rows, None] == np.arange(len(features.class_names))
+    taken = np.zeros(len(rows), bool)
+    for label in np.argsort(has.sum(axis=0), kind="stable"):
+        wanted = shots - int(has[taken, label].sum())
+        taken[np.flatnonzero(has[:, label] & ~taken)[: max(0, wanted)]] = True
+    few = replace(job.split, train=np.sort(rows[taken]), valid=np.arange(0))
     return replace(job, split=few, seed=job.seed + draw)

@@ -18,8 +18,8 @@ from common.average_precision import average_precisions
 from common.features import FeatureSet
 from common.heads.jobs import Curves, FitError, FittedHead, Job, Shuffle, Split, new_rows
 from common.heads.plain import PlainHead
-from common.heads.recipes import HEADS, HeadKind, Recipe, head_title, new_head, shrinkage_for
-from common.heads.scalers import DEFAULT_SHRINKAGE, SHRINKAGES, Scaler, fit_scaler, one_blas_thread
+from common.heads.recipes import HEADS, HeadKind, Recipe, fit_recipe_scaler, head_title, new_head
+from common.heads.scalers import DEFAULT_SHRINKAGE, SHRINKAGES, Scaler, one_blas_thread
 from common.heads.steps import CompiledHead
 from common.progress import progress_bar
 
@@ -43,13 +43,12 @@ def fit_chosen(
     device: torch.device,
     refit: bool = True,
 ) -> list[ChosenHead]:
-    """Fit every job with its epoch chosen on validation rows, then again on training and validation rows.
+    """Fit every job with its epoch chosen on validation rows; then, with `refit`, head and scaler again on training and
+    validation rows, up to that epoch.
 
-    - The epoch (and the shrinkage of whitening, if the recipe leaves it open) has the highest score on validation
-      rows: accuracy, or mean average precision. A job without them keeps its last epoch.
-    - With `refit`, the head and its scaler are then fitted again on training and validation rows, up to that epoch.
-    - A recipe whose learning rate falls to 0 keeps its last epoch. If nothing else is left to choose, validation rows are
-      used for training from the start.
+    The epoch (and the shrinkage of whitening, if the recipe leaves it open) has the highest validation score: accuracy, or mean
+    average precision. Without validation rows, or if the learning rate falls to 0, it is the last; if then nothing else is left
+    to choose, validation rows are used for training from the start.
     """
     if recipe.is_cosine:
         jobs = [replace(job, keep=recipe.epochs) for job in jobs]
@@ -141,9 +140,7 @@ class _ScaledRows:
         """The scaler fitted on the job's training rows, and all rows scaled by it, as in `new_rows`."""
         with self._lock:  # not in parallel: float64 copies of a large set take gigabytes
             if job.scaler_key not in self._made:
-                train, recipe = job.split.train, self._recipe
-                shrinkage = shrinkage_for(recipe, job.shrinkage, len(train), self._raw.shape[1])
-                scaler = fit_scaler(recipe.scaler, self._raw, shrinkage, recipe.is_unit_length, train)
+                scaler = fit_recipe_scaler(self._recipe, self._raw, job.split.train, job.shrinkage)
                 rows = new_rows(len(self._raw), scaler.width)
                 scaler(self._raw, out=rows[:, : scaler.width])
                 self._made[job.scaler_key] = scaler, torch.from_numpy(rows).to(self.device)

@@ -87,17 +87,16 @@ TUNED: dict[HeadKind, Recipe] = {
 }
 
 
-def shrinkage_for(recipe: Recipe, shrinkage: float | None, n_train: int, size: int) -> float | None:
-    """The shrinkage of a fit on `n_train` rows of `size` features: the job's `shrinkage`, or by the recipe."""
-    if shrinkage is not None or recipe.relative_shrinkage is None:
-        return shrinkage
-    return min(1.0, recipe.relative_shrinkage * min(size, MOST_COMPONENTS) / n_train)
-
-
-def fit_recipe_scaler(recipe: Recipe, rows: Array) -> Scaler:
-    """The recipe's scaler, fitted on (N, D) rows; with DEFAULT_SHRINKAGE if validation rows would choose it."""
-    shrinkage = shrinkage_for(recipe, recipe.shrinkage, *rows.shape) or DEFAULT_SHRINKAGE
-    return fit_scaler(recipe.scaler, rows, shrinkage, recipe.is_unit_length)
+def fit_recipe_scaler(
+    recipe: Recipe, train: Array, rows: Array | None = None, shrinkage: float | None = None
+) -> Scaler:
+    """The recipe's scaler, fitted on (N, D) embeddings, or on `rows` of them; with the job's `shrinkage`, or the recipe's, or
+    DEFAULT_SHRINKAGE if validation rows would choose it."""
+    shrinkage = shrinkage or recipe.shrinkage
+    if shrinkage is None and recipe.relative_shrinkage is not None:
+        count, size = len(train) if rows is None else len(rows), min(train.shape[1], MOST_COMPONENTS)
+        shrinkage = min(1.0, recipe.relative_shrinkage * size / count)
+    return fit_scaler(recipe.scaler, train, shrinkage or DEFAULT_SHRINKAGE, recipe.is_unit_length, rows)
 
 
 def recipe_for(kind: HeadKind, config: FitConfig) -> Recipe:

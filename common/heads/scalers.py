@@ -57,7 +57,7 @@ class Scaler:
 def fit_scaler(
     kind: ScalerName,
     train: Array,
-    shrinkage: float | None = None,
+    shrinkage: float = DEFAULT_SHRINKAGE,
     is_unit_length: bool = False,
     rows: Array | None = None,
 ) -> Scaler:
@@ -83,8 +83,6 @@ def fit_scaler(
         standard.partial_fit(train[block].astype(np.float64))
     if kind == "standard":
         return Scaler(standard.mean_, standard.scale_, None, is_unit_length)
-    if kind != "whiten" or shrinkage is None or not 0 < shrinkage <= 1:
-        raise ValueError(f"no such scaler: {kind}, shrinkage {shrinkage}; choose one of {', '.join(SCALERS)}")
     with one_blas_thread():
         scaled = (standard.transform(train[block].astype(np.float64)) for block in blocks)
         variances, directions = _principal_components(scaled, len(rows), size, shrinkage)

@@ -42,13 +42,11 @@ def test_the_temperature_undoes_what_made_a_head_too_sure(too_sure: float) -> No
 def test_calibration_reduces_the_error() -> None:
     folds = [answers(seed, 1000, too_sure=4) for seed in range(3)]
     record = calibrate(HeldOut(folds), Scale.fitted(folds))
-    assert record is not None
     assert (record.fitted_on, record.temperature) == ("the other folds", pytest.approx(4, rel=0.15))
     assert record.error_before > 0.2 and record.error_after < 0.05
     assert sum(part.clips for part in record.before) == 3000
     single = calibrate(HeldOut(folds[:1], folds[1]), Scale())
-    assert single is not None and single.fitted_on == "validation clips"
-    assert calibrate(HeldOut(folds[:1]), Scale()) is None
+    assert single.fitted_on == "validation clips"
 
 
 def test_no_temperature_of_a_fold_comes_from_its_own_labels() -> None:
@@ -56,7 +54,6 @@ def test_no_temperature_of_a_fold_comes_from_its_own_labels() -> None:
     folds = [answers(seed, 500, too_sure=3) for seed in range(2)]
     wrong = replace(folds[0], labels=(folds[0].labels + 1) % 4)
     before, after = (calibrate(HeldOut(parts), Scale()) for parts in (folds, [wrong, folds[1]]))
-    assert before is not None and after is not None
     of_fold = softmax(folds[0].logits / fit_temperature(folds[1].logits, folds[1].labels), axis=1)
     assert {round(part.confidence, 9) for part in reliability(of_fold, wrong.labels)} == {
         round(part.confidence, 9) for part in reliability(of_fold, folds[0].labels)
@@ -90,6 +87,23 @@ def test_every_run_has_its_calibration_and_the_head_its_temperature(recipe: str,
             assert TrainedHead.load(tmp_path / "head.pt").temperature == head.temperature
             plot_reliability(scored.calibration, "made up", tmp_path / "reliability.png")
             assert (tmp_path / "reliability.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("is_several", [False, True])
+def test_without_held_out_rows_nothing_is_calibrated(is_several: bool) -> None:
+    features = small_features(per_fold=1, folds=2)
+    assert features.folds is not None
+    sides = ["train" if fold == 1 else "test" for fold in features.folds.tolist()]
+    features = replace(features, folds=None, splits=sides)
+    if is_several:
+        labels = torch.nn.functional.one_hot(features.labels, len(features.class_names)).bool()
+        features = replace(features, labels=labels)
+    done = run(features, epochs=2)
+    for kind, scored in done.record.heads.items():
+        assert scored.calibration is scored.none_of_these is scored.label_sets is None
+        head = done.heads[kind]
+        assert head.temperature == 1 and head.known is None
+        assert (head.rule is not None and head.rule.thresholds == [0.5] * 4) if is_several else head.rule is None
 
 
 def test_the_threshold_holds_its_rate_for_clips_like_the_held_out_ones() -> None:

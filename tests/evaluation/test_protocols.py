@@ -14,8 +14,7 @@ from common.evaluation.protocol import ProtocolRun, run_protocol
 from common.evaluation.record import RunRecord
 from common.evaluation.splits import make_splits, random_split, with_validation
 from common.evaluation.text import remarks
-from common.heads import HEADS, TUNED, Recipe, fit_scaler, recipe_for
-from common.heads.recipes import shrinkage_for
+from common.heads import HEADS, TUNED, Recipe, fit_recipe_scaler, fit_scaler, recipe_for
 from tests.support.heads import (
     CPU,
     classify,
@@ -180,8 +179,6 @@ def test_scalers_by_hand() -> None:
     assert np.allclose(lengths, np.sqrt(6), atol=1e-5)
     constant = np.hstack([train, np.full((500, 1), 7.0)])
     assert np.isfinite(fit_scaler("whiten", constant, 0.01)(constant)).all()
-    with pytest.raises(ValueError, match="no such scaler"):
-        fit_scaler("whiten", train)
 
 
 def test_flags_replace_values_of_a_recipe() -> None:
@@ -197,10 +194,11 @@ def test_flags_replace_values_of_a_recipe() -> None:
 
 def test_the_tuned_shrinkage_falls_with_the_number_of_clips() -> None:
     recipe = TUNED["linear"]
-    assert shrinkage_for(recipe, None, 1600, 384) == pytest.approx(0.024)
-    assert shrinkage_for(recipe, None, 20, 384) == 1.0
-    assert shrinkage_for(recipe, 0.5, 1600, 384) == 0.5
-    assert shrinkage_for(Recipe(1, 8, 1e-3), None, 1600, 384) is None
+    for count, chosen, expected in ((1600, None, 0.024), (20, None, 1.0), (1600, 0.5, 0.5)):
+        train = np.random.default_rng(0).standard_normal((count, 384))
+        scaler = fit_recipe_scaler(recipe, train, shrinkage=chosen)
+        same = fit_scaler("whiten", train, expected, is_unit_length=True)
+        np.testing.assert_allclose(scaler(train), same(train), atol=1e-5)
 
 
 def test_one_command_runs_every_protocol(no_figures: None, tmp_path: Path) -> None:

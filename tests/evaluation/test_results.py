@@ -18,27 +18,28 @@ from matplotlib.image import imread
 from common.arrays import Array
 from common.datasets import DivisionKind
 from common.evaluation import plots
+from common.evaluation.load_features import FeaturesRecord
 from common.evaluation.outcomes import Outcome
 from common.evaluation.plots import FEW, MANY, plot_confusion, plot_curves, plot_learning_curves, plot_per_class
 from common.evaluation.predictions import Predictions, save_predictions
 from common.evaluation.record import (
     ConfigRecord,
     EfficiencyRecord,
-    FeaturesRecord,
     MeanRecord,
     ProtocolIdentity,
     ProtocolRecord,
     RecordError,
     RunRecord,
 )
-from common.evaluation.results import earlier_record, remove_record
-from common.evaluation.scores import compare_heads, icbhi_scores, judge, per_class, score_head, scores
+from common.evaluation.results import earlier_record, remove_record, save_record
+from common.evaluation.scores import compare_heads, judge, per_class, score_head, scores
 from common.evaluation.text import remarks, score_table
 from common.features import FeatureFileError, FeatureSet
 from common.files import OutputError, sha256_of
 from common.heads import HeadKind
 from common.text_table import as_markdown, as_text
 from esc50_feature_fc.esc50 import TASK
+from icbhi_feature_fc.icbhi import scores as icbhi_scores
 from tests.support.heads import fit_config, small_features
 
 CONFIG = ConfigRecord.of(fit_config(epochs=2), {}, {})
@@ -161,7 +162,7 @@ def record() -> RunRecord:
 
 
 def test_files_hold_what_the_record_holds(record: RunRecord, tmp_path: Path) -> None:
-    record.save(tmp_path)
+    save_record(record, tmp_path)
     saved = json.loads((tmp_path / "result.json").read_text())
     assert saved["config"] == json.loads(CONFIG.model_dump_json())
     assert saved["config"]["epochs"] == saved["config"]["recipe_linear"]["epochs"] == 2
@@ -176,7 +177,7 @@ def test_files_hold_what_the_record_holds(record: RunRecord, tmp_path: Path) -> 
 
 
 def test_a_record_comes_back_whole(record: RunRecord, tmp_path: Path) -> None:
-    record.save(tmp_path)
+    save_record(record, tmp_path)
     loaded = RunRecord.load(tmp_path / "result.json")
     assert loaded.model_dump_json() == record.model_dump_json()
     assert loaded.config == record.config
@@ -185,7 +186,7 @@ def test_a_record_comes_back_whole(record: RunRecord, tmp_path: Path) -> None:
 def test_a_score_that_is_not_defined_is_null_in_the_file_and_nan_in_the_record(
     record: RunRecord, tmp_path: Path
 ) -> None:
-    record.save(tmp_path)
+    save_record(record, tmp_path)
     head = json.loads((tmp_path / "result.json").read_text())["protocols"]["official"]["heads"]["linear"]
     assert head["mean"]["undefined"] is None
     assert [fit["undefined"] for fit in head["splits"]] == [None] * 6
@@ -253,7 +254,7 @@ def test_the_predictions_of_one_seed_are_read_again(tmp_path: Path) -> None:
 
 def test_an_earlier_record_counts_for_an_equal_run_only(record: RunRecord, tmp_path: Path) -> None:
     assert earlier_record(tmp_path, TASK, CONFIG, "abc") is None
-    record.model_copy(update={"files": ["head.pt"]}).save(tmp_path)
+    save_record(record.model_copy(update={"files": ["head.pt"]}), tmp_path)
     assert earlier_record(tmp_path, TASK, CONFIG, "abc") is None  # without its head it is no finished run
     (tmp_path / "head.pt").touch()
     earlier = earlier_record(tmp_path, TASK, CONFIG, "abc")
@@ -277,7 +278,7 @@ def test_an_earlier_record_counts_for_an_equal_run_only(record: RunRecord, tmp_p
 def test_removing_a_record_removes_its_files_and_nothing_outside_its_folder(record: RunRecord, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     folder.mkdir()
-    record.model_copy(update={"files": ["head.pt", "../outside.pt"]}).save(folder)
+    save_record(record.model_copy(update={"files": ["head.pt", "../outside.pt"]}), folder)
     for path in (folder / "head.pt", folder / "result.md", folder / "notes.txt", tmp_path / "outside.pt"):
         path.touch()
     remove_record(folder)

@@ -88,7 +88,7 @@ def test_too_few_clips_for_the_share_are_refused() -> None:
 
 def test_a_single_group_cannot_be_held_out() -> None:
     features = replace(small_features(), groups=["one"] * 72)
-    with pytest.raises(SplitError, match="of a single group"):
+    with pytest.raises(ValueError, match="n_splits=1"):
         hold_out_groups(features, np.arange(72), 0.2, 42)
 
 

@@ -12,10 +12,17 @@ import pytest
 import torch
 
 from common.datasets import Clip, DatasetError, DatasetNote, Division
-from common.evaluation.scores import icbhi_scores
 from common.evaluation.splits import make_splits, with_validation
 from common.features import FeatureSet
-from icbhi_feature_fc.icbhi import CYCLE_CLASSES, RECORDING_CLASSES, SPLIT_FILE, prepare, read_cycles, read_recordings
+from icbhi_feature_fc.icbhi import (
+    CYCLE_CLASSES,
+    RECORDING_CLASSES,
+    SPLIT_FILE,
+    prepare,
+    read_cycles,
+    read_recordings,
+    scores,
+)
 from tests.support.samples import SHARED, needs_shared, write_wav
 
 ROWS = {  # recording -> annotation, split
@@ -221,14 +228,14 @@ def test_missing_recordings_are_counted(root: Path) -> None:
 
 def test_the_normal_class_is_found_by_its_name() -> None:
     labels, predictions = np.array([3, 3, 3, 3, 1, 1, 2, 0]), np.array([3, 3, 3, 1, 1, 2, 2, 3])
-    scores = icbhi_scores(labels, predictions, ("both", "crackle", "wheeze", "normal"))
-    assert scores == {"sensitivity": 0.5, "specificity": 0.75, "icbhi_score": 0.625}
+    scored = scores(labels, predictions, ("both", "crackle", "wheeze", "normal"))
+    assert scored == {"sensitivity": 0.5, "specificity": 0.75, "icbhi_score": 0.625}
     # Where no clip is normal, the first class is another.
-    scores = icbhi_scores(np.array([0, 0, 1]), np.array([0, 1, 1]), ("crackle", "wheeze"))
-    assert scores["sensitivity"] == pytest.approx(2 / 3)
-    assert np.isnan(scores["specificity"])
-    assert np.isnan(scores["icbhi_score"])
+    scored = scores(np.array([0, 0, 1]), np.array([0, 1, 1]), ("crackle", "wheeze"))
+    assert scored["sensitivity"] == pytest.approx(2 / 3)
+    assert np.isnan(scored["specificity"])
+    assert np.isnan(scored["icbhi_score"])
 
 
 def test_the_majority_is_the_training_sides() -> None:
-    assert icbhi_scores(np.array([0, 1]), np.array([0, 0]), RECORDING_CLASSES)["icbhi_score"] == 0.5
+    assert scores(np.array([0, 1]), np.array([0, 0]), RECORDING_CLASSES)["icbhi_score"] == 0.5
