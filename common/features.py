@@ -6,24 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    TypeAdapter,
-    ValidationError,
-    with_config,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, JsonValue, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from common.arrays import Array
@@ -44,7 +33,8 @@ ENCODER_SETTINGS = (
 # The part that several files of one encoder share.
 SHARED = (*ENCODER_SETTINGS, "outputs", "default_output", "parameters", "min_samples")
 PER_CLIP = ("failed", "samples", "audio_checksums")  # the part that has an entry per clip
-SEGMENT = re.compile(r"#(?P<start>[\d.e+-]+|None)-(?P<end>[\d.e+-]+|None)$")  # at the end of a clip's id
+# At the end of a clip's id, in seconds.
+SEGMENT = re.compile(r"#(?:None|(?P<start>[\d.e+-]+))-(?:None|(?P<end>[\d.e+-]+))$")
 SEVERAL = "several"  # stands for the layer and the pool of a file with several outputs
 
 
@@ -62,14 +52,13 @@ class Counts(TypedDict, total=False):
     padded: int  # of those that were embedded, to the encoder's minimum
 
 
-@with_config(ConfigDict(arbitrary_types_allowed=True))
 class Provenance(TypedDict, total=False, extra_items=JsonValue):  # type: ignore[call-arg] # PEP 728
     """How a feature file was made, as the file records it; empty for the original project's files. Its entries are also those
     of `common.encoder.EncoderInfo`; results record those of other versions too, as JSON."""
 
     dataset: str
     origin: str  # the data set of the hub and its revision
-    kind: Annotated[str, AfterValidator(lambda kind: EncoderKind(kind).value)]
+    kind: Annotated[str, BeforeValidator(lambda kind: EncoderKind(kind).value)]
     encoder: str
     checkpoint: str
     release: str
@@ -89,20 +78,12 @@ class Provenance(TypedDict, total=False, extra_items=JsonValue):  # type: ignore
     device: str
     counts: Counts
     failed: list[tuple[str, str]]  # (clip id, reason)
-    samples: torch.Tensor  # (N,) int64, each waveform's length
-    audio_checksums: torch.Tensor  # (N,) int64, of each clip's whole file
+    samples: InstanceOf[torch.Tensor]  # (N,) int64, each waveform's length
+    audio_checksums: InstanceOf[torch.Tensor]  # (N,) int64, of each clip's whole file
     versions: dict[str, str]
 
 
-_PROVENANCE = TypeAdapter(Provenance)
-
-
-def read_provenance(meta: object) -> Provenance:
-    """What a file says of how its embeddings were made; ValueError says which entry is wrong."""
-    try:
-        return _PROVENANCE.validate_python(meta)
-    except ValidationError as error:
-        raise ValueError(first_problem(error)) from error
+PROVENANCE = TypeAdapter(Provenance)  # reads what a file says of how its embeddings were made
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -163,15 +144,10 @@ class FeatureSet:
         known."""
         import pandas as pd
 
-        spans = [SEGMENT.search(clip_id) for clip_id in self.clip_ids]
-
-        def seconds(name: str) -> list[float | None]:
-            return [float(span[name]) if span and span[name] != "None" else None for span in spans]
-
+        spans = pd.Series(self.clip_ids).str.extract(SEGMENT).astype(float)
         about = {
             "clip_id": self.clip_ids,
-            "start": seconds("start") if any(spans) else None,
-            "end": seconds("end") if any(spans) else None,
+            **(dict(spans.items()) if spans.notna().any(axis=None) else {}),
             "class_name": self.label_texts if self.class_names else None,
             "fold": None if self.folds is None else self.folds.numpy(),
             "split": self.splits,
@@ -213,7 +189,7 @@ class FeatureSet:
             [clip_id for part in parts for clip_id in part.clip_ids],
             splits=None if None in splits else list(chain(*splits)),
             groups=None if None in groups else list(chain(*groups)),
-            meta=read_provenance(meta),
+            meta=cast("Provenance", meta),
         )
 
     def require_same_encoder(self, other: FeatureSet, name: str, other_name: str) -> None:
@@ -252,7 +228,7 @@ class FeatureSet:
     @property
     def provenance(self) -> Provenance:
         """`meta` without the entries that have a value per clip: what results and heads record of their features."""
-        return read_provenance({key: value for key, value in self.meta.items() if key not in PER_CLIP})
+        return cast("Provenance", {key: value for key, value in self.meta.items() if key not in PER_CLIP})
 
     @property
     def encoder_slug(self) -> str:
@@ -263,11 +239,9 @@ class FeatureSet:
     @property
     def output_columns(self) -> dict[str, slice]:
         """Name of each output -> its columns in the rows; empty if there is only one."""
-        columns, start = {}, 0
-        for layer, pool, width in self.meta.get("outputs", []):
-            columns[f"{layer} {pool}".strip()] = slice(start, start + width)
-            start += width
-        return columns
+        names = [f"{layer} {pool}".strip() for layer, pool, _ in self.meta.get("outputs", [])]
+        starts = accumulate((width for _, _, width in self.meta.get("outputs", [])), initial=0)
+        return {name: slice(*columns) for name, columns in zip(names, pairwise(starts), strict=True)}
 
     def pick(self, layers: str | None, pools: str | None) -> FeatureSet:
         """The FeatureSet of one output, or of several side by side; of a file with one output, itself. `layers` and `pools` are
@@ -319,7 +293,7 @@ class FeatureSet:
             return Content.model_validate(load_torch(path)).as_features()
         except UnsafeFileError as error:
             raise FeatureFileError(f"{path} holds Python objects that would run code when opened; refused") from error
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             cause = first_problem(error) if isinstance(error, ValidationError) else error
             raise FeatureFileError(f"{path} is damaged, or not a feature file ({cause}); extract again") from error
 
@@ -378,10 +352,7 @@ def _choose_outputs(
 
 def _whole_numbers(values: Any) -> torch.Tensor:
     """(N,) int64; or label sets, (N, C) bool."""
-    try:
-        numbers = torch.as_tensor(values)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError("not numbers") from error
+    numbers = torch.as_tensor(values)
     if numbers.ndim == 2 and numbers.dtype == torch.bool:
         return numbers
     if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex():
@@ -389,24 +360,19 @@ def _whole_numbers(values: Any) -> torch.Tensor:
     return numbers.to(torch.int64)
 
 
-def _without_repetition(names: list[str]) -> list[str]:
-    if len(set(names)) < len(names):
-        raise ValueError(f"{Counter(names).most_common(1)[0][0]} is in it more than once")
-    return names
-
-
-WholeNumbers = Annotated[torch.Tensor, BeforeValidator(_whole_numbers)]
-Names = Annotated[list[str], AfterValidator(_without_repetition)]
+WholeNumbers = Annotated[InstanceOf[torch.Tensor], BeforeValidator(_whole_numbers)]
 Text = BeforeValidator(lambda value: "None" if value is None else value)
 
 
 class Content(BaseModel):
-    model_config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
+    """What a feature file holds; the original project's files call some of it by the other name."""
 
-    features: torch.Tensor
-    labels: WholeNumbers | None = Field(None, validation_alias=AliasChoices("labels", "label"))
-    class_names: Names | None = None
-    clip_ids: Names | None = Field(None, validation_alias=AliasChoices("clip_ids", "keys"))
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, coerce_numbers_to_str=True)
+
+    features: InstanceOf[torch.Tensor]
+    labels: WholeNumbers | None = Field(None, alias="label")
+    class_names: list[str] | None = None
+    clip_ids: list[str] | None = Field(None, alias="keys")
     folds: WholeNumbers | None = None
     splits: list[Annotated[Literal["train", "valid", "test", "None"], Text]] | None = None
     groups: list[Annotated[str, Text]] | None = None
@@ -425,6 +391,10 @@ class Content(BaseModel):
             values = getattr(self, name)
             if values is not None and len(values) != count:
                 raise ValueError(f"{count} rows of features but {len(values)} {name}")
+        for name in ("class_names", "clip_ids"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: {Counter(values).most_common(1)[0][0]} is in it more than once")
         labels = torch.full((count,), -1) if self.labels is None else self.labels
         class_names = self.class_names
         if labels.ndim == 2:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from common.arrays import Array
 from common.datasets import LABEL_SEPARATOR
-from common.features import Counts, FeatureFileError, FeatureSet, read_provenance
+from common.features import PROVENANCE, Counts, FeatureFileError, FeatureSet
 from common.files import DamagedFileError, write_atomically
 
 Read = TypeVar("Read")
@@ -206,7 +206,7 @@ def load_folder(folder: Path) -> FeatureSet:
     has_folds = table["fold"].null_count < len(table)
     folds = torch.from_numpy(table["fold"].to_numpy().astype(np.int64)) if has_folds else None
     clip_ids, splits, groups = (_names(table[name]) for name in ("clip_id", "split", "group"))
-    provenance = read_provenance(_provenance(infos, table))
+    provenance = PROVENANCE.validate_python(_provenance(infos, table))
     del table
     pa.default_memory_pool().release_unused()  # what thousands of small buffers left between those that are kept
     return FeatureSet(
