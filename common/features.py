@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, JsonValue, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, InstanceOf, JsonValue, TypeAdapter
 from typing_extensions import TypedDict
 
 from common.arrays import Array
 from common.datasets.clip import LABEL_SEPARATOR
 from common.encoder_name import EncoderKind, slug_of
-from common.errors import UserError, first_problem
-from common.files import UnsafeFileError, load_torch, save_torch, sha256_of
+from common.errors import UserError
+from common.files import save_torch
 
 if TYPE_CHECKING:  # they take a second to import
     import pandas as pd
@@ -272,30 +272,12 @@ class FeatureSet:
     @classmethod
     def load(cls, path: str | Path) -> FeatureSet:
         """Read and check a file written by `save`, a folder of parts, embeddings in another format
-        (`common.feature_formats.read_embeddings`), or a file of the original project's: ``features`` and ``labels``, or
-        ``features`` and ``keys``, whose classes are named by number, and whose clips by key or row. FeatureFileError: it is
-        missing, damaged or not a feature file."""
-        path = _file_or_folder(Path(path))
-        if path.is_dir():
-            from common.parts import load_folder
+        (`common.feature_formats`), or a file of the original project's: ``features`` and ``labels``, or ``features`` and
+        ``keys``, whose classes are named by number, and whose clips by key or row. FeatureFileError: it is missing, damaged or
+        not a feature file."""
+        from common.feature_formats import read_features
 
-            return load_folder(path)
-        if not path.exists():
-            raise FeatureFileError(
-                f"{path} not found; run the task's extract_*.py first, or give another file with --features"
-            )
-        if path.suffix != ".pt":
-            from common.feature_formats import FORMATS, read_embeddings
-
-            if path.suffix.lower() in FORMATS:
-                return read_embeddings(path)
-        try:
-            return Content.model_validate(load_torch(path)).as_features()
-        except UnsafeFileError as error:
-            raise FeatureFileError(f"{path} holds Python objects that would run code when opened; refused") from error
-        except (ValueError, TypeError, RuntimeError) as error:
-            cause = first_problem(error) if isinstance(error, ValidationError) else error
-            raise FeatureFileError(f"{path} is damaged, or not a feature file ({cause}); extract again") from error
+        return read_features(Path(path))
 
 
 def label_texts(labels: Array, class_names: Sequence[str]) -> list[str]:
@@ -304,26 +286,6 @@ def label_texts(labels: Array, class_names: Sequence[str]) -> list[str]:
         return [class_names[label] for label in labels.tolist()]
     names = np.array(class_names, dtype=object)
     return [LABEL_SEPARATOR.join(names[row]) for row in labels]
-
-
-def checksum_of_features(path: Path) -> str:
-    """SHA-256 of a feature file's content, or of what the parts in a folder hold, in hexadecimal."""
-    path = _file_or_folder(path)
-    if path.suffix == ".npy":
-        from common.feature_formats import table_beside
-
-        return f"{sha256_of(path)} {sha256_of(table_beside(path))}"
-    if not path.is_dir():
-        return sha256_of(path)
-    from common.parts import checksum_of_parts
-
-    return checksum_of_parts(path)
-
-
-def _file_or_folder(path: Path) -> Path:
-    """An extraction of too many clips for one file leaves a folder of its name."""
-    folder = path.with_suffix("")
-    return folder if path.suffix == ".pt" and not path.exists() and any(folder.glob("part-*.parquet")) else path
 
 
 def _choose_outputs(
@@ -348,65 +310,3 @@ def _choose_outputs(
                 raise FeatureFileError(f"--pool {pool} of {name} is not in the feature file, which holds: {known}")
             chosen.append((name, pool))
     return chosen
-
-
-def _whole_numbers(values: Any) -> torch.Tensor:
-    """(N,) int64; or label sets, (N, C) bool."""
-    numbers = torch.as_tensor(values)
-    if numbers.ndim == 2 and numbers.dtype == torch.bool:
-        return numbers
-    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex():
-        raise ValueError("not a 1-D tensor of integers")
-    return numbers.to(torch.int64)
-
-
-WholeNumbers = Annotated[InstanceOf[torch.Tensor], BeforeValidator(_whole_numbers)]
-Text = BeforeValidator(lambda value: "None" if value is None else value)
-
-
-class Content(BaseModel):
-    """What a feature file holds; the original project's files call some of it by the other name."""
-
-    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, coerce_numbers_to_str=True)
-
-    features: InstanceOf[torch.Tensor]
-    labels: WholeNumbers | None = Field(None, alias="label")
-    class_names: list[str] | None = None
-    clip_ids: list[str] | None = Field(None, alias="keys")
-    folds: WholeNumbers | None = None
-    splits: list[Annotated[Literal["train", "valid", "test", "None"], Text]] | None = None
-    groups: list[Annotated[str, Text]] | None = None
-    meta: Provenance = Field(default_factory=Provenance)
-
-    def as_features(self) -> FeatureSet:
-        """The FeatureSet; ValueError says which entries do not fit together."""
-        if self.features.ndim != 2 or not self.features.is_floating_point() or not self.features.shape[1]:
-            raise ValueError("it has no 2-D floating-point tensor 'features'")
-        count = len(self.features)
-        if not count:
-            raise ValueError("it holds no clips")
-        if self.labels is None and self.clip_ids is None:
-            raise ValueError("it has neither 'labels' nor 'keys'")
-        for name in ("labels", "clip_ids", "folds", "splits", "groups"):
-            values = getattr(self, name)
-            if values is not None and len(values) != count:
-                raise ValueError(f"{count} rows of features but {len(values)} {name}")
-        for name in ("class_names", "clip_ids"):
-            values = getattr(self, name) or ()
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name}: {Counter(values).most_common(1)[0][0]} is in it more than once")
-        labels = torch.full((count,), -1) if self.labels is None else self.labels
-        class_names = self.class_names
-        if labels.ndim == 2:
-            if class_names is None or labels.shape[1] != len(class_names):
-                raise ValueError("its label sets and class names differ in number")
-        elif bool((labels < 0).any()) and not bool((labels == -1).all()):
-            raise ValueError("labels must be non-negative")
-        elif class_names is None:  # numbers that may leave gaps, such as speaker ids
-            present = labels[labels >= 0].unique()
-            class_names = [str(label) for label in present.tolist()]
-            labels = torch.where(labels < 0, labels, torch.searchsorted(present, labels))
-        elif len(class_names) <= int(labels.max()):
-            raise ValueError(f"label {int(labels.max())} but only {len(class_names)} class names")
-        features, clip_ids = self.features.detach().float(), self.clip_ids or [f"row {row}" for row in range(count)]
-        return FeatureSet(features, labels, class_names, clip_ids, self.folds, self.splits, self.groups, self.meta)
