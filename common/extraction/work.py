@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -309,35 +309,48 @@ def read_infos(folder: Path) -> dict[Path, PartInfo]:
     return {path: info for path in paths if (info := read_or_remove(path, read_info)) is not None}
 
 
-def read_status(output: Path) -> dict[str, Any]:
-    """How far an extraction is, told from its parts alone, as ``--status --json`` prints it; None: not known yet."""
-    status: dict[str, Any] = {"output": str(output), "is_finished": output.is_file(), "clips": None}
-    status |= dict.fromkeys(("clips_done", "clips_failed", "parts_done", "parts_in_work"), 0)
-    status |= dict.fromkeys(("parts_missing", "clips_per_s", "seconds_left"))
+class Status(NamedTuple):
+    """How far an extraction is, as ``--status --json`` prints it; None: not known yet."""
+
+    output: str
+    is_finished: bool
+    clips: int | None = None
+    clips_done: int = 0
+    clips_failed: int = 0
+    parts_done: int = 0
+    parts_in_work: int = 0
+    parts_missing: int | None = None  # neither done nor in work, about
+    clips_per_s: float | None = None  # of late, of all processes together; None: too few parts
+    seconds_left: float | None = None
+
+
+def read_status(output: Path) -> Status:
+    """How far an extraction is, told from its parts alone."""
     if output.is_file():
-        return status
+        return Status(str(output), is_finished=True)
     to_join, to_stay = (parts_folder(output, n_clips) for n_clips in (0, MOST_JOINED + 1))
     folder = to_join if to_join.is_dir() else to_stay
-    status["parts_in_work"] = sum(NAME.fullmatch(path.stem) is not None for path in alive_claims(folder))
+    in_work = sum(NAME.fullmatch(path.stem) is not None for path in alive_claims(folder))
     infos: dict[Path, PartInfo] = {}
     for path in part_files(folder).values():
         with contextlib.suppress(DamagedFileError, FileNotFoundError):  # the next run tells, or another has joined them
             infos[path] = read_info(path)
-    if infos:
-        last, done = max(infos.values(), key=lambda info: info.stop), sum(len(info.place) for info in infos.values())
-        left, speed = last.clips - done, _speed(infos)
-        status |= {
-            "is_finished": not left and folder == to_stay,
-            "clips": last.clips,
-            "clips_done": done,
-            "clips_failed": sum(len(info.failed) for info in infos.values()),
-            "parts_done": len(infos),
-            # Neither done nor in work, about.
-            "parts_missing": max(0, -(-left // int(str(last.settings["part_size"]))) - status["parts_in_work"]),
-            "clips_per_s": speed,  # of late, of all processes together; None: too few parts
-            "seconds_left": None if speed is None else left / speed,
-        }
-    return status
+    if not infos:
+        return Status(str(output), is_finished=False, parts_in_work=in_work)
+    last, done = max(infos.values(), key=lambda info: info.stop), sum(len(info.place) for info in infos.values())
+    left, speed = last.clips - done, _speed(infos)
+    return Status(
+        str(output),
+        is_finished=not left and folder == to_stay,
+        clips=last.clips,
+        clips_done=done,
+        clips_failed=sum(len(info.failed) for info in infos.values()),
+        parts_done=len(infos),
+        parts_in_work=in_work,
+        parts_missing=max(0, -(-left // int(str(last.settings["part_size"]))) - in_work),
+        clips_per_s=speed,
+        seconds_left=None if speed is None else left / speed,
+    )
 
 
 def _speed(infos: dict[Path, PartInfo]) -> float | None:
