@@ -15,16 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 
 from common.encoder_name import FORMS, EncoderName
@@ -87,15 +78,6 @@ def extra_of(field: FieldInfo) -> dict[str, str]:
 
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_bool_as_number(cls, value: object, info: ValidationInfo) -> object:
-        """Otherwise ``epochs: true`` would be taken as 1."""
-        assert info.field_name
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError("Input should be a number")
-        return value
 
 
 class ExtractConfig(Settings):
@@ -233,13 +215,7 @@ def _read_values(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"configuration {path} not found") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-        OSError,
-    ) as error:  # AttributeError: !!timestamp x
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError, OSError) as error:  # of !!timestamp x, say
         raise ConfigError(f"configuration {path} cannot be read: {' '.join(str(error).split())[:300]}") from error
     if values is None:
         return {}
