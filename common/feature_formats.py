@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf
 
 from common.arrays import Array
 from common.datasets.containers import audio_column, read_parquet
@@ -55,8 +55,8 @@ def read_features(path: Path) -> FeatureSet:
     except UnsafeFileError as error:
         raise FeatureFileError(f"{path} holds Python objects that would run code when opened; refused") from error
     except (ValueError, TypeError, RuntimeError) as error:
-        cause = first_problem(error) if isinstance(error, ValidationError) else error
-        raise FeatureFileError(f"{path} is damaged, or not a feature file ({cause}); extract again") from error
+        problem = first_problem(error)
+        raise FeatureFileError(f"{path} is damaged, or not a feature file ({problem}); extract again") from error
 
 
 def checksum_of_features(path: Path) -> str:
@@ -148,8 +148,7 @@ def _read_embeddings(path: Path) -> FeatureSet:
         embeddings, columns, meta = _READERS[path.suffix.lower()](path)
         return _assemble(embeddings, columns, meta, path)
     except (ValueError, KeyError, OSError, EOFError, BadZipFile, pa.ArrowException) as error:
-        cause = first_problem(error) if isinstance(error, ValidationError) else " ".join(str(error).split())[:300]
-        raise FeatureFileError(f"{path} cannot be used as embeddings: {cause}") from error
+        raise FeatureFileError(f"{path} cannot be used as embeddings: {first_problem(error)}") from error
 
 
 def _assemble(embeddings: Array, columns: Mapping[str, Sequence[Any]], meta: Any, path: Path) -> FeatureSet:
