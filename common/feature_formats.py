@@ -278,7 +278,8 @@ def _read_arrow(path: Path) -> tuple[Array, dict[str, Any], Any]:
 def _of_arrow(table: pa.Table) -> tuple[Array, dict[str, Any], Any]:
     noted = json.loads((table.schema.metadata or {}).get(MADE_BY.encode(), b"{}"))
     meta = noted.get("provenance")
-    lists = [field.name for field in table.schema if _is_list_of_numbers(field.type)]
+    kinds = {field.name: getattr(field.type, "value_type", pa.null()) for field in table.schema}  # of what is in lists
+    lists = [name for name, kind in kinds.items() if pa.types.is_floating(kind)]
     if not lists:
         return (*_of_columns({name: table[name].to_numpy() for name in table.column_names}), meta)
     name = next((name for name in lists if name.lower() in MATRIX), lists[0])
@@ -290,11 +291,6 @@ def _of_arrow(table: pa.Table) -> tuple[Array, dict[str, Any], Any]:
     if "class_names" in noted:
         plain["class_names"] = noted["class_names"]
     return values.reshape(len(column), -1), plain, meta
-
-
-def _is_list_of_numbers(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return bool(is_list and pa.types.is_floating(kind.value_type))
 
 
 def _of_columns(table: Mapping[str, Array]) -> tuple[Array, dict[str, Any]]:

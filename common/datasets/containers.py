@@ -6,15 +6,17 @@ Such a clip's path is ``CONTAINER/PLACE/NAME``: ``shards/000.tar/1536+88244/dog.
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
 import tarfile
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +85,8 @@ class _AudioColumn:
         except pa.ArrowException as error:
             raise OSError(f"is damaged ({error})") from error
         self.name, groups = audio_column(self.file.schema_arrow), self.file.metadata
-        self.starts = [0]
-        for number in range(groups.num_row_groups):
-            self.starts.append(self.starts[-1] + groups.row_group(number).num_rows)
+        counts = (groups.row_group(number).num_rows for number in range(groups.num_row_groups))
+        self.starts = list(accumulate(counts, initial=0))
         columns = [groups.row_group(0).column(place) for place in range(groups.num_columns)] if self.starts[-1] else []
         first = sum(
             column.total_uncompressed_size for column in columns if column.path_in_schema == f"{self.name}.bytes"
@@ -113,7 +114,7 @@ class _AudioColumn:
     def _go_to(self, row: int) -> None:
         if not 0 <= row < self.starts[-1]:
             raise OSError(f"it has no row {row}")
-        group = next(number for number, stop in enumerate(self.starts[1:]) if row < stop)
+        group = bisect.bisect_right(self.starts, row) - 1
         if group != self.group or row < self.next_row:
             size = min(64, max(1, READ_BYTES // max(1, self.mean_bytes)))
             self.ahead = self.file.iter_batches(size, [group], [f"{self.name}.bytes"])
@@ -162,13 +163,9 @@ def read_parquet(path: Path) -> Rows:
         for name in plain
     }
     if audio:
-        files = (cell and cell["path"] for cell in table[audio].to_pylist())
-        columns[audio] = [str(path / str(row) / _name(file, row)) for row, file in enumerate(files)]
+        files = [(cell and cell["path"]) or f"row{row}" for row, cell in enumerate(table[audio].to_pylist())]
+        columns[audio] = [str(path / str(row) / re.split(r"[/\\]", file)[-1]) for row, file in enumerate(files)]
     return Rows(columns, [f"{path} row {row}" for row in range(len(table))], path, audio)
-
-
-def _name(file: str | None, row: int) -> str:
-    return re.split(r"[/\\]", file)[-1] if file else f"row{row}"
 
 
 def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:
@@ -203,13 +200,16 @@ def read_tar(path: Path) -> Rows:
         key = key_of(name)
         if content is None:
             samples[key]["audio"] = str(path / f"{start}+{size}" / name)
-        elif name.endswith(".json"):
-            samples[key] = {**_entries(content, f"{path}: {name}"), **samples[key]}
-        else:
-            try:
-                samples[key][name.rpartition(".")[2]] = content.decode().strip()
-            except UnicodeDecodeError as error:
-                raise DatasetError(f"{path}: {name} is not text in UTF-8; save it as such") from error
+            continue
+        kind = name.rpartition(".")[2]
+        try:
+            entries = json.loads(content) if kind == "json" else {kind: content.decode()}
+        except ValueError as error:
+            what = "JSON" if kind == "json" else "text in UTF-8"
+            raise DatasetError(f"{path}: {name} is not {what} ({error}); save it as such") from error
+        if isinstance(entries, dict):
+            cells = {str(column): as_cell(value) for column, value in entries.items()}
+            samples[key] = {**cells, **samples[key]} if kind == "json" else {**samples[key], **cells}
     clips = {key: sample for key, sample in samples.items() if "audio" in sample}
     silent = [key for key in samples if key not in clips]
     if silent:
@@ -249,11 +249,3 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, bytes | None]]:
         raise DatasetError(
             f"{path} cannot be read as a tar ({error}): it is cut off, or compressed, which it may not be"
         ) from error
-
-
-def _entries(content: bytes, place: str) -> Mapping[str, str]:
-    try:
-        entries = json.loads(content)
-    except ValueError as error:
-        raise DatasetError(f"{place} is not JSON ({error})") from error
-    return {str(name): as_cell(value) for name, value in entries.items()} if isinstance(entries, dict) else {}

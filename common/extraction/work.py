@@ -235,12 +235,9 @@ def lengths_s(clips: ClipList, sizes: Array) -> Array:
 def file_sizes(clips: ClipList) -> Array:
     """(N,) int64, the size of each clip's file; MISSING where there is none. One that cannot be looked at for another
     reason has size 0, and fails where it is read."""
-
-    def sizes_from(start: int) -> list[int]:
-        return [_size_of(path) for path in clips.of(range(start, start + PER_THREAD)).paths()]
-
+    slices = (clips.of(range(start, start + PER_THREAD)) for start in range(0, len(clips), PER_THREAD))
     with ThreadPoolExecutor(16) as threads:  # a network disk takes its time for each
-        batches = threads.map(sizes_from, range(0, len(clips), PER_THREAD))
+        batches = threads.map(lambda some: [_size_of(path) for path in some.paths()], slices)
         return np.fromiter(itertools.chain.from_iterable(batches), np.int64, len(clips))
 
 
