@@ -247,9 +247,9 @@ class FeatureSet:
         """The FeatureSet of one output, or of several side by side; of a file with one output, itself. `layers` and `pools` are
         names with ``+`` between them; every layer is taken with every pool that it has. None: those of the encoder's default
         output. FeatureFileError: the file has no such output."""
-        outputs = self.meta.get("outputs") or [(self.meta.get("layer", ""), self.meta.get("pool", ""), 0)]
-        default = self.meta.get("default_output", outputs[0][:2])
-        picked = _choose_outputs([output[:2] for output in outputs], default, layers, pools)
+        whole = self.meta.get("layer", ""), self.meta.get("pool", "")
+        outputs = [(layer, pool) for layer, pool, _ in self.meta.get("outputs", [])] or [whole]
+        picked = _choose_outputs(outputs, self.meta.get("default_output", outputs[0]), layers, pools)
         if "outputs" not in self.meta:
             return self
         columns = [self.output_columns[f"{layer} {pool}".strip()] for layer, pool in picked]
@@ -299,12 +299,10 @@ def _choose_outputs(
         if not of_layer:
             hint = "; join several with +" if "," in name or name == "all" else ""
             raise FeatureFileError(f"--layer {name} is not in the feature file, which holds: {known}{hint}")
-        if pools is None:
+        if pools is None or of_layer == [""]:  # nothing to pool
             wanted = [default[1] if default[1] in of_layer else of_layer[0]]
-        elif of_layer == [""] or pools in of_layer:  # nothing to pool, or one name that has a + in it
-            wanted = [pools if pools in of_layer else ""]
-        else:
-            wanted = [pool.strip() for pool in pools.split("+")]
+        else:  # one name may have a + in it
+            wanted = [pools] if pools in of_layer else [pool.strip() for pool in pools.split("+")]
         for pool in wanted:
             if pool not in of_layer:
                 raise FeatureFileError(f"--pool {pool} of {name} is not in the feature file, which holds: {known}")
