@@ -45,9 +45,7 @@ def read_features(path: Path) -> FeatureSet:
 
         return load_folder(path)
     if not path.exists():
-        raise FeatureFileError(
-            f"{path} not found; run the task's extract_*.py first, or give another file with --features"
-        )
+        raise FeatureFileError(f"{path} not found; run the task's extract_*.py first, or give a file with --features")
     if path.suffix.lower() in _READERS:
         return _read_embeddings(path)
     try:

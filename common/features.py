@@ -171,9 +171,7 @@ class FeatureSet:
         for part, name in zip(parts, names, strict=True):
             part.require_same_encoder(parts[0], name, names[0])
             if strangers := ", ".join(sorted(set(part.class_names) - set(class_order or part.class_names))[:5]):
-                raise FeatureFileError(
-                    f"{name} has classes that are not this data set's ({strangers}); extract it again"
-                )
+                raise FeatureFileError(f"{name} has classes that are not this data set's ({strangers}); extract again")
         present = {name for part in parts for name in part.class_names}
         class_names = [name for name in class_order or sorted(present) if name in present]
         labels = [torch.tensor([class_names.index(name) for name in part.class_names])[part.labels] for part in parts]

@@ -41,9 +41,7 @@ def user_path(text: str) -> Path:
 
 def add_figure_format(parser: argparse.ArgumentParser) -> None:
     formats = get_args(FigureFormat)
-    parser.add_argument(
-        "--figure-format", choices=formats, default="png", help="what figures are written as (default: png)"
-    )
+    parser.add_argument("--figure-format", choices=formats, default="png", help="format of the figures (default: png)")
 
 
 class Parser(argparse.ArgumentParser):

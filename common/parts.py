@@ -204,12 +204,10 @@ def load_folder(folder: Path) -> FeatureSet:
     has_folds = table["fold"].null_count < len(table)
     folds = torch.from_numpy(table["fold"].to_numpy().astype(np.int64)) if has_folds else None
     clip_ids, splits, groups = (_names(table[name]) for name in ("clip_id", "split", "group"))
-    provenance = PROVENANCE.validate_python(_provenance(infos, table))
+    meta = PROVENANCE.validate_python(_provenance(infos, table))
     del table
     pa.default_memory_pool().release_unused()  # what thousands of small buffers left between those that are kept
-    return FeatureSet(
-        features, torch.from_numpy(labels), class_names, clip_ids or [], folds, splits, groups, provenance
-    )
+    return FeatureSet(features, torch.from_numpy(labels), class_names, clip_ids or [], folds, splits, groups, meta)
 
 
 def checksum_of_parts(folder: Path) -> str:

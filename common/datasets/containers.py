@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from common.datasets.clip import AUDIO_SUFFIXES
 from common.datasets.layout import DatasetError, DatasetNote
 from common.datasets.rows import Rows, as_cell
+from common.errors import first_problem
 
 PLACE = re.compile(r"(.+?\.(?:parquet|tar))/(\d+)(?:\+(\d+))?/(.+)")
 READ_BYTES = 1 << 25  # of a Parquet column at a time
@@ -87,11 +88,9 @@ class _AudioColumn:
         self.name, groups = audio_column(self.file.schema_arrow), self.file.metadata
         counts = (groups.row_group(number).num_rows for number in range(groups.num_row_groups))
         self.starts = list(accumulate(counts, initial=0))
-        columns = [groups.row_group(0).column(place) for place in range(groups.num_columns)] if self.starts[-1] else []
-        first = sum(
-            column.total_uncompressed_size for column in columns if column.path_in_schema == f"{self.name}.bytes"
-        )
-        self.mean_bytes = first // max(1, self.starts[1] if columns else 1)
+        chunks = [groups.row_group(0).column(place) for place in range(groups.num_columns)] if self.starts[-1] else []
+        first = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == f"{self.name}.bytes")
+        self.mean_bytes = first // max(1, self.starts[1] if chunks else 1)
         self.lock = threading.Lock()
         self.recent: dict[int, bytes | None] = {}
         # The batches that come next, their row group, and the first row that they hold.
@@ -154,9 +153,7 @@ def read_parquet(path: Path) -> Rows:
         plain = [field.name for field in schema if field.name != audio]
         table = pq.ParquetFile(path).read(columns=[*plain, f"{audio}.path"] if audio else plain)
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(
-            f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}; get it again"
-        ) from error
+        raise DatasetError(f"{path} cannot be read as Parquet: {first_problem(error)}; get it again") from error
     names = _class_labels(schema)
     columns = {
         name: [_label_of(cell, names[name]) if name in names else as_cell(cell) for cell in table[name].to_pylist()]
@@ -246,6 +243,4 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, bytes | None]]:
                 elif file := archive.extractfile(member):
                     yield name, member.offset_data, member.size, file.read(1 << 20)
     except (tarfile.TarError, OSError) as error:
-        raise DatasetError(
-            f"{path} cannot be read as a tar ({error}): it is cut off, or compressed, which it may not be"
-        ) from error
+        raise DatasetError(f"{path} cannot be read as a tar ({error}): it is cut off, or compressed") from error

@@ -284,12 +284,10 @@ def check_folder(work: Work, overwrite: bool) -> None:
             raise OutputError(f"{folder} holds files that are not parts, such as {min(names)}; give an empty folder")
     outdated, infos, planned = [], read_infos(folder), set(work.slices)
     for path, info in infos.items():
-        different = describe_difference(info.settings, work.part_settings)
-        if different and not overwrite:
-            raise OutputError(
-                f"{folder} holds parts made with different settings ({different}); --overwrite discards them"
-            )
-        if different or info.place not in planned or info.listing != work.clips.of(info.place).fingerprint():
+        change = describe_difference(info.settings, work.part_settings)
+        if change and not overwrite:
+            raise OutputError(f"{folder} holds parts made with different settings ({change}); --overwrite drops them")
+        if change or info.place not in planned or info.listing != work.clips.of(info.place).fingerprint():
             outdated.append(path)
     if outdated and not overwrite:
         raise OutputError(
