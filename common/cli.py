@@ -71,16 +71,16 @@ def print_status(output: Path, form: str) -> None:
 
     status = read_status(output)
     if form == "json":
-        print(json.dumps(status))
-    elif status["clips"] is None:
-        state = "finished" if status["is_finished"] else f"no part is made; {status['parts_in_work']} in work"
+        print(json.dumps(status._asdict()))
+    elif status.clips is None:
+        state = "finished" if status.is_finished else f"no part is made; {status.parts_in_work} in work"
         print(f"{output}: {state}")
     else:
-        clips = "{clips_done:,} of {clips:,} clips done, {clips_failed:,} failed".format_map(status)
-        parts = "{parts_done:,} done, {parts_in_work} in work, {parts_missing:,} missing".format_map(status)
-        left = status["seconds_left"]
-        speed = f"; {status['clips_per_s']:.3g} clips/s, {left / 60:,.1f} min left" if left else ""
-        print(f"{output}: {clips}; parts: {parts}{speed}{'; finished' * status['is_finished']}")
+        clips = f"{status.clips_done:,} of {status.clips:,} clips done, {status.clips_failed:,} failed"
+        parts = f"{status.parts_done:,} done, {status.parts_in_work} in work, {status.parts_missing:,} missing"
+        left = status.seconds_left
+        speed = f"; {status.clips_per_s:.3g} clips/s, {left / 60:,.1f} min left" if left else ""
+        print(f"{output}: {clips}; parts: {parts}{speed}{'; finished' * status.is_finished}")
 
 
 def extract_task(

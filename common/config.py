@@ -15,20 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, ValidationError, ValidationInfo
 from pydantic.fields import FieldInfo
 
 from common.encoder_name import FORMS, EncoderName
-from common.errors import UserError
+from common.errors import UserError, first_problem
 from common.files import PROJECT_ROOT
 
 COMMON_CONFIG = Path(__file__).resolve().with_name("config.yaml")
@@ -88,15 +79,6 @@ def extra_of(field: FieldInfo) -> dict[str, str]:
 class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
-    @field_validator("*", mode="before")
-    @classmethod
-    def _refuse_bool_as_number(cls, value: object, info: ValidationInfo) -> object:
-        """Otherwise ``epochs: true`` would be taken as 1."""
-        assert info.field_name
-        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
-            raise ValueError("Input should be a number")
-        return value
-
 
 class ExtractConfig(Settings):
     data_root: PlacePath | None = setting(
@@ -106,12 +88,8 @@ class ExtractConfig(Settings):
         "PLACE",
     )
     encoder: EncoderText = setting("audiosep", FORMS, "NAME")
-    checkpoint: WeightsPath = setting(
-        str(DEFAULT_CHECKPOINT), "AudioSep weights, or random:SEED (untrained, as a control)", "FILE"
-    )
-    features: PlacePath | None = setting(
-        None, "the feature file to write (.pt), or a folder for the parts", "FILE", flag="--output"
-    )
+    checkpoint: WeightsPath = setting(str(DEFAULT_CHECKPOINT), "AudioSep weights, or random:SEED (untrained)", "FILE")
+    features: PlacePath | None = setting(None, "the .pt file to write, or a folder of parts", "FILE", flag="--output")
     layer: str | None = setting(
         None,
         "layers, with commas between them, or all; of AudioSep: pre_conv, encoder_block1 to encoder_block6, bottleneck",
@@ -131,9 +109,7 @@ class ExtractConfig(Settings):
     condition: WeightsPath = setting("none", "none, zero, or a .npy or .pt file of a 512-d CLAP embedding", "WHAT")
     precision: str = setting("fp32", "fp32, bf16, auto; on a GPU also tf32, fp16", "NAME")
     device: str = setting("auto", DEVICES, "NAME")
-    part_size: int = setting(
-        0, "clips in a part, at most: what a kill may cost; 0: 64, on a GPU 1024", "N", ge=0, le=10**6
-    )
+    part_size: int = setting(0, "most clips in a part: what a kill may cost; 0: 64, on a GPU 1024", "N", ge=0, le=10**6)
     workers: int = setting(0, "threads that decode audio; 0: one per core", "N", ge=0, le=1024)
     allow_missing: StrictBool = setting(False, "leave out clips whose files are missing, counted and recorded")
     trust_remote_code: StrictBool = setting(False, "run the code that a model of hf: brings; read it first")
@@ -173,19 +149,13 @@ class FitConfig(Settings):
     )
     seeds: int = setting(1, "repeat with N seeds", "N", ge=1, le=1000)
     hidden_dim: int | None = setting(256, "width of the three-layer head", "N", ge=1, le=2**16)
-    feature_dim: int | None = setting(
-        None, "the embedding size that the feature file must have", "N", ge=1, le=2**20, unset="any"
-    )
+    feature_dim: int | None = setting(None, "embedding size that features must have", "N", ge=1, le=2**20, unset="any")
     train_test_split: float = setting(
-        0.2, "share of test clips if there are no official folds or splits", "X", ge=0.01, le=0.99
+        0.2, "share of test clips without official folds or splits", "X", ge=0.01, le=0.99
     )
-    random_seed: int = setting(
-        42, "seed of initial weights, clip order and random splits", "N", ge=0, le=2**32 - 1, flag="--seed"
-    )
+    random_seed: int = setting(42, "seed of weights, order and random splits", "N", ge=0, le=2**32 - 1, flag="--seed")
     device: str = setting("auto", DEVICES, "NAME")
-    refit: StrictBool = setting(
-        True, "refitting on training and validation clips after the epoch is chosen", flag="--no-refit"
-    )
+    refit: StrictBool = setting(True, "refitting on all but the test clips once the epoch is chosen", flag="--no-refit")
     probes: StrictBool = setting(False, "also score logistic regression, nearest neighbours and nearest centroid")
     controls: StrictBool = setting(False, "also fit the heads on shuffled labels")
     control_features: tuple[PlacePath, ...] | None = setting(
@@ -233,14 +203,8 @@ def _read_values(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"configuration {path} not found") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-        OSError,
-    ) as error:  # AttributeError: !!timestamp x
-        raise ConfigError(f"configuration {path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+    except (yaml.YAMLError, ValueError, AttributeError, RecursionError, OSError) as error:  # of !!timestamp x, say
+        raise ConfigError(f"configuration {path} cannot be read: {first_problem(error)}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pydantic import ValidationError
+from pydantic import ValidationError
 
 LONGEST_MESSAGE = 900  # characters
 
@@ -29,7 +27,9 @@ class UserError(ValueError):
         super().__init__(text)
 
 
-def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's errors in a line: where, and what."""
+def first_problem(error: Exception) -> str:
+    """What an error says, in a line; of pydantic's, where and what the first is."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())[:300]
     problem = error.errors(include_url=False, include_input=False)[0]
     return ": ".join(filter(None, [".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")]))

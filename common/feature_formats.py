@@ -1,4 +1,4 @@
-"""Embeddings in formats that other programs write and read: NumPy, CSV, Parquet and Arrow, as FeatureSets.
+"""What FeatureSets are read from: feature files, and formats that other programs write and read (NumPy, CSV, Parquet, Arrow).
 
 Columns beside the embeddings are called as in tables of sounds (`common.datasets.tables.ROLES`): a label, a fold, a split, a group, and
 the clip.
@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -20,25 +20,122 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, InstanceOf
 
 from common.arrays import Array
-from common.datasets import DatasetError
 from common.datasets.containers import audio_column, read_parquet
 from common.datasets.labels import read_labels
 from common.datasets.rows import as_cell, parse_csv, read_text, separator_of
 from common.datasets.tables import SPLITS, composed, find_columns
 from common.encoder_name import EncoderKind
 from common.errors import first_problem
-from common.features import SEGMENT, Content, FeatureFileError, FeatureSet, Provenance
-from common.files import ODD_LETTERS, write_atomically
+from common.features import SEGMENT, FeatureFileError, FeatureSet, Provenance
+from common.files import ODD_LETTERS, UnsafeFileError, load_torch, sha256_of, write_atomically
 
 BESIDE = (".csv", ".tsv", ".parquet")  # of an .npy, the table with a row for each of its rows
 MATRIX = ("embeddings", "embedding", "features", "x", "data")  # names of the array in an .npz
 MADE_BY = "made_by"  # under which this project notes the provenance in its files, and the order of the classes
 
 
-def read_embeddings(path: Path) -> FeatureSet:
+def read_features(path: Path) -> FeatureSet:
+    """As `FeatureSet.load`."""
+    path = _file_or_folder(path)
+    if path.is_dir():
+        from common.parts import load_folder
+
+        return load_folder(path)
+    if not path.exists():
+        raise FeatureFileError(f"{path} not found; run the task's extract_*.py first, or give a file with --features")
+    if path.suffix.lower() in _READERS:
+        return _read_embeddings(path)
+    try:
+        return _Content.model_validate(load_torch(path)).as_features()
+    except UnsafeFileError as error:
+        raise FeatureFileError(f"{path} holds Python objects that would run code when opened; refused") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        problem = first_problem(error)
+        raise FeatureFileError(f"{path} is damaged, or not a feature file ({problem}); extract again") from error
+
+
+def checksum_of_features(path: Path) -> str:
+    """SHA-256 of a feature file's content, or of what the parts in a folder hold, in hexadecimal."""
+    path = _file_or_folder(path)
+    if path.is_dir():
+        from common.parts import checksum_of_parts
+
+        return checksum_of_parts(path)
+    return " ".join(map(sha256_of, [path, _table_beside(path)] if path.suffix == ".npy" else [path]))
+
+
+def _file_or_folder(path: Path) -> Path:
+    """An extraction of too many clips for one file leaves a folder of its name."""
+    folder = path.with_suffix("")
+    return folder if path.suffix == ".pt" and not path.exists() and any(folder.glob("part-*.parquet")) else path
+
+
+def _whole_numbers(values: Any) -> torch.Tensor:
+    """(N,) int64; or label sets, (N, C) bool."""
+    numbers = torch.as_tensor(values)
+    if numbers.ndim == 2 and numbers.dtype == torch.bool:
+        return numbers
+    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex():
+        raise ValueError("not a 1-D tensor of integers")
+    return numbers.to(torch.int64)
+
+
+WholeNumbers = Annotated[InstanceOf[torch.Tensor], BeforeValidator(_whole_numbers)]
+Text = BeforeValidator(lambda value: "None" if value is None else value)
+
+
+class _Content(BaseModel):
+    """What a feature file holds; the original project's files call some of it by the other name."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, coerce_numbers_to_str=True)
+
+    features: InstanceOf[torch.Tensor]
+    labels: WholeNumbers | None = Field(None, alias="label")
+    class_names: list[str] | None = None
+    clip_ids: list[str] | None = Field(None, alias="keys")
+    folds: WholeNumbers | None = None
+    splits: list[Annotated[Literal["train", "valid", "test", "None"], Text]] | None = None
+    groups: list[Annotated[str, Text]] | None = None
+    meta: Provenance = Field(default_factory=Provenance)
+
+    def as_features(self) -> FeatureSet:
+        """The FeatureSet; ValueError says which entries do not fit together."""
+        if self.features.ndim != 2 or not self.features.is_floating_point() or not self.features.shape[1]:
+            raise ValueError("it has no 2-D floating-point tensor 'features'")
+        count = len(self.features)
+        if not count:
+            raise ValueError("it holds no clips")
+        if self.labels is None and self.clip_ids is None:
+            raise ValueError("it has neither 'labels' nor 'keys'")
+        for name in ("labels", "clip_ids", "folds", "splits", "groups"):
+            values = getattr(self, name)
+            if values is not None and len(values) != count:
+                raise ValueError(f"{count} rows of features but {len(values)} {name}")
+        for name in ("class_names", "clip_ids"):
+            values = getattr(self, name) or ()
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: {Counter(values).most_common(1)[0][0]} is in it more than once")
+        labels = torch.full((count,), -1) if self.labels is None else self.labels
+        class_names = self.class_names
+        if labels.ndim == 2:
+            if class_names is None or labels.shape[1] != len(class_names):
+                raise ValueError("its label sets and class names differ in number")
+        elif bool((labels < 0).any()) and not bool((labels == -1).all()):
+            raise ValueError("labels must be non-negative")
+        elif class_names is None:  # numbers that may leave gaps, such as speaker ids
+            present = labels[labels >= 0].unique()
+            class_names = [str(label) for label in present.tolist()]
+            labels = torch.where(labels < 0, labels, torch.searchsorted(present, labels))
+        elif len(class_names) <= int(labels.max()):
+            raise ValueError(f"label {int(labels.max())} but only {len(class_names)} class names")
+        features, clip_ids = self.features.detach().float(), self.clip_ids or [f"row {row}" for row in range(count)]
+        return FeatureSet(features, labels, class_names, clip_ids, self.folds, self.splits, self.groups, self.meta)
+
+
+def _read_embeddings(path: Path) -> FeatureSet:
     """Read embeddings with what is known of their clips.
 
     Formats: ``.npz`` (``embeddings`` and arrays such as ``labels``, ``folds``, ``groups``); ``.npy`` with a table beside it;
@@ -48,9 +145,8 @@ def read_embeddings(path: Path) -> FeatureSet:
     try:
         embeddings, columns, meta = _READERS[path.suffix.lower()](path)
         return _assemble(embeddings, columns, meta, path)
-    except (DatasetError, ValueError, KeyError, OSError, EOFError, BadZipFile, pa.ArrowException) as error:
-        cause = first_problem(error) if isinstance(error, ValidationError) else " ".join(str(error).split())[:300]
-        raise FeatureFileError(f"{path} cannot be used as embeddings: {cause}") from error
+    except (ValueError, KeyError, OSError, EOFError, BadZipFile, pa.ArrowException) as error:
+        raise FeatureFileError(f"{path} cannot be used as embeddings: {first_problem(error)}") from error
 
 
 def _assemble(embeddings: Array, columns: Mapping[str, Sequence[Any]], meta: Any, path: Path) -> FeatureSet:
@@ -62,30 +158,28 @@ def _assemble(embeddings: Array, columns: Mapping[str, Sequence[Any]], meta: Any
     cells = {role: [as_cell(value) for value in columns[name]] for role, name in roles.items() if role != "label"}
     values = columns[roles["label"]] if "label" in roles else []
     labels, class_names = _read_labels(values, columns.get("class_names"), len(embeddings))
-    divided: dict[str, Any] = {}
     for role in ("fold", "split", "group"):
-        if any(cells.get(role, ())):
-            divided[f"{role}s"] = cells[role]
-            if not all(cells[role]):
-                raise ValueError(f"some clips have no {role}, but others have")
+        if not any(cells.get(role, ())):
+            cells[role] = []
+        elif not all(cells[role]):
+            raise ValueError(f"some clips have no {role}, but others have")
     ids = cells.get("path") or [f"row {row}" for row in range(len(embeddings))]
     if "start" in cells and not any(map(SEGMENT.search, ids)):
-        spans = zip(cells["start"], cells.get("end", [""] * len(ids)), strict=True)
-        ids = [f"{name}#{start or 'None'}-{end or 'None'}" for name, (start, end) in zip(ids, spans, strict=True)]
-    if "folds" in divided:
-        divided["folds"] = torch.tensor([int(fold.removeprefix("fold")) for fold in divided["folds"]])
-        if bool((divided["folds"] < 0).any()):
-            raise ValueError("folds must not be negative")
-    if "splits" in divided:
-        divided["splits"] = [SPLITS.get(split.lower(), split) for split in divided["splits"]]
-    return Content.model_validate(
+        spans = zip(ids, cells["start"], cells.get("end", [""] * len(ids)), strict=True)
+        ids = [f"{name}#{start or 'None'}-{end or 'None'}" for name, start, end in spans]
+    folds = [int(fold.removeprefix("fold")) for fold in cells["fold"]]
+    if min(folds, default=0) < 0:
+        raise ValueError("folds must not be negative")
+    return _Content.model_validate(
         {
             "features": torch.from_numpy(np.array(embeddings, np.float32)),
             "labels": labels,
             "class_names": class_names,
             "clip_ids": ids,
+            "folds": folds or None,
+            "splits": [SPLITS.get(split.lower(), split) for split in cells["split"]] or None,
+            "groups": cells["group"] or None,
             "meta": meta or Provenance(kind=EncoderKind.ELSEWHERE.value, encoder=path.name),
-            **divided,
         }
     ).as_features()
 
@@ -135,13 +229,13 @@ def _read_npz(path: Path) -> tuple[Array, dict[str, Any], Any]:
 
 def _read_npy(path: Path) -> tuple[Array, dict[str, Any], Any]:
     embeddings: Array = np.load(path, allow_pickle=False)
-    beside = table_beside(path)
+    beside = _table_beside(path)
     is_text = beside.suffix != ".parquet"
     rows = parse_csv(read_text(beside), beside, "give a row for each embedding") if is_text else read_parquet(beside)
     return embeddings, dict(rows.columns), None
 
 
-def table_beside(path: Path) -> Path:
+def _table_beside(path: Path) -> Path:
     """The table with a row for each row of an .npy; ValueError if there is none."""
     beside = next((table for suffix in BESIDE if (table := path.with_suffix(suffix)).exists()), None)
     if beside is None:
@@ -182,7 +276,8 @@ def _read_arrow(path: Path) -> tuple[Array, dict[str, Any], Any]:
 def _of_arrow(table: pa.Table) -> tuple[Array, dict[str, Any], Any]:
     noted = json.loads((table.schema.metadata or {}).get(MADE_BY.encode(), b"{}"))
     meta = noted.get("provenance")
-    lists = [field.name for field in table.schema if _is_list_of_numbers(field.type)]
+    kinds = {field.name: getattr(field.type, "value_type", pa.null()) for field in table.schema}  # of what is in lists
+    lists = [name for name, kind in kinds.items() if pa.types.is_floating(kind)]
     if not lists:
         return (*_of_columns({name: table[name].to_numpy() for name in table.column_names}), meta)
     name = next((name for name in lists if name.lower() in MATRIX), lists[0])
@@ -194,11 +289,6 @@ def _of_arrow(table: pa.Table) -> tuple[Array, dict[str, Any], Any]:
     if "class_names" in noted:
         plain["class_names"] = noted["class_names"]
     return values.reshape(len(column), -1), plain, meta
-
-
-def _is_list_of_numbers(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return bool(is_list and pa.types.is_floating(kind.value_type))
 
 
 def _of_columns(table: Mapping[str, Array]) -> tuple[Array, dict[str, Any]]:
@@ -249,4 +339,3 @@ _READERS = {
     ".parquet": _read_parquet,
     **dict.fromkeys((".arrow", ".feather"), _read_arrow),
 }
-FORMATS = tuple(_READERS)

@@ -6,31 +6,20 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import numpy as np
 import torch
-from pydantic import (
-    AfterValidator,
-    AliasChoices,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    TypeAdapter,
-    ValidationError,
-    with_config,
-)
+from pydantic import BeforeValidator, InstanceOf, JsonValue, TypeAdapter
 from typing_extensions import TypedDict
 
 from common.arrays import Array
 from common.datasets.clip import LABEL_SEPARATOR
 from common.encoder_name import EncoderKind, slug_of
-from common.errors import UserError, first_problem
-from common.files import UnsafeFileError, load_torch, save_torch, sha256_of
+from common.errors import UserError
+from common.files import save_torch
 
 if TYPE_CHECKING:  # they take a second to import
     import pandas as pd
@@ -44,7 +33,8 @@ ENCODER_SETTINGS = (
 # The part that several files of one encoder share.
 SHARED = (*ENCODER_SETTINGS, "outputs", "default_output", "parameters", "min_samples")
 PER_CLIP = ("failed", "samples", "audio_checksums")  # the part that has an entry per clip
-SEGMENT = re.compile(r"#(?P<start>[\d.e+-]+|None)-(?P<end>[\d.e+-]+|None)$")  # at the end of a clip's id
+# At the end of a clip's id, in seconds.
+SEGMENT = re.compile(r"#(?:None|(?P<start>[\d.e+-]+))-(?:None|(?P<end>[\d.e+-]+))$")
 SEVERAL = "several"  # stands for the layer and the pool of a file with several outputs
 
 
@@ -62,14 +52,13 @@ class Counts(TypedDict, total=False):
     padded: int  # of those that were embedded, to the encoder's minimum
 
 
-@with_config(ConfigDict(arbitrary_types_allowed=True))
 class Provenance(TypedDict, total=False, extra_items=JsonValue):  # type: ignore[call-arg] # PEP 728
     """How a feature file was made, as the file records it; empty for the original project's files. Its entries are also those
     of `common.encoder.EncoderInfo`; results record those of other versions too, as JSON."""
 
     dataset: str
     origin: str  # the data set of the hub and its revision
-    kind: Annotated[str, AfterValidator(lambda kind: EncoderKind(kind).value)]
+    kind: Annotated[str, BeforeValidator(lambda kind: EncoderKind(kind).value)]
     encoder: str
     checkpoint: str
     release: str
@@ -89,20 +78,12 @@ class Provenance(TypedDict, total=False, extra_items=JsonValue):  # type: ignore
     device: str
     counts: Counts
     failed: list[tuple[str, str]]  # (clip id, reason)
-    samples: torch.Tensor  # (N,) int64, each waveform's length
-    audio_checksums: torch.Tensor  # (N,) int64, of each clip's whole file
+    samples: InstanceOf[torch.Tensor]  # (N,) int64, each waveform's length
+    audio_checksums: InstanceOf[torch.Tensor]  # (N,) int64, of each clip's whole file
     versions: dict[str, str]
 
 
-_PROVENANCE = TypeAdapter(Provenance)
-
-
-def read_provenance(meta: object) -> Provenance:
-    """What a file says of how its embeddings were made; ValueError says which entry is wrong."""
-    try:
-        return _PROVENANCE.validate_python(meta)
-    except ValidationError as error:
-        raise ValueError(first_problem(error)) from error
+PROVENANCE = TypeAdapter(Provenance)  # reads what a file says of how its embeddings were made
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -163,15 +144,10 @@ class FeatureSet:
         known."""
         import pandas as pd
 
-        spans = [SEGMENT.search(clip_id) for clip_id in self.clip_ids]
-
-        def seconds(name: str) -> list[float | None]:
-            return [float(span[name]) if span and span[name] != "None" else None for span in spans]
-
+        spans = pd.Series(self.clip_ids).str.extract(SEGMENT).astype(float)
         about = {
             "clip_id": self.clip_ids,
-            "start": seconds("start") if any(spans) else None,
-            "end": seconds("end") if any(spans) else None,
+            **(dict(spans.items()) if spans.notna().any(axis=None) else {}),
             "class_name": self.label_texts if self.class_names else None,
             "fold": None if self.folds is None else self.folds.numpy(),
             "split": self.splits,
@@ -195,9 +171,7 @@ class FeatureSet:
         for part, name in zip(parts, names, strict=True):
             part.require_same_encoder(parts[0], name, names[0])
             if strangers := ", ".join(sorted(set(part.class_names) - set(class_order or part.class_names))[:5]):
-                raise FeatureFileError(
-                    f"{name} has classes that are not this data set's ({strangers}); extract it again"
-                )
+                raise FeatureFileError(f"{name} has classes that are not this data set's ({strangers}); extract again")
         present = {name for part in parts for name in part.class_names}
         class_names = [name for name in class_order or sorted(present) if name in present]
         labels = [torch.tensor([class_names.index(name) for name in part.class_names])[part.labels] for part in parts]
@@ -213,7 +187,7 @@ class FeatureSet:
             [clip_id for part in parts for clip_id in part.clip_ids],
             splits=None if None in splits else list(chain(*splits)),
             groups=None if None in groups else list(chain(*groups)),
-            meta=read_provenance(meta),
+            meta=cast("Provenance", meta),
         )
 
     def require_same_encoder(self, other: FeatureSet, name: str, other_name: str) -> None:
@@ -252,7 +226,7 @@ class FeatureSet:
     @property
     def provenance(self) -> Provenance:
         """`meta` without the entries that have a value per clip: what results and heads record of their features."""
-        return read_provenance({key: value for key, value in self.meta.items() if key not in PER_CLIP})
+        return cast("Provenance", {key: value for key, value in self.meta.items() if key not in PER_CLIP})
 
     @property
     def encoder_slug(self) -> str:
@@ -263,19 +237,17 @@ class FeatureSet:
     @property
     def output_columns(self) -> dict[str, slice]:
         """Name of each output -> its columns in the rows; empty if there is only one."""
-        columns, start = {}, 0
-        for layer, pool, width in self.meta.get("outputs", []):
-            columns[f"{layer} {pool}".strip()] = slice(start, start + width)
-            start += width
-        return columns
+        names = [f"{layer} {pool}".strip() for layer, pool, _ in self.meta.get("outputs", [])]
+        starts = accumulate((width for _, _, width in self.meta.get("outputs", [])), initial=0)
+        return {name: slice(*columns) for name, columns in zip(names, pairwise(starts), strict=True)}
 
     def pick(self, layers: str | None, pools: str | None) -> FeatureSet:
         """The FeatureSet of one output, or of several side by side; of a file with one output, itself. `layers` and `pools` are
         names with ``+`` between them; every layer is taken with every pool that it has. None: those of the encoder's default
         output. FeatureFileError: the file has no such output."""
-        outputs = self.meta.get("outputs") or [(self.meta.get("layer", ""), self.meta.get("pool", ""), 0)]
-        default = self.meta.get("default_output", outputs[0][:2])
-        picked = _choose_outputs([output[:2] for output in outputs], default, layers, pools)
+        whole = self.meta.get("layer", ""), self.meta.get("pool", "")
+        outputs = [(layer, pool) for layer, pool, _ in self.meta.get("outputs", [])] or [whole]
+        picked = _choose_outputs(outputs, self.meta.get("default_output", outputs[0]), layers, pools)
         if "outputs" not in self.meta:
             return self
         columns = [self.output_columns[f"{layer} {pool}".strip()] for layer, pool in picked]
@@ -298,30 +270,12 @@ class FeatureSet:
     @classmethod
     def load(cls, path: str | Path) -> FeatureSet:
         """Read and check a file written by `save`, a folder of parts, embeddings in another format
-        (`common.feature_formats.read_embeddings`), or a file of the original project's: ``features`` and ``labels``, or
-        ``features`` and ``keys``, whose classes are named by number, and whose clips by key or row. FeatureFileError: it is
-        missing, damaged or not a feature file."""
-        path = _file_or_folder(Path(path))
-        if path.is_dir():
-            from common.parts import load_folder
+        (`common.feature_formats`), or a file of the original project's: ``features`` and ``labels``, or ``features`` and
+        ``keys``, whose classes are named by number, and whose clips by key or row. FeatureFileError: it is missing, damaged or
+        not a feature file."""
+        from common.feature_formats import read_features
 
-            return load_folder(path)
-        if not path.exists():
-            raise FeatureFileError(
-                f"{path} not found; run the task's extract_*.py first, or give another file with --features"
-            )
-        if path.suffix != ".pt":
-            from common.feature_formats import FORMATS, read_embeddings
-
-            if path.suffix.lower() in FORMATS:
-                return read_embeddings(path)
-        try:
-            return Content.model_validate(load_torch(path)).as_features()
-        except UnsafeFileError as error:
-            raise FeatureFileError(f"{path} holds Python objects that would run code when opened; refused") from error
-        except ValueError as error:
-            cause = first_problem(error) if isinstance(error, ValidationError) else error
-            raise FeatureFileError(f"{path} is damaged, or not a feature file ({cause}); extract again") from error
+        return read_features(Path(path))
 
 
 def label_texts(labels: Array, class_names: Sequence[str]) -> list[str]:
@@ -330,26 +284,6 @@ def label_texts(labels: Array, class_names: Sequence[str]) -> list[str]:
         return [class_names[label] for label in labels.tolist()]
     names = np.array(class_names, dtype=object)
     return [LABEL_SEPARATOR.join(names[row]) for row in labels]
-
-
-def checksum_of_features(path: Path) -> str:
-    """SHA-256 of a feature file's content, or of what the parts in a folder hold, in hexadecimal."""
-    path = _file_or_folder(path)
-    if path.suffix == ".npy":
-        from common.feature_formats import table_beside
-
-        return f"{sha256_of(path)} {sha256_of(table_beside(path))}"
-    if not path.is_dir():
-        return sha256_of(path)
-    from common.parts import checksum_of_parts
-
-    return checksum_of_parts(path)
-
-
-def _file_or_folder(path: Path) -> Path:
-    """An extraction of too many clips for one file leaves a folder of its name."""
-    folder = path.with_suffix("")
-    return folder if path.suffix == ".pt" and not path.exists() and any(folder.glob("part-*.parquet")) else path
 
 
 def _choose_outputs(
@@ -363,80 +297,12 @@ def _choose_outputs(
         if not of_layer:
             hint = "; join several with +" if "," in name or name == "all" else ""
             raise FeatureFileError(f"--layer {name} is not in the feature file, which holds: {known}{hint}")
-        if pools is None:
+        if pools is None or of_layer == [""]:  # nothing to pool
             wanted = [default[1] if default[1] in of_layer else of_layer[0]]
-        elif of_layer == [""] or pools in of_layer:  # nothing to pool, or one name that has a + in it
-            wanted = [pools if pools in of_layer else ""]
-        else:
-            wanted = [pool.strip() for pool in pools.split("+")]
+        else:  # one name may have a + in it
+            wanted = [pools] if pools in of_layer else [pool.strip() for pool in pools.split("+")]
         for pool in wanted:
             if pool not in of_layer:
                 raise FeatureFileError(f"--pool {pool} of {name} is not in the feature file, which holds: {known}")
             chosen.append((name, pool))
     return chosen
-
-
-def _whole_numbers(values: Any) -> torch.Tensor:
-    """(N,) int64; or label sets, (N, C) bool."""
-    try:
-        numbers = torch.as_tensor(values)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError("not numbers") from error
-    if numbers.ndim == 2 and numbers.dtype == torch.bool:
-        return numbers
-    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex():
-        raise ValueError("not a 1-D tensor of integers")
-    return numbers.to(torch.int64)
-
-
-def _without_repetition(names: list[str]) -> list[str]:
-    if len(set(names)) < len(names):
-        raise ValueError(f"{Counter(names).most_common(1)[0][0]} is in it more than once")
-    return names
-
-
-WholeNumbers = Annotated[torch.Tensor, BeforeValidator(_whole_numbers)]
-Names = Annotated[list[str], AfterValidator(_without_repetition)]
-Text = BeforeValidator(lambda value: "None" if value is None else value)
-
-
-class Content(BaseModel):
-    model_config = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
-
-    features: torch.Tensor
-    labels: WholeNumbers | None = Field(None, validation_alias=AliasChoices("labels", "label"))
-    class_names: Names | None = None
-    clip_ids: Names | None = Field(None, validation_alias=AliasChoices("clip_ids", "keys"))
-    folds: WholeNumbers | None = None
-    splits: list[Annotated[Literal["train", "valid", "test", "None"], Text]] | None = None
-    groups: list[Annotated[str, Text]] | None = None
-    meta: Provenance = Field(default_factory=Provenance)
-
-    def as_features(self) -> FeatureSet:
-        """The FeatureSet; ValueError says which entries do not fit together."""
-        if self.features.ndim != 2 or not self.features.is_floating_point() or not self.features.shape[1]:
-            raise ValueError("it has no 2-D floating-point tensor 'features'")
-        count = len(self.features)
-        if not count:
-            raise ValueError("it holds no clips")
-        if self.labels is None and self.clip_ids is None:
-            raise ValueError("it has neither 'labels' nor 'keys'")
-        for name in ("labels", "clip_ids", "folds", "splits", "groups"):
-            values = getattr(self, name)
-            if values is not None and len(values) != count:
-                raise ValueError(f"{count} rows of features but {len(values)} {name}")
-        labels = torch.full((count,), -1) if self.labels is None else self.labels
-        class_names = self.class_names
-        if labels.ndim == 2:
-            if class_names is None or labels.shape[1] != len(class_names):
-                raise ValueError("its label sets and class names differ in number")
-        elif bool((labels < 0).any()) and not bool((labels == -1).all()):
-            raise ValueError("labels must be non-negative")
-        elif class_names is None:  # numbers that may leave gaps, such as speaker ids
-            present = labels[labels >= 0].unique()
-            class_names = [str(label) for label in present.tolist()]
-            labels = torch.where(labels < 0, labels, torch.searchsorted(present, labels))
-        elif len(class_names) <= int(labels.max()):
-            raise ValueError(f"label {int(labels.max())} but only {len(class_names)} class names")
-        features, clip_ids = self.features.detach().float(), self.clip_ids or [f"row {row}" for row in range(count)]
-        return FeatureSet(features, labels, class_names, clip_ids, self.folds, self.splits, self.groups, self.meta)

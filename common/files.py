@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from common.errors import UserError, first_problem
 
@@ -128,13 +128,13 @@ def read_json(path: Path) -> bytes:
     return json.dumps(content, ensure_ascii=False).encode(errors=ODD_LETTERS)
 
 
-def read_record(path: Path, kind: type[Model], error_of: Callable[[object], UserError]) -> Model:
+def read_record(path: Path, kind: type[Model], error_of: Callable[[str], UserError]) -> Model:
     """The record that `write_json` has written. If the file is damaged, or not of this kind, `error_of` makes of that what is
     raised; OSError if it cannot be opened."""
     try:
         return kind.model_validate_json(read_json(path))
-    except (DamagedFileError, ValidationError) as error:
-        raise error_of(first_problem(error) if isinstance(error, ValidationError) else error) from error
+    except ValueError as error:
+        raise error_of(first_problem(error)) from error
 
 
 def _json_checksum(content: Mapping[str, object]) -> str:

@@ -41,9 +41,7 @@ def user_path(text: str) -> Path:
 
 def add_figure_format(parser: argparse.ArgumentParser) -> None:
     formats = get_args(FigureFormat)
-    parser.add_argument(
-        "--figure-format", choices=formats, default="png", help="what figures are written as (default: png)"
-    )
+    parser.add_argument("--figure-format", choices=formats, default="png", help="format of the figures (default: png)")
 
 
 class Parser(argparse.ArgumentParser):
@@ -175,8 +173,12 @@ def _parse(
         names: list[str] = list(dict.fromkeys(choices[place] for choices in variants.tasks))
         default = f"{text} (default: {names[0]})"
         parser.add_argument(flag, dest=flag, choices=[*names, "both"], default=names[0], help=default)
-    if kind is FitConfig:
-        _add_flags_of(first, parser)
+    for extra in first.flags if kind is FitConfig else ():
+        if extra.choices:
+            text = f"{extra.help} (default: {extra.default})"
+            parser.add_argument(extra.name, choices=extra.choices, default=extra.default, help=text)
+        else:
+            parser.add_argument(extra.name, action="store_true", help=extra.help)
     add_settings(parser, kind, first, keys)
     add_shared(parser)
     if kind is ExtractConfig:
@@ -196,15 +198,6 @@ def _parse(
     options = {flag.key: arguments.get(flag.key, flag.default) for flag in first.flags}
     launch = Launch.of(parsed) if kind is ExtractConfig else Launch()
     return Arguments(tasks, config, options, parsed.overwrite, launch)
-
-
-def _add_flags_of(task: Task, parser: argparse.ArgumentParser) -> None:
-    for flag in task.flags:
-        if flag.choices:
-            text = f"{flag.help} (default: {flag.default})"
-            parser.add_argument(flag.name, choices=flag.choices, default=flag.default, help=text)
-        else:
-            parser.add_argument(flag.name, action="store_true", help=flag.help)
 
 
 def add_settings(parser: argparse.ArgumentParser, kind: type[Config], task: Task | None, keys: Collection[str]) -> None:

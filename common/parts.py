@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +31,7 @@ from tqdm import tqdm
 
 from common.arrays import Array
 from common.datasets import LABEL_SEPARATOR
-from common.features import Counts, FeatureFileError, FeatureSet, read_provenance
+from common.features import PROVENANCE, Counts, FeatureFileError, FeatureSet
 from common.files import DamagedFileError, write_atomically
 
 Read = TypeVar("Read")
@@ -104,7 +105,8 @@ def make_part(info: PartInfo, per_clip: Mapping[str, Sequence[object] | Array], 
 def write_part(folder: Path, part: Part) -> None:
     """Write a part atomically; equal parts give equal bytes."""
     text = part.info.model_dump_json()
-    table = part.table.replace_schema_metadata({METADATA: text, CHECKSUMS: f"{_checksum(text)} {part.checksum}"})
+    checksums = f"{hashlib.sha256(text.encode()).hexdigest()} {part.checksum}"
+    table = part.table.replace_schema_metadata({METADATA: text, CHECKSUMS: checksums})
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="none", use_dictionary=list(LABELS))  # floats do not get smaller
     write_atomically(folder / file_name(part.info.place), buffer.getvalue())
@@ -140,17 +142,13 @@ def _reading(path: Path) -> Iterator[None]:
 
 def _info(schema: pa.Schema, path: Path) -> PartInfo:
     metadata = schema.metadata or {}
-    text = metadata.get(METADATA, b"").decode(errors="replace")
-    if metadata.get(CHECKSUMS, b"").split()[:1] != [_checksum(text).encode()]:
+    text = metadata.get(METADATA, b"")
+    if metadata.get(CHECKSUMS, b"").split()[:1] != [hashlib.sha256(text).hexdigest().encode()]:
         raise ValueError("it does not say how its rows were made")
     info = PartInfo.model_validate_json(text)
     if file_name(info.place) != path.name or not {*schema.names} >= {*PER_CLIP, "embedding"}:
         raise ValueError("it is not the part that its name says")
     return info
-
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def part_files(folder: Path) -> dict[range, Path]:
@@ -206,12 +204,10 @@ def load_folder(folder: Path) -> FeatureSet:
     has_folds = table["fold"].null_count < len(table)
     folds = torch.from_numpy(table["fold"].to_numpy().astype(np.int64)) if has_folds else None
     clip_ids, splits, groups = (_names(table[name]) for name in ("clip_id", "split", "group"))
-    provenance = read_provenance(_provenance(infos, table))
+    meta = PROVENANCE.validate_python(_provenance(infos, table))
     del table
     pa.default_memory_pool().release_unused()  # what thousands of small buffers left between those that are kept
-    return FeatureSet(
-        features, torch.from_numpy(labels), class_names, clip_ids or [], folds, splits, groups, provenance
-    )
+    return FeatureSet(features, torch.from_numpy(labels), class_names, clip_ids or [], folds, splits, groups, meta)
 
 
 def checksum_of_parts(folder: Path) -> str:
@@ -263,19 +259,16 @@ def _labels(column: pa.ChunkedArray, info: PartInfo) -> tuple[Array, list[str]]:
     """(N,) int64 labels, -1 without a class, or (N, C) bool with several a clip; and the classes that occur, in the data set's
     order."""
     combined = column.combine_chunks()
-    texts, is_multilabel = combined.dictionary.to_pylist(), bool(info.notes.get("is_multilabel"))
-    labels = [text.split(LABEL_SEPARATOR) if is_multilabel else [text] for text in texts]
-    present = {label for of_text in labels for label in of_text}
-    order = info.notes.get("class_names") or sorted(present)
-    assert isinstance(order, list)
-    class_names = [str(name) for name in order if name in present]
-    numbers = [[class_names.index(label) for label in of_text] for of_text in labels]
-    codes = combined.indices.fill_null(-1).to_numpy()
+    texts, codes = combined.dictionary.to_pylist(), combined.indices.fill_null(-1).to_numpy()
+    is_multilabel, order = bool(info.notes["is_multilabel"]), cast("list[str] | None", info.notes["class_names"])
+    labels = [text.split(LABEL_SEPARATOR) for text in texts] if is_multilabel else [[text] for text in texts]
+    present = set(itertools.chain.from_iterable(labels))
+    class_names = [name for name in order or sorted(present) if name in present]
     if not is_multilabel:
-        return np.array([*(number for (number,) in numbers), -1], np.int64)[codes], class_names
+        return np.array([*map(class_names.index, texts), -1], np.int64)[codes], class_names
     sets = np.zeros((len(texts) + 1, len(class_names)), bool)  # the last is of clips without labels
-    for row, of_text in zip(sets[:-1], numbers, strict=True):
-        row[of_text] = True
+    for row, of_text in zip(sets[:-1], labels, strict=True):
+        row[[class_names.index(label) for label in of_text]] = True
     return sets[codes], class_names
 
 

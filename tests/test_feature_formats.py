@@ -16,8 +16,8 @@ from pyarrow import feather, parquet
 
 from common.arrays import Array
 from common.encoder_name import EncoderKind
-from common.feature_formats import write_embeddings
-from common.features import FeatureFileError, FeatureSet, Provenance, checksum_of_features
+from common.feature_formats import checksum_of_features, write_embeddings
+from common.features import FeatureFileError, FeatureSet, Provenance
 
 EMBEDDINGS = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
 LABELS = ["owl", "frog", "owl", "frog", "owl", "frog"]

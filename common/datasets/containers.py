@@ -6,15 +6,17 @@ Such a clip's path is ``CONTAINER/PLACE/NAME``: ``shards/000.tar/1536+88244/dog.
 
 from __future__ import annotations
 
+import bisect
 import json
 import re
 import tarfile
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import pyarrow.parquet as pq
 from common.datasets.clip import AUDIO_SUFFIXES
 from common.datasets.layout import DatasetError, DatasetNote
 from common.datasets.rows import Rows, as_cell
+from common.errors import first_problem
 
 PLACE = re.compile(r"(.+?\.(?:parquet|tar))/(\d+)(?:\+(\d+))?/(.+)")
 READ_BYTES = 1 << 25  # of a Parquet column at a time
@@ -83,14 +86,11 @@ class _AudioColumn:
         except pa.ArrowException as error:
             raise OSError(f"is damaged ({error})") from error
         self.name, groups = audio_column(self.file.schema_arrow), self.file.metadata
-        self.starts = [0]
-        for number in range(groups.num_row_groups):
-            self.starts.append(self.starts[-1] + groups.row_group(number).num_rows)
-        columns = [groups.row_group(0).column(place) for place in range(groups.num_columns)] if self.starts[-1] else []
-        first = sum(
-            column.total_uncompressed_size for column in columns if column.path_in_schema == f"{self.name}.bytes"
-        )
-        self.mean_bytes = first // max(1, self.starts[1] if columns else 1)
+        counts = (groups.row_group(number).num_rows for number in range(groups.num_row_groups))
+        self.starts = list(accumulate(counts, initial=0))
+        chunks = [groups.row_group(0).column(place) for place in range(groups.num_columns)] if self.starts[-1] else []
+        first = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == f"{self.name}.bytes")
+        self.mean_bytes = first // max(1, self.starts[1] if chunks else 1)
         self.lock = threading.Lock()
         self.recent: dict[int, bytes | None] = {}
         # The batches that come next, their row group, and the first row that they hold.
@@ -113,7 +113,7 @@ class _AudioColumn:
     def _go_to(self, row: int) -> None:
         if not 0 <= row < self.starts[-1]:
             raise OSError(f"it has no row {row}")
-        group = next(number for number, stop in enumerate(self.starts[1:]) if row < stop)
+        group = bisect.bisect_right(self.starts, row) - 1
         if group != self.group or row < self.next_row:
             size = min(64, max(1, READ_BYTES // max(1, self.mean_bytes)))
             self.ahead = self.file.iter_batches(size, [group], [f"{self.name}.bytes"])
@@ -153,22 +153,16 @@ def read_parquet(path: Path) -> Rows:
         plain = [field.name for field in schema if field.name != audio]
         table = pq.ParquetFile(path).read(columns=[*plain, f"{audio}.path"] if audio else plain)
     except (pa.ArrowException, OSError) as error:
-        raise DatasetError(
-            f"{path} cannot be read as Parquet: {' '.join(str(error).split())[:200]}; get it again"
-        ) from error
+        raise DatasetError(f"{path} cannot be read as Parquet: {first_problem(error)}; get it again") from error
     names = _class_labels(schema)
     columns = {
         name: [_label_of(cell, names[name]) if name in names else as_cell(cell) for cell in table[name].to_pylist()]
         for name in plain
     }
     if audio:
-        files = (cell and cell["path"] for cell in table[audio].to_pylist())
-        columns[audio] = [str(path / str(row) / _name(file, row)) for row, file in enumerate(files)]
+        files = [(cell and cell["path"]) or f"row{row}" for row, cell in enumerate(table[audio].to_pylist())]
+        columns[audio] = [str(path / str(row) / re.split(r"[/\\]", file)[-1]) for row, file in enumerate(files)]
     return Rows(columns, [f"{path} row {row}" for row in range(len(table))], path, audio)
-
-
-def _name(file: str | None, row: int) -> str:
-    return re.split(r"[/\\]", file)[-1] if file else f"row{row}"
 
 
 def _class_labels(schema: pa.Schema) -> dict[str, list[str]]:
@@ -203,13 +197,16 @@ def read_tar(path: Path) -> Rows:
         key = key_of(name)
         if content is None:
             samples[key]["audio"] = str(path / f"{start}+{size}" / name)
-        elif name.endswith(".json"):
-            samples[key] = {**_entries(content, f"{path}: {name}"), **samples[key]}
-        else:
-            try:
-                samples[key][name.rpartition(".")[2]] = content.decode().strip()
-            except UnicodeDecodeError as error:
-                raise DatasetError(f"{path}: {name} is not text in UTF-8; save it as such") from error
+            continue
+        kind = name.rpartition(".")[2]
+        try:
+            entries = json.loads(content) if kind == "json" else {kind: content.decode()}
+        except ValueError as error:
+            what = "JSON" if kind == "json" else "text in UTF-8"
+            raise DatasetError(f"{path}: {name} is not {what} ({error}); save it as such") from error
+        if isinstance(entries, dict):
+            cells = {str(column): as_cell(value) for column, value in entries.items()}
+            samples[key] = {**cells, **samples[key]} if kind == "json" else {**samples[key], **cells}
     clips = {key: sample for key, sample in samples.items() if "audio" in sample}
     silent = [key for key in samples if key not in clips]
     if silent:
@@ -246,14 +243,4 @@ def _members(path: Path) -> Iterator[tuple[str, int, int, bytes | None]]:
                 elif file := archive.extractfile(member):
                     yield name, member.offset_data, member.size, file.read(1 << 20)
     except (tarfile.TarError, OSError) as error:
-        raise DatasetError(
-            f"{path} cannot be read as a tar ({error}): it is cut off, or compressed, which it may not be"
-        ) from error
-
-
-def _entries(content: bytes, place: str) -> Mapping[str, str]:
-    try:
-        entries = json.loads(content)
-    except ValueError as error:
-        raise DatasetError(f"{place} is not JSON ({error})") from error
-    return {str(name): as_cell(value) for name, value in entries.items()} if isinstance(entries, dict) else {}
+        raise DatasetError(f"{path} cannot be read as a tar ({error}): it is cut off, or compressed") from error

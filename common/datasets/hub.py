@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from common.datasets.clip import CONTAINER_SUFFIXES
 from common.datasets.layout import DatasetError, DatasetMissingError
@@ -45,21 +47,16 @@ def fetch(text: str, only: Sequence[str]) -> list[Path]:
         raise DatasetMissingError(f"{text} needs huggingface_hub: pip install huggingface_hub") from error
     patterns = [f"{config}/*{suffix}" if config else f"*{suffix}" for suffix in CONTAINER_SUFFIXES]
     for wanted in dict.fromkeys((revision, revision or CONVERTED)):
+        fetch_files: Callable[..., Any] = partial(snapshot_download, name, repo_type="dataset", revision=wanted)
         try:
             try:
-                listed = snapshot_download(
-                    name, repo_type="dataset", revision=wanted, allow_patterns=patterns, dry_run=True
-                )
+                listed = fetch_files(allow_patterns=patterns, dry_run=True)
                 files, is_local = matching([file.filename for file in listed], only), False
             except DryRunError:  # no network, or no such data set
                 files, is_local = [f"*{glob}*" for glob in only] or patterns, True
             if files:
                 _refuse_several(files, text, config)
-                folder = Path(
-                    snapshot_download(
-                        name, repo_type="dataset", revision=wanted, allow_patterns=files, local_files_only=is_local
-                    )
-                )
+                folder = Path(fetch_files(allow_patterns=files, local_files_only=is_local))
                 names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*"))]
                 return [folder / below for below in names if any(fnmatch(below, file) for file in files)]
         except LocalEntryNotFoundError as error:
@@ -80,6 +77,4 @@ def _refuse_several(names: Sequence[str], text: str, config: str | None) -> None
     """DatasetError if the files are of several configurations: of folders that are not splits."""
     folders = sorted({PurePosixPath(name).parts[0] for name in names if "/" in name})
     if not config and len(folders) > 1 and not all(re.split("[.-]", folder)[0] in SPLITS for folder in folders):
-        raise DatasetError(
-            f"{text} has several configurations ({', '.join(folders)}); choose one, such as {text}:{folders[0]}"
-        )
+        raise DatasetError(f"{text} has several configurations ({', '.join(folders)}); give one: {text}:{folders[0]}")

@@ -23,7 +23,6 @@ from common.flags import Parser, user_path
 from common.progress import progress_bar
 
 ARCHIVES = Path(__file__).with_name("archives.yaml")
-MARGIN_BYTES = 100_000_000  # that an archive may hold beyond twice what is expected
 _text = partial(tqdm.format_sizeof, suffix="B")
 HUGGING_FACE = "https://huggingface.co"
 
@@ -144,7 +143,7 @@ def get(archive: Archive, root: Path) -> None:
             part.replace(complete)
     if archive.holds:
         pieces = [root / name for name in archive.pieces]
-        unpack(path, folder, 2 * archive.unpacked + MARGIN_BYTES, pieces)
+        unpack(path, folder, pieces)
         if missing := ", ".join(archive.missing(root)):
             raise DownloadError(f"{path} was unpacked, but is incomplete: {folder} holds {missing}")
         print(f"unpacked into {folder}; no longer needed: {', '.join(map(str, [*pieces, path]))}")

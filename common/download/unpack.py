@@ -10,7 +10,8 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from gzip import BadGzipFile
 from pathlib import Path
 from typing import Any
@@ -30,18 +31,13 @@ class UnpackError(UserError):
     """An archive cannot be unpacked; nothing was."""
 
 
-def unpack(archive: Path, folder: Path, max_bytes: int, pieces: Sequence[Path] = ()) -> None:
+def unpack(archive: Path, folder: Path, pieces: Sequence[Path] = ()) -> None:
     """Unpack a zip or (compressed) tar archive into `folder`, once all of it has been read; files are replaced. `pieces` are
-    those of a split zip before the last, in order. UnpackError if it is damaged, has links that lead out of the folder, or
-    holds more than `max_bytes`."""
+    those of a split zip before the last, in order. UnpackError if it is damaged, or has links that lead out of the folder."""
     temporary = remove_leftovers(archive, folder)
     temporary.mkdir(parents=True)
-    sizes, n_bytes = _extract(archive, pieces, temporary), 0
     try:
-        for size in progress_bar(iterable=sizes, desc=f"unpacking {archive.name}", unit=" files"):
-            n_bytes += size
-            if n_bytes > max_bytes:
-                raise ValueError(f"it holds more than the {max_bytes:,} bytes that are expected")
+        _extract(archive, pieces, temporary)
         _move(temporary, folder)
     except DAMAGE as error:
         cause = str(error).partition("\n")[0]
@@ -57,17 +53,16 @@ def remove_leftovers(archive: Path, folder: Path) -> Path:
     return temporary
 
 
-def _extract(archive: Path, pieces: Sequence[Path], folder: Path) -> Iterator[int]:
-    """The size of every file or folder in bytes, which is extracted after that. The libraries let nothing out of the folder."""
+def _extract(archive: Path, pieces: Sequence[Path], folder: Path) -> None:
+    """Extract every file; the libraries let nothing out of the folder."""
+    bar = partial(progress_bar, desc=f"unpacking {archive.name}", unit=" files")
     if pieces or zipfile.is_zipfile(archive):
         with _open_zip(archive, pieces) as zip_file:
-            for info in zip_file.infolist():
-                yield info.file_size
+            for info in bar(iterable=zip_file.infolist()):
                 zip_file.extract(info, folder)
         return
     with tarfile.open(archive) as tar:
-        for member in tar:
-            yield member.size
+        for member in bar(iterable=tar):
             tar.extract(member, folder, filter="data")
         # gzip's checksum is at the very end, and tarfile takes a damaged header as the end.
         assert tar.fileobj is not None

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from common.config import ConfigError, FitConfig
 from common.datasets import Division, Prepared, Task
 from common.encoder_name import EncoderKind, EncoderName
-from common.features import Counts, FeatureFileError, FeatureSet, checksum_of_features
+from common.feature_formats import checksum_of_features
+from common.features import Counts, FeatureFileError, FeatureSet
 from common.heads import check_fittable
 
 

@@ -63,9 +63,7 @@ class ClipList:
     def _cells(self, clip: Clip, known: Collection[str]) -> dict[str, object]:
         for label in clip.labels:
             if self.is_multilabel and LABEL_SEPARATOR in label:
-                raise DatasetError(
-                    f"{clip.path} has the label {label!r}, but {LABEL_SEPARATOR!r} separates the labels of a clip in files; rename it"
-                )
+                raise DatasetError(f"{clip.path}: {LABEL_SEPARATOR!r} separates labels; rename the label {label!r}")
             if label and known and as_text(label) not in known:
                 raise DatasetError(
                     f"{clip.path} is of class {label!r}, which is not among the {len(known)} classes of {self.dataset}; add "

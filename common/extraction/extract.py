@@ -204,9 +204,7 @@ def _report(output: Path, work: Work, counts: Counts, failures: Sequence[tuple[s
     """Print what was done; ExtractionError if every clip failed."""
     count, padded, missing, listed = counts["clips"], counts["padded"], counts.get("missing", 0), failures_file(output)
     if not counts["extracted"]:
-        raise ExtractionError(
-            f"all {count:,} clips failed, so nothing was saved; the first: {failures[0][1]} (all reasons: {listed})"
-        )
+        raise ExtractionError(f"all {count:,} clips failed, nothing was saved: {failures[0][1]} (reasons: {listed})")
     failed = counts["failed"] - missing
     lost = f", {failed:,} failed" * bool(failed) + f", {missing:,} missing" * bool(missing)
     lost += f" (listed in {listed})" * bool(failures)

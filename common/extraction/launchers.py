@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 
 from common.encoder import Encoder, Output, resolve_device
+from common.errors import first_problem
 from common.extraction.clip_list import ClipList
 from common.extraction.runner import WAIT_S, ThisProcess, Threads
 from common.extraction.work import ExtractionError, ExtractionSettings, Work
@@ -124,9 +125,7 @@ def on_ray(load: Load, address: str, device: str) -> Iterator[OnRay]:
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ExtractionError(
-            f"--ray {address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
-        ) from error
+        raise ExtractionError(f"--ray {address}: no Ray cluster answers there ({first_problem(error)})") from error
     try:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         needs = [{"num_gpus": 1}] * int(sum(node.get("GPU", 0) for node in nodes)) if device != "cpu" else []

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -235,12 +235,9 @@ def lengths_s(clips: ClipList, sizes: Array) -> Array:
 def file_sizes(clips: ClipList) -> Array:
     """(N,) int64, the size of each clip's file; MISSING where there is none. One that cannot be looked at for another
     reason has size 0, and fails where it is read."""
-
-    def sizes_from(start: int) -> list[int]:
-        return [_size_of(path) for path in clips.of(range(start, start + PER_THREAD)).paths()]
-
+    slices = (clips.of(range(start, start + PER_THREAD)) for start in range(0, len(clips), PER_THREAD))
     with ThreadPoolExecutor(16) as threads:  # a network disk takes its time for each
-        batches = threads.map(sizes_from, range(0, len(clips), PER_THREAD))
+        batches = threads.map(lambda some: [_size_of(path) for path in some.paths()], slices)
         return np.fromiter(itertools.chain.from_iterable(batches), np.int64, len(clips))
 
 
@@ -287,12 +284,10 @@ def check_folder(work: Work, overwrite: bool) -> None:
             raise OutputError(f"{folder} holds files that are not parts, such as {min(names)}; give an empty folder")
     outdated, infos, planned = [], read_infos(folder), set(work.slices)
     for path, info in infos.items():
-        different = describe_difference(info.settings, work.part_settings)
-        if different and not overwrite:
-            raise OutputError(
-                f"{folder} holds parts made with different settings ({different}); --overwrite discards them"
-            )
-        if different or info.place not in planned or info.listing != work.clips.of(info.place).fingerprint():
+        change = describe_difference(info.settings, work.part_settings)
+        if change and not overwrite:
+            raise OutputError(f"{folder} holds parts made with different settings ({change}); --overwrite drops them")
+        if change or info.place not in planned or info.listing != work.clips.of(info.place).fingerprint():
             outdated.append(path)
     if outdated and not overwrite:
         raise OutputError(
@@ -309,35 +304,48 @@ def read_infos(folder: Path) -> dict[Path, PartInfo]:
     return {path: info for path in paths if (info := read_or_remove(path, read_info)) is not None}
 
 
-def read_status(output: Path) -> dict[str, Any]:
-    """How far an extraction is, told from its parts alone, as ``--status --json`` prints it; None: not known yet."""
-    status: dict[str, Any] = {"output": str(output), "is_finished": output.is_file(), "clips": None}
-    status |= dict.fromkeys(("clips_done", "clips_failed", "parts_done", "parts_in_work"), 0)
-    status |= dict.fromkeys(("parts_missing", "clips_per_s", "seconds_left"))
+class Status(NamedTuple):
+    """How far an extraction is, as ``--status --json`` prints it; None: not known yet."""
+
+    output: str
+    is_finished: bool
+    clips: int | None = None
+    clips_done: int = 0
+    clips_failed: int = 0
+    parts_done: int = 0
+    parts_in_work: int = 0
+    parts_missing: int | None = None  # neither done nor in work, about
+    clips_per_s: float | None = None  # of late, of all processes together; None: too few parts
+    seconds_left: float | None = None
+
+
+def read_status(output: Path) -> Status:
+    """How far an extraction is, told from its parts alone."""
     if output.is_file():
-        return status
+        return Status(str(output), is_finished=True)
     to_join, to_stay = (parts_folder(output, n_clips) for n_clips in (0, MOST_JOINED + 1))
     folder = to_join if to_join.is_dir() else to_stay
-    status["parts_in_work"] = sum(NAME.fullmatch(path.stem) is not None for path in alive_claims(folder))
+    in_work = sum(NAME.fullmatch(path.stem) is not None for path in alive_claims(folder))
     infos: dict[Path, PartInfo] = {}
     for path in part_files(folder).values():
         with contextlib.suppress(DamagedFileError, FileNotFoundError):  # the next run tells, or another has joined them
             infos[path] = read_info(path)
-    if infos:
-        last, done = max(infos.values(), key=lambda info: info.stop), sum(len(info.place) for info in infos.values())
-        left, speed = last.clips - done, _speed(infos)
-        status |= {
-            "is_finished": not left and folder == to_stay,
-            "clips": last.clips,
-            "clips_done": done,
-            "clips_failed": sum(len(info.failed) for info in infos.values()),
-            "parts_done": len(infos),
-            # Neither done nor in work, about.
-            "parts_missing": max(0, -(-left // int(str(last.settings["part_size"]))) - status["parts_in_work"]),
-            "clips_per_s": speed,  # of late, of all processes together; None: too few parts
-            "seconds_left": None if speed is None else left / speed,
-        }
-    return status
+    if not infos:
+        return Status(str(output), is_finished=False, parts_in_work=in_work)
+    last, done = max(infos.values(), key=lambda info: info.stop), sum(len(info.place) for info in infos.values())
+    left, speed = last.clips - done, _speed(infos)
+    return Status(
+        str(output),
+        is_finished=not left and folder == to_stay,
+        clips=last.clips,
+        clips_done=done,
+        clips_failed=sum(len(info.failed) for info in infos.values()),
+        parts_done=len(infos),
+        parts_in_work=in_work,
+        parts_missing=max(0, -(-left // int(str(last.settings["part_size"]))) - in_work),
+        clips_per_s=speed,
+        seconds_left=None if speed is None else left / speed,
+    )
 
 
 def _speed(infos: dict[Path, PartInfo]) -> float | None:

@@ -14,7 +14,7 @@ from torch import nn
 from common.arrays import Array
 from common.encoder import Encoder, Output, Waveform, choose_outputs
 from common.errors import UserError
-from common.features import LABEL_SEPARATOR, FeatureSet, Provenance, read_provenance
+from common.features import LABEL_SEPARATOR, PROVENANCE, FeatureSet, Provenance
 from common.files import load_torch, save_torch
 from common.heads.recipes import HeadKind, new_head
 from common.heads.scalers import Scaler, fit_scaler, one_blas_thread
@@ -224,7 +224,7 @@ class TrainedHead:
                 module.eval(),
                 scaler,
                 content["class_names"],
-                read_provenance(content["encoder"]),
+                PROVENANCE.validate_python(content["encoder"]),
                 content["temperature"],
                 known,
                 None if scaling is None else PlattScaling(**scaling),

@@ -244,8 +244,6 @@ def test_any_file_name_is_read(tmp_path: Path) -> None:
     if os.name == "posix":
         path = path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav"))  # not UTF-8
     assert len(read_audio(path, RATE)) == RATE // 2
-    with pytest.raises(AudioError, match="is not a file name"):
-        read_audio(f"{path}\0.wav", RATE)
 
 
 def streamed(path: Path, samples: int, claimed: int) -> Path:

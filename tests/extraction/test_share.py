@@ -29,7 +29,8 @@ from common.extraction import ClipList, ExtractOptions, Share, Threads, extract
 from common.extraction.claims import Claims, alive_claims
 from common.extraction.launchers import OnDevices
 from common.extraction.work import cut
-from common.features import FeatureFileError, FeatureSet, checksum_of_features
+from common.feature_formats import checksum_of_features
+from common.features import FeatureFileError, FeatureSet
 from common.files import OutputError, exclusive
 from common.parts import file_name, part_files
 from esc50_feature_fc.esc50 import TASK
