@@ -200,9 +200,8 @@ class AudioSepEncoderModel(PreTrainedModel):
 
     def _betas(self, block: str) -> Iterator[torch.Tensor]:
         """FiLM's two betas of a block."""
+        condition = self.config.condition
         for beta in ("beta1", "beta2"):
             film = self.film.get_submodule(f"{block}->conv_block1->{beta}")
-            if self.config.condition is None:
-                yield torch.zeros_like(film.bias)
-            else:
-                yield film(torch.as_tensor(self.config.condition, dtype=film.bias.dtype, device=film.bias.device))
+            zero = torch.zeros_like(film.bias)
+            yield zero if condition is None else film(zero.new_tensor(condition))
