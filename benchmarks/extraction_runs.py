@@ -19,14 +19,16 @@ import torch
 import torch.nn.functional as F
 from measuring import medians_in_turns, timed
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from common.arrays import Array
 from common.datasets import Clip
 from common.datasets.audio import read_audio
 from common.encoder import AudioSepEncoder, load_encoder
+from common.encoder.audiosep import build_encoder
 from common.encoder.checkpoint import load_weights
 from common.encoder.device import PRECISIONS, describe_cpu, keep_freed_memory, resolve_precision
-from common.encoder.network import BLOCKS, SAMPLE_RATE, weight_shapes
+from common.encoder.network import N_BINS, SAMPLE_RATE, weight_shapes
 from common.extraction import ClipList, ThisProcess, Threads, extract
 from common.features import FeatureSet
 from common.text_table import as_text
@@ -59,15 +61,12 @@ class Figures(NamedTuple):
 
 def work_per_second() -> float:
     """Operations (additions and multiplications) of the six folded blocks' convolutions for a second of audio."""
-    operations, positions = 0.0, 100 * 1024.0
-    for _, _, channels_in, channels_out, (in_time, in_frequency) in BLOCKS[:-1]:
-        pooled = positions / in_time / in_frequency
-        kernel = (2 + in_time) * (2 + in_frequency)
-        operations += 2 * channels_out * (9 * positions * channels_in + kernel * pooled * channels_out)
-        if channels_in != channels_out:
-            operations += 2 * pooled * channels_in * channels_out
-        positions = pooled
-    return operations
+    x, seconds = torch.empty(1, 3200, N_BINS - 1, device="meta"), 32
+    network = build_encoder(CHECKPOINT, "fp32", None, "none").network.to(x.device)
+    with FlopCounterMode(display=False) as counter:
+        for block in network.blocks[:-1]:
+            x = block(x, x, None)
+    return counter.get_total_flops() / seconds
 
 
 def peak(device: torch.device, precision: str) -> float:
