@@ -54,9 +54,7 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
 
     model_input_names: ClassVar = ["input_values", "attention_mask"]
 
-    def __call__(
-        self, raw_speech: Any, sampling_rate: int | None = None, padding: bool | str = True, **options: Any
-    ) -> BatchFeature:
+    def __call__(self, raw_speech: Any, sampling_rate: int | None = None, **options: Any) -> BatchFeature:
         """One waveform or a list of them, mono, floating-point, in [-1, 1] -> ``input_values``, ``attention_mask``; the options
         are those of `pad`.
 
@@ -71,8 +69,8 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
         if is_array or (len(raw_speech) and isinstance(raw_speech[0], (float, np.floating))):
             raw_speech = [raw_speech]
         waveforms = [self._check(waveform, index) for index, waveform in enumerate(raw_speech)]
-        options = {"return_attention_mask": True, **options}
-        return self.pad(BatchFeature({"input_values": waveforms}), padding=padding, **options)
+        options = {"padding": True, "return_attention_mask": True, **options}
+        return self.pad(BatchFeature({"input_values": waveforms}), **options)
 
     @staticmethod
     def _check(raw: Any, index: int) -> np.ndarray:
