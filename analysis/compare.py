@@ -25,7 +25,7 @@ from common.text_table import as_latex, as_markdown, escape_latex, percent, rang
 
 RESAMPLES = 2000
 LEVEL = 0.05
-Judged = dict[str, Hits | Rankings]  # by encoder
+Judged = tuple[Run, Mapping[HeadKind, Hits | Rankings]]  # with what each of its heads has right
 
 
 class EncoderCost(Record):
@@ -87,6 +87,11 @@ class Pair(ComparisonRecord):
     first: str
     second: str
 
+    @property
+    def is_different(self) -> bool:
+        """Significantly, after the correction."""
+        return self.holm_p_value is not None and self.holm_p_value < LEVEL
+
 
 class EncodersRecord(Record):
     """The content of encoders.json; encoders in the order of their mean ranks."""
@@ -124,27 +129,23 @@ def compare_encoders(runs: Sequence[Run], folder: Path) -> EncodersRecord | None
     """Compare the runs of every task that has several encoders with the same protocol hash; None if no task has. What was
     measured of encoders is read below `folder`. FeatureFileError if a run's predictions are missing or damaged."""
     left_out: list[str] = []
-    compared: list[tuple[list[Run], dict[HeadKind, Judged]]] = []
-    for of_task in by_task(runs).values():
-        chosen = _comparable(of_task, left_out)
-        if len(chosen) > 1:
-            judged = {run.encoder: run.judged() for run in chosen}
-            by_head = {head: {name: of_run[head] for name, of_run in judged.items()} for head in HEADS}
-            compared.append((chosen, by_head))
+    chosen = [_comparable(of_task, left_out) for of_task in by_task(runs).values()]
+    compared = [[(run, run.judged()) for run in of_task] for of_task in chosen if len(of_task) > 1]
     if not compared:
         return None
     pairs = []
-    for of_task, by_head in compared:
-        for (first, second), head in itertools.product(itertools.combinations(by_head["linear"], 2), HEADS):
-            pair = by_head[head][first].minus(by_head[head][second])  # type: ignore[arg-type]  # both are of one kind
-            names = {"task": of_task[0].study.name, "head": head, "first": first, "second": second}
+    for of_task in compared:
+        for ((first, judged), (second, other)), head in itertools.product(itertools.combinations(of_task, 2), HEADS):
+            pair = judged[head].minus(other[head])  # type: ignore[arg-type]  # both are of one kind
+            names = {"task": first.study.name, "head": head, "first": first.encoder, "second": second.encoder}
             pairs.append(Pair(**pair.model_dump(), **names))
     corrected = holm([pair.p_value for pair in pairs])
     pairs = [pair.model_copy(update={"holm_p_value": value}) for pair, value in zip(pairs, corrected, strict=True)]
     tasks: list[ComparedTask] = []
     scores: list[EncoderScore] = []
-    for of_task, by_head in compared:
-        run, protocol, features = of_task[0], of_task[0].first_protocol, of_task[0].record.features
+    for of_task in compared:
+        run = of_task[0][0]
+        protocol, features = run.first_protocol, run.record.features
         metric, comparison = protocol.majority_class.metric, protocol.comparison
         task = ComparedTask(
             task=run.study.name,
@@ -160,8 +161,8 @@ def compare_encoders(runs: Sequence[Run], folder: Path) -> EncodersRecord | None
             can_tell=can_tell(comparison.n_units, len(pairs), metric),
         )
         tasks.append(task)
-        scores += _scores(task, of_task, by_head, pairs)
-    all_runs = [run for of_task, _ in compared for run in of_task]
+        scores += _scores(task, of_task, pairs)
+    all_runs = [run for of_task in compared for run, _ in of_task]
     return EncodersRecord(
         encoders=_costs(all_runs, folder, scores),
         tasks=tasks,
@@ -187,21 +188,14 @@ def _comparable(runs: Sequence[Run], left_out: list[str]) -> list[Run]:
     return list(chosen.values())
 
 
-def _scores(
-    task: ComparedTask, runs: Sequence[Run], judged: Mapping[HeadKind, Judged], pairs: Sequence[Pair]
-) -> Iterator[EncoderScore]:
+def _scores(task: ComparedTask, of_task: Sequence[Judged], pairs: Sequence[Pair]) -> Iterator[EncoderScore]:
+    different = [pair for pair in pairs if pair.task == task.task and pair.is_different]
     for head in HEADS:
-        first = _share_first(judged[head])
-        best = max(runs, key=lambda run: run.first_protocol.heads[head].score).encoder
-        differ = [
-            {pair.first, pair.second}
-            for pair in pairs
-            if (pair.task, pair.head) == (task.task, head)
-            and pair.holm_p_value is not None
-            and pair.holm_p_value < LEVEL
-        ]
-        for run in runs:
-            scored = run.first_protocol.heads[head]
+        scores = {run.encoder: run.first_protocol.heads[head] for run, _ in of_task}
+        best = max(scores, key=lambda name: scores[name].score)
+        differ = [{pair.first, pair.second} for pair in different if pair.head == head]
+        for (run, _), first in zip(of_task, _shares_first([judged[head] for _, judged in of_task]), strict=True):
+            scored = scores[run.encoder]
             yield EncoderScore(
                 task=task.task,
                 encoder=run.encoder,
@@ -209,21 +203,22 @@ def _scores(
                 head=head,
                 score=scored.score,
                 interval=scored.interval,
-                first=first[run.encoder],
+                first=first,
                 leads=task.can_tell and {best, run.encoder} not in differ,
             )
 
 
-def _share_first(judged: Judged) -> Mapping[str, float | None]:
-    """Encoder -> the share of bootstraps over groups in which its score is the highest; ties are shared."""
-    n_groups = next(iter(judged.values())).n_groups
+def _shares_first(judged: Sequence[Hits | Rankings]) -> Sequence[float | None]:
+    """Of every encoder the share of bootstraps over groups in which its score is the highest; ties are shared."""
+    n_groups = judged[0].n_groups
     if n_groups < MIN_GROUPS:
-        return dict.fromkeys(judged)
+        return [None] * len(judged)
     rng = np.random.default_rng(0)
     times = np.stack([np.bincount(rng.integers(0, n_groups, n_groups), minlength=n_groups) for _ in range(RESAMPLES)])
-    scored = np.stack([of_encoder.resampled(times) for of_encoder in judged.values()])
+    scored = np.stack([of_encoder.resampled(times) for of_encoder in judged])
     is_best = scored >= scored.max(axis=0) - 1e-12
-    return dict(zip(judged, (is_best / is_best.sum(axis=0)).mean(axis=1).tolist(), strict=True))
+    shares: list[float | None] = (is_best / is_best.sum(axis=0)).mean(axis=1).tolist()
+    return shares
 
 
 def _costs(runs: Sequence[Run], folder: Path, scores: Sequence[EncoderScore]) -> list[EncoderCost]:
@@ -235,18 +230,16 @@ def _costs(runs: Sequence[Run], folder: Path, scores: Sequence[EncoderScore]) ->
     for run in runs:
         features = run.record.features
         path = folder / ENCODERS_FOLDER / f"{slug_of(features.kind, features.encoder or '')}.json"
-        check = CheckRecord.load(path) if path.exists() else None
-        if check is not None and check.checkpoint != features.checkpoint:
-            check = None  # of other weights
-        costs[run.encoder] = EncoderCost(
+        cost = EncoderCost(
             encoder=run.encoder,
             parameters=features.parameters,
             width=features.width,
-            speed=check and check.speed,
-            measured_on=check and (check.cpu if check.device == "cpu" else check.device),
-            fails=tuple(checked.name for checked in check.properties if checked.holds is False) if check else (),
             mean_rank=ranks[run.encoder].to_dict() if len(ranks) else {},
         )
+        if path.exists() and (check := CheckRecord.load(path)).checkpoint == features.checkpoint:  # of these weights
+            place = check.cpu if check.device == "cpu" else check.device
+            cost = cost.model_copy(update={"speed": check.speed, "measured_on": place, "fails": check.failing})
+        costs[run.encoder] = cost
     return sorted(costs.values(), key=lambda cost: sum(cost.mean_rank.values()))
 
 

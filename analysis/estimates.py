@@ -88,10 +88,8 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
         lengths_s = []
         for clip in (clips[index] for index in picked):
             with contextlib.suppress(AudioError):  # the doctor and the extraction will report it
-                if clip.end_s is None:
-                    lengths_s.append(audio_duration_s(clip.path))
-                else:
-                    lengths_s.append(clip.end_s - (clip.start_s or 0.0))
+                end_s = audio_duration_s(clip.path) if clip.end_s is None else clip.end_s
+                lengths_s.append(end_s - (clip.start_s or 0.0))
         n_clips, hours = len(clips), len(clips) * float(np.mean(lengths_s or [0.0])) / 3600
         folds = len({clip.fold for clip in clips} - {None}) or 1
     else:
@@ -125,17 +123,15 @@ def describe_plan(plan: Plan) -> str:
         cells = [f"{planned.clips:,}", f"{planned.audio_hours:.1f}", *times, f"{planned.n_bytes / 1e6:,.0f} MB"]
         table.append([study.name, "here" if root.is_dir() else "to download", *cells])
     # What takes most of the time, and which flags save most of it.
-    fitting = sum(planned.fit_hours for planned in estimates.values())
-    total = fitting + sum(planned.extract_hours for planned in estimates.values())
-    steps = {f"extraction of {name}": planned.extract_hours for name, planned in estimates.items()}
-    steps |= {f"fitting of {name}": planned.fit_hours for name, planned in estimates.items()}
-    step = max(steps, key=lambda name: steps[name])
-    task = step.rpartition(" ")[2]
+    steps = {("extraction", name): planned.extract_hours for name, planned in estimates.items()}
+    steps |= {("fitting", name): planned.fit_hours for name, planned in estimates.items()}
+    fitting, total = sum(planned.fit_hours for planned in estimates.values()), sum(steps.values())
+    step, task = max(steps, key=lambda key: steps[key])
     saved = []
     if plan.seeds > 1:
         saved.append(f"--seeds 1: {time_range(total - fitting + fitting / plan.seeds)}")
     if len(estimates) > 1:
-        rest = total - estimates[task].extract_hours - estimates[task].fit_hours
+        rest = sum(hours for (_, name), hours in steps.items() if name != task)
         saved.append(f"without {task}: {time_range(rest)}")
     if fitting < total / 2 and device.type == "cpu":
         saved.append("a GPU, or --shard of the extraction scripts on several machines")
@@ -151,4 +147,4 @@ under both protocols with probes and shuffled labels; then summary, similarities
 In all {time_range(total)} and \
 {sum(planned.n_bytes for planned in estimates.values()) / 1e6:,.0f} MB of features, on {device}, which embeds
 {speed.audio:.0f} s of audio per second. From: nothing else runs. To: other work beside it.
-Most of it: {step} ({steps[step] / (total or 1):.0%}).{less}{left_out if others else ""}"""
+Most of it: {step} of {task} ({steps[step, task] / (total or 1):.0%}).{less}{left_out if others else ""}"""

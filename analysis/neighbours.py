@@ -7,7 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
@@ -32,9 +32,27 @@ NOTE = (
 )
 
 
-def neighbours_of(run: Run) -> dict[str, Any]:
+class Neighbours(NamedTuple):
     """The scores of a run's rows, shares; None where there are too few groups for an interval, or several labels a clip for
-    clusters. FeatureFileError if its feature file is missing or has changed."""
+    clusters."""
+
+    task: str
+    encoder: str
+    clips: int
+    queries: int  # clips whose neighbours were looked up
+    left_out: int  # those of them of which no clip of another group counts
+    p1: float
+    p1_low: float | None
+    p1_high: float | None
+    p10: float
+    map_r: float
+    chance: float
+    ari: float | None
+    ami: float | None
+
+
+def neighbours_of(run: Run) -> Neighbours:
+    """FeatureFileError if the run's feature file is missing or has changed."""
     import numpy as np
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
@@ -56,21 +74,8 @@ def neighbours_of(run: Run) -> dict[str, Any]:
         clusters = KMeans(len(features.class_names), n_init=3, random_state=SEED).fit_predict(values)
         ari, ami = (float(score(labels, clusters)) for score in (adjusted_rand_score, adjusted_mutual_info_score))
     low, high = interval or (None, None)
-    return {
-        "task": run.study.name,
-        "encoder": run.encoder,
-        "clips": len(raw),
-        "queries": len(queries),  # clips whose neighbours were looked up
-        "left_out": int((~kept).sum()),  # those of them of which no clip of another group counts
-        "p1": p1,
-        "p1_low": low,
-        "p1_high": high,
-        "p10": p10,
-        "map_r": map_r,
-        "chance": chance,
-        "ari": ari,
-        "ami": ami,
-    }
+    sizes = (len(raw), len(queries), int((~kept).sum()))
+    return Neighbours(run.study.name, run.encoder, *sizes, p1, low, high, p10, map_r, chance, ari, ami)
 
 
 def _retrieve(values: Array, labels: Array, groups: Array, queries: Array) -> Iterator[tuple[float, ...]]:
@@ -105,14 +110,14 @@ def main() -> None:
     rows = [neighbours_of(run) for run in runs]
     table = [["task", "encoder", "clips", "P@1", "95 %", "P@10", "mAP@R", "chance", "ARI", "AMI", "left out"]]
     for row in rows:
-        interval = None if row["p1_low"] is None else (row["p1_low"], row["p1_high"])
-        cells = [row["task"], row["encoder"], f"{row['clips']:,}", percent(row["p1"]), range_of(interval)]
-        cells += [percent(row[name]) for name in ("p10", "map_r", "chance")]
-        cells += ["-" if row[name] is None else f"{row[name]:.2f}" for name in ("ari", "ami")]
-        table.append([*cells, f"{row['left_out']:,}"])
+        interval = None if row.p1_low is None or row.p1_high is None else (row.p1_low, row.p1_high)
+        cells = [row.task, row.encoder, f"{row.clips:,}", percent(row.p1), range_of(interval)]
+        cells += map(percent, (row.p10, row.map_r, row.chance))
+        cells += ["-" if agreement is None else f"{agreement:.2f}" for agreement in (row.ari, row.ami)]
+        table.append([*cells, f"{row.left_out:,}"])
     print(as_text(table, left=2))
     print(textwrap.fill(NOTE, WIDTH))
-    write_csv(folder / "neighbours.csv", [list(rows[0]), *(list(row.values()) for row in rows)])
+    write_csv(folder / "neighbours.csv", [Neighbours._fields, *rows])
     write_atomically(folder / "neighbours.md", f"{as_markdown(table, left=2)}\n\n{NOTE}\n".encode())
     print(f"-> {folder / 'neighbours.csv'}, {folder / 'neighbours.md'}")
 

@@ -6,6 +6,7 @@ not all. Every run writes the same bytes.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -57,15 +58,13 @@ def _write_text(path: Path, *lines: str) -> None:
 def generate_esc50(root: Path, recordings: int = 3) -> None:
     """Write ESC-50's layout: 5 folds with `recordings` per class of ESC-10."""
     rows = []
-    for fold in range(1, 6):
-        for name in ESC10:
-            target = ESC50_CLASSES.index(name)
-            for take in range(recordings):
-                rng = np.random.default_rng([50, fold, target, take])
-                source = 100_000 + (fold * 50 + target) * 10 + take
-                file = f"{fold}-{source}-A-{target}.wav"
-                rows.append((file, fold, target, name, "True", source, "A"))
-                _write(root / "audio" / file, recording(SOUNDS[name], rng, 5.0, 44_100, (-12, 6)), 44_100)
+    for fold, name, take in itertools.product(range(1, 6), ESC10, range(recordings)):
+        target = ESC50_CLASSES.index(name)
+        rng = np.random.default_rng([50, fold, target, take])
+        source = 100_000 + (fold * 50 + target) * 10 + take
+        file = f"{fold}-{source}-A-{target}.wav"
+        rows.append((file, fold, target, name, "True", source, "A"))
+        _write(root / "audio" / file, recording(SOUNDS[name], rng, 5.0, 44_100, (-12, 6)), 44_100)
     header = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
     write_csv(root / "meta" / "esc50.csv", [header, *sorted(rows)])
 
@@ -73,20 +72,19 @@ def generate_esc50(root: Path, recordings: int = 3) -> None:
 def generate_urbansound8k(root: Path, recordings: int = 3) -> None:
     """Write UrbanSound8K's layout: 10 folds with `recordings` per class, of many formats and lengths."""
     rows = []
-    for fold in range(1, 11):
-        for class_id, name in enumerate(URBANSOUND8K_CLASSES):
-            for take in range(recordings):
-                rng = np.random.default_rng([8000, fold, class_id, take])
-                source = 200_000 + (fold * 10 + class_id) * 10 + take
-                seconds = round(rng.uniform(0.3, 1.6), 2)
-                salience = int(rng.integers(1, 3))
-                rate, channels, subtype = URBANSOUND8K_FORMATS[rng.integers(len(URBANSOUND8K_FORMATS))]
-                filename = f"{source}-{class_id}-0-0.wav"
-                rows.append((filename, source, 0.0, seconds, salience, fold, class_id, name))
-                snr_db = (0, 12) if salience == 1 else (-14, 0)
-                waveform = recording(SOUNDS[name], rng, seconds, rate, snr_db)
-                samples = np.stack([waveform * gain for gain in rng.uniform(0.7, 1, channels)], axis=1)
-                _write(root / "audio" / f"fold{fold}" / filename, samples, rate, subtype)
+    for fold, (class_id, name), take in itertools.product(
+        range(1, 11), enumerate(URBANSOUND8K_CLASSES), range(recordings)
+    ):
+        rng = np.random.default_rng([8000, fold, class_id, take])
+        source = 200_000 + (fold * 10 + class_id) * 10 + take
+        seconds = round(rng.uniform(0.3, 1.6), 2)
+        salience = int(rng.integers(1, 3))
+        rate, channels, subtype = URBANSOUND8K_FORMATS[rng.integers(len(URBANSOUND8K_FORMATS))]
+        filename = f"{source}-{class_id}-0-0.wav"
+        rows.append((filename, source, 0.0, seconds, salience, fold, class_id, name))
+        waveform = recording(SOUNDS[name], rng, seconds, rate, (0, 12) if salience == 1 else (-14, 0))
+        samples = waveform[:, None] * rng.uniform(0.7, 1, channels)
+        _write(root / "audio" / f"fold{fold}" / filename, samples, rate, subtype)
     header = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
     write_csv(root / "metadata" / "UrbanSound8K.csv", [header, *rows])
 
@@ -137,19 +135,18 @@ def generate_icbhi(root: Path, patients: int = 24) -> None:
 def generate_nsynth(root: Path, notes: int = 2) -> None:
     """Write NSynth's layout: `notes` per instrument; per family three instruments in train, one in valid, one in test."""
     for split, instruments in (("train", range(3)), ("valid", range(3, 4)), ("test", range(4, 5))):
-        listing = {}
-        for family, name in enumerate(NSYNTH_FAMILIES):
-            for instrument in instruments if split == "train" or name != "synth_lead" else ():
-                for take in range(notes if split == "train" else notes + 1):
-                    rng = np.random.default_rng([16, family, instrument, take])
-                    pitch, velocity = int(rng.integers(40, 80)), (50, 100)[take % 2]
-                    instrument_name = f"{name}_synthetic_{instrument:03d}"
-                    key = f"{instrument_name}-{pitch:03d}-{velocity:03d}"
-                    sound = note(rng, np.arange(64_000) / 16_000, family, instrument, pitch)
-                    audio = root / f"nsynth-{split}" / "audio" / f"{key}.wav"
-                    _write(audio, in_room(sound, rng, 16_000, (5, 25)), 16_000)
-                    listing[key] = {"instrument_str": instrument_name, "pitch": pitch, "instrument_family_str": name}
-        _write_text(root / f"nsynth-{split}" / "examples.json", json.dumps(listing, indent=1))
+        listing, folder, takes = {}, root / f"nsynth-{split}", range(notes if split == "train" else notes + 1)
+        for (family, name), instrument, take in itertools.product(enumerate(NSYNTH_FAMILIES), instruments, takes):
+            if split != "train" and name == "synth_lead":
+                continue
+            rng = np.random.default_rng([16, family, instrument, take])
+            pitch, velocity = int(rng.integers(40, 80)), (50, 100)[take % 2]
+            instrument_name = f"{name}_synthetic_{instrument:03d}"
+            key = f"{instrument_name}-{pitch:03d}-{velocity:03d}"
+            sound = note(rng, np.arange(64_000) / 16_000, family, instrument, pitch)
+            _write(folder / "audio" / f"{key}.wav", in_room(sound, rng, 16_000, (5, 25)), 16_000)
+            listing[key] = {"instrument_str": instrument_name, "pitch": pitch, "instrument_family_str": name}
+        _write_text(folder / "examples.json", json.dumps(listing, indent=1))
 
 
 def generate_librispeech(root: Path, speakers: int = 8, utterances: int = 5) -> None:
@@ -158,14 +155,13 @@ def generate_librispeech(root: Path, speakers: int = 8, utterances: int = 5) -> 
     for speaker in range(speakers + speakers // 2):
         speaker_id, subset = 1000 + speaker, "train-clean-100" if speaker < speakers else "test-clean"
         names.append(f"{speaker_id} | {'FM'[speaker % 2]} | {subset:<16} | 0.50  | Generated voice {speaker}")
-        for chapter in range(2):
+        for chapter, number in itertools.product(range(2), range(utterances)):
+            rng = np.random.default_rng([100, speaker, chapter, number])
+            time = np.arange(round(rng.uniform(1.5, 2.5) * 16_000)) / 16_000
+            sound = speech(rng, time, speaker, rng.integers(0, 12, 6).tolist())
             folder = root / subset / str(speaker_id) / str(5000 + 2 * speaker + chapter)
-            for number in range(utterances):
-                rng = np.random.default_rng([100, speaker, chapter, number])
-                time = np.arange(round(rng.uniform(1.5, 2.5) * 16_000)) / 16_000
-                sound = speech(rng, time, speaker, rng.integers(0, 12, 6).tolist())
-                name = f"{speaker_id}-{folder.name}-{number:04d}.flac"
-                _write(folder / name, in_room(sound, rng, 16_000, (-2, 12)), 16_000)
+            name = f"{speaker_id}-{folder.name}-{number:04d}.flac"
+            _write(folder / name, in_room(sound, rng, 16_000, (-2, 12)), 16_000)
     _write_text(root / "SPEAKERS.TXT", *names)
 
 

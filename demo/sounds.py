@@ -34,19 +34,19 @@ def pulses(time: Array, moments: Array, decay_s: float) -> Array:
     """An envelope that jumps to 1 at every moment (s) and decays."""
     envelope = np.zeros_like(time)
     for moment in moments:
-        since = time - moment
-        envelope = np.maximum(envelope, np.where(since >= 0, np.exp(-np.maximum(since, 0) / decay_s), 0))
+        after = time >= moment
+        envelope[after] = np.maximum(envelope[after], np.exp((moment - time[after]) / decay_s))
     return envelope
 
 
-def every(rng: np.random.Generator, time: Array, period_s: float, jitter: float = 0.0) -> Array:
-    """Moments (s) a period apart, from a random start."""
+def beats(rng: np.random.Generator, time: Array, period_s: float, decay_s: float, jitter: float = 0.0) -> Array:
+    """An envelope of beats a period apart, from a random start."""
     moments = np.arange(rng.uniform(0, min(period_s, time[-1] / 2)), time[-1], period_s)
-    return moments + jitter * period_s * rng.standard_normal(len(moments))
+    return pulses(time, moments + jitter * period_s * rng.standard_normal(len(moments)), decay_s)
 
 
 def bark(rng: np.random.Generator, time: Array) -> Array:
-    envelope = pulses(time, every(rng, time, rng.uniform(0.4, 0.9), 0.1), 0.07)
+    envelope = beats(rng, time, rng.uniform(0.4, 0.9), 0.07, 0.1)
     return envelope * harmonic(rng.uniform(350, 600) * (0.6 + 0.4 * envelope), time, 8)
 
 
@@ -62,7 +62,7 @@ def baby(rng: np.random.Generator, time: Array) -> Array:
 
 
 def fire(rng: np.random.Generator, time: Array) -> Array:
-    crackles = np.sort(rng.uniform(0, time[-1], int(rng.uniform(8, 20) * time[-1]) + 1))
+    crackles = rng.uniform(0, time[-1], int(rng.uniform(8, 20) * time[-1]) + 1)
     return pulses(time, crackles, 0.004) * coloured_noise(rng, time, 1500, 9000)
 
 
@@ -85,11 +85,6 @@ def music(rng: np.random.Generator, time: Array) -> Array:
     return pulses(time, np.arange(0, time[-1], beat_s), 0.25) * melody + 0.3 * harmonic(key / 2, time, 4)
 
 
-def beats(rng: np.random.Generator, time: Array, rate: float, decay_s: float, jitter: float = 0.0) -> Array:
-    """An envelope of so many beats per second."""
-    return pulses(time, every(rng, time, 1 / rate, jitter), decay_s)
-
-
 def siren(rng: np.random.Generator, time: Array) -> Array:
     sweep = np.sin(2 * np.pi * (time * rng.uniform(0.3, 0.6) + rng.uniform()))
     return harmonic(rng.uniform(850, 1050) * (1 + 0.35 * sweep), time, 3)
@@ -110,9 +105,11 @@ SOUNDS: dict[str, Sound] = {
         pulses(time, time[-1:] * rng.uniform(0.1, 0.6), 0.15) * coloured_noise(rng, time, rng.uniform(700, 1200), 5000)
     ),
     "clock_tick": lambda rng, time: (
-        pulses(time, every(rng, time, rng.uniform(0.45, 0.55)), 0.006) * harmonic(rng.uniform(1800, 2600), time, 2)
+        beats(rng, time, rng.uniform(0.45, 0.55), 0.006) * harmonic(rng.uniform(1800, 2600), time, 2)
     ),
-    "helicopter": lambda rng, time: beats(rng, time, rng.uniform(11, 17), 0.03) * coloured_noise(rng, time, 40, 700),
+    "helicopter": lambda rng, time: (
+        beats(rng, time, 1 / rng.uniform(11, 17), 0.03) * coloured_noise(rng, time, 40, 700)
+    ),
     "chainsaw": lambda rng, time: harmonic(
         (1 + 0.2 * np.sin(2 * np.pi * time * rng.uniform(0.2, 0.5))) * rng.uniform(90, 130), time, 30, 0.6
     ),
@@ -126,12 +123,14 @@ SOUNDS: dict[str, Sound] = {
         harmonic(rng.uniform(180, 320), time, 20, 0.3) + coloured_noise(rng, time, 2000, 8000)
     ),
     "engine_idling": lambda rng, time: (
-        beats(rng, time, rng.uniform(20, 30), 0.02, 0.05) * coloured_noise(rng, time, 30, 250)
+        beats(rng, time, 1 / rng.uniform(20, 30), 0.02, 0.05) * coloured_noise(rng, time, 30, 250)
     ),
     "gun_shot": lambda rng, time: (
         pulses(time, time[-1:] * rng.uniform(0.02, 0.3), rng.uniform(0.05, 0.12)) * coloured_noise(rng, time, 50, 4000)
     ),
-    "jackhammer": lambda rng, time: beats(rng, time, rng.uniform(14, 22), 0.012) * coloured_noise(rng, time, 400, 6000),
+    "jackhammer": lambda rng, time: (
+        beats(rng, time, 1 / rng.uniform(14, 22), 0.012) * coloured_noise(rng, time, 400, 6000)
+    ),
     "siren": siren,
     "street_music": music,
 }
@@ -156,8 +155,7 @@ def breath(rng: np.random.Generator, time: Array, crackles: bool, wheezes: bool)
     swell = np.abs(np.sin(2 * np.pi * np.arange(len(time)) / len(time)))
     sound = swell * coloured_noise(rng, time, 100, rng.uniform(400, 900))
     if crackles:
-        moments = time[0] + np.sort(rng.uniform(0, time[-1] - time[0], 12))
-        sound += 3 * pulses(time, moments, 0.008) * coloured_noise(rng, time, 300, 1200)
+        sound += 3 * pulses(time, rng.uniform(0, time[-1], 12), 0.008) * coloured_noise(rng, time, 300, 1200)
     if wheezes:
         sound += 1.5 * swell * harmonic(rng.uniform(250, 500), time, 3)
     return sound
@@ -168,11 +166,10 @@ def note(rng: np.random.Generator, time: Array, family: int, instrument: int, pi
     timbre, variation = np.random.default_rng([1, family]), np.random.default_rng([2, family, instrument])
     roll_off, decay_s, breathy = timbre.uniform(0.3, 2), timbre.uniform(0.2, 3), timbre.choice([0, 0, 0.3])
     odd_only = timbre.uniform() < 0.3
-    frequency = np.full_like(time, 440 * 2 ** ((pitch - 69) / 12))
-    vibrato = 1 + timbre.choice([0, 0.01]) * np.sin(2 * np.pi * 5 * time)
-    tone = harmonic(frequency * vibrato, time, 12, roll_off * variation.uniform(0.8, 1.2))
+    frequency = 440 * 2 ** ((pitch - 69) / 12) * (1 + timbre.choice([0, 0.01]) * np.sin(2 * np.pi * 5 * time))
+    tone = harmonic(frequency, time, 12, roll_off * variation.uniform(0.8, 1.2))
     if odd_only:
-        tone -= 0.8 * harmonic(2 * frequency * vibrato, time, 6, roll_off) / 2**roll_off
+        tone -= 0.8 * harmonic(2 * frequency, time, 6, roll_off) / 2**roll_off
     envelope = np.exp(-time / (decay_s * variation.uniform(0.7, 1.4))) * (time < 3)
     return envelope * (tone + breathy * coloured_noise(rng, time, 500, 5000))
 

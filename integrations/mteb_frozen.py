@@ -17,7 +17,7 @@ from common.encoder import Encoder, new_encoder, resolve_device
 from common.encoder.checkpoint import KNOWN_RELEASES
 from common.encoder_name import EncoderKind, EncoderName
 from common.progress import progress_bar
-from integrations.audiosep import load_audiosep
+from integrations.hear_audiosep import load_model
 
 ORGANISATION = "frozen-encoders"
 AUDIOSEP = {
@@ -50,10 +50,10 @@ def entry(
     name: str = "audiosep", checkpoint: str = "", device: str = "auto", trust_remote_code: bool = False
 ) -> FrozenEncoder:
     """Build an encoder for `mteb.evaluate` and `mteb.mock_run`, and register it with MTEB under its name: that of ``--encoder``.
-    `checkpoint`: AudioSep's weights (`integrations.audiosep`). A UserError if the encoder cannot be built."""
+    `checkpoint`: AudioSep's weights (`integrations.hear_audiosep`). A UserError if the encoder cannot be built."""
     parsed, resolved = EncoderName.parse(name), resolve_device(device)
     if parsed.kind is EncoderKind.AUDIOSEP:
-        encoder: Encoder = load_audiosep(checkpoint, resolved)
+        encoder: Encoder = load_model(checkpoint, resolved).encoder
     else:
         encoder = new_encoder(parsed, "", resolved, trust_remote_code=trust_remote_code)
     meta = describe(encoder, parsed)

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import KFold, LeaveOneGroupOut
+from sklearn.model_selection import KFold, PredefinedSplit
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -37,7 +37,7 @@ def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[tup
         ("this project", f"{head_title(kind)} head, official folds, epoch by validation clips", scored.score)
         for kind, scored in record.heads.items()
     ]
-    official, mixed = official_folds(features), random_folds(features)
+    official, mixed = divisions(features)
     for suite, protocol, folds, is_scaled, is_few in (
         ("", "logistic regression, official folds, standardised", official, True, False),
         ("", "the same, random folds (related clips on both sides)", mixed, True, False),
@@ -54,15 +54,10 @@ def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[tup
     return [*rows, ("", "the same, last epoch", float(accuracies[:, -1].mean()))]
 
 
-def official_folds(features: FeatureSet) -> list[tuple[Array, Array]]:
-    """(train, test) rows of the official folds."""
-    assert features.folds is not None
-    return list(LeaveOneGroupOut().split(features.folds, groups=features.folds.numpy()))
-
-
-def random_folds(features: FeatureSet) -> list[tuple[Array, Array]]:
-    """(train, test) rows of MTEB's random folds, which put related clips on both sides."""
-    return list(KFold(MTEB_FOLDS, shuffle=True, random_state=SEED).split(np.arange(len(features))))
+def divisions(features: FeatureSet) -> list[list[tuple[Array, Array]]]:
+    """(train, test) rows of the official folds, and of MTEB's random ones, which put related clips on both sides."""
+    splitters = (PredefinedSplit(np.asarray(features.folds)), KFold(MTEB_FOLDS, shuffle=True, random_state=SEED))
+    return [list(splitter.split(features.features)) for splitter in splitters]
 
 
 def few_clips(labels: Array, order: list[int]) -> Array:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -56,12 +55,6 @@ OUTPUTS = tuple(
 )
 DEFAULT_LAYER, DEFAULT_POOL = "encoder_block6", "mean"
 DEFAULT = next(output for output in OUTPUTS if (output.layer, output.pool) == (DEFAULT_LAYER, DEFAULT_POOL))
-# Of the encoder as it is trained, without FiLM, which computes the betas, and without the running statistics.
-N_PARAMETERS = sum(
-    math.prod(shape)
-    for name, shape in weight_shapes().items()
-    if name.startswith("base.") and not name.endswith(("running_mean", "running_var"))
-)
 
 
 def load_encoder(
@@ -145,6 +138,8 @@ class AudioSepEncoder(Encoder, nn.Module):
         self, weights: Weights, condition: torch.Tensor | None, condition_identity: str, precision: str, padding: str
     ) -> None:
         super().__init__()
+        # As it is trained, without FiLM, which computes the betas, and without the running statistics.
+        trained = [name for name in weights.tensors if name.startswith("base.") and ".running_" not in name]
         self.info = EncoderInfo(
             EncoderKind.UNTRAINED if weights.is_untrained else EncoderKind.AUDIOSEP,
             "AudioSep ResUNet30",
@@ -152,7 +147,7 @@ class AudioSepEncoder(Encoder, nn.Module):
             weights.release,
             condition_identity,
             precision,
-            parameters=N_PARAMETERS,
+            parameters=sum(weights.tensors[name].numel() for name in trained),
             min_samples=MIN_SAMPLES_PADDED if padding == "official" else MIN_SAMPLES,
             padding=padding,
         )
@@ -251,14 +246,11 @@ class AudioSepEncoder(Encoder, nn.Module):
         if self.device.type != "cuda":
             yield from ([tile] for tile in tiles)
             return
-        by_width: dict[int, list[Tile]] = {}
-        for tile in tiles:
-            by_width.setdefault(self._width([tile]), []).append(tile)
-        for width, same_width in by_width.items():
-            while same_width:
-                size = max(1, self.batch_frames // width)  # batch_frames falls when memory runs short
-                yield same_width[:size]
-                del same_width[:size]
+        by_width = sorted(tiles, key=lambda tile: self._width([tile]))
+        for width, same_width in itertools.groupby(by_width, lambda tile: self._width([tile])):
+            # batch_frames falls when memory runs short
+            while batch := list(itertools.islice(same_width, max(1, self.batch_frames // width))):
+                yield batch
 
     def _compute(self, batch: list[Tile], work: Callable[[list[Tile]], list[T]]) -> list[T]:
         """What `work` makes of a batch of tiles; of its halves if the device is short of memory. `work` is a function of its

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.json:
         write_json(arguments.json, record.model_dump_json())
         print(f"-> {arguments.json}")
-    if any(item.holds is False for item in record.properties):
+    if record.failing:
         sys.exit(1)
 
 

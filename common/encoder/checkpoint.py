@@ -227,22 +227,18 @@ def read_condition(condition: str | Path | Array | torch.Tensor | None) -> tuple
                 f"{what} not found; give none, zero, or a .npy or .pt file of {CONDITION_SIZE} numbers"
             )
         try:
-            # Mapped: a header may claim any number of numbers, and only 512 are wanted.
-            content = np.load(path, mmap_mode="r", allow_pickle=False) if path.suffix == ".npy" else load_torch(path)
+            content = np.load(path, allow_pickle=False) if path.suffix == ".npy" else load_torch(path)
         except Exception as error:  # NumPy and torch raise many kinds
             cause = " ".join(str(error).split())[:120]
             raise ConditionError(f"{what} cannot be read as .npy or .pt: {cause}") from error
-    if not isinstance(content, (np.ndarray, torch.Tensor)):
-        raise ConditionError(
-            f"{what} holds a {type(content).__name__}; it must be one array of {CONDITION_SIZE} numbers"
-        )
-    if not (content.is_floating_point() if torch.is_tensor(content) else content.dtype.kind == "f"):
-        raise ConditionError(f"{what} holds numbers of type {content.dtype}; it must hold floating-point ones")
+    if isinstance(content, np.ndarray) and content.dtype.kind == "f":
+        content = torch.from_numpy(content.astype(np.float64))
+    if not isinstance(content, torch.Tensor) or not content.is_floating_point():
+        kind = getattr(content, "dtype", type(content).__name__)
+        raise ConditionError(f"{what} holds {kind}; it must hold {CONDITION_SIZE} floating-point numbers")
     if content.squeeze().shape != (CONDITION_SIZE,):
         raise ConditionError(f"{what} has shape {tuple(content.shape)}; it must hold {CONDITION_SIZE} numbers")
-    if isinstance(content, np.ndarray):
-        content = np.array(content, dtype=np.float64)
-    values = torch.as_tensor(content).detach().to("cpu", torch.float64).flatten()
+    values = content.detach().to("cpu", torch.float64).flatten()
     if not torch.isfinite(values).all():
         raise ConditionError(f"{what} holds NaN or infinite values")
     return values, "sha256:" + hashlib.sha256(values.to(torch.float32).numpy().tobytes()).hexdigest()

@@ -48,6 +48,11 @@ class CheckRecord(BaseModel):
     cpu: str
     properties: list[Property]  # in the order of the table
 
+    @property
+    def failing(self) -> tuple[str, ...]:
+        """The properties that do not hold."""
+        return tuple(checked.name for checked in self.properties if checked.holds is False)
+
     @classmethod
     def load(cls, path: Path) -> CheckRecord:
         """Read what ``--json`` wrote; UserError if it is damaged."""

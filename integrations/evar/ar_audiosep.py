@@ -7,20 +7,20 @@ imports of ``lineareval.py``. This project must be installed in the same environ
 import torch
 from evar.ar_base import BaseAudioRepr
 
-from integrations.audiosep import embed_batch, embed_batch_frames, load_audiosep
+from integrations.hear_audiosep import get_scene_embeddings, get_timestamp_embeddings, load_model
 
 
 class AR_AudioSep(BaseAudioRepr):  # type: ignore[misc]  # EVAR is not a package
-    """The encoder with EVAR's methods; `weight_file` or the environment names the weights (`integrations.audiosep`)."""
+    """The encoder with EVAR's methods; `weight_file` or the environment names the weights (`integrations.hear_audiosep`)."""
 
     def __init__(self, cfg) -> None:  # type: ignore[no-untyped-def]
         super().__init__(cfg=cfg)
-        self.encoder = load_audiosep(self.cfg.weight_file or "")
+        self.model = load_model(self.cfg.weight_file or "")
 
     def encode_frames(self, batch_audio: torch.Tensor) -> torch.Tensor:
         """(B, samples) at 32 kHz -> (B, 384, frames of 0.32 s)."""
-        return embed_batch_frames(batch_audio, self.encoder).transpose(1, 2)
+        return get_timestamp_embeddings(batch_audio, self.model)[0].transpose(1, 2)
 
     def forward(self, batch_audio: torch.Tensor) -> torch.Tensor:
         """(B, samples) at 32 kHz -> (B, 384)."""
-        return embed_batch(batch_audio, self.encoder)
+        return get_scene_embeddings(batch_audio, self.model)

@@ -55,9 +55,9 @@ def export_hugging_face(
         raise ExportError(f"{folder} is not an empty folder; give another, or --overwrite")
     weights = load_weights(checkpoint, weight_shapes())
     embedding, condition_name = read_condition(condition)
-    norms = [name.removesuffix(".running_var") for name in weights.tensors if name.endswith(".running_var")]
     # torch's batch norms expect counters.
-    counters = {f"{name}.num_batches_tracked": torch.tensor(0) for name in norms}
+    norms = [name.removesuffix("running_var") for name in weights.tensors if name.endswith("running_var")]
+    counters = {f"{name}num_batches_tracked": torch.tensor(0) for name in norms}
     contiguous = {name: tensor.contiguous() for name, tensor in weights.tensors.items()}
     tensors = save(contiguous | counters, metadata={"format": "pt"})
     settings = {
@@ -77,7 +77,6 @@ def export_hugging_face(
         "README.md": card.render(weights=weights, condition=condition_name, padding=padding, **facts).encode(),
         EXPORTED: tensors,  # last: a folder with weights is complete
     }
-    folder.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():
         write_atomically(folder / name, content)
     return [folder / name for name in contents]

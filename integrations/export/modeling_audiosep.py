@@ -54,9 +54,7 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
 
     model_input_names: ClassVar = ["input_values", "attention_mask"]
 
-    def __call__(
-        self, raw_speech: Any, sampling_rate: int | None = None, padding: bool | str = True, **options: Any
-    ) -> BatchFeature:
+    def __call__(self, raw_speech: Any, sampling_rate: int | None = None, **options: Any) -> BatchFeature:
         """One waveform or a list of them, mono, floating-point, in [-1, 1] -> ``input_values``, ``attention_mask``; the options
         are those of `pad`.
 
@@ -71,8 +69,8 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
         if is_array or (len(raw_speech) and isinstance(raw_speech[0], (float, np.floating))):
             raw_speech = [raw_speech]
         waveforms = [self._check(waveform, index) for index, waveform in enumerate(raw_speech)]
-        options = {"return_attention_mask": True, **options}
-        return self.pad(BatchFeature({"input_values": waveforms}), padding=padding, **options)
+        options = {"padding": True, "return_attention_mask": True, **options}
+        return self.pad(BatchFeature({"input_values": waveforms}), **options)
 
     @staticmethod
     def _check(raw: Any, index: int) -> np.ndarray:
@@ -200,9 +198,8 @@ class AudioSepEncoderModel(PreTrainedModel):
 
     def _betas(self, block: str) -> Iterator[torch.Tensor]:
         """FiLM's two betas of a block."""
+        condition = self.config.condition
         for beta in ("beta1", "beta2"):
             film = self.film.get_submodule(f"{block}->conv_block1->{beta}")
-            if self.config.condition is None:
-                yield torch.zeros_like(film.bias)
-            else:
-                yield film(torch.as_tensor(self.config.condition, dtype=film.bias.dtype, device=film.bias.device))
+            zero = torch.zeros_like(film.bias)
+            yield zero if condition is None else film(zero.new_tensor(condition))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from analysis import neighbours
-from analysis.neighbours import _retrieve, neighbours_of
+from analysis.neighbours import Neighbours, _retrieve, neighbours_of
 from analysis.scores import read_runs
 from common.arrays import Array
 from common.features import FeatureSet
@@ -38,7 +37,7 @@ def test_precisions_by_hand() -> None:
     assert scores[0] == 1 and scores[3] == 2 / 4
 
 
-def scores_of(features: FeatureSet, tmp_path: Path) -> dict[str, Any]:
+def scores_of(features: FeatureSet, tmp_path: Path) -> Neighbours:
     path = saved(features, tmp_path / "esc50_features_audiosep.pt")
     classify("--features", path, "--output-dir", tmp_path / "out", "--epochs", "1", "--overwrite")
     (run,) = read_runs(tmp_path / "out")
@@ -49,14 +48,14 @@ def test_twins_count_only_if_their_group_is_unknown(tmp_path: Path) -> None:
     features = grouped_features()
     known = scores_of(features, tmp_path / "known")
     unknown = scores_of(replace(features, groups=None), tmp_path / "unknown")
-    assert unknown["p1"] > known["p1"] + 0.2
-    assert known["p1_low"] < known["p1"] < known["p1_high"]
+    assert unknown.p1 > known.p1 + 0.2
+    assert known.p1_low < known.p1 < known.p1_high
 
 
 def test_noise_is_at_chance_and_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
     features = small_features(per_fold=20)
     real, noise = (scores_of(made, tmp_path / name) for name, made in (("a", features), ("b", noise_like(features, 1))))
-    assert real["p1"] > 0.4 > noise["p1"] and abs(noise["p10"] - noise["chance"]) < 0.05 and abs(noise["ari"]) < 0.05
+    assert real.p1 > 0.4 > noise.p1 and abs(noise.p10 - noise.chance) < 0.05 and abs(noise.ari) < 0.05
     values, labels = features.features.numpy(), features.labels.numpy()
     order = np.random.default_rng(0).permutation(len(values))
 

@@ -12,7 +12,7 @@ import torch
 from analysis import suite_protocols
 from common.datasets import Prepared
 from common.features import FeatureSet
-from integrations.suite_protocols import few_clips, logistic_regression, official_folds, protocol_rows, random_folds
+from integrations.suite_protocols import divisions, few_clips, logistic_regression, protocol_rows
 from tests.support.heads import SIZE, fit_config, saved, small_features
 
 
@@ -38,9 +38,12 @@ def test_mtebs_training_clips_are_eight_of_each_class() -> None:
 
 def test_random_folds_leak_what_is_related() -> None:
     features = related()
-    assert sorted(np.concatenate([test for _, test in random_folds(features)])) == list(range(len(features)))
-    honest = logistic_regression(features, official_folds(features), is_scaled=True, is_few=False)
-    leaking = logistic_regression(features, random_folds(features), is_scaled=True, is_few=False)
+    official, mixed = divisions(features)
+    for folds in (official, mixed):
+        assert sorted(np.concatenate([test for _, test in folds])) == list(range(len(features)))
+    assert all(len(features.folds[test].unique()) == 1 for _, test in official)
+    honest = logistic_regression(features, official, is_scaled=True, is_few=False)
+    leaking = logistic_regression(features, mixed, is_scaled=True, is_few=False)
     assert leaking > honest + 0.1
 
 

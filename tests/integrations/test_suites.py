@@ -14,7 +14,6 @@ import torch
 from common.encoder import CheckpointError, load_encoder, new_encoder
 from common.encoder_name import EncoderName
 from integrations import hear_audiosep
-from integrations.audiosep import load_audiosep
 from integrations.xares_audiosep import AudioSepXaresEncoder
 from tests.integrations import adapters_check
 
@@ -89,9 +88,9 @@ def test_bad_audio_is_refused(audio: torch.Tensor, message: str, model: hear_aud
 def test_without_weights_the_error_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AUDIOSEP_CHECKPOINT", str(tmp_path / "none.bin"))
     with pytest.raises(CheckpointError, match=r"none\.bin not found.*AUDIOSEP_CHECKPOINT to the file, or to random:0"):
-        load_audiosep()
+        hear_audiosep.load_model()
     monkeypatch.setenv("AUDIOSEP_CONDITION", "zero")
-    assert load_audiosep("random:0").info.condition == "zero"
+    assert hear_audiosep.load_model("random:0").encoder.info.condition == "zero"
 
 
 def test_the_evar_adapter_keeps_its_contract() -> None:

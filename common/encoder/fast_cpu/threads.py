@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 
@@ -20,13 +20,10 @@ def in_parallel(work: Callable[[int, int], object], count: int) -> None:
     if parts < 2:
         work(0, count)
         return
-    bounds = list(pairwise(count * part // parts for part in range(parts + 1)))
-    others = [_pool(parts - 1).submit(work, *part) for part in bounds[1:]]
-    try:
-        work(*bounds[0])
-    finally:
-        wait(others)
-    for future in others:
+    first, *others = pairwise(count * part // parts for part in range(parts + 1))
+    futures = [_pool(parts - 1).submit(work, *part) for part in others]
+    work(*first)
+    for future in futures:
         future.result()
 
 
