@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,9 +43,10 @@ if TYPE_CHECKING:
 
     from common.encoder import Encoder
     from common.features import Provenance
-    from common.heads import TrainedHead
+    from common.heads import Threshold, TrainedHead
 
 NONE = "none of these"
+LITTLE = 0.15  # share of unheard classes' clips that is hardly more than the false alarms
 
 
 def predict_main(argv: Sequence[str] | None = None) -> None:
@@ -65,10 +67,10 @@ def _predict(argv: Sequence[str] | None) -> None:
     head = TrainedHead.load(arguments.head)
     encoder = encoder_of(head.encoder, arguments)
     head.outputs_of(encoder)  # refuses a different encoder before any file is read
-    threshold = None if arguments.none_of_these is None else threshold_of(head, arguments.none_of_these)
+    threshold = None if arguments.none_of_these is None else none_of_these(head, arguments.none_of_these)
     thresholds = thresholds_of(head, arguments.threshold) if arguments.events or arguments.html else None
-    heard = listen(head, encoder, sounds, windows, threshold)
-    events = [find_events(one, head.class_names, thresholds) for one in heard] if thresholds else None
+    heard = listen(head, encoder, sounds, windows, threshold and threshold.distance)
+    events = [find_events(one, head, thresholds) for one in heard] if thresholds else None
     rows = [row for one in heard for row in _rows(one, head)]
     if arguments.json:
         _print_json(rows, head.class_names, arguments.top)
@@ -77,7 +79,7 @@ def _predict(argv: Sequence[str] | None) -> None:
     else:
         _print_table(rows, head.class_names, arguments.top, is_multilabel=head.scaling is not None)
     if threshold is not None and head.known:
-        print(_explain(threshold, arguments.none_of_these, len(head.known.held_out)), file=sys.stderr)
+        print(_explain(threshold, arguments.none_of_these, head.known.found), file=sys.stderr)
     written = [_write_table(rows, head.class_names, arguments.csv)] if arguments.csv else []
     if arguments.events and events is not None:
         written += write_events(heard, events, arguments.events)
@@ -150,9 +152,9 @@ def encoder_of(provenance: Provenance, flags: argparse.Namespace) -> Encoder:
     )
 
 
-def threshold_of(head: TrainedHead, rate: float) -> float:
-    """The distance from the training clips beyond which a sound is none of these; ConfigError or NoneOfTheseError if the
-    head has too few held-out clips for that rate of false alarms."""
+def none_of_these(head: TrainedHead, rate: float) -> Threshold:
+    """The distance beyond which a sound is none of the classes; ConfigError or NoneOfTheseError if the head has too few held-out
+    clips for that rate of false alarms."""
     if not 0 < rate < 1:
         raise ConfigError(f"--none-of-these {rate:g} is not between 0 and 1; give a false-alarm rate such as 0.05")
     if head.known is None:
@@ -160,9 +162,7 @@ def threshold_of(head: TrainedHead, rate: float) -> float:
             "the head was trained without held-out clips, so it has no threshold for --none-of-these; train it again "
             "with --overwrite, on data with folds or validation clips"
         )
-    from common.heads import conformal_threshold
-
-    return conformal_threshold(head.known.held_out, rate)
+    return head.known.threshold(rate)
 
 
 def thresholds_of(head: TrainedHead, threshold: float | None) -> list[float]:
@@ -227,13 +227,24 @@ def _listen_to(
     return Heard(clip, name, windows, np.stack(probabilities), None if threshold is None else far, is_unknown)
 
 
-def _explain(threshold: float, rate: float, held_out: int) -> str:
-    """What the mark means."""
-    return (
-        f"{NONE}: farther than {threshold:.4g} from every training clip. At most about {rate:.1%} of clips of the known "
-        f"classes are marked by mistake, judging by {held_out:,} held-out clips; windows of a different length may be "
-        "marked far more often. Sounds that resemble a known class are missed; how many is not known."
-    )
+def _explain(threshold: Threshold, rate: float, found: float | None) -> str:
+    """What the mark means, what is known of its errors, and what is not."""
+    clips, groups = f"{threshold.n_clips:,} held-out clips", threshold.n_groups
+    if threshold.is_promised:
+        known = f"At most about {rate:.1%} of clips of the known classes are marked by mistake, judging by {clips} of {groups:,} "
+        known += "recordings, speakers or other groups that no training clip is from."
+    else:
+        why = "which may be of the same recordings as training clips"
+        why = why if groups is None else f"of only {groups} groups ({math.ceil(1 / rate) - 1} would tell)"
+        known = f"{rate:.1%} of {clips} are farther, {why}: how many clips of new recordings are marked by mistake is not known."
+    missed = "How many sounds of other classes are marked is not known."
+    if found is not None:
+        missed = (
+            f"At a rate of 5 %, {found:.0%} of the clips of a class are marked when the head does not know that class"
+        )
+        missed += "." if found > LITTLE else ": with this encoder the mark finds little but very different sounds."
+    windows = "Windows of a different length than the training clips may be marked far more often."
+    return f"{NONE}: farther than {threshold.distance:.4g} from every training clip. {known} {missed} {windows}"
 
 
 class Row(NamedTuple):

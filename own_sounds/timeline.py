@@ -112,13 +112,16 @@ class Event(NamedTuple):
     probability: float  # the highest of the windows
 
 
-def find_events(heard: Heard, class_names: Sequence[str], thresholds: Sequence[float]) -> list[Event]:
+def find_events(heard: Heard, head: TrainedHead, thresholds: Sequence[float]) -> list[Event]:
     """Runs of adjacent windows in which a class, other than BACKGROUND, is at least as probable as its threshold; by time.
 
-    Windows that are none of the classes belong to no event. Classes may overlap in time.
+    Of a head of one class a clip, that must be the most probable class; with several labels, events may overlap. Windows that are
+    none of the classes belong to no event.
     """
-    spans, events = heard.spans, []
+    spans, events, class_names = heard.spans, [], head.class_names
     is_heard = (heard.probabilities >= np.asarray(thresholds)) & ~heard.is_unknown[:, None]
+    if head.scaling is None:
+        is_heard &= heard.probabilities == heard.probabilities.max(axis=1, keepdims=True)
     is_new = np.concatenate([[True], spans[1:, 0] > spans[:-1, 1] + 1e-6])  # after a gap between windows
     for place, name in enumerate(class_names):
         (windows,) = np.nonzero(is_heard[:, place] & (name != BACKGROUND))

@@ -22,6 +22,7 @@ TILE_S = 60.0
 TILE_COLUMNS = 1200
 OVERVIEW_COLUMNS = 2000
 N_MELS = 96
+MARKED_HZ = (500, 1_000, 2_000, 4_000, 8_000, 16_000)
 EMBEDDED_S = 1200  # of audio in a page; of more, the files are played from where they are
 
 
@@ -43,6 +44,7 @@ def write_page(
                 "classes": [class_names[place] for place in shown],
                 "spans": one.spans.round(4).ravel().tolist(),
                 "values": _packed(one.probabilities[:, shown]),
+                "hertz": _marks(sample_rate),
                 "unknown": np.flatnonzero(one.is_unknown).tolist(),
                 "events": [event._asdict() for event in found],
                 **_pictures(one, sample_rate, bar.update),
@@ -55,6 +57,15 @@ def write_page(
 def _packed(probabilities: Array) -> str:
     """(W, C) probabilities as bytes, window by window, in base64."""
     return base64.b64encode(np.round(255 * probabilities).astype(np.uint8).tobytes()).decode()
+
+
+def _marks(sample_rate: int) -> list[tuple[str, float]]:
+    """Frequencies to name beside a spectrogram, and where they are, from its top, as shares of its height."""
+    import librosa
+
+    highest = librosa.hz_to_mel(sample_rate / 2)
+    marks = {f"{hertz / 1000:g} kHz": float(1 - librosa.hz_to_mel(hertz) / highest) for hertz in MARKED_HZ}
+    return [(name, share) for name, share in marks.items() if share > 0.02]
 
 
 def _pictures(heard: Heard, sample_rate: int, update: Callable[[float], object]) -> dict[str, object]:

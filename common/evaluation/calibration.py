@@ -105,10 +105,17 @@ def heads_to_keep(
     n_splits = sum(job.seed == first.seed for job in jobs)  # the first seed's jobs come first
     splits = [head.final.job.split for head in chosen["linear"][:n_splits]]  # the same for both kinds
     distances = _held_out_distances(features, first, splits)
-    known, none_of_these = None, _measure_none_of_these(distances)
+    none_of_these = _measure_none_of_these(distances)
+    known = None
     if distances.for_kept_head:
         train = splits[0].train if n_splits == 1 else np.arange(len(features))
-        known = KnownSounds.of(features.features.numpy()[train], np.concatenate(distances.for_kept_head), first.seed)
+        held_out = Distances.join(distances.for_kept_head)
+        known = replace(
+            KnownSounds.of(features.features.numpy()[train], first.seed),
+            held_out=held_out.known,
+            groups=held_out.groups,
+            found=None if none_of_these is None else none_of_these.found,
+        )
     kept = {}
     for kind, heads in chosen.items():
         unseen = _unseen_by(kind, heads[:n_splits], features, first, fitter)
@@ -161,30 +168,61 @@ def _unseen_by(
     return HeldOut(tested, Unseen(head.valid_logits.numpy(), labels[head.job.split.valid]))
 
 
-def _held_out_distances(features: FeatureSet, job: Job, splits: Sequence[Split]) -> HeldOut[Array]:
-    """Distances (M,) of held-out rows of a seed's splits to the nearest training row; the first `job` still has the
-    validation rows that its split may use for training."""
-    values = features.features.numpy()
+@dataclass(frozen=True)
+class Distances:
+    """Distances of M held-out rows to the nearest training row."""
 
-    def distances(rows: Array, train: Array) -> Array:
-        return KnownSounds.of(values[train], np.empty(0), job.seed).distances(values[rows])
+    known: Array  # (M,) float32
+    unheard: Array  # (M,) the same without training rows of their class; empty with several labels a clip
+    groups: Array | None  # (M,) int64; None: unknown, or some have training rows
+
+    @classmethod
+    def join(cls, parts: Sequence[Distances]) -> Distances:
+        known, unheard = (np.concatenate([getattr(part, name) for part in parts]) for name in ("known", "unheard"))
+        groups = [part.groups for part in parts if part.groups is not None]
+        return cls(known, unheard, np.concatenate(groups) if len(groups) == len(parts) else None)
+
+
+def _held_out_distances(features: FeatureSet, job: Job, splits: Sequence[Split]) -> HeldOut[Distances]:
+    """Distances of held-out rows of a seed's splits; the first `job` still has the validation rows that its split may use for
+    training."""
+    values, labels = features.features.numpy(), features.labels.numpy()
+    groups = None if features.groups is None else np.unique(np.array(features.groups), return_inverse=True)[1]
+
+    def distances(rows: Array, train: Array) -> Distances:
+        near = KnownSounds.of(values[train], job.seed).distances(values[rows])
+        unheard = np.empty(0 if features.is_multilabel else len(rows), np.float32)
+        for label in () if features.is_multilabel else np.unique(labels[rows]):
+            others, of_class = train[labels[train] != label], labels[rows] == label
+            unheard[of_class] = KnownSounds.of(values[others], job.seed).distances(values[rows[of_class]])
+        is_apart = groups is not None and not np.isin(groups[rows], groups[train]).any()
+        return Distances(near, unheard, groups[rows] if groups is not None and is_apart else None)
 
     tested = [distances(split.test, split.train) for split in splits]
     has_validation = len(splits) == 1 and len(job.split.valid)
     return HeldOut(tested, distances(job.split.valid, job.split.train) if has_validation else None)
 
 
-def _measure_none_of_these(held_out: HeldOut[Array]) -> NoneOfTheseRecord | None:
-    """How often clips of known classes are marked "none of these" at a rate of RATE; None if there are too few distances to
-    set a threshold."""
-    alarms = []
-    for distances, sources in held_out.pairs:
-        if (sum(map(len, sources)) + 1) * RATE < 1:
+def _measure_none_of_these(held_out: HeldOut[Distances]) -> NoneOfTheseRecord | None:
+    """How often clips of known classes, and of classes left out, are marked "none of these" at a rate of RATE; None if there are
+    too few clips to set a threshold."""
+    alarms, found = [], []
+    for tested, sources in held_out.pairs:
+        source = Distances.join(sources) if sources else None
+        if source is None or (len(source.known) + 1) * RATE < 1:
             return None
-        alarms.append(distances > conformal_threshold(np.concatenate(sources), RATE))
-    measured = np.concatenate(alarms)
+        threshold = conformal_threshold(source.known, source.groups, RATE)
+        alarms.append(tested.known > threshold.distance)
+        found.append(tested.unheard > threshold.distance)
+    measured, unheard = np.concatenate(alarms), np.concatenate(found)
     return NoneOfTheseRecord(
-        asked=RATE, measured=float(measured.mean()), clips=len(measured), fitted_on=held_out.source_name
+        asked=RATE,
+        measured=float(measured.mean()),
+        found=float(unheard.mean()) if len(unheard) else None,
+        clips=len(measured),
+        groups=threshold.n_groups,
+        is_promised=threshold.is_promised,
+        fitted_on=held_out.source_name,
     )
 
 

@@ -117,7 +117,11 @@ class NoneOfTheseRecord(Record):
 
     asked: float  # false-alarm rate that the threshold was set for
     measured: float  # share of test clips beyond the threshold
+    # Share beyond it of the test clips if the head had not been trained on their class; None: with several labels a clip
+    found: float | None
     clips: int  # test clips
+    groups: int | None  # of the clips that set the threshold; None: unknown, or training clips are of them too
+    is_promised: bool  # whether these are enough for the rate to hold for new groups
     fitted_on: str  # rows whose distances set the threshold, never those it is measured on
 
 

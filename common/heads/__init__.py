@@ -19,6 +19,7 @@ from common.heads.trained import (
     NoneOfTheseError,
     OtherEncoderError,
     PlattScaling,
+    Threshold,
     TrainedHead,
     conformal_threshold,
 )

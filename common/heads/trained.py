@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,15 @@ class NoneOfTheseError(UserError):
     """Too few held-out clips for the threshold of a false-alarm rate."""
 
 
+class Threshold(NamedTuple):
+    """A distance beyond which a sound is none of the classes."""
+
+    distance: float
+    n_clips: int  # held-out clips that set it
+    n_groups: int | None  # their recordings, patients or speakers; None: unknown, or the head was trained on them too
+    is_promised: bool  # whether the false-alarm rate holds for new groups
+
+
 @dataclass(frozen=True, eq=False)
 class KnownSounds:
     """A head's training rows, and the distances of held-out clips of the known classes to such rows.
@@ -36,17 +46,23 @@ class KnownSounds:
     embeddings: Sun et al. 2022, https://arxiv.org/abs/2204.06507). The head's scaler is not used: the strength of its
     whitening differs between folds, and distances with it."""
 
-    scaler: Scaler  # standardises embeddings; fitted on the training rows
+    scaler: Scaler  # standardises embeddings; fitted on the kept rows
     embeddings: Array  # (N, D) float32, standardised; at most MOST_ROWS training rows, drawn at random
-    held_out: Array  # (M,) float32, distances of clips to training rows that they are not among
+    held_out: Array = field(
+        default_factory=lambda: np.empty(0, np.float32)
+    )  # (M,) distances of clips not among the rows
+    groups: Array | None = None  # (M,) int64, the groups of these clips, if none of them has training clips
+    found: float | None = (
+        None  # share of clips of a class left out that a false-alarm rate of 5 % marks; None: not measured
+    )
 
     @classmethod
-    def of(cls, train: Array, held_out: Array, seed: int) -> KnownSounds:
+    def of(cls, train: Array, seed: int) -> KnownSounds:
         """Of (N, D) training rows; `seed` draws those that are kept."""
-        scaler = fit_scaler("standard", train)
         if len(train) > MOST_ROWS:
             train = train[np.sort(np.random.default_rng(seed).choice(len(train), MOST_ROWS, replace=False))]
-        return cls(scaler, scaler(train), held_out)
+        scaler = fit_scaler("standard", train)
+        return cls(scaler, scaler(train))
 
     def distances(self, embeddings: Array) -> Array:
         """(N, D) embeddings -> (N,) float32."""
@@ -57,18 +73,33 @@ class KnownSounds:
         kept: Array = distances.astype(np.float32)
         return kept
 
+    def threshold(self, rate: float) -> Threshold:
+        """The threshold of a false-alarm rate; NoneOfTheseError if there are too few held-out clips."""
+        return conformal_threshold(self.held_out, self.groups, rate)
 
-def conformal_threshold(held_out: Array, rate: float) -> float:
-    """The distance that a share of at most `rate` of new clips exceeds, if they are like the held-out clips: a conformal
-    quantile (Bates et al. 2023, https://arxiv.org/abs/2104.08279). NoneOfTheseError if there are too few for that rate."""
-    place = math.ceil((len(held_out) + 1) * (1 - rate))
-    if place > len(held_out):
-        least = math.ceil(1 / rate) - 1
+
+def conformal_threshold(held_out: Array, groups: Array | None, rate: float) -> Threshold:
+    """The distance that a share of at most `rate` of new clips exceeds: a conformal quantile (Bates et al. 2023,
+    https://arxiv.org/abs/2104.08279) of the held-out clips' distances (M,).
+
+    With their groups (M,), the clips of a new group: every group counts as much as any other (the pooled distribution functions
+    of Dunn et al. 2022, https://arxiv.org/abs/1809.07441). That takes 1 / rate - 1 groups; with fewer, the share
+    is that of the held-out groups, and nothing is promised. NoneOfTheseError if there are too few clips for the rate."""
+    least = math.ceil(1 / rate - 1e-9) - 1
+    if len(held_out) < least:
         raise NoneOfTheseError(
             f"a false-alarm rate of {rate:g} needs at least {least} held-out clips, and the head has {len(held_out)}; "
             "ask for a higher rate, or train the head on data with more folds or validation clips"
         )
-    return float(np.sort(held_out)[place - 1])
+    _, members, counts = np.unique(
+        np.arange(len(held_out)) if groups is None else groups, return_inverse=True, return_counts=True
+    )
+    is_promised = len(counts) >= least
+    order = np.argsort(held_out, kind="stable")
+    reached = np.cumsum(1 / counts[members[order]]) / (len(counts) + is_promised)  # one more: the new group
+    place = min(int(np.searchsorted(reached, 1 - rate - 1e-9)), len(order) - 1)
+    n_groups = None if groups is None else len(counts)
+    return Threshold(float(held_out[order[place]]), len(held_out), n_groups, is_promised and groups is not None)
 
 
 class HeadFileError(UserError):
@@ -192,6 +223,8 @@ class TrainedHead:
                 "known_scale": torch.from_numpy(known.scaler.scale.copy()),
                 "known_embeddings": torch.from_numpy(known.embeddings),
                 "known_held_out": torch.from_numpy(known.held_out),
+                "known_groups": None if known.groups is None else torch.from_numpy(known.groups),
+                "known_found": known.found,
             }
         save_torch(content, Path(path))
 
@@ -218,7 +251,14 @@ class TrainedHead:
             module.load_state_dict(content["state_dict"], assign=True)
             if "known_mean" in content:
                 standard = Scaler(content["known_mean"].numpy(), content["known_scale"].numpy())
-                known = KnownSounds(standard, content["known_embeddings"].numpy(), content["known_held_out"].numpy())
+                groups = content["known_groups"]
+                known = KnownSounds(
+                    standard,
+                    content["known_embeddings"].numpy(),
+                    content["known_held_out"].numpy(),
+                    None if groups is None else groups.numpy(),
+                    content["known_found"],
+                )
             return cls(
                 content["head"],
                 module.eval(),

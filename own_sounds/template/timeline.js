@@ -46,6 +46,16 @@ function timeline(section, recording) {
     });
   }
 
+  function drawFrequencies(context) {
+    context.fillStyle = colour("faint");
+    context.textAlign = "right";
+    for (const [name, share] of recording.hertz) {
+      context.fillText(name, GUTTER - 8, Math.max(10, share * PICTURE + 4));
+      context.fillRect(GUTTER - 5, share * PICTURE, 5, 1);
+    }
+    context.textAlign = "left";
+  }
+
   // The first window that ends after a time.
   function windowAt(time) {
     let [low, high] = [0, count - 1];
@@ -113,6 +123,7 @@ function timeline(section, recording) {
     context.clip();
     drawPictures(context);
     context.restore();
+    drawFrequencies(context);
     drawClasses(context);
     drawAxis(context);
     if (cursor >= start && cursor <= stop) {

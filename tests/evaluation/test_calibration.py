@@ -103,7 +103,7 @@ def test_without_held_out_rows_nothing_is_calibrated(is_several: bool) -> None:
         assert scored.calibration is scored.none_of_these is scored.label_sets is None
         head = done.heads[kind]
         assert head.temperature == 1 and head.known is None
-        assert (head.rule is not None and head.rule.thresholds == [0.5] * 4) if is_several else head.rule is None
+        assert head.thresholds is None and (head.scaling is not None) == is_several
 
 
 def test_the_threshold_holds_its_rate_for_clips_like_the_held_out_ones() -> None:
@@ -112,11 +112,47 @@ def test_the_threshold_holds_its_rate_for_clips_like_the_held_out_ones() -> None
     alarms = []
     for _ in range(300):
         held_out, new = rng.standard_normal((2, 99))
-        alarms.append((new > conformal_threshold(held_out, 0.1)).mean())
+        threshold = conformal_threshold(held_out, None, 0.1)
+        alarms.append((new > threshold.distance).mean())
+        assert not threshold.is_promised  # nothing is known of new recordings
     assert 0.09 < np.mean(alarms) < 0.105
-    assert conformal_threshold(np.arange(19), 0.05) == 18
+    assert conformal_threshold(np.arange(19), None, 0.05).distance == 18
     with pytest.raises(NoneOfTheseError, match="needs at least 19 held-out clips"):
-        conformal_threshold(np.arange(18), 0.05)
+        conformal_threshold(np.arange(18), None, 0.05)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0, 20.0])
+def test_the_threshold_by_groups_holds_for_new_groups(spread: float) -> None:
+    """However much recordings differ, once enough of them were held out; with fewer, nothing is promised."""
+    rng = np.random.default_rng(0)
+    alarms = []
+    for _ in range(400):
+        sizes = rng.integers(5, 30, size=20)
+        groups = np.repeat(np.arange(20), sizes)
+        clips = spread * rng.standard_normal(20)[groups] + rng.standard_normal(len(groups))
+        is_new = groups == 19
+        threshold = conformal_threshold(clips[~is_new], groups[~is_new], 0.05)
+        assert threshold.is_promised and threshold.n_groups == 19
+        alarms.append((clips[is_new] > threshold.distance).mean())
+    assert np.mean(alarms) < 0.06  # 5 %, and what 400 draws leave open
+    few = conformal_threshold(np.arange(90), np.arange(90) % 18, 0.05)
+    assert not few.is_promised and few.n_groups == 18 and 84 <= few.distance <= 86
+
+
+def test_the_found_share_is_that_of_a_head_that_does_not_know_the_class() -> None:
+    """And it tells whether the mark can find anything: classes far apart are found, classes on top of others are not."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    shares = []
+    for distance in (30.0, 0.0):
+        centres = distance * np.eye(4, 8)
+        values = torch.from_numpy((centres[labels] + rng.standard_normal((400, 8))).astype(np.float32))
+        folds = torch.arange(400) // 4 % 5 + 1
+        features = FeatureSet(values, torch.from_numpy(labels), list("abcd"), list(map(str, range(400))), folds)
+        record = run(features, epochs=1, feature_dim=8).record.heads["linear"].none_of_these
+        assert record is not None and record.found is not None
+        shares.append(record.found)
+    assert shares[0] > 0.99 and shares[1] < 0.15
 
 
 def test_distances_are_those_to_rows_that_were_learned_from() -> None:
@@ -154,7 +190,7 @@ def test_the_rate_holds_for_the_kept_head(recipe: str) -> None:
     for kind, scored in done.record.heads.items():
         known = done.heads[kind].known
         assert known is not None and scored.none_of_these is not None
-        alarms = (known.distances(fresh.features.numpy()) > conformal_threshold(known.held_out, 0.05)).mean()
+        alarms = (known.distances(fresh.features.numpy()) > known.threshold(0.05).distance).mean()
         assert 0.02 < alarms < 0.065
         assert 0.02 < scored.none_of_these.measured < 0.08
 
