@@ -116,31 +116,36 @@ def _parser() -> Parser:
     parser.add_argument("--html", type=user_path, metavar="FILE", help=text)
     parser.add_argument("--plot", type=user_path, metavar="FOLDER", help="draw a timeline of each file; needs --window")
     add_figure_format(parser)
-    parser.add_argument("--encoder", metavar="NAME", help="where the head's encoder is, if it is a plug-in")
-    text = "the weights that the head was trained with (default: the usual file, or the head's random:SEED)"
-    parser.add_argument("--checkpoint", metavar="FILE", help=text)
-    parser.add_argument("--condition", metavar="FILE", help="the condition that the head was trained with, if a file")
-    parser.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a model of hf: brings")
+    add_encoder(parser)
     return parser
 
 
+def add_encoder(parser: Parser) -> None:
+    """Add the flags that say where an encoder that is known by its name and weights is."""
+    parser.add_argument("--encoder", metavar="NAME", help="where the encoder is, if it is a plug-in")
+    text = "the weights that were used (default: the usual file, or random:SEED)"
+    parser.add_argument("--checkpoint", metavar="FILE", help=text)
+    parser.add_argument("--condition", metavar="FILE", help="the condition that was used, if a file")
+    parser.add_argument("--device", default="auto", metavar="NAME", help=f"{DEVICES} (default: auto)")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a model of hf: brings")
+
+
 def encoder_of(provenance: Provenance, flags: argparse.Namespace) -> Encoder:
-    """The encoder that a head was trained with; ConfigError if a flag must say where its module or condition is."""
+    """The encoder that embeddings were made with; ConfigError if a flag must say where its module or condition is."""
     from common.encoder import new_encoder, resolve_device
 
     kind, label = EncoderKind(str(provenance.get("kind", "audiosep"))), str(provenance.get("encoder"))
     if kind is EncoderKind.ELSEWHERE:
-        raise ConfigError(f"the head was trained on {label}, whose encoder is not known here; it cannot hear audio")
+        raise ConfigError(f"the embeddings are of {label}, whose encoder is not known here; it cannot hear audio")
     built_in = EncoderKind.LOGMEL if kind is EncoderKind.LOGMEL else EncoderKind.AUDIOSEP
     name = EncoderName.parse(flags.encoder or (label if kind.is_plug_in else built_in)).resolved(Path.cwd())
     if name.is_file and not flags.encoder:
-        raise ConfigError(f"the head was trained on {label}; say where that is: --encoder hear:FOLDER/{label[5:]}")
+        raise ConfigError(f"the embeddings are of {label}; say where that is: --encoder hear:FOLDER/{label[5:]}")
     trained_with = str(provenance.get("checkpoint", ""))
     usual = trained_with if trained_with.startswith("random:") else str(PROJECT_ROOT / DEFAULT_CHECKPOINT)
     condition = flags.condition or str(provenance.get("condition", "none"))
     if condition.startswith("sha256:"):
-        raise ConfigError("the head was trained with a condition from a file; give it: --condition FILE")
+        raise ConfigError("the embeddings were made with a condition from a file; give it: --condition FILE")
     return new_encoder(
         name,
         flags.checkpoint or usual,

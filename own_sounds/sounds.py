@@ -240,7 +240,7 @@ def refuse_unlearnable(sounds: Sounds) -> None:
 
 
 def clips_in(paths: Sequence[Path], flags: argparse.Namespace) -> Sounds:
-    """The clips of files, of folders, and of what else lists clips, in the folder that all are in.
+    """The clips of a folder, or of files, folders, and what else lists clips in the folder that all are in.
 
     Args:
         flags: as `add_columns` adds them.
@@ -263,7 +263,8 @@ def clips_in(paths: Sequence[Path], flags: argparse.Namespace) -> Sounds:
             clips += map(Clip, find_audio(path) if path.is_dir() else [path])
     if len(paths) == len(listed) == 1:
         return listed[0]
-    root = Path(os.path.commonpath([clip.path.parent for clip in clips]))
+    of_folder = len(paths) == 1 and absolute(paths[0]).is_dir()
+    root = absolute(paths[0]) if of_folder else Path(os.path.commonpath([clip.path.parent for clip in clips]))
     remarks = (remark for sounds in listed for remark in sounds.remarks)
     return Sounds(root, list(dict.fromkeys(clips)), any(sounds.is_multilabel for sounds in listed), tuple(remarks))
 

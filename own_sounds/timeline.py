@@ -6,6 +6,7 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -69,6 +70,17 @@ class Windows:
         return cuts
 
 
+class Moments(NamedTuple):
+    """Probabilities over time."""
+
+    spans: Array  # (M, 2) float64, seconds
+    probabilities: Array  # (M, C) float32
+
+    def loudest(self, most: int = MOST_CLASSES) -> Array:
+        """The places of the classes that are the most probable anywhere, best first."""
+        return np.argsort(-self.probabilities.max(axis=0), kind="stable")[:most]
+
+
 @dataclass(frozen=True, eq=False)
 class Heard:
     """What a head hears in a clip: in all of it, or in W windows of it."""
@@ -80,55 +92,62 @@ class Heard:
     distances: Array | None  # (W,) float32, from what the head knows; None without ``--none-of-these``
     is_unknown: Array  # (W,) bool: none of the classes, by that distance
 
-    @property
-    def spans(self) -> Array:
-        """(W, 2) float64, seconds: what every window stands for. Where windows overlap, that is its middle."""
+    @cached_property
+    def moments(self) -> Moments:
+        """What is heard when. At every moment the probabilities are the means of the windows that hold it, so that a call which many
+        windows hold a part of has its beginning and end; windows that are none of the classes have probabilities of 0."""
         starts, ends = (np.array([getattr(window, name) for window in self.windows]) for name in ("start_s", "end_s"))
-        middles = (ends[:-1] + starts[1:]) / 2
-        overlap = starts[1:] < ends[:-1]
-        return np.stack(
-            [
-                np.concatenate([starts[:1], np.where(overlap, middles, starts[1:])]),
-                np.concatenate([np.where(overlap, middles, ends[:-1]), ends[-1:]]),
-            ],
-            axis=1,
-        )
+        edges = np.unique([starts, ends])
+        sums = np.zeros((len(edges), self.probabilities.shape[1] + 1))  # the last column counts the windows
+        known = np.where(self.is_unknown[:, None], 0, self.probabilities)
+        rows = np.column_stack([known, np.ones(len(known))])
+        np.add.at(sums, np.searchsorted(edges, starts), rows)
+        np.subtract.at(sums, np.searchsorted(edges, ends), rows)
+        *sums_of_classes, counts = np.cumsum(sums, axis=0)[:-1].T
+        is_held = counts > 0.5  # gaps between windows are not
+        means = np.stack(sums_of_classes, axis=1)[is_held] / counts[is_held, None]
+        spans = np.stack([edges[:-1], edges[1:]], axis=1)[is_held]
+        return Moments(spans, np.clip(means, 0, 1).astype(np.float32))
+
+    @property
+    def start_s(self) -> float:
+        return self.windows[0].start_s or 0.0
+
+    @property
+    def end_s(self) -> float:
+        return self.windows[-1].end_s or 0.0
 
     def labels(self, head: TrainedHead) -> list[list[str]]:
         """The labels of every window."""
         return [head.labels_of(row) for row in self.probabilities.tolist()]
 
-    def loudest(self, most: int = MOST_CLASSES) -> Array:
-        """The places of the classes that are the most probable anywhere, best first."""
-        return np.argsort(-self.probabilities.max(axis=0), kind="stable")[:most]
-
 
 class Event(NamedTuple):
-    """Adjacent windows in which a class is heard."""
+    """A time in which a class is heard."""
 
     start_s: float
     end_s: float
     label: str
-    probability: float  # the highest of the windows
+    probability: float  # the highest of its moments
 
 
 def find_events(heard: Heard, head: TrainedHead, thresholds: Sequence[float]) -> list[Event]:
-    """Runs of adjacent windows in which a class, other than BACKGROUND, is at least as probable as its threshold; by time.
+    """Adjacent moments in which a class, other than BACKGROUND, is at least as probable as its threshold; by time.
 
-    Of a head of one class a clip, that must be the most probable class; with several labels, events may overlap. Windows that are
-    none of the classes belong to no event.
+    Of a head of one class a clip, that must be the most probable class; with several labels, events may overlap.
     """
-    spans, events, class_names = heard.spans, [], head.class_names
-    is_heard = (heard.probabilities >= np.asarray(thresholds)) & ~heard.is_unknown[:, None]
+    spans, probabilities = heard.moments
+    is_heard = probabilities >= np.asarray(thresholds)
     if head.scaling is None:
-        is_heard &= heard.probabilities == heard.probabilities.max(axis=1, keepdims=True)
-    is_new = np.concatenate([[True], spans[1:, 0] > spans[:-1, 1] + 1e-6])  # after a gap between windows
-    for place, name in enumerate(class_names):
-        (windows,) = np.nonzero(is_heard[:, place] & (name != BACKGROUND))
-        breaks = np.flatnonzero((np.diff(windows) > 1) | is_new[windows[1:]]) + 1
-        for run in np.split(windows, breaks) if len(windows) else ():
-            probability = float(heard.probabilities[run, place].max())
-            events.append(Event(float(spans[run[0], 0]), float(spans[run[-1], 1]), name, probability))
+        is_heard &= probabilities.argmax(axis=1)[:, None] == np.arange(len(head.class_names))
+    is_after_gap = spans[1:, 0] > spans[:-1, 1]
+    events = []
+    for place, name in enumerate(head.class_names):
+        (moments,) = np.nonzero(is_heard[:, place] & (name != BACKGROUND))
+        breaks = np.flatnonzero((np.diff(moments) > 1) | is_after_gap[moments[1:] - 1]) + 1
+        for run in np.split(moments, breaks) if len(moments) else ():
+            highest = float(probabilities[run, place].max())
+            events.append(Event(float(spans[run[0], 0]), float(spans[run[-1], 1]), name, highest))
     return sorted(events)
 
 
@@ -170,13 +189,14 @@ def plot_timeline(heard: Heard, class_names: Sequence[str], path: Path) -> None:
 
     from common.evaluation.plots import save_figure
 
-    shown, spans = heard.loudest(), heard.spans
+    spans, probabilities = heard.moments
+    shown = heard.moments.loudest()
     figure = Figure(figsize=(10, 1.4 + 0.3 * len(shown)), layout="constrained")
     axes = figure.subplots()
     edges = [*spans[:, 0], spans[-1, 1]]
-    values = heard.probabilities[:, shown].T
+    values = probabilities[:, shown].T
     image = axes.pcolormesh(edges, np.arange(len(shown) + 1), values, vmin=0, vmax=1, cmap="viridis")
-    for left, right in spans[heard.is_unknown]:
+    for left, right in spans[~probabilities.any(axis=1)]:
         axes.axvspan(left, right, facecolor="none", edgecolor="white", hatch="//", linewidth=0)
     names = [class_names[label].replace("_", " ") for label in shown]
     axes.set_yticks(np.arange(len(shown)) + 0.5, names, fontsize=8.5)

@@ -34,18 +34,18 @@ def write_page(
     path: Path,
 ) -> None:
     """Write the page of all recordings; sounds are read at the encoder's `sample_rate`. OutputError: it cannot be written."""
-    total_s = sum(float(one.spans[-1, 1] - one.spans[0, 0]) for one in heard)
+    total_s = sum(one.end_s - one.start_s for one in heard)
     data = []
     with progress_bar(total=round(total_s), desc="drawing", unit="s") as bar:
         for one, found in zip(heard, events, strict=True):
-            shown = sorted(one.loudest().tolist())
+            spans, probabilities = one.moments
+            shown = sorted(one.moments.loudest().tolist())
             data.append({
                 "name": one.name,
                 "classes": [class_names[place] for place in shown],
-                "spans": one.spans.round(4).ravel().tolist(),
-                "values": _packed(one.probabilities[:, shown]),
+                "spans": spans.round(4).ravel().tolist(),
+                "values": _packed(probabilities[:, shown]),
                 "hertz": _marks(sample_rate),
-                "unknown": np.flatnonzero(one.is_unknown).tolist(),
                 "events": [event._asdict() for event in found],
                 **_pictures(one, sample_rate, bar.update),
                 **_sound(one, sample_rate, total_s <= EMBEDDED_S, path.parent),
@@ -55,7 +55,7 @@ def write_page(
 
 
 def _packed(probabilities: Array) -> str:
-    """(W, C) probabilities as bytes, window by window, in base64."""
+    """(M, C) probabilities as bytes, moment by moment, in base64."""
     return base64.b64encode(np.round(255 * probabilities).astype(np.uint8).tobytes()).decode()
 
 
@@ -70,7 +70,7 @@ def _marks(sample_rate: int) -> list[tuple[str, float]]:
 
 def _pictures(heard: Heard, sample_rate: int, update: Callable[[float], object]) -> dict[str, object]:
     """The spectrogram as tiles of TILE_S seconds, and one picture of all."""
-    start_s, end_s = float(heard.spans[0, 0]), float(heard.spans[-1, 1])
+    start_s, end_s = heard.start_s, heard.end_s
     tiles: list[Array] = []
     for tile_s in np.arange(start_s, end_s, TILE_S):
         stop_s = min(float(tile_s) + TILE_S, end_s)
@@ -87,7 +87,7 @@ def _pictures(heard: Heard, sample_rate: int, update: Callable[[float], object])
 
 def _sound(heard: Heard, sample_rate: int, is_embedded: bool, folder: Path) -> dict[str, object]:
     """The address of the sound, and the second of the recording at which it starts."""
-    path, start_s, end_s = heard.clip.path, float(heard.spans[0, 0]), float(heard.spans[-1, 1])
+    path, start_s, end_s = heard.clip.path, heard.start_s, heard.end_s
     if is_embedded:
         return {"sound": sound_uri(read_audio(path, sample_rate, start_s, end_s), sample_rate), "sound_s": start_s}
     return {"sound": quote(Path(os.path.relpath(path, folder)).as_posix()), "sound_s": 0.0}

@@ -22,4 +22,6 @@ from common.heads.trained import (
     Threshold,
     TrainedHead,
     conformal_threshold,
+    outputs_behind,
+    require_equal,
 )

@@ -110,6 +110,28 @@ class OtherEncoderError(UserError):
     """A head is used with an encoder that it was not trained on."""
 
 
+def require_equal(made_by: Provenance, other: Mapping[str, object], what: str, whose: str) -> None:
+    """Raise OtherEncoderError unless `other` is of the encoder, layers and pools of embeddings; the message says `what` has the
+    one and `whose` is the other."""
+    if "checkpoint" not in made_by:
+        raise OtherEncoderError(
+            f"it is not known which encoder {what.removesuffix(' with')}; extract the features again with this project"
+        )
+    for key in USED_BY_HEAD:
+        expected, actual = made_by.get(key), other.get(key)
+        if expected != actual:
+            raise OtherEncoderError(f"{what} {key} {expected}, but {whose} {actual}")
+
+
+def outputs_behind(made_by: Provenance, encoder: Encoder, what: str) -> tuple[Output, ...]:
+    """The outputs of an encoder that embeddings are of; errors and `what` as for `require_equal`."""
+    # An encoder has all layers and pools.
+    actual = {key: getattr(encoder.info, key, made_by.get(key)) for key in USED_BY_HEAD}
+    require_equal(made_by, actual, what, "the encoder has")
+    layers, pools = (str(made_by[key]).replace("+", ",") for key in ("layer", "pool"))
+    return choose_outputs(encoder.outputs, encoder.default_output, layers, pools or None)
+
+
 @dataclass(frozen=True)
 class PlattScaling:
     """How the logits of a head become probabilities, with several labels a clip: ``sigmoid(slope * logit + bias)``. All (C,)."""
@@ -164,27 +186,12 @@ class TrainedHead:
         pools."""
         layer, pool = self.encoder.get("layer"), self.encoder.get("pool")
         picked = features.pick(layer, pool or None) if "outputs" in features.meta else features
-        self._require(picked.meta, "the features")
+        require_equal(self.encoder, picked.meta, "the head was trained with", "the features have")
         return self._probabilities(picked.features)
 
     def outputs_of(self, encoder: Encoder) -> tuple[Output, ...]:
         """The outputs of the encoder that the head was trained on; OtherEncoderError if it is another encoder."""
-        # An encoder has all layers and pools.
-        self._require({key: getattr(encoder.info, key, self.encoder.get(key)) for key in USED_BY_HEAD}, "the encoder")
-        layers, pools = (str(self.encoder[key]).replace("+", ",") for key in ("layer", "pool"))
-        return choose_outputs(encoder.outputs, encoder.default_output, layers, pools or None)
-
-    def _require(self, other: Mapping[str, object], what: str) -> None:
-        """Raise OtherEncoderError unless `other` is the provenance of the head's embeddings."""
-        if "checkpoint" not in self.encoder:
-            raise OtherEncoderError(
-                "the head's features did not say which encoder made them, so it cannot be used on others; train it again on "
-                "features that this project has extracted"
-            )
-        for key in USED_BY_HEAD:
-            expected, actual = self.encoder.get(key), other.get(key)
-            if expected != actual:
-                raise OtherEncoderError(f"the head was trained with {key} {expected}, but {what} has {actual}")
+        return outputs_behind(self.encoder, encoder, "the head was trained with")
 
     def _probabilities(self, embeddings: torch.Tensor) -> torch.Tensor:
         logits = self.logits(embeddings)

@@ -15,7 +15,6 @@ function timeline(section, recording) {
   const count = recording.spans.length / 2;
   const [first, last] = [recording.spans[0], recording.spans.at(-1)];
   const values = bytes(recording.values);
-  const unknown = new Set(recording.unknown);
   const audio = new Audio();
   const pictures = new Map(); // address -> image, once it has been in sight
   let [start, stop] = [first, last]; // what is in sight, in seconds
@@ -56,8 +55,8 @@ function timeline(section, recording) {
     context.textAlign = "left";
   }
 
-  // The first window that ends after a time.
-  function windowAt(time) {
+  // The first moment that ends after a time.
+  function momentAt(time) {
     let [low, high] = [0, count - 1];
     while (low < high) {
       const middle = (low + high) >> 1;
@@ -67,12 +66,11 @@ function timeline(section, recording) {
     return low;
   }
 
-  // Of windows that share a pixel, the highest probability.
+  // Of moments that share a pixel, the highest probability.
   function drawClasses(context) {
     const classes = recording.classes.length;
     const columns = new Float32Array(Math.ceil(width()) * classes);
-    for (let place = windowAt(start); place < count && recording.spans[2 * place] < stop; place++) {
-      if (unknown.has(place)) continue;
+    for (let place = momentAt(start); place < count && recording.spans[2 * place] < stop; place++) {
       const from = Math.max(0, Math.floor(x(recording.spans[2 * place]) - GUTTER));
       const to = Math.min(Math.ceil(width()), Math.max(from + 1, Math.floor(x(recording.spans[2 * place + 1]) - GUTTER)));
       for (let row = 0; row < classes; row++) {

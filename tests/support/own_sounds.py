@@ -32,6 +32,6 @@ def folder_of_classes(root: Path) -> Path:
     return root
 
 
-def probe(*flags: object) -> None:
+def probe(*flags: object, epochs: int = 4) -> None:
     with on_one_thread():
-        probe_main([*map(str, flags), *FAST])
+        probe_main([*map(str, flags), *FAST, "--epochs", str(epochs)])
