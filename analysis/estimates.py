@@ -18,6 +18,7 @@ from common.config import FitConfig, load_config
 from common.datasets.audio import AudioError, audio_duration_s
 from common.datasets.places import read_task
 from common.encoder import load_encoder, resolve_device
+from common.encoder.measure import audio_speed
 from common.encoder_name import EncoderKind
 from common.features import FeatureSet
 from common.heads import HEADS, Job, Recipe, Split, fit_heads, recipe_for
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from analysis.reproduce import Plan
 
 SAMPLE = 24  # clips whose lengths are read
-TIMED_S = 3.0  # of audio in one measurement
 BYTES_PER_CLIP = 384 * 4 + 150  # in a feature file: the embedding, then its label, name, group and stamp
 
 
@@ -50,20 +50,16 @@ class Estimate(NamedTuple):
 def measure_speed(device: torch.device, recipe: Recipe) -> Speed:
     """Embed a few seconds of noise and fit a few heads to it."""
     encoder = load_encoder("random:0", device)
-    rng = np.random.default_rng(0)
-    noise = [(0.1 * rng.standard_normal(round(TIMED_S * encoder.sample_rate))).astype(np.float32)]
-    rows = 480
-    embeddings = torch.from_numpy(rng.standard_normal((rows, encoder.embedding_size)).astype(np.float32))
-    features = FeatureSet(embeddings, torch.arange(rows) % 10, list("0123456789"), list(map(str, range(rows))))
-    jobs = [Job(Split("noise", np.arange(400), np.arange(400, rows)), seed) for seed in range(4)]
+    rows, rng = np.arange(480), np.random.default_rng(0)
+    embeddings = torch.from_numpy(rng.standard_normal((len(rows), encoder.embedding_size)).astype(np.float32))
+    features = FeatureSet(embeddings, torch.arange(len(rows)) % 10, list("0123456789"), list(map(str, rows)))
+    jobs = [Job(Split("noise", rows[:400], rows[400:]), seed) for seed in range(4)]
     # Scaling takes no part of a step, and scikit-learn a second to import.
     few, place = replace(recipe, epochs=1, scaler="none"), torch.device("cpu")
     steps = len(jobs) * int(np.ceil(400 / few.batch_size))
-    # The fastest of a few: the first loads kernels, and another process can only make a call slower.
-    embed_s = min(timeit.repeat(partial(encoder.embed, noise), number=1, repeat=3))
     fits = [partial(fit_heads, kind, features, jobs, few, place) for kind in HEADS]
     fit_s = sum(min(timeit.repeat(fit, number=1, repeat=3)) for fit in fits)
-    return Speed(TIMED_S / embed_s, fit_s / steps)
+    return Speed(audio_speed(encoder, encoder.default_output), fit_s / steps)
 
 
 def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: int, n_feature_sets: int) -> Estimate:

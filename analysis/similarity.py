@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from analysis.maps import balanced_rows
 from analysis.plots import Heat, plot_heat
-from analysis.scores import WIDTH, Run
+from analysis.scores import Run
 from analysis.variants import BASE, GRID, AnalysisRecord, read_variants
 from common.arrays import Array
 from common.config import FitConfig
@@ -205,10 +204,7 @@ def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> 
     for heat in record.heats():
         written.append(folder / f"{heat.name}.{figure_format}")
         plot_heat(heat, written[-1])
-        words = textwrap.fill(f"{heat.title}. {heat.caption}", WIDTH)
-        print(
-            f"\n{words}\n{heat.values.rename(columns=lambda name: name[:14]).to_string(float_format='{:.2f}'.format)}"
-        )
+        print(f"\n{heat.title}\n{heat.values.to_string(float_format='{:.2f}'.format)}")
     return written
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 
 from common.cli import data_root_of
-from common.config import DEVICES, ExtractConfig, load_config
+from common.config import COMMON_CONFIG, DEVICES, ExtractConfig, load_config
 from common.datasets import Task, download_command
 from common.flags import Parser, run, user_path
 
@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from common.encoder import resolve_device
 
     device = resolve_device(arguments.device)
-    any_task = next(iter(sets.values()))[0][0]
-    checkpoint = arguments.checkpoint or load_config(ExtractConfig, any_task.config_file).checkpoint
+    checkpoint = arguments.checkpoint or load_config(ExtractConfig, COMMON_CONFIG).checkpoint
     failed = checks.show("environment", checks.check_environment(device))
     failed += checks.show("encoder", [checks.check_encoder(device)])
     failed += checks.show("weights", [checks.check_checkpoint(checkpoint, device)])

@@ -19,7 +19,7 @@ from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote
 from common.datasets.audio import AudioError, read_audio
 from common.encoder import AudioSepEncoder, CheckpointError, load_encoder
 from common.encoder.checkpoint import DOWNLOAD, KNOWN_RELEASES
-from common.encoder.device import describe_cpu, has_bf16
+from common.encoder.device import describe_cpu
 from common.encoder_name import EncoderKind
 from common.files import PROJECT_ROOT
 
@@ -72,17 +72,12 @@ def check_environment(device: torch.device) -> Iterator[Finding]:
         free, total = torch.cuda.mem_get_info(device)
         text = f"{torch.cuda.get_device_name(device)}: {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     else:
-        bf16 = "bf16 too" if has_bf16() else "without bf16 instructions: keep --precision fp32"
-        text = f"CPU, {torch.get_num_threads()} threads, {describe_cpu()}, {bf16} (no CUDA GPU is used)"
+        text = f"CPU, {torch.get_num_threads()} threads, {describe_cpu()} (no CUDA GPU is used)"
     yield Finding(GOOD, "device", text)
-    available = _available_memory()
-    text = f"{(available or 0) / 1e9:.1f} GB free, an extraction takes about {WANTED_MEMORY / 1e9:.1f} GB"
-    if available is None:
-        yield Finding(NOTE, "memory", "free memory is unknown on this system")
-    elif available < WANTED_MEMORY:
-        yield Finding(BAD, "memory", text, "close other programs, or use a larger machine")
-    else:
-        yield Finding(GOOD, "memory", text)
+    if (available := _available_memory()) is not None:
+        text = f"{available / 1e9:.1f} GB free, an extraction takes about {WANTED_MEMORY / 1e9:.1f} GB"
+        fix = "close other programs, or use a larger machine" if available < WANTED_MEMORY else ""
+        yield Finding(BAD if fix else GOOD, "memory", text, fix)
 
 
 def _available_memory() -> int | None:
