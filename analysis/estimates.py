@@ -32,10 +32,10 @@ BYTES_PER_CLIP = 384 * 4 + 150  # in a feature file: the embedding, then its lab
 
 
 class Speed(NamedTuple):
-    """This machine's speed: seconds of audio embedded per second; seconds per step of both heads, fitted with others."""
+    """This machine's speed: seconds of audio embedded per second; seconds per clip and epoch of both heads, fitted with others."""
 
     audio: float
-    step_s: float
+    fit_s: float
 
 
 class Estimate(NamedTuple):
@@ -50,16 +50,14 @@ class Estimate(NamedTuple):
 def measure_speed(device: torch.device, recipe: Recipe) -> Speed:
     """Embed a few seconds of noise and fit a few heads to it."""
     encoder = load_encoder("random:0", device)
-    rows, rng = np.arange(480), np.random.default_rng(0)
-    embeddings = torch.from_numpy(rng.standard_normal((len(rows), encoder.embedding_size)).astype(np.float32))
-    features = FeatureSet(embeddings, torch.arange(len(rows)) % 10, list("0123456789"), list(map(str, rows)))
+    rows, noise = np.arange(480), torch.randn(480, encoder.embedding_size)
+    features = FeatureSet(noise, torch.arange(480) % 10, list("0123456789"), list(map(str, rows)))
     jobs = [Job(Split("noise", rows[:400], rows[400:]), seed) for seed in range(4)]
     # Scaling takes no part of a step, and scikit-learn a second to import.
     few, place = replace(recipe, epochs=1, scaler="none"), torch.device("cpu")
-    steps = len(jobs) * int(np.ceil(400 / few.batch_size))
     fits = [partial(fit_heads, kind, features, jobs, few, place) for kind in HEADS]
     fit_s = sum(min(timeit.repeat(fit, number=1, repeat=3)) for fit in fits)
-    return Speed(audio_speed(encoder, encoder.default_output), fit_s / steps)
+    return Speed(audio_speed(encoder, encoder.default_output), fit_s / len(jobs) / 400)
 
 
 def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: int, n_feature_sets: int) -> Estimate:
@@ -78,8 +76,7 @@ def estimate(study: Study, root: Path, speed: Speed, recipe: Recipe, n_seeds: in
         n_clips, audio_s = len(clips), len(clips) * float(np.mean(lengths_s or [0.0]))
     # Every fold and seed in both protocols; true labels, shuffled ones and each control; fitted once, then refitted.
     fits = (len(study.task.official_counts.folds or (1,)) + 1) * n_seeds * (2 + n_feature_sets) * 2
-    fit_s = fits * recipe.epochs * 0.8 * n_clips / recipe.batch_size * speed.step_s
-    work_s = (n_feature_sets + 0.1) * audio_s / speed.audio + fit_s
+    work_s = (n_feature_sets + 0.1) * audio_s / speed.audio + fits * recipe.epochs * 0.8 * n_clips * speed.fit_s
     return Estimate(n_clips, audio_s / 3600, work_s, (n_feature_sets + 1) * n_clips * BYTES_PER_CLIP)
 
 

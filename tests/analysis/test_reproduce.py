@@ -158,7 +158,7 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(
     assert calls[0][-1] == "--dry-run"
 
 
-SPEED = Speed(audio=40.0, step_s=4e-4)
+SPEED = Speed(audio=40.0, fit_s=5e-5)
 
 
 @pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")  # ten words of thirty
