@@ -296,10 +296,8 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
         print(f"best in the grid (not a score), {head_title(kind)}: {where}: {percent(best.score)}")
     written = [folder / f"ablation_{record.task}.{suffix}" for suffix in ("json", "csv", figure_format)]
     write_json(written[0], record.model_dump_json())
-    rows: list[Sequence[object]] = [["factor", "variant", "dimensions", "head", "score", *FIGURES]]
-    for effect in record.effects:
-        rows.append([effect.factor, effect.name, effect.dimensions, effect.head, effect.score, *effect.figures])
-    write_csv(written[1], rows)
+    rows = [[row.factor, row.name, row.dimensions, row.head, row.score, *row.figures] for row in record.effects]
+    write_csv(written[1], [["factor", "variant", "dimensions", "head", "score", *FIGURES], *rows])
     plot_effects(record, written[2])
     print(f"-> {', '.join(map(str, written))}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import platform
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, OfficialCounts, Task
+from common.datasets import Clip, DatasetError, DatasetMissingError, OfficialCounts, Task
 from common.datasets.audio import AudioError, read_audio
 from common.encoder import AudioSepEncoder, CheckpointError, load_encoder
 from common.encoder.checkpoint import DOWNLOAD, KNOWN_RELEASES
@@ -116,16 +115,12 @@ def check_checkpoint(checkpoint: str | Path, device: torch.device) -> Finding:
 
 def check_data(task: Task, root: Path, get: str, is_wanted: bool) -> Iterator[Finding]:
     """Check a task's data set; `get` is the command that downloads it, and `is_wanted` whether it may not be missing."""
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always", DatasetNote)
-        try:
-            clips = task.read_clips(root)
-        except DatasetError as error:
-            is_bad = is_wanted or not isinstance(error, DatasetMissingError)
-            yield Finding(BAD if is_bad else NOTE, "labels", str(error))
-            return
-    for note in notes:
-        yield Finding(NOTE, "labels", str(note.message))
+    try:
+        clips = task.read_clips(root)
+    except DatasetError as error:
+        is_bad = is_wanted or not isinstance(error, DatasetMissingError)
+        yield Finding(BAD if is_bad else NOTE, "labels", str(error))
+        return
     yield _counts(task.official_counts, clips, get)
     missing = [str(path.relative_to(root)) for path in sorted({clip.path for clip in clips}) if not path.exists()]
     if missing:
