@@ -14,9 +14,9 @@ from analysis.scores import Run, by_task
 from common.datasets import Metric
 from common.encoder.measure import CheckRecord
 from common.encoder_name import slug_of
-from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS, holm
+from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS
 from common.evaluation.rankings import Rankings
-from common.evaluation.record import ComparisonRecord, Interval, Record
+from common.evaluation.record import COMPARED, FIGURES, ComparisonRecord, Interval, Record, corrected
 from common.evaluation.scores import Hits
 from common.files import write_atomically, write_csv
 from common.heads import HEADS, HeadKind, head_title
@@ -139,8 +139,7 @@ def compare_encoders(runs: Sequence[Run], folder: Path) -> EncodersRecord | None
             pair = judged[head].minus(other[head])  # type: ignore[arg-type]  # both are of one kind
             names = {"task": first.study.name, "head": head, "first": first.encoder, "second": second.encoder}
             pairs.append(Pair(**pair.model_dump(), **names))
-    corrected = holm([pair.p_value for pair in pairs])
-    pairs = [pair.model_copy(update={"holm_p_value": value}) for pair, value in zip(pairs, corrected, strict=True)]
+    pairs = corrected(pairs)
     tasks: list[ComparedTask] = []
     scores: list[EncoderScore] = []
     for of_task in compared:
@@ -295,12 +294,8 @@ def encoder_table(record: EncodersRecord, head: HeadKind) -> list[list[str]]:
 def pair_table(record: EncodersRecord) -> list[list[str]]:
     """Every pair, header first: the difference in points, its interval and p-values."""
     titles = {task.task: task.title for task in record.tasks}
-    table = [["task", "head", "first", "second", "first - second", "95 %", "p", "p, Holm"]]
-    for pair in record.pairs:
-        p_values = ["-" if value is None else f"{value:.2g}" for value in (pair.p_value, pair.holm_p_value)]
-        names = [titles[pair.task], head_title(pair.head), pair.first, pair.second]
-        table.append([*names, f"{100 * pair.difference:+.1f}", range_of(pair.interval), *p_values])
-    return table
+    rows = [[titles[pair.task], head_title(pair.head), pair.first, pair.second, *pair.cells] for pair in record.pairs]
+    return [["task", "head", "first", "second", "first - second", *COMPARED], *rows]
 
 
 def ranking_table(record: EncodersRecord) -> list[list[str]]:
@@ -357,12 +352,8 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
     contents = (record.model_dump_json(indent=1) + "\n", "\n\n".join(parts) + "\n", "".join(tex))
     for path, content in zip(files[:3], contents, strict=True):
         write_atomically(path, content.encode())
-    header = ("task", "head", "first", "second", "difference", "low", "high", "p_value", "holm_p_value")
-    rows: list[Sequence[object]] = [header]
-    for pair in record.pairs:
-        figures = (pair.difference, *(pair.interval or (None, None)), pair.p_value, pair.holm_p_value)
-        rows.append((pair.task, pair.head, pair.first, pair.second, *figures))  # shares, not percent
-    write_csv(files[-2], rows)
+    rows = [[pair.task, pair.head, pair.first, pair.second, *pair.figures] for pair in record.pairs]
+    write_csv(files[-2], [["task", "head", "first", "second", *FIGURES], *rows])
     plot_encoders(record, files[-1])
     return files
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,8 +15,8 @@ from scipy.linalg import eigh
 from scipy.spatial.distance import pdist, squareform
 
 from analysis.maps import balanced_rows
-from analysis.plots import Heat, plot_heat
-from analysis.scores import WIDTH, Run
+from analysis.plots import Heat
+from analysis.scores import Run
 from analysis.variants import BASE, GRID, AnalysisRecord, read_variants
 from common.arrays import Array
 from common.config import FitConfig
@@ -27,7 +26,6 @@ from common.evaluation.protocol import plan_fits
 from common.evaluation.record import ComparisonRecord
 from common.evaluation.scores import compare_heads, main_score
 from common.features import ENCODER_SETTINGS, FeatureSet
-from common.files import write_json
 from common.heads import Job, fit_recipe_scaler, fit_scaler, recipe_for
 from common.progress import progress_bar
 from common.text_table import percent
@@ -198,23 +196,9 @@ def principal_subspace(rows: Array, size: int = PRINCIPAL) -> Array:
     return directions[:, ::-1][:, :size]
 
 
-def draw(record: SimilarityRecord, folder: Path, figure_format: str = "png") -> list[Path]:
-    """Write similarity.json and a heat map of each measure."""
-    written = [folder / SIMILARITY_FILE]
-    write_json(written[0], record.model_dump_json())
-    for heat in record.heats():
-        written.append(folder / f"{heat.name}.{figure_format}")
-        plot_heat(heat, written[-1])
-        words = textwrap.fill(f"{heat.title}. {heat.caption}", WIDTH)
-        print(
-            f"\n{words}\n{heat.values.rename(columns=lambda name: name[:14]).to_string(float_format='{:.2f}'.format)}"
-        )
-    return written
-
-
-def draw_cka(path: Path, folder: Path, figure_format: str = "png") -> Path:
-    """Draw the heat map of linear CKA between the layers, the pools of the baseline's layer, and all other variants of
-    one task's clips."""
+def cka_of_variants(path: Path) -> Heat:
+    """Linear CKA between the layers, the pools of the baseline's layer, and all other variants of one task's clips, which
+    analysis/ablation.py has extracted into this file."""
     features, task = read_variants(path), path.stem.removeprefix("ablation_")
     hidden = {output.name for output in GRID if output.pool != BASE.pool and output.layer != BASE.layer}
     columns = {name: column for name, column in features.output_columns.items() if name not in hidden}
@@ -223,10 +207,7 @@ def draw_cka(path: Path, folder: Path, figure_format: str = "png") -> Path:
         cka = linear_cka(raw[:, columns[first]], raw[:, columns[second]])
         values.loc[first, second] = values.loc[second, first] = cka
     caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."
-    heat = Heat(f"cka_{task}", f"{task}: layers, pools and conditions", caption, values)
-    written = folder / f"{heat.name}.{figure_format}"
-    plot_heat(heat, written)
-    return written
+    return Heat(f"cka_{task}", f"{task}: layers, pools and conditions", caption, values)
 
 
 def frechet_distance(first: Array, second: Array) -> float:

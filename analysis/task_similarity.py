@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from analysis.scores import new_parser, output_folder, runs_for
 from common.config import ConfigError
+from common.files import write_json
 from common.flags import add_figure_format, run
 
 
@@ -26,22 +27,23 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.max_clips < 50:
         raise ConfigError("--max-clips must be at least 50")
-    from analysis.similarity import comparable, compare_tasks, draw, draw_cka
+    from analysis.plots import plot_heat
+    from analysis.similarity import SIMILARITY_FILE, cka_of_variants, comparable, compare_tasks
 
     runs = runs_for(arguments)
     folder = output_folder(arguments)
     tasks = comparable(runs, arguments.max_clips)
-    written = []
+    heats = [cka_of_variants(path) for path in sorted(folder.glob("ablation_*.pt"))]
     if len(tasks) > 1:
         record = compare_tasks(tasks, {run.study.name: run for run in reversed(runs)}, not arguments.no_transfer)
-        written += draw(record, folder, arguments.figure_format)
-    else:
-        print("only one task: nothing to compare between tasks")
-    for path in sorted(folder.glob("ablation_*.pt")):
-        written.append(draw_cka(path, folder, arguments.figure_format))
-    if not written:
+        write_json(folder / SIMILARITY_FILE, record.model_dump_json())
+        heats += record.heats()
+    if not heats:
         raise ConfigError("nothing to compare: run a second task, or analysis/ablation.py for layers and pools")
-    print(f"-> {', '.join(map(str, written))}")
+    for heat in heats:
+        plot_heat(heat, folder / f"{heat.name}.{arguments.figure_format}")
+        print(f"\n{heat.title}\n{heat.values.to_string(float_format='{:.2f}'.format)}")
+    print(f"-> {folder}: {', '.join(heat.name for heat in heats)}")
 
 
 if __name__ == "__main__":

@@ -22,17 +22,16 @@ from common.datasets.audio import limit_bandwidth
 from common.encoder import LAYERS, POOLS, AudioSepEncoder, Encoder, EncoderInfo, Output, Waveform, load_encoder
 from common.encoder.device import fitting_device
 from common.errors import UserError
-from common.evaluation.intervals import holm
 from common.evaluation.outcomes import HeadFitter, Outcome
 from common.evaluation.protocol import plan_fits, seeds_of
-from common.evaluation.record import ComparisonRecord, Record
+from common.evaluation.record import COMPARED, FIGURES, ComparisonRecord, Record, corrected
 from common.evaluation.scores import compare_heads, score_head
 from common.extraction import ClipList, ExtractOptions, ThisProcess, extract
 from common.features import FeatureFileError, FeatureSet
 from common.files import read_record, write_csv, write_json
 from common.heads import HEADS, SCALERS, HeadKind, Job, head_title, recipe_for
 from common.progress import progress_bar
-from common.text_table import as_text, percent, range_of
+from common.text_table import as_text, percent
 
 BASE = AudioSepEncoder.default_output
 # Over time alone, the early layers give 16,000 to 33,000 numbers per clip, which would fill most of the file.
@@ -257,7 +256,6 @@ def ablate(
     variants = progress_bar(iterable=_variants(factors, features, config), desc="variants", unit="variant")
     by_variant = [[fits.effect(kind, variant, baseline[kind]) for kind in HEADS] for variant in variants]
     effects = list(itertools.chain(*sorted(by_variant, key=lambda heads: -heads[0].difference)))
-    corrected = holm([effect.p_value for effect in effects])
     # Thousands of numbers per clip: whitening keeps the largest principal components; other scalers take hours.
     combinations = [
         (output, scaler, kind)
@@ -280,36 +278,26 @@ def ablate(
         seeds=seeds_of(config),
         baseline={kind: score_head(outcomes, features).score for kind, outcomes in baseline.items()},
         comparison=compare_heads(baseline["linear"], baseline["three_layer"], features),
-        effects=[effect.model_copy(update={"holm_p_value": p}) for effect, p in zip(effects, corrected, strict=True)],
+        effects=corrected(effects),
         grid=grid,
     )
 
 
 def write_effects(record: AblationRecord, folder: Path, figure_format: str = "png") -> None:
     """Print the table; write json, csv and a figure into `folder`."""
-    table = [["factor", "variant", "head", "score", "difference", "95 %", "p, Holm"]]
-    table += [["", "baseline", head_title(kind), percent(score), "", "", ""] for kind, score in record.baseline.items()]
+    table = [["factor", "variant", "head", "score", "difference", *COMPARED]]
     for effect in record.effects:
-        p_value = "-" if effect.holm_p_value is None else f"{effect.holm_p_value:.2g}"
-        cells = [percent(effect.score), f"{100 * effect.difference:+.1f}", range_of(effect.interval), p_value]
-        table.append([effect.factor, effect.name, head_title(effect.head), *cells])
+        table.append([effect.factor, effect.name, head_title(effect.head), percent(effect.score), *effect.cells])
     print(f"\n{record.title}\n{as_text(table, left=3)}\n{record.words}")
-    compared = record.comparison
-    print(f"three-layer minus linear head: {100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}")
+    print(f"three-layer minus linear head: {record.comparison.words}")
     for kind in dict.fromkeys(score.head for score in record.grid):
         best = max((score for score in record.grid if score.head == kind), key=lambda score: score.score)
         where = f"{best.layer}, {best.pool} pool, scaler {best.scaler}"
-        print(
-            f"best in the grid, {head_title(kind)}: {where}: {percent(best.score)} (a maximum over test scores, not a score)"
-        )
+        print(f"best in the grid (not a score), {head_title(kind)}: {where}: {percent(best.score)}")
     written = [folder / f"ablation_{record.task}.{suffix}" for suffix in ("json", "csv", figure_format)]
     write_json(written[0], record.model_dump_json())
-    header = "factor variant dimensions head score difference low high p_value holm_p_value"
-    rows: list[Sequence[object]] = [header.split()]
-    for effect in record.effects:
-        figures = (effect.difference, *(effect.interval or (None, None)), effect.p_value, effect.holm_p_value)
-        rows.append((effect.factor, effect.name, effect.dimensions, effect.head, effect.score, *figures))
-    write_csv(written[1], rows)
+    rows = [[row.factor, row.name, row.dimensions, row.head, row.score, *row.figures] for row in record.effects]
+    write_csv(written[1], [["factor", "variant", "dimensions", "head", "score", *FIGURES], *rows])
     plot_effects(record, written[2])
     print(f"-> {', '.join(map(str, written))}")
 

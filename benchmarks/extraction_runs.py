@@ -1,4 +1,4 @@
-"""The measurements of `extraction.py`: ways of extraction in separate processes, and tables of what they took."""
+"""The measurements of `extraction.py`: ways of extraction in separate processes, and a table of what they took."""
 
 from __future__ import annotations
 
@@ -16,19 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 import torch
-import torch.nn.functional as F
 from measuring import medians_in_turns, timed
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 
 from common.arrays import Array
 from common.datasets import Clip
 from common.datasets.audio import read_audio
 from common.encoder import AudioSepEncoder, load_encoder
-from common.encoder.audiosep import build_encoder
 from common.encoder.checkpoint import load_weights
 from common.encoder.device import PRECISIONS, describe_cpu, keep_freed_memory, resolve_precision
-from common.encoder.network import N_BINS, SAMPLE_RATE, weight_shapes
+from common.encoder.network import SAMPLE_RATE, weight_shapes
 from common.extraction import ClipList, ThisProcess, Threads, extract
 from common.features import FeatureSet
 from common.text_table import as_text
@@ -52,28 +49,6 @@ class Figures(NamedTuple):
     embeddings: Array  # (clips, 384)
     memory: int  # peak, in bytes: of the GPU's memory, or of the machine's
     alone: float | None  # seconds of audio per second, of the encoder alone; None for the original
-
-
-def work_per_second() -> float:
-    """Operations (additions and multiplications) of the six folded blocks' convolutions for a second of audio."""
-    x, seconds = torch.empty(1, 3200, N_BINS - 1, device="meta"), 32
-    network = build_encoder(CHECKPOINT, "fp32", None, "none").network.to(x.device)
-    with FlopCounterMode(display=False) as counter:
-        for block in network.blocks[:-1]:
-            x = block(x, x, None)
-    return counter.get_total_flops() / seconds
-
-
-def peak(device: torch.device, precision: str) -> float:
-    """Operations per second of 3x3 convolutions of the same type, with the same library; the best of several shapes."""
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    options, best = {"device": device, "dtype": PRECISIONS[precision]}, 0.0
-    for channels, height, width in ((64, 256, 512), (128, 128, 256), (256, 64, 128), (384, 32, 64)):
-        image = torch.randn(1, channels, height, width, **options).to(memory_format=torch.channels_last)
-        kernel = torch.randn(channels, channels, 3, 3, **options).to(memory_format=torch.channels_last)
-        seconds = min(timed(partial(F.conv2d, image, kernel, padding=1), device) for _ in range(12))
-        best = max(best, 2 * 9 * channels**2 * height * width / seconds)
-    return best
 
 
 def original_extraction(paths: list[Path], device: torch.device) -> Callable[[], Array]:
@@ -132,7 +107,7 @@ def some(paths: list[Path], device: torch.device) -> list[Path]:
 
 
 def compare(arguments: argparse.Namespace) -> list[str]:
-    """Measure by the arguments of `extraction.py`, and print the tables; returns the ways whose output is wrong."""
+    """Measure by the arguments of `extraction.py`, and print the table; returns the ways whose output is wrong."""
     device = load_encoder(CHECKPOINT, arguments.device).device
     names = arguments.precisions or (["fp32", "bf16"] if device.type == "cpu" else list(PRECISIONS))
     precisions = [resolve_precision(name, device) for name in names]
@@ -156,7 +131,7 @@ def compare(arguments: argparse.Namespace) -> list[str]:
     print(f"torch {torch.__version__}, {arguments.rounds} rounds; medians\n")
     reference = figures[0].embeddings
     errors = [float(np.linalg.norm(made.embeddings - reference) / np.linalg.norm(reference)) for made in figures]
-    print_tables(device, ways, figures, [audio_s / of_way for of_way in seconds], errors)
+    print_table(ways, figures, [audio_s / of_way for of_way in seconds], errors)
     resampling = max(0.0, both - decoding)
     print(f"\nms per second of audio: decoding {1000 * decoding:.2f}, resampling {1000 * resampling:.2f}")
     exact = (None, "fp32")
@@ -196,18 +171,12 @@ def ask(pipe: Connection, extracts: bool) -> Any:
     return pipe.recv()
 
 
-def print_tables(
-    device: torch.device, ways: list[Way], figures: list[Figures], speeds: list[float], errors: list[float]
-) -> None:
-    """Print speeds (seconds of audio per second) beside the original's, and beside the limit by arithmetic."""
+def print_table(ways: list[Way], figures: list[Figures], speeds: list[float], errors: list[float]) -> None:
+    """Print speeds (seconds of audio per second) beside the original's."""
     baselines = ["against original", "against it, memory kept"][: sum(way.precision is None for way in ways)]
-    table = [["way", "s of audio/s", *baselines, "encoder alone", "error", "of peak", "memory, GB"]]
-    operations = work_per_second()
-    best = {way.precision: peak(device, way.precision) for way in ways if way.precision}
+    table = [["way", "s of audio/s", *baselines, "encoder alone", "error", "memory, GB"]]
     for way, made, speed, error in zip(ways, figures, speeds, errors, strict=True):
         alone = f"{made.alone:.1f}" if made.alone else "-"
-        of_peak = f"{speed * operations / best[way.precision]:.0%}" if way.precision else "-"
         ratios = [f"{speed / baseline:.2f}" for baseline in speeds[: len(baselines)]]
-        table.append([way.name, f"{speed:.1f}", *ratios, alone, f"{error:.0e}", of_peak, f"{made.memory / 1e9:.1f}"])
+        table.append([way.name, f"{speed:.1f}", *ratios, alone, f"{error:.0e}", f"{made.memory / 1e9:.1f}"])
     print(as_text(table))
-    print(f"\n{operations / 1e9:.1f} GFLOP for a second of audio")

@@ -171,7 +171,6 @@ RECORDINGS = Task(
     official_counts=OfficialCounts(
         clips=920, splits={"train": 539, "test": 381}, labels={"normal": 287, "abnormal": 633}
     ),
-    official_overlap=frozenset({"156", "218"}),
 )
 CYCLES = replace(
     RECORDINGS,

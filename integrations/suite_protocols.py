@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import KFold, PredefinedSplit
+from sklearn.model_selection import KFold, PredefinedSplit, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -26,6 +26,7 @@ from common.progress import progress_bar
 SEED = 42
 MTEB_CLIPS, MTEB_FOLDS, MTEB_ITERATIONS = 8, 5, 100  # mteb 2.26, abstasks/classification.py
 XARES_EPOCHS, XARES_BATCH, XARES_RATE, XARES_FALL = 10, 32, 1e-3, 0.1  # xares 0.1.3, task.py and trainer.py
+Fold = tuple[Array, Array]  # training and test rows
 
 
 def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[tuple[str, str, float]]:
@@ -38,14 +39,14 @@ def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[tup
         for kind, scored in record.heads.items()
     ]
     official, mixed = divisions(features)
-    for suite, protocol, folds, is_scaled, is_few in (
-        ("", "logistic regression, official folds, standardised", official, True, False),
-        ("", "the same, random folds (related clips on both sides)", mixed, True, False),
-        ("", "the same, not standardised", mixed, False, False),
-        ("MTEB", "random folds, not standardised, 8 clips a class", mixed, False, True),
-        ("", "8 clips a class, but official folds and standardised", official, True, True),
+    for suite, protocol, folds, is_scaled in (
+        ("", "logistic regression, official folds, standardised", official, True),
+        ("", "the same, random folds (related clips on both sides)", mixed, True),
+        ("", "the same, not standardised", mixed, False),
+        ("MTEB", "random folds, not standardised, 8 clips a class", with_few_clips(features, mixed), False),
+        ("", "8 clips a class, but official folds and standardised", with_few_clips(features, official), True),
     ):
-        rows.append((suite, protocol, logistic_regression(features, folds, is_scaled, is_few)))
+        rows.append((suite, protocol, logistic_regression(features, folds, is_scaled)))
     jobs = [(seed, fold) for seed in range(seeds) for fold in official]
     progress = progress_bar(iterable=jobs, desc="X-ARES", unit="fit", leave=False)
     accuracies = np.array([_fit_xares(features, train, test, seed) for seed, (train, test) in progress])
@@ -54,36 +55,30 @@ def protocol_rows(prepared: Prepared, config: FitConfig, seeds: int) -> list[tup
     return [*rows, ("", "the same, last epoch", float(accuracies[:, -1].mean()))]
 
 
-def divisions(features: FeatureSet) -> list[list[tuple[Array, Array]]]:
+def divisions(features: FeatureSet) -> list[list[Fold]]:
     """(train, test) rows of the official folds, and of MTEB's random ones, which put related clips on both sides."""
     splitters = (PredefinedSplit(np.asarray(features.folds)), KFold(MTEB_FOLDS, shuffle=True, random_state=SEED))
     return [list(splitter.split(features.features)) for splitter in splitters]
 
 
-def few_clips(labels: Array, order: list[int]) -> Array:
-    """MTEB's training clips: the first MTEB_CLIPS per class, after shuffling `order` in place, as MTEB does."""
-    np.random.RandomState(SEED).shuffle(order)  # MTEB's generator
-    kept: Array = pd.Series(order).groupby(labels[order]).head(MTEB_CLIPS).to_numpy()
-    return kept
+def with_few_clips(features: FeatureSet, folds: Sequence[Fold]) -> list[Fold]:
+    """The folds with MTEB's training clips: the first MTEB_CLIPS per class, of an order that every fold shuffles once more."""
+    labels, order, few = features.labels.numpy(), np.arange(len(features)), []
+    for train, test in folds:
+        order = order[order < len(train)]
+        np.random.RandomState(SEED).shuffle(order)  # MTEB's generator
+        kept = pd.Series(order).groupby(labels[train][order]).head(MTEB_CLIPS)
+        few.append((train[kept], test))
+    return few
 
 
-def logistic_regression(
-    features: FeatureSet, folds: Sequence[tuple[Array, Array]], is_scaled: bool, is_few: bool
-) -> float:
+def logistic_regression(features: FeatureSet, folds: Sequence[Fold], is_scaled: bool) -> float:
     """The mean accuracy of scikit-learn's logistic regression, with MTEB's number of iterations."""
-    values, labels = features.features.numpy(), features.labels.numpy()
-    order, accuracies = list(range(len(features))), []
-    for train, test in progress_bar(iterable=folds, desc="logistic regression", unit="fold", leave=False):
-        if is_few:
-            order = [row for row in order if row < len(train)]
-            train = train[few_clips(labels[train], order)]
-        classifier = LogisticRegression(max_iter=MTEB_ITERATIONS, random_state=SEED)
-        model = make_pipeline(StandardScaler(), classifier) if is_scaled else classifier
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is the protocol
-            model.fit(values[train], labels[train])
-        accuracies.append(model.score(values[test], labels[test]))
-    return float(np.mean(accuracies))
+    classifier = LogisticRegression(max_iter=MTEB_ITERATIONS, random_state=SEED)
+    model = make_pipeline(StandardScaler(), classifier) if is_scaled else classifier
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is the protocol
+        return float(cross_val_score(model, features.features.numpy(), features.labels.numpy(), cv=folds).mean())
 
 
 def _fit_xares(features: FeatureSet, train: Array, test: Array, seed: int) -> list[float]:

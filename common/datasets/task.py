@@ -147,7 +147,6 @@ class Task:
     # (labels, predictions, class names) -> scores in addition to accuracy and macro-F1.
     scores: Callable[[Array, Array, Sequence[str]], dict[str, float]] | None = None
     official_counts: OfficialCounts = OfficialCounts()
-    official_overlap: frozenset[str] = frozenset()  # groups that the official division puts on two sides
 
     @property
     def config_file(self) -> Path:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 
 from common.cli import data_root_of
-from common.config import DEVICES, ExtractConfig, load_config
-from common.datasets import Task
+from common.config import COMMON_CONFIG, DEVICES, ExtractConfig, load_config
+from common.datasets import Task, download_command
 from common.flags import Parser, run, user_path
 
 
@@ -29,23 +29,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.data_root and len(chosen) != 1:
         parser.error("--data-root applies to one data set; name it")
     from common.doctor import checks
-    from common.encoder import load_encoder, resolve_device
+    from common.encoder import resolve_device
 
     device = resolve_device(arguments.device)
-    any_task = next(iter(sets.values()))[0][0]
-    checkpoint = arguments.checkpoint or load_config(ExtractConfig, any_task.config_file).checkpoint
+    checkpoint = arguments.checkpoint or load_config(ExtractConfig, COMMON_CONFIG).checkpoint
     failed = checks.show("environment", checks.check_environment(device))
     failed += checks.show("encoder", [checks.check_encoder(device)])
-    finding, encoder = checks.check_checkpoint(checkpoint, device)
-    failed += checks.show("weights", [finding])
-    encoder = encoder or load_encoder("random:0", device)  # as fast as the real weights
+    failed += checks.show("weights", [checks.check_checkpoint(checkpoint, device)])
     absent = [name for name in chosen if not arguments.names and not data_root_of(sets[name][0][0]).is_dir()]
     for name in (name for name in chosen if name not in absent):
         for place, tasks in enumerate(sets[name]):
-            roots = [(arguments.data_root or data_root_of(task)).absolute() for task in tasks]
-            download = name.removesuffix("_v1").removesuffix("_v2")
-            findings = checks.check_division(tasks, roots, download, encoder, is_wanted=place == 0)
-            failed += checks.show(f"{tasks[0].title if len(tasks) == 1 else name} in {roots[0]}", findings)
+            for task in tasks:
+                root = (arguments.data_root or data_root_of(task)).absolute()
+                get = download_command(name.removesuffix("_v1").removesuffix("_v2"), root)
+                findings = checks.check_data(task, root, get, is_wanted=place == 0)
+                failed += checks.show(f"{task.title} in {root}", findings)
     if absent:
         print(f"not found, so not checked: {', '.join(absent)}\n")
     print(f"{failed} failed check{'s' * (failed != 1)}." if failed else "All checks passed.")

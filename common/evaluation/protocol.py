@@ -14,7 +14,7 @@ import torch
 from common.config import FitConfig, ProtocolName
 from common.datasets import DivisionKind, Prepared, Task
 from common.evaluation.calibration import heads_to_keep
-from common.evaluation.intervals import holm, mean_interval
+from common.evaluation.intervals import mean_interval
 from common.evaluation.outcomes import HeadFitter, Outcome, baseline, fit_probe, probes_of
 from common.evaluation.record import (
     ComparisonRecord,
@@ -24,6 +24,7 @@ from common.evaluation.record import (
     MeanRecord,
     ProtocolIdentity,
     ProtocolRecord,
+    corrected,
 )
 from common.evaluation.scores import MoreScores, compare_heads, main_score, score_head
 from common.evaluation.splits import class_counts, make_splits, random_split, with_fraction, with_shots, with_validation
@@ -187,16 +188,15 @@ def _compare_controls(
     features: FeatureSet,
 ) -> dict[str, dict[HeadKind, ComparisonRecord]]:
     """The run's heads minus the controls' heads of the same kind, corrected for the number of comparisons."""
-    compared = {
+    by_pair = {
         (control, kind): compare_heads(outcomes, heads[kind], features)
         for control, by_head in controls.items()
         for kind, outcomes in by_head.items()
     }
-    corrected: dict[str, dict[HeadKind, ComparisonRecord]] = {control: {} for control in controls}
-    p_values = holm([record.p_value for record in compared.values()])
-    for ((control, kind), record), p_value in zip(compared.items(), p_values, strict=True):
-        corrected[control][kind] = record.model_copy(update={"holm_p_value": p_value})
-    return corrected
+    compared: dict[str, dict[HeadKind, ComparisonRecord]] = {control: {} for control in controls}
+    for (control, kind), record in zip(by_pair, corrected(list(by_pair.values())), strict=True):
+        compared[control][kind] = record
+    return compared
 
 
 def _label_efficiency(fits: _Fits) -> list[EfficiencyRecord]:

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, computed_field
 
 from common.config import FitConfig
 from common.datasets import DivisionKind, Metric
 from common.errors import UserError
+from common.evaluation.intervals import holm
 from common.evaluation.load_features import EncoderRecord, FeaturesRecord
 from common.files import read_record
 from common.heads import HEADS, HeadKind, Recipe, head_title, recipe_for
+from common.text_table import range_of
 
 Interval = tuple[float, float]
 Units = Literal["groups", "clips"]  # clips where groups are unknown
 # An undefined score (no clip of its kind) is NaN here and null in the file: JSON has no NaN.
 Score = Annotated[float, BeforeValidator(lambda value: float("nan") if value is None else value)]
 RESULT_FILE = "result.json"
+COMPARED = ("95 %", "p", "p, Holm")  # columns of a table of comparisons, after the difference
+FIGURES = ("difference", "low", "high", "p_value", "holm_p_value")  # and of a CSV file
 
 
 class RecordError(UserError):
@@ -166,6 +170,30 @@ class ComparisonRecord(Record):
     units: Units
     n_units: int
     holm_p_value: float | None = None  # corrected for the number of comparisons made together
+
+    @property
+    def words(self) -> str:
+        return f"{100 * self.difference:+.1f} points, 95 % {range_of(self.interval)}"
+
+    @property
+    def cells(self) -> list[str]:
+        """As COMPARED names them: points, then p-values."""
+        p_values = ["-" if value is None else f"{value:.2g}" for value in (self.p_value, self.holm_p_value)]
+        return [f"{100 * self.difference:+.1f}", range_of(self.interval), *p_values]
+
+    @property
+    def figures(self) -> list[float | None]:
+        """As FIGURES names them: shares, not percent."""
+        return [self.difference, *(self.interval or (None, None)), self.p_value, self.holm_p_value]
+
+
+Compared = TypeVar("Compared", bound=ComparisonRecord)
+
+
+def corrected(records: Sequence[Compared]) -> list[Compared]:
+    """Comparisons that were made together, with p-values corrected for their number (Holm)."""
+    p_values = holm([record.p_value for record in records])
+    return [record.model_copy(update={"holm_p_value": value}) for record, value in zip(records, p_values, strict=True)]
 
 
 class EfficiencyRecord(MeanRecord):

@@ -10,7 +10,6 @@ from functools import partial
 from common.datasets import DivisionKind, Metric, Task
 from common.evaluation.intervals import MIN_GROUPS
 from common.evaluation.record import (
-    ComparisonRecord,
     EfficiencyRecord,
     FewShotRecord,
     HeadRecord,
@@ -198,18 +197,13 @@ def _comparison_remarks(protocol: ProtocolRecord) -> Iterator[str]:
     n_tests = sum(map(len, protocol.control_comparisons.values()))
     for control, by_head in protocol.control_comparisons.items():
         for kind, compared in by_head.items():
-            p_value = "-" if compared.holm_p_value is None else f"{compared.holm_p_value:.2g}"
-            corrected = f"p = {p_value} (corrected for {n_tests} tests, Holm)"
-            yield f"Minus {control}, {head_title(kind)}: {_points(compared)}, {corrected}."
+            tested = f"p = {compared.cells[-1]} (corrected for {n_tests} tests, Holm)"
+            yield f"Minus {control}, {head_title(kind)}: {compared.words}, {tested}."
     compared = protocol.comparison
     is_t_test = protocol.majority_class.metric is Metric.MACRO_MAP
     how = f"t test over {compared.units}" if is_t_test else f"heads swapped in whole {compared.units}"
     test = "" if compared.p_value is None else f", p = {compared.p_value:.2g} ({how})"
-    yield f"Three-layer minus linear: {_points(compared)}{test}."
-
-
-def _points(compared: ComparisonRecord) -> str:
-    return f"{100 * compared.difference:+.1f} points, 95 % {range_of(compared.interval)}"
+    yield f"Three-layer minus linear: {compared.words}{test}."
 
 
 def run_title(task: Task, record: RunRecord, protocol: ProtocolRecord) -> str:

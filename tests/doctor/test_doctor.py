@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,68 +76,40 @@ def call(capsys: Capture, *arguments: object, checkpoint: str = "random:2024") -
 def test_the_doctor_passes_a_whole_data_set(
     whole: Path, encoder: AudioSepEncoder, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The known answer is the real encoder's; the clips are embedded by the stand-in."""
-    monkeypatch.setattr(
-        checks,
-        "load_encoder",
-        lambda checkpoint, *device: encoder if checkpoint == "random:2024" else load_stand_in(checkpoint),
-    )
-    status, printed = call(capsys, "esc50", "--data-root", whole, checkpoint="random:0")
+    monkeypatch.setattr(checks, "load_encoder", lambda *_: encoder)
+    status, printed = call(capsys, "esc50", "--data-root", whole)
     assert "✗" not in printed
     assert status == 0
     assert printed.rstrip().endswith("All checks passed.")
     for line in (
         "✓ encoder  gives the known answer",
-        "! weights  random:0 is untrained",
-        "✓ counts   2,000 clips, as published",
-        "✓ classes  50 classes of 40 clips",
-        "✓ files    2,000 files, none missing, none without a label",
-        "✓ audio    24 clips of 0.1 to 0.1 s decoded",
-        "✓ time     about 3 min of audio: extraction takes about",
-        "✓ splits   2,000 groups, none on two sides",
+        "! weights  random:2024 is untrained",
+        "✓ counts   2,000 clips of 50 classes, as published",
+        "✓ files    none missing",
+        "✓ audio    24 clips decoded",
     ):
         assert line in printed
 
 
 @only_data
-def test_the_doctor_names_missing_and_extra_files(damaged: Path, capsys: Capture) -> None:
-    gone = damaged / "audio" / "3-103011-A-1.wav"
-    gone.rename(gone.with_name("9-1-A-0.wav"))
+def test_the_doctor_names_missing_files(damaged: Path, capsys: Capture) -> None:
+    (damaged / "audio" / "3-103011-A-1.wav").unlink()
     status, printed = call(capsys, "esc50", "--data-root", damaged)
     assert status == 1
     assert "✗ files    1 are missing: audio/3-103011-A-1.wav" in printed
     assert f"-> unpack it again: python -m common.download esc50 --root {damaged.parent}" in printed
-    (damaged / "audio" / "3-103012-A-1.wav").rename(gone)
-    os.link(gone, damaged / "audio" / "3-103012-A-1.wav")
-    os.link(gone, damaged / "audio" / "._3-103012-A-1.wav")  # what macOS leaves is not audio
-    status, printed = call(capsys, "esc50", "--data-root", damaged)
-    assert "✗ files    1 have no label: audio/9-1-A-0.wav" in printed
     assert "1 failed check." in printed
 
 
-def edit_metadata(root: Path, edit: Callable[[list[str]], list[str]]) -> None:
-    path = root / "meta" / "esc50.csv"
+@only_data
+def test_the_doctor_names_wrong_counts(damaged: Path, capsys: Capture) -> None:
+    path = damaged / "meta" / "esc50.csv"
     lines = path.read_text().splitlines(keepends=True)
     path.unlink()  # a link to the file of `whole`
-    path.write_text("".join(edit(lines)))
-
-
-@only_data
-def test_the_doctor_names_empty_classes_and_wrong_counts(damaged: Path, capsys: Capture) -> None:
-    edit_metadata(damaged, lambda lines: [line for line in lines if ",rain," not in line and ",pig," not in line])
+    path.write_text("".join(line for line in lines if ",rain," not in line and ",pig," not in line))
     status, printed = call(capsys, "esc50", "--data-root", damaged)
     assert status == 1
     assert "clips 1,920 of 2,000, fold 1 384 of 400, fold 2 384 of 400, fold 3 384 of 400 and 4 more" in printed
-    assert "✗ classes  no clips of class pig, rain" in printed
-    assert "80 have no label" in printed
-
-
-@only_data
-def test_the_doctor_finds_a_recording_in_two_folds(damaged: Path, capsys: Capture) -> None:
-    edit_metadata(damaged, lambda lines: [line.replace(",102000,", ",101000,") for line in lines])
-    status, printed = call(capsys, "esc50", "--data-root", damaged)
-    assert status == 1
-    assert "✗ splits   1 groups are on two sides of the division: 101000" in printed
 
 
 @only_data
@@ -176,26 +147,19 @@ def test_absent_data_sets_fail_no_check_unless_named(
 
 
 @only_data
-def test_the_sets_of_nsynth_are_one_division(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_set_of_nsynth_is_checked(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "note", lambda rng, time, *timbre: note(rng, time[:6400], *timbre))
-    root = tmp_path / "nsynth"
-    generate.generate_nsynth(root, notes=1)
-    status, printed = call(capsys, "nsynth", "--data-root", root)
+    generate.generate_nsynth(tmp_path / "nsynth", notes=1)
+    status, printed = call(capsys, "nsynth", "--data-root", tmp_path / "nsynth")
     assert status == 1
     assert "not the official numbers: clips 33 of 289,205" in printed
     # synth_lead has no note in valid and test, and should have none.
-    assert "nsynth_valid classes 10 classes of 2 clips" in printed
-    assert "✓ splits 53 groups, none on two sides" in " ".join(printed.split())
-    listing = root / "nsynth-test" / "examples.json"
-    listing.write_text(listing.read_text().replace("bass_synthetic_004", "bass_synthetic_000"))
-    _, printed = call(capsys, "nsynth", "--data-root", root)
-    assert "1 groups are on two sides of the division: bass_synthetic_000" in printed
+    assert printed.count("20 clips of 10 classes, not the official numbers: clips 20 of") == 2
 
 
 def test_weights_that_do_not_fit_come_with_the_download_command(tmp_path: Path) -> None:
     torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "weights.bin")
-    finding, encoder = checks.check_checkpoint(tmp_path / "weights.bin", torch.device("cpu"))
-    assert encoder is None
+    finding = checks.check_checkpoint(tmp_path / "weights.bin", torch.device("cpu"))
     assert finding.mark == BAD
     assert "no AudioSep separator in it" in finding.text
     assert "python -m common.download weights" in finding.fix

@@ -12,7 +12,7 @@ import torch
 from analysis import suite_protocols
 from common.datasets import Prepared
 from common.features import FeatureSet
-from integrations.suite_protocols import divisions, few_clips, logistic_regression, protocol_rows
+from integrations.suite_protocols import divisions, logistic_regression, protocol_rows, with_few_clips
 from tests.support.heads import SIZE, fit_config, saved, small_features
 
 
@@ -28,12 +28,11 @@ def related() -> FeatureSet:
 
 
 def test_mtebs_training_clips_are_eight_of_each_class() -> None:
-    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(5), 30))
-    order = list(range(150))
-    first = few_clips(labels, order)
-    assert np.bincount(labels[first]).tolist() == [8] * 5 and len(set(first.tolist())) == 40
-    second = few_clips(labels, order)  # shuffled once more, as for the next fold
-    assert set(first.tolist()) != set(second.tolist())
+    features, rows = small_features(folds=5, per_fold=8), np.arange(160)
+    (first, test), (second, _) = with_few_clips(features, [(rows[:120], rows[120:])] * 2)
+    assert features.labels[first].bincount().tolist() == [8] * 4 and len(set(first.tolist())) == 32
+    assert max(first) < 120 and test.tolist() == rows[120:].tolist()
+    assert set(first.tolist()) != set(second.tolist())  # shuffled once more for the next fold
 
 
 def test_random_folds_leak_what_is_related() -> None:
@@ -42,8 +41,8 @@ def test_random_folds_leak_what_is_related() -> None:
     for folds in (official, mixed):
         assert sorted(np.concatenate([test for _, test in folds])) == list(range(len(features)))
     assert all(len(features.folds[test].unique()) == 1 for _, test in official)
-    honest = logistic_regression(features, official, is_scaled=True, is_few=False)
-    leaking = logistic_regression(features, mixed, is_scaled=True, is_few=False)
+    honest = logistic_regression(features, official, is_scaled=True)
+    leaking = logistic_regression(features, mixed, is_scaled=True)
     assert leaking > honest + 0.1
 
 
