@@ -174,7 +174,9 @@ class FeatureSet:
                 raise FeatureFileError(f"{name} has classes that are not this data set's ({strangers}); extract again")
         present = {name for part in parts for name in part.class_names}
         class_names = [name for name in class_order or sorted(present) if name in present]
-        labels = [torch.tensor([class_names.index(name) for name in part.class_names])[part.labels] for part in parts]
+        # The last number is that of -1, no label.
+        numbers = [torch.tensor([*map(class_names.index, part.class_names), -1]) for part in parts]
+        labels = [number_of[part.labels] for number_of, part in zip(numbers, parts, strict=True)]
         meta: dict[str, Any] = {key: value for key, value in parts[0].meta.items() if key in SHARED}
         counts = [Counter(part.meta.get("counts")) for part in parts]
         if all(counts):
@@ -204,18 +206,21 @@ class FeatureSet:
         if list(class_names) == self.class_names:
             return self
         places = torch.tensor([self.class_names.index(name) for name in class_names])
-        labels = self.labels[:, places] if self.is_multilabel else places.argsort()[self.labels]
+        number_of = torch.cat([places.argsort(), torch.tensor([-1])])
+        labels = self.labels[:, places] if self.is_multilabel else number_of[self.labels]
         return replace(self, labels=labels, class_names=list(class_names))
 
     def subset(self, rows: Array) -> FeatureSet:
         """The FeatureSet of only these rows; classes that no longer occur are dropped, and labels renumbered."""
         picked = torch.as_tensor(np.ascontiguousarray(rows))
         labels = self.labels[picked]
-        present = labels.any(dim=0).nonzero().ravel() if self.is_multilabel else labels.unique()
+        present = labels.any(dim=0).nonzero().ravel() if self.is_multilabel else labels[labels >= 0].unique()
+        number_of = torch.full((len(self.class_names) + 1,), -1)  # the last is that of -1, no label
+        number_of[present] = torch.arange(len(present))
         return replace(
             self,
             features=self.features[picked],
-            labels=labels[:, present] if self.is_multilabel else torch.searchsorted(present, labels),
+            labels=labels[:, present] if self.is_multilabel else number_of[labels],
             class_names=[self.class_names[label] for label in present.tolist()],
             clip_ids=[self.clip_ids[row] for row in rows],
             folds=None if self.folds is None else self.folds[picked],
@@ -279,9 +284,10 @@ class FeatureSet:
 
 
 def label_texts(labels: Array, class_names: Sequence[str]) -> list[str]:
-    """(N,) labels, or (N, C) bool, as text: class names, several joined by ``;``."""
+    """(N,) labels, or (N, C) bool, as text: class names, several joined by ``;``; empty without any."""
     if labels.ndim == 1:
-        return [class_names[label] for label in labels.tolist()]
+        texts = [*class_names, ""]  # -1 is no label
+        return [texts[label] for label in labels.tolist()]
     names = np.array(class_names, dtype=object)
     return [LABEL_SEPARATOR.join(names[row]) for row in labels]
 

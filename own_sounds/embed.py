@@ -15,7 +15,7 @@ from common.datasets import Clip, Task
 from common.errors import UserError
 from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, run, user_path
 from own_sounds.sounds import FOLDER, INPUTS, add_columns, clips_in
-from own_sounds.timeline import Windows, add_windows
+from own_sounds.windows import Windows, add_windows
 
 FORMATS = (".pt", ".npz", ".parquet", ".csv")
 TASK = Task("embeddings", "embeddings", FOLDER, lambda root: [], None, "embeddings.pt", {})

@@ -12,14 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
-import common  # noqa: F401  # first: it says what is missing
-
-# isort: split
-import numpy as np
-
 from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError
 from common.datasets import LABEL_SEPARATOR, Clip, Sounds
-from common.datasets.containers import name_of
 from common.encoder_name import EncoderKind, EncoderName
 from common.errors import UserError
 from common.files import PROJECT_ROOT, write_csv
@@ -27,16 +21,7 @@ from common.flags import Parser, add_figure_format, run, user_path
 from common.progress import progress_bar
 from common.text_table import as_text
 from own_sounds.sounds import INPUTS, add_columns, clips_in
-from own_sounds.timeline import (
-    Event,
-    Heard,
-    Windows,
-    add_windows,
-    file_names,
-    find_events,
-    plot_timeline,
-    write_events,
-)
+from own_sounds.windows import Windows, add_windows
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -44,6 +29,7 @@ if TYPE_CHECKING:
     from common.encoder import Encoder
     from common.features import Provenance
     from common.heads import Threshold, TrainedHead
+    from own_sounds.timeline import Event, Heard
 
 NONE = "none of these"
 LITTLE = 0.15  # share of unheard classes' clips that is hardly more than the false alarms
@@ -63,6 +49,7 @@ def _predict(argv: Sequence[str] | None) -> None:
             raise ConfigError(f"--{flag} shows what is heard over time; add --window S")
     sounds = clips_in(arguments.paths, arguments)
     from common.heads import TrainedHead
+    from own_sounds.timeline import find_events, write_events
 
     head = TrainedHead.load(arguments.head)
     encoder = encoder_of(head.encoder, arguments)
@@ -189,6 +176,7 @@ def listen(
     """What a head hears in every clip, with one window in memory at a time; clips that cannot be read are named and left out.
     UserError if none can be read."""
     from common.datasets.audio import AudioError
+    from common.datasets.containers import name_of
 
     cuts: list[tuple[Clip, list[Clip]]] = []
     heard: list[Heard] = []
@@ -218,7 +206,10 @@ def _listen_to(
     threshold: float | None,
     bar: tqdm[Any],
 ) -> Heard:
+    import numpy as np
+
     from common.datasets.audio import read_audio
+    from own_sounds.timeline import Heard
 
     probabilities, distances = [], []
     for window in windows:
@@ -329,6 +320,8 @@ def _write_table(rows: Sequence[Row], names: Sequence[str], path: Path) -> Path:
 
 def _plot(heard: Sequence[Heard], names: Sequence[str], folder: Path, figure_format: str) -> list[Path]:
     """Draw a timeline of every file."""
+    from own_sounds.timeline import file_names, plot_timeline
+
     paths = []
     for one, name in zip(heard, file_names(heard), strict=True):
         paths.append(folder / f"{name}_timeline.{figure_format}")

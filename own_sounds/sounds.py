@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic.dataclasses import dataclass
 
 from common.datasets import Clip, DatasetError, DatasetMissingError, DatasetNote, Division, Prepared, Sounds, Task
@@ -24,7 +23,7 @@ from common.datasets.layout import files_in
 from common.datasets.rows import TABLES
 from common.datasets.tables import ROLES, SPLITS, alike, clips_of, composed
 from common.files import read_json, write_json
-from own_sounds.timeline import BACKGROUND
+from own_sounds.windows import BACKGROUND
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -174,6 +173,8 @@ def with_background(clips: Sequence[Clip], count: int) -> tuple[list[Clip], list
 
     They are as long as the median event, do not overlap, and are drawn at random, the same at every call. Split, fold and
     group are those of an event of the recording. DatasetError: the clips are not events, or already have that class."""
+    import numpy as np
+
     from common.datasets.audio import AudioError, audio_duration_s
 
     events = [clip for clip in clips if clip.end_s is not None]
@@ -371,6 +372,7 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
 
 def _by_groups(features: FeatureSet, seed: int) -> Prepared:
     """As many folds as all hold every class and keep groups whole, at most MOST_FOLDS; DatasetError if below two."""
+    import numpy as np
     import torch
 
     from common.evaluation.splits import class_counts, group_folds

@@ -1,11 +1,10 @@
-"""Long recordings: their windows, what a head hears in them, and the events that this makes."""
+"""What a head hears in long recordings: probabilities over time, and the events that this makes."""
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,61 +12,16 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from common.arrays import Array
-from common.config import ConfigError
 from common.datasets import Clip
 from common.datasets.rows import BEGIN, BEGIN_PATH, END, FILE
 from common.files import ODD_LETTERS, write_atomically, write_csv
+from own_sounds.windows import BACKGROUND
 
 if TYPE_CHECKING:
     from common.heads import TrainedHead
 
-BACKGROUND = "background"  # the class of whatever is between events
-SHORTEST = 0.1  # of a window; a shorter remainder at the end of a file is dropped
 MOST_CLASSES = 12  # in a picture
 TOP_HZ = 22_050  # of an event in a table of Raven, which asks for frequencies
-
-
-def add_windows(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that cut files into windows."""
-    text = "cut files into windows of S seconds (default: whole files)"
-    parser.add_argument("--window", type=_seconds, metavar="S", help=text)
-    text = "seconds from one window to the next (default: the window)"
-    parser.add_argument("--hop", type=_seconds, metavar="S", help=text)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0.01 <= seconds <= 86_400:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0.01 to 86400 seconds")
-    return seconds
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Windows of `window_s` seconds that start every `hop_s` seconds."""
-
-    window_s: float
-    hop_s: float
-
-    @classmethod
-    def of_flags(cls, window_s: float | None, hop_s: float | None) -> Windows | None:
-        """The windows that ``--window`` and ``--hop`` ask for; None for whole files."""
-        if hop_s and not window_s:
-            raise ConfigError("--hop needs --window")
-        return cls(window_s, hop_s or window_s) if window_s else None
-
-    def of_clip(self, clip: Clip) -> list[Clip]:
-        """The windows of a clip; the last one ends with it, and may be shorter. AudioError if unreadable."""
-        from common.datasets.audio import audio_duration_s
-
-        first_s, end_s = clip.start_s or 0.0, clip.end_s or audio_duration_s(clip.path)
-        cuts: list[Clip] = []
-        start_s = stop_s = first_s
-        while not cuts or max(stop_s, start_s + SHORTEST * self.window_s) < end_s:
-            stop_s = min(start_s + self.window_s, end_s)
-            cuts.append(replace(clip, start_s=start_s, end_s=stop_s))
-            start_s = round(first_s + len(cuts) * self.hop_s, 6)
-        return cuts
 
 
 class Moments(NamedTuple):

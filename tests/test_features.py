@@ -177,3 +177,15 @@ def test_files_without_features_are_refused(tmp_path: Path) -> None:
     torch.save({"features": Path("/")}, tmp_path / "objects.pt")
     with pytest.raises(FeatureFileError, match="refused"):
         FeatureSet.load(tmp_path / "objects.pt")
+
+
+def test_clips_without_labels_stay_without() -> None:
+    """In subsets, joins and other orders of classes, also beside clips that have one."""
+    labels = torch.tensor([2, -1, 0, -1])
+    one = FeatureSet(torch.arange(8.0).reshape(4, 2), labels, ["a", "b", "c"], ["1", "2", "3", "4"])
+    assert one.label_texts == ["c", "", "a", ""]
+    assert one.subset(np.array([0, 1])).label_texts == ["c", ""]
+    assert one.subset(np.array([1, 3])).class_names == [] and one.subset(np.array([1])).label_texts == [""]
+    assert one.in_order(["c", "b", "a"]).label_texts == one.label_texts
+    other = FeatureSet(torch.zeros(1, 2), torch.tensor([-1]), [], ["5"])
+    assert FeatureSet.join([one, other], ["x", "y"], None).label_texts == [*one.label_texts, ""]

@@ -57,7 +57,7 @@ FLOORS = (
     ("heads",),
     ("evaluation",),
     ("cli",),
-    ("download", "doctor", "export", "precompile"),
+    ("download", "doctor", "export", "page", "precompile"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

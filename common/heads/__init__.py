@@ -23,5 +23,4 @@ from common.heads.trained import (
     TrainedHead,
     conformal_threshold,
     outputs_behind,
-    require_equal,
 )

@@ -17,8 +17,9 @@ from common.datasets.audio import read_audio
 from common.heads import TrainedHead
 from own_sounds.predict import predict_main
 from own_sounds.probe import probe_main
-from own_sounds.sounds import BACKGROUND, Source, with_background
-from own_sounds.timeline import Event, Heard, Windows, find_events, write_events
+from own_sounds.sounds import Source, with_background
+from own_sounds.timeline import Event, Heard, find_events, write_events
+from own_sounds.windows import BACKGROUND, Windows
 from tests.support.heads import draw_nothing
 from tests.support.own_sounds import FAST, probe, tone
 from tests.support.scripts import call, refused
@@ -204,3 +205,40 @@ def test_windows_without_overlap_are_as_they_were_cut(tmp_path: Path) -> None:
     windows = Windows(1.0, 1.0).of_clip(Clip(path))
     one = Heard(Clip(path), "day.wav", windows, rows("a", "a", "a"), None, np.zeros(3, bool))
     np.testing.assert_allclose(one.moments.spans, [(0, 1), (1, 2), (2, 2.5)])
+
+
+def test_the_page_shows_and_plays_a_recording(tmp_path: Path) -> None:
+    """Clicks, keys and zoom, at a desk and on a phone, light and dark; a name cannot end the page's script."""
+    from own_sounds.timeline_page import write_page
+    from tests.support.browser import BROWSER, opened, wait_until
+
+    if BROWSER is None:
+        pytest.skip("no Chromium here: apt-get install chromium")
+    path = tone(tmp_path / "night.wav", 500, seconds=150)
+    windows = Windows(1.0, 0.5).of_clip(Clip(path))
+    probabilities = rows(*["a" if 40 < place < 60 else BACKGROUND for place in range(len(windows))])
+    one = Heard(Clip(path), "</script>.wav", windows, probabilities, None, np.zeros(len(windows), bool))
+    write_page([one], [events_of(one)], NAMES, 16_000, tmp_path / "page.html")
+    state = (
+        "(() => { const map = document.querySelector('canvas'); const pixels = map.getContext('2d').getImageData(0, 0, "
+        "map.width, map.height).data; return pixels.filter((value, place) => place % 4 === 3 && value).length; })()"
+    )
+    with opened(tmp_path / "page.html") as page:
+        wait_until(page, f"{state} > 100000")  # the spectrogram is there
+        assert page.text_content("h1") == "</script>.wav"
+        page.click(".events button")
+        wait_until(page, "document.querySelector('.clock').textContent > '00:20.9'")  # it plays from the event on
+        page.focus("canvas")
+        page.keyboard.press("Space")
+        assert page.text_content(".play") == "Play"
+        before = page.text_content(".clock")
+        page.keyboard.press("ArrowRight")
+        assert page.text_content(".clock") != before
+        page.keyboard.press("n")
+        page.keyboard.press("+")
+        page.keyboard.press("0")
+        page.click("canvas", position={"x": 400, "y": 50})
+        wait_until(page, "document.querySelector('.play').textContent === 'Pause'")
+    with opened(tmp_path / "page.html", width=390, color_scheme="dark") as page:
+        wait_until(page, f"{state} > 10000")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390

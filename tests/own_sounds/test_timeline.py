@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.datasets import Clip
-from own_sounds.timeline import Windows
+from own_sounds.windows import Windows
 from tests.support.own_sounds import tone
 
 
