@@ -286,15 +286,15 @@ def encoder_table(record: EncodersRecord, head: HeadKind) -> list[list[str]]:
     for task in record.tasks:
         cells = [heads[head].words if heads else "-" for heads in record.heads_of(task).values()]
         columns.append([task.heading, *cells, percent(task.chance)])
-    if any(cost.mean_rank for cost in costs):
+    if len(record.tasks) > 1 and any(cost.mean_rank for cost in costs):
         columns.append(["mean rank", *(f"{cost.mean_rank[head]:.1f}" for cost in costs), ""])
     return [list(row) for row in zip(*columns, strict=True)]
 
 
-def pair_table(record: EncodersRecord) -> list[list[str]]:
-    """Every pair, header first: the difference in points, its interval and p-values."""
+def pair_table(record: EncodersRecord, pairs: Sequence[Pair]) -> list[list[str]]:
+    """Pairs, header first: the difference in points, its interval and p-values."""
     titles = {task.task: task.title for task in record.tasks}
-    rows = [[titles[pair.task], head_title(pair.head), pair.first, pair.second, *pair.cells] for pair in record.pairs]
+    rows = [[titles[pair.task], head_title(pair.head), pair.first, pair.second, *pair.cells] for pair in pairs]
     return [["task", "head", "first", "second", "first - second", *COMPARED], *rows]
 
 
@@ -316,7 +316,7 @@ def reading_notes(record: EncodersRecord) -> list[str]:
         "* the best of its column, and all that are not significantly worse: paired by groups, corrected for "
         f"{len(record.pairs)} tests (Holm), level {LEVEL:g}.",
         "Intervals are of each score for itself; whether two encoders differ is in the table of pairs.",
-        "Mean rank: over the tasks that every encoder has.",
+        *["Mean rank: over the tasks that every encoder has."] * (len(record.tasks) > 1),
     ]
     if unknown:
         lines.append(f"Which clips are related is unknown in {unknown}: there single clips are swapped and resampled.")
@@ -331,13 +331,16 @@ def reading_notes(record: EncodersRecord) -> list[str]:
     return [*lines, *(f"Not compared: {reason}." for reason in record.left_out)]
 
 
-def captioned_tables(record: EncodersRecord) -> list[tuple[str, list[list[str]], int]]:
-    """The tables of the comparison with their captions, and the number of columns of words; those of the heads first."""
+def captioned_tables(record: EncodersRecord, is_short: bool = False) -> list[tuple[str, list[list[str]], int]]:
+    """The tables of the comparison with their captions, and the number of columns of words; those of the heads first. If
+    `is_short`, pairs that do not differ are only counted."""
+    pairs = [pair for pair in record.pairs if pair.is_different or not is_short]
+    rest = f" that differ significantly; {len(record.pairs) - len(pairs)} others do not, or cannot be told" * is_short
     caption = f"{{}} head: {record.quantity} in percent (95 %)"
     return [
         *((caption.format(head_title(head).capitalize()), encoder_table(record, head), 1) for head in HEADS),
         ("How stable the first place is", ranking_table(record), 1),
-        ("Every two encoders, points", pair_table(record), 4),
+        (f"Every two encoders{rest}, points", pair_table(record, pairs), 4),
     ]
 
 

@@ -22,9 +22,6 @@ IN_MAP = 60  # names that a map holds
 MARKERS = "os^Dv"
 GREY = "#888888"
 MARKS = {  # what a row of `plot_heads` may hold: its name, colour, marker, and distance from the middle of the row
-    "chance": ("without features", GREY, "|", 0.0),
-    "untrained": ("untrained encoder", GREY, "x", 0.0),
-    "published": ("best published probe of another encoder", GREY, "*", 0.0),
     "linear": ("linear", BLUE, "o", -0.15),
     "three_layer": ("three-layer", RED, "s", 0.15),
 }

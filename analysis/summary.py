@@ -109,9 +109,12 @@ def read_references() -> tuple[dict[str, TaskReferences], dict[str, str]]:
     return TypeAdapter(dict[str, TaskReferences]).validate_python(content), sources
 
 
-def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
-    """The rows as text, header first, in percent; `is_wide`: with titles, classes, recipe and every published figure."""
+def summary_table(rows: Sequence[SummaryRow], is_wide: bool, with_stated: bool = False) -> list[list[str]]:
+    """The rows as text, header first, in percent; `is_wide`: with titles, classes, recipe and every published figure;
+    `with_stated`: with the example numbers of the task description."""
     hidden = set() if is_wide else {"classes", "recipe", "published"}
+    if not with_stated:
+        hidden.add("examples")
     if {row.metric for row in rows} == {Metric.ACCURACY}:
         hidden.add("score")
     if not is_wide and len({row.run.encoder for row in rows}) == 1:
@@ -131,24 +134,68 @@ def summary_table(rows: Sequence[SummaryRow], is_wide: bool) -> list[list[str]]:
             "three-layer": percent(row.protocol.heads["three_layer"].score),
             "best, 95 %": range_of(row.best.interval),
             "chance": percent(row.protocol.majority_class.score),
-            "stated": "-" if stated is None else "/".join(f"{value:.0f}" for value in stated),
+            "examples": "-" if stated is None else "/".join(f"{value:.0f}" for value in stated),
             "published": ", ".join(map(str, row.references.published)) or "-",
         }
         table.append({title: cell for title, cell in cells.items() if title not in hidden})
     return [list(table[0]), *(list(cells.values()) for cells in table)]
 
 
-def notes(rows: Sequence[SummaryRow]) -> list[str]:
+def thesis_table(rows: Sequence[SummaryRow]) -> str:
+    """The scores of both heads in LaTeX, a row for every task and encoder, with a caption that says all that the table does not.
+    Random divisions are shown only of what has no other."""
+    divided = {id(row.run) for row in rows if row.protocol.kind is not DivisionKind.RANDOM}
+    rows = [row for row in rows if row.protocol.kind is not DivisionKind.RANDOM or id(row.run) not in divided]
+    columns: dict[str, list[str]] = {
+        "encoder": [row.run.encoder for row in rows],
+        "protocol": [row.protocol.kind.label for row in rows],
+        "recipe": [row.run.record.config.recipe for row in rows],
+    }
+    names = [name for name, values in columns.items() if len(set(values)) > 1]
+    table = [["task", *names, "linear", "three-layer", "chance"]]
+    for place, row in enumerate(rows):
+        cells = [_with_spread(scored) for scored in row.protocol.heads.values()]
+        named = [columns[name][place] for name in names]
+        table.append([row.run.study.task.title, *named, *cells, percent(row.protocol.majority_class.score)])
+    settings = dict.fromkeys(
+        f"{row.run.record.config.recipe} recipe, seed{'s' * (len(row.protocol.seeds) > 1)} "
+        + "--".join(str(seed) for seed in dict.fromkeys((row.protocol.seeds[0], row.protocol.seeds[-1])))
+        for row in rows
+    )
+    untrained = " Scores of untrained encoders say nothing about AudioSep." * any(
+        row.run.record.features.is_untrained for row in rows
+    )
+    quantity = Metric.words(row.metric for row in rows)
+    caption = (
+        f"{quantity[:1].upper()}{quantity[1:]} in percent of a linear head and a head of three layers on frozen embeddings of "
+        f"{'; '.join(dict.fromkeys(columns['encoder']))}.{untrained} In brackets: 95 % intervals over groups (± is the standard "
+        f"deviation over seeds, where there are too few). Protocol: {', '.join(dict.fromkeys(columns['protocol']))}; "
+        f"{'; '.join(settings)}. Chance: the most frequent training class."
+    )
+    return as_latex(table, caption, left=1 + len(names))
+
+
+def _with_spread(scored: HeadRecord) -> str:
+    """A score in percent with its interval, or else its standard deviation over seeds."""
+    if scored.interval is not None:
+        low, high = (percent(end) for end in scored.interval)
+        return f"{percent(scored.score)} ({low}–{high})"
+    deviation = scored.std_over_seeds
+    return percent(scored.score) + (f" ± {percent(deviation[scored.metric.value])}" if deviation else "")
+
+
+def notes(rows: Sequence[SummaryRow], with_stated: bool = False) -> list[str]:
     """What a reader must know about the table."""
     _, sources = read_references()
     used = {score.source for row in rows for score in row.references.published}
     encoders = sorted({row.run.encoder for row in rows})
     lines = [
         f"Encoder{'s' * (len(encoders) > 1)}: {'; '.join(encoders)}.",
-        "stated: linear/three-layer as the project's brief gives them, as examples; they are not measurements.",
         "chance: always predicting the most frequent training class; of mAP, how frequent every label is. best, 95 %: of the "
         "better head, by groups.",
     ]
+    if with_stated:
+        lines.append("examples: linear/three-layer, example numbers of the task description; nobody measured them.")
     if any(row.run.record.features.is_untrained for row in rows):
         lines.insert(1, "An UNTRAINED encoder's scores say nothing about AudioSep.")
     kinds = {row.protocol.kind for row in rows}
@@ -163,47 +210,25 @@ def notes(rows: Sequence[SummaryRow]) -> list[str]:
     return lines + [f"No published score for {task}: {why}." for task, why in unpublished.items() if why]
 
 
-def write_summary(rows: Sequence[SummaryRow], folder: Path) -> list[Path]:
+def write_summary(rows: Sequence[SummaryRow], folder: Path, with_stated: bool = False) -> list[Path]:
     """Write summary.csv, .md and .tex into `folder`."""
-    cells = [_as_csv(row) for row in rows]
+    cells = [_as_csv(row, with_stated) for row in rows]
     write_csv(folder / "summary.csv", [list(cells[0]), *(list(row.values()) for row in cells)])
-    wide, lines = summary_table(rows, is_wide=True), notes(rows)
-    caption = f"Scores in percent: {Metric.words(row.metric for row in rows)}. {lines[0]}"
+    wide, lines = summary_table(rows, is_wide=True, with_stated=with_stated), notes(rows, with_stated)
     contents = {
         "summary.md": as_markdown(wide) + "\n\nPercent. " + "\n".join(f"{line}  " for line in lines) + "\n",
-        "summary.tex": as_latex(wide, caption) + "".join(f"% {line}\n" for line in lines),
+        "summary.tex": thesis_table(rows),
     }
     for name, content in contents.items():
         write_atomically(folder / name, content.encode())
     return [folder / name for name in ("summary.csv", *contents)]
 
 
-def plot_summary(rows: Sequence[SummaryRow], path: Path) -> None:
-    """Draw the scores of every run beside chance and other encoders; of random divisions only if there is nothing else."""
-    from analysis.plots import Panel, plot_heads
-
-    several = len({row.run.encoder for row in rows}) > 1
-    names, marks = [], []
-    for row in [row for row in rows if row.protocol.kind is not DivisionKind.RANDOM] or rows:
-        recipe, published = row.run.record.config.recipe, row.best_published
-        more = [*[row.run.encoder] * several, *[recipe] * (recipe != "paper")]
-        names.append(row.run.study.task.title + f" ({', '.join(more)})" * bool(more))
-        beside = {
-            "chance": row.protocol.majority_class.score,
-            "untrained": row.untrained_encoder,
-            "published": published and published.score / 100,
-        }
-        shares = {mark: (share, None) for mark, share in beside.items() if share is not None}
-        drawn = {str(head): (scored.score, scored.interval) for head, scored in row.protocol.heads.items()}
-        marks.append({**drawn, **shares})
-    quantity = Metric.words(row.metric for row in rows)
-    plot_heads([Panel("", marks)], names, f"{quantity}, %", "", path)
-
-
-def _as_csv(row: SummaryRow) -> dict[str, object]:
+def _as_csv(row: SummaryRow, with_stated: bool) -> dict[str, object]:
     run, protocol = row.run, row.protocol
-    (low, high), stated = row.best.interval or (None, None), row.references.expected or (None, None)
-    stated_linear, stated_three_layer = (score and score / 100 for score in stated)
+    low, high = row.best.interval or (None, None)
+    linear, three_layer = (score and score / 100 for score in row.references.expected or (None, None))
+    stated = {"example_linear": linear, "example_three_layer": three_layer} if with_stated else {}
     return {
         "task": run.study.name,
         "title": run.study.task.title,
@@ -224,8 +249,7 @@ def _as_csv(row: SummaryRow) -> dict[str, object]:
         "best": protocol.best_head,
         "best_low": low,
         "best_high": high,
-        "stated_linear": stated_linear,
-        "stated_three_layer": stated_three_layer,
+        **stated,
         "published": "; ".join(map(str, row.references.published)),
         "folder": run.folder,
     }
@@ -233,15 +257,23 @@ def _as_csv(row: SummaryRow) -> dict[str, object]:
 
 def main() -> None:
     parser = new_parser(__doc__)
+    text = "print the table for a thesis or paper, which summary.tex has too"
+    parser.add_argument("--latex", action="store_true", help=text)
+    text = "beside the scores, the example numbers of the task description, which nobody measured"
+    parser.add_argument("--stated", action="store_true", help=text)
     add_figure_format(parser)
     arguments = parser.parse_args()
     from analysis.compare import captioned_tables, compare_encoders, reading_notes, write_encoders
 
     runs, folder = runs_for(arguments), output_folder(arguments)
     rows = summary_rows(runs)
-    print(as_text(summary_table(rows, is_wide=False)))
-    print("\n".join(textwrap.fill(line, WIDTH) for line in notes(rows)))
-    written = write_summary(rows, folder)
+    written = write_summary(rows, folder, arguments.stated)
+    if arguments.latex:
+        print(thesis_table(rows), end="")
+        print(f"-> {', '.join(map(str, written))}", file=sys.stderr)
+        return
+    print(as_text(summary_table(rows, is_wide=False, with_stated=arguments.stated)))
+    print("\n".join(textwrap.fill(line, WIDTH) for line in notes(rows, arguments.stated)))
     compared = compare_encoders(runs, folder)
     if compared is not None:
         for caption, table, left in captioned_tables(compared):

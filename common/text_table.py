@@ -23,19 +23,21 @@ def as_markdown(table: list[list[str]], left: int = 1) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [table[0], rule, *table[1:]])
 
 
-def as_latex(table: list[list[str]], caption: str = "") -> str:
-    """The table in LaTeX, for a paper, with the rules of the booktabs package; with a caption, as a float."""
-    begin = r"\begin{tabular}{l" + "r" * (len(table[0]) - 1) + "}"
+def as_latex(table: list[list[str]], caption: str = "", left: int = 1) -> str:
+    """The table in LaTeX, for a paper, columns aligned as in `as_text`; with a caption, as a float."""
+    begin = r"\begin{tabular}{" + "l" * left + "r" * (len(table[0]) - left) + "}"
     header, *rows = (" & ".join(map(escape_latex, row)) + r" \\" for row in table)
     lines = [begin, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
     if caption:
-        lines = [r"\begin{table}", rf"\caption{{{escape_latex(caption)}}}", *lines, r"\end{table}"]
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(caption)}}}", *lines, r"\end{table}"]
+    lines.insert(0, r"% The document needs \usepackage{booktabs}.")
     return "\n".join(lines) + "\n"
 
 
 def escape_latex(text: str) -> str:
     """The text with LaTeX's special characters escaped."""
-    return re.sub(r"([#$%&_{}])", r"\\\1", text).replace("±", r"$\pm$")
+    escaped = re.sub(r"([#$%&_{}])", r"\\\1", text.replace("\\", "/"))
+    return escaped.replace("±", r"$\pm$").replace("–", "--").replace("~", r"\textasciitilde{}").replace("^", r"\^{}")
 
 
 def percent(score: float | None) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 import matplotlib
@@ -26,16 +26,16 @@ from analysis.plots import plot_heat
 from analysis.scores import Run, by_task
 from analysis.similarity import SimilarityRecord
 from analysis.studies import STUDIES
-from analysis.summary import SummaryRow, notes, plot_summary, summary_rows, summary_table
+from analysis.summary import SummaryRow, notes, summary_rows, summary_table
 from analysis.variants import AblationRecord, plot_effects
 from common.datasets import DivisionKind, Metric
 from common.encoder_name import EncoderKind
 from common.evaluation.plots import figures_of
-from common.evaluation.record import PerClass, ProtocolRecord
+from common.evaluation.record import HeadRecord, PerClass, ProtocolRecord
 from common.evaluation.text import remarks, run_title, score_table
 from common.heads import HEADS, head_title
 from common.page import as_json, environment
-from common.text_table import percent, range_of
+from common.text_table import percent
 
 TEMPLATE = Path(__file__).resolve().with_name("template")
 PAIRS = 12  # confusions that are listed
@@ -50,9 +50,23 @@ class Rival(NamedTuple):
 
     name: str
     kind: EncoderKind | None  # None for the other head
-    score: float
+    scored: HeadRecord
     # Significantly, corrected for the number of such tests; None: not tested, or too few groups to tell.
     is_worse: bool | None
+    is_run: bool  # whether it is an encoder with a run of its own, and not a control or a head of the same run
+
+    @property
+    def score(self) -> float:
+        return self.scored.score
+
+
+class Bar(NamedTuple):
+    """A line of the first table: a score with its interval, and what is to be said of it."""
+
+    name: str
+    scored: HeadRecord
+    verdict: str  # for readers
+    mark: Literal["best", "even", "worse", "open"]  # for the style
 
 
 @dataclass(frozen=True)
@@ -61,20 +75,30 @@ class TaskAnswer:
 
     best: SummaryRow
     rivals: list[Rival]
+    can_tell: bool  # whether it has enough groups for a test of its encoders to be significant
 
     @property
     def kind(self) -> EncoderKind | None:
         """The kind of the best encoder."""
         return self.best.run.record.features.kind
 
-    def names(self, is_worse: bool | None) -> list[str]:
-        """The rivals of which this holds."""
-        return [rival.name for rival in self.rivals if rival.is_worse is is_worse]
+    @property
+    def title(self) -> str:
+        """The task, and which of its clips and divisions this is of, if not all and the data set's own."""
+        run = self.best.run
+        some = f" ({run.record.features.clips:,} of {self.best.whole:,} clips)" * self.best.is_sample
+        return run.study.task.title + some + " (random division)" * (self.best.protocol.kind is DivisionKind.RANDOM)
 
-    def control(self, kind: EncoderKind) -> float | None:
-        """The best score of a kind of control, or of the best itself if it is one; None: not run."""
-        scores = [rival.score for rival in self.rivals if rival.kind is kind]
-        return max([*scores, *[self.best.best.score] * (self.kind is kind)], default=None)
+    @property
+    def encoders(self) -> list[Rival]:
+        """The other encoders that were run on the same clips."""
+        return [rival for rival in self.rivals if rival.is_run]
+
+    @property
+    def units(self) -> tuple[int, str]:
+        """How many groups, or clips where groups are unknown, tests can swap."""
+        comparison = self.best.protocol.comparison
+        return comparison.n_units, comparison.units
 
     def beats(self, kind: EncoderKind) -> bool | None:
         """Whether the best is significantly better than a kind of control; None if it is one itself, or not tested."""
@@ -92,7 +116,9 @@ def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAns
         most = max(row.run.record.features.clips for row in rows)
         rows = [row for row in rows if row.run.record.features.clips == most]
         best = max(rows, key=lambda row: row.best.score)
-        answers.append(TaskAnswer(best, sorted(_rivals(best, rows, compared), key=lambda rival: -rival.score)))
+        of_task = [task for task in (compared.tasks if compared else ()) if task.task == best.run.study.name]
+        rivals = sorted(_rivals(best, rows, compared), key=lambda rival: -rival.score)
+        answers.append(TaskAnswer(best, rivals, all(task.can_tell for task in of_task)))
     return answers
 
 
@@ -100,19 +126,22 @@ def _rivals(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersReco
     """All that the best is held against: the other head, and the same head on other features, as the run itself or the comparison
     of encoders has tested them."""
 
-    def rival(name: str, kind: EncoderKind | None, score: float, p_value: float | None) -> Rival:
-        return Rival(name, kind, score, None if p_value is None else p_value < LEVEL and score < best.best.score)
+    def rival(
+        name: str, kind: EncoderKind | None, scored: HeadRecord, p_value: float | None, is_run: bool = False
+    ) -> Rival:
+        is_worse = None if p_value is None else p_value < LEVEL and scored.score < best.best.score
+        return Rival(name, kind, scored, is_worse, is_run)
 
     run, protocol, head = best.run, best.protocol, best.protocol.best_head
     (other,) = set(HEADS) - {head}
     p_value = protocol.comparison.p_value if can_tell(protocol.comparison.n_units, 1) else None
-    yield rival(f"the {head_title(other)} head", None, protocol.heads[other].score, p_value)
+    yield rival(f"{run.encoder}, {head_title(other)} head", None, protocol.heads[other], p_value)
     n_tests = sum(map(len, protocol.control_comparisons.values()))
     for control, encoder in run.record.controls.items():
         comparison = protocol.control_comparisons[control][head]
         p_value = comparison.holm_p_value if can_tell(comparison.n_units, n_tests) else None
         name = encoder.title if encoder.kind else control
-        yield rival(name, encoder.kind, protocol.controls[control][head].score, p_value)
+        yield rival(name, encoder.kind, protocol.controls[control][head], p_value)
     p_values: dict[frozenset[str], float | None] = {}  # of two folders
     if compared and any(task.task == run.study.name and task.can_tell for task in compared.tasks):
         folders = {score.encoder: score.folder for score in compared.scores if score.task == run.study.name}
@@ -122,45 +151,51 @@ def _rivals(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersReco
     for row in rows:
         if row.run.encoder != run.encoder:
             p_value = p_values.get(frozenset((str(row.run.folder), str(run.folder))))
-            yield rival(row.run.encoder, row.run.record.features.kind, row.protocol.heads[head].score, p_value)
+            yield rival(row.run.encoder, row.run.record.features.kind, row.protocol.heads[head], p_value, is_run=True)
 
 
-def answer_table(answers: Sequence[TaskAnswer]) -> list[list[str]]:
-    """The answers as text, header first; in percent."""
-    header = ["task", "best", "95 %", "head", "encoder", "not significantly worse"]
-    table = [[*header, "log-mel", "untrained", "chance", "best published"]]
-    for task in answers:
-        row, run, protocol = task.best, task.best.run, task.best.protocol
-        not_worse, untested = task.names(False), ", ".join(task.names(None))
-        told = [", ".join(not_worse) or "nothing"] if not_worse or not untested else []
-        told += [f"not tested: {untested}"] if untested else []
-        title = run.study.task.title
-        if row.is_sample:
-            title += f" ({run.record.features.clips:,} of {row.whole:,} clips)"
-        title += " (random division)" * (protocol.kind is DivisionKind.RANDOM)
-        score = [percent(row.best.score), range_of(row.best.interval), head_title(protocol.best_head), run.encoder]
-        shares = [*map(task.control, CONTROLS), protocol.majority_class.score]
-        table.append([title, *score, "; ".join(told), *map(percent, shares), str(row.best_published or "-")])
-    return table
+def bars(answer: TaskAnswer) -> list[Bar]:
+    """The best score of a task and all that it is held against, best first."""
+    head = head_title(answer.best.protocol.best_head)
+    words: dict[bool | None, tuple[str, Literal["even", "worse", "open"]]] = {
+        True: ("significantly worse", "worse"),
+        False: ("not significantly worse", "even"),
+        None: ("not tested", "open"),
+    }
+    best = Bar(f"{answer.best.run.encoder}, {head} head", answer.best.best, "highest score", "best")
+    return [best, *(Bar(rival.name, rival.scored, *words[rival.is_worse]) for rival in answer.rivals)]
 
 
 def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
-    """The answer in a few sentences."""
+    """The answer in a few sentences, each true of any number of encoders and tasks."""
     if all(task.kind is EncoderKind.UNTRAINED for task in answers):
         return ["No answer yet: the best scores here are of untrained encoders, and say only that everything runs."]
-    encoders = Counter(task.best.run.encoder for task in answers)
-    if len(encoders) > 1:
-        leads = [f"{name} ({count} of {len(answers)})" for name, count in encoders.most_common()]
-        lines = [f"Highest scores: {', '.join(leads)}."]
-    else:
+    ranked = [task for task in answers if task.encoders]
+    if not ranked:
         low, high = (percent(function(task.best.best.score for task in answers)) for function in (min, max))
         span = low if low == high else f"{low} to {high}"
         lines = [f"{answers[0].best.run.encoder}: {span} %" + f" on {len(answers)} tasks" * (len(answers) > 1) + "."]
-    for kind, words in CONTROLS.items():
+    else:
+        encoders = Counter(task.best.run.encoder for task in ranked)
+        leads = [f"{name}" + f" ({n} of {len(ranked)} tasks)" * (len(ranked) > 1) for name, n in encoders.most_common()]
+        clear = [task for task in ranked if all(rival.is_worse for rival in task.encoders)]
+        lines = [f"Highest score: {', '.join(leads)}."]
+        if clear:
+            others = "all others" if len(ranked[0].encoders) > 1 else "the other"
+            where = f" on {len(clear)} of {len(ranked)} tasks" * (len(ranked) > 1)
+            lines.append(f"Significantly better than {others}{where}.")
+        else:
+            few = [task for task in ranked if not task.can_tell]
+            counts = ", ".join("{} {}".format(*task.units) for task in few)
+            lines.append(
+                f"No encoder is significantly better than all others{f'; {counts} are too few to tell' * bool(few)}."
+            )
+    for kind, words in () if ranked else CONTROLS.items():  # which are among the encoders
         tested = [beaten for task in answers if (beaten := task.beats(kind)) is not None]
         if tested:
-            tasks = f"{sum(tested)} of {len(tested)} task{'s' * (len(tested) > 1)}"
-            lines.append(f"Significantly better than {words} on {tasks}.")
+            where = f" on {sum(tested)} of {len(tested)} tasks" * (len(tested) > 1)
+            better = "Significantly better" if any(tested) else "Not significantly better"
+            lines.append(f"{better} than {words}{where}.")
     return lines
 
 
@@ -228,8 +263,8 @@ def picture(draw: Draw) -> str:
 
 
 # What the template calls.
-SHOWN_BY: list[Callable[..., object]] = [answer_table, answer_words, captioned_tables, class_table, confused_pairs]
-SHOWN_BY += [head_title, notes, partial, picture, plot_effects, plot_encoders, plot_heat, plot_summary, reading_notes]
+SHOWN_BY: list[Callable[..., object]] = [answer_words, bars, captioned_tables, class_table, confused_pairs]
+SHOWN_BY += [head_title, notes, partial, percent, picture, plot_effects, plot_encoders, plot_heat, reading_notes]
 SHOWN_BY += [remarks, run_title, score_table, summary_table]
 
 
@@ -243,22 +278,25 @@ def render(
     runs = [shown.run for shown in reported]
     names = [run.study.name for run in runs]
     links = [Path(os.path.relpath(shown.audio, folder)).as_posix() for shown in reported]
-    rows = summary_rows(runs)
+    rows, answers = summary_rows(runs), answer(runs, compared)
     data = [{**_map_points(shown), "audio": quote(link)} for shown, link in zip(reported, links, strict=True)]
     templates = environment(TEMPLATE)
     templates.globals.update({function.__name__: function for function in SHOWN_BY})
     return templates.get_template("report.html").render(
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         reported=reported,
-        titles=[run.study.task.title + f" ({run.folder.name})" * (names.count(run.study.name) > 1) for run in runs],
+        titles=[f"{run.study.task.title}, {run.encoder}" for run in runs],
+        # Of several encoders on a task, the best is shown, and the others are folded.
+        folded=[all(task.best.run is not run for task in answers) for run in runs],
         links=links,
         palette=PALETTE,
-        task_count=len(set(names)),
-        answers=answer(runs, compared),
+        answers=answers,
         level=f"{LEVEL:g}",
         rows=rows,
         quantity=Metric.words(row.metric for row in rows),
-        missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in names],
+        missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in names]
+        if any(study.is_main and study.name in names for study in STUDIES.values())
+        else [],
         compared=compared,
         similarity=similarity,
         data=as_json(data),

@@ -7,6 +7,8 @@ import itertools
 import json
 import re
 import runpy
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +33,7 @@ from analysis.similarity import (
     transfer_costs,
 )
 from analysis.studies import STUDIES, find_study
-from analysis.summary import read_references, summary_rows, summary_table, write_summary
+from analysis.summary import read_references, summary_rows, summary_table, thesis_table, write_summary
 from analysis.variants import (
     DEGRADATIONS,
     FACTORS,
@@ -420,11 +422,39 @@ def test_a_summary_says_what_the_records_say(results: Path, tmp_path: Path) -> N
     shown = [line.split(" | ") for line in text[".md"].splitlines() if line.startswith("| ESC-50 ")]
     assert len(shown) == len(rows)
     assert r"\toprule" in text[".tex"]
-    assert "85/88" in text[".tex"]
-    assert "not measurements" in text[".md"]
+    assert "85/88" not in "".join(text.values())  # nobody measured them
+    with_stated = {path.suffix: path.read_text() for path in write_summary(rows, tmp_path, with_stated=True)}
+    assert "85/88" in with_stated[".md"] and "nobody measured them" in with_stated[".md"]
+    assert "example_linear" in with_stated[".csv"] and with_stated[".tex"] == text[".tex"]
     # A sample's scores do not stand beside published ones of all clips.
     assert all(row.is_sample and not row.references.published for row in rows)
     assert "No published score for esc50: only 60 of its 2,000 clips were used." in text[".md"]
+
+
+def test_the_table_for_a_thesis_stands_alone(results: Path, tmp_path: Path) -> None:
+    """A row for every task and encoder, and a caption that says of what encoder, recipe and seeds the numbers are."""
+    rows = summary_rows(read_runs(results))
+    text = thesis_table(rows)
+    body = text[text.index(r"\midrule") : text.index(r"\bottomrule")]
+    assert body.count(r"\\") == 2 and "random" not in body and "& paper &" in body and "& tuned &" in body
+    caption = next(line for line in text.splitlines() if line.startswith(r"\caption"))
+    for words in (rows[0].run.encoder.replace("_", r"\_"), "paper recipe, seed", "tuned recipe", r"95 \% intervals"):
+        assert words in caption
+    assert text.startswith(r"% The document needs \usepackage{booktabs}.")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles_the_table(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "summary.tex").write_text(thesis_table(summary_rows(read_runs(results))))
+    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}\input{summary}\end{document}"
+    (tmp_path / "thesis.tex").write_text(document)
+    program = str(shutil.which("pdflatex"))
+    done = subprocess.run(
+        [program, "-halt-on-error", "thesis.tex"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "thesis.pdf").stat().st_size > 1000
 
 
 def test_latex_escapes_what_latex_reads() -> None:

@@ -27,13 +27,12 @@ from analysis.compare import (
 from analysis.compare import (
     _method as method_of,
 )
-from analysis.report_page.page import answer, answer_table, answer_words
+from analysis.report_page.page import TaskAnswer, answer, answer_words, bars
 from analysis.scores import read_runs
 from analysis.studies import STUDIES
 from common.cli import classify_main
 from common.encoder import LogMelStatistics
 from common.encoder.measure import CheckRecord, check_encoder
-from common.encoder_name import EncoderKind
 from common.evaluation.intervals import holm
 from common.features import FeatureFileError, FeatureSet
 from esc50_feature_fc.esc50 import TASK
@@ -129,7 +128,11 @@ def test_a_better_encoder_is_found_and_noise_is_not_first(classify: Classify) ->
         assert cost(record, "hear:good.py").mean_rank[head] == 1
     assert "*" in encoder_table(record, "linear")[1][4] and "*" not in encoder_table(record, "linear")[2][4]
     assert encoder_table(record, "linear")[1][1:4] == ["12.3 M", "24", "-"]
-    assert "hear:good.py" in pair_table(record)[1] and ranking_table(record)[1][1] == "100"
+    assert "hear:good.py" in pair_table(record, record.pairs)[1] and ranking_table(record)[1][1] == "100"
+
+
+def verdicts(task: TaskAnswer) -> dict[str, str]:
+    return {bar.name: bar.verdict for bar in bars(task)}
 
 
 def test_the_answer_names_the_best_and_what_it_cannot_be_told_from(classify: Classify) -> None:
@@ -140,16 +143,20 @@ def test_the_answer_names_the_best_and_what_it_cannot_be_told_from(classify: Cla
     (only,) = answer(runs, compared(folder))
     assert only.best.run.encoder in ("hear:good.py", "hear:equal.py")
     other = ({"hear:good.py", "hear:equal.py"} - {only.best.run.encoder}).pop()
-    assert other in only.names(False) and "hear:noise.py" not in only.names(False) and only.names(None) == []
-    assert (only.control(EncoderKind.LOGMEL), only.control(EncoderKind.UNTRAINED)) == (None, None)
-    (row,) = answer_table([only])[1:]
-    assert row[0] == "ESC-50 (120 of 2,000 clips)" and row[1] == f"{100 * only.best.best.score:.1f}" and other in row[5]
+    assert only.title == "ESC-50 (120 of 2,000 clips)"
+    first, *others = bars(only)
+    assert (first.verdict, first.scored.score) == ("highest score", only.best.best.score)
+    assert (
+        verdicts(only)[other] == "not significantly worse" and verdicts(only)["hear:noise.py"] == "significantly worse"
+    )
+    assert [bar.scored.score for bar in others] == sorted((bar.scored.score for bar in others), reverse=True)
     words = " ".join(answer_words([only]))
-    assert words.startswith(f"{only.best.run.encoder}: {100 * only.best.best.score:.1f} %.") and "better" not in words
+    assert words == f"Highest score: {only.best.run.encoder}. No encoder is significantly better than all others."
     # Without the comparison, nothing is claimed of other encoders.
     (alone,) = answer(runs, None)
-    assert set(alone.names(None)) == {other, "hear:noise.py"}
-    assert "not tested: " in answer_table([alone])[1][5]
+    assert {verdicts(alone)[name] for name in (other, "hear:noise.py")} == {"not tested"}
+    few = replace(only, can_tell=False)
+    assert "significantly better than all others; 60 groups are too few to tell." in answer_words([few])[-1]
 
 
 def test_controls_of_the_run_itself_count(classify: Classify, tmp_path: Path) -> None:
@@ -168,21 +175,18 @@ def test_controls_of_the_run_itself_count(classify: Classify, tmp_path: Path) ->
     (only,) = answer(read_runs(folder), None)
     (run,) = read_runs(folder)
     head = only.best.protocol.best_head
-    assert only.control(EncoderKind.LOGMEL) == run.record.protocols["official"].controls["logmel"][head].score
-    assert only.names(None) == [] and not {"log-mel statistics", "untrained AudioSep (random:0)"} & set(
-        only.names(False)
-    )
+    scored = {bar.name: bar.scored for bar in bars(only)}
+    assert scored["log-mel statistics"] == run.record.protocols["official"].controls["logmel"][head]
+    names = ("log-mel statistics", "untrained AudioSep (random:0)")
+    assert {verdicts(only)[name] for name in names} == {"significantly worse"}
     words = " ".join(answer_words([only]))
-    assert (
-        "better than log-mel statistics on 1 of 1 task. Significantly better than an untrained encoder on 1 of 1"
-        in words
-    )
+    assert "Significantly better than log-mel statistics. Significantly better than an untrained encoder." in words
 
 
 def test_a_random_division_and_a_sample_are_marked(classify: Classify) -> None:
     folder = classify(of_encoder(good(), "good"), "good", "--protocol", "random")
     (only,) = answer(read_runs(folder), None)
-    assert answer_table([only])[1][0] == "ESC-50 (120 of 2,000 clips) (random division)"
+    assert only.title == "ESC-50 (120 of 2,000 clips) (random division)"
     # Fewer clips do not take the place of more.
     few = good()
     classify(of_encoder(few.subset(np.arange(60)), "few"), "few", "--protocol", "random")

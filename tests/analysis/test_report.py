@@ -166,7 +166,7 @@ def test_the_report_opens_without_errors_and_shows_what_was_recorded(open_report
     record = json.loads((run.folder / "result.json").read_text())
     for place, name in enumerate(("official", "random")):
         shown = page.evaluate(
-            "place => [...document.querySelectorAll('#run0 > .table')[place].querySelectorAll('tbody tr')]"
+            "place => [...document.querySelectorAll('#run0 > details > .table')[place].querySelectorAll('tbody tr')]"
             ".map(row => [...row.children].map(cell => cell.textContent))",
             place,
         )
@@ -174,10 +174,10 @@ def test_the_report_opens_without_errors_and_shows_what_was_recorded(open_report
         for head, scored in record["protocols"][name]["heads"].items():
             assert means[head.replace("_", "-")] == f"{100 * scored['mean']['accuracy']:.1f}"
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100 && image.alt)")
-    # The summary; the confusions, the classes, and two training curves of the better head.
-    assert page.evaluate("document.images.length") == 5
+    # The confusions, the classes, and two training curves of the better head.
+    assert page.evaluate("document.images.length") == 4
     classes = page.evaluate(
-        "[...document.querySelectorAll('#run0 details tbody tr')].map(row => [...row.children].map(cell => cell.textContent))"
+        "[...document.querySelectorAll('#run0 details details tbody tr')].map(row => [...row.children].map(cell => cell.textContent))"
     )
     best = max(record["protocols"]["official"]["heads"].values(), key=lambda head: head["mean"]["accuracy"])
     scores = dict(zip(run.features.class_names, best["per_class"]["f1"], strict=True))
@@ -192,14 +192,16 @@ def test_the_first_screen_answers_the_report_s_question(open_report: Open, run: 
     page = open_report(path, width).page
     assert page.inner_text("h1") == "How good are these frozen features?"
     assert "No answer yet" in page.inner_text(".answer")  # of an untrained encoder
-    cells = page.evaluate(
-        "[...document.querySelector('table.answers tbody tr').children].map(cell => cell.textContent)"
+    best, other = page.evaluate(
+        "[...document.querySelectorAll('table.bars tbody tr')].map(row => [...row.children].map(cell => cell.innerText))"
     )
     protocol = run.record.protocols["official"]
-    assert cells[0] == "ESC-50 (60 of 2,000 clips)"
-    assert cells[1] == f"{100 * protocol.heads[protocol.best_head].score:.1f}"
-    bottom = page.evaluate("document.querySelector('table.answers').getBoundingClientRect().bottom")
-    assert bottom < 900
+    assert page.inner_text("table.bars caption strong") == "ESC-50 (60 of 2,000 clips)"
+    assert best[2].startswith(f"{100 * protocol.heads[protocol.best_head].score:.1f}") and best[3] == "highest score"
+    assert other[3] in ("not significantly worse", "significantly worse")
+    for part in ("table.bars", "nav"):
+        box = page.evaluate(f"document.querySelector('{part}').getBoundingClientRect().toJSON()")
+        assert box["bottom"] < 900 and box["right"] <= width  # the first screen, also on a phone
 
 
 @needs_browser
