@@ -61,6 +61,7 @@ def classify_main(task: Task | Variants, argv: Sequence[str] | None = None) -> N
         config = arguments.config.model_copy(update={"device": str(device)})
         for variant in arguments.tasks:
             classify(variant, config, arguments.options, device, arguments.overwrite)
+        print("All tasks in one table: python analysis/summary.py; as a page: python analysis/report.py")
 
     run(classify_all)
 

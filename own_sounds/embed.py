@@ -54,12 +54,15 @@ def _embed(argv: Sequence[str] | None) -> None:
         print(remark)
     cuts = (cut for clip in sounds.clips for cut in _windows(clip, windows))  # there may be millions
     how = Arguments([task], config, {}, arguments.overwrite, launch)
-    if extract_task(task, sounds, features_file, how, cuts) and is_table:
+    if not extract_task(task, sounds, features_file, how, cuts):
+        return  # another process joins the parts
+    if is_table:
         from common.feature_formats import write_embeddings
         from common.features import FeatureSet
 
         write_embeddings(FeatureSet.load(features_file), output)
         print(f"-> {output}")
+    print(f"Look for similar sounds: python own_sounds/find.py SOUND {features_file} --audio {sounds.root}")
 
 
 def _windows(clip: Clip, windows: Windows | None) -> list[Clip]:

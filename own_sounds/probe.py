@@ -130,7 +130,10 @@ def _classify(source: Source, features: Path, folder: Path, fit: FitConfig, over
 
     device = fitting_device(fit.device)
     places = {"features": features, "output_dir": folder, "device": str(device)}
-    classify(source.task(), fit.model_copy(update=places), {}, device, overwrite)
+    task = source.task()
+    classify(task, fit.model_copy(update=places), {}, device, overwrite)
+    if source.has_audio:
+        print(f"Try it: python own_sounds/predict.py {folder / task.head_files['three_layer']} FILE_OR_FOLDER")
 
 
 def _parser() -> Parser:

@@ -95,6 +95,12 @@ class Source:
         stem = place.stem if place.suffix.lower() in (*TABLES, *CONTAINER_SUFFIXES) else place.name
         return "own_" + re.sub(r"[^\w-]+", "_", stem).strip("_").lower()
 
+    @property
+    def results_folder(self) -> Path:
+        """Beside the sounds; in the working directory, if they are on the hub or no file can be written beside them."""
+        beside = self.place.parent
+        return (Path.cwd() if is_on_hub(self.place) or not os.access(beside, os.W_OK) else beside) / self.name
+
     def read(self, index: Path | None = None) -> Sounds:
         """The clips; `index` as for `read_rows`. DatasetError if the place is missing or laid out wrong."""
         from common.datasets.places import has_rows, read_rows
@@ -130,7 +136,7 @@ class Source:
             is_multilabel=self.is_multilabel,
             features_file=f"{name}_features_audiosep.pt",
             head_files={"linear": f"{name}_linear_classifier.pt", "three_layer": f"{name}_three_classifier.pt"},
-            results_folder=FOLDER / "results" / name,
+            results_folder=self.results_folder,
             prepare=prepare,
         )
 

@@ -248,7 +248,7 @@ def check_names(given: argparse.Namespace, script: str, command: Command) -> Non
         from analysis.studies import STUDIES
 
         for name in wanted("task", "tasks"):
-            is_own = name.startswith(("own_sounds/results/own_", "my_sounds"))  # of one's own sounds
+            is_own = name.startswith(("own_", "my_sounds"))  # of one's own sounds
             assert is_own or any(each.startswith(name) for each in STUDIES), f"{command.place}: no task {name}"
 
 

@@ -11,7 +11,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ from common.encoder.network import (
 )
 from common.encoder.protocol import Encoder, EncoderInfo, Output, StoppedError, Waveform, check_waveforms
 from common.encoder.tiles import FRAMES_PER_COLUMN, POOLS, Moments, Tile, batch_moments, plan_tiles
-from common.encoder_name import EncoderKind
+from common.encoder_name import EncoderKind, EncoderName
 
 T = TypeVar("T")
 MIN_SAMPLES = (FRAMES_PER_COLUMN - 1) * HOP_LENGTH  # 9,920: the shortest waveform that leaves one column
@@ -57,16 +57,34 @@ DEFAULT_LAYER, DEFAULT_POOL = "encoder_block6", "mean"
 DEFAULT = next(output for output in OUTPUTS if (output.layer, output.pool) == (DEFAULT_LAYER, DEFAULT_POOL))
 
 
+@overload
 def load_encoder(
     checkpoint: str | Path | None = None,
     device: str | torch.device = "auto",
     precision: str = "fp32",
     condition: str | Path | Array | torch.Tensor | None = None,
     padding: str = "none",
-) -> AudioSepEncoder:
-    """Build the frozen encoder, ready to embed.
+) -> AudioSepEncoder: ...
+
+
+@overload
+def load_encoder(*, device: str | torch.device = "auto", encoder: str) -> Encoder: ...
+
+
+def load_encoder(
+    checkpoint: str | Path | None = None,
+    device: str | torch.device = "auto",
+    precision: str = "fp32",
+    condition: str | Path | Array | torch.Tensor | None = None,
+    padding: str = "none",
+    *,
+    encoder: str = "audiosep",
+) -> Encoder:
+    """Build a frozen encoder, ready to embed.
 
     Args:
+        encoder: a name as ``--encoder`` takes it, such as ``"logmel"`` or ``"hf:OWNER/NAME"``; the other settings but
+            `device` are AudioSep's alone.
         checkpoint: a weights file or exported folder, ``"random:SEED"`` for an untrained encoder, or None for the default file.
         device: ``"auto"`` (CUDA if available, else CPU), ``"cpu"``, ``"cuda"``, ``"cuda:1"``..., or ``"mps"``, whose
             embeddings are compared with the CPU's first.
@@ -82,19 +100,25 @@ def load_encoder(
         CheckpointError: the weights cannot be used.
         DeviceError: an unknown precision, device or padding; or mps computes other embeddings than the CPU.
         ConditionError: the condition cannot be read or has another size. (All three are ValueErrors.)
+        PluginError: another encoder cannot be loaded.
     """
+    if encoder != "audiosep":
+        from common.encoder.choose import new_encoder
+
+        chosen = "none" if condition is None else str(condition)
+        return new_encoder(EncoderName.parse(encoder), "", resolve_device(device), precision, chosen, padding)
     if padding not in PADDINGS:
         raise DeviceError(f"padding {padding!r} is unknown; choose one of {', '.join(PADDINGS)}")
     resolved = resolve_device(device)
-    encoder = build_encoder(checkpoint, resolve_precision(precision, resolved), condition, padding)
+    built = build_encoder(checkpoint, resolve_precision(precision, resolved), condition, padding)
     if resolved.type == "cpu":
         keep_freed_memory()
-        if encoder.info.precision == "fp32":
+        if built.info.precision == "fp32":
             from common.encoder.fast_cpu import accelerate
 
-            accelerate(encoder.network)
-    encoder.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return _on_mps(encoder, resolved) if resolved.type == "mps" else encoder.to(resolved)
+            accelerate(built.network)
+    built.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return _on_mps(built, resolved) if resolved.type == "mps" else built.to(resolved)
 
 
 def _on_mps(encoder: AudioSepEncoder, device: torch.device) -> AudioSepEncoder:
