@@ -34,6 +34,7 @@ from common.heads import HEADS, head_title
 from common.text_table import percent
 
 FEW, MANY = 20, 60  # most classes for all numbers to fit into a matrix, and for all names to fit into a figure
+LEAST_IN_BIN = 10  # clips; the accuracy of fewer is mostly noise
 BLUE, RED = "#3b6fb6", "#c0392b"
 
 
@@ -155,7 +156,8 @@ def plot_reliability(calibration: CalibrationRecord, title: str, path: Path) -> 
         ("as trained", calibration.before, calibration.error_before, RED, "s"),
         (scaled, calibration.after, calibration.error_after, BLUE, "o"),
     ):
-        confidence, accuracy, clips = np.array([(part.confidence, part.accuracy, part.clips) for part in bins]).T
+        shown = [part for part in bins if part.clips >= LEAST_IN_BIN] or bins
+        confidence, accuracy, clips = np.array([(part.confidence, part.accuracy, part.clips) for part in shown]).T
         sizes = 8 + 160 * clips / clips.sum()
         text = f"{label}: expected calibration error {100 * error:.1f}"
         axes.plot(100 * confidence, 100 * accuracy, color=colour, linewidth=1)

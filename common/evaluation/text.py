@@ -9,13 +9,7 @@ from functools import partial
 
 from common.datasets import DivisionKind, Metric, Task
 from common.evaluation.intervals import MIN_GROUPS
-from common.evaluation.record import (
-    EfficiencyRecord,
-    FewShotRecord,
-    HeadRecord,
-    ProtocolRecord,
-    RunRecord,
-)
+from common.evaluation.record import EfficiencyRecord, FewShotRecord, HeadRecord, ProtocolRecord, RunRecord
 from common.heads import head_title
 from common.text_table import as_markdown, as_text, percent, range_of
 

@@ -2,16 +2,7 @@
 
 from common.heads.fit import ChosenHead, fit_chosen, fit_heads
 from common.heads.jobs import FitError, FittedHead, Job, Split, check_fittable
-from common.heads.recipes import (
-    HEADS,
-    TUNED,
-    HeadKind,
-    Recipe,
-    fit_recipe_scaler,
-    head_title,
-    new_head,
-    recipe_for,
-)
+from common.heads.recipes import HEADS, TUNED, HeadKind, Recipe, fit_recipe_scaler, head_title, new_head, recipe_for
 from common.heads.scalers import SCALERS, fit_scaler
 from common.heads.trained import (
     HeadFileError,

@@ -24,14 +24,7 @@ from analysis import plots, similarity, visualize_features
 from analysis.maps import balanced_rows, knn_purity, make_map, seeded_rows, silhouette
 from analysis.plots import Heat, plot_heat
 from analysis.scores import Run, read_runs
-from analysis.similarity import (
-    COSTS,
-    SIMILARITY_FILE,
-    SimilarityRecord,
-    comparable,
-    compare_tasks,
-    transfer_costs,
-)
+from analysis.similarity import COSTS, SIMILARITY_FILE, SimilarityRecord, comparable, compare_tasks, transfer_costs
 from analysis.studies import STUDIES, find_study
 from analysis.summary import read_references, summary_rows, summary_table, thesis_table, write_summary
 from analysis.variants import (

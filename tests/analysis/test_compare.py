@@ -24,9 +24,7 @@ from analysis.compare import (
     ranking_table,
     reading_notes,
 )
-from analysis.compare import (
-    _method as method_of,
-)
+from analysis.compare import _method as method_of
 from analysis.report_page.page import TaskAnswer, answer, answer_words, bars
 from analysis.scores import read_runs
 from analysis.studies import STUDIES

@@ -268,6 +268,26 @@ def test_a_click_plays_the_clip_from_the_folder_beside_it(open_report: Open, run
 
 
 @needs_browser
+def test_confused_clips_are_heard_one_after_another(open_report: Open, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "audio").mkdir()
+    for clip in run.features.clip_ids:
+        soundfile.write(tmp_path / clip, 0.1 * np.random.default_rng(0).standard_normal(8000), 16_000)
+    report = open_report(write_report(run, tmp_path, tmp_path))
+    predictions = run.predictions("official")
+    head = run.first_protocol.best_head
+    row = report.page.locator(".pairs tbody tr", has=report.page.locator("button:enabled")).first
+    truth, said = (cell.inner_text() for cell in row.locator("th, td").all()[:2])
+    confused = predictions[(predictions["class_name"] == truth) & (predictions[head] == said)]["clip_id"]
+    heard = set()
+    for number in range(1, len(confused) + 1):
+        row.locator("button").click()
+        text = report.page.inner_text("#run0-heard")
+        assert f"{truth}, taken for {said} ({number} of {len(confused)})" in text
+        heard.add(text.partition(f": {truth}")[0])
+    assert heard == set(confused) and report.complaints == []
+
+
+@needs_browser
 @pytest.mark.parametrize(("theme", "width"), [pytest.param("light", 1280, marks=pytest.mark.slow), ("dark", 390)])
 def test_the_report_is_accessible_and_fits_the_screen(open_report: Open, path: Path, theme: str, width: int) -> None:
     axe = pytest.importorskip("axe_core_python.sync_playwright", reason="axe-core-python is not installed")

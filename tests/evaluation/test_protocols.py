@@ -15,16 +15,7 @@ from common.evaluation.record import RunRecord
 from common.evaluation.splits import make_splits, random_split, with_validation
 from common.evaluation.text import remarks
 from common.heads import HEADS, TUNED, Recipe, fit_recipe_scaler, fit_scaler, recipe_for
-from tests.support.heads import (
-    CPU,
-    classify,
-    fit_config,
-    grouped_features,
-    noise_like,
-    run,
-    saved,
-    small_features,
-)
+from tests.support.heads import CPU, classify, fit_config, grouped_features, noise_like, run, saved, small_features
 
 
 @pytest.fixture(scope="module")

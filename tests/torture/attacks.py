@@ -26,16 +26,7 @@ from common.download.fetch import BLOCK
 from common.features import FeatureSet
 from tests.torture import commands
 from tests.torture.commands import CLASSIFY, DOWNLOAD, EMBED, EXTRACT, PREDICT, SHARDS, WEIGHTS
-from tests.torture.runner import (
-    SIGNALS,
-    WATCH,
-    Attack,
-    CannotRunError,
-    Case,
-    Verdict,
-    interrupt_at,
-    require,
-)
+from tests.torture.runner import SIGNALS, WATCH, Attack, CannotRunError, Case, Verdict, interrupt_at, require
 
 # Interruptions
 

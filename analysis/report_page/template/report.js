@@ -84,6 +84,26 @@ function sortable(table) {
   }
 }
 
+// The clips of a confused pair, one after another; only those of the map are known.
+function hearPairs(id, clips) {
+  const table = document.querySelector(`#${id} .pairs table`);
+  table.tHead.rows[0].append(Object.assign(document.createElement("th"), { scope: "col", textContent: "listen" }));
+  for (const row of table.tBodies[0].rows) {
+    const [truth, said] = [...row.cells].map((cell) => cell.textContent);
+    const wrong = [...clips.clip.keys()].filter((place) => clips.truth[place] === truth && clips.said[place] === said);
+    const button = document.createElement("button");
+    let heard = 0;
+    button.type = "button";
+    button.textContent = `play ${wrong.length}`;
+    button.disabled = !wrong.length;
+    button.addEventListener("click", () => {
+      const place = wrong[heard++ % wrong.length];
+      play(`${id}-heard`, clips.clip[place], `${truth}, taken for ${said} (${1 + (heard - 1) % wrong.length} of ${wrong.length})`, clips.audio);
+    });
+    row.insertCell().append(button);
+  }
+}
+
 function play(id, clip, name, folder) {
   const [, path, start, end] = clip.match(/^(.*?)(?:#([0-9.]+|None)-([0-9.]+|None))?$/); // of a longer file, in seconds
   const seconds = start ? `#t=${start},${end}`.replaceAll("None", "") : "";
@@ -97,6 +117,9 @@ function play(id, clip, name, folder) {
   audio.play().catch(() => {}); // the browser may want a click on the player first; an error is reported above
 }
 
-JSON.parse(document.getElementById("data").textContent).forEach((clips, number) => drawMap(`run${number}`, clips));
+JSON.parse(document.getElementById("data").textContent).forEach((clips, number) => {
+  drawMap(`run${number}`, clips);
+  hearPairs(`run${number}`, clips);
+});
 document.querySelectorAll("table.sorts").forEach(sortable);
 document.documentElement.dataset.ready = "yes";
