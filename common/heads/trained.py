@@ -115,7 +115,7 @@ def require_equal(made_by: Provenance, other: Mapping[str, object], what: str, w
     one and `whose` is the other."""
     if "checkpoint" not in made_by:
         raise OtherEncoderError(
-            f"it is not known which encoder {what.removesuffix(' with')}; extract the features again with this project"
+            "it is not known which encoder made the embeddings, so no other can be used; extract them again with this project"
         )
     for key in USED_BY_HEAD:
         expected, actual = made_by.get(key), other.get(key)

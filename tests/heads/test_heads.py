@@ -108,14 +108,14 @@ def test_another_encoder_is_refused_with_the_difference(change: dict[str, str]) 
         head_of(encoder, **change).predict(encoder, [noise(0, 5000)])
     head = head_of(encoder)
     features = replace(small_features(), features=torch.zeros(72, 256), meta={**head.encoder, **change})
-    with pytest.raises(OtherEncoderError, match=f"but the features has {value}"):
+    with pytest.raises(OtherEncoderError, match=f"but the features have {value}"):
         head.predict_features(features)
     assert head.predict_features(replace(features, meta=head.encoder)).shape == (72, 3)
 
 
 def test_a_head_of_an_unknown_encoder_is_refused() -> None:
     head = replace(head_of(LogMelStatistics()), encoder={})
-    with pytest.raises(OtherEncoderError, match="did not say which encoder made them"):
+    with pytest.raises(OtherEncoderError, match="not known which encoder made the embeddings"):
         head.predict(LogMelStatistics(), [noise(0, 5000)])
 
 
