@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
 from common.config import ConfigError
-from common.files import write_atomically, write_csv
+from common.files import refuse_unwritable, write_atomically, write_csv
 from common.flags import Parser, run, user_path
 from common.text_table import as_text
 from own_sounds.predict import add_encoder, encoder_of
@@ -37,6 +37,9 @@ def _find(arguments: argparse.Namespace) -> None:
         raise ConfigError("give a number of clips of at least 1")
     if len(paths) < 2 and not arguments.diverse:
         raise ConfigError("give a sound and then files of embeddings, or files alone with --diverse N")
+    for place in (arguments.csv, arguments.html, arguments.label and arguments.table):
+        if place:
+            refuse_unwritable(place)
     from common.heads import fit_scaler
     from own_sounds.search import Collection, nearest, varied
 

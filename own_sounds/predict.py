@@ -16,7 +16,7 @@ from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError
 from common.datasets import LABEL_SEPARATOR, Clip, Sounds
 from common.encoder_name import EncoderKind, EncoderName
 from common.errors import UserError
-from common.files import PROJECT_ROOT, write_csv
+from common.files import PROJECT_ROOT, refuse_unwritable, write_csv
 from common.flags import Parser, add_figure_format, run, user_path
 from common.progress import progress_bar
 from common.text_table import as_text
@@ -47,6 +47,15 @@ def _predict(argv: Sequence[str] | None) -> None:
     for flag in ("plot", "events", "html"):
         if getattr(arguments, flag) and windows is None:
             raise ConfigError(f"--{flag} shows what is heard over time; add --window S")
+    if arguments.threshold is not None and not (arguments.events or arguments.html):
+        raise ConfigError("--threshold is that of events; add --events FOLDER or --html FILE")
+    for place in (
+        arguments.csv,
+        arguments.html,
+        *(folder and folder / "x" for folder in (arguments.events, arguments.plot)),
+    ):
+        if place:
+            refuse_unwritable(place)
     sounds = clips_in(arguments.paths, arguments)
     from common.heads import TrainedHead
     from own_sounds.timeline import find_events, write_events

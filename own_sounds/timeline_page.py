@@ -78,9 +78,10 @@ def _pictures(heard: Heard, sample_rate: int, update: Callable[[float], object])
         columns = max(1, round(TILE_COLUMNS * (stop_s - float(tile_s)) / TILE_S))
         tiles.append(spectrogram(waveform, sample_rate, columns, N_MELS).astype(np.float16))
         update(round(stop_s - float(tile_s)))
-    everything = np.concatenate(tiles, axis=1).astype(np.float32)
+    everything = np.concatenate(tiles, axis=1)
     edges = np.linspace(0, everything.shape[1], min(OVERVIEW_COLUMNS, everything.shape[1]) + 1).astype(int)
-    overview, brightest = np.maximum.reduceat(everything, edges[:-1], axis=1), loudest(everything)
+    overview = np.maximum.reduceat(everything, edges[:-1], axis=1).astype(np.float32)
+    brightest = loudest(overview)
     uris = [picture_uri(tile.astype(np.float32), brightest) for tile in tiles]
     return {"tiles": uris, "tile_s": TILE_S, "overview": picture_uri(overview, brightest)}
 

@@ -194,6 +194,13 @@ def test_what_cannot_be_is_refused_before_the_work(recordings: Path, tmp_path: P
     assert "--events shows what is heard over time; add --window S" in refused(
         call(predict_main, tmp_path / "head.pt", recordings, "--events", tmp_path / "e")
     )
+    assert "--threshold is that of events; add --events FOLDER or --html FILE" in refused(
+        call(predict_main, tmp_path / "head.pt", recordings, "--window", 1, "--threshold", 0.5)
+    )
+    (tmp_path / "file").touch()
+    assert "cannot be written" in refused(
+        call(predict_main, tmp_path / "head.pt", recordings, "--window", 1, "--events", tmp_path / "file")
+    )
     table = tmp_path / "whole.csv"
     table.write_text(f"path,label\n{recordings}/0.wav,a\n{recordings}/1.wav,b\n")
     assert "--background 3: the clips are not events with start and end" in refused(
