@@ -113,8 +113,7 @@ def read_runs(folder: Path | None) -> list[Run]:
 
     if folder is None:
         # AudioSep's results are in the task's folder, those of each other encoder in a folder below it.
-        own_sounds = sorted((PROJECT_ROOT / "own_sounds" / "results").glob("*/"))
-        folders = dict.fromkeys([*(study.task.output_dir_of("audiosep") for study in STUDIES.values()), *own_sounds])
+        folders = dict.fromkeys(study.task.output_dir_of("audiosep") for study in STUDIES.values())
         paths = [path for place in folders for path in (place / RESULT_FILE, *sorted(place.glob(f"*/{RESULT_FILE}")))]
         paths = [path for path in dict.fromkeys(paths) if path.is_file()]
     elif folder.is_dir():
@@ -175,9 +174,15 @@ def runs_for(arguments: argparse.Namespace) -> list[Run]:
 
 
 def find_run(arguments: argparse.Namespace) -> Run:
-    """The run of the named task, or the first by folder if there are several; ConfigError if there is none."""
+    """The run in the named folder; or of the named task, the first by folder if there are several. ConfigError if there is
+    none."""
+    from common.evaluation.record import RESULT_FILE
+
+    folder = user_path(arguments.task)
+    if (folder / RESULT_FILE).is_file():
+        return next(run for run in read_runs(folder) if run.folder == folder)
     study = find_study(arguments.task)
-    runs = [run for run in read_runs(arguments.results) if run.study is study]
+    runs = [run for run in read_runs(arguments.results) if run.study.name == study.name]
     if not runs:
         raise ConfigError(f"{study.name} has not been run yet; to get it: {study.how_to_run()}")
     if len(runs) > 1:

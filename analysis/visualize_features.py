@@ -1,4 +1,4 @@
-"""Draw a task's embeddings in the plane, by t-SNE or UMAP: python analysis/visualize_features.py TASK."""
+"""Draw embeddings in the plane, by t-SNE or UMAP: python analysis/visualize_features.py TASK_OR_FOLDER_OR_EMBEDDINGS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from analysis.scores import find_run, new_parser, output_folder
 from common.config import ConfigError, ScalerName
-from common.flags import add_figure_format, run
+from common.flags import add_figure_format, run, user_path
 
 METHODS = ("tsne", "umap")
 COLOURS = ("class", "fold", "split", "group")
@@ -20,7 +20,8 @@ COLOURS = ("class", "fold", "split", "group")
 def main() -> None:
     parser = new_parser(__doc__)
     add = parser.add_argument
-    add("task", metavar="TASK", help="such as esc50")
+    text = "such as esc50; the folder of a run; or embeddings, also of sounds without labels"
+    add("task", metavar="TASK", help=text)
     add("--method", choices=(*METHODS, "both"), default="both", help="(default: both)")
     add("--scaler", choices=get_args(ScalerName), default="standard", help="(default: standard)")
     add("--colour", choices=COLOURS, default="class", help="what colours show (default: class)")
@@ -33,12 +34,22 @@ def main() -> None:
         raise ConfigError("--max-clips must be 0 or more, --seed from 0 to 4294967295")
     from analysis.maps import TITLES, make_map
     from analysis.plots import plot_map
+    from common.features import SEGMENT, FeatureSet
 
-    run = find_run(arguments)
-    features, colour = run.features, arguments.colour
-    if colour == "class":
+    place, colour = user_path(arguments.task), arguments.colour
+    is_file = place.is_file() or any(place.glob("part-*.parquet"))
+    if is_file:
+        features = FeatureSet.load(place).pick(None, None)
+        subject, encoder, name = place.name, features.meta.get("encoder", "unknown"), place.stem
+    else:
+        run = find_run(arguments)
+        features, subject, encoder, name = run.features, run.study.task.title, run.encoder, run.study.name
+    if colour == "class" and not features.class_names:
+        values: Sequence[str] = [SEGMENT.sub("", clip_id) for clip_id in features.clip_ids]
+        names, colour = sorted(set(values)), "file"
+    elif colour == "class":
         names = [*features.class_names, "no label"]  # of several labels a clip, the rarest
-        values: Sequence[str] = [names[label] for label in features.strata]
+        values = [names[label] for label in features.strata]
         names = names[: len(names) - (features.strata >= 0).all()]
     else:
         folds = None if features.folds is None else [f"fold {fold}" for fold in features.folds.tolist()]
@@ -48,14 +59,12 @@ def main() -> None:
             raise ConfigError(f"these features have no {colour}s; colour by {' or '.join(['class', *has])}")
         values = has[colour]
         names = sorted(set(values), key=lambda value: (len(value), value) if colour == "fold" else (0, value))
-    folder = output_folder(arguments)
+    folder = arguments.output or place.parent if is_file else output_folder(arguments)
     for method in METHODS if arguments.method == "both" else (arguments.method,):
         drawn = make_map(features, method, arguments.scaler, arguments.max_clips, arguments.seed)
-        title = (
-            f"{run.study.task.title}: {TITLES[method]} of the features, coloured by {colour}\nencoder: {run.encoder}"
-        )
+        title = f"{subject}: {TITLES[method]} of the features, coloured by {colour}\nencoder: {encoder}"
         scaled = "" if arguments.scaler == "standard" else f"_{arguments.scaler}"
-        path = folder / f"map_{run.study.name}_{method}_{colour}{scaled}.{arguments.figure_format}"
+        path = folder / f"map_{name}_{method}_{colour}{scaled}.{arguments.figure_format}"
         plot_map(drawn.points, names, [values[row] for row in drawn.rows], title, drawn.caption, path)
         print(f"{drawn.caption}\n-> {path}")
 

@@ -248,7 +248,8 @@ def check_names(given: argparse.Namespace, script: str, command: Command) -> Non
         from analysis.studies import STUDIES
 
         for name in wanted("task", "tasks"):
-            is_own = name.startswith(("own_", "my_sounds"))  # of one's own sounds
+            # One's own sounds, the folder of a run, or embeddings.
+            is_own = name.startswith(("own_", "my_sounds")) or "/" in name or name.endswith(".pt")
             assert is_own or any(each.startswith(name) for each in STUDIES), f"{command.place}: no task {name}"
 
 

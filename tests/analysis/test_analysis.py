@@ -529,6 +529,21 @@ def visualize(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return call
 
 
+def test_a_map_is_of_the_folder_or_file_that_is_named(
+    visualize: Callable[..., None], results: Path, tmp_path: Path, drawn: list[Figure]
+) -> None:
+    """A folder's own run, and embeddings without labels, coloured by their recordings."""
+    visualize(str(results / "b"))
+    (record,) = (run.record for run in read_runs(results / "b"))
+    assert record.features.title in drawn[0].axes[0].get_title()
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal((40, 8)).astype(np.float32))
+    names = [f"{'night' if row < 20 else 'day'}.wav#{row}-{row + 1}" for row in range(40)]
+    FeatureSet(values, torch.full((40,), -1), [], names).save(tmp_path / "season.pt")
+    visualize(str(tmp_path / "season.pt"))
+    legend = drawn[1].axes[0].get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["day.wav", "night.wav"]
+
+
 def test_a_map_of_a_run_shows_every_clip_in_its_colour(visualize: Callable[..., None], drawn: list[Figure]) -> None:
     visualize("esc")
     (figure,) = drawn
