@@ -127,7 +127,7 @@ def write_events(heard: Sequence[Heard], events: Sequence[Sequence[Event]], fold
         audacity = []
         for number, event in enumerate(found, start=1):
             times = [f"{event.start_s:.6f}", f"{event.end_s:.6f}"]
-            place = [str(number), "Spectrogram 1", "1", *times, "0", str(TOP_HZ), str(path), path.name]
+            place = [str(number), "Spectrogram 1", "1", *times, "0.0", f"{TOP_HZ:.1f}", str(path), path.name]
             raven.append([*place, event.label, f"{event.probability:.4f}"])
             audacity.append([*times, event.label])
         for lines, file in ((raven, f"raven/{name}.Table.1.selections.txt"), (audacity, f"audacity/{name}.txt")):
