@@ -86,7 +86,7 @@ class TaskAnswer:
     def title(self) -> str:
         """The task, and which of its clips and divisions this is of, if not all and the data set's own."""
         run = self.best.run
-        some = f" ({run.record.features.clips:,} of {self.best.whole:,} clips)" * self.best.is_sample
+        some = f" ({run.record.features.clips:,} of {self.best.whole:,} clips)" if self.best.is_sample else ""
         return run.study.task.title + some + " (random division)" * (self.best.protocol.kind is DivisionKind.RANDOM)
 
     @property
@@ -160,7 +160,7 @@ def bars(answer: TaskAnswer) -> list[Bar]:
     words: dict[bool | None, tuple[str, Literal["even", "worse", "open"]]] = {
         True: ("significantly worse", "worse"),
         False: ("not significantly worse", "even"),
-        None: ("not tested", "open"),
+        None: ("not tested" if can_tell(answer.units[0], 1) else "too few groups to tell", "open"),
     }
     best = Bar(f"{answer.best.run.encoder}, {head} head", answer.best.best, "highest score", "best")
     return [best, *(Bar(rival.name, rival.scored, *words[rival.is_worse]) for rival in answer.rivals)]

@@ -142,6 +142,7 @@ def test_the_answer_names_the_best_and_what_it_cannot_be_told_from(classify: Cla
     assert only.best.run.encoder in ("hear:good.py", "hear:equal.py")
     other = ({"hear:good.py", "hear:equal.py"} - {only.best.run.encoder}).pop()
     assert only.title == "ESC-50 (120 of 2,000 clips)"
+    assert replace(only, best=replace(only.best, is_sample=False, whole=None)).title == "ESC-50"  # own sounds
     first, *others = bars(only)
     assert (first.verdict, first.scored.score) == ("highest score", only.best.best.score)
     assert (
