@@ -50,7 +50,8 @@ class Heard:
     def moments(self) -> Moments:
         """What is heard when. At every moment the probabilities are the means of the windows that hold it, so that a call which many
         windows hold a part of has its beginning and end; windows that are none of the classes have probabilities of 0."""
-        starts, ends = (np.array([getattr(window, name) for window in self.windows]) for name in ("start_s", "end_s"))
+        spans = np.array([(window.start_s, window.end_s) for window in self.windows])
+        starts, ends = spans.round(6).T  # one window's end may be the next one's start but for rounding
         edges = np.unique([starts, ends])
         sums = np.zeros((len(edges), self.probabilities.shape[1] + 1))  # the last column counts the windows
         known = np.where(self.is_unknown[:, None], 0, self.probabilities)
@@ -60,8 +61,7 @@ class Heard:
         *sums_of_classes, counts = np.cumsum(sums, axis=0)[:-1].T
         is_held = counts > 0.5  # gaps between windows are not
         means = np.stack(sums_of_classes, axis=1)[is_held] / counts[is_held, None]
-        spans = np.stack([edges[:-1], edges[1:]], axis=1)[is_held]
-        return Moments(spans, np.clip(means, 0, 1).astype(np.float32))
+        return Moments(np.stack([edges[:-1], edges[1:]], axis=1)[is_held], np.clip(means, 0, 1).astype(np.float32))
 
     @property
     def start_s(self) -> float:

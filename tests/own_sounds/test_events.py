@@ -75,6 +75,14 @@ def test_overlapping_windows_share_their_moments() -> None:
     assert [(event.start_s, event.end_s) for event in events_of(one, (0.4, 0.5, 0.5))] == [(0.5, 2.0)]
 
 
+def test_windows_that_touch_leave_no_gap(tmp_path: Path) -> None:
+    """0.7 + 0.1 is a little less than 0.8."""
+    path = tone(tmp_path / "day.wav", 500, seconds=2)
+    windows = Windows(0.1, 0.1).of_clip(Clip(path))
+    one = Heard(Clip(path), "day.wav", windows, rows(*["a"] * len(windows)), None, np.zeros(len(windows), bool))
+    assert [(event.start_s, event.end_s) for event in events_of(one)] == [(0.0, 2.0)]
+
+
 def test_events_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     """By probe.py from all three formats; recordings of one name in two folders stay apart."""
     events = [[Event(0.5, 1.25, "a", 0.9), Event(2.0, 3.0, "b", 0.7)], [Event(1.0, 2.5, "a", 0.6)]]
