@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError
 from common.datasets import LABEL_SEPARATOR, Clip, Sounds
+from common.datasets.rows import TABLES
 from common.encoder_name import EncoderKind, EncoderName
 from common.errors import UserError
 from common.files import PROJECT_ROOT, refuse_unwritable, write_csv
@@ -47,6 +48,10 @@ def _predict(argv: Sequence[str] | None) -> None:
     for flag in ("plot", "events", "html"):
         if getattr(arguments, flag) and windows is None:
             raise ConfigError(f"--{flag} shows what is heard over time; add --window S")
+    if arguments.events and arguments.events.suffix in TABLES:
+        raise ConfigError(
+            f"--events {arguments.events}: give a folder; events.csv and files for Raven and Audacity go into it"
+        )
     if arguments.threshold is not None and not (arguments.events or arguments.html):
         raise ConfigError("--threshold is that of events; add --events FOLDER or --html FILE")
     for place in (

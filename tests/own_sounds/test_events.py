@@ -205,6 +205,9 @@ def test_what_cannot_be_is_refused_before_the_work(recordings: Path, tmp_path: P
     assert "--threshold is that of events; add --events FOLDER or --html FILE" in refused(
         call(predict_main, tmp_path / "head.pt", recordings, "--window", 1, "--threshold", 0.5)
     )
+    assert "give a folder" in refused(
+        call(predict_main, tmp_path / "head.pt", recordings, "--window", 1, "--events", tmp_path / "events.csv")
+    )
     (tmp_path / "file").touch()
     assert "cannot be written" in refused(
         call(predict_main, tmp_path / "head.pt", recordings, "--window", 1, "--events", tmp_path / "file")
