@@ -249,7 +249,7 @@ def test_the_page_shows_and_plays_a_recording(tmp_path: Path) -> None:
         wait_until(page, "document.querySelector('.clock').textContent > '00:20.9'")  # it plays from the event on
         page.focus("canvas")
         page.keyboard.press("Space")
-        assert page.text_content(".play") == "Play"
+        wait_until(page, "document.querySelector('.play').textContent === 'Play'")
         before = page.text_content(".clock")
         page.keyboard.press("ArrowRight")
         assert page.text_content(".clock") != before
