@@ -20,7 +20,7 @@ from own_sounds.predict import add_encoder, encoder_of
 if TYPE_CHECKING:
     from common.arrays import Array
     from common.features import Provenance
-    from own_sounds.search import Found
+    from own_sounds.search import Match
 
 SHOWN_S = 30.0  # of a clip, in the page
 COLUMNS = ["path", "label", "start", "end", "group"]
@@ -47,22 +47,22 @@ def _find(arguments: argparse.Namespace) -> None:
     made_by, embeddings = collection.sets[0].meta, collection.embeddings
     scaler = fit_scaler("whiten" if arguments.whiten else "standard", embeddings)
     if arguments.diverse:
-        title, found = f"{count} clips to label", [collection.found(row) for row in varied(embeddings, scaler, count)]
+        title, matches = f"{count} clips to label", [collection.match(row) for row in varied(embeddings, scaler, count)]
     else:
         title, query = f"{count} clips most like {paths[0].name}", _embedding_of(paths[0], made_by, arguments)
         pairs = zip(*nearest(query, embeddings, scaler, count), strict=True)
-        found = [collection.found(row, cosine) for row, cosine in pairs]
-    print(_table(found))
+        matches = [collection.match(row, cosine) for row, cosine in pairs]
+    print(_table(matches))
     written = []
     if arguments.csv:
-        rows = [[rank, *_cells(one, one.label), one.similarity] for rank, one in enumerate(found, start=1)]
+        rows = [[rank, *_cells(one, one.label), one.similarity] for rank, one in enumerate(matches, start=1)]
         write_csv(arguments.csv, [["rank", *COLUMNS, "similarity"], *rows])
         written.append(arguments.csv)
     if arguments.label:
-        add_to_table(found, arguments.label, arguments.table)
+        add_to_table(matches, arguments.label, arguments.table)
         written.append(arguments.table)
     if arguments.html:
-        write_page(found, title, arguments.label or "", int(made_by.get("sample_rate", 16_000)), arguments.html)
+        write_page(matches, title, arguments.label or "", int(made_by.get("sample_rate", 16_000)), arguments.html)
         written.append(arguments.html)
     print(f"-> {', '.join(map(str, written))}" if written else "Listen and label: the same with --html FILE")
 
@@ -81,21 +81,22 @@ def _embedding_of(sound: Path, made_by: Provenance, flags: argparse.Namespace) -
     return torch.cat([embedded[output][0] for output in outputs]).numpy()
 
 
-def _table(found: Sequence[Found]) -> str:
+def _table(matches: Sequence[Match]) -> str:
     rows = []
-    for rank, one in enumerate(found, start=1):
+    for rank, one in enumerate(matches, start=1):
         similarity = "" if one.similarity is None else f"{one.similarity:.3f}"
         rows.append([str(rank), similarity, one.label, one.name])
     return as_text([["", "similarity", "label", "clip"], *rows], left=4)
 
 
-def _cells(found: Found, label: str) -> list[object]:
+def _cells(match: Match, label: str) -> list[str]:
     """A row of a table that `probe.py` takes; segments of a file are one group."""
-    clip = found.clip
-    return [clip.path, label, clip.start_s, clip.end_s, clip.path.name]
+    clip = match.clip
+    start, end = ("" if moment is None else str(moment) for moment in (clip.start_s, clip.end_s))
+    return [str(clip.path), label, start, end, clip.path.name]
 
 
-def add_to_table(found: Sequence[Found], label: str, path: Path) -> None:
+def add_to_table(matches: Sequence[Match], label: str, path: Path) -> None:
     """Append clips to a table with the columns COLUMNS, unless they are in it; ConfigError if it is another table."""
     rows = [COLUMNS]
     if path.exists():
@@ -104,26 +105,26 @@ def add_to_table(found: Sequence[Found], label: str, path: Path) -> None:
         if rows[:1] != [COLUMNS]:
             raise ConfigError(f"{path} does not have the columns {', '.join(COLUMNS)}; give another --table")
     listed = {(path, start, end) for path, _, start, end, _ in rows}
-    new = [["" if cell is None else str(cell) for cell in _cells(one, label)] for one in found]
-    added = [row for row in new if (row[0], row[2], row[3]) not in listed]
+    labelled = [_cells(match, label) for match in matches]
+    added = [row for row in labelled if (row[0], row[2], row[3]) not in listed]
     write_csv(path, [*rows, *added])
-    before = f"; {len(new) - len(added)} were in it before, and keep their labels" * (len(added) < len(new))
+    before = f"; {len(labelled) - len(added)} were in it before, and keep their labels" * (len(added) < len(labelled))
     print(f"{len(added)} clips of {label!r} added to {path}{before}")
 
 
-def write_page(found: Sequence[Found], title: str, label: str, sample_rate: int, path: Path) -> None:
+def write_page(matches: Sequence[Match], title: str, label: str, sample_rate: int, path: Path) -> None:
     """Write a page that shows and plays the clips, and makes a table of the labels that are typed."""
     from common.datasets.audio import read_audio
     from common.page import as_json, environment, loudest, picture_uri, sound_uri, spectrogram
     from common.progress import progress_bar
 
     shown = []
-    for one in progress_bar(iterable=found, desc="drawing", unit="clip"):
+    for one in progress_bar(iterable=matches, desc="drawing", unit="clip"):
         waveform = read_audio(one.clip.path, sample_rate, one.clip.start_s, one.clip.end_s)
         waveform = waveform[: round(SHOWN_S * sample_rate)]
         decibels = spectrogram(waveform, sample_rate, 300, 80)
         shown.append((one, picture_uri(decibels, loudest(decibels)), sound_uri(waveform, sample_rate)))
-    rows = [["" if cell is None else str(cell) for cell in _cells(one, "")] for one in found]
+    rows = [_cells(match, "") for match in matches]
     template = environment(TEMPLATE).get_template("find.html")
     data = as_json({"columns": COLUMNS, "rows": rows})
     write_atomically(path, template.render(title=title, shown=shown, label=label, data=data).encode())

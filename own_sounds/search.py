@@ -20,7 +20,7 @@ BLOCK = 1 << 13  # rows compared at a time
 MOST_CLUSTERED = 100_000  # clips from which a varied choice is made; of more, a random sample
 
 
-class Found(NamedTuple):
+class Match(NamedTuple):
     """A clip that was found or chosen."""
 
     clip: Clip  # of no label
@@ -51,13 +51,13 @@ class Collection:
         values = [one.features.numpy() for one in self.sets]
         return values[0] if len(values) == 1 else np.concatenate(values)
 
-    def found(self, row: int, similarity: float | None = None) -> Found:
+    def match(self, row: int, similarity: float | None = None) -> Match:
         """The clip of a row."""
         ends = np.cumsum([len(one) for one in self.sets])
         place = int(np.searchsorted(ends, row, side="right"))
         one, row = self.sets[place], row - int(ends[place])  # from the end
         (label,) = label_texts(one.labels[row][None].numpy(), one.class_names)
-        return Found(clip_of(one.clip_ids[row], self.roots[place]), one.clip_ids[row], label, similarity)
+        return Match(clip_of(one.clip_ids[row], self.roots[place]), one.clip_ids[row], label, similarity)
 
 
 def clip_of(clip_id: str, root: Path) -> Clip:

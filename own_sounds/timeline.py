@@ -30,7 +30,7 @@ class Moments(NamedTuple):
     spans: Array  # (M, 2) float64, seconds
     probabilities: Array  # (M, C) float32
 
-    def loudest(self, most: int = MOST_CLASSES) -> Array:
+    def most_probable(self, most: int = MOST_CLASSES) -> Array:
         """The places of the classes that are the most probable anywhere, best first."""
         return np.argsort(-self.probabilities.max(axis=0), kind="stable")[:most]
 
@@ -144,7 +144,7 @@ def plot_timeline(heard: Heard, class_names: Sequence[str], path: Path) -> None:
     from common.evaluation.plots import save_figure
 
     spans, probabilities = heard.moments
-    shown = heard.moments.loudest()
+    shown = heard.moments.most_probable()
     figure = Figure(figsize=(10, 1.4 + 0.3 * len(shown)), layout="constrained")
     axes = figure.subplots()
     edges = [*spans[:, 0], spans[-1, 1]]

@@ -39,7 +39,7 @@ def write_page(
     with progress_bar(total=round(total_s), desc="drawing", unit="s") as bar:
         for one, found in zip(heard, events, strict=True):
             spans, probabilities = one.moments
-            shown = sorted(one.moments.loudest().tolist())
+            shown = sorted(one.moments.most_probable().tolist())
             data.append({
                 "name": one.name,
                 "classes": [class_names[place] for place in shown],

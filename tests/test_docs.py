@@ -248,8 +248,10 @@ def check_names(given: argparse.Namespace, script: str, command: Command) -> Non
         from analysis.studies import STUDIES
 
         for name in wanted("task", "tasks"):
-            # One's own sounds, the folder of a run, or embeddings.
-            is_own = name.startswith(("own_", "my_sounds")) or "/" in name or name.endswith(".pt")
+            is_own = name.startswith(("own_", "my_sounds"))  # of one's own sounds
+            if script.endswith("visualize_features.py"):  # takes the folder of a run too, and embeddings
+                folders = {study.task.folder.name for study in STUDIES.values()}
+                is_own = is_own or name.partition("/")[0] in folders or name == "season.pt"
             assert is_own or any(each.startswith(name) for each in STUDIES), f"{command.place}: no task {name}"
 
 

@@ -3,7 +3,6 @@ content, inserted into the template with its style and script."""
 
 from __future__ import annotations
 
-import base64
 import os
 import tempfile
 from collections import Counter
@@ -34,7 +33,7 @@ from common.evaluation.plots import figures_of
 from common.evaluation.record import HeadRecord, PerClass, ProtocolRecord
 from common.evaluation.text import remarks, run_title, score_table
 from common.heads import HEADS, head_title
-from common.page import as_json, environment
+from common.page import as_json, data_uri, environment
 from common.text_table import percent
 
 TEMPLATE = Path(__file__).resolve().with_name("template")
@@ -177,7 +176,7 @@ def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
         lines = [f"{answers[0].best.run.encoder}: {span} %" + f" on {len(answers)} tasks" * (len(answers) > 1) + "."]
     else:
         encoders = Counter(task.best.run.encoder for task in ranked)
-        leads = [f"{name}" + f" ({n} of {len(ranked)} tasks)" * (len(ranked) > 1) for name, n in encoders.most_common()]
+        leads = [name + f" ({n} of {len(ranked)} tasks)" * (len(ranked) > 1) for name, n in encoders.most_common()]
         clear = [task for task in ranked if all(rival.is_worse for rival in task.encoders)]
         lines = [f"Highest score: {', '.join(leads)}."]
         if clear:
@@ -259,7 +258,7 @@ def picture(draw: Draw) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "figure.svg")
         draw(path)
-        return f"data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}"
+        return data_uri("image/svg+xml", path.read_bytes())
 
 
 # What the template calls.
@@ -277,6 +276,7 @@ def render(
     """The page, whose links to the sounds are relative to the folder where it will be."""
     runs = [shown.run for shown in reported]
     names = [run.study.name for run in runs]
+    main_tasks = {study.name: None for study in STUDIES.values() if study.is_main}.keys()
     links = [Path(os.path.relpath(shown.audio, folder)).as_posix() for shown in reported]
     rows, answers = summary_rows(runs), answer(runs, compared)
     data = [{**_map_points(shown), "audio": quote(link)} for shown, link in zip(reported, links, strict=True)]
@@ -294,9 +294,8 @@ def render(
         level=f"{LEVEL:g}",
         rows=rows,
         quantity=Metric.words(row.metric for row in rows),
-        missing=[study.name for study in STUDIES.values() if study.is_main and study.name not in names]
-        if any(study.is_main and study.name in names for study in STUDIES.values())
-        else [],
+        # Not said of one's own sounds alone.
+        missing=[name for name in main_tasks if name not in names] if main_tasks & set(names) else [],
         compared=compared,
         similarity=similarity,
         data=as_json(data),

@@ -40,7 +40,7 @@ def sound_uri(waveform: Array, sample_rate: int) -> str:
     with soundfile.SoundFile(buffer, "w", rate, 1, format="MP3", subtype="MPEG_LAYER_III") as file:
         for start in range(0, len(samples), BLOCK):
             file.write(samples[start : start + BLOCK])
-    return _uri("audio/mpeg", buffer.getvalue())
+    return data_uri("audio/mpeg", buffer.getvalue())
 
 
 def spectrogram(waveform: Array, sample_rate: int, columns: int, n_mels: int) -> Array:
@@ -70,8 +70,9 @@ def picture_uri(decibels: Array, brightest: float) -> str:
     colours = colormaps["magma"](shares, bytes=True)[..., :3]
     buffer = io.BytesIO()
     Image.fromarray(colours).save(buffer, "JPEG", quality=80)
-    return _uri("image/jpeg", buffer.getvalue())
+    return data_uri("image/jpeg", buffer.getvalue())
 
 
-def _uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """An address that holds content of a MIME type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -173,7 +173,7 @@ def test_the_report_opens_without_errors_and_shows_what_was_recorded(open_report
         means = {row[0]: row[1] for row in shown}
         for head, scored in record["protocols"][name]["heads"].items():
             assert means[head.replace("_", "-")] == f"{100 * scored['mean']['accuracy']:.1f}"
-    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 100 && image.alt)")
+    wait_for(page, "[...document.images].every(image => image.complete && image.naturalWidth > 100 && image.alt)")
     # The confusions, the classes, and two training curves of the better head.
     assert page.evaluate("document.images.length") == 4
     classes = page.evaluate(
