@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,10 @@ from analysis.scores import Run, read_runs
 from analysis.studies import STUDIES
 from common.cli import classify_main
 from common.features import FeatureSet
+from tests.support.browser import BROWSER, wait_until
 from tests.support.heads import draw_nothing
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (path := shutil.which(name))), None
-)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium")
 LARGE = 20_000  # clips
 
@@ -149,15 +146,6 @@ def open_report(browser: Any) -> Iterator[Callable[..., Opened]]:
 Open = Callable[..., Opened]
 
 
-def wait_for(page: Any, expression: str) -> None:
-    """Until the expression holds. Playwright's own way evaluates strings in the page, which its policy forbids."""
-    for _ in range(200):
-        if page.evaluate(expression):
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError(f"never: {expression}")
-
-
 @needs_browser
 def test_the_report_opens_without_errors_and_shows_what_was_recorded(open_report: Open, run: Run, path: Path) -> None:
     report = open_report(path)
@@ -173,7 +161,7 @@ def test_the_report_opens_without_errors_and_shows_what_was_recorded(open_report
         means = {row[0]: row[1] for row in shown}
         for head, scored in record["protocols"][name]["heads"].items():
             assert means[head.replace("_", "-")] == f"{100 * scored['mean']['accuracy']:.1f}"
-    wait_for(page, "[...document.images].every(image => image.complete && image.naturalWidth > 100 && image.alt)")
+    wait_until(page, "[...document.images].every(image => image.complete && image.naturalWidth > 100 && image.alt)")
     # The confusions, the classes, and two training curves of the better head.
     assert page.evaluate("document.images.length") == 4
     classes = page.evaluate(
@@ -252,7 +240,7 @@ def test_the_map_shows_filters_and_plays_clips(open_report: Open, run: Run, path
     assert page.inner_text("#run0-count") == f"60 clips, {right} of 60 tested ones right"
 
     report.click(7)
-    wait_for(page, "document.getElementById('run0-player').textContent.includes('cannot be played')")
+    wait_until(page, "document.getElementById('run0-player').textContent.includes('cannot be played')")
     assert clip in page.inner_text("#run0-player")
 
 
@@ -263,7 +251,7 @@ def test_a_click_plays_the_clip_from_the_folder_beside_it(open_report: Open, run
     soundfile.write(audio / run.features.clip_ids[7], 0.1 * np.random.default_rng(0).standard_normal(8000), 16_000)
     report = open_report(write_report(run, tmp_path, audio))
     report.click(7)
-    wait_for(report.page, "document.querySelector('#run0-player audio')?.duration === 0.5")
+    wait_until(report.page, "document.querySelector('#run0-player audio')?.duration === 0.5")
     assert report.complaints == []
 
 

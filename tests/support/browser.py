@@ -42,4 +42,4 @@ def wait_until(page: Any, condition: str) -> None:
         if page.evaluate(condition):
             return
         page.wait_for_timeout(100)
-    raise AssertionError(condition)
+    raise AssertionError(f"never: {condition}")
