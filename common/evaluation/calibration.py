@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_expit, log_softmax, softmax
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, pairwise_distances_chunked
 
 from common.arrays import Array
 from common.evaluation.outcomes import HeadFitter
@@ -26,7 +26,9 @@ from common.heads import (
     Split,
     TrainedHead,
     conformal_threshold,
+    draw_known,
     fit_heads,
+    one_blas_thread,
     recipe_for,
 )
 
@@ -111,7 +113,7 @@ def heads_to_keep(
         train = splits[0].train if n_splits == 1 else np.arange(len(features))
         held_out = Distances.join(distances.for_kept_head)
         known = replace(
-            KnownSounds.of(features.features.numpy()[train], first.seed),
+            KnownSounds.of(features.features.numpy()[draw_known(train, first.seed)]),
             held_out=held_out.known,
             groups=held_out.groups,
             found=None if none_of_these is None else none_of_these.found,
@@ -173,7 +175,7 @@ class Distances:
     """Distances of M held-out rows to the nearest training row."""
 
     known: Array  # (M,) float32
-    unheard: Array  # (M,) the same without training rows of their class; empty with several labels a clip
+    unheard: Array  # (M,) the same to rows of other classes; empty with several labels a clip
     groups: Array | None  # (M,) int64; None: unknown, or some have training rows
 
     @classmethod
@@ -186,17 +188,26 @@ class Distances:
 def _held_out_distances(features: FeatureSet, job: Job, splits: Sequence[Split]) -> HeldOut[Distances]:
     """Distances of held-out rows of a seed's splits; the first `job` still has the validation rows that its split may use for
     training."""
-    values, labels = features.features.numpy(), features.labels.numpy()
+    values = features.features.numpy()
+    labels = np.arange(len(features)) if features.is_multilabel else features.labels.numpy()
     groups = None if features.groups is None else np.unique(np.array(features.groups), return_inverse=True)[1]
 
     def distances(rows: Array, train: Array) -> Distances:
-        near = KnownSounds.of(values[train], job.seed).distances(values[rows])
-        unheard = np.empty(0 if features.is_multilabel else len(rows), np.float32)
-        for label in () if features.is_multilabel else np.unique(labels[rows]):
-            others, of_class = train[labels[train] != label], labels[rows] == label
-            unheard[of_class] = KnownSounds.of(values[others], job.seed).distances(values[rows[of_class]])
+        kept = draw_known(train, job.seed)
+
+        def nearest(block: Array, start: int) -> Array:
+            """(M, K) distances to the kept rows -> (M, 2): the least, and the least to another class."""
+            is_of_class = labels[rows[start : start + len(block)], None] == labels[kept]
+            return np.stack([block.min(axis=1), np.where(is_of_class, np.inf, block).min(axis=1)], axis=1)
+
+        sounds = KnownSounds.of(values[kept])
+        with one_blas_thread():
+            scaled = sounds.scaler(values[rows])
+            blocks = pairwise_distances_chunked(scaled, sounds.embeddings, reduce_func=nearest, working_memory=64)
+            known, unheard = np.concatenate(list(blocks)).astype(np.float32).T
         is_apart = groups is not None and not np.isin(groups[rows], groups[train]).any()
-        return Distances(near, unheard, groups[rows] if groups is not None and is_apart else None)
+        of_groups = groups[rows] if groups is not None and is_apart else None
+        return Distances(known, unheard[:0] if features.is_multilabel else unheard, of_groups)
 
     tested = [distances(split.test, split.train) for split in splits]
     has_validation = len(splits) == 1 and len(job.split.valid)

@@ -3,7 +3,7 @@
 from common.heads.fit import ChosenHead, fit_chosen, fit_heads
 from common.heads.jobs import FitError, FittedHead, Job, Split, check_fittable
 from common.heads.recipes import HEADS, TUNED, HeadKind, Recipe, fit_recipe_scaler, head_title, new_head, recipe_for
-from common.heads.scalers import SCALERS, fit_scaler
+from common.heads.scalers import SCALERS, fit_scaler, one_blas_thread
 from common.heads.trained import (
     HeadFileError,
     KnownSounds,
@@ -13,5 +13,6 @@ from common.heads.trained import (
     Threshold,
     TrainedHead,
     conformal_threshold,
+    draw_known,
     outputs_behind,
 )

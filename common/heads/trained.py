@@ -48,21 +48,17 @@ class KnownSounds:
 
     scaler: Scaler  # standardises embeddings; fitted on the kept rows
     embeddings: Array  # (N, D) float32, standardised; at most MOST_ROWS training rows, drawn at random
-    held_out: Array = field(
-        default_factory=lambda: np.empty(0, np.float32)
-    )  # (M,) distances of clips not among the rows
-    groups: Array | None = None  # (M,) int64, the groups of these clips, if none of them has training clips
-    found: float | None = (
-        None  # share of clips of a class left out that a false-alarm rate of 5 % marks; None: not measured
-    )
+    # (M,) distances of clips not among the rows; (M,) int64 their groups, if none of these has training clips.
+    held_out: Array = field(default_factory=lambda: np.empty(0, np.float32))
+    groups: Array | None = None
+    # The share of clips of a class left out that a false-alarm rate of 5 % marks; None: not measured.
+    found: float | None = None
 
     @classmethod
-    def of(cls, train: Array, seed: int) -> KnownSounds:
-        """Of (N, D) training rows; `seed` draws those that are kept."""
-        if len(train) > MOST_ROWS:
-            train = train[np.sort(np.random.default_rng(seed).choice(len(train), MOST_ROWS, replace=False))]
-        scaler = fit_scaler("standard", train)
-        return cls(scaler, scaler(train))
+    def of(cls, kept: Array) -> KnownSounds:
+        """Of (N, D) training rows, of which `draw_known` has kept some."""
+        scaler = fit_scaler("standard", kept)
+        return cls(scaler, scaler(kept))
 
     def distances(self, embeddings: Array) -> Array:
         """(N, D) embeddings -> (N,) float32."""
@@ -76,6 +72,13 @@ class KnownSounds:
     def threshold(self, rate: float) -> Threshold:
         """The threshold of a false-alarm rate; NoneOfTheseError if there are too few held-out clips."""
         return conformal_threshold(self.held_out, self.groups, rate)
+
+
+def draw_known(train: Array, seed: int) -> Array:
+    """(M,) at most MOST_ROWS of the training rows (N,), in their order."""
+    if len(train) <= MOST_ROWS:
+        return train
+    return train[np.sort(np.random.default_rng(seed).choice(len(train), MOST_ROWS, replace=False))]
 
 
 def conformal_threshold(held_out: Array, groups: Array | None, rate: float) -> Threshold:
