@@ -10,7 +10,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.colors import CenteredNorm
+from matplotlib.colors import CenteredNorm, to_hex
 from matplotlib.figure import Figure
 
 from common.arrays import Array
@@ -21,6 +21,8 @@ IN_LEGEND = 20  # names that a legend holds; more are written into the map
 IN_MAP = 60  # names that a map holds
 MARKERS = "os^Dv"
 GREY = "#888888"
+TAB20 = [to_hex(rgb) for rgb in matplotlib.color_sequences["tab20"]]
+PALETTE = TAB20[::2] + TAB20[1::2]  # of classes: first the strong colours, then the pale ones
 MARKS = {  # what a row of `plot_heads` may hold: its name, colour, marker, and distance from the middle of the row
     "linear": ("linear", BLUE, "o", -0.15),
     "three_layer": ("three-layer", RED, "s", 0.15),
@@ -32,11 +34,10 @@ def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: 
     figure = Figure(figsize=(9, 7.5), layout="constrained")
     axes = figure.subplots()
     name_of = np.array(values)
-    # Beyond their number, colours repeat with another marker.
-    palette = matplotlib.color_sequences["tab10" if len(names) <= 10 else "tab20"]
     size = float(np.clip(20_000 / len(points), 4, 36))
     for index, name in enumerate(names):
-        colour, marker = palette[index % len(palette)], MARKERS[index // len(palette) % len(MARKERS)]
+        # Beyond their number, colours repeat with another marker.
+        colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index // len(PALETTE) % len(MARKERS)]
         (across, up), label = points[name_of == name].T, name.replace("_", " ")
         axes.scatter(across, up, s=size, color=colour, marker=marker, alpha=0.75, linewidth=0, label=label)
     if len(names) <= IN_LEGEND:
@@ -48,7 +49,7 @@ def plot_map(points: Array, names: Sequence[str], values: Sequence[str], title: 
         medians = pd.DataFrame(points).groupby(name_of).median().reindex(list(names)).dropna()
         apart = _apart(medians.to_numpy(), list(medians.index), np.ptp(points, axis=0))
         for name, place in zip(medians.index, apart, strict=True):
-            edge = palette[names.index(name) % len(palette)]
+            edge = PALETTE[names.index(name) % len(PALETTE)]
             box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": edge, "alpha": 0.85}
             axes.annotate(name.replace("_", " "), place, ha="center", va="center", fontsize=7, bbox=box)
     axes.set(xticks=[], yticks=[])

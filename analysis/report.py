@@ -33,10 +33,13 @@ def main() -> None:
     add("--data", type=user_path, metavar="FOLDER", help="where the data sets' folders are (default: data)")
     most = "at most N per map, sampled by class (default: 5000)"
     add("--max-clips", type=int, default=5000, metavar="N", help=most)
+    most = "spectrograms of at most N clips a task, those of the surest errors and hits (default: 400)"
+    add("--spectrograms", type=int, default=400, metavar="N", help=most)
     arguments = parser.parse_args()
-    if arguments.max_clips < 10:
-        raise ConfigError("--max-clips must be at least 10")
+    if arguments.max_clips < 10 or arguments.spectrograms < 0:
+        raise ConfigError("--max-clips must be at least 10, --spectrograms 0 or more")
     from analysis.compare import compare_encoders
+    from analysis.report_page.clips import draw_sounds
     from analysis.report_page.page import ReportedRun, render
     from analysis.similarity import SIMILARITY_FILE, SimilarityRecord
     from analysis.variants import AblationRecord
@@ -53,7 +56,10 @@ def main() -> None:
         drawn = _map(run, folder, arguments.max_clips)
         reported.append(ReportedRun(run, drawn, run.study.data_root(arguments.data), ablation))
     compared = compare_encoders(runs, folder)
-    page = render(reported, SimilarityRecord.load(similarity) if similarity.exists() else None, folder, compared)
+    audio = {shown.run.study.name: shown.audio for shown in reported if shown.audio.is_dir()}
+    spectrograms = draw_sounds(runs, audio, arguments.spectrograms)
+    similarities = SimilarityRecord.load(similarity) if similarity.exists() else None
+    page = render(reported, similarities, folder, compared, spectrograms)
     path = folder / "report.html"
     write_atomically(path, page.encode())
     print(f"{len(runs)} runs, {len(page.encode()) / 1e6:.1f} MB -> {path}")

@@ -63,16 +63,18 @@ class Run:
         """Every prediction of a protocol (None: the first), ordered by seed, split and clip: columns ``seed``, ``split``,
         ``clip_id``, ``group`` (empty where unknown), ``class_name`` and one a head. FeatureFileError if the file is missing,
         damaged or changed."""
-        return self._read(protocol or next(iter(self.record.protocols))).table
+        return self.read_predictions(protocol).table
 
     def judged(self) -> Mapping[HeadKind, Hits | Rankings]:
         """What is right of the first protocol's predictions by each head, in the order of `predictions`; errors as there."""
-        return self._read(next(iter(self.record.protocols))).judged(self.first_protocol.comparison.units)
+        return self.read_predictions().judged(self.first_protocol.comparison.units)
 
-    def _read(self, protocol: str) -> Predictions:
+    def read_predictions(self, protocol: str | None = None) -> Predictions:
+        """The same with the labels and logits."""
         from common.evaluation.predictions import Predictions, prefix_of
 
-        path = self.folder / f"{prefix_of(protocol)}predictions.pt"
+        name = protocol or next(iter(self.record.protocols))
+        path = self.folder / f"{prefix_of(name)}predictions.pt"
         return Predictions.read(path, self.record.checksums.get(path.name))
 
 

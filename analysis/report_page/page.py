@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import quote
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.colors import to_hex
 
 from analysis.compare import LEVEL, EncodersRecord, can_tell, captioned_tables, plot_encoders, reading_notes
 from analysis.maps import FeatureMap
-from analysis.plots import plot_heat
+from analysis.plots import PALETTE, plot_heat
+from analysis.report_page.clips import of_run
 from analysis.scores import Run, by_task
 from analysis.similarity import SimilarityRecord
 from analysis.studies import STUDIES
@@ -39,8 +38,6 @@ from common.text_table import percent
 TEMPLATE = Path(__file__).resolve().with_name("template")
 PAIRS = 12  # confusions that are listed
 CONTROLS = {EncoderKind.LOGMEL: "log-mel statistics", EncoderKind.UNTRAINED: "an untrained encoder"}
-TAB20 = [to_hex(rgb) for rgb in matplotlib.color_sequences["tab20"]]
-PALETTE = TAB20[::2] + TAB20[1::2]  # of classes: first the strong colours, then the pale ones
 Draw = Callable[[Path], None]  # writes a figure
 
 
@@ -212,7 +209,6 @@ class ReportedRun:
         protocol = self.run.first_protocol
         drawn = figures_of(self.run.study.task, self.run.record.features, protocol)
         shown = {
-            f"confusion_{protocol.best_head}": "Confusion matrix; the largest confusions are in the table of pairs",
             f"labels_{protocol.best_head}": "Labels that are predicted together",
             f"per_class_{protocol.best_head}": "Scores of the classes, which the table of classes has too",
             "curves_linear": "Training curves of the linear head",
@@ -272,20 +268,25 @@ def render(
     similarity: SimilarityRecord | None,
     folder: Path,
     compared: EncodersRecord | None = None,
+    spectrograms: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
-    """The page, whose links to the sounds are relative to the folder where it will be."""
+    """The page, whose links to the sounds are relative to the folder where it will be; `spectrograms` of `clips.draw_sounds`."""
     runs = [shown.run for shown in reported]
     names = [run.study.name for run in runs]
     main_tasks = {study.name: None for study in STUDIES.values() if study.is_main}.keys()
     links = [Path(os.path.relpath(shown.audio, folder)).as_posix() for shown in reported]
+    titles = [f"{run.study.task.title}, {run.encoder}" for run in runs]
     rows, answers = summary_rows(runs), answer(runs, compared)
-    data = [{**_map_points(shown), "audio": quote(link)} for shown, link in zip(reported, links, strict=True)]
+    shown_runs = [
+        {**of_run(shown.run, shown.map), "title": title, "audio": quote(link)}
+        for shown, title, link in zip(reported, titles, links, strict=True)
+    ]
     templates = environment(TEMPLATE)
     templates.globals.update({function.__name__: function for function in SHOWN_BY})
     return templates.get_template("report.html").render(
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         reported=reported,
-        titles=[f"{run.study.task.title}, {run.encoder}" for run in runs],
+        titles=titles,
         # Of several encoders on a task, the best is shown, and the others are folded.
         folded=[all(task.best.run is not run for task in answers) for run in runs],
         links=links,
@@ -298,20 +299,5 @@ def render(
         missing=[name for name in main_tasks if name not in names] if main_tasks & set(names) else [],
         compared=compared,
         similarity=similarity,
-        data=as_json(data),
+        data=as_json({"runs": shown_runs, "spectrograms": spectrograms or {}}),
     )
-
-
-def _map_points(reported: ReportedRun) -> dict[str, object]:
-    """A map for the page's script: places in a unit square, and the better head's prediction of every clip that was tested."""
-    run, rows, points = reported.run, reported.map.rows, reported.map.points.astype(float)
-    features, protocol = run.features, run.first_protocol
-    table = run.predictions()
-    said = table[table["seed"] == protocol.seeds[0]].set_index("clip_id")[protocol.best_head].to_dict()
-    dots = pd.DataFrame({"clip": features.clip_ids, "truth": features.label_texts, "label": features.strata}).iloc[rows]
-    x, y = ((points - points.min(axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-9)).round(4).T
-    return {
-        "colours": [PALETTE[label % len(PALETTE)] for label in range(len(features.class_names))],
-        **{str(name): column.tolist() for name, column in dots.assign(x=x, y=1 - y).items()},
-        "said": [said.get(clip) for clip in dots["clip"]],
-    }

@@ -13,6 +13,7 @@ import soundfile
 import torch
 
 from analysis.maps import FeatureMap
+from analysis.report_page.clips import draw_sounds
 from analysis.report_page.page import ReportedRun, render
 from analysis.scores import Run, read_runs
 from analysis.studies import STUDIES
@@ -23,7 +24,7 @@ from tests.support.heads import draw_nothing
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium here: apt-get install chromium")
-LARGE = 20_000  # clips
+LARGE = 30_000  # clips
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +57,20 @@ def made_map(one: Run) -> FeatureMap:
     return FeatureMap(np.arange(count), points, f"A map of {count} clips.")
 
 
-def write_report(one: Run, folder: Path, audio: Path | None = None) -> Path:
-    """A report of one run."""
+def write_report(one: Run, folder: Path, audio: Path | None = None, times: int = 1) -> Path:
+    """A report of one run, or of the same one several times."""
     path = folder / "report.html"
-    path.write_text(render([ReportedRun(one, made_map(one), audio or folder / "nowhere", None)], None, folder))
+    reported = [ReportedRun(one, made_map(one), audio or folder / "nowhere", None) for _ in range(times)]
+    spectrograms = draw_sounds([one], {"esc50": audio}, 20) if audio else None
+    path.write_text(render(reported, None, folder, None, spectrograms))
     return path
+
+
+def write_clips(one: Run, folder: Path) -> None:
+    """Half a second of noise as every clip of a run."""
+    (folder / "audio").mkdir(parents=True)
+    for clip in one.features.clip_ids:
+        soundfile.write(folder / clip, 0.1 * np.random.default_rng(0).standard_normal(8000), 16_000)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +132,7 @@ class Opened:
     def _place_of(self, row: int) -> dict[str, float]:
         """Where a clip's dot is, within the map's area."""
         place: dict[str, float] = self.page.evaluate(
-            "row => { const map = document.getElementById('run0-map'); const clips = JSON.parse(data.textContent)[0];"
+            "row => { const map = document.getElementById('run0-map'); const clips = JSON.parse(data.textContent).runs[0];"
             "return { x: 8 + clips.x[row] * (map.clientWidth - 16), y: 8 + clips.y[row] * (map.clientHeight - 16) }; }",
             row,
         )
@@ -162,8 +172,8 @@ def test_the_report_opens_without_errors_and_shows_what_was_recorded(open_report
         for head, scored in record["protocols"][name]["heads"].items():
             assert means[head.replace("_", "-")] == f"{100 * scored['mean']['accuracy']:.1f}"
     wait_until(page, "[...document.images].every(image => image.complete && image.naturalWidth > 100 && image.alt)")
-    # The confusions, the classes, and two training curves of the better head.
-    assert page.evaluate("document.images.length") == 4
+    # The classes, and two training curves of the better head.
+    assert page.evaluate("document.images.length") == 3
     classes = page.evaluate(
         "[...document.querySelectorAll('#run0 details details tbody tr')].map(row => [...row.children].map(cell => cell.textContent))"
     )
@@ -217,7 +227,7 @@ def test_the_map_shows_filters_and_plays_clips(open_report: Open, run: Run, path
     report = open_report(path)
     page, features = report.page, run.features
     report.hover(7)
-    hover = page.inner_text(".tip")
+    hover = page.inner_text("#run0-maps .tip")
     best = run.record.protocols["official"].best_head
     table = run.predictions()
     said = dict(zip(table["clip_id"], table[best], strict=True))
@@ -245,21 +255,80 @@ def test_the_map_shows_filters_and_plays_clips(open_report: Open, run: Run, path
 
 
 @needs_browser
-def test_a_click_plays_the_clip_from_the_folder_beside_it(open_report: Open, run: Run, tmp_path: Path) -> None:
+def test_a_click_plays_the_clip_from_the_folder_beside_it_and_shows_its_spectrogram(
+    open_report: Open, run: Run, tmp_path: Path
+) -> None:
     audio = tmp_path / "ESC 50"
-    (audio / "audio").mkdir(parents=True)
-    soundfile.write(audio / run.features.clip_ids[7], 0.1 * np.random.default_rng(0).standard_normal(8000), 16_000)
+    write_clips(run, audio)
     report = open_report(write_report(run, tmp_path, audio))
-    report.click(7)
-    wait_until(report.page, "document.querySelector('#run0-player audio')?.duration === 0.5")
+    page, picture = report.page, "document.querySelector('#run0-player img')"
+    drawn = page.evaluate("Object.keys(content.spectrograms.esc50)")
+    assert len(drawn) == 20
+    for clip in (drawn[0], next(clip for clip in run.features.clip_ids if clip not in drawn)):
+        report.click(run.features.clip_ids.index(clip))
+        wait_until(page, "document.querySelector('#run0-player audio')?.duration === 0.5")
+        assert page.evaluate(f"{picture} !== null") == (clip in drawn)
+    report.click(run.features.clip_ids.index(drawn[0]))
+    wait_until(page, f"{picture}.naturalWidth === 240 && {picture}.alt === 'Spectrogram of ' + {json.dumps(drawn[0])}")
     assert report.complaints == []
 
 
 @needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_cell_of_the_confusion_matrix_says_what_it_counts_and_plays_it(
+    open_report: Open, run: Run, tmp_path: Path, width: int
+) -> None:
+    write_clips(run, tmp_path)
+    report = open_report(write_report(run, tmp_path, tmp_path), width)
+    page, protocol, names = report.page, run.first_protocol, run.features.class_names
+    counts = protocol.heads[protocol.best_head].confusion
+    assert counts is not None
+    predictions = run.predictions("official")
+    side, margin = page.evaluate(
+        "(() => { const canvas = document.getElementById('run0-matrix'); const margin = Math.min(150, 0.3 * canvas.parentElement"
+        ".clientWidth); return [(canvas.clientWidth - margin) / 3, margin]; })()"
+    )
+    for truth, said in ((0, 1), (2, 2)):
+        place = {"x": margin + (said + 0.5) * side, "y": margin + (truth + 0.5) * side}
+        page.hover("#run0-matrix", position=place)
+        percent = f"{100 * counts[truth][said] / sum(counts[truth]):.1f} %"
+        assert f"{counts[truth][said]} of 20 clips, {percent}" in page.inner_text(".matrix .tip")
+        page.click("#run0-matrix", position=place)
+        is_there = (predictions["class_name"] == names[truth]) & (predictions[protocol.best_head] == names[said])
+        assert is_there.sum() == counts[truth][said]
+        heard = page.inner_text("#run0-heard")
+        assert f"(1 of {counts[truth][said]})" in heard and heard.partition(": ")[0] in set(
+            predictions[is_there]["clip_id"]
+        )
+    assert report.complaints == []
+
+
+@needs_browser
+def test_two_maps_stand_side_by_side_and_mark_the_same_clip(open_report: Open, run: Run, tmp_path: Path) -> None:
+    page = open_report(write_report(run, tmp_path, times=2)).page
+    assert page.locator("#run0-maps .map").count() == 1
+    for _ in range(2):  # also once it was taken away
+        page.select_option("#run0-beside", "1")
+        first, second = (page.locator("#run0-maps .map").nth(place).bounding_box() for place in (0, 1))
+        assert second["x"] > first["x"] + 300 and second["y"] == first["y"]
+        page.evaluate("document.querySelector('#run0-maps').scrollIntoView()")
+        place = page.evaluate(
+            "(() => { const map = document.getElementById('run0-map'); const clips = content.runs[0];"
+            "return { x: 8 + clips.x[7] * (map.clientWidth - 16), y: 8 + clips.y[7] * (map.clientHeight - 16) }; })()"
+        )
+        page.hover("#run0-map", position=place)
+        rings = page.locator("#run0-maps .ring:visible")
+        assert rings.count() == 2
+        assert all(
+            abs(float(ring.evaluate("ring => parseFloat(ring.style.left)")) - place["x"]) < 1 for ring in rings.all()
+        )
+        page.select_option("#run0-beside", "")
+        assert page.locator("#run0-maps .map").count() == 1
+
+
+@needs_browser
 def test_confused_clips_are_heard_one_after_another(open_report: Open, run: Run, tmp_path: Path) -> None:
-    (tmp_path / "audio").mkdir()
-    for clip in run.features.clip_ids:
-        soundfile.write(tmp_path / clip, 0.1 * np.random.default_rng(0).standard_normal(8000), 16_000)
+    write_clips(run, tmp_path)
     report = open_report(write_report(run, tmp_path, tmp_path))
     predictions = run.predictions("official")
     head = run.first_protocol.best_head
