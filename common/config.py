@@ -170,6 +170,7 @@ class FitConfig(Settings):
     draws: int = setting(10, "random draws of these clips", "N", ge=1, le=1000)
     markdown: StrictBool = setting(False, "write the table as result.md too")
     figure_format: FigureFormat = setting("png", "png, pdf or svg", "NAME")
+    plain: StrictBool = setting(False, "figures without titles, for print, beside the others as NAME_plain")
 
 
 # What the tuned recipe sets itself, unless the user chose a value.

@@ -35,7 +35,7 @@ from common.text_table import percent
 
 FEW, MANY = 20, 60  # most classes for all numbers to fit into a matrix, and for all names to fit into a figure
 LEAST_IN_BIN = 10  # clips; the accuracy of fewer is mostly noise
-BLUE, RED = "#3b6fb6", "#c0392b"
+BLUE, RED = "#2f6db5", "#bf3b2b"  # as in the report
 
 
 def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, path: Path) -> None:
@@ -52,7 +52,7 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
     names = [class_names[index].replace("_", " ") for index in order]
     # Only numbers that are legible and informative.
     if n_classes <= FEW:
-        pitch_in, font, least, unsaid = 0.55, 10.0, 0.005, ""
+        pitch_in, font, least, unsaid = 0.6, 10.0, 0.005, "\nin brackets: predictions, all seeds together"
     elif n_classes <= MANY:
         pitch_in, font, least, unsaid = 0.2, 8.0, 0.095, "\nnumbers: shares of 10 % or more"
     else:
@@ -66,6 +66,8 @@ def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, pat
     for row, column in zip(*np.nonzero(share >= least), strict=True):
         colour = "white" if share[row, column] > 0.5 else "black"
         text = f"{100 * share[row, column]:.0f}"
+        if n_classes <= FEW:
+            text += f"\n({confusion[row, column]:,})"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=font - 1)
     save_figure(figure, path)
 
@@ -249,14 +251,16 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def figures_of(task: Task, features: FeaturesRecord, protocol: ProtocolRecord) -> dict[str, Callable[[Path], None]]:
-    """A protocol's figures: file name without suffix -> function that writes it."""
+def figures_of(
+    task: Task, features: FeaturesRecord, protocol: ProtocolRecord, is_plain: bool = False
+) -> dict[str, Callable[[Path], None]]:
+    """A protocol's figures: file name without suffix -> function that writes it; plain ones have no titles."""
     figures: dict[str, Callable[[Path], None]] = {}
     below, class_names = f"{features.title}\n{protocol.division}", features.class_names
     for kind in HEADS:
         scored = protocol.heads[kind]
         metric = "" if scored.metric is Metric.ACCURACY else f"{scored.metric.label} "
-        title = f"{task.title}, {head_title(kind)} head: {metric}{scored.score:.1%}\n{below}"
+        title = "" if is_plain else f"{task.title}, {head_title(kind)} head: {metric}{scored.score:.1%}\n{below}"
         if scored.confusion:
             figures[f"confusion_{kind}"] = partial(plot_confusion, np.array(scored.confusion), class_names, title)
         if scored.label_sets is not None:
@@ -267,7 +271,8 @@ def figures_of(task: Task, features: FeaturesRecord, protocol: ProtocolRecord) -
         figures[f"curves_{kind}"] = partial(plot_curves, scored.splits, title)
         if scored.calibration is not None:
             figures[f"reliability_{kind}"] = partial(plot_reliability, scored.calibration, title)
-    title, quantity = f"{task.title}: how many labels are needed\n{below}", f"{protocol.majority_class.metric.label}, %"
+    title = "" if is_plain else f"{task.title}: how many labels are needed\n{below}"
+    quantity = f"{protocol.majority_class.metric.label}, %"
     if protocol.label_efficiency:
         labels = ("labelled clips to learn from", quantity)
         figures["label_efficiency"] = partial(plot_learning_curves, protocol.label_efficiency, "n_train", labels, title)

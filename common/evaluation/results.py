@@ -36,7 +36,7 @@ from common.files import (
 from common.heads import recipe_for
 
 # Settings that change no score, head or prediction.
-NOT_DECISIVE = {"features", "encoder", "output_dir", "markdown", "figure_format"}
+NOT_DECISIVE = {"features", "encoder", "output_dir", "markdown", "figure_format", "plain"}
 
 
 def classify(
@@ -63,7 +63,7 @@ def classify(
             record = _fit_and_save(task, loaded, settings, device, controls, folder)
         else:
             print(f"{folder / RESULT_FILE} already exists, for the same features and settings. Nothing to do.")
-        record = _with_figures(task, record, config.figure_format, folder)
+        record = _with_figures(task, record, config.figure_format, config.plain, folder)
         for written in (RESULT_FILE, "result.csv", "result.md", *record.files):
             remove_leftovers(folder / written)
     print_scores(task, record)
@@ -122,12 +122,14 @@ def _fit_and_save(
     return record
 
 
-def _with_figures(task: Task, record: RunRecord, figure_format: FigureFormat, folder: Path) -> RunRecord:
+def _with_figures(
+    task: Task, record: RunRecord, figure_format: FigureFormat, is_plain: bool, folder: Path
+) -> RunRecord:
     """Draw the figures missing in this format, and return the record that names them; a figure that fails is a warning."""
     figures = {
-        f"{prefix_of(name)}{figure}.{figure_format}": draw
+        f"{prefix_of(name)}{figure}{'_plain' * is_plain}.{figure_format}": draw
         for name, protocol in record.protocols.items()
-        for figure, draw in figures_of(task, record.features, protocol).items()
+        for figure, draw in figures_of(task, record.features, protocol, is_plain).items()
     }
     files = [name for name in record.files if name not in figures]
     for name, draw in figures.items():

@@ -37,15 +37,17 @@ def test_another_format_is_drawn_without_fitting(tmp_path: Path, monkeypatch: py
     drawn = sorted(path.stem for path in (tmp_path / "out").glob("*.svg"))
     assert drawn and drawn == sorted(path.stem for path in (tmp_path / "out").glob("*.png"))
     assert "figures drawn" not in classify(*flags, "--figure-format", "svg").words
+    classify(*flags, "--plain")
+    plain = [path.stem.removesuffix("_plain") for path in (tmp_path / "out").glob("*_plain.png")]
+    assert sorted(plain) == drawn
     # A new fit replaces all of them.
     classify(*flags, "--overwrite", "--seed", 1)
-    assert not list((tmp_path / "out").glob("*.svg"))
+    assert not [*(tmp_path / "out").glob("*.svg"), *(tmp_path / "out").glob("*_plain.*")]
 
 
 def test_what_a_matrix_leaves_out_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Figure] = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
-    for count, words in ((5, None), (30, "shares of 10 % or more"), (80, "too many for numbers")):
+    for count, words in ((5, "in brackets: predictions"), (30, "shares of 10 % or more"), (80, "too many for numbers")):
         plot_confusion(np.eye(count, dtype=int), [f"c{n}" for n in range(count)], "made up", tmp_path / "c.png")
-        label = drawn[-1].axes[0].get_xlabel()
-        assert (words is None and "\n" not in label) or (words is not None and words in label)
+        assert words in drawn[-1].axes[0].get_xlabel()

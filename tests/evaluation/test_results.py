@@ -392,7 +392,9 @@ def test_a_confusion_matrix_shows_shares_of_the_true_class(n_classes: int, drawn
     np.testing.assert_allclose(axes.images[0].get_array(), 100 * share[np.ix_(order, order)])
     for text in axes.texts:
         column, row = (round(place) for place in text.get_position())
-        assert text.get_text() == f"{100 * share[order[row], order[column]]:.0f}"
+        percent, *count = text.get_text().split("\n")
+        assert percent == f"{100 * share[order[row], order[column]]:.0f}"
+        assert count == ([f"({confusion[row, column]})"] if n_classes <= FEW else [])
     if n_classes <= FEW:  # every number that is not 0
         assert len(axes.texts) == (share >= 0.005).sum()
     # A class's line is as high as its name.
