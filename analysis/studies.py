@@ -55,15 +55,12 @@ class Study:
         return " && ".join(f"python {shlex.join(command)}" for command in commands)
 
 
-def _study(
-    task: Task, hours: float, *download: str, scripts: tuple[str, str] | None = None, flags: tuple[str, ...] = ()
-) -> Study:
-    """A study of one script that extracts, and one that classifies with flags, in the task's folder; without `scripts`, those that
-    are called after the data set."""
-    name, folder = download[0], task.folder.name
-    extract, classify = scripts or (f"extract_{name}_features_audiosep.py", f"{name}_linear_classifier.py")
-    sets = {f"{folder}/{extract}": task}
-    return Study(task, sets, f"{folder}/{classify}", hours, (download,), name, classify_flags=flags)
+def _study(task: Task, hours: float, *download: str, extract: str = "") -> Study:
+    """A study of one script that extracts and one that classifies, in the task's folder; without `extract`, the one that is called
+    after the data set."""
+    name, folder, (classify, *flags) = download[0], task.folder.name, task.classify
+    sets = {f"{folder}/{extract or f'extract_{name}_features_audiosep.py'}": task}
+    return Study(task, sets, f"{folder}/{classify}", hours, (download,), name, classify_flags=tuple(flags))
 
 
 def _variant(study: Study, task: Task, *flags: str, download: tuple[tuple[str, ...], ...] = ()) -> Study:
@@ -74,7 +71,7 @@ def _variant(study: Study, task: Task, *flags: str, download: tuple[tuple[str, .
         extract=dict.fromkeys(study.extract, task),
         download=(*study.download, *download),
         extract_flags=flags,
-        classify_flags=(*study.classify_flags, *flags),
+        classify_flags=task.classify[1:],
         is_main=False,
     )
 
@@ -87,11 +84,10 @@ def _studies() -> Iterator[Study]:
     sets = {
         f"{nsynth_folder}/extract_nsynth_{split}_features_audiosep.py": nsynth.task(split) for split in nsynth.SPLITS
     }
-    nsynth_classify = f"{nsynth_folder}/train_nsynth_fc_classifiers_valid_test.py"
+    nsynth_classify = f"{nsynth_folder}/{nsynth.CLASSIFICATION.classify[0]}"
     yield Study(nsynth.CLASSIFICATION, sets, nsynth_classify, 340.0, (("nsynth",),), "nsynth")
-    speaker_scripts = ("extract_train-clean-100_features.py", "librispeech_linear_classifier.py")
     words = ("librispeech", "--only", "train-clean-100")
-    yield _study(librispeech.TRAIN_CLEAN_100, 100.6, *words, scripts=speaker_scripts)
+    yield _study(librispeech.TRAIN_CLEAN_100, 100.6, *words, extract="extract_train-clean-100_features.py")
     yield _study(fsd50k.TASK, 108.3, "fsd50k")
     variants = [_variant(recordings, icbhi.CYCLES, "--level", "cycle")]
     versions = (
@@ -99,9 +95,8 @@ def _studies() -> Iterator[Study]:
         ("v2", speech_commands.V2, speech_commands.V2_12, "v0.02", 29.1),
     )
     for version, task, task_12, release, hours in versions:
-        scripts = (f"extract_spc_features_audiosep_{version}.py", "train_spc_fc_classifiers.py")
         words = ("speech_commands", "--only", release)
-        study = _study(task, hours, *words, scripts=scripts, flags=("--version", version))
+        study = _study(task, hours, *words, extract=f"extract_spc_features_audiosep_{version}.py")
         yield (study := replace(study, check=task.name))
         test = ("speech_commands", "--only", f"test-{release}")
         variants.append(_variant(study, task_12, "--task", "12", download=(test,)))

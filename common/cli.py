@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,12 @@ def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> No
             sounds = read_task(variant, root, index_of(features_file))
             for remark in sounds.remarks:
                 print(remark)
-            extract_task(variant, sounds, features_file, arguments)
+            if extract_task(variant, sounds, features_file, arguments) and variant.classify:
+                script, *flags = variant.classify
+                flags += [] if config.encoder == "audiosep" else ["--encoder", config.encoder]
+                flags += ["--features", str(features_file)] if config.features and variant.head_files else []
+                command = [os.path.relpath(variant.folder / script), *flags]
+                print(f"Next: python {shlex.join(command)}")
 
     run(extract_all)
 

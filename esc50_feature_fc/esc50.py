@@ -68,6 +68,7 @@ TASK = Task(
     read_clips=read_clips,
     class_names=CLASS_NAMES,
     features_file="esc50_features_audiosep.pt",
+    classify=("esc50_linear_classifier.py",),
     head_files={"linear": "esc50_linear_classifier.pt", "three_layer": "esc50_three_classifier.pt"},
     copy=Copy({"label": "category", "group": "src_file", "split": "none"}, "fold"),
     recognise=recognise,

@@ -85,6 +85,7 @@ TASK = Task(
     read_clips=read_clips,
     class_names=None,  # the vocabulary's are in alphabetical order
     features_file="fsd50k_features_audiosep.pt",
+    classify=("fsd50k_linear_classifier.py",),
     head_files={"linear": "fsd50k_linear_classifier.pt", "three_layer": "fsd50k_three_classifier.pt"},
     is_multilabel=True,
     official_counts=OfficialCounts(51_197, classes=200, splits={"test": 10_231}),

@@ -152,6 +152,7 @@ def task(version: str, release: str, has_ten: bool = False) -> Task:
         read_clips=partial(read_ten_commands if has_ten else read_clips, release=release),
         class_names=CLASSES_12 if has_ten else tuple(WORDS[release]),
         features_file=f"spc_features_audiosep_{name}.pt",
+        classify=("train_spc_fc_classifiers.py", "--version", version, *(("--task", "12") if has_ten else ())),
         head_files={"linear": f"spc_linear_classifier_{name}.pt", "three_layer": f"spc_three_classifier_{name}.pt"},
         copy=None if has_ten else Copy({"group": "speaker_id"}, "split", (f"{release}/",), frozenset({SILENCE})),
         data_folder=f"speech_commands_{release}",

@@ -96,6 +96,7 @@ def task(split: str) -> Task:
         read_clips=partial(read_clips, split=split),
         class_names=FAMILIES,
         features_file=f"nsynth_{split}_features.pt",
+        classify=("train_nsynth_fc_classifiers_valid_test.py",),
         head_files={},
         official_counts=OfficialCounts(NOTES[split], labels={} if split == "train" else {"synth_lead": 0}),
     )

@@ -172,6 +172,7 @@ def task(subset: str) -> Task:
             files=(subset.replace("-", "?"), f"clean/{ON_THE_HUB[subset]}/"),
         ),
         features_file=f"librispeech_{subset.replace('-', '')}_features.pt",
+        classify=(f"librispeech_{'linear_classifier' if subset == 'train-clean-100' else 'verification'}.py",),
         head_files={"linear": "librispeech_linear_classifier.pt", "three_layer": "librispeech_three_classifier.pt"},
         why_only_its_own="its speakers are different, and a head has no class for a speaker it was not trained on",
         flags=(Flag("--split", SPLIT_HELP, ("utterance", "chapter", "matched")),),

@@ -51,6 +51,7 @@ TASK = Task(
     read_clips=read_clips,
     class_names=CLASS_NAMES,
     features_file="urbansound8k_features_audiosep.pt",
+    classify=("urbansound8k_linear_classifier.py",),
     head_files={"linear": "urbansound8k_linear_classifier.pt", "three_layer": "urbansound8k_three_classifier.pt"},
     # Its start and end are places in the Freesound recording.
     copy=Copy({"label": "class", "group": "fsID", "split": "none", "start": "none", "end": "none"}, "fold"),
