@@ -7,6 +7,7 @@ finished work is not repeated.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -21,12 +22,15 @@ from common.encoder_name import FORMS, EncoderKind, EncoderName, file_of
 from common.files import PROJECT_ROOT
 from common.flags import Parser, run, user_path
 from common.scripts import call, flags, measure_encoders, show_command
+from common.text_table import as_text
 
 # name -> the flags of what takes the encoder's place
 CONTROLS = {
     "random_0": ("--encoder", "audiosep", "--checkpoint", "random:0"),
     "logmel": ("--encoder", "logmel"),
 }
+SAMPLE = 24  # clips whose lengths are read for the plan
+BYTES_PER_CLIP = 384 * 4 + 150  # in a feature file: the embedding, then its label, name, group and stamp
 
 
 class Plan(argparse.Namespace):
@@ -73,8 +77,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Carry out the plan."""
     plan = _parse(argv)
     if plan.dry_run:
-        from analysis.estimates import describe_plan
-
         print(describe_plan(plan))
         if plan.missing_weights:
             preview_download("weights")
@@ -144,8 +146,51 @@ def _parse(argv: Sequence[str] | None) -> Plan:
     add("--overwrite", "replace files that were made with different settings")
     add("--allow-missing", "leave out clips whose files are missing, counted and recorded")
     add("--yes", "download missing data sets and weights without asking")
-    add("--dry-run", "print the plan with estimated times and disk space, and stop")
+    add("--dry-run", "print the plan with hours of audio and disk space, and stop")
     return parser.parse_args(argv, Plan())
+
+
+def describe_plan(plan: Plan) -> str:
+    """What the plan would do, and how many clips, hours of audio and bytes of feature files it takes."""
+    n_sets = 1 + len(plan.controls) if plan.has_audiosep else 0
+    rows: list[tuple[str, str, int, float]] = []
+    for study in plan.studies:
+        root = study.data_root(plan.data)
+        rows.append((study.name, "here" if root.is_dir() else "to download", *_clips_and_hours(study, root)))
+    rows.append(("in all", "", sum(row[2] for row in rows), sum(row[3] for row in rows)))
+    table = [["task", "data", "clips", "hours of audio", "features"]]
+    for name, place, n_clips, hours in rows:
+        megabytes = n_sets * n_clips * BYTES_PER_CLIP / 1e6
+        table.append([name, place, f"{n_clips:,}", f"{hours:,.1f}", f"{megabytes:,.0f} MB"])
+    others = ", ".join(str(encoder) for encoder in plan.encoders if encoder.kind is not EncoderKind.AUDIOSEP)
+    not_counted = f"\nNot in these sizes: the features of {others}." if others else ""
+    return f"""\
+For each task: doctor, features, {" and ".join(plan.controls)} as controls, both heads with {plan.seeds} seeds
+under both protocols with probes and shuffled labels; then summary, similarities and report.
+
+{as_text(table, left=2)}
+
+docs/performance.md says how many seconds of audio a machine embeds per second, and how long fitting takes.{not_counted}"""
+
+
+def _clips_and_hours(study: Study, root: Path) -> tuple[int, float]:
+    """Number of clips and hours of audio: of the clips if the data set is present, else as published."""
+    tasks = list(study.extract.values())
+    if not root.is_dir():
+        return sum(task.official_counts.clips or 0 for task in tasks), study.hours
+    import numpy as np
+
+    from common.datasets.audio import AudioError, audio_duration_s
+    from common.datasets.places import read_task
+
+    clips = [clip for task in tasks for clip in read_task(task, root).clips]
+    durations_s = []
+    for index in np.random.default_rng(0).permutation(len(clips))[:SAMPLE]:
+        clip = clips[index]
+        with contextlib.suppress(AudioError):  # the doctor and the extraction will report it
+            end_s = audio_duration_s(clip.path) if clip.end_s is None else clip.end_s
+            durations_s.append(end_s - (clip.start_s or 0.0))
+    return len(clips), len(clips) * float(np.mean(durations_s or [0.0])) / 3600
 
 
 def preview_download(*flags: object) -> None:

@@ -26,16 +26,11 @@ def require_environment() -> None:
     raise SystemExit(2)
 
 
-def is_supported(version: "tuple[int, ...]") -> bool:
-    """Whether the project runs on Pythons of this version."""
-    return PYTHON[0] <= version[:2] <= PYTHON[1]
-
-
 def find_problem(version: "tuple[int, ...]", missing: "list[str]") -> "str | None":
     """What keeps this Python from running the project, with what to do; None if nothing does."""
     running = "{}.{} ({})".format(*version[:2], sys.executable)
     activate = "source .venv/bin/activate (make install creates it)"
-    if not is_supported(version):
+    if not PYTHON[0] <= version[:2] <= PYTHON[1]:
         return f"Python {NAMED} is needed, this is {running}; activate the project's environment: {activate}"
     if missing:
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more packages" if len(missing) > 3 else "")
@@ -44,6 +39,6 @@ def find_problem(version: "tuple[int, ...]", missing: "list[str]") -> "str | Non
 
 
 if __name__ == "__main__":  # what make asks before it creates an environment; the words are its goals
-    if not is_supported(sys.version_info[:2]):
+    if find_problem(sys.version_info[:2], []):
         running, goals = sys.version.split()[0], " ".join(sys.argv[1:])
         sys.exit(f"error: Python {NAMED} is needed, this is {running}; try: make PYTHON=python3.12 {goals}")

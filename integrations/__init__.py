@@ -1,5 +1,3 @@
-"""Adapters of the encoders to other tools: benchmark suites, transformers, ONNX. The rest of the project imports none of
-them, except `common/export.py` and `analysis/suite_protocols.py`.
-"""
+"""Adapters of the encoders to other tools: benchmark suites, transformers, ONNX. Only `common/export.py` imports them."""
 
 import common  # says what is missing, before any other import fails

@@ -30,10 +30,7 @@ SCRIPTS = sorted(
     if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
 )
 # Who may import which part of integrations/; the rest of the project imports none.
-DOORS = {
-    COMMON / "export.py": "integrations.export",
-    PROJECT_ROOT / "analysis" / "suite_protocols.py": "integrations.suite_protocols",
-}
+DOORS = {COMMON / "export.py": "integrations.export"}
 # From the ground up: a module imports only from its own floor and from those before it.
 FLOORS = (
     (

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from common.config import COMMON_CONFIG, ConfigError, ExtractConfig, load_config
 from common.encoder_name import FORMS
@@ -15,24 +14,8 @@ from common.files import write_json
 from common.flags import Parser, add_settings, run, user_path
 from common.text_table import as_text
 
-if TYPE_CHECKING:  # --help should not wait for torch
-    from common.encoder.measure import CheckRecord
-
 SETTINGS = ("checkpoint", "layer", "pool", "padding", "device", "trust_remote_code")
 ENDS = {True: "holds", False: "DOES NOT HOLD", None: "-"}
-
-
-def as_table(record: CheckRecord) -> list[list[str]]:
-    """The record as text, header first."""
-    facts = {
-        "sample rate": f"{record.sample_rate:,} Hz",
-        "output": f"{record.output}, {record.width:,} numbers",
-        "parameters": "unknown" if record.parameters is None else f"{record.parameters:,}",
-        "shortest clip without padding": f"{record.min_samples:,} samples ({record.min_samples / record.sample_rate:.3f} s)",
-        "speed": f"{record.speed:.1f} s of audio per second: clips of 5 s, one by one, {record.device} ({record.cpu})",
-    }
-    rows = [[ENDS[item.holds], item.name, item.measured] for item in record.properties]
-    return [["", "property", "measured"], *rows, *(["", name, value] for name, value in facts.items())]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_settings(parser, ExtractConfig, None, SETTINGS)
     parser.add_argument("--json", type=user_path, metavar="FILE", help="also write what was measured")
     arguments = parser.parse_args(argv)
+    # --help should not wait for torch
     from common.encoder import configured_encoder, resolve_device
     from common.encoder.measure import check_encoder
 
@@ -50,8 +34,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(outputs) > 1:
         raise ConfigError(f"{len(outputs)} outputs are asked for; check one at a time: --layer {outputs[0].layer} ...")
     record = check_encoder(encoder, outputs[0])
+    rows = [[ENDS[item.holds], item.name, item.measured] for item in record.properties]
+    facts = {
+        "sample rate": f"{record.sample_rate:,} Hz",
+        "output": f"{record.output}, {record.width:,} numbers",
+        "parameters": "unknown" if record.parameters is None else f"{record.parameters:,}",
+        "shortest clip without padding": f"{record.min_samples:,} samples ({record.min_samples / record.sample_rate:.3f} s)",
+        "speed": f"{record.speed:.1f} s of audio per second: clips of 5 s, one by one, {record.device} ({record.cpu})",
+    }
+    rows += [["", name, value] for name, value in facts.items()]
     print(f"{record.encoder}, {record.checkpoint[:19]}\n")
-    print(as_text(as_table(record), left=3))
+    print(as_text([["", "property", "measured"], *rows], left=3))
     if arguments.json:
         write_json(arguments.json, record.model_dump_json())
         print(f"-> {arguments.json}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import timeit
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from common.files import read_record
 
 SAME = 1e-5  # relative L2 error up to which two embeddings are the same
 TIMED_S = 5.0  # seconds of a clip whose embedding is timed
+Embed = Callable[[Sequence[Array]], Array]  # waveforms -> (N, width) float64
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ class CheckRecord(BaseModel):
 def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord:
     """Measure an encoder's properties with noise, silence and tones; `output` is one of its own, None the default one."""
     output, info = output or encoder.default_output, encoder.info
-    measurement = _Measurement(encoder, output)
+
+    def embed(waveforms: Sequence[Array]) -> Array:
+        return encoder.embed_outputs(waveforms, [output])[output].double().numpy()
+
+    sounds = _sounds(encoder.sample_rate)
     return CheckRecord(
         encoder=info.encoder,
         checkpoint=info.checkpoint,
@@ -73,93 +78,81 @@ def check_encoder(encoder: Encoder, output: Output | None = None) -> CheckRecord
         width=output.width,
         parameters=info.parameters,
         min_samples=info.min_samples,
-        speed=audio_speed(encoder, output),
+        speed=_speed(embed, encoder.sample_rate),
         device=str(encoder.device),
         cpu=describe_cpu(),
-        properties=[*measurement.sameness(), *measurement.finite(), *measurement.changes()],
+        properties=[*_sameness(embed, sounds), *_finite(embed, sounds[0], info.min_samples), *_changes(embed, sounds)],
     )
 
 
-def audio_speed(encoder: Encoder, output: Output) -> float:
+def _speed(embed: Embed, sample_rate: int) -> float:
     """Seconds of noise embedded per second; the fastest of a few, since the first loads kernels and others may be disturbed."""
-    noise = 0.1 * np.random.default_rng(0).standard_normal(round(TIMED_S * encoder.sample_rate))
-    embed = partial(encoder.embed_outputs, [noise.astype(np.float32)], [output])
-    return TIMED_S / min(timeit.repeat(embed, number=1, repeat=4))
+    noise = 0.1 * np.random.default_rng(0).standard_normal(round(TIMED_S * sample_rate))
+    return TIMED_S / min(timeit.repeat(partial(embed, [noise.astype(np.float32)]), number=1, repeat=4))
 
 
-@dataclass(frozen=True)
-class _Measurement:
-    """An encoder and one of its outputs, tried on sounds of 1 s."""
+def _sounds(sample_rate: int) -> list[Array]:
+    """Three of 1 s, of a few tones with noise."""
+    rng, seconds = np.random.default_rng(0), np.arange(sample_rate) / sample_rate
+    sounds = []
+    for _ in range(3):
+        tones = sum(np.sin(2 * np.pi * hertz * seconds + phase) for hertz, phase in rng.uniform(80, 3000, (4, 2)))
+        sounds.append((0.05 * (tones + rng.standard_normal(sample_rate))).astype(np.float32))
+    return sounds
 
-    encoder: Encoder
-    output: Output
 
-    @cached_property
-    def sounds(self) -> list[Array]:
-        """Three of a few tones with noise."""
-        rng, seconds = np.random.default_rng(0), np.arange(self.encoder.sample_rate) / self.encoder.sample_rate
-        sounds = []
-        for _ in range(3):
-            tones = sum(np.sin(2 * np.pi * hertz * seconds + phase) for hertz, phase in rng.uniform(80, 3000, (4, 2)))
-            sounds.append((0.05 * (tones + rng.standard_normal(len(seconds)))).astype(np.float32))
-        return sounds
+def _sameness(embed: Embed, sounds: list[Array]) -> Iterator[Property]:
+    """A clip gives the same embedding whenever and in whatever company, and another clip gives another one."""
+    # Some encoders treat long clips in another way.
+    long = [np.concatenate([sounds[place] for place in order] * 2) for order in ((0, 1, 2, 0), (2, 1, 0, 1))]
+    together = embed(sounds)
+    both = np.concatenate([together, embed(long)])
+    alone = np.concatenate([embed([waveform]) for waveform in (*sounds, *long)])
+    beside = embed([sounds[1][: len(sounds[1]) // 2], sounds[0], np.tile(sounds[2], 2)])[1:2]
+    yield _same("the same twice", np.concatenate([embed(sounds), embed(long)]), both)
+    yield _same("alone as in a batch", alone, both)
+    yield _same("in any order", embed(sounds[::-1])[::-1], together)
+    yield _same("beside clips of other lengths", beside, together[:1])
+    # An encoder that says the same of every sound says nothing.
+    least = min(_error(first[None], second[None]) for first, second in itertools.combinations(together, 2))
+    yield Property("different sounds differ", least > SAME, f"relative difference {least:.1e} or more")
 
-    def embed(self, waveforms: Sequence[Array]) -> Array:
-        """(N, width) float64."""
-        return self.encoder.embed_outputs(waveforms, [self.output])[self.output].double().numpy()
 
-    def sameness(self) -> Iterator[Property]:
-        """A clip gives the same embedding whenever and in whatever company, and another clip gives another one."""
-        sounds, rate = self.sounds, self.encoder.sample_rate
-        # Some encoders treat long clips in another way.
-        long = [np.concatenate([sounds[place] for place in order] * 2) for order in ((0, 1, 2, 0), (2, 1, 0, 1))]
-        together = self.embed(sounds)
-        both = np.concatenate([together, self.embed(long)])
-        alone = np.concatenate([self.embed([waveform]) for waveform in (*sounds, *long)])
-        beside = self.embed([sounds[1][: rate // 2], sounds[0], np.tile(sounds[2], 2)])[1:2]
-        yield _same("the same twice", np.concatenate([self.embed(sounds), self.embed(long)]), both)
-        yield _same("alone as in a batch", alone, both)
-        yield _same("in any order", self.embed(sounds[::-1])[::-1], together)
-        yield _same("beside clips of other lengths", beside, together[:1])
-        # An encoder that says the same of every sound says nothing.
-        least = min(_error(first[None], second[None]) for first, second in itertools.combinations(together, 2))
-        yield Property("different sounds differ", least > SAME, f"relative difference {least:.1e} or more")
-
-    def finite(self) -> Iterator[Property]:
-        """Whether clips that break many encoders give finite numbers, and NaN is refused."""
-        first, rate = self.sounds[0], self.encoder.sample_rate
-        extremes = {
-            "1 sample": first[:1],
-            "0.1 s": first[: rate // 10],
-            "30 s": np.tile(first, 30),
-            "silence": np.zeros(rate, np.float32),
-            "full scale": np.where(first > 0, 1.0, -1.0).astype(np.float32),
-        }
-        least = self.encoder.info.min_samples
-        for name, waveform in extremes.items():
-            try:
-                is_finite = bool(np.isfinite(self.embed([waveform])).all())
-                measured = "finite" if is_finite else "NaN or infinity"
-            except UserError as error:
-                is_finite, measured = False, str(error)
-            padded = f"padded to {least:,} samples, " if len(waveform) < least else ""
-            yield Property(f"{name}: finite numbers", is_finite, padded + measured)
+def _finite(embed: Embed, first: Array, min_samples: int) -> Iterator[Property]:
+    """Whether clips that break many encoders give finite numbers, and NaN is refused."""
+    rate = len(first)
+    extremes = {
+        "1 sample": first[:1],
+        "0.1 s": first[: rate // 10],
+        "30 s": np.tile(first, 30),
+        "silence": np.zeros(rate, np.float32),
+        "full scale": np.where(first > 0, 1.0, -1.0).astype(np.float32),
+    }
+    for name, waveform in extremes.items():
         try:
-            self.embed([np.append(first, np.float32(np.nan))])
-            yield Property("NaN is refused", False, "embedded without a word")
-        except ValueError as error:
-            yield Property("NaN is refused", True, str(error))
+            is_finite = bool(np.isfinite(embed([waveform])).all())
+            measured = "finite" if is_finite else "NaN or infinity"
+        except UserError as error:
+            is_finite, measured = False, str(error)
+        padded = f"padded to {min_samples:,} samples, " if len(waveform) < min_samples else ""
+        yield Property(f"{name}: finite numbers", is_finite, padded + measured)
+    try:
+        embed([np.append(first, np.float32(np.nan))])
+        yield Property("NaN is refused", False, "embedded without a word")
+    except ValueError as error:
+        yield Property("NaN is refused", True, str(error))
 
-    def changes(self) -> Iterator[Property]:
-        """What changes an embedding, where neither answer is wrong."""
-        together, rate = self.embed(self.sounds), self.encoder.sample_rate
-        yield _change("half the amplitude", self.embed([0.5 * sound for sound in self.sounds]), together)
-        padded = [np.pad(sound, (0, rate)) for sound in self.sounds]
-        yield _change("1 s of silence appended", self.embed(padded), together)
-        # Some models cut a clip after some seconds.
-        whole = np.tile(self.sounds[0], 30)
-        both = self.embed([whole, np.concatenate([whole[:-rate], self.sounds[1]])])
-        yield _change("another last second of 30 s", both[1:], both[:1])
+
+def _changes(embed: Embed, sounds: list[Array]) -> Iterator[Property]:
+    """What changes an embedding, where neither answer is wrong."""
+    together, rate = embed(sounds), len(sounds[0])
+    yield _change("half the amplitude", embed([0.5 * sound for sound in sounds]), together)
+    padded = [np.pad(sound, (0, rate)) for sound in sounds]
+    yield _change("1 s of silence appended", embed(padded), together)
+    # Some models cut a clip after some seconds.
+    whole = np.tile(sounds[0], 30)
+    both = embed([whole, np.concatenate([whole[:-rate], sounds[1]])])
+    yield _change("another last second of 30 s", both[1:], both[:1])
 
 
 def _error(embeddings: Array, reference: Array) -> float:

@@ -9,10 +9,8 @@ import pytest
 
 import common.scripts
 from analysis import reproduce
-from analysis.estimates import Speed, estimate
 from analysis.studies import STUDIES
 from common.config import ConfigError, ExtractConfig
-from common.heads import Recipe
 from demo import generate
 
 
@@ -125,7 +123,6 @@ def test_missing_weights_are_part_of_the_plan(
     monkeypatch.setattr(
         reproduce, "preview_download", lambda *flags: calls("common.download", *flags, "--dry-run") and None
     )
-    monkeypatch.setattr("analysis.estimates.measure_speed", lambda device, recipe: SPEED)
     monkeypatch.setattr(reproduce, "DEFAULT_CHECKPOINT", "pretrained_models/none.bin")
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
     (tmp_path / "ESC-50-master").mkdir()
@@ -147,33 +144,38 @@ def test_missing_weights_are_part_of_the_plan(
 
 
 def test_a_dry_run_prints_the_plan_and_runs_nothing(
-    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("analysis.estimates.measure_speed", lambda device, recipe: SPEED)
     reproduce.main(["speech_commands_v1", "--data", str(tmp_path), "--dry-run", "--device", "cpu"])
     printed = capsys.readouterr().out
-    assert "64,721" in printed and "In all " in printed and "MB of features, on cpu" in printed
+    (row,) = rows_of(printed, "speech_commands_v1")
+    assert row == "speech_commands_v1  to download  64,721            17.8    327 MB"
+    (row,) = rows_of(printed, "in all")
+    assert row.split() == ["in", "all", "64,721", "17.8", "327", "MB"]
+    assert "docs/performance.md says" in printed and "Not in these sizes" not in printed
     # Nothing but the size of the download is asked for.
     assert [call[0] for call in calls] == ["common.download"]
     assert calls[0][-1] == "--dry-run"
 
 
-SPEED = Speed(audio=40.0, fit_s=5e-5)
+def rows_of(plan: str, name: str) -> list[str]:
+    """The lines of a printed plan that begin with a name."""
+    return [line for line in plan.splitlines() if line.startswith(name)]
 
 
 @pytest.mark.filterwarnings("ignore::common.datasets.DatasetNote")  # ten words of thirty
-def test_estimates_follow_the_clips(tmp_path: Path) -> None:
+def test_the_plan_counts_the_clips_that_are_there(
+    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = tmp_path / "speech_commands_v0.01"
     generate.generate_speech_commands(root, speakers=4)
-    study, recipe = STUDIES["speech_commands_v1"], Recipe(100, 8, 1e-3)
-    here = estimate(study, root, SPEED, recipe, n_seeds=5, n_feature_sets=2)
-    whole = estimate(study, tmp_path / "nowhere", SPEED, recipe, n_seeds=5, n_feature_sets=2)
-    assert here.clips == len(study.task.read_clips(root))
-    assert here.audio_hours == pytest.approx(here.clips / 3600, rel=0.3)  # words of about a second
-    assert (whole.clips, whole.audio_hours) == (64_721, study.hours)
-    assert whole.n_bytes / whole.clips == here.n_bytes / here.clips
-    # The embeddings of AudioSep, of the untrained control and of log-mel statistics, then steps that grow with the seeds.
-    once = estimate(study, tmp_path / "nowhere", SPEED, recipe, n_seeds=1, n_feature_sets=2)
-    embedding_s = 2.1 * 3600 * study.hours / SPEED.audio
-    assert whole.work_s - embedding_s == pytest.approx(5 * (once.work_s - embedding_s))
-    assert once.work_s > embedding_s
+    n_clips = len(STUDIES["speech_commands_v1"].task.read_clips(root))
+    own = ["speech_commands_v1", "esc50", "--data", str(tmp_path), "--dry-run"]
+    reproduce.main([*own, "--encoders", "audiosep", "logmel"])
+    printed = capsys.readouterr().out
+    (here,), (absent,), (total,) = (rows_of(printed, name) for name in ("speech_commands_v1", "esc50", "in all"))
+    assert here.split()[1:3] == ["here", f"{n_clips:,}"]
+    assert float(here.split()[3]) == pytest.approx(n_clips / 3600, abs=0.06)  # words of about a second
+    assert absent.split()[1:5] == ["to", "download", "2,000", "2.8"]
+    assert total.split()[2] == f"{2000 + n_clips:,}"
+    assert "Not in these sizes: the features of logmel." in printed
