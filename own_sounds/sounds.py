@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 # Audio that libsndfile does not decode.
 UNREADABLE = frozenset((".3gp", ".aac", ".amr", ".m4a", ".mka", ".mp4", ".webm", ".wma"))
-MOST_FOLDS = 5
 FOLDER = Path(__file__).resolve().parent
 INPUTS = "audio files or folders; tables, Parquet files, tars or data sets of the hub, as for probe.py"
 SOURCE_FILE = "own_sounds.json"  # beside the results
@@ -321,31 +320,12 @@ def prepare(features: FeatureSet, division: Division) -> Prepared:
         if len(set(files)) == len(files):
             return Prepared(features, is_official=False)
         features = replace(features, groups=files)  # segments of one file stay together
-    return _by_groups(features, division.seed)
-
-
-def _by_groups(features: FeatureSet, seed: int) -> Prepared:
-    """As many folds as all hold every class and keep groups whole, at most MOST_FOLDS; DatasetError if below two."""
     import numpy as np
     import torch
 
-    from common.evaluation.splits import class_counts, group_folds
+    from common.evaluation.splits import folds_by_group
 
-    labels, groups = features.labels.numpy(), np.array(features.groups)
-    has_class = labels.T if features.is_multilabel else labels == np.arange(len(features.class_names))[:, None]
-    n_groups_of = np.array([len(set(groups[rows])) for rows in has_class])
-    rarest = int(n_groups_of.argmin())
-    n_groups = int(n_groups_of[rarest])
-    for n_folds in range(min(MOST_FOLDS, n_groups), 1, -1):
-        with warnings.catch_warnings():  # of scikit-learn, about classes with fewer clips than folds
-            warnings.simplefilter("ignore", UserWarning)
-            folds = 1 + group_folds(labels, groups, n_folds, seed)
-        # With several labels a clip, a class that is not tested is left out of a mean.
-        sides = [labels[(folds == number) ^ features.is_multilabel] for number in range(1, n_folds + 1)]
-        if all(class_counts(side, len(n_groups_of)).all() for side in sides):
-            divided = replace(features, folds=torch.from_numpy(folds))
-            return Prepared(divided, f"{n_folds} folds by group, made here with seed {seed}", is_official=False)
-    raise DatasetError(
-        f"no folds keep groups apart and hold every class: class {features.class_names[rarest]} has clips of only {n_groups} "
-        f"group{'s' * (n_groups > 1)}; give folds or splits, or leave out the groups (then related clips may be on both sides)"
+    folds, words = folds_by_group(
+        features.labels.numpy(), np.array(features.groups), features.class_names, division.seed
     )
+    return Prepared(replace(features, folds=torch.from_numpy(folds)), words, is_official=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array, eye, kron
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 
 from common.arrays import Array
@@ -16,6 +18,8 @@ from common.errors import UserError
 from common.features import FeatureSet
 from common.heads import Job, Split
 
+MOST_FOLDS = 5
+SEARCH_S = 60  # seconds at most of the integer program that looks for folds
 VALID_SHARE = 0.2  # of the training clips, where a data set has no validation clips
 
 
@@ -125,6 +129,71 @@ def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:
         fold_of_group[held_out] = fold
     fold_of_row: Array = fold_of_group[group_of]
     return fold_of_row
+
+
+def folds_by_group(labels: Array, groups: Array, class_names: Sequence[str], seed: int) -> tuple[Array, str]:
+    """The fold (N,) of every row, from 1, and their description: the largest number of folds, up to MOST_FOLDS, that keep groups
+    whole and all hold every class; with several labels a clip, (N, C), that leave clips of every class to train on. SplitError
+    if there are no two such folds."""
+    _, group_of = np.unique(groups, return_inverse=True)
+    is_set = labels.ndim == 2
+    has_class = labels.astype(int) if is_set else np.eye(len(class_names), dtype=int)[labels]
+    clips = np.zeros((group_of.max() + 1, len(class_names)), int)  # (G, C)
+    np.add.at(clips, group_of, has_class)
+    n_groups = (clips > 0).sum(axis=0)
+    rarest, fewest = int(n_groups.argmin()), int(n_groups.min())
+    few = f"class {class_names[rarest]} has clips of only {fewest} group{'s' * (fewest != 1)}"
+    most = min(MOST_FOLDS, len(clips) if is_set else fewest)
+    for count in range(most if fewest > 1 else 0, 1, -1):
+        with warnings.catch_warnings():  # about classes with fewer clips than folds
+            warnings.simplefilter("ignore", UserWarning)
+            folds = group_folds(labels, groups, count, seed)
+        in_fold = np.array([(clips[np.unique(group_of[folds == fold])] > 0).sum(axis=0) for fold in range(count)])
+        if (in_fold < n_groups).all() and (is_set or in_fold.all()):
+            chosen = folds
+        elif (found := _search_folds(clips, count, is_set, seed)) is not None:
+            chosen = found[group_of]
+        else:
+            continue
+        why = f"; {few}" * (count < MOST_FOLDS and count == fewest)
+        return 1 + chosen, f"{count} folds by group, made here with seed {seed}{why}"
+    raise SplitError(
+        f"no folds keep groups apart and hold every class: {few}; give folds or splits, or leave out the groups (then related "
+        "clips may be on both sides)"
+    )
+
+
+def _search_folds(clips: Array, count: int, is_set: bool, seed: int) -> Array | None:
+    """The fold (G,) of every group, given its clips of every class (G, C), by an integer program; None if there are no such folds,
+    or, of very many groups, none is found in time."""
+    holds, n_places = clips > 0, len(clips) * count
+    in_one_fold = kron(eye(len(clips)), np.ones((1, count)))
+    in_fold = kron(csr_array(holds.T, dtype=float), eye(count))  # groups with a class, of every class and fold
+    least, most = (0 if is_set else 1), np.repeat(holds.sum(axis=0) - 1, count)
+    constraints = [LinearConstraint(in_one_fold, 1, 1), LinearConstraint(in_fold, least, most)]
+    options = {"time_limit": SEARCH_S}
+    solved = milp(np.zeros(n_places), integrality=1, bounds=Bounds(0, 1), constraints=constraints, options=options)
+    if solved.x is None:
+        return None
+    folds: Array = solved.x.reshape(len(clips), count).argmax(axis=1)
+    # The program takes any such folds; groups are moved while that makes the classes more even.
+    shares, order, is_even = clips / clips.sum(axis=0), np.random.default_rng(seed).permutation(len(clips)), False
+    held, share = (np.array([part[folds == fold].sum(axis=0) for fold in range(count)]) for part in (holds, shares))
+    while not is_even:
+        is_even = True
+        for group in order:
+            before = folds[group]
+            held[before] -= holds[group]
+            share[before] -= shares[group]
+            off = np.abs(share + shares[group] - 1 / count).sum(axis=1) - np.abs(share - 1 / count).sum(axis=1)
+            moved = held + np.eye(count, dtype=int)[:, :, None] * holds[group]  # (fold that it is in, F, C)
+            off[((moved < least) | (moved >= holds.sum(axis=0))).any(axis=(1, 2))] = np.inf
+            best = int(off.argmin())
+            is_even &= off[best] > off[before] - 1e-9
+            folds[group] = best
+            held[best] += holds[group]
+            share[best] += shares[group]
+    return folds
 
 
 def _folds(features: FeatureSet, folds: Array, author: str) -> tuple[list[Split], str]:
