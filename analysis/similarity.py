@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.maps import balanced_rows
 from analysis.plots import Heat
 from analysis.scores import Run
-from analysis.variants import BASE, GRID, AnalysisRecord, read_variants
+from analysis.variants import AnalysisRecord, read_variants
 from common.arrays import Array
 from common.features import ENCODER_SETTINGS, FeatureSet
 from common.heads import fit_scaler
@@ -101,8 +101,7 @@ def cka_of_variants(path: Path) -> Heat:
     """Linear CKA between the layers, the pools of the baseline's layer, and all other variants of one task's clips, which
     analysis/ablation.py has extracted into this file."""
     features, task = read_variants(path), path.stem.removeprefix("ablation_")
-    hidden = {output.name for output in GRID if output.pool != BASE.pool and output.layer != BASE.layer}
-    columns = {name: column for name, column in features.output_columns.items() if name not in hidden}
+    columns = features.output_columns
     raw, values = features.features.numpy().astype(np.float64), pd.DataFrame(1.0, list(columns), list(columns))
     for first, second in itertools.combinations(columns, 2):
         cka = linear_cka(raw[:, columns[first]], raw[:, columns[second]])
