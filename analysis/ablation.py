@@ -1,4 +1,4 @@
-"""What each choice is worth: one factor at a time against the baseline, and a grid: python analysis/ablation.py TASK.
+"""What each choice is worth: one factor at a time against the baseline: python analysis/ablation.py TASK.
 
 Baseline: encoder_block6, mean pool, no condition, the whole clip, the recipe's scaler; both heads, by the task's
 official division. Layers and pools come from one forward pass, everything from one pass over the audio.
@@ -20,7 +20,6 @@ from common.flags import add_figure_format, add_settings, run, user_path
 FACTORS = ("layer", "pool", "condition", "scaler", "duration", "bandwidth", "noise")
 EXTRACTION = ("checkpoint", "workers", "allow_missing")  # settings that flags change
 FITTING = ("recipe", "epochs", "seeds", "device")
-GRIDS = ("none", "linear", "both")  # by the number of heads
 
 
 def main() -> None:
@@ -31,8 +30,6 @@ def main() -> None:
     add_settings(parser, ExtractConfig, None, EXTRACTION)
     add("--condition", type=user_path, metavar="FILE", help="a 512-d embedding, for the factor condition")
     add("--factors", nargs="+", choices=FACTORS, default=FACTORS, metavar="NAME", help=", ".join(FACTORS))
-    grid = "heads of the grid layer x pool x scaler (default: linear)"
-    add("--grid", choices=GRIDS, default="linear", help=grid)
     most = "at most N, sampled by class; 0: all (default: 2000)"
     add("--max-clips", type=int, default=2000, metavar="N", help=most)
     add_settings(parser, FitConfig, None, FITTING)
@@ -43,7 +40,7 @@ def main() -> None:
     from common.datasets.places import read_task
     from common.encoder.device import resolve_device
     from common.extraction import ExtractOptions, ThisProcess, Threads
-    from common.heads import HEADS, check_fittable
+    from common.heads import check_fittable
 
     study = find_study(arguments.task)
     task = study.task
@@ -62,8 +59,7 @@ def main() -> None:
     flags = {flag.key: flag.default for flag in task.flags}
     prepared = task.prepare(features, Division(flags, config.train_test_split, config.random_seed))
     check_fittable(prepared.features, str(output))
-    grid_heads = list(HEADS)[: GRIDS.index(arguments.grid)]
-    record = ablate(prepared, task, encoder.info, config, arguments.factors, grid_heads)
+    record = ablate(prepared, task, encoder.info, config, arguments.factors)
     write_effects(record, folder, arguments.figure_format)
 
 

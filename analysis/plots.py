@@ -10,7 +10,7 @@ from typing import NamedTuple
 import matplotlib
 import numpy as np
 import pandas as pd
-from matplotlib.colors import CenteredNorm, to_hex
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from common.arrays import Array
@@ -73,35 +73,30 @@ def _apart(places: Array, texts: Sequence[str], extent: Array) -> Array:
 
 
 class Heat(NamedTuple):
-    """A matrix, NaN where there is no value; of differences also where they are uncertain."""
+    """A matrix, NaN where there is no value."""
 
     name: str  # of its file
     title: str
     caption: str
     values: pd.DataFrame
-    uncertain: Array | None = None
 
 
 def plot_heat(heat: Heat, path: Path) -> None:
-    """Draw a matrix with its numbers. Differences are drawn around 0, with brackets where they are uncertain."""
-    values, uncertain = heat.values, heat.uncertain
-    matrix, (height, width) = values.to_numpy(float), values.shape
+    """Draw a matrix with its numbers."""
+    values, matrix, (height, width) = heat.values, heat.values.to_numpy(float), heat.values.shape
     size = (max(6.5, 0.6 * width + 0.09 * max(map(len, values.index)) + 2), max(4, 0.36 * height + 3))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
-    norm = None if uncertain is None else CenteredNorm(halfrange=np.nan_to_num(np.abs(matrix)).max() or 1.0)
-    image = axes.imshow(matrix, cmap="viridis" if norm is None else "RdBu", norm=norm, aspect="auto")
+    image = axes.imshow(matrix, cmap="viridis", aspect="auto")
     axes.set_xticks(range(width), list(values.columns), rotation=40, ha="right", fontsize=8)
     axes.set_yticks(range(height), list(values.index), fontsize=8)
     axes.tick_params(length=0)
     font = 8 if width <= 24 else 6
     for row, column in zip(*np.nonzero(np.isfinite(matrix)), strict=True):
         value = matrix[row, column]
-        text = f"{value:.2f}" if uncertain is None else f"{value:.1f}"
-        if uncertain is not None and uncertain[row, column]:
-            text = f"({text})"
         is_dark = np.mean(image.cmap(image.norm(value))[:3]) < 0.5
-        axes.text(column, row, text, ha="center", va="center", fontsize=font, color="white" if is_dark else "black")
+        colour = "white" if is_dark else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=font, color=colour)
     axes.set_title(heat.title, fontsize=11)
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
     _save(figure, heat.caption, path)

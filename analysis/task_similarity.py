@@ -1,8 +1,8 @@
-"""How alike the tasks' features are, and what one task's scaler or subspace costs another.
+"""How alike the features of tasks are, and of layers, pools and conditions.
 
 Different tasks have different clips, so measures that pair clips (CKA) cannot compare them. Instead, this compares
-distributions (Frechet distance, MMD), principal subspaces, and the cost of a transfer. Linear CKA compares layers,
-pools and conditions of the same clips, if analysis/ablation.py has extracted them.
+distributions (Frechet distance). Linear CKA compares layers, pools and conditions of the same clips, if
+analysis/ablation.py has extracted them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ def main() -> None:
     parser = new_parser(__doc__)
     most = "at most N per task, sampled by class (default: 2000)"
     parser.add_argument("--max-clips", type=int, default=2000, metavar="N", help=most)
-    parser.add_argument("--no-transfer", action="store_true", help="leave out the fits of linear heads")
     add_figure_format(parser)
     arguments = parser.parse_args()
     if arguments.max_clips < 50:
@@ -35,9 +34,9 @@ def main() -> None:
     tasks = comparable(runs, arguments.max_clips)
     heats = [cka_of_variants(path) for path in sorted(folder.glob("ablation_*.pt"))]
     if len(tasks) > 1:
-        record = compare_tasks(tasks, {run.study.name: run for run in reversed(runs)}, not arguments.no_transfer)
+        record = compare_tasks(tasks, next(run.encoder for run in runs if run.study.name in tasks))
         write_json(folder / SIMILARITY_FILE, record.model_dump_json())
-        heats += record.heats()
+        heats.append(record.heat())
     if not heats:
         raise ConfigError("nothing to compare: run a second task, or analysis/ablation.py for layers and pools")
     for heat in heats:

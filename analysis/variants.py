@@ -34,9 +34,8 @@ from common.progress import progress_bar
 from common.text_table import as_text, percent
 
 BASE = AudioSepEncoder.default_output
-# Over time alone, the early layers give 16,000 to 33,000 numbers per clip, which would fill most of the file.
-TIME_LAYERS = ("encoder_block4", "encoder_block5", "encoder_block6", "bottleneck")
-GRID = tuple(output for output in AudioSepEncoder.outputs if output.pool != "mean_time" or output.layer in TIME_LAYERS)
+# Every layer with the baseline's pool, every pool of the baseline's layer.
+PLAIN = tuple(output for output in AudioSepEncoder.outputs if output.layer == BASE.layer or output.pool == BASE.pool)
 Degradation = Callable[[Array], Array]
 
 
@@ -88,7 +87,7 @@ class AblationEncoder(Encoder):
         for factor in [factor for factor in DEGRADATIONS if factor in factors]:
             for name, degrade in DEGRADATIONS[factor].items():
                 self.passes[Output(factor, name, BASE.width)] = partial(self._embed_degraded, degrade)
-        self.outputs = (*GRID, *self.passes)
+        self.outputs = (*PLAIN, *self.passes)
 
     def _embed_degraded(self, degrade: Degradation, waveforms: Sequence[Waveform]) -> torch.Tensor:
         return self.plain.embed([degrade(np.asarray(waveform)) for waveform in waveforms])
@@ -140,16 +139,6 @@ class Effect(ComparisonRecord):
     score: float
 
 
-class GridScore(Record):
-    """One head on one combination of layer, pool and scaler."""
-
-    layer: str
-    pool: str
-    scaler: ScalerName
-    head: HeadKind
-    score: float
-
-
 class AblationRecord(AnalysisRecord):
     """The content of ablation_TASK.json."""
 
@@ -166,7 +155,6 @@ class AblationRecord(AnalysisRecord):
     baseline: dict[HeadKind, float]  # scores
     comparison: ComparisonRecord  # of the three-layer head with the linear one, at the baseline
     effects: list[Effect]  # both heads of every variant, from the best for the linear head to the worst
-    grid: list[GridScore]
 
     @property
     def variants(self) -> list[tuple[Effect, ...]]:
@@ -245,10 +233,9 @@ def ablate(
     encoder: EncoderInfo,
     config: FitConfig,
     factors: Sequence[str],
-    grid_heads: Sequence[HeadKind],
 ) -> AblationRecord:
-    """Fit and score every variant on the same splits and seeds; `grid_heads` on the whole grid of layers, pools and scalers.
-    `prepared` are rows of all the encoder's outputs, divided by the task."""
+    """Fit and score every variant on the same splits and seeds. `prepared` are rows of all the encoder's outputs, divided by the
+    task."""
     features = prepared.features
     plan = plan_fits("official", prepared, config.train_test_split, seeds_of(config))
     fits = _Fits(features, config, plan.jobs)
@@ -256,17 +243,6 @@ def ablate(
     variants = progress_bar(iterable=_variants(factors, features, config), desc="variants", unit="variant")
     by_variant = [[fits.effect(kind, variant, baseline[kind]) for kind in HEADS] for variant in variants]
     effects = list(itertools.chain(*sorted(by_variant, key=lambda heads: -heads[0].difference)))
-    # Thousands of numbers per clip: whitening keeps the largest principal components; other scalers take hours.
-    combinations = [
-        (output, scaler, kind)
-        for output, scaler, kind in itertools.product(GRID, SCALERS, grid_heads)
-        if output.pool != "mean_time" or scaler == "whiten"
-    ]
-    grid = []
-    for output, scaler, kind in progress_bar(iterable=combinations, desc="grid", unit="variant"):
-        outcomes = fits.outcomes(kind, Variant("", "grid", (output.name,), scaler))
-        score = score_head(outcomes, features).score
-        grid.append(GridScore(layer=output.layer, pool=output.pool, scaler=scaler, head=kind, score=score))
     return AblationRecord(
         task=task.name,
         title=task.title,
@@ -279,7 +255,6 @@ def ablate(
         baseline={kind: score_head(outcomes, features).score for kind, outcomes in baseline.items()},
         comparison=compare_heads(baseline["linear"], baseline["three_layer"], features),
         effects=corrected(effects),
-        grid=grid,
     )
 
 
@@ -290,10 +265,6 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
         table.append([effect.factor, effect.name, head_title(effect.head), percent(effect.score), *effect.cells])
     print(f"\n{record.title}\n{as_text(table, left=3)}\n{record.words}")
     print(f"three-layer minus linear head: {record.comparison.words}")
-    for kind in dict.fromkeys(score.head for score in record.grid):
-        best = max((score for score in record.grid if score.head == kind), key=lambda score: score.score)
-        where = f"{best.layer}, {best.pool} pool, scaler {best.scaler}"
-        print(f"best in the grid (not a score), {head_title(kind)}: {where}: {percent(best.score)}")
     written = [folder / f"ablation_{record.task}.{suffix}" for suffix in ("json", "csv", figure_format)]
     write_json(written[0], record.model_dump_json())
     rows = [[row.factor, row.name, row.dimensions, row.head, row.score, *row.figures] for row in record.effects]
