@@ -16,7 +16,7 @@ from common.datasets import Sounds
 from common.encoder_name import FORMS, EncoderName, file_of
 from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, run, user_path
 from common.scripts import call, flags, measure_encoders
-from own_sounds.sounds import Source, absolute, add_source, refuse_unlearnable
+from own_sounds.sounds import Source, absolute, add_source
 
 EXTRACT = [key for key in ExtractConfig.model_fields if key not in ("data_root", "features")]
 # What both kinds of settings have is asked for once, and what follows from the extraction not at all.
@@ -49,7 +49,7 @@ def _probe(arguments: argparse.Namespace) -> None:
     if not names:
         _probe_sounds(source, None, folder, extract, fit, arguments)
         return
-    sounds = _read(source, folder / source.task().features_file)  # before any encoder is loaded
+    sounds = _read(source, folder / source.task().features_file, fit)  # before any encoder is loaded
     how = {key: getattr(extract, key) for key in ("checkpoint", "device", "trust_remote_code")}
     measure_encoders(names, folder, arguments.overwrite, *flags(**how))
     are_done = True
@@ -76,13 +76,15 @@ def _settings(flag_values: Mapping[str, object], config_file: Path) -> tuple[Ext
     return extract_config, load_config(FitConfig, config_file, user_file, fit)
 
 
-def _read(source: Source, features_file: Path) -> Sounds:
+def _read(source: Source, features_file: Path, fit: FitConfig) -> Sounds:
+    """The clips, which can be divided; otherwise an error before any is embedded."""
     from common.datasets.places import index_of
+    from common.evaluation.protocol import check_clips
 
     sounds = source.read(index_of(features_file))
     for remark in sounds.remarks:
         print(remark)
-    refuse_unlearnable(sounds)
+    check_clips(replace(source, is_multilabel=sounds.is_multilabel).task(), sounds, fit)
     return sounds
 
 
@@ -101,7 +103,7 @@ def _probe_sounds(
     if launch.status:
         print_status(features_file, launch.status)
         return False
-    sounds = sounds or _read(source, features_file)
+    sounds = sounds or _read(source, features_file, fit)
     source = replace(source, is_multilabel=sounds.is_multilabel)
     task = source.task()
     how = Arguments([task], extract, {}, arguments.overwrite, launch)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -171,26 +170,6 @@ def chosen_columns(flags: argparse.Namespace) -> dict[str, str]:
 def absolute(place: Path) -> Path:
     """A place as it is named, without following links; ``hf:`` stays as it is."""
     return place if is_on_hub(place) else Path(os.path.abspath(place))  # noqa: PTH100 - links keep their names
-
-
-def refuse_unlearnable(sounds: Sounds) -> None:
-    """DatasetError if the list alone tells that a class cannot be learned and tested."""
-    splits, folds = ({getattr(clip, name) for clip in sounds.clips} - {None} for name in ("split", "fold"))
-    if (splits and not {"train", "test"} <= splits) or len(folds) == 1:
-        present = f"only the fold {next(iter(folds))}" if folds else f"the splits {', '.join(sorted(splits))}"
-        raise DatasetError(f"there are {present}; training needs train and test, or two folds")
-    counts = Counter(label for clip in sounds.clips for label in clip.labels)
-    learnable = {label for clip in sounds.clips if clip.split != "test" for label in clip.labels}
-    for label, count in sorted(counts.items()):
-        if count == 1 or count == len(sounds.clips):
-            clips = "a single clip is" if count == 1 else f"all {count:,} clips are"
-            raise DatasetError(
-                f"{clips} of class {label!r}: it cannot be learned and tested; leave it out or add clips"
-            )
-        if label not in learnable:
-            raise DatasetError(
-                f"class {label!r} has only test clips, so it cannot be learned; leave it out or add clips"
-            )
 
 
 def clips_in(paths: Sequence[Path], flags: argparse.Namespace) -> Sounds:

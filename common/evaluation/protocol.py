@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from common.config import FitConfig, ProtocolName
-from common.datasets import DivisionKind, Prepared, Task
+from common.datasets import Division, DivisionKind, Prepared, Sounds, Task
 from common.evaluation.calibration import heads_to_keep
 from common.evaluation.intervals import mean_interval
 from common.evaluation.outcomes import HeadFitter, Outcome, baseline, fit_probe, probes_of
@@ -29,7 +29,7 @@ from common.evaluation.record import (
 from common.evaluation.scores import MoreScores, compare_heads, main_score, score_head
 from common.evaluation.splits import class_counts, make_splits, random_split, with_fraction, with_shots, with_validation
 from common.features import FeatureSet
-from common.heads import HEADS, HeadKind, Job, Split, TrainedHead, recipe_for
+from common.heads import HEADS, HeadKind, Job, Split, TrainedHead, check_labels, recipe_for
 
 VERSION = 1  # raised when the same settings give different scores
 
@@ -84,6 +84,31 @@ def plan_fits(name: ProtocolName, prepared: Prepared, test_share: float, seeds: 
     described = [f"{validation} ({n} of {len(jobs)} fits)" for validation, n in validations.items()]
     validation = ", or ".join(described) if len(described) > 1 else next(iter(validations))
     return Plan(jobs, kind, division, validation)
+
+
+def check_clips(task: Task, sounds: Sounds, config: FitConfig) -> None:
+    """Divide a task's clips as its classification will, before the first is embedded; the same errors as there."""
+    clips = sounds.clips
+    names = sorted({label for clip in clips for label in clip.labels})
+    has_label = torch.zeros(len(clips), len(names), dtype=torch.bool)
+    place_of = {name: place for place, name in enumerate(names)}
+    for has, clip in zip(has_label, clips, strict=True):
+        has[[place_of[label] for label in clip.labels]] = True
+    columns = [[getattr(clip, name) for clip in clips] for name in ("fold", "split", "group")]
+    folds, splits, groups = (None if None in column else column for column in columns)
+    features = FeatureSet(
+        torch.zeros(len(clips), 1),
+        has_label if task.is_multilabel else has_label.int().argmax(dim=1),
+        names,
+        [clip.clip_id(sounds.root) for clip in clips],
+        None if folds is None else torch.tensor(folds),
+        splits,
+        groups,
+    )
+    check_labels(features, str(sounds.root))
+    prepared = task.prepare(features, Division({}, config.train_test_split, config.random_seed))
+    for name in ("official", "random") if config.protocol == "both" else (config.protocol,):
+        plan_fits(name, prepared, config.train_test_split, [config.random_seed])
 
 
 def identity_of(dataset: str, features: FeatureSet, jobs: Sequence[Job], config: FitConfig) -> ProtocolIdentity:

@@ -160,6 +160,11 @@ def check_fittable(features: FeatureSet, name: str) -> None:
         raise FitError(f"{name}: {int(bad.sum())} rows hold NaN or infinite features (first: {first}); extract again")
     if all((block == blocks[0][:1]).all() for block in blocks):
         raise FitError(f"{name}: all {len(features):,} rows of features are the same; extract the features again")
+    check_labels(features, name)
+
+
+def check_labels(features: FeatureSet, name: str) -> None:
+    """Raise FitError, naming the file or folder `name`, if the labels leave nothing to learn or to test."""
     if features.is_multilabel:
         counts = features.labels.sum(dim=0).tolist()
         if len(counts) < 2:
@@ -179,7 +184,7 @@ def check_fittable(features: FeatureSet, name: str) -> None:
     if len(present) < 2:
         raise FitError(
             f"{name}: all {len(features):,} labels are {features.class_names[int(present[0])]!r}; there is nothing to "
-            "classify. The labels were read wrongly or the data are of one class: extract the features again"
+            "classify. The data are of one class, or the labels were read wrongly"
         )
     if len(features) < len(features.class_names):
         raise FitError(

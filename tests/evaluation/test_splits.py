@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.arrays import Array
 from common.datasets import Prepared
-from common.evaluation.splits import SplitError, group_folds, hold_out_groups, make_splits, random_split
+from common.evaluation.splits import SplitError, folds_by_group, group_folds, hold_out_groups, make_splits, random_split
 from common.features import FeatureSet
 from tests.support.heads import small_features
 
@@ -129,3 +130,93 @@ def test_a_random_split_is_stratified_and_seeded() -> None:
     assert np.array_equal(split.test, again.test)
     other = random_split(features, 0.2, 43)
     assert not np.array_equal(split.test, other.test)
+
+
+def most_folds(holds: Array, most: int = 5) -> int:
+    """The largest number of folds (at most `most`) of groups whose classes are `holds` (G, C), all with every class: by trying."""
+    n_groups = len(holds)
+    bits = [int("".join("01"[has] for has in row), 2) for row in holds.astype(int)]
+    classes, best = [0] * (1 << n_groups), [0] * (1 << n_groups)
+    for chosen in range(1, 1 << n_groups):  # groups as bits of a number
+        low = chosen & -chosen
+        rest = chosen ^ low
+        classes[chosen] = classes[rest] | bits[low.bit_length() - 1]
+        best[chosen] = best[rest]
+        part = rest
+        while True:  # every fold that the first group can be in
+            if classes[part | low] == (1 << holds.shape[1]) - 1:
+                best[chosen] = max(best[chosen], 1 + best[rest ^ part])
+            if not part:
+                break
+            part = (part - 1) & rest
+    return min(best[-1], most)
+
+
+@pytest.mark.parametrize(
+    ("n_sets", "most_groups"), [(60, 8), pytest.param(500, 10, marks=pytest.mark.slow, id="many sets")]
+)
+def test_no_division_has_more_folds_by_group(n_sets: int, most_groups: int) -> None:
+    rng, refused = np.random.default_rng(0), 0
+    for _ in range(n_sets):
+        n_groups, n_classes = rng.integers(2, most_groups + 1), rng.integers(2, 6)
+        holds = rng.random((n_groups, n_classes)) < rng.uniform(0.3, 0.9)
+        holds[rng.integers(0, n_groups, n_classes), np.arange(n_classes)] = True
+        holds[np.arange(n_groups), rng.integers(0, n_classes, n_groups)] = True
+        clips = holds * rng.integers(1, 8, holds.shape)
+        labels = np.concatenate([np.repeat(np.arange(n_classes), row) for row in clips])
+        groups = np.repeat(np.arange(n_groups), clips.sum(axis=1))
+        expected = most_folds(holds)
+        try:
+            folds, _ = folds_by_group(labels, groups, list("abcde"[:n_classes]), 42)
+        except SplitError:
+            refused += 1
+            assert expected < 2
+            continue
+        assert folds.max() == expected
+        assert all(set(labels[folds == fold]) == set(range(n_classes)) for fold in range(1, expected + 1))
+        assert all(len(set(folds[groups == group])) == 1 for group in range(n_groups))
+    assert 0 < refused < n_sets / 2
+
+
+def test_folds_are_found_where_the_heuristic_finds_none() -> None:
+    """scikit-learn 28218: p3 has every class, p1 and p2 have the rest between them."""
+    groups = np.repeat(["p1", "p2", "p2", "p3", "p3", "p3"], 4)
+    labels = np.repeat([0, 1, 2, 0, 1, 2], 4)
+    folds, words = folds_by_group(labels, groups, ["low", "high", "noise"], 42)
+    assert {group: set(folds[groups == group]) for group in groups} in (
+        {"p1": {1}, "p2": {1}, "p3": {2}},
+        {"p1": {2}, "p2": {2}, "p3": {1}},
+    )
+    assert words == "2 folds by group, made here with seed 42; class low has clips of only 2 groups"
+
+
+def test_found_folds_are_even() -> None:
+    """As the heuristic's are; here it finds none with every class in each."""
+    rng = np.random.default_rng(1)
+    holds = rng.random((30, 10)) < 0.2
+    for label in range(10):
+        holds[rng.choice(30, 6, replace=False), label] = True
+    clips = holds * 4
+    labels = np.concatenate([np.repeat(np.arange(10), row) for row in clips])
+    groups = np.repeat(np.arange(30), clips.sum(axis=1))
+    heuristic = group_folds(labels, groups, 5, 42)
+    folds = folds_by_group(labels, groups, list("abcdefghij"), 42)[0] - 1
+
+    def unevenness(folds: Array) -> float:
+        counts = np.array([np.bincount(labels[folds == fold], minlength=10) for fold in range(5)])
+        return float(np.abs(counts / counts.sum(axis=0) - 0.2).mean())
+
+    assert any(len(set(labels[heuristic == fold])) < 10 for fold in range(5))
+    assert set(folds) == set(range(5)) and unevenness(folds) <= unevenness(heuristic)
+
+
+def test_with_several_labels_every_class_is_left_to_learn() -> None:
+    labels = np.zeros((10, 2), bool)
+    labels[:, 0] = True
+    labels[:4, 1] = True  # in two of five groups, which must not be in one fold
+    groups = np.repeat(np.arange(5), 2)
+    folds, _ = folds_by_group(labels, groups, ["often", "seldom"], 42)
+    assert folds.max() == 5
+    assert all(labels[folds != fold].any(axis=0).all() for fold in range(1, 6))
+    with pytest.raises(SplitError, match="class seldom has clips of only 1 group;"):
+        folds_by_group(labels[:, [0, 1]] & (groups < 1)[:, None] | [True, False], groups, ["often", "seldom"], 42)

@@ -206,3 +206,23 @@ def test_one_command_ranks_encoders(digits: Path, tmp_path: Path) -> None:
         tmp_path / "x",
     )
     assert missing.returncode == 2 and not list((tmp_path / "x").rglob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([f"c{n}.wav,x,train" for n in range(4)] + [f"c{n}.wav,y,valid" for n in range(4, 8)], "no test clips"),
+        ([f"c{n}.wav,x," for n in range(8)], "all 8 labels are 'x'"),
+        ([f"c{n}.wav,{'xy'[n == 7]},{'train' if n < 7 else 'test'}" for n in range(8)], "no clip of class y"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused_before_any_clip_is_embedded(
+    rows: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for place in range(8):
+        tone(tmp_path / f"c{place}.wav", 300)
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,split", *rows]))
+    monkeypatch.setattr("common.encoder.configured_encoder", lambda config: pytest.fail("an encoder was loaded"))
+    with pytest.raises(SystemExit):
+        probe(tmp_path / "table.csv", "--output-dir", tmp_path / "out")
+    assert words in capsys.readouterr().err
