@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,17 +22,18 @@ def with_background(clips: Sequence[Clip], count: int) -> tuple[list[Clip], list
     from common.datasets.audio import AudioError, audio_duration_s
 
     events = [clip for clip in clips if clip.end_s is not None]
+    has_background = any(BACKGROUND in clip.labels for clip in clips)
     if not count:
-        is_ready = not events or any(BACKGROUND in clip.labels for clip in clips)
+        is_ready = has_background or not events
         advice = f"a detector must hear what is between events too: --background N adds N clips of each recording as {BACKGROUND!r}"
         return list(clips), [] if is_ready else [advice]
-    if count < 0 or not events or any(BACKGROUND in clip.labels for clip in clips):
-        why = "give a number of clips" if count < 0 else "the clips are not events with start and end"
-        raise DatasetError(f"--background {count}: {f'the class {BACKGROUND!r} is there already' if events else why}")
+    if count < 0 or not events or has_background:
+        needed = f"it takes a number above 0, and clips that are events with start and end, none of them {BACKGROUND!r}"
+        raise DatasetError(f"--background {count}: {needed}")
     length_s = float(np.median([clip.end_s - (clip.start_s or 0) for clip in events if clip.end_s]))
-    by_recording: dict[Path, list[Clip]] = {}
+    by_recording: dict[Path, list[Clip]] = defaultdict(list)
     for clip in events:
-        by_recording.setdefault(clip.path, []).append(clip)
+        by_recording[clip.path].append(clip)
     added: list[Clip] = []
     for path, of_recording in by_recording.items():
         try:
@@ -53,10 +55,8 @@ def with_background(clips: Sequence[Clip], count: int) -> tuple[list[Clip], list
 def _places_between(events: Sequence[Clip], duration_s: float, length_s: float) -> list[float]:
     """Where clips of this length fit, side by side, between the events of a recording, in seconds."""
     starts, free_from = [], 0.0
-    for start_s, end_s in [
-        *sorted((clip.start_s or 0.0, clip.end_s or 0.0) for clip in events),
-        (duration_s, duration_s),
-    ]:
+    spans = sorted((clip.start_s or 0.0, clip.end_s or 0.0) for clip in events)
+    for start_s, end_s in [*spans, (duration_s, duration_s)]:
         n_fit = int((start_s - free_from) / length_s + 1e-9)
         starts += [round(free_from + place * length_s, 6) for place in range(n_fit)]
         free_from = max(free_from, end_s)

@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
@@ -25,15 +25,12 @@ from own_sounds.sounds import INPUTS, add_columns, clips_in
 from own_sounds.windows import Windows, add_windows
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from common.encoder import Encoder
     from common.features import Provenance
     from common.heads import Threshold, TrainedHead
     from own_sounds.timeline import Event, Heard
 
 NONE = "none of these"
-LITTLE = 0.15  # share of unheard classes' clips that is hardly more than the false alarms
 
 
 def predict_main(argv: Sequence[str] | None = None) -> None:
@@ -44,9 +41,9 @@ def _predict(argv: Sequence[str] | None) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.top < 1:
         raise ConfigError("--top must be at least 1")
-    windows = Windows.of_flags(arguments.window, arguments.hop)
+    windows = Windows(arguments.window, arguments.hop)
     for flag in ("plot", "events", "html"):
-        if getattr(arguments, flag) and windows is None:
+        if getattr(arguments, flag) and windows.window_s is None:
             raise ConfigError(f"--{flag} shows what is heard over time; add --window S")
     if arguments.events and arguments.events.suffix in TABLES:
         raise ConfigError(
@@ -54,13 +51,10 @@ def _predict(argv: Sequence[str] | None) -> None:
         )
     if arguments.threshold is not None and not (arguments.events or arguments.html):
         raise ConfigError("--threshold is that of events; add --events FOLDER or --html FILE")
-    for place in (
-        arguments.csv,
-        arguments.html,
-        *(folder and folder / "x" for folder in (arguments.events, arguments.plot)),
-    ):
-        if place:
-            refuse_unwritable(place)
+    files = [folder / "x" for folder in (arguments.events, arguments.plot) if folder]
+    for file in (arguments.csv, arguments.html, *files):
+        if file:
+            refuse_unwritable(file)
     sounds = clips_in(arguments.paths, arguments)
     from common.heads import TrainedHead
     from own_sounds.timeline import find_events, write_events
@@ -71,20 +65,20 @@ def _predict(argv: Sequence[str] | None) -> None:
     threshold = None if arguments.none_of_these is None else none_of_these(head, arguments.none_of_these)
     thresholds = thresholds_of(head, arguments.threshold) if arguments.events or arguments.html else None
     heard = listen(head, encoder, sounds, windows, threshold and threshold.distance)
-    events = [find_events(one, head, thresholds) for one in heard] if thresholds else None
+    events = [find_events(one, head, thresholds) for one in heard] if thresholds else []
     rows = [row for one in heard for row in _rows(one, head)]
     if arguments.json:
-        _print_json(rows, head.class_names, arguments.top)
-    elif events is not None:
+        _print_json(rows, arguments.top)
+    elif thresholds:
         _print_events(heard, events)
     else:
-        _print_table(rows, head.class_names, arguments.top, is_multilabel=head.scaling is not None)
+        _print_table(rows, arguments.top, is_multilabel=head.scaling is not None)
     if threshold is not None and head.known:
         print(_explain(threshold, arguments.none_of_these, head.known.found), file=sys.stderr)
     written = [_write_table(rows, head.class_names, arguments.csv)] if arguments.csv else []
-    if arguments.events and events is not None:
+    if arguments.events:
         written += write_events(heard, events, arguments.events)
-    if arguments.html and events is not None:
+    if arguments.html:
         from own_sounds.timeline_page import write_page
 
         write_page(heard, events, head.class_names, encoder.sample_rate, arguments.html)
@@ -185,56 +179,39 @@ def thresholds_of(head: TrainedHead, threshold: float | None) -> list[float]:
 
 
 def listen(
-    head: TrainedHead, encoder: Encoder, sounds: Sounds, windows: Windows | None, threshold: float | None = None
+    head: TrainedHead, encoder: Encoder, sounds: Sounds, windows: Windows, threshold: float | None
 ) -> list[Heard]:
     """What a head hears in every clip, with one window in memory at a time; clips that cannot be read are named and left out.
     UserError if none can be read."""
-    from common.datasets.audio import AudioError
-    from common.datasets.containers import name_of
+    import numpy as np
+    import torch
 
-    cuts: list[tuple[Clip, list[Clip]]] = []
+    from common.datasets.audio import AudioError, read_audio
+    from common.datasets.containers import name_of
+    from own_sounds.timeline import Heard
+
+    cuts = [windows.of_clip(clip) for clip in sounds.clips]
     heard: list[Heard] = []
-    for clip in sounds.clips:
-        try:
-            cuts.append((clip, windows.of_clip(clip) if windows else [clip]))
-        except AudioError as error:
-            print(f"failed: {error}", file=sys.stderr)
-    unit = "window" if windows else "file"
-    with progress_bar(total=sum(len(parts) for _, parts in cuts), desc="listening", unit=unit) as bar:
-        for clip, parts in cuts:
+    with progress_bar(total=sum(map(len, cuts)), desc="listening", unit="window") as bar:
+        for clip, parts in zip(sounds.clips, cuts, strict=True):
+            answers = []
             try:
-                heard.append(_listen_to(head, encoder, clip, parts, name_of(clip.path, sounds.root), threshold, bar))
+                for part in parts:
+                    waveform = read_audio(part.path, encoder.sample_rate, part.start_s, part.end_s)
+                    answers.append(head.answer(encoder, [waveform]))
+                    bar.update()
             except AudioError as error:
                 bar.write(f"failed: {error}", file=sys.stderr)
+                continue
+            probabilities = torch.cat([of_classes for of_classes, _ in answers]).numpy()
+            distances, is_unknown = None, np.zeros(len(parts), bool)
+            if threshold is not None:
+                distances = np.concatenate([distance for _, distance in answers if distance is not None])
+                is_unknown = distances > threshold
+            heard.append(Heard(clip, name_of(clip.path, sounds.root), parts, probabilities, distances, is_unknown))
     if not heard:
         raise UserError(f"none of the {len(sounds.clips)} files could be read; each is named above")
     return heard
-
-
-def _listen_to(
-    head: TrainedHead,
-    encoder: Encoder,
-    clip: Clip,
-    windows: list[Clip],
-    name: str,
-    threshold: float | None,
-    bar: tqdm[Any],
-) -> Heard:
-    import numpy as np
-
-    from common.datasets.audio import read_audio
-    from own_sounds.timeline import Heard
-
-    probabilities, distances = [], []
-    for window in windows:
-        waveform = read_audio(window.path, encoder.sample_rate, window.start_s, window.end_s)
-        of_classes, distance = head.answer(encoder, [waveform])
-        probabilities.append(of_classes[0].numpy())
-        distances.append(np.nan if distance is None else distance[0])
-        bar.update()
-    far = np.array(distances, np.float32)
-    is_unknown = far > (np.inf if threshold is None else threshold)
-    return Heard(clip, name, windows, np.stack(probabilities), None if threshold is None else far, is_unknown)
 
 
 def _explain(threshold: Threshold, rate: float, found: float | None) -> str:
@@ -247,12 +224,11 @@ def _explain(threshold: Threshold, rate: float, found: float | None) -> str:
         why = "which may be of the same recordings as training clips"
         why = why if groups is None else f"of only {groups} groups ({math.ceil(1 / rate) - 1} would tell)"
         known = f"{rate:.1%} of {clips} are farther, {why}: how many clips of new recordings are marked by mistake is not known."
-    missed = "How many sounds of other classes are marked is not known."
-    if found is not None:
-        missed = (
-            f"At a rate of 5 %, {found:.0%} of the clips of a class are marked when the head does not know that class"
-        )
-        missed += "." if found > LITTLE else ": with this encoder the mark finds little but very different sounds."
+    if found is None:
+        missed = "How many sounds of other classes are marked is not known."
+    else:
+        missed = f"At a rate of 5 %, {found:.0%} of the clips of a class are marked when the head does not know that class; where "
+        missed += "that is below 15 %, the mark finds little but very different sounds."
     windows = "Windows of a different length than the training clips may be marked far more often."
     return f"{NONE}: farther than {threshold.distance:.4g} from every training clip. {known} {missed} {windows}"
 
@@ -263,7 +239,7 @@ class Row(NamedTuple):
     name: str
     clip: Clip
     labels: list[str]  # the class, or with several labels a clip those from their thresholds on, most probable first
-    probabilities: list[float]  # (C,)
+    probabilities: dict[str, float]  # of every class, most probable first
     mark: dict[str, object]  # the distance, and whether it is none of the classes, if that was asked for
 
     @property
@@ -271,37 +247,31 @@ class Row(NamedTuple):
         """The file and window, for files."""
         return {"file": str(self.clip.path), "start_s": self.clip.start_s, "end_s": self.clip.end_s}
 
-    def top(self, names: Sequence[str]) -> list[tuple[str, float]]:
-        """The classes and their probabilities, best first."""
-        return sorted(zip(names, self.probabilities, strict=True), key=lambda pair: -pair[1])
-
 
 def _rows(heard: Heard, head: TrainedHead) -> Iterator[Row]:
-    for place, (window, labels) in enumerate(zip(heard.windows, heard.labels(head), strict=True)):
+    for place, (window, probabilities) in enumerate(zip(heard.windows, heard.probabilities.tolist(), strict=True)):
+        pairs = zip(head.class_names, probabilities, strict=True)
         mark: dict[str, object] = {}
         if heard.distances is not None:
             mark = {"distance": float(heard.distances[place]), "none_of_these": bool(heard.is_unknown[place])}
-        yield Row(heard.name, window, labels, heard.probabilities[place].tolist(), mark)
+        ranked = dict(sorted(pairs, key=lambda pair: -pair[1]))
+        yield Row(heard.name, window, head.labels_of(probabilities), ranked, mark)
 
 
-def _print_table(rows: Sequence[Row], names: Sequence[str], count: int, is_multilabel: bool) -> None:
+def _print_table(rows: Sequence[Row], most: int, is_multilabel: bool) -> None:
     """Print the most probable classes; with several labels a clip, those that are predicted."""
-    if is_multilabel:
-        longest = max(len(row.labels) + bool(row.mark.get("none_of_these")) for row in rows)
-        count = max(1, min(count, longest))
-    count, has_windows = min(count, len(names)), rows[0].clip.start_s is not None
-    table = [["file", *["seconds"] * has_windows, *(f"{rank}." for rank in range(1, count + 1))]]
+    has_windows = rows[0].clip.start_s is not None
+    table = []
     for row in rows:
-        chosen = row.top(names)
-        if is_multilabel:
-            chosen = [(name, probability) for name, probability in chosen if name in row.labels]
-        answers = [f"{name} {100 * probability:.1f} %" for name, probability in chosen[:count]]
-        answers += [""] * (count - len(answers))
-        if row.mark.get("none_of_these"):
-            answers = [NONE, *answers[:-1]]
         window = [f"{row.clip.start_s:.2f}-{row.clip.end_s:.2f}"] if has_windows else []
-        table.append([row.name, *window, *answers])
-    print(as_text(table, left=len(table[0])))
+        shown = row.labels if is_multilabel else row.probabilities
+        answers = [NONE] if row.mark.get("none_of_these") else []
+        answers += [f"{name} {100 * row.probabilities[name]:.1f} %" for name in shown]
+        table.append([row.name, *window, *answers[:most]])
+    width = max(map(len, table))
+    ranks = [f"{rank}." for rank in range(1, width - has_windows)]
+    filled = [cells + [""] * (width - len(cells)) for cells in table]
+    print(as_text([["file", *["seconds"] * has_windows, *ranks], *filled], left=width))
 
 
 def _print_events(heard: Sequence[Heard], events: Sequence[Sequence[Event]]) -> None:
@@ -314,10 +284,10 @@ def _print_events(heard: Sequence[Heard], events: Sequence[Sequence[Event]]) -> 
     print(as_text(table, left=3) if len(table) > 1 else "no events")
 
 
-def _print_json(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
+def _print_json(rows: Sequence[Row], most: int) -> None:
     answers = []
     for row in rows:
-        top = [{"class_name": name, "probability": share} for name, share in row.top(names)[:count]]
+        top = [{"class_name": name, "probability": share} for name, share in row.probabilities.items()][:most]
         answers.append({**row.place, **row.mark, "labels": row.labels, "classes": top})
     print(json.dumps(answers, indent=1))
 
@@ -327,7 +297,8 @@ def _write_table(rows: Sequence[Row], names: Sequence[str], path: Path) -> Path:
     table: list[list[object]] = [[*rows[0].place, "class_name", *rows[0].mark, *names]]
     for row in rows:
         mark = [int(cell) if isinstance(cell, bool) else cell for cell in row.mark.values()]
-        table.append([*row.place.values(), LABEL_SEPARATOR.join(row.labels), *mark, *row.probabilities])
+        probabilities = [row.probabilities[name] for name in names]
+        table.append([*row.place.values(), LABEL_SEPARATOR.join(row.labels), *mark, *probabilities])
     write_csv(path, table)
     return path
 
@@ -336,10 +307,9 @@ def _plot(heard: Sequence[Heard], names: Sequence[str], folder: Path, figure_for
     """Draw a timeline of every file."""
     from own_sounds.timeline import file_names, plot_timeline
 
-    paths = []
-    for one, name in zip(heard, file_names(heard), strict=True):
-        paths.append(folder / f"{name}_timeline.{figure_format}")
-        plot_timeline(one, names, paths[-1])
+    paths = [folder / f"{name}_timeline.{figure_format}" for name in file_names(heard)]
+    for one, path in zip(heard, paths, strict=True):
+        plot_timeline(one, names, path)
     return paths
 
 

@@ -30,9 +30,9 @@ class Moments(NamedTuple):
     spans: Array  # (M, 2) float64, seconds
     probabilities: Array  # (M, C) float32
 
-    def most_probable(self, most: int = MOST_CLASSES) -> Array:
+    def most_probable(self) -> Array:
         """The places of the classes that are the most probable anywhere, best first."""
-        return np.argsort(-self.probabilities.max(axis=0), kind="stable")[:most]
+        return np.argsort(-self.probabilities.max(axis=0), kind="stable")[:MOST_CLASSES]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +70,6 @@ class Heard:
     @property
     def end_s(self) -> float:
         return self.windows[-1].end_s or 0.0
-
-    def labels(self, head: TrainedHead) -> list[list[str]]:
-        """The labels of every window."""
-        return [head.labels_of(row) for row in self.probabilities.tolist()]
 
 
 class Event(NamedTuple):

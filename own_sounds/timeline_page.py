@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,11 +41,12 @@ def write_page(
         for one, found in zip(heard, events, strict=True):
             spans, probabilities = one.moments
             shown = sorted(one.moments.most_probable().tolist())
+            values = np.round(255 * probabilities[:, shown]).astype(np.uint8)  # moment by moment
             data.append({
                 "name": one.name,
                 "classes": [class_names[place] for place in shown],
                 "spans": spans.round(4).ravel().tolist(),
-                "values": _packed(probabilities[:, shown]),
+                "values": base64.b64encode(values.tobytes()).decode(),
                 "hertz": _marks(sample_rate),
                 "events": [event._asdict() for event in found],
                 **_pictures(one, sample_rate, bar.update),
@@ -52,11 +54,6 @@ def write_page(
             })  # fmt: skip
     page = environment(TEMPLATE).get_template("timeline.html").render(heard=heard, events=events, data=as_json(data))
     write_atomically(path, page.encode())
-
-
-def _packed(probabilities: Array) -> str:
-    """(M, C) probabilities as bytes, moment by moment, in base64."""
-    return base64.b64encode(np.round(255 * probabilities).astype(np.uint8).tobytes()).decode()
 
 
 def _marks(sample_rate: int) -> list[tuple[str, float]]:
@@ -70,14 +67,13 @@ def _marks(sample_rate: int) -> list[tuple[str, float]]:
 
 def _pictures(heard: Heard, sample_rate: int, update: Callable[[float], object]) -> dict[str, object]:
     """The spectrogram as tiles of TILE_S seconds, and one picture of all."""
-    start_s, end_s = heard.start_s, heard.end_s
+    edges_s = [*np.arange(heard.start_s, heard.end_s, TILE_S).tolist(), heard.end_s]
     tiles: list[Array] = []
-    for tile_s in np.arange(start_s, end_s, TILE_S):
-        stop_s = min(float(tile_s) + TILE_S, end_s)
-        waveform = read_audio(heard.clip.path, sample_rate, float(tile_s), stop_s)
-        columns = max(1, round(TILE_COLUMNS * (stop_s - float(tile_s)) / TILE_S))
+    for start_s, stop_s in itertools.pairwise(edges_s):
+        waveform = read_audio(heard.clip.path, sample_rate, start_s, stop_s)
+        columns = max(1, round(TILE_COLUMNS * (stop_s - start_s) / TILE_S))
         tiles.append(spectrogram(waveform, sample_rate, columns, N_MELS).astype(np.float16))
-        update(round(stop_s - float(tile_s)))
+        update(round(stop_s - start_s))
     everything = np.concatenate(tiles, axis=1)
     edges = np.linspace(0, everything.shape[1], min(OVERVIEW_COLUMNS, everything.shape[1]) + 1).astype(int)
     overview = np.maximum.reduceat(everything, edges[:-1], axis=1).astype(np.float32)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from common.config import ConfigError
 from common.datasets import Clip
+from common.errors import UserError
 
 BACKGROUND = "background"  # the class of whatever is between events
 SHORTEST = 0.1  # of a window; a shorter remainder at the end of a file is dropped
@@ -29,27 +30,31 @@ def _seconds(text: str) -> float:
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of `window_s` seconds that start every `hop_s` seconds."""
+    """Windows of `window_s` seconds that start every `hop_s` seconds; None: whole clips, and side by side. ConfigError: a hop
+    without windows."""
 
-    window_s: float
-    hop_s: float
+    window_s: float | None
+    hop_s: float | None = None
 
-    @classmethod
-    def of_flags(cls, window_s: float | None, hop_s: float | None) -> Windows | None:
-        """The windows that ``--window`` and ``--hop`` ask for; None for whole files."""
-        if hop_s and not window_s:
+    def __post_init__(self) -> None:
+        if self.hop_s and not self.window_s:
             raise ConfigError("--hop needs --window")
-        return cls(window_s, hop_s or window_s) if window_s else None
 
     def of_clip(self, clip: Clip) -> list[Clip]:
-        """The windows of a clip; the last one ends with it, and may be shorter. AudioError if unreadable."""
+        """The windows of a clip; the last one ends with it, and may be shorter. An unreadable clip stays whole, so that whoever
+        reads it tells why."""
         from common.datasets.audio import audio_duration_s
 
-        first_s, end_s = clip.start_s or 0.0, clip.end_s or audio_duration_s(clip.path)
+        if self.window_s is None:
+            return [clip]
+        try:
+            first_s, end_s = clip.start_s or 0.0, clip.end_s or audio_duration_s(clip.path)
+        except UserError:
+            return [clip]
         cuts: list[Clip] = []
         start_s = stop_s = first_s
         while not cuts or max(stop_s, start_s + SHORTEST * self.window_s) < end_s:
             stop_s = min(start_s + self.window_s, end_s)
             cuts.append(replace(clip, start_s=start_s, end_s=stop_s))
-            start_s = round(first_s + len(cuts) * self.hop_s, 6)
+            start_s = round(first_s + len(cuts) * (self.hop_s or self.window_s), 6)
         return cuts

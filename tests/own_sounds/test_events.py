@@ -214,7 +214,7 @@ def test_what_cannot_be_is_refused_before_the_work(recordings: Path, tmp_path: P
     )
     table = tmp_path / "whole.csv"
     table.write_text(f"path,label\n{recordings}/0.wav,a\n{recordings}/1.wav,b\n")
-    assert "--background 3: the clips are not events with start and end" in refused(
+    assert "--background 3: it takes a number above 0, and clips that are events with start and end" in refused(
         call(probe_main, table, "--background", 3, *FAST)
     )
 

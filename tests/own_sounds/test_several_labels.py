@@ -130,7 +130,8 @@ def test_bad_input_is_one_line(text: str, flags: tuple[str, ...], message: str, 
 
 
 def test_a_mark_hides_no_label(capsys: pytest.CaptureFixture[str]) -> None:
-    row = Row("both.wav", Clip(Path("both.wav")), ["high", "middle"], [0.9, 0.1, 0.8], {"none_of_these": True})
-    _print_table([row], ["high", "low", "middle"], 5, is_multilabel=True)
+    probabilities = {"high": 0.9, "middle": 0.8, "low": 0.1}
+    row = Row("both.wav", Clip(Path("both.wav")), ["high", "middle"], probabilities, {"none_of_these": True})
+    _print_table([row], 5, is_multilabel=True)
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("none of these", "high 90.0 %", "middle 80.0 %"))
