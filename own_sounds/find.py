@@ -44,7 +44,7 @@ def _find(arguments: argparse.Namespace) -> None:
     from own_sounds.search import Collection, nearest, varied
 
     collection = Collection.load(paths if arguments.diverse else paths[1:], arguments.audio)
-    made_by, embeddings = collection.sets[0].meta, collection.embeddings
+    embeddings, made_by = collection.embeddings, collection.made_by
     scaler = fit_scaler("whiten" if arguments.whiten else "standard", embeddings)
     if arguments.diverse:
         title, matches = f"{count} clips to label", [collection.match(row) for row in varied(embeddings, scaler, count)]

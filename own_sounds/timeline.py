@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,13 +63,14 @@ class Heard:
         means = np.stack(sums_of_classes, axis=1)[is_held] / counts[is_held, None]
         return Moments(np.stack([edges[:-1], edges[1:]], axis=1)[is_held], np.clip(means, 0, 1).astype(np.float32))
 
-    @property
-    def start_s(self) -> float:
-        return self.windows[0].start_s or 0.0
+    def rows(self) -> Iterator[tuple[Clip, list[float], bool]]:
+        """Every window, its (C,) probabilities, and whether it is none of the classes."""
+        return zip(self.windows, self.probabilities.tolist(), self.is_unknown.tolist(), strict=True)
 
     @property
-    def end_s(self) -> float:
-        return self.windows[-1].end_s or 0.0
+    def span(self) -> tuple[float, float]:
+        """The start and end of the windows in the recording, in seconds."""
+        return self.windows[0].start_s or 0.0, self.windows[-1].end_s or 0.0
 
 
 class Event(NamedTuple):

@@ -35,7 +35,7 @@ def write_page(
     path: Path,
 ) -> None:
     """Write the page of all recordings; sounds are read at the encoder's `sample_rate`. OutputError: it cannot be written."""
-    total_s = sum(one.end_s - one.start_s for one in heard)
+    total_s = sum(end_s - start_s for start_s, end_s in (one.span for one in heard))
     data = []
     with progress_bar(total=round(total_s), desc="drawing", unit="s") as bar:
         for one, found in zip(heard, events, strict=True):
@@ -67,7 +67,7 @@ def _marks(sample_rate: int) -> list[tuple[str, float]]:
 
 def _pictures(heard: Heard, sample_rate: int, update: Callable[[float], object]) -> dict[str, object]:
     """The spectrogram as tiles of TILE_S seconds, and one picture of all."""
-    edges_s = [*np.arange(heard.start_s, heard.end_s, TILE_S).tolist(), heard.end_s]
+    edges_s = [*np.arange(*heard.span, TILE_S).tolist(), heard.span[1]]
     tiles: list[Array] = []
     for start_s, stop_s in itertools.pairwise(edges_s):
         waveform = read_audio(heard.clip.path, sample_rate, start_s, stop_s)
@@ -84,7 +84,7 @@ def _pictures(heard: Heard, sample_rate: int, update: Callable[[float], object])
 
 def _sound(heard: Heard, sample_rate: int, is_embedded: bool, folder: Path) -> dict[str, object]:
     """The address of the sound, and the second of the recording at which it starts."""
-    path, start_s, end_s = heard.clip.path, heard.start_s, heard.end_s
     if is_embedded:
-        return {"sound": sound_uri(read_audio(path, sample_rate, start_s, end_s), sample_rate), "sound_s": start_s}
-    return {"sound": quote(Path(os.path.relpath(path, folder)).as_posix()), "sound_s": 0.0}
+        waveform = read_audio(heard.clip.path, sample_rate, *heard.span)
+        return {"sound": sound_uri(waveform, sample_rate), "sound_s": heard.span[0]}
+    return {"sound": quote(Path(os.path.relpath(heard.clip.path, folder)).as_posix()), "sound_s": 0.0}

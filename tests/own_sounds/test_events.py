@@ -15,12 +15,11 @@ from common.arrays import Array
 from common.datasets import Clip
 from common.datasets.audio import read_audio
 from common.heads import TrainedHead
-from own_sounds.background import with_background
 from own_sounds.predict import predict_main
 from own_sounds.probe import probe_main
 from own_sounds.sounds import Source
 from own_sounds.timeline import Event, Heard, find_events, write_events
-from own_sounds.windows import BACKGROUND, Windows
+from own_sounds.windows import BACKGROUND, Windows, with_background
 from tests.support.heads import draw_nothing
 from tests.support.own_sounds import FAST, probe, tone
 from tests.support.scripts import call, refused

@@ -117,9 +117,9 @@ def test_rankings_are_read_again_as_they_were_scored(results: Path) -> None:
         ("path,a,b\n0.wav,1,0\n1.wav,0,2\n", (), "line 3: column 'b' is taken for a class"),
         ("path,a,b\n0.wav,1,0\n1.wav,1,0\n", (), "no clip is of class 'b': its column is 0 everywhere"),
         ("path,b\n0.wav,1\n", (), "lacks the column label, or a column of 0 and 1 for every class"),
-        ("path,label\n0.wav,a;b\n1.wav,b\n2.wav,b;c\n", (), "a single clip is of class 'a'"),
-        ("path,label,split\n0.wav,a;b,train\n1.wav,b;a,train\n2.wav,b;c,test\n3.wav,c,test\n", (), "class 'c' has only test clips"),
-        ("path,label\n0.wav,a;b\n1.wav,b\n", ("--label-separator", "none"), "a single clip is of class 'a;b'"),
+        ("path,label\n0.wav,a;b\n1.wav,b\n2.wav,b;c\n", (), "class 'a' has 1 of 3 clips"),
+        ("path,label,split\n0.wav,a;b,train\n1.wav,b;a,train\n2.wav,b;c,test\n3.wav,c,test\n", (), "class 'c' has 2 of 4 clips, 2 of them in the test split"),
+        ("path,label\n0.wav,a;b\n1.wav,b\n", ("--label-separator", "none"), "class 'a;b' has 1 of 2 clips"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(text: str, flags: tuple[str, ...], message: str, table: Path, tmp_path: Path) -> None:
