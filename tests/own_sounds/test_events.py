@@ -18,7 +18,7 @@ from common.heads import TrainedHead
 from own_sounds.predict import predict_main
 from own_sounds.probe import probe_main
 from own_sounds.sounds import Source
-from own_sounds.timeline import Event, Heard, find_events, write_events
+from own_sounds.timeline import Event, Heard, find_events, write_events, write_page
 from own_sounds.windows import BACKGROUND, Windows, with_background
 from tests.support.heads import draw_nothing
 from tests.support.own_sounds import FAST, probe, tone
@@ -227,7 +227,6 @@ def test_windows_without_overlap_are_as_they_were_cut(tmp_path: Path) -> None:
 
 def test_the_page_shows_and_plays_a_recording(tmp_path: Path) -> None:
     """Clicks, keys and zoom, at a desk and on a phone, light and dark; a name cannot end the page's script."""
-    from own_sounds.timeline_page import write_page
     from tests.support.browser import BROWSER, opened, wait_until
 
     if BROWSER is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from common.datasets import Clip
 from common.evaluation.record import LabelSets, RunRecord
 from common.features import FeatureSet
 from common.heads import TrainedHead
-from own_sounds.predict import Row, _print_table, predict_main
+from own_sounds.predict import _print_table, predict_main
 from own_sounds.probe import probe_main
+from own_sounds.timeline import Heard
 from tests.support.heads import draw_nothing
 from tests.support.own_sounds import FAST, probe, tone
 from tests.support.scripts import call, refused
@@ -129,9 +131,10 @@ def test_bad_input_is_one_line(text: str, flags: tuple[str, ...], message: str, 
     assert message in line, line
 
 
-def test_a_mark_hides_no_label(capsys: pytest.CaptureFixture[str]) -> None:
-    probabilities = {"high": 0.9, "middle": 0.8, "low": 0.1}
-    row = Row("both.wav", Clip(Path("both.wav")), ["high", "middle"], probabilities, {"none_of_these": True})
-    _print_table([row], 5, is_multilabel=True)
+def test_a_mark_hides_no_label(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip, probabilities = Clip(Path("both.wav")), np.array([[0.9, 0.1, 0.8]])
+    one = Heard(clip, "both.wav", [clip], probabilities, np.array([9.0]), np.array([True]))
+    head = TrainedHead.load(results / "own_table_linear_classifier.pt")
+    _print_table([one], replace(head, class_names=["high", "low", "middle"], thresholds=[0.5] * 3), 5)
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("none of these", "high 90.0 %", "middle 80.0 %"))
