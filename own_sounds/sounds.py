@@ -99,12 +99,12 @@ class Source:
         else:
             rows = read_rows(self.place, self.encoding, index=index)
             sounds = clips_of(rows, dict(self.columns), self.label_separator, is_labelled=self.label_regex is None)
-        root, clips = sounds.root, sounds.clips
+        clips = sounds.clips
         if self.label_regex is not None:
-            labels = _matches(clips, root, self.label_regex, "--label-regex")
+            labels = _matches(sounds, self.label_regex, "--label-regex")
             clips = [replace(clip, labels=(label,)) for clip, label in zip(clips, labels, strict=True)]
         if self.group_regex is not None:
-            groups = _matches(clips, root, self.group_regex, "--group-regex")
+            groups = _matches(sounds, self.group_regex, "--group-regex")
             clips = [replace(clip, group=group) for clip, group in zip(clips, groups, strict=True)]
         clips = [replace(clip, labels=tuple(map(composed, clip.labels))) for clip in clips]
         clips, remarks = with_background(clips, self.background)
@@ -249,7 +249,7 @@ def _division_of(folder: str) -> dict[str, Any]:
     return {"split": SPLITS[folder.lower()]} if folder.lower() in SPLITS else {}
 
 
-def _matches(clips: Sequence[Clip], root: Path, pattern: str, flag: str) -> list[str]:
+def _matches(sounds: Sounds, pattern: str, flag: str) -> list[str]:
     """What the pattern matches in every clip's path; DatasetError if it matches nothing somewhere."""
     try:
         expression = re.compile(pattern)
@@ -258,8 +258,8 @@ def _matches(clips: Sequence[Clip], root: Path, pattern: str, flag: str) -> list
     from common.datasets.containers import name_of
 
     names = []
-    for clip in clips:
-        path = name_of(clip.path, root)
+    for clip in sounds.clips:
+        path = name_of(clip.path, sounds.root)
         match = expression.search(path)
         name = match[1 if expression.groups else 0] if match else None
         if not name:
@@ -292,9 +292,8 @@ def _by_groups(features: FeatureSet, seed: int) -> Prepared:
 
     labels, groups = features.labels.numpy(), np.array(features.groups)
     has_class = labels.T if features.is_multilabel else labels == np.arange(len(features.class_names))[:, None]
-    n_groups_of = np.array([len(set(groups[rows])) for rows in has_class])
-    rarest = int(n_groups_of.argmin())
-    n_groups = int(n_groups_of[rarest])
+    n_groups_of = [len(set(groups[rows])) for rows in has_class]
+    n_groups = min(n_groups_of)
     for n_folds in range(min(MOST_FOLDS, n_groups), 1, -1):
         with warnings.catch_warnings():  # of scikit-learn, about classes with fewer clips than folds
             warnings.simplefilter("ignore", UserWarning)
@@ -305,6 +304,6 @@ def _by_groups(features: FeatureSet, seed: int) -> Prepared:
             divided = replace(features, folds=torch.from_numpy(folds))
             return Prepared(divided, f"{n_folds} folds by group, made here with seed {seed}", is_official=False)
     raise DatasetError(
-        f"no folds keep groups apart and hold every class: class {features.class_names[rarest]} has clips of only {n_groups} "
-        f"group{'s' * (n_groups > 1)}; give folds or splits, or leave out the groups (then related clips may be on both sides)"
+        f"no folds keep groups apart and hold every class: class {features.class_names[n_groups_of.index(n_groups)]} has clips of "
+        f"only {n_groups} groups; give folds or splits, or leave out the groups (then related clips may be on both sides)"
     )

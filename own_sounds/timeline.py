@@ -175,11 +175,7 @@ def plot_timeline(heard: Heard, class_names: Sequence[str], path: Path) -> None:
 
 
 def write_page(
-    heard: Sequence[Heard],
-    events: Sequence[Sequence[Event]],
-    class_names: Sequence[str],
-    sample_rate: int,
-    path: Path,
+    heard: Sequence[Heard], events: Sequence[Sequence[Event]], class_names: Sequence[str], sample_rate: int, path: Path
 ) -> None:
     """Write the page of all recordings; sounds are read at the encoder's `sample_rate`. OutputError: it cannot be written."""
     total_s = sum(end_s - start_s for start_s, end_s in (one.span for one in heard))
