@@ -11,8 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from common.cli import extract_task, print_status
 from common.config import ConfigError, ExtractConfig, load_config
-from common.datasets import Clip, Task
-from common.errors import UserError
+from common.datasets import Task
 from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, run, user_path
 from own_sounds.sounds import FOLDER, INPUTS, add_columns, clips_in
 from own_sounds.windows import Windows, add_windows
@@ -48,11 +47,11 @@ def _embed(argv: Sequence[str] | None) -> None:
     task = replace(TASK, name=f"embeddings_{output.stem}", title=output.stem)
     settings = {key: value for key, value in vars(arguments).items() if key in SETTINGS and value is not None}
     config = load_config(ExtractConfig, task.config_file, arguments.config, settings)
-    windows = Windows.of_flags(arguments.window, arguments.hop)
+    windows = Windows(arguments.window, arguments.hop)
     sounds = clips_in(arguments.paths, arguments)
     for remark in sounds.remarks:
         print(remark)
-    cuts = (cut for clip in sounds.clips for cut in _windows(clip, windows))  # there may be millions
+    cuts = (cut for clip in sounds.clips for cut in windows.of_clip(clip))  # there may be millions
     how = Arguments([task], config, {}, arguments.overwrite, launch)
     if not extract_task(task, sounds, features_file, how, cuts):
         return  # another process joins the parts
@@ -63,14 +62,6 @@ def _embed(argv: Sequence[str] | None) -> None:
         write_embeddings(FeatureSet.load(features_file), output)
         print(f"-> {output}")
     print(f"Look for similar sounds: python own_sounds/find.py SOUND {features_file} --audio {sounds.root}")
-
-
-def _windows(clip: Clip, windows: Windows | None) -> list[Clip]:
-    """The clip, or its windows. A file that cannot be opened is one clip, so that the extraction names it."""
-    try:
-        return windows.of_clip(clip) if windows else [clip]
-    except UserError:
-        return [clip]
 
 
 if __name__ == "__main__":

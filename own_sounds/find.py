@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +43,7 @@ def _find(arguments: argparse.Namespace) -> None:
     from own_sounds.search import Collection, nearest, varied
 
     collection = Collection.load(paths if arguments.diverse else paths[1:], arguments.audio)
-    made_by, embeddings = collection.sets[0].meta, collection.embeddings
+    embeddings, made_by = collection.embeddings, collection.made_by
     scaler = fit_scaler("whiten" if arguments.whiten else "standard", embeddings)
     if arguments.diverse:
         title, matches = f"{count} clips to label", [collection.match(row) for row in varied(embeddings, scaler, count)]
@@ -98,18 +97,17 @@ def _cells(match: Match, label: str) -> list[str]:
 
 def add_to_table(matches: Sequence[Match], label: str, path: Path) -> None:
     """Append clips to a table with the columns COLUMNS, unless they are in it; ConfigError if it is another table."""
-    rows = [COLUMNS]
-    if path.exists():
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))
-        if rows[:1] != [COLUMNS]:
-            raise ConfigError(f"{path} does not have the columns {', '.join(COLUMNS)}; give another --table")
-    listed = {(path, start, end) for path, _, start, end, _ in rows}
-    labelled = [_cells(match, label) for match in matches]
-    added = [row for row in labelled if (row[0], row[2], row[3]) not in listed]
-    write_csv(path, [*rows, *added])
-    before = f"; {len(labelled) - len(added)} were in it before, and keep their labels" * (len(added) < len(labelled))
-    print(f"{len(added)} clips of {label!r} added to {path}{before}")
+    import pandas as pd
+
+    found = pd.DataFrame([_cells(match, label) for match in matches], columns=COLUMNS)
+    listed = pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else found[:0]
+    if list(listed) != COLUMNS:
+        raise ConfigError(f"{path} does not have the columns {', '.join(COLUMNS)}; give another --table")
+    table = pd.concat([listed, found]).drop_duplicates(["path", "start", "end"])
+    write_csv(path, [COLUMNS, *table.to_numpy().tolist()])
+    n_known = len(listed) + len(found) - len(table)
+    before = f"; {n_known} were in it before, and keep their labels" * bool(n_known)
+    print(f"{len(found) - n_known} clips of {label!r} added to {path}{before}")
 
 
 def write_page(matches: Sequence[Match], title: str, label: str, sample_rate: int, path: Path) -> None:

@@ -6,14 +6,14 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
 from common.config import DEFAULT_CHECKPOINT, DEVICES, ConfigError
-from common.datasets import LABEL_SEPARATOR, Clip, Sounds
+from common.datasets import LABEL_SEPARATOR, Sounds
 from common.datasets.rows import TABLES
 from common.encoder_name import EncoderKind, EncoderName
 from common.errors import UserError
@@ -25,28 +25,24 @@ from own_sounds.sounds import INPUTS, add_columns, clips_in
 from own_sounds.windows import Windows, add_windows
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from common.encoder import Encoder
     from common.features import Provenance
     from common.heads import Threshold, TrainedHead
     from own_sounds.timeline import Event, Heard
 
 NONE = "none of these"
-LITTLE = 0.15  # share of unheard classes' clips that is hardly more than the false alarms
 
 
 def predict_main(argv: Sequence[str] | None = None) -> None:
-    run(lambda: _predict(argv))
+    run(lambda: _predict(_parser().parse_args(argv)))
 
 
-def _predict(argv: Sequence[str] | None) -> None:
-    arguments = _parser().parse_args(argv)
+def _refuse_wrong(arguments: argparse.Namespace) -> None:
+    """ConfigError or OutputError, before any work."""
     if arguments.top < 1:
         raise ConfigError("--top must be at least 1")
-    windows = Windows.of_flags(arguments.window, arguments.hop)
     for flag in ("plot", "events", "html"):
-        if getattr(arguments, flag) and windows is None:
+        if getattr(arguments, flag) and arguments.window is None:
             raise ConfigError(f"--{flag} shows what is heard over time; add --window S")
     if arguments.events and arguments.events.suffix in TABLES:
         raise ConfigError(
@@ -54,43 +50,49 @@ def _predict(argv: Sequence[str] | None) -> None:
         )
     if arguments.threshold is not None and not (arguments.events or arguments.html):
         raise ConfigError("--threshold is that of events; add --events FOLDER or --html FILE")
-    for place in (
-        arguments.csv,
-        arguments.html,
-        *(folder and folder / "x" for folder in (arguments.events, arguments.plot)),
-    ):
-        if place:
-            refuse_unwritable(place)
+    for flag, share in (("--none-of-these", arguments.none_of_these), ("--threshold", arguments.threshold)):
+        if share is not None and not 0 < share < 1:
+            raise ConfigError(f"{flag} {share:g} is not between 0 and 1")
+    files = [folder / "x" for folder in (arguments.events, arguments.plot) if folder]
+    for file in (arguments.csv, arguments.html, *files):
+        if file:
+            refuse_unwritable(file)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    _refuse_wrong(arguments)
+    windows = Windows(arguments.window, arguments.hop)
     sounds = clips_in(arguments.paths, arguments)
     from common.heads import TrainedHead
-    from own_sounds.timeline import find_events, write_events
+    from own_sounds.timeline import file_names, find_events, plot_timeline, write_events, write_page
 
     head = TrainedHead.load(arguments.head)
     encoder = encoder_of(head.encoder, arguments)
     head.outputs_of(encoder)  # refuses a different encoder before any file is read
-    threshold = None if arguments.none_of_these is None else none_of_these(head, arguments.none_of_these)
-    thresholds = thresholds_of(head, arguments.threshold) if arguments.events or arguments.html else None
+    threshold, thresholds = thresholds_of(head, arguments)
     heard = listen(head, encoder, sounds, windows, threshold and threshold.distance)
-    events = [find_events(one, head, thresholds) for one in heard] if thresholds else None
-    rows = [row for one in heard for row in _rows(one, head)]
+    events = [find_events(one, head, thresholds) for one in heard] if thresholds else []
     if arguments.json:
-        _print_json(rows, head.class_names, arguments.top)
-    elif events is not None:
+        _print_json(heard, head, arguments.top)
+    elif thresholds:
         _print_events(heard, events)
     else:
-        _print_table(rows, head.class_names, arguments.top, is_multilabel=head.scaling is not None)
+        _print_table(heard, head, arguments.top)
     if threshold is not None and head.known:
         print(_explain(threshold, arguments.none_of_these, head.known.found), file=sys.stderr)
-    written = [_write_table(rows, head.class_names, arguments.csv)] if arguments.csv else []
-    if arguments.events and events is not None:
+    written = []
+    if arguments.csv:
+        _write_table(heard, head, arguments.csv)
+        written.append(arguments.csv)
+    if arguments.events:
         written += write_events(heard, events, arguments.events)
-    if arguments.html and events is not None:
-        from own_sounds.timeline_page import write_page
-
+    if arguments.html:
         write_page(heard, events, head.class_names, encoder.sample_rate, arguments.html)
         written.append(arguments.html)
     if arguments.plot:
-        written += _plot(heard, head.class_names, arguments.plot, arguments.figure_format)
+        for one, name in zip(heard, file_names(heard), strict=True):
+            written.append(arguments.plot / f"{name}_timeline.{arguments.figure_format}")
+            plot_timeline(one, head.class_names, written[-1])
     if written:
         print(f"-> {', '.join(map(str, written))}", file=sys.stderr)
     failed = len(sounds.clips) - len(heard)
@@ -158,83 +160,56 @@ def encoder_of(provenance: Provenance, flags: argparse.Namespace) -> Encoder:
     )
 
 
-def none_of_these(head: TrainedHead, rate: float) -> Threshold:
-    """The distance beyond which a sound is none of the classes; ConfigError or NoneOfTheseError if the head has too few held-out
-    clips for that rate of false alarms."""
-    if not 0 < rate < 1:
-        raise ConfigError(f"--none-of-these {rate:g} is not between 0 and 1; give a false-alarm rate such as 0.05")
-    if head.known is None:
+def thresholds_of(head: TrainedHead, flags: argparse.Namespace) -> tuple[Threshold | None, list[float] | None]:
+    """The distance beyond which a sound is none of the classes, and the probability of every class from which it is heard, as far
+    as flags ask for them; ConfigError or NoneOfTheseError if the head has too few held-out clips."""
+    has_events, mark, thresholds = flags.events or flags.html, None, None
+    if flags.none_of_these is not None and head.known:
+        mark = head.known.threshold(flags.none_of_these)
+    if has_events:
+        thresholds = [flags.threshold] * len(head.class_names) if flags.threshold else head.thresholds
+    if (has_events and thresholds is None) or (flags.none_of_these is not None and mark is None):
         raise ConfigError(
-            "the head was trained without held-out clips, so it has no threshold for --none-of-these; train it again "
-            "with --overwrite, on data with folds or validation clips"
+            "the head was trained without held-out clips, so it has no thresholds; train it again with --overwrite, on data with "
+            "folds or validation clips, or give that of events: --threshold 0.5"
         )
-    return head.known.threshold(rate)
-
-
-def thresholds_of(head: TrainedHead, threshold: float | None) -> list[float]:
-    """The probability of every class from which it is heard; ConfigError if the head has none and none is given."""
-    if threshold is not None:
-        if not 0 < threshold < 1:
-            raise ConfigError(f"--threshold {threshold:g} is not between 0 and 1")
-        return [threshold] * len(head.class_names)
-    if head.thresholds is None:
-        raise ConfigError(
-            "the head was trained without held-out clips, so it has no thresholds; give one: --threshold 0.5"
-        )
-    return head.thresholds
+    return mark, thresholds
 
 
 def listen(
-    head: TrainedHead, encoder: Encoder, sounds: Sounds, windows: Windows | None, threshold: float | None = None
+    head: TrainedHead, encoder: Encoder, sounds: Sounds, windows: Windows, threshold: float | None
 ) -> list[Heard]:
     """What a head hears in every clip, with one window in memory at a time; clips that cannot be read are named and left out.
     UserError if none can be read."""
-    from common.datasets.audio import AudioError
-    from common.datasets.containers import name_of
+    import numpy as np
+    import torch
 
-    cuts: list[tuple[Clip, list[Clip]]] = []
+    from common.datasets.audio import AudioError, read_audio
+    from common.datasets.containers import name_of
+    from own_sounds.timeline import Heard
+
+    cuts = [windows.of_clip(clip) for clip in sounds.clips]
     heard: list[Heard] = []
-    for clip in sounds.clips:
-        try:
-            cuts.append((clip, windows.of_clip(clip) if windows else [clip]))
-        except AudioError as error:
-            print(f"failed: {error}", file=sys.stderr)
-    unit = "window" if windows else "file"
-    with progress_bar(total=sum(len(parts) for _, parts in cuts), desc="listening", unit=unit) as bar:
-        for clip, parts in cuts:
+    with progress_bar(total=sum(map(len, cuts)), desc="listening", unit="window") as bar:
+        for clip, parts in zip(sounds.clips, cuts, strict=True):
+            answers = []
             try:
-                heard.append(_listen_to(head, encoder, clip, parts, name_of(clip.path, sounds.root), threshold, bar))
+                for part in parts:
+                    waveform = read_audio(part.path, encoder.sample_rate, part.start_s, part.end_s)
+                    answers.append(head.answer(encoder, [waveform]))
+                    bar.update()
             except AudioError as error:
                 bar.write(f"failed: {error}", file=sys.stderr)
+                continue
+            probabilities = torch.cat([of_classes for of_classes, _ in answers]).numpy()
+            distances, is_unknown = None, np.zeros(len(parts), bool)
+            if threshold is not None:
+                distances = np.concatenate([distance for _, distance in answers if distance is not None])
+                is_unknown = distances > threshold
+            heard.append(Heard(clip, name_of(clip.path, sounds.root), parts, probabilities, distances, is_unknown))
     if not heard:
         raise UserError(f"none of the {len(sounds.clips)} files could be read; each is named above")
     return heard
-
-
-def _listen_to(
-    head: TrainedHead,
-    encoder: Encoder,
-    clip: Clip,
-    windows: list[Clip],
-    name: str,
-    threshold: float | None,
-    bar: tqdm[Any],
-) -> Heard:
-    import numpy as np
-
-    from common.datasets.audio import read_audio
-    from own_sounds.timeline import Heard
-
-    probabilities, distances = [], []
-    for window in windows:
-        waveform = read_audio(window.path, encoder.sample_rate, window.start_s, window.end_s)
-        of_classes, distance = head.answer(encoder, [waveform])
-        probabilities.append(of_classes[0].numpy())
-        distances.append(np.nan if distance is None else distance[0])
-        bar.update()
-    far = np.array(distances, np.float32)
-    is_unknown = far > (np.inf if threshold is None else threshold)
-    return Heard(clip, name, windows, np.stack(probabilities), None if threshold is None else far, is_unknown)
 
 
 def _explain(threshold: Threshold, rate: float, found: float | None) -> str:
@@ -247,61 +222,32 @@ def _explain(threshold: Threshold, rate: float, found: float | None) -> str:
         why = "which may be of the same recordings as training clips"
         why = why if groups is None else f"of only {groups} groups ({math.ceil(1 / rate) - 1} would tell)"
         known = f"{rate:.1%} of {clips} are farther, {why}: how many clips of new recordings are marked by mistake is not known."
-    missed = "How many sounds of other classes are marked is not known."
-    if found is not None:
-        missed = (
-            f"At a rate of 5 %, {found:.0%} of the clips of a class are marked when the head does not know that class"
-        )
-        missed += "." if found > LITTLE else ": with this encoder the mark finds little but very different sounds."
+    if found is None:
+        missed = "How many sounds of other classes are marked is not known."
+    else:
+        missed = f"At a rate of 5 %, {found:.0%} of the clips of a class are marked when the head does not know that class; where "
+        missed += "that is below 15 %, the mark finds little but very different sounds."
     windows = "Windows of a different length than the training clips may be marked far more often."
     return f"{NONE}: farther than {threshold.distance:.4g} from every training clip. {known} {missed} {windows}"
 
 
-class Row(NamedTuple):
-    """The answer for a window, or for a whole file."""
-
-    name: str
-    clip: Clip
-    labels: list[str]  # the class, or with several labels a clip those from their thresholds on, most probable first
-    probabilities: list[float]  # (C,)
-    mark: dict[str, object]  # the distance, and whether it is none of the classes, if that was asked for
-
-    @property
-    def place(self) -> dict[str, object]:
-        """The file and window, for files."""
-        return {"file": str(self.clip.path), "start_s": self.clip.start_s, "end_s": self.clip.end_s}
-
-    def top(self, names: Sequence[str]) -> list[tuple[str, float]]:
-        """The classes and their probabilities, best first."""
-        return sorted(zip(names, self.probabilities, strict=True), key=lambda pair: -pair[1])
-
-
-def _rows(heard: Heard, head: TrainedHead) -> Iterator[Row]:
-    for place, (window, labels) in enumerate(zip(heard.windows, heard.labels(head), strict=True)):
-        mark: dict[str, object] = {}
-        if heard.distances is not None:
-            mark = {"distance": float(heard.distances[place]), "none_of_these": bool(heard.is_unknown[place])}
-        yield Row(heard.name, window, labels, heard.probabilities[place].tolist(), mark)
-
-
-def _print_table(rows: Sequence[Row], names: Sequence[str], count: int, is_multilabel: bool) -> None:
+def _print_table(heard: Sequence[Heard], head: TrainedHead, most: int) -> None:
     """Print the most probable classes; with several labels a clip, those that are predicted."""
-    if is_multilabel:
-        longest = max(len(row.labels) + bool(row.mark.get("none_of_these")) for row in rows)
-        count = max(1, min(count, longest))
-    count, has_windows = min(count, len(names)), rows[0].clip.start_s is not None
-    table = [["file", *["seconds"] * has_windows, *(f"{rank}." for rank in range(1, count + 1))]]
-    for row in rows:
-        chosen = row.top(names)
-        if is_multilabel:
-            chosen = [(name, probability) for name, probability in chosen if name in row.labels]
-        answers = [f"{name} {100 * probability:.1f} %" for name, probability in chosen[:count]]
-        answers += [""] * (count - len(answers))
-        if row.mark.get("none_of_these"):
-            answers = [NONE, *answers[:-1]]
-        window = [f"{row.clip.start_s:.2f}-{row.clip.end_s:.2f}"] if has_windows else []
-        table.append([row.name, *window, *answers])
-    print(as_text(table, left=len(table[0])))
+    has_windows = heard[0].windows[0].start_s is not None
+    table = []
+    for one in heard:
+        for window, probabilities, is_unknown in one.rows():
+            of_class = dict(zip(head.class_names, probabilities, strict=True))
+            shown = (
+                head.labels_of(probabilities) if head.scaling else sorted(of_class, key=lambda name: -of_class[name])
+            )
+            answers = [NONE] * is_unknown + [f"{name} {100 * of_class[name]:.1f} %" for name in shown]
+            seconds = [f"{window.start_s:.2f}-{window.end_s:.2f}"] if has_windows else []
+            table.append([one.name, *seconds, *answers[:most]])
+    width = max(map(len, table))
+    ranks = [f"{rank}." for rank in range(1, width - has_windows)]
+    filled = [cells + [""] * (width - len(cells)) for cells in table]
+    print(as_text([["file", *["seconds"] * has_windows, *ranks], *filled], left=width))
 
 
 def _print_events(heard: Sequence[Heard], events: Sequence[Sequence[Event]]) -> None:
@@ -314,33 +260,29 @@ def _print_events(heard: Sequence[Heard], events: Sequence[Sequence[Event]]) -> 
     print(as_text(table, left=3) if len(table) > 1 else "no events")
 
 
-def _print_json(rows: Sequence[Row], names: Sequence[str], count: int) -> None:
+def _print_json(heard: Sequence[Heard], head: TrainedHead, most: int) -> None:
     answers = []
-    for row in rows:
-        top = [{"class_name": name, "probability": share} for name, share in row.top(names)[:count]]
-        answers.append({**row.place, **row.mark, "labels": row.labels, "classes": top})
+    for one in heard:
+        for place, (window, probabilities, is_unknown) in enumerate(one.rows()):
+            answer = {"file": str(window.path), "start_s": window.start_s, "end_s": window.end_s}
+            if one.distances is not None:
+                answer |= {"distance": float(one.distances[place]), "none_of_these": is_unknown}
+            ranked = sorted(zip(head.class_names, probabilities, strict=True), key=lambda pair: -pair[1])
+            classes = [{"class_name": name, "probability": probability} for name, probability in ranked[:most]]
+            answers.append({**answer, "labels": head.labels_of(probabilities), "classes": classes})
     print(json.dumps(answers, indent=1))
 
 
-def _write_table(rows: Sequence[Row], names: Sequence[str], path: Path) -> Path:
+def _write_table(heard: Sequence[Heard], head: TrainedHead, path: Path) -> None:
     """Write a row per file or window, with every probability."""
-    table: list[list[object]] = [[*rows[0].place, "class_name", *rows[0].mark, *names]]
-    for row in rows:
-        mark = [int(cell) if isinstance(cell, bool) else cell for cell in row.mark.values()]
-        table.append([*row.place.values(), LABEL_SEPARATOR.join(row.labels), *mark, *row.probabilities])
+    marks = [] if heard[0].distances is None else ["distance", "none_of_these"]
+    table: list[list[object]] = [["file", "start_s", "end_s", "class_name", *marks, *head.class_names]]
+    for one in heard:
+        for place, (window, probabilities, is_unknown) in enumerate(one.rows()):
+            mark = [] if one.distances is None else [float(one.distances[place]), int(is_unknown)]
+            label = LABEL_SEPARATOR.join(head.labels_of(probabilities))
+            table.append([window.path, window.start_s, window.end_s, label, *mark, *probabilities])
     write_csv(path, table)
-    return path
-
-
-def _plot(heard: Sequence[Heard], names: Sequence[str], folder: Path, figure_format: str) -> list[Path]:
-    """Draw a timeline of every file."""
-    from own_sounds.timeline import file_names, plot_timeline
-
-    paths = []
-    for one, name in zip(heard, file_names(heard), strict=True):
-        paths.append(folder / f"{name}_timeline.{figure_format}")
-        plot_timeline(one, names, paths[-1])
-    return paths
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whe
 
 from common.cli import extract_task, print_status
 from common.config import ConfigError, ExtractConfig, FitConfig, load_config
-from common.datasets import Sounds
 from common.encoder_name import FORMS, EncoderName, file_of
 from common.flags import Arguments, Launch, Parser, add_launch, add_settings, add_shared, run, user_path
 from common.scripts import call, flags, measure_encoders
-from own_sounds.sounds import Source, absolute, add_source
+from own_sounds.sounds import Source, absolute, add_columns, chosen_columns
+from own_sounds.windows import BACKGROUND
 
 EXTRACT = [key for key in ExtractConfig.model_fields if key not in ("data_root", "features")]
 # What both kinds of settings have is asked for once, and what follows from the extraction not at all.
@@ -31,105 +31,98 @@ def probe_main(argv: Sequence[str] | None = None) -> None:
 def _probe(arguments: argparse.Namespace) -> None:
     if (arguments.source is None) == (arguments.features is None):
         raise ConfigError("give a folder or table of sounds, or embeddings of them with --features")
-    place = absolute(arguments.source or arguments.features)
-    source = replace(Source.of(place, arguments), has_audio=arguments.features is None)
+    source = Source(
+        absolute(arguments.source or arguments.features),
+        arguments.label_regex,
+        arguments.group_regex,
+        arguments.label_separator,
+        arguments.encoding,
+        tuple(chosen_columns(arguments).items()),
+        arguments.background,
+        has_audio=arguments.features is None,
+    )
     names = [EncoderName.parse(name).resolved(Path.cwd()) for name in arguments.encoders or ()]
-    flag_values = {key: value for key, value in vars(arguments).items() if value is not None}
-    extract, fit = _settings(flag_values, source.task().config_file)
+    extract, fit = _settings(arguments, source.task().config_file)
     slug = "audiosep" if names else EncoderName.parse(extract.encoder).slug
     folder = fit.output_dir or source.task().output_dir_of(slug)
     if folder.is_file():
         raise ConfigError(f"--output-dir {folder} is a file; give a folder")
-    if arguments.features is not None:
-        if names or source.as_flags():
-            what = "--encoders" if names else " ".join(source.as_flags())
-            raise ConfigError(f"{what} is about sounds; with --features, columns are called label, group and so on")
-        _probe_features(source, folder, fit, arguments.overwrite)
+    if source.has_audio:
+        _probe_sounds(source, names, folder, extract, fit, arguments)
         return
-    if not names:
-        _probe_sounds(source, None, folder, extract, fit, arguments)
-        return
-    sounds = _read(source, folder / source.task().features_file, fit)  # before any encoder is loaded
-    how = {key: getattr(extract, key) for key in ("checkpoint", "device", "trust_remote_code")}
-    measure_encoders(names, folder, arguments.overwrite, *flags(**how))
-    are_done = True
-    for name in names:
-        of_encoder = folder if name.slug == "audiosep" else folder / name.slug
-        print(f"\n{name.label}")
-        settings = extract.model_copy(update={"encoder": str(name)})
-        are_done &= _probe_sounds(source, sounds, of_encoder, settings, fit, arguments)
-    if are_done:
-        call("analysis/summary.py", "--results", folder)
-        call("analysis/report.py", "--results", folder)
+    if names or source.as_flags():
+        what = "--encoders" if names else " ".join(source.as_flags())
+        raise ConfigError(f"{what} is about sounds; with --features, columns are called label, group and so on")
+    from common.features import FeatureSet
+
+    features = FeatureSet.load(source.place)
+    print(f"{source.place}: {features!r}; without audio the report cannot play clips, and there is no ablation")
+    source = replace(source, is_multilabel=features.is_multilabel)
+    _classify(source, source.place.parent, source.place, folder, fit, arguments.overwrite)
 
 
-def _settings(flag_values: Mapping[str, object], config_file: Path) -> tuple[ExtractConfig, FitConfig]:
+def _settings(arguments: argparse.Namespace, config_file: Path) -> tuple[ExtractConfig, FitConfig]:
     """The settings of extraction and heads. Of the layers and pools that a head joins by "+", the extraction writes all."""
-    names = {key: str(flag_values[key]) for key in ("layer", "pool") if key in flag_values}
+    flag_values = {key: value for key, value in vars(arguments).items() if value is not None}
+    names = {key: flag_values[key] for key in ("layer", "pool") if key in flag_values}
     separate = {key: name.replace("+", ",") for key, name in names.items()}
     joined = {f"use_{key}": name for key, name in names.items() if "+" in name}
-    user_file = flag_values.get("config")
-    assert user_file is None or isinstance(user_file, Path)
     extract = {key: flag_values[key] for key in EXTRACT if key in flag_values} | separate
     fit = {key: flag_values[key] for key in FIT if key in flag_values} | joined
-    extract_config = load_config(ExtractConfig, config_file, user_file, extract)
-    return extract_config, load_config(FitConfig, config_file, user_file, fit)
-
-
-def _read(source: Source, features_file: Path, fit: FitConfig) -> Sounds:
-    """The clips, which can be divided; otherwise an error before any is embedded."""
-    from common.datasets.places import index_of
-    from common.evaluation.protocol import check_clips
-
-    sounds = source.read(index_of(features_file))
-    for remark in sounds.remarks:
-        print(remark)
-    check_clips(replace(source, is_multilabel=sounds.is_multilabel).task(), sounds, fit)
-    return sounds
+    extract_config = load_config(ExtractConfig, config_file, arguments.config, extract)
+    return extract_config, load_config(FitConfig, config_file, arguments.config, fit)
 
 
 def _probe_sounds(
     source: Source,
-    sounds: Sounds | None,
+    names: Sequence[EncoderName],
     folder: Path,
     extract: ExtractConfig,
     fit: FitConfig,
     arguments: argparse.Namespace,
-) -> bool:
-    """Extract the features of one encoder, and train heads on them, unless another process does that; returns whether it was
-    this one. `sounds` are the source's, if they were read before."""
-    encoder, launch = EncoderName.parse(extract.encoder).slug, Launch.of(arguments)
-    features_file = folder / file_of(source.task().features_file, encoder)
+) -> None:
+    """Extract the features of the encoders `names`, or of the one that the settings name, and train heads on them; those of an
+    encoder that another process finishes are left to it."""
+    from common.datasets.places import index_of
+    from common.evaluation.protocol import check_clips
+
+    launch, files = Launch.of(arguments), {}
+    for name in names or [EncoderName.parse(extract.encoder)]:
+        place = folder / name.slug if names and name.slug != "audiosep" else folder
+        files[name] = place / file_of(source.task().features_file, name.slug)
     if launch.status:
-        print_status(features_file, launch.status)
-        return False
-    sounds = sounds or _read(source, features_file, fit)
+        for features_file in files.values():
+            print_status(features_file, launch.status)
+        return
+    sounds = source.read(index_of(next(iter(files.values()))))
+    for remark in sounds.remarks:
+        print(remark)
     source = replace(source, is_multilabel=sounds.is_multilabel)
-    task = source.task()
-    how = Arguments([task], extract, {}, arguments.overwrite, launch)
-    if not extract_task(task, sounds, features_file, how):
-        return False  # another process joins the parts
-    source.save(folder, sounds.root)
-    _classify(source, features_file, folder, fit.model_copy(update={"encoder": extract.encoder}), arguments.overwrite)
-    return True
+    task, are_done = source.task(), True
+    check_clips(task, sounds, fit)  # before any encoder is loaded
+    if names:
+        chosen = {key: getattr(extract, key) for key in ("checkpoint", "device", "trust_remote_code")}
+        measure_encoders(names, folder, arguments.overwrite, *flags(**chosen))
+    for name, features_file in files.items():
+        if names:
+            print(f"\n{name.label}")
+        of_encoder = {"encoder": str(name)}
+        how = Arguments([task], extract.model_copy(update=of_encoder), {}, arguments.overwrite, launch)
+        if not extract_task(task, sounds, features_file, how):
+            are_done = False  # another process joins the parts
+            continue
+        settings = fit.model_copy(update=of_encoder)
+        _classify(source, sounds.root, features_file, features_file.parent, settings, arguments.overwrite)
+    if names and are_done:
+        call("analysis/summary.py", "--results", folder)
+        call("analysis/report.py", "--results", folder)
 
 
-def _probe_features(source: Source, folder: Path, fit: FitConfig, overwrite: bool) -> None:
-    """Train heads on embeddings that another program has made, or this one before."""
-    from common.features import FeatureSet
-
-    features = FeatureSet.load(source.place)
-    source = replace(source, is_multilabel=features.is_multilabel)
-    print(f"{source.place}: {features!r}; without audio the report cannot play clips, and there is no ablation")
-    folder.mkdir(parents=True, exist_ok=True)
-    source.save(folder, source.place.parent)
-    _classify(source, source.place, folder, fit, overwrite)
-
-
-def _classify(source: Source, features: Path, folder: Path, fit: FitConfig, overwrite: bool) -> None:
+def _classify(source: Source, root: Path, features: Path, folder: Path, fit: FitConfig, overwrite: bool) -> None:
     from common.encoder.device import fitting_device
     from common.evaluation.results import classify
 
+    source.save(folder, root)
     device = fitting_device(fit.device)
     places = {"features": features, "output_dir": folder, "device": str(device)}
     task = source.task()
@@ -147,7 +140,13 @@ def _parser() -> Parser:
     parser.add_argument("--features", type=user_path, metavar="FILE", help=text)
     text = f"compare several encoders, {FORMS}: one ranking with intervals and costs, and a report"
     parser.add_argument("--encoders", nargs="+", metavar="NAME", help=text)
-    add_source(parser)
+    text = "finds the class in a clip's path, such as '^(\\d)_'; then no sub-folders are needed"
+    parser.add_argument("--label-regex", metavar="REGEX", help=text)
+    text = "finds the group (speaker, recording) in a clip's path, such as '_(\\w+)_'; no group is on both sides"
+    parser.add_argument("--group-regex", metavar="REGEX", help=text)
+    text = f"of recordings with events, add up to N clips each from between the events, as the class {BACKGROUND!r}"
+    parser.add_argument("--background", type=int, default=0, metavar="N", help=text)
+    add_columns(parser)
     task = Source(Path("NAME")).task()
     add_settings(parser, ExtractConfig, task, EXTRACT)
     add_settings(parser, FitConfig, task, FIT)

@@ -22,8 +22,7 @@ from common.datasets.layout import files_in
 from common.datasets.rows import TABLES
 from common.datasets.tables import ROLES, SPLITS, alike, clips_of, composed
 from common.files import read_json, write_json
-from own_sounds.background import with_background
-from own_sounds.windows import BACKGROUND
+from own_sounds.windows import with_background
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -51,21 +50,8 @@ class Source:
     is_multilabel: bool = False  # whether clips have several labels, as far as known before they are read
     has_audio: bool = True  # whether it is not a file of embeddings
 
-    @classmethod
-    def of(cls, place: Path, flags: argparse.Namespace) -> Source:
-        """From the flags of `add_source`."""
-        return cls(
-            place,
-            flags.label_regex,
-            flags.group_regex,
-            flags.label_separator,
-            flags.encoding,
-            tuple(chosen_columns(flags).items()),
-            flags.background,
-        )
-
     def as_flags(self) -> list[str]:
-        """The flags that `of` reads."""
+        """The flags of `probe.py` that say the same."""
         values = {name: getattr(self, name) for name in ("label_regex", "group_regex", "label_separator", "encoding")}
         values |= {f"{role}_column": column for role, column in self.columns} | {"background": self.background or None}
         return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
@@ -82,8 +68,8 @@ class Source:
             return None
         try:
             content = json.loads(read_json(path))
-            root, place = Path(content.pop("root")), Path(content.pop("place"))
-            return cls(place, **content), root
+            root = Path(content.pop("root"))
+            return cls(**content), root
         except (ValueError, KeyError, TypeError) as error:
             raise DatasetError(f"{path} is damaged; run own_sounds/probe.py again") from error
 
@@ -111,12 +97,12 @@ class Source:
         else:
             rows = read_rows(self.place, self.encoding, index=index)
             sounds = clips_of(rows, dict(self.columns), self.label_separator, is_labelled=self.label_regex is None)
-        root, clips = sounds.root, sounds.clips
+        clips = sounds.clips
         if self.label_regex is not None:
-            labels = _matches(clips, root, self.label_regex, "--label-regex")
+            labels = _matches(sounds, self.label_regex, "--label-regex")
             clips = [replace(clip, labels=(label,)) for clip, label in zip(clips, labels, strict=True)]
         if self.group_regex is not None:
-            groups = _matches(clips, root, self.group_regex, "--group-regex")
+            groups = _matches(sounds, self.group_regex, "--group-regex")
             clips = [replace(clip, group=group) for clip, group in zip(clips, groups, strict=True)]
         clips = [replace(clip, labels=tuple(map(composed, clip.labels))) for clip in clips]
         clips, remarks = with_background(clips, self.background)
@@ -138,17 +124,6 @@ class Source:
             results_folder=self.results_folder,
             prepare=prepare,
         )
-
-
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that say how the class and group of a clip are found."""
-    text = "finds the class in a clip's path, such as '^(\\d)_'; then no sub-folders are needed"
-    parser.add_argument("--label-regex", metavar="REGEX", help=text)
-    text = "finds the group (speaker, recording) in a clip's path, such as '_(\\w+)_'; no group is on both sides"
-    parser.add_argument("--group-regex", metavar="REGEX", help=text)
-    text = f"of recordings with events, add up to N clips each from between the events, as the class {BACKGROUND!r}"
-    parser.add_argument("--background", type=int, default=0, metavar="N", help=text)
-    add_columns(parser)
 
 
 def add_columns(parser: argparse.ArgumentParser) -> None:
@@ -173,33 +148,28 @@ def absolute(place: Path) -> Path:
 
 
 def clips_in(paths: Sequence[Path], flags: argparse.Namespace) -> Sounds:
-    """The clips of a folder, or of files, folders, and what else lists clips in the folder that all are in.
+    """The clips of a folder, or of files, folders, and what else lists clips in the folder that all are in, as the flags of
+    `add_columns` say. DatasetError: a path is missing or has no audio, or a table cannot be read."""
+    listed = [_listed(absolute(path), flags) for path in paths]
+    if len(listed) == 1:
+        return listed[0]
+    clips = dict.fromkeys(clip for sounds in listed for clip in sounds.clips)
+    root = Path(os.path.commonpath([clip.path.parent for clip in clips]))
+    remarks = (remark for sounds in listed for remark in sounds.remarks)
+    return Sounds(root, list(clips), any(sounds.is_multilabel for sounds in listed), tuple(remarks))
 
-    Args:
-        flags: as `add_columns` adds them.
 
-    Raises:
-        DatasetError: a path is missing or has no audio, or a table cannot be read.
-    """
+def _listed(path: Path, flags: argparse.Namespace) -> Sounds:
     from common.datasets.places import has_rows, read_rows
 
-    clips: list[Clip] = []
-    listed: list[Sounds] = []
-    for path in map(absolute, paths):
-        if has_rows(path, with_annotations=False):
-            rows = read_rows(path, flags.encoding)
-            listed.append(clips_of(rows, chosen_columns(flags), flags.label_separator, is_labelled=False))
-            clips += listed[-1].clips
-        elif not path.exists():
-            raise DatasetMissingError(f"{path} not found; give audio files, folders of them, or tables")
-        else:
-            clips += map(Clip, find_audio(path) if path.is_dir() else [path])
-    if len(paths) == len(listed) == 1:
-        return listed[0]
-    of_folder = len(paths) == 1 and absolute(paths[0]).is_dir()
-    root = absolute(paths[0]) if of_folder else Path(os.path.commonpath([clip.path.parent for clip in clips]))
-    remarks = (remark for sounds in listed for remark in sounds.remarks)
-    return Sounds(root, list(dict.fromkeys(clips)), any(sounds.is_multilabel for sounds in listed), tuple(remarks))
+    if has_rows(path, with_annotations=False):
+        rows = read_rows(path, flags.encoding)
+        return clips_of(rows, chosen_columns(flags), flags.label_separator, is_labelled=False)
+    if path.is_dir():
+        return read_folder(path, has_classes=False)
+    if not path.exists():
+        raise DatasetMissingError(f"{path} not found; give audio files, folders of them, or tables")
+    return Sounds(path.parent, [Clip(path)])
 
 
 def find_audio(folder: Path) -> list[Path]:
@@ -232,25 +202,22 @@ def read_folder(root: Path, has_classes: bool = True) -> Sounds:
         parts = [names[1:] for names in parts]
     tops = sorted({names[0] for names in parts if len(names) > 1})
     below = {names[1] for names in parts if len(names) > 2}
-    kinds = sorted({kind for top in tops for kind in _division_of(top)} if all(map(_division_of, tops)) else set())
-    if (len(kinds) > 1 or (any(map(_division_of, tops)) and below and not kinds)) or (
-        len(below) > 1 and all(map(_division_of, below))
-    ):
+    kinds = {next(iter(_division_of(top)), "class") for top in tops}
+    depth = 1 if "class" in kinds else 2
+    if (len(kinds) > 1 and (below or depth == 2)) or (len(below) > 1 and all(map(_division_of, below))):
         raise DatasetError(
             f"{above}: some of the folders {', '.join(tops)}, or those in them, may be splits or folds; give a table"
         )
-    depth = 2 if kinds else 1
     loose = [path for path, names in zip(files, parts, strict=True) if len(names) <= depth]
     if loose:
-        place = f"the folder {loose[0].parent.name}, which is not a class" if kinds else "it"
         raise DatasetError(
-            f"{root}: {loose[0].name} lies directly in {place}; make a sub-folder for every class, give a table with the columns "
+            f"{loose[0]} does not lie in the folder of a class; make a sub-folder for every class, give a table with the columns "
             "path and label, or say with --label-regex where in the path the class is"
         )
-    remarks = [f"the folders {', '.join(tops)} are the {kinds[0]}s"] if kinds else []
+    remarks = [f"the folders {', '.join(tops)} are the {kinds.pop()}s"] if depth == 2 else []
     remarks += [f"the classes are the folders in {above}"] if above != root else []
     clips = [
-        replace(Clip(path, names[depth - 1 : depth]), **(_division_of(names[0]) if kinds else {}))
+        Clip(path, (names[depth - 1],), **(_division_of(names[0]) if depth == 2 else {}))
         for path, names in zip(files, parts, strict=True)
     ]
     return Sounds(root, clips, remarks=tuple(remarks))
@@ -264,7 +231,7 @@ def _division_of(folder: str) -> dict[str, Any]:
     return {"split": SPLITS[folder.lower()]} if folder.lower() in SPLITS else {}
 
 
-def _matches(clips: Sequence[Clip], root: Path, pattern: str, flag: str) -> list[str]:
+def _matches(sounds: Sounds, pattern: str, flag: str) -> list[str]:
     """What the pattern matches in every clip's path; DatasetError if it matches nothing somewhere."""
     try:
         expression = re.compile(pattern)
@@ -273,8 +240,8 @@ def _matches(clips: Sequence[Clip], root: Path, pattern: str, flag: str) -> list
     from common.datasets.containers import name_of
 
     names = []
-    for clip in clips:
-        path = name_of(clip.path, root)
+    for clip in sounds.clips:
+        path = name_of(clip.path, sounds.root)
         match = expression.search(path)
         name = match[1 if expression.groups else 0] if match else None
         if not name:
@@ -286,12 +253,8 @@ def _matches(clips: Sequence[Clip], root: Path, pattern: str, flag: str) -> list
 def prepare(features: FeatureSet, division: Division) -> Prepared:
     """Use the folds or splits of the table; else make folds that keep groups apart; else leave the rows undivided, for
     a random split with its warning. None of these is called official."""
-    if features.folds is not None:
-        numbers = sorted(set(features.folds.tolist()))
-        return Prepared(features, f"given folds {', '.join(map(str, numbers))}", is_official=False)
-    if features.splits is not None:
-        names = [name for name in ("train", "valid", "test") if name in features.splits]
-        return Prepared(features, f"given {', '.join(names[:-1])} and {names[-1]} split", is_official=False)
+    if features.folds is not None or features.splits is not None:
+        return Prepared(features, is_official=False)
     if features.groups is None:
         from common.features import SEGMENT
 

@@ -1,20 +1,27 @@
-"""What a head hears in long recordings: probabilities over time, and the events that this makes."""
+"""What a head hears in long recordings: probabilities over time, the events that this makes, and figures and pages of both."""
 
 from __future__ import annotations
 
+import base64
+import itertools
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
 from common.arrays import Array
 from common.datasets import Clip
+from common.datasets.audio import read_audio
 from common.datasets.rows import BEGIN, BEGIN_PATH, END, FILE
 from common.files import ODD_LETTERS, write_atomically, write_csv
+from common.page import as_json, environment, loudest, picture_uri, sound_uri, spectrogram
+from common.progress import progress_bar
 from own_sounds.windows import BACKGROUND
 
 if TYPE_CHECKING:
@@ -22,6 +29,13 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 12  # in a picture
 TOP_HZ = 22_050  # of an event in a table of Raven, which asks for frequencies
+TEMPLATE = Path(__file__).resolve().with_name("template")
+TILE_S = 60.0
+TILE_COLUMNS = 1200
+OVERVIEW_COLUMNS = 2000
+N_MELS = 96
+MARKED_HZ = (500, 1_000, 2_000, 4_000, 8_000, 16_000)
+EMBEDDED_S = 1200  # of audio in a page; of more, the files are played from where they are
 
 
 class Moments(NamedTuple):
@@ -30,9 +44,9 @@ class Moments(NamedTuple):
     spans: Array  # (M, 2) float64, seconds
     probabilities: Array  # (M, C) float32
 
-    def most_probable(self, most: int = MOST_CLASSES) -> Array:
+    def most_probable(self) -> Array:
         """The places of the classes that are the most probable anywhere, best first."""
-        return np.argsort(-self.probabilities.max(axis=0), kind="stable")[:most]
+        return np.argsort(-self.probabilities.max(axis=0), kind="stable")[:MOST_CLASSES]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +77,14 @@ class Heard:
         means = np.stack(sums_of_classes, axis=1)[is_held] / counts[is_held, None]
         return Moments(np.stack([edges[:-1], edges[1:]], axis=1)[is_held], np.clip(means, 0, 1).astype(np.float32))
 
-    @property
-    def start_s(self) -> float:
-        return self.windows[0].start_s or 0.0
+    def rows(self) -> Iterator[tuple[Clip, list[float], bool]]:
+        """Every window, its (C,) probabilities, and whether it is none of the classes."""
+        return zip(self.windows, self.probabilities.tolist(), self.is_unknown.tolist(), strict=True)
 
     @property
-    def end_s(self) -> float:
-        return self.windows[-1].end_s or 0.0
-
-    def labels(self, head: TrainedHead) -> list[list[str]]:
-        """The labels of every window."""
-        return [head.labels_of(row) for row in self.probabilities.tolist()]
+    def span(self) -> tuple[float, float]:
+        """The start and end of the windows in the recording, in seconds."""
+        return self.windows[0].start_s or 0.0, self.windows[-1].end_s or 0.0
 
 
 class Event(NamedTuple):
@@ -161,3 +172,62 @@ def plot_timeline(heard: Heard, class_names: Sequence[str], path: Path) -> None:
     axes.set_title(f"{heard.name}: probability{left_out}{hatched}", fontsize=10)
     figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01)
     save_figure(figure, path)
+
+
+def write_page(
+    heard: Sequence[Heard], events: Sequence[Sequence[Event]], class_names: Sequence[str], sample_rate: int, path: Path
+) -> None:
+    """Write the page of all recordings; sounds are read at the encoder's `sample_rate`. OutputError: it cannot be written."""
+    total_s = sum(end_s - start_s for start_s, end_s in (one.span for one in heard))
+    data = []
+    with progress_bar(total=round(total_s), desc="drawing", unit="s") as bar:
+        for one, found in zip(heard, events, strict=True):
+            spans, probabilities = one.moments
+            shown = sorted(one.moments.most_probable().tolist())
+            values = np.round(255 * probabilities[:, shown]).astype(np.uint8)  # moment by moment
+            data.append({
+                "name": one.name,
+                "classes": [class_names[place] for place in shown],
+                "spans": spans.round(4).ravel().tolist(),
+                "values": base64.b64encode(values.tobytes()).decode(),
+                "hertz": _marks(sample_rate),
+                "events": [event._asdict() for event in found],
+                **_pictures(one, sample_rate, bar.update),
+                **_sound(one, sample_rate, total_s <= EMBEDDED_S, path.parent),
+            })  # fmt: skip
+    page = environment(TEMPLATE).get_template("timeline.html").render(heard=heard, events=events, data=as_json(data))
+    write_atomically(path, page.encode())
+
+
+def _marks(sample_rate: int) -> list[tuple[str, float]]:
+    """Frequencies to name beside a spectrogram, and where they are, from its top, as shares of its height."""
+    import librosa
+
+    highest = librosa.hz_to_mel(sample_rate / 2)
+    marks = {f"{hertz / 1000:g} kHz": float(1 - librosa.hz_to_mel(hertz) / highest) for hertz in MARKED_HZ}
+    return [(name, share) for name, share in marks.items() if share > 0.02]
+
+
+def _pictures(heard: Heard, sample_rate: int, update: Callable[[float], object]) -> dict[str, object]:
+    """The spectrogram as tiles of TILE_S seconds, and one picture of all."""
+    edges_s = [*np.arange(*heard.span, TILE_S).tolist(), heard.span[1]]
+    tiles: list[Array] = []
+    for start_s, stop_s in itertools.pairwise(edges_s):
+        waveform = read_audio(heard.clip.path, sample_rate, start_s, stop_s)
+        columns = max(1, round(TILE_COLUMNS * (stop_s - start_s) / TILE_S))
+        tiles.append(spectrogram(waveform, sample_rate, columns, N_MELS).astype(np.float16))
+        update(round(stop_s - start_s))
+    everything = np.concatenate(tiles, axis=1)
+    edges = np.linspace(0, everything.shape[1], min(OVERVIEW_COLUMNS, everything.shape[1]) + 1).astype(int)
+    overview = np.maximum.reduceat(everything, edges[:-1], axis=1).astype(np.float32)
+    brightest = loudest(overview)
+    uris = [picture_uri(tile.astype(np.float32), brightest) for tile in tiles]
+    return {"tiles": uris, "tile_s": TILE_S, "overview": picture_uri(overview, brightest)}
+
+
+def _sound(heard: Heard, sample_rate: int, is_embedded: bool, folder: Path) -> dict[str, object]:
+    """The address of the sound, and the second of the recording at which it starts."""
+    if is_embedded:
+        waveform = read_audio(heard.clip.path, sample_rate, *heard.span)
+        return {"sound": sound_uri(waveform, sample_rate), "sound_s": heard.span[0]}
+    return {"sound": quote(Path(os.path.relpath(heard.clip.path, folder)).as_posix()), "sound_s": 0.0}

@@ -63,13 +63,11 @@ def loudest(decibels: Array) -> float:
 
 def picture_uri(decibels: Array, brightest: float) -> str:
     """A spectrogram (mels, columns) in dB as JPEG."""
-    from matplotlib import colormaps
-    from PIL import Image
+    from matplotlib.image import imsave
 
-    shares = np.clip((decibels - brightest) / RANGE_DB + 1, 0, 1)
-    colours = colormaps["magma"](shares, bytes=True)[..., :3]
     buffer = io.BytesIO()
-    Image.fromarray(colours).save(buffer, "JPEG", quality=80)
+    darkest = brightest - RANGE_DB
+    imsave(buffer, decibels, darkest, brightest, cmap="magma", format="jpeg", pil_kwargs={"quality": 80})
     return data_uri("image/jpeg", buffer.getvalue())
 
 

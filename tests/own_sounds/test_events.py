@@ -15,12 +15,11 @@ from common.arrays import Array
 from common.datasets import Clip
 from common.datasets.audio import read_audio
 from common.heads import TrainedHead
-from own_sounds.background import with_background
 from own_sounds.predict import predict_main
 from own_sounds.probe import probe_main
 from own_sounds.sounds import Source
-from own_sounds.timeline import Event, Heard, find_events, write_events
-from own_sounds.windows import BACKGROUND, Windows
+from own_sounds.timeline import Event, Heard, find_events, write_events, write_page
+from own_sounds.windows import BACKGROUND, Windows, with_background
 from tests.support.heads import draw_nothing
 from tests.support.own_sounds import FAST, probe, tone
 from tests.support.scripts import call, refused
@@ -214,7 +213,7 @@ def test_what_cannot_be_is_refused_before_the_work(recordings: Path, tmp_path: P
     )
     table = tmp_path / "whole.csv"
     table.write_text(f"path,label\n{recordings}/0.wav,a\n{recordings}/1.wav,b\n")
-    assert "--background 3: the clips are not events with start and end" in refused(
+    assert "--background 3: it takes a number above 0, and clips that are events with start and end" in refused(
         call(probe_main, table, "--background", 3, *FAST)
     )
 
@@ -228,7 +227,6 @@ def test_windows_without_overlap_are_as_they_were_cut(tmp_path: Path) -> None:
 
 def test_the_page_shows_and_plays_a_recording(tmp_path: Path) -> None:
     """Clicks, keys and zoom, at a desk and on a phone, light and dark; a name cannot end the page's script."""
-    from own_sounds.timeline_page import write_page
     from tests.support.browser import BROWSER, opened, wait_until
 
     if BROWSER is None:

@@ -86,7 +86,7 @@ def test_a_table_with_folds_gives_the_scores_of_its_task(esc50_root: Path, tmp_p
     table.to_csv(esc50_root / "table.csv", index=False)
     probe(esc50_root / "table.csv", "--output-dir", tmp_path / "table")
     of_task, of_table = (result(tmp_path / name).protocols["official"] for name in ("task", "table"))
-    assert of_table.division == "given folds 1, 2, 3, 4, 5"
+    assert of_table.division == "given folds 1-5"
     assert of_table.heads["linear"].mean == of_task.heads["linear"].mean
     assert of_table.heads["three_layer"].confusion == of_task.heads["three_layer"].confusion
     predictions = [(tmp_path / name / "predictions.csv").read_text().splitlines()[1:] for name in ("task", "table")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from common.datasets import Clip
 from common.evaluation.record import LabelSets, RunRecord
 from common.features import FeatureSet
 from common.heads import TrainedHead
-from own_sounds.predict import Row, _print_table, predict_main
+from own_sounds.predict import _print_table, predict_main
 from own_sounds.probe import probe_main
+from own_sounds.timeline import Heard
 from tests.support.heads import draw_nothing
 from tests.support.own_sounds import FAST, probe, tone
 from tests.support.scripts import call, refused
@@ -117,9 +119,9 @@ def test_rankings_are_read_again_as_they_were_scored(results: Path) -> None:
         ("path,a,b\n0.wav,1,0\n1.wav,0,2\n", (), "line 3: column 'b' is taken for a class"),
         ("path,a,b\n0.wav,1,0\n1.wav,1,0\n", (), "no clip is of class 'b': its column is 0 everywhere"),
         ("path,b\n0.wav,1\n", (), "lacks the column label, or a column of 0 and 1 for every class"),
-        ("path,label\n0.wav,a;b\n1.wav,b\n2.wav,b;c\n", (), "a single clip is of class 'a'"),
-        ("path,label,split\n0.wav,a;b,train\n1.wav,b;a,train\n2.wav,b;c,test\n3.wav,c,test\n", (), "class 'c' has only test clips"),
-        ("path,label\n0.wav,a;b\n1.wav,b\n", ("--label-separator", "none"), "a single clip is of class 'a;b'"),
+        ("path,label\n0.wav,a;b\n1.wav,b\n2.wav,b;c\n", (), "a single clip has the label 'a'"),
+        ("path,label,split\n0.wav,a;b,train\n1.wav,b;a,train\n2.wav,b;c,test\n3.wav,c,test\n", (), "the training side of the given train and test split has no clip of class c"),
+        ("path,label\n0.wav,a;b\n1.wav,b\n", ("--label-separator", "none"), "class a;b has a single clip"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(text: str, flags: tuple[str, ...], message: str, table: Path, tmp_path: Path) -> None:
@@ -129,8 +131,10 @@ def test_bad_input_is_one_line(text: str, flags: tuple[str, ...], message: str, 
     assert message in line, line
 
 
-def test_a_mark_hides_no_label(capsys: pytest.CaptureFixture[str]) -> None:
-    row = Row("both.wav", Clip(Path("both.wav")), ["high", "middle"], [0.9, 0.1, 0.8], {"none_of_these": True})
-    _print_table([row], ["high", "low", "middle"], 5, is_multilabel=True)
+def test_a_mark_hides_no_label(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip, probabilities = Clip(Path("both.wav")), np.array([[0.9, 0.1, 0.8]])
+    one = Heard(clip, "both.wav", [clip], probabilities, np.array([9.0]), np.array([True]))
+    head = TrainedHead.load(results / "own_table_linear_classifier.pt")
+    _print_table([one], replace(head, class_names=["high", "low", "middle"], thresholds=[0.5] * 3), 5)
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("none of these", "high 90.0 %", "middle 80.0 %"))

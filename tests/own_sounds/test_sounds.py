@@ -71,7 +71,7 @@ def test_a_wrong_folder_or_pattern_is_refused(classes: Path, tmp_path: Path) -> 
     for place, message in (
         (tmp_path / "nowhere", "not found; give a folder"),
         (write_wav(tmp_path / "x" / "a.wav"), "is not a table; give a .csv, .tsv"),
-        (tmp_path / "x", "a.wav lies directly in it; make a sub-folder for every class"),
+        (tmp_path / "x", "a.wav does not lie in the folder of a class; make a sub-folder"),
     ):
         with pytest.raises(DatasetError, match=message):
             Source(place).read()
@@ -103,7 +103,7 @@ def test_folders_of_splits_and_folds_hold_the_classes(tmp_path: Path) -> None:
         assert ", ".join(sorted(names)) in sounds.remarks[0]
         for name in names:
             write_wav(root / name / "loose.wav")
-        with pytest.raises(DatasetError, match=r"loose.wav lies directly in"):
+        with pytest.raises(DatasetError, match=r"loose.wav does not lie in the folder of a class"):
             Source(root).read()
 
 
