@@ -14,7 +14,7 @@ from analysis.scores import Run, by_task
 from common.datasets import Metric
 from common.encoder.measure import CheckRecord
 from common.encoder_name import slug_of
-from common.evaluation.intervals import MIN_GROUPS, PERMUTATIONS
+from common.evaluation.intervals import LEVEL, MIN_GROUPS, PER_TEST, PERMUTATIONS
 from common.evaluation.rankings import Rankings
 from common.evaluation.record import COMPARED, FIGURES, ComparisonRecord, Interval, Record, corrected
 from common.evaluation.scores import Hits
@@ -24,7 +24,6 @@ from common.scripts import ENCODERS_FOLDER
 from common.text_table import as_latex, as_markdown, escape_latex, percent, range_of
 
 RESAMPLES = 2000
-LEVEL = 0.05
 Judged = tuple[Run, Mapping[HeadKind, Hits | Rankings]]  # with what each of its heads has right
 
 
@@ -121,8 +120,7 @@ def can_tell(n_units: int, n_tests: int, metric: Metric = Metric.ACCURACY) -> bo
     """Whether any of `n_tests` tests that swap `n_units` groups can be significant."""
     if metric is Metric.MACRO_MAP:  # a t test
         return n_units >= MIN_GROUPS
-    # Swapping G groups has 2^G outcomes, on two sides.
-    return max(2.0 ** (1 - n_units), 1 / (PERMUTATIONS + 1)) * n_tests < LEVEL
+    return 2.0 ** (1 - n_units) * n_tests < LEVEL  # swapping G groups has 2^G outcomes, on two sides
 
 
 def compare_encoders(runs: Sequence[Run], folder: Path) -> EncodersRecord | None:
@@ -133,10 +131,10 @@ def compare_encoders(runs: Sequence[Run], folder: Path) -> EncodersRecord | None
     compared = [[(run, run.judged()) for run in of_task] for of_task in chosen if len(of_task) > 1]
     if not compared:
         return None
-    pairs = []
+    pairs, n_tests = [], sum(len(HEADS) * len(of_task) * (len(of_task) - 1) // 2 for of_task in compared)
     for of_task in compared:
         for ((first, judged), (second, other)), head in itertools.product(itertools.combinations(of_task, 2), HEADS):
-            pair = judged[head].minus(other[head])  # type: ignore[arg-type]  # both are of one kind
+            pair = judged[head].minus(other[head], n_tests)  # type: ignore[arg-type]  # both are of one kind
             names = {"task": first.study.name, "head": head, "first": first.encoder, "second": second.encoder}
             pairs.append(Pair(**pair.model_dump(), **names))
     pairs = corrected(pairs)
@@ -245,7 +243,11 @@ def _costs(runs: Sequence[Run], folder: Path, scores: Sequence[EncoderScore]) ->
 def _method(runs: Sequence[Run], n_tests: int) -> str:
     """How the numbers were made, as a paragraph for a paper; what differs between tasks is said with the tasks."""
     metrics = {run.first_protocol.majority_class.metric for run in runs}
-    tests = ["permutation tests that swap them in whole groups"] * (Metric.ACCURACY in metrics)
+    n_swaps = max(PERMUTATIONS, PER_TEST * n_tests)
+    swaps = (
+        f"permutation tests that swap them in whole groups ({n_swaps:,} times, so that p is at least {1 / n_swaps:.1g})"
+    )
+    tests = [swaps] * (Metric.ACCURACY in metrics)
     tests += ["t tests of the jackknife's differences (mAP)"] * (Metric.MACRO_MAP in metrics)
     said: dict[str, dict[str, None]] = {}  # how a task's numbers were made -> the titles of its tasks
     for run in runs:
@@ -315,7 +317,7 @@ def reading_notes(record: EncodersRecord) -> list[str]:
     lines = [
         "* the best of its column, and all that are not significantly worse: paired by groups, corrected for "
         f"{len(record.pairs)} tests (Holm), level {LEVEL:g}.",
-        "Intervals are of each score for itself; whether two encoders differ is in the table of pairs.",
+        "Intervals are of each score for itself; whether two encoders differ is in the table of pairs, where p, corrected, decides.",
         *["Mean rank: over the tasks that every encoder has."] * (len(record.tasks) > 1),
     ]
     if unknown:

@@ -18,8 +18,11 @@ from common.arrays import Array
 
 MIN_GROUPS = 5  # for an interval
 FEW_STRATA = 5
-PERMUTATIONS = 9999
-CONFIDENCE = 0.95
+PERMUTATIONS, PER_TEST = (
+    9999,
+    100,
+)  # at least; and for each of many tests, so that correction leaves the smallest p below 0.05
+CONFIDENCE, LEVEL = 0.95, 0.05
 BATCH = 4_000_000  # random signs at once
 
 
@@ -63,21 +66,21 @@ def difference_interval(differences: Array, groups: Array, splits: Array) -> tup
     return max(-1.0, float(difference - half)), min(1.0, float(difference + half))
 
 
-def paired_p_value(differences: Array, groups: Array) -> float | None:
-    """Two-sided p-value of a permutation test that swaps two heads in whole groups; None with fewer than two groups. The (M,)
-    differences are hits of a head minus hits of the other, weighted as in the score."""
+def paired_p_value(differences: Array, groups: Array, n_tests: int = 1) -> float | None:
+    """Two-sided p-value of a permutation test that swaps two heads in whole groups, one of `n_tests` made together; None with
+    fewer than two groups. The (M,) differences are hits of a head minus hits of the other, weighted as in the score."""
     names, group = np.unique(groups, return_inverse=True)
     if len(names) < 2:
         return None
     sums = np.bincount(group, weights=differences)
     observed, rng = abs(sums.sum()), np.random.default_rng(0)
-    sums, extreme, done = sums[sums != 0], 0, 0
-    while done < PERMUTATIONS:
-        n = min(PERMUTATIONS - done, max(1, BATCH // max(1, len(sums))))
+    sums, extreme, done, wanted = sums[sums != 0], 0, 0, max(PERMUTATIONS, PER_TEST * n_tests)
+    while done < wanted:
+        n = min(wanted - done, max(1, BATCH // max(1, len(sums))))
         signs = 2.0 * rng.integers(0, 2, (n, len(sums)), dtype=np.int8) - 1
         extreme += int((np.abs(signs @ sums) >= observed * (1 - 1e-12)).sum())
         done += n
-    return (1 + extreme) / (1 + PERMUTATIONS)
+    return (1 + extreme) / (1 + wanted)
 
 
 def jackknife_interval(share: float, without: Array) -> tuple[float, float] | None:

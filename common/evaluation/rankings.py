@@ -114,8 +114,8 @@ class Rankings:
         means: Array = times @ pseudo_values[self.blocks[first]] / times.sum(axis=1)
         return means
 
-    def minus(self, other: Rankings) -> ComparisonRecord:
-        """Its score minus that of other rankings of the same clips, in the same order."""
+    def minus(self, other: Rankings, n_tests: int = 1) -> ComparisonRecord:
+        """Its score minus that of other rankings of the same clips, in the same order, by a t test, however many are made."""
         difference = self.score - other.score
         interval, p_value = jackknife_difference(difference, self.without_each - other.without_each)
         return ComparisonRecord(

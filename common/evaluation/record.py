@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, computed_field
 from common.config import FitConfig
 from common.datasets import DivisionKind, Metric
 from common.errors import UserError
-from common.evaluation.intervals import holm
+from common.evaluation.intervals import LEVEL, holm
 from common.evaluation.load_features import EncoderRecord, FeaturesRecord
 from common.files import read_record
 from common.heads import HEADS, HeadKind, Recipe, head_title, recipe_for
@@ -133,7 +133,7 @@ class MeanRecord(Record):
     """Scores of a head as means over all splits and seeds."""
 
     mean: dict[str, Score]
-    # Population standard deviations of the folds' (seeds') means; None with only one.
+    # Standard deviations (of a sample) of the folds' (seeds') means; None with only one.
     std_over_folds: dict[str, Score] | None
     std_over_seeds: dict[str, Score] | None
     interval: Interval | None  # 95 %, of the main score (`common.evaluation.intervals`); None with too few groups
@@ -174,6 +174,12 @@ class ComparisonRecord(Record):
     @property
     def words(self) -> str:
         return f"{100 * self.difference:+.1f} points, 95 % {range_of(self.interval)}"
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether the interval says something else than the test."""
+        is_apart = self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
+        return self.interval is not None and self.p_value is not None and is_apart != (self.p_value < LEVEL)
 
     @property
     def cells(self) -> list[str]:

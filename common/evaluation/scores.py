@@ -93,12 +93,13 @@ def _score_fit(
 
 
 def _std_between(fits: Sequence[FitRecord], key: str) -> dict[str, float] | None:
-    """Standard deviation of every score between the means of the fits of a split, or of a seed; None with only one."""
+    """Standard deviation (of a sample) of every score between the means of the fits of a split, or of a seed; None with one."""
     parts = [list(part) for _, part in groupby(sorted(fits, key=attrgetter(key)), attrgetter(key))]
     if len(parts) < 2:
         return None
     return {
-        name: float(np.std([np.mean([fit.scores[name] for fit in part]) for part in parts])) for name in fits[0].scores
+        name: float(np.std([np.mean([fit.scores[name] for fit in part]) for part in parts], ddof=1))
+        for name in fits[0].scores
     }
 
 
@@ -124,15 +125,15 @@ class Hits:
         """The 95 % interval of the accuracy, or of the mean accuracy of (M,) strata."""
         return share_interval(self.hits, self.groups, self.splits, strata)
 
-    def minus(self, other: Hits) -> ComparisonRecord:
-        """Its accuracy minus that of other hits of the same clips, in the same order."""
+    def minus(self, other: Hits, n_tests: int = 1) -> ComparisonRecord:
+        """Its accuracy minus that of other hits of the same clips, in the same order; one of `n_tests` made together."""
         difference = self.hits - other.hits
         _, fold, sizes = np.unique(self.splits, return_inverse=True, return_counts=True)
         weighted = difference / sizes[fold] / len(sizes)  # folds of equal weight
         return ComparisonRecord(
             difference=float(weighted.sum()),
             interval=difference_interval(difference, self.groups, self.splits),
-            p_value=paired_p_value(weighted, self.groups),
+            p_value=paired_p_value(weighted, self.groups, n_tests),
             units=self.units,
             n_units=self.n_groups,
         )

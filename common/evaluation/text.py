@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from common.datasets import DivisionKind, Metric, Task
+from common.evaluation.calibration import TEMPERATURES
 from common.evaluation.intervals import MIN_GROUPS
 from common.evaluation.record import EfficiencyRecord, FewShotRecord, HeadRecord, ProtocolRecord, RunRecord
 from common.heads import head_title
 from common.text_table import as_markdown, as_text, percent, range_of
 
 WIDTH = 100  # of printed text
+FEW_UNITS = 20
 
 NAMES = {"balanced_accuracy": "the balanced accuracy", "icbhi_score": "the ICBHI score"}
 TITLES = {
@@ -148,7 +150,7 @@ def _probability_remarks(protocol: ProtocolRecord) -> Iterator[str]:
     if calibrations := [scored.calibration for scored in heads if scored.calibration is not None]:
         what = "a slope and a bias for every class" if calibrations[0].temperature is None else "a temperature"
         yield (
-            f"Calibration error of the probabilities, without and with {what} fitted on {calibrations[0].fitted_on}: "
+            f"Expected calibration error in points, without and with {what} fitted on {calibrations[0].fitted_on}: "
             f"{_by_head(protocol, _calibration, '; ')}."
         )
     for split, names in protocol.absent.items():
@@ -162,8 +164,17 @@ def _calibration(scored: HeadRecord) -> str | None:
     measured = scored.calibration
     if measured is None:
         return None
-    scale = "" if measured.temperature is None else f" (temperature {measured.temperature:.2g})"
+    scale = (
+        "" if measured.temperature is None else f" (the kept head's temperature: {_temperature(measured.temperature)})"
+    )
     return f" {percent(measured.error_before)} -> {percent(measured.error_after)}{scale}"
+
+
+def _temperature(value: float) -> str:
+    if value == 1:
+        return "none, since none helped"
+    at_the_end = [f"{end:g}" for end in TEMPERATURES if 0.98 < value / end < 1.02]
+    return f"{at_the_end[0]}, the end of the search" if at_the_end else f"{value:.2g}"
 
 
 def _f1(scored: HeadRecord) -> str | None:
@@ -178,6 +189,8 @@ def _interval_remarks(protocol: ProtocolRecord) -> Iterator[str]:
         return
     unknown = "" if units == "groups" else " (which clips are related is unknown)"
     yield f"95 % intervals are over {units}{unknown}. They leave out how much training itself would vary."
+    if (count := protocol.comparison.n_units) < FEW_UNITS:
+        yield f"{count} {units} are in effect {count} observations, so the intervals are wide, also where everything is right."
     for name, title in NAMES.items():
         if ranges := _by_head(protocol, partial(_more_interval, name)):
             yield f"95 % interval of {title}: {ranges}."
@@ -196,7 +209,11 @@ def _comparison_remarks(protocol: ProtocolRecord) -> Iterator[str]:
     compared = protocol.comparison
     is_t_test = protocol.majority_class.metric is Metric.MACRO_MAP
     how = f"t test over {compared.units}" if is_t_test else f"heads swapped in whole {compared.units}"
-    test = "" if compared.p_value is None else f", p = {compared.p_value:.2g} ({how})"
+    test = (
+        ""
+        if compared.p_value is None
+        else f", p = {compared.p_value:.2g} ({how}{', which decides' * compared.disagrees})"
+    )
     yield f"Three-layer minus linear: {compared.words}{test}."
 
 
