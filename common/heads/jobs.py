@@ -166,9 +166,9 @@ def check_fittable(features: FeatureSet, name: str) -> None:
             raise FitError(f"{name} has {len(counts)} classes; there is nothing to classify")
         for class_name, count in zip(features.class_names, counts, strict=True):
             if count in (0, 1, len(features)):
-                clips = {0: "no clip has", 1: "a single clip has"}.get(count, f"all {count:,} clips have")
                 raise FitError(
-                    f"{name}: {clips} the label {class_name!r}, so it cannot be learned and tested; leave it out or add clips"
+                    f"{name}: {count:,} of {len(features):,} clips have the label {class_name!r}, so it cannot be learned and "
+                    "tested; leave it out or add clips"
                 )
         return
     if int(features.labels.min()) < 0:
