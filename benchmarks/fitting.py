@@ -43,9 +43,8 @@ def main() -> None:
 
     rng, device, rows = np.random.default_rng(0), resolve_device(arguments.device), np.arange(CLIPS)
     labels = rows % CLASSES
-    values = rng.standard_normal((CLASSES, 384))[labels] + 3 * rng.standard_normal(
-        (CLIPS, 384)
-    )  # of overlapping classes
+    centres = rng.standard_normal((CLASSES, 384))
+    values = centres[labels] + 3 * rng.standard_normal((CLIPS, 384))  # of overlapping classes
     names, clip_ids = [str(label) for label in range(CLASSES)], [str(row) for row in rows]
     features = FeatureSet(torch.from_numpy(values).float(), torch.from_numpy(labels), names, clip_ids)
     of_fold = rows // (CLIPS // FOLDS)

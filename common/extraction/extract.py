@@ -63,7 +63,7 @@ def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: 
     slices = tuple(todo.cut(todo.lengths_s(clips, sizes), part_size, seconds))
     work = Work(clips, settings, slices, sizes, part_size, folder, joined, before)
     share = share if finished is None else Share()  # one process tries the few clips that failed
-    what, result = str(output) if share.is_all else f"shard {share} of {output}", None
+    what, result = str(output) if share.count == 1 else f"shard {share} of {output}", None
     with exclusive(folder / f".lock-{share}".replace("/", "-of-"), what), _explained(work):
         todo.check_folder(work, options.overwrite)
         if finished is not None:

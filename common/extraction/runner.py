@@ -75,7 +75,7 @@ class ThisProcess:
             if done := work.n_done() - to_mend:
                 print(f"continuing: {done:,} of {n_clips:,} clips were done before")
             left = sum(map(len, set(work.missing()) & set(assigned))) + to_mend
-            total, desc = (n_clips, "embedding") if share.is_all else (left, f"shard {share}")
+            total, desc = (n_clips, "embedding") if share.count == 1 else (left, f"shard {share}")
             with progress_bar(total=total, initial=total - left, unit="clip", desc=desc) as bar:
                 making = _Making(work, self, claims, bar)
                 making.run(again.items())

@@ -16,7 +16,7 @@ import torch
 from common.arrays import Array
 from common.average_precision import average_precisions
 from common.features import FeatureSet
-from common.heads.jobs import Curves, FitError, FittedHead, Job, Shuffle, Split, new_rows
+from common.heads.jobs import Curves, FitError, FittedHead, Job, Split, draw_batches, new_rows
 from common.heads.plain import PlainHead
 from common.heads.recipes import HEADS, HeadKind, Recipe, fit_recipe_scaler, head_title, new_head
 from common.heads.scalers import DEFAULT_SHRINKAGE, SHRINKAGES, Scaler, one_blas_thread
@@ -163,8 +163,8 @@ class _Fitting:
         with GLOBAL_RNG, torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
             self.module = new_head(kind, self.scaler.width, len(features.class_names), recipe.hidden_dim)
-        self.shuffle = Shuffle(job, features.labels.numpy(), recipe, self.scaler.width, HEADS[kind])
-        n_steps = recipe.epochs * self.shuffle.n_batches
+        self.batches = draw_batches(job, features.labels, recipe, self.scaler.width, HEADS[kind])
+        n_steps = recipe.epochs * math.ceil(len(job.split.train) / recipe.batch_size)
         on_cpu, arguments = scaled.device.type == "cpu", (self.module, recipe, n_steps)
         self.head = CompiledHead(*arguments) if on_cpu else PlainHead(*arguments, scaled.device)
         self.labels = features.labels.to(scaled.device)
@@ -176,11 +176,9 @@ class _Fitting:
         return len(self.curves.train_loss)
 
     def epoch(self) -> None:
-        """A pass over the training rows, then the scores; the state is kept if its epoch is the best or required one.
-
-        Test scores are recorded, and decide nothing.
-        """
-        loss = self.head.epoch(self.rows, self.shuffle.draw()) / len(self.job.split.train)
+        """A pass over the training rows, then the scores; the state is kept if its epoch is the best or required one. Test
+        scores are recorded, and decide nothing."""
+        loss = self.head.epoch(self.rows, next(self.batches)) / len(self.job.split.train)
         self.curves.train_loss.append(loss)
         is_kept = self.n_epochs == self.job.keep
         if len(self.job.split.valid):

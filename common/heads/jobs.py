@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -67,32 +68,23 @@ class Batches(NamedTuple):
     noise: torch.Tensor  # (S, n) float32 random numbers for dropout, layer by layer; n is 0 without dropout
 
 
-class Shuffle:
-    """Draws the batches of a job, epoch by epoch, with random numbers from its seed and its split's name."""
-
-    def __init__(self, job: Job, labels: Array, recipe: Recipe, width: int, n_hidden: int) -> None:
-        """For a head with `width` inputs and `n_hidden` hidden layers; `labels` are of all rows."""
-        self.train = torch.from_numpy(job.split.train)
-        self.labels = torch.from_numpy(labels)
-        self.size = min(recipe.batch_size, len(self.train))
-        self.n_batches = -(-len(self.train) // self.size)
-        n_noise = width * (recipe.input_dropout > 0) + n_hidden * recipe.hidden_dim * (recipe.dropout > 0)
-        self.n_noise = self.size * n_noise
-        self.orders = generator(job.seed, job.split.name)
-        self.noise = generator(job.seed, f"{job.split.name}, noise")
-
-    def draw(self) -> Batches:
-        """The next epoch's batches."""
-        count, places = len(self.train), self.n_batches * self.size
-        order = self.train[:1].repeat(places)
-        torch.index_select(self.train, 0, torch.randperm(count, generator=self.orders), out=order[:count])
-        shares = torch.full((places,), 1 / self.size)
-        if count < places:
-            shares[places - self.size :] = 1 / (count - places + self.size)
-            shares[count:] = 0
-        noise = torch.rand(self.n_batches, self.n_noise, generator=self.noise)
-        order = order.view(self.n_batches, self.size)
-        return Batches(order, self.labels[order], shares.view_as(order), noise)
+def draw_batches(job: Job, labels: torch.Tensor, recipe: Recipe, width: int, n_hidden: int) -> Iterator[Batches]:
+    """The batches of a job, epoch by epoch, with random numbers from its seed and its split's name; for a head with `width`
+    inputs and `n_hidden` hidden layers. `labels` are of all rows."""
+    train = torch.from_numpy(job.split.train)
+    count, size = len(train), min(recipe.batch_size, len(train))
+    n_batches = -(-count // size)
+    n_noise = width * (recipe.input_dropout > 0) + n_hidden * recipe.hidden_dim * (recipe.dropout > 0)
+    orders, noises = generator(job.seed, job.split.name), generator(job.seed, f"{job.split.name}, noise")
+    shares = torch.full((n_batches, size), 1 / size)
+    n_last = count - (n_batches - 1) * size
+    shares[-1] = 1 / n_last
+    shares[-1, n_last:] = 0
+    while True:
+        order = train[:1].repeat(n_batches * size)
+        torch.index_select(train, 0, torch.randperm(count, generator=orders), out=order[:count])
+        order = order.view(n_batches, size)
+        yield Batches(order, labels[order], shares, torch.rand(n_batches, size * n_noise, generator=noises))
 
 
 def generator(seed: int, name: str) -> torch.Generator:

@@ -45,9 +45,8 @@ class Recipe:
     relative_shrinkage: float | None = None
     is_unit_length: bool = False  # whether scaled rows are brought to the same length
     weight_decay: float = 0.0  # of AdamW (Loshchilov & Hutter 2019), on weights and not on biases; 0 is Adam
-    # Whether the learning rate falls to 0 along a half cosine, over all epochs. The last epoch is then kept, because
-    # the schedule of an earlier one is unfinished. (On training folds used neither to fit nor to choose, the last epoch
-    # of the three-layer head was half a point better than the chosen one.).
+    # Whether the learning rate falls to 0 along a half cosine, over all epochs. The last epoch is then kept: the schedule of
+    # an earlier one is unfinished, and on rows used neither to fit nor to choose, it was half a point better.
     is_cosine: bool = False
     # input_dropout, dropout: of the scaled embeddings, and after every ReLU
     input_dropout: float = 0.0
