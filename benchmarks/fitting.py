@@ -1,7 +1,6 @@
-"""How much faster heads are fitted together than one at a time: python benchmarks/fitting.py.
+"""How much faster heads are fitted together than one at a time, as by the original project: python benchmarks/fitting.py.
 
-The plain way is the original project's: a DataLoader with batches of 8, one model at a time, torch.optim.Adam. Both fit the
-same heads on the same generated features of ESC-50's size, and take turns.
+Both ways fit the same heads on the same generated features of ESC-50's size, and take turns.
 """
 
 from __future__ import annotations

@@ -92,8 +92,7 @@ def print_status(output: Path, form: str) -> None:
 def extract_task(
     task: Task, sounds: Sounds, output: Path, how: Arguments[ExtractConfig], clips: Iterable[Clip] | None = None
 ) -> bool:
-    """Embed a task's clips, or `clips` cut from them, as the flags say, and print how; returns whether the output is
-    finished."""
+    """Embed a task's clips, or `clips` cut from them, and print how; returns whether the output is finished."""
     config, launch, share = how.config, how.launch, how.launch.share
     from common.encoder import configured_encoder
     from common.extraction import ClipList, ExtractOptions, Threads, extract

@@ -168,10 +168,6 @@ class Work:
         """Whether another process has joined the parts."""
         return self.output is not None and stamp(self.output) != self.before
 
-    def is_made(self, place: range) -> bool:
-        """Whether there is nothing left to do for a part."""
-        return self.path(place).exists() or self.is_written()
-
     def part(self, place: range, outcomes: Mapping[int, Outcome]) -> Part:
         """The part of a slice, from what became of the clips in its rows of the list."""
         clips = self.clips.of(place)

@@ -44,12 +44,9 @@ def fit_chosen(
     refit: bool = True,
 ) -> list[ChosenHead]:
     """Fit every job with its epoch chosen on validation rows; then, with `refit`, head and scaler again on training and
-    validation rows, up to that epoch.
-
-    The epoch (and the shrinkage of whitening, if the recipe leaves it open) has the highest validation score: accuracy, or mean
-    average precision. Without validation rows, or if the learning rate falls to 0, it is the last; if then nothing else is left
-    to choose, validation rows are used for training from the start.
-    """
+    validation rows, up to that epoch. The epoch (and the shrinkage of whitening, if the recipe leaves it open) has the highest
+    validation score: accuracy, or mean average precision. Without validation rows, or if the learning rate falls to 0, it is the
+    last; if then nothing else is left to choose, validation rows are used for training from the start."""
     if recipe.is_cosine:
         jobs = [replace(job, keep=recipe.epochs) for job in jobs]
         if refit and not recipe.leaves_shrinkage_open:
@@ -87,12 +84,9 @@ def _all_train(split: Split) -> Split:
 def fit_heads(
     kind: HeadKind, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device
 ) -> list[FittedHead]:
-    """Fit a head per job by the recipe: on the CPU by compiled steps, a head per core; on a GPU by plain torch, in turn.
-
-    The kept epoch is the job's `keep`, or the first of the highest validation score, or the last. Scaler and head
-    see training rows only. A head's random numbers come from its seed and its split's name, so it is the same whatever
-    else is fitted.
-    """
+    """Fit a head per job by the recipe: on the CPU by compiled steps, a head per core; on a GPU by plain torch, in turn. The
+    kept epoch is the job's `keep`, or the first of the highest validation score, or the last. Scaler and head see training rows
+    only. A head is the same whatever else is fitted."""
     scaled = _ScaledRows(features.features.numpy(), jobs, recipe, device)
     stop = threading.Event()
     bar = progress_bar(total=recipe.epochs * len(jobs), desc=f"fitting {len(jobs)} x {kind}", unit="epoch", leave=False)

@@ -100,10 +100,8 @@ def padded(width: int) -> int:
 
 def new_rows(count: int, width: int) -> Array:
     """Room for (count, width) scaled embeddings: (count, padded(width)) float32, where every row is followed by a 1, for the
-    bias, and zeros. Many gigabytes are in a temporary file, which the system keeps in memory as far as there is room.
-
-    All rows then have the same alignment in memory, so that rounding does not depend on a row's place.
-    """
+    bias, and zeros; so rows are aligned alike, and rounding does not depend on a row's place. Many gigabytes are in a temporary
+    file, which the system keeps in memory as far as there is room."""
     shape = count, padded(width)
     if 4 * math.prod(shape) <= MOST_IN_MEMORY:
         rows: Array = torch.zeros(shape).numpy()  # which begins at a cache line
@@ -152,28 +150,23 @@ def check_fittable(features: FeatureSet, name: str) -> None:
         raise FitError(f"{name}: {int(bad.sum())} rows hold NaN or infinite features (first: {first}); extract again")
     if all((block == blocks[0][:1]).all() for block in blocks):
         raise FitError(f"{name}: all {len(features):,} rows of features are the same; extract the features again")
-    if features.is_multilabel:
-        counts = features.labels.sum(dim=0).tolist()
-        if len(counts) < 2:
-            raise FitError(f"{name} has {len(counts)} classes; there is nothing to classify")
-        for class_name, count in zip(features.class_names, counts, strict=True):
-            if count in (0, 1, len(features)):
-                raise FitError(
-                    f"{name}: {count:,} of {len(features):,} clips have the label {class_name!r}, so it cannot be learned and "
-                    "tested; leave it out or add clips"
-                )
-        return
-    if int(features.labels.min()) < 0:
+    if not features.is_multilabel and int(features.labels.min()) < 0:
         raise FitError(
             f"{name} holds no labels; extract the features again with this project's scripts, or call their column label"
         )
-    present = features.labels.unique()
-    if len(present) < 2:
+    clips_of = features.labels.sum(dim=0) if features.is_multilabel else features.labels.unique(return_counts=True)[1]
+    if len(clips_of.nonzero()) < 2:
         raise FitError(
-            f"{name}: all {len(features):,} labels are {features.class_names[int(present[0])]!r}; there is nothing to "
-            "classify. The labels were read wrongly or the data are of one class: extract the features again"
+            f"{name} has clips of one class; there is nothing to classify: add others, or extract the features again if the "
+            "labels were read wrongly"
         )
-    if len(features) < len(features.class_names):
+    for label, count in enumerate(clips_of.tolist() if features.is_multilabel else ()):
+        if count in (0, 1, len(features)):
+            raise FitError(
+                f"{name}: {count:,} of {len(features):,} clips have the label {features.class_names[label]!r}, so it cannot "
+                "be learned and tested; leave it out or add clips"
+            )
+    if not features.is_multilabel and len(features) < len(features.class_names):
         raise FitError(
             f"{name}: {len(features)} clips are fewer than its {len(features.class_names)} classes; "
             "extract the features of the whole data set"
