@@ -128,8 +128,7 @@ def read_json(path: Path) -> bytes:
 
 
 def read_record(path: Path, kind: type[Model], error_of: Callable[[str], UserError]) -> Model:
-    """The record that `write_json` has written. If the file is damaged, or not of this kind, `error_of` makes of that what is
-    raised; OSError if it cannot be opened."""
+    """The record that `write_json` has written; if it is damaged, or not of this kind, what `error_of` makes of the cause."""
     try:
         return kind.model_validate_json(read_json(path))
     except ValueError as error:

@@ -216,8 +216,7 @@ def _relu(values, hidden):  # type: ignore[no-untyped-def]
 
 @compiled
 def _drop(values, width, noise, start, n_rows, dropout):  # type: ignore[no-untyped-def]
-    """Dropout of the first `width` columns of `n_rows` rows, in place, by random numbers from `noise[start]` on;
-    returns where the unused numbers begin."""
+    """Dropout of `width` columns of `n_rows` rows, in place, by the numbers from `noise[start]` on; returns where they end."""
     scale = np.float32(1 / (1 - dropout))
     for b in range(n_rows):
         row, numbers = values[b], noise[start + b * width : start + (b + 1) * width]

@@ -176,8 +176,7 @@ class TrainedHead:
         return self.answer(encoder, waveforms)[0]
 
     def answer(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> tuple[torch.Tensor, Array | None]:
-        """The probabilities of `predict_proba`, and distances (N,) to the nearest known training clip; None if the head keeps
-        none."""
+        """The probabilities of `predict_proba`, and distances (N,) to the nearest known training clip, if the head keeps any."""
         outputs = self.outputs_of(encoder)
         embedded = encoder.embed_outputs(waveforms, outputs)
         embeddings = torch.cat([embedded[output] for output in outputs], dim=1)
@@ -185,8 +184,7 @@ class TrainedHead:
         return self._probabilities(embeddings), distances
 
     def predict_features(self, features: FeatureSet) -> torch.Tensor:
-        """The rows of a feature file -> (N, C) probabilities; OtherEncoderError if they are of another encoder, layers or
-        pools."""
+        """The rows of a feature file -> (N, C) probabilities; OtherEncoderError if they are of another encoder or outputs."""
         layer, pool = self.encoder.get("layer"), self.encoder.get("pool")
         picked = features.pick(layer, pool or None) if "outputs" in features.meta else features
         require_equal(self.encoder, picked.meta, "the head was trained with", "the features have")
