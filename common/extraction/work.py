@@ -187,10 +187,9 @@ class Work:
             missing=sum(self.sizes[clip.row].item() == MISSING for clip in failed),
             failed={clip.row - place.start: (ids[clip.row], as_text(clip.why) or "") for clip in failed},
         )
-        labels = self.clips.columns.take(pa.array([clip.row for clip in kept], pa.int64()))
-        columns = {
+        labels = self.clips.columns.select(list(LABELS)).take(pa.array([clip.row for clip in kept], pa.int64()))
+        columns = labels.to_pydict() | {
             "clip_id": [ids[clip.row] for clip in kept],
-            **{name: labels[name].to_pylist() for name in LABELS},
             "samples": samples,
             "audio_checksum": [clip.checksum for clip in kept],
         }

@@ -36,12 +36,7 @@ class ChosenHead:
 
 
 def fit_chosen(
-    kind: HeadKind,
-    features: FeatureSet,
-    jobs: Sequence[Job],
-    recipe: Recipe,
-    device: torch.device,
-    refit: bool = True,
+    kind: HeadKind, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device, refit: bool = True
 ) -> list[ChosenHead]:
     """Fit every job with its epoch chosen on validation rows; then, with `refit`, head and scaler again on training and
     validation rows, up to that epoch. The epoch (and the shrinkage of whitening, if the recipe leaves it open) has the highest
