@@ -1,7 +1,6 @@
-"""How much faster heads are fitted together than one at a time: python benchmarks/fitting.py.
+"""How much faster heads are fitted together than one at a time, as by the original project: python benchmarks/fitting.py.
 
-The plain way is the original project's: a DataLoader with batches of 8, one model at a time, torch.optim.Adam. Both fit the
-same heads on the same generated features of ESC-50's size, and take turns.
+Both ways fit the same heads on the same generated features of ESC-50's size, and take turns.
 """
 
 from __future__ import annotations
@@ -43,9 +42,8 @@ def main() -> None:
 
     rng, device, rows = np.random.default_rng(0), resolve_device(arguments.device), np.arange(CLIPS)
     labels = rows % CLASSES
-    values = rng.standard_normal((CLASSES, 384))[labels] + 3 * rng.standard_normal(
-        (CLIPS, 384)
-    )  # of overlapping classes
+    centres = rng.standard_normal((CLASSES, 384))
+    values = centres[labels] + 3 * rng.standard_normal((CLIPS, 384))  # of overlapping classes
     names, clip_ids = [str(label) for label in range(CLASSES)], [str(row) for row in rows]
     features = FeatureSet(torch.from_numpy(values).float(), torch.from_numpy(labels), names, clip_ids)
     of_fold = rows // (CLIPS // FOLDS)

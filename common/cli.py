@@ -10,17 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.config import ExtractConfig, load_config
+from common.config import ExtractConfig, FitConfig, load_config
 from common.datasets import Clip, Sounds, Task, Variants
 from common.encoder_name import EncoderKind, EncoderName
-from common.flags import Arguments, parse_classify_flags, parse_extract_flags, run
+from common.flags import Arguments, parse_flags, run
 
 # Modules that import torch are imported where they are used, so that --help does not take seconds.
 if TYPE_CHECKING:
     import torch
 
     from common.encoder import Encoder, Output
-    from common.extraction import ClipList
 
 NOT_RELEASED = {
     "unknown": "a checkpoint unknown to this project (not one of the published releases)",
@@ -32,7 +31,7 @@ def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> No
     """Run a task's extraction script: clips under the data root -> feature file."""
 
     def extract_all() -> None:
-        arguments = parse_extract_flags(task, argv)
+        arguments = parse_flags(task, "Extract embeddings", argv, ExtractConfig)
         config = arguments.config
         from common.datasets.places import index_of, read_task
 
@@ -59,7 +58,7 @@ def classify_main(task: Task | Variants, argv: Sequence[str] | None = None) -> N
     """Run a task's classification script: feature file -> scores, figures, trained heads."""
 
     def classify_all() -> None:
-        arguments = parse_classify_flags(task, "Train the linear and the three-layer head on embeddings", argv)
+        arguments = parse_flags(task, "Train the linear and the three-layer head on embeddings", argv, FitConfig)
         from common.encoder.device import fitting_device
         from common.evaluation.results import classify
 
@@ -93,8 +92,7 @@ def print_status(output: Path, form: str) -> None:
 def extract_task(
     task: Task, sounds: Sounds, output: Path, how: Arguments[ExtractConfig], clips: Iterable[Clip] | None = None
 ) -> bool:
-    """Embed a task's clips, or `clips` cut from them, as the flags say, and print how; returns whether the output is
-    finished."""
+    """Embed a task's clips, or `clips` cut from them, and print how; returns whether the output is finished."""
     config, launch, share = how.config, how.launch, how.launch.share
     from common.encoder import configured_encoder
     from common.extraction import ClipList, ExtractOptions, Threads, extract
@@ -108,7 +106,9 @@ def extract_task(
     source = ClipList(
         clips or sounds.clips, sounds.root, task.name, task.class_names, task.is_multilabel, sounds.origin
     )
-    print(_describe_clips(task, source))
+    folds, classes = len(set(source.columns["fold"].unique().to_pylist()) - {None}), len(source.present_classes)
+    more = f", {classes} classes" * bool(classes) + f", {folds} fold{'s' * (folds != 1)}" * bool(folds)
+    print(f"{task.title}: {len(source):,} clips{more} in {source.root}")
     options = ExtractOptions(how.overwrite, share, config.allow_missing, config.part_size)
     load = partial(configured_encoder, config)
     if launch.ray:
@@ -135,12 +135,6 @@ def _devices(config: ExtractConfig, is_torchrun: bool) -> list[torch.device]:
         return [device]
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     return [gpus[int(os.environ.get("LOCAL_RANK", 0)) % len(gpus)]] if is_torchrun else gpus
-
-
-def _describe_clips(task: Task, clips: ClipList) -> str:
-    classes, folds = len(clips.present_classes), len(set(clips.columns["fold"].unique().to_pylist()) - {None})
-    more = f", {classes} classes" * bool(classes) + f", {folds} fold{'s' * (folds != 1)}" * bool(folds)
-    return f"{task.title}: {len(clips):,} clips{more} in {clips.root}"
 
 
 def _describe_encoder(encoder: Encoder, outputs: Sequence[Output]) -> str:

@@ -116,10 +116,7 @@ class ExtractConfig(Settings):
 
 
 class FitConfig(Settings):
-    """The settings of a classification.
-
-    `epochs`, `batch_size`, `learning_rate`, `hidden_dim`, `scaler` and `whiten_eps` are None if the recipe decides.
-    """
+    """The settings of a classification; RECIPE_SETTINGS, the scaler and its shrinkage are None if the recipe decides."""
 
     encoder: EncoderText = setting("audiosep", FORMS, "NAME")
     features: PlacePath | None = setting(None, "the feature file to read", "FILE")
@@ -214,8 +211,7 @@ def _read_values(path: Path) -> dict[str, Any]:
 
 
 def _validated(values: Mapping[str, object], base: Path, path: Path | None = None) -> dict[str, Any]:
-    """The values of a file, or of the command line, converted to their declared types; YAML, for example, reads 1e-3 as text.
-    Relative paths count from `base`."""
+    """The values of a file, or of the command line, as their declared types; relative paths count from `base`."""
     fields = _Everything.model_fields
     for key in values:
         if key not in fields:

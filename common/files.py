@@ -56,8 +56,7 @@ def sha256_of(path: Path) -> str:
 
 
 def refuse_unwritable(path: Path) -> None:
-    """OutputError if a file cannot be written there, found out by writing an empty one beside it: before hours of
-    work, not after."""
+    """OutputError if a file cannot be written there, found out by writing an empty one beside it."""
     try:
         if path.is_dir():
             raise OutputError(f"{path} is a folder; give the file to write: {path / 'features.pt'}")
@@ -129,8 +128,7 @@ def read_json(path: Path) -> bytes:
 
 
 def read_record(path: Path, kind: type[Model], error_of: Callable[[str], UserError]) -> Model:
-    """The record that `write_json` has written. If the file is damaged, or not of this kind, `error_of` makes of that what is
-    raised; OSError if it cannot be opened."""
+    """The record that `write_json` has written; if it is damaged, or not of this kind, what `error_of` makes of the cause."""
     try:
         return kind.model_validate_json(read_json(path))
     except ValueError as error:
@@ -174,14 +172,9 @@ def _interned(content: Any) -> Any:
 
 
 def load_torch(path: Path, mmap: bool = False, checks: bool = True) -> Any:
-    """``torch.load`` with ``weights_only=True`` on the CPU, memory-mapped with `mmap` if the format allows, so that a large
-    file's unused tensors are never read; its many exceptions are mapped to the three below.
-
-    Raises:
-        UnsafeFileError: the file holds more than tensors and plain containers.
-        DamagedFileError: it cannot be parsed, or (with `checks`) a checksum in the zip is wrong, which torch does not look at.
-        OSError: it cannot be opened.
-    """
+    """``torch.load`` with ``weights_only=True`` on the CPU; with `mmap` the unused tensors of a large zip are never read.
+    UnsafeFileError: the file holds more than tensors and plain containers; DamagedFileError: it cannot be parsed, or (with
+    `checks`) a checksum in the zip is wrong, which torch does not look at; OSError: it cannot be opened."""
     import torch
 
     with path.open("rb") as file:  # OSError, before others can be taken for damage

@@ -70,10 +70,6 @@ class Share:
     def __str__(self) -> str:
         return f"{self.index + 1}/{self.count}" if self.count else str(self.index)
 
-    @property
-    def is_all(self) -> bool:
-        return self.count == 1
-
     @classmethod
     def parse(cls, text: str | None, environment: Mapping[str, str] = os.environ) -> Share:
         """From ``"i/n"``, i from 1; else from torchrun, a Slurm array or a Kubernetes indexed job; else everything."""
@@ -104,10 +100,8 @@ class Share:
         return parts[self.index :: self.count] if self.count else parts
 
     def order(self, parts: Sequence[Part]) -> list[Part]:
-        """All parts in the order in which this process looks for work: its own, then the others' from the end.
-
-        Where the count is unknown, processes begin at places far apart.
-        """
+        """All parts in the order in which this process looks for work: its own, then the others' from the end. Where the count
+        is unknown, processes begin at places far apart."""
         if self.count:
             return list(dict.fromkeys((*self.assigned(parts), *reversed(parts))))
         start = int(len(parts) * (self.index * 0.618034 % 1))
@@ -152,20 +146,15 @@ class Arguments(Generic[Config]):
     launch: Launch = Launch()
 
 
-def parse_extract_flags(task: Task | Variants, argv: Sequence[str] | None) -> Arguments[ExtractConfig]:
-    return _parse(task, "Extract embeddings", argv, ExtractConfig, ExtractConfig.model_fields)
-
-
-def parse_classify_flags(
-    task: Task | Variants, what: str, argv: Sequence[str] | None, only: Collection[str] | None = None
-) -> Arguments[FitConfig]:
-    """Parse the flags of a script that reads features: `what` it does, for --help, and `only` these settings; None: all."""
-    return _parse(task, what, argv, FitConfig, FitConfig.model_fields if only is None else only)
-
-
-def _parse(
-    task: Task | Variants, what: str, argv: Sequence[str] | None, kind: type[Config], keys: Collection[str]
+def parse_flags(
+    task: Task | Variants,
+    what: str,
+    argv: Sequence[str] | None,
+    kind: type[Config],
+    only: Collection[str] | None = None,
 ) -> Arguments[Config]:
+    """Parse the flags of a task's script: `what` it does, for --help, and `only` these settings; None: all of its kind."""
+    keys = kind.model_fields if only is None else only
     variants = Variants({}, {(): task}) if isinstance(task, Task) else task
     first, titles = variants.first, "; or of ".join(variant.title for variant in variants.tasks.values())
     parser = Parser(f"{what} of {titles}.")

@@ -2,9 +2,8 @@
 them as a FeatureSet.
 
 A row per embedded clip: ``clip_id``, ``class_name``, ``split``, ``fold``, ``group``, ``samples`` (the waveform's length),
-``audio_checksum`` (of its file) and ``embedding``, a list of fixed size. pandas, DuckDB, Polars and `datasets` read them.
-
-Of a folder with more than a million rows, the embeddings are memory-mapped from one flat file, built beside the parts once.
+``audio_checksum`` (of its file) and ``embedding``, a list of fixed size. Of a folder with more than a million rows, the
+embeddings are memory-mapped from one flat file, built beside the parts once.
 """
 
 from __future__ import annotations
@@ -119,8 +118,7 @@ def read_info(path: Path) -> PartInfo:
 
 
 def read_part(path: Path) -> Part:
-    """Read a part and compare its checksums. DamagedFileError, naming it: it is damaged, or not a part; OSError: it cannot be
-    opened."""
+    """Read a part. DamagedFileError, naming it: it is damaged, or not a part; OSError: it cannot be opened."""
     with _reading(path):
         table = pq.read_table(path, partitioning=None)
         part = Part(_info(table.schema, path), table)

@@ -8,8 +8,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project, whether installed or not
 
 
+from common.config import FitConfig
 from common.datasets import Flag
-from common.flags import parse_classify_flags, run
+from common.flags import parse_flags, run
 from speaker_recognition.librispeech import OTHERS, TRAIN_CLEAN_100
 
 STATISTICS = {"train-clean-100": TRAIN_CLEAN_100, "dev-clean": OTHERS["dev-clean"]}
@@ -23,7 +24,7 @@ SETTINGS = ("encoder", "features", "use_layer", "use_pool", "output_dir", "rando
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the trials, score them by raw, standardised and whitened embeddings; print and save error rates and DET plot."""
-    arguments = parse_classify_flags(TASK, "Verify speakers by the cosine of embeddings", argv, SETTINGS)
+    arguments = parse_flags(TASK, "Verify speakers by the cosine of embeddings", argv, FitConfig, SETTINGS)
     from speaker_recognition.verification import verify
 
     subset = str(arguments.options["statistics"])

@@ -1,8 +1,6 @@
-"""Which process does which part, without talking: a claim is a file beside the parts that its owner renews.
-
-Works on a network disk: creating a file is exclusive there too, and ages are told by the file system's own clock. Two
-processes that nevertheless make the same part write the same bytes.
-"""
+"""Which process does which part, without talking: a claim is a file beside the parts that its owner renews. Works on a network
+disk: creating a file is exclusive there too, and the file system's clock tells ages. Two processes that nevertheless make the
+same part write the same bytes."""
 
 from __future__ import annotations
 

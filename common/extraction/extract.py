@@ -35,17 +35,13 @@ def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: 
     """Embed every clip and save the FeatureSet as `output`, a ``.pt`` file or a folder of parts; clips that cannot be embedded
     are listed in ``<output>.failed.csv``. Returns whether the output is finished; False: another process finishes it.
 
-    After an interruption at any moment, even by ``kill -9``, the same call continues and gives the same file: to the
-    last bit on one kind of CPU, to 1e-6 on a GPU, where rounding depends on which clips share a batch. Where there is a
-    finished file of the same settings and audio, only the clips that failed are tried again.
+    After an interruption at any moment, even by ``kill -9``, the same call continues and gives the same file: to the last bit
+    on one kind of CPU, to 1e-6 on a GPU, where rounding depends on which clips share a batch. Of a finished file of the same
+    settings and audio, only the clips that failed are tried again.
 
-    Raises:
-        OutputError: another run is writing the same output; it was made with different settings or from other audio and may
-            not be overwritten; or it cannot be written (finished work is kept).
-        ExtractionError: every clip failed.
-        DatasetMissingError: files of clips are not there, and `options` does not allow that.
-        KeyboardInterrupt: its message says what is kept.
-    """
+    OutputError: another run is writing the output, it was made with different settings or from other audio and may not be
+    overwritten, or it cannot be written (finished work is kept); ExtractionError: every clip failed; DatasetMissingError: files
+    are missing, and `options` does not allow that. The message of a KeyboardInterrupt says what is kept."""
     options = options or ExtractOptions()
     started, before, settings, share = time.monotonic(), todo.stamp(output), maker.settings(clips), options.share
     folder = todo.parts_folder(output, len(clips))
@@ -63,7 +59,7 @@ def extract(maker: ThisProcess | OnRay, clips: ClipList, output: Path, options: 
     slices = tuple(todo.cut(todo.lengths_s(clips, sizes), part_size, seconds))
     work = Work(clips, settings, slices, sizes, part_size, folder, joined, before)
     share = share if finished is None else Share()  # one process tries the few clips that failed
-    what, result = str(output) if share.is_all else f"shard {share} of {output}", None
+    what, result = str(output) if share.count == 1 else f"shard {share} of {output}", None
     with exclusive(folder / f".lock-{share}".replace("/", "-of-"), what), _explained(work):
         todo.check_folder(work, options.overwrite)
         if finished is not None:
@@ -114,14 +110,13 @@ def _why_unusable(existing: FeatureSet, clips: ClipList, settings: ExtractionSet
 
 
 def _worth_another_try(finished: FeatureSet, settings: ExtractionSettings) -> bool:
-    failed, device = len(finished.meta["failed"]), settings.provenance["device"]
-    if failed and finished.meta["device"] != device:
-        # Rows from a CPU and a GPU agree to 1e-6, but not to the last bit, so one file is made on one kind of device.
-        print(f"{failed} clips failed in the last run, on {finished.meta['device']}; not tried again on another device")
-        return False
+    failed, device = len(finished.meta["failed"]), finished.meta["device"]
+    # Rows from a CPU and a GPU agree to 1e-6, but not to the last bit, so one file is made on one kind of device.
+    is_same = device == settings.provenance["device"]
     if failed:
-        print(f"{failed} clips failed in the last run; trying them again")
-    return bool(failed)
+        then = "trying them again" if is_same else "not tried again on another device"
+        print(f"{failed} clips failed in the last run, on {device}; {then}")
+    return bool(failed) and is_same
 
 
 def _split_into_parts(work: Work, features: FeatureSet) -> None:

@@ -1,7 +1,5 @@
-"""Several processes that make the parts together: one for every GPU, or the actors of a Ray cluster. Each does a share.
-
-Launchers that start the same command several times (torchrun, job arrays) need nothing here but `Share`.
-"""
+"""Several processes that make the parts together: one for every GPU, or the actors of a Ray cluster. Launchers that start the
+same command several times (torchrun, job arrays) need only `Share`."""
 
 from __future__ import annotations
 

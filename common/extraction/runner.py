@@ -61,11 +61,8 @@ class ThisProcess:
         return ExtractionSettings.of(clips, self.encoder, self.outputs)
 
     def make(self, work: Work, share: Share) -> int:
-        """Make every part that is missing, first those of a share; returns how many clips were embedded.
-
-        Clips of earlier parts that failed, or whose audio has changed, are embedded again. At the end every part exists, or
-        another process has joined them.
-        """
+        """Make every part that is missing, first those of a share, and clips of earlier parts that failed or whose audio has
+        changed; returns how many were embedded. At the end every part exists, or another process has joined them."""
         n_clips, assigned = len(work.clips), share.assigned(work.slices)
         check = f"check-{share}".replace("/", "-of-")
         with Claims(work.folder, work.identity) as claims:
@@ -75,7 +72,7 @@ class ThisProcess:
             if done := work.n_done() - to_mend:
                 print(f"continuing: {done:,} of {n_clips:,} clips were done before")
             left = sum(map(len, set(work.missing()) & set(assigned))) + to_mend
-            total, desc = (n_clips, "embedding") if share.is_all else (left, f"shard {share}")
+            total, desc = (n_clips, "embedding") if share.count == 1 else (left, f"shard {share}")
             with progress_bar(total=total, initial=total - left, unit="clip", desc=desc) as bar:
                 making = _Making(work, self, claims, bar)
                 making.run(again.items())
@@ -143,11 +140,13 @@ class _Making:
     def _claimed(self, places: Sequence[range]) -> Iterator[tuple[range, dict[int, Outcome]]]:
         """The parts that nobody has made or claimed, each claimed when it is asked for."""
         for place in places:
-            if not self.work.is_made(place) and self.claims.take(file_name(place)):
-                if self.work.is_made(place):  # in the meantime
-                    self.claims.release(file_name(place))
-                else:
-                    yield place, {}
+            path = self.work.path(place)
+            if path.exists() or self.work.is_written() or not self.claims.take(path.name):
+                continue
+            if path.exists() or self.work.is_written():  # in the meantime
+                self.claims.release(path.name)
+            else:
+                yield place, {}
 
     def run(self, parts: Iterable[tuple[range, dict[int, Outcome]]]) -> bool:
         """Make the parts, of which some rows may be known; returns whether there were any."""

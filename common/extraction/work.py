@@ -168,10 +168,6 @@ class Work:
         """Whether another process has joined the parts."""
         return self.output is not None and stamp(self.output) != self.before
 
-    def is_made(self, place: range) -> bool:
-        """Whether there is nothing left to do for a part."""
-        return self.path(place).exists() or self.is_written()
-
     def part(self, place: range, outcomes: Mapping[int, Outcome]) -> Part:
         """The part of a slice, from what became of the clips in its rows of the list."""
         clips = self.clips.of(place)
@@ -191,10 +187,9 @@ class Work:
             missing=sum(self.sizes[clip.row].item() == MISSING for clip in failed),
             failed={clip.row - place.start: (ids[clip.row], as_text(clip.why) or "") for clip in failed},
         )
-        labels = self.clips.columns.take(pa.array([clip.row for clip in kept], pa.int64()))
-        columns = {
+        labels = self.clips.columns.select(list(LABELS)).take(pa.array([clip.row for clip in kept], pa.int64()))
+        columns = labels.to_pydict() | {
             "clip_id": [ids[clip.row] for clip in kept],
-            **{name: labels[name].to_pylist() for name in LABELS},
             "samples": samples,
             "audio_checksum": [clip.checksum for clip in kept],
         }

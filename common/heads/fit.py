@@ -16,7 +16,7 @@ import torch
 from common.arrays import Array
 from common.average_precision import average_precisions
 from common.features import FeatureSet
-from common.heads.jobs import Curves, FitError, FittedHead, Job, Shuffle, Split, new_rows
+from common.heads.jobs import Curves, FitError, FittedHead, Job, Split, draw_batches, new_rows
 from common.heads.plain import PlainHead
 from common.heads.recipes import HEADS, HeadKind, Recipe, fit_recipe_scaler, head_title, new_head
 from common.heads.scalers import DEFAULT_SHRINKAGE, SHRINKAGES, Scaler, one_blas_thread
@@ -36,20 +36,12 @@ class ChosenHead:
 
 
 def fit_chosen(
-    kind: HeadKind,
-    features: FeatureSet,
-    jobs: Sequence[Job],
-    recipe: Recipe,
-    device: torch.device,
-    refit: bool = True,
+    kind: HeadKind, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device, refit: bool = True
 ) -> list[ChosenHead]:
     """Fit every job with its epoch chosen on validation rows; then, with `refit`, head and scaler again on training and
-    validation rows, up to that epoch.
-
-    The epoch (and the shrinkage of whitening, if the recipe leaves it open) has the highest validation score: accuracy, or mean
-    average precision. Without validation rows, or if the learning rate falls to 0, it is the last; if then nothing else is left
-    to choose, validation rows are used for training from the start.
-    """
+    validation rows, up to that epoch. The epoch (and the shrinkage of whitening, if the recipe leaves it open) has the highest
+    validation score: accuracy, or mean average precision. Without validation rows, or if the learning rate falls to 0, it is the
+    last; if then nothing else is left to choose, validation rows are used for training from the start."""
     if recipe.is_cosine:
         jobs = [replace(job, keep=recipe.epochs) for job in jobs]
         if refit and not recipe.leaves_shrinkage_open:
@@ -87,12 +79,9 @@ def _all_train(split: Split) -> Split:
 def fit_heads(
     kind: HeadKind, features: FeatureSet, jobs: Sequence[Job], recipe: Recipe, device: torch.device
 ) -> list[FittedHead]:
-    """Fit a head per job by the recipe: on the CPU by compiled steps, a head per core; on a GPU by plain torch, in turn.
-
-    The kept epoch is the job's `keep`, or the first of the highest validation score, or the last. Scaler and head
-    see training rows only. A head's random numbers come from its seed and its split's name, so it is the same whatever
-    else is fitted.
-    """
+    """Fit a head per job by the recipe: on the CPU by compiled steps, a head per core; on a GPU by plain torch, in turn. The
+    kept epoch is the job's `keep`, or the first of the highest validation score, or the last. Scaler and head see training rows
+    only. A head is the same whatever else is fitted."""
     scaled = _ScaledRows(features.features.numpy(), jobs, recipe, device)
     stop = threading.Event()
     bar = progress_bar(total=recipe.epochs * len(jobs), desc=f"fitting {len(jobs)} x {kind}", unit="epoch", leave=False)
@@ -163,8 +152,8 @@ class _Fitting:
         with GLOBAL_RNG, torch.random.fork_rng(devices=[]):
             torch.manual_seed(job.seed)
             self.module = new_head(kind, self.scaler.width, len(features.class_names), recipe.hidden_dim)
-        self.shuffle = Shuffle(job, features.labels.numpy(), recipe, self.scaler.width, HEADS[kind])
-        n_steps = recipe.epochs * self.shuffle.n_batches
+        self.batches = draw_batches(job, features.labels, recipe, self.scaler.width, HEADS[kind])
+        n_steps = recipe.epochs * math.ceil(len(job.split.train) / recipe.batch_size)
         on_cpu, arguments = scaled.device.type == "cpu", (self.module, recipe, n_steps)
         self.head = CompiledHead(*arguments) if on_cpu else PlainHead(*arguments, scaled.device)
         self.labels = features.labels.to(scaled.device)
@@ -176,11 +165,9 @@ class _Fitting:
         return len(self.curves.train_loss)
 
     def epoch(self) -> None:
-        """A pass over the training rows, then the scores; the state is kept if its epoch is the best or required one.
-
-        Test scores are recorded, and decide nothing.
-        """
-        loss = self.head.epoch(self.rows, self.shuffle.draw()) / len(self.job.split.train)
+        """A pass over the training rows, then the scores; the state is kept if its epoch is the best or required one. Test
+        scores are recorded, and decide nothing."""
+        loss = self.head.epoch(self.rows, next(self.batches)) / len(self.job.split.train)
         self.curves.train_loss.append(loss)
         is_kept = self.n_epochs == self.job.keep
         if len(self.job.split.valid):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -67,32 +68,23 @@ class Batches(NamedTuple):
     noise: torch.Tensor  # (S, n) float32 random numbers for dropout, layer by layer; n is 0 without dropout
 
 
-class Shuffle:
-    """Draws the batches of a job, epoch by epoch, with random numbers from its seed and its split's name."""
-
-    def __init__(self, job: Job, labels: Array, recipe: Recipe, width: int, n_hidden: int) -> None:
-        """For a head with `width` inputs and `n_hidden` hidden layers; `labels` are of all rows."""
-        self.train = torch.from_numpy(job.split.train)
-        self.labels = torch.from_numpy(labels)
-        self.size = min(recipe.batch_size, len(self.train))
-        self.n_batches = -(-len(self.train) // self.size)
-        n_noise = width * (recipe.input_dropout > 0) + n_hidden * recipe.hidden_dim * (recipe.dropout > 0)
-        self.n_noise = self.size * n_noise
-        self.orders = generator(job.seed, job.split.name)
-        self.noise = generator(job.seed, f"{job.split.name}, noise")
-
-    def draw(self) -> Batches:
-        """The next epoch's batches."""
-        count, places = len(self.train), self.n_batches * self.size
-        order = self.train[:1].repeat(places)
-        torch.index_select(self.train, 0, torch.randperm(count, generator=self.orders), out=order[:count])
-        shares = torch.full((places,), 1 / self.size)
-        if count < places:
-            shares[places - self.size :] = 1 / (count - places + self.size)
-            shares[count:] = 0
-        noise = torch.rand(self.n_batches, self.n_noise, generator=self.noise)
-        order = order.view(self.n_batches, self.size)
-        return Batches(order, self.labels[order], shares.view_as(order), noise)
+def draw_batches(job: Job, labels: torch.Tensor, recipe: Recipe, width: int, n_hidden: int) -> Iterator[Batches]:
+    """The batches of a job, epoch by epoch, with random numbers from its seed and its split's name; for a head with `width`
+    inputs and `n_hidden` hidden layers. `labels` are of all rows."""
+    train = torch.from_numpy(job.split.train)
+    count, size = len(train), min(recipe.batch_size, len(train))
+    n_batches = -(-count // size)
+    n_noise = width * (recipe.input_dropout > 0) + n_hidden * recipe.hidden_dim * (recipe.dropout > 0)
+    orders, noises = generator(job.seed, job.split.name), generator(job.seed, f"{job.split.name}, noise")
+    shares = torch.full((n_batches, size), 1 / size)
+    n_last = count - (n_batches - 1) * size
+    shares[-1] = 1 / n_last
+    shares[-1, n_last:] = 0
+    while True:
+        order = train[:1].repeat(n_batches * size)
+        torch.index_select(train, 0, torch.randperm(count, generator=orders), out=order[:count])
+        order = order.view(n_batches, size)
+        yield Batches(order, labels[order], shares, torch.rand(n_batches, size * n_noise, generator=noises))
 
 
 def generator(seed: int, name: str) -> torch.Generator:
@@ -108,10 +100,8 @@ def padded(width: int) -> int:
 
 def new_rows(count: int, width: int) -> Array:
     """Room for (count, width) scaled embeddings: (count, padded(width)) float32, where every row is followed by a 1, for the
-    bias, and zeros. Many gigabytes are in a temporary file, which the system keeps in memory as far as there is room.
-
-    All rows then have the same alignment in memory, so that rounding does not depend on a row's place.
-    """
+    bias, and zeros; so rows are aligned alike, and rounding does not depend on a row's place. Many gigabytes are in a temporary
+    file, which the system keeps in memory as far as there is room."""
     shape = count, padded(width)
     if 4 * math.prod(shape) <= MOST_IN_MEMORY:
         rows: Array = torch.zeros(shape).numpy()  # which begins at a cache line
@@ -165,28 +155,22 @@ def check_fittable(features: FeatureSet, name: str) -> None:
 
 def check_labels(features: FeatureSet, name: str) -> None:
     """Raise FitError, naming the file or folder `name`, if the labels leave nothing to learn or to test."""
-    if features.is_multilabel:
-        counts = features.labels.sum(dim=0).tolist()
-        if len(counts) < 2:
-            raise FitError(f"{name} has {len(counts)} classes; there is nothing to classify")
-        for class_name, count in zip(features.class_names, counts, strict=True):
-            if count in (0, 1, len(features)):
-                clips = {0: "no clip has", 1: "a single clip has"}.get(count, f"all {count:,} clips have")
-                raise FitError(
-                    f"{name}: {clips} the label {class_name!r}, so it cannot be learned and tested; leave it out or add clips"
-                )
-        return
-    if int(features.labels.min()) < 0:
+    if not features.is_multilabel and int(features.labels.min()) < 0:
         raise FitError(
             f"{name} holds no labels; extract the features again with this project's scripts, or call their column label"
         )
-    present = features.labels.unique()
-    if len(present) < 2:
+    clips_of = features.labels.sum(dim=0) if features.is_multilabel else features.labels.unique(return_counts=True)[1]
+    if len(clips_of.nonzero()) < 2:
         raise FitError(
-            f"{name}: all {len(features):,} labels are {features.class_names[int(present[0])]!r}; there is nothing to "
-            "classify. The data are of one class, or the labels were read wrongly"
+            f"{name} has clips of one class; there is nothing to classify: add others, unless the labels were read wrongly"
         )
-    if len(features) < len(features.class_names):
+    for label, count in enumerate(clips_of.tolist() if features.is_multilabel else ()):
+        if count in (0, 1, len(features)):
+            raise FitError(
+                f"{name}: {count:,} of {len(features):,} clips have the label {features.class_names[label]!r}, so it cannot "
+                "be learned and tested; leave it out or add clips"
+            )
+    if not features.is_multilabel and len(features) < len(features.class_names):
         raise FitError(
             f"{name}: {len(features)} clips are fewer than its {len(features.class_names)} classes; "
             "extract the features of the whole data set"

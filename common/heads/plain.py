@@ -62,8 +62,7 @@ class PlainHead:
 
 
 def _losses(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """(B, C) logits -> (B,): the cross-entropy with (B,) labels, or the mean over classes of the binary cross-entropies with
-    (B, C) labels."""
+    """(B, C) logits -> (B,): the cross-entropy with (B,) labels, or with (B, C) the mean of the binary ones over classes."""
     if labels.ndim == 1:
         return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
     targets = (1 - smoothing) * labels.float() + smoothing / 2

@@ -64,8 +64,8 @@ def fit_scaler(
     """Fit a scaler on (N, D) training rows; more than MOST_AT_ONCE are read in blocks.
 
     Args:
-        kind: ``"standard"``: zero mean and unit variance (scikit-learn's StandardScaler). ``"whiten"``: then also the
-            principal components to unit variance, of which at most the MOST_COMPONENTS largest are kept. ``"none"``.
+        kind: ``"standard"``: zero mean and unit variance. ``"whiten"``: then also the principal components to unit variance,
+            of which at most the MOST_COMPONENTS largest are kept. ``"none"``.
         shrinkage: for ``"whiten"``, in (0, 1]: the correlation matrix C becomes ``(1 - shrinkage) * C + shrinkage * I``, as
             by Ledoit and Wolf (2004); otherwise directions of least variance, which are noise, would be amplified.
         rows: (K,) the rows of `train` to fit on; None: all.

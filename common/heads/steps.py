@@ -53,8 +53,8 @@ class Buffers(NamedTuple):
 
     inputs: Array  # (B, P), every row followed by a 1, for the bias, and zeros
     outputs: Array  # (B, O), then their errors
-    gradients: Array  # (P, O) of weights; fused steps use a single row
-    products: Array  # (B, P) of inputs; fused steps use none
+    gradients: Array  # (P, O) of weights; fused steps use the first row
+    products: Array  # (B, P) of inputs; fused steps do not use them
 
 
 class _Adam(NamedTuple):
@@ -107,11 +107,8 @@ def _adam(gradient, layer, i, adam):  # type: ignore[no-untyped-def]
 
 @compiled
 def _backward(layer, buffer, below, adam, scale):  # type: ignore[no-untyped-def]
-    """The error below a layer, and a step of AdamW on its weights, fused; for small batches.
-
-    `below` (B, I - 1) is filled with the error of the inputs that are not 0 (ReLU), which dropout has multiplied by `scale`;
-    empty: not needed.
-    """
+    """The error below a layer, and a step of AdamW on its weights, fused; for small batches. `below` (B, I - 1), unless it is
+    empty, is filled with the error of the inputs that are not 0 (ReLU), which dropout has multiplied by `scale`."""
     x, error, gradient = buffer.inputs, buffer.outputs, buffer.gradients[0]
     n_batch, n_outputs = error.shape
     for i in range(layer.n_inputs):
@@ -219,8 +216,7 @@ def _relu(values, hidden):  # type: ignore[no-untyped-def]
 
 @compiled
 def _drop(values, width, noise, start, n_rows, dropout):  # type: ignore[no-untyped-def]
-    """Dropout of the first `width` columns of `n_rows` rows, in place, by random numbers from `noise[start]` on;
-    returns where the unused numbers begin."""
+    """Dropout of `width` columns of `n_rows` rows, in place, by the numbers from `noise[start]` on; returns where they end."""
     scale = np.float32(1 / (1 - dropout))
     for b in range(n_rows):
         row, numbers = values[b], noise[start + b * width : start + (b + 1) * width]
@@ -262,27 +258,19 @@ def _backward_pass(layers, buffers, n_rows, adam, scale):  # type: ignore[no-unt
 
 def make_buffers(layers: Sequence[Layer], n_rows: int) -> tuple[Buffers, ...]:
     """Buffers for batches of `n_rows`."""
-    n_batch, is_fused = -(-n_rows // ROWS) * ROWS, n_rows <= LARGEST_FUSED
-    buffers = []
+    n_batch, buffers = -(-n_rows // ROWS) * ROWS, []
     for layer in layers:
         n_inputs, n_outputs = layer.weights.shape
-        shapes = ((n_batch, n_inputs), (n_batch, n_outputs), (1 if is_fused else n_inputs, n_outputs))
-        arrays = [np.zeros(shape, np.float32) for shape in (*shapes, (0 if is_fused else n_batch, n_inputs))]
-        buffers.append(Buffers(*arrays))
+        shapes = (n_batch, n_inputs), (n_batch, n_outputs), (n_inputs, n_outputs), (n_batch, n_inputs)
+        buffers.append(Buffers(*(np.zeros(shape, np.float32) for shape in shapes)))
         buffers[-1].inputs[:, layer.n_inputs - 1] = 1
     return tuple(buffers)
 
 
 @compiled
 def take_steps(rows, batches, layers, buffers, regularisation, done, rates):  # type: ignore[no-untyped-def]
-    """Take a step of a head per batch; returns the sum of the cross-entropies.
-
-    Args:
-        rows: (N, P) float32, as in `new_rows`.
-        layers, buffers: tuples of `Layer` and of `Buffers`, from the embeddings on.
-        done: previous steps of this head.
-        rates: learning rates, one per batch.
-    """
+    """Take a step of a head per batch of the (N, P) `rows`; returns the sum of the cross-entropies. Tuples of `Layer` and of
+    `Buffers` begin at the embeddings; `done` steps came before; `rates` has a learning rate per batch."""
     order, labels, shares, noise = batches
     n_rows = order.shape[1]
     scale, total = np.float32(1 / (1 - regularisation.dropout)), 0.0
@@ -338,13 +326,9 @@ class CompiledHead:
 
 def _layer_of(linear: nn.Linear) -> Layer:
     """A linear layer before the first step: rows of weights, the bias, zeros up to `padded`."""
-    rows = _zeros(padded(linear.in_features), linear.out_features)
+    shape = padded(linear.in_features), linear.out_features
+    # torch's arrays begin at a cache line, NumPy's do not.
+    rows, means, squares = (torch.zeros(shape).numpy() for _ in range(3))
     rows[: linear.in_features] = linear.weight.detach().t().numpy()
     rows[linear.in_features] = linear.bias.detach().numpy()
-    return Layer(rows, _zeros(*rows.shape), _zeros(*rows.shape), linear.in_features + 1)
-
-
-def _zeros(n_rows: int, n_columns: int) -> Array:
-    """float32 zeros that begin at a cache line, as torch allocates them and NumPy does not."""
-    zeros: Array = torch.zeros(n_rows, n_columns).numpy()
-    return zeros
+    return Layer(rows, means, squares, linear.in_features + 1)

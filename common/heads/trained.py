@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -176,8 +176,7 @@ class TrainedHead:
         return self.answer(encoder, waveforms)[0]
 
     def answer(self, encoder: Encoder, waveforms: Sequence[Waveform]) -> tuple[torch.Tensor, Array | None]:
-        """The probabilities of `predict_proba`, and distances (N,) to the nearest known training clip; None if the head keeps
-        none."""
+        """The probabilities of `predict_proba`, and distances (N,) to the nearest known training clip, if the head keeps any."""
         outputs = self.outputs_of(encoder)
         embedded = encoder.embed_outputs(waveforms, outputs)
         embeddings = torch.cat([embedded[output] for output in outputs], dim=1)
@@ -185,8 +184,7 @@ class TrainedHead:
         return self._probabilities(embeddings), distances
 
     def predict_features(self, features: FeatureSet) -> torch.Tensor:
-        """The rows of a feature file -> (N, C) probabilities; OtherEncoderError if they are of another encoder, layers or
-        pools."""
+        """The rows of a feature file -> (N, C) probabilities; OtherEncoderError if they are of another encoder or outputs."""
         layer, pool = self.encoder.get("layer"), self.encoder.get("pool")
         picked = features.pick(layer, pool or None) if "outputs" in features.meta else features
         require_equal(self.encoder, picked.meta, "the head was trained with", "the features have")
@@ -212,14 +210,13 @@ class TrainedHead:
         """Write atomically, as a plain dict that ``torch.load(path, weights_only=True)`` opens."""
         first, scaler, known = self.module[0], self.scaler, self.known
         assert isinstance(first, nn.Linear)
-        content = {
+        content: dict[str, Any] = {
             "head": self.kind,
             "hidden_dim": first.out_features if len(self.module) > 1 else 0,
-            # Copies: a state dict's tensors alias the live weights.
-            "state_dict": {name: value.detach().cpu().clone() for name, value in self.module.state_dict().items()},
-            "scaler_mean": torch.from_numpy(scaler.mean.copy()),
-            "scaler_scale": torch.from_numpy(scaler.scale.copy()),
-            "scaler_rotation": None if scaler.rotation is None else torch.from_numpy(scaler.rotation.copy()),
+            "state_dict": dict(self.module.state_dict()),
+            "scaler_mean": scaler.mean,
+            "scaler_scale": scaler.scale,
+            "scaler_rotation": scaler.rotation,
             "scaler_is_unit_length": scaler.is_unit_length,
             "class_names": list(self.class_names),
             "encoder": self.encoder,
@@ -229,14 +226,15 @@ class TrainedHead:
         }
         if known is not None:
             content |= {
-                "known_mean": torch.from_numpy(known.scaler.mean.copy()),
-                "known_scale": torch.from_numpy(known.scaler.scale.copy()),
-                "known_embeddings": torch.from_numpy(known.embeddings),
-                "known_held_out": torch.from_numpy(known.held_out),
-                "known_groups": None if known.groups is None else torch.from_numpy(known.groups),
+                "known_mean": known.scaler.mean,
+                "known_scale": known.scaler.scale,
+                "known_embeddings": known.embeddings,
+                "known_held_out": known.held_out,
+                "known_groups": known.groups,
                 "known_found": known.found,
             }
-        save_torch(content, Path(path))
+        arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+        save_torch(content | {name: torch.from_numpy(value.copy()) for name, value in arrays.items()}, Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> TrainedHead:
@@ -249,26 +247,16 @@ class TrainedHead:
             content = load_torch(Path(path))
             if "features" in content:
                 raise ValueError("it is a feature file: give the head that was trained on it")
-            rotation, scaling, known = content["scaler_rotation"], content["platt_scaling"], None
-            scaler = Scaler(
-                content["scaler_mean"].numpy(),
-                content["scaler_scale"].numpy(),
-                None if rotation is None else rotation.numpy(),
-                content["scaler_is_unit_length"],
-            )
+            content |= {name: value.numpy() for name, value in content.items() if torch.is_tensor(value)}
+            known, scaling = None, content["platt_scaling"]
+            scaler = Scaler(*(content[f"scaler_{name}"] for name in ("mean", "scale", "rotation", "is_unit_length")))
             with torch.device("meta"):  # without random weights
                 module = new_head(content["head"], scaler.width, len(content["class_names"]), content["hidden_dim"])
             module.load_state_dict(content["state_dict"], assign=True)
             if "known_mean" in content:
-                standard = Scaler(content["known_mean"].numpy(), content["known_scale"].numpy())
-                groups = content["known_groups"]
-                known = KnownSounds(
-                    standard,
-                    content["known_embeddings"].numpy(),
-                    content["known_held_out"].numpy(),
-                    None if groups is None else groups.numpy(),
-                    content["known_found"],
-                )
+                standard = Scaler(content["known_mean"], content["known_scale"])
+                rest = (content[f"known_{name}"] for name in ("embeddings", "held_out", "groups", "found"))
+                known = KnownSounds(standard, *rest)
             return cls(
                 content["head"],
                 module.eval(),

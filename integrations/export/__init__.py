@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--checkpoint", metavar="FILE", help="or random:SEED (default: the project's usual file)")
     parser.add_argument("--condition", default="none", metavar="FILE", help="none, zero, .npy or .pt (default: none)")
-    parser.add_argument("--padding", default="none", metavar="NAME", help="none or official (default: none)")
+    parser.add_argument("--padding", choices=("none", "official"), default="none", help="of time (default: none)")
     parser.add_argument("--overwrite", action="store_true", help="replace the files of a folder that is not empty")
     arguments = parser.parse_args(argv)
     path, weights = arguments.path, (arguments.checkpoint, arguments.condition)

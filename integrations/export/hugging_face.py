@@ -10,7 +10,6 @@ import torch
 from jinja2 import Template
 from safetensors.torch import save
 
-from common.encoder.audiosep import PADDINGS
 from common.encoder.checkpoint import EXPORTED, KNOWN_RELEASES, load_weights, read_condition
 from common.encoder.network import SAMPLE_RATE, weight_shapes
 from common.files import write_atomically
@@ -48,9 +47,7 @@ def export_hugging_face(
     overwrite: bool = False,
 ) -> list[Path]:
     """Write the encoder as a transformers model; returns the files. Arguments and errors as for `load_encoder`, which also takes
-    the folder as a checkpoint; ExportError if the folder is not empty, or the padding is unknown."""
-    if padding not in PADDINGS:
-        raise ExportError(f"padding {padding!r} is unknown; choose one of {', '.join(PADDINGS)}")
+    the folder as a checkpoint; ExportError if the folder is not empty."""
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not overwrite)):
         raise ExportError(f"{folder} is not an empty folder; give another, or --overwrite")
     weights = load_weights(checkpoint, weight_shapes())

@@ -26,12 +26,9 @@ OPSET = 20
 def export_onnx(
     path: Path, checkpoint: str | None = None, condition: str | None = None, overwrite: bool = False
 ) -> Path:
-    """Write the encoder as an ONNX file; returns its path. Arguments and errors as for `load_encoder`; ExportError if packages are
-    missing, or the file exists.
-
-    Input ``audio`` (clips, samples): mono at 32 kHz, of the same length, at least MIN_SAMPLES. Outputs ``embedding``
-    (clips, 384) and ``frames`` (clips, columns of 0.32 s, 384).
-    """
+    """Write the encoder as an ONNX file; returns its path. Arguments and errors as for `load_encoder`; ExportError if packages
+    are missing, or the file exists. Input ``audio`` (clips, samples): mono at 32 kHz, of the same length, at least MIN_SAMPLES.
+    Outputs ``embedding`` (clips, 384) and ``frames`` (clips, columns of 0.32 s, 384)."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"{' and '.join(missing)} is not installed: pip install -r requirements-encoders.txt")

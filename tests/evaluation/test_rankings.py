@@ -241,13 +241,11 @@ def test_splits_hold_every_class_in_training_and_keep_groups_whole(features: Fea
         plan_fits("official", Prepared(replace(features, labels=only)), 0.2, [42])
 
 
-@pytest.mark.parametrize(
-    ("count", "message"), [(0, "no clip has"), (1, "a single clip has"), (72, "all 72 clips have")]
-)
-def test_a_label_that_cannot_be_learned_is_refused(features: FeatureSet, count: int, message: str) -> None:
+@pytest.mark.parametrize("count", [0, 1, 72])
+def test_a_label_that_cannot_be_learned_is_refused(features: FeatureSet, count: int) -> None:
     labels = features.labels.clone()
     labels[:, 1] = torch.arange(len(labels)) < count
-    with pytest.raises(FitError, match=f"{message} the label 'c1'|{message} the label"):
+    with pytest.raises(FitError, match=f"{count} of 72 clips have the label"):
         check_fittable(replace(features, labels=labels), "a.pt")
 
 

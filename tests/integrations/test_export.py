@@ -172,8 +172,6 @@ def test_the_card_says_where_the_weights_come_from(folder: Path, tmp_path: Path)
     assert config["condition"] is None and config["auto_map"]["AutoModel"].endswith("AudioSepEncoderModel")
     with pytest.raises(ExportError, match="not an empty folder; give another, or --overwrite"):
         export_hugging_face(folder, "random:0")
-    with pytest.raises(ExportError, match="padding 'half' is unknown"):
-        export_hugging_face(tmp_path / "third", "random:0", padding="half")
 
 
 @torch.no_grad()

@@ -119,7 +119,7 @@ def test_rankings_are_read_again_as_they_were_scored(results: Path) -> None:
         ("path,a,b\n0.wav,1,0\n1.wav,0,2\n", (), "line 3: column 'b' is taken for a class"),
         ("path,a,b\n0.wav,1,0\n1.wav,1,0\n", (), "no clip is of class 'b': its column is 0 everywhere"),
         ("path,b\n0.wav,1\n", (), "lacks the column label, or a column of 0 and 1 for every class"),
-        ("path,label\n0.wav,a;b\n1.wav,b\n2.wav,b;c\n", (), "a single clip has the label 'a'"),
+        ("path,label\n0.wav,a;b\n1.wav,b\n2.wav,b;c\n", (), "1 of 3 clips have the label 'a'"),
         ("path,label,split\n0.wav,a;b,train\n1.wav,b;a,train\n2.wav,b;c,test\n3.wav,c,test\n", (), "the training side of the given train and test split has no clip of class c"),
         ("path,label\n0.wav,a;b\n1.wav,b\n", ("--label-separator", "none"), "class a;b has a single clip"),
     ],
