@@ -139,8 +139,10 @@ def _devices(config: ExtractConfig, is_torchrun: bool) -> list[torch.device]:
 
 def _describe_clips(task: Task, clips: ClipList) -> str:
     classes, folds = len(clips.present_classes), len(set(clips.columns["fold"].unique().to_pylist()) - {None})
+    whole = task.official_counts.clips or len(clips)
+    count = f"{len(clips):,}" + f" of {whole:,}" * (len(clips) != whole)
     more = f", {classes} classes" * bool(classes) + f", {folds} fold{'s' * (folds != 1)}" * bool(folds)
-    return f"{task.title}: {len(clips):,} clips{more} in {clips.root}"
+    return f"{task.title}: {count} clips{more} in {clips.root}"
 
 
 def _describe_encoder(encoder: Encoder, outputs: Sequence[Output]) -> str:
