@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from common.datasets import (
     Copy,
     DatasetError,
     DatasetMissingError,
-    DatasetNote,
     OfficialCounts,
     Task,
     Variants,
@@ -89,11 +87,7 @@ def read_ten_commands(root: Path, release: str) -> list[Clip]:
         for clip in read_clips(root, release)
         if clip.split != "test"  # the test set holds these clips too, and silence
     ]
-    silence = _read_silence(root / NOISE_FOLDER)
-    if {clip.split for clip in silence} != {"train", "valid"}:
-        note = f"{SILENCE} is for training or validation alone: {root / NOISE_FOLDER} needs {NOISE_OF_VALIDATION}.wav and others"
-        warnings.warn(note, DatasetNote, stacklevel=2)
-    return clips + silence + test
+    return clips + _read_silence(root / NOISE_FOLDER) + test
 
 
 def _read_silence(folder: Path) -> list[Clip]:
