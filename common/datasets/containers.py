@@ -79,9 +79,7 @@ class _AudioColumn:
         self.name, groups = audio_column(self.file.schema_arrow), self.file.metadata
         counts = (groups.row_group(number).num_rows for number in range(groups.num_row_groups))
         self.starts = list(accumulate(counts, initial=0))
-        chunks = [groups.row_group(0).column(place) for place in range(groups.num_columns)] if self.starts[-1] else []
-        first = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == f"{self.name}.bytes")
-        self.mean_bytes = first // max(1, self.starts[1] if chunks else 1)
+        self.mean_bytes = path.stat().st_size // max(1, groups.num_rows)
         self.lock = threading.Lock()
         self.recent: dict[int, bytes | None] = {}
         # The batches that come next, their row group, and the first row that they hold.

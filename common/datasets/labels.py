@@ -52,7 +52,7 @@ def read_labels(cells: Sequence[str], separator: str | None = None) -> Labels:
         return Labels.several([_read_list(cell) for cell in cells], "labels are lists")
     distinct = set(cells)
     used = [mark for mark in SEPARATORS if any(mark in cell for cell in distinct)]
-    # Names of people and things have commas: beside them, a label stands alone elsewhere.
+    # Names have commas too, so a comma separates only if a label stands alone elsewhere.
     mark = next((mark for mark in used if _shares(mark, distinct, is_alone=mark == ",")), None)
     if mark is not None:
         how = f"labels are separated by {mark!r} (if not, --label-separator {ONE_CLASS})"
