@@ -106,9 +106,7 @@ def extract_task(
     source = ClipList(
         clips or sounds.clips, sounds.root, task.name, task.class_names, task.is_multilabel, sounds.origin
     )
-    folds, classes = len(set(source.columns["fold"].unique().to_pylist()) - {None}), len(source.present_classes)
-    more = f", {classes} classes" * bool(classes) + f", {folds} fold{'s' * (folds != 1)}" * bool(folds)
-    print(f"{task.title}: {len(source):,} clips{more} in {source.root}")
+    print(_describe_clips(task, source))
     options = ExtractOptions(how.overwrite, share, config.allow_missing, config.part_size)
     load = partial(configured_encoder, config)
     if launch.ray:
@@ -135,6 +133,18 @@ def _devices(config: ExtractConfig, is_torchrun: bool) -> list[torch.device]:
         return [device]
     gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     return [gpus[int(os.environ.get("LOCAL_RANK", 0)) % len(gpus)]] if is_torchrun else gpus
+
+
+def _describe_clips(task: Task, clips: ClipList) -> str:
+    """What is there, and which of the data set's classes are not."""
+    present, folds = clips.present_classes, len(set(clips.columns["fold"].unique().to_pylist()) - {None})
+    whole = task.official_counts.clips or len(clips)
+    count = f"{len(clips):,}" + f" of {whole:,}" * (len(clips) != whole)
+    more = f", {len(present)} classes" * bool(present) + f", {folds} fold{'s' * (folds != 1)}" * bool(folds)
+    absent = [name for name in task.class_names or () if name not in present]
+    names = ", ".join(absent[:6]) + ", ..." * (len(absent) > 6)
+    without = f"; no clips of {names} ({len(absent)} of {len(task.class_names or ())} classes)" * bool(absent)
+    return f"{task.title}: {count} clips{more} in {clips.root}{without}"
 
 
 def _describe_encoder(encoder: Encoder, outputs: Sequence[Output]) -> str:

@@ -1,6 +1,8 @@
-"""What FeatureSets are read from: feature files, and formats that other programs write and read (NumPy, CSV, Parquet, Arrow).
+"""What FeatureSets are read from: feature files, and formats that other programs write and read.
 
-Columns beside the embeddings are called as in tables of sounds (`common.datasets.tables.ROLES`): a label, a fold, a split, a group, and
+``.npz`` holds ``embeddings`` and arrays such as ``labels``, ``folds``, ``groups``; ``.npy`` has a table beside it; ``.csv`` and
+``.tsv`` have a column for every number, whose names end in digits; ``.parquet``, ``.arrow`` and ``.feather`` the same, or one column
+of lists. Columns beside the embeddings are called as in tables of sounds (`common.datasets.tables.ROLES`): a label, a fold, a split, a group, and
 the clip.
 """
 
@@ -47,7 +49,10 @@ def read_features(path: Path) -> FeatureSet:
     if not path.exists():
         raise FeatureFileError(f"{path} not found; run the task's extract_*.py first, or give a file with --features")
     if path.suffix.lower() in _READERS:
-        return _read_embeddings(path)
+        try:
+            return _assemble(*_READERS[path.suffix.lower()](path), path)
+        except (ValueError, KeyError, OSError, EOFError, BadZipFile, pa.ArrowException) as error:
+            raise FeatureFileError(f"{path} cannot be used as embeddings: {first_problem(error)}") from error
     try:
         return _Content.model_validate(load_torch(path)).as_features()
     except UnsafeFileError as error:
@@ -135,20 +140,6 @@ class _Content(BaseModel):
         return FeatureSet(features, labels, class_names, clip_ids, self.folds, self.splits, self.groups, self.meta)
 
 
-def _read_embeddings(path: Path) -> FeatureSet:
-    """Read embeddings with what is known of their clips.
-
-    Formats: ``.npz`` (``embeddings`` and arrays such as ``labels``, ``folds``, ``groups``); ``.npy`` with a table beside it;
-    ``.csv`` and ``.tsv`` (a column for every number, whose names end in digits); ``.parquet``, ``.arrow`` and ``.feather`` (the
-    same, or one column of lists). FeatureFileError: it cannot be read, has no embeddings, or its columns do not fit together.
-    """
-    try:
-        embeddings, columns, meta = _READERS[path.suffix.lower()](path)
-        return _assemble(embeddings, columns, meta, path)
-    except (ValueError, KeyError, OSError, EOFError, BadZipFile, pa.ArrowException) as error:
-        raise FeatureFileError(f"{path} cannot be used as embeddings: {first_problem(error)}") from error
-
-
 def _assemble(embeddings: Array, columns: Mapping[str, Sequence[Any]], meta: Any, path: Path) -> FeatureSet:
     """The FeatureSet; ValueError says what does not fit."""
     roles = find_columns([name for name in columns if name != "class_names"], {})
@@ -206,14 +197,13 @@ def _read_labels(values: Sequence[Any], names: Sequence[Any] | None, count: int)
     present = {name for names in labels.sets for name in names}
     are_numbers = all(name.isdecimal() for name in present)
     order = [name for name in class_names or () if name in present] or sorted(present, key=int if are_numbers else str)
-    place = {name: number for number, name in enumerate(order)}
     if labels.is_multilabel:
-        rows = torch.zeros(count, len(order), dtype=torch.bool)
-        for row, clip_labels in zip(rows, labels.sets, strict=True):
-            row[[place[name] for name in clip_labels]] = True
-        return rows, order
+        from sklearn.preprocessing import MultiLabelBinarizer
+
+        return torch.from_numpy(MultiLabelBinarizer(classes=order).fit_transform(labels.sets).astype(bool)), order
     if not all(labels.sets):
         raise ValueError(f"row {labels.sets.index(())} has no label, but others have")
+    place = {name: number for number, name in enumerate(order)}
     return torch.tensor([place[name] for (name,) in labels.sets]), order
 
 
@@ -313,7 +303,7 @@ def _is_run(numbers: list[int]) -> bool:
 
 
 def write_embeddings(features: FeatureSet, path: Path) -> None:
-    """Write a FeatureSet as .npz, .csv or .parquet, which `read_embeddings` reads back, equal; of a .csv, all but the provenance."""
+    """Write a FeatureSet as .npz, .csv or .parquet, which `read_features` reads back, equal; of a .csv, all but the provenance."""
     buffer = io.BytesIO()
     if path.suffix == ".npz":
         labels = {"labels": features.labels.numpy(), "class_names": np.array(features.class_names)}

@@ -174,9 +174,6 @@ class FeatureSet:
                 raise FeatureFileError(f"{name} has classes that are not this data set's ({strangers}); extract again")
         present = {name for part in parts for name in part.class_names}
         class_names = [name for name in class_order or sorted(present) if name in present]
-        # The last number is that of -1, no label.
-        numbers = [torch.tensor([*map(class_names.index, part.class_names), -1]) for part in parts]
-        labels = [number_of[part.labels] for number_of, part in zip(numbers, parts, strict=True)]
         meta: dict[str, Any] = {key: value for key, value in parts[0].meta.items() if key in SHARED}
         counts = [Counter(part.meta.get("counts")) for part in parts]
         if all(counts):
@@ -184,7 +181,7 @@ class FeatureSet:
         splits, groups = ([getattr(part, name) for part in parts] for name in ("splits", "groups"))
         return cls(
             torch.cat([part.features for part in parts]),
-            torch.cat(labels),
+            torch.cat([part.in_order(class_names).labels for part in parts]),
             class_names,
             [clip_id for part in parts for clip_id in part.clip_ids],
             splits=None if None in splits else list(chain(*splits)),
@@ -202,12 +199,14 @@ class FeatureSet:
                 )
 
     def in_order(self, class_names: Sequence[str]) -> FeatureSet:
-        """The FeatureSet with the same classes in another order."""
-        if list(class_names) == self.class_names:
-            return self
-        places = torch.tensor([self.class_names.index(name) for name in class_names])
-        number_of = torch.cat([places.argsort(), torch.tensor([-1])])
-        labels = self.labels[:, places] if self.is_multilabel else number_of[self.labels]
+        """The FeatureSet with these classes, among which are all that occur, in this order."""
+        if self.is_multilabel:
+            labels = self.labels[:, [self.class_names.index(name) for name in class_names]]
+        else:
+            numbers = {name: number for number, name in enumerate(class_names)}
+            labels = torch.tensor([*(numbers.get(name, -1) for name in self.class_names), -1])[
+                self.labels
+            ]  # -1: no label
         return replace(self, labels=labels, class_names=list(class_names))
 
     def subset(self, rows: Array) -> FeatureSet:
@@ -215,18 +214,16 @@ class FeatureSet:
         picked = torch.as_tensor(np.ascontiguousarray(rows))
         labels = self.labels[picked]
         present = labels.any(dim=0).nonzero().ravel() if self.is_multilabel else labels[labels >= 0].unique()
-        number_of = torch.full((len(self.class_names) + 1,), -1)  # the last is that of -1, no label
-        number_of[present] = torch.arange(len(present))
-        return replace(
+        some = replace(
             self,
             features=self.features[picked],
-            labels=labels[:, present] if self.is_multilabel else number_of[labels],
-            class_names=[self.class_names[label] for label in present.tolist()],
+            labels=labels,
             clip_ids=[self.clip_ids[row] for row in rows],
             folds=None if self.folds is None else self.folds[picked],
             splits=None if self.splits is None else [self.splits[row] for row in rows],
             groups=None if self.groups is None else [self.groups[row] for row in rows],
         )
+        return some.in_order([self.class_names[label] for label in present.tolist()])
 
     @property
     def provenance(self) -> Provenance:

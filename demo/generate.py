@@ -151,10 +151,8 @@ def generate_nsynth(root: Path, notes: int = 2) -> None:
 
 def generate_librispeech(root: Path, speakers: int = 8, utterances: int = 5) -> None:
     """Write LibriSpeech's layout: two chapters per speaker; half as many other speakers in test-clean."""
-    names = ["; a generated stand-in for SPEAKERS.TXT"]
     for speaker in range(speakers + speakers // 2):
         speaker_id, subset = 1000 + speaker, "train-clean-100" if speaker < speakers else "test-clean"
-        names.append(f"{speaker_id} | {'FM'[speaker % 2]} | {subset:<16} | 0.50  | Generated voice {speaker}")
         for chapter, number in itertools.product(range(2), range(utterances)):
             rng = np.random.default_rng([100, speaker, chapter, number])
             time = np.arange(round(rng.uniform(1.5, 2.5) * 16_000)) / 16_000
@@ -162,7 +160,6 @@ def generate_librispeech(root: Path, speakers: int = 8, utterances: int = 5) -> 
             folder = root / subset / str(speaker_id) / str(5000 + 2 * speaker + chapter)
             name = f"{speaker_id}-{folder.name}-{number:04d}.flac"
             _write(folder / name, in_room(sound, rng, 16_000, (-2, 12)), 16_000)
-    _write_text(root / "SPEAKERS.TXT", *names)
 
 
 def generate_speech_commands(root: Path, speakers: int = 20) -> None:

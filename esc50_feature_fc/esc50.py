@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.datasets import Clip, Copy, DatasetError, OfficialCounts, Task, layout_error, read_metadata
+from common.datasets import Clip, Copy, DatasetError, OfficialCounts, Task, layout_error, read_columns
 
 if TYPE_CHECKING:
     from common.features import FeatureSet
@@ -36,12 +36,12 @@ def read_clips(root: Path) -> list[Clip]:
     listing = root / "meta" / "esc50.csv"
     if not listing.is_file() or not (root / "audio").is_dir():
         raise layout_error(root, TITLE, "audio/*.wav and meta/esc50.csv", "ESC-50-master", "esc50")
-    columns = ("filename", "fold", "target", "category", "src_file")
-    clips = []
-    for place, (file, fold, target, category, source) in read_metadata(listing, columns, ("fold", "target"), TITLE):
-        is_class = dict(enumerate(CLASS_NAMES)).get(int(target)) == category
-        if not is_class or not re.fullmatch(rf"{fold}-\d+-[A-Z]-{target}\.wav", file):
-            raise DatasetError(f"{place} ({file}) is not the official row; unpack {TITLE} again")
+    columns, fix = ("filename", "fold", "target", "category", "src_file"), f"unpack {TITLE} again"
+    names, clips = {str(number): name for number, name in enumerate(CLASS_NAMES)}, []
+    for place, (file, fold, target, category, source) in read_columns(listing, columns, fix):
+        name = re.fullmatch(r"([1-5])-\d+-[A-Z]-(\d+)\.wav", file)
+        if not name or name.groups() != (fold, target) or names.get(target) != category or not source:
+            raise DatasetError(f"{place} ({file}) is not the official row; {fix}")
         clips.append(Clip(root / "audio" / file, (category,), fold=int(fold), group=source))
     return clips
 

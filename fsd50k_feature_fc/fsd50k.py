@@ -20,7 +20,6 @@ from common.datasets import (
     layout_error,
     plain_name,
     read_columns,
-    read_text,
 )
 
 TITLE = "FSD50K"
@@ -32,18 +31,15 @@ def read_clips(root: Path) -> list[Clip]:
     """Every clip of dev.csv and eval.csv; groups are the uploaders, if the metadata are there."""
     truth = root / f"{TITLE}.ground_truth"
     folders = {name: root / f"{TITLE}.{name}_audio" for name in ("dev", "eval")}
-    if not all((truth / f"{name}.csv").is_file() for name in (*folders, "vocabulary")) or not any(
-        folder.is_dir() for folder in folders.values()
-    ):
+    has_sounds = any(folder.is_dir() for folder in folders.values())
+    if not has_sounds or not all((truth / f"{name}.csv").is_file() for name in folders):
         expected = f"{TITLE}.dev_audio, {TITLE}.eval_audio and {TITLE}.ground_truth"
         raise layout_error(root, TITLE, expected, TITLE, "fsd50k")
-    lines = read_text(truth / "vocabulary.csv", FIX).splitlines()
-    vocabulary = {line.split(",")[1] for line in lines if "," in line}
     clips = [
         Clip(folder / f"{file}.wav", labels, split=split, group=uploaders.get(file))
         for name, folder in folders.items()
         for uploaders in [_read_uploaders(root, name)]
-        for file, labels, split in _read_rows(truth / f"{name}.csv", vocabulary)
+        for file, labels, split in _read_rows(truth / f"{name}.csv")
     ]
     nameless = [clip.path.stem for clip in clips if clip.group is None]
     if 0 < len(nameless) < len(clips):
@@ -54,17 +50,14 @@ def read_clips(root: Path) -> list[Clip]:
     return clips
 
 
-def _read_rows(path: Path, vocabulary: set[str]) -> Iterator[tuple[str, tuple[str, ...], str]]:
+def _read_rows(path: Path) -> Iterator[tuple[str, tuple[str, ...], str]]:
     """The file name without suffix, labels and split of every row."""
     columns = ("fname", "labels", "split") if path.stem == "dev" else ("fname", "labels")
     for place, (file, text, *splits) in read_columns(path, columns, FIX):
-        labels, split = tuple(text.split(",")), next(iter(splits), "test")
-        strangers = sorted(set(labels) - vocabulary)
-        if strangers:
-            raise DatasetError(f"{place}: {strangers[0]!r} is not in vocabulary.csv; {FIX}")
+        split = next(iter(splits), "test")
         if path.stem == "dev" and split not in SPLITS:
             raise DatasetError(f"{place}: split must be train or val, not {split!r}; {FIX}")
-        yield plain_name(file, path), labels, SPLITS.get(split, "test")
+        yield plain_name(file, path), tuple(text.split(",")), SPLITS.get(split, "test")
 
 
 def _read_uploaders(root: Path, name: str) -> dict[str, str]:
@@ -83,7 +76,7 @@ TASK = Task(
     title=TITLE,
     folder=Path(__file__).resolve().parent,
     read_clips=read_clips,
-    class_names=None,  # the vocabulary's are in alphabetical order
+    class_names=None,  # the official vocabulary is in alphabetical order
     features_file="fsd50k_features_audiosep.pt",
     classify=("fsd50k_linear_classifier.py",),
     head_files={"linear": "fsd50k_linear_classifier.pt", "three_layer": "fsd50k_three_classifier.pt"},

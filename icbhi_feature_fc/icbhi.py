@@ -29,7 +29,7 @@ from common.datasets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from common.arrays import Array
     from common.features import FeatureSet
@@ -63,22 +63,17 @@ def read_cycles(root: Path) -> list[Clip]:
     ]
 
 
-def _read(root: Path) -> list[tuple[Path, str, str, list[tuple[float, float, str]]]]:
+def _read(root: Path) -> Iterator[tuple[Path, str, str, list[tuple[float, float, str]]]]:
     """(audio file, split, patient, cycles) of every recording, by name; DatasetError if one of them is not as published."""
     recordings = sorted(root.glob("*.wav"))
     if not recordings:
         raise layout_error(root, TITLE, "920 *.wav with a *.txt beside each", "ICBHI_final_database", "icbhi")
     splits = _read_splits(root)
-    rows = []
     for path in recordings:
         name = STEM.fullmatch(path.stem)
         if name is None or name["key"] not in splits:
             raise DatasetError(f"{path} is not in the official split {SPLIT_FILE}; take it out of the folder")
-        rows.append((path, splits[name["key"]], name["patient"], _read_cycles(path.with_suffix(".txt"))))
-    if (missing := len(splits) - len(rows)) > 0:
-        note = f"{missing} of the {len(splits)} recordings of the official split are missing in {root}"
-        warnings.warn(note, DatasetNote, stacklevel=3)
-    return rows
+        yield path, splits[name["key"]], name["patient"], _read_cycles(path.with_suffix(".txt"))
 
 
 def _read_splits(root: Path) -> dict[str, str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,6 @@ from common.datasets import (
     Copy,
     DatasetError,
     DatasetMissingError,
-    DatasetNote,
     OfficialCounts,
     Task,
     Variants,
@@ -57,21 +55,15 @@ COMMAND_COUNTS = {
 def read_clips(root: Path, release: str) -> list[Clip]:
     """Every word file of a release, such as ``"v0.01"``, as a clip; files in neither list are for training; groups are
     speakers."""
-    words = WORDS[release]
     missing = [name for name in LISTS.values() if not (root / name).is_file()]
     folders = sorted(path for path in root.glob("[!._]*") if path.is_dir())
     if missing or not folders:
         expected = " and ".join(["<word>/*.wav", *missing])
         raise layout_error(root, TITLE, expected, f"speech_commands_{release}", f"speech_commands --only {release}")
-    present = {folder.name for folder in folders}
-    unknown, absent = sorted(present - set(words)), sorted(set(words) - present)
+    unknown = [folder.name for folder in folders if folder.name not in WORDS[release]]
     if unknown:
-        other = " (words of v0.02: is it the other version's script?)" if set(unknown) <= set(WORDS["v0.02"]) else ""
         names = ", ".join(unknown[:5])
-        raise DatasetError(f"{root} holds folders that are not words of this version: {names}{other}; take them out")
-    if absent:
-        note = f"{len(absent)} of the {len(words)} words are missing in {root}: {', '.join(absent[:6])}..."
-        warnings.warn(note, DatasetNote, stacklevel=2)
+        raise DatasetError(f"{root} holds folders that are not words of {release}: {names}; is it another version?")
     split_of = {path: split for split, file in LISTS.items() for path in read_text(root / file).split()}
     clips = []
     for path in (path for folder in folders for path in sorted(folder.glob("*.wav"))):
@@ -95,11 +87,7 @@ def read_ten_commands(root: Path, release: str) -> list[Clip]:
         for clip in read_clips(root, release)
         if clip.split != "test"  # the test set holds these clips too, and silence
     ]
-    silence = _read_silence(root / NOISE_FOLDER)
-    if {clip.split for clip in silence} != {"train", "valid"}:
-        note = f"{SILENCE} is for training or validation alone: {root / NOISE_FOLDER} needs {NOISE_OF_VALIDATION}.wav and others"
-        warnings.warn(note, DatasetNote, stacklevel=2)
-    return clips + silence + test
+    return clips + _read_silence(root / NOISE_FOLDER) + test
 
 
 def _read_silence(folder: Path) -> list[Clip]:

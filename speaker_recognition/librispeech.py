@@ -24,7 +24,6 @@ from common.datasets import (
     Task,
     Variants,
     layout_error,
-    read_text,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ SUBSETS = {
     "test-clean": OfficialCounts(2620, classes=40),
     "dev-clean": OfficialCounts(2703, classes=40),
 }
-# From SPEAKERS.TXT; a feature file without provenance is recognised by them.
+# From the archive's SPEAKERS.TXT; a feature file without provenance is recognised by them.
 SPEAKERS = {
     "test-clean": (
         "61 121 237 260 672 908 1089 1188 1221 1284 1320 1580 1995 2094 2300 2830 2961 3570 3575 3729 4077 4446 4507 4970 4992 "
@@ -58,40 +57,13 @@ SPEAKERS = {
 
 def read_clips(root: Path, subset: str) -> list[Clip]:
     """Every utterance of a subset, labelled by its speaker; groups are chapters, the recording sessions. DatasetError if the
-    subset is not unpacked under `root`, or SPEAKERS.TXT does not list one of its speakers."""
-    if not (root / subset).is_dir() or not (root / "SPEAKERS.TXT").is_file():
-        if root.name in SUBSETS:
-            raise DatasetError(f"data root {root} is one subset; give the folder that holds it: {root.parent}")
-        expected = f"SPEAKERS.TXT and {subset}/<speaker>/<chapter>/*.flac"
+    subset is not unpacked under `root`."""
+    paths = sorted((root / subset).glob("*/*/*.flac"))
+    if not paths:
+        expected = f"{subset}/<speaker>/<chapter>/*.flac"
         raise layout_error(root, TITLE, expected, "LibriSpeech", f"librispeech --only {subset}")
-    subset_of = read_speakers(root / "SPEAKERS.TXT")
-    clips = []
-    for path in sorted((root / subset).glob("*/*/*.flac")):
-        speaker, chapter = path.parts[-3:-1]
-        if subset_of.get(speaker) != subset:
-            listed = f"SPEAKERS.TXT has it in {subset_of.get(speaker, 'none')}"
-            raise DatasetError(f"{path}: speaker {speaker} is not in {subset} ({listed}); unpack {subset} again")
-        clips.append(Clip(path, (speaker,), group=f"{speaker}-{chapter}"))
-    if not clips:
-        raise DatasetError(f"{root / subset} holds no <speaker>/<chapter>/*.flac; unpack {subset} again")
-    present = {clip.class_name for clip in clips}
-    missing = sorted(speaker for speaker in subset_of if subset_of[speaker] == subset and speaker not in present)
-    if missing:
-        text = f"{len(missing)} speakers of {subset} are missing in {root}, such as {', '.join(missing[:6])}"
-        warnings.warn(text, DatasetNote, stacklevel=2)
-    return clips
-
-
-def read_speakers(path: Path) -> dict[str, str]:
-    """Speaker id -> subset, from SPEAKERS.TXT: ``ID | SEX | SUBSET | MINUTES | NAME``, comments after ``;``."""
-    speakers = {}
-    for line, row in enumerate(read_text(path).splitlines(), start=1):
-        fields = [field.strip() for field in row.split("|", 4)]  # speaker 60 is named |CBW|Simon
-        if len(fields) == 5 and fields[0].isdecimal():
-            speakers[fields[0]] = fields[2]
-        elif row.strip() and not row.startswith(";"):
-            raise DatasetError(f"{path} line {line} ({row[:60]!r}) is not 'ID | SEX | SUBSET | MINUTES | NAME'")
-    return speakers
+    # Files are named SPEAKER-CHAPTER-NUMBER.flac, in folders of these names.
+    return [Clip(path, (path.parts[-3],), group="-".join(path.parts[-3:-1])) for path in paths]
 
 
 def recognise(features: FeatureSet) -> tuple[FeatureSet, str] | None:

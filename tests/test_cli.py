@@ -111,7 +111,7 @@ def test_the_same_command_twice_gives_the_same_numbers(esc50_features: Path, tmp
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--data-root", "nowhere"], "nowhere does not exist"),
+        (["--data-root", "nowhere"], "nowhere is not a folder"),
         (["--checkpoint", "nowhere.bin"], "nowhere.bin not found. Get it with: python -m common.download weights"),
         (["--checkpoint", "random:x"], "--checkpoint random:x: give random: a seed"),
         (["--condition", "nowhere.npy"], "nowhere.npy not found"),

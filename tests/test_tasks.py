@@ -107,14 +107,14 @@ def test_altered_rows_of_esc50_are_named(row: tuple, tmp_path: Path) -> None:
 @pytest.mark.parametrize("module", [esc50, urbansound8k])
 def test_wrong_layouts_say_what_was_expected_and_found(module: ModuleType, tmp_path: Path) -> None:
     title = module.TASK.title
-    with pytest.raises(DatasetError, match=f"does not exist. Give the folder of {title} "):
+    with pytest.raises(DatasetError, match=f"is not a folder. Give that of {title} "):
         module.read_clips(tmp_path / "nowhere")
     with pytest.raises(DatasetError, match=r"expected audio/.* found nothing"):
         module.read_clips(tmp_path)
     write_wav(tmp_path / "sounds" / "one.wav")
     with pytest.raises(DatasetError, match=r"expected audio/.* found sounds/"):
         module.read_clips(tmp_path)
-    with pytest.raises(DatasetError, match="is a file"):
+    with pytest.raises(DatasetError, match="is not a folder"):
         module.read_clips(tmp_path / "sounds" / "one.wav")
 
 
@@ -137,10 +137,8 @@ def test_damaged_metadata_is_named(esc50_root: Path) -> None:
         ("", "lists no clips"),
         ("filename,fold\na,1\n", "lacks the columns target, category, src_file"),
         (whole.splitlines()[0] + "\n", "lists no clips"),
-        (whole.replace(",dog,", ",,", 1), "line 2 has an empty cell"),
-        (whole.replace(",1,0,dog", ",1.5,0,dog", 1), "line 2: fold must be a whole number"),
-        (whole.replace(",1,0,dog", ",one,0,dog", 1), "line 2: fold must be a whole number, not 'one'"),
-        (whole.replace(",1,0,dog", f",{'9' * 400},0,dog", 1), "line 2: fold must be a whole number, not '999"),
+        (whole.replace(",dog,", ",,", 1), "line 2 .* is not the official row"),
+        (whole.replace(",1,0,dog", ",one,0,dog", 1), "line 2 .* is not the official row"),
         (whole.replace("\n", ",more\n").replace(",more", "", 1), "line 2 has 8 cells, but 7 are named"),
     ):
         path.write_text(content)

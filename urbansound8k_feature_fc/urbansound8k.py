@@ -5,7 +5,7 @@ https://urbansounddataset.weebly.com/urbansound8k.html; the folds must not be re
 
 from pathlib import Path
 
-from common.datasets import Clip, Copy, DatasetError, OfficialCounts, Task, layout_error, plain_name, read_metadata
+from common.datasets import Clip, Copy, DatasetError, OfficialCounts, Task, layout_error, plain_name, read_columns
 
 TITLE = "UrbanSound8K"
 # In the order of the official classID 0 to 9.
@@ -30,15 +30,13 @@ def read_clips(root: Path) -> list[Clip]:
     if not metadata.is_file() or not (root / "audio").is_dir():
         expected = "audio/fold1 to fold10 and metadata/UrbanSound8K.csv"
         raise layout_error(root, TITLE, expected, "UrbanSound8K", "urbansound8k")
-    columns = ("slice_file_name", "fsID", "fold", "classID", "class")
-    clips = []
-    for place, (file, source, fold, target, label) in read_metadata(
-        metadata, columns, ("fsID", "fold", "classID"), TITLE
-    ):
-        is_class = dict(enumerate(CLASS_NAMES)).get(int(target)) == label
+    columns, fix = ("slice_file_name", "fsID", "fold", "classID", "class"), f"unpack {TITLE} again"
+    names, clips = {str(number): name for number, name in enumerate(CLASS_NAMES)}, []
+    for place, (file, source, fold, target, label) in read_columns(metadata, columns, fix):
         # [fsID]-[classID]-[occurrenceID]-[sliceID].wav
-        if not is_class or int(fold) not in range(1, 11) or not file.startswith(f"{source}-{target}-"):
-            raise DatasetError(f"{place} ({file}) is not the official row; unpack {TITLE} again")
+        is_fold = fold in map(str, range(1, 11))
+        if not is_fold or names.get(target) != label or not file.startswith(f"{source}-{target}-"):
+            raise DatasetError(f"{place} ({file}) is not the official row; {fix}")
         path = root / "audio" / f"fold{fold}" / plain_name(file, metadata)
         clips.append(Clip(path, (label,), fold=int(fold), group=source))
     return clips

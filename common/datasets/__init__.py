@@ -9,6 +9,6 @@ from common.datasets.layout import (
     layout_error,
     plain_name,
 )
-from common.datasets.rows import read_columns, read_metadata, read_text
+from common.datasets.rows import read_columns, read_text
 from common.datasets.tables import Sounds
 from common.datasets.task import Copy, Division, DivisionKind, Flag, Metric, OfficialCounts, Prepared, Task, Variants

@@ -16,23 +16,14 @@ CONTAINER_SUFFIXES = (".parquet", ".tar")  # of files that may hold clips
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A labelled piece of audio: a file, or a segment of it.
+    """A labelled piece of audio: a file, or a segment of it."""
 
-    Attributes:
-        path: the audio file, or CONTAINER/PLACE/NAME in a Parquet file or a tar (`common.datasets.containers`).
-        labels: its class; of a multi-label task all its labels, or none; empty if unlabelled.
-        split: ``"train"``, ``"valid"`` or ``"test"`` if the data set has an official split.
-        fold: official cross-validation fold, from 1.
-        group: the source recording, patient or speaker, which must not be on two sides of a split.
-        start_s, end_s: the segment in seconds; None for the start or end of the file.
-    """
-
-    path: Path
-    labels: tuple[str, ...] = ()
-    split: str | None = None
-    fold: int | None = None
-    group: str | None = None
-    start_s: float | None = None
+    path: Path  # the audio file, or CONTAINER/PLACE/NAME in a Parquet file or a tar (`common.datasets.containers`)
+    labels: tuple[str, ...] = ()  # its class; of a multi-label task all its labels, or none; empty if unlabelled
+    split: str | None = None  # "train", "valid" or "test" if the data set has an official split
+    fold: int | None = None  # official cross-validation fold, from 1
+    group: str | None = None  # the source recording, patient or speaker, which must not be on two sides of a split
+    start_s: float | None = None  # the segment in seconds; None for the start or end of the file
     end_s: float | None = None
 
     def __post_init__(self) -> None:

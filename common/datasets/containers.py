@@ -41,6 +41,7 @@ class Member:
     container: Path
     start: int  # the row of a Parquet file, or the offset in a tar
     size: int | None  # bytes in a tar
+    name: str  # in the container
 
     @classmethod
     def of(cls, path: Path) -> Member | None:
@@ -48,39 +49,29 @@ class Member:
         match = PLACE.fullmatch(path.as_posix())
         if match is None or path.exists():
             return None
-        return cls(Path(match[1]), int(match[2]), int(match[3]) if match[3] else None)
+        return cls(Path(match[1]), int(match[2]), int(match[3]) if match[3] else None, match[4])
 
     @property
     def n_bytes(self) -> int:
         """Size in bytes; for a row of a Parquet file, the mean over its rows. OSError if there is no container."""
-        self.container.stat()
-        return _column_of(self.container).mean_bytes if self.size is None else self.size
+        modified_ns = self.container.stat().st_mtime_ns
+        return _audio_column(self.container, modified_ns).mean_bytes if self.size is None else self.size
 
     def read(self) -> bytes:
         """Its bytes; OSError if they cannot be read."""
         if self.size is None:
-            return _column_of(self.container).read(self.start)
+            return _audio_column(self.container, self.container.stat().st_mtime_ns).read(self.start)
         with self.container.open("rb") as file:
             file.seek(self.start)
             return file.read(self.size)
 
 
-def _column_of(path: Path) -> _AudioColumn:
-    status = path.stat()
-    return _audio_column(path, status.st_size, status.st_mtime_ns)
-
-
-@lru_cache(maxsize=8)
-def _audio_column(path: Path, size: int, modified_ns: int) -> _AudioColumn:
-    del size, modified_ns  # they only tell files apart
-    return _AudioColumn(path)
-
-
 class _AudioColumn:
     """Reads the audio of a Parquet file row by row: quickly in order, and from the start of a row group after a jump."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file; OSError if it is damaged."""
+    def __init__(self, path: Path, modified_ns: int) -> None:
+        """Open the file; OSError if it is damaged. `modified_ns` tells it from an earlier one of its name."""
+        del modified_ns
         try:
             self.file = pq.ParquetFile(path, buffer_size=1 << 20)  # otherwise a row group is read whole
         except pa.ArrowException as error:
@@ -88,9 +79,7 @@ class _AudioColumn:
         self.name, groups = audio_column(self.file.schema_arrow), self.file.metadata
         counts = (groups.row_group(number).num_rows for number in range(groups.num_row_groups))
         self.starts = list(accumulate(counts, initial=0))
-        chunks = [groups.row_group(0).column(place) for place in range(groups.num_columns)] if self.starts[-1] else []
-        first = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == f"{self.name}.bytes")
-        self.mean_bytes = first // max(1, self.starts[1] if chunks else 1)
+        self.mean_bytes = path.stat().st_size // max(1, groups.num_rows)
         self.lock = threading.Lock()
         self.recent: dict[int, bytes | None] = {}
         # The batches that come next, their row group, and the first row that they hold.
@@ -125,6 +114,9 @@ class _AudioColumn:
             self.next_row += len(batch)
 
 
+_audio_column = lru_cache(maxsize=8)(_AudioColumn)
+
+
 def audio_column(schema: pa.Schema) -> str | None:
     """The column ``struct<bytes, path>``, as `datasets` writes audio; DatasetError if it may be one of several."""
     fields = [field for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0]
@@ -136,8 +128,8 @@ def audio_column(schema: pa.Schema) -> str | None:
 
 def name_of(path: Path, root: Path) -> str:
     """A clip's path below the root; of one in a container, its name there."""
-    member = PLACE.fullmatch(path.as_posix())
-    return member[4] if member and Member.of(path) else path.relative_to(root).as_posix()
+    member = Member.of(path)
+    return member.name if member else path.relative_to(root).as_posix()
 
 
 def read_parquet(path: Path) -> Rows:

@@ -23,18 +23,12 @@ def is_on_hub(place: Path) -> bool:
 
 
 def fetch(text: str, only: Sequence[str]) -> list[Path]:
-    """Fetch a data set, or what is missing of it, into the hub's cache; without a network, what is there is taken.
+    """Fetch a data set, ``hf:OWNER/NAME[:CONFIG][@REVISION]``, or what is missing of it, into the hub's cache: the files that match
+    one of the globs `only`, if any does. Without a network, what is there is taken. Returns the files, below a folder named after
+    their commit.
 
-    Args:
-        text: ``hf:OWNER/NAME[:CONFIG][@REVISION]``.
-        only: globs of the files to fetch, if any file matches.
-
-    Returns:
-        The files, below a folder named after their commit.
-
-    Raises:
-        DatasetMissingError: huggingface_hub is not installed, the hub cannot be reached, or there is no such data set.
-        DatasetError: it is not such a name, has neither Parquet files nor tars, or has several configurations.
+    DatasetMissingError: huggingface_hub is not installed, the hub cannot be reached, or there is no such data set. DatasetError: it
+    is not such a name, has neither Parquet files nor tars, or has several configurations.
     """
     match = NAME.fullmatch(text)
     if match is None:

@@ -37,13 +37,8 @@ def read_labels(cells: Sequence[str], separator: str | None = None) -> Labels:
 
     Cells that are Python lists hold several labels. So do cells with a separator, if what it separates is a label elsewhere
     too: ``dog;rain`` where other cells say ``rain`` or ``rain;wind``. A comma separates only where another cell is the label
-    alone; if none of its parts is elsewhere, it belongs to the name of a class.
-
-    Args:
-        separator: what separates labels; ONE_CLASS: nothing does. None: the cells tell.
-
-    Raises:
-        DatasetError: the cells use two notations, or it is unclear what they mean.
+    alone; if none of its parts is elsewhere, it belongs to the name of a class. `separator` says what separates labels; ONE_CLASS:
+    nothing does; None: the cells tell. DatasetError: the cells use two notations, or it is unclear what they mean.
     """
     if separator == ONE_CLASS:
         return Labels([(cell,) if cell else () for cell in cells])
@@ -57,13 +52,14 @@ def read_labels(cells: Sequence[str], separator: str | None = None) -> Labels:
         return Labels.several([_read_list(cell) for cell in cells], "labels are lists")
     distinct = set(cells)
     used = [mark for mark in SEPARATORS if any(mark in cell for cell in distinct)]
-    mark = next((mark for mark in used if _separates(mark, distinct)), None)
+    # Names have commas too, so a comma separates only if a label stands alone elsewhere.
+    mark = next((mark for mark in used if _shares(mark, distinct, is_alone=mark == ",")), None)
     if mark is not None:
         how = f"labels are separated by {mark!r} (if not, --label-separator {ONE_CLASS})"
         labels = Labels.several([cell.split(mark) for cell in cells], how)
         _refuse_second_notation(labels, [other for other in used if other != mark])
         return labels
-    unclear = [mark for mark in used if mark != "," or _is_shared(mark, distinct)]
+    unclear = [mark for mark in used if mark != "," or _shares(mark, distinct)]
     if unclear:
         cell = next(cell for cell in cells if unclear[0] in cell)
         raise DatasetError(
@@ -74,17 +70,12 @@ def read_labels(cells: Sequence[str], separator: str | None = None) -> Labels:
     return Labels([(cell,) if cell else () for cell in cells], remark=remark)
 
 
-def _separates(mark: str, cells: set[str]) -> bool:
-    """Whether what the mark separates in a cell is a label elsewhere, so that the mark plainly separates labels."""
-    if mark == ",":  # names of people and things have commas
-        return any(part.strip() in cells for cell in cells if mark in cell for part in cell.split(mark) if part.strip())
-    return _is_shared(mark, cells)
-
-
-def _is_shared(mark: str, cells: set[str]) -> bool:
-    """Whether what the mark separates in a cell is in another cell too."""
-    counts = Counter(part for cell in cells for part in {part.strip() for part in cell.split(mark)})
-    return any(counts[part.strip()] > 1 for cell in cells if mark in cell for part in cell.split(mark) if part.strip())
+def _shares(mark: str, cells: set[str], is_alone: bool = False) -> bool:
+    """Whether what the mark separates in a cell is in another cell too, or even is one."""
+    parts = {cell: {part.strip() for part in cell.split(mark)} - {""} for cell in cells}
+    counts = Counter(part for of_cell in parts.values() for part in of_cell)
+    some = {part for cell in cells if mark in cell for part in parts[cell]}
+    return bool(some & cells) if is_alone else any(counts[part] > 1 for part in some)
 
 
 def _refuse_second_notation(labels: Labels, marks: Sequence[str]) -> None:

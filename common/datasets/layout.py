@@ -25,10 +25,8 @@ def layout_error(root: Path, title: str, expected: str, usual_folder: str, downl
     `python -m common.download`."""
     get = f"get it: {download_command(download, root)}"
     whole = next((parent for parent in (root.parent, root.parent.parent) if parent.name == usual_folder), None)
-    if not root.exists():
-        problem = f"does not exist. Give the folder of {title} ({expected} in it) with --data-root, or {get}"
-    elif not root.is_dir():
-        problem = f"is a file; give the folder of {title} ({expected} in it): --data-root"
+    if not root.is_dir():
+        problem = f"is not a folder. Give that of {title} ({expected} in it) with --data-root, or {get}"
     elif (root / usual_folder).is_dir():
         problem = f"is one folder too high for {title}: give --data-root {root / usual_folder}"
     elif whole is not None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from common.datasets.clip import AUDIO_SUFFIXES, CONTAINER_SUFFIXES, Clip
+from common.datasets.clip import AUDIO_SUFFIXES, CONTAINER_SUFFIXES
 from common.datasets.containers import read_parquet, read_tar
 from common.datasets.hub import fetch, is_on_hub, matching
 from common.datasets.labels import ONE_CLASS
@@ -37,11 +37,8 @@ SPLIT = re.compile(rf"(?<![a-z])({'|'.join(sorted(SPLITS, key=len, reverse=True)
 
 
 def has_rows(place: Path, with_annotations: bool = True) -> bool:
-    """Whether a place lists its clips itself, and is neither an audio file nor a folder of them.
-
-    Args:
-        with_annotations: whether label files beside recordings count.
-    """
+    """Whether a place lists its clips itself, and is neither an audio file nor a folder of them. `with_annotations`: label files
+    beside recordings count."""
     if place.is_dir():
         files = files_in(place)
         return bool(_containers_of(files) or (with_annotations and annotation_files(files)))
@@ -52,14 +49,9 @@ def read_rows(place: Path, encoding: str | None = None, only: Sequence[str] = ()
     """The rows of a table (CSV, TSV, Parquet), of label files of Raven or Audacity (one, or a folder), or of the clips in Parquet
     files and tars: one file, a folder of them, or a pattern such as ``shards/{000..127}.tar``. ``hf:`` is fetched first.
 
-    Args:
-        encoding: of text; None: UTF-8 or UTF-16.
-        only: of several containers, parts of the paths of those to read, with ``*`` and ``?``; all if none matches.
-        index: where the rows of containers are kept, since listing many tars takes long; used while these are the same.
-
-    Raises:
-        DatasetMissingError: nothing is there.
-        DatasetError: a file cannot be read, or is not a table.
+    `encoding` is that of text; None: UTF-8 or UTF-16. `only`: of several containers, parts of the paths of those to read, with ``*``
+    and ``?``; all if none matches. `index`: where the rows of containers are kept, since listing many tars takes long; used while
+    these are the same. DatasetMissingError: nothing is there; DatasetError: a file cannot be read, or is not a table.
     """
     if is_on_hub(place):
         files = fetch(str(place), only)
@@ -192,20 +184,10 @@ def read_task(task: Task, place: Path, index: Path | None = None) -> Sounds:
             f"{place} does not say which {copy.division} a clip is in (it has {', '.join(rows.columns)}), so the official "
             f"{copy.division}s of {task.title} are lost; use another copy, or the official archive"
         )
-    clips = _in_official_names(task, sounds.clips)
+    clips, name_of = sounds.clips, {str(number): name for number, name in enumerate(task.class_names or ())}
+    if {clip.class_name for clip in clips} <= name_of.keys():  # the copy has only the official numbers
+        clips = [replace(clip, labels=(name_of[clip.class_name],)) for clip in clips]
     left_out = sum(clip.class_name in copy.left_out for clip in clips)
     remark = f"left out: {left_out:,} clips of {', '.join(sorted(copy.left_out))}, which are not of the task"
     clips = [clip for clip in clips if clip.class_name not in copy.left_out]
     return replace(sounds, clips=clips, remarks=(*sounds.remarks, *[remark] * bool(left_out)))
-
-
-def _in_official_names(task: Task, clips: Sequence[Clip]) -> list[Clip]:
-    """The clips with the names of their classes where the copy has only their official numbers."""
-    names = task.class_names
-    if names is None or any(clip.class_name in names or not clip.class_name.isdecimal() for clip in clips):
-        return list(clips)
-    if max(int(clip.class_name) for clip in clips) >= len(names):
-        raise DatasetError(
-            f"classes of {task.title} are numbered 0 to {len(names) - 1}, but the copy has higher numbers"
-        )
-    return [replace(clip, labels=(names[int(clip.class_name)],)) for clip in clips]

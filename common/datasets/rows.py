@@ -163,20 +163,6 @@ def read_columns(path: Path, columns: Sequence[str], fix: str) -> Iterator[tuple
     return zip(rows.places, zip(*(rows.columns[name] for name in columns), strict=True), strict=True)
 
 
-def read_metadata(
-    path: Path, columns: Sequence[str], whole_numbers: Sequence[str], title: str
-) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """The rows of a data set's official CSV, as `read_columns`; none of the cells is empty, and `whole_numbers` are digits."""
-    fix = f"unpack {title} again"
-    for place, cells in read_columns(path, columns, fix):
-        if not all(cells):
-            raise DatasetError(f"{place} has an empty cell; {fix}")
-        for name, cell in zip(columns, cells, strict=True):
-            if name in whole_numbers and not re.fullmatch(r"\d{1,15}", cell, re.ASCII):
-                raise DatasetError(f"{place}: {name} must be a whole number, not {cell[:50]!r}; {fix}")
-        yield place, cells
-
-
 def annotation_files(files: Sequence[Path]) -> list[Path]:
     """The label files of Raven and Audacity among files, as far as they name their recordings or lie beside them."""
     texts = [path for path in files if path.suffix.lower() == ".txt"]

@@ -57,17 +57,8 @@ class Sounds:
 
 
 def find_columns(names: Collection[str], chosen: Mapping[str, str]) -> dict[str, str]:
-    """What the columns of a table mean.
-
-    Args:
-        chosen: role -> column as the user says it, or NOT_THERE; others are found by their usual names.
-
-    Returns:
-        Role -> column.
-
-    Raises:
-        DatasetError: a chosen column is not there, or several may be the group.
-    """
+    """What the columns of a table mean: role -> column, as the user has `chosen` it (NOT_THERE: no column), or else by its usual
+    names. DatasetError: a chosen column is not there, or several may be the group."""
     plain = {_plain(name): name for name in names}
     columns: dict[str, str] = {}
     for role, kind in ROLES.items():
@@ -97,18 +88,11 @@ def _plain(name: str) -> str:
 
 
 def clips_of(rows: Rows, chosen: Mapping[str, str], separator: str | None = None, is_labelled: bool = True) -> Sounds:
-    """The clips of a table's rows.
+    """The clips of a table's rows; `chosen` is as for `find_columns`, `separator` as for `read_labels`, and `is_labelled`: there must
+    be labels.
 
     Paths count from the table's folder, which is the root unless a file lies outside. Segments of one file are one group, unless a
-    column says otherwise.
-
-    Args:
-        chosen: as for `find_columns`.
-        separator: between labels, as for `read_labels`.
-        is_labelled: whether there must be labels.
-
-    Raises:
-        DatasetError: a column or a cell is missing or wrong, or a clip is listed twice; the message names the line.
+    column says otherwise. DatasetError: a column or a cell is missing or wrong, or a clip is listed twice; the message names the line.
     """
     try:
         columns = find_columns(rows.columns, chosen)

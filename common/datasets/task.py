@@ -133,9 +133,8 @@ class Task:
     # Completes a feature file with fewer fields than ours, such as the original project's; returns it with a sentence
     # that says what was recognised, or None.
     recognise: Callable[[FeatureSet], tuple[FeatureSet, str] | None] = lambda features: None
-    classify: tuple[
-        str, ...
-    ] = ()  # the script in `folder` that reads the features, and the flags that choose this task
+    # The script in `folder` that reads the features, and the flags that choose this task.
+    classify: tuple[str, ...] = ()
     copy: Copy | None = None  # None: only the official archive can be read
     takes_any_features: bool = False  # whether features of other data sets are welcome
     is_multilabel: bool = False  # whether a clip has a set of labels, and not one class

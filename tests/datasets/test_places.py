@@ -230,7 +230,7 @@ def test_a_data_set_of_the_hub_is_fetched_once_and_its_revision_recorded(
             return subprocess.run(words, env=environment, capture_output=True, text=True, check=False, cwd=PROJECT_ROOT)
 
         done = call(*run, "hf:owner/name")
-        assert done.returncode == 0 and "8 clips, 2 classes, 4 folds" in done.stdout, done.stderr
+        assert done.returncode == 0 and "8 of 2,000 clips, 2 classes, 4 folds" in done.stdout, done.stderr
         assert server.fetched == ["data/train-00000.parquet"]
         assert call(sys.executable, "-c", read_origin, str(output)).stdout == f"hf:owner/name@{commit_of(revision)}\n"
         missing = call(*run, "hf:owner/name@v9")

@@ -126,7 +126,7 @@ def test_the_doctor_counts_files_that_are_not_audio(damaged: Path, capsys: Captu
 def test_a_missing_folder_and_an_unknown_data_set_are_named(tmp_path: Path, capsys: Capture) -> None:
     status, printed = call(capsys, "esc50", "--data-root", tmp_path / "nowhere")
     assert status == 1
-    assert f"✗ labels   data root {tmp_path / 'nowhere'} does not exist" in printed
+    assert f"✗ labels   data root {tmp_path / 'nowhere'} is not a folder" in printed
     status, printed = call(capsys, "birds")
     assert status == 2
     assert "birds is unknown; choose from esc50, fsd50k, icbhi" in printed

@@ -32,7 +32,7 @@ from common.encoder.network import weight_shapes
 from common.extraction import claims
 from common.extraction.work import PART_SIZES
 from common.flags import run
-from demo.generate import generate_icbhi, generate_librispeech, generate_speech_commands
+from demo.generate import generate_icbhi, generate_speech_commands
 from esc50_feature_fc import esc50
 from icbhi_feature_fc import icbhi
 from key_word_spotting import speech_commands
@@ -40,7 +40,6 @@ from nsynth_feature_fc import nsynth
 from own_sounds.embed import embed_main
 from own_sounds.predict import predict_main
 from own_sounds.probe import probe_main
-from speaker_recognition.librispeech import TRAIN_CLEAN_100
 from tests.support.heads import SIZE, draw_nothing, grouped_features, saved
 from tests.support.loopback import Server
 from tests.support.samples import noise, write_csv, write_wav
@@ -126,7 +125,6 @@ DATA_SETS = (
     extraction_of(nsynth.task("train"), build_nsynth, "data/*/examples.json"),
     extraction_of(icbhi.CYCLES, partial(generate_icbhi, patients=3), "**/*.txt"),
     extraction_of(speech_commands.V1, partial(generate_speech_commands, speakers=3), "data/*.txt"),
-    extraction_of(TRAIN_CLEAN_100, partial(generate_librispeech, speakers=2), "data/SPEAKERS.TXT"),
 )
 
 
