@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from common.encoder import Encoder, Output
+    from common.extraction import ClipList
 
 NOT_RELEASED = {
     "unknown": "a checkpoint unknown to this project (not one of the published releases)",
