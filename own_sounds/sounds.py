@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from common.features import FeatureSet
 
 # Audio that libsndfile does not decode.
-UNREADABLE = frozenset((".3gp", ".aac", ".amr", ".m4a", ".mka", ".mp4", ".webm", ".wma"))
 FOLDER = Path(__file__).resolve().parent
 INPUTS = "audio files or folders; tables, Parquet files, tars or data sets of the hub, as for probe.py"
 SOURCE_FILE = "own_sounds.json"  # beside the results
@@ -177,11 +176,7 @@ def find_audio(folder: Path) -> list[Path]:
     DatasetError if there are none."""
     files = files_in(folder)
     audio = [path for path in files if path.suffix.lower() in AUDIO_SUFFIXES]
-    unread = [path for path in files if path.suffix.lower() in UNREADABLE]
-    if unread:
-        text = f"{folder}: {len(unread)} files such as {unread[0].name} cannot be read; convert them: ffmpeg -i FILE FILE.flac"
-        warnings.warn(text, DatasetNote, stacklevel=3)
-    others = len(files) - len(audio) - len(unread)
+    others = len(files) - len(audio)
     if others:
         warnings.warn(f"{folder}: {others} files that are not audio are left out", DatasetNote, stacklevel=3)
     if not audio:

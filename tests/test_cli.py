@@ -288,7 +288,7 @@ def test_an_interrupted_extraction_keeps_its_work(stop: signal.Signals, esc50_ro
 def test_the_published_features_are_scored(tmp_path: Path) -> None:
     folder = SHARED / "reference_features"
     line = refused(call(classify_esc50, "--features", folder / "icbhi_features_audiosep.pt", "--output-dir", tmp_path))
-    assert "all 887 labels are '0'" in line
+    assert "has clips of one class" in line
     features = folder / "esc50_features_audiosep.pt"
     short = ("--epochs", 1, "--batch-size", 100, "--no-refit")
     result = call(classify_esc50, "--features", features, "--output-dir", tmp_path, *short)

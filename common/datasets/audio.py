@@ -10,6 +10,7 @@ import os
 import re
 import stat
 import struct
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import soxr
 
 from common.arrays import Array
 from common.datasets.containers import Member
+from common.datasets.ffmpeg import DecodingError, decode, is_mpeg_of_unknown_length
 from common.errors import UserError
 
 # The rates of recorders and converters; any other is damage, and resampling would take gigabytes.
@@ -29,6 +31,7 @@ MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 SEGMENT_TOLERANCE_S = 0.1  # annotations are rounded, so a segment may end this far past the audio
 LONGEST_S = 1e9  # thirty years
 BLOCK_FRAMES = 1 << 20  # decoded at a time: memory follows what is there, not what a header claims
+UNKNOWN_FORMAT = 1  # libsndfile's error
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's number for an unknown length is larger
 # In libsndfile's log: what a header claims, and what it found instead if that is less.
 CLAIMED_BYTES = r"^\s*(?:data|SSND|BODY|riff|Data [Ss]ize)\s*: (\d+)(?: \(should be (\d+)\))?"
@@ -44,8 +47,8 @@ class AudioError(UserError):
 def read_audio(path: str | Path, sample_rate: int, start_s: Seconds = None, end_s: Seconds = None) -> Array:
     """Read a file, or what a container holds of it, or only its segment [start_s, end_s), as a mono waveform at `sample_rate` (Hz).
 
-    Reads what libsndfile reads: every kind of WAV, FLAC, Ogg, MP3, AIFF and more. Channels are averaged; soxr converts the
-    rate, as ``librosa.load(path, sr=sample_rate)`` does.
+    Reads what libsndfile reads (every kind of WAV, FLAC, Ogg, MP3, AIFF and more) or else FFmpeg (M4A, WebM, WMA and more, the
+    sound of videos too). Channels are averaged; soxr converts the rate, as ``librosa.load(path, sr=sample_rate)`` does.
 
     Returns:
         (samples,) float32, nominally in [-1, 1], at least one sample.
@@ -60,7 +63,8 @@ def read_audio(path: str | Path, sample_rate: int, start_s: Seconds = None, end_
         if not MIN_RATE <= rate <= MAX_RATE:
             raise AudioError(f"{path}: its header claims {rate:,} samples per second")
         first, last = _segment(file, path, start_s, end_s)
-        _refuse_truncated(file, source)
+        if not file.is_decoded:
+            _refuse_truncated(file, source)
         if first:
             file.seek(first)
         blocks = list(_blocks(file, last - first))
@@ -178,6 +182,8 @@ def _reading(path: Path) -> Iterator[_Source]:
         is_missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
         cause = "not found" if is_missing else f"cannot be opened ({error.strerror or error})"
         raise AudioError(f"{path}: {cause}") from error
+    except DecodingError as error:
+        raise AudioError(f"{path}: {error}") from error
     except RuntimeError as error:
         cause = str(getattr(error, "error_string", error)).strip().rstrip(".")
         raise AudioError(f"{path}: cannot be read as audio ({cause})") from error
@@ -186,6 +192,8 @@ def _reading(path: Path) -> Iterator[_Source]:
 class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
     """A file that is read in order. soundfile would seek to its position after every read, which fails at the end of a FLAC
     file whose header does not tell the right length."""
+
+    is_decoded = False  # by FFmpeg, from another format
 
     def seekable(self) -> bool:
         return False
@@ -206,10 +214,22 @@ class _Unfinished(io.FileIO):
 
 
 def _open(source: _Source) -> _Sequential:
-    """Open a file. If the header of a WAV claims no audio, its recorder was cut off, and there is as much as follows."""
+    """Open a file, decoded by FFmpeg if libsndfile would guess its length or does not know the format. If the header of a WAV
+    claims no audio, its recorder was cut off, and there is as much as follows."""
     path, content = source.path, source.content
     name = os.fsencode(path) if os.name == "posix" else path  # names may not be UTF-8
-    file = _Sequential(name if content is None else io.BytesIO(content))
+    with source.open() as opened:
+        if is_mpeg_of_unknown_length(opened, source.size):
+            return _open_decoded(source)
+    try:
+        file = _Sequential(name if content is None else io.BytesIO(content))
+    except soundfile.LibsndfileError as error:
+        if error.code != UNKNOWN_FORMAT:
+            raise
+        return _open_decoded(source)
+    if "Junk after the last page" in file.extra_info:  # of an Ogg file: another one is joined to it
+        file.close()
+        return _open_decoded(source)
     if file.format not in ("WAV", "WAVEX") or file.frames:
         return file
     chunks = _chunks(source, 12, "<4sI", padded_to=2)
@@ -223,6 +243,26 @@ def _open(source: _Source) -> _Sequential:
     unfinished = _Unfinished(path)  # a map in memory would print the errors of seeks beyond its end
     unfinished.place = place - 4
     return _Sequential(unfinished)
+
+
+def _open_decoded(source: _Source) -> _Sequential:
+    if source.content is None:
+        file = _Sequential(os.fsencode(_decoded(source.path, source.size, source.path.stat().st_mtime_ns).name))
+    else:
+        target = io.BytesIO()
+        decode(io.BytesIO(source.content), target)
+        file = _Sequential(io.BytesIO(target.getvalue()))
+    file.is_decoded = True
+    return file
+
+
+@functools.lru_cache(maxsize=4)  # of a long recording, every window is read by itself
+def _decoded(path: Path, size: int, modified_ns: int) -> tempfile._TemporaryFileWrapper[bytes]:
+    del size, modified_ns
+    target = tempfile.NamedTemporaryFile(suffix=".w64")  # noqa: SIM115 - deleted once it is forgotten
+    with path.open("rb") as file:
+        decode(file, target)
+    return target
 
 
 def _chunks(source: _Source, start: int, header: str, padded_to: int) -> Iterator[Chunk]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LABEL_SEPARATOR = ";"  # between the labels of a clip, in text
-# The usual file extensions of what libsndfile decodes.
+# The usual file extensions of sounds.
 AUDIO_SUFFIXES = frozenset((
-    ".aif", ".aifc", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".rf64", ".snd", ".sph", ".voc",
-    ".w64", ".wav", ".wave",
+    ".3gp", ".aac", ".aif", ".aifc", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".mp4", ".oga", ".ogg",
+    ".opus", ".rf64", ".snd", ".sph", ".voc", ".w64", ".wav", ".wave", ".webm", ".wma",
 ))  # fmt: skip
 CONTAINER_SUFFIXES = (".parquet", ".tar")  # of files that may hold clips
 
