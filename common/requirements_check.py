@@ -10,7 +10,20 @@ from importlib.util import find_spec
 PYTHON = ((3, 11), (3, 14))  # the first and the last
 NAMED = " to ".join("{}.{}".format(*version) for version in PYTHON)
 NEEDED = (
-    *("numpy", "pydantic", "scipy", "sklearn", "av", "soundfile", "soxr", "torch", "tqdm", "yaml", "filelock", "jinja2"),
+    *(
+        "numpy",
+        "pydantic",
+        "scipy",
+        "sklearn",
+        "av",
+        "soundfile",
+        "soxr",
+        "torch",
+        "tqdm",
+        "yaml",
+        "filelock",
+        "jinja2",
+    ),
     *("matplotlib", "numba", "pandas", "requests", "safetensors", "threadpoolctl"),
 )
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from operator import attrgetter
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import DetCurveDisplay
 
@@ -35,6 +38,8 @@ from common.text_table import percent
 
 FEW, MANY = 20, 60  # most classes for all numbers to fit into a matrix, and for all names to fit into a figure
 LEAST_IN_BIN = 10  # clips; the accuracy of fewer is mostly noise
+CJK = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "WenQuanYi Micro Hei", "Microsoft YaHei", "SimHei", "PingFang SC",
+       "Hiragino Sans", "Yu Gothic", "Malgun Gothic", "Apple SD Gothic Neo", "Arial Unicode MS")  # fmt: skip
 BLUE, RED = "#2f6db5", "#bf3b2b"  # as in the report
 
 
@@ -213,6 +218,9 @@ def plot_learning_curves(
         amounts = [getattr(point, amount) for point in of_head]
         axes.errorbar(amounts, scores, errors, marker=marker, color=colour, capsize=3, label=head_title(head))
     axes.set_xscale("log")
+    ticks = sorted({getattr(point, amount) for point in points})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xticks([], minor=True)
     axes.set(xlabel=labels[0], ylabel=labels[1])
     axes.grid(alpha=0.3, which="both")
     axes.legend()
@@ -244,11 +252,34 @@ def _new_figure(width: float, height: float, title: str) -> tuple[Figure, Axes]:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure atomically, in the format of the path's suffix."""
     buffer, kind = io.BytesIO(), path.suffix.removeprefix(".")
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a class may be called Ba$$in
+        text.set_fontfamily(_fonts())
     # Without dates, the same results give the same file. Conferences ask for TrueType fonts (42).
     undated = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
-    with matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "figure"}):
+    with (
+        matplotlib.rc_context({"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "figure"}),
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
         figure.savefig(buffer, format=kind, dpi=130, metadata=undated)
+    for warning in caught:
+        if "missing from" in str(warning.message):
+            _note_missing_letters()
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     write_atomically(path, buffer.getvalue())
+
+
+@cache
+def _fonts() -> list[str]:
+    """Matplotlib's font, then those installed that have what it lacks."""
+    return ["DejaVu Sans", *(name for name in CJK if name in font_manager.get_font_names())]
+
+
+@cache
+def _note_missing_letters() -> None:
+    print("note: no font here has some letters of the names, which figures show as boxes; install Noto Sans CJK")
 
 
 def figures_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import numpy as np
@@ -51,3 +52,18 @@ def test_what_a_matrix_leaves_out_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     for count, words in ((5, "in brackets: predictions"), (30, "shares of 10 % or more"), (80, "too many for numbers")):
         plot_confusion(np.eye(count, dtype=int), [f"c{n}" for n in range(count)], "made up", tmp_path / "c.png")
         assert words in drawn[-1].axes[0].get_xlabel()
+
+
+@pytest.mark.parametrize("name", ["Ba$$in", "$x$ and $", "猫", "a_b^c{d}", "\\frac"])
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_names_are_shown_as_they_are(
+    name: str, kind: str, tmp_path: Path, recwarn: pytest.WarningsRecorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plots._note_missing_letters.cache_clear()
+    path = tmp_path / f"{name[:2].strip(chr(92))}.{kind}"
+    for _ in range(2):
+        plot_confusion(np.eye(2, dtype=int), [name, "other"], name, path)
+    if kind == "svg":
+        assert name.replace("_", " ") in html.unescape(path.read_text(encoding="utf-8"))
+    assert not recwarn.list
+    assert capsys.readouterr().out.count("no font here") == ("猫" in name and len(plots._fonts()) == 1)
