@@ -57,6 +57,7 @@ class TransformersEncoder(PlugIn):
         checksum = hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
         code = f"transformers {type(self._model).__name__}, settings {checksum}"
         code += ", clips of one length" * self.is_fixed_length
+        code += ", frames of the clip" * hasattr(self._extractor, "n_samples")
         self.info = self.describe(self._model, tensors_sha256(self._model), code, self.pad_to, ("transformers",))
 
     @torch.no_grad()
@@ -65,17 +66,33 @@ class TransformersEncoder(PlugIn):
         with_hidden = not set(layers) <= {LAST, POOLER}
         try:
             result = self._model(**self._inputs(audio), output_hidden_states=with_hidden, return_dict=True)
+            states = {LAST: result.last_hidden_state}
         except Exception as error:
-            raise PluginError(f"{self.name}: {type(error).__name__}: {error}") from error
-        states = {LAST: result.last_hidden_state}
+            problem = (
+                f"its {type(self._model).__name__} fails on sound, as a codec or synthesiser does, which is no encoder"
+            )
+            raise PluginError(
+                f"{self.name}: {problem} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            ) from error
         states |= {f"hidden_state_{number}": state for number, state in enumerate(result.get("hidden_states") or ())}
+        states = {layer: self._frames_of(state, audio.shape[1]) for layer, state in states.items()}
         if result.get(POOLER) is not None:
             states[POOLER] = result[POOLER]
         return states
 
+    def _frames_of(self, state: torch.Tensor, samples: int) -> torch.Tensor:
+        """(N, time, D), of the clip alone where its extractor pads to a number of samples, as Whisper's does to 30 s."""
+        if state.ndim == 4:  # (N, D, frequency, time), as of CLAP
+            return state.flatten(2).transpose(1, 2)
+        if state.ndim == 3 and (padded := getattr(self._extractor, "n_samples", None)):
+            return state[:, : max(1, -(-samples * state.shape[1] // padded))]
+        return state
+
     def _inputs(self, audio: Array) -> dict[str, torch.Tensor]:
         """What the feature extractor makes of clips of one length."""
-        inputs = self._extractor(list(audio), sampling_rate=self.sample_rate, return_tensors="pt")
+        # CLAP's would draw a part of a longer clip at random.
+        whole = audio[:, : getattr(self._extractor, "nb_max_samples", None)]
+        inputs = self._extractor(list(whole), sampling_rate=self.sample_rate, return_tensors="pt")
         return {key: value.to(self.device) for key, value in inputs.items()}
 
     def _find_outputs(self, waveform: Array) -> tuple[Output, ...]:
@@ -110,7 +127,13 @@ def _load(name: EncoderName, trust_remote_code: bool) -> tuple[Any, Any]:
             text = "it brings its own code; read that code, and if you trust it, add --trust-remote-code"
         raise PluginError(f"{name} cannot be loaded: {text[:300]}") from error
     # Missing weights would be drawn at random. UNUSED ones are set to 0, so that the checksum is the same every time.
+    encoder = getattr(model, "audio_model", model)  # without CLAP's encoder of texts
+    if getattr(model.config, "is_encoder_decoder", False):
+        encoder = model.get_encoder()
+    used = {id(tensor) for tensor in (*encoder.parameters(), *encoder.buffers())}
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     missing = [str(key) for what in ("missing_keys", "mismatched_keys") for key in loaded[what]]
+    missing = [key for key in missing if key not in tensors or id(tensors[key]) in used]
     if needed := [key for key in missing if not key.endswith(UNUSED)]:
         raise PluginError(
             f"{name} lacks {len(needed)} of its weights (first: {needed[0]}), which would be random; give a complete checkpoint"
@@ -118,6 +141,4 @@ def _load(name: EncoderName, trust_remote_code: bool) -> tuple[Any, Any]:
     for key, parameter in model.named_parameters():
         if key in missing:
             parameter.data.zero_()
-    if getattr(model.config, "is_encoder_decoder", False):
-        model = model.get_encoder()
-    return extractor, model
+    return extractor, encoder

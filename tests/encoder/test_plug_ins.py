@@ -435,3 +435,63 @@ def test_one_extraction_keeps_several_outputs_and_a_classification_picks(
     with pytest.raises(SystemExit):
         classify_main(TASK, [*classify, "--layer", "timestamps"])
     assert "holds the results of another run (use_pool" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["WhisperModel", "WhisperForAudioClassification"])
+def test_of_a_padded_clip_only_its_frames_are_pooled(kind: str, tmp_path: Path) -> None:
+    """Also of a checkpoint that lacks the decoder, which is not used."""
+    transformers = pytest.importorskip("transformers")
+    sides = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    widths = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_mel_bins": 80}
+    tokens = {"vocab_size": 50, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    getattr(transformers, kind)(transformers.WhisperConfig(**sides, **widths, **tokens)).save_pretrained(tmp_path)
+    transformers.WhisperFeatureExtractor().save_pretrained(tmp_path)
+    with on_one_thread():
+        encoder = new_encoder(EncoderName.parse(f"hf:{tmp_path}"), "", CPU)
+        waveforms = [noise(seed, samples) for seed, samples in enumerate((9_600, 48_000, 500_000))]
+        embeddings = encoder.embed(waveforms)
+        model, extractor = (
+            getattr(transformers, name).from_pretrained(tmp_path) for name in (kind, "AutoFeatureExtractor")
+        )
+        by_hand = model.encoder if kind == "WhisperForAudioClassification" else model.get_encoder()
+        for waveform, embedding, frames in zip(waveforms, embeddings, (30, 150, 1500), strict=True):  # of 20 ms
+            inputs = extractor(waveform, sampling_rate=16_000, return_tensors="pt")
+            with torch.no_grad():
+                states = by_hand.eval()(**inputs).last_hidden_state
+            torch.testing.assert_close(embedding, states[0, :frames].mean(dim=0))
+
+
+def test_clap_s_encoder_of_sounds_is_taken(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    text = {
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    sound = {"hidden_size": 128, "patch_embeds_hidden_size": 16, "depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2]}
+    config = transformers.ClapConfig(text_config=text, audio_config=sound, projection_dim=16)
+    transformers.ClapModel(config).save_pretrained(tmp_path)
+    transformers.ClapFeatureExtractor(truncation="rand_trunc").save_pretrained(tmp_path)
+    with on_one_thread():
+        encoder = new_encoder(EncoderName.parse(f"hf:{tmp_path}"), "", CPU)
+        waveforms = [noise(seed, samples) for seed, samples in enumerate((24_000, 96_000, 600_000))]  # 10 s are 480,000
+        embeddings = encoder.embed(waveforms)
+        torch.testing.assert_close(encoder.embed(waveforms), embeddings, rtol=0, atol=0)
+        model, extractor = (
+            kind.from_pretrained(tmp_path) for kind in (transformers.AutoModel, transformers.AutoFeatureExtractor)
+        )
+        inputs = extractor(waveforms[0], sampling_rate=48_000, return_tensors="pt")
+        with torch.no_grad():
+            states = model.audio_model.eval()(**inputs).last_hidden_state
+        torch.testing.assert_close(embeddings[0], states[0].mean(dim=(1, 2)))
+
+
+def test_a_codec_is_no_encoder(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"num_filters": 4, "hidden_size": 16, "codebook_size": 16, "codebook_dim": 16, "num_lstm_layers": 1}
+    transformers.EncodecModel(transformers.EncodecConfig(**sizes)).save_pretrained(tmp_path)
+    transformers.EncodecFeatureExtractor().save_pretrained(tmp_path)
+    with pytest.raises(PluginError, match="its EncodecModel fails on sound, as a codec or synthesiser does"):
+        new_encoder(EncoderName.parse(f"hf:{tmp_path}"), "", CPU)
