@@ -89,9 +89,13 @@ def project(values: Array, method: str, seed: int) -> Array:
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numba's warnings, and the one that a seed means a single thread
-            from umap import UMAP
+            from common.compiled import import_compiled
 
-            points = UMAP(n_neighbors=min(15, len(values) - 1), random_state=seed).fit_transform(values)
+            points = (
+                import_compiled("umap")
+                .UMAP(n_neighbors=min(15, len(values) - 1), random_state=seed)
+                .fit_transform(values)
+            )
     return np.asarray(points, np.float32)
 
 

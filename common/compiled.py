@@ -5,9 +5,15 @@ Importing this module takes a quarter of a second: import it where compiled code
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import importlib
+import importlib.util
+import shutil
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -43,3 +49,18 @@ def call(function: Callable[..., Any], *arguments: object) -> Any:
         with contextlib.suppress(OSError):
             return function(*arguments)
     return function(*arguments)
+
+
+def import_compiled(name: str) -> Any:
+    """Import a package whose loops numba compiles and keeps. Where neither its folder nor the user's can be written, which ends
+    the import, they are kept for this process alone."""
+    spec = importlib.util.find_spec(name)
+    if spec is not None and spec.origin is not None:
+        of_package = (lambda: None).__code__.replace(co_filename=spec.origin)
+        try:
+            numba.njit(cache=True)(FunctionType(of_package, {}))
+        except RuntimeError:
+            folder = tempfile.mkdtemp()  # nobody else can write there: what is kept is code
+            vars(numba.config)["CACHE_DIR"] = folder
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return importlib.import_module(name)

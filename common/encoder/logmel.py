@@ -37,8 +37,9 @@ class LogMelStatistics(Encoder):
         librosa's mel spectrogram: power, windows of 2,048 samples, 100 frames per second, 128 bands (Slaney), in dB
         relative to 1, at least -100 dB.
         """
-        import librosa
+        from common.compiled import import_compiled
 
+        librosa = import_compiled("librosa")
         rows = []
         for samples in check_waveforms(waveforms, N_FFT):
             mel = librosa.feature.melspectrogram(

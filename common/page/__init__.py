@@ -45,8 +45,9 @@ def sound_uri(waveform: Array, sample_rate: int) -> str:
 
 def spectrogram(waveform: Array, sample_rate: int, columns: int, n_mels: int) -> Array:
     """The mel spectrogram of a (samples,) waveform, (n_mels, columns) float32 in dB re full scale, low frequencies last."""
-    import librosa
+    from common.compiled import import_compiled
 
+    librosa = import_compiled("librosa")
     hop = max(1, -(-len(waveform) // columns))
     padded = np.pad(waveform, (0, max(0, hop * (columns - 1) + N_FFT - len(waveform))))
     power = librosa.feature.melspectrogram(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,3 +62,26 @@ def test_log_mel_features_and_results_are_kept_apart_from_audiosep_s(esc50_root:
     assert TASK.output_dir_of("logmel") == TASK.folder / "logmel"
     assert TASK.features_of("audiosep") == TASK.folder / TASK.features_file
     assert TASK.output_dir_of("audiosep") == TASK.folder
+
+
+def test_where_nothing_can_be_kept_it_runs() -> None:
+    """In a container with a read-only installation and no home, numba ended the import of librosa."""
+    code = """
+import numpy as np
+from numba.core import caching
+
+def refuse(self):
+    raise OSError("read-only")
+
+for locator in (caching.InTreeCacheLocator, caching.UserWideCacheLocator, caching.InTreeCacheLocatorFsAgnostic):
+    locator.ensure_cache_path = refuse
+from common.encoder.logmel import LogMelStatistics
+print(LogMelStatistics().embed([np.ones(32_000, np.float32)]).shape)
+import numba
+print(numba.config.CACHE_DIR)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    shape, folder = result.stdout.splitlines()
+    assert shape == "torch.Size([1, 256])"
+    assert folder and not Path(folder).exists()
