@@ -32,7 +32,7 @@ ENCODER_SETTINGS = (
 )
 # The part that several files of one encoder share.
 SHARED = (*ENCODER_SETTINGS, "outputs", "default_output", "parameters", "min_samples")
-PER_CLIP = ("failed", "samples", "audio_checksums")  # the part that has an entry per clip
+PER_CLIP = ("failed", "samples", "audio_checksums", "peaks")  # the part that has an entry per clip
 # At the end of a clip's id, in seconds.
 SEGMENT = re.compile(r"#(?:None|(?P<start>[\d.e+-]+))-(?:None|(?P<end>[\d.e+-]+))$")
 SEVERAL = "several"  # stands for the layer and the pool of a file with several outputs
@@ -80,6 +80,7 @@ class Provenance(TypedDict, total=False, extra_items=JsonValue):  # type: ignore
     failed: list[tuple[str, str]]  # (clip id, reason)
     samples: InstanceOf[torch.Tensor]  # (N,) int64, each waveform's length
     audio_checksums: InstanceOf[torch.Tensor]  # (N,) int64, of each clip's whole file
+    peaks: InstanceOf[torch.Tensor]  # (N,) float32, the largest value of each waveform
     versions: dict[str, str]
 
 

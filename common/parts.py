@@ -2,7 +2,7 @@
 them as a FeatureSet.
 
 A row per embedded clip: ``clip_id``, ``class_name``, ``split``, ``fold``, ``group``, ``samples`` (the waveform's length),
-``audio_checksum`` (of its file) and ``embedding``, a list of fixed size. Of a folder with more than a million rows, the
+``audio_checksum`` (of its file), ``peak`` and ``embedding``, a list of fixed size. Of a folder with more than a million rows, the
 embeddings are memory-mapped from one flat file, built beside the parts once.
 """
 
@@ -39,7 +39,7 @@ NAME = re.compile(r"part-(\d{9})-(\d{9})\.parquet")
 METADATA, CHECKSUMS = b"provenance", b"checksums"
 NAMES = pa.dictionary(pa.int32(), pa.string())
 LABELS = {"class_name": NAMES, "split": NAMES, "fold": pa.int64(), "group": NAMES}
-PER_CLIP = {"clip_id": pa.string(), **LABELS, "samples": pa.int64(), "audio_checksum": pa.int64()}
+PER_CLIP = {"clip_id": pa.string(), **LABELS, "samples": pa.int64(), "audio_checksum": pa.int64(), "peak": pa.float32()}
 IN_MEMORY = 1_000_000  # rows
 pa.set_memory_pool(pa.system_memory_pool())  # Arrow's default keeps half a gigabyte of what many small parts took
 
@@ -290,7 +290,9 @@ def _provenance(infos: Sequence[PartInfo], table: pa.Table) -> dict[str, Any]:
     counts, failed = totals(infos)
     known = {**infos[0].settings, **infos[0].notes}
     del known["class_names"], known["is_multilabel"], known["part_size"]
-    columns = (np.require(table[name].to_numpy(), requirements="W") for name in ("samples", "audio_checksum"))
-    samples, checksums = map(torch.from_numpy, columns)
-    per_clip = {"failed": failed, "samples": samples, "audio_checksums": checksums}
+    columns = (np.require(table[name].to_numpy(), requirements="W") for name in ("samples", "audio_checksum", "peak"))
+    per_clip = {
+        "failed": failed,
+        **dict(zip(("samples", "audio_checksums", "peaks"), map(torch.from_numpy, columns), strict=True)),
+    }
     return {**known, "clips": counts["clips"], "counts": counts, **per_clip}

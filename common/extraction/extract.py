@@ -13,6 +13,7 @@ from common.extraction import work as todo
 from common.extraction.claims import Claims, alive_claims
 from common.extraction.clip_list import ClipList
 from common.extraction.launchers import OnRay
+from common.extraction.notes import notes_on
 from common.extraction.runner import ThisProcess
 from common.extraction.work import Embedded, ExtractionError, ExtractionSettings, Failed, Work
 from common.features import Counts, FeatureFileError, FeatureSet
@@ -95,7 +96,7 @@ def _finished_file(path: Path, clips: ClipList, settings: ExtractionSettings, ov
 
 
 def _why_unusable(existing: FeatureSet, clips: ClipList, settings: ExtractionSettings) -> str:
-    needed = {"failed", "counts", "device", "samples", "audio_checksums"}
+    needed = {"failed", "counts", "device", "samples", "audio_checksums", "peaks"}
     if not existing.meta.keys() >= needed:
         return "was not made by this project (no provenance in it)"
     decisive = {key: value for key, value in settings.provenance.items() if key not in (*todo.NOT_DECISIVE, "device")}
@@ -121,8 +122,9 @@ def _worth_another_try(finished: FeatureSet, settings: ExtractionSettings) -> bo
 
 def _split_into_parts(work: Work, features: FeatureSet) -> None:
     """Write the rows of a finished file as parts again, so that only the clips that failed are repeated."""
-    columns = (features.features.numpy(), features.meta["samples"].tolist(), features.meta["audio_checksums"].tolist())
-    rows, failed = zip(*columns, strict=True), dict(features.meta["failed"])
+    meta = features.meta
+    columns = (features.features.numpy(), *(meta[name].tolist() for name in ("samples", "audio_checksums", "peaks")))
+    rows, failed = zip(*columns, strict=True), dict(meta["failed"])
     outcomes = {
         row: Failed(row, failed[clip_id]) if clip_id in failed else Embedded(row, *next(rows))
         for row, clip_id in enumerate(work.clips.ids())
@@ -132,7 +134,8 @@ def _split_into_parts(work: Work, features: FeatureSet) -> None:
 
 
 def _finish(work: Work, output: Path) -> tuple[Counts, list[tuple[str, str]]]:
-    """Join the parts into the file, if it is one, and list the clips that failed; returns the numbers of clips, and that list."""
+    """Join the parts into the file, if it is one, with notes on its clips, and list the clips that failed; returns the numbers of
+    clips, and that list."""
     infos = [read_info(work.path(place)) for place in work.slices]
     for info in infos:
         if info.settings != work.part_settings or info.listing != work.clips.of(info.place).fingerprint():
@@ -152,6 +155,8 @@ def _finish(work: Work, output: Path) -> tuple[Counts, list[tuple[str, str]]]:
             features = FeatureSet.load(work.folder)
             features.meta["clip_list"] = work.settings.provenance["clip_list"]
             features.save(work.output)
+            for note in notes_on(features):
+                print(f"note: {note}")
         remove_parts(work.folder)
     return counts, failed
 

@@ -104,10 +104,10 @@ def _to_mend(work: Work, places: Sequence[range]) -> Iterator[tuple[range, dict[
         if part is None:
             continue
         paths = dict(zip(place, work.clips.of(place).paths(), strict=True))
-        samples, checksums = (part.table[name].to_pylist() for name in ("samples", "audio_checksum"))
+        samples, checksums, peaks = (part.table[name].to_pylist() for name in ("samples", "audio_checksum", "peak"))
         different = set(changed_files([paths[row] for row in part.rows], checksums))
         changed |= different
-        columns = zip(part.rows, part.embeddings, samples, checksums, strict=True)
+        columns = zip(part.rows, part.embeddings, samples, checksums, peaks, strict=True)
         kept: dict[int, Outcome] = {row: Embedded(row, *rest) for row, *rest in columns if paths[row] not in different}
         if len(kept) < len(place):
             yield place, kept
@@ -270,10 +270,10 @@ def embed_batch(batch: Sequence[Decoded | Failed], encoder: Encoder, outputs: Se
         return [Failed(readable[0].row, f"{readable[0].clip.path}: {error}")]
     rows = torch.cat([embedded[output] for output in outputs], dim=1).numpy()
     for clip, embedding in zip(readable, rows, strict=True):
+        peak = float(np.abs(clip.waveform).max())
         if np.isfinite(embedding).all():
-            outcomes.append(Embedded(clip.row, embedding, len(clip.waveform), clip.checksum))
+            outcomes.append(Embedded(clip.row, embedding, len(clip.waveform), clip.checksum, peak))
         else:
-            peak = float(np.abs(clip.waveform).max())
             outcomes.append(Failed(clip.row, f"{clip.clip.path}: its embedding is not finite (peak {peak:.3g})"))
     return outcomes
 

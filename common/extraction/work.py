@@ -54,12 +54,14 @@ class ExtractionError(UserError):
 
 @dataclass(frozen=True)
 class Embedded:
-    """A clip's embedding (D,), its waveform's length, and a checksum of its file; `row` is its place in the list."""
+    """A clip's embedding (D,), its waveform's length and largest value, and a checksum of its file; `row` is its place in the
+    list."""
 
     row: int
     embedding: Array
     samples: int
     checksum: int
+    peak: float
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,7 @@ class Work:
             "clip_id": [ids[clip.row] for clip in kept],
             "samples": samples,
             "audio_checksum": [clip.checksum for clip in kept],
+            "peak": [clip.peak for clip in kept],
         }
         embeddings = np.array([clip.embedding for clip in kept], np.float32).reshape(-1, self.settings.width)
         return make_part(info, columns, embeddings)
