@@ -18,6 +18,7 @@ from common.arrays import Array
 
 MIN_GROUPS = 5  # for an interval
 FEW_STRATA = 5
+FEW_GROUPS, LEAST_EVEN = 20, 0.5  # below both, a few groups decide the score, and intervals are too narrow
 PERMUTATIONS, PER_TEST = (
     9999,
     100,
@@ -32,13 +33,14 @@ def share_interval(
     """The 95 % interval of the mean over splits of the mean over strata of the share of hits, all (M,).
 
     Strata such as classes make it the interval of the balanced accuracy; None of the accuracy. There is no interval with fewer
-    than MIN_GROUPS groups, in total or in any of up to FEW_STRATA strata. (Errors of many strata average out.)
+    than MIN_GROUPS groups, in total or in any of up to FEW_STRATA strata (errors of many strata average out), or if folds or strata
+    of a few groups count as much as those of many.
     """
     names = np.unique([] if strata is None else strata)
     if len(names) <= FEW_STRATA and any(len(np.unique(groups[strata == name])) < MIN_GROUPS for name in names):
         return None
     cells = Cells.of(hits, groups, splits, strata)
-    if len(cells.sums) < MIN_GROUPS:
+    if not cells.can_tell:
         return None
     share, error = cells.jackknife()
     # If few groups have a miss, or few a hit, the standard error itself is uncertain.
@@ -54,9 +56,9 @@ def share_interval(
 
 
 def difference_interval(differences: Array, groups: Array, splits: Array) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of (M,) hits of a head minus those of another; None with fewer than MIN_GROUPS groups."""
+    """The 95 % interval of the mean of (M,) hits of a head minus those of another; None as for `share_interval`."""
     cells = Cells.of(differences, groups, splits)
-    if len(cells.sums) < MIN_GROUPS:
+    if not cells.can_tell:
         return None
     difference, error = cells.jackknife()
     varied = Cells.of(np.abs(differences), groups, splits).sums.any(axis=1)
@@ -133,6 +135,11 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
+def _effective(weights: Array) -> float:
+    """Kish's effective number of (N,) weights."""
+    return float(weights.sum() ** 2 / np.square(weights).sum())
+
+
 def _t_quantile(degrees: float, informative: int) -> float:
     """Student's t, with fewer degrees of freedom if only a few groups vary."""
     freedom = min(degrees, informative + 1) if informative else degrees
@@ -162,8 +169,15 @@ class Cells:
     @property
     def effective_groups(self) -> float:
         """Kish's effective number of groups, lower if some are much larger than others."""
-        sizes = self.counts.sum(axis=1)
-        return float(sizes.sum() ** 2 / np.square(sizes).sum())
+        return _effective(self.counts.sum(axis=1))
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether there are enough groups, and the score rests on them about as evenly as their sizes are even."""
+        cells_of_fold = np.diff([*self.starts, self.counts.shape[1]])
+        weights = np.repeat(1 / cells_of_fold, cells_of_fold) / len(self.starts)
+        effective = _effective((self.counts / self.counts.sum(axis=0) * weights).sum(axis=1))
+        return len(self.sums) >= MIN_GROUPS and effective >= min(FEW_GROUPS, LEAST_EVEN * self.effective_groups)
 
     @property
     def degrees_of_freedom(self) -> float:

@@ -9,13 +9,12 @@ from functools import partial
 
 from common.datasets import DivisionKind, Metric, Task
 from common.evaluation.calibration import TEMPERATURES
-from common.evaluation.intervals import MIN_GROUPS
+from common.evaluation.intervals import FEW_GROUPS, MIN_GROUPS
 from common.evaluation.record import EfficiencyRecord, FewShotRecord, HeadRecord, ProtocolRecord, RunRecord
 from common.heads import head_title
 from common.text_table import as_markdown, as_text, percent, range_of
 
 WIDTH = 100  # of printed text
-FEW_UNITS = 20
 
 NAMES = {"balanced_accuracy": "the balanced accuracy", "icbhi_score": "the ICBHI score"}
 TITLES = {
@@ -185,11 +184,11 @@ def _f1(scored: HeadRecord) -> str | None:
 def _interval_remarks(protocol: ProtocolRecord) -> Iterator[str]:
     units = protocol.comparison.units
     if all(scored.interval is None for scored in protocol.heads.values()):
-        yield f"No 95 % interval: fewer than {MIN_GROUPS} {units}."
+        yield f"No 95 % interval: fewer than {MIN_GROUPS} {units}, or a few of them decide the score, in small folds."
         return
     unknown = "" if units == "groups" else " (which clips are related is unknown)"
     yield f"95 % intervals are over {units}{unknown}. They leave out how much training itself would vary."
-    if (count := protocol.comparison.n_units) < FEW_UNITS:
+    if (count := protocol.comparison.n_units) < FEW_GROUPS:
         yield f"{count} {units} are in effect {count} observations, so the intervals are wide, also where everything is right."
     for name, title in NAMES.items():
         if ranges := _by_head(protocol, partial(_more_interval, name)):
