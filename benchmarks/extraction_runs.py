@@ -33,6 +33,7 @@ from tests.support.plain_encoder import plain_outputs
 
 CHECKPOINT = "random:2024"
 KINDS = (".wav", ".flac", ".ogg", ".mp3")
+SAMPLE = {"cpu": 8, "mps": 400, "cuda": 400}  # files with which a part of the work is measured
 
 
 class Way(NamedTuple):
@@ -67,15 +68,16 @@ def original_extraction(paths: list[Path], device: torch.device) -> Callable[[],
     return extract_all
 
 
-def project_extraction(encoder: AudioSepEncoder, paths: list[Path], folder: Path) -> Callable[[], Array]:
-    """This project's, end to end, into a new file of the folder every time."""
+def project_extraction(encoder: AudioSepEncoder, paths: list[Path]) -> Callable[[], Array]:
+    """This project's, end to end, into a new file every time."""
     process = ThisProcess(encoder, [encoder.default_output], Threads.shared())
     clips = ClipList([Clip(path, ("sound",)) for path in paths], paths[0].parent, "benchmark")
 
     def extract_all() -> Array:
-        file = Path(tempfile.mkdtemp(dir=folder), "features.pt")
-        extract(process, clips, file)
-        return FeatureSet.load(file).features.numpy()
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "features.pt")
+            extract(process, clips, file)
+            return FeatureSet.load(file).features.numpy()
 
     return extract_all
 
@@ -86,24 +88,18 @@ def worker(way: Way, paths: list[Path], device: torch.device, pipe: Connection) 
     if way.keeps_memory:
         keep_freed_memory()
     encoder = load_encoder(CHECKPOINT, device, way.precision) if way.precision else None
-    with tempfile.TemporaryDirectory() as folder:
-        run = project_extraction(encoder, paths, Path(folder)) if encoder else original_extraction(paths, device)
-        while pipe.recv():
-            embeddings = run()
-            pipe.send(None)
+    run = project_extraction(encoder, paths) if encoder else original_extraction(paths, device)
+    while pipe.recv():
+        embeddings = run()
+        pipe.send(None)
     memory, alone = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024), None
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
     if encoder:  # only now: all other processes are idle
-        waveforms = [read_audio(path, SAMPLE_RATE) for path in some(paths, device)]
+        waveforms = [read_audio(path, SAMPLE_RATE) for path in paths[: SAMPLE[device.type]]]
         seconds = min(timed(partial(encoder.embed, waveforms), device) for _ in range(3))
         alone = sum(map(len, waveforms)) / SAMPLE_RATE / seconds
     pipe.send(Figures(embeddings, memory, alone))
-
-
-def some(paths: list[Path], device: torch.device) -> list[Path]:
-    """Enough of the files to measure a part of the work."""
-    return paths[: 8 if device.type == "cpu" else 400]
 
 
 def compare(arguments: argparse.Namespace) -> list[str]:
@@ -122,7 +118,7 @@ def compare(arguments: argparse.Namespace) -> list[str]:
         paths = files[: arguments.clips]
         audio_s = sum(soundfile.info(path).duration for path in paths)
         seconds, figures = take_turns(ways, paths, device, arguments.rounds)
-        sample = some(paths, device)
+        sample = paths[: SAMPLE[device.type]]
         sample_s = sum(soundfile.info(path).duration for path in sample)
         decoding = timed(lambda: [soundfile.read(path, dtype="float32") for path in sample], device) / sample_s
         both = timed(lambda: [read_audio(path, SAMPLE_RATE) for path in sample], device) / sample_s

@@ -35,15 +35,14 @@ def main() -> None:
     import numpy as np
     import torch
     from measuring import medians_in_turns
+    from sklearn.datasets import make_blobs
 
     from common.encoder import resolve_device
     from common.features import FeatureSet
     from common.heads import HEADS, Job, Recipe, Split, fit_heads
 
-    rng, device, rows = np.random.default_rng(0), resolve_device(arguments.device), np.arange(CLIPS)
-    labels = rows % CLASSES
-    centres = rng.standard_normal((CLASSES, 384))
-    values = centres[labels] + 3 * rng.standard_normal((CLIPS, 384))  # of overlapping classes
+    device, rows = resolve_device(arguments.device), np.arange(CLIPS)
+    values, labels = make_blobs(CLIPS, 384, centers=CLASSES, cluster_std=3.0, center_box=(-2, 2), random_state=0)
     names, clip_ids = [str(label) for label in range(CLASSES)], [str(row) for row in rows]
     features = FeatureSet(torch.from_numpy(values).float(), torch.from_numpy(labels), names, clip_ids)
     of_fold = rows // (CLIPS // FOLDS)

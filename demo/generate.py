@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from common.arrays import Array
-from common.files import write_csv
+from common.files import write_atomically, write_csv
 from demo.sounds import SOUNDS, breath, in_room, note, recording, speech
 from esc50_feature_fc.esc50 import CLASS_NAMES as ESC50_CLASSES
 from nsynth_feature_fc.nsynth import FAMILIES as NSYNTH_FAMILIES
@@ -51,8 +51,7 @@ def _write(path: Path, samples: Array, rate: int, subtype: str = "PCM_16") -> No
 
 
 def _write_text(path: Path, *lines: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def generate_esc50(root: Path, recordings: int = 3) -> None:

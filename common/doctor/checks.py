@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from common.datasets import Clip, DatasetError, DatasetMissingError, OfficialCounts, Task
+from common.datasets import DatasetError, DatasetMissingError, OfficialCounts, Task
 from common.datasets.audio import AudioError, read_audio
 from common.encoder import AudioSepEncoder, CheckpointError, load_encoder
 from common.encoder.checkpoint import DOWNLOAD, KNOWN_RELEASES
@@ -63,10 +63,8 @@ def check_environment(device: torch.device) -> Iterator[Finding]:
             installed[name] = version(name).partition("+")[0]
     differing = [f"{name} {installed[name]} (tested: {pin})" for name, pin in pins.items() if installed[name] != pin]
     text = f"Python {platform.python_version()}, torch {torch.__version__}; {', '.join(differing) or 'as pinned'}"
-    if "missing" in installed.values():
-        yield Finding(BAD, "packages", text, "pip install -r requirements.txt")
-    else:
-        yield Finding(NOTE if differing else GOOD, "packages", text)
+    fix = "pip install -r requirements.txt" if "missing" in installed.values() else ""
+    yield Finding(BAD if fix else NOTE if differing else GOOD, "packages", text, fix)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         text = f"{torch.cuda.get_device_name(device)}: {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
@@ -121,17 +119,7 @@ def check_data(task: Task, root: Path, get: str, is_wanted: bool) -> Iterator[Fi
         is_bad = is_wanted or not isinstance(error, DatasetMissingError)
         yield Finding(BAD if is_bad else NOTE, "labels", str(error))
         return
-    yield _counts(task.official_counts, clips, get)
-    missing = [str(path.relative_to(root)) for path in sorted({clip.path for clip in clips}) if not path.exists()]
-    if missing:
-        yield Finding(BAD, "files", f"{len(missing):,} are missing: {_some(missing)}", f"unpack it again: {get}")
-    else:
-        yield Finding(GOOD, "files", "none missing")
-    yield _sample(clips)
-
-
-def _counts(official: OfficialCounts, clips: Sequence[Clip], get: str) -> Finding:
-    """Compare numbers of clips with the official ones."""
+    official = task.official_counts
     labels = Counter(label for clip in clips for label in clip.labels)
     folds, splits = Counter(clip.fold for clip in clips), Counter(clip.split for clip in clips)
     numbers = [
@@ -145,12 +133,14 @@ def _counts(official: OfficialCounts, clips: Sequence[Clip], get: str) -> Findin
     wrong = [f"{name} {count:,} of {number:,}" for name, count, number in numbers if number not in (None, count)]
     text = f"{len(clips):,} clips of {len(labels)} classes"
     if wrong:
-        return Finding(BAD, "counts", f"{text}, not the official numbers: {_some(wrong)}", f"unpack it again: {get}")
-    return Finding(GOOD, "counts", text + ", as published" * (official != OfficialCounts()))
-
-
-def _sample(clips: Sequence[Clip]) -> Finding:
-    """Decode a few clips."""
+        yield Finding(BAD, "counts", f"{text}, not the official numbers: {_some(wrong)}", f"unpack it again: {get}")
+    else:
+        yield Finding(GOOD, "counts", text + ", as published" * (official != OfficialCounts()))
+    missing = [str(path.relative_to(root)) for path in sorted({clip.path for clip in clips}) if not path.exists()]
+    if missing:
+        yield Finding(BAD, "files", f"{len(missing):,} are missing: {_some(missing)}", f"unpack it again: {get}")
+    else:
+        yield Finding(GOOD, "files", "none missing")
     chosen = [clips[index] for index in np.random.default_rng(0).permutation(len(clips))[:SAMPLE]]
     broken = []
     for clip in chosen:
@@ -158,10 +148,11 @@ def _sample(clips: Sequence[Clip]) -> Finding:
             read_audio(clip.path, AudioSepEncoder.sample_rate, clip.start_s, clip.end_s)
         except AudioError as error:
             broken.append(str(error))
-    if not broken:
-        return Finding(GOOD, "audio", f"{len(chosen)} clips decoded")
-    text = f"{len(broken)} of {len(chosen)} clips cannot be read: {'; '.join(broken[:NAMED])}"
-    return Finding(BAD, "audio", text, "unpack the data set again; extraction would list and skip such clips")
+    if broken:
+        text = f"{len(broken)} of {len(chosen)} clips cannot be read: {'; '.join(broken[:NAMED])}"
+        yield Finding(BAD, "audio", text, "unpack the data set again; extraction would list and skip such clips")
+    else:
+        yield Finding(GOOD, "audio", f"{len(chosen)} clips decoded")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -10,14 +10,16 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import TypeVar, overload
 
+import numpy as np
 import torch
 from torch import nn
 
 from common.arrays import Array
-from common.encoder.checkpoint import EXPORTED, CheckpointError, Weights, exported_config, load_weights, read_condition
+from common.encoder.checkpoint import check_export, load_weights, read_condition
 from common.encoder.device import PRECISIONS, DeviceError, keep_freed_memory, resolve_device, resolve_precision
 from common.encoder.network import (
     CHANNELS,
@@ -30,7 +32,7 @@ from common.encoder.network import (
     ResUNet30Encoder,
     weight_shapes,
 )
-from common.encoder.protocol import Encoder, EncoderInfo, Output, StoppedError, Waveform, check_waveforms
+from common.encoder.protocol import Encoder, EncoderInfo, Output, Waveform, check_waveforms
 from common.encoder.tiles import FRAMES_PER_COLUMN, POOLS, Moments, Tile, batch_moments, plan_tiles
 from common.encoder_name import EncoderKind, EncoderName
 
@@ -110,7 +112,7 @@ def load_encoder(
     if padding not in PADDINGS:
         raise DeviceError(f"padding {padding!r} is unknown; choose one of {', '.join(PADDINGS)}")
     resolved = resolve_device(device)
-    built = build_encoder(checkpoint, resolve_precision(precision, resolved), condition, padding)
+    built = AudioSepEncoder(checkpoint, resolve_precision(precision, resolved), condition, padding)
     if resolved.type == "cpu":
         keep_freed_memory()
         if built.info.precision == "fp32":
@@ -131,26 +133,8 @@ def _on_mps(encoder: AudioSepEncoder, device: torch.device) -> AudioSepEncoder:
     return encoder
 
 
-def build_encoder(
-    checkpoint: str | Path | None, precision: str, condition: str | Path | Array | torch.Tensor | None, padding: str
-) -> AudioSepEncoder:
-    """The encoder as plain convolutions, on no device in particular. Arguments and errors as for `load_encoder`."""
-    embedding, condition_identity = read_condition(condition)
-    exported = exported_config(checkpoint)
-    asked = (None if embedding is None else embedding.tolist(), padding == "official")
-    if exported is not None and (exported["condition"], exported["pads_time"]) != asked:
-        raise CheckpointError(
-            f"{checkpoint} was exported with another condition or padding; give the same, or {checkpoint}/{EXPORTED} for the "
-            "weights alone"
-        )
-    weights = load_weights(checkpoint, weight_shapes())
-    if exported is not None and f"sha256:{exported['weights_sha256']}" != weights.identity:
-        raise CheckpointError(f"{checkpoint}/{EXPORTED} is damaged: it is not the file that was exported; export again")
-    return AudioSepEncoder(weights, embedding, condition_identity, precision, padding)
-
-
 class AudioSepEncoder(Encoder, nn.Module):
-    """The frozen encoder. Build it with `load_encoder`."""
+    """The frozen encoder as plain convolutions on the CPU, which `load_encoder` makes fast and moves to a device."""
 
     is_thread_safe = True
     sample_rate = SAMPLE_RATE  # 32,000 Hz
@@ -159,9 +143,16 @@ class AudioSepEncoder(Encoder, nn.Module):
     embedding_size = CHANNELS[DEFAULT_LAYER]  # 384
 
     def __init__(
-        self, weights: Weights, condition: torch.Tensor | None, condition_identity: str, precision: str, padding: str
+        self,
+        checkpoint: str | Path | None,
+        precision: str = "fp32",
+        condition: str | Path | Array | torch.Tensor | None = None,
+        padding: str = "none",
     ) -> None:
         super().__init__()
+        embedding, condition_identity = read_condition(condition)
+        weights = load_weights(checkpoint, weight_shapes())
+        check_export(checkpoint, weights, embedding, padding)
         # As it is trained, without FiLM, which computes the betas, and without the running statistics.
         trained = [name for name in weights.tensors if name.startswith("base.") and ".running_" not in name]
         self.info = EncoderInfo(
@@ -175,7 +166,7 @@ class AudioSepEncoder(Encoder, nn.Module):
             min_samples=MIN_SAMPLES_PADDED if padding == "official" else MIN_SAMPLES,
             padding=padding,
         )
-        self.network = ResUNet30Encoder(weights.tensors, condition, PRECISIONS[precision])
+        self.network = ResUNet30Encoder(weights.tensors, embedding, PRECISIONS[precision])
         self.pads_time = padding == "official"  # as AudioSep's own forward does
         self.batch_frames = GPU_BATCH_FRAMES
         self.eval().requires_grad_(False)
@@ -197,12 +188,10 @@ class AudioSepEncoder(Encoder, nn.Module):
         if not checked:
             return {output: torch.empty(0, output.width) for output in outputs}
         pools = {wanted.layer: {other.pool for other in outputs if other.layer == wanted.layer} for wanted in outputs}
-
-        def pool(layer: str, activations: torch.Tensor, columns: list[slice]) -> Moments:
-            return batch_moments(activations, columns, pools[layer])
-
         # Nothing before `joined` waits for a GPU: it computes one batch while the samples of the next one are laid out.
-        items, reduced = self._reduce(checked, list(pools), pool)
+        items, reduced = self._reduce(
+            checked, list(pools), lambda layer, activations, columns: batch_moments(activations, columns, pools[layer])
+        )
         moments = {layer: Moments.joined(batches) for layer, batches in reduced.items()}
         return {
             output: torch.stack([moments[output.layer].pooled(of_clip, output.pool) for of_clip in items])
@@ -250,14 +239,18 @@ class AudioSepEncoder(Encoder, nn.Module):
 
         def work(batch: list[Tile]) -> list[tuple[list[Tile], dict[str, T]]]:
             if self.is_stopped:
-                raise StoppedError
+                raise CancelledError
             reduced = {
                 layer: reduce(layer, activations, [tile.columns(TIME_POOLINGS[layer]) for tile in batch])
                 for layer, activations in self._forward(batch, waveforms, layers)
             }
             return [(batch, reduced)]
 
-        with self._arithmetic():
+        arithmetic: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self.device.type == "cuda":  # by default cuDNN rounds float32 to TF32, and may choose algorithms by timing
+            is_tf32 = self.info.precision == "tf32"
+            arithmetic = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=is_tf32)
+        with arithmetic:
             batches = [done for batch in self._batches(tiles) for done in self._compute(batch, work)]
         computed = [tile for batch, _ in batches for tile in batch]
         items: list[list[int]] = [[] for _ in waveforms]
@@ -307,13 +300,6 @@ class AudioSepEncoder(Encoder, nn.Module):
         moved = samples.to(self.device, non_blocking=True)
         yield from self.network(moved, [tile.frames for tile in batch], layers, sounding if self.pads_time else None)
 
-    def _arithmetic(self) -> contextlib.AbstractContextManager[None]:
-        """Configure cuDNN, which by default rounds float32 convolutions to TF32 and may choose algorithms by timing."""
-        if self.device.type != "cuda":
-            return contextlib.nullcontext()
-        is_tf32 = self.info.precision == "tf32"
-        return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=is_tf32)
-
 
 def _sounding_frames(waveform: Array) -> int:
     """The frames of a waveform's STFT."""
@@ -325,10 +311,6 @@ def _lay_out(waveform: Array, first: int, frames: int, row: Array) -> None:
     and zero after them."""
     start = first * HOP_LENGTH - N_FFT // 2
     end = start + (frames - 1) * HOP_LENGTH + N_FFT
-    before, after, size = max(0, -start), max(0, end - len(waveform)), end - start
-    # Reflection needs more samples than it mirrors; a tile is at least 32 frames, so a slice holds enough.
-    inner = waveform[max(0, start) : end]
-    row[before : size - after] = inner
-    row[:before] = inner[before:0:-1]
-    row[size - after : size] = inner[-2 : -2 - after : -1]
-    row[size:] = 0
+    outside = (max(0, -start), max(0, end - len(waveform)))
+    row[: end - start] = np.pad(waveform[max(0, start) : end], outside, mode="reflect")
+    row[end - start :] = 0

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -57,15 +56,11 @@ class Weights:
 
 
 def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, ...]]) -> Weights:
-    """Read the tensors named in `shapes` (without prefix) from a checkpoint, or draw them for ``random:SEED``; CheckpointError
-    if the file is missing, damaged, unsafe, or lacks the tensors.
-
-    A checkpoint is a ``.bin``/``.ckpt``/``.pt`` or ``.safetensors`` file, an exported folder, ``"random:SEED"``, or None for
-    ``pretrained_models/AudioSep/pytorch_model.bin``.
-    """
+    """Read the tensors named in `shapes` (without prefix) from a checkpoint (as for `load_encoder`), or draw them for
+    ``random:SEED``; CheckpointError if the file is missing, damaged, unsafe, or lacks the tensors."""
     if isinstance(checkpoint, str) and checkpoint.startswith("random:"):
         return _random_weights(checkpoint, shapes)
-    path = Path(checkpoint) if checkpoint is not None else DEFAULT_PATH
+    path = Path(checkpoint or DEFAULT_PATH)
     if (path / EXPORTED).is_file():
         path = path / EXPORTED
     _refuse_non_checkpoint(path)
@@ -87,18 +82,25 @@ def load_weights(checkpoint: str | Path | None, shapes: Mapping[str, tuple[int, 
     return Weights(tensors, f"sha256:{sha256}", KNOWN_RELEASES.get(sha256, "unknown"))
 
 
-def exported_config(checkpoint: str | Path | None) -> dict[str, Any] | None:
-    """The config.json of an exported folder, what it says of condition, padding and weights; None for anything else."""
-    folder = Path(checkpoint) if checkpoint is not None else DEFAULT_PATH
+def check_export(checkpoint: str | Path | None, weights: Weights, condition: torch.Tensor | None, padding: str) -> None:
+    """CheckpointError if the checkpoint is an exported folder whose weights, condition or padding were others."""
+    folder = Path(checkpoint or DEFAULT_PATH)
     if not (folder / EXPORTED).is_file():
-        return None
+        return
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return {key: config[key] for key in ("condition", "pads_time", "weights_sha256")}
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        exported, sha256 = (config["condition"], config["pads_time"]), config["weights_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder} has no config.json of an exported encoder; give {folder / EXPORTED} itself"
         ) from error
+    if exported != (None if condition is None else condition.tolist(), padding == "official"):
+        raise CheckpointError(
+            f"{folder} was exported with another condition or padding; give the same, or {folder / EXPORTED} for the "
+            "weights alone"
+        )
+    if weights.identity != f"sha256:{sha256}":
+        raise CheckpointError(f"{folder / EXPORTED} is damaged: it is not the file that was exported; export again")
 
 
 def file_sha256(path: Path) -> str:
@@ -111,12 +113,9 @@ def file_sha256(path: Path) -> str:
         if remembered == {**state, "sha256": remembered["sha256"]}:
             return str(remembered["sha256"])
     sha256 = sha256_of(path)
-    if path.name == EXPORTED:  # small, in a folder that is meant to be passed on
-        return sha256
-    try:
-        write_json(note, json.dumps({**state, "sha256": sha256}))
-    except OSError as error:
-        print(f"note: the checkpoint's checksum could not be saved in {note}: {error.strerror}")
+    if path.name != EXPORTED:  # that is small, in a folder that is meant to be passed on
+        with contextlib.suppress(OSError):  # a folder that cannot be written: computed again next time
+            write_json(note, json.dumps({**state, "sha256": sha256}))
     return sha256
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import platform
 import re
-import sys
 import warnings
 from pathlib import Path
 
@@ -26,15 +26,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """``"auto"`` (a CUDA GPU or the CPU) or a device's name -> a torch.device that exists here; DeviceError otherwise."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError as error:
-        raise DeviceError(f"device {device!r} is unknown; give {DEVICES}") from error
-    if resolved.type not in ("cpu", "mps", "cuda"):
-        raise DeviceError(f"device {device!r} is not supported; give {DEVICES}")
+    if not re.fullmatch(r"(cpu|mps|cuda)(:\d{1,2})?", str(device)):
+        raise DeviceError(f"device {device!r} is unknown; give {DEVICES}")
+    resolved = torch.device(device)
     if resolved.type == "mps" and not torch.backends.mps.is_available():
-        why = "needs macOS 14 or newer" if torch.backends.mps.is_built() else "is for Apple's GPUs"
-        raise DeviceError(f"device {device!r} is not available (it {why}); give auto or cpu")
+        raise DeviceError(f"device {device!r} is not available (it needs an Apple GPU and macOS 14); give auto or cpu")
     if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
             f"device {device!r} is not available ({torch.cuda.device_count()} CUDA GPUs); give auto or cpu"
@@ -52,7 +48,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         raise DeviceError(f"precision {precision} is not offered on mps; choose fp32")
     if precision in ("tf32", "fp16") and device.type != "cuda":
         raise DeviceError(f"precision {precision} needs a CUDA GPU; on the CPU choose fp32 or bf16")
-    if precision == "bf16" and device.type == "cpu" and not has_bf16():
+    if precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         warnings.warn(
             f"this CPU ({describe_cpu()}) has no bf16 instructions, so bf16 is several times slower than fp32; use fp32",
             stacklevel=2,
@@ -74,11 +70,6 @@ def fitting_device(name: str) -> torch.device:
     return device
 
 
-def has_bf16() -> bool:
-    """Whether torch has kernels for bf16 on this CPU."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def describe_cpu() -> str:
     """The CPU's model and the instructions that torch uses on it, such as ``"AMD EPYC 7B13, AVX2"``."""
     model = platform.processor() or platform.machine()
@@ -91,13 +82,10 @@ def describe_cpu() -> str:
 def keep_freed_memory() -> None:
     """Let glibc keep large freed blocks for the next layer instead of returning them to the system.
 
-    Otherwise every activation is a new mapping, and half the time on a CPU is spent on page faults. Elsewhere (macOS,
-    Windows, musl) there is no mallopt and nothing to do.
+    Otherwise every activation is a new mapping, and half the time on a CPU is spent on page faults.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    with contextlib.suppress(AttributeError, TypeError):  # macOS, Windows and musl have no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
         m_trim_threshold, m_mmap_threshold, never = -1, -3, 2**31 - 1
         mallopt(m_mmap_threshold, never)
         mallopt(m_trim_threshold, never)

@@ -57,8 +57,7 @@ class HearEncoder(PlugIn):
         declared = getattr(self._model, "min_samples", None)  # the module pads by itself
         min_samples = declared or self.find_min_samples()
         self.pad_to = 1 if declared else min_samples
-        source = self._module.__file__
-        code = f"sha256:{sha256_of(Path(source))}" if source else "unknown"
+        code = f"sha256:{sha256_of(Path(str(self._module.__file__)))}"
         version = getattr(self._model, "version", getattr(self._module, "__version__", ""))
         code += f", {version}" * bool(version)
         self.info = self.describe(self._model, self._checkpoint(), code, min_samples)

@@ -7,8 +7,7 @@ https://github.com/Audio-AGI/AudioSep, ``models/resunet.py``, class ``ResUNet30_
 
 A block is ``shortcut(x) + conv2(lrelu(bn2(conv1(lrelu(bn1(x) + beta1))) + beta2))`` and a floor-mode average
 pooling. FiLM computes the betas from a text or audio condition; without a condition they are 0, a state that AudioSep
-itself never runs in. Its own forward also pads time with zeros after bn0 to a multiple of 32 frames; here that is an option
-(``padding="official"``), since a clip's embedding should not depend on nothing.
+itself never runs in.
 
 These are folded, in float64, without changing any output: bn1 and beta1 into one multiplication and addition, in the
 first block together with pre_conv; bn2 and beta2 into conv1; the pooling into conv2. One second of audio takes 9.8
@@ -108,7 +107,9 @@ class ResUNet30Encoder(nn.Module):
             lengths: frames of each item before its padding.
             sounding: frames before those that are set to zero after bn0, as the official forward pads clips; None: all.
         """
-        x = self.normalised_magnitude(samples)
+        spectrum = torch.stft(samples, N_FFT, HOP_LENGTH, window=self.window, center=False, return_complex=True)
+        magnitude = spectrum[:, : N_BINS - 1].abs().clamp_(min=MIN_MAGNITUDE).transpose(1, 2)
+        x = torch.addcmul(self.bn0_shift, magnitude, self.bn0_scale).contiguous()  # (B, frames, 1024)
         if sounding is not None:
             fill_padding(x, padding_mask(min(sounding), to_device(sounding, x.device), x.shape[1]))
         if "pre_conv" in layers:
@@ -121,12 +122,6 @@ class ResUNet30Encoder(nn.Module):
             x = block(x, ends >> level, padding_mask(min(lengths) >> level, ends >> level, x.shape[-2]))
             if LAYERS[number] in layers:
                 yield LAYERS[number], x
-
-    def normalised_magnitude(self, samples: torch.Tensor) -> torch.Tensor:
-        """(B, samples) -> bn0 of the magnitude of the STFT without its last bin: (B, frames, 1024)."""
-        spectrum = torch.stft(samples, N_FFT, HOP_LENGTH, window=self.window, center=False, return_complex=True)
-        magnitude = spectrum[:, : N_BINS - 1].abs().clamp_(min=MIN_MAGNITUDE).transpose(1, 2)
-        return torch.addcmul(self.bn0_shift, magnitude, self.bn0_scale).contiguous()
 
     @torch.no_grad()
     def _fold(self, tensors: dict[str, torch.Tensor], condition: torch.Tensor | None) -> None:
@@ -176,11 +171,10 @@ class _EmptyConv2d(nn.Conv2d):
 
 
 class _Block(nn.Module):
-    """One residual block and the average pooling after it, with BatchNorms and betas folded into the neighbouring steps.
+    """One residual block and the average pooling after it.
 
-    The pooling is folded too, into conv2: only the addition of the shortcut is between them, and the mean of 2x2
-    neighbouring outputs of a 3x3 convolution is one output of a 4x4 convolution with stride 2. That takes 16
-    multiplications instead of 36. The shortcut, a 1x1 convolution, is applied to the pooled input.
+    The mean of 2x2 neighbouring outputs of a 3x3 convolution is one output of a 4x4 convolution with stride 2, which takes
+    16 multiplications instead of 36. The shortcut, a 1x1 convolution, is applied to the pooled input.
     """
 
     def __init__(self, channels_in: int, channels_out: int, pooling: tuple[int, int], dtype: torch.dtype) -> None:

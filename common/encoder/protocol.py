@@ -17,10 +17,6 @@ from common.errors import UserError
 Waveform = Array | torch.Tensor
 
 
-class StoppedError(RuntimeError):
-    """A call was ended early, since nobody waits for its result."""
-
-
 class UnknownOutputError(UserError):
     """The encoder has no such layer or pooling."""
 
@@ -124,28 +120,29 @@ def check_waveforms(waveforms: Sequence[Waveform], min_samples: int) -> list[Arr
         raise ValueError(
             f"waveforms is one array of shape {tuple(waveforms.shape)}; give a sequence of 1-D ones: {how}"
         )
-    return [_check_waveform(waveform, index, min_samples) for index, waveform in enumerate(waveforms)]
-
-
-def _check_waveform(waveform: Waveform, index: int, min_samples: int) -> Array:
-    if not isinstance(waveform, (np.ndarray, torch.Tensor)):
-        raise ValueError(f"waveform {index} is a {type(waveform).__name__}; give a 1-D float32 array or tensor")
-    if waveform.ndim != 1:
-        raise ValueError(
-            f"waveform {index} has shape {tuple(waveform.shape)}; give a 1-D array (average the channels to mono first)"
-        )
-    if not (waveform.is_floating_point() if torch.is_tensor(waveform) else waveform.dtype.kind == "f"):
-        raise ValueError(
-            f"waveform {index} has type {waveform.dtype}; give float32 in [-1, 1] (16-bit integers: divide by 32768)"
-        )
-    if not len(waveform):
-        raise ValueError(f"waveform {index} is empty; give at least one sample")
-    if torch.is_tensor(waveform):
-        waveform = waveform.detach().to("cpu", torch.float32).numpy()
-    samples = np.ascontiguousarray(waveform, dtype=np.float32)  # of any strides, byte order and floating-point width
-    if not np.isfinite(samples).all():
-        raise ValueError(f"waveform {index} holds NaN or infinite samples; repair or leave out this clip")
-    return np.pad(samples, (0, min_samples - len(samples))) if len(samples) < min_samples else samples
+    checked = []
+    for index, waveform in enumerate(waveforms):
+        if not isinstance(waveform, (np.ndarray, torch.Tensor)):
+            raise ValueError(f"waveform {index} is a {type(waveform).__name__}; give a 1-D float32 array or tensor")
+        if waveform.ndim != 1:
+            raise ValueError(
+                f"waveform {index} has shape {tuple(waveform.shape)}; give a 1-D array (average the channels to mono first)"
+            )
+        if not (waveform.is_floating_point() if torch.is_tensor(waveform) else waveform.dtype.kind == "f"):
+            raise ValueError(
+                f"waveform {index} has type {waveform.dtype}; give float32 in [-1, 1] (16-bit integers: divide by 32768)"
+            )
+        if not len(waveform):
+            raise ValueError(f"waveform {index} is empty; give at least one sample")
+        if torch.is_tensor(waveform):
+            waveform = waveform.detach().to("cpu", torch.float32).numpy()
+        samples = np.ascontiguousarray(
+            waveform, dtype=np.float32
+        )  # of any strides, byte order and floating-point width
+        if not np.isfinite(samples).all():
+            raise ValueError(f"waveform {index} holds NaN or infinite samples; repair or leave out this clip")
+        checked.append(np.pad(samples, (0, min_samples - len(samples))) if len(samples) < min_samples else samples)
+    return checked
 
 
 def choose_outputs(
@@ -175,9 +172,6 @@ def _names(what: str, asked: str | None, default: str, known: Sequence[str]) -> 
     names = list(dict.fromkeys(name.strip() for name in asked.split(",")))
     for name in names:
         if name not in known:
-            join = f"; to join several when classifying, extract them: --{what} {name.replace('+', ',')}"
-            raise UnknownOutputError(
-                f"--{what} {name} is unknown to this encoder; choose from {', '.join(known)}"
-                f"{join if '+' in name else ', or all'}"
-            )
+            choice = f"choose from {', '.join(known)}, or several with commas, or all"
+            raise UnknownOutputError(f"--{what} {name} is unknown to this encoder; {choice}")
     return names

@@ -75,10 +75,9 @@ class AudioSepFeatureExtractor(SequenceFeatureExtractor):
     @staticmethod
     def _check(raw: Any, index: int) -> np.ndarray:
         waveform = raw.detach().cpu().numpy() if torch.is_tensor(raw) else np.asarray(raw)
-        if waveform.ndim != 1 or not len(waveform):
-            raise ValueError(f"waveform {index} has shape {waveform.shape}; give at least one sample, mono")
-        if waveform.dtype.kind != "f":
-            raise ValueError(f"waveform {index} has type {waveform.dtype}; give float32 in [-1, 1]")
+        if waveform.ndim != 1 or not len(waveform) or waveform.dtype.kind != "f":
+            form = f"{waveform.dtype} of shape {waveform.shape}"
+            raise ValueError(f"waveform {index} is {form}; give float32 in [-1, 1], mono, at least one sample")
         if not np.isfinite(waveform).all():
             raise ValueError(f"waveform {index} holds NaN or infinity")
         return waveform.astype(np.float32)
@@ -175,7 +174,16 @@ class AudioSepEncoderModel(PreTrainedModel):
         """(B, samples) of equal length -> means over frequency (B, time, channels): of every layer, or of encoder_block6."""
         min_samples = MIN_SAMPLES_PADDED if self.config.pads_time else MIN_SAMPLES
         waveforms = F.pad(waveforms, (0, max(0, min_samples - waveforms.shape[1])))
-        x = self._normalised_magnitude(waveforms.float()).to(self.dtype)
+        # In float32 up to bn0, as half precision cannot hold a loud tone's power.
+        window = torch.hann_window(N_FFT, device=waveforms.device)
+        spectrum = torch.stft(
+            waveforms.float(), N_FFT, HOP_LENGTH, window=window, pad_mode="reflect", return_complex=True
+        )
+        power = spectrum.real.square() + spectrum.imag.square()
+        magnitude = power.clamp(min=MIN_POWER).sqrt().transpose(1, 2)[:, None]
+        bn0 = self.base.bn0
+        scale = bn0.weight.float() / (bn0.running_var.float() + bn0.eps).sqrt()
+        x = (magnitude * scale + (bn0.bias.float() - bn0.running_mean.float() * scale)).to(self.dtype)
         if self.config.pads_time:
             x = F.pad(x, (0, 0, 0, -x.shape[2] % FRAMES_PER_COLUMN))
         x = self.base.pre_conv(x[..., :-1])
@@ -185,16 +193,6 @@ class AudioSepEncoderModel(PreTrainedModel):
             x = F.avg_pool2d(self.base.get_submodule(name)["conv_block1"](x, *self._betas(name)), pooling)
             if with_all or name == BLOCKS[-2][0]:
                 yield x.mean(dim=3).transpose(1, 2)
-
-    def _normalised_magnitude(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """(B, samples) -> (B, 1, frames, 1025) after bn0, in float32: half precision cannot hold a loud tone's power."""
-        window = torch.hann_window(N_FFT, device=waveforms.device)
-        spectrum = torch.stft(waveforms, N_FFT, HOP_LENGTH, window=window, pad_mode="reflect", return_complex=True)
-        power = spectrum.real.square() + spectrum.imag.square()
-        magnitude = power.clamp(min=MIN_POWER).sqrt().transpose(1, 2)[:, None]
-        bn0 = self.base.bn0
-        scale = bn0.weight.float() / (bn0.running_var.float() + bn0.eps).sqrt()
-        return magnitude * scale + (bn0.bias.float() - bn0.running_mean.float() * scale)
 
     def _betas(self, block: str) -> Iterator[torch.Tensor]:
         """FiLM's two betas of a block."""

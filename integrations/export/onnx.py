@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common.encoder.audiosep import MIN_SAMPLES, build_encoder
+from common.encoder.audiosep import MIN_SAMPLES, AudioSepEncoder
 from common.encoder.network import HOP_LENGTH, LEAKY_SLOPE, MIN_MAGNITUDE, N_FFT, SAMPLE_RATE, ResUNet30Encoder
 from common.files import write_atomically
 from integrations.export import ExportError
@@ -34,7 +34,7 @@ def export_onnx(
         raise ExportError(f"{' and '.join(missing)} is not installed: pip install -r requirements-encoders.txt")
     if path.exists() and (path.is_dir() or not overwrite):
         raise ExportError(f"{path} already exists; give another file, or --overwrite")
-    encoder = build_encoder(checkpoint, "fp32", condition, "none")
+    encoder = AudioSepEncoder(checkpoint, condition=condition)
     sizes = {0: torch.export.Dim("clips"), 1: torch.export.Dim("samples", min=MIN_SAMPLES)}
     # torch prints every step, and warns about packages it does not use.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -61,7 +61,7 @@ def export_onnx(
 
 
 class Graph(nn.Module):
-    """The folded network of `build_encoder` in operations that every runtime has, with the STFT as a convolution."""
+    """The folded network in operations that every runtime has, with the STFT as a convolution."""
 
     def __init__(self, network: ResUNet30Encoder) -> None:
         super().__init__()

@@ -326,9 +326,13 @@ def test_lists_of_layers_and_pools_choose_outputs() -> None:
     ):
         assert choose_outputs((scene, *frames), scene, layers, pools) == expected
     for layers, pools, words in (
-        ("scenes", None, "--layer scenes is unknown to this encoder; choose from scene, timestamps, or all"),
+        (
+            "scenes",
+            None,
+            "--layer scenes is unknown to this encoder; choose from scene, timestamps, or several with commas, or all",
+        ),
         ("timestamps", "max", "--pool max is unknown"),
-        ("scene+timestamps", None, "to join several when classifying, extract them: --layer scene,timestamps"),
+        ("scene+timestamps", None, "choose from scene, timestamps, or several with commas, or all"),
     ):
         with pytest.raises(UnknownOutputError, match=re.escape(words)):
             choose_outputs((scene, *frames), scene, layers, pools)
@@ -476,7 +480,7 @@ def test_mps_equals_cpu(encoder: AudioSepEncoder) -> None:
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="Apple silicon")
 def test_mps_is_refused_with_a_reason_elsewhere() -> None:
     with pytest.raises(
-        DeviceError, match=r"device 'mps' is not available \(it is for Apple's GPUs\); give auto or cpu"
+        DeviceError, match=r"device 'mps' is not available \(it needs an Apple GPU and macOS 14\); give auto or cpu"
     ):
         load_encoder("random:2024", device="mps")
 

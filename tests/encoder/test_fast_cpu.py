@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from common.encoder import LAYERS, load_encoder
-from common.encoder.audiosep import build_encoder
+from common.arrays import Array
+from common.encoder import LAYERS, AudioSepEncoder, load_encoder
 from common.encoder.fast_cpu import winograd
-from common.encoder.fast_cpu.reference import convolve, leaky_relu
 from common.encoder.fast_cpu.table import TableConv2d
 from common.encoder.fast_cpu.winograd import WinogradBlock
 from common.encoder.tiles import fill_padding, padding_mask
@@ -35,7 +35,7 @@ def test_fewer_multiplications_change_no_embedding(
     capability: str, n_replaced: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    plain, fast = build_encoder("random:2024", "fp32", None, "none"), load_encoder("random:2024", device="cpu")
+    plain, fast = AudioSepEncoder("random:2024"), load_encoder("random:2024", device="cpu")
     assert plain.network.first_block.fast_conv1 is None and fast.network.first_block.fast_conv1 is not None
     for encoder, n_own in ((plain, 0), (fast, n_replaced)):
         replaced = [block.fast_convolutions is not None for block in encoder.network.blocks]
@@ -46,6 +46,19 @@ def test_fewer_multiplications_change_no_embedding(
         assert relative(got[layer], expected[layer]) < 1e-6, layer
 
 
+def leaky_relu(x: Array, slope: float) -> Array:
+    """The activation."""
+    return np.where(x > 0, x, slope * x)
+
+
+def convolve(x: Array, kernel: Array, stride: tuple[int, int] = (1, 1)) -> Array:
+    """(B, C, T, F) -> (B, O, T // stride[0], F // stride[1]), with a zero on every side; the kernel is (O, C, I, J)."""
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[2:], axis=(2, 3))
+    convolved: Array = np.einsum("bctfij,ocij->botf", windows[:, :, :: stride[0], :: stride[1]], kernel, optimize=True)
+    return convolved
+
+
 def test_a_block_equals_numpy() -> None:
     generator = torch.Generator().manual_seed(0)
     conv1 = torch.nn.Conv2d(16, 8, 3, padding=1)
@@ -53,7 +66,7 @@ def test_a_block_equals_numpy() -> None:
     x = torch.randn(2, 16, 34, 24, generator=generator)
     scale, shift = torch.randn(2, 16, generator=generator)
     with torch.no_grad():
-        got = WinogradBlock(scale, shift, 0.01, conv1, conv2)(x, [34, 34])
+        got = WinogradBlock(scale, shift, conv1, conv2)(x, [34, 34])
     weight1, bias1, weight2 = (value.detach().double().numpy() for value in (conv1.weight, conv1.bias, conv2.weight))
     scale, shift = (value.double().view(-1, 1, 1).numpy() for value in (scale, shift))
     hidden = convolve(leaky_relu(x.double().numpy() * scale + shift, 0.01), weight1) + bias1[:, None, None]
@@ -95,7 +108,7 @@ def test_winograd_equals_the_direct_convolutions(
     mask = padding_mask(int(ends.min()), ends, size[0])
     with torch.no_grad():
         with mock.patch.multiple(winograd, MIN_TILES=min_tiles, NUMBERS_AT_A_TIME=at_a_time):
-            got = WinogradBlock(scale, shift, 0.01, conv1, conv2)(x, ends.tolist())
+            got = WinogradBlock(scale, shift, conv1, conv2)(x, ends.tolist())
         assume(got is not None)  # of fewer tiles
         x, conv1, conv2 = x.double(), conv1.double(), conv2.double()
         activated = fill_padding(F.leaky_relu(x * scale.view(-1, 1, 1) + shift.view(-1, 1, 1), 0.01), mask)
@@ -144,7 +157,7 @@ def test_a_table_equals_the_convolution(
     ends = torch.randint(0, sizes[1] + 1, (sizes[0],)) if is_padded else torch.full((sizes[0],), sizes[1])
     mask = padding_mask(int(ends.min()), ends, sizes[1])
     with torch.no_grad():
-        got = TableConv2d(scale, shift, 0.01, conv)(x, ends.tolist())
+        got = TableConv2d(scale, shift, conv)(x, ends.tolist())
         conv, scaled, shift = conv.double(), x[:, None].double() * scale.view(-1, 1, 1).double(), shift.view(-1, 1, 1)
         expected = fill_padding(F.leaky_relu(conv(fill_padding(F.leaky_relu(scaled + shift, 0.01), mask)), 0.01), mask)
         assert conv.bias is not None

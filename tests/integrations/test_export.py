@@ -136,7 +136,7 @@ def test_the_project_loads_its_own_export_both_ways(folder: Path) -> None:
     [
         (np.zeros(32_000, np.float32), 16_000, "resample to 32000 Hz"),
         (np.zeros(32_000, np.float32), None, "sampling_rate is None"),
-        (np.zeros(32_000, np.int16), 32_000, "int16; give float32"),
+        (np.zeros(32_000, np.int16), 32_000, "int16 of shape .*; give float32"),
         ([np.zeros((2, 32_000), np.float32)], 32_000, "mono"),
         (np.zeros((400, 2), np.float32), 32_000, "give a list of waveforms, once they are mono"),
         (np.zeros(0, np.float32), 32_000, "at least one sample"),

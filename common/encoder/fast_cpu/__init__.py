@@ -1,15 +1,10 @@
-"""The encoder's convolutions with fewer multiplications, for a CPU in float32. One door: `accelerate`.
-
-Winograd's algorithm (`winograd`), the first convolution read from a table (`table`), loops compiled by numba, and work
-shared out among threads (`threads`). What all of it computes is ten lines of NumPy (`reference`), with which tests
-compare it.
-"""
+"""The encoder's convolutions with fewer multiplications, for a CPU in float32. One door: `accelerate`."""
 
 from __future__ import annotations
 
 import torch
 
-from common.encoder.network import LEAKY_SLOPE, ResUNet30Encoder
+from common.encoder.network import ResUNet30Encoder
 
 
 def accelerate(network: ResUNet30Encoder) -> None:
@@ -22,6 +17,6 @@ def accelerate(network: ResUNet30Encoder) -> None:
     for block in network.blocks:
         scale, shift = block.scale.flatten(), block.shift.flatten()
         if block is network.first_block:
-            block.fast_conv1 = TableConv2d(scale, shift, LEAKY_SLOPE, block.conv1)
+            block.fast_conv1 = TableConv2d(scale, shift, block.conv1)
         elif block.conv1.in_channels >= fewest:
-            block.fast_convolutions = WinogradBlock(scale, shift, LEAKY_SLOPE, block.conv1, block.conv2)
+            block.fast_convolutions = WinogradBlock(scale, shift, block.conv1, block.conv2)

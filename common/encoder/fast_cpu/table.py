@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
-from common.compiled import call, compiled
+from common.compiled import compiled
 from common.encoder.fast_cpu.threads import in_parallel
+from common.encoder.network import LEAKY_SLOPE
 
 
 class TableConv2d:
     """The leaky ReLU of what a 3x3 convolution with a padding of 1 computes of ``leaky_relu(scale * x + shift)``, up to the
     rounding of float32; scale and shift are (channels_in,)."""
 
-    def __init__(self, scale: torch.Tensor, shift: torch.Tensor, negative_slope: float, conv: nn.Conv2d) -> None:
+    def __init__(self, scale: torch.Tensor, shift: torch.Tensor, conv: nn.Conv2d) -> None:
         assert conv.bias is not None
         scale, shift, kernel, bias = (values.detach().double() for values in (scale, shift, conv.weight, conv.bias))
         # Where the scale is 0, a channel does not bend.
@@ -34,13 +34,12 @@ class TableConv2d:
         pieces = torch.arange(len(bends) + 1)[:, None]
         # A channel's sign changes at its bend: (pieces, channels_in).
         is_positive = torch.where(scale == 0, shift > 0, (pieces > before) == (scale > 0))
-        gain = torch.where(is_positive, 1.0, negative_slope).double()
+        gain = torch.where(is_positive, 1.0, LEAKY_SLOPE).double()
         slopes, offsets = (torch.einsum("ocij,pc->ijpo", kernel, gain * values) for values in (scale, shift))
         offsets[1, 1] += bias  # of the middle, which is never outside
         table = torch.stack([slopes, offsets], dim=3).flatten(0, 1).float()
         outside = torch.zeros_like(table[:, :1])
         self.channels = conv.out_channels
-        self.negative_slope = np.float32(negative_slope)
         self.bends = bends.float().numpy()
         # Of (taps, pieces and outside, slopes and offsets, channels_out)
         self.table = torch.cat([table, outside], dim=1).flatten().numpy()
@@ -50,8 +49,8 @@ class TableConv2d:
         as 0 after the first leaky ReLU, and so do its outputs."""
         y = x.new_empty(*x.shape, self.channels)
         for item, end, into in zip(x.numpy(), ends, y.numpy(), strict=True):
-            arguments = (np.ascontiguousarray(item[:end]), self.bends, self.table, self.negative_slope, into)
-            in_parallel(partial(call, _read, *arguments), len(item))
+            inside = np.ascontiguousarray(item[:end])
+            in_parallel(len(item), _read, inside, self.bends, self.table, np.float32(LEAKY_SLOPE), into)
         return y.permute(0, 3, 1, 2)
 
 

@@ -10,19 +10,16 @@ from itertools import pairwise
 
 import torch
 
+from common.compiled import call
 
-def in_parallel(work: Callable[[int, int], object], count: int) -> None:
-    """Call work(first, last) for parts of range(count) that cover it, on as many threads as torch uses, and wait for all.
 
-    To gain from it, the work must release the GIL. What it raises is raised here.
-    """
-    parts = min(torch.get_num_threads(), count)
-    if parts < 2:
-        work(0, count)
-        return
+def in_parallel(count: int, function: Callable[..., object], *arguments: object) -> None:
+    """Call a compiled function(*arguments, first, last) for parts of range(count) that cover it, on as many threads as torch
+    uses, and wait for all."""
+    parts = max(1, min(torch.get_num_threads(), count))
     first, *others = pairwise(count * part // parts for part in range(parts + 1))
-    futures = [_pool(parts - 1).submit(work, *part) for part in others]
-    work(*first)
+    futures = [_pool(parts - 1).submit(call, function, *arguments, *part) for part in others]
+    call(function, *arguments, *first)
     for future in futures:
         future.result()
 

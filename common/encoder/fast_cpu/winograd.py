@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.arrays import Array
-from common.compiled import call, compiled
+from common.compiled import compiled
 from common.encoder.fast_cpu.threads import in_parallel
+from common.encoder.network import LEAKY_SLOPE
 
 OUTPUTS = 4  # of a tile, in each direction
 POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)  # the first of these, and infinity
@@ -39,10 +40,8 @@ class WinogradBlock:
     """The convolutions of a block on a CPU, up to the rounding of float32: `conv1` of the leaky ReLU of the scaled and shifted
     input, and `conv2` of the leaky ReLU of that."""
 
-    def __init__(
-        self, scale: torch.Tensor, shift: torch.Tensor, negative_slope: float, conv1: nn.Conv2d, conv2: nn.Conv2d
-    ) -> None:
-        self.scale, self.shift, self.negative_slope = scale, shift, negative_slope
+    def __init__(self, scale: torch.Tensor, shift: torch.Tensor, conv1: nn.Conv2d, conv2: nn.Conv2d) -> None:
+        self.scale, self.shift = scale, shift
         self.conv1, self.conv2 = WinogradConv2d(conv1), WinogradConv2d(conv2)
 
     def __call__(self, x: torch.Tensor, ends: Sequence[int]) -> torch.Tensor | None:
@@ -57,8 +56,8 @@ class WinogradBlock:
             image, hidden = (_phased(x, end, conv.direct.in_channels) for conv in (self.conv1, self.conv2))
             phases = item[:end].unflatten(1, (-1, PHASES)).transpose(1, 2)
             torch.addcmul(self.shift, phases, self.scale, out=image[:end])
-            F.leaky_relu_(image[:end], self.negative_slope)
-            self.conv1(image, hidden[:end], self.negative_slope)
+            F.leaky_relu_(image[:end], LEAKY_SLOPE)
+            self.conv1(image, hidden[:end], LEAKY_SLOPE)
             del image  # as large as the input
             n_outputs = end // step_down
             if self.conv2.pays(end, x.shape[3]):
@@ -120,12 +119,12 @@ class WinogradConv2d:
         for first in range(0, rows, at_a_time):
             count = min(at_a_time, rows - first)
             x = image.new_empty(math.prod(points), count * across, self.weight.shape[1])
-            in_parallel(partial(call, _to_points, source, *inputs, first, x.numpy()), count)
+            in_parallel(count, _to_points, source, *inputs, first, x.numpy())
             x = torch.bmm(x, self.weight).unflatten(0, points)
             if self.direct.bias is not None:
                 at_one = POINTS.index(1.0)  # the value there is in every output, once
                 x[at_one, at_one] += self.direct.bias.detach()
-            in_parallel(partial(call, _to_outputs, x.numpy(), *outputs, first, target), count)
+            in_parallel(count, _to_outputs, x.numpy(), *outputs, first, target)
 
 
 @compiled
