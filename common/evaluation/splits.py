@@ -67,8 +67,7 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
         try:
             valid = hold_out()
             validated = Split(split.name, np.setdiff1d(split.train, valid), split.test, valid)
-            if features.is_multilabel:
-                _refuse_unfair(features, validated, split.name)
+            _refuse_unfair(features, validated, split.name)
         except ValueError:
             continue
         return validated, words
@@ -76,13 +75,12 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
 
 
 def _hold_out_fold(features: FeatureSet, split: Split) -> Array:
-    """The rows of the training fold after the tested one; SplitError if no clip of a class would remain."""
+    """The rows of the training fold after the tested one."""
     assert features.folds is not None
     folds = features.folds.numpy()
     present = np.unique(folds[split.train])
     after = [*present[present > folds[split.test[0]]], present[0]]
     valid: Array = split.train[folds[split.train] == after[0]]
-    _refuse_missing_classes(features, np.setdiff1d(split.train, valid), "what is left for training")
     return valid
 
 
@@ -93,9 +91,7 @@ def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) 
     labels, groups = features.labels.numpy()[rows], np.array(features.groups)[rows]
     count, n_classes = min(round(1 / share), len(set(groups))), len(features.class_names)
     per_class = np.maximum(class_counts(labels, n_classes), 1)
-    with warnings.catch_warnings():  # about classes with fewer clips than parts, which does not matter here
-        warnings.simplefilter("ignore", UserWarning)
-        folds = group_folds(labels, groups, count, seed)
+    folds = group_folds(labels, groups, count, seed)
     # The fold that comes closest to the share in every class.
     held_out = min(
         (np.flatnonzero(folds == fold) for fold in range(count)),
@@ -123,7 +119,9 @@ def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:
         mixed_up = np.arange(group_of.max() + 1)
         np.random.RandomState(seed).shuffle(mixed_up)
         stand_ins = np.argsort(mixed_up)[group_of]
-        parts = [stand_ins[rows] for _, rows in StratifiedGroupKFold(count).split(labels, labels, stand_ins)]
+        with warnings.catch_warnings():  # about classes with fewer clips than folds
+            warnings.simplefilter("ignore", UserWarning)
+            parts = [stand_ins[rows] for _, rows in StratifiedGroupKFold(count).split(labels, labels, stand_ins)]
     fold_of_group = np.empty(group_of.max() + 1, np.int64)
     for fold, held_out in enumerate(parts):
         fold_of_group[held_out] = fold
@@ -145,9 +143,7 @@ def folds_by_group(labels: Array, groups: Array, class_names: Sequence[str], see
     few = f"class {class_names[rarest]} has clips of only {fewest} group{'s' * (fewest != 1)}"
     most = min(MOST_FOLDS, len(clips) if is_set else fewest)
     for count in range(most if fewest > 1 else 0, 1, -1):
-        with warnings.catch_warnings():  # about classes with fewer clips than folds
-            warnings.simplefilter("ignore", UserWarning)
-            folds = group_folds(labels, groups, count, seed)
+        folds = group_folds(labels, groups, count, seed)
         in_fold = np.array([(clips[np.unique(group_of[folds == fold])] > 0).sum(axis=0) for fold in range(count)])
         if (in_fold < n_groups).all() and (is_set or in_fold.all()):
             chosen = folds
