@@ -131,12 +131,12 @@ def compare_encoders(runs: Sequence[Run], folder: Path) -> EncodersRecord | None
     compared = [[(run, run.judged()) for run in of_task] for of_task in chosen if len(of_task) > 1]
     if not compared:
         return None
-    pairs, n_tests = [], sum(len(HEADS) * len(of_task) * (len(of_task) - 1) // 2 for of_task in compared)
-    for of_task in compared:
-        for ((first, judged), (second, other)), head in itertools.product(itertools.combinations(of_task, 2), HEADS):
-            pair = judged[head].minus(other[head], n_tests)  # type: ignore[arg-type]  # both are of one kind
-            names = {"task": first.study.name, "head": head, "first": first.encoder, "second": second.encoder}
-            pairs.append(Pair(**pair.model_dump(), **names))
+    of_two = [(*two, head) for of_task in compared for two in itertools.combinations(of_task, 2) for head in HEADS]
+    pairs = []
+    for (first, judged), (second, other), head in of_two:
+        pair = judged[head].minus(other[head], len(of_two))  # type: ignore[arg-type]  # both are of one kind
+        names = {"task": first.study.name, "head": head, "first": first.encoder, "second": second.encoder}
+        pairs.append(Pair(**pair.model_dump(), **names))
     pairs = corrected(pairs)
     tasks: list[ComparedTask] = []
     scores: list[EncoderScore] = []

@@ -64,16 +64,14 @@ def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, s
         shown = f"{len(rows):,} of {len(features):,} clips (sampled by class, seed {seed})"
     preparation = {"standard": "standardised", "whiten": "whitened", "none": "unscaled"}[scaler]
     caption = f"{TITLES[method]} of {shown}, {preparation} features, seed {seed}."
-    # With several labels, a clip is of no one class.
-    purity = None if features.is_multilabel else knn_purity(scaled, labels)
-    if purity is not None:
-        width = silhouette(scaled, labels, seed)
+    # With several labels, a clip is of no one class; with as many classes as clips, neighbours are of others.
+    if not features.is_multilabel and 1 < len(np.unique(labels)) < len(labels):
         chance = float(np.square(np.bincount(labels) / len(labels)).sum())
-        nearest = (
-            f"{100 * purity:.0f} % of a clip's {min(NEIGHBOURS, len(rows) - 1)} nearest neighbours are of its class"
+        caption += (
+            f" In the {raw.shape[1]} dimensions: {100 * knn_purity(scaled, labels):.0f} % of a clip's "
+            f"{min(NEIGHBOURS, len(rows) - 1)} nearest neighbours are of its class (by chance {100 * chance:.0f} %); "
+            f"silhouette {silhouette(scaled, labels, seed):.2f}."
         )
-        caption += f" In the {raw.shape[1]} dimensions: {nearest} (by chance {100 * chance:.0f} %)"
-        caption += "." if width is None else f"; silhouette {width:.2f}."
     return FeatureMap(rows, project(scaled, method, seed), caption)
 
 
@@ -95,18 +93,14 @@ def project(values: Array, method: str, seed: int) -> Array:
     return np.asarray(points, np.float32)
 
 
-def silhouette(values: Array, labels: Array, seed: int) -> float | None:
-    """Mean silhouette of the classes (Rousseeuw 1987), on a sample of a large set; None if it is not defined."""
-    if not 1 < len(np.unique(labels)) < len(labels):
-        return None
+def silhouette(values: Array, labels: Array, seed: int) -> float:
+    """Mean silhouette of the classes (Rousseeuw 1987), on a sample of a large set."""
     sample = MOST_FOR_SILHOUETTE if len(labels) > MOST_FOR_SILHOUETTE else None
     return float(silhouette_score(values, labels, sample_size=sample, random_state=seed))
 
 
-def knn_purity(values: Array, labels: Array) -> float | None:
+def knn_purity(values: Array, labels: Array) -> float:
     """The share of each row's nearest other rows (Euclidean) that are of its class, on average."""
-    if len(np.unique(labels)) < 2:
-        return None
     neighbours = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(values) - 1)).fit(values)
     nearest = neighbours.kneighbors(return_distance=False)  # without the rows themselves
     return float((labels[nearest] == labels[:, None]).mean())

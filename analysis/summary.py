@@ -76,11 +76,6 @@ class SummaryRow:
         return self.protocol.heads[self.protocol.best_head]
 
     @property
-    def best_published(self) -> Published | None:
-        """The best published score that may stand beside these."""
-        return max(self.references.published, key=lambda published: published.score, default=None)
-
-    @property
     def untrained_encoder(self) -> float | None:
         """The best score of a control with random weights, if there is one."""
         untrained = {name for name, encoder in self.run.record.controls.items() if encoder.is_untrained}

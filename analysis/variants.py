@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
@@ -181,35 +181,15 @@ class Variant(NamedTuple):
     scaler: ScalerName | None = None
 
 
-@dataclass(frozen=True)
-class _Fits:
-    """What all variants of an ablation share: the rows of all outputs, the splits and seeds, the recipe."""
-
-    features: FeatureSet
-    config: FitConfig
-    jobs: list[Job]
-
-    def outcomes(self, kind: HeadKind, variant: Variant) -> list[Outcome]:
-        """One head per job, of the variant's outputs side by side."""
-        config, columns = self.config, self.features.output_columns
-        if variant.scaler is not None:
-            config = config.model_copy(update={"scaler": variant.scaler, "whiten_eps": None})
-        rows = torch.cat([self.features.features[:, columns[name]] for name in variant.outputs], dim=1)
-        fitter = HeadFitter(config, fitting_device(config.device))
-        return fitter.outcomes(kind, replace(self.features, features=rows), self.jobs)
-
-    def effect(self, kind: HeadKind, variant: Variant, baseline: Sequence[Outcome]) -> Effect:
-        """A variant against the baseline."""
-        outcomes = self.outcomes(kind, variant)
-        columns = [self.features.output_columns[name] for name in variant.outputs]
-        return Effect(
-            **compare_heads(baseline, outcomes, self.features).model_dump(),
-            factor=variant.factor,
-            name=variant.name,
-            dimensions=sum(column.stop - column.start for column in columns),
-            head=kind,
-            score=score_head(outcomes, self.features).score,
-        )
+def _fit(
+    variant: Variant, features: FeatureSet, jobs: Sequence[Job], config: FitConfig
+) -> dict[HeadKind, list[Outcome]]:
+    """Both heads of every job, of the variant's outputs side by side; `features` are rows of all outputs."""
+    if variant.scaler is not None:
+        config = config.model_copy(update={"scaler": variant.scaler, "whiten_eps": None})
+    rows = torch.cat([features.features[:, features.output_columns[name]] for name in variant.outputs], dim=1)
+    fitter = HeadFitter(config, fitting_device(config.device))
+    return {kind: fitter.outcomes(kind, replace(features, features=rows), jobs) for kind in HEADS}
 
 
 def _variants(factors: Sequence[str], features: FeatureSet, config: FitConfig) -> list[Variant]:
@@ -228,20 +208,28 @@ def _variants(factors: Sequence[str], features: FeatureSet, config: FitConfig) -
 
 
 def ablate(
-    prepared: Prepared,
-    task: Task,
-    encoder: EncoderInfo,
-    config: FitConfig,
-    factors: Sequence[str],
+    prepared: Prepared, task: Task, encoder: EncoderInfo, config: FitConfig, factors: Sequence[str]
 ) -> AblationRecord:
     """Fit and score every variant on the same splits and seeds. `prepared` are rows of all the encoder's outputs, divided by the
     task."""
-    features = prepared.features
+    features, columns = prepared.features, prepared.features.output_columns
     plan = plan_fits("official", prepared, config.train_test_split, seeds_of(config))
-    fits = _Fits(features, config, plan.jobs)
-    baseline = {kind: fits.outcomes(kind, Variant("", "baseline", (BASE.name,))) for kind in HEADS}
+    baseline = _fit(Variant("", "baseline", (BASE.name,)), features, plan.jobs, config)
     variants = progress_bar(iterable=_variants(factors, features, config), desc="variants", unit="variant")
-    by_variant = [[fits.effect(kind, variant, baseline[kind]) for kind in HEADS] for variant in variants]
+    by_variant = [
+        [
+            Effect(
+                **compare_heads(baseline[kind], outcomes, features).model_dump(),
+                factor=variant.factor,
+                name=variant.name,
+                dimensions=sum(columns[name].stop - columns[name].start for name in variant.outputs),
+                head=kind,
+                score=score_head(outcomes, features).score,
+            )
+            for kind, outcomes in _fit(variant, features, plan.jobs, config).items()
+        ]
+        for variant in variants
+    ]
     effects = list(itertools.chain(*sorted(by_variant, key=lambda heads: -heads[0].difference)))
     return AblationRecord(
         task=task.name,

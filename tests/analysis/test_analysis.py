@@ -189,8 +189,8 @@ def test_purity_and_silhouette_by_hand(rng: np.random.Generator) -> None:
     assert knn_purity(apart, labels) == 1
     assert silhouette(apart, labels, 0) > 0.9
     assert knn_purity(rng.standard_normal((4000, 5)), np.arange(4000) % 2) == pytest.approx(0.5, abs=0.03)
-    assert silhouette(apart, np.zeros(100), 0) is None
-    assert knn_purity(apart, np.zeros(100)) is None
+    assert "nearest neighbours" in make_map(clusters(), "tsne", "none", 0, seed=0).caption
+    assert "nearest neighbours" not in make_map(clusters(n_classes=1), "tsne", "none", 0, seed=0).caption
 
 
 def test_a_balanced_sample_leaves_a_small_test_side_its_clips() -> None:
