@@ -104,7 +104,6 @@ class EncodersRecord(Record):
 
     @property
     def quantity(self) -> str:
-        """What the scores are."""
         return Metric.words(task.metric for task in self.tasks)
 
     def heads_of(self, task: ComparedTask) -> dict[str, dict[HeadKind, EncoderScore]]:
@@ -294,7 +293,6 @@ def encoder_table(record: EncodersRecord, head: HeadKind) -> list[list[str]]:
 
 
 def pair_table(record: EncodersRecord, pairs: Sequence[Pair]) -> list[list[str]]:
-    """Pairs, header first: the difference in points, its interval and p-values."""
     titles = {task.task: task.title for task in record.tasks}
     rows = [[titles[pair.task], head_title(pair.head), pair.first, pair.second, *pair.cells] for pair in pairs]
     return [["task", "head", "first", "second", "first - second", *COMPARED], *rows]
@@ -364,7 +362,6 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
 
 
 def plot_encoders(record: EncodersRecord, path: Path) -> None:
-    """Draw the scores of all encoders, a panel a task."""
     panels = [
         Panel(
             f"{task.heading}\n({task.clips:,} clips, {task.classes} classes)",

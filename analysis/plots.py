@@ -82,7 +82,6 @@ class Heat(NamedTuple):
 
 
 def plot_heat(heat: Heat, path: Path) -> None:
-    """Draw a matrix with its numbers."""
     values, matrix, (height, width) = heat.values, heat.values.to_numpy(float), heat.values.shape
     size = (max(6.5, 0.6 * width + 0.09 * max(map(len, values.index)) + 2), max(4, 0.36 * height + 3))
     figure = Figure(figsize=size, layout="constrained")
@@ -103,8 +102,6 @@ def plot_heat(heat: Heat, path: Path) -> None:
 
 
 class Panel(NamedTuple):
-    """A panel of `plot_heads`."""
-
     title: str
     rows: Sequence[Mapping[str, tuple[float, Interval | None]]]  # mark -> share, with its 95 % interval
     line: tuple[float, str] | None = None  # a share for all rows, and what it is

@@ -43,7 +43,6 @@ class Run:
 
     @property
     def encoder(self) -> str:
-        """The encoder of its features, for readers."""
         return self.record.features.title
 
     @cached_property
@@ -139,7 +138,6 @@ def read_runs(folder: Path | None) -> list[Run]:
 
 
 def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Task -> its runs, in their order."""
     names = dict.fromkeys(run.study.name for run in runs)
     return {name: [run for run in runs if run.study.name == name] for name in names}
 

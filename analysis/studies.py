@@ -49,7 +49,6 @@ class Study:
         return data / configured.name if data else configured
 
     def how_to_run(self) -> str:
-        """The commands that run it, on one line."""
         commands = [(script, *self.extract_flags) for script in self.extract if script != self.classify]
         commands.append((self.classify, *(self.classify_flags if commands else self.extract_flags)))
         return " && ".join(f"python {shlex.join(command)}" for command in commands)

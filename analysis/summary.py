@@ -72,7 +72,6 @@ class SummaryRow:
 
     @property
     def best(self) -> HeadRecord:
-        """The scores of the better head."""
         return self.protocol.heads[self.protocol.best_head]
 
     @property
@@ -84,7 +83,6 @@ class SummaryRow:
 
 
 def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
-    """One row per run and protocol."""
     rows = []
     for run in runs:
         known = read_references()[0].get(run.study.name, TaskReferences())
@@ -206,7 +204,6 @@ def notes(rows: Sequence[SummaryRow], with_stated: bool = False) -> list[str]:
 
 
 def write_summary(rows: Sequence[SummaryRow], folder: Path, with_stated: bool = False) -> list[Path]:
-    """Write summary.csv, .md and .tex into `folder`."""
     cells = [_as_csv(row, with_stated) for row in rows]
     write_csv(folder / "summary.csv", [list(cells[0]), *(list(row.values()) for row in cells)])
     wide, lines = summary_table(rows, is_wide=True, with_stated=with_stated), notes(rows, with_stated)

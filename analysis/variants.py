@@ -40,7 +40,6 @@ Degradation = Callable[[Array], Array]
 
 
 def keep_first(share: float, waveform: Array) -> Array:
-    """The first part of a clip."""
     return waveform[: max(1, round(share * len(waveform)))]
 
 
@@ -262,7 +261,6 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
 
 
 def plot_effects(record: AblationRecord, path: Path) -> None:
-    """Draw what every variant is worth with both heads."""
     names = [f"{linear.name} ({linear.factor})" for linear, _ in record.variants]
     effects = [{str(effect.head): (effect.difference, effect.interval) for effect in both} for both in record.variants]
     panel = Panel(f"{record.title}: what each choice is worth", effects, (0.0, "baseline"))

@@ -177,8 +177,6 @@ def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run with what the report shows of it."""
-
     run: Run
     map: FeatureMap
     audio: Path  # the data root that its clips are played from

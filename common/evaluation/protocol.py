@@ -28,7 +28,7 @@ from common.evaluation.record import (
     ProtocolRecord,
     corrected,
 )
-from common.evaluation.scores import MoreScores, compare_heads, main_score, score_head
+from common.evaluation.scores import MoreScores, compare_heads, judge, score_head
 from common.evaluation.splits import class_counts, make_splits, random_split, with_fraction, with_shots, with_validation
 from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Split, TrainedHead, check_labels, recipe_for
@@ -47,8 +47,6 @@ class ProtocolRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """The fits of a protocol."""
-
     jobs: list[Job]  # every split with every seed, validation rows held out
     kind: DivisionKind
     division: str  # for readers, as is `validation`
@@ -244,7 +242,7 @@ def _few_shots(fits: _Fits) -> list[FewShotRecord]:
         jobs = [with_shots(features, job, shots, draw) for draw in range(config.draws) for job in first]
         for kind, outcomes in replace(fits, jobs=jobs).outcomes(features).items():
             draws = [outcomes[start : start + len(first)] for start in range(0, len(outcomes), len(first))]
-            scored = [main_score(draw, features) for draw in draws]
+            scored = [judge(draw, features).score for draw in draws]
             records.append(
                 FewShotRecord(
                     head=kind,

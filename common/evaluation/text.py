@@ -131,21 +131,13 @@ def _epochs(scored: HeadRecord) -> str:
 
 def _leak_remarks(protocol: ProtocolRecord) -> Iterator[str]:
     related = protocol.related_test_clips
-    if protocol.kind is not DivisionKind.RANDOM:
-        if related:
-            sentence = f"{related:.1%} of the test clips have related training clips"
-            is_official = protocol.kind is DivisionKind.OFFICIAL
-            yield f"{sentence}, in the official division too." if is_official else f"WARNING: {sentence}."
-    elif related == 0:
-        yield (
-            "This split is not designed to keep recordings, patients or speakers apart, but here no test clip has a "
-            "related training clip."
-        )
-    else:
-        share = "" if related is None else f": {related:.0%} of the test clips have related training clips"
-        yield (
-            f"WARNING: this split does not keep recordings, patients or speakers apart{share}; the score may be too high."
-        )
+    share = "" if related is None else f"{related:.1%} of the test clips have related training clips"
+    if protocol.kind is DivisionKind.RANDOM and related != 0:
+        leak = f": {share}" if share else ""
+        yield f"WARNING: this split does not keep recordings, patients or speakers apart{leak}; the score may be too high."
+    elif related:
+        is_official = protocol.kind is DivisionKind.OFFICIAL
+        yield f"{share}, in the official division too." if is_official else f"WARNING: {share}."
 
 
 def _probability_remarks(protocol: ProtocolRecord) -> Iterator[str]:
