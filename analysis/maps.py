@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from common.arrays import Array
 from common.config import ScalerName
+from common.evaluation.splits import stratified_sample
 from common.features import FeatureSet
 from common.heads.scalers import DEFAULT_SHRINKAGE, fit_scaler
 
@@ -34,12 +36,7 @@ def seeded_rows(strata: Array, most: int, seed: int = 0) -> Array:
     """About `most` row numbers (all if 0), in order, from every stratum in proportion, and at least one of each."""
     if not most or len(strata) <= most:
         return np.arange(len(strata))
-    rng = np.random.default_rng(seed)
-    kept = []
-    for stratum in np.unique(strata):
-        of_stratum = np.flatnonzero(strata == stratum)
-        kept.append(rng.choice(of_stratum, max(1, round(most * len(of_stratum) / len(strata))), replace=False))
-    return np.sort(np.concatenate(kept))
+    return stratified_sample(strata, Fraction(most, len(strata)), np.random.default_rng(seed))
 
 
 def balanced_rows(labels: Array, sides: Array, most: int) -> Array:

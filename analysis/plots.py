@@ -20,7 +20,6 @@ from common.evaluation.record import Interval
 IN_LEGEND = 20  # names that a legend holds; more are written into the map
 IN_MAP = 60  # names that a map holds
 MARKERS = "os^Dv"
-GREY = "#888888"
 TAB20 = [to_hex(rgb) for rgb in matplotlib.color_sequences["tab20"]]
 PALETTE = TAB20[::2] + TAB20[1::2]  # of classes: first the strong colours, then the pale ones
 MARKS = {  # what a row of `plot_heads` may hold: its name, colour, marker, and distance from the middle of the row
@@ -118,7 +117,7 @@ def plot_heads(panels: Sequence[Panel], names: Sequence[str], what: str, caption
         axes.set_visible(False)
     for axes, panel in zip(grid.flat[: len(panels)], panels, strict=True):
         if panel.line is not None:
-            axes.axvline(100 * panel.line[0], color=GREY, linewidth=1, linestyle="--", label=panel.line[1])
+            axes.axvline(100 * panel.line[0], color="#888888", linewidth=1, linestyle="--", label=panel.line[1])
         for mark, (label, colour, marker, shift) in MARKS.items():
             drawn = [(place + shift, *row[mark]) for place, row in enumerate(panel.rows) if mark in row]
             if drawn:

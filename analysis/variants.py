@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,14 +21,13 @@ from common.datasets import Clip, Prepared, Task
 from common.datasets.audio import limit_bandwidth
 from common.encoder import LAYERS, POOLS, AudioSepEncoder, Encoder, EncoderInfo, Output, Waveform, load_encoder
 from common.encoder.device import fitting_device
-from common.errors import UserError
 from common.evaluation.outcomes import HeadFitter, Outcome
 from common.evaluation.protocol import plan_fits, seeds_of
 from common.evaluation.record import COMPARED, FIGURES, ComparisonRecord, Record, corrected
 from common.evaluation.scores import compare_heads, score_head
 from common.extraction import ClipList, ExtractOptions, ThisProcess, extract
 from common.features import FeatureFileError, FeatureSet
-from common.files import read_record, write_csv, write_json
+from common.files import write_csv, write_json
 from common.heads import HEADS, SCALERS, HeadKind, Job, head_title, recipe_for
 from common.progress import progress_bar
 from common.text_table import as_text, percent
@@ -116,18 +115,6 @@ def extract_variants(
     return read_variants(output)
 
 
-class AnalysisRecord(Record):
-    """What an analysis has written as JSON; `script` writes it again."""
-
-    script: ClassVar[str]
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read it; UserError if it is damaged or of an earlier version."""
-        message = f"{path} is damaged or of an earlier version; run {cls.script} again"
-        return read_record(path, cls, lambda _: UserError(message))
-
-
 class Effect(ComparisonRecord):
     """One head of one variant: its score, and the difference from the baseline; corrected for variants and heads."""
 
@@ -138,10 +125,10 @@ class Effect(ComparisonRecord):
     score: float
 
 
-class AblationRecord(AnalysisRecord):
+class AblationRecord(Record):
     """The content of ablation_TASK.json."""
 
-    script = "analysis/ablation.py"
+    remedy = "; run analysis/ablation.py again"
 
     task: str
     title: str

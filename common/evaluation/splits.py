@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
@@ -255,17 +256,20 @@ def _refuse_unfair(features: FeatureSet, split: Split, name: str) -> None:
             raise SplitError(f"{problem}; divide the clips otherwise")
 
 
+def stratified_sample(strata: Array, share: float | Fraction, rng: np.random.Generator) -> Array:
+    """Row numbers, in order, of a share of every stratum, but at least one of each."""
+    parts = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    kept = [rng.choice(part, max(1, round(share * len(part))), replace=False) for part in parts]
+    return np.sort(np.concatenate([np.arange(0), *kept]))
+
+
 def with_fraction(features: FeatureSet, job: Job, fraction: float) -> Job:
     """The job with a fraction of its training and validation clips of every class, at least one of each; with several labels a
     clip, of every rarest label."""
     rng, strata = np.random.default_rng([job.seed, round(1e6 * fraction)]), features.strata
 
-    def fewer(rows: Array) -> Array:
-        parts = [rows[strata[rows] == stratum] for stratum in np.unique(strata[rows])]
-        kept = [rng.choice(part, max(1, round(fraction * len(part))), replace=False) for part in parts]
-        return np.sort(np.concatenate([rows[:0], *kept]))
-
-    return replace(job, split=replace(job.split, train=fewer(job.split.train), valid=fewer(job.split.valid)))
+    train, valid = (rows[stratified_sample(strata[rows], fraction, rng)] for rows in (job.split.train, job.split.valid))
+    return replace(job, split=replace(job.split, train=train, valid=valid))
 
 
 def with_shots(features: FeatureSet, job: Job, shots: int, draw: int) -> Job:

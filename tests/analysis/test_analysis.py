@@ -156,7 +156,7 @@ def test_an_analysis_that_cannot_be_read_says_what_to_run_again(
     kind: type[SimilarityRecord] | type[AblationRecord], tmp_path: Path
 ) -> None:
     (tmp_path / "own.json").write_text('{"tasks": {}}')
-    with pytest.raises(UserError, match=r"own\.json is damaged or of an earlier version; run analysis/\w+\.py again"):
+    with pytest.raises(UserError, match=r"own\.json is not a record of this project .*; run analysis/\w+\.py again"):
         kind.load(tmp_path / "own.json")
 
 
