@@ -92,8 +92,8 @@ def project(values: Array, method: str, seed: int) -> Array:
 
 def silhouette(values: Array, labels: Array, seed: int) -> float:
     """Mean silhouette of the classes (Rousseeuw 1987), on a sample of a large set."""
-    sample = MOST_FOR_SILHOUETTE if len(labels) > MOST_FOR_SILHOUETTE else None
-    return float(silhouette_score(values, labels, sample_size=sample, random_state=seed))
+    most = min(len(labels), MOST_FOR_SILHOUETTE)
+    return float(silhouette_score(values, labels, sample_size=most, random_state=seed))
 
 
 def knn_purity(values: Array, labels: Array) -> float:

@@ -33,8 +33,7 @@ NOTE = (
 
 
 class Neighbours(NamedTuple):
-    """The scores of a run's rows, shares; None where there are too few groups for an interval, or several labels a clip for
-    clusters."""
+    """A run's scores, as shares; None: too few groups for an interval, or several labels a clip, which have no clusters."""
 
     task: str
     encoder: str

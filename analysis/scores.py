@@ -59,9 +59,8 @@ class Run:
         return prepared.features
 
     def predictions(self, protocol: str | None = None) -> pd.DataFrame:
-        """Every prediction of a protocol (None: the first), ordered by seed, split and clip: columns ``seed``, ``split``,
-        ``clip_id``, ``group`` (empty where unknown), ``class_name`` and one a head. FeatureFileError if the file is missing,
-        damaged or changed."""
+        """Every prediction of a protocol (None: the first), ordered by seed, split and clip: the columns of predictions.csv.
+        FeatureFileError if the file is missing, damaged or changed."""
         return self.read_predictions(protocol).table
 
     def judged(self) -> Mapping[HeadKind, Hits | Rankings]:
@@ -160,8 +159,7 @@ def output_folder(arguments: argparse.Namespace) -> Path:
 
 
 def runs_for(arguments: argparse.Namespace) -> list[Run]:
-    """The runs that an analysis is about; of those in the tasks' folders, it is said which tasks are missing.
-    ConfigError if there is none."""
+    """The runs that an analysis is about, after saying which tasks are missing; ConfigError if there is none."""
     runs = read_runs(arguments.results)
     missing = [study for study in STUDIES.values() if study.is_main and study.name not in by_task(runs)]
     if not runs:
@@ -174,8 +172,7 @@ def runs_for(arguments: argparse.Namespace) -> list[Run]:
 
 
 def find_run(arguments: argparse.Namespace) -> Run:
-    """The run in the named folder; or of the named task, the first by folder if there are several. ConfigError if there is
-    none."""
+    """The run in the named folder, or the first of the named task; ConfigError if there is none."""
     from common.evaluation.record import RESULT_FILE
 
     folder = user_path(arguments.task)

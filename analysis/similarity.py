@@ -99,8 +99,7 @@ def _halves(rows: Array, groups: Array, rng: np.random.Generator) -> tuple[Array
 
 
 def cka_of_variants(path: Path) -> Heat:
-    """Linear CKA between the layers, the pools of the baseline's layer, and all other variants of one task's clips, which
-    analysis/ablation.py has extracted into this file."""
+    """Linear CKA between every two variants of a task's clips, in the file that analysis/ablation.py has written."""
     features, task = read_variants(path), path.stem.removeprefix("ablation_")
     columns = features.output_columns
     raw, values = features.features.numpy().astype(np.float64), pd.DataFrame(1.0, list(columns), list(columns))

@@ -135,8 +135,7 @@ def summary_table(rows: Sequence[SummaryRow], is_wide: bool, with_stated: bool =
 
 
 def thesis_table(rows: Sequence[SummaryRow]) -> str:
-    """The scores of both heads in LaTeX, a row for every task and encoder, with a caption that says all that the table does not.
-    Random divisions are shown only of what has no other."""
+    """Both heads' scores in LaTeX with a full caption: a row a task and encoder; a random division only of what has no other."""
     divided = {id(row.run) for row in rows if row.protocol.kind is not DivisionKind.RANDOM}
     rows = [row for row in rows if row.protocol.kind is not DivisionKind.RANDOM or id(row.run) not in divided]
     columns: dict[str, list[str]] = {

@@ -53,8 +53,7 @@ class Verdict(StrEnum):
 
 
 class Bar(NamedTuple):
-    """A line of the first table: the best score of a task, or what it is held against: another encoder or a control with the same
-    head, or the other head."""
+    """The best score of a task, or what it is held against: the same head on other features, or the other head."""
 
     name: str
     kind: EncoderKind | None  # None for the other head
@@ -109,8 +108,7 @@ def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAns
 
 
 def _rivals(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersRecord | None) -> Iterator[Bar]:
-    """All that the best is held against: the other head, and the same head on other features, as the run itself or the comparison
-    of encoders has tested them."""
+    """The other head, and the same head on other features, as the run itself or the comparison of encoders has tested them."""
     run, protocol, head = best.run, best.protocol, best.protocol.best_head
     untested = Verdict.UNTESTED if can_tell(protocol.comparison.n_units, 1) else Verdict.FEW
 

@@ -95,11 +95,8 @@ class Scale:
         class."""
         unseen = Unseen.join(parts)
         if unseen.labels.ndim == 1:
-            scale = cls(1 / fit_temperature(unseen.logits, unseen.labels))
-            before, after = (
-                expected_error(reliability(unseen.probabilities(how), unseen.labels)) for how in (cls(), scale)
-            )
-            return scale if after < before else cls()
+            scales = (cls(), cls(1 / fit_temperature(unseen.logits, unseen.labels)))  # of equal errors, the first
+            return min(scales, key=lambda how: expected_error(reliability(unseen.probabilities(how), unseen.labels)))
         slopes, biases = zip(*map(_fit_line, unseen.logits.T, unseen.labels.T), strict=True)
         return cls(np.array(slopes), np.array(biases))
 

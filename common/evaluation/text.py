@@ -42,8 +42,7 @@ TITLES = {
 
 
 def score_table(protocol: ProtocolRecord) -> list[list[str]]:
-    """One protocol's scores in percent (d' as it is), header first: means, the 95 % interval of the main score, standard
-    deviations."""
+    """One protocol's scores in percent (d' as it is), header first: means, the main one's interval, standard deviations."""
     rows = list(protocol.rows())
     names = [name for name in TITLES if any(name in row.scores.mean for row in rows)]
     has_folds = any(row.scores.std_over_folds for row in rows)
