@@ -332,8 +332,7 @@ def reading_notes(record: EncodersRecord) -> list[str]:
 
 
 def captioned_tables(record: EncodersRecord, is_short: bool = False) -> list[tuple[str, list[list[str]], int]]:
-    """The tables of the comparison with their captions, and the number of columns of words; those of the heads first. If
-    `is_short`, pairs that do not differ are only counted."""
+    """Caption, table and number of columns of words, heads first; `is_short`: pairs that do not differ are only counted."""
     pairs = [pair for pair in record.pairs if pair.is_different or not is_short]
     rest = f" that differ significantly; {len(record.pairs) - len(pairs)} others do not, or cannot be told" * is_short
     caption = f"{{}} head: {record.quantity} in percent (95 %)"

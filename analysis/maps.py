@@ -51,8 +51,7 @@ def balanced_rows(labels: Array, sides: Array, most: int) -> Array:
 
 
 def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, seed: int) -> FeatureMap:
-    """Choose at most so many clips (0: all), by class, and project their features to the plane by ``"tsne"`` or ``"umap"``. The
-    scaler is fitted on the clips that are shown, since a map is not a score."""
+    """Project at most so many clips (0: all), sampled by class; the scaler is fitted on them, since a map is not a score."""
     rows = seeded_rows(features.strata, most, seed)
     raw, labels = features.features.numpy()[rows], features.strata[rows]
     scaled = fit_scaler(scaler, raw, DEFAULT_SHRINKAGE)(raw)

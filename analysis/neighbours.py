@@ -78,8 +78,7 @@ def neighbours_of(run: Run) -> Neighbours:
 
 
 def _retrieve(values: Array, labels: Array, groups: Array, queries: Array) -> Iterator[tuple[float, ...]]:
-    """P@1, P@10, mAP@R and chance of every query (a row number); NaN where no candidate counts. `values` are (N, D), `labels`
-    (N,), or (N, C) bool."""
+    """P@1, P@10, mAP@R, chance of every query (a row); NaN where nothing counts. (N, D) values; labels (N,), or (N, C) bool."""
     import numpy as np
 
     unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)

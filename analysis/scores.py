@@ -142,7 +142,6 @@ def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags that all analyses share."""
     parser = Parser(description)
     results = "where result.json files are (default: the tasks' own folders)"
     parser.add_argument("--results", type=user_path, metavar="FOLDER", help=results)

@@ -90,8 +90,7 @@ class TaskAnswer:
 
 
 def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAnswer]:
-    """One answer per task, in the order of the runs: of the runs of the most clips, and of random divisions only where a task has
-    no other runs."""
+    """One answer per task, in the order of the runs: of the most clips, and of a random division only if it has no other."""
     answers = []
     for runs_of_task in by_task(runs).values():
         rows = [summary_rows([run])[0] for run in runs_of_task]  # of the first protocol
@@ -194,8 +193,7 @@ class ReportedRun:
 
 
 def confused_pairs(protocol: ProtocolRecord, names: Sequence[str]) -> list[list[str]]:
-    """The most frequent confusions of the better head, by the share of the true class; with several labels a clip, only where a
-    predicted label is not there."""
+    """The better head's most frequent confusions, by the share of the true class; of several labels, only wrong ones."""
     scored, n_seeds = protocol.heads[protocol.best_head], len(protocol.seeds)
     counts = np.array(scored.confusion or [[0]])
     clips = counts.sum(axis=1)

@@ -68,8 +68,7 @@ class HeadFitter:
 
 
 def probes_of(features: FeatureSet) -> dict[str, Callable[[int], Any]]:
-    """Name -> a scikit-learn classifier for a number of training rows; with several labels a clip, its scores rank the clips of
-    a class."""
+    """Name -> a scikit-learn classifier for a number of training rows; of several labels, what ranks the clips of a class."""
     if features.is_multilabel:  # a nearest centroid is defined for one label
         return {
             "logistic_regression": lambda _: OneVsRestClassifier(LogisticRegression(max_iter=1000)),

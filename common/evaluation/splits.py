@@ -161,8 +161,7 @@ def folds_by_group(labels: Array, groups: Array, class_names: Sequence[str], see
 
 
 def _search_folds(clips: Array, count: int, is_set: bool, seed: int) -> Array | None:
-    """The fold (G,) of every group, given its clips of every class (G, C), by an integer program; None if there are no such folds,
-    or, of very many groups, none is found in time."""
+    """The fold (G,) of every group by an integer program, from its clips of every class (G, C); None if none is found."""
     holds, n_places = clips > 0, len(clips) * count
     in_one_fold = kron(eye(len(clips)), np.ones((1, count)))
     in_fold = kron(csr_array(holds.T, dtype=float), eye(count))  # groups with a class, of every class and fold
