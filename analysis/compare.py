@@ -104,7 +104,6 @@ class EncodersRecord(Record):
 
     @property
     def quantity(self) -> str:
-        """What the scores are."""
         return Metric.words(task.metric for task in self.tasks)
 
     def heads_of(self, task: ComparedTask) -> dict[str, dict[HeadKind, EncoderScore]]:
@@ -131,12 +130,12 @@ def compare_encoders(runs: Sequence[Run], folder: Path) -> EncodersRecord | None
     compared = [[(run, run.judged()) for run in of_task] for of_task in chosen if len(of_task) > 1]
     if not compared:
         return None
-    pairs, n_tests = [], sum(len(HEADS) * len(of_task) * (len(of_task) - 1) // 2 for of_task in compared)
-    for of_task in compared:
-        for ((first, judged), (second, other)), head in itertools.product(itertools.combinations(of_task, 2), HEADS):
-            pair = judged[head].minus(other[head], n_tests)  # type: ignore[arg-type]  # both are of one kind
-            names = {"task": first.study.name, "head": head, "first": first.encoder, "second": second.encoder}
-            pairs.append(Pair(**pair.model_dump(), **names))
+    of_two = [(*two, head) for of_task in compared for two in itertools.combinations(of_task, 2) for head in HEADS]
+    pairs = []
+    for (first, judged), (second, other), head in of_two:
+        pair = judged[head].minus(other[head], len(of_two))  # type: ignore[arg-type]  # both are of one kind
+        names = {"task": first.study.name, "head": head, "first": first.encoder, "second": second.encoder}
+        pairs.append(Pair(**pair.model_dump(), **names))
     pairs = corrected(pairs)
     tasks: list[ComparedTask] = []
     scores: list[EncoderScore] = []
@@ -294,7 +293,6 @@ def encoder_table(record: EncodersRecord, head: HeadKind) -> list[list[str]]:
 
 
 def pair_table(record: EncodersRecord, pairs: Sequence[Pair]) -> list[list[str]]:
-    """Pairs, header first: the difference in points, its interval and p-values."""
     titles = {task.task: task.title for task in record.tasks}
     rows = [[titles[pair.task], head_title(pair.head), pair.first, pair.second, *pair.cells] for pair in pairs]
     return [["task", "head", "first", "second", "first - second", *COMPARED], *rows]
@@ -334,8 +332,7 @@ def reading_notes(record: EncodersRecord) -> list[str]:
 
 
 def captioned_tables(record: EncodersRecord, is_short: bool = False) -> list[tuple[str, list[list[str]], int]]:
-    """The tables of the comparison with their captions, and the number of columns of words; those of the heads first. If
-    `is_short`, pairs that do not differ are only counted."""
+    """Caption, table and number of columns of words, heads first; `is_short`: pairs that do not differ are only counted."""
     pairs = [pair for pair in record.pairs if pair.is_different or not is_short]
     rest = f" that differ significantly; {len(record.pairs) - len(pairs)} others do not, or cannot be told" * is_short
     caption = f"{{}} head: {record.quantity} in percent (95 %)"
@@ -364,7 +361,6 @@ def write_encoders(record: EncodersRecord, folder: Path, figure_format: str = "p
 
 
 def plot_encoders(record: EncodersRecord, path: Path) -> None:
-    """Draw the scores of all encoders, a panel a task."""
     panels = [
         Panel(
             f"{task.heading}\n({task.clips:,} clips, {task.classes} classes)",

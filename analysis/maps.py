@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from common.arrays import Array
 from common.config import ScalerName
+from common.evaluation.splits import stratified_sample
 from common.features import FeatureSet
 from common.heads.scalers import DEFAULT_SHRINKAGE, fit_scaler
 
@@ -34,12 +36,7 @@ def seeded_rows(strata: Array, most: int, seed: int = 0) -> Array:
     """About `most` row numbers (all if 0), in order, from every stratum in proportion, and at least one of each."""
     if not most or len(strata) <= most:
         return np.arange(len(strata))
-    rng = np.random.default_rng(seed)
-    kept = []
-    for stratum in np.unique(strata):
-        of_stratum = np.flatnonzero(strata == stratum)
-        kept.append(rng.choice(of_stratum, max(1, round(most * len(of_stratum) / len(strata))), replace=False))
-    return np.sort(np.concatenate(kept))
+    return stratified_sample(strata, Fraction(most, len(strata)), np.random.default_rng(seed))
 
 
 def balanced_rows(labels: Array, sides: Array, most: int) -> Array:
@@ -54,8 +51,7 @@ def balanced_rows(labels: Array, sides: Array, most: int) -> Array:
 
 
 def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, seed: int) -> FeatureMap:
-    """Choose at most so many clips (0: all), by class, and project their features to the plane by ``"tsne"`` or ``"umap"``. The
-    scaler is fitted on the clips that are shown, since a map is not a score."""
+    """Project at most so many clips (0: all), sampled by class; the scaler is fitted on them, since a map is not a score."""
     rows = seeded_rows(features.strata, most, seed)
     raw, labels = features.features.numpy()[rows], features.strata[rows]
     scaled = fit_scaler(scaler, raw, DEFAULT_SHRINKAGE)(raw)
@@ -64,16 +60,14 @@ def make_map(features: FeatureSet, method: str, scaler: ScalerName, most: int, s
         shown = f"{len(rows):,} of {len(features):,} clips (sampled by class, seed {seed})"
     preparation = {"standard": "standardised", "whiten": "whitened", "none": "unscaled"}[scaler]
     caption = f"{TITLES[method]} of {shown}, {preparation} features, seed {seed}."
-    # With several labels, a clip is of no one class.
-    purity = None if features.is_multilabel else knn_purity(scaled, labels)
-    if purity is not None:
-        width = silhouette(scaled, labels, seed)
+    # With several labels, a clip is of no one class; with as many classes as clips, neighbours are of others.
+    if not features.is_multilabel and 1 < len(np.unique(labels)) < len(labels):
         chance = float(np.square(np.bincount(labels) / len(labels)).sum())
-        nearest = (
-            f"{100 * purity:.0f} % of a clip's {min(NEIGHBOURS, len(rows) - 1)} nearest neighbours are of its class"
+        caption += (
+            f" In the {raw.shape[1]} dimensions: {100 * knn_purity(scaled, labels):.0f} % of a clip's "
+            f"{min(NEIGHBOURS, len(rows) - 1)} nearest neighbours are of its class (by chance {100 * chance:.0f} %); "
+            f"silhouette {silhouette(scaled, labels, seed):.2f}."
         )
-        caption += f" In the {raw.shape[1]} dimensions: {nearest} (by chance {100 * chance:.0f} %)"
-        caption += "." if width is None else f"; silhouette {width:.2f}."
     return FeatureMap(rows, project(scaled, method, seed), caption)
 
 
@@ -99,18 +93,14 @@ def project(values: Array, method: str, seed: int) -> Array:
     return np.asarray(points, np.float32)
 
 
-def silhouette(values: Array, labels: Array, seed: int) -> float | None:
-    """Mean silhouette of the classes (Rousseeuw 1987), on a sample of a large set; None if it is not defined."""
-    if not 1 < len(np.unique(labels)) < len(labels):
-        return None
-    sample = MOST_FOR_SILHOUETTE if len(labels) > MOST_FOR_SILHOUETTE else None
-    return float(silhouette_score(values, labels, sample_size=sample, random_state=seed))
+def silhouette(values: Array, labels: Array, seed: int) -> float:
+    """Mean silhouette of the classes (Rousseeuw 1987), on a sample of a large set."""
+    most = min(len(labels), MOST_FOR_SILHOUETTE)
+    return float(silhouette_score(values, labels, sample_size=most, random_state=seed))
 
 
-def knn_purity(values: Array, labels: Array) -> float | None:
+def knn_purity(values: Array, labels: Array) -> float:
     """The share of each row's nearest other rows (Euclidean) that are of its class, on average."""
-    if len(np.unique(labels)) < 2:
-        return None
     neighbours = NearestNeighbors(n_neighbors=min(NEIGHBOURS, len(values) - 1)).fit(values)
     nearest = neighbours.kneighbors(return_distance=False)  # without the rows themselves
     return float((labels[nearest] == labels[:, None]).mean())

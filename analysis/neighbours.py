@@ -33,8 +33,7 @@ NOTE = (
 
 
 class Neighbours(NamedTuple):
-    """The scores of a run's rows, shares; None where there are too few groups for an interval, or several labels a clip for
-    clusters."""
+    """A run's scores, as shares; None: too few groups for an interval, or several labels a clip, which have no clusters."""
 
     task: str
     encoder: str
@@ -79,8 +78,7 @@ def neighbours_of(run: Run) -> Neighbours:
 
 
 def _retrieve(values: Array, labels: Array, groups: Array, queries: Array) -> Iterator[tuple[float, ...]]:
-    """P@1, P@10, mAP@R and chance of every query (a row number); NaN where no candidate counts. `values` are (N, D), `labels`
-    (N,), or (N, C) bool."""
+    """P@1, P@10, mAP@R, chance of every query (a row); NaN where nothing counts. (N, D) values; labels (N,), or (N, C) bool."""
     import numpy as np
 
     unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)

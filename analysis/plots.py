@@ -20,7 +20,6 @@ from common.evaluation.record import Interval
 IN_LEGEND = 20  # names that a legend holds; more are written into the map
 IN_MAP = 60  # names that a map holds
 MARKERS = "os^Dv"
-GREY = "#888888"
 TAB20 = [to_hex(rgb) for rgb in matplotlib.color_sequences["tab20"]]
 PALETTE = TAB20[::2] + TAB20[1::2]  # of classes: first the strong colours, then the pale ones
 MARKS = {  # what a row of `plot_heads` may hold: its name, colour, marker, and distance from the middle of the row
@@ -82,7 +81,6 @@ class Heat(NamedTuple):
 
 
 def plot_heat(heat: Heat, path: Path) -> None:
-    """Draw a matrix with its numbers."""
     values, matrix, (height, width) = heat.values, heat.values.to_numpy(float), heat.values.shape
     size = (max(6.5, 0.6 * width + 0.09 * max(map(len, values.index)) + 2), max(4, 0.36 * height + 3))
     figure = Figure(figsize=size, layout="constrained")
@@ -103,8 +101,6 @@ def plot_heat(heat: Heat, path: Path) -> None:
 
 
 class Panel(NamedTuple):
-    """A panel of `plot_heads`."""
-
     title: str
     rows: Sequence[Mapping[str, tuple[float, Interval | None]]]  # mark -> share, with its 95 % interval
     line: tuple[float, str] | None = None  # a share for all rows, and what it is
@@ -121,7 +117,7 @@ def plot_heads(panels: Sequence[Panel], names: Sequence[str], what: str, caption
         axes.set_visible(False)
     for axes, panel in zip(grid.flat[: len(panels)], panels, strict=True):
         if panel.line is not None:
-            axes.axvline(100 * panel.line[0], color=GREY, linewidth=1, linestyle="--", label=panel.line[1])
+            axes.axvline(100 * panel.line[0], color="#888888", linewidth=1, linestyle="--", label=panel.line[1])
         for mark, (label, colour, marker, shift) in MARKS.items():
             drawn = [(place + shift, *row[mark]) for place, row in enumerate(panel.rows) if mark in row]
             if drawn:

@@ -38,7 +38,6 @@ class Plan(argparse.Namespace):
 
     @cached_property
     def studies(self) -> list[Study]:
-        """The tasks."""
         named = list(dict.fromkeys(map(find_study, self.tasks)))
         return named or [study for study in STUDIES.values() if study.is_main]
 
@@ -74,7 +73,6 @@ class Plan(argparse.Namespace):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Carry out the plan."""
     plan = _parse(argv)
     if plan.dry_run:
         print(describe_plan(plan))
@@ -202,7 +200,6 @@ def preview_download(*flags: object) -> None:
 
 
 def _downloads(study: Study, plan: Plan) -> list[Sequence[object]]:
-    """The arguments of the downloads that a study needs."""
     return [(*words, "--root", study.data_root(plan.data).parent) for words in study.download]
 
 

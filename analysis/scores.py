@@ -43,7 +43,6 @@ class Run:
 
     @property
     def encoder(self) -> str:
-        """The encoder of its features, for readers."""
         return self.record.features.title
 
     @cached_property
@@ -60,9 +59,8 @@ class Run:
         return prepared.features
 
     def predictions(self, protocol: str | None = None) -> pd.DataFrame:
-        """Every prediction of a protocol (None: the first), ordered by seed, split and clip: columns ``seed``, ``split``,
-        ``clip_id``, ``group`` (empty where unknown), ``class_name`` and one a head. FeatureFileError if the file is missing,
-        damaged or changed."""
+        """Every prediction of a protocol (None: the first), ordered by seed, split and clip: the columns of predictions.csv.
+        FeatureFileError if the file is missing, damaged or changed."""
         return self.read_predictions(protocol).table
 
     def judged(self) -> Mapping[HeadKind, Hits | Rankings]:
@@ -139,13 +137,11 @@ def read_runs(folder: Path | None) -> list[Run]:
 
 
 def by_task(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Task -> its runs, in their order."""
     names = dict.fromkeys(run.study.name for run in runs)
     return {name: [run for run in runs if run.study.name == name] for name in names}
 
 
 def new_parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags that all analyses share."""
     parser = Parser(description)
     results = "where result.json files are (default: the tasks' own folders)"
     parser.add_argument("--results", type=user_path, metavar="FOLDER", help=results)
@@ -162,8 +158,7 @@ def output_folder(arguments: argparse.Namespace) -> Path:
 
 
 def runs_for(arguments: argparse.Namespace) -> list[Run]:
-    """The runs that an analysis is about; of those in the tasks' folders, it is said which tasks are missing.
-    ConfigError if there is none."""
+    """The runs that an analysis is about, after saying which tasks are missing; ConfigError if there is none."""
     runs = read_runs(arguments.results)
     missing = [study for study in STUDIES.values() if study.is_main and study.name not in by_task(runs)]
     if not runs:
@@ -176,8 +171,7 @@ def runs_for(arguments: argparse.Namespace) -> list[Run]:
 
 
 def find_run(arguments: argparse.Namespace) -> Run:
-    """The run in the named folder; or of the named task, the first by folder if there are several. ConfigError if there is
-    none."""
+    """The run in the named folder, or the first of the named task; ConfigError if there is none."""
     from common.evaluation.record import RESULT_FILE
 
     folder = user_path(arguments.task)

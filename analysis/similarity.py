@@ -13,8 +13,9 @@ import pandas as pd
 from analysis.maps import balanced_rows
 from analysis.plots import Heat
 from analysis.scores import Run
-from analysis.variants import AnalysisRecord, read_variants
+from analysis.variants import read_variants
 from common.arrays import Array
+from common.evaluation.record import Record
 from common.features import ENCODER_SETTINGS, FeatureSet
 from common.heads import fit_scaler
 
@@ -22,10 +23,10 @@ SIMILARITY_FILE = "similarity.json"
 HALVINGS = 5
 
 
-class SimilarityRecord(AnalysisRecord):
+class SimilarityRecord(Record):
     """The content of similarity.json: the distance between every two tasks, on the diagonal between two halves of one."""
 
-    script = "analysis/task_similarity.py"
+    remedy = "; run analysis/task_similarity.py again"
 
     tasks: dict[str, int]  # name -> number of clips
     words: str  # what was compared, for readers
@@ -98,8 +99,7 @@ def _halves(rows: Array, groups: Array, rng: np.random.Generator) -> tuple[Array
 
 
 def cka_of_variants(path: Path) -> Heat:
-    """Linear CKA between the layers, the pools of the baseline's layer, and all other variants of one task's clips, which
-    analysis/ablation.py has extracted into this file."""
+    """Linear CKA between every two variants of a task's clips, in the file that analysis/ablation.py has written."""
     features, task = read_variants(path), path.stem.removeprefix("ablation_")
     columns = features.output_columns
     raw, values = features.features.numpy().astype(np.float64), pd.DataFrame(1.0, list(columns), list(columns))

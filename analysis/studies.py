@@ -49,15 +49,13 @@ class Study:
         return data / configured.name if data else configured
 
     def how_to_run(self) -> str:
-        """The commands that run it, on one line."""
         commands = [(script, *self.extract_flags) for script in self.extract if script != self.classify]
         commands.append((self.classify, *(self.classify_flags if commands else self.extract_flags)))
         return " && ".join(f"python {shlex.join(command)}" for command in commands)
 
 
 def _study(task: Task, hours: float, *download: str, extract: str = "") -> Study:
-    """A study of one script that extracts and one that classifies, in the task's folder; without `extract`, the one that is called
-    after the data set."""
+    """One script that extracts (by default named after the data set) and one that classifies, in the task's folder."""
     name, folder, (classify, *flags) = download[0], task.folder.name, task.classify
     sets = {f"{folder}/{extract or f'extract_{name}_features_audiosep.py'}": task}
     return Study(task, sets, f"{folder}/{classify}", hours, (download,), name, classify_flags=tuple(flags))
@@ -122,8 +120,7 @@ def study_in(folder: Path, name: str) -> Study | None:
 
 
 def find_study(name: str) -> Study:
-    """Find a study by its name, or the beginning of one, such as `librispeech`; or one's own sounds, by where they are or by the
-    folder of their results. ConfigError if there is none."""
+    """A study by the beginning of its name, or of one's own sounds by their place or results; ConfigError if there is none."""
     loaded = Source.load(Path(name)) if name else None
     if loaded is not None:
         return _own_study(*loaded)

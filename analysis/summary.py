@@ -72,13 +72,7 @@ class SummaryRow:
 
     @property
     def best(self) -> HeadRecord:
-        """The scores of the better head."""
         return self.protocol.heads[self.protocol.best_head]
-
-    @property
-    def best_published(self) -> Published | None:
-        """The best published score that may stand beside these."""
-        return max(self.references.published, key=lambda published: published.score, default=None)
 
     @property
     def untrained_encoder(self) -> float | None:
@@ -89,7 +83,6 @@ class SummaryRow:
 
 
 def summary_rows(runs: Sequence[Run]) -> list[SummaryRow]:
-    """One row per run and protocol."""
     rows = []
     for run in runs:
         known = read_references()[0].get(run.study.name, TaskReferences())
@@ -142,8 +135,7 @@ def summary_table(rows: Sequence[SummaryRow], is_wide: bool, with_stated: bool =
 
 
 def thesis_table(rows: Sequence[SummaryRow]) -> str:
-    """The scores of both heads in LaTeX, a row for every task and encoder, with a caption that says all that the table does not.
-    Random divisions are shown only of what has no other."""
+    """Both heads' scores in LaTeX with a full caption: a row a task and encoder; a random division only of what has no other."""
     divided = {id(row.run) for row in rows if row.protocol.kind is not DivisionKind.RANDOM}
     rows = [row for row in rows if row.protocol.kind is not DivisionKind.RANDOM or id(row.run) not in divided]
     columns: dict[str, list[str]] = {
@@ -211,7 +203,6 @@ def notes(rows: Sequence[SummaryRow], with_stated: bool = False) -> list[str]:
 
 
 def write_summary(rows: Sequence[SummaryRow], folder: Path, with_stated: bool = False) -> list[Path]:
-    """Write summary.csv, .md and .tex into `folder`."""
     cells = [_as_csv(row, with_stated) for row in rows]
     write_csv(folder / "summary.csv", [list(cells[0]), *(list(row.values()) for row in cells)])
     wide, lines = summary_table(rows, is_wide=True, with_stated=with_stated), notes(rows, with_stated)

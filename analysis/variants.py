@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,14 +21,13 @@ from common.datasets import Clip, Prepared, Task
 from common.datasets.audio import limit_bandwidth
 from common.encoder import LAYERS, POOLS, AudioSepEncoder, Encoder, EncoderInfo, Output, Waveform, load_encoder
 from common.encoder.device import fitting_device
-from common.errors import UserError
 from common.evaluation.outcomes import HeadFitter, Outcome
 from common.evaluation.protocol import plan_fits, seeds_of
 from common.evaluation.record import COMPARED, FIGURES, ComparisonRecord, Record, corrected
 from common.evaluation.scores import compare_heads, score_head
 from common.extraction import ClipList, ExtractOptions, ThisProcess, extract
 from common.features import FeatureFileError, FeatureSet
-from common.files import read_record, write_csv, write_json
+from common.files import write_csv, write_json
 from common.heads import HEADS, SCALERS, HeadKind, Job, head_title, recipe_for
 from common.progress import progress_bar
 from common.text_table import as_text, percent
@@ -40,7 +39,6 @@ Degradation = Callable[[Array], Array]
 
 
 def keep_first(share: float, waveform: Array) -> Array:
-    """The first part of a clip."""
     return waveform[: max(1, round(share * len(waveform)))]
 
 
@@ -117,18 +115,6 @@ def extract_variants(
     return read_variants(output)
 
 
-class AnalysisRecord(Record):
-    """What an analysis has written as JSON; `script` writes it again."""
-
-    script: ClassVar[str]
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read it; UserError if it is damaged or of an earlier version."""
-        message = f"{path} is damaged or of an earlier version; run {cls.script} again"
-        return read_record(path, cls, lambda _: UserError(message))
-
-
 class Effect(ComparisonRecord):
     """One head of one variant: its score, and the difference from the baseline; corrected for variants and heads."""
 
@@ -139,10 +125,10 @@ class Effect(ComparisonRecord):
     score: float
 
 
-class AblationRecord(AnalysisRecord):
+class AblationRecord(Record):
     """The content of ablation_TASK.json."""
 
-    script = "analysis/ablation.py"
+    remedy = "; run analysis/ablation.py again"
 
     task: str
     title: str
@@ -181,35 +167,15 @@ class Variant(NamedTuple):
     scaler: ScalerName | None = None
 
 
-@dataclass(frozen=True)
-class _Fits:
-    """What all variants of an ablation share: the rows of all outputs, the splits and seeds, the recipe."""
-
-    features: FeatureSet
-    config: FitConfig
-    jobs: list[Job]
-
-    def outcomes(self, kind: HeadKind, variant: Variant) -> list[Outcome]:
-        """One head per job, of the variant's outputs side by side."""
-        config, columns = self.config, self.features.output_columns
-        if variant.scaler is not None:
-            config = config.model_copy(update={"scaler": variant.scaler, "whiten_eps": None})
-        rows = torch.cat([self.features.features[:, columns[name]] for name in variant.outputs], dim=1)
-        fitter = HeadFitter(config, fitting_device(config.device))
-        return fitter.outcomes(kind, replace(self.features, features=rows), self.jobs)
-
-    def effect(self, kind: HeadKind, variant: Variant, baseline: Sequence[Outcome]) -> Effect:
-        """A variant against the baseline."""
-        outcomes = self.outcomes(kind, variant)
-        columns = [self.features.output_columns[name] for name in variant.outputs]
-        return Effect(
-            **compare_heads(baseline, outcomes, self.features).model_dump(),
-            factor=variant.factor,
-            name=variant.name,
-            dimensions=sum(column.stop - column.start for column in columns),
-            head=kind,
-            score=score_head(outcomes, self.features).score,
-        )
+def _fit(
+    variant: Variant, features: FeatureSet, jobs: Sequence[Job], config: FitConfig
+) -> dict[HeadKind, list[Outcome]]:
+    """Both heads of every job, of the variant's outputs side by side; `features` are rows of all outputs."""
+    if variant.scaler is not None:
+        config = config.model_copy(update={"scaler": variant.scaler, "whiten_eps": None})
+    rows = torch.cat([features.features[:, features.output_columns[name]] for name in variant.outputs], dim=1)
+    fitter = HeadFitter(config, fitting_device(config.device))
+    return {kind: fitter.outcomes(kind, replace(features, features=rows), jobs) for kind in HEADS}
 
 
 def _variants(factors: Sequence[str], features: FeatureSet, config: FitConfig) -> list[Variant]:
@@ -228,20 +194,28 @@ def _variants(factors: Sequence[str], features: FeatureSet, config: FitConfig) -
 
 
 def ablate(
-    prepared: Prepared,
-    task: Task,
-    encoder: EncoderInfo,
-    config: FitConfig,
-    factors: Sequence[str],
+    prepared: Prepared, task: Task, encoder: EncoderInfo, config: FitConfig, factors: Sequence[str]
 ) -> AblationRecord:
     """Fit and score every variant on the same splits and seeds. `prepared` are rows of all the encoder's outputs, divided by the
     task."""
-    features = prepared.features
+    features, columns = prepared.features, prepared.features.output_columns
     plan = plan_fits("official", prepared, config.train_test_split, seeds_of(config))
-    fits = _Fits(features, config, plan.jobs)
-    baseline = {kind: fits.outcomes(kind, Variant("", "baseline", (BASE.name,))) for kind in HEADS}
+    baseline = _fit(Variant("", "baseline", (BASE.name,)), features, plan.jobs, config)
     variants = progress_bar(iterable=_variants(factors, features, config), desc="variants", unit="variant")
-    by_variant = [[fits.effect(kind, variant, baseline[kind]) for kind in HEADS] for variant in variants]
+    by_variant = [
+        [
+            Effect(
+                **compare_heads(baseline[kind], outcomes, features).model_dump(),
+                factor=variant.factor,
+                name=variant.name,
+                dimensions=sum(columns[name].stop - columns[name].start for name in variant.outputs),
+                head=kind,
+                score=score_head(outcomes, features).score,
+            )
+            for kind, outcomes in _fit(variant, features, plan.jobs, config).items()
+        ]
+        for variant in variants
+    ]
     effects = list(itertools.chain(*sorted(by_variant, key=lambda heads: -heads[0].difference)))
     return AblationRecord(
         task=task.name,
@@ -274,7 +248,6 @@ def write_effects(record: AblationRecord, folder: Path, figure_format: str = "pn
 
 
 def plot_effects(record: AblationRecord, path: Path) -> None:
-    """Draw what every variant is worth with both heads."""
     names = [f"{linear.name} ({linear.factor})" for linear, _ in record.variants]
     effects = [{str(effect.head): (effect.difference, effect.interval) for effect in both} for both in record.variants]
     panel = Panel(f"{record.title}: what each choice is worth", effects, (0.0, "baseline"))

@@ -35,7 +35,6 @@ def as_latex(table: list[list[str]], caption: str = "", left: int = 1) -> str:
 
 
 def escape_latex(text: str) -> str:
-    """The text with LaTeX's special characters escaped."""
     escaped = re.sub(r"([#$%&_{}])", r"\\\1", text.replace("\\", "/"))
     return escaped.replace("±", r"$\pm$").replace("–", "--").replace("~", r"\textasciitilde{}").replace("^", r"\^{}")
 

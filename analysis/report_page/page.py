@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -41,42 +42,33 @@ CONTROLS = {EncoderKind.LOGMEL: "log-mel statistics", EncoderKind.UNTRAINED: "an
 Draw = Callable[[Path], None]  # writes a figure
 
 
-class Rival(NamedTuple):
-    """What the best score of a task is held against: another encoder or a control with the same head, or the other head."""
+class Verdict(StrEnum):
+    """What a score is beside the best of its task, for readers and, by its name, for the style."""
+
+    BEST = "highest score"
+    WORSE = "significantly worse"  # after the correction for the number of such tests
+    EVEN = "not significantly worse"
+    UNTESTED = "not tested"
+    FEW = "too few groups to tell"
+
+
+class Bar(NamedTuple):
+    """The best score of a task, or what it is held against: the same head on other features, or the other head."""
 
     name: str
     kind: EncoderKind | None  # None for the other head
     scored: HeadRecord
-    # Significantly, corrected for the number of such tests; None: not tested, or too few groups to tell.
-    is_worse: bool | None
+    verdict: Verdict
     is_run: bool  # whether it is an encoder with a run of its own, and not a control or a head of the same run
-
-    @property
-    def score(self) -> float:
-        return self.scored.score
-
-
-class Bar(NamedTuple):
-    """A line of the first table: a score with its interval, and what is to be said of it."""
-
-    name: str
-    scored: HeadRecord
-    verdict: str  # for readers
-    mark: Literal["best", "even", "worse", "open"]  # for the style
 
 
 @dataclass(frozen=True)
 class TaskAnswer:
-    """One task's best score, by the data set's division where it was run, and what it is held against, best first."""
+    """One task's best score, by the data set's division where it was run, and what it is held against."""
 
     best: SummaryRow
-    rivals: list[Rival]
+    bars: list[Bar]  # best first
     can_tell: bool  # whether it has enough groups for a test of its encoders to be significant
-
-    @property
-    def kind(self) -> EncoderKind | None:
-        """The kind of the best encoder."""
-        return self.best.run.record.features.kind
 
     @property
     def title(self) -> str:
@@ -86,25 +78,19 @@ class TaskAnswer:
         return run.study.task.title + some + " (random division)" * (self.best.protocol.kind is DivisionKind.RANDOM)
 
     @property
-    def encoders(self) -> list[Rival]:
+    def encoders(self) -> list[Bar]:
         """The other encoders that were run on the same clips."""
-        return [rival for rival in self.rivals if rival.is_run]
-
-    @property
-    def units(self) -> tuple[int, str]:
-        """How many groups, or clips where groups are unknown, tests can swap."""
-        comparison = self.best.protocol.comparison
-        return comparison.n_units, comparison.units
+        return [bar for bar in self.bars[1:] if bar.is_run]
 
     def beats(self, kind: EncoderKind) -> bool | None:
         """Whether the best is significantly better than a kind of control; None if it is one itself, or not tested."""
-        tested = [rival.is_worse for rival in self.rivals if rival.kind is kind and rival.is_worse is not None]
-        return None if self.kind is kind or not tested else all(tested)
+        best, *rivals = self.bars
+        verdicts = {rival.verdict for rival in rivals if rival.kind is kind} & {Verdict.WORSE, Verdict.EVEN}
+        return None if best.kind is kind or not verdicts else verdicts == {Verdict.WORSE}
 
 
 def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAnswer]:
-    """One answer per task, in the order of the runs: of the runs of the most clips, and of random divisions only where a task has
-    no other runs."""
+    """One answer per task, in the order of the runs: of the most clips, and of a random division only if it has no other."""
     answers = []
     for runs_of_task in by_task(runs).values():
         rows = [summary_rows([run])[0] for run in runs_of_task]  # of the first protocol
@@ -113,22 +99,25 @@ def answer(runs: Sequence[Run], compared: EncodersRecord | None) -> list[TaskAns
         rows = [row for row in rows if row.run.record.features.clips == most]
         best = max(rows, key=lambda row: row.best.score)
         of_task = [task for task in (compared.tasks if compared else ()) if task.task == best.run.study.name]
-        rivals = sorted(_rivals(best, rows, compared), key=lambda rival: -rival.score)
-        answers.append(TaskAnswer(best, rivals, all(task.can_tell for task in of_task)))
+        name = f"{best.run.encoder}, {head_title(best.protocol.best_head)} head"
+        first = Bar(name, best.run.record.features.kind, best.best, Verdict.BEST, is_run=True)
+        rivals = sorted(_rivals(best, rows, compared), key=lambda rival: -rival.scored.score)
+        answers.append(TaskAnswer(best, [first, *rivals], all(task.can_tell for task in of_task)))
     return answers
 
 
-def _rivals(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersRecord | None) -> Iterator[Rival]:
-    """All that the best is held against: the other head, and the same head on other features, as the run itself or the comparison
-    of encoders has tested them."""
+def _rivals(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersRecord | None) -> Iterator[Bar]:
+    """The other head, and the same head on other features, as the run itself or the comparison of encoders has tested them."""
+    run, protocol, head = best.run, best.protocol, best.protocol.best_head
+    untested = Verdict.UNTESTED if can_tell(protocol.comparison.n_units, 1) else Verdict.FEW
 
     def rival(
         name: str, kind: EncoderKind | None, scored: HeadRecord, p_value: float | None, is_run: bool = False
-    ) -> Rival:
-        is_worse = None if p_value is None else p_value < LEVEL and scored.score < best.best.score
-        return Rival(name, kind, scored, is_worse, is_run)
+    ) -> Bar:
+        is_worse = p_value is not None and p_value < LEVEL and scored.score < best.best.score
+        verdict = untested if p_value is None else Verdict.WORSE if is_worse else Verdict.EVEN
+        return Bar(name, kind, scored, verdict, is_run)
 
-    run, protocol, head = best.run, best.protocol, best.protocol.best_head
     (other,) = set(HEADS) - {head}
     p_value = protocol.comparison.p_value if can_tell(protocol.comparison.n_units, 1) else None
     yield rival(f"{run.encoder}, {head_title(other)} head", None, protocol.heads[other], p_value)
@@ -150,21 +139,9 @@ def _rivals(best: SummaryRow, rows: Sequence[SummaryRow], compared: EncodersReco
             yield rival(row.run.encoder, row.run.record.features.kind, row.protocol.heads[head], p_value, is_run=True)
 
 
-def bars(answer: TaskAnswer) -> list[Bar]:
-    """The best score of a task and all that it is held against, best first."""
-    head = head_title(answer.best.protocol.best_head)
-    words: dict[bool | None, tuple[str, Literal["even", "worse", "open"]]] = {
-        True: ("significantly worse", "worse"),
-        False: ("not significantly worse", "even"),
-        None: ("not tested" if can_tell(answer.units[0], 1) else "too few groups to tell", "open"),
-    }
-    best = Bar(f"{answer.best.run.encoder}, {head} head", answer.best.best, "highest score", "best")
-    return [best, *(Bar(rival.name, rival.scored, *words[rival.is_worse]) for rival in answer.rivals)]
-
-
 def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
     """The answer in a few sentences, each true of any number of encoders and tasks."""
-    if all(task.kind is EncoderKind.UNTRAINED for task in answers):
+    if all(task.bars[0].kind is EncoderKind.UNTRAINED for task in answers):
         return ["No answer yet: the best scores here are of untrained encoders, and say only that everything runs."]
     ranked = [task for task in answers if task.encoders]
     if not ranked:
@@ -174,15 +151,15 @@ def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
     else:
         encoders = Counter(task.best.run.encoder for task in ranked)
         leads = [name + f" ({n} of {len(ranked)} tasks)" * (len(ranked) > 1) for name, n in encoders.most_common()]
-        clear = [task for task in ranked if all(rival.is_worse for rival in task.encoders)]
+        clear = [task for task in ranked if all(bar.verdict is Verdict.WORSE for bar in task.encoders)]
         lines = [f"Highest score: {', '.join(leads)}."]
         if clear:
             others = "all others" if len(ranked[0].encoders) > 1 else "the other"
             where = f" on {len(clear)} of {len(ranked)} tasks" * (len(ranked) > 1)
             lines.append(f"Significantly better than {others}{where}.")
         else:
-            few = [task for task in ranked if not task.can_tell]
-            counts = ", ".join("{} {}".format(*task.units) for task in few)
+            few = [task.best.protocol.comparison for task in ranked if not task.can_tell]
+            counts = ", ".join(f"{compared.n_units} {compared.units}" for compared in few)
             lines.append(
                 f"No encoder is significantly better than all others{f'; {counts} are too few to tell' * bool(few)}."
             )
@@ -197,8 +174,6 @@ def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A run with what the report shows of it."""
-
     run: Run
     map: FeatureMap
     audio: Path  # the data root that its clips are played from
@@ -218,8 +193,7 @@ class ReportedRun:
 
 
 def confused_pairs(protocol: ProtocolRecord, names: Sequence[str]) -> list[list[str]]:
-    """The most frequent confusions of the better head, by the share of the true class; with several labels a clip, only where a
-    predicted label is not there."""
+    """The better head's most frequent confusions, by the share of the true class; of several labels, only wrong ones."""
     scored, n_seeds = protocol.heads[protocol.best_head], len(protocol.seeds)
     counts = np.array(scored.confusion or [[0]])
     clips = counts.sum(axis=1)
@@ -258,7 +232,7 @@ def picture(draw: Draw) -> str:
 
 
 # What the template calls.
-SHOWN_BY: list[Callable[..., object]] = [answer_words, bars, captioned_tables, class_table, confused_pairs]
+SHOWN_BY: list[Callable[..., object]] = [answer_words, captioned_tables, class_table, confused_pairs]
 SHOWN_BY += [head_title, notes, partial, percent, picture, plot_effects, plot_encoders, plot_heat, reading_notes]
 SHOWN_BY += [remarks, run_title, score_table, summary_table]
 

@@ -91,15 +91,11 @@ class Scale:
 
     @classmethod
     def fitted(cls, parts: Sequence[Unseen]) -> Scale:
-        """A temperature, if it lowers the calibration error of these rows; with several labels a clip, a slope and a bias for every
-        class."""
+        """A temperature if it lowers the calibration error of these rows; of several labels, a slope and a bias a class."""
         unseen = Unseen.join(parts)
         if unseen.labels.ndim == 1:
-            scale = cls(1 / fit_temperature(unseen.logits, unseen.labels))
-            before, after = (
-                expected_error(reliability(unseen.probabilities(how), unseen.labels)) for how in (cls(), scale)
-            )
-            return scale if after < before else cls()
+            scales = (cls(), cls(1 / fit_temperature(unseen.logits, unseen.labels)))  # of equal errors, the first
+            return min(scales, key=lambda how: expected_error(reliability(unseen.probabilities(how), unseen.labels)))
         slopes, biases = zip(*map(_fit_line, unseen.logits.T, unseen.labels.T), strict=True)
         return cls(np.array(slopes), np.array(biases))
 
@@ -191,8 +187,7 @@ class Distances:
 
 
 def _held_out_distances(features: FeatureSet, job: Job, splits: Sequence[Split]) -> HeldOut[Distances]:
-    """Distances of held-out rows of a seed's splits; the first `job` still has the validation rows that its split may use for
-    training."""
+    """Distances of a seed's held-out rows; its first `job` still has the validation rows that its split may train on."""
     values = features.features.numpy()
     labels = np.arange(len(features)) if features.is_multilabel else features.labels.numpy()
     groups = None if features.groups is None else np.unique(np.array(features.groups), return_inverse=True)[1]
@@ -220,8 +215,7 @@ def _held_out_distances(features: FeatureSet, job: Job, splits: Sequence[Split])
 
 
 def _measure_none_of_these(held_out: HeldOut[Distances]) -> NoneOfTheseRecord | None:
-    """How often clips of known classes, and of classes left out, are marked "none of these" at a rate of RATE; None if there are
-    too few clips to set a threshold."""
+    """How often clips of known classes, and of classes left out, are "none of these" at a rate of RATE; None with too few."""
     alarms, found = [], []
     for tested, sources in held_out.pairs:
         source = Distances.join(sources) if sources else None
@@ -319,8 +313,7 @@ def expected_error(bins: Sequence[ReliabilityBin]) -> float:
 
 
 def measure_label_sets(held_out: HeldOut[Unseen], scale: Scale) -> LabelSets:
-    """What is predicted by thresholds that held-out rows set, and the thresholds of the kept head, whose logits `scale`
-    calibrates."""
+    """What is predicted by thresholds that held-out rows set; those of the kept head are for logits calibrated by `scale`."""
     tested = Unseen.join(held_out.tested)
     predicted = np.concatenate([part.logits >= thresholds_of(Unseen.join(source)) for part, source in held_out.pairs])
     classes = per_class(tested.labels, predicted, predicted.shape[1])

@@ -149,19 +149,15 @@ def _recognise(task: Task, features: FeatureSet, path: Path) -> FeatureSet:
     """Refuse features of another task; complete a file of the original project where possible."""
     refuse_other_data(task, features.meta.get("dataset", task.name), path, task.name)
     if features.is_multilabel != task.is_multilabel:
-        has, wants = (
-            "several labels" if several else "one class" for several in (features.is_multilabel, task.is_multilabel)
-        )
+        has, wants = ("several labels", "one class") if features.is_multilabel else ("one class", "several labels")
         raise FeatureFileError(f"{path} has {has} a clip, but {task.title} has {wants}; give others with --features")
     if task.class_names is not None and set(features.class_names) <= set(task.class_names):
         features = features.in_order([name for name in task.class_names if name in features.class_names])
     if not features.meta:
         print(f"{path} holds no provenance: its encoder and its audio are unknown")
-    if "dataset" not in features.meta:
-        recognised = task.recognise(features)
-        if recognised is not None:
-            features, sentence = recognised
-            print(sentence)
+    if "dataset" not in features.meta and (recognised := task.recognise(features)):
+        features, sentence = recognised
+        print(sentence)
     return features
 
 

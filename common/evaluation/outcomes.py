@@ -36,22 +36,21 @@ class Outcome:
 
     @classmethod
     def of(cls, head: ChosenHead, is_multilabel: bool) -> Outcome:
-        job, logits = head.final.job, head.final.test_logits.numpy()
-        curves, n_train = head.choosing.curves, len(job.split.train)
+        job, logits, curves = head.final.job, head.final.test_logits.numpy(), head.choosing.curves
         facts = {"epoch": head.final.epoch, "shrinkage": job.shrinkage, "train_loss": curves.train_loss}
         if is_multilabel:
-            facts["valid_macro_map"] = curves.valid
-            return cls(job.seed, job.split.name, n_train, job.split.test, logits > 0, logits, facts)
-        test_accuracy = head.final.curves.test
-        best = max(test_accuracy, default=float("nan"))
-        facts |= {
-            # What the original project reported: the epoch chosen by the test clips. It is not a score.
-            "best_test_accuracy_over_epochs": best,
-            "best_test_epoch": 1 + test_accuracy.index(best) if test_accuracy else None,
-            "valid_accuracy": curves.valid,
-            "test_accuracy_over_epochs": test_accuracy,
-        }
-        return cls(job.seed, job.split.name, n_train, job.split.test, logits.argmax(axis=1), logits, facts)
+            predictions, facts["valid_macro_map"] = logits > 0, curves.valid
+        else:
+            predictions, test_accuracy = logits.argmax(axis=1), head.final.curves.test
+            best = max(test_accuracy, default=float("nan"))
+            facts |= {
+                # What the original project reported: the epoch chosen by the test clips. It is not a score.
+                "best_test_accuracy_over_epochs": best,
+                "best_test_epoch": 1 + test_accuracy.index(best) if test_accuracy else None,
+                "valid_accuracy": curves.valid,
+                "test_accuracy_over_epochs": test_accuracy,
+            }
+        return cls(job.seed, job.split.name, len(job.split.train), job.split.test, predictions, logits, facts)
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,7 @@ class HeadFitter:
 
 
 def probes_of(features: FeatureSet) -> dict[str, Callable[[int], Any]]:
-    """Name -> a scikit-learn classifier for a number of training rows; with several labels a clip, its scores rank the clips of
-    a class."""
+    """Name -> a scikit-learn classifier for a number of training rows; of several labels, what ranks the clips of a class."""
     if features.is_multilabel:  # a nearest centroid is defined for one label
         return {
             "logistic_regression": lambda _: OneVsRestClassifier(LogisticRegression(max_iter=1000)),

@@ -44,10 +44,7 @@ BLUE, RED = "#2f6db5", "#bf3b2b"  # as in the report
 
 
 def plot_confusion(confusion: Array, class_names: Sequence[str], title: str, path: Path) -> None:
-    """Draw a (C, C) matrix of counts as percentages of the true class; row: true class, column: predicted.
-
-    More than MANY classes are sorted by decreasing recall.
-    """
+    """Draw (C, C) counts, a row a true class, as percentages of it; more than MANY classes are sorted by decreasing recall."""
     n_classes = len(class_names)
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     order, ordered = list(range(n_classes)), ""
@@ -87,8 +84,7 @@ def _draw_matrix(axes: Axes, share: Array, names: Sequence[str], font: float, qu
 
 
 def plot_per_class(per_class: PerClass | RankedClasses, class_names: Sequence[str], title: str, path: Path) -> None:
-    """Draw the F1 or the average precision of every class as a bar, best first; of more than MANY classes, the best and the
-    worst."""
+    """Draw every class's F1 or average precision as a bar, best first; of more than MANY classes, the best and the worst."""
     if isinstance(per_class, RankedClasses):
         scores, quantity, pooled, mean = np.array(per_class.average_precision), "average precision, mean", "", ""
     else:
@@ -186,11 +182,9 @@ def plot_curves(fits: Sequence[FitRecord], title: str, path: Path) -> None:
     for axes, (quantity, drawn) in zip(panels, curves, strict=True):
         values = np.stack(drawn)  # (fits, epochs)
         epochs = np.arange(1, values.shape[1] + 1)
-        mean_of = f"mean of {len(drawn)}" if len(drawn) > 1 else None
-        axes.plot(epochs, values.mean(axis=0), color=BLUE, label=mean_of)
-        if len(drawn) > 1:
-            span = (values.min(axis=0), values.max(axis=0))
-            axes.fill_between(epochs, *span, color=BLUE, alpha=0.2, linewidth=0, label="range")
+        span = (values.min(axis=0), values.max(axis=0))
+        axes.plot(epochs, values.mean(axis=0), color=BLUE, label=f"mean of {len(drawn)}")
+        axes.fill_between(epochs, *span, color=BLUE, alpha=0.2, linewidth=0, label="range")
         height = 1 if len(fits) <= 5 else 0.07  # many fits: ticks along the axis
         for number, fit in enumerate(fits):
             label = None if number else "epoch kept"

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 
 def prefix_of(protocol: str) -> str:
-    """The prefix of the names of a protocol's files."""
     return "" if protocol == "official" else f"{protocol}_"
 
 
@@ -59,7 +58,6 @@ def save_predictions(
 
 
 def _columns(content: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The columns of predictions.csv."""
     rows, names, labels = content["rows"].tolist(), content["class_names"], content["labels"].numpy()
     columns = {
         "seed": content["seeds"].tolist(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
+from sklearn.preprocessing import MultiLabelBinarizer
 
 from common.config import FitConfig, ProtocolName
 from common.datasets import Division, DivisionKind, Prepared, Sounds, Task
@@ -26,7 +28,7 @@ from common.evaluation.record import (
     ProtocolRecord,
     corrected,
 )
-from common.evaluation.scores import MoreScores, compare_heads, main_score, score_head
+from common.evaluation.scores import MoreScores, compare_heads, judge, score_head
 from common.evaluation.splits import class_counts, make_splits, random_split, with_fraction, with_shots, with_validation
 from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Split, TrainedHead, check_labels, recipe_for
@@ -45,8 +47,6 @@ class ProtocolRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """The fits of a protocol."""
-
     jobs: list[Job]  # every split with every seed, validation rows held out
     kind: DivisionKind
     division: str  # for readers, as is `validation`
@@ -55,6 +55,10 @@ class Plan:
 
 def seeds_of(config: FitConfig) -> list[int]:
     return [config.random_seed + place for place in range(config.seeds)]
+
+
+def protocols_of(config: FitConfig) -> tuple[ProtocolName, ...]:
+    return ("official", "random") if config.protocol == "both" else (config.protocol,)
 
 
 def plan_fits(name: ProtocolName, prepared: Prepared, test_share: float, seeds: Sequence[int]) -> Plan:
@@ -89,17 +93,14 @@ def plan_fits(name: ProtocolName, prepared: Prepared, test_share: float, seeds: 
 def check_clips(task: Task, sounds: Sounds, config: FitConfig) -> None:
     """Divide a task's clips as its classification will, before the first is embedded; the same errors as there."""
     clips = sounds.clips
-    names = sorted({label for clip in clips for label in clip.labels})
-    has_label = torch.zeros(len(clips), len(names), dtype=torch.bool)
-    place_of = {name: place for place, name in enumerate(names)}
-    for has, clip in zip(has_label, clips, strict=True):
-        has[[place_of[label] for label in clip.labels]] = True
+    binarizer = MultiLabelBinarizer()
+    has_label = torch.from_numpy(binarizer.fit_transform([clip.labels for clip in clips]))
     columns = [[getattr(clip, name) for clip in clips] for name in ("fold", "split", "group")]
     folds, splits, groups = (None if None in column else column for column in columns)
     features = FeatureSet(
         torch.zeros(len(clips), 1),
-        has_label if task.is_multilabel else has_label.int().argmax(dim=1),
-        names,
+        has_label.bool() if task.is_multilabel else has_label.argmax(dim=1),
+        list(binarizer.classes_),
         [clip.clip_id(sounds.root) for clip in clips],
         None if folds is None else torch.tensor(folds),
         splits,
@@ -107,7 +108,7 @@ def check_clips(task: Task, sounds: Sounds, config: FitConfig) -> None:
     )
     check_labels(features, str(sounds.root))
     prepared = task.prepare(features, Division({}, config.train_test_split, config.random_seed))
-    for name in ("official", "random") if config.protocol == "both" else (config.protocol,):
+    for name in protocols_of(config):
         plan_fits(name, prepared, config.train_test_split, [config.random_seed])
 
 
@@ -213,15 +214,9 @@ def _compare_controls(
     features: FeatureSet,
 ) -> dict[str, dict[HeadKind, ComparisonRecord]]:
     """The run's heads minus the controls' heads of the same kind, corrected for the number of comparisons."""
-    by_pair = {
-        (control, kind): compare_heads(outcomes, heads[kind], features)
-        for control, by_head in controls.items()
-        for kind, outcomes in by_head.items()
-    }
-    compared: dict[str, dict[HeadKind, ComparisonRecord]] = {control: {} for control in controls}
-    for (control, kind), record in zip(by_pair, corrected(list(by_pair.values())), strict=True):
-        compared[control][kind] = record
-    return compared
+    pairs = itertools.product(controls.values(), HEADS)
+    compared = iter(corrected([compare_heads(control[kind], heads[kind], features) for control, kind in pairs]))
+    return {control: {kind: next(compared) for kind in HEADS} for control in controls}
 
 
 def _label_efficiency(fits: _Fits) -> list[EfficiencyRecord]:
@@ -247,7 +242,7 @@ def _few_shots(fits: _Fits) -> list[FewShotRecord]:
         jobs = [with_shots(features, job, shots, draw) for draw in range(config.draws) for job in first]
         for kind, outcomes in replace(fits, jobs=jobs).outcomes(features).items():
             draws = [outcomes[start : start + len(first)] for start in range(0, len(outcomes), len(first))]
-            scored = [main_score(draw, features) for draw in draws]
+            scored = [judge(draw, features).score for draw in draws]
             records.append(
                 FewShotRecord(
                     head=kind,

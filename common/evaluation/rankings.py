@@ -77,7 +77,6 @@ class Rankings:
 
     @property
     def by_fit(self) -> list[tuple[Array, Array]]:
-        """The labels and ranks of every fit."""
         return [(self.labels[self.fits == fit], self.ranks[self.fits == fit]) for fit in np.unique(self.fits)]
 
     @cached_property

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from typing import Annotated, ClassVar, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, computed_field
 
@@ -30,11 +30,19 @@ FIGURES = ("difference", "low", "high", "p_value", "holm_p_value")  # and of a C
 
 
 class RecordError(UserError):
-    """A result.json cannot be read."""
+    """A record cannot be read."""
 
 
 class Record(BaseModel, frozen=True, ser_json_inf_nan="null"):
     """Base of all records: immutable; NaN is null in JSON."""
+
+    remedy: ClassVar[str] = ""  # what to do about a file that cannot be read
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read its file; RecordError if that is damaged, or of something else or an earlier version."""
+        message = f"{path} is not a record of this project"
+        return read_record(path, cls, lambda problem: RecordError(f"{message} ({problem}){cls.remedy}"))
 
 
 class FitRecord(Record, extra="allow"):
@@ -355,10 +363,3 @@ class RunRecord(Record):
     created: str  # UTC
     versions: dict[str, str]
     cpu: str = "unknown"  # model and instructions
-
-    @classmethod
-    def load(cls, path: Path) -> RunRecord:
-        """Read a result.json; RecordError if it is damaged or something else."""
-        return read_record(
-            path, cls, lambda problem: RecordError(f"{path} is not a record of this project ({problem})")
-        )

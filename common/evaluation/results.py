@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 
-from common.config import ConfigError, FigureFormat, FitConfig, ProtocolName
+from common.config import ConfigError, FigureFormat, FitConfig
 from common.datasets import DivisionKind, Prepared, Task
 from common.encoder.device import describe_cpu
 from common.evaluation.load_features import EncoderRecord, FeatureSource, FeaturesRecord, load_controls, load_features
 from common.evaluation.plots import figures_of
 from common.evaluation.predictions import prefix_of, save_predictions
-from common.evaluation.protocol import plan_fits, run_protocol
+from common.evaluation.protocol import plan_fits, protocols_of, run_protocol
 from common.evaluation.record import RESULT_FILE, ConfigRecord, ProtocolRecord, RecordError, RunRecord
 from common.evaluation.text import as_result_md, print_scores
 from common.features import FeatureSet
@@ -52,7 +52,7 @@ def classify(
     prepared, source = loaded = load_features(task, config, options)
     features = prepared.features
     folder = config.output_dir or task.output_dir_of(features.encoder_slug)
-    for name in _protocols(config):  # fails before anything is written
+    for name in protocols_of(config):  # fails before anything is written
         plan_fits(name, prepared, config.train_test_split, [config.random_seed])
     refuse_unwritable(folder / RESULT_FILE)
     controls, control_sha256 = load_controls(task, features, config.control_features or ())
@@ -74,10 +74,6 @@ def classify(
     return record
 
 
-def _protocols(config: FitConfig) -> tuple[ProtocolName, ...]:
-    return ("official", "random") if config.protocol == "both" else (config.protocol,)
-
-
 def _fit_and_save(
     task: Task,
     loaded: tuple[Prepared, FeatureSource],
@@ -93,7 +89,7 @@ def _fit_and_save(
     remove_record(folder)
     protocols: dict[str, ProtocolRecord] = {}
     files = ["result.csv"]
-    for name in _protocols(config):
+    for name in protocols_of(config):
         if protocols and protocols["official"].kind is DivisionKind.RANDOM:
             print(f"{task.title} has no official division, so only the random protocol is run")
             break

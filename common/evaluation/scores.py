@@ -116,6 +116,11 @@ class Hits:
     def n_groups(self) -> int:
         return len(np.unique(self.groups))
 
+    @property
+    def score(self) -> float:
+        """The mean over splits of the accuracy."""
+        return float(np.mean([self.hits[self.splits == split].mean() for split in np.unique(self.splits)]))
+
     def resampled(self, times: Array) -> Array:
         """(B,) accuracies of B bootstraps over groups, means over splits; `times` (B, G) is how often each group is drawn."""
         cells = Cells.of(self.hits, self.groups, self.splits)
@@ -131,7 +136,7 @@ class Hits:
         _, fold, sizes = np.unique(self.splits, return_inverse=True, return_counts=True)
         weighted = difference / sizes[fold] / len(sizes)  # folds of equal weight
         return ComparisonRecord(
-            difference=float(weighted.sum()),
+            difference=self.score - other.score,
             interval=difference_interval(difference, self.groups, self.splits),
             p_value=paired_p_value(weighted, self.groups, n_tests),
             units=self.units,
@@ -151,14 +156,6 @@ def judge(outcomes: Sequence[Outcome], features: FeatureSet) -> Hits | Rankings:
         return Rankings(labels, ranks, fits, groups, units)
     hits = np.concatenate([outcome.predictions for outcome in outcomes]) == labels
     return Hits(hits.astype(float), groups, np.array([outcome.split for outcome in outcomes])[fits], units)
-
-
-def main_score(outcomes: Sequence[Outcome], features: FeatureSet) -> float:
-    """The mean over splits of the score that the task is judged by, see `Metric`."""
-    if isinstance(judged := judge(outcomes, features), Rankings):
-        return judged.score
-    labels = features.labels.numpy()
-    return float(np.mean([accuracy_score(labels[outcome.rows], outcome.predictions) for outcome in outcomes]))
 
 
 def compare_heads(first: Sequence[Outcome], second: Sequence[Outcome], features: FeatureSet) -> ComparisonRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
@@ -67,8 +68,7 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
         try:
             valid = hold_out()
             validated = Split(split.name, np.setdiff1d(split.train, valid), split.test, valid)
-            if features.is_multilabel:
-                _refuse_unfair(features, validated, split.name)
+            _refuse_unfair(features, validated, split.name)
         except ValueError:
             continue
         return validated, words
@@ -76,13 +76,12 @@ def with_validation(features: FeatureSet, split: Split, seed: int) -> tuple[Spli
 
 
 def _hold_out_fold(features: FeatureSet, split: Split) -> Array:
-    """The rows of the training fold after the tested one; SplitError if no clip of a class would remain."""
+    """The rows of the training fold after the tested one."""
     assert features.folds is not None
     folds = features.folds.numpy()
     present = np.unique(folds[split.train])
     after = [*present[present > folds[split.test[0]]], present[0]]
     valid: Array = split.train[folds[split.train] == after[0]]
-    _refuse_missing_classes(features, np.setdiff1d(split.train, valid), "what is left for training")
     return valid
 
 
@@ -93,9 +92,7 @@ def hold_out_groups(features: FeatureSet, rows: Array, share: float, seed: int) 
     labels, groups = features.labels.numpy()[rows], np.array(features.groups)[rows]
     count, n_classes = min(round(1 / share), len(set(groups))), len(features.class_names)
     per_class = np.maximum(class_counts(labels, n_classes), 1)
-    with warnings.catch_warnings():  # about classes with fewer clips than parts, which does not matter here
-        warnings.simplefilter("ignore", UserWarning)
-        folds = group_folds(labels, groups, count, seed)
+    folds = group_folds(labels, groups, count, seed)
     # The fold that comes closest to the share in every class.
     held_out = min(
         (np.flatnonzero(folds == fold) for fold in range(count)),
@@ -123,7 +120,9 @@ def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:
         mixed_up = np.arange(group_of.max() + 1)
         np.random.RandomState(seed).shuffle(mixed_up)
         stand_ins = np.argsort(mixed_up)[group_of]
-        parts = [stand_ins[rows] for _, rows in StratifiedGroupKFold(count).split(labels, labels, stand_ins)]
+        with warnings.catch_warnings():  # about classes with fewer clips than folds
+            warnings.simplefilter("ignore", UserWarning)
+            parts = [stand_ins[rows] for _, rows in StratifiedGroupKFold(count).split(labels, labels, stand_ins)]
     fold_of_group = np.empty(group_of.max() + 1, np.int64)
     for fold, held_out in enumerate(parts):
         fold_of_group[held_out] = fold
@@ -145,9 +144,7 @@ def folds_by_group(labels: Array, groups: Array, class_names: Sequence[str], see
     few = f"class {class_names[rarest]} has clips of only {fewest} group{'s' * (fewest != 1)}"
     most = min(MOST_FOLDS, len(clips) if is_set else fewest)
     for count in range(most if fewest > 1 else 0, 1, -1):
-        with warnings.catch_warnings():  # about classes with fewer clips than folds
-            warnings.simplefilter("ignore", UserWarning)
-            folds = group_folds(labels, groups, count, seed)
+        folds = group_folds(labels, groups, count, seed)
         in_fold = np.array([(clips[np.unique(group_of[folds == fold])] > 0).sum(axis=0) for fold in range(count)])
         if (in_fold < n_groups).all() and (is_set or in_fold.all()):
             chosen = folds
@@ -164,8 +161,7 @@ def folds_by_group(labels: Array, groups: Array, class_names: Sequence[str], see
 
 
 def _search_folds(clips: Array, count: int, is_set: bool, seed: int) -> Array | None:
-    """The fold (G,) of every group, given its clips of every class (G, C), by an integer program; None if there are no such folds,
-    or, of very many groups, none is found in time."""
+    """The fold (G,) of every group by an integer program, from its clips of every class (G, C); None if none is found."""
     holds, n_places = clips > 0, len(clips) * count
     in_one_fold = kron(eye(len(clips)), np.ones((1, count)))
     in_fold = kron(csr_array(holds.T, dtype=float), eye(count))  # groups with a class, of every class and fold
@@ -259,17 +255,20 @@ def _refuse_unfair(features: FeatureSet, split: Split, name: str) -> None:
             raise SplitError(f"{problem}; divide the clips otherwise")
 
 
+def stratified_sample(strata: Array, share: float | Fraction, rng: np.random.Generator) -> Array:
+    """Row numbers, in order, of a share of every stratum, but at least one of each."""
+    parts = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    kept = [rng.choice(part, max(1, round(share * len(part))), replace=False) for part in parts]
+    return np.sort(np.concatenate([np.arange(0), *kept]))
+
+
 def with_fraction(features: FeatureSet, job: Job, fraction: float) -> Job:
     """The job with a fraction of its training and validation clips of every class, at least one of each; with several labels a
     clip, of every rarest label."""
     rng, strata = np.random.default_rng([job.seed, round(1e6 * fraction)]), features.strata
 
-    def fewer(rows: Array) -> Array:
-        parts = [rows[strata[rows] == stratum] for stratum in np.unique(strata[rows])]
-        kept = [rng.choice(part, max(1, round(fraction * len(part))), replace=False) for part in parts]
-        return np.sort(np.concatenate([rows[:0], *kept]))
-
-    return replace(job, split=replace(job.split, train=fewer(job.split.train), valid=fewer(job.split.valid)))
+    train, valid = (rows[stratified_sample(strata[rows], fraction, rng)] for rows in (job.split.train, job.split.valid))
+    return replace(job, split=replace(job.split, train=train, valid=valid))
 
 
 def with_shots(features: FeatureSet, job: Job, shots: int, draw: int) -> Job:

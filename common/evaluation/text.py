@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
+from statistics import fmean
 
 from common.datasets import DivisionKind, Metric, Task
 from common.evaluation.calibration import TEMPERATURES
 from common.evaluation.intervals import FEW_GROUPS, MIN_GROUPS
-from common.evaluation.record import EfficiencyRecord, FewShotRecord, HeadRecord, ProtocolRecord, RunRecord
-from common.heads import head_title
+from common.evaluation.record import (
+    CalibrationRecord,
+    EfficiencyRecord,
+    FewShotRecord,
+    HeadRecord,
+    ProtocolRecord,
+    RunRecord,
+)
+from common.heads import HeadKind, head_title
 from common.text_table import as_markdown, as_text, percent, range_of
 
 WIDTH = 100  # of printed text
@@ -34,8 +41,7 @@ TITLES = {
 
 
 def score_table(protocol: ProtocolRecord) -> list[list[str]]:
-    """One protocol's scores in percent (d' as it is), header first: means, the 95 % interval of the main score, standard
-    deviations."""
+    """One protocol's scores in percent (d' as it is), header first: means, the main one's interval, standard deviations."""
     rows = list(protocol.rows())
     names = [name for name in TITLES if any(name in row.scores.mean for row in rows)]
     has_folds = any(row.scores.std_over_folds for row in rows)
@@ -89,14 +95,12 @@ def remarks(protocol: ProtocolRecord) -> Iterator[str]:
     yield from _comparison_remarks(protocol)
 
 
-def _by_head(protocol: ProtocolRecord, describe: Callable[[HeadRecord], str | None], separator: str = ", ") -> str:
-    """What is said of the heads of which there is something to say."""
-    said = {kind: describe(scored) for kind, scored in protocol.heads.items()}
-    return separator.join(f"{head_title(kind)}{text}" for kind, text in said.items() if text is not None)
+def _by_head(said: Mapping[HeadKind, str], separator: str = ", ") -> str:
+    return separator.join(f"{head_title(kind)}{text}" for kind, text in said.items())
 
 
 def _fit_remarks(protocol: ProtocolRecord) -> Iterator[str]:
-    kept = _by_head(protocol, _epochs, "; ")
+    kept = _by_head({kind: f": {_epochs(scored)}" for kind, scored in protocol.heads.items()}, "; ")
     if protocol.chooses_epoch:
         n_epochs = len(protocol.heads["linear"].splits[0].train_loss)
         again = ", then fitted again on training and validation clips" if protocol.refit else ""
@@ -109,76 +113,54 @@ def _fit_remarks(protocol: ProtocolRecord) -> Iterator[str]:
         if len(chosen) > 1:
             values = ", ".join(f"{value:g}" for value in chosen)
             yield f"Strength of whitening chosen on validation clips: {values} ({head_title(kind)})."
-    if any(fit.best_test_epoch is not None for scored in protocol.heads.values() for fit in scored.splits):
-        sentence = "Not a score: with the epoch chosen by the test clips, as the original project did"
-        yield f"{sentence}: {_by_head(protocol, _best_on_test)}."
+    best_by_test = {
+        kind: [fit.best_test_accuracy_over_epochs or 0.0 for fit in scored.splits if fit.best_test_epoch is not None]
+        for kind, scored in protocol.heads.items()
+    }
+    if best_by_test["linear"]:
+        chosen_by_test = _by_head({kind: f" {percent(fmean(best))}" for kind, best in best_by_test.items()})
+        yield f"Not a score: with the epoch chosen by the test clips, as the original project did: {chosen_by_test}."
 
 
 def _epochs(scored: HeadRecord) -> str:
     epochs = sorted({fit.epoch for fit in scored.splits if fit.epoch is not None})
-    return f": {epochs[0]}" + (f"-{epochs[-1]}" if len(epochs) > 1 else "")
-
-
-def _best_on_test(scored: HeadRecord) -> str:
-    accuracies = [best for fit in scored.splits if (best := fit.best_test_accuracy_over_epochs) is not None]
-    return f" {percent(sum(accuracies) / len(accuracies) if accuracies else None)}"
+    return f"{epochs[0]}-{epochs[-1]}" if len(epochs) > 1 else f"{epochs[0]}"
 
 
 def _leak_remarks(protocol: ProtocolRecord) -> Iterator[str]:
     related = protocol.related_test_clips
-    if protocol.kind is not DivisionKind.RANDOM:
-        if related:
-            sentence = f"{related:.1%} of the test clips have related training clips"
-            is_official = protocol.kind is DivisionKind.OFFICIAL
-            yield f"{sentence}, in the official division too." if is_official else f"WARNING: {sentence}."
-    elif related == 0:
-        yield (
-            "This split is not designed to keep recordings, patients or speakers apart, but here no test clip has a "
-            "related training clip."
-        )
-    else:
-        share = "" if related is None else f": {related:.0%} of the test clips have related training clips"
-        yield (
-            f"WARNING: this split does not keep recordings, patients or speakers apart{share}; the score may be too high."
-        )
+    share = "" if related is None else f"{related:.1%} of the test clips have related training clips"
+    if protocol.kind is DivisionKind.RANDOM and related != 0:
+        leak = f": {share}" if share else ""
+        yield f"WARNING: this split does not keep recordings, patients or speakers apart{leak}; the score may be too high."
+    elif related:
+        is_official = protocol.kind is DivisionKind.OFFICIAL
+        yield f"{share}, in the official division too." if is_official else f"WARNING: {share}."
 
 
 def _probability_remarks(protocol: ProtocolRecord) -> Iterator[str]:
     """Calibration, and with several labels a clip F1 by thresholds."""
-    heads = protocol.heads.values()
-    if calibrations := [scored.calibration for scored in heads if scored.calibration is not None]:
-        what = "a slope and a bias for every class" if calibrations[0].temperature is None else "a temperature"
-        yield (
-            f"Expected calibration error in points, without and with {what} fitted on {calibrations[0].fitted_on}: "
-            f"{_by_head(protocol, _calibration, '; ')}."
-        )
+    heads = protocol.heads
+    if measured := {kind: scored.calibration for kind, scored in heads.items() if scored.calibration is not None}:
+        first = next(iter(measured.values()))
+        what = "a slope and a bias for every class" if first.temperature is None else "a temperature"
+        errors = _by_head({kind: _calibration(calibration) for kind, calibration in measured.items()}, "; ")
+        yield f"Expected calibration error in points, without and with {what} fitted on {first.fitted_on}: {errors}."
     for split, names in protocol.absent.items():
         yield f"No test clip of {', '.join(names)} ({split}): left out of means over classes."
-    if label_sets := [scored.label_sets for scored in heads if scored.label_sets is not None]:
-        rows = label_sets[0].fitted_on
-        yield f"Micro and macro F1 with a threshold for every class, by {rows}: {_by_head(protocol, _f1, '; ')}."
+    if label_sets := {kind: scored.label_sets for kind, scored in heads.items() if scored.label_sets is not None}:
+        rows = next(iter(label_sets.values())).fitted_on
+        f1 = {kind: f" {percent(sets.micro_f1)}, {percent(sets.macro_f1)}" for kind, sets in label_sets.items()}
+        yield f"Micro and macro F1 with a threshold for every class, by {rows}: {_by_head(f1, '; ')}."
 
 
-def _calibration(scored: HeadRecord) -> str | None:
-    measured = scored.calibration
-    if measured is None:
-        return None
-    scale = (
-        "" if measured.temperature is None else f" (the kept head's temperature: {_temperature(measured.temperature)})"
-    )
-    return f" {percent(measured.error_before)} -> {percent(measured.error_after)}{scale}"
-
-
-def _temperature(value: float) -> str:
-    if value == 1:
-        return "none, since none helped"
-    at_the_end = [f"{end:g}" for end in TEMPERATURES if 0.98 < value / end < 1.02]
-    return f"{at_the_end[0]}, the end of the search" if at_the_end else f"{value:.2g}"
-
-
-def _f1(scored: HeadRecord) -> str | None:
-    labels = scored.label_sets
-    return None if labels is None else f" {percent(labels.micro_f1)}, {percent(labels.macro_f1)}"
+def _calibration(measured: CalibrationRecord) -> str:
+    errors, value = f" {percent(measured.error_before)} -> {percent(measured.error_after)}", measured.temperature
+    if value is None:
+        return errors
+    at_the_end = [f"{end:g}, the end of the search" for end in TEMPERATURES if 0.98 < value / end < 1.02]
+    shown = "none, since none helped" if value == 1 else [*at_the_end, f"{value:.2g}"][0]
+    return f"{errors} (the kept head's temperature: {shown})"
 
 
 def _interval_remarks(protocol: ProtocolRecord) -> Iterator[str]:
@@ -191,12 +173,9 @@ def _interval_remarks(protocol: ProtocolRecord) -> Iterator[str]:
     if (count := protocol.comparison.n_units) < FEW_GROUPS:
         yield f"{count} {units} are in effect {count} observations, so the intervals are wide, also where everything is right."
     for name, title in NAMES.items():
-        if ranges := _by_head(protocol, partial(_more_interval, name)):
-            yield f"95 % interval of {title}: {ranges}."
-
-
-def _more_interval(name: str, scored: HeadRecord) -> str | None:
-    return f" {range_of(scored.more_intervals[name])}" if name in scored.more_intervals else None
+        if name in protocol.heads["linear"].more_intervals:
+            ranges = {kind: f" {range_of(scored.more_intervals[name])}" for kind, scored in protocol.heads.items()}
+            yield f"95 % interval of {title}: {_by_head(ranges)}."
 
 
 def _comparison_remarks(protocol: ProtocolRecord) -> Iterator[str]:

@@ -25,7 +25,7 @@ from analysis.compare import (
     reading_notes,
 )
 from analysis.compare import _method as method_of
-from analysis.report_page.page import TaskAnswer, answer, answer_words, bars
+from analysis.report_page.page import TaskAnswer, answer, answer_words
 from analysis.scores import read_runs
 from analysis.studies import STUDIES
 from common.cli import classify_main
@@ -130,7 +130,7 @@ def test_a_better_encoder_is_found_and_noise_is_not_first(classify: Classify) ->
 
 
 def verdicts(task: TaskAnswer) -> dict[str, str]:
-    return {bar.name: bar.verdict for bar in bars(task)}
+    return {bar.name: bar.verdict for bar in task.bars}
 
 
 def test_the_answer_names_the_best_and_what_it_cannot_be_told_from(classify: Classify) -> None:
@@ -143,7 +143,7 @@ def test_the_answer_names_the_best_and_what_it_cannot_be_told_from(classify: Cla
     other = ({"hear:good.py", "hear:equal.py"} - {only.best.run.encoder}).pop()
     assert only.title == "ESC-50 (120 of 2,000 clips)"
     assert replace(only, best=replace(only.best, is_sample=False, whole=None)).title == "ESC-50"  # own sounds
-    first, *others = bars(only)
+    first, *others = only.bars
     assert (first.verdict, first.scored.score) == ("highest score", only.best.best.score)
     assert (
         verdicts(only)[other] == "not significantly worse" and verdicts(only)["hear:noise.py"] == "significantly worse"
@@ -174,7 +174,7 @@ def test_controls_of_the_run_itself_count(classify: Classify, tmp_path: Path) ->
     (only,) = answer(read_runs(folder), None)
     (run,) = read_runs(folder)
     head = only.best.protocol.best_head
-    scored = {bar.name: bar.scored for bar in bars(only)}
+    scored = {bar.name: bar.scored for bar in only.bars}
     assert scored["log-mel statistics"] == run.record.protocols["official"].controls["logmel"][head]
     names = ("log-mel statistics", "untrained AudioSep (random:0)")
     assert {verdicts(only)[name] for name in names} == {"significantly worse"}

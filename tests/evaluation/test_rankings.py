@@ -20,7 +20,7 @@ from common.evaluation.outcomes import Outcome
 from common.evaluation.protocol import plan_fits
 from common.evaluation.rankings import Rankings, ranking_scores
 from common.evaluation.record import HeadRecord, RankedClasses
-from common.evaluation.scores import compare_heads, main_score, score_head
+from common.evaluation.scores import compare_heads, judge, score_head
 from common.evaluation.splits import SplitError, group_folds, make_splits, random_split, with_fraction, with_shots
 from common.evaluation.text import remarks
 from common.features import FeatureSet
@@ -135,7 +135,7 @@ def test_a_fold_of_a_single_group_still_gives_an_interval(features: FeatureSet) 
         warnings.simplefilter("error")
         interval = score_head(outcomes, by_fold).interval
         compared = compare_heads(outcomes, outcomes_of(by_fold, 1.5, seed=1, fits=6), by_fold)
-    scores = [main_score([outcome], by_fold) for outcome in outcomes]
+    scores = [judge([outcome], by_fold).score for outcome in outcomes]
     assert interval is not None and interval[0] < np.mean(scores) < interval[1]
     assert compared.p_value is not None and compared.interval is not None
 
