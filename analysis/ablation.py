@@ -36,7 +36,8 @@ def main() -> None:
     add("--overwrite", action="store_true", help="replace features that were made with different settings")
     add_figure_format(parser)
     arguments = parser.parse_args()
-    from analysis.variants import AblationEncoder, ablate, extract_variants, write_effects
+    from analysis.plots import plot_heat
+    from analysis.variants import AblationEncoder, ablate, cka_of_variants, extract_variants, write_effects
     from common.datasets.places import read_task
     from common.encoder.device import resolve_device
     from common.extraction import ExtractOptions, ThisProcess, Threads
@@ -61,6 +62,9 @@ def main() -> None:
     check_fittable(prepared.features, str(output))
     record = ablate(prepared, task, encoder.info, config, arguments.factors)
     write_effects(record, folder, arguments.figure_format)
+    heat = cka_of_variants(features, task.name)
+    plot_heat(heat, folder / f"{heat.name}.{arguments.figure_format}")
+    print(f"-> {folder / heat.name}.{arguments.figure_format}: how alike the variants are")
 
 
 if __name__ == "__main__":

@@ -41,13 +41,11 @@ def main() -> None:
     from analysis.compare import compare_encoders
     from analysis.report_page.clips import draw_sounds
     from analysis.report_page.page import ReportedRun, render
-    from analysis.similarity import SIMILARITY_FILE, SimilarityRecord
     from analysis.variants import AblationRecord
     from common.progress import progress_bar
 
     runs, folder = runs_for(arguments), output_folder(arguments)
     ablations = {record.task: record for record in map(AblationRecord.load, sorted(folder.glob("ablation_*.json")))}
-    similarity = folder / SIMILARITY_FILE
     reported = []
     for run in progress_bar(iterable=runs, desc="maps", unit="run"):
         ablation = ablations.get(run.study.name)
@@ -58,8 +56,7 @@ def main() -> None:
     compared = compare_encoders(runs, folder)
     audio = {shown.run.study.name: shown.audio for shown in reported if shown.audio.is_dir()}
     spectrograms = draw_sounds(runs, audio, arguments.spectrograms)
-    similarities = SimilarityRecord.load(similarity) if similarity.exists() else None
-    page = render(reported, similarities, folder, compared, spectrograms)
+    page = render(reported, folder, compared, spectrograms)
     path = folder / "report.html"
     write_atomically(path, page.encode())
     print(f"{len(runs)} runs, {len(page.encode()) / 1e6:.1f} MB -> {path}")

@@ -116,8 +116,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if all(study.root is not None for study in ready):
         return  # which has its summary and report
     call("analysis/summary.py", *flags(results=plan.results))
-    if len(ready) > 1:
-        call("analysis/task_similarity.py", *flags(results=plan.results))
     call("analysis/report.py", *flags(results=plan.results, data=plan.data))
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 
 from analysis.maps import balanced_rows
-from analysis.plots import Panel, plot_heads
+from analysis.plots import Heat, Panel, plot_heads
 from common.arrays import Array
 from common.config import FitConfig, ScalerName
 from common.datasets import Clip, Prepared, Task
@@ -252,3 +253,24 @@ def plot_effects(record: AblationRecord, path: Path) -> None:
     effects = [{str(effect.head): (effect.difference, effect.interval) for effect in both} for both in record.variants]
     panel = Panel(f"{record.title}: what each choice is worth", effects, (0.0, "baseline"))
     plot_heads([panel], names, "score against the baseline, points", record.words, path)
+
+
+def cka_of_variants(features: FeatureSet, task: str) -> Heat:
+    """Linear CKA between every two variants of a task's clips."""
+    columns = features.output_columns
+    raw, values = features.features.numpy().astype(np.float64), pd.DataFrame(1.0, list(columns), list(columns))
+    for first, second in itertools.combinations(columns, 2):
+        cka = linear_cka(raw[:, columns[first]], raw[:, columns[second]])
+        values.loc[first, second] = values.loc[second, first] = cka
+    caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."
+    return Heat(f"cka_{task}", f"{task}: layers, pools and conditions", caption, values)
+
+
+def linear_cka(first: Array, second: Array) -> float:
+    """Linear centred kernel alignment of (N, D) and (N, E) features of the same N clips, in [0, 1].
+
+    ``|Y'X|^2 / (|X'X| |Y'Y|)``: Kornblith et al. (2019), https://arxiv.org/abs/1905.00414.
+    """
+    centred, other_centred = first - first.mean(axis=0), second - second.mean(axis=0)
+    scale = np.linalg.norm(centred.T @ centred) * np.linalg.norm(other_centred.T @ other_centred)
+    return float(np.square(np.linalg.norm(other_centred.T @ centred)) / scale) if scale > 0 else float("nan")

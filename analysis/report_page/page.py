@@ -20,10 +20,9 @@ import pandas as pd
 
 from analysis.compare import LEVEL, EncodersRecord, can_tell, captioned_tables, plot_encoders, reading_notes
 from analysis.maps import FeatureMap
-from analysis.plots import PALETTE, plot_heat
+from analysis.plots import PALETTE
 from analysis.report_page.clips import of_run
 from analysis.scores import Run, by_task
-from analysis.similarity import SimilarityRecord
 from analysis.studies import STUDIES
 from analysis.summary import SummaryRow, notes, summary_rows, summary_table
 from analysis.variants import AblationRecord, plot_effects
@@ -233,13 +232,12 @@ def picture(draw: Draw) -> str:
 
 # What the template calls.
 SHOWN_BY: list[Callable[..., object]] = [answer_words, captioned_tables, class_table, confused_pairs]
-SHOWN_BY += [head_title, notes, partial, percent, picture, plot_effects, plot_encoders, plot_heat, reading_notes]
+SHOWN_BY += [head_title, notes, partial, percent, picture, plot_effects, plot_encoders, reading_notes]
 SHOWN_BY += [remarks, run_title, score_table, summary_table]
 
 
 def render(
     reported: Sequence[ReportedRun],
-    similarity: SimilarityRecord | None,
     folder: Path,
     compared: EncodersRecord | None = None,
     spectrograms: Mapping[str, Mapping[str, str]] | None = None,
@@ -272,6 +270,5 @@ def render(
         # Not said of one's own sounds alone.
         missing=[name for name in main_tasks if name not in names] if main_tasks & set(names) else [],
         compared=compared,
-        similarity=similarity,
         data=as_json({"runs": shown_runs, "spectrograms": spectrograms or {}}),
     )

@@ -19,11 +19,10 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from analysis import plots, similarity, visualize_features
+from analysis import plots, visualize_features
 from analysis.maps import balanced_rows, knn_purity, make_map, seeded_rows, silhouette
 from analysis.plots import Heat, plot_heat
-from analysis.scores import Run, read_runs
-from analysis.similarity import SIMILARITY_FILE, SimilarityRecord, comparable, compare_tasks
+from analysis.scores import read_runs
 from analysis.studies import STUDIES, find_study
 from analysis.summary import read_references, summary_rows, summary_table, thesis_table, write_summary
 from analysis.variants import (
@@ -34,6 +33,7 @@ from analysis.variants import (
     AblationRecord,
     ablate,
     add_noise,
+    linear_cka,
     read_variants,
     write_effects,
 )
@@ -45,7 +45,7 @@ from common.encoder import POOLS, EncoderInfo, load_encoder
 from common.encoder_name import EncoderKind
 from common.errors import UserError
 from common.features import FeatureFileError, FeatureSet
-from common.files import PROJECT_ROOT, write_json
+from common.files import PROJECT_ROOT
 from common.text_table import as_latex
 from tests.support.heads import CPU, draw_nothing, fit_config, noise_like, on_one_thread
 from tests.support.plain_encoder import use_narrow_network
@@ -114,50 +114,17 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 # Measures
 
 
-def test_frechet_distance_of_known_normals(rng: np.random.Generator) -> None:
-    first = rng.standard_normal((200_000, 2))
-    second = first * (2, 3) + (1, 0)
-    # |m|^2 + sum (s1 - s2)^2 for aligned axes
-    assert similarity.frechet_distance(first, second) == pytest.approx(1 + 1 + 4, rel=0.02)
-    assert similarity.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
-
-
 def test_cka_does_not_see_rotation_scale_and_shift_but_sees_other_clips(rng: np.random.Generator) -> None:
     rows = rng.standard_normal((500, 8))
     rotation = np.linalg.qr(rng.standard_normal((8, 8)))[0]
-    assert similarity.linear_cka(rows, 3 * rows @ rotation + 1) == pytest.approx(1)
-    assert similarity.linear_cka(rows, rows[rng.permutation(500)]) < 0.1
+    assert linear_cka(rows, 3 * rows @ rotation + 1) == pytest.approx(1)
+    assert linear_cka(rows, rows[rng.permutation(500)]) < 0.1
 
 
-def test_tasks_are_compared_and_written(results: Path, tmp_path: Path) -> None:
-    (one, _) = read_runs(results)
-    # The same clips under two names, and one with features of another encoder.
-    names = ("esc50", "icbhi", "urbansound8k")
-    runs = [Run(STUDIES[name], one.folder, one.record) for name in names]
-    for run, features in zip(runs, (clusters(), clusters(seed=3), clusters()), strict=True):
-        run.__dict__["features"] = features  # what the cached property would read from the file
-    runs[2].__dict__["features"] = replace(clusters(), meta={"checkpoint": "random:1"})
-    tasks = comparable([*runs, runs[0]], 50)
-    assert list(tasks) == ["esc50", "icbhi"]
-    record = compare_tasks(tasks, one.encoder)
-    distances = record.heat().values.to_numpy()
-    assert distances.shape == (2, 2)
-    np.testing.assert_array_equal(distances, distances.T)
-    assert distances[0, 1] > distances.diagonal().max()
-    assert one.encoder in record.words
-    assert record.clips_of_each == min(map(len, tasks.values())) // 2
-    assert record.halvings == 5
-    write_json(tmp_path / SIMILARITY_FILE, record.model_dump_json())
-    assert SimilarityRecord.load(tmp_path / SIMILARITY_FILE) == record
-
-
-@pytest.mark.parametrize("kind", [SimilarityRecord, AblationRecord])
-def test_an_analysis_that_cannot_be_read_says_what_to_run_again(
-    kind: type[SimilarityRecord] | type[AblationRecord], tmp_path: Path
-) -> None:
+def test_an_analysis_that_cannot_be_read_says_what_to_run_again(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text('{"tasks": {}}')
     with pytest.raises(UserError, match=r"own\.json is not a record of this project .*; run analysis/\w+\.py again"):
-        kind.load(tmp_path / "own.json")
+        AblationRecord.load(tmp_path / "own.json")
 
 
 # Maps
@@ -464,11 +431,8 @@ def run_script(name: str, *flags: object) -> int:
     return 0
 
 
-@pytest.mark.parametrize("script", ["task_similarity", "report"])
-def test_nothing_run_yet_is_one_line_with_a_command(
-    script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_script(script, "--results", tmp_path) == 2
+def test_nothing_run_yet_is_one_line_with_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_script("report", "--results", tmp_path) == 2
     printed = capsys.readouterr()
     assert "python esc50_feature_fc/extract_esc50_features_audiosep.py" in printed.err
     assert len(printed.err.strip().splitlines()) == 1

@@ -62,7 +62,7 @@ def write_report(one: Run, folder: Path, audio: Path | None = None, times: int =
     path = folder / "report.html"
     reported = [ReportedRun(one, made_map(one), audio or folder / "nowhere", None) for _ in range(times)]
     spectrograms = draw_sounds([one], {"esc50": audio}, 20) if audio else None
-    path.write_text(render(reported, None, folder, None, spectrograms))
+    path.write_text(render(reported, folder, None, spectrograms))
     return path
 
 
