@@ -162,7 +162,7 @@ def describe_plan(plan: Plan) -> str:
     not_counted = f"\nNot in these sizes: the features of {others}." if others else ""
     return f"""\
 For each task: doctor, features, {" and ".join(plan.controls)} as controls, both heads with {plan.seeds} seeds
-under both protocols with probes and shuffled labels; then summary, similarities and report.
+under both protocols with probes and shuffled labels; then summary and report.
 
 {as_text(table, left=2)}
 

@@ -105,7 +105,9 @@ class Source:
             clips = [replace(clip, group=group) for clip, group in zip(clips, groups, strict=True)]
         clips = [replace(clip, labels=tuple(map(composed, clip.labels))) for clip in clips]
         clips, remarks = with_background(clips, self.background)
-        return replace(sounds, clips=clips, remarks=(*sounds.remarks, *alike(clips), *remarks))
+        has_both = any(clip.fold is not None for clip in clips) and any(clip.split is not None for clip in clips)
+        both = ["folds and splits are given: the folds are used"] * has_both
+        return replace(sounds, clips=clips, remarks=(*sounds.remarks, *alike(clips), *remarks, *both))
 
     def task(self) -> Task:
         """The task for extraction, heads and analyses."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import warnings
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from common.arrays import Array
+from common.datasets import DatasetNote
 from common.encoder.protocol import Encoder, EncoderInfo, Output, Waveform, check_waveforms
 from common.encoder_name import EncoderName
 from common.errors import UserError
@@ -85,7 +87,14 @@ class PlugIn(Encoder):
     def describe(
         self, model: object, checkpoint: str, code: str, min_samples: int, packages: tuple[str, ...] = ()
     ) -> EncoderInfo:
-        """What is recorded."""
+        """What is recorded; with a note if one clip has two embeddings."""
+        second = (0.1 * np.random.default_rng(0).standard_normal(self.sample_rate)).astype(np.float32)
+        if not torch.equal(
+            *(self.embed_outputs([second], [self.default_output])[self.default_output] for _ in range(2))
+        ):
+            warnings.warn(
+                f"{self.name} gives one clip two embeddings: its scores depend on chance", DatasetNote, stacklevel=2
+            )
         parameters = sum(values.numel() for values in model.parameters()) if isinstance(model, nn.Module) else 0
         return EncoderInfo(
             self.name.kind,

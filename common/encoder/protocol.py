@@ -94,13 +94,13 @@ class Encoder:
         return self.embed_outputs(waveforms, [output])[output]
 
     def embed_files(
-        self, paths: Sequence[str | Path], layer: str | None = None, pool: str | None = None
+        self, paths: Sequence[str | Path] | str | Path, layer: str | None = None, pool: str | None = None
     ) -> torch.Tensor:
-        """Embed audio files of any kind and rate, one after the other: (N, width); AudioError if one cannot be read.
+        """Embed audio files of any kind and rate, or one, in order: (N, width); AudioError if one cannot be read.
 
         For many files, `own_sounds/embed.py` resumes, saves, and names those that fail.
         """
-        output = self._one_output(layer, pool)
+        output, paths = self._one_output(layer, pool), [paths] if isinstance(paths, (str, Path)) else paths
         rows = [self.embed_outputs([read_audio(path, self.sample_rate)], [output])[output] for path in paths]
         return torch.cat(rows) if rows else torch.empty(0, output.width)
 

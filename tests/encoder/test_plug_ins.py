@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from common.cli import classify_main, extract_main
-from common.datasets import Clip
+from common.datasets import Clip, DatasetNote
 from common.datasets.audio import read_audio
 from common.encoder import LogMelStatistics, Output, PluginError, load_encoder, new_encoder
 from common.encoder.check import main
@@ -495,3 +495,19 @@ def test_a_codec_is_no_encoder(tmp_path: Path) -> None:
     transformers.EncodecFeatureExtractor().save_pretrained(tmp_path)
     with pytest.raises(PluginError, match="its EncodecModel fails on sound, as a codec or synthesiser does"):
         new_encoder(EncoderName.parse(f"hf:{tmp_path}"), "", CPU)
+
+
+def test_an_encoder_that_depends_on_chance_is_noted(module: Path, tmp_path: Path) -> None:
+    text = module.read_text()
+    restless = tmp_path / "restless.py"
+    restless.write_text(
+        f"{text}\n\ntold = get_scene_embeddings\n\n\ndef get_scene_embeddings(audio, model):\n    return told(audio, model) + torch.rand(1)\n"
+    )
+    with pytest.warns(DatasetNote, match="gives one clip two embeddings"):
+        new_encoder(EncoderName.parse(f"hear:{restless}"), "", CPU)
+
+
+def test_one_file_need_not_be_a_list(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", seconds=0.5)
+    encoder = load_encoder(encoder="logmel")
+    assert torch.equal(encoder.embed_files(str(path)), encoder.embed_files([path]))

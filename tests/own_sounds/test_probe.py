@@ -226,3 +226,12 @@ def test_what_cannot_be_divided_is_refused_before_any_clip_is_embedded(
     with pytest.raises(SystemExit):
         probe(tmp_path / "table.csv", "--output-dir", tmp_path / "out")
     assert words in capsys.readouterr().err
+
+
+def test_folds_beside_splits_are_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder_of_classes(tmp_path)
+    rows = [f"{name}/{n}.wav,{name},{n % 2 + 1},train" for name in ("high", "low") for n in range(8)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,label,fold,split", *rows]))
+    probe(tmp_path / "table.csv", "--output-dir", tmp_path / "out")
+    assert "folds and splits are given: the folds are used" in capsys.readouterr().out
+    assert "folds 1, 2" in result(tmp_path / "out").protocols["official"].division
