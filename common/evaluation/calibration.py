@@ -128,7 +128,14 @@ def heads_to_keep(
         scale = Scale()
         if unseen.for_kept_head:
             scale = Scale.fitted(unseen.for_kept_head)
-            measured["calibration"] = calibrate(unseen, scale)
+            measured["calibration"] = calibration = calibrate(unseen, scale)
+            # Of folds, it was measured on clips that did not set it; of a single split, on the test clips, which decide nothing.
+            if (
+                len(unseen.tested) > 1
+                and not features.is_multilabel
+                and calibration.error_after > calibration.error_before
+            ):
+                scale, measured["calibration"] = Scale(), calibration.model_copy(update={"temperature": 1.0})
             if features.is_multilabel:
                 measured["label_sets"] = label_sets = measure_label_sets(unseen, scale)
                 head = replace(head, thresholds=label_sets.thresholds)

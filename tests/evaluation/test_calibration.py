@@ -203,3 +203,17 @@ def test_permuted_test_labels_change_no_threshold() -> None:
     first, second = (run(rows, epochs=2).heads["linear"] for rows in (features, replace(features, labels=labels)))
     assert first.known is not None and second.known is not None
     np.testing.assert_array_equal(first.known.held_out, second.known.held_out)
+
+
+def test_a_temperature_that_does_not_help_on_held_out_clips_is_not_kept() -> None:
+    helped = set()
+    for seed in range(4):
+        done = run(grouped_features(), epochs=2, random_seed=seed)
+        for kind, scored in done.record.heads.items():
+            record, head = scored.calibration, done.heads[kind]
+            assert record is not None and record.temperature is not None
+            assert head.temperature == pytest.approx(record.temperature)
+            is_kept = record.temperature != 1
+            assert not is_kept or record.error_after <= record.error_before
+            helped.add(is_kept)
+    assert helped == {True, False}
