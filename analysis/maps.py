@@ -14,7 +14,6 @@ from sklearn.neighbors import NearestNeighbors
 
 from common.arrays import Array
 from common.config import ScalerName
-from common.evaluation.splits import stratified_sample
 from common.features import FeatureSet
 from common.heads.scalers import DEFAULT_SHRINKAGE, fit_scaler
 
@@ -36,7 +35,10 @@ def seeded_rows(strata: Array, most: int, seed: int = 0) -> Array:
     """About `most` row numbers (all if 0), in order, from every stratum in proportion, and at least one of each."""
     if not most or len(strata) <= most:
         return np.arange(len(strata))
-    return stratified_sample(strata, Fraction(most, len(strata)), np.random.default_rng(seed))
+    share, rng = Fraction(most, len(strata)), np.random.default_rng(seed)
+    parts = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    kept = [rng.choice(part, max(1, round(share * len(part))), replace=False) for part in parts]
+    return np.sort(np.concatenate(kept))
 
 
 def balanced_rows(labels: Array, sides: Array, most: int) -> Array:

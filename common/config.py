@@ -158,9 +158,6 @@ class FitConfig(Settings):
     control_features: tuple[PlacePath, ...] | None = setting(
         None, "other features of the same clips, to evaluate as controls", "FILE", min_length=1, unset="none"
     )
-    label_fractions: tuple[Annotated[float, Field(ge=1e-6, le=1.0)], ...] | None = setting(
-        None, "shares of the labels to train on, such as 0.01 0.1 1", "X", min_length=1, unset="none"
-    )
     shots: tuple[Annotated[int, Field(ge=1)], ...] | None = setting(
         None, "clips of every class to train on, such as 1 2 4 8 16", "N", min_length=1, unset="none"
     )

@@ -134,7 +134,7 @@ def test_a_wrong_encoder_is_named(
         ("padding: zeros", "padding: Input should be 'none' or 'official', not 'zeros'"),
         ("trust_remote_code: 1", "trust_remote_code: Input should be a valid boolean"),
         ("probes: 1", "probes: Input should be a valid boolean"),
-        ("label_fractions: [0.5, 2]", "label_fractions: Input should be less than or equal to 1, not [0.5, 2]"),
+        ("shots: [1, 0]", "shots: Input should be greater than or equal to 1, not [1, 0]"),
         ("recipe: best", "recipe: Input should be 'paper' or 'tuned', not 'best'"),
         ("- a\n- b", "key: value"),
         ("a: b: c", "cannot be read"),

@@ -23,7 +23,6 @@ from common.datasets import Metric, Task
 from common.evaluation.load_features import FeaturesRecord
 from common.evaluation.record import (
     CalibrationRecord,
-    EfficiencyRecord,
     FewShotRecord,
     FitRecord,
     HeadRecord,
@@ -199,23 +198,21 @@ def plot_curves(fits: Sequence[FitRecord], title: str, path: Path) -> None:
     save_figure(figure, path)
 
 
-def plot_learning_curves(
-    points: Sequence[EfficiencyRecord | FewShotRecord], amount: str, labels: tuple[str, str], title: str, path: Path
-) -> None:
-    """Draw scores over the field `amount`, of training clips, a line per head, with 95 % intervals."""
+def plot_learning_curves(points: Sequence[FewShotRecord], quantity: str, title: str, path: Path) -> None:
+    """Draw scores over the number of training clips of every class, a line per head, with 95 % intervals."""
     figure, axes = _new_figure(7, 4.5, title)
     for (head, colour), marker in zip((("linear", BLUE), ("three_layer", RED)), "os", strict=True):
-        of_head = sorted((point for point in points if point.head == head), key=attrgetter(amount))
-        scores = np.array([100 * point.score for point in of_head])
-        ends = [point.interval or (point.score, point.score) for point in of_head]
+        of_head = sorted((point for point in points if point.head == head), key=attrgetter("shots"))
+        scores = np.array([100 * point.mean for point in of_head])
+        ends = [point.interval or (point.mean, point.mean) for point in of_head]
         errors = np.abs(100 * np.array(ends).T - scores)
-        amounts = [getattr(point, amount) for point in of_head]
-        axes.errorbar(amounts, scores, errors, marker=marker, color=colour, capsize=3, label=head_title(head))
+        shots = [point.shots for point in of_head]
+        axes.errorbar(shots, scores, errors, marker=marker, color=colour, capsize=3, label=head_title(head))
     axes.set_xscale("log")
-    ticks = sorted({getattr(point, amount) for point in points})
+    ticks = sorted({point.shots for point in points})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.set(xlabel=f"clips of every class to learn from ({len(points[0].draws)} draws)", ylabel=quantity)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     axes.spines[["top", "right"]].set_visible(False)
@@ -296,12 +293,8 @@ def figures_of(
         figures[f"curves_{kind}"] = partial(plot_curves, scored.splits, title)
         if scored.calibration is not None:
             figures[f"reliability_{kind}"] = partial(plot_reliability, scored.calibration, title)
-    title = "" if is_plain else f"{task.title}: how many labels are needed\n{below}"
-    quantity = f"{protocol.majority_class.metric.label}, %"
-    if protocol.label_efficiency:
-        labels = ("labelled clips to learn from", quantity)
-        figures["label_efficiency"] = partial(plot_learning_curves, protocol.label_efficiency, "n_train", labels, title)
     if protocol.few_shots:
-        labels = (f"clips of every class to learn from ({len(protocol.few_shots[0].draws)} draws)", quantity)
-        figures["few_shots"] = partial(plot_learning_curves, protocol.few_shots, "shots", labels, title)
+        title = "" if is_plain else f"{task.title}: how many labels are needed\n{below}"
+        quantity = f"{protocol.majority_class.metric.label}, %"
+        figures["few_shots"] = partial(plot_learning_curves, protocol.few_shots, quantity, title)
     return figures

@@ -20,16 +20,14 @@ from common.evaluation.intervals import mean_interval
 from common.evaluation.outcomes import HeadFitter, Outcome, baseline, fit_probe, probes_of
 from common.evaluation.record import (
     ComparisonRecord,
-    EfficiencyRecord,
     FewShotRecord,
     HeadRecord,
-    MeanRecord,
     ProtocolIdentity,
     ProtocolRecord,
     corrected,
 )
 from common.evaluation.scores import MoreScores, compare_heads, judge, score_head
-from common.evaluation.splits import class_counts, make_splits, random_split, with_fraction, with_shots, with_validation
+from common.evaluation.splits import class_counts, make_splits, random_split, with_shots, with_validation
 from common.features import FeatureSet
 from common.heads import HEADS, HeadKind, Job, Split, TrainedHead, check_labels, recipe_for
 
@@ -194,7 +192,6 @@ def run_protocol(
         controls={control: fits.score_both(of_control) for control, of_control in control_outcomes.items()},
         shuffled_labels=_score_shuffled(fits) if config.controls else {},
         control_comparisons=_compare_controls(control_outcomes, outcomes, features),
-        label_efficiency=_label_efficiency(fits),
         few_shots=_few_shots(fits),
     )
     return ProtocolRun(record, outcomes, {kind: head for kind, (head, _) in kept.items()})
@@ -217,18 +214,6 @@ def _compare_controls(
     pairs = itertools.product(controls.values(), HEADS)
     compared = iter(corrected([compare_heads(control[kind], heads[kind], features) for control, kind in pairs]))
     return {control: {kind: next(compared) for kind in HEADS} for control in controls}
-
-
-def _label_efficiency(fits: _Fits) -> list[EfficiencyRecord]:
-    """Both heads, fitted on the configured fractions of the labels."""
-    records = []
-    for fraction in fits.fitter.config.label_fractions or ():
-        fewer = replace(fits, jobs=[with_fraction(fits.features, job, fraction) for job in fits.jobs])
-        n_train = int(np.mean([len(job.split.learnable) for job in fewer.jobs]))
-        for kind, scored in fewer.score_both(fewer.outcomes(fits.features)).items():
-            means = scored.model_dump(include=set(MeanRecord.model_fields))
-            records.append(EfficiencyRecord(head=kind, fraction=fraction, n_train=n_train, **means))
-    return records
 
 
 def _few_shots(fits: _Fits) -> list[FewShotRecord]:

@@ -137,14 +137,22 @@ class NoneOfTheseRecord(Record):
     fitted_on: str  # rows whose distances set the threshold, never those it is measured on
 
 
-class MeanRecord(Record):
-    """Scores of a head as means over all splits and seeds."""
+class HeadRecord(Record):
+    """All scores of a head."""
 
-    mean: dict[str, Score]
+    mean: dict[str, Score]  # over all splits and seeds
     # Standard deviations (of a sample) of the folds' (seeds') means; None with only one.
     std_over_folds: dict[str, Score] | None
     std_over_seeds: dict[str, Score] | None
     interval: Interval | None  # 95 %, of the main score (`common.evaluation.intervals`); None with too few groups
+    more_intervals: dict[str, Interval | None] = {}  # of scores other than the main one
+    per_class: PerClass | RankedClasses
+    confusion: list[list[int]] = []  # (C, C) counts over all splits and seeds; row: true class
+    splits: list[FitRecord]  # every split and seed
+    # None if no held-out rows can set the temperature or the threshold
+    calibration: CalibrationRecord | None = None
+    none_of_these: NoneOfTheseRecord | None = None
+    label_sets: LabelSets | None = None  # None with one label a clip
 
     @property
     def metric(self) -> Metric:
@@ -154,19 +162,6 @@ class MeanRecord(Record):
     @property
     def score(self) -> float:
         return self.mean[self.metric]
-
-
-class HeadRecord(MeanRecord):
-    """All scores of a head."""
-
-    more_intervals: dict[str, Interval | None] = {}  # of scores other than the main one
-    per_class: PerClass | RankedClasses
-    confusion: list[list[int]] = []  # (C, C) counts over all splits and seeds; row: true class
-    splits: list[FitRecord]  # every split and seed
-    # None if no held-out rows can set the temperature or the threshold
-    calibration: CalibrationRecord | None = None
-    none_of_these: NoneOfTheseRecord | None = None
-    label_sets: LabelSets | None = None  # None with one label a clip
 
 
 class ComparisonRecord(Record):
@@ -210,14 +205,6 @@ def corrected(records: Sequence[Compared]) -> list[Compared]:
     return [record.model_copy(update={"holm_p_value": value}) for record, value in zip(records, p_values, strict=True)]
 
 
-class EfficiencyRecord(MeanRecord):
-    """Scores of a head that was fitted on a fraction of the labels."""
-
-    head: HeadKind
-    fraction: float
-    n_train: int
-
-
 class FewShotRecord(Record):
     """The main score of a head that was fitted on a few clips of every class, over draws of these."""
 
@@ -228,10 +215,6 @@ class FewShotRecord(Record):
     draws: list[float]  # the score of every draw, a mean over splits
     mean: float
     interval: Interval | None  # 95 %, of the mean: how much the drawn clips matter, for these test clips
-
-    @property
-    def score(self) -> float:
-        return self.mean
 
 
 class ProtocolIdentity(Record):
@@ -306,7 +289,6 @@ class ProtocolRecord(Record):
     controls: dict[str, dict[HeadKind, HeadRecord]] = {}
     shuffled_labels: dict[HeadKind, HeadRecord] = {}
     control_comparisons: dict[str, dict[HeadKind, ComparisonRecord]] = {}  # the run's head minus the control's
-    label_efficiency: list[EfficiencyRecord] = []
     few_shots: list[FewShotRecord] = []
 
     def rows(self) -> Iterator[ScoredRow]:

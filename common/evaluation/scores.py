@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import attrgetter
 
@@ -14,7 +15,7 @@ from common.arrays import Array
 from common.evaluation.intervals import Cells, difference_interval, paired_p_value, share_interval
 from common.evaluation.outcomes import Outcome
 from common.evaluation.rankings import Rankings, ranking_scores
-from common.evaluation.record import ComparisonRecord, FitRecord, HeadRecord, Interval, MeanRecord, PerClass, Units
+from common.evaluation.record import ComparisonRecord, FitRecord, HeadRecord, Interval, PerClass, Units
 from common.features import FeatureSet
 
 MoreScores = Callable[[Array, Array, Sequence[str]], dict[str, float]]
@@ -52,28 +53,27 @@ def score_head(outcomes: Sequence[Outcome], features: FeatureSet, more_scores: M
     labels, class_names = features.labels.numpy(), features.class_names
     fits = [_score_fit(outcome, labels, class_names, more_scores) for outcome in outcomes]
     judged, seeds = judge(outcomes, features), {fit.seed for fit in fits}
-    means = MeanRecord(
-        mean={name: float(np.mean([fit.scores[name] for fit in fits])) for name in fits[0].scores},
+    mean = {name: float(np.mean([fit.scores[name] for fit in fits])) for name in fits[0].scores}
+    record = partial(
+        HeadRecord,
+        mean=mean,
         std_over_folds=_std_between(fits, "split"),
         std_over_seeds=_std_between(fits, "seed"),
         interval=judged.interval(),
+        splits=fits,
     )
     if isinstance(judged, Rankings):
-        return HeadRecord(**dict(means), per_class=judged.by_class(len(seeds)), splits=fits)
+        return record(per_class=judged.by_class(len(seeds)))
     truth = labels[np.concatenate([outcome.rows for outcome in outcomes])]
     predictions = np.concatenate([outcome.predictions for outcome in outcomes])
     # Of scores that are means of the accuracies on strata of the clips.
     strata = {"balanced_accuracy": truth, "icbhi_score": (np.array(class_names) == "normal")[truth]}
-    return HeadRecord(
-        **dict(means),
+    return record(
         more_intervals={
-            name: judged.interval(stratum)
-            for name, stratum in strata.items()
-            if np.isfinite(means.mean.get(name, np.nan))
+            name: judged.interval(stratum) for name, stratum in strata.items() if np.isfinite(mean.get(name, np.nan))
         },
         per_class=per_class(truth, predictions, len(class_names), len(seeds)),
         confusion=confusion_matrix(truth, predictions, labels=range(len(class_names))).tolist(),
-        splits=fits,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 from iterstrat.ml_stratifiers import MultilabelStratifiedKFold, MultilabelStratifiedShuffleSplit
@@ -253,22 +252,6 @@ def _refuse_unfair(features: FeatureSet, split: Split, name: str) -> None:
         if features.is_multilabel and len(rows) and not features.labels.numpy()[rows].any():
             problem = f"no clip of the {side} side of {name} has a label, so nothing can be scored there"
             raise SplitError(f"{problem}; divide the clips otherwise")
-
-
-def stratified_sample(strata: Array, share: float | Fraction, rng: np.random.Generator) -> Array:
-    """Row numbers, in order, of a share of every stratum, but at least one of each."""
-    parts = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
-    kept = [rng.choice(part, max(1, round(share * len(part))), replace=False) for part in parts]
-    return np.sort(np.concatenate([np.arange(0), *kept]))
-
-
-def with_fraction(features: FeatureSet, job: Job, fraction: float) -> Job:
-    """The job with a fraction of its training and validation clips of every class, at least one of each; with several labels a
-    clip, of every rarest label."""
-    rng, strata = np.random.default_rng([job.seed, round(1e6 * fraction)]), features.strata
-
-    train, valid = (rows[stratified_sample(strata[rows], fraction, rng)] for rows in (job.split.train, job.split.valid))
-    return replace(job, split=replace(job.split, train=train, valid=valid))
 
 
 def with_shots(features: FeatureSet, job: Job, shots: int, draw: int) -> Job:

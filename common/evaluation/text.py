@@ -10,14 +10,7 @@ from statistics import fmean
 from common.datasets import DivisionKind, Metric, Task
 from common.evaluation.calibration import TEMPERATURES
 from common.evaluation.intervals import FEW_GROUPS, MIN_GROUPS
-from common.evaluation.record import (
-    CalibrationRecord,
-    EfficiencyRecord,
-    FewShotRecord,
-    HeadRecord,
-    ProtocolRecord,
-    RunRecord,
-)
+from common.evaluation.record import CalibrationRecord, HeadRecord, ProtocolRecord, RunRecord
 from common.heads import HeadKind, head_title
 from common.text_table import as_markdown, as_text, percent, range_of
 
@@ -64,19 +57,15 @@ def _cell(name: str, value: float | None) -> str:
     return percent(value)
 
 
-def more_tables(protocol: ProtocolRecord) -> Iterator[list[list[str]]]:
-    """The main score by the fraction of labelled clips, and by the number of training clips of every class; headers first."""
+def few_shot_table(protocol: ProtocolRecord) -> list[list[str]]:
+    """The main score by the number of training clips of every class, header first."""
+    points = protocol.few_shots
     label = protocol.majority_class.metric.label
-    if points := protocol.label_efficiency:
-        cells = [_point(part, f"{100 * part.fraction:g} %") for part in points]
-        yield [["head", "labels", "clips", label, "95 %"], *cells]
-    if draws := protocol.few_shots:
-        cells = [_point(part, str(part.shots)) for part in draws]
-        yield [["head", "shots", "clips", label, f"95 % of {len(draws[0].draws)} draws"], *cells]
-
-
-def _point(part: EfficiencyRecord | FewShotRecord, amount: str) -> list[str]:
-    return [head_title(part.head), amount, f"{part.n_train:,}", percent(part.score), range_of(part.interval)]
+    header = ["head", "shots", "clips", label, f"95 % of {len(points[0].draws)} draws"]
+    return [header] + [
+        [head_title(part.head), str(part.shots), f"{part.n_train:,}", percent(part.mean), range_of(part.interval)]
+        for part in points
+    ]
 
 
 def remarks(protocol: ProtocolRecord) -> Iterator[str]:
@@ -216,8 +205,8 @@ def print_scores(task: Task, record: RunRecord) -> None:
         print(as_text(score_table(protocol)))
         for line in remarks(protocol):
             print(textwrap.fill(line, WIDTH))
-        for table in more_tables(protocol):
-            print(as_text(table))
+        if protocol.few_shots:
+            print(as_text(few_shot_table(protocol)))
     if len(record.protocols) == 2:
         official, random = record.protocols["official"], record.protocols["random"]
         table = [["head", official.kind.label, "random", "difference"]]
@@ -232,5 +221,6 @@ def as_result_md(task: Task, record: RunRecord) -> str:
     for protocol in record.protocols.values():
         parts += [f"**{run_title(task, record, protocol)}** (percent)", as_markdown(score_table(protocol))]
         parts.append("\n".join(f"- {line}" for line in remarks(protocol)))
-        parts += map(as_markdown, more_tables(protocol))
+        if protocol.few_shots:
+            parts.append(as_markdown(few_shot_table(protocol)))
     return "\n\n".join(parts) + "\n"

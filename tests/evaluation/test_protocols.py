@@ -144,14 +144,13 @@ def test_controls_and_probes_are_scored_beside_the_heads() -> None:
 
 
 def test_fewer_labels_are_of_every_class() -> None:
-    points = run(grouped_features(per_fold=12), label_fractions=(0.1, 1.0)).record.label_efficiency
-    assert [(point.head, point.fraction) for point in points] == [
-        (head, fraction) for fraction in (0.1, 1.0) for head in ("linear", "three_layer")
+    points = run(grouped_features(per_fold=12), shots=(1, 1000), draws=2).record.few_shots
+    assert [(point.head, point.shots) for point in points] == [
+        (head, shots) for shots in (1, 1000) for head in ("linear", "three_layer")
     ]
-    # 192 training and validation clips of 4 classes: a tenth of every class on either side.
-    assert points[0].n_train == pytest.approx(19, abs=4)
-    assert points[2].n_train == 192
-    assert points[2].mean["accuracy"] > points[0].mean["accuracy"]
+    # 192 training and validation clips of 4 classes.
+    assert [point.n_train for point in points] == [4, 4, 192, 192]
+    assert points[2].mean > points[0].mean
 
 
 def test_scalers_by_hand() -> None:
@@ -201,7 +200,7 @@ def test_one_command_runs_every_protocol(no_figures: None, tmp_path: Path) -> No
     results = tmp_path / "results"
     flags = ("--features", saved(features, tmp_path / "features.pt"), "--output-dir", results)
     options = ("--protocol", "both", "--seeds", 2, "--epochs", 2, "--probes", "--markdown", "--scaler", "whiten")
-    control = ("--control-features", saved(other, tmp_path / "untrained.pt"), "--label-fractions", 0.5)
+    control = ("--control-features", saved(other, tmp_path / "untrained.pt"), "--shots", 1, "--draws", 2)
     result = classify(*flags, *options, *control)
     assert result.returncode == 0, result.stderr
     for words in (
@@ -267,9 +266,9 @@ def test_other_controls_are_another_run(no_figures: None, tmp_path: Path) -> Non
 def test_nothing_of_an_earlier_run_stays(no_figures: None, tmp_path: Path) -> None:
     results = tmp_path / "results"
     flags = ("--features", saved(grouped_features(), tmp_path / "f.pt"), "--output-dir", results, "--epochs", 2)
-    assert classify(*flags, "--protocol", "both", "--markdown", "--label-fractions", 0.5).returncode == 0
+    assert classify(*flags, "--protocol", "both", "--markdown", "--shots", 1, "--draws", 2).returncode == 0
     assert (results / "random_predictions.csv").exists()
-    assert (results / "random_label_efficiency.png").exists()
+    assert (results / "random_few_shots.png").exists()
     (results / "notes.txt").write_text("mine")
     assert classify(*flags, "--overwrite").returncode == 0
     record = RunRecord.load(results / "result.json")
@@ -281,7 +280,7 @@ def test_nothing_of_an_earlier_run_stays(no_figures: None, tmp_path: Path) -> No
     [
         (("--whiten-eps", 0.5), "--whiten-eps is the strength of whitening; add --scaler whiten"),
         (("--seed", 2**32 - 1, "--seeds", 2), "--seeds 2 starting at seed 4294967295 exceeds 4294967295"),
-        (("--label-fractions", 2), "--label-fractions: Input should be less than or equal to 1"),
+        (("--shots", 0), "--shots: Input should be greater than or equal to 1"),
         (("--protocol", "fair"), "--protocol: Input should be 'official', 'random' or 'both'"),
     ],
 )

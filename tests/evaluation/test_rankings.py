@@ -21,7 +21,7 @@ from common.evaluation.protocol import plan_fits
 from common.evaluation.rankings import Rankings, ranking_scores
 from common.evaluation.record import HeadRecord, RankedClasses
 from common.evaluation.scores import compare_heads, judge, score_head
-from common.evaluation.splits import SplitError, group_folds, make_splits, random_split, with_fraction, with_shots
+from common.evaluation.splits import SplitError, group_folds, make_splits, random_split, with_shots
 from common.evaluation.text import remarks
 from common.features import FeatureSet
 from common.heads import FitError, Job, Split, check_fittable
@@ -218,7 +218,6 @@ def test_few_shots_are_of_every_class_and_of_the_training_side(is_several: bool)
     assert np.array_equal(few.train, with_shots(features, job, 3, draw=0).split.train)
     everything = with_shots(features, job, 1000, draw=0).split.train
     assert np.array_equal(everything, job.split.learnable[labels_of(features)[job.split.learnable]])
-    assert len(with_fraction(features, job, 0.5).split.train) == pytest.approx(24, abs=3)
 
 
 def labels_of(features: FeatureSet) -> Array:
@@ -250,14 +249,13 @@ def test_a_label_that_cannot_be_learned_is_refused(features: FeatureSet, count: 
 
 
 def test_the_whole_protocol_with_several_labels(features: FeatureSet) -> None:
-    ran = run(features, probes=True, controls=True, label_fractions=(0.5,), shots=(1, 2), draws=3, epochs=20)
+    ran = run(features, probes=True, controls=True, shots=(1, 2), draws=3, epochs=20)
     record = ran.record
     linear = record.heads["linear"]
     assert linear.score > record.majority_class.score + 0.15
     assert record.probes["logistic_regression"].score > record.majority_class.score + 0.15
     assert record.shuffled_labels["linear"].score < linear.score - 0.04
     assert [(point.shots, len(point.draws)) for point in record.few_shots if point.head == "linear"] == [(1, 3), (2, 3)]
-    assert all(point.metric == "macro_map" for point in record.label_efficiency)
     assert linear.label_sets is not None and linear.label_sets.macro_f1 > 0.3
     labels = features.labels.numpy()
     expected = [

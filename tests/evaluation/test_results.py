@@ -24,8 +24,7 @@ from common.evaluation.plots import FEW, MANY, plot_confusion, plot_curves, plot
 from common.evaluation.predictions import Predictions, save_predictions
 from common.evaluation.record import (
     ConfigRecord,
-    EfficiencyRecord,
-    MeanRecord,
+    FewShotRecord,
     ProtocolIdentity,
     ProtocolRecord,
     RecordError,
@@ -402,19 +401,18 @@ def test_a_confusion_matrix_shows_shares_of_the_true_class(n_classes: int, drawn
     assert drawn[0].get_figheight() * 72 / n_classes > font
 
 
-@pytest.mark.parametrize("what", ["confusion", "per_class", "curves", "label_efficiency"])
+@pytest.mark.parametrize("what", ["confusion", "per_class", "curves", "few_shots"])
 def test_figures_are_png_files(what: str, record: RunRecord, tmp_path: Path) -> None:
     scored = record.protocols["official"].heads["linear"]
-    means = scored.model_dump(include=set(MeanRecord.model_fields))
-    point = EfficiencyRecord(head="linear", fraction=0.5, n_train=9, **means)
+    point = FewShotRecord(
+        head="linear", shots=2, n_train=8, short_classes=0, draws=[0.4, 0.6], mean=0.5, interval=(0.3, 0.7)
+    )
     other = point.model_copy(update={"head": "three_layer"})
     draw: dict[str, Callable[[Path], None]] = {
         "confusion": lambda path: plot_confusion(np.array(scored.confusion), list("abcd"), "a title", path),
         "per_class": lambda path: plot_per_class(scored.per_class, list("abcd"), "a title", path),
         "curves": lambda path: plot_curves(scored.splits, "a title", path),
-        "label_efficiency": lambda path: plot_learning_curves(
-            [point, other], "n_train", ("clips", "%"), "a title", path
-        ),
+        "few_shots": lambda path: plot_learning_curves([point, other], "%", "a title", path),
     }
     draw[what](tmp_path / "figure.png")
     pixels = imread(tmp_path / "figure.png")
