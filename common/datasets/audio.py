@@ -31,6 +31,7 @@ MIN_RATE, MAX_RATE = 1_000, 768_000  # Hz
 SEGMENT_TOLERANCE_S = 0.1  # annotations are rounded, so a segment may end this far past the audio
 LONGEST_S = 1e9  # thirty years
 BLOCK_FRAMES = 1 << 20  # decoded at a time: memory follows what is there, not what a header claims
+MOST_RIFF = 1 << 32  # bytes that the header of a WAV can tell
 UNKNOWN_FORMAT = 1  # libsndfile's error
 UNKNOWN_FRAMES = 1 << 62  # libsndfile's number for an unknown length is larger
 # In libsndfile's log: what a header claims, and what it found instead if that is less.
@@ -215,7 +216,7 @@ class _Unfinished(io.FileIO):
 
 def _open(source: _Source) -> _Sequential:
     """Open a file, decoded by FFmpeg if libsndfile would guess its length or does not know the format. If the header of a WAV
-    claims no audio, its recorder was cut off, and there is as much as follows."""
+    claims no audio, its recorder was cut off, and there is as much as follows. AudioError if its size has wrapped at 4 GB."""
     path, content = source.path, source.content
     name = os.fsencode(path) if os.name == "posix" else path  # names may not be UTF-8
     with source.open() as opened:
@@ -230,11 +231,16 @@ def _open(source: _Source) -> _Sequential:
     if "Junk after the last page" in file.extra_info:  # of an Ogg file: another one is joined to it
         file.close()
         return _open_decoded(source)
-    if file.format not in ("WAV", "WAVEX") or file.frames:
+    if file.format not in ("WAV", "WAVEX") or (file.frames and source.size < MOST_RIFF):
         return file
     chunks = _chunks(source, 12, "<4sI", padded_to=2)
     size, place = next((chunk[1:] for chunk in chunks if chunk[0] == b"data"), (1, 0))
     next_name, next_size, next_place = next(chunks, (b"", 0, 0))
+    if source.size - place - size > MOST_RIFF - (1 << 16):
+        advice = f"convert it: ffmpeg -ignore_length 1 -i {path.name} {path.stem}.w64"
+        raise AudioError(
+            f"{path}: its header tells less than there is, since it is longer than the 4 GB of a WAV; {advice}"
+        )
     if size or place >= source.size or (next_name.isalnum() and next_place + next_size <= source.size):
         return file  # it is empty: nothing follows, or another chunk
     file.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import struct
 from pathlib import Path
 
 import av
@@ -418,3 +419,19 @@ def test_what_is_no_sound_fails_alone(tmp_path: Path) -> None:
     for name in ("notes.m4a", "cover.mp3"):
         with pytest.raises(AudioError, match=rf"{name}: (cannot be read as audio|holds no)"):
             read_audio(tmp_path / name, 16_000)
+
+
+def test_a_wav_whose_size_has_wrapped_is_refused(tmp_path: Path) -> None:
+    """Of 149 hours, libsndfile reads the 10 s that the header still tells."""
+    path, size = tmp_path / "long.wav", (1 << 32) + 80_000
+    with path.open("wb") as file:
+        file.write(b"RIFF" + struct.pack("<I", (size + 36) % 2**32) + b"WAVE")
+        file.write(
+            b"fmt " + struct.pack("<IHHIIHH", 16, 1, 1, 8000, 8000, 1, 8) + b"data" + struct.pack("<I", size % 2**32)
+        )
+        file.truncate(44 + size)  # takes no room on the disk
+    for call in (lambda: read_audio(path, 8000), lambda: audio_duration_s(path)):
+        with pytest.raises(
+            AudioError, match=r"tells less than there is.*ffmpeg -ignore_length 1 -i long\.wav long\.w64"
+        ):
+            call()
