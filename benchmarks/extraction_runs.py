@@ -24,7 +24,7 @@ from common.datasets import Clip
 from common.datasets.audio import read_audio
 from common.encoder import AudioSepEncoder, load_encoder
 from common.encoder.checkpoint import load_weights
-from common.encoder.device import PRECISIONS, describe_cpu, keep_freed_memory, resolve_precision
+from common.encoder.device import PRECISIONS, describe_cpu, resolve_precision
 from common.encoder.network import SAMPLE_RATE, weight_shapes
 from common.extraction import ClipList, ThisProcess, Threads, extract
 from common.features import FeatureSet
@@ -41,7 +41,6 @@ class Way(NamedTuple):
 
     name: str
     precision: str | None = None
-    keeps_memory: bool = False
 
 
 class Figures(NamedTuple):
@@ -85,8 +84,6 @@ def project_extraction(encoder: AudioSepEncoder, paths: list[Path]) -> Callable[
 def worker(way: Way, paths: list[Path], device: torch.device, pipe: Connection) -> None:
     """Extract on every request; at the end send the `Figures`."""
     torch.backends.cudnn.allow_tf32 = way.precision == "tf32"  # torch's default would round the reference too
-    if way.keeps_memory:
-        keep_freed_memory()
     encoder = load_encoder(CHECKPOINT, device, way.precision) if way.precision else None
     run = project_extraction(encoder, paths) if encoder else original_extraction(paths, device)
     while pipe.recv():
@@ -107,8 +104,7 @@ def compare(arguments: argparse.Namespace) -> list[str]:
     device = load_encoder(CHECKPOINT, arguments.device).device
     names = arguments.precisions or (["fp32", "bf16"] if device.type == "cpu" else list(PRECISIONS))
     precisions = [resolve_precision(name, device) for name in names]
-    originals = [Way("original"), Way("original, memory kept", keeps_memory=True)][: 1 + (device.type == "cpu")]
-    ways = originals + [Way(name, name) for name in precisions]
+    ways = [Way("original"), *(Way(name, name) for name in precisions)]
     with tempfile.TemporaryDirectory() as folder:
         if arguments.audio is None:
             generate(arguments, Path(folder))
@@ -169,10 +165,9 @@ def ask(pipe: Connection, extracts: bool) -> Any:
 
 def print_table(ways: list[Way], figures: list[Figures], speeds: list[float], errors: list[float]) -> None:
     """Print speeds (seconds of audio per second) beside the original's."""
-    baselines = ["against original", "against it, memory kept"][: sum(way.precision is None for way in ways)]
-    table = [["way", "s of audio/s", *baselines, "encoder alone", "error", "memory, GB"]]
+    table = [["way", "s of audio/s", "against original", "encoder alone", "error", "memory, GB"]]
     for way, made, speed, error in zip(ways, figures, speeds, errors, strict=True):
         alone = f"{made.alone:.1f}" if made.alone else "-"
-        ratios = [f"{speed / baseline:.2f}" for baseline in speeds[: len(baselines)]]
-        table.append([way.name, f"{speed:.1f}", *ratios, alone, f"{error:.0e}", f"{made.memory / 1e9:.1f}"])
+        ratio = f"{speed / speeds[0]:.2f}"
+        table.append([way.name, f"{speed:.1f}", ratio, alone, f"{error:.0e}", f"{made.memory / 1e9:.1f}"])
     print(as_text(table))
