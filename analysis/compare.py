@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from analysis.plots import Panel, plot_heads
@@ -15,16 +14,11 @@ from common.datasets import Metric
 from common.encoder.measure import CheckRecord
 from common.encoder_name import slug_of
 from common.evaluation.intervals import LEVEL, MIN_GROUPS, PER_TEST, PERMUTATIONS
-from common.evaluation.rankings import Rankings
 from common.evaluation.record import COMPARED, FIGURES, ComparisonRecord, Interval, Record, corrected
-from common.evaluation.scores import Hits
 from common.files import write_atomically, write_csv
 from common.heads import HEADS, HeadKind, head_title
 from common.scripts import ENCODERS_FOLDER
 from common.text_table import as_latex, as_markdown, escape_latex, percent, range_of
-
-RESAMPLES = 2000
-Judged = tuple[Run, Mapping[HeadKind, Hits | Rankings]]  # with what each of its heads has right
 
 
 class EncoderCost(Record):
@@ -50,7 +44,7 @@ class ComparedTask(Record):
     clips: int
     classes: int
     chance: float
-    units: str  # what is swapped and resampled: groups, or clips where groups are unknown
+    units: str  # what is swapped: groups, or clips where groups are unknown
     n_units: int
     can_tell: bool  # whether any test can be significant
 
@@ -69,7 +63,6 @@ class EncoderScore(Record):
     head: HeadKind
     score: float
     interval: Interval | None
-    first: float | None  # the share of group bootstraps in which it is first; None with too few groups
     leads: bool  # whether it is the best, or not significantly worse
 
     @property
@@ -157,7 +150,7 @@ def compare_encoders(runs: Sequence[Run], folder: Path) -> EncodersRecord | None
             can_tell=can_tell(comparison.n_units, len(pairs), metric),
         )
         tasks.append(task)
-        scores += _scores(task, of_task, pairs)
+        scores += _scores(task, [run for run, _ in of_task], pairs)
     all_runs = [run for of_task in compared for run, _ in of_task]
     return EncodersRecord(
         encoders=_costs(all_runs, folder, scores),
@@ -184,13 +177,13 @@ def _comparable(runs: Sequence[Run], left_out: list[str]) -> list[Run]:
     return list(chosen.values())
 
 
-def _scores(task: ComparedTask, of_task: Sequence[Judged], pairs: Sequence[Pair]) -> Iterator[EncoderScore]:
+def _scores(task: ComparedTask, of_task: Sequence[Run], pairs: Sequence[Pair]) -> Iterator[EncoderScore]:
     different = [pair for pair in pairs if pair.task == task.task and pair.is_different]
     for head in HEADS:
-        scores = {run.encoder: run.first_protocol.heads[head] for run, _ in of_task}
+        scores = {run.encoder: run.first_protocol.heads[head] for run in of_task}
         best = max(scores, key=lambda name: scores[name].score)
         differ = [{pair.first, pair.second} for pair in different if pair.head == head]
-        for (run, _), first in zip(of_task, _shares_first([judged[head] for _, judged in of_task]), strict=True):
+        for run in of_task:
             scored = scores[run.encoder]
             yield EncoderScore(
                 task=task.task,
@@ -199,22 +192,8 @@ def _scores(task: ComparedTask, of_task: Sequence[Judged], pairs: Sequence[Pair]
                 head=head,
                 score=scored.score,
                 interval=scored.interval,
-                first=first,
                 leads=task.can_tell and {best, run.encoder} not in differ,
             )
-
-
-def _shares_first(judged: Sequence[Hits | Rankings]) -> Sequence[float | None]:
-    """Of every encoder the share of bootstraps over groups in which its score is the highest; ties are shared."""
-    n_groups = judged[0].n_groups
-    if n_groups < MIN_GROUPS:
-        return [None] * len(judged)
-    rng = np.random.default_rng(0)
-    times = np.stack([np.bincount(rng.integers(0, n_groups, n_groups), minlength=n_groups) for _ in range(RESAMPLES)])
-    scored = np.stack([of_encoder.resampled(times) for of_encoder in judged])
-    is_best = scored >= scored.max(axis=0) - 1e-12
-    shares: list[float | None] = (is_best / is_best.sum(axis=0)).mean(axis=1).tolist()
-    return shares
 
 
 def _costs(runs: Sequence[Run], folder: Path, scores: Sequence[EncoderScore]) -> list[EncoderCost]:
@@ -298,16 +277,6 @@ def pair_table(record: EncodersRecord, pairs: Sequence[Pair]) -> list[list[str]]
     return [["task", "head", "first", "second", "first - second", *COMPARED], *rows]
 
 
-def ranking_table(record: EncodersRecord) -> list[list[str]]:
-    """How stable each task's first place is: the share of group bootstraps in which an encoder is first."""
-    columns = [["first in % of bootstraps", *(cost.encoder for cost in record.encoders)]]
-    for task, head in itertools.product(record.tasks, HEADS):
-        shares = [heads[head].first if heads else None for heads in record.heads_of(task).values()]
-        cells = ["-" if share is None else f"{100 * share:.0f}" for share in shares]
-        columns.append([f"{task.title}, {head_title(head)}", *cells])
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
 def reading_notes(record: EncodersRecord) -> list[str]:
     """What a reader must know about the tables."""
     few = [f"{task.title} ({task.n_units})" for task in record.tasks if task.n_units < 20 or not task.can_tell]
@@ -319,7 +288,7 @@ def reading_notes(record: EncodersRecord) -> list[str]:
         *["Mean rank: over the tasks that every encoder has."] * (len(record.tasks) > 1),
     ]
     if unknown:
-        lines.append(f"Which clips are related is unknown in {unknown}: there single clips are swapped and resampled.")
+        lines.append(f"Which clips are related is unknown in {unknown}: there single clips are swapped.")
     if few:
         lines.append(f"Few groups, so weak tests, and no mark where none can be significant: {', '.join(few)}.")
     measured = "; ".join(sorted({cost.measured_on for cost in record.encoders if cost.measured_on}))
@@ -338,7 +307,6 @@ def captioned_tables(record: EncodersRecord, is_short: bool = False) -> list[tup
     caption = f"{{}} head: {record.quantity} in percent (95 %)"
     return [
         *((caption.format(head_title(head).capitalize()), encoder_table(record, head), 1) for head in HEADS),
-        ("How stable the first place is", ranking_table(record), 1),
         (f"Every two encoders{rest}, points", pair_table(record, pairs), 4),
     ]
 

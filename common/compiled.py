@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import importlib.util
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -54,7 +55,7 @@ def call(function: Callable[..., Any], *arguments: object) -> Any:
 def import_compiled(name: str) -> Any:
     """Import a package whose loops numba compiles and keeps. Where neither its folder nor the user's can be written, which ends
     the import, they are kept for this process alone."""
-    spec = importlib.util.find_spec(name)
+    spec = None if name in sys.modules else importlib.util.find_spec(name)
     if spec is not None and spec.origin is not None:
         of_package = (lambda: None).__code__.replace(co_filename=spec.origin)
         try:

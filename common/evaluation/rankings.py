@@ -105,14 +105,6 @@ class Rankings:
         """The 95 % interval of `score`; None with too few groups."""
         return jackknife_interval(self.score, self.without_each)
 
-    def resampled(self, times: Array) -> Array:
-        """(B,) scores of B bootstraps by the jackknife's pseudo-values; `times` (B, G) is how often each group is drawn."""
-        _, first = np.unique(self.groups, return_index=True)
-        n_blocks = len(self.without_each)
-        pseudo_values = n_blocks * self.score - (n_blocks - 1) * self.without_each
-        means: Array = times @ pseudo_values[self.blocks[first]] / times.sum(axis=1)
-        return means
-
     def minus(self, other: Rankings, n_tests: int = 1) -> ComparisonRecord:
         """Its score minus that of other rankings of the same clips, in the same order, by a t test, however many are made."""
         difference = self.score - other.score

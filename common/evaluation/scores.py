@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
 
 from common.arrays import Array
-from common.evaluation.intervals import Cells, difference_interval, paired_p_value, share_interval
+from common.evaluation.intervals import difference_interval, paired_p_value, share_interval
 from common.evaluation.outcomes import Outcome
 from common.evaluation.rankings import Rankings, ranking_scores
 from common.evaluation.record import ComparisonRecord, FitRecord, HeadRecord, Interval, PerClass, Units
@@ -120,11 +120,6 @@ class Hits:
     def score(self) -> float:
         """The mean over splits of the accuracy."""
         return float(np.mean([self.hits[self.splits == split].mean() for split in np.unique(self.splits)]))
-
-    def resampled(self, times: Array) -> Array:
-        """(B,) accuracies of B bootstraps over groups, means over splits; `times` (B, G) is how often each group is drawn."""
-        cells = Cells.of(self.hits, self.groups, self.splits)
-        return cells.means(times @ cells.sums, times @ cells.counts)
 
     def interval(self, strata: Array | None = None) -> Interval | None:
         """The 95 % interval of the accuracy, or of the mean accuracy of (M,) strata."""
