@@ -25,7 +25,6 @@ from common.evaluation.record import (
     CalibrationRecord,
     FewShotRecord,
     FitRecord,
-    HeadRecord,
     LabelSets,
     PerClass,
     ProtocolRecord,
@@ -33,7 +32,6 @@ from common.evaluation.record import (
 )
 from common.files import write_atomically
 from common.heads import HEADS, head_title
-from common.text_table import percent
 
 FEW, MANY = 20, 60  # most classes for all numbers to fit into a matrix, and for all names to fit into a figure
 LEAST_IN_BIN = 10  # clips; the accuracy of fewer is mostly noise
@@ -111,22 +109,6 @@ def plot_per_class(per_class: PerClass | RankedClasses, class_names: Sequence[st
         xlabel=f"{quantity} of all folds and seeds{pooled}, % (test clips in brackets)",
     )
     axes.spines[["top", "right"]].set_visible(False)
-    save_figure(figure, path)
-
-
-def plot_precision_recall(scored: HeadRecord, title: str, path: Path) -> None:
-    """Draw the highest precision at every recall: the mean over classes, and of all pairs of clip and class."""
-    assert isinstance(scored.per_class, RankedClasses)
-    figure, axes = _new_figure(5.4, 5, title)
-    recall = np.linspace(0, 100, len(scored.per_class.macro_curve))
-    for curve, name, colour in (
-        (scored.per_class.macro_curve, f"mean of classes (mAP {percent(scored.mean['macro_map'])})", BLUE),
-        (scored.per_class.micro_curve, f"all clips and classes ({percent(scored.mean['micro_map'])})", RED),
-    ):
-        axes.plot(recall, 100 * np.array(curve), color=colour, label=name)
-    axes.set(xlim=(0, 100), ylim=(0, 101), xlabel="recall, %", ylabel="precision, %")
-    axes.legend(fontsize=8.5)
-    axes.grid(alpha=0.3)
     save_figure(figure, path)
 
 
@@ -287,8 +269,6 @@ def figures_of(
             figures[f"confusion_{kind}"] = partial(plot_confusion, np.array(scored.confusion), class_names, title)
         if scored.label_sets is not None:
             figures[f"labels_{kind}"] = partial(plot_label_sets, scored.label_sets, class_names, title)
-        if isinstance(scored.per_class, RankedClasses):
-            figures[f"precision_recall_{kind}"] = partial(plot_precision_recall, scored, title)
         figures[f"per_class_{kind}"] = partial(plot_per_class, scored.per_class, class_names, title)
         figures[f"curves_{kind}"] = partial(plot_curves, scored.splits, title)
         if scored.calibration is not None:

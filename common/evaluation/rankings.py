@@ -14,12 +14,7 @@ from functools import cached_property
 
 import numpy as np
 from scipy.stats import norm
-from sklearn.metrics import (
-    average_precision_score,
-    label_ranking_average_precision_score,
-    precision_recall_curve,
-    roc_auc_score,
-)
+from sklearn.metrics import average_precision_score, label_ranking_average_precision_score, roc_auc_score
 
 from common.arrays import Array
 from common.average_precision import average_precisions, without_each_group
@@ -116,24 +111,11 @@ class Rankings:
     def by_class(self, n_seeds: int) -> RankedClasses:
         """Scores of every class: means over the fits where they are defined."""
         parts = self.by_fit
-        curves = [[_curve(*pair) for pair in zip(labels.T, ranks.T, strict=True)] for labels, ranks in parts]
         return RankedClasses(
             average_precision=_means([average_precisions(*part) for part in parts]),
             auc=_means([class_aucs(*part) for part in parts]),
             clips=(self.labels.sum(axis=0) / n_seeds).tolist(),
-            macro_curve=_means([_means(of_fit) for of_fit in curves]),
-            micro_curve=_means([_curve(labels.ravel(), ranks.ravel()) for labels, ranks in parts]),
         )
-
-
-def _curve(labels: Array, ranks: Array) -> Array:
-    """(101,) the highest precision at a recall of at least 0, 0.01, ..., 1; NaN without positives."""
-    if not labels.any():
-        return np.full(101, np.nan)
-    precision, recall, _ = precision_recall_curve(labels, ranks)  # by decreasing recall
-    place = len(recall) - 1 - np.searchsorted(recall[::-1], np.linspace(0, 1, 101) - 1e-9)
-    curve: Array = np.maximum.accumulate(precision[:-1])[np.minimum(place, len(precision) - 2)]
-    return curve
 
 
 def _means(rows: Sequence[Array] | Sequence[list[float]]) -> list[float]:

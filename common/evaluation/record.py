@@ -84,9 +84,6 @@ class RankedClasses(Record):
     average_precision: list[Score]  # NaN where no test clip has the label
     auc: list[Score]
     clips: list[float]  # test clips that have the label, for one seed
-    # (101,) the highest precision at a recall of at least 0, 0.01, ..., 1: mean over classes; all pairs of clip and class.
-    macro_curve: list[Score]
-    micro_curve: list[Score]
 
 
 class LabelSets(Record):

@@ -272,7 +272,7 @@ def test_names_in_tars_make_clips_whichever_dots_they_have(files: list[Path], tm
         ("rock" if n % 2 else "jazz", str(n)) for n in range(8)
     ]
     write_tar(
-        tar, {"a.m4a": b"x", "a.cls": b"1", "b.wav": files[0].read_bytes(), "b.cls": b"0", "b.json": b'{"audio": "x"}'}
+        tar, {"a.m4x": b"x", "a.cls": b"1", "b.wav": files[0].read_bytes(), "b.cls": b"0", "b.json": b'{"audio": "x"}'}
     )
     with pytest.warns(DatasetNote, match="1 entries without audio that can be read are left out, such as .*a"):
         assert [clip.path.name for clip in read(tar).clips] == ["b.wav"]

@@ -56,7 +56,6 @@ def draw_nothing(patch: pytest.MonkeyPatch) -> None:
         "plot_per_class",
         "plot_reliability",
         "plot_label_sets",
-        "plot_precision_recall",
     ):
         plot = getattr(plots, name)
         patch.setattr(f"common.evaluation.plots.{name}", partial(write, plot))
