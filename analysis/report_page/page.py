@@ -158,9 +158,9 @@ def answer_words(answers: Sequence[TaskAnswer]) -> list[str]:
             lines.append(f"Significantly better than {others}{where}.")
         else:
             few = [task.best.protocol.comparison for task in ranked if not task.can_tell]
-            counts = ", ".join(f"{compared.n_units} {compared.units}" for compared in few)
+            counts = ", ".join(compared.counted_units for compared in few)
             lines.append(
-                f"No encoder is significantly better than all others{f'; {counts} are too few to tell' * bool(few)}."
+                f"No encoder is significantly better than all others{f'; too few to tell: {counts}' * bool(few)}."
             )
     for kind, words in () if ranked else CONTROLS.items():  # which are among the encoders
         tested = [beaten for task in answers if (beaten := task.beats(kind)) is not None]

@@ -172,6 +172,10 @@ class ComparisonRecord(Record):
     holm_p_value: float | None = None  # corrected for the number of comparisons made together
 
     @property
+    def counted_units(self) -> str:
+        return f"{self.n_units:,} {self.units.removesuffix('s') if self.n_units == 1 else self.units}"
+
+    @property
     def words(self) -> str:
         return f"{100 * self.difference:+.1f} points, 95 % {range_of(self.interval)}"
 

@@ -153,7 +153,7 @@ def test_the_answer_names_the_best_and_what_it_cannot_be_told_from(classify: Cla
     (alone,) = answer(runs, None)
     assert {verdicts(alone)[name] for name in (other, "hear:noise.py")} == {"not tested"}
     few = replace(only, can_tell=False)
-    assert "significantly better than all others; 60 groups are too few to tell." in answer_words([few])[-1]
+    assert "significantly better than all others; too few to tell: 60 groups." in answer_words([few])[-1]
 
 
 def test_controls_of_the_run_itself_count(classify: Classify, tmp_path: Path) -> None:
