@@ -41,12 +41,11 @@ class UnsafeFileError(ValueError):
 
 
 def describe_difference(earlier: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """The settings that differ from an earlier run's, in words; empty if none do."""
-    return "; ".join(
-        f"{key} was {earlier.get(key, 'not recorded')}, now {value}"
-        for key, value in now.items()
-        if earlier.get(key) != value
-    )
+    """The settings that differ from an earlier run's, in words; empty if none do. What follows from settings, such as a recipe, only
+    if it differs by itself."""
+    different = [key for key, value in now.items() if earlier.get(key) != value]
+    settings = [key for key in different if not isinstance(now[key], Mapping)] or different
+    return "; ".join(f"{key} was {earlier.get(key, 'not recorded')}, now {now[key]}" for key in settings)
 
 
 def sha256_of(path: Path) -> str:

@@ -98,7 +98,7 @@ def _finished_file(path: Path, clips: ClipList, settings: ExtractionSettings, ov
 def _why_unusable(existing: FeatureSet, clips: ClipList, settings: ExtractionSettings) -> str:
     needed = {"failed", "counts", "device", "samples", "audio_checksums", "peaks"}
     if not existing.meta.keys() >= needed:
-        return "was not made by this project (no provenance in it)"
+        return "does not have what this version records of every clip"
     decisive = {key: value for key, value in settings.provenance.items() if key not in (*todo.NOT_DECISIVE, "device")}
     if different := describe_difference(existing.meta, decisive):
         return f"was made with different settings ({different})"

@@ -227,6 +227,7 @@ def test_one_command_runs_every_protocol(no_figures: None, tmp_path: Path) -> No
     other_run = classify(*flags, "--seeds", 3, "--epochs", 2)
     assert other_run.returncode == 2
     assert "holds the results of another run" in other_run.stderr
+    assert "recipe_linear" not in other_run.stderr  # which follows from the flags
 
 
 def test_without_an_official_division_both_protocols_are_one(no_figures: None, tmp_path: Path) -> None:

@@ -416,7 +416,7 @@ def test_a_change_anywhere_in_a_clip_is_noticed(run: Run, clips: tuple[Path, lis
 
 def test_a_file_without_provenance_is_not_overwritten(run: Run, tmp_path: Path) -> None:
     torch.save({"features": torch.ones(2, 384), "labels": torch.tensor([0, 1])}, tmp_path / "features.pt")
-    with pytest.raises(OutputError, match="not made by this project"):
+    with pytest.raises(OutputError, match="does not have what this version records"):
         run()
 
 
