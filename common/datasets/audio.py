@@ -253,7 +253,8 @@ def _open(source: _Source) -> _Sequential:
 
 def _open_decoded(source: _Source) -> _Sequential:
     if source.content is None:
-        file = _Sequential(os.fsencode(_decoded(source.path, source.size, source.path.stat().st_mtime_ns).name))
+        decoded = _decoded(source.path, source.size, source.path.stat().st_mtime_ns)
+        file = _Sequential(os.fsencode(decoded.name))  # while it is held: other threads may let it go
     else:
         target = io.BytesIO()
         decode(io.BytesIO(source.content), target)
