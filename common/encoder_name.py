@@ -68,7 +68,7 @@ class EncoderName:
 
     @property
     def label(self) -> str:
-        """The name without folders, as files and results record it, such as ``"hear:dvector.py"``."""
+        """The name without folders, as files and results record it, such as ``"hear:yamnet.py"``."""
         if self.kind is EncoderKind.TRANSFORMERS:
             is_folder = Path(self.place).is_dir()
             return f"hf:{Path(self.place).resolve().name if is_folder else self.place}"
@@ -76,7 +76,7 @@ class EncoderName:
 
     @property
     def slug(self) -> str:
-        """A short form for file names, such as ``"dvector"`` or ``"hubert-base-ls960"``."""
+        """A short form for file names, such as ``"yamnet"`` or ``"hubert-base-ls960"``."""
         return slug_of(self.kind, self.label)
 
     def resolved(self, base: Path) -> EncoderName:

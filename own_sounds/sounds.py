@@ -27,7 +27,6 @@ from own_sounds.windows import with_background
 if TYPE_CHECKING:
     from common.features import FeatureSet
 
-# Audio that libsndfile does not decode.
 FOLDER = Path(__file__).resolve().parent
 INPUTS = "audio files or folders; tables, Parquet files, tars or data sets of the hub, as for probe.py"
 SOURCE_FILE = "own_sounds.json"  # beside the results

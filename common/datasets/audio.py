@@ -11,6 +11,8 @@ import re
 import stat
 import struct
 import tempfile
+import threading
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +39,7 @@ UNKNOWN_FRAMES = 1 << 62  # libsndfile's number for an unknown length is larger
 # In libsndfile's log: what a header claims, and what it found instead if that is less.
 CLAIMED_BYTES = r"^\s*(?:data|SSND|BODY|riff|Data [Ss]ize)\s*: (\d+)(?: \(should be (\d+)\))?"
 CLAIMED_FRAMES = r"^\s*(?:Frames\s*:|sample_count -i) (\d+)"
+DECODING: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # by FFmpeg; others wait for the same file
 Seconds = float | None
 Chunk = tuple[bytes, int, int]  # name, size in bytes, place of its content
 
@@ -253,7 +256,8 @@ def _open(source: _Source) -> _Sequential:
 
 def _open_decoded(source: _Source) -> _Sequential:
     if source.content is None:
-        decoded = _decoded(source.path, source.size, source.path.stat().st_mtime_ns)
+        with DECODING[source.path]:
+            decoded = _decoded(source.path, source.size, source.path.stat().st_mtime_ns)
         file = _Sequential(os.fsencode(decoded.name))  # while it is held: other threads may let it go
     else:
         target = io.BytesIO()

@@ -8,7 +8,7 @@ from pathlib import Path
 LABEL_SEPARATOR = ";"  # between the labels of a clip, in text
 # The usual file extensions of sounds.
 AUDIO_SUFFIXES = frozenset((
-    ".3gp", ".aac", ".aif", ".aifc", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".mka", ".mp3", ".mp4", ".oga", ".ogg",
+    ".3gp", ".aac", ".ac3", ".aif", ".aifc", ".aiff", ".amr", ".au", ".caf", ".flac", ".m4a", ".m4b", ".m4v", ".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".oga", ".ogg",
     ".opus", ".rf64", ".snd", ".sph", ".voc", ".w64", ".wav", ".wave", ".webm", ".wma",
 ))  # fmt: skip
 CONTAINER_SUFFIXES = (".parquet", ".tar")  # of files that may hold clips

@@ -67,13 +67,11 @@ class TransformersEncoder(PlugIn):
         try:
             result = self._model(**self._inputs(audio), output_hidden_states=with_hidden, return_dict=True)
             states = {LAST: result.last_hidden_state}
+        except torch.OutOfMemoryError:
+            raise  # it says nothing about the clip
         except Exception as error:
-            problem = (
-                f"its {type(self._model).__name__} fails on sound, as a codec or synthesiser does, which is no encoder"
-            )
-            raise PluginError(
-                f"{self.name}: {problem} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-            ) from error
+            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise PluginError(f"{self.name}: {text}") from error
         states |= {f"hidden_state_{number}": state for number, state in enumerate(result.get("hidden_states") or ())}
         states = {layer: self._frames_of(state, audio.shape[1]) for layer, state in states.items()}
         if result.get(POOLER) is not None:
@@ -98,7 +96,14 @@ class TransformersEncoder(PlugIn):
     def _find_outputs(self, waveform: Array) -> tuple[Output, ...]:
         """Every output that the model has, found by embedding a second of noise."""
         outputs = []
-        for layer, values in self.states(waveform[None], ["hidden_state_0"]).items():
+        try:
+            states = self.states(waveform[None], ["hidden_state_0"])
+        except PluginError as error:
+            kind = type(self._model).__name__
+            raise PluginError(
+                f"{error}; its {kind} fails on sound, as a codec or synthesiser does, which is no encoder"
+            ) from error
+        for layer, values in states.items():
             if layer == POOLER and values.ndim == 2:
                 outputs.append(Output(layer, "", values.shape[1]))
             elif values.ndim == 3:

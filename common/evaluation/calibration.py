@@ -135,7 +135,8 @@ def heads_to_keep(
                 and not features.is_multilabel
                 and calibration.error_after > calibration.error_before
             ):
-                scale, measured["calibration"] = Scale(), calibration.model_copy(update={"temperature": 1.0})
+                as_trained = {"temperature": 1.0, "error_after": calibration.error_before, "after": calibration.before}
+                scale, measured["calibration"] = Scale(), calibration.model_copy(update=as_trained)
             if features.is_multilabel:
                 measured["label_sets"] = label_sets = measure_label_sets(unseen, scale)
                 head = replace(head, thresholds=label_sets.thresholds)

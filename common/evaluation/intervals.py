@@ -19,10 +19,8 @@ from common.arrays import Array
 MIN_GROUPS = 5  # for an interval
 FEW_STRATA = 5
 FEW_GROUPS, LEAST_EVEN = 20, 0.5  # below both, a few groups decide the score, and intervals are too narrow
-PERMUTATIONS, PER_TEST = (
-    9999,
-    100,
-)  # at least; and for each of many tests, so that correction leaves the smallest p below 0.05
+PERMUTATIONS = 9999  # at least
+PER_TEST = 100  # and so many for each of many tests, so that correction leaves the smallest p below 0.05
 CONFIDENCE, LEVEL = 0.95, 0.05
 BATCH = 4_000_000  # random signs at once
 

@@ -145,7 +145,7 @@ def folds_by_group(labels: Array, groups: Array, class_names: Sequence[str], see
     for count in range(most if fewest > 1 else 0, 1, -1):
         folds = group_folds(labels, groups, count, seed)
         in_fold = np.array([(clips[np.unique(group_of[folds == fold])] > 0).sum(axis=0) for fold in range(count)])
-        if (in_fold < n_groups).all() and (is_set or in_fold.all()):
+        if (in_fold < n_groups).all() and (in_fold.any(axis=1) if is_set else in_fold).all():
             chosen = folds
         elif (found := _search_folds(clips, count, is_set, seed)) is not None:
             chosen = found[group_of]
@@ -164,8 +164,13 @@ def _search_folds(clips: Array, count: int, is_set: bool, seed: int) -> Array | 
     holds, n_places = clips > 0, len(clips) * count
     in_one_fold = kron(eye(len(clips)), np.ones((1, count)))
     in_fold = kron(csr_array(holds.T, dtype=float), eye(count))  # groups with a class, of every class and fold
+    labelled = kron(holds.any(axis=1, keepdims=True).T.astype(float), eye(count))
     least, most = (0 if is_set else 1), np.repeat(holds.sum(axis=0) - 1, count)
-    constraints = [LinearConstraint(in_one_fold, 1, 1), LinearConstraint(in_fold, least, most)]
+    constraints = [
+        LinearConstraint(in_one_fold, 1, 1),
+        LinearConstraint(in_fold, least, most),
+        LinearConstraint(labelled, 1),
+    ]
     options = {"time_limit": SEARCH_S}
     solved = milp(np.zeros(n_places), integrality=1, bounds=Bounds(0, 1), constraints=constraints, options=options)
     if solved.x is None:
@@ -182,7 +187,9 @@ def _search_folds(clips: Array, count: int, is_set: bool, seed: int) -> Array | 
             share[before] -= shares[group]
             off = np.abs(share + shares[group] - 1 / count).sum(axis=1) - np.abs(share - 1 / count).sum(axis=1)
             moved = held + np.eye(count, dtype=int)[:, :, None] * holds[group]  # (fold that it is in, F, C)
-            off[((moved < least) | (moved >= holds.sum(axis=0))).any(axis=(1, 2))] = np.inf
+            off[((moved < least) | (moved >= holds.sum(axis=0))).any(axis=(1, 2)) | ~moved.any(axis=2).all(axis=1)] = (
+                np.inf
+            )
             best = int(off.argmin())
             is_even &= off[best] > off[before] - 1e-9
             folds[group] = best

@@ -148,7 +148,7 @@ def _calibration(measured: CalibrationRecord) -> str:
     if value is None:
         return errors
     at_the_end = [f"{end:g}, the end of the search" for end in TEMPERATURES if 0.98 < value / end < 1.02]
-    shown = "none, since none helped" if value == 1 else [*at_the_end, f"{value:.2g}"][0]
+    shown = "none, since it did not help" if value == 1 else [*at_the_end, f"{value:.2g}"][0]
     return f"{errors} (the kept head's temperature: {shown})"
 
 

@@ -27,14 +27,14 @@ def notes_on(features: FeatureSet) -> Iterator[str]:
     silent = table[table["is_silent"]]
     if len(silent):
         yield (
-            f"{len(silent):,} clips are nearly silent once they are mono and at the encoder's rate, such as {silent['clip'].iloc[0]}: "
-            "their channels cancel out, or their sound is above the rate"
+            f"nearly silent once mono and at the encoder's rate: {len(silent):,} of {len(table):,} clips, such as "
+            f"{silent['clip'].iloc[0]}; they are silence, their channels cancel out, or their sound is above the rate"
         )
     is_whole = table["clip"].map(lambda clip: SEGMENT.search(clip) is None)  # segments of one file share its checksum
     copies = table[table.duplicated("checksum", keep=False) & is_whole]
     for columns, what in ((["label"], "labels"), (["fold", "split"], "folds or splits")):
-        n_values = copies.groupby("checksum")[columns].nunique().max(axis=1)
-        different = copies[copies["checksum"].isin(n_values[n_values > 1].index)]
+        first = copies.drop_duplicates(["checksum", *columns])  # of every value that a file's copies have
+        different = first[first.duplicated("checksum", keep=False)]
         if len(different):
-            pair = different[different["checksum"] == different["checksum"].iloc[0]]["clip"].iloc[:2]
-            yield f"{len(different):,} clips are copies of one file under several names with different {what}, such as {' and '.join(pair)}"
+            pair = " and ".join(different[different["checksum"] == different["checksum"].iloc[0]]["clip"].iloc[:2])
+            yield f"copies of one file under several names have different {what}: {different['checksum'].nunique():,} files, such as {pair}"

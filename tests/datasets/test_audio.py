@@ -435,3 +435,48 @@ def test_a_wav_whose_size_has_wrapped_is_refused(tmp_path: Path) -> None:
             AudioError, match=r"tells less than there is.*ffmpeg -ignore_length 1 -i long\.wav long\.w64"
         ):
             call()
+
+
+def test_the_sound_of_a_video_may_be_shorter_than_its_picture(tmp_path: Path) -> None:
+    for suffix in ("mp4", "mkv"):
+        path = tmp_path / f"video.{suffix}"
+        with av.open(str(path), "w") as container:
+            picture, sound = (
+                container.add_stream("mpeg4", rate=10),
+                container.add_stream("aac", rate=16_000, layout="mono"),
+            )
+            picture.width = picture.height = 64
+            for _ in range(30):  # 3 s
+                for packet in picture.encode(
+                    av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+                ):
+                    container.mux(packet)
+            frame = av.AudioFrame.from_ndarray(0.1 * noise(1, 32_000)[None], format="fltp", layout="mono")  # 2 s
+            frame.rate = 16_000
+            for packet in (*sound.encode(frame), *sound.encode(None), *picture.encode(None)):
+                container.mux(packet)
+        assert abs(len(read_audio(path, 16_000)) - 32_000) < 3_000
+
+
+def test_a_playlist_opens_nothing_else(tmp_path: Path) -> None:
+    write_wav(tmp_path / "sound.wav", seconds=0.5)
+    playlists = {
+        "a.m4a": "ffconcat version 1.0\nfile sound.wav\n",
+        "b.m4a": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsound.wav\n",
+    }
+    for name, text in playlists.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(AudioError):
+            read_audio(tmp_path / name, 16_000)
+
+
+def test_an_mp3_with_tags_and_padding_is_read_to_its_end(tmp_path: Path) -> None:
+    content = without_tag(mp3(0.3 * noise(1, 80_000)[:, None], 16_000))
+    tag = b"ID3\x04\0\0" + bytes((0, 0, 1, 0)) + bytes(128)
+    for before in (tag, tag + tag, tag + bytes(300)):
+        path = tmp_path / "tagged.mp3"
+        path.write_bytes(before + content * 2)
+        assert len(read_audio(path, 16_000)) >= 160_000
+    path.write_bytes(b"ID3")
+    with pytest.raises(AudioError):
+        read_audio(path, 16_000)

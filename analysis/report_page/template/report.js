@@ -10,7 +10,7 @@ const colour = (name) => getComputedStyle(document.documentElement).getPropertyV
 const maps = [];
 
 // A dot a clip. The pointer names the nearest, a click plays it.
-function drawMap(holder, id, clips) {
+function drawMap(holder, id, clips, counts = true) {
   const [filter, colours, count] = ["filter", "colour", "count"].map((part) => document.getElementById(`${id}-${part}`));
   const [canvas, ring, tip] = holder.children;
   const radius = Math.min(4.5, Math.max(2, 130 / Math.sqrt(clips.clip.length)));
@@ -31,6 +31,7 @@ function drawMap(holder, id, clips) {
       context.roundRect(x - radius, y - radius, 2 * radius, 2 * radius, !byClass && verdict(row) === "wrong" ? 0 : radius);
       context.fill();
     }
+    if (!counts) return;
     const [right, wrong] = ["right", "wrong"].map((name) => shown.filter((row) => verdict(row) === name).length);
     count.textContent = `${shown.length.toLocaleString("en")} clips`
       + (right + wrong ? `, ${right.toLocaleString("en")} of ${(right + wrong).toLocaleString("en")} tested ones right` : "");
@@ -62,32 +63,41 @@ function drawMap(holder, id, clips) {
     tip.textContent = `${clips.clip[row]}\nclass: ${clips.truth[row]}\n${said}`;
     tip.style = `top: ${event.offsetY + 14}px; ${event.offsetX > canvas.clientWidth / 2 ? "right" : "left"}: 0`;
   });
-  canvas.addEventListener("mouseleave", () => { tip.hidden = true; });
+  canvas.addEventListener("mouseleave", () => {
+    tip.hidden = true;
+    for (const map of maps) map.mark(clips.task, undefined);
+  });
   canvas.addEventListener("click", (event) => {
     const row = nearest(event);
     if (row !== null) play(`${id}-player`, clips, row, clips.truth[row]);
   });
-  for (const control of [filter, colours]) control.addEventListener("change", draw);
+  const changes = new AbortController();
+  for (const control of [filter, colours]) control.addEventListener("change", draw, { signal: changes.signal });
   redrawn(canvas, draw);
-  maps.push({ mark });
+  const map = { mark, remove: () => {
+    changes.abort();
+    maps.splice(maps.indexOf(map), 1);
+    holder.remove();
+  } };
+  maps.push(map);
+  return map;
 }
 
 // The map of another run of the task beside a run's own.
 function offerBeside(id, clips) {
   const choice = document.getElementById(`${id}-beside`);
+  let second = null;
   choice?.addEventListener("change", () => {
-    const [first, second] = document.getElementById(`${id}-maps`).children;
-    if (second) {
-      maps.pop();
-      second.remove();
-    }
+    second?.remove();
+    second = null;
     if (choice.value === "") return;
+    const first = document.getElementById(`${id}-maps`).firstElementChild;
     const other = content.runs[choice.value];
     const holder = first.cloneNode(true);
     holder.firstElementChild.removeAttribute("id");
     holder.firstElementChild.ariaLabel = `Map of the features of ${other.title}`;
     first.after(holder);
-    drawMap(holder, id, other);
+    second = drawMap(holder, id, other, false);
   });
 }
 
