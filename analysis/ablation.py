@@ -62,9 +62,10 @@ def main() -> None:
     check_fittable(prepared.features, str(output))
     record = ablate(prepared, task, encoder.info, config, arguments.factors)
     write_effects(record, folder, arguments.figure_format)
-    heat = cka_of_variants(features, task.name)
-    plot_heat(heat, folder / f"{heat.name}.{arguments.figure_format}")
-    print(f"-> {folder / heat.name}.{arguments.figure_format}: how alike the variants are")
+    caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."
+    path = folder / f"cka_{study.name}.{arguments.figure_format}"
+    plot_heat(cka_of_variants(features), f"{study.name}: how alike the variants are", caption, path)
+    print(f"-> {path}")
 
 
 if __name__ == "__main__":

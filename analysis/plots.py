@@ -71,17 +71,9 @@ def _apart(places: Array, texts: Sequence[str], extent: Array) -> Array:
     return np.array([place for _, place in sorted(moved, key=lambda placed: placed[0])])
 
 
-class Heat(NamedTuple):
-    """A matrix, NaN where there is no value."""
-
-    name: str  # of its file
-    title: str
-    caption: str
-    values: pd.DataFrame
-
-
-def plot_heat(heat: Heat, path: Path) -> None:
-    values, matrix, (height, width) = heat.values, heat.values.to_numpy(float), heat.values.shape
+def plot_heat(values: pd.DataFrame, title: str, caption: str, path: Path) -> None:
+    """Draw a matrix, NaN where there is no value."""
+    matrix, (height, width) = values.to_numpy(float), values.shape
     size = (max(6.5, 0.6 * width + 0.09 * max(map(len, values.index)) + 2), max(4, 0.36 * height + 3))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
@@ -95,9 +87,9 @@ def plot_heat(heat: Heat, path: Path) -> None:
         is_dark = np.mean(image.cmap(image.norm(value))[:3]) < 0.5
         colour = "white" if is_dark else "black"
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=font, color=colour)
-    axes.set_title(heat.title, fontsize=11)
+    axes.set_title(title, fontsize=11)
     figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02)
-    _save(figure, heat.caption, path)
+    _save(figure, caption, path)
 
 
 class Panel(NamedTuple):

@@ -156,15 +156,14 @@ def describe_plan(plan: Plan) -> str:
     for name, place, n_clips, hours in rows:
         megabytes = n_sets * n_clips * BYTES_PER_CLIP / 1e6
         table.append([name, place, f"{n_clips:,}", f"{hours:,.1f}", f"{megabytes:,.0f} MB"])
-    others = ", ".join(str(encoder) for encoder in plan.encoders if encoder.kind is not EncoderKind.AUDIOSEP)
-    not_counted = f"\nNot in these sizes: the features of {others}." if others else ""
     return f"""\
 For each task: doctor, features, {" and ".join(plan.controls)} as controls, both heads with {plan.seeds} seeds
 under both protocols with probes and shuffled labels; then summary and report.
 
 {as_text(table, left=2)}
 
-docs/performance.md says how many seconds of audio a machine embeds per second, and how long fitting takes.{not_counted}"""
+docs/performance.md says how many seconds of audio a machine embeds per second, and how long fitting takes.
+Sizes are those of AudioSep's features and the controls'."""
 
 
 def _clips_and_hours(study: Study, root: Path) -> tuple[int, float]:

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from analysis.maps import balanced_rows
-from analysis.plots import Heat, Panel, plot_heads
+from analysis.plots import Panel, plot_heads
 from common.arrays import Array
 from common.config import FitConfig, ScalerName
 from common.datasets import Clip, Prepared, Task
@@ -255,15 +255,14 @@ def plot_effects(record: AblationRecord, path: Path) -> None:
     plot_heads([panel], names, "score against the baseline, points", record.words, path)
 
 
-def cka_of_variants(features: FeatureSet, task: str) -> Heat:
-    """Linear CKA between every two variants of a task's clips."""
+def cka_of_variants(features: FeatureSet) -> pd.DataFrame:
+    """Linear CKA between every two variants."""
     columns = features.output_columns
     raw, values = features.features.numpy().astype(np.float64), pd.DataFrame(1.0, list(columns), list(columns))
     for first, second in itertools.combinations(columns, 2):
         cka = linear_cka(raw[:, columns[first]], raw[:, columns[second]])
         values.loc[first, second] = values.loc[second, first] = cka
-    caption = f"Linear CKA of the same {len(features):,} clips; 1: alike up to rotation and one scale."
-    return Heat(f"cka_{task}", f"{task}: layers, pools and conditions", caption, values)
+    return values
 
 
 def linear_cka(first: Array, second: Array) -> float:

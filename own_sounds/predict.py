@@ -165,7 +165,9 @@ def thresholds_of(head: TrainedHead, flags: argparse.Namespace) -> tuple[Thresho
     as flags ask for them; ConfigError or NoneOfTheseError if the head has too few held-out clips."""
     has_events, mark, thresholds = flags.events or flags.html, None, None
     if flags.none_of_these is not None and head.known:
-        mark = head.known.threshold(flags.none_of_these)
+        from common.heads import conformal_threshold
+
+        mark = conformal_threshold(head.known.held_out, head.known.groups, flags.none_of_these)
     if has_events:
         thresholds = [flags.threshold] * len(head.class_names) if flags.threshold else head.thresholds
     if (has_events and thresholds is None) or (flags.none_of_these is not None and mark is None):
@@ -216,19 +218,18 @@ def _explain(threshold: Threshold, rate: float, found: float | None) -> str:
     """What the mark means, what is known of its errors, and what is not."""
     clips, groups = f"{threshold.n_clips:,} held-out clips", threshold.n_groups
     if threshold.is_promised:
-        known = f"At most about {rate:.1%} of clips of the known classes are marked by mistake, judging by {clips} of {groups:,} "
-        known += "recordings, speakers or other groups that no training clip is from."
+        known = f"at most about {rate:.1%} of clips of new groups are marked by mistake, judging by {clips} of {groups:,} groups"
     else:
-        why = "which may be of the same recordings as training clips"
-        why = why if groups is None else f"of only {groups} groups ({math.ceil(1 / rate) - 1} would tell)"
-        known = f"{rate:.1%} of {clips} are farther, {why}: how many clips of new recordings are marked by mistake is not known."
-    if found is None:
-        missed = "How many sounds of other classes are marked is not known."
-    else:
-        missed = f"At a rate of 5 %, {found:.0%} of the clips of a class are marked when the head does not know that class; where "
-        missed += "that is below 15 %, the mark finds little but very different sounds."
-    windows = "Windows of a different length than the training clips may be marked far more often."
-    return f"{NONE}: farther than {threshold.distance:.4g} from every training clip. {known} {missed} {windows}"
+        why = f"of only {groups} groups ({math.ceil(1 / rate) - 1} would tell)"
+        why = why if groups is not None else "which may be of the same recordings as training clips"
+        known = (
+            f"{rate:.1%} of {clips} are farther, {why}: how many of new recordings are marked by mistake is not known"
+        )
+    missed = "not measured" if found is None else f"{found:.0%} at a rate of 5 % (below 15 %, it finds little)"
+    text = f"{NONE}: farther than {threshold.distance:.4g} from every training clip; {known}. Of classes that the head does not know, "
+    return (
+        f"{text}it marks: {missed}. Windows of a different length than the training clips may be marked far more often."
+    )
 
 
 def _print_table(heard: Sequence[Heard], head: TrainedHead, most: int) -> None:

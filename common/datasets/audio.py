@@ -204,8 +204,7 @@ class _Sequential(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has n
 
 
 class _Unfinished(io.FileIO):
-    """A WAV of a recorder that was cut off: the size of its data, at `place`, becomes the largest, which stands for "to the end
-    of the file"."""
+    """A WAV of a recorder that was cut off: the size of its data, at `place`, becomes the largest: to the end of the file."""
 
     place = 0
 

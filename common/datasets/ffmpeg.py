@@ -27,8 +27,7 @@ class DecodingError(UserError):
 
 
 def is_mpeg_of_unknown_length(content: IO[bytes], size: int) -> bool:
-    """Whether a file of this size is an MP3 that does not say how long it is, or not of all of it. libsndfile takes an estimate, or
-    the first of several that are joined, for the whole."""
+    """Whether a file of this size is an MP3 that does not say how long it is, or not of all of it; libsndfile would guess."""
     start, frame = _first_frame(content)
     claim = _claim_in(frame)
     is_mpeg = len(frame) > 1 and frame[0] == 0xFF and frame[1] & 0xE0 == 0xE0

@@ -118,16 +118,12 @@ def _read(task: Task, place: Path | None, encoder: str) -> tuple[FeatureSet, Fea
     if folder.is_file():
         raise ConfigError(f"{folder} is a file; {task.title} takes several from one folder: --features {folder.parent}")
     parts_of = task.parts_of(encoder)
-    only = _only_encoder(task, folder)
-    if encoder == "audiosep" and only and not any((folder / name).exists() for name in parts_of.values()):
-        print(f"{folder} holds features of {only} only, which are used")
-        parts_of = task.parts_of(only)
     present = {dataset: folder / name for dataset, name in parts_of.items() if (folder / name).exists()}
     paths = list(present.values())
     if not paths:
         names = ", ".join(parts_of.values())
         raise ConfigError(
-            f"{folder} holds none of {names}; run the task's extract_*.py first, or give --features FOLDER"
+            f"{folder} holds none of {names}; run the task's extract_*.py first, or give --features FOLDER or --encoder NAME"
         )
     parts = [FeatureSet.load(path) for path in paths]
     for part, (dataset, path) in zip(parts, present.items(), strict=True):
@@ -135,14 +131,6 @@ def _read(task: Task, place: Path | None, encoder: str) -> tuple[FeatureSet, Fea
     together = hashlib.sha256("".join(map(checksum_of_features, paths)).encode()).hexdigest()
     features = FeatureSet.join(parts, [str(path) for path in paths], task.class_names)
     return features, FeatureSource(folder, ", ".join(map(str, paths)), together)
-
-
-def _only_encoder(task: Task, folder: Path) -> str | None:
-    """The short name of the encoder whose files of the task a folder holds; None unless exactly one."""
-    first = Path(next(iter(task.parts.values())))
-    encoders = [path.stem.removeprefix(f"{first.stem}_") for path in folder.glob(f"{first.stem}_*{first.suffix}")]
-    encoders += ["audiosep"] * (folder / first).exists()
-    return encoders[0] if len(encoders) == 1 else None
 
 
 def _recognise(task: Task, features: FeatureSet, path: Path) -> FeatureSet:

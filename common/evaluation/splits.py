@@ -131,8 +131,7 @@ def group_folds(labels: Array, groups: Array, count: int, seed: int) -> Array:
 
 def folds_by_group(labels: Array, groups: Array, class_names: Sequence[str], seed: int) -> tuple[Array, str]:
     """The fold (N,) of every row, from 1, and their description: the largest number of folds, up to MOST_FOLDS, that keep groups
-    whole and all hold every class; with several labels a clip, (N, C), that leave clips of every class to train on. SplitError
-    if there are no two such folds."""
+    whole and all hold every class (with several labels a clip, (N, C): leave it to train on). SplitError if there are not two."""
     _, group_of = np.unique(groups, return_inverse=True)
     is_set = labels.ndim == 2
     has_class = labels.astype(int) if is_set else np.eye(len(class_names), dtype=int)[labels]

@@ -69,10 +69,6 @@ class KnownSounds:
         kept: Array = distances.astype(np.float32)
         return kept
 
-    def threshold(self, rate: float) -> Threshold:
-        """The threshold of a false-alarm rate; NoneOfTheseError if there are too few held-out clips."""
-        return conformal_threshold(self.held_out, self.groups, rate)
-
 
 def draw_known(train: Array, seed: int) -> Array:
     """(M,) at most MOST_ROWS of the training rows (N,), in their order."""

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from analysis import plots, visualize_features
 from analysis.maps import balanced_rows, knn_purity, make_map, seeded_rows, silhouette
-from analysis.plots import Heat, plot_heat
+from analysis.plots import plot_heat
 from analysis.scores import read_runs
 from analysis.studies import STUDIES, find_study
 from analysis.summary import read_references, summary_rows, summary_table, thesis_table, write_summary
@@ -289,8 +289,7 @@ def test_a_file_of_variants_is_recognised(tmp_path: Path) -> None:
 
 def test_a_heat_map_shows_its_numbers(drawn: list[Figure]) -> None:
     values = np.array([[0.0, np.nan], [-1.2, 2.0]])
-    heat = Heat("name", "title", "caption", pd.DataFrame(values, ["a", "b"], ["c", "d"]))
-    plot_heat(heat, Path("unused.png"))
+    plot_heat(pd.DataFrame(values, ["a", "b"], ["c", "d"]), "title", "caption", Path("unused.png"))
     axes = drawn[0].axes[0]
     texts = {text.get_position(): text.get_text() for text in axes.texts}
     assert texts == {(0, 0): "0.00", (0, 1): "-1.20", (1, 1): "2.00"}

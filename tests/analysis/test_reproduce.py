@@ -178,4 +178,4 @@ def test_the_plan_counts_the_clips_that_are_there(
     assert float(here.split()[3]) == pytest.approx(n_clips / 3600, abs=0.06)  # words of about a second
     assert absent.split()[1:5] == ["to", "download", "2,000", "2.8"]
     assert total.split()[2] == f"{2000 + n_clips:,}"
-    assert "Not in these sizes: the features of logmel." in printed
+    assert "Sizes are those of AudioSep's features and the controls'." in printed
