@@ -98,7 +98,7 @@ def test_p_values_hold_under_the_null() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [(4, 40), (5, 40), (8, 40), (40, 40), (3,) * 6, (8,) * 10])
 def test_intervals_of_strata_cover_the_truth(groups: tuple[int, ...]) -> None:
-    """As of a balanced accuracy; no interval where one of few strata has very few groups."""
+    """As of a balanced accuracy; no interval where one of few strata has very few groups, or where a few groups decide the score."""
     rng, covered, intervals, tries = np.random.default_rng(0), 0, 0, 500
     for _ in range(tries):
         parts = [made_up_hits(rng, count, 0.7, 0.3, True) for count in groups]
@@ -109,7 +109,8 @@ def test_intervals_of_strata_cover_the_truth(groups: tuple[int, ...]) -> None:
         ends = share_interval(hits, group, np.zeros(len(hits)), stratum)
         intervals += ends is not None
         covered += ends is not None and ends[0] <= 0.7 <= ends[1]
-    assert intervals == (0 if groups == (4, 40) else tries)
+    least, most = {(4, 40): (0, 0), (5, 40): (200, 400), (8, 40): (400, 490)}.get(groups, (tries, tries))
+    assert least <= intervals <= most
     assert covered >= 0.88 * intervals
 
 
