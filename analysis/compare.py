@@ -13,7 +13,7 @@ from analysis.scores import Run, by_task
 from common.datasets import Metric
 from common.encoder.measure import CheckRecord
 from common.encoder_name import slug_of
-from common.evaluation.intervals import LEVEL, MIN_GROUPS, PER_TEST, PERMUTATIONS
+from common.evaluation.intervals import LEVEL, MIN_GROUPS, n_permutations
 from common.evaluation.record import COMPARED, FIGURES, ComparisonRecord, Interval, Record, corrected
 from common.files import write_atomically, write_csv
 from common.heads import HEADS, HeadKind, head_title
@@ -221,7 +221,7 @@ def _costs(runs: Sequence[Run], folder: Path, scores: Sequence[EncoderScore]) ->
 def _method(runs: Sequence[Run], n_tests: int) -> str:
     """How the numbers were made, as a paragraph for a paper; what differs between tasks is said with the tasks."""
     metrics = {run.first_protocol.majority_class.metric for run in runs}
-    n_swaps = max(PERMUTATIONS, PER_TEST * n_tests)
+    n_swaps = n_permutations(n_tests)
     swaps = (
         f"permutation tests that swap them in whole groups ({n_swaps:,} times, so that p is at least {1 / n_swaps:.1g})"
     )

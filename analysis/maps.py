@@ -87,11 +87,8 @@ def project(values: Array, method: str, seed: int) -> Array:
             warnings.simplefilter("ignore")  # numba's warnings, and the one that a seed means a single thread
             from common.compiled import import_compiled
 
-            points = (
-                import_compiled("umap")
-                .UMAP(n_neighbors=min(15, len(values) - 1), random_state=seed)
-                .fit_transform(values)
-            )
+            umap = import_compiled("umap")
+            points = umap.UMAP(n_neighbors=min(15, len(values) - 1), random_state=seed).fit_transform(values)
     return np.asarray(points, np.float32)
 
 

@@ -72,7 +72,7 @@ def _apart(places: Array, texts: Sequence[str], extent: Array) -> Array:
 
 
 def plot_heat(values: pd.DataFrame, title: str, caption: str, path: Path) -> None:
-    """Draw a matrix, NaN where there is no value."""
+    """Draw a matrix; NaN leaves a cell empty."""
     matrix, (height, width) = values.to_numpy(float), values.shape
     size = (max(6.5, 0.6 * width + 0.09 * max(map(len, values.index)) + 2), max(4, 0.36 * height + 3))
     figure = Figure(figsize=size, layout="constrained")

@@ -49,8 +49,7 @@ def extract_main(task: Task | Variants, argv: Sequence[str] | None = None) -> No
                 script, *flags = variant.classify
                 flags += [] if config.encoder == "audiosep" else ["--encoder", config.encoder]
                 flags += ["--features", str(features_file)] if config.features and variant.head_files else []
-                command = [os.path.relpath(variant.folder / script), *flags]
-                print(f"Next: python {shlex.join(command)}")
+                print(f"Next: python {shlex.join([os.path.relpath(variant.folder / script), *flags])}")
 
     run(extract_all)
 

@@ -54,7 +54,7 @@ def _find(arguments: argparse.Namespace) -> None:
     print(_table(matches))
     written = []
     if arguments.csv:
-        rows = [[rank, *_cells(one, one.label), one.similarity] for rank, one in enumerate(matches, start=1)]
+        rows = [[rank, *_cells(match, match.label), match.similarity] for rank, match in enumerate(matches, start=1)]
         write_csv(arguments.csv, [["rank", *COLUMNS, "similarity"], *rows])
         written.append(arguments.csv)
     if arguments.label:
@@ -82,9 +82,9 @@ def _embedding_of(sound: Path, made_by: Provenance, flags: argparse.Namespace) -
 
 def _table(matches: Sequence[Match]) -> str:
     rows = []
-    for rank, one in enumerate(matches, start=1):
-        similarity = "" if one.similarity is None else f"{one.similarity:.3f}"
-        rows.append([str(rank), similarity, one.label, one.name])
+    for rank, match in enumerate(matches, start=1):
+        similarity = "" if match.similarity is None else f"{match.similarity:.3f}"
+        rows.append([str(rank), similarity, match.label, match.name])
     return as_text([["", "similarity", "label", "clip"], *rows], left=4)
 
 
@@ -99,29 +99,29 @@ def add_to_table(matches: Sequence[Match], label: str, path: Path) -> None:
     """Append clips to a table with the columns COLUMNS, unless they are in it; ConfigError if it is another table."""
     import pandas as pd
 
-    found = pd.DataFrame([_cells(match, label) for match in matches], columns=COLUMNS)
-    listed = pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else found[:0]
+    chosen = pd.DataFrame([_cells(match, label) for match in matches], columns=COLUMNS)
+    listed = pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else chosen[:0]
     if list(listed) != COLUMNS:
         raise ConfigError(f"{path} does not have the columns {', '.join(COLUMNS)}; give another --table")
-    table = pd.concat([listed, found]).drop_duplicates(["path", "start", "end"])
+    table = pd.concat([listed, chosen]).drop_duplicates(["path", "start", "end"])
     write_csv(path, [COLUMNS, *table.to_numpy().tolist()])
-    n_known = len(listed) + len(found) - len(table)
+    n_known = len(listed) + len(chosen) - len(table)
     before = f"; {n_known} were in it before, and keep their labels" * bool(n_known)
-    print(f"{len(found) - n_known} clips of {label!r} added to {path}{before}")
+    print(f"{len(chosen) - n_known} clips of {label!r} added to {path}{before}")
 
 
 def write_page(matches: Sequence[Match], title: str, label: str, sample_rate: int, path: Path) -> None:
     """Write a page that shows and plays the clips, and makes a table of the labels that are typed."""
     from common.datasets.audio import read_audio
-    from common.page import as_json, environment, loudest, picture_uri, sound_uri, spectrogram
+    from common.page import as_json, environment, picture_uri, sound_uri, spectrogram
     from common.progress import progress_bar
 
     shown = []
-    for one in progress_bar(iterable=matches, desc="drawing", unit="clip"):
-        waveform = read_audio(one.clip.path, sample_rate, one.clip.start_s, one.clip.end_s)
+    for match in progress_bar(iterable=matches, desc="drawing", unit="clip"):
+        waveform = read_audio(match.clip.path, sample_rate, match.clip.start_s, match.clip.end_s)
         waveform = waveform[: round(SHOWN_S * sample_rate)]
         decibels = spectrogram(waveform, sample_rate, 300, 80)
-        shown.append((one, picture_uri(decibels, loudest(decibels)), sound_uri(waveform, sample_rate)))
+        shown.append((match, picture_uri(decibels), sound_uri(waveform, sample_rate)))
     rows = [_cells(match, "") for match in matches]
     template = environment(TEMPLATE).get_template("find.html")
     data = as_json({"columns": COLUMNS, "rows": rows})

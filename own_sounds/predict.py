@@ -71,7 +71,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     head.outputs_of(encoder)  # refuses a different encoder before any file is read
     threshold, thresholds = thresholds_of(head, arguments)
     heard = listen(head, encoder, sounds, windows, threshold and threshold.distance)
-    events = [find_events(one, head, thresholds) for one in heard] if thresholds else []
+    events = [find_events(recording, head, thresholds) for recording in heard] if thresholds else []
     if arguments.json:
         _print_json(heard, head, arguments.top)
     elif thresholds:
@@ -90,9 +90,9 @@ def _predict(arguments: argparse.Namespace) -> None:
         write_page(heard, events, head.class_names, encoder.sample_rate, arguments.html)
         written.append(arguments.html)
     if arguments.plot:
-        for one, name in zip(heard, file_names(heard), strict=True):
+        for recording, name in zip(heard, file_names(heard), strict=True):
             written.append(arguments.plot / f"{name}_timeline.{arguments.figure_format}")
-            plot_timeline(one, head.class_names, written[-1])
+            plot_timeline(recording, head.class_names, written[-1])
     if written:
         print(f"-> {', '.join(map(str, written))}", file=sys.stderr)
     failed = len(sounds.clips) - len(heard)

@@ -13,7 +13,7 @@ from analysis.maps import FeatureMap
 from analysis.plots import PALETTE
 from analysis.scores import Run
 from common.datasets.audio import AudioError, read_audio
-from common.page import loudest, picture_uri, spectrogram
+from common.page import picture_uri, spectrogram
 from common.progress import progress_bar
 from own_sounds.search import clip_of
 
@@ -68,8 +68,7 @@ def draw_sounds(runs: Sequence[Run], audio: Mapping[str, Path], most: int) -> di
             except AudioError:
                 unreadable += 1
                 continue
-            decibels = spectrogram(waveform, SAMPLE_RATE, COLUMNS, N_MELS)
-            pictures[task][name] = picture_uri(decibels, loudest(decibels))
+            pictures[task][name] = picture_uri(spectrogram(waveform, SAMPLE_RATE, COLUMNS, N_MELS))
         if unreadable:
             print(f"{task}: {unreadable} of {len(chosen)} clips cannot be read in {root}, and have no spectrogram")
     return pictures

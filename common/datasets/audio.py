@@ -239,10 +239,8 @@ def _open(source: _Source) -> _Sequential:
     size, place = next((chunk[1:] for chunk in chunks if chunk[0] == b"data"), (1, 0))
     next_name, next_size, next_place = next(chunks, (b"", 0, 0))
     if source.size - place - size > MOST_RIFF - (1 << 16):
-        advice = f"convert it: ffmpeg -ignore_length 1 -i {path.name} {path.stem}.w64"
-        raise AudioError(
-            f"{path}: its header tells less than there is, since it is longer than the 4 GB of a WAV; {advice}"
-        )
+        advice = f"it is longer than 4 GB; convert it: ffmpeg -ignore_length 1 -i {path.name} {path.stem}.w64"
+        raise AudioError(f"{path}: its header tells less than there is: {advice}")
     if size or place >= source.size or (next_name.isalnum() and next_place + next_size <= source.size):
         return file  # it is empty: nothing follows, or another chunk
     file.close()

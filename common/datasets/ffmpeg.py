@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import soundfile
 
@@ -26,12 +26,17 @@ class DecodingError(UserError):
     """FFmpeg cannot decode it; the message says why, without the file."""
 
 
+class _Claim(NamedTuple):
+    frames: int
+    n_bytes: int
+
+
 def is_mpeg_of_unknown_length(content: IO[bytes], size: int) -> bool:
     """Whether a file of this size is an MP3 that does not say how long it is, or not of all of it; libsndfile would guess."""
     start, frame = _first_frame(content)
     claim = _claim_in(frame)
     is_mpeg = len(frame) > 1 and frame[0] == 0xFF and frame[1] & 0xE0 == 0xE0
-    return is_mpeg and (claim is None or not 0 <= size - start - claim["bytes"] <= MOST_TAGS)
+    return is_mpeg and (claim is None or not 0 <= size - start - claim.n_bytes <= MOST_TAGS)
 
 
 def decode(content: IO[bytes], target: IO[bytes]) -> None:
@@ -49,7 +54,7 @@ def decode(content: IO[bytes], target: IO[bytes]) -> None:
             if not container.streams.audio:
                 raise DecodingError("holds no audio")
             stream = container.streams.audio[0]
-            claimed, packets, output = claim["frames"] if claim else 0, 0, None
+            claimed, packets, output = claim.frames if claim else 0, 0, None
             resampler, duration_s = av.AudioResampler(format="fltp"), _duration_s(container, stream)
             for packet in container.demux(stream):
                 packets += packet.size > 0
@@ -103,7 +108,7 @@ def _first_frame(content: IO[bytes]) -> tuple[int, bytes]:
     return start, content.read(192)
 
 
-def _claim_in(frame: bytes) -> dict[str, int] | None:
-    """How many frames and bytes an MP3 says that it has; None if it says nothing."""
-    found = XING.search(frame) or VBRI.search(frame)
-    return found and {name: int.from_bytes(value, "big") for name, value in found.groupdict().items()}
+def _claim_in(frame: bytes) -> _Claim | None:
+    """What an MP3 says in its first frame, if anything."""
+    tag = XING.search(frame) or VBRI.search(frame)
+    return tag and _Claim(*(int.from_bytes(tag[name], "big") for name in ("frames", "bytes")))

@@ -70,8 +70,7 @@ class TransformersEncoder(PlugIn):
         except torch.OutOfMemoryError:
             raise  # it says nothing about the clip
         except Exception as error:
-            text = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise PluginError(f"{self.name}: {text}") from error
+            raise PluginError(f"{self.name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
         states |= {f"hidden_state_{number}": state for number, state in enumerate(result.get("hidden_states") or ())}
         states = {layer: self._frames_of(state, audio.shape[1]) for layer, state in states.items()}
         if result.get(POOLER) is not None:
@@ -101,7 +100,7 @@ class TransformersEncoder(PlugIn):
         except PluginError as error:
             kind = type(self._model).__name__
             raise PluginError(
-                f"{error}; its {kind} fails on sound, as a codec or synthesiser does, which is no encoder"
+                f"{error}; its {kind} fails on sound, as a codec or synthesiser does; neither is an encoder"
             ) from error
         for layer, values in states.items():
             if layer == POOLER and values.ndim == 2:

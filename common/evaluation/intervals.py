@@ -19,8 +19,6 @@ from common.arrays import Array
 MIN_GROUPS = 5  # for an interval
 FEW_STRATA = 5
 FEW_GROUPS, LEAST_EVEN = 20, 0.5  # below both, a few groups decide the score, and intervals are too narrow
-PERMUTATIONS = 9999  # at least
-PER_TEST = 100  # and so many for each of many tests, so that correction leaves the smallest p below 0.05
 CONFIDENCE, LEVEL = 0.95, 0.05
 BATCH = 4_000_000  # random signs at once
 
@@ -66,6 +64,11 @@ def difference_interval(differences: Array, groups: Array, splits: Array) -> tup
     return max(-1.0, float(difference - half)), min(1.0, float(difference + half))
 
 
+def n_permutations(n_tests: int) -> int:
+    """How often heads are swapped in each of `n_tests` tests made together: the smallest p passes the correction for them."""
+    return max(9999, 100 * n_tests)
+
+
 def paired_p_value(differences: Array, groups: Array, n_tests: int = 1) -> float | None:
     """Two-sided p-value of a permutation test that swaps two heads in whole groups, one of `n_tests` made together; None with
     fewer than two groups. The (M,) differences are hits of a head minus hits of the other, weighted as in the score."""
@@ -74,7 +77,7 @@ def paired_p_value(differences: Array, groups: Array, n_tests: int = 1) -> float
         return None
     sums = np.bincount(group, weights=differences)
     observed, rng = abs(sums.sum()), np.random.default_rng(0)
-    sums, extreme, done, wanted = sums[sums != 0], 0, 0, max(PERMUTATIONS, PER_TEST * n_tests)
+    sums, extreme, done, wanted = sums[sums != 0], 0, 0, n_permutations(n_tests)
     while done < wanted:
         n = min(wanted - done, max(1, BATCH // max(1, len(sums))))
         signs = 2.0 * rng.integers(0, 2, (n, len(sums)), dtype=np.int8) - 1

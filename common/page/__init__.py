@@ -62,13 +62,13 @@ def loudest(decibels: Array) -> float:
     return float(np.quantile(decibels, 0.999))
 
 
-def picture_uri(decibels: Array, brightest: float) -> str:
-    """A spectrogram (mels, columns) in dB as JPEG."""
+def picture_uri(decibels: Array, brightest: float | None = None) -> str:
+    """A spectrogram (mels, columns) in dB as JPEG; the brightest level is that of `loudest` unless it is shared with others."""
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
-    darkest = brightest - RANGE_DB
-    imsave(buffer, decibels, darkest, brightest, cmap="magma", format="jpeg", pil_kwargs={"quality": 80})
+    brightest = loudest(decibels) if brightest is None else brightest
+    imsave(buffer, decibels, brightest - RANGE_DB, brightest, cmap="magma", format="jpeg", pil_kwargs={"quality": 80})
     return data_uri("image/jpeg", buffer.getvalue())
 
 
